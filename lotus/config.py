@@ -1,0 +1,446 @@
+"""Every knob of a run on one page, and the strict reader.
+
+A config is YAML; ``key=value`` on the command line overrides it (``train.lr=3e-4 select.pick=ccs``). A name that is not
+here is refused with its place and the nearest right one. A config may come from elsewhere: it can only choose among
+methods by name, never run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from selection.errors import Refused
+from selection.methods import nearest
+
+# One part that stays, in (0, 1]: the one word for every budget.
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Seconds = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A part of the page: typed, strict, unchangeable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+
+class Method(Section):
+    """A method of a shelf by name, with its options: ``ccs`` or ``{name: ccs, bins: 20}``."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+def _method(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+MethodOf = Annotated[Method, BeforeValidator(_method)]
+
+
+class Data(Section):
+    """Which images, and how they lie on disk."""
+
+    name: str = "imagefolder"
+    """A data set of the catalog: digits, cifar10, cifar100, npz, imagefolder, or ``hf:NAME``."""
+    path: str = ""
+    """Where the images lie: a folder or an .npz. Empty for digits."""
+    options: dict[str, Any] = {}
+    """What the catalog's function may be told, e.g. ``val_fraction: 0.2``."""
+    write: Literal["raw", "jpg", "smart", "proportion"] = "smart"
+    """How pixels are stored: raw (fast, large), jpg, smart (JPEG only above ``smart_threshold`` bytes), or a mix of both."""
+    max_side: int = Field(256, ge=0)
+    """Longest side of a stored image, in pixels; 0 keeps every image as it is."""
+    jpeg_quality: int = Field(90, ge=1, le=100)
+    """Quality of stored JPEGs."""
+    smart_threshold: int = Field(16384, ge=0)
+    """With ``write: smart``, images of more raw bytes than this are stored as JPEG."""
+    jpeg_share: float = Field(0.5, ge=0, le=1)
+    """With ``write: proportion``, the part of the images that is stored as JPEG."""
+    damaged: Literal["fatal", "skip"] = "fatal"
+    """An image that cannot be read ends the run with its path, or is skipped and counted."""
+    folder: str = ""
+    """Where train.beton and val.beton go; empty: ``data/`` in the run's folder. Runs may share one."""
+    loader: Literal["auto", "ffcv", "torch"] = "auto"
+    """auto takes FFCV where it is installed, else the plain torch loader, with a warning."""
+    workers: int = Field(0, ge=0)
+    """Threads that decode; 0: as many as this process may use."""
+
+
+class Model(Section):
+    """The ViT."""
+
+    name: str = "deit_tiny_patch16_224"
+    """A timm model name."""
+    args: dict[str, Any] = {}
+    """Arguments for timm.create_model: ``img_size``, ``patch_size``, ``embed_dim``, ``depth``, ``num_heads``, ..."""
+    pretrained: bool = False
+    """Start from timm's published weights (needs a network or a local cache)."""
+    weights: str = ""
+    """A .safetensors file, or a folder written by LOTUS, to start from."""
+    pos_embed_std: float | None = Field(None, gt=0)
+    """Standard deviation at which position embeddings start; timm's own is 0.02. Tiny images want more (0.2)."""
+    patch_embed_init: Literal["timm", "xavier"] = "timm"
+    """How the patch embedding starts."""
+
+
+class Augment(Section):
+    """What happens to a training image. All parameters are a pure function of (seed, epoch, image index)."""
+
+    crop: Literal["none", "pad", "resized"] = "none"
+    """none: resize to the model's size; pad: shift by up to ``pad`` pixels; resized: random-resized crop."""
+    pad: int = Field(4, ge=1)
+    """Pixels of padding for ``crop: pad`` (filled with the image's mean colour of the data set)."""
+    scale: tuple[float, float] = (0.25, 1.0)
+    """Area of a random-resized crop, as a part of the image's."""
+    ratio: tuple[float, float] = (0.75, 4 / 3)
+    """Aspect ratio (width over height) of a random-resized crop."""
+    flip: bool = False
+    """Mirror half of the images."""
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Augment:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError("scale must be two numbers with 0 < low <= high <= 1")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError("ratio must be two numbers with 0 < low <= high")
+        return self
+
+
+class Recipe(Section):
+    """How a model is trained. The same for the dense baseline, the lottery's training, the probe and the fine-tune."""
+
+    epochs: int = Field(20, ge=1)
+    """Times that the rows of the ticket are gone through."""
+    batch_size: int = Field(128, ge=1)
+    """Images an optimiser step: all ranks and accumulation together."""
+    accumulate: int = Field(1, ge=1)
+    """Parts in which a rank goes through its share of a batch, to save memory."""
+    optimizer: str = "adamw"
+    """A timm optimiser name."""
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate, at this batch size."""
+    min_lr: float = Field(1e-5, ge=0)
+    """Learning rate at the end of the cosine."""
+    warmup_epochs: float = Field(2, ge=0)
+    """Epochs of linear warm-up; may be a fraction."""
+    weight_decay: float = Field(0.05, ge=0)
+    """Decoupled; not on biases, norms, class token and position embeddings."""
+    layer_decay: Fraction = 1.0
+    """Each block towards the input learns this much slower than the next."""
+    clip: float = Field(1.0, ge=0)
+    """Largest norm of the gradient; 0: no clipping."""
+    smoothing: float = Field(0.1, ge=0, lt=1)
+    """Label smoothing."""
+    mixup: float = Field(0, ge=0)
+    """Mixup's alpha; 0: off."""
+    cutmix: float = Field(0, ge=0)
+    """CutMix' alpha; 0: off."""
+    drop_path: float = Field(0, ge=0, lt=1)
+    """Stochastic depth, rising to this rate at the last block."""
+    ema: float = Field(0, ge=0, lt=1)
+    """Decay of the moving average of the weights; 0: off. Where on, the average is what is evaluated and kept."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 keeps fp32 master weights."""
+    augment: Augment = Augment()
+    """What happens to the training images."""
+    evaluate_every: int = Field(1, ge=0)
+    """Epochs between evaluations; 0: only after the last."""
+    zero: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed's ZeRO stage. 1 skips a step that is not finite; 2 and 3 are for models that do not fit."""
+    deepspeed: str = ""
+    """A DeepSpeed JSON of your own, merged over ours; ``"auto"`` in it means ours."""
+    compile: bool = False
+    """torch.compile the blocks (ZeRO 0 and 1)."""
+    save_minutes: float = Field(10, gt=0)
+    """Minutes between checkpoints inside an epoch; one is always written at the end of an epoch."""
+
+
+class Sparsity(Section):
+    """Gates that training drives to zero, on attention outputs and MLP units."""
+
+    gates: bool = True
+    """Learn gates while training. Needed by ``prune.criterion: gate``."""
+    penalty: Literal["proximal", "subgradient"] = "proximal"
+    """How L1 acts: a proximal step reaches exact zeros, a subgradient (the papers' way) does not."""
+    strength: float = Field(1e-3, ge=0)
+    """Lambda: where it starts, or where it stays with ``steer: false``."""
+    steer: bool = True
+    """Steer lambda so that the open gates' MACs approach ``prune.keep.macs``."""
+    lr: float = Field(5e-3, gt=0)
+    """Learning rate of the gates (Adam, no weight decay)."""
+    start: float = Field(0.25, ge=0, lt=1)
+    """Part of training before the penalty sets in."""
+
+
+class Train(Recipe):
+    """The lottery's training."""
+
+    sparsity: Sparsity = Sparsity()
+    """Sparsity regularisation while training."""
+
+
+class Finetune(Recipe):
+    """The recovery after the cut. What is not set here is as in ``train``, but for epochs, lr and warm-up."""
+
+    epochs: int = Field(10, ge=0)
+    """0: no fine-tuning."""
+    distill: Literal["none", "soft", "hard"] = "soft"
+    """The unpruned model teaches: its softened probabilities, its decisions, or not at all."""
+    temperature: float = Field(2.0, gt=0)
+    """Softening of both sides for ``distill: soft``."""
+    teacher_weight: float = Field(0.7, ge=0, le=1)
+    """Part of the loss that comes from the teacher; the labels have the rest."""
+
+
+class Score(Recipe):
+    """The probe: a short training that is watched. What is not set here is as in ``train``, without augmentation."""
+
+    epochs: int = Field(5, ge=1)
+    """Epochs that the probe trains and is recorded."""
+    seeds: int = Field(2, ge=1)
+    """Probes, each from another start; their signals stand side by side."""
+
+
+class Select(Section):
+    """Which images train: the ticket."""
+
+    score: MethodOf = Method(name="el2n")
+    """A score of selection/scores.py: higher = keep first."""
+    pick: MethodOf = Method(name="ccs")
+    """A policy of selection/pickers.py."""
+    keep: Fraction = 1.0
+    """Part of the images that stays."""
+    balance: bool = True
+    """Keep the same part of every class."""
+    ticket: str = ""
+    """A ticket made elsewhere (.npz); then nothing is scored."""
+
+
+class Keep(Section):
+    """The budget after the cut, each a part of the dense model's. At least one."""
+
+    macs: Fraction | None = None
+    """Multiply-accumulates an image."""
+    params: Fraction | None = None
+    """Parameters."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Keep:
+        if self.macs is None and self.params is None:
+            raise ValueError("say macs or params or both, e.g. keep: {macs: 0.5}")
+        return self
+
+
+class Prune(Section):
+    """Which dimensions stay."""
+
+    keep: Keep = Keep(macs=0.5)
+    """The budget: hit within one rounding step, or refused."""
+    criterion: MethodOf = Method(name="taylor")
+    """A criterion of lotus/pruning/criteria.py."""
+    rank: Literal["pool", "kind"] = "pool"
+    """pool: all units compete by score a MAC; kind: heads, head dimensions and MLP units each among themselves."""
+    round: int = Field(8, ge=1)
+    """MLP units and head dimensions stay a multiple of this."""
+    compensate: Literal["none", "mean", "affine"] = "affine"
+    """What the cut units carried is folded into the rest: not at all, their mean, or their best affine prediction."""
+    calibration: int = Field(2048, ge=1)
+    """Training images (of the ticket) on which scores and statistics are measured."""
+
+
+class Export(Section):
+    """What leaves the house."""
+
+    onnx: bool = True
+    """Write model.onnx where the extra ``onnx`` is installed; parity is checked."""
+    latency_batch: int = Field(64, ge=1)
+    """The large batch at which latency is measured, beside batch 1."""
+
+
+class Config(Section):
+    """A run."""
+
+    name: str = ""
+    """The run's name; empty: the config file's."""
+    folder: str = ""
+    """The run's folder; empty: ``runs/NAME``."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Everything random follows from it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes a GPU where there is one."""
+    baseline: bool = True
+    """Also train the dense model on all images by ``train``'s recipe, to compare with."""
+    data: Data = Data()
+    model: Model = Model()
+    score: Score = Score()
+    select: Select = Select()
+    train: Train = Train()
+    prune: Prune = Prune()
+    finetune: Finetune = Finetune()
+    export: Export = Export()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit(cls, raw: Any) -> Any:
+        """score and finetune take from ``train`` what they do not set themselves."""
+        if not isinstance(raw, Mapping):
+            return raw
+        raw = dict(raw)
+        train = raw.get("train") or {}
+        if isinstance(train, Mapping):
+            own = {"epochs", "sparsity"}
+            for part, also in (("score", {"augment", "warmup_epochs", "ema"}), ("finetune", {"lr", "warmup_epochs"})):
+                mine = raw.get(part)
+                if mine is None or isinstance(mine, Mapping):
+                    shared = {k: v for k, v in train.items() if k in Recipe.model_fields and k not in own | also}
+                    raw[part] = {**shared, **_shared_defaults(part, train), **(mine or {})}
+        return raw
+
+    def key(self, *parts: str) -> str:
+        """Hash of the named parts (``"train"``, ``"prune.keep"``), by which a stage knows that its settings changed."""
+        dump = self.model_dump(mode="json")
+        chosen = {}
+        for part in parts:
+            value: Any = dump
+            for step in part.split("."):
+                value = value[step]
+            chosen[part] = value
+        return hashlib.blake2b(json.dumps(chosen, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+    def yaml(self) -> str:
+        """The resolved page, as YAML that :func:`read` takes back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _shared_defaults(part: str, train: Mapping[str, Any]) -> dict[str, Any]:
+    """A fine-tune starts at a third of the peak learning rate, with half an epoch of warm-up."""
+    if part != "finetune":
+        return {"warmup_epochs": 0.5}
+    lr = train.get("lr", Recipe.model_fields["lr"].default)
+    try:
+        return {"lr": float(lr) / 3, "warmup_epochs": 0.5}
+    except (TypeError, ValueError):
+        return {"warmup_epochs": 0.5}  # train.lr is refused in its own place
+
+
+def read(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
+    """Read a config file, apply ``key=value`` overrides, and check it all.
+
+    Raises:
+        Refused: no such file, not YAML, an unknown setting, a value of the wrong kind; says where and what is right.
+    """
+    raw: dict[str, Any] = {}
+    if path is not None:
+        file = Path(path)
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise Refused(f"{path}: cannot be read ({error}). Give a config file, e.g. configs/digits.yaml.") from None
+        if len(text) > 1 << 20:
+            raise Refused(f"{path}: larger than 1 MiB, which no config is.")
+        raw = _load_yaml(text, str(path))
+        raw.setdefault("name", file.stem)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key.strip():
+            raise Refused(f"{override!r}: an override is key=value, e.g. train.lr=3e-4.")
+        _set(raw, key.strip().split("."), _scalar(value, override), override)
+    return check(raw, place=str(path) if path else "config")
+
+
+def check(raw: Mapping[str, Any], place: str = "config") -> Config:
+    """The typed page for a dictionary.
+
+    Raises:
+        Refused: with every fault, a line each.
+    """
+    faults = list(_unknown(raw, Config, ()))
+    try:
+        config = Config.model_validate(raw)
+    except ValidationError as error:
+        for fault in error.errors(include_url=False):
+            if fault["type"] == "extra_forbidden":
+                continue  # named above, with the nearest right name
+            where = ".".join(str(part) for part in fault["loc"]) or place
+            told = fault["msg"].removeprefix("Value error, ")
+            given = "" if isinstance(fault["input"], (dict, BaseModel)) else f", not {fault['input']!r}"
+            faults.append(f"{where}: {told}{given}.")
+        raise Refused("\n".join(dict.fromkeys(faults))) from None
+    if faults:
+        raise Refused("\n".join(dict.fromkeys(faults)))
+    return config
+
+
+def _load_yaml(text: str, place: str) -> dict[str, Any]:
+    try:
+        # An alias can blow a small file up to gigabytes, and no config of ours needs one.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise Refused(f"{place}: YAML aliases (*name) are not taken. Write the values out.")
+        loaded = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise Refused(f"{place}: not valid YAML: {' '.join(str(error).split())}") from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise Refused(f"{place}: expected settings like 'seed: 0', not {type(loaded).__name__}.")
+    return loaded
+
+
+def _scalar(text: str, override: str) -> Any:
+    try:
+        return yaml.safe_load(text) if text.strip() else ""
+    except yaml.YAMLError:
+        raise Refused(f"{override!r}: the value is not valid YAML.") from None
+
+
+def _set(raw: dict[str, Any], path: list[str], value: Any, override: str) -> None:
+    here = raw
+    for depth, step in enumerate(path[:-1]):
+        below = here.get(step)
+        if below is None:
+            below = {}
+        elif isinstance(below, str):
+            below = {"name": below}  # select.pick.bins=20 over 'pick: ccs'
+        elif not isinstance(below, dict):
+            raise Refused(f"{override!r}: {'.'.join(path[: depth + 1])} is a value, not a section.")
+        here[step] = dict(below)
+        here = here[step]
+    here[path[-1]] = value
+
+
+def _unknown(raw: Any, section: type[BaseModel], place: tuple[str, ...]) -> Iterable[str]:
+    """A sentence for each setting that does not exist."""
+    if not isinstance(raw, Mapping) or section.model_config.get("extra") != "forbid":
+        return
+    fields = section.model_fields
+    for key, value in raw.items():
+        where = ".".join((*place, str(key)))
+        if key not in fields:
+            known = ", ".join(fields)
+            yield f"{where}: no such setting.{nearest(str(key), fields) or f' Here: {known}.'}"
+        else:
+            below = _section(fields[key].annotation)
+            if below is not None:
+                yield from _unknown(value, below, (*place, str(key)))
+
+
+def _section(annotation: Any) -> type[Section] | None:
+    """The Section inside an annotation like ``Section | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return next((found for found in map(_section, typing.get_args(annotation)) if found), None)
+    return None

@@ -1,0 +1,93 @@
+"""What happened. Stages and the training loop yield these; drawing, logging and saving belong to whoever listens."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Event:
+    """Base of all events."""
+
+    def record(self) -> dict[str, Any]:
+        """A flat, JSON-ready dictionary; ``event`` holds the kind in lower case."""
+        return {"event": type(self).__name__.lower(), **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True)
+class Began(Event):
+    """A stage started."""
+
+    stage: str
+    why: str
+    """Why it runs: ``"no trained/ yet"``, ``"train.lr changed"``."""
+
+
+@dataclass(frozen=True)
+class Step(Event):
+    """A unit of progress inside a stage: an optimiser step, a batch scored, a thousand images written."""
+
+    stage: str
+    done: int
+    total: int
+    unit: str = "steps"
+    values: dict[str, float] = field(default_factory=dict)
+    """What there is to show now, e.g. ``epoch``, ``loss``, ``lr``, ``images_per_second``, ``zero_gates``."""
+
+
+@dataclass(frozen=True)
+class Evaluated(Event):
+    """The validation set was gone through once."""
+
+    stage: str
+    epoch: int
+    values: dict[str, float]
+    """``top1`` in per cent, ``loss`` in nats, and what else was measured."""
+
+
+@dataclass(frozen=True)
+class Pruned(Event):
+    """The model was cut."""
+
+    stage: str
+    before: dict[str, float]
+    after: dict[str, float]
+    """``params`` and ``macs`` (multiply-accumulates an image), before and after."""
+
+
+@dataclass(frozen=True)
+class Wrote(Event):
+    """A file or folder is complete under its final name."""
+
+    stage: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Said(Event):
+    """A sentence for the user: something that they should know but that does not stop the run."""
+
+    stage: str
+    text: str
+    level: str = "info"
+    """``info`` or ``warning``."""
+
+
+@dataclass(frozen=True)
+class Ended(Event):
+    """A stage is done."""
+
+    stage: str
+    seconds: float
+    values: dict[str, float] = field(default_factory=dict)
+    """What it cost and reached: ``image_forwards``, ``macs``, ``top1``, ..."""
+
+
+@dataclass(frozen=True)
+class Skipped(Event):
+    """A stage was not run since its file stands and its settings are unchanged."""
+
+    stage: str
+    why: str = "done before, settings unchanged"

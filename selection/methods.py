@@ -1,0 +1,91 @@
+"""A method is a plain function on a shelf (a module).
+
+Its positional parameters say what it *reads*; its keyword-only parameters are what a config may *set*.
+It is found by its name: a public function defined in the shelf's own module. There is no registry to feed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from types import ModuleType
+from typing import Any
+
+from selection.errors import Refused
+
+
+def names(shelf: ModuleType) -> list[str]:
+    """Names of the methods on ``shelf``, sorted."""
+    return sorted(
+        name
+        for name, value in vars(shelf).items()
+        if inspect.isfunction(value) and value.__module__ == shelf.__name__ and not name.startswith("_")
+    )
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """``" Did you mean 'x'?"`` for the closest of ``words``, or an empty string."""
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def find(shelves: ModuleType | Iterable[ModuleType], name: str, *, place: str) -> Callable[..., Any]:
+    """The method called ``name``; later shelves (the user's own) win over earlier ones.
+
+    Raises:
+        Refused: no such method; the message names ``place`` (a setting, say) and what there is.
+    """
+    shelves = [shelves] if isinstance(shelves, ModuleType) else list(shelves)
+    for shelf in reversed(shelves):
+        if name in names(shelf):
+            return getattr(shelf, name)
+    known = sorted({known for shelf in shelves for known in names(shelf)})
+    raise Refused(f"{place}: there is no {name!r}.{nearest(name, known)} Here: {', '.join(known)}.")
+
+
+def reads(method: Callable[..., Any]) -> list[str]:
+    """What ``method`` reads: the names of its positional parameters."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [name for name, parameter in inspect.signature(method).parameters.items() if parameter.kind in kinds]
+
+
+def settings(method: Callable[..., Any]) -> dict[str, Any]:
+    """What a config may set on ``method``: keyword-only parameters with their published defaults."""
+    return {
+        name: parameter.default
+        for name, parameter in inspect.signature(method).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+
+
+def check_settings(method: Callable[..., Any], options: Mapping[str, Any], *, place: str) -> None:
+    """Refuse options that ``method`` does not have.
+
+    Raises:
+        Refused: an unknown option, with the nearest right name.
+    """
+    known = settings(method)
+    for option in options:
+        if option not in known:
+            has = f"It has: {', '.join(known)}." if known else "It has none."
+            raise Refused(
+                f"{place}.{option}: {method.__name__!r} has no such setting.{nearest(option, known)} {has}"
+            )
+
+
+def call(method: Callable[..., Any], available: Mapping[str, Any], options: Mapping[str, Any], *, place: str) -> Any:
+    """Call ``method`` with what it reads out of ``available`` and with ``options``.
+
+    Raises:
+        Refused: something it reads is not available, or an option it does not have.
+    """
+    check_settings(method, options, place=place)
+    wanted = reads(method)
+    missing = [name for name in wanted if name not in available]
+    if missing:
+        raise Refused(
+            f"{place}: {method.__name__!r} reads {', '.join(missing)}, which is not here. "
+            f"Here: {', '.join(sorted(available))}."
+        )
+    return method(*(available[name] for name in wanted), **options)
