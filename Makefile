@@ -1,0 +1,38 @@
+# Two commands: `make demo` and `make test`. Each installs what is missing first; a second time it starts at once.
+PYTHON ?= python3
+VENV   ?= .venv
+RUN    := $(VENV)/bin/python
+export VENV PYTHON
+
+.PHONY: demo test check fast format lint types setup doctor clean
+
+demo: setup   ## every stage on scikit-learn's digits, ends with the report
+	@$(RUN) tools/run.py configs/digits.yaml
+
+test: setup   ## the whole test suite
+	@$(RUN) -m pytest
+
+check: setup lint types fast   ## before every commit: under two minutes
+
+fast:
+	@$(RUN) -m pytest -m "not slow"
+
+lint:
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m ruff check .
+
+types:
+	@$(RUN) -m mypy
+
+format:
+	@$(RUN) -m ruff format .
+	@$(RUN) -m ruff check --fix .
+
+setup:
+	@tools/setup.sh
+
+doctor: setup
+	@$(RUN) -m lotus doctor
+
+clean:
+	rm -rf $(VENV) runs build dist

@@ -1,0 +1,27 @@
+"""LOTUS: train Vision Transformers on the images worth training on, and ship the dimensions worth keeping.
+
+>>> small = lotus.prune(model, batches, keep={"macs": 0.5})
+>>> lotus.save(small, "small/")
+>>> model = lotus.load("small/")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from selection.errors import Refused
+
+if TYPE_CHECKING:
+    from lotus.pruning import load, prune, save
+
+__all__ = ["Refused", "load", "prune", "save"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """torch and timm take seconds to import; ``lotus --help`` must not wait for them."""
+    if name in ("prune", "save", "load"):
+        import lotus.pruning
+
+        return getattr(lotus.pruning, name)
+    raise AttributeError(f"module 'lotus' has no attribute {name!r}")

@@ -1,0 +1,260 @@
+"""A run is a folder. All its paths stand here, and so does what is done and what is not.
+
+A stage is done when its record stands, its outputs stand with the sizes they were written with, its settings are
+unchanged, and so is what it was made from. Nothing here needs torch: a finished run answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lotus.config import Config
+from lotus.events import Event
+from selection.errors import Refused
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage depends on and what it leaves."""
+
+    name: str
+    settings: tuple[str, ...]
+    """Parts of the config (``"train"``, ``"prune.keep"``) that change what it makes."""
+    after: tuple[str, ...]
+    """Stages whose outputs it reads."""
+    outputs: tuple[str, ...]
+    """What it leaves, relative to the run's folder; a folder is named by the file that is written last in it."""
+    says: str
+    """What it does, for people."""
+
+
+# How pixels are decoded (data.loader, data.workers) and where they lie (data.folder) change no result of a stage.
+_PIXELS = tuple(f"data.{name}" for name in ("name", "path", "options", "write", "max_side", "jpeg_quality"))
+_PIXELS += tuple(f"data.{name}" for name in ("smart_threshold", "jpeg_share", "damaged"))
+
+STAGES: tuple[Stage, ...] = (
+    Stage("prepare", _PIXELS, (), ("{data}/train.json", "{data}/val.json"), "write the images as .beton files"),
+    Stage("score", ("score", "model", "seed", "select.score", "select.pick", "select.keep", "select.ticket"),
+          ("prepare",), ("signals.npz",), "train the probe and watch every image"),
+    Stage("select", ("select", "seed"), ("score",), ("subset.npz",), "draw the ticket: the images worth training on"),
+    Stage("baseline", ("train", "model", "seed"), ("prepare",), ("baseline/spec.json",),
+          "train the dense model on all images, to compare with"),
+    Stage("train", ("train", "model", "seed", "prune.keep"), ("select",), ("trained/spec.json",),
+          "train on the ticket under sparsity"),
+    Stage("prune", ("prune", "seed"), ("train",), ("pruned/spec.json",), "cut what is not worth keeping"),
+    Stage("finetune", ("finetune", "seed"), ("prune",), ("final/spec.json",), "recover, taught by the unpruned model"),
+    Stage("export", ("export",), ("finetune",), ("export/export.json",), "leave the house: timm, ONNX, latency"),
+    Stage("report", ("baseline",), ("export", "baseline"), ("results.json", "report.html"), "say what it cost"),
+)  # fmt: skip
+BY_NAME = {stage.name: stage for stage in STAGES}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What stands of a finished stage: ``stages/NAME.json``, written last."""
+
+    stage: str
+    settings: dict[str, Any]
+    made_from: dict[str, str]
+    """Identity of each stage that it read from."""
+    outputs: dict[str, int]
+    """Size in bytes of each output."""
+    seconds: float
+    image_forwards: float = 0.0
+    """Forward passes of one image; training one image counts three."""
+    macs: float = 0.0
+    """Multiply-accumulates spent in those passes."""
+    values: dict[str, Any] = field(default_factory=dict)
+    """What it measured, e.g. ``top1``."""
+
+    @property
+    def identity(self) -> str:
+        """Changes when the settings or what it was made from change."""
+        return digest([self.stage, self.settings, self.made_from])
+
+
+def digest(value: Any) -> str:
+    """Short hash of anything that JSON can hold."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write beside, then rename: a kill leaves the old file or the new one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        with open(beside, "w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(beside, file)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise Refused(
+            f"{file}: cannot be written ({error.strerror}). Free space there or give another folder."
+        ) from error
+
+
+def write_json(file: Path, value: Any) -> None:
+    write_text(file, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+class Run:
+    """The folder of a run."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        name = re.sub(r"[^\w.-]+", "-", config.name or "run").strip("-.") or "run"
+        self.folder = Path(config.folder) if config.folder else Path("runs") / name
+        self.data = Path(config.data.folder) if config.data.folder else self.folder / "data"
+        self.train_beton = self.data / "train.beton"
+        self.val_beton = self.data / "val.beton"
+        self.signals = self.folder / "signals.npz"
+        self.ticket = self.folder / "subset.npz"
+        self.baseline = self.folder / "baseline"
+        self.trained = self.folder / "trained"
+        self.pruned = self.folder / "pruned"
+        self.final = self.folder / "final"
+        self.export = self.folder / "export"
+        self.results = self.folder / "results.json"
+        self.report = self.folder / "report.html"
+        self.log = self.folder / "log.jsonl"
+
+    def work(self, stage: str) -> Path:
+        """Where a stage keeps what it needs to resume; gone once the stage is done."""
+        return self.folder / "checkpoints" / stage
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder for this process.
+
+        Raises:
+            Refused: another run is at work in it, or it cannot be made.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = open(self.folder / ".lock", "w")  # noqa: SIM115 - held open for as long as the run
+        except OSError as error:
+            raise Refused(f"{self.folder}: cannot be used ({error.strerror}). Give another with folder=PATH.") from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise Refused(
+                    f"{self.folder}: another run is at work in this folder. Wait for it, or give another with folder=PATH."
+                ) from None
+            yield
+
+    def settle(self) -> None:
+        """Write down what this run is: the resolved config and the versions it runs on."""
+        write_text(self.folder / "config.yaml", self.config.yaml())
+        write_text(self.folder / "versions.txt", versions())
+
+    # ------------------------------------------------------------------------------------------------ what is done
+
+    def record(self, stage: str) -> Record | None:
+        """The record of ``stage``, or None where there is none that can be read."""
+        try:
+            stored = json.loads((self.folder / "stages" / f"{stage}.json").read_text(encoding="utf-8"))
+            if stored.pop("format") != FORMAT:
+                return None
+            return Record(**stored)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+    def outputs(self, stage: str) -> list[Path]:
+        return [Path(name.format(data=self.data)) if name.startswith("{data}") else self.folder / name
+                for name in BY_NAME[stage].outputs]  # fmt: skip
+
+    def settings(self, stage: str) -> dict[str, Any]:
+        """The part of the config that ``stage`` depends on."""
+        dump = self.config.model_dump(mode="json")
+        found: dict[str, Any] = {}
+        for part in BY_NAME[stage].settings:
+            value: Any = dump
+            for step in part.split("."):
+                value = value[step]
+            found[part] = value
+        return found
+
+    def made_from(self, stage: str) -> dict[str, str]:
+        records = {name: self.record(name) for name in BY_NAME[stage].after}
+        return {name: record.identity for name, record in records.items() if record is not None}
+
+    def why(self, stage: str) -> str | None:
+        """Why ``stage`` has to run, in a few words; None when it is done."""
+        record = self.record(stage)
+        if record is None:
+            return "not done yet"
+        for path in self.outputs(stage):
+            if not path.exists():
+                return f"{path.name} is gone"
+            if path.stat().st_size != record.outputs.get(str(path)):
+                return f"{path.name} was changed"
+        changed = list(_changes(record.settings, self.settings(stage)))
+        if changed:
+            return f"{changed[0]}{f' and {len(changed) - 1} more' if len(changed) > 1 else ''}"
+        now = self.made_from(stage)
+        for name in BY_NAME[stage].after:
+            if name in now and now[name] != record.made_from.get(name):
+                return f"{name} was done again"
+        return None
+
+    def finish(self, stage: str, *, seconds: float, image_forwards: float = 0, macs: float = 0,
+               values: Mapping[str, Any] | None = None) -> Record:  # fmt: skip
+        """Write the record of a stage whose outputs stand."""
+        record = Record(
+            stage=stage,
+            settings=self.settings(stage),
+            made_from=self.made_from(stage),
+            outputs={str(path): path.stat().st_size for path in self.outputs(stage)},
+            seconds=round(seconds, 3),
+            image_forwards=image_forwards,
+            macs=macs,
+            values=dict(values or {}),
+        )
+        write_json(self.folder / "stages" / f"{stage}.json", {"format": FORMAT, **vars(record)})
+        return record
+
+    def forget(self, stages: Sequence[str]) -> None:
+        """Let these stages run again."""
+        for stage in stages:
+            (self.folder / "stages" / f"{stage}.json").unlink(missing_ok=True)
+
+    def write_event(self, event: Event) -> None:
+        """Append to log.jsonl."""
+        with open(self.log, "a", encoding="utf-8") as out:
+            out.write(json.dumps({"time": round(time.time(), 3), **event.record()}) + "\n")
+
+
+def _changes(old: Any, new: Any, place: str = "") -> Iterator[str]:
+    """``train.lr: 0.001 -> 0.0005`` for each leaf that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in {**old, **new}:
+            yield from _changes(old.get(key), new.get(key), f"{place}.{key}" if place else key)
+    elif old != new:
+        yield f"{place}: {json.dumps(old)} -> {json.dumps(new)}"
+
+
+def versions() -> str:
+    """What this runs on, a line each."""
+    lines = [f"python {platform.python_version()}", f"system {platform.system()} {platform.machine()}",
+             f"processors {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}"]  # fmt: skip
+    for name in ("lotus-vit", "torch", "torchvision", "timm", "deepspeed", "ffcv", "numba", "numpy", "scikit-learn"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            lines.append(f"{name} {importlib.metadata.version(name)}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,83 @@
+"""Files of arrays that a kill cannot halve and that cannot run code: written beside and renamed, read without pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selection.errors import Refused
+
+ABOUT = "about"
+
+
+def write(
+    path: str | Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any], *, kind: str, version: int
+) -> None:
+    """Write ``arrays`` and the JSON-ready ``about`` to ``path``; its folder is made where it is missing.
+
+    Raises:
+        Refused: it cannot be written there (no space, no permission); what stood there before still stands.
+    """
+    path = Path(path)
+    beside = path.with_name(path.name + ".tmp")
+    members: dict[str, Any] = dict(arrays)
+    members[ABOUT] = np.array(json.dumps({"kind": kind, "format": version, **about}, sort_keys=True))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with beside.open("wb") as file:
+                np.savez(file, **members)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise Refused(
+            f"{path}: cannot be written ({error.strerror}). Make room there, or give another place."
+        ) from error
+
+
+def read(path: str | Path, *, kind: str, version: int, cure: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays and the ``about`` of a file that :func:`write` wrote.
+
+    Raises:
+        Refused: not there, truncated, damaged, of another kind or a later format; says ``cure``.
+    """
+    path = Path(path)
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise Refused(f"{path}: cannot be read ({error.strerror}). {cure}") from error
+    with file:
+        try:
+            arrays = _members(file)
+            about = json.loads(str(arrays.pop(ABOUT)[()])) if ABOUT in arrays else None
+        # A file from elsewhere may break the zip, npy or JSON parser in more ways than can be listed.
+        except Exception as error:
+            raise Refused(f"{path}: damaged, cut short, or no {kind} ({error}). {cure}") from error
+    if not isinstance(about, dict) or about.get("kind") != kind:
+        found = about.get("kind") if isinstance(about, dict) else None
+        raise Refused(f"{path}: not {kind}, but {found or 'a foreign .npz'}. {cure}")
+    if about.get("format") != version:
+        raise Refused(
+            f"{path}: {kind} of format {about.get('format')!r}, and this LOTUS reads format {version}. {cure}"
+        )
+    return arrays, about
+
+
+def _members(file: Any) -> dict[str, np.ndarray]:
+    if file.read(4) != b"PK\x03\x04":
+        raise ValueError("not an .npz file")
+    file.seek(0)
+    with np.load(file, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    foreign = [name for name, value in arrays.items() if not isinstance(value, np.ndarray)]
+    if foreign:
+        raise ValueError(f"{foreign[0]!r} is no array")
+    return arrays

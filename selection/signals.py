@@ -1,0 +1,197 @@
+"""What is known of each image: named arrays, each with its place in one vocabulary.
+
+Legend: N images, S seeds (independent probes), E epochs of a probe, D width of an embedding, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from selection import npz
+from selection.errors import Refused
+from selection.methods import nearest
+
+KIND, FORMAT = "signals of LOTUS", 1
+CURE = "Remove it and run the score stage again."
+AXES = {"S": "seed", "E": "epoch", "N": "row", "D": "dimension"}
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A word of the vocabulary."""
+
+    dims: tuple[str, ...]
+    dtype: type[Any]
+    meaning: str
+    low: float = -math.inf
+    high: float = math.inf
+
+
+_WATCHED = ("S", "E", "N")
+
+# Half precision is relative: 11 significant bits, down to 6e-8. That serves quantities for which an easy image lies near
+# zero: error norm, loss and entropy of two easy images stay apart. The probability of the label lies near *one* there, where
+# half precision has steps of 5e-4 and would tie every image that is well learned; so it has 24 bits.
+VOCABULARY: dict[str, Signal] = {
+    "labels": Signal(("N",), np.int64, "class of the image", low=0),
+    "p_label": Signal(_WATCHED, np.float32, "probability given to the label", low=0, high=1),
+    "p_other": Signal(_WATCHED, np.float16, "highest probability given to another class", low=0, high=1),
+    "error_norm": Signal(_WATCHED, np.float16, "L2 norm of softmax minus one-hot label", low=0, high=math.sqrt(2)),
+    "loss": Signal(_WATCHED, np.float16, "cross-entropy in nats", low=0),
+    "entropy": Signal(_WATCHED, np.float16, "entropy of the prediction in nats", low=0),  # at most ln C
+    "margin": Signal(_WATCHED, np.float16, "logit of the label minus the highest other logit"),
+    "correct": Signal(_WATCHED, np.bool_, "the label had the highest logit"),
+    "embeddings": Signal(("N", "D"), np.float16, "features before the head, first seed, end of the probe"),
+}
+
+
+class Signals:
+    """Arrays by name, all of the same images. What exists is consistent, finite and in range; nothing can be changed.
+
+    Args:
+        arrays: by the names of :data:`VOCABULARY`, converted to its dtypes (values beyond half precision's 65504 become 65504);
+            ``labels`` is a must, the rest is what was recorded.
+        fingerprint: of the data that the rows are of.
+        classes: their names; empty where there are none, then there are ``max(labels) + 1``.
+
+    Raises:
+        Refused: a name that is not in the vocabulary, a shape, a dtype or a value that does not fit.
+    """
+
+    def __init__(
+        self,
+        arrays: Mapping[str, npt.ArrayLike],
+        *,
+        fingerprint: str,
+        classes: Sequence[str] = (),
+        place: str = "signals",
+    ) -> None:
+        for name in arrays:
+            if name not in VOCABULARY:
+                raise Refused(
+                    f"{place}.{name}: no such signal.{nearest(name, VOCABULARY)} There are: {', '.join(VOCABULARY)}."
+                )
+        if "labels" not in arrays:
+            raise Refused(f"{place}: labels are missing, and every image needs one.")
+        if not isinstance(fingerprint, str) or not fingerprint:
+            raise Refused(f"{place}: the fingerprint of the data is missing. Take the data set's own.")
+        if not isinstance(classes, (list, tuple)) or not all(isinstance(name, str) for name in classes):
+            raise Refused(f"{place}: classes are a list of names, not {classes!r}.")
+        self.fingerprint = fingerprint
+        self.classes = tuple(classes)
+        self._arrays: dict[str, np.ndarray] = {}
+        sizes: dict[str, tuple[int, str]] = {}
+        for name in VOCABULARY:  # in this order: labels come first and settle N and C
+            if name in arrays:
+                array = np.asarray(arrays[name])
+                _check_shape(name, array, sizes, place)
+                high = VOCABULARY[name].high
+                if self.classes:  # nothing bounds these two where the number of classes was not said
+                    high = {"labels": len(self.classes) - 1.0, "entropy": math.log(len(self.classes))}.get(name, high)
+                self._arrays[name] = _fitted(name, array, high, place)
+        self.images = sizes["N"][0]
+        self.seeds = sizes["S"][0] if "S" in sizes else 0
+        self.epochs = sizes["E"][0] if "E" in sizes else 0
+
+    @property
+    def n_classes(self) -> int:
+        return len(self.classes) or int(self._arrays["labels"].max()) + 1
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._arrays:
+            raise Refused(
+                f"signals.{name}: not recorded.{nearest(name, self._arrays)} Here: {', '.join(self._arrays)}."
+            )
+        return self._arrays[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._arrays
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __repr__(self) -> str:
+        watched = f", {self.seeds} seeds x {self.epochs} epochs" if self.seeds else ""
+        return f"Signals({self.images} images, {self.n_classes} classes{watched}: {', '.join(self._arrays)})"
+
+    def available(self) -> dict[str, np.ndarray]:
+        """What a method may read, by name."""
+        return dict(self._arrays)
+
+    def take(self, name: str, rows: npt.NDArray[np.int64]) -> np.ndarray:
+        """The signal ``name`` of some images only: the axis N has ``len(rows)``."""
+        return np.take(self[name], rows, axis=VOCABULARY[name].dims.index("N"))
+
+    def save(self, path: str | Path) -> None:
+        """Write all to an .npz, beside and renamed.
+
+        Raises:
+            Refused: it cannot be written there.
+        """
+        about: dict[str, Any] = {"fingerprint": self.fingerprint, "classes": self.classes}
+        npz.write(path, self._arrays, about, kind=KIND, version=FORMAT)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Signals:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            Refused: the file is missing, cut short, damaged, foreign, or holds what does not fit; names the path and the cure.
+        """
+        arrays, about = npz.read(path, kind=KIND, version=FORMAT, cure=CURE)
+        try:
+            return cls(
+                arrays, fingerprint=about.get("fingerprint", ""), classes=about.get("classes") or (), place=str(path)
+            )
+        except Refused as error:
+            raise Refused(f"{error} {CURE}") from None
+
+
+def _check_shape(name: str, array: np.ndarray, sizes: dict[str, tuple[int, str]], place: str) -> None:
+    """Hold ``array`` to its dimensions, and those to what the arrays before said; ``sizes``: letter -> (size, who said so)."""
+    dims = VOCABULARY[name].dims
+    if array.ndim != len(dims):
+        raise Refused(f"{place}.{name}: expected the shape ({', '.join(dims)}), not {array.shape}.")
+    for letter, size in zip(dims, array.shape, strict=True):
+        if size == 0:
+            raise Refused(f"{place}.{name}: there is no {AXES[letter]} in {array.shape}.")
+        known, by = sizes.setdefault(letter, (size, name))
+        if size != known:
+            raise Refused(f"{place}.{name}: {letter} = {size} ({AXES[letter]}s), but {by} has {known}.")
+
+
+def _fitted(name: str, array: np.ndarray, high: float, place: str) -> np.ndarray:
+    """A read-only copy in the vocabulary's dtype, once its values are in range."""
+    signal = VOCABULARY[name]
+    real = issubclass(signal.dtype, np.floating)
+    if array.dtype.kind not in ("fiu" if real else "iu" if signal.dtype is np.int64 else "b"):
+        raise Refused(f"{place}.{name}: expected {np.dtype(signal.dtype).name}, not {array.dtype}.")
+    if signal.dtype is not np.bool_:
+        least, most = float(array.min()), float(array.max())  # NaN where there is one
+        slack = 1e-3 * max(1.0, high if math.isfinite(high) else 0.0) if real else 0.0  # rounding to half precision
+        if not (math.isfinite(least) and math.isfinite(most)):
+            raise Refused(f"{place}.{name}: not finite{_where(name, ~np.isfinite(array))}.")
+        if least < signal.low - slack:
+            raise Refused(f"{place}.{name}: {least:g} is below {signal.low:g}{_where(name, array == array.min())}.")
+        if most > high + slack:
+            raise Refused(f"{place}.{name}: {most:g} is above {high:g}{_where(name, array == array.max())}.")
+        if real:
+            widest = float(np.finfo(np.dtype(signal.dtype)).max)
+            array = np.clip(array, max(signal.low, -widest), min(high, widest))
+    fitted = np.array(array, dtype=signal.dtype, order="C")
+    fitted.setflags(write=False)
+    return fitted
+
+
+def _where(name: str, faults: np.ndarray) -> str:
+    """``" at seed 0, epoch 3, row 17"``: the first of ``faults``."""
+    first = np.unravel_index(int(faults.argmax()), faults.shape)
+    steps = zip(VOCABULARY[name].dims, first, strict=True)
+    return " at " + ", ".join(f"{AXES[letter]} {int(index)}" for letter, index in steps)

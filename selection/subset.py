@@ -1,0 +1,159 @@
+"""The ticket: which images train, what each weighs, where it comes from and what data it belongs to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from selection import npz
+from selection.errors import Refused
+
+KIND, FORMAT = "a ticket of LOTUS", 1
+CURE = "Give another ticket, or run the select stage again."
+
+
+class Subset:
+    """Rows of one data set, checked once so that nobody downstream checks again. Nothing can be changed.
+
+    Args:
+        rows: which images, distinct, in [0, total); stored sorted.
+        total: images in the data set.
+        fingerprint: of the data set.
+        weights: positive, mean 1, in the order of ``rows``; None: 1 each.
+        keep: the part that was asked for; None: what the rows are.
+        origin: how it was made, JSON-ready: score, pick, balance, seed.
+
+    Raises:
+        Refused: no rows, duplicate ones or ones out of range, weights that do not fit.
+    """
+
+    rows: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float32]
+
+    def __init__(
+        self,
+        rows: npt.ArrayLike,
+        total: int,
+        *,
+        fingerprint: str,
+        weights: npt.ArrayLike | None = None,
+        keep: float | None = None,
+        origin: Mapping[str, Any] | None = None,
+        place: str = "ticket",
+    ) -> None:
+        if not isinstance(total, int) or isinstance(total, bool) or total < 1:
+            raise Refused(f"{place}: of {total!r} images in all; that is a whole number of at least 1.")
+        if not isinstance(fingerprint, str) or not fingerprint:
+            raise Refused(f"{place}: the fingerprint of the data is missing. Take the data set's own.")
+        rows = np.asarray(rows)
+        if rows.ndim != 1 or rows.dtype.kind not in "iu":
+            raise Refused(
+                f"{place}: rows are a list of row numbers, not {rows.dtype} {rows.shape}. A mask: np.flatnonzero(mask)."
+            )
+        _check_rows(rows, total, place)
+        weights = np.ones(len(rows), np.float32) if weights is None else np.asarray(weights)
+        _check_weights(weights, len(rows), place)
+        keep = len(rows) / total if keep is None else keep
+        if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
+            raise Refused(f"{place}: keep={keep!r} is no part in (0, 1].")
+        try:
+            self.origin: dict[str, Any] = json.loads(json.dumps(dict(origin or {}), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise Refused(f"{place}: its origin cannot be written as JSON ({error}).") from None
+        order = np.argsort(rows)
+        self.rows = rows[order].astype(np.int64)
+        self.weights = weights[order].astype(np.float32)
+        self.rows.setflags(write=False)
+        self.weights.setflags(write=False)
+        self.total, self.fingerprint, self.keep = total, fingerprint, float(keep)
+
+    @classmethod
+    def whole(cls, total: int, *, fingerprint: str) -> Subset:
+        """Every image, with weight 1."""
+        return cls(np.arange(total), total, fingerprint=fingerprint)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        return f"Subset({len(self)} of {self.total} images, keep={self.keep:g}, data {self.fingerprint})"
+
+    @property
+    def complement(self) -> npt.NDArray[np.int64]:
+        """The rows that the ticket leaves out, sorted."""
+        out = np.ones(self.total, dtype=bool)
+        out[self.rows] = False
+        return np.flatnonzero(out)
+
+    def check(self, fingerprint: str, total: int, *, place: str = "ticket") -> None:
+        """Hold the ticket to a data set.
+
+        Raises:
+            Refused: it is of other data.
+        """
+        if total != self.total or fingerprint != self.fingerprint:
+            raise Refused(
+                f"{place}: it is for {self.total} images of data {self.fingerprint}, and here are {total} of data {fingerprint}. {CURE}"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write the ticket to an .npz, beside and renamed.
+
+        Raises:
+            Refused: it cannot be written there.
+        """
+        about = {"total": self.total, "fingerprint": self.fingerprint, "keep": self.keep, "origin": self.origin}
+        npz.write(path, {"rows": self.rows, "weights": self.weights}, about, kind=KIND, version=FORMAT)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Subset:
+        """Read what :meth:`save` wrote. Hold it to the data at hand with :meth:`check`.
+
+        Raises:
+            Refused: the file is missing, cut short, damaged, foreign, or holds rows that cannot be; names the path and the cure.
+        """
+        arrays, about = npz.read(path, kind=KIND, version=FORMAT, cure=CURE)
+        if set(arrays) != {"rows", "weights"} or not isinstance(about.get("origin"), dict):
+            raise Refused(f"{path}: no complete ticket. {CURE}")
+        try:
+            return cls(
+                arrays["rows"],
+                about.get("total", 0),
+                fingerprint=about.get("fingerprint", ""),
+                weights=arrays["weights"],
+                keep=about.get("keep"),
+                origin=about["origin"],
+                place=str(path),
+            )
+        except Refused as error:
+            raise Refused(f"{error} {CURE}") from None
+
+
+def _check_rows(rows: np.ndarray, total: int, place: str) -> None:
+    if len(rows) == 0:
+        raise Refused(f"{place}: no rows. A ticket keeps at least one image.")
+    outside = rows[(rows < 0) | (rows >= total)]
+    if len(outside):
+        raise Refused(f"{place}: row {outside[0]} is out of range; the {total} images are 0 to {total - 1}.")
+    values, counts = np.unique(rows, return_counts=True)
+    if len(values) < len(rows):
+        raise Refused(
+            f"{place}: row {values[counts > 1][0]} stands there {counts.max()} times. An image is kept once; give it a weight."
+        )
+
+
+def _check_weights(weights: np.ndarray, rows: int, place: str) -> None:
+    if weights.shape != (rows,) or weights.dtype.kind not in "fiu":
+        raise Refused(f"{place}: {rows} rows want {rows} weights, not {weights.dtype} {weights.shape}.")
+    if not np.isfinite(weights).all() or weights.min() <= 0:
+        raise Refused(f"{place}: weights are positive and finite. Leave out an image that should weigh nothing.")
+    mean = weights.mean(dtype=np.float64)
+    if abs(mean - 1) > 1e-3:
+        raise Refused(
+            f"{place}: the weights' mean is {mean:g}, not 1, and so would change the learning rate. Divide by it."
+        )

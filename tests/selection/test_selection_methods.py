@@ -1,0 +1,78 @@
+"""A method is a function: found by name, bound by parameter name."""
+
+from types import ModuleType
+
+import pytest
+
+from selection import methods
+from selection.errors import Refused
+
+
+def shelf(source, name="shelf"):
+    module = ModuleType(name)
+    exec(source, module.__dict__)
+    return module
+
+
+OURS = shelf(
+    """
+from math import gcd
+from textwrap import dedent
+LIMIT = 3
+class Thing: ...
+def _private(x): ...
+def easy(labels): return ("ours", labels)
+def hard(loss, labels, *, window=10, kind='mean'): return (loss, labels, window, kind)
+"""
+)
+THEIRS = shelf("def easy(labels): return ('theirs', labels)\ndef new(loss): return loss", "theirs")
+
+
+def test_only_public_functions_of_the_shelf_itself_are_methods():
+    assert methods.names(OURS) == ["easy", "hard"]
+
+
+def test_a_later_shelf_wins():
+    assert methods.find(OURS, "easy", place="p")(1) == ("ours", 1)
+    assert methods.find([OURS, THEIRS], "easy", place="p")(1) == ("theirs", 1)
+    assert methods.find([THEIRS, OURS], "easy", place="p")(1) == ("ours", 1)
+    assert methods.find([OURS, THEIRS], "hard", place="p") is OURS.hard
+
+
+def test_an_unknown_method_is_refused_with_place_nearest_and_list():
+    with pytest.raises(
+        Refused, match=r"^select\.score: there is no 'hrd'\. Did you mean 'hard'\? Here: easy, hard, new\.$"
+    ):
+        methods.find([OURS, THEIRS], "hrd", place="select.score")
+    with pytest.raises(Refused, match=r"there is no 'gcd'\. Here: easy, hard\.$"):
+        methods.find(OURS, "gcd", place="select.score")
+
+
+def test_the_signature_is_the_schema():
+    assert methods.reads(OURS.hard) == ["loss", "labels"]
+    assert methods.settings(OURS.hard) == {"window": 10, "kind": "mean"}
+    assert methods.settings(OURS.easy) == {}
+
+
+def test_call_binds_by_name_and_gives_no_more_than_is_read():
+    available = {"labels": "L", "loss": "l", "rest": "r"}
+    assert methods.call(OURS.hard, available, {"window": 3}, place="p") == ("l", "L", 3, "mean")
+
+
+def test_call_refuses_what_is_not_recorded():
+    with pytest.raises(Refused, match=r"^p: 'hard' reads loss, which is not here\. Here: labels, rest\.$"):
+        methods.call(OURS.hard, {"rest": 0, "labels": 1}, {}, place="p")
+
+
+def test_call_refuses_unknown_settings():
+    with pytest.raises(
+        Refused, match=r"^p\.windw: 'hard' has no such setting\. Did you mean 'window'\? It has: window, kind\.$"
+    ):
+        methods.call(OURS.hard, {"loss": 0, "labels": 1}, {"windw": 3}, place="p")
+    with pytest.raises(Refused, match=r"^p\.labels: 'easy' has no such setting\. It has none\.$"):
+        methods.call(OURS.easy, {"labels": 1}, {"labels": 3}, place="p")
+
+
+def test_nearest_is_silent_where_nothing_is_near():
+    assert methods.nearest("kep", ["keep", "seed"]) == " Did you mean 'keep'?"
+    assert methods.nearest("zzz", ["keep", "seed"]) == ""

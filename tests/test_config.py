@@ -1,0 +1,115 @@
+"""The page of settings: strict, typed, overridable, inherited, and never a way to run code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lotus.config import Config, check, read
+from selection.errors import Refused
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda file: file.stem)
+def test_every_shipped_config_is_read_and_says_how_to_run_it(file: Path) -> None:
+    config = read(file)
+    assert config.name == file.stem
+    head = file.read_text(encoding="utf-8").splitlines()[0]
+    assert head.startswith("#")
+    assert file.name in file.read_text(encoding="utf-8").split("\ndata:")[0]
+
+
+def test_resolved_page_reads_back_the_same() -> None:
+    config = read(ROOT / "configs" / "digits.yaml", ["train.lr=3e-4", "prune.keep.params=0.6"])
+    assert check(__import__("yaml").safe_load(config.yaml())) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("prune.kep=1", "prune.kep: no such setting. Did you mean 'keep'?"),
+        ("trian.lr=1", "trian: no such setting. Did you mean 'train'?"),
+        ("train.augment.flp=true", "train.augment.flp: no such setting. Did you mean 'flip'?"),
+        ("prune.keep.mac=0.5", "prune.keep.mac: no such setting. Did you mean 'macs'?"),
+        ("select.keep=0", "select.keep: Input should be greater than 0, not 0."),
+        ("select.keep=1.5", "select.keep: Input should be less than or equal to 1, not 1.5."),
+        ("select.keep=half", "select.keep: Input should be a valid number"),
+        ("prune.keep.macs=half", "prune.keep.macs: Input should be a valid number"),
+        ("train.lr.x=1", "train.lr"),
+        ("lr", "an override is key=value"),
+        ("train.precision=fp8", "train.precision"),
+        ("train.lr=[", "not valid YAML"),
+    ],
+)
+def test_a_mistake_is_refused_with_place_and_cure(override: str, says: str) -> None:
+    with pytest.raises(Refused) as refusal:
+        read(ROOT / "configs" / "digits.yaml", [override])
+    assert says in str(refusal.value)
+
+
+def test_all_mistakes_are_named_at_once() -> None:
+    with pytest.raises(Refused) as refusal:
+        check({"trian": {}, "select": {"keep": 2}})
+    assert "trian" in str(refusal.value)
+    assert "select.keep" in str(refusal.value)
+
+
+def test_yaml_reads_1e_3_as_a_string_and_we_as_a_number(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("train: {lr: 1e-3}\n")
+    assert read(file).train.lr == 1e-3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "- a list",
+        "a: [",
+        "a: &x {}\nb: *x",
+        "!!python/object/apply:os.system ['touch {canary}']",
+        "just words",
+        "a: !x 1",
+    ],
+)
+def test_a_file_that_is_no_config_is_refused_and_runs_nothing(tmp_path: Path, text: str) -> None:
+    canary = tmp_path / "canary"
+    file = tmp_path / "x.yaml"
+    file.write_text(text.replace("{canary}", str(canary)))
+    with pytest.raises(Refused):
+        read(file)
+    assert not canary.exists()
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=r"nowhere\.yaml: cannot be read"):
+        read(tmp_path / "nowhere.yaml")
+
+
+def test_probe_and_finetune_take_after_the_training() -> None:
+    config = check({"train": {"lr": 3e-3, "batch_size": 32, "augment": {"flip": True}}, "finetune": {"clip": 2}})
+    assert config.score.batch_size == config.finetune.batch_size == 32
+    assert config.score.lr == 3e-3
+    assert config.finetune.lr == pytest.approx(1e-3)
+    assert config.finetune.clip == 2
+    assert config.finetune.augment.flip
+    assert not config.score.augment.flip, "a probe watches the images as they are"
+    assert config.finetune.epochs == 10
+
+
+def test_a_method_takes_options_in_yaml_and_on_the_command_line() -> None:
+    assert check({"select": {"pick": {"name": "ccs", "bins": 20}}}).select.pick.options == {"bins": 20}
+    config = read(ROOT / "configs" / "digits.yaml", ["select.pick.bins=20"])
+    assert (config.select.pick.name, config.select.pick.options) == ("ccs", {"bins": 20})
+
+
+def test_a_setting_has_a_sentence() -> None:
+    silent = [
+        f"{section.__name__}.{name}"
+        for section in Config.__subclasses__() + [type(getattr(Config(), part)) for part in Config.model_fields]
+        if hasattr(section, "model_fields")
+        for name, field in section.model_fields.items()
+        if not field.description
+    ]
+    assert not silent

@@ -1,0 +1,50 @@
+"""The doctor: each fault is named with its cure."""
+
+from __future__ import annotations
+
+import pytest
+
+from lotus import doctor
+
+
+def pair(torch: str, vision: str, requires: str) -> doctor.Check:
+    versions = {"torch": torch, "torchvision": vision}
+    return next(doctor._pair(versions.get, lambda name: ["numpy", requires]))
+
+
+@pytest.mark.parametrize(
+    ("torch", "vision", "requires", "fits"),
+    [
+        ("2.15.0", "0.29.2", "torch==2.15.0", True),
+        ("2.13.0", "0.29.2", "torch==2.15.0", False),
+        ("2.13.0+cpu", "0.28.0", "torch==2.13.0", False),
+        ("2.13.0+cpu", "0.28.0+cpu", "torch==2.13.0", True),
+        ("2.11.0+cu130", "0.26.0+cu130", "torch==2.11.0", True),
+    ],
+)
+def test_torch_and_torchvision_must_be_a_pair(torch: str, vision: str, requires: str, fits: bool) -> None:
+    check = pair(torch, vision, requires)
+    assert bool(check.cure) is not fits
+    if not fits:
+        assert "no pair" in check.cure
+        assert "pip install" in check.cure
+        assert check.fatal
+
+
+def test_this_machine_is_fit() -> None:
+    assert doctor.refusals() == []
+
+
+def test_an_old_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda name: {"torch": "2.9.1", "timm": None}.get(name, "99.0"))
+    said = {check.name: check for check in doctor._versions()}
+    assert "torch >= 2.10" in said["torch"].cure
+    assert said["timm"].found == "not installed"
+    assert said["numpy"].cure == ""
+
+
+def test_a_small_shm_and_no_compiler_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 64 << 20})())
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    assert "--shm-size" in next(doctor._shm()).cure
+    assert "g++" in next(doctor._compiler()).cure

@@ -1,0 +1,113 @@
+"""A run is a folder: what is done, why something has to be done, and who may work in it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lotus.config import check
+from lotus.events import Wrote
+from lotus.run import BY_NAME, STAGES, Run, write_text
+from selection.errors import Refused
+
+
+def make(folder: Path, **settings: object) -> Run:
+    return Run(check({"folder": str(folder), "data": {"name": "digits"}, **settings}))
+
+
+def do(run: Run, *names: str) -> None:
+    for name in names:
+        for path in run.outputs(name):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(name)
+        run.finish(name, seconds=1.0)
+
+
+def test_a_finished_stage_is_done_and_its_paths_do_not_matter(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    assert run.why("prepare") == "not done yet"
+    do(run, "prepare")
+    assert make(tmp_path).why("prepare") is None
+    assert make(tmp_path, train={"lr": 1}).why("prepare") is None, "a stage's own settings decide"
+
+
+def test_why_names_the_setting_the_file_or_the_stage(tmp_path: Path) -> None:
+    do(make(tmp_path), "prepare", "score", "select", "train")
+    assert make(tmp_path, train={"lr": 0.5}).why("train") == "train.lr: 0.001 -> 0.5"
+    assert "and 1 more" in str(make(tmp_path, train={"lr": 0.5, "clip": 3}).why("train"))
+    run = make(tmp_path)
+    run.outputs("select")[0].write_text("longer than before")
+    assert run.why("select") == "subset.npz was changed"
+    run.outputs("select")[0].unlink()
+    assert run.why("select") == "subset.npz is gone"
+
+
+def test_what_was_made_from_something_else_is_made_again(tmp_path: Path) -> None:
+    do(make(tmp_path), "prepare", "score", "select", "train")
+    other = make(tmp_path, select={"keep": 0.5})
+    do(other, "select")
+    assert other.why("train") == "select was done again"
+    assert other.why("prepare") is None
+
+
+def test_a_damaged_record_is_no_record(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    do(run, "prepare")
+    for text in ("", "[]", '{"format": 99}', '{"format": 1, "stage": "prepare"}'):
+        (tmp_path / "stages" / "prepare.json").write_text(text)
+        assert run.why("prepare") == "not done yet"
+
+
+def test_every_stage_reads_from_earlier_ones_only() -> None:
+    names = [stage.name for stage in STAGES]
+    for stage in STAGES:
+        assert all(names.index(name) < names.index(stage.name) for name in stage.after)
+    assert list(BY_NAME) == names
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
+    code = (
+        "import sys; from lotus.config import check; from lotus.run import Run\n"
+        f"with Run(check({{'folder': {str(tmp_path)!r}}})).held(): print('held', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(Refused, match="another run is at work in this folder"), make(tmp_path).held():
+            pass
+    finally:
+        other.communicate("")
+    with make(tmp_path).held():
+        pass
+
+
+def test_a_run_name_cannot_leave_its_place() -> None:
+    assert Run(check({"name": "../../etc/x"})).folder == Path("runs/etc-x")
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "x.json"
+    write_text(file, "old")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(Refused, match="No space left on device"):
+        write_text(file, "new")
+    assert file.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_the_log_is_one_event_a_line(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    run.write_event(Wrote("prepare", "a"))
+    run.write_event(Wrote("prepare", "b"))
+    lines = [json.loads(line) for line in run.log.read_text().splitlines()]
+    assert [line["path"] for line in lines] == ["a", "b"]
+    assert all(line["event"] == "wrote" and line["time"] > 0 for line in lines)
