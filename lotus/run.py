@@ -127,6 +127,7 @@ class Run:
         self.ticket = self.folder / "subset.npz"
         self.baseline = self.folder / "baseline"
         self.trained = self.folder / "trained"
+        self.gates = self.folder / "gates.safetensors"
         self.pruned = self.folder / "pruned"
         self.final = self.folder / "final"
         self.export = self.folder / "export"

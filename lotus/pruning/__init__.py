@@ -1,0 +1,171 @@
+"""Pruning: score the units of a ViT, keep what a budget allows, cut the rest and fold what it carried into what stays.
+
+small = lotus.prune(model, batches, keep={"macs": 0.5})
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lotus.pruning import budget, criteria, measure, surgery
+from lotus.pruning import compensate as folds
+from lotus.pruning.budget import Rank
+from lotus.pruning.compensate import Compensate
+from lotus.pruning.plan import Plan
+from lotus.pruning.spec import load, save
+from lotus.vit import anatomy, cost
+from lotus.vit import model as door
+from selection import methods
+from selection.errors import Refused
+
+__all__ = ["Drawn", "Plan", "load", "lottery", "prune", "save"]
+
+Batches = Iterable[Any] | Callable[[], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A dimension lottery's outcome."""
+
+    model: nn.Module
+    """The small model, in eval mode."""
+    plan: Plan
+    before: dict[str, int]
+    """``params`` and ``macs``."""
+    after: dict[str, int]
+    scores: dict[str, np.ndarray]
+    """Site -> a score a unit; ``blocks.3.attn`` (H * V,), ``blocks.3.mlp`` (F,), ``blocks.3.qk`` (H * Q,)."""
+    images: int
+    """Calibration images that were gone through; 0 where none were needed."""
+
+
+def prune(
+    model: nn.Module,
+    batches: Batches,
+    keep: Mapping[str, float],
+    *,
+    criterion: str | Callable[..., np.ndarray] = "taylor",
+    rank: Rank = "pool",
+    round: int = 8,
+    compensate: Compensate = "affine",
+    gates: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """A smaller model within the budget, in eval mode, on the model's device; the model itself is left as it was.
+
+    Args:
+        model: Any supported timm ViT, trained by LOTUS or not.
+        batches: Calibration data: tuples that begin with images and labels, some 2,000 images; or a function that gives them.
+            They are gone through once.
+        keep: ``{"macs": 0.5}``, ``{"params": 0.5}`` or both, as parts of the model's.
+        criterion: A name from :mod:`lotus.pruning.criteria`, or a function like those.
+        rank: ``pool``: all units compete by score a saved cost; ``kind``: heads, head dimensions, MLP units among themselves.
+        round: Widths stay a multiple of this.
+        compensate: ``none``, ``mean`` or ``affine``: how what was cut is folded into what stays.
+        gates: Learned gates by site, for the criterion ``gate``.
+        seed: For the criterion ``random``.
+
+    Raises:
+        Refused: a model that cannot be cut, a budget out of reach, calibration data that do not serve; says what would.
+    """
+    return lottery(
+        model, batches, keep, criterion=criterion, rank=rank, round=round, compensate=compensate, gates=gates, seed=seed
+    ).model
+
+
+def lottery(
+    model: nn.Module,
+    batches: Batches,
+    keep: Mapping[str, float],
+    *,
+    criterion: str | Callable[..., np.ndarray] = "taylor",
+    criterion_options: Mapping[str, Any] | None = None,
+    shelves: Iterable[ModuleType] = (),
+    rank: Rank = "pool",
+    round: int = 8,
+    compensate: Compensate = "affine",
+    gates: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Drawn:
+    """As :func:`prune`, with all that came to light on the way.
+
+    Args:
+        criterion_options: Settings of the criterion.
+        shelves: Modules with criteria of the user's own.
+        progress: Told the calibration images done so far.
+
+    Raises:
+        Refused: as :func:`prune`.
+    """
+    method = (
+        criterion if callable(criterion) else methods.find([criteria, *shelves], criterion, place="prune.criterion")
+    )
+    options = dict(criterion_options or {})
+    methods.check_settings(method, options, place="prune.criterion")
+    if compensate not in folds.HOW:
+        raise Refused(f"prune.compensate: there is no {compensate!r}. Here: {', '.join(folds.HOW)}.")
+    share = budget.check_keep(keep)
+    _refuse_unfit(model)
+    outline = cost.outline(model)
+    if "gates" in methods.reads(method):
+        _refuse_gates(model, gates)
+    wants = "gradients" in methods.reads(method)
+    everything_stays = all(part == 1 for part in share.values())
+    measured = measure.Measured()
+    if wants or (compensate != "none" and not everything_stays):
+        measured = measure.measure(
+            model, batches() if callable(batches) else batches, gradients=wants, moments=compensate, progress=progress
+        )
+    scores = measure.score(model, method, options, gradients=measured.gradients, gates=gates, seed=seed)
+    plan = budget.fit_plan(outline, scores, share, rank=rank, round=round)
+    small = surgery.cut(model, plan)
+    for block, dense, kept in zip(anatomy.blocks(small), anatomy.blocks(model), plan.blocks, strict=True):
+        for site, linear, before, stay in (
+            (f"{block.name}.attn", block.proj, dense.proj, kept.outputs),
+            (f"{block.name}.mlp", block.fc2, dense.fc2, list(kept.units)),
+        ):
+            folds.apply(linear, before, stay, measured.moments.get(site), compensate)
+    # Read off now: a cut model no longer shows what it was made as. One that timm would not make so can be used all the
+    # same; save() says why it cannot be saved.
+    with contextlib.suppress(Refused):
+        door.remember(small, door.origin(model))
+    return Drawn(small.eval(), plan, _brief(outline.cost()), _brief(plan.cost(outline)), scores, images=measured.images)
+
+
+def _brief(whole: cost.Cost) -> dict[str, int]:
+    return {"params": whole.params, "macs": whole.macs}
+
+
+def _refuse_unfit(model: nn.Module) -> None:
+    for block in anatomy.blocks(model):
+        for name in ("qkv", "proj", "fc1", "fc2"):
+            linear = getattr(block, name)
+            if linear._forward_pre_hooks or linear._forward_hooks:
+                raise Refused(
+                    f"{block.name}: {name} carries a forward hook, which a cut would lose. Take it off first (gates: remove())."
+                )
+    for where, weight in model.named_parameters():
+        if weight.is_meta:
+            raise Refused(f"{where}: has no memory (meta device). Load the weights first.")
+        if not torch.isfinite(weight).all():
+            raise Refused(f"{where}: holds values that are not finite. Prune a checkpoint from before.")
+
+
+def _refuse_gates(model: nn.Module, gates: Mapping[str, Tensor] | None) -> None:
+    """Refuse gates that are missing or of other widths."""
+    for site, linear in anatomy.sites(model).items():
+        if gates is None or site not in gates:
+            raise Refused(
+                f"prune.criterion: this one reads the learned gate of {site}, which is not here. Train with gates, or take another."
+            )
+        if gates[site].numel() != linear.in_features:
+            raise Refused(f"prune.criterion: {gates[site].numel()} gates for the {linear.in_features} units of {site}.")

@@ -1,0 +1,302 @@
+"""The command line. ``lotus VERB`` and ``tools/VERB.py`` are the same code; heavy packages are imported when needed.
+
+Exit codes: 0 done, 2 for what the user can mend, 75 stopped on request (the same command goes on), 1 for a fault of ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from selection.errors import Refused
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from lotus.config import Config
+
+STOPPED = 75  # sysexits' EX_TEMPFAIL: try again
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb; returns the exit code."""
+    parser = _parser()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(words[:1]) if words[:1] and words[0] in ("-h", "--help", "--version") else None
+    if options is None:
+        options = _parse(parser, words)
+    try:
+        with _terminated_like_interrupted():
+            return options.verb(options)
+    except Refused as refusal:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"lotus: {refusal}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("lotus: stopped. The same command goes on from here.", file=sys.stderr)
+        return STOPPED
+    except BrokenPipeError:  # `lotus ... | head`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - python flushes it at exit
+        return 0
+
+
+def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """``key=value`` may stand anywhere among the flags, which argparse alone does not allow inside sub-commands."""
+    options, rest = parser.parse_known_args(words)
+    strange = [word for word in rest if word.startswith("-") or not hasattr(options, "overrides")]
+    if strange:
+        parser.error(f"{strange[0]}: no such option. See: lotus {words[0]} --help")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    from lotus.run import STAGES
+
+    parser = argparse.ArgumentParser(
+        prog="lotus", description="Train Vision Transformers on less data and ship them with fewer dimensions."
+    )
+    parser.add_argument("--version", action="version", version=f"lotus {__import__('lotus').__version__}")
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    def verb(name: str, does: str, action: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=does, description=does[0].upper() + does[1:] + ".")
+        added.set_defaults(verb=action)
+        return added
+
+    whole = verb("run", "run every stage that is not done yet", _run)
+    _run_options(whole, until="report")
+    whole.add_argument("--from", dest="first", choices=[stage.name for stage in STAGES], metavar="STAGE",
+                       help=f"run again from this stage on: {', '.join(stage.name for stage in STAGES)}")  # fmt: skip
+    for name in ("prepare", "score", "train", "prune", "finetune", "export"):
+        _run_options(verb(name, f"run the stages up to '{name}' that are not done yet", _run), until=name)
+
+    ticket = verb("select", "draw a ticket (a subset of the images) from recorded signals; needs no torch", _select)
+    ticket.add_argument("signals", help="signals.npz, as `lotus score` leaves it")
+    ticket.add_argument("--score", default="el2n", help="a score of selection/scores.py; higher = keep first (el2n)")
+    ticket.add_argument("--pick", default="ccs", help="a policy of selection/pickers.py (ccs)")
+    budget = ticket.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--keep", type=float, help="the part of the images that stays, in (0, 1]")
+    budget.add_argument("--prune", type=float, help="the part that goes, in [0, 1): the complement of --keep")
+    ticket.add_argument("--seed", type=int, default=0, help="what is random follows from it (0)")
+    ticket.add_argument("--out", default="", help="where the ticket goes, e.g. ticket.npz")
+    ticket.add_argument("--no-balance", action="store_true", help="do not keep the same part of every class")
+    ticket.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
+                        help="an option of the method: score.epochs=5, pick.bins=20")  # fmt: skip
+    ticket.add_argument("--with", dest="shelves", action="append", default=[], metavar="FILE.py",
+                        help="a file of your own whose functions join the shelves")  # fmt: skip
+    ticket.add_argument("--json", action="store_true", help="print JSON and nothing else")
+
+    evaluate = verb("evaluate", "measure a model of a run on the validation images", _evaluate)
+    evaluate.add_argument("config", help="the run's config file")
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
+    evaluate.add_argument("--model", default="final", help="baseline, trained, pruned, final, or a folder (final)")
+    evaluate.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    evaluate.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+
+    report = verb("report", "write report.html of a run again and show its last page", _report)
+    report.add_argument("folder", help="the run's folder, e.g. runs/digits")
+
+    doctor = verb("doctor", "check this machine and say what to do", _doctor)
+    doctor.add_argument("--brief", action="store_true", help="say only what is wrong")
+    return parser
+
+
+def _run_options(parser: argparse.ArgumentParser, until: str) -> None:
+    parser.add_argument("config", help="a YAML file, e.g. configs/digits.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, e.g. train.lr=3e-4")
+    parser.add_argument("--again", action="store_true", help="run every stage again")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would run, and what it would cost")
+    parser.add_argument("--plain", action="store_true", help="plain lines instead of live progress")
+    parser.add_argument("--with", dest="shelves", action="append", default=[], metavar="FILE.py",
+                        help="a file of your own whose functions join the shelves")  # fmt: skip
+    # What DeepSpeed's launcher and its users pass.
+    parser.add_argument("--deepspeed", action="store_true", help="accepted for DeepSpeed's sake: it is always on")
+    parser.add_argument("--deepspeed_config", metavar="JSON", help="DeepSpeed settings of your own (train.deepspeed)")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    parser.set_defaults(until=until, first=None)
+
+
+# ------------------------------------------------------------------------------------------------------------- verbs
+
+
+def _run(options: argparse.Namespace) -> int:
+    from lotus import stages
+    from lotus.config import read
+    from lotus.report.terminal import Terminal
+
+    if options.local_rank is not None:
+        os.environ.setdefault("LOCAL_RANK", str(options.local_rank))
+    theirs = [f"train.deepspeed={options.deepspeed_config}"] if options.deepspeed_config else []
+    config = read(options.config, [*options.overrides, *theirs])
+    shelves = _shelves(options.shelves)
+    if options.dry_run:
+        from lotus.report.terminal import plan_page
+
+        plan_page(stages.forecast(config, until=options.until, first=options.first, again=options.again))
+        return 0
+    quiet = int(os.environ.get("RANK", "0")) != 0
+    events = stages.go(config, until=options.until, first=options.first, again=options.again, shelves=shelves)
+    if quiet:
+        for _ in events:
+            pass
+        return 0
+    with Terminal(plain=options.plain or None) as terminal:
+        for event in events:
+            terminal.show(event)
+    if options.until == "report":
+        _last_page(config)
+    return 0
+
+
+def _last_page(config: Config) -> None:
+    from lotus.report.terminal import last_page
+    from lotus.run import Run
+
+    run = Run(config)
+    last_page(json.loads(run.results.read_text(encoding="utf-8")), run.report)
+
+
+def _select(options: argparse.Namespace) -> int:
+    from selection.lottery import select
+    from selection.signals import Signals
+
+    if options.keep is None:
+        if not 0 <= options.prune < 1:
+            raise Refused(f"--prune: the part that goes lies in [0, 1), not {options.prune}.")
+        options.keep = 1 - options.prune
+    if not 0 < options.keep <= 1:
+        raise Refused(f"--keep: the part that stays lies in (0, 1], not {options.keep}.")
+    settings: dict[str, dict[str, Any]] = {"score": {}, "pick": {}}
+    for given in options.set:
+        key, equals, value = given.partition("=")
+        method, dot, name = key.partition(".")
+        if not (equals and dot and method in settings):
+            raise Refused(f"--set {given}: write score.NAME=VALUE or pick.NAME=VALUE, e.g. --set pick.bins=20.")
+        settings[method][name] = _value(value)
+    signals = Signals.load(options.signals)
+    drawn = select(
+        signals,
+        score={**settings["score"], "name": options.score},
+        pick={**settings["pick"], "name": options.pick},
+        keep=options.keep,
+        balance=not options.no_balance,
+        seed=options.seed,
+        shelves=_shelves(options.shelves),
+    )
+    if options.out:
+        drawn.subset.save(options.out)
+    classes = signals.classes or [str(number) for number in range(signals.n_classes)]
+    kept, of = _per_class(signals["labels"], drawn.subset.rows, signals.n_classes)
+    if options.json:
+        print(json.dumps({
+            "kept": len(drawn.subset.rows), "of": len(signals["labels"]), "keep": options.keep, "seed": options.seed,
+            "score": options.score, "pick": options.pick, "out": options.out, "warnings": list(drawn.warnings),
+            "classes": [{"class": name, "kept": k, "of": o} for name, k, o in zip(classes, kept, of)],
+        }))  # fmt: skip
+        return 0
+    from lotus.report.terminal import ticket_page
+
+    ticket_page(classes, kept, of, drawn.scores, drawn.subset.rows, title=f"{options.score}, {options.pick}",
+                warnings=drawn.warnings, out=options.out)  # fmt: skip
+    return 0
+
+
+def _per_class(labels: np.ndarray, rows: np.ndarray, classes: int) -> tuple[list[int], list[int]]:
+    import numpy as np
+
+    return (
+        np.bincount(labels[rows], minlength=classes).tolist(),
+        np.bincount(labels, minlength=classes).tolist(),
+    )
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from lotus import stages
+    from lotus.config import read
+
+    found = stages.evaluate_model(read(options.config, options.overrides), options.model)
+    if options.json:
+        print(json.dumps(found))
+    else:
+        print(
+            f"{options.model}: top-1 {found['top1']:.2f} %, top-5 {found['top5']:.2f} %, loss {found['loss']:.4f} "
+            f"on {found['images']:.0f} images; {found['params'] / 1e6:.3f} M parameters, {found['macs'] / 1e6:.2f} M MACs"
+        )
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from lotus.report import html
+    from lotus.report.terminal import last_page
+
+    folder = Path(options.folder)
+    results = folder / "results.json"
+    if not results.is_file():
+        raise Refused(f"{folder}: no results.json here, so no finished run. Run: lotus run CONFIG.")
+    page = html.write(folder)
+    last_page(json.loads(results.read_text(encoding="utf-8")), page)
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from lotus import doctor
+    from lotus.report.terminal import doctor_page
+
+    checks = list(doctor.checks())
+    doctor_page([check for check in checks if check.cure] if options.brief else checks)
+    return 2 if any(check.fatal and check.cure for check in checks) else 0
+
+
+# ----------------------------------------------------------------------------------------------------------- helpers
+
+
+def _shelves(files: Sequence[str]) -> list[ModuleType]:
+    """Modules of the user's own, named on the command line (never by a config, which may come from elsewhere)."""
+    shelves = []
+    for number, file in enumerate(files):
+        spec = importlib.util.spec_from_file_location(f"lotus_shelf_{number}", file)
+        if spec is None or spec.loader is None or not Path(file).is_file():
+            raise Refused(f"--with {file}: no such Python file.")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            raise Refused(f"--with {file}: it cannot be imported: {type(error).__name__}: {error}") from error
+        shelves.append(module)
+    return shelves
+
+
+def _value(text: str) -> Any:
+    import yaml
+
+    return yaml.safe_load(text)
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM unwinds like Ctrl-C, so that what is half-written is taken away. Training has its own, gentler way."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread: whoever called us keeps the signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,506 @@
+"""A data set as a file: ``train.beton`` and, beside it, its manifest ``train.json``.
+
+``prepare`` writes both, and the manifest last: a .beton is good when its manifest says so. FFCV itself would open a
+half-written file as if it were whole, hang for ever when an image or the disk makes its writer fail, and read flipped
+bytes without a word; here each of these is a refusal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import functools
+import hashlib
+import json
+import os
+import shutil
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from lotus import config
+from lotus.data import format, pictures, threads
+from lotus.data.augment import uniform
+from lotus.data.format import Beton, PlainWriter, Stored, TooLarge, Writer
+from lotus.data.pictures import Pixels
+from lotus.data.source import Source, digest
+from lotus.events import Event, Said, Step, Wrote
+from selection.errors import Refused
+
+FORMAT = 1
+SAMPLE = 10_000
+"""Images over which mean and standard deviation are taken."""
+
+_TRIED = 16  # images encoded to guess how large the file will be
+_READ_BACK = 64  # images compared after writing
+_EVERY = 0.5, 1000  # seconds, images: a sign of life after either
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is known of a .beton. ``Manifest.load(file)`` is the check that the file is whole."""
+
+    n: int
+    classes: tuple[str, ...]
+    fingerprint: str
+    """Of the images that are in the file."""
+    mean: tuple[float, float, float]
+    """Of each channel, in 0..1, over a sample of the images."""
+    std: tuple[float, float, float]
+    size: tuple[int, int] | None
+    """(H, W) of every image, or None where they differ."""
+    skipped: tuple[dict[str, str], ...]
+    """``name`` and ``reason`` of the damaged images that were left out."""
+    settings: dict[str, Any]
+    """How the pixels were stored."""
+    source: str
+    """Fingerprint of the data set it was made from."""
+    bytes: int
+    modified: int
+    """The file's time of modification (ns): as long as it stands, the checksum need not be computed again."""
+    checksum: str
+
+    @staticmethod
+    def path(file: str | os.PathLike[str]) -> Path:
+        """Where the manifest of ``file`` lies."""
+        return Path(file).with_suffix(".json")
+
+    @classmethod
+    def load(cls, file: str | os.PathLike[str]) -> Self:
+        """The manifest of ``file``, which is checked against it.
+
+        A file whose size and time are as they were is taken as whole; one that was copied or touched is read through
+        once and its checksum compared.
+
+        Raises:
+            Refused: no manifest, an unreadable one, or a file that is not the one it speaks of.
+        """
+        file = Path(file)
+        path = cls.path(file)
+        if not file.exists():
+            raise Refused(f"{file}: does not exist. Run prepare.")
+        if not path.exists():
+            raise Refused(f"{file}: no {path.name} beside it, so it is half-written or not from LOTUS. Run prepare.")
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found.pop("format") != FORMAT:
+                raise Refused(f"{path}: written by another version of LOTUS. Run prepare again.")
+            size = found["size"]
+            manifest = cls(
+                **found
+                | {"classes": tuple(found["classes"]), "skipped": tuple(found["skipped"])}
+                | {"mean": tuple(found["mean"]), "std": tuple(found["std"]), "size": tuple(size) if size else None}
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, Refused):
+                raise
+            raise Refused(f"{path}: not a manifest ({error}). Delete it and run prepare.") from None
+        about = file.stat()
+        if about.st_size != manifest.bytes:
+            raise Refused(
+                f"{file}: {about.st_size} bytes, but its manifest says {manifest.bytes}: it is cut off or was replaced. "
+                "Delete it and run prepare."
+            )
+        if about.st_mtime_ns != manifest.modified:
+            if checksum(file) != manifest.checksum:
+                raise Refused(f"{file}: its bytes have changed since it was written. Delete it and run prepare.")
+            manifest = dataclasses.replace(manifest, modified=about.st_mtime_ns)
+            with contextlib.suppress(OSError):  # a read-only folder
+                manifest.save(file)  # so that the next one need not read it through
+        return manifest
+
+    def save(self, file: str | os.PathLike[str]) -> None:
+        """Write the manifest of ``file``, whole or not at all."""
+        path = self.path(file)
+        beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        try:
+            with beside.open("w", encoding="utf-8") as opened:
+                json.dump({"format": FORMAT, **dataclasses.asdict(self)}, opened, indent=1, ensure_ascii=False)
+                opened.flush()
+                os.fsync(opened.fileno())
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def labels(file: str | os.PathLike[str]) -> npt.NDArray[np.int64]:
+    """(N,) labels of a .beton; without FFCV."""
+    return opened(file).labels
+
+
+def image(file: str | os.PathLike[str], row: int) -> Pixels:
+    """Image ``row`` (H, W, 3) uint8 as it is stored; without FFCV."""
+    return opened(file).image(int(row))
+
+
+def opened(file: str | os.PathLike[str]) -> Beton:
+    """The .beton itself, checked; kept open for the next call."""
+    Manifest.load(file)
+    about = os.stat(file)
+    return _opened(os.fspath(file), about.st_mtime_ns, about.st_size)
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(file: str, modified: int, size: int) -> Beton:
+    return Beton(Path(file))
+
+
+def checksum(file: str | os.PathLike[str]) -> str:
+    """Of the file's bytes; about a second a gigabyte."""
+    hashed = hashlib.blake2b(digest_size=16)
+    with open(file, "rb") as opened_:
+        while piece := opened_.read(1 << 22):
+            hashed.update(piece)
+    return hashed.hexdigest()
+
+
+def settings(data: config.Data) -> dict[str, Any]:
+    """The settings on which the file's bytes depend, and no others: the rest may change without a rewrite."""
+    kept: dict[str, Any] = {"write": data.write, "max_side": data.max_side}
+    if data.write != "raw":
+        kept["jpeg_quality"] = data.jpeg_quality
+    if data.write == "smart":
+        kept["smart_threshold"] = data.smart_threshold
+    if data.write == "proportion":
+        kept["jpeg_share"] = data.jpeg_share
+    return kept
+
+
+def prepare(
+    source: Source, file: str | os.PathLike[str], data: config.Data, *, stage: str = "prepare"
+) -> Iterator[Event]:
+    """Write ``source`` as ``file`` and its manifest, unless they stand already. Yields what happens.
+
+    Each image is read and checked here before the writer sees it, the pages are written in this process, so that a
+    fault is an exception and no worker can leave us waiting, under a name of its own; read back; and renamed.
+
+    Raises:
+        Refused: a damaged image (named; with ``data.damaged: skip`` it is left out and counted), no room on the disk,
+            ``data.loader: ffcv`` where FFCV is not installed.
+    """
+    file = Path(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"{file.parent}: cannot be made ({error.strerror}).") from None
+    if _stands(source, file, data):
+        yield Said(stage, f"{file}: unchanged, not written again")
+        return
+    claim = yield from _claim(file.parent, stage)
+    try:
+        if _stands(source, file, data):
+            yield Said(stage, f"{file}: written by another run just now")
+            return
+        yield from _write(source, file, data, stage)
+    finally:
+        if claim is not None:
+            os.close(claim)
+    yield Wrote(stage, str(file))
+
+
+def _stands(source: Source, file: Path, data: config.Data) -> bool:
+    try:
+        manifest = Manifest.load(file)
+    except Refused:
+        return False
+    return (
+        manifest.source == source.fingerprint
+        and manifest.classes == source.classes
+        and manifest.settings == settings(data)
+        and (not manifest.skipped or data.damaged == "skip")
+    )
+
+
+def _claim(folder: Path, stage: str) -> Generator[Event, None, int | None]:
+    """Wait until no other run writes in ``folder``. The lock goes with the process, however it ends."""
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        return None
+    told = False
+    try:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return handle
+            except BlockingIOError:
+                if not told:
+                    yield Said(stage, f"{folder}: another run is writing there; waiting for it")
+                    told = True
+                time.sleep(0.2)
+            except OSError:  # a file system without locks
+                os.close(handle)
+                return None
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+@dataclass
+class _Written:
+    """What was written so far."""
+
+    labels: list[int] = dataclasses.field(default_factory=list)
+    checks: list[int] = dataclasses.field(default_factory=list)  # CRC of each image's stored bytes
+    sizes: set[tuple[int, int]] = dataclasses.field(default_factory=set)
+    skipped: list[dict[str, str]] = dataclasses.field(default_factory=list)
+    moments: list[npt.NDArray[np.float64]] = dataclasses.field(default_factory=list)  # (2, 3) a sampled image
+
+
+def _write(source: Source, file: Path, data: config.Data, stage: str) -> Iterator[Event]:
+    make, note = _writer(data, len(source))
+    if note:
+        yield Said(stage, note, level="warning")
+    needed = _check_room(source, file, data)
+    beside = file.with_name(file.name + ".tmp")
+    page = format.USUAL_PAGE if needed > 2 * format.USUAL_PAGE else format.SMALLEST_PAGE
+    try:
+        while True:
+            try:
+                written = yield from _fill(source, file, beside, data, stage, make, page)
+                break
+            except TooLarge as error:
+                page = format.page_for(error.needed)
+                yield Said(
+                    stage, f"{file.name}: an image of {error.needed / 1e6:.1f} MB; beginning again with larger pages"
+                )
+        _check_classes(source, written)
+        _read_back(beside, written)
+        with beside.open("rb") as opened_:
+            os.fsync(opened_.fileno())
+        moments = np.mean(written.moments, axis=0)
+        deviation = np.sqrt(np.maximum(moments[1] - moments[0] ** 2, 0))
+        # Images of one colour have no deviation, and normalising divides by it.
+        deviation = np.maximum(deviation, 1 / 255)
+        fingerprint = source.fingerprint
+        if written.skipped:
+            fingerprint = digest(fingerprint, [entry["name"] for entry in written.skipped])
+        about = beside.stat()
+        manifest = Manifest(
+            n=len(written.labels),
+            classes=source.classes,
+            fingerprint=fingerprint,
+            mean=_three(moments[0]),
+            std=_three(deviation),
+            size=next(iter(written.sizes)) if len(written.sizes) == 1 else None,
+            skipped=tuple(written.skipped),
+            settings=settings(data),
+            source=source.fingerprint,
+            bytes=about.st_size,
+            modified=about.st_mtime_ns,
+            checksum=checksum(beside),
+        )
+        Manifest.path(file).unlink(missing_ok=True)  # an old manifest must never stand beside a new file
+        os.replace(beside, file)
+        _sync_folder(file.parent)
+        manifest.save(file)
+        _sync_folder(file.parent)
+    except OSError as error:
+        raise _disk(error, file) from None
+    finally:
+        beside.unlink(missing_ok=True)
+    if written.skipped:
+        first = written.skipped[0]
+        rest = (
+            f" and {len(written.skipped) - 1} more, listed in {Manifest.path(file).name}" if written.skipped[1:] else ""
+        )
+        yield Said(stage, f"{file.name}: left out {first['name']} ({first['reason']}){rest}", level="warning")
+
+
+def _fill(
+    source: Source,
+    file: Path,
+    beside: Path,
+    data: config.Data,
+    stage: str,
+    make: Callable[[Path, int, int], Writer],
+    page: int,
+) -> Generator[Event, None, _Written]:
+    """All images into ``beside``."""
+    written, total = _Written(), len(source)
+    writer = make(beside, total, page)
+    began = then = time.perf_counter()
+    last = 0
+    try:
+        for i, (stored, moments, fault) in enumerate(_encoded(source, data)):
+            if stored is None:
+                name = source.name(i)
+                if data.damaged == "fatal":
+                    raise Refused(f"{name}: damaged image ({fault}). Mend or delete it, or set data.damaged: skip.")
+                written.skipped.append({"name": name, "reason": fault})
+            else:
+                label = int(source.labels[i])
+                writer.add(stored, label)
+                written.labels.append(label)
+                written.checks.append(zlib.crc32(stored.data))
+                written.sizes.add((stored.height, stored.width))
+                if moments is not None:
+                    written.moments.append(moments)
+            now, done = time.perf_counter(), i + 1
+            if now - then >= _EVERY[0] or done - last >= _EVERY[1] or done == total:
+                yield Step(stage, done, total, "images", {"images_per_second": done / max(now - began, 1e-9)})
+                then, last = now, done
+        if not written.labels:
+            raise Refused(
+                f"{source.where}: all {total} images are damaged, the first for: {written.skipped[0]['reason']}."
+            )
+        if not written.moments:  # every sampled image was damaged, which is hardly ever
+            written.moments.append(_moments(source.read(_first_good(source, written))))
+        writer.finish()
+    except OSError as error:
+        raise _disk(error, file, f" after {len(written.labels)} of {total} images") from None
+    finally:
+        writer.abandon()
+    return written
+
+
+def _encoded(source: Source, data: config.Data) -> Iterator[tuple[Stored | None, npt.NDArray[np.float64] | None, str]]:
+    """Each image ready to be written, in order, with its moments where it is in the sample; or why it cannot be."""
+    total = len(source)
+    # Row i is in the sample where the running count i * SAMPLE / N passes a whole number: evenly spread.
+    sampled = np.diff(np.arange(total + 1) * min(SAMPLE, total) // total) > 0
+
+    def one(i: int) -> tuple[Stored | None, npt.NDArray[np.float64] | None, str]:
+        try:
+            pixels = pictures.fit(_checked(source.read(i)), data.max_side)
+            return _stored(pixels, i, data), _moments(pixels) if sampled[i] else None, ""
+        except Exception as error:  # a damaged picture can raise anything
+            return None, None, " ".join(f"{type(error).__name__}: {error}".split())
+
+    workers = threads.count(data.workers)
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="lotus-prepare")
+    pending: deque[Future[Any]] = deque()
+    try:
+        for i in range(total):
+            pending.append(pool.submit(one, i))
+            if len(pending) >= 8 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _checked(pixels: Pixels) -> Pixels:
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+        raise ValueError(f"{pixels.shape} of {pixels.dtype}, expected (H, W, 3) of uint8")
+    if min(pixels.shape) < 1 or max(pixels.shape) > pictures.MAX_SIDE:
+        raise ValueError(f"{pixels.shape[1]} x {pixels.shape[0]} pixels; a side is 1 to {pictures.MAX_SIDE}")
+    return pixels
+
+
+def _stored(pixels: Pixels, row: int, data: config.Data) -> Stored:
+    """An image as raw pixels or JPEG, as ``data.write`` says."""
+    packed = data.write == "jpg"
+    if data.write == "smart":
+        packed = pixels.nbytes > data.smart_threshold
+    elif data.write == "proportion":
+        packed = bool(uniform(0, 0, np.array([row], np.uint64), stream=1 << 20)[0] < data.jpeg_share)
+    height, width = pixels.shape[:2]
+    if packed:
+        return Stored(format.JPEG, height, width, pictures.jpeg(pixels, data.jpeg_quality))
+    return Stored(format.RAW, height, width, np.ascontiguousarray(pixels).data.cast("B"))
+
+
+def _moments(pixels: Pixels) -> npt.NDArray[np.float64]:
+    """(2, 3): mean and mean square of each channel, in 0..1. Every image weighs the same, whatever its size."""
+    flat = pixels.reshape(-1, 3) / 255.0
+    return np.stack([flat.mean(axis=0), (flat * flat).mean(axis=0)])
+
+
+def _first_good(source: Source, written: _Written) -> int:
+    bad = {entry["name"] for entry in written.skipped}
+    return next(i for i in range(len(source)) if source.name(i) not in bad)
+
+
+def _three(values: npt.NDArray[np.float64]) -> tuple[float, float, float]:
+    first, second, third = (round(float(value), 6) for value in values)
+    return first, second, third
+
+
+def _writer(data: config.Data, images: int) -> tuple[Callable[[Path, int, int], Writer], str]:
+    """FFCV's writer, or ours where it cannot be had; and a sentence if the user should know."""
+    if data.loader == "torch":
+        return PlainWriter, ""
+    try:
+        from lotus.data.fast import FfcvWriter
+    except (ImportError, OSError) as error:
+        if data.loader == "ffcv":
+            raise Refused(
+                f"data.loader: ffcv is not here ({error}). Run lotus doctor, or set data.loader: auto."
+            ) from None
+        return PlainWriter, ""
+    if not FfcvWriter.fits(images):
+        return PlainWriter, "/dev/shm is too small for FFCV's writer; the same format is written without it"
+    return FfcvWriter, ""
+
+
+def _check_room(source: Source, file: Path, data: config.Data) -> int:
+    """How many bytes the file will about have, judged by a few images; refused now, not after hours, if too many."""
+    tried = np.unique(np.linspace(0, len(source) - 1, _TRIED).astype(int))
+    sizes = [0]
+    for i in tried:
+        # A damaged image is told of when its turn comes.
+        with contextlib.suppress(Exception):
+            sizes.append(len(_stored(pictures.fit(_checked(source.read(int(i))), data.max_side), int(i), data).data))
+    usual = sum(sizes) / max(1, len(sizes) - 1)
+    needed = int(usual * len(source) * 1.02) + len(source) * (format.META.itemsize + format.PLACE.itemsize)
+    free = shutil.disk_usage(file.parent).free
+    if needed > free:
+        raise Refused(
+            f"{file}: needs about {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free in {file.parent}. Make room, "
+            "name another data.folder, or store less: data.max_side, data.write: jpg."
+        )
+    return needed
+
+
+def _check_classes(source: Source, written: _Written) -> None:
+    counts = np.bincount(written.labels, minlength=len(source.classes))
+    gone = (counts == 0) & (np.bincount(source.labels, minlength=len(source.classes)) > 0)
+    if gone.any() and not source.partial:
+        name = source.classes[int(np.argmax(gone))]
+        raise Refused(f"{source.where}: all images of class {name!r} are damaged, e.g. {written.skipped[0]['name']}.")
+
+
+def _read_back(beside: Path, written: _Written) -> None:
+    """Compare the file with what went into it: every label, some images."""
+    try:
+        beton = Beton(beside)
+    except Refused as error:
+        raise OSError(errno.ENOSPC, f"not written whole ({error})") from None
+    same = len(beton) == len(written.labels) and np.array_equal(beton.labels, written.labels)
+    if same:
+        some = np.random.default_rng(len(beton)).choice(len(beton), min(_READ_BACK, len(beton)), replace=False).tolist()
+        for row in {0, len(beton) - 1, *some}:
+            same &= zlib.crc32(beton.payload(row).data) == written.checks[row]
+        for row in some[:4]:
+            same &= beton.image(row).shape == (beton.heights[row], beton.widths[row], 3)
+    if not same:
+        raise OSError(errno.EIO, "what was read back is not what was written; the disk may be failing")
+
+
+def _disk(error: OSError, file: Path, when: str = "") -> Refused:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return Refused(f"{file}: no space left{when}. Make room in {file.parent}, or name another data.folder.")
+    return Refused(f"{file}: cannot be written{when}: {error.strerror or error}.")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power cut."""
+    with contextlib.suppress(OSError):  # not every file system can
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,389 @@
+"""The only door to FFCV: its writer, and its loader with every known fault wrapped.
+
+What FFCV 1.0.2 does, and what is done about it here:
+
+* It compiles a pipeline for every loader, for seconds. Here its compiler is off; the pipeline's one hot function is
+  compiled once a process, and kept on disk for the next.
+* Its own augmentations cannot be seeded. Ours are a table, computed by :mod:`lotus.data.augment`, that the decoder reads.
+* It hands out views of a ring of buffers. Here the decoder fills new memory, which the receiver owns.
+* An exception in its thread leaves the consumer waiting for ever, and a live thread at the interpreter's end aborts the
+  process. Here the thread hands its exception over, and is joined when an epoch ends or is given up.
+* It sets torch and numba to as many threads as a loader has, at import, for each loader and each epoch. Here what was
+  set stays set, and decoding has threads of its own.
+* It reads foreign memory for a row that is not there. Rows are checked where they come in (plan.py, loader.py), and so
+  is every pointer of the file (format.py).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from queue import Empty, Full, SimpleQueue
+from typing import Any
+from unittest import mock
+
+import numba
+import numba.typed
+import numpy as np
+import numpy.typing as npt
+import torch
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from lotus.data.augment import DOWN, FLIP, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Table
+from lotus.data.format import FIELDS, JPEG, META, Stored, TooLarge, damaged
+from lotus.data.loader import BaseLoader, Raw
+from lotus.data.plan import Rows
+
+
+@contextmanager
+def _as_it_was() -> Iterator[None]:
+    """Torch's and numba's number of threads stay what they are, whatever FFCV sets; and it warns nobody."""
+    before = torch.get_num_threads(), numba.get_num_threads()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.set_num_threads(before[0])
+        numba.set_num_threads(before[1])
+
+
+# FFCV keeps two constants in a numba dictionary, and compiling that takes nine tenths of its import. A plain one serves.
+with _as_it_was(), mock.patch.object(numba.typed, "Dict", dict):
+    import ffcv
+    import ffcv.libffcv
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.fields.basics import IntDecoder
+    from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+    from ffcv.loader.epoch_iterator import EpochIterator
+    from ffcv.memory_allocator import MemoryAllocator
+    from ffcv.pipeline.compiler import Compiler
+    from ffcv.pipeline.state import State
+    from ffcv.traversal_order.base import TraversalOrder
+    from ffcv.writer import DatasetWriter
+
+PIECE = 16
+"""Images that a thread decodes at a time, at least."""
+
+
+class FfcvWriter:
+    """FFCV's writer, driven from this process, one image after another.
+
+    Its own loop starts worker processes and waits for ever when one of them dies, of a bad image or a full disk. Here
+    its parts are called one by one, and what they raise is raised.
+    """
+
+    def __init__(self, file: Path, capacity: int, page: int) -> None:
+        fields = dict(zip(FIELDS, (RGBImageField(), IntField(), IntField())))
+        self._writer = DatasetWriter(str(file), fields, page_size=page, num_workers=1)
+        self._writer.num_samples = capacity
+        self._writer.prepare()
+        shared = self._writer.metadata_sm
+        self._meta: npt.NDArray[np.void] | None = np.frombuffer(shared.buf, self._writer.metadata_type, capacity)
+        self._pages = MemoryAllocator(str(file), self._writer.data_region_start, page)
+        self._pages.__enter__()
+        self._page, self._count = page, 0
+
+    @staticmethod
+    def fits(images: int) -> bool:
+        """Whether /dev/shm, where FFCV keeps the metadata while it writes, has room; else a write there is a crash."""
+        try:
+            return shutil.disk_usage("/dev/shm").free > 1.1 * images * META.itemsize + (1 << 20)
+        except OSError:
+            return False
+
+    def add(self, picture: Stored, label: int) -> None:
+        size = len(picture.data)
+        if size > self._page:
+            raise TooLarge(size)
+        assert self._meta is not None
+        self._pages.set_current_sample(self._count)
+        pointer, room = self._pages.malloc(size)
+        room[:] = np.frombuffer(picture.data, np.uint8)
+        self._meta[self._count] = ((picture.mode, picture.width, picture.height, pointer), label, self._count)
+        self._count += 1
+
+    def finish(self) -> None:
+        self._pages.flush_page()
+        self._pages.fp.close()
+        self._writer.header["num_samples"] = self._count  # fewer than planned where damaged images were left out
+        self._writer.finalize(self._pages.allocations)
+        self.abandon()
+
+    def abandon(self) -> None:
+        if self._meta is not None:
+            self._meta = None  # FFCV's shared memory cannot be closed while an array looks at it
+            self._pages.fp.close()
+            self._writer.metadata_sm.close()
+            self._writer.metadata_sm.unlink()
+
+
+class FfcvLoader(BaseLoader):
+    """FFCV in the order of the sample plan, with our decoder."""
+
+    kind = "ffcv"
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._table = np.zeros((len(self.beton), 7), np.int32)  # one line an image; filled for the rows of an epoch
+        self._order = _Order()
+        self._decoder = _Decoder(self, self._table)
+        compiled = Compiler.is_enabled
+        with _as_it_was(), self._on_device():
+            Compiler.set_enabled(False)
+            try:
+                self._ffcv = ffcv.Loader(
+                    str(self.beton.file),
+                    batch_size=self.plan.micro,
+                    num_workers=1,
+                    os_cache=True,
+                    drop_last=False,
+                    seed=0,
+                    pipelines={
+                        "image": [self._decoder],
+                        "label": [_Column(self.beton.labels)],
+                        "index": [_Column(self.beton.index)],
+                    },
+                )
+            finally:
+                Compiler.set_enabled(compiled)
+        self._ffcv.traversal_order = self._order
+
+    def _ahead(self, rows: Rows, table: Table) -> Generator[Raw, None, None]:
+        self._table[rows] = table
+        self._order.rows = rows
+        with self._on_device():
+            epoch = _Epoch(self._ffcv, self._ffcv.next_traversal_order())
+        try:
+            for images, labels, index in epoch:
+                yield Raw(images, labels, index)
+        finally:
+            epoch.close()
+            epoch.join()
+
+    def close(self) -> None:
+        super().close()
+        self._decoder.close()
+
+    @contextmanager
+    def _on_device(self) -> Iterator[None]:
+        """FFCV makes its streams on the current GPU, which must be ours and not the first one."""
+        if self.device.type == "cuda":
+            with torch.cuda.device(self.device):
+                yield
+        else:
+            yield
+
+
+class _Order(TraversalOrder):
+    """The plan's order: what FFCV asks for at the beginning of an epoch."""
+
+    def __init__(self) -> None:
+        self.rows: Rows = np.zeros(0, np.int64)
+
+    def sample_order(self, epoch: int) -> Rows:
+        return self.rows
+
+
+class _Epoch(EpochIterator):
+    """FFCV's thread of an epoch, which hands over its exceptions, and ends when it is told to."""
+
+    _fault: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            for number, rows in enumerate(self.iter_ixes):
+                if not self._hand_over(self.run_pipeline(number, rows, 0, None)):
+                    return
+        except BaseException as fault:  # whatever it is, the consumer must hear of it
+            self._fault = fault
+        self._hand_over(None)
+
+    def _hand_over(self, result: Any) -> bool:
+        while not self.terminate_event.is_set():
+            try:
+                self.output_queue.put(result, timeout=0.05)
+                return True
+            except Full:
+                continue
+        return False
+
+    def __next__(self) -> Any:
+        while True:
+            alive = self.is_alive()  # asked before the queue: a thread may leave its last batch and end
+            try:
+                result = self.output_queue.get(timeout=0.5)
+                break
+            except Empty:
+                if not alive:
+                    raise RuntimeError("FFCV's thread has ended without a word") from self._fault
+        if result is not None:
+            return result
+        if self._fault is not None:
+            raise self._fault
+        raise StopIteration
+
+
+class _Column(IntDecoder):
+    """A field of whole numbers for the rows of a batch."""
+
+    def __init__(self, values: npt.NDArray[np.int64]) -> None:
+        super().__init__()
+        self._values = values
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, None]:
+        return replace(previous_state, shape=(1,), dtype=self.dtype), None
+
+    def generate_code(self) -> Callable[..., torch.Tensor]:
+        return lambda rows, memory, metadata, storage: torch.from_numpy(self._values[rows])
+
+
+class _Decoder(SimpleRGBImageDecoder):
+    """Decode, cut, resize, shift, mirror and normalise, as the table says; see :mod:`lotus.data.augment`."""
+
+    def __init__(self, loader: BaseLoader, table: Table) -> None:
+        super().__init__()
+        beton = loader.beton
+        packed = beton.modes == JPEG
+        # Room for the largest JPEG of the file; raw images are read where they lie.
+        self._room = int((3 * beton.heights * beton.widths)[packed].max(initial=1))
+        self._file, self._size, self._workers = beton.file, loader.size, loader.workers
+        self._blank = loader.blank
+        self._columns = (beton.modes, beton.heights, beton.widths, beton.pointers, beton.sizes, table)
+        self._colours = np.ascontiguousarray(loader.levels), loader.fill
+        self._calls = tuple(ctypes.cast(call, ctypes.c_void_p).value for call in (_LIBRARY.imdecode, _LIBRARY.resize))
+        self._desks: SimpleQueue[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]] = SimpleQueue()
+        for _ in range(self._workers):
+            self._desks.put((np.empty(self._room, np.uint8), np.empty(3 * self._size**2, np.uint8)))
+        self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="lotus-loader") if self._workers > 1 else None
+
+    def close(self) -> None:
+        if self._pool:
+            self._pool.shutdown(wait=True)
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, None]:
+        shape = (3, self._size, self._size)
+        return replace(previous_state, shape=shape, dtype=np.dtype("<f4")), None
+
+    def generate_code(self) -> Callable[..., torch.Tensor]:
+        def decode(rows: Rows, memory: None, metadata: object, storage: tuple[Any, ...]) -> torch.Tensor:
+            images = self._blank(len(rows))
+            planes, data = images.numpy(), storage[0]
+            step = max(PIECE, -(-len(rows) // (4 * self._workers)))
+            starts = range(0, len(rows), step)
+
+            def piece(start: int) -> int:
+                desk = self._desks.get()
+                try:
+                    return int(
+                        _paint(planes[start : start + step], rows[start : start + step], data, *self._columns,
+                               *self._colours, *desk, *self._calls)
+                    )  # fmt: skip
+                finally:
+                    self._desks.put(desk)
+
+            failed = [row for row in (self._pool.map(piece, starts) if self._pool else map(piece, starts)) if row >= 0]
+            if failed:
+                raise damaged(self._file, failed[0], "its JPEG cannot be decoded")
+            return images
+
+        return decode
+
+
+_LIBRARY = ffcv.libffcv.lib
+
+
+def _c_call(result: Any, arguments: tuple[Any, ...]) -> Any:
+    """A compiled call of a C function by its address.
+
+    numba can call a ctypes function by itself, but then refuses to keep what it compiled on disk, since an address does
+    not outlive the process; so the address is passed in, as a number.
+    """
+
+    @intrinsic
+    def call(context: Any, address: Any, given: Any) -> Any:
+        signature = result(types.int64, given)
+
+        def build(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            kinds = [context.get_value_type(kind) for kind in arguments]
+            function = ir.FunctionType(context.get_value_type(result), kinds)
+            pointer = builder.inttoptr(values[0], function.as_pointer())
+            found = [builder.extract_value(values[1], i) for i in range(len(arguments))]
+            cast = [
+                context.cast(builder, value, source, kind)
+                for value, source, kind in zip(found, signature.args[1].types, arguments)
+            ]
+            return builder.call(pointer, cast)
+
+        return signature, build
+
+    return call
+
+
+_u32, _u64, _i64 = types.uint32, types.uint64, types.int64
+# int imdecode(source, bytes, height, width, destination, crop height, crop width, x, y, scale, of, crop?, mirror?)
+_imdecode = _c_call(types.int32, (_u64, _u64, _u32, _u32, _u64, _u32, _u32, _u32, _u32, _u32, _u32, _u32, _u32))
+# void resize(unused, source, height, width, from row, to row, from column, to column, destination, height, width)
+_resize = _c_call(types.none, (_i64,) * 11)
+
+
+def _kept(function: Callable[..., Any]) -> Any:
+    """Compiled at the first call, and kept on disk where there is a place for it."""
+    try:
+        return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
+    except RuntimeError:  # neither this folder nor the user's cache can be written
+        return numba.njit(nogil=True, error_model="numpy")(function)
+
+
+@_kept
+def _paint(
+    planes, rows, data, modes, heights, widths, pointers, sizes, table, levels, fill, room, square, imdecode, resize
+):  # type: ignore[no-untyped-def]
+    """Images ``rows`` into ``planes`` (n, 3, S, S). Returns the first row whose JPEG is damaged, or -1.
+
+    ``data`` is the file; ``room`` holds a decoded JPEG, ``square`` a resized image (S, S, 3), both flat and scratch;
+    ``imdecode`` and ``resize`` are addresses.
+    """
+    side = planes.shape[2]
+    first = np.int64(data.ctypes.data)  # signed, since numba adds signed to unsigned as floats
+    scratch, small = np.int64(room.ctypes.data), np.int64(square.ctypes.data)
+    for i in range(len(rows)):
+        row = rows[i]
+        line, out = table[row], planes[i]
+        height, width = heights[row], widths[row]
+        source, origin, address, stride = data, pointers[row], first + pointers[row], width
+        if modes[row] == JPEG:
+            if _imdecode(imdecode, (address, sizes[row], height, width, scratch, height, width, 0, 0, 1, 1, 0, 0)):
+                return row
+            source, origin, address = room, 0, scratch
+        top, left, tall, wide = line[TOP], line[LEFT], line[HEIGHT], line[WIDTH]
+        if tall == side and wide == side:
+            origin += 3 * (top * width + left)
+        else:
+            _resize(resize, (0, address, height, width, top, top + tall, left, left + wide, small, side, side))
+            source, origin, stride = square, 0, side
+        down, right = line[DOWN], line[RIGHT]
+        # Where the picture begins and ends in a line of the output, and from where and in which direction it is read.
+        if line[FLIP]:
+            begin, end, start, step = max(0, right), min(side, side + right), side - 1 + right, -1
+        else:
+            begin, end, start, step = max(0, -right), min(side, side - right), right, 1
+        for y in range(side):
+            inside = 0 <= y + down < side
+            at = origin + 3 * ((y + down) * stride + start)
+            for x in range(side):
+                if inside and begin <= x < end:
+                    for c in range(3):
+                        out[c, y, x] = levels[c, source[at + 3 * step * x + c]]
+                else:
+                    for c in range(3):
+                        out[c, y, x] = levels[c, fill[c]]
+    return -1

@@ -1,0 +1,121 @@
+"""Any picture file as RGB: the one place where pixels of foreign origin are understood."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+Pixels = npt.NDArray[np.uint8]
+
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm",
+     ".tga", ".jp2", ".avif"}
+)  # fmt: skip
+"""Files that count as pictures in a folder, by the end of their name in lower case."""
+
+MAX_SIDE = 65535
+"""A .beton keeps a side in 16 bits."""
+
+
+def read(file: str | os.PathLike[str] | bytes) -> Pixels:
+    """The picture as (H, W, 3) uint8 RGB, upright, as a person would see it.
+
+    * EXIF orientation is carried out.
+    * Transparency is laid over white: what has transparency (logos, cut-outs, web graphics) was drawn for a white page,
+      and the colour stored under transparent pixels is arbitrary.
+    * 16 bits a channel are scaled to 8 (65535 is white), not cut off.
+    * Greyscale, palette, CMYK and YCbCr become RGB. Of an animation the first frame is taken.
+
+    Raises:
+        Exception: whatever Pillow raises for a damaged file (OSError, SyntaxError, ValueError, ...).
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", Image.DecompressionBombWarning
+        )  # large is no fault; twice as large still raises
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as picture:
+            picture.load()
+            upright = ImageOps.exif_transpose(picture)
+            return rgb(upright)
+
+
+def rgb(picture: Image.Image) -> Pixels:
+    """A Pillow image of any mode as (H, W, 3) uint8 RGB; see :func:`read`."""
+    if picture.mode.startswith(("I", "F")):
+        return _deep(np.asarray(picture))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    return np.array(picture.convert("RGB"))
+
+
+def from_array(array: npt.NDArray[np.generic]) -> Pixels:
+    """Pixels (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), of 8 or 16 bits, as (H, W, 3) uint8 RGB.
+
+    Raises:
+        ValueError: another shape or another kind of number.
+    """
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+        raise ValueError(f"pixels of shape {array.shape}, expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
+    if array.dtype == np.uint16:
+        array = _scaled(array)
+    if array.dtype != np.uint8:
+        raise ValueError(f"pixels of type {array.dtype}, expected uint8 or uint16")
+    if array.ndim == 3 and array.shape[2] == 3:
+        return np.ascontiguousarray(array, dtype=np.uint8)
+    return rgb(Image.fromarray(np.ascontiguousarray(array)))
+
+
+def fit(pixels: Pixels, max_side: int) -> Pixels:
+    """``pixels`` with no side longer than ``max_side`` (0: as they are); Lanczos, which is antialiased."""
+    height, width = pixels.shape[:2]
+    if max_side == 0 or max(height, width) <= max_side:
+        return pixels
+    scale = max_side / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+
+
+def jpeg(pixels: Pixels, quality: int) -> bytes:
+    """``pixels`` as a JPEG."""
+    packed = io.BytesIO()
+    Image.fromarray(pixels).save(packed, "JPEG", quality=quality)
+    return packed.getvalue()
+
+
+def unjpeg(packed: bytes | memoryview) -> Pixels:
+    """The pixels (H, W, 3) of a JPEG that :func:`jpeg` made.
+
+    Raises:
+        OSError: it is damaged.
+    """
+    with Image.open(io.BytesIO(packed), formats=("JPEG",)) as picture:
+        return np.array(picture.convert("RGB"))
+
+
+def _deep(array: npt.NDArray[np.generic]) -> Pixels:
+    """Greyscale of 16 bits, or of 32 that hold 8 or 16, or floats from 0 to 1."""
+    if np.issubdtype(array.dtype, np.floating):
+        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+            raise ValueError("floating-point pixels that are not all from 0 to 1; nobody can tell what white is")
+        grey = np.rint(array * 255).astype(np.uint8)
+    else:
+        low, high = int(array.min()), int(array.max())
+        if low < 0 or high > 65535:
+            raise ValueError(f"greyscale from {low} to {high}, expected 16 bits: 0 to 65535")
+        # Pillow opens some 16-bit files as 32-bit whole numbers; 8-bit files it never does.
+        grey = _scaled(array.astype(np.uint16))
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def _scaled(array: npt.NDArray[np.generic]) -> Pixels:
+    """16 bits to 8: round(255 v / 65535)."""
+    return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)

@@ -1,0 +1,145 @@
+"""Who sees which image when: the sample plan owns the order. Both loaders ask it.
+
+Letters: N images of the data set, K rows of the ticket, G images an optimiser step, of all ranks and parts together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import ceil
+
+import numpy as np
+import numpy.typing as npt
+
+from selection.errors import Refused
+
+Rows = npt.NDArray[np.int64]
+
+
+def checked_rows(rows: npt.ArrayLike, *, empty: bool = False) -> Rows:
+    """``rows`` as int64, refused where a loader would stumble over them.
+
+    FFCV reads foreign memory for a row out of range and hangs on a boolean mask, so nothing of that kind may pass.
+
+    Raises:
+        Refused: a boolean mask, not whole numbers, not one-dimensional, none at all, negative, twice the same.
+    """
+    array = np.asarray(rows)
+    if array.dtype == np.bool_:
+        raise Refused("rows: a boolean mask. Give row numbers: np.flatnonzero(mask).")
+    if array.ndim != 1:
+        raise Refused(f"rows: {array.ndim} dimensions of shape {array.shape}. Give one list of row numbers.")
+    if array.size == 0:
+        if empty:
+            return np.zeros(0, np.int64)
+        raise Refused("rows: none. A ticket keeps at least one image.")
+    if not np.issubdtype(array.dtype, np.integer):
+        raise Refused(f"rows: {array.dtype}. Give whole numbers.")
+    if int(array.max()) > np.iinfo(np.int64).max or int(array.min()) < 0:
+        raise Refused(f"rows: from {array.min()} to {array.max()}. Rows count from 0.")
+    array = array.astype(np.int64)
+    if len(np.unique(array)) != len(array):
+        values, counts = np.unique(array, return_counts=True)
+        raise Refused(f"rows: {values[counts > 1][0]} appears {counts.max()} times. Each image goes once an epoch.")
+    return array
+
+
+class SamplePlan:
+    """The order of training: a fresh permutation every epoch, the same optimiser steps for any number of ranks.
+
+    The global order of epoch ``e`` is a permutation keyed by ``SeedSequence([seed, e])``. Optimiser step ``s`` takes its
+    rows ``[s G, (s + 1) G)``; part ``a`` of rank ``r`` is the slice number ``a * world + r`` of them. So the *set* of
+    images of a step does not depend on ``world`` or ``accumulate``. What is left over at the end is a last, smaller step,
+    of which every rank takes equally many rows; the at most ``world - 1`` others sit this epoch out.
+
+    Args:
+        rows: (K,) row numbers, each once.
+        batch_size: G.
+        world: number of ranks.
+        rank: this one, from 0.
+        accumulate: parts in which a rank goes through its share of a step.
+        shuffle: ``False`` keeps the order of ``rows`` in every epoch.
+
+    Raises:
+        Refused: rows that are no rows, a batch that does not divide, fewer rows than ranks.
+    """
+
+    def __init__(
+        self,
+        rows: npt.ArrayLike,
+        *,
+        seed: int = 0,
+        batch_size: int,
+        world: int = 1,
+        rank: int = 0,
+        accumulate: int = 1,
+        shuffle: bool = True,
+    ) -> None:
+        self.rows = checked_rows(rows)
+        if world < 1 or not 0 <= rank < world:
+            raise Refused(f"rank {rank} of {world}: ranks count from 0 to world - 1.")
+        if accumulate < 1:
+            raise Refused(f"accumulate: {accumulate}. It is at least 1.")
+        parts = world * accumulate
+        if batch_size < 1 or batch_size % parts:
+            raise Refused(
+                f"batch_size: {batch_size} images cannot be dealt out evenly to {world} ranks x {accumulate} parts. "
+                f"Take a multiple of {parts}."
+            )
+        if len(self.rows) < world:
+            raise Refused(f"rows: {len(self.rows)} for {world} ranks. Keep more images, or start fewer ranks.")
+        self.seed, self.batch_size, self.world, self.rank = seed, batch_size, world, rank
+        self.accumulate, self.shuffle = accumulate, shuffle
+
+    @classmethod
+    def evaluation(cls, rows: npt.ArrayLike, *, batch_size: int, world: int = 1, rank: int = 0) -> SamplePlan:
+        """In order, each row once over all ranks: rank ``r`` takes ``rows[r::world]``. Nothing repeated, nothing dropped.
+
+        ``batch_size`` is, as in training, what all ranks go through at once; a rank takes its share, rounded up.
+        """
+        return _Evaluation(rows, batch_size=batch_size, world=world, rank=rank)
+
+    @property
+    def micro(self) -> int:
+        """Images that a rank goes through at once, at most."""
+        return self.batch_size // (self.world * self.accumulate)
+
+    def order(self, epoch: int) -> Rows:
+        """This rank's rows in epoch ``epoch``, in order. They are gone through ``micro`` at a time."""
+        rows = self.rows
+        if self.shuffle:
+            rows = np.random.default_rng(np.random.SeedSequence([self.seed, epoch])).permutation(rows)
+        full = len(rows) // self.batch_size * self.batch_size
+        steps = rows[:full].reshape(-1, self.accumulate, self.world, self.micro)
+        share = (len(rows) - full) // self.world
+        tail = rows[full + self.rank * share : full + (self.rank + 1) * share]
+        return np.concatenate([steps[:, :, self.rank].reshape(-1), tail])
+
+    def batches(self, epoch: int = 0) -> list[int]:
+        """Micro-batches of each optimiser step of the epoch: ``accumulate``, and maybe fewer for the last."""
+        full, tail = divmod(len(self.rows), self.batch_size)
+        return [self.accumulate] * full + [ceil(tail // self.world / self.micro)] * (tail >= self.world)
+
+    def steps(self, epoch: int = 0) -> int:
+        """Optimiser steps of an epoch."""
+        return len(self.batches(epoch))
+
+
+class _Evaluation(SamplePlan):
+    def __init__(self, rows: npt.ArrayLike, *, batch_size: int, world: int, rank: int) -> None:
+        checked = checked_rows(rows, empty=True)
+        share = max(1, ceil(batch_size / world))
+        # The parent's checks are about equal shares, which evaluation does not need: rows may be fewer than ranks.
+        super().__init__(np.arange(world), batch_size=share * world, world=world, rank=rank, shuffle=False)
+        self.rows = checked
+
+    def order(self, epoch: int) -> Rows:
+        return self.rows[self.rank :: self.world]
+
+    def batches(self, epoch: int = 0) -> list[int]:
+        return [1] * ceil(len(self.order(epoch)) / self.micro)
+
+
+def cut(rows: Rows, size: int) -> Iterable[Rows]:
+    """``rows`` in pieces of ``size``; the last may be smaller."""
+    return (rows[start : start + size] for start in range(0, len(rows), size))

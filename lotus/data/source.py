@@ -1,0 +1,136 @@
+"""What a data set is to LOTUS, and how a config finds one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from types import ModuleType
+
+import numpy as np
+import numpy.typing as npt
+
+from lotus import config
+from lotus.data.pictures import Pixels
+from selection import methods
+from selection.errors import Refused
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images that can be read one by one, with their labels.
+
+    Attributes:
+        labels: (N,) int64, into ``classes``.
+        classes: names, at least two.
+        read: image ``i`` as (H, W, 3) uint8 RGB; raises whatever a damaged image makes it raise. Called from threads.
+        name: what image ``i`` is called in messages: its path, or ``"digits train 17"``.
+        fingerprint: changes when an image, a label or a class does.
+
+    Raises:
+        Refused: labels that do not fit the classes, one class only, a class without an image.
+    """
+
+    labels: npt.NDArray[np.int64]
+    classes: tuple[str, ...]
+    read: Callable[[int], Pixels]
+    name: Callable[[int], str]
+    fingerprint: str
+    where: str = "data"
+    """The part of the data set, for messages."""
+    partial: bool = False
+    """Whether a class may be without an image, as in a small validation set."""
+
+    def __post_init__(self) -> None:
+        labels = np.asarray(self.labels)
+        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+            raise Refused(
+                f"{self.where}: labels of shape {labels.shape} and type {labels.dtype}, expected whole numbers."
+            )
+        if len(labels) == 0:
+            raise Refused(f"{self.where}: no images.")
+        if len(self.classes) < 2:
+            raise Refused(f"{self.where}: one class, {', '.join(self.classes)}. There is nothing to learn: give two.")
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= len(self.classes):
+            raise Refused(
+                f"{self.where}: labels from {low} to {high}, but {len(self.classes)} classes, counted from 0."
+            )
+        object.__setattr__(self, "labels", np.ascontiguousarray(labels, dtype=np.int64))
+        counts = np.bincount(self.labels, minlength=len(self.classes))
+        if not self.partial and (counts == 0).any():
+            empty = self.classes[int(np.argmin(counts))]
+            raise Refused(f"{self.where}: class {empty!r} is empty. Add images, or take the class away.")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def part(self, rows: npt.NDArray[np.int64], where: str) -> Source:
+        """The images ``rows`` alone."""
+        read, name = self.read, self.name
+        return replace(
+            self,
+            labels=self.labels[rows],
+            read=lambda i: read(int(rows[i])),
+            name=lambda i: name(int(rows[i])),
+            fingerprint=digest(self.fingerprint, rows),
+            where=where,
+        )
+
+
+def split(source: Source, fraction: float, seed: int) -> tuple[Source, Source]:
+    """``(train, val)``: ``fraction`` of every class is held out, at least one image, drawn by ``seed``.
+
+    Raises:
+        Refused: the fraction is not inside (0, 1), or a class has one image only.
+    """
+    if not 0 < fraction < 1:
+        raise Refused(f"data.options.val_fraction: {fraction}. It is a part between 0 and 1, e.g. 0.1.")
+    train, val = [], []
+    for number, name in enumerate(source.classes):
+        rows = np.flatnonzero(source.labels == number)
+        if len(rows) < 2:
+            raise Refused(f"{source.where}: class {name!r} has one image, which cannot be in train and in val.")
+        rows = np.random.default_rng(np.random.SeedSequence([seed, number])).permutation(rows)
+        held = min(len(rows) - 1, max(1, round(fraction * len(rows))))
+        val.append(rows[:held])
+        train.append(rows[held:])
+    parts = np.sort(np.concatenate(train)), np.sort(np.concatenate(val))
+    return source.part(parts[0], f"{source.where} (train)"), source.part(parts[1], f"{source.where} (val)")
+
+
+def digest(*parts: str | bytes | npt.NDArray[np.generic] | Iterable[str]) -> str:
+    """A fingerprint of texts and arrays."""
+    hashed = hashlib.blake2b(digest_size=12)
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            hashed.update(f"{part.dtype.str}{part.shape}".encode())
+            hashed.update(np.ascontiguousarray(part).data)
+        elif isinstance(part, bytes):
+            hashed.update(part)
+        else:
+            for text in [part] if isinstance(part, str) else part:
+                hashed.update(text.encode("utf-8", "surrogateescape") + b"\0")
+        hashed.update(b"\1")
+    return hashed.hexdigest()
+
+
+def open_data(data: config.Data, shelves: Iterable[ModuleType] = ()) -> tuple[Source, Source]:
+    """``(train, val)`` of the data set that a config names: one of the catalog, of ``shelves``, or ``hf:NAME``.
+
+    Raises:
+        Refused: no such data set, an option it does not have, or images and labels that it refuses.
+    """
+    from lotus.data import catalog
+
+    name, colon, remote = data.name.partition(":")
+    if colon and name != "hf":
+        raise Refused(f"data.name: {data.name!r}. Before a colon only 'hf' is known: hf:NAME.")
+    if name == "hf" and not remote:
+        raise Refused("data.name: say which data set of the Hugging Face hub, e.g. hf:uoft-cs/cifar10.")
+    method = methods.find([catalog, *shelves], name, place="data.name")
+    available = {"path": data.path, "name": remote}
+    train, val = methods.call(method, available, data.options, place="data.options")
+    if train.classes != val.classes:
+        raise Refused(f"{data.name}: train and val do not have the same classes.")
+    return train, val

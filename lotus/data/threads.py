@@ -1,0 +1,21 @@
+"""How many threads may work."""
+
+from __future__ import annotations
+
+import os
+
+
+def count(workers: int = 0) -> int:
+    """``workers``, or for 0 as many as this process may use.
+
+    That is the cores it is allowed on (a container may be given two of a machine's sixty-four), shared among the ranks
+    that a launcher started on this machine.
+    """
+    if workers > 0:
+        return workers
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        cores = os.cpu_count() or 1
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, cores // max(1, int(ranks) if ranks.isdigit() else 1))

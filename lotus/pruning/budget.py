@@ -1,0 +1,350 @@
+"""From scores and a budget to a plan: greedy, by chunks that keep every width a multiple of ``round``.
+
+A chunk is ``round`` MLP units of a block, a head, or ``round`` dimensions in all heads of a block. The least valuable one goes
+first; its value is the sum of its units' scores. Query/key and value dimensions go together, so that blocks stay timm's.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from lotus.pruning.plan import BlockPlan, Plan
+from lotus.vit.anatomy import Dims
+from lotus.vit.cost import BlockCost, Cost, Outline
+from selection.errors import Refused
+from selection.methods import nearest
+
+Rank = Literal["pool", "kind"]
+KINDS = ("heads", "dims", "units")
+BUDGETS = ("macs", "params")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A cut that can be done, or undone, next: block ``index`` takes on ``dims``."""
+
+    index: int
+    kind: str
+    dims: Dims
+    value: float
+    """Scores that go with it."""
+    macs: int
+    params: int
+    """What it saves."""
+
+
+class _Block:
+    """The state of one block: how many of its heads, dimensions and units are left. Counts only ever follow the order of scores."""
+
+    def __init__(self, index: int, outline: Outline, scores: Mapping[str, np.ndarray], round: int) -> None:
+        self.index, self.outline, self.round = index, outline, round
+        self.of = self.dims = outline.dims[index]
+        heads, qk_dim, v_dim, hidden = self.of
+        name = f"blocks.{index}"
+        self.qk = _scores(scores, f"{name}.qk", (heads, qk_dim))
+        self.v = _scores(scores, f"{name}.attn", (heads, v_dim))
+        self.units = _scores(scores, f"{name}.mlp", (hidden,))
+        # Best first; ties go by index, so that a plan depends on nothing but the scores.
+        self.head_order = np.argsort(-self.v.sum(axis=1), kind="stable")
+        self.qk_order = np.argsort(-self.qk, axis=1, kind="stable")
+        self.v_order = np.argsort(-self.v, axis=1, kind="stable")
+        self.unit_order = np.argsort(-self.units, kind="stable")
+        # Sums over the best k: what is left of the scores when k stay.
+        self.unit_sums = _sums(self.units[self.unit_order])  # (F + 1,)
+        self.qk_sums = _sums(np.take_along_axis(self.qk, self.qk_order, 1))[
+            self.head_order
+        ]  # (H, Q + 1), best head first
+        self.v_sums = _sums(np.take_along_axis(self.v, self.v_order, 1))[self.head_order]
+
+    def fewer(self, kind: str) -> Dims | None:
+        """The widths after one chunk of ``kind`` less; None where nothing more may go."""
+        heads, qk_dim, v_dim, hidden = self.dims
+        if kind == "heads":
+            return Dims(heads - 1, qk_dim, v_dim, hidden) if heads > 1 else None
+        if kind == "dims":
+            qk, v = _less(qk_dim, self.round), _less(v_dim, self.round)
+            return Dims(heads, qk, v, hidden) if (qk, v) != (qk_dim, v_dim) else None
+        units = _less(hidden, self.round)
+        return Dims(heads, qk_dim, v_dim, units) if units != hidden else None
+
+    def more(self, kind: str) -> Dims | None:
+        """The widths with one chunk of ``kind`` more; None where all are there."""
+        heads, qk_dim, v_dim, hidden = self.dims
+        if kind == "heads":
+            return Dims(heads + 1, qk_dim, v_dim, hidden) if heads < self.of.heads else None
+        if kind == "dims":
+            qk, v = _more(qk_dim, self.of.qk_dim, self.round), _more(v_dim, self.of.v_dim, self.round)
+            return Dims(heads, qk, v, hidden) if (qk, v) != (qk_dim, v_dim) else None
+        units = _more(hidden, self.of.hidden, self.round)
+        return Dims(heads, qk_dim, v_dim, units) if units != hidden else None
+
+    def worth(self, dims: Dims, *, keys: bool) -> float:
+        """Sum of the scores that stay with ``dims``; of query/key dimensions too with ``keys``."""
+        attention = self.v_sums[: dims.heads, dims.v_dim].sum()
+        if keys:
+            attention += self.qk_sums[: dims.heads, dims.qk_dim].sum()
+        return float(attention + self.unit_sums[dims.hidden])
+
+    def cost(self, dims: Dims) -> BlockCost:
+        return self.outline.block(self.index, dims)
+
+    def chunk(self, kind: str, to: Dims | None) -> Chunk | None:
+        """The chunk between the present widths and ``to``."""
+        if to is None:
+            return None
+        here, there = self.cost(self.dims), self.cost(to)
+        # A head takes its query/key dimensions along, but they act through its outputs alone: they are no extra loss.
+        keys = kind == "dims"
+        value = abs(self.worth(self.dims, keys=keys) - self.worth(to, keys=keys))
+        return Chunk(self.index, kind, to, value, abs(here.macs - there.macs), abs(here.params - there.params))
+
+    def plan(self) -> BlockPlan:
+        heads = sorted(int(h) for h in self.head_order[: self.dims.heads])
+        return BlockPlan(
+            of=self.of,
+            heads=tuple(heads),
+            qk=tuple(_kept(self.qk_order[h], self.dims.qk_dim) for h in heads),
+            v=tuple(_kept(self.v_order[h], self.dims.v_dim) for h in heads),
+            units=_kept(self.unit_order, self.dims.hidden),
+        )
+
+
+def fit_plan(
+    outline: Outline,
+    scores: Mapping[str, np.ndarray],
+    keep: Mapping[str, float],
+    *,
+    rank: Rank = "pool",
+    round: int = 8,
+) -> Plan:
+    """The plan that keeps the most valuable units within a budget.
+
+    The result lies below every budget, and no chunk that was cut could come back without breaking one.
+
+    Args:
+        outline: The model, as :func:`lotus.vit.cost.outline` reads it.
+        scores: ``"blocks.3.attn"`` -> (H * V,), ``"blocks.3.mlp"`` -> (F,), ``"blocks.3.qk"`` -> (H * Q,) or absent (all equal).
+        keep: ``{"macs": 0.5}``, ``{"params": 0.5}`` or both: parts of the present model's, in (0, 1].
+        rank: ``pool``: all chunks compete by score a saved cost. ``kind``: heads, dimensions and MLP units are each cut to the
+            same share, and compete only among themselves (isomorphic, Fang et al. 2024, 2407.04616).
+        round: MLP units and head dimensions stay a multiple of this, where they are cut.
+
+    Raises:
+        Refused: a budget that is none, one out of reach (with the range that is not), scores that do not fit or are not finite.
+    """
+    share = check_keep(keep)
+    if rank not in ("pool", "kind"):
+        raise Refused(f"prune.rank: there is no {rank!r}. Here: pool, kind.")
+    if type(round) is not int or round < 1:
+        raise Refused(f"prune.round: must be a whole number from 1, not {round!r}.")
+    dense = outline.cost()
+    limits = {what: int(part * getattr(dense, what)) for what, part in share.items()}
+    blocks = [_Block(index, outline, scores, round) for index in range(len(outline.dims))]
+    _refuse_out_of_reach(blocks, outline, dense, share, limits)
+    if rank == "pool":
+        _cut_pool(blocks, outline, limits)
+    else:
+        _cut_kinds(blocks, outline, limits)
+    _refill(blocks, outline, limits)
+    return Plan(tuple(block.plan() for block in blocks))
+
+
+def check_keep(keep: Mapping[str, float]) -> dict[str, float]:
+    """The budgets that are set.
+
+    Raises:
+        Refused: none is set, an unknown one, or a part outside of (0, 1].
+    """
+    share = {what: part for what, part in keep.items() if part is not None}
+    for what, part in share.items():
+        if what not in BUDGETS:
+            raise Refused(f"prune.keep.{what}: no such budget.{nearest(what, BUDGETS)} Here: {', '.join(BUDGETS)}.")
+        if isinstance(part, bool) or not isinstance(part, (int, float)) or not 0 < part <= 1:
+            raise Refused(f"prune.keep.{what}: the part that stays, above 0 and up to 1, not {part!r}.")
+    if not share:
+        raise Refused("prune.keep: say macs or params or both, e.g. {'macs': 0.5}.")
+    return share
+
+
+def _cut_pool(blocks: list[_Block], outline: Outline, limits: Mapping[str, int]) -> None:
+    """Take the chunk of the least score a saved cost, until the budgets hold."""
+    spent = _Spent(blocks, outline, limits)
+    open_ = spent.over()
+    order = itertools.count()
+    stamps = [0] * len(blocks)  # a block's chunks change with it; older ones on the heap are stale
+    heap: list[tuple[float, int, int, Chunk]] = []
+
+    def push(block: _Block) -> None:
+        for kind in KINDS:
+            chunk = block.chunk(kind, block.fewer(kind))
+            if chunk is not None:
+                heapq.heappush(
+                    heap, (chunk.value / spent.relative(chunk, open_), next(order), stamps[block.index], chunk)
+                )
+
+    for block in blocks:
+        push(block)
+    while open_:
+        _, _, stamp, chunk = heapq.heappop(heap)
+        if stamp != stamps[chunk.index]:
+            continue
+        blocks[chunk.index].dims = chunk.dims
+        spent.take(chunk)
+        stamps[chunk.index] += 1
+        still = spent.over()
+        if still and still != open_:  # one budget is met: what is left is weighed by the other alone
+            open_ = still  # before pushing, which weighs by it
+            heap.clear()
+            for block in blocks:
+                stamps[block.index] += 1
+                push(block)
+        elif still:
+            push(blocks[chunk.index])
+        open_ = still
+
+
+def _cut_kinds(blocks: list[_Block], outline: Outline, limits: Mapping[str, int]) -> None:
+    """Cut every kind to the same share of its chunks: the smallest cut that meets the budgets, by bisection."""
+    queues = {kind: _queue(blocks, kind) for kind in KINDS}
+    longest = max(len(queue) for queue in queues.values())
+
+    def apply(step: int) -> bool:
+        """Cut ``step / longest`` of each kind's chunks; whether the budgets hold."""
+        for block in blocks:
+            block.dims = block.of
+        for kind, queue in queues.items():
+            for index in queue[: -(-len(queue) * step // max(1, longest))]:  # rounded up
+                fewer = blocks[index].fewer(kind)
+                assert fewer is not None
+                blocks[index].dims = fewer
+        return not _Spent(blocks, outline, limits).over()
+
+    low, high = 0, longest  # all chunks cut is within reach, as was checked
+    while low < high:
+        middle = (low + high) // 2
+        if apply(middle):
+            high = middle
+        else:
+            low = middle + 1
+    apply(low)
+
+
+def _queue(blocks: list[_Block], kind: str) -> list[int]:
+    """Blocks in the order in which they lose chunks of ``kind``: by value a unit, least first."""
+    found: list[tuple[float, int, int]] = []
+    for block in blocks:
+        block.dims, turn, worst = block.of, 0, 0.0
+        while (chunk := block.chunk(kind, block.fewer(kind))) is not None:
+            # A remainder chunk is smaller than others: compare by MAC. Inside of a block the order of scores stands.
+            worst = max(worst, chunk.value / chunk.macs)
+            found.append((worst, turn, block.index))
+            block.dims, turn = chunk.dims, turn + 1
+        block.dims = block.of
+    return [index for *_, index in sorted(found)]
+
+
+def _refill(blocks: list[_Block], outline: Outline, limits: Mapping[str, int]) -> None:
+    """Put back what still fits, the most valuable by cost first: the last cut may have overshot."""
+    spent = _Spent(blocks, outline, limits)
+    while True:
+        fits = [
+            chunk
+            for block in blocks
+            for kind in KINDS
+            if (chunk := block.chunk(kind, block.more(kind))) is not None and spent.fits(chunk)
+        ]
+        if not fits:
+            return
+        best = max(fits, key=lambda chunk: chunk.value / spent.relative(chunk, list(limits)))
+        blocks[best.index].dims = best.dims
+        spent.put(best)
+
+
+class _Spent:
+    """What the blocks cost at their present widths, against the limits."""
+
+    def __init__(self, blocks: Sequence[_Block], outline: Outline, limits: Mapping[str, int]) -> None:
+        cost = outline.cost([block.dims for block in blocks])
+        self.limits = limits
+        self.now = {what: getattr(cost, what) for what in limits}
+
+    def over(self) -> list[str]:
+        """Budgets that are still broken."""
+        return [what for what, limit in self.limits.items() if self.now[what] > limit]
+
+    def take(self, chunk: Chunk) -> None:
+        for what in self.now:
+            self.now[what] -= getattr(chunk, what)
+
+    def put(self, chunk: Chunk) -> None:
+        for what in self.now:
+            self.now[what] += getattr(chunk, what)
+
+    def fits(self, chunk: Chunk) -> bool:
+        return all(self.now[what] + getattr(chunk, what) <= limit for what, limit in self.limits.items())
+
+    def relative(self, chunk: Chunk, budgets: Sequence[str]) -> float:
+        """What ``chunk`` saves, each budget as a part of its limit."""
+        return sum(getattr(chunk, what) / max(1, self.limits[what]) for what in budgets)
+
+
+def _refuse_out_of_reach(
+    blocks: list[_Block], outline: Outline, dense: Cost, share: Mapping[str, float], limits: Mapping[str, int]
+) -> None:
+    least = []
+    for block in blocks:
+        for kind in KINDS:
+            while (fewer := block.fewer(kind)) is not None:
+                block.dims = fewer
+        least.append(block.dims)
+        block.dims = block.of
+    floor = outline.cost(least)
+    for what, limit in limits.items():
+        lowest, all_ = getattr(floor, what), getattr(dense, what)
+        if lowest > limit:
+            # rounded up, so that the number that is named can be had
+            reach = -(-10000 * lowest // all_) / 10000
+            raise Refused(
+                f"prune.keep.{what}: {share[what]} is out of reach. With one head, {least[0].v_dim} head dimensions and "
+                f"{least[0].hidden} MLP units a block, {reach:.4f} of {all_:,} remain. Take {reach:.4f} to 1, or a smaller round."
+            )
+
+
+def _scores(scores: Mapping[str, np.ndarray], site: str, shape: tuple[int, ...]) -> np.ndarray:
+    found = scores.get(site)
+    if found is None:
+        if site.endswith(".qk"):
+            return np.zeros(shape)
+        raise Refused(f"{site}: has no scores. Here: {', '.join(sorted(scores)) or 'none'}.")
+    array = np.asarray(found, dtype=np.float64)
+    if array.size != np.prod(shape):
+        raise Refused(f"{site}: {array.size} scores for {int(np.prod(shape))} units.")
+    if not np.isfinite(array).all():
+        raise Refused(f"{site}: scores are not finite. Are the weights and the calibration images?")
+    return array.reshape(shape)
+
+
+def _sums(best_first: np.ndarray) -> np.ndarray:
+    """Sums over the first 0, 1, 2, ... along the last axis."""
+    zero = np.zeros((*best_first.shape[:-1], 1))
+    return np.concatenate([zero, np.cumsum(best_first, axis=-1)], axis=-1)
+
+
+def _less(width: int, round: int) -> int:
+    """The next smaller multiple of ``round``; the width itself where there is none."""
+    return max((width - 1) // round * round, min(width, round))
+
+
+def _more(width: int, of: int, round: int) -> int:
+    """The next larger multiple of ``round``, or all."""
+    return min((width // round + 1) * round, of)
+
+
+def _kept(order: np.ndarray, count: int) -> tuple[int, ...]:
+    return tuple(sorted(int(i) for i in order[:count]))

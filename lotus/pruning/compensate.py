@@ -1,0 +1,144 @@
+"""What the cut units carried is folded into those that stay, in closed form, before any fine-tuning.
+
+A Linear reads x; of its inputs S stay and P go. The best affine prediction of x_P from x_S over the calibration images,
+x_P ~ mu_P + B (x_S - mu_S), turns W x + b into a smaller Linear:
+
+    B = C_PS (C_SS + lambda I)^-1        W' = W_S + W_P B        b' = b + W_P (mu_P - B mu_S)
+
+At lambda = 0 this is the optimal-brain-surgeon update of the group (Hassibi & Stork 1993) and the least-squares fit of the
+Linear's outputs; B = 0 folds the mean alone (variance-based pruning, 2507.12988). D outputs, U inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Compensate = Literal["none", "mean", "affine"]
+HOW = ("none", "mean", "affine")
+
+
+class Moments:
+    """Mean and covariance of a stream of vectors.
+
+    Sums are kept in float64 about the first batch's mean, so that large means do not swallow small variances; a batch's own
+    products are taken in float32 (float64 for float64 activations), whose error lies far below the ridge.
+    """
+
+    def __init__(self, *, covariance: bool = True) -> None:
+        self.count = 0
+        self._with_outer = covariance
+        self._shift = self._sum = self._outer = None  # type: Tensor | None
+
+    @torch.no_grad()
+    def add(self, x: Tensor) -> None:
+        """Take in (..., U) vectors."""
+        x = x.detach().reshape(-1, x.shape[-1])
+        if x.device.type == "mps":  # has no float64
+            x = x.cpu()
+        if x.dtype != torch.float64:
+            x = x.float()
+        if self._shift is None:
+            self._shift = x.mean(dim=0)
+            self._sum = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
+            if self._with_outer:
+                self._outer = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
+        x = x - self._shift
+        assert self._sum is not None
+        self._sum += x.sum(dim=0, dtype=torch.float64)
+        if self._outer is not None:
+            self._outer += x.T @ x
+        self.count += len(x)
+
+    @property
+    def mean(self) -> Tensor:
+        """(U,) float64."""
+        assert self._shift is not None, "no vectors were added"
+        assert self._sum is not None
+        return self._shift.double() + self._sum / self.count
+
+    @property
+    def covariance(self) -> Tensor:
+        """(U, U) float64, divided by the count."""
+        assert self._sum is not None, "no vectors were added"
+        assert self._outer is not None, "only the mean was asked for"
+        drift = self._sum / self.count
+        return self._outer / self.count - torch.outer(drift, drift)
+
+
+def fold(
+    weight: Tensor,
+    bias: Tensor | None,
+    kept: Sequence[int],
+    moments: Moments | None,
+    how: Compensate,
+    *,
+    ridge: float = 1e-4,
+) -> tuple[Tensor, Tensor | None]:
+    """Weight (D, |S|) and bias (D,) of the Linear that reads only ``kept``.
+
+    A Linear without bias has no place for a mean: ``mean`` then changes nothing, ``affine`` takes the best linear prediction.
+
+    Args:
+        weight: (D, U).
+        bias: (D,) or None.
+        kept: The inputs that stay, in order.
+        moments: Of the Linear's inputs, in the model before the cut. Not needed for ``none``.
+        how: ``none``, ``mean`` or ``affine``.
+        ridge: lambda, as a part of the kept inputs' mean variance.
+    """
+    stay = torch.as_tensor(kept, dtype=torch.long)
+    gone_mask = torch.ones(weight.shape[1], dtype=torch.bool)
+    gone_mask[stay] = False
+    gone = gone_mask.nonzero().squeeze(1)
+    small = weight[:, stay.to(weight.device)]
+    if how == "none" or not len(gone) or moments is None or (how == "mean" and bias is None):
+        return small, bias
+    mean = moments.mean
+    stay, gone = stay.to(mean.device), gone.to(mean.device)
+    w = weight.to(mean.device, torch.float64)
+    w_gone = w[:, gone]
+    predict = torch.zeros(len(gone), len(stay), dtype=torch.float64, device=mean.device)  # B
+    if how == "affine":
+        spread = moments.covariance
+        if bias is None:
+            spread = spread + torch.outer(mean, mean)
+        predict = _regress(spread[stay][:, stay], spread[gone][:, stay], ridge)
+        small = w[:, stay] + w_gone @ predict
+    if bias is not None:
+        shift = w_gone @ (mean[gone] - predict @ mean[stay])
+        bias = (bias.to(shift) + shift).to(bias.device, bias.dtype)
+    return small.to(weight.device, weight.dtype), bias
+
+
+def apply(
+    linear: nn.Linear,
+    dense: nn.Linear,
+    kept: Sequence[int],
+    moments: Moments | None,
+    how: Compensate,
+    *,
+    ridge: float = 1e-4,
+) -> None:
+    """Give ``linear``, which reads only ``kept`` of what ``dense`` reads, the folded weights; in place."""
+    weight, bias = fold(
+        dense.weight.detach(), None if dense.bias is None else dense.bias.detach(), kept, moments, how, ridge=ridge
+    )
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+        if bias is not None:
+            linear.bias.copy_(bias)
+
+
+def _regress(stay: Tensor, cross: Tensor, ridge: float) -> Tensor:
+    """B (P, S) = cross (P, S) @ (stay (S, S) + lambda I)^-1, with as much more lambda as the factorisation needs."""
+    scale = stay.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+    eye = torch.eye(len(stay), dtype=stay.dtype, device=stay.device)
+    while True:
+        factor, failed = torch.linalg.cholesky_ex(stay + ridge * scale * eye)
+        if not failed:
+            return torch.cholesky_solve(cross.T, factor).T
+        ridge = max(10 * ridge, 1e-12)

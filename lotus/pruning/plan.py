@@ -1,0 +1,174 @@
+"""What stays of each block. Every method makes a Plan; one surgeon executes it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from lotus.vit import anatomy, cost
+from lotus.vit.anatomy import Dims
+from selection.errors import Refused
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """What stays of one block: sorted indices into the block before the cut. A value that cannot be wrong."""
+
+    of: Dims
+    """The widths before the cut."""
+    heads: tuple[int, ...]
+    """Kept heads."""
+    qk: tuple[tuple[int, ...], ...]
+    """Kept query/key dimensions of each kept head: equally many in all."""
+    v: tuple[tuple[int, ...], ...]
+    """Kept value dimensions of each kept head: equally many in all."""
+    units: tuple[int, ...]
+    """Kept MLP units."""
+
+    def __post_init__(self) -> None:
+        _indices("heads", self.heads, self.of.heads)
+        _indices("MLP units", self.units, self.of.hidden)
+        for what, rows, limit in (("q/k dimensions", self.qk, self.of.qk_dim), ("v dimensions", self.v, self.of.v_dim)):
+            if len(rows) != len(self.heads):
+                raise Refused(f"{what} are given for {len(rows)} heads, but {len(self.heads)} are kept.")
+            for head, row in zip(self.heads, rows, strict=True):
+                _indices(f"{what} of head {head}", row, limit)
+            if len({len(row) for row in rows}) != 1:
+                raise Refused(
+                    f"{what}: the heads of a block must keep equally many, not {sorted({len(r) for r in rows})}."
+                )
+
+    @classmethod
+    def full(cls, dims: Dims) -> BlockPlan:
+        """Everything stays."""
+        every = range(dims.heads)
+        return cls(
+            of=dims,
+            heads=tuple(every),
+            qk=tuple(tuple(range(dims.qk_dim)) for _ in every),
+            v=tuple(tuple(range(dims.v_dim)) for _ in every),
+            units=tuple(range(dims.hidden)),
+        )
+
+    @property
+    def dims(self) -> Dims:
+        """The widths after the cut."""
+        return Dims(len(self.heads), len(self.qk[0]), len(self.v[0]), len(self.units))
+
+    @property
+    def outputs(self) -> list[int]:
+        """Kept attention outputs: columns of proj, in order; none changes its head."""
+        return [head * self.of.v_dim + j for head, row in zip(self.heads, self.v, strict=True) for j in row]
+
+    @property
+    def queries(self) -> list[int]:
+        """Kept rows of q, and of k, in order."""
+        return [head * self.of.qk_dim + j for head, row in zip(self.heads, self.qk, strict=True) for j in row]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What stays of each block, in order."""
+
+    blocks: tuple[BlockPlan, ...]
+
+    @classmethod
+    def full(cls, model: nn.Module | Sequence[Dims]) -> Plan:
+        """The plan by which nothing is cut from ``model`` (or from blocks of these widths)."""
+        dims = [block.dims for block in anatomy.blocks(model)] if isinstance(model, nn.Module) else model
+        return cls(tuple(BlockPlan.full(one) for one in dims))
+
+    @property
+    def dims(self) -> tuple[Dims, ...]:
+        """The widths of each block after the cut."""
+        return tuple(block.dims for block in self.blocks)
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model that this plan was not made for.
+
+        Raises:
+            Refused: another number of blocks, or other widths; or the model cannot be cut at all.
+        """
+        found = anatomy.blocks(model)
+        if len(found) != len(self.blocks):
+            raise Refused(f"The plan is for {len(self.blocks)} blocks, the model has {len(found)}.")
+        for block, plan in zip(found, self.blocks, strict=True):
+            if block.dims != plan.of:
+                raise Refused(f"{block.name}: the plan is for {plan.of}, the model has {block.dims}.")
+
+    def cost(self, model: nn.Module | cost.Outline) -> cost.Cost:
+        """What the cut model will cost; nothing is built."""
+        outline = cost.outline(model) if isinstance(model, nn.Module) else model
+        return outline.cost(self.dims)
+
+    def summary(self) -> list[dict[str, int]]:
+        """A row a block, for reports: ``heads``, ``head_dim``, ``qk_dim``, ``hidden``, each beside ``of_...``."""
+        return [
+            {
+                "heads": plan.dims.heads,
+                "of_heads": plan.of.heads,
+                "head_dim": plan.dims.v_dim,
+                "of_head_dim": plan.of.v_dim,
+                "qk_dim": plan.dims.qk_dim,
+                "of_qk_dim": plan.of.qk_dim,
+                "hidden": plan.dims.hidden,
+                "of_hidden": plan.of.hidden,
+            }
+            for plan in self.blocks
+        ]
+
+    def to_json(self) -> str:
+        """Text that :meth:`from_json` takes back."""
+        rows = [
+            {
+                "of": list(b.of),
+                "heads": list(b.heads),
+                "qk": [list(r) for r in b.qk],
+                "v": [list(r) for r in b.v],
+                "units": list(b.units),
+            }
+            for b in self.blocks
+        ]
+        return json.dumps({"format": FORMAT, "blocks": rows})
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that :meth:`to_json` wrote.
+
+        Raises:
+            Refused: not a plan, of a newer format, or one that contradicts itself.
+        """
+        try:
+            raw = json.loads(text)
+            newer = int(raw["format"]) > FORMAT
+            rows: list[Any] = [] if newer else raw["blocks"]
+            read = [
+                (Dims(*row["of"]), tuple(row["heads"]), _rows(row["qk"]), _rows(row["v"]), tuple(row["units"]))
+                for row in rows
+            ]
+        except (ValueError, KeyError, TypeError) as error:
+            raise Refused(f"This is no plan ({type(error).__name__}: {error}).") from None
+        if newer:
+            raise Refused(f"The plan has format {raw['format']}, this LOTUS reads up to {FORMAT}. Take a newer LOTUS.")
+        return cls(tuple(BlockPlan(*parts) for parts in read))
+
+
+def _rows(rows: Any) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(row) for row in rows)
+
+
+def _indices(what: str, indices: tuple[int, ...], limit: int) -> None:
+    """Refuse what is not a sorted, non-empty set of indices below ``limit``."""
+    if not indices:
+        raise Refused(f"{what}: none is kept. At least one must be.")
+    if any(type(i) is not int for i in indices):
+        raise Refused(f"{what}: indices must be integers.")
+    if indices[0] < 0 or indices[-1] >= limit or any(a >= b for a, b in itertools.pairwise(indices)):
+        raise Refused(f"{what}: indices must rise, each once, from 0 to {limit - 1}.")

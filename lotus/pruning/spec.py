@@ -1,0 +1,209 @@
+"""A model on disk: a folder of ``spec.json``, which says how to build it, and ``model.safetensors``, its weights.
+
+A spec is data. It names an architecture of timm's registry with plain arguments and the widths of each block; nothing in it is
+imported or run. The folder is written beside its place and renamed as a whole.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lotus.pruning import surgery
+from lotus.vit import anatomy, cost
+from lotus.vit import model as door
+from lotus.vit.anatomy import Dims
+from selection.errors import Refused
+
+KIND = "lotus-vit"
+FORMAT = 1
+SPEC, WEIGHTS = "spec.json", "model.safetensors"
+_WIDEST = 1 << 20  # no block of ours has more units; a spec that asks for them is not ours
+
+
+def save(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    about: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> Path:
+    """Write ``model``, dense or cut, to ``folder``; a folder that LOTUS wrote before is replaced.
+
+    Args:
+        about: Anything JSON-ready to keep beside the weights, e.g. class names, mean and standard deviation.
+        extra: More files of tensors to lie beside the weights: ``{"gates.safetensors": {...}}``.
+
+    Raises:
+        Refused: a model that could not be built again from a spec, a folder that holds something else, no space.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    origin = door.origin(model)
+    dims = [block.dims for block in anatomy.blocks(model)]
+    state = model.state_dict()
+    files = {WEIGHTS: state, **(extra or {})}
+    for name in files:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise Refused(f"{name!r}: an extra file is a plain name that ends in .safetensors.")
+    skeleton = _skeleton(origin, dims, place=type(model).__name__)
+    fault = _difference(skeleton.state_dict(), state)
+    if fault:
+        raise Refused(f"{type(model).__name__}: would not come back from {folder} as it is: {fault}.")
+    now, dense = cost.count(model), cost.count(door.build(origin["name"], origin["args"], meta=True))
+    spec = {
+        "kind": KIND,
+        "format": FORMAT,
+        "model": origin,
+        "blocks": [one._asdict() for one in dims],
+        "cost": {"params": now.params, "macs": now.macs},
+        "dense_cost": {"params": dense.params, "macs": dense.macs},
+        "weights": WEIGHTS,
+        "versions": {name: _version(name) for name in ("lotus-vit", "timm", "torch")},
+        "about": dict(about or {}),
+    }
+    text = json.dumps(spec, indent=1)
+    if folder.exists() and not _ours(folder):
+        raise Refused(f"{folder}: holds something that LOTUS did not write. Take another folder.")
+    beside = folder.with_name(f".{folder.name}.tmp")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+        for name, tensors in files.items():
+            save_file(
+                {key: t.detach().cpu().contiguous() for key, t in tensors.items()}, beside / name, {"format": "pt"}
+            )
+        (beside / SPEC).write_text(text, encoding="utf-8")
+        for name in (*files, SPEC):
+            _sync(beside / name)
+        _swap(beside, folder)
+    except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise Refused(f"{folder}: cannot be written ({error.strerror or error}).") from None
+    return folder
+
+
+def load(folder: str | Path) -> nn.Module:
+    """The model that :func:`save` wrote, on the CPU, in eval mode; the same outputs to the last bit.
+
+    Raises:
+        Refused: no such folder, a foreign or newer one, or weights that are damaged or do not fit the spec.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    spec = read(folder)
+    file = folder / WEIGHTS
+    try:
+        weights = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise Refused(f"{file}: cannot be read ({error}). Is it whole?") from None
+    try:
+        dims = [Dims(**row) for row in spec["blocks"]]
+        origin = {"name": spec["model"]["name"], "args": dict(spec["model"]["args"])}
+    except (TypeError, KeyError, ValueError) as error:
+        raise Refused(f"{folder / SPEC}: is damaged ({type(error).__name__}: {error}).") from None
+    skeleton = _skeleton(origin, dims, place=str(folder / SPEC))
+    fault = _difference(skeleton.state_dict(), weights)
+    if fault:
+        raise Refused(f"{file}: does not fit {SPEC}: {fault}.")
+    # Copies own aligned memory, where the file's map need not be: kernels, and so last bits, may depend on it.
+    skeleton.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, assign=True)
+    return skeleton.eval()
+
+
+def read(folder: str | Path) -> dict[str, Any]:
+    """The spec of a folder, checked for kind and format; ``about`` holds what was given to :func:`save`.
+
+    Raises:
+        Refused: no such folder, or a foreign, damaged or newer spec.
+    """
+    folder = Path(folder)
+    _recover(folder)
+    file = folder / SPEC
+    try:
+        spec = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Refused(f"{folder}: is no model folder (it has no {SPEC}).") from None
+    except (OSError, ValueError) as error:
+        raise Refused(f"{file}: cannot be read ({error}). Is it whole?") from None
+    if not isinstance(spec, dict) or spec.get("kind") != KIND or type(spec.get("format")) is not int:
+        raise Refused(f"{file}: was not written by LOTUS.")
+    if spec["format"] > FORMAT:
+        raise Refused(f"{file}: has format {spec['format']}, this LOTUS reads up to {FORMAT}. Take a newer LOTUS.")
+    return spec
+
+
+def _skeleton(origin: Mapping[str, Any], dims: list[Dims], *, place: str) -> nn.Module:
+    """The model that a spec describes, without memory (meta device)."""
+    if not isinstance(origin["name"], str):
+        raise Refused(f"{place}: the model's name is {origin['name']!r}.")
+    model = door.build(origin["name"], origin["args"], meta=True, place=place)
+    found = anatomy.blocks(model)
+    if len(found) != len(dims):
+        raise Refused(f"{place}: widths for {len(dims)} blocks, but {origin['name']} has {len(found)}.")
+    for block, one in zip(found, dims, strict=True):
+        if any(type(width) is not int or not 0 < width <= _WIDEST for width in one):
+            raise Refused(f"{place}: {block.name} cannot have {one}.")
+        if one != block.dims:
+            surgery.reshape(block, one)
+    return model
+
+
+def _difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """The first tensors that are missing, too many or of another shape; empty where all fit."""
+    faults = [f"{name} is missing" for name in expected if name not in found]
+    faults += [f"{name} does not belong" for name in found if name not in expected]
+    faults += [
+        f"{name} is {tuple(found[name].shape)}, not {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    return "; ".join(faults[:3]) + (f", and {len(faults) - 3} more" if len(faults) > 3 else "")
+
+
+def _ours(folder: Path) -> bool:
+    """Whether ``folder`` is empty or holds nothing but what :func:`save` writes."""
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    return not names or (SPEC in names and all(name == SPEC or name.endswith(".safetensors") for name in names))
+
+
+def _swap(new: Path, place: Path) -> None:
+    """Rename ``new`` to ``place``, which may hold an older folder."""
+    old = place.with_name(f".{place.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        os.rename(place, old)
+    os.rename(new, place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _recover(place: Path) -> None:
+    """Put back the older folder where a kill fell between the two renames."""
+    old = place.with_name(f".{place.name}.old")
+    if not place.exists() and old.is_dir():
+        os.rename(old, place)
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

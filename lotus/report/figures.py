@@ -1,0 +1,261 @@
+"""Pictures of a run as inline SVG, drawn by hand: no plotting library, no script, nothing fetched.
+
+Colours are classes that the page's style sheet defines for light and dark (``dense``, ``lotus``, ``tune``, ``pale``, ``ink``,
+``faint``, ``grid``). Every picture has a title that a screen reader reads out.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from lotus.report.numbers import count, percent, si
+
+_WIDTH, _HEIGHT = 460, 270
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 14, 44
+
+
+class Series(NamedTuple):
+    """A line of a chart."""
+
+    name: str
+    style: str
+    """Class of its colour: ``dense``, ``lotus`` or ``tune``."""
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+class Point(NamedTuple):
+    """A model in the picture of accuracy against cost."""
+
+    name: str
+    style: str
+    macs: float
+    top1: float
+
+
+def curves(
+    series: Sequence[Series],
+    *,
+    title: str,
+    x: str,
+    y: str,
+    bounds: tuple[float | None, float | None] = (None, None),
+    level: tuple[float, str] | None = None,
+) -> str:
+    """Lines over one pair of axes; empty without a point.
+
+    Args:
+        x, y: what the axes show, with units
+        bounds: lowest and highest y that make sense, e.g. 0 and 100 for per cent; None leaves it open
+        level: a dashed horizontal line, with its name
+    """
+    series = [_finite(one) for one in series]
+    series = [one for one in series if len(one.x)]
+    if not series:
+        return ""
+    across = [value for one in series for value in one.x]
+    up = [value for one in series for value in one.y] + ([level[0]] if level else [])
+    axes = _Axes(_span(across, (0, None), from_zero=True), _span(up, bounds), x, y)
+    parts = [axes.draw()]
+    if level:
+        at = axes.y(level[0])
+        parts.append(f'<line class="mark" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        parts.append(f'<text class="faint" x="{_LEFT + 6}" y="{at - 5:.1f}">{escape(level[1])}</text>')
+    for one in series:
+        points = [(axes.x(a), axes.y(b)) for a, b in zip(one.x, one.y, strict=True)]
+        if len(points) > 1:
+            parts.append(f'<path class="line {one.style}" d="M{" L".join(f"{a:.1f} {b:.1f}" for a, b in points)}"/>')
+        marked = points if len(points) <= 40 else points[-1:]
+        parts += [f'<circle class="dot {one.style}" cx="{a:.1f}" cy="{b:.1f}" r="2.5"/>' for a, b in marked]
+    return _svg(title, parts) + _legend([(one.name, one.style) for one in series])
+
+
+def trade(points: Sequence[Point], *, title: str = "Top-1 against multiply-accumulates an image") -> str:
+    """Models as dots: accuracy (per cent) over cost (MACs an image), in the order in which one became the other."""
+    points = [point for point in points if math.isfinite(point.macs) and math.isfinite(point.top1)]
+    if not points:
+        return ""
+    high = max(point.macs for point in points)
+    axes = _Axes((0.0, high * 1.12), _span([p.top1 for p in points], (0, 100), least=2.0), "MACs an image", "top-1, %")
+    places = [(axes.x(p.macs), axes.y(p.top1)) for p in points]
+    parts = [axes.draw()]
+    path = [place for point, place in zip(points, places, strict=True) if point.style != "dense"]
+    if len(path) > 1:
+        parts.append(f'<path class="mark" d="M{" L".join(f"{a:.1f} {b:.1f}" for a, b in path)}"/>')
+    taken: list[tuple[float, float, float]] = []
+    for point, (a, b) in zip(points, places, strict=True):
+        side = "end" if a > _WIDTH * 0.6 else "start"
+        text_x, text_y = a + (-9 if side == "end" else 9), b + 4
+        wide = 6.2 * len(point.name)
+        left = text_x - wide if side == "end" else text_x
+        # Names that would lie over one another go below their dots' line.
+        while any(abs(text_y - there) < 13 and left < end and begin < left + wide for begin, end, there in taken):
+            text_y += 13
+        taken.append((left, left + wide, text_y))
+        parts.append(f'<circle class="dot {point.style}" cx="{a:.1f}" cy="{b:.1f}" r="5"/>')
+        parts.append(
+            f'<text class="ink" x="{text_x:.1f}" y="{text_y:.1f}" text-anchor="{side}">{escape(point.name)}</text>'
+        )
+    return _svg(title, parts)
+
+
+def widths(blocks: Sequence[Mapping[str, Any]]) -> str:
+    """What each block keeps of its attention dimensions and MLP units: bars inside the outlines of what was there."""
+    if not blocks:
+        return ""
+    columns = (
+        ("attention dimensions", [b["heads"] * b["head_dim"] for b in blocks], [b["of_heads"] * b["of_head_dim"] for b in blocks]),
+        ("MLP units", [b["hidden"] for b in blocks], [b["of_hidden"] for b in blocks]),
+    )  # fmt: skip
+    row, bar, width, left, gap = 20, 12, 2 * _WIDTH + 20, 62, 50
+    height = 34 + row * len(blocks) + 8
+    column_width = (width - left - gap - 16) / 2
+    parts = []
+    for number, (name, kept, of) in enumerate(columns):
+        start = left + number * (column_width + gap)
+        room = column_width - 96  # of it the numbers beside the bar
+        most = max(max(of), 1)
+        parts.append(f'<text class="ink" x="{start}" y="18">{name}</text>')
+        for place, (now, was) in enumerate(zip(kept, of, strict=True)):
+            y = 30 + place * row
+            if not number:
+                parts.append(f'<text class="faint" x="{left - 10}" y="{y + 10}" text-anchor="end">block {place}</text>')
+            parts.append(f'<rect class="pale" x="{start}" y="{y}" width="{room * was / most:.1f}" height="{bar}" rx="2"/>')
+            parts.append(f'<rect class="fill lotus" x="{start}" y="{y}" width="{room * now / most:.1f}" height="{bar}" rx="2"/>')
+            heads = blocks[place]
+            told = f"{count(now)} of {count(was)}"
+            if not number and heads["heads"] != heads["of_heads"]:
+                told += f", {heads['heads']} heads"
+            parts.append(f'<text class="faint" x="{start + room * was / most + 8:.1f}" y="{y + 10}">{told}</text>')
+    return _svg("Dimensions kept in each block", parts, width=width, height=height)
+
+
+def scores(values: npt.NDArray[np.floating], rows: npt.NDArray[np.integer], *, name: str, bins: int = 40) -> str:
+    """Histogram of the scores (N,), the kept rows (K,) marked; scores without bound are left out and named."""
+    finite = np.isfinite(values)
+    if not finite.any():
+        return ""
+    is_kept = np.zeros(len(values), bool)
+    is_kept[rows] = True
+    low, high = float(values[finite].min()), float(values[finite].max())
+    if high <= low:
+        low, high = low - 0.5, high + 0.5
+    edges = np.linspace(low, high, bins + 1)
+    everyone, _ = np.histogram(values[finite], edges)
+    chosen, _ = np.histogram(values[finite & is_kept], edges)
+    axes = _Axes((low, high), (0.0, float(everyone.max()) * 1.05), f"{name}: higher is kept first", "images")
+    parts = [axes.draw()]
+    for kind, counts in (("pale", everyone), ("fill lotus", chosen)):
+        for number in np.flatnonzero(counts):
+            left, right, top = axes.x(edges[number]), axes.x(edges[number + 1]), axes.y(float(counts[number]))
+            parts.append(
+                f'<rect class="{kind}" x="{left + 0.5:.1f}" y="{top:.1f}" width="{max(right - left - 1, 0.5):.1f}" '
+                f'height="{_HEIGHT - _BOTTOM - top:.1f}"/>'
+            )
+    legend = [(f"in the ticket, {percent(len(rows) / len(values))}", "lotus"), ("left out", "pale")]
+    if not finite.all():
+        legend.append((f"{count((~finite).sum())} images without a bound are not shown", ""))
+    return _svg(f"Scores of the images by {name}, with the ticket marked", parts) + _legend(legend)
+
+
+def tile(pixels: npt.NDArray[np.uint8], side: int = 96) -> str:
+    """An image (H, W, 3) as a data URI, no larger than ``side``. Small ones stay as they are: the page enlarges them
+    without smoothing, so that one sees the pixels the model sees."""
+    picture = Image.fromarray(pixels)
+    if max(picture.size) > side:
+        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    picture.save(out, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode("ascii")
+
+
+class _Axes:
+    """Two linear axes with round ticks."""
+
+    def __init__(self, across: tuple[float, float], up: tuple[float, float], x_name: str, y_name: str) -> None:
+        self._across, self._up, self._names = across, up, (x_name, y_name)
+
+    def x(self, value: float) -> float:
+        low, high = self._across
+        return _LEFT + (value - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT)
+
+    def y(self, value: float) -> float:
+        low, high = self._up
+        return _HEIGHT - _BOTTOM - (value - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
+
+    def draw(self) -> str:
+        floor, end = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
+        parts = []
+        for value in ticks(*self._up):
+            at = self.y(value)
+            parts.append(f'<line class="grid" x1="{_LEFT}" x2="{end}" y1="{at:.1f}" y2="{at:.1f}"/>')
+            parts.append(f'<text class="faint" x="{_LEFT - 7}" y="{at + 4:.1f}" text-anchor="end">{_tick(value)}</text>')
+        for value in ticks(*self._across, most=6):
+            at = self.x(value)
+            parts.append(f'<text class="faint" x="{at:.1f}" y="{floor + 16}" text-anchor="middle">{_tick(value)}</text>')
+        parts.append(f'<line class="axis" x1="{_LEFT}" x2="{end}" y1="{floor}" y2="{floor}"/>')
+        middle, centre = (_LEFT + end) / 2, (_TOP + floor) / 2
+        parts.append(f'<text class="faint" x="{middle}" y="{_HEIGHT - 8}" text-anchor="middle">{escape(self._names[0])}</text>')
+        parts.append(
+            f'<text class="faint" x="13" y="{centre}" text-anchor="middle" transform="rotate(-90 13 {centre})">'
+            f"{escape(self._names[1])}</text>"
+        )
+        return "".join(parts)
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """At most ``most`` + 1 round numbers (1, 2, 2.5 or 5 times a power of ten apart) from ``low`` to ``high``."""
+    span = high - low
+    power = 10.0 ** math.floor(math.log10(span / most))
+    step = next(part * power for part in (1, 2, 2.5, 5, 10) if span / (part * power) <= most)
+    first = math.ceil(low / step - 1e-9)
+    return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _tick(value: float) -> str:
+    return si(value).replace(" ", "") if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _span(
+    values: Sequence[float], bounds: tuple[float | None, float | None], *, from_zero: bool = False, least: float = 0.0
+) -> tuple[float, float]:
+    """Lowest and highest of an axis that shows ``values``: some air, but not beyond ``bounds``; never empty."""
+    low, high = min(values), max(values)
+    air = 0.08 * max(high - low, least, 1e-9 + 0.02 * abs(high))
+    low, high = (0.0 if from_zero else low - air), high + (0 if from_zero else air)
+    if high - low < least:
+        low, high = (low + high - least) / 2, (low + high + least) / 2
+    if bounds[0] is not None:
+        low = max(low, bounds[0])
+    if bounds[1] is not None:
+        high = min(high, bounds[1])
+    return (low, high) if high > low else (low - 0.5, low + 0.5)
+
+
+def _finite(one: Series) -> Series:
+    pairs = [(a, b) for a, b in zip(one.x, one.y, strict=True) if math.isfinite(a) and math.isfinite(b)]
+    return one._replace(x=[a for a, _ in pairs], y=[b for _, b in pairs])
+
+
+def _svg(title: str, parts: Sequence[str], *, width: float = _WIDTH, height: float = _HEIGHT) -> str:
+    told = escape(title)
+    return (
+        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{told}"><title>{told}</title>'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def _legend(entries: Sequence[tuple[str, str]]) -> str:
+    keys = "".join(
+        f'<span class="key">{f"<i class={style!r}></i>" if style else ""}{escape(name)}</span>' for name, style in entries
+    )
+    return f'<p class="legend">{keys}</p>'

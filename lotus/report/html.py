@@ -1,0 +1,260 @@
+"""report.html: one file that holds everything it shows, made from the run's folder alone.
+
+What a run did not leave is left out, not faked. Names come from data sets and configs of anyone's: all text is escaped, and the page
+may load nothing and run nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lotus import config
+from lotus.report import figures, ledger
+from lotus.report.figures import Point, Series
+from lotus.report.numbers import count, percent, si
+from selection import methods
+from selection.errors import Refused
+
+_SHEET = 24  # images at each end of the scores
+_STYLES = {"baseline": ("dense, all images", "dense"), "train": ("on the ticket", "lotus"), "finetune": ("fine-tune", "tune")}
+_RESULT = {"baseline": "baseline", "train": "trained", "finetune": "final"}
+
+
+def write(folder: str | Path) -> Path:
+    """Write ``report.html`` into a run's folder; returns its path.
+
+    Raises:
+        Refused: there is no results.json, or it cannot be read; the page cannot be written.
+    """
+    folder = Path(folder)
+    page = render(folder)
+    file = folder / "report.html"
+    beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_text(page, encoding="utf-8")
+        os.replace(beside, file)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise Refused(f"{file}: cannot be written ({error.strerror}). Free space there.") from None
+    return file
+
+
+def render(folder: Path) -> str:
+    """The page's text."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    results = _results(folder)
+    source = importlib.resources.files("lotus.report").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"si": si, "count": count, "percent": percent}
+    log, settings = list(_events(folder)), _settings(folder)
+    scored = _scored(folder, settings)
+    pictures = [
+        (heading, Markup(svg), note)  # noqa: S704 - drawn by figures, which escapes every name
+        for heading, svg, note in _pictures(results, log, scored, settings)
+        if svg
+    ]
+    return environment.from_string(source).render(
+        results=results,
+        headline=ledger.headline(results),
+        lines=ledger.compared(results),
+        dense_name="dense" if "baseline" in results else "before the cut",
+        costs=results.get("ledger") or {},
+        kept=results.get("kept") or {},
+        pictures=pictures,
+        widths=Markup(figures.widths((results.get("kept") or {}).get("blocks") or [])),  # noqa: S704
+        sheets=_sheets(folder, settings, scored) if scored else [],
+        warnings=[event["text"] for event in log if event.get("event") == "said" and event.get("level") == "warning"],
+        config=_text(folder / "config.yaml"),
+        versions=_text(folder / "versions.txt"),
+    )
+
+
+class _Scored:
+    """Scores of all images, the ticket's rows, labels and the names of the classes."""
+
+    def __init__(
+        self, name: str, values: npt.NDArray[np.float64], rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], classes: tuple[str, ...]
+    ) -> None:
+        self.name, self.values, self.rows, self.labels, self.classes = name, values, rows, labels, classes
+
+    def class_of(self, row: int) -> str:
+        label = int(self.labels[row])
+        return self.classes[label] if label < len(self.classes) else str(label)
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    file = folder / "results.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Refused(f"{folder}: no results.json here, so no finished run. Run: lotus run CONFIG.") from None
+    except (OSError, ValueError) as error:
+        raise Refused(f"{file}: cannot be read ({error}). Run the report stage again: lotus run CONFIG --from report.") from None
+    if not isinstance(found, dict) or found.get("format") != 1 or not isinstance(found.get("final"), dict):
+        raise Refused(f"{file}: was not written by this version of LOTUS. Run the report stage again: lotus run CONFIG --from report.")
+    return found
+
+
+def _events(folder: Path) -> Iterator[dict[str, Any]]:
+    """The log's lines; one that was cut off by a kill is passed over."""
+    try:
+        with open(folder / "log.jsonl", encoding="utf-8") as lines:
+            for line in lines:
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(event, dict):
+                    yield event
+    except OSError:
+        return
+
+
+def _settings(folder: Path) -> config.Config | None:
+    try:
+        return config.read(folder / "config.yaml")
+    except Refused:
+        return None
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def _scored(folder: Path, settings: config.Config | None) -> _Scored | None:
+    """The scores of the run, computed again from its signals; None where there are none, or the score is a user's own."""
+    from selection import scores
+    from selection.signals import Signals
+    from selection.subset import Subset
+
+    if settings is None or not (folder / "signals.npz").is_file() or not (folder / "subset.npz").is_file():
+        return None
+    wanted = settings.select.score
+    try:
+        signals, subset = Signals.load(folder / "signals.npz"), Subset.load(folder / "subset.npz")
+        method = methods.find(scores, wanted.name, place="select.score")
+        options = dict(wanted.options)
+        if "seed" in methods.settings(method):
+            options.setdefault("seed", settings.seed)
+        values = np.asarray(methods.call(method, signals.available(), options, place="select.score"), np.float64)
+    except Refused:
+        return None
+    if subset.total != len(values) or settings.select.ticket:
+        return None
+    return _Scored(wanted.name, values, subset.rows, signals["labels"], signals.classes)
+
+
+def _pictures(
+    results: Mapping[str, Any], log: list[dict[str, Any]], scored: _Scored | None, settings: config.Config | None
+) -> Iterator[tuple[str, str, str]]:
+    """Heading, SVG and note of each picture that can be drawn."""
+    measured = {stage: _evaluations(log, stage) for stage in _STYLES}
+    across = "images seen in training"
+    for key, name, unit, bounds in (
+        ("top1", "Accuracy", "top-1 on the validation images, %", (0, 100)),
+        ("loss", "Loss", "loss on the validation images, nats", (0, None)),
+    ):
+        series, offset = [], 0.0
+        for stage, rows in measured.items():
+            seen = (results.get(_RESULT[stage]) or {}).get("images_seen") or 0
+            epochs = [epoch for epoch, values in rows if key in values]
+            if not epochs or not seen:
+                continue
+            start = offset if stage == "finetune" else 0.0
+            x = [start + seen * epoch / max(epochs) for epoch in epochs]
+            if stage == "train":
+                offset = seen
+            label, style = _STYLES[stage]
+            series.append(Series(label, style, x, [values[key] for _, values in rows if key in values]))
+        yield name, figures.curves(series, title=f"{name} over training", x=across, y=unit, bounds=bounds), ""
+
+    # "Accuracy for its cost": the dense model, and the lottery's on its way from trained to cut to final.
+    names = (("baseline", "dense", "dense"), ("trained", "on the ticket", "lotus"), ("after_prune", "cut", "lotus"), ("final", "fine-tuned", "tune"))
+    points = [
+        Point(name, style, float(results[part]["macs"]), float(results[part]["top1"]))
+        for part, name, style in names
+        if {"macs", "top1"} <= set(results.get(part) or {})
+    ]
+    yield "Accuracy for its cost", figures.trade(points), ""
+
+    steps = _last_course(log, "train", "open_macs")
+    target = settings.prune.keep.macs if settings else None
+    yield (
+        "Gates",
+        figures.curves(
+            [
+                Series("MACs behind open gates", "lotus", [x for x, _ in steps], [100 * v["open_macs"] for _, v in steps]),
+                Series("gates closed", "dense", [x for x, _ in steps], [100 * v.get("zero_gates", 0) for _, v in steps]),
+            ],
+            title="Gates while training", x="part of training done, %", y="%", bounds=(0, 100),
+            level=(100 * target, f"budget {percent(target)}") if target else None,
+        ),
+        "",
+    )  # fmt: skip
+    if scored is not None:
+        yield "Scores", figures.scores(scored.values, scored.rows, name=scored.name), ""
+
+
+def _evaluations(log: list[dict[str, Any]], stage: str) -> list[tuple[int, dict[str, float]]]:
+    """(epoch, values) of a stage's last course: one that was broken off and taken up again counts as one."""
+    rows: list[tuple[int, dict[str, float]]] = []
+    for event in log:
+        if event.get("event") == "evaluated" and event.get("stage") == stage:
+            epoch = int(event["epoch"])
+            rows = [row for row in rows if row[0] < epoch]  # begun anew, from this epoch or from the first
+            rows.append((epoch, dict(event.get("values") or {})))
+    return rows
+
+
+def _last_course(log: list[dict[str, Any]], stage: str, key: str) -> list[tuple[float, dict[str, float]]]:
+    """(per cent of the stage done, values) of the steps that tell ``key``, of the last course."""
+    rows: list[tuple[float, dict[str, float]]] = []
+    for event in log:
+        values = event.get("values") or {}
+        if event.get("event") == "step" and event.get("stage") == stage and key in values and event.get("total"):
+            done = 100 * event["done"] / event["total"]
+            rows = [row for row in rows if row[0] < done]
+            rows.append((done, values))
+    return rows
+
+
+def _sheets(folder: Path, settings: config.Config | None, scored: _Scored) -> list[dict[str, Any]]:
+    """The images at both ends of the scores; none where their file is not here."""
+    from lotus.data import beton
+
+    data = Path(settings.data.folder) if settings and settings.data.folder else folder / "data"
+    order = np.argsort(-scored.values, kind="stable")
+    size = min(_SHEET, len(order) // 2)
+    kept = set(scored.rows.tolist())
+    sheets = []
+    for title, rows in (("Highest scores: kept first", order[:size]), ("Lowest scores: kept last", order[::-1][:size])):
+        tiles = []
+        for row in rows.tolist():
+            try:
+                pixels = beton.image(data / "train.beton", row)
+            except (Refused, OSError):
+                return []
+            tiles.append(
+                {
+                    "source": figures.tile(pixels),
+                    "kept": row in kept,
+                    "class": scored.class_of(row),
+                    "told": f"row {row}, {scored.class_of(row)}, {scored.name} {scored.values[row]:.4g}, "
+                    f"{'in the ticket' if row in kept else 'left out'}",
+                }
+            )
+        sheets.append({"title": title, "tiles": tiles})
+    return sheets

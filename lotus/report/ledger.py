@@ -1,0 +1,176 @@
+"""What it cost, against what it saved: pure functions from what the stages recorded.
+
+A MAC is a multiply-accumulate. Forward and backward of an image cost 2.99 forwards (measured on ViT-S with a FLOP
+counter), so training an image counts as three; the stages record their cost by that rule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from lotus.report.numbers import count, duration, listed, milliseconds, percent, si, times
+
+SELECTION = ("score", "select")
+"""Stages that choose images: what a ticket costs."""
+APART = ("baseline", "prepare", "export", "report")
+"""Stages that are no part of the lottery's computing: the comparison, and what has no forward pass worth counting."""
+
+
+def account(stages: Iterable[Mapping[str, Any]], *, kept_share: float) -> dict[str, Any]:
+    """The ledger of a run.
+
+    Args:
+        stages: a row a stage that was done: ``stage``, ``seconds``, ``image_forwards``, ``macs``
+        kept_share: part of the images that the ticket keeps, in (0, 1]
+
+    Returns:
+        stages: the rows, as given
+        dense_macs: of training the dense model on all images by the same recipe; what the baseline cost, or, where
+            there was none, what the training on the ticket cost over ``kept_share``
+        lottery_macs: of score, select, train, prune and finetune together
+        selection_macs: of score and select
+        saved_macs_a_training: what training on the ticket saves each time, 0 at least
+        break_even_trainings: trainings on one ticket until choosing it has paid: selection / saved; 0.0 where
+            choosing cost nothing, None where it never pays
+        verdict: one honest sentence
+    """
+    rows = [dict(row) for row in stages]
+    macs = {row["stage"]: float(row["macs"]) for row in rows}
+    trained = macs.get("train", 0.0)
+    dense = macs.get("baseline", trained / kept_share)
+    selection = sum(macs.get(stage, 0.0) for stage in SELECTION)
+    lottery = sum(spent for stage, spent in macs.items() if stage not in APART)
+    saved = max(0.0, dense - trained)
+    break_even = 0.0 if selection == 0 else selection / saved if saved > 0 else None
+    return {
+        "stages": rows,
+        "dense_macs": dense,
+        "lottery_macs": lottery,
+        "selection_macs": selection,
+        "saved_macs_a_training": saved,
+        "break_even_trainings": break_even,
+        "verdict": verdict(
+            dense=dense, lottery=lottery, selection=selection, saved=saved, kept_share=kept_share
+        ),
+    }
+
+
+def verdict(*, dense: float, lottery: float, selection: float, saved: float, kept_share: float) -> str:
+    """Whether it was worth it, in one sentence; all but ``kept_share`` in MACs."""
+    whole = f"all in all the lottery took {times(lottery / dense)} the computing of the dense training" if dense else ""
+    if kept_share >= 1:
+        told = "No image was left out"
+        told += f", so the {si(selection)} MACs of scoring bought nothing" if selection else ""
+    elif selection == 0:
+        told = f"Choosing the images cost nothing and saves {si(saved)} MACs a training"
+    elif saved <= 0:
+        told = f"Choosing the images cost {si(selection)} MACs and saves nothing, so it never pays"
+    elif selection > saved:
+        needed = math.ceil(selection / saved - 1e-9)
+        told = (
+            f"Choosing the images cost more than it saves: {si(selection)} MACs once against {si(saved)} a training, so "
+            f"the ticket pays only when {needed} or more trainings use it"
+        )
+    else:
+        told = (
+            f"Choosing the images cost {si(selection)} MACs and saves {si(saved)} a training, so the ticket pays from "
+            "the first training on"
+        )
+    return f"{told}; {whole}." if whole else f"{told}."
+
+
+class Line(NamedTuple):
+    """A line of the table that compares the dense model with the one that ships."""
+
+    what: str
+    dense: str
+    lotus: str
+    change: str
+    """A difference for top-1 and loss, lotus over dense for all else; empty where nothing can be compared."""
+    better: bool | None
+    """Whether the change is to the better; None where there is none."""
+
+
+def compared(results: Mapping[str, Any]) -> list[Line]:
+    """The table of the report's first screen, from ``results.json``; lines without figures are left out.
+
+    The dense side is the baseline, or, in a run without one, the trained model before the cut. What the lottery's
+    training took is the training on the ticket and the fine-tune together.
+    """
+    dense, final = reference(results), results["final"]
+    lines = []
+    if "top1" in dense and "top1" in final:
+        gain = final["top1"] - dense["top1"]
+        lines.append(
+            Line("Top-1", f"{dense['top1']:.2f} %", f"{final['top1']:.2f} %", f"{_signed(gain, 2)} points", _up(gain))
+        )
+    if dense.get("loss") is not None and final.get("loss") is not None:
+        gain = final["loss"] - dense["loss"]
+        lines.append(
+            Line("Loss, nats", f"{dense['loss']:.4f}", f"{final['loss']:.4f}", _signed(gain, 4), _up(-gain))
+        )
+    lines += _ratio("Parameters", dense.get("params"), final.get("params"), si)
+    lines += _ratio("MACs an image", dense.get("macs"), final.get("macs"), si)
+    if "baseline" in results:
+        for name, key, show in (("Images seen in training", "images_seen", count), ("Training", "train_seconds", duration)):
+            lotus = sum(results.get(part, {}).get(key) or 0 for part in ("trained", "final"))
+            lines += _ratio(name, dense.get(key), lotus, show)
+        ledger = results.get("ledger", {})
+        lines += _ratio(
+            "MACs spent, choosing included", ledger.get("dense_macs"), ledger.get("lottery_macs"), si
+        )
+    slow, fast = dense.get("latency_ms") or {}, final.get("latency_ms") or {}
+    for key, size in (("batch_1", 1), ("batch_N", slow.get("batch", "N"))):
+        where = f", {fast['device']} {fast.get('dtype', '')}".rstrip() if fast.get("device") else ""
+        lines += _ratio(f"Latency, batch of {size}{where}", slow.get(key), fast.get(key), milliseconds)
+    return lines
+
+
+def reference(results: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the final model is compared with: the dense baseline, else the trained model before its cut."""
+    return results.get("baseline") or results.get("trained") or {}
+
+
+def headline(results: Mapping[str, Any]) -> str:
+    """What came out, in one sentence."""
+    dense, final = reference(results), results["final"]
+    name = "the dense model trained on all images" if "baseline" in results else "its own model before the cut"
+    kept = results.get("kept", {})
+    shares = []
+    images = kept.get("images")
+    if images:
+        shares.append(f"{percent(images['kept'] / images['of'])} of the images")
+    if final.get("macs") and dense.get("macs"):
+        shares.append(f"{percent(final['macs'] / dense['macs'])} of the MACs")
+    said = f"With {listed(shares)} " if shares else ""
+    if "top1" not in final or "top1" not in dense:
+        return f"{said}the model is done." if said else "The model is done."
+    gap = final["top1"] - dense["top1"]
+    size = f"{abs(gap):.2f} points {'above' if gap > 0 else 'below'}"
+    end = f"top-1 is {final['top1']:.2f} %, {size if abs(gap) >= 0.005 else 'level with'} {name}"
+    told = f"{said}{end}" if said else end[0].upper() + end[1:]
+    fast, slow = (final.get("latency_ms") or {}), (dense.get("latency_ms") or {})
+    if fast.get("batch_N") and slow.get("batch_N"):
+        ratio = slow["batch_N"] / fast["batch_N"]
+        word = f"{times(ratio)} as fast" if ratio >= 1 else f"{times(1 / ratio)} slower"
+        told += f"; at a batch of {fast.get('batch', 'N')} it is {word}"
+    return told + "."
+
+
+def _ratio(what: str, dense: float | None, lotus: float | None, show: Any) -> list[Line]:
+    """The line, if both sides were measured: lower is better."""
+    if not dense or lotus is None:
+        return []
+    ratio = lotus / dense
+    return [Line(what, show(dense), show(lotus), times(ratio), None if abs(ratio - 1) < 0.005 else ratio < 1)]
+
+
+def _signed(value: float, digits: int) -> str:
+    text = f"{value:+.{digits}f}"
+    return text.replace("-", "−") if float(text) else f"±{0:.{digits}f}"
+
+
+def _up(gain: float) -> bool | None:
+    return None if abs(gain) < 0.005 else gain > 0

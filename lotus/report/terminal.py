@@ -1,0 +1,438 @@
+"""The only door to rich: live progress while a run goes on, and the pages that end a command.
+
+Where there is a terminal, a bar shows the stage at work and each finished stage leaves one line. Elsewhere (a file, a
+pipe, a batch system's log) come plain lines: when a stage begins, every ten seconds, after each evaluation, when it
+ends. Only rank 0 makes a :class:`Terminal`. What comes from users (names, paths, messages) is never read as markup.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from lotus.events import Began, Ended, Evaluated, Event, Pruned, Said, Skipped, Step
+from lotus.report import ledger
+from lotus.report.numbers import count, duration, listed, percent, si, times
+
+_PLAIN_EVERY = 10.0  # seconds between two plain lines of a stage
+_DRAW_EVERY = 0.1  # seconds between two frames of the live display
+_CLASSES = 40  # rows of the ticket's table
+_BINS = 16  # of the score histogram
+_BAR = 44  # columns of its longest bar
+
+
+class Terminal:
+    """Shows events as they come. A context manager, so that the cursor comes back whatever happens."""
+
+    def __init__(
+        self,
+        console: Console | None = None,
+        plain: bool | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        Args:
+            plain: lines only, or, with False, the live display; None asks the console whether it is a terminal
+            clock: seconds, from any start
+        """
+        self.console = console or Console(highlight=False)
+        self.plain = (not self.console.is_terminal or self.console.is_dumb_terminal) if plain is None else plain
+        self._clock = clock
+        self._live: Live | None = None
+        self._drawn = self._told = -math.inf
+        self._stage = _Stage("", clock())
+
+    def __enter__(self) -> Terminal:
+        if not self.plain:
+            # Without rich's refreshing thread: loaders fork, and a fork may catch a thread holding a lock.
+            self._live = Live(console=self.console, auto_refresh=False, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.update("", refresh=True)
+            self._live.stop()
+            self._live = None
+
+    def show(self, event: Event) -> None:
+        """Take note of one event. Kinds that say nothing to people (files written) pass in silence."""
+        now = self._clock()
+        if isinstance(event, Began):
+            self._stage = _Stage(event.stage, now, event.why)
+            self._told = now
+            if self.plain:
+                self._line(event.stage, f"begins ({event.why})")
+        elif isinstance(event, Step):
+            self._stage.step(event, now)
+            if self.plain and now - self._told >= _PLAIN_EVERY:
+                self._told = now
+                self._line(event.stage, self._stage.sentence(now))
+        elif isinstance(event, Evaluated):
+            # The loss that is shown while training is the training loss.
+            self._stage.values |= {name: value for name, value in event.values.items() if name != "loss"}
+            if self.plain:
+                self._told = now
+                self._line(event.stage, f"epoch {event.epoch}: {_measured(event.values)}")
+        elif isinstance(event, Pruned):
+            self._line(event.stage, _cut(event.before, event.after), mark="·")
+        elif isinstance(event, Said):
+            warning = event.level != "info"
+            self._line(event.stage, event.text, mark="!" if warning else "·", style="yellow" if warning else "")
+        elif isinstance(event, Skipped):
+            self._line(event.stage, event.why, mark="-", style="dim")
+        elif isinstance(event, Ended):
+            self._stage = _Stage("", now)
+            told = _reached(event.values)
+            self._line(event.stage, f"{duration(event.seconds)}{f'  {told}' if told else ''}", mark="✓", style="green")
+        self._draw(now, at_once=isinstance(event, (Began, Ended)))
+
+    def _line(self, stage: str, text: str, *, mark: str = " ", style: str = "") -> None:
+        mark = mark if _can(self.console, mark) else "*"
+        if self.plain:
+            # One event, one line, however narrow the log: it is read by grep too.
+            self.console.print(Text(f"{mark} {stage:<9} {' '.join(text.split())}"), soft_wrap=True)
+        else:
+            line = Table.grid(padding=(0, 1))
+            line.add_row(Text(mark, style), Text(f"{stage:<9}", "bold" if style != "dim" else "dim"), Text(text, style if style != "green" else ""))
+            self.console.print(line)
+
+    def _draw(self, now: float, *, at_once: bool) -> None:
+        if self._live is None or (now - self._drawn < _DRAW_EVERY and not at_once):
+            return
+        self._drawn = now
+        self._live.update(self._stage.picture(now), refresh=True)
+
+
+class _Stage:
+    """What is known of the stage at work."""
+
+    def __init__(self, name: str, now: float, why: str = "") -> None:
+        self.name = name
+        self.why = why
+        self.began = now
+        self.done = self.total = 0
+        self.unit = "steps"
+        self.values: dict[str, float] = {}
+        self._from = (0, now)  # where the pace is taken from: a resumed stage does not start at 0
+
+    def step(self, event: Step, now: float) -> None:
+        if event.done < self.done or not self.total:  # the first step, or a second probe in the same stage
+            self._from = (event.done, now)
+        self.name, self.done, self.total, self.unit = event.stage, event.done, event.total, event.unit
+        self.values |= event.values
+
+    def left(self, now: float) -> float | None:
+        """Seconds to the end at the pace so far; None before there is one."""
+        done, since = self.done - self._from[0], now - self._from[1]
+        return (self.total - self.done) * since / done if done > 0 and since > 0 else None
+
+    def facts(self, now: float) -> list[str]:
+        values = self.values
+        facts = [] if self.total or not self.why else [self.why]
+        if "epoch" in values:
+            facts.append(f"epoch {values['epoch']:.0f}")
+        if values.get("images_per_second"):
+            facts.append(f"{count(values['images_per_second'])} images/s")
+        if "loss" in values:
+            facts.append(f"loss {values['loss']:.3f}")
+        if "top1" in values:
+            facts.append(f"top-1 {values['top1']:.2f} %")
+        if "zero_gates" in values:
+            facts.append(f"zero gates {percent(values['zero_gates'], 0)}")
+        left = self.left(now)
+        if left is not None and self.done < self.total:
+            facts.append(f"{duration(left)} left")
+        return facts
+
+    def sentence(self, now: float) -> str:
+        return ", ".join([f"{self.unit} {count(self.done)} of {count(self.total)}", *self.facts(now)])
+
+    def picture(self, now: float) -> Group | str:
+        if not self.name:
+            return ""
+        line = Table.grid(padding=(0, 1))
+        line.add_column(width=1)
+        line.add_column(width=9, no_wrap=True)
+        line.add_column(width=24)
+        line.add_column(no_wrap=True)
+        bar = ProgressBar(total=self.total or None, completed=self.done, width=24, pulse=not self.total, animation_time=now)
+        done = f"{count(self.done)}/{count(self.total)}" if self.total else duration(now - self.began)
+        line.add_row("", Text(self.name, "bold cyan"), bar, Text(done))
+        facts = Text("  ".join(self.facts(now)), "dim")
+        return Group(line, Padding(facts, (0, 0, 0, 12))) if facts.plain else Group(line)
+
+
+def _can(console: Console, text: str) -> bool:
+    """Whether ``console`` can write ``text``: not everyone's speaks UTF-8."""
+    try:
+        text.encode(console.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def _measured(values: Mapping[str, float]) -> str:
+    told = [f"top-1 {values['top1']:.2f} %"] if "top1" in values else []
+    return ", ".join([*told, *([f"loss {values['loss']:.4f}"] if "loss" in values else [])])
+
+
+def _cut(before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    names = {"params": "parameters", "macs": "MACs an image"}
+    return ", ".join(
+        f"{names.get(name, name)} {si(before[name])} to {si(after[name])} ({times(after[name] / before[name])})"
+        for name in names
+        if before.get(name) and name in after
+    )
+
+
+def _reached(values: Mapping[str, float]) -> str:
+    told = []
+    if "kept" in values and "of" in values:
+        told.append(f"{count(values['kept'])} of {count(values['of'])} images")
+    elif "images" in values and "classes" in values:
+        told.append(f"{count(values['images'])} images in {count(values['classes'])} classes")
+    if values.get("skipped"):
+        told.append(f"{count(values['skipped'])} damaged images skipped")
+    if "top1" in values:
+        told.append(f"top-1 {values['top1']:.2f} %")
+    if "params" in values:
+        told.append(f"{si(values['params'])} parameters")
+    if "macs" in values:
+        told.append(f"{si(values['macs'])} MACs")
+    if "zero_gates" in values:
+        told.append(f"zero gates {percent(values['zero_gates'], 0)}")
+    return ", ".join(told)
+
+
+# ------------------------------------------------------------------------------------------------------------- pages
+
+
+def last_page(results: Mapping[str, Any], report_path: str | Path, console: Console | None = None) -> None:
+    """The page that ends a run: what came out, dense against lotus, what was kept, what it cost, where the report is."""
+    console = console or Console(highlight=False)
+    console.print()
+    console.print(Text(f"LOTUS  {results.get('name', '')}".rstrip(), "bold"))
+    console.print(Text(ledger.headline(results)))
+    console.print()
+
+    table = _table()
+    dense = "dense" if "baseline" in results else "before the cut"
+    for name, side in (("", "left"), (dense, "right"), ("lotus", "right"), ("change", "right")):
+        table.add_column(name, justify=side)  # type: ignore[arg-type]
+    for line in ledger.compared(results):
+        style = {True: "green", False: "yellow", None: ""}[line.better]
+        table.add_row(Text(line.what), line.dense, line.lotus, Text(line.change, style))
+    console.print(table)
+
+    for told in kept_lines(results.get("kept", {})):
+        console.print(Text(told))
+    costs = results.get("ledger", {})
+    if costs.get("stages"):
+        console.print()
+        console.print(_ledger_table(costs))
+    if costs.get("verdict"):
+        console.print(Text(costs["verdict"]))
+    console.print()
+    console.print(Text(f"report: {report_path}"), soft_wrap=True)  # a path broken over two lines cannot be clicked
+
+
+def kept_lines(kept: Mapping[str, Any]) -> list[str]:
+    """What the three lotteries kept, a line each; without those that took no part."""
+    lines = []
+    images, tokens, dimensions, blocks = (kept.get(name) for name in ("images", "tokens", "dimensions", "blocks"))
+    if images:
+        share = percent(images["kept"] / images["of"])
+        lines.append(f"images      {count(images['kept'])} of {count(images['of'])} ({share})")
+    if tokens and tokens["kept"] < tokens["of"]:
+        lines.append(f"patches     {count(tokens['kept'])} of {count(tokens['of'])} ({percent(tokens['kept'] / tokens['of'])})")
+    if dimensions:
+        told = f"dimensions  {percent(dimensions['macs'])} of the MACs, {percent(dimensions['params'])} of the parameters"
+        if blocks:
+            widths = [
+                (sum(b["heads"] for b in blocks), sum(b["of_heads"] for b in blocks), "heads"),
+                (
+                    sum(b["heads"] * b["head_dim"] for b in blocks),
+                    sum(b["of_heads"] * b["of_head_dim"] for b in blocks),
+                    "attention dimensions",
+                ),
+                (sum(b["hidden"] for b in blocks), sum(b["of_hidden"] for b in blocks), "MLP units"),
+            ]
+            told += f": {listed(f'{count(now)} of {count(was)} {what}' for now, was, what in widths)}"
+        lines.append(told)
+    return lines
+
+
+def ticket_page(
+    classes: Sequence[str],
+    kept: Sequence[int],
+    of: Sequence[int],
+    scores: npt.NDArray[np.floating] | None,
+    rows: npt.NDArray[np.integer],
+    *,
+    title: str = "",
+    warnings: Iterable[str] = (),
+    out: str | Path | None = None,
+    console: Console | None = None,
+) -> None:
+    """A drawn ticket: kept rows a class, a histogram of the scores, warnings, and where it was written.
+
+    Args:
+        kept, of: images of each class in the ticket and in the data
+        scores: (N,), higher = keep first, may hold +inf; None where the policy read none
+        rows: (K,) the ticket
+    """
+    console = console or Console(highlight=False)
+    table = _table()
+    table.add_column("class")
+    for name in ("kept", "of", ""):
+        table.add_column(name, justify="right")
+    shown = len(classes) if len(classes) <= _CLASSES else _CLASSES - 1
+    for name, k, n in list(zip(classes, kept, of, strict=True))[:shown]:
+        table.add_row(Text(name, overflow="ellipsis", no_wrap=True), count(k), count(n), percent(k / n) if n else "")
+    if shown < len(classes):
+        shares = [k / n for k, n in zip(kept[shown:], of[shown:], strict=True) if n]
+        span = f"{percent(min(shares))} to {percent(max(shares))}" if shares else ""
+        table.add_row(Text(f"and {len(classes) - shown} more", "dim"), count(sum(kept[shown:])), count(sum(of[shown:])), span)
+    total = sum(of)
+    table.add_section()
+    table.add_row("all", count(len(rows)), count(total), percent(len(rows) / total) if total else "", style="bold")
+    if title:
+        console.print(Text(f"ticket by {title}", "bold"))
+    console.print(table)
+    if scores is not None and len(scores):
+        console.print(Text("scores, from keep last to keep first", "dim"))
+        for line in histogram(scores, rows, unicode=_can(console, "█░")):
+            console.print(Text(line), soft_wrap=True)
+    for warning in warnings:
+        console.print(Text(f"! {warning}", "yellow"))
+    if out:
+        console.print(Text(f"written to {out}"), soft_wrap=True)
+
+
+def histogram(
+    scores: npt.NDArray[np.floating], rows: npt.NDArray[np.integer], *, bins: int = _BINS, unicode: bool = True
+) -> list[str]:
+    """Scores (N,) in ``bins`` lines of bars: first what is kept (K,), then, paler, what is not."""
+    full, pale = ("█", "░") if unicode else ("#", ".")
+    finite = np.isfinite(scores)
+    is_kept = np.zeros(len(scores), bool)
+    is_kept[rows] = True
+    groups: list[tuple[str, int, int]] = []
+    if finite.any():
+        low, high = float(scores[finite].min()), float(scores[finite].max())
+        edges = np.linspace(low, high, bins + 1) if high > low else np.array([low, high])
+        number = np.clip(np.searchsorted(edges, scores[finite], side="right") - 1, 0, len(edges) - 2)
+        all_of = np.bincount(number, minlength=len(edges) - 1)
+        kept_of = np.bincount(number[is_kept[finite]], minlength=len(edges) - 1)
+        groups = [(f"{edge:.4g}", int(k), int(n)) for edge, k, n in zip(edges[:-1], kept_of, all_of, strict=True)]
+    if not finite.all():
+        groups.append(("no bound", int((is_kept & ~finite).sum()), int((~finite).sum())))
+    most = max(n for *_, n in groups)
+    lines = []
+    for name, k, n in groups:
+        length = math.ceil(_BAR * n / most)
+        part = round(length * k / n) if n else 0
+        bar = full * part + pale * (length - part)
+        lines.append(f"{name:>10}  {bar:<{_BAR}}  {count(k)} of {count(n)}")
+    return lines
+
+
+def plan_page(rows: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
+    """What ``--dry-run`` tells.
+
+    Args:
+        rows: a row a stage: ``stage``, ``says``, ``why`` (None: it stands), ``image_forwards``, ``macs`` if it ran
+    """
+    console = console or Console(highlight=False)
+    table = _table()
+    table.add_column("stage", no_wrap=True)
+    table.add_column("what")
+    table.add_column("runs, since")
+    table.add_column("image-forwards", justify="right", no_wrap=True)
+    table.add_column("MACs", justify="right", no_wrap=True)
+    runs = [row for row in rows if row["why"] is not None]
+    for row in rows:
+        spent = row["why"] is not None and row["macs"]
+        table.add_row(
+            Text(row["stage"]),
+            Text(row["says"]),
+            Text(row["why"] if row["why"] is not None else "done before", "" if row["why"] is not None else "dim"),
+            si(row["image_forwards"]) if spent else "",
+            si(row["macs"]) if spent else "",
+        )
+    table.add_section()
+    table.add_row(
+        "", "to do", f"{len(runs)} of {len(rows)} stages",
+        si(sum(row["image_forwards"] for row in runs)), si(sum(row["macs"] for row in runs)), style="bold",
+    )  # fmt: skip
+    console.print(table)
+    console.print(Text("Estimates; training an image counts three forwards. Nothing was run.", "dim"))
+
+
+class Check(Protocol):
+    """What the doctor found out about one thing."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def found(self) -> str: ...
+    @property
+    def cure(self) -> str: ...
+    @property
+    def fatal(self) -> bool: ...
+
+
+def doctor_page(checks: Iterable[Check], console: Console | None = None) -> None:
+    """What the machine is like, and what to do where it is not fit."""
+    console = console or Console(highlight=False)
+    checks = list(checks)
+    table = Table.grid(padding=(0, 1))
+    for check in checks:
+        mark, style = ("x", "red") if check.cure and check.fatal else ("!", "yellow") if check.cure else ("✓", "green")
+        table.add_row(
+            Text(mark if _can(console, mark) else "*", style), Text(check.name, "bold"), Text(check.found)
+        )
+        if check.cure:
+            table.add_row("", "", Text(check.cure, style))
+    console.print(table)
+    fatal = sum(bool(check.cure) and check.fatal for check in checks)
+    minor = sum(bool(check.cure) and not check.fatal for check in checks)
+    if fatal:
+        console.print(Text(f"Not fit: {fatal} to mend before a run can work.", "red"))
+    elif checks:
+        console.print(Text(f"Fit{f', with {minor} to know of' if minor else ''}.", "green"))
+
+
+def _ledger_table(costs: Mapping[str, Any]) -> Table:
+    table = _table()
+    table.add_column("stage")
+    for name in ("seconds", "image-forwards", "MACs"):
+        table.add_column(name, justify="right")
+    for row in costs["stages"]:
+        apart = row["stage"] == "baseline"
+        table.add_row(
+            Text(f"{row['stage']}{' (dense, to compare)' if apart else ''}", "dim" if apart else ""),
+            f"{row['seconds']:.1f}",
+            count(row["image_forwards"]) if row["image_forwards"] else "",
+            si(row["macs"]) if row["macs"] else "",
+        )
+    return table
+
+
+def _table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", show_edge=False)

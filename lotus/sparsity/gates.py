@@ -1,0 +1,287 @@
+"""Gates: one number for each dimension that may go, learnt while the model trains and driven to zero.
+
+A gate multiplies what ``proj`` reads (an attention-output dimension) or what ``fc2`` reads (an MLP hidden unit), as in
+VTP (2104.08500). Gates are float32 tensors outside the module, the engine and the optimiser, so that they work the same
+under every ZeRO stage: after a backward their gradients, which lie in one flat vector, are averaged over the ranks, and
+an Adam of a few lines moves them.
+
+``Linear(x * a, W)`` and ``Linear(x, W * a)`` are the same function of x, W and a, gradients included. The second touches
+(out, in) numbers and not (batch x tokens, in), and keeps no second copy of the activations: it is what the hooks do.
+Where the weight is not whole when the hook runs (ZeRO-3), or a compiler reads the hook, they multiply the activations.
+
+Steering. Lambda has to rise by orders of magnitude until the first gate closes, and closing takes hundreds of steps; a rule that
+looks only at the MACs of closed gates sees nothing all the while, winds up, and then crushes them all. So:
+
+* above the target, the gate *at the budget's edge* is watched: in ascending order of |a|, the one whose closing (with
+  all before it) meets the budget. It has to fall at the rate that brings it to zero when ``_ARRIVAL`` of training is
+  over. Lambda is multiplied by the square root of (rate wanted / rate seen): the rate answers to lambda within one
+  period, half of the correction (on a log scale) is made at a time, and so it settles.
+* once the budget is met lambda is 0 for the open gates: they are free, and what is left trains without a penalty. Those
+  that are closed stay so: held at exact zero by ``proximal``, pressed on with the lambda of the arrival by
+  ``subgradient``. Should some of the latter come back, so that the budget is missed again, the first rule takes over again.
+
+So the share of open MACs ends within one unit below the target with ``proximal``, and somewhat lower with
+``subgradient``, where gates that were on their way swing through. ``lr`` times the steps after ``start`` should be 2 or
+more: an Adam step is at most about ``lr``, and a gate has to go from 1 to 0 by steps that could also have kept it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lotus.config import Sparsity
+from lotus.sparsity import penalties
+from lotus.vit import anatomy, cost
+from selection.errors import Refused
+from selection.methods import find
+
+_BETAS = (0.9, 0.999)  # Adam's own defaults (1412.6980)
+_EPS = 1e-8
+_EVERY = 5  # optimiser steps between two looks at lambda; each look reads a number from the device
+_FASTEST = 2.5  # lambda grows or shrinks at most by this factor at a look while the target is ahead
+_ARRIVAL = 0.85  # part of training by which the budget should be met, so that the rest can settle
+_LARGEST = 1e3  # of lambda: far beyond any step of Adam, so that no gate leaves zero
+
+Target = TypeVar("Target", nn.Module, dict[str, Tensor])
+
+
+class Gates:
+    """The gates of one model.
+
+    Attributes:
+        values: site ("blocks.3.attn", "blocks.3.mlp") -> its gates, float32 leaf tensors that start at 1
+        strength: lambda, as it is pressed on all gates until the budget is met
+        met: whether the open gates' MACs are within the budget (only ever where lambda is steered)
+        tau: a gate of at most this size counts as closed: 0 where the penalty reaches exact zeros
+    """
+
+    values: dict[str, Tensor]
+
+    def __init__(
+        self, model: nn.Module, settings: Sparsity, *, target: float | None, device: torch.device | str = "cpu"
+    ) -> None:
+        """
+        Args:
+            target: part of the model's MACs that is to stay open, or None where the budget is not in MACs; lambda then
+                stays as it is set.
+
+        Raises:
+            Refused: a target that no closing of gates can reach.
+        """
+        self.settings = settings
+        self.device = torch.device(device)
+        self._penalty = find(penalties, settings.penalty, place="train.sparsity.penalty")
+        self.tau = 0.0 if settings.penalty == "proximal" else 2 * settings.lr
+        self.strength = settings.strength
+        self._model = model
+        self._sites = anatomy.sites(model)
+
+        widths = [linear.in_features for linear in self._sites.values()]
+        size = sum(widths)
+        self._flat = torch.ones(size, device=self.device)
+        self._gradient = torch.zeros(size, device=self.device)
+        self._mean = torch.zeros(size, device=self.device)
+        self._square = torch.zeros(size, device=self.device)
+        self.values = {}
+        for (site, linear), values, gradient in zip(
+            self._sites.items(), self._flat.split(widths), self._gradient.split(widths), strict=True
+        ):
+            leaf = values.detach().requires_grad_()
+            leaf.grad = gradient  # autograd adds into it in place: the flat vector needs no gathering
+            self.values[site] = leaf
+
+        self._costs = _shares(model, self._sites).to(self.device)  # (G,) part of the model's MACs
+        self._fixed = 1 - float(self._costs.sum())
+        if target is not None and target <= self._fixed:
+            raise Refused(
+                f"prune.keep.macs: {target:g} cannot be reached: {self._fixed:.3f} of the model's MACs lie outside of "
+                "attention heads and MLP units. Keep more, or take a deeper or wider model."
+            )
+        self.target = target if target is not None and target < 1 else None
+        self.steps = 0
+        self.met = False
+        self._edge = 1.0  # size of the gate at the budget's edge, when last looked at
+        self._looked = -1.0  # progress then; below 0: not yet
+
+        self._handles = [handle for site in self._sites for handle in self._hook(site)]
+
+    def step(self, progress: float, reduce: Callable[[Tensor], None] | None = None) -> None:
+        """Move the gates, after a backward at an accumulation boundary.
+
+        Args:
+            progress: part of training that is done, 0 to 1
+            reduce: takes the mean over ranks in place, of all gates' gradients in one vector; None with one rank
+        """
+        if reduce is not None:
+            reduce(self._gradient)
+        self.steps += 1
+        lr, pressing = self.settings.lr, progress >= self.settings.start
+        if pressing and self.strength > 0:
+            strength: float | Tensor = self.strength
+            if self.met:
+                hold = self.strength if self.tau else _LARGEST
+                strength = (self._flat.abs() <= self.tau) * hold
+            moved = self._penalty(self._flat, self._gradient, self._descend, lr, strength)
+        else:
+            moved = self._descend(self._gradient)
+        before = self._flat.clone()
+        self._flat.copy_(moved)
+        self._gradient.zero_()
+        # Close to the budget each step is looked at, so as not to run past it.
+        near = not self.met and self._edge < 2 * _EVERY * lr * max(self.strength, 1.0)
+        if pressing and self.settings.steer and self.target is not None and (near or self.steps % _EVERY == 0):
+            self._steer(progress, self.target, before)
+
+    def skip(self) -> None:
+        """Drop the gradients of a step that was not finite."""
+        self._gradient.zero_()
+
+    def open_macs(self) -> float:
+        """Part of the model's MACs that is left when every closed gate's unit is cut."""
+        return self._fixed + float(self._costs @ (self._flat.abs() > self.tau).float())
+
+    def summary(self) -> dict[str, float]:
+        """``zero_gates`` (share of closed gates), ``lambda`` (of the open ones) and ``open_macs`` (share of the model's MACs)."""
+        closed = float((self._flat.abs() <= self.tau).float().mean())
+        return {"zero_gates": closed, "lambda": 0.0 if self.met else self.strength, "open_macs": self.open_macs()}
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a resumed run needs, on the CPU: gates and moments by site, and where steering stood."""
+        state = {
+            f"{part}.{site}": values.detach().cpu().clone()
+            for part, flat in self._parts().items()
+            for site, values in zip(self._sites, flat.split([len(v) for v in self.values.values()]), strict=True)
+        }
+        state["steps"] = torch.tensor(self.steps)
+        state["steering"] = torch.tensor([self.strength, self.met, self._edge, self._looked], dtype=torch.float64)
+        return state
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take up what :meth:`state` gave.
+
+        Raises:
+            Refused: it was taken from gates of another model.
+        """
+        for part, flat in self._parts().items():
+            for site, values in zip(self._sites, flat.split([len(v) for v in self.values.values()]), strict=True):
+                found = state.get(f"{part}.{site}")
+                if found is None or found.shape != values.shape:
+                    has = "no gates" if found is None else f"{found.numel()} gates"
+                    raise Refused(
+                        f"checkpoint: it has {has} at {site}, the model {len(values)}. It is of another model; "
+                        "train again with --again."
+                    )
+                values.copy_(found)
+        self.steps = int(state["steps"])
+        self.strength, met, self._edge, self._looked = state["steering"].tolist()
+        self.met = bool(met)
+        self._gradient.zero_()
+
+    def fold(self, target: Target) -> Target:
+        """Multiply the gates into the columns of ``proj`` and ``fc2``, in place; returns ``target``.
+
+        What ``target`` computes without gates is then what the model computes with them, to the bit.
+
+        Args:
+            target: a model of the same shape, or a state dict of one. From the model that carries the gates they are
+                taken off first.
+        """
+        if isinstance(target, nn.Module):
+            if target is self._model:
+                self.remove()
+            weights = {site: linear.weight for site, linear in anatomy.sites(target).items()}
+        else:
+            names = {id(module): name for name, module in self._model.named_modules()}
+            weights = {site: target[f"{names[id(linear)]}.weight"] for site, linear in self._sites.items()}
+        with torch.no_grad():
+            for site, weight in weights.items():
+                weight.mul_(self.values[site].to(weight))
+        return target
+
+    def remove(self) -> None:
+        """Take the gates off the model. Their values stay here."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _hook(self, site: str) -> list[torch.utils.hooks.RemovableHandle]:
+        values = self.values[site]
+
+        def before(linear: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
+            weight = linear._parameters["weight"]
+            assert weight is not None
+            if torch.compiler.is_compiling() or hasattr(weight, "ds_id"):
+                return (inputs[0] * values.to(inputs[0].dtype),)
+            # An entry of the instance shadows the parameter of the same name for the length of this one call.
+            linear.__dict__["weight"] = weight * values.to(weight.dtype)  # (out, in) * (in,)
+            return None
+
+        def after(linear: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+            linear.__dict__.pop("weight", None)
+
+        linear = self._sites[site]
+        return [
+            linear.register_forward_pre_hook(before),
+            linear.register_forward_hook(after, always_call=True),  # also after an exception, else it would shadow on
+        ]
+
+    def _parts(self) -> dict[str, Tensor]:
+        return {"value": self._flat, "mean": self._mean, "square": self._square}
+
+    def _descend(self, gradient: Tensor) -> Tensor:
+        """Adam without weight decay: the values after its step."""
+        self._mean.lerp_(gradient, 1 - _BETAS[0])
+        self._square.lerp_(gradient.square(), 1 - _BETAS[1])
+        scale = math.sqrt(1 - _BETAS[1] ** self.steps)
+        denominator = self._square.sqrt().add_(_EPS * scale)
+        lr = self.settings.lr * scale / (1 - _BETAS[0] ** self.steps)
+        return torch.addcdiv(self._flat, self._mean, denominator, value=-lr)
+
+    def _steer(self, progress: float, target: float, before: Tensor) -> None:
+        sizes = self._flat.abs()
+        needed = self._first_within(sizes, target)
+        edge = float(sizes[needed[-1]])
+        was_met, self.met = self.met, edge <= self.tau
+        if self.met and not was_met:
+            # The last step closed some more than the budget asks for: those that were largest before it stay open.
+            closed = sizes <= self.tau
+            closed[self._first_within(torch.where(closed, before.abs(), math.inf), target)] = False
+            self._flat[closed] = before[closed]
+        if not self.met and self.steps % _EVERY == 0:
+            factor = 1.0
+            if 0 <= self._looked < progress:
+                fell = (self._edge - edge) / (progress - self._looked)
+                # A little beyond zero, so that it arrives with speed and does not creep; past the date, or shortly
+                # before it, hurried no more than over a twentieth of training.
+                wanted = (edge + 0.1) / max(_ARRIVAL - progress, 0.05)
+                factor = _FASTEST if fell <= 0 else min(_FASTEST, max(1 / _FASTEST, math.sqrt(wanted / fell)))
+            # A start at 0 would stay there.
+            self.strength = min(max(self.strength, 1e-6) * factor, _LARGEST)
+            self._edge, self._looked = edge, progress
+
+    def _first_within(self, sizes: Tensor, target: float) -> Tensor:
+        """The gates that meet ``target`` when closed, in ascending order of ``sizes`` and not one more; indices."""
+        order = sizes.argsort(stable=True)
+        left = 1 - self._costs[order].cumsum(0)  # (G,) MACs left when the gates up to here are closed
+        return order[: int((left > target).sum()) + 1]
+
+
+def _shares(model: nn.Module, sites: dict[str, nn.Linear]) -> Tensor:
+    """(G,) part of the model's MACs that goes with each gated unit.
+
+    With an MLP unit go a row of fc1 and a column of fc2. With an attention-output dimension go, since a block's q, k
+    and v keep equally many, its rows of qkv, its column of proj, and its part of QK^T and AV.
+    """
+    outline = cost.outline(model)
+    total, tokens = outline.cost().macs, outline.tokens
+    shares = []
+    for site, linear in sites.items():
+        width = linear.out_features
+        macs = 2 * tokens * width if site.endswith(".mlp") else 4 * tokens * width + 2 * tokens**2
+        shares.append(torch.full((linear.in_features,), macs / total))
+    return torch.cat(shares)

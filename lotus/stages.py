@@ -1,0 +1,756 @@
+"""The one place where everything meets: what each stage does with the run's folder.
+
+A stage is a generator: it yields what happens and returns what it cost. Heavy packages are imported inside the stages,
+so that a run whose stages are all done answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+import selection.pickers
+import selection.scores
+from lotus import doctor
+from lotus.config import Config, Recipe
+from lotus.events import Began, Ended, Evaluated, Event, Pruned, Said, Skipped, Step, Wrote
+from lotus.run import BY_NAME, STAGES, Run, digest, write_json
+from selection import methods
+from selection.errors import Refused
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from lotus.data.beton import Manifest
+    from lotus.training.distributed import World
+    from lotus.training.loop import Fitted
+
+T = TypeVar("T")
+
+TRAIN_FORWARDS = 3
+"""Training an image costs a forward pass and a backward of twice its size (measured: 2.99 forwards)."""
+
+CALIBRATION = 7
+"""Stream of chance for the choice of calibration images: no other draw shares it."""
+
+EVERY_RANK = ("score", "baseline", "train", "finetune")
+"""Stages in which every rank works; the others are done by rank 0 while the rest wait."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage cost and measured."""
+
+    image_forwards: float = 0.0
+    macs: float = 0.0
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Shop:
+    """What every stage has at hand."""
+
+    run: Run
+    world: World
+    shelves: Sequence[ModuleType]
+
+    @property
+    def config(self) -> Config:
+        return self.run.config
+
+    def alone(self) -> Shop:
+        """For a stage that one rank does while the others wait."""
+        return dataclasses.replace(self, world=dataclasses.replace(self.world, rank=0, size=1))
+
+    def manifest(self) -> Manifest:
+        from lotus.data.beton import Manifest
+
+        return Manifest.load(self.run.train_beton)
+
+
+Making = Generator[Event, None, Outcome]
+
+
+def plan(config: Config, until: str = "report") -> list[str]:
+    """The stages that lead to ``until``, in order. The dense baseline is there for the report alone."""
+    names = [stage.name for stage in STAGES]
+    names = names[: names.index(until) + 1]
+    if not config.baseline or until != "report":
+        names.remove("baseline") if "baseline" in names else None
+    return names
+
+
+def go(
+    config: Config,
+    *,
+    until: str = "report",
+    first: str | None = None,
+    again: bool = False,
+    shelves: Sequence[ModuleType] = (),
+) -> Iterator[Event]:
+    """Run every stage up to ``until`` that is not done, in order.
+
+    Args:
+        first: run again from this stage on.
+        again: run every stage again.
+
+    Raises:
+        Refused: what the user can mend: the machine, the data, a setting, a budget.
+        KeyboardInterrupt: stopped on request; what was trained so far is saved.
+    """
+    check(config, shelves)
+    run, names = Run(config), plan(config, until)
+    if first is not None and first not in names:
+        raise Refused(f"--from {first}: this run has no such stage. It has: {', '.join(names)}.")
+    # Several ranks must take the same decisions, so they are joined before the first; one alone answers at once.
+    shop = Shop(run, _world(config), shelves) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+    lead = shop is None or shop.world.rank == 0
+    with run.held() if lead else contextlib.nullcontext():
+        if lead:
+            run.settle()
+            run.forget(names if again else names[names.index(first) :] if first else [])
+        for name in names:
+            _wait(shop)
+            why = run.why(name)
+            _wait(shop)  # nobody starts, and changes what stands, before everybody has looked
+            if why is None:
+                yield _logged(run, Skipped(name), lead)
+                continue
+            if shop is None:
+                _fit_machine()
+                shop = Shop(run, _world(config), shelves)
+            if lead:
+                run.forget([name])
+            yield _logged(run, Began(name, why), lead)
+            began = time.perf_counter()
+            if name in EVERY_RANK:
+                outcome = yield from _make(name, shop, lead)
+            elif lead:
+                outcome = yield from _make(name, shop.alone(), lead)
+            if lead:
+                seconds = time.perf_counter() - began
+                run.finish(
+                    name,
+                    seconds=seconds,
+                    image_forwards=outcome.image_forwards,
+                    macs=outcome.macs,
+                    values=outcome.values,
+                )
+                shutil.rmtree(run.work(name), ignore_errors=True)
+                yield _logged(run, Ended(name, seconds, _numbers(outcome.values)), lead)
+
+
+def _make(name: str, shop: Shop, lead: bool) -> Making:
+    """Carry out a stage, writing down what happens."""
+    making = MAKERS[name](shop)
+    while True:
+        try:
+            yield _logged(shop.run, next(making), lead)
+        except StopIteration as stop:
+            return stop.value
+
+
+def check(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
+    """Refuse what can be known to fail before anything is done.
+
+    Raises:
+        Refused: an unknown method or option, with its place and the nearest right name.
+    """
+    from lotus.pruning import criteria
+    from selection.lottery import choose
+
+    choose(score=config.select.score, pick=config.select.pick, keep=config.select.keep, shelves=shelves)
+    found = methods.find([criteria, *shelves], config.prune.criterion.name, place="prune.criterion")
+    methods.check_settings(found, config.prune.criterion.options, place="prune.criterion")
+    if config.prune.criterion.name == "gate" and not config.train.sparsity.gates:
+        raise Refused(
+            "prune.criterion: 'gate' reads gates, and train.sparsity.gates is off. Turn it on, or use taylor."
+        )
+
+
+# ------------------------------------------------------------------------------------------------------------ stages
+
+
+def prepare(shop: Shop) -> Making:
+    from lotus.data import beton
+    from lotus.data.source import open_data
+
+    run, data = shop.run, shop.config.data
+    train, val = open_data(data, shop.shelves)
+    for source, file in ((train, run.train_beton), (val, run.val_beton)):
+        yield from beton.prepare(source, file, data)
+    manifest = shop.manifest()
+    return Outcome(values={"images": manifest.n, "classes": len(manifest.classes), "skipped": len(manifest.skipped)})
+
+
+def score(shop: Shop) -> Making:
+    """Probes, several seeds, each watched while it trains; or nothing where nothing needs to be known."""
+    from lotus.data import beton
+    from selection.signals import Signals
+
+    run, config = shop.run, shop.config
+    manifest, labels = shop.manifest(), beton.labels(run.train_beton)
+    known: dict[str, np.ndarray] = {"labels": labels}
+    if config.select.ticket or config.select.keep == 1 or not _reads_signals(config, shop.shelves):
+        yield Said("score", "nothing to watch: the ticket needs no signals")
+        if shop.world.rank == 0:
+            Signals(known, classes=manifest.classes, fingerprint=manifest.fingerprint).save(run.signals)
+        return Outcome()
+    watched: list[dict[str, np.ndarray]] = []
+    macs = forwards = 0.0
+    for number in range(config.score.seeds):
+        seed = config.seed + 1000 * (number + 1)  # no probe starts where the real training starts
+        signals, spent, embeddings = yield from _probe(shop, seed, embed=number == 0)
+        watched.append(signals)
+        forwards += spent[0]
+        macs += spent[1]
+        if embeddings is not None:
+            known["embeddings"] = embeddings
+    known |= {name: np.stack([one[name] for one in watched]) for name in watched[0]}
+    if shop.world.rank == 0:
+        Signals(known, classes=manifest.classes, fingerprint=manifest.fingerprint).save(run.signals)
+        yield Wrote("score", str(run.signals))
+    return Outcome(forwards, macs, {"seeds": config.score.seeds, "epochs": config.score.epochs})
+
+
+def select(shop: Shop) -> Making:
+    from selection.lottery import select as draw
+    from selection.signals import Signals
+    from selection.subset import Subset
+
+    run, wants = shop.run, shop.config.select
+    signals = Signals.load(run.signals)
+    if wants.ticket:
+        subset = Subset.load(wants.ticket)
+        subset.check(fingerprint=signals.fingerprint, total=len(signals["labels"]))
+    else:
+        drawn = draw(
+            signals,
+            score=wants.score,
+            pick=wants.pick,
+            keep=wants.keep,
+            balance=wants.balance,
+            seed=shop.config.seed,
+            shelves=shop.shelves,
+        )
+        for warning in drawn.warnings:
+            yield Said("select", warning, level="warning")
+        subset = drawn.subset
+    subset.save(run.ticket)
+    yield Wrote("select", str(run.ticket))
+    return Outcome(values={"kept": len(subset.rows), "of": subset.total})
+
+
+def baseline(shop: Shop) -> Making:
+    """The dense model on all images, by the same recipe: what everything is compared with."""
+    run, config = shop.run, shop.config
+    model = _new_model(shop, config.seed)
+    fitted, macs = yield from _fit(shop, "baseline", config.train, model, rows=np.arange(shop.manifest().n))
+    yield from _keep(shop, "baseline", model, run.baseline)
+    return _spent(fitted, macs, model)
+
+
+def train(shop: Shop) -> Making:
+    """The lottery's training: on the ticket, under sparsity."""
+    from lotus.sparsity.gates import Gates
+    from selection.subset import Subset
+
+    run, config = shop.run, shop.config
+    ticket = Subset.load(run.ticket)
+    ticket.check(fingerprint=shop.manifest().fingerprint, total=shop.manifest().n)
+    model = _new_model(shop, config.seed)
+    gates = None
+    if config.train.sparsity.gates:
+        gates = Gates(model, config.train.sparsity, target=config.prune.keep.macs, device=shop.world.device)
+    weights = np.zeros(ticket.total, np.float32)
+    weights[ticket.rows] = ticket.weights
+    fitted, macs = yield from _fit(shop, "train", config.train, model, rows=ticket.rows, weights=weights, gates=gates)
+    closed = {}
+    if gates is not None:
+        closed = {"zero_gates": gates.summary()["zero_gates"]}
+        gates.fold(model)
+        if shop.world.rank == 0:
+            _save_gates(run.gates, gates.values)
+    yield from _keep(shop, "train", model, run.trained)
+    return _spent(fitted, macs, model, closed)
+
+
+def prune(shop: Shop) -> Making:
+    from safetensors.torch import load_file
+
+    import lotus.pruning
+    from lotus.training import loop
+    from selection.subset import Subset
+
+    run, config, wants = shop.run, shop.config, shop.config.prune
+    model = lotus.pruning.load(run.trained).to(shop.world.device)
+    gates = load_file(run.gates) if config.train.sparsity.gates else None
+    rows = Subset.load(run.ticket).rows
+    rng = np.random.default_rng([config.seed, CALIBRATION])
+    calibration = np.sort(rng.choice(rows, size=min(wants.calibration, len(rows)), replace=False))
+    with _images(shop, run.train_beton, calibration, config.train, model) as loader:
+        cut = yield from _watched(
+            "prune",
+            len(calibration),
+            lambda progress: lotus.pruning.lottery(
+                model,
+                loader.epoch(0),
+                wants.keep.model_dump(exclude_none=True),
+                criterion=wants.criterion.name,
+                options=wants.criterion.options,
+                shelves=shop.shelves,
+                rank=wants.rank,
+                round=wants.round,
+                compensate=wants.compensate,
+                gates=gates,
+                seed=config.seed,
+                progress=progress,
+            ),
+        )
+    before, after = ({"params": cost.params, "macs": cost.macs} for cost in (cut.before, cut.after))
+    yield Pruned("prune", before, after)
+    with _images(shop, run.val_beton, None, config.train, cut.model) as loader:
+        measured = loop.evaluate(cut.model, loader, shop.world)
+    yield Evaluated("prune", 0, measured)
+    lotus.pruning.save(cut.model, run.pruned)
+    yield Wrote("prune", str(run.pruned))
+    # One pass gives gradients and statistics: a training step's worth an image.
+    forwards = TRAIN_FORWARDS * cut.images
+    return Outcome(forwards, forwards * before["macs"], {"top1": measured["top1"], "loss": measured["loss"], **after})
+
+
+def finetune(shop: Shop) -> Making:
+    import torch
+
+    import lotus.pruning
+    from lotus.training.distill import Distiller
+    from lotus.vit.cost import count
+    from selection.subset import Subset
+
+    run, recipe = shop.run, shop.config.finetune
+    model = lotus.pruning.load(run.pruned)
+    if recipe.epochs == 0:
+        if shop.world.rank == 0:
+            lotus.pruning.save(model, run.final)
+        return Outcome(values={**(run.record("prune").values), "images_seen": 0, "train_seconds": 0.0})  # type: ignore[union-attr]
+    ticket = Subset.load(run.ticket)
+    weights = np.zeros(ticket.total, np.float32)
+    weights[ticket.rows] = ticket.weights
+    distiller, teacher_macs = None, 0
+    if recipe.distill != "none":
+        teacher = lotus.pruning.load(run.trained)
+        teacher_macs = count(teacher).macs
+        distiller = Distiller(
+            teacher,
+            recipe.distill,
+            recipe.temperature,
+            recipe.teacher_weight,
+            device=shop.world.device,
+            dtype=torch.bfloat16 if recipe.precision == "bf16" else torch.float32,
+        )
+    fitted, macs = yield from _fit(
+        shop, "finetune", recipe, model, rows=ticket.rows, weights=weights, distiller=distiller
+    )
+    yield from _keep(shop, "finetune", model, run.final)
+    return _spent(fitted, macs, model, teacher_macs=teacher_macs)
+
+
+def export(shop: Shop) -> Making:
+    import lotus.pruning
+    from lotus.export import export as send
+    from lotus.vit import cost
+
+    run, wants, device = shop.run, shop.config.export, shop.world.device
+    model = lotus.pruning.load(run.final)
+    sent = send(model, run.export, onnx=wants.onnx)
+    for note in sent["notes"]:
+        yield Said("export", note)
+    latency = {}
+    for number, (name, folder) in enumerate((("dense", run.trained), ("final", run.final))):
+        timed = lotus.pruning.load(folder).to(device)
+        latency[name] = {
+            "batch_1": cost.latency(timed, 1, device=device),
+            "batch_N": cost.latency(timed, wants.latency_batch, device=device),
+            "batch": wants.latency_batch,
+            "device": str(device),
+            "dtype": "fp32",
+        }
+        yield Step("export", number + 1, 2, unit="models timed")
+    tokens = cost.outline(model).tokens
+    write_json(run.export / "export.json", {**sent, "latency_ms": latency})
+    yield Wrote("export", str(run.export))
+    return Outcome(values={"latency_ms": latency, "tokens": tokens})
+
+
+def report(shop: Shop) -> Making:
+    from lotus.report import html
+
+    write_json(shop.run.results, results(shop.run))
+    yield Wrote("report", str(shop.run.results))
+    html.write(shop.run.folder)
+    yield Wrote("report", str(shop.run.report))
+    return Outcome()
+
+
+MAKERS: dict[str, Callable[[Shop], Making]] = {
+    "prepare": prepare,
+    "score": score,
+    "select": select,
+    "baseline": baseline,
+    "train": train,
+    "prune": prune,
+    "finetune": finetune,
+    "export": export,
+    "report": report,
+}
+assert list(MAKERS) == list(BY_NAME)
+
+
+# ------------------------------------------------------------------------------------------------ what stages share
+
+
+def _probe(
+    shop: Shop, seed: int, embed: bool
+) -> Generator[Event, None, tuple[dict[str, np.ndarray], tuple[float, float], np.ndarray | None]]:
+    """One short training that is watched: its signals (E, N), its cost, and embeddings (N, D) if asked for."""
+    from lotus.training import probe
+
+    config, manifest = shop.config, shop.manifest()
+    model = _new_model(shop, seed)
+    recorder = probe.Recorder(manifest.n, config.score.epochs, len(manifest.classes))
+    fitted, macs = yield from _fit(
+        shop, "score", config.score, model, rows=np.arange(manifest.n), recorder=recorder, seed=seed, evaluate=False
+    )
+    forwards = TRAIN_FORWARDS * fitted.images_seen
+    embeddings = None
+    if embed:
+        with _images(shop, shop.run.train_beton, None, config.score, model) as loader:
+            embeddings = probe.embeddings(model.to(shop.world.device), loader, manifest.n, shop.world)
+        forwards += manifest.n
+    shutil.rmtree(shop.run.work("score") / str(seed), ignore_errors=True)
+    return recorder.signals(), (forwards, forwards * macs), embeddings
+
+
+def _fit(
+    shop: Shop,
+    stage: str,
+    recipe: Recipe,
+    model: nn.Module,
+    *,
+    rows: np.ndarray,
+    weights: np.ndarray | None = None,
+    gates: Any = None,
+    distiller: Any = None,
+    recorder: Any = None,
+    seed: int | None = None,
+    evaluate: bool = True,
+) -> Generator[Event, None, tuple[Fitted, int]]:
+    """Train ``model`` on ``rows`` by ``recipe``; returns what came out and the model's MACs an image."""
+    from lotus.data.loader import open_loader
+    from lotus.data.plan import SamplePlan
+    from lotus.training import loop
+    from lotus.training.distributed import StopFlag
+    from lotus.training.objective import Objective
+    from lotus.vit.cost import count
+    from lotus.vit.model import image_size, set_drop_path
+
+    run, world = shop.run, shop.world
+    manifest = shop.manifest()
+    seed = shop.config.seed if seed is None else seed
+    macs = count(model).macs
+    set_drop_path(model, recipe.drop_path)
+    order = SamplePlan(
+        rows, seed=seed, batch_size=recipe.batch_size, world=world.size, rank=world.rank, accumulate=recipe.accumulate
+    )
+    folder = run.work(stage) if recorder is None else run.work(stage) / str(seed)
+    key = digest([run.settings(stage), run.made_from(stage), seed])
+    with contextlib.ExitStack() as open_things:
+        stop = open_things.enter_context(StopFlag())
+        loader = open_things.enter_context(
+            open_loader(
+                run.train_beton,
+                order,
+                size=image_size(model),
+                augment=recipe.augment,
+                mean=manifest.mean,
+                std=manifest.std,
+                seed=seed,
+                device=world.device,
+                kind=shop.config.data.loader,
+                workers=shop.config.data.workers,
+            )
+        )
+        validation = open_things.enter_context(_images(shop, run.val_beton, None, recipe, model)) if evaluate else None
+        fitted = yield from loop.fit(
+            model,
+            stage=stage,
+            recipe=recipe,
+            loader=loader,
+            plan=order,
+            validation=validation,
+            objective=Objective(recipe, len(manifest.classes), seed),
+            weights=weights,
+            gates=gates,
+            distiller=distiller,
+            recorder=recorder,
+            folder=folder,
+            world=world,
+            stop=stop,
+            key=key,
+        )
+    return fitted, macs
+
+
+def _images(shop: Shop, file: Path, rows: np.ndarray | None, recipe: Recipe, model: nn.Module) -> Any:
+    """A loader that goes through ``rows`` (all, for None) once, in order, without augmentation."""
+    from lotus.data import beton
+    from lotus.data.loader import open_loader
+    from lotus.data.plan import SamplePlan
+    from lotus.vit.model import image_size
+
+    manifest, world = shop.manifest(), shop.world
+    if rows is None:
+        rows = np.arange(beton.Manifest.load(file).n)
+    order = SamplePlan.evaluation(rows, batch_size=recipe.batch_size, world=world.size, rank=world.rank)
+    return open_loader(
+        file, order, size=image_size(model), augment=None, mean=manifest.mean, std=manifest.std,
+        seed=shop.config.seed, device=world.device, kind=shop.config.data.loader, workers=shop.config.data.workers,
+    )  # fmt: skip
+
+
+def _new_model(shop: Shop, seed: int) -> nn.Module:
+    """The dense ViT of the config, the same start for the same seed."""
+    import torch
+
+    from lotus.vit.model import create
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return create(shop.config.model, len(shop.manifest().classes))
+
+
+def _keep(shop: Shop, stage: str, model: nn.Module, folder: Path) -> Iterator[Event]:
+    """Write the model's folder, with what is needed to use it."""
+    import lotus.pruning
+
+    if shop.world.rank == 0:
+        manifest = shop.manifest()
+        about = {"classes": manifest.classes, "mean": manifest.mean, "std": manifest.std}
+        lotus.pruning.save(model, folder, about=about)
+        yield Wrote(stage, str(folder))
+
+
+def _watched(stage: str, total: int, work: Callable[[Callable[[int], None]], T]) -> Generator[Event, None, T]:
+    """Do ``work`` in a thread while its progress, which it reports through its argument, is passed on as events."""
+    import queue
+    import threading
+
+    told: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    result: list[T] = []
+    fault: list[BaseException] = []
+
+    def thread() -> None:
+        try:
+            result.append(work(told.put))
+        except BaseException as error:  # it is raised again where somebody waits for it
+            fault.append(error)
+        finally:
+            told.put(None)
+
+    worker = threading.Thread(target=thread, daemon=True)
+    worker.start()
+    while (done := told.get()) is not None:
+        yield Step(stage, done, total, unit="images")
+    worker.join()
+    if fault:
+        raise fault[0]
+    return result[0]
+
+
+def _save_gates(file: Path, gates: Mapping[str, torch.Tensor]) -> None:
+    """What the gates learned, for the criterion that reads it; the model has them folded in."""
+    from safetensors.torch import save_file
+
+    beside = file.with_name(f".{file.name}.tmp")
+    save_file({name: value.detach().cpu().contiguous() for name, value in gates.items()}, beside)
+    os.replace(beside, file)
+
+
+def _spent(
+    fitted: Fitted, macs: int, model: nn.Module, more: Mapping[str, Any] | None = None, *, teacher_macs: int = 0
+) -> Outcome:
+    """The cost of a training, and what it reached."""
+    from lotus.vit.cost import count
+
+    cost = count(model)
+    forwards = TRAIN_FORWARDS * fitted.images_seen + (fitted.images_seen if teacher_macs else 0)
+    spent = fitted.images_seen * (TRAIN_FORWARDS * macs + teacher_macs)
+    values = {
+        "top1": fitted.top1, "loss": fitted.loss, "params": cost.params, "macs": cost.macs,
+        "images_seen": fitted.images_seen, "train_seconds": fitted.seconds, "steps": fitted.steps, **(more or {}),
+    }  # fmt: skip
+    return Outcome(forwards, spent, values)
+
+
+def _reads_signals(config: Config, shelves: Sequence[ModuleType]) -> bool:
+    """Whether the score or the policy reads anything that only a probe can tell."""
+    free = {"labels", "scores", "ranking", "budget", "rng", "keep"}
+    score_method = methods.find([selection.scores, *shelves], config.select.score.name, place="select.score")
+    policy = methods.find([selection.pickers, *shelves], config.select.pick.name, place="select.pick")
+    return bool((set(methods.reads(score_method)) | set(methods.reads(policy))) - free)
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}
+
+
+# ------------------------------------------------------------------------------------------------- ranks and machine
+
+
+def _world(config: Config) -> World:
+    from lotus.training.distributed import start
+
+    return start(config.device)
+
+
+def _wait(shop: Shop | None) -> None:
+    if shop is not None:
+        shop.world.barrier()
+
+
+def _logged(run: Run, event: Event, lead: bool) -> Event:
+    if lead:
+        run.write_event(event)
+    return event
+
+
+def _fit_machine() -> None:
+    """Refuse a machine on which no run can work, with the doctor's sentence."""
+    refusals = doctor.refusals()
+    if refusals:
+        raise Refused("\n".join(refusals))
+
+
+# ------------------------------------------------------------------------------------- what is told, before and after
+
+
+def results(run: Run) -> dict[str, Any]:
+    """results.json, out of the records of the stages."""
+    from lotus.report import ledger
+
+    records = {name: record for name in BY_NAME if (record := run.record(name)) is not None}
+    final, latency = records["finetune"], records["export"].values["latency_ms"]
+    dense = records["train"].values
+    spec = [json.loads((folder / "spec.json").read_text(encoding="utf-8")) for folder in (run.trained, run.final)]
+    found: dict[str, Any] = {
+        "format": 1,
+        "name": run.config.name,
+        "device": latency["dense"]["device"],
+        "trained": {**dense, "latency_ms": latency["dense"]},
+        "after_prune": records["prune"].values,
+        "final": {**final.values, "latency_ms": latency["final"]},
+        "kept": {
+            "images": {"kept": records["select"].values["kept"], "of": records["select"].values["of"]},
+            "tokens": {"kept": records["export"].values["tokens"], "of": records["export"].values["tokens"]},
+            "dimensions": {
+                "macs": final.values["macs"] / dense["macs"],
+                "params": final.values["params"] / dense["params"],
+            },
+            "blocks": [
+                {
+                    "heads": new["heads"],
+                    "of_heads": old["heads"],
+                    "head_dim": new["v_dim"],
+                    "of_head_dim": old["v_dim"],
+                    "hidden": new["hidden"],
+                    "of_hidden": old["hidden"],
+                }
+                for old, new in zip(spec[0]["blocks"], spec[1]["blocks"])
+            ],
+        },
+    }
+    has_baseline = run.config.baseline and "baseline" in records
+    if has_baseline:
+        found["baseline"] = {**records["baseline"].values, "latency_ms": latency["dense"]}
+    costs = [
+        {"stage": name, "seconds": record.seconds, "image_forwards": record.image_forwards, "macs": record.macs}
+        for name, record in records.items()
+        if name != "report" and (name != "baseline" or has_baseline)
+    ]
+    images = found["kept"]["images"]
+    found["ledger"] = ledger.account(costs, kept_share=images["kept"] / images["of"])
+    return found
+
+
+def forecast(
+    config: Config, *, until: str = "report", first: str | None = None, again: bool = False
+) -> list[dict[str, Any]]:
+    """What ``--dry-run`` tells: a row a stage, with whether it would run, why, and what it would cost."""
+    from lotus.data.source import open_data
+    from lotus.vit.cost import count
+    from lotus.vit.model import create
+
+    check(config)
+    run, names = Run(config), plan(config, until)
+    train_source, _ = open_data(config.data)
+    n = len(train_source.labels)
+    macs = count(create(config.model, len(train_source.classes))).macs
+    kept = round(config.select.keep * n)
+    small = macs * (config.prune.keep.macs or 1)
+    teacher = macs if config.finetune.distill != "none" else 0
+    probe = config.score.seeds * TRAIN_FORWARDS * config.score.epochs * n + n
+    quiet = config.select.ticket or config.select.keep == 1 or not _reads_signals(config, ())
+    calibration = TRAIN_FORWARDS * min(config.prune.calibration, kept)
+    costs = {
+        "score": (0, 0) if quiet else (probe, probe * macs),
+        "baseline": _training(config.train.epochs * n, macs),
+        "train": _training(config.train.epochs * kept, macs),
+        "prune": (calibration, calibration * macs),
+        "finetune": _training(config.finetune.epochs * kept, small, teacher),
+    }
+    rows, dirty = [], False
+    for name in names:
+        told = again or (first in names and names.index(name) >= names.index(first))
+        why = "asked for" if told else run.why(name)
+        if why is None and dirty and any(row["why"] for row in rows if row["stage"] in BY_NAME[name].after):
+            why = "what it reads is made again"
+        dirty |= why is not None
+        forwards, spent = costs.get(name, (0, 0))
+        rows.append({"stage": name, "says": BY_NAME[name].says, "why": why, "image_forwards": forwards, "macs": spent})
+    return rows
+
+
+def _training(images: float, macs: float, teacher: float = 0) -> tuple[float, float]:
+    return images * (TRAIN_FORWARDS + (1 if teacher else 0)), images * (TRAIN_FORWARDS * macs + teacher)
+
+
+def evaluate_model(config: Config, which: str) -> dict[str, float]:
+    """Measure a model of the run (baseline, trained, pruned, final) or of any folder on the validation images.
+
+    Raises:
+        Refused: no such model, or no validation images yet.
+    """
+    import lotus.pruning
+    from lotus.training import loop
+    from lotus.vit.cost import count
+
+    run = Run(config)
+    folder = {"baseline": run.baseline, "trained": run.trained, "pruned": run.pruned, "final": run.final}.get(which)
+    model = lotus.pruning.load(folder or Path(which))
+    shop = Shop(run, _world(config), ())
+    with _images(shop, run.val_beton, None, config.train, model) as loader:
+        measured = loop.evaluate(model.to(shop.world.device), loader, shop.world)
+    cost = count(model)
+    return {**measured, "params": cost.params, "macs": cost.macs}

@@ -1,0 +1,250 @@
+"""The ranks of a run, and how it is asked to stop.
+
+``python``, ``torchrun`` and ``deepspeed`` all start the same program: what a launcher leaves in the environment is used,
+what is missing is filled in for one process. Collectives cost nothing with one rank.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import signal
+import socket
+import threading
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from selection.errors import Refused
+
+_RANKS = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+_PATIENCE = datetime.timedelta(minutes=30)  # for a rank that does not answer, e.g. while rank 0 checks a checkpoint
+
+
+@dataclass(frozen=True)
+class World:
+    """Which rank this is, of how many, and where it computes."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0: the one that speaks and writes."""
+        return self.rank == 0
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Sum over the ranks, in place; integers stay integers."""
+        if self.size > 1:
+            here = tensor.to(self.device).contiguous()  # NCCL takes nothing that lies in the host's memory
+            dist.all_reduce(here)
+            if here is not tensor:
+                tensor.copy_(here)
+        return tensor
+
+    def mean_(self, tensor: Tensor) -> Tensor:
+        """Mean over the ranks, in place."""
+        return self.sum_(tensor).div_(self.size) if self.size > 1 else tensor
+
+    def max(self, value: int) -> int:
+        """The largest of the ranks' values."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor([value], dtype=torch.int64, device=self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return int(tensor)
+
+    def any(self, flag: object) -> bool:
+        """Whether ``flag`` is set on any rank."""
+        return bool(self.max(int(bool(flag))))
+
+    def main(self, value: int) -> int:
+        """Rank 0's value, on every rank."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor([value], dtype=torch.int64, device=self.device)
+        dist.broadcast(tensor, src=0)
+        return int(tensor)
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        self.max(0)
+
+    def close(self) -> None:
+        """Leave the group: the last thing that a program does."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def start(device: str = "auto") -> World:
+    """Join the other ranks, or be the only one. A second call returns what the first one made.
+
+    Args:
+        device: "auto" (a GPU where there is one), "cpu" or "cuda".
+
+    Raises:
+        Refused: a GPU was asked for and there is none, or more ranks than GPUs; a launcher that gave half of what it takes.
+    """
+    cuda = device != "cpu" and torch.cuda.is_available()
+    if device == "cuda" and not cuda:
+        raise Refused("device: 'cuda' was asked for, and torch sees no GPU here. Use device=cpu, or auto.")
+    environment = os.environ
+    # Read when deepspeed is imported, once for the life of the process.
+    environment["DS_ACCELERATOR"] = "cuda" if cuda else "cpu"
+    warnings.filterwarnings("ignore", category=FutureWarning, message=".*(all_gather|reduce_scatter).*")
+    for name, value in _RANKS.items():
+        environment.setdefault(name, value)
+    rank, size, local = (_number(name) for name in _RANKS)
+    where = torch.device("cuda", local) if cuda else torch.device("cpu")
+    world = World(rank, size, local, where)
+    if cuda:
+        if local >= torch.cuda.device_count():
+            raise Refused(
+                f"device: rank {rank} wants GPU {local}, and this host has {torch.cuda.device_count()}. "
+                "Start as many processes as there are GPUs (deepspeed --num_gpus N), or use device=cpu."
+            )
+        torch.cuda.set_device(local)
+    if dist.is_initialized():
+        return world
+    if size == 1:
+        # Nothing to meet, so no port is opened; DeepSpeed looks at these two all the same.
+        environment.setdefault("MASTER_ADDR", "127.0.0.1")
+        environment.setdefault("MASTER_PORT", str(_free_port()))
+        if Path("/sys/class/net/lo").exists():  # gloo otherwise looks the host's name up, which containers may not know
+            environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        store: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    else:
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environment]
+        if missing:
+            raise Refused(
+                f"WORLD_SIZE is {size}, but {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set: the "
+                "ranks cannot find each other. Start with torchrun or deepspeed, or unset WORLD_SIZE for one process."
+            )
+        store = {}
+    if cuda:
+        store["device_id"] = where
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=_PATIENCE, **store)
+    return world
+
+
+def _number(name: str) -> int:
+    try:
+        return int(os.environ[name])
+    except ValueError:
+        raise Refused(
+            f"{name}={os.environ[name]!r} in the environment is no number. Unset it for one process."
+        ) from None
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+class StopFlag:
+    """Raised by Ctrl-C, by SIGTERM, and when the launcher is gone; whoever works in a long loop looks at it.
+
+    DeepSpeed's runner does not pass SIGTERM on, and leaves its workers behind when it dies (DeepSpeed#4098). So under
+    a launcher a thread watches over the processes above this one.
+
+    A second Ctrl-C, two seconds after the first or later, interrupts at once. (Sooner it is the same key: the terminal
+    signals every process, and torchrun passes its own signal on as well.)
+
+    >>> with StopFlag() as stop:
+    ...     while work() and not stop: ...
+    """
+
+    def __init__(self, *, every: float = 1.0) -> None:
+        """
+        Args:
+            every: seconds between two looks at the launcher
+        """
+        self.reason = ""
+        self._every = every
+        self._first = 0.0  # time.monotonic() of the first Ctrl-C
+        self._before: dict[int, Any] = {}
+        self._done = threading.Event()
+        self._watch: threading.Thread | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.reason)
+
+    def set(self, reason: str) -> None:
+        """Ask to stop; ``reason`` is shown. The first one stays."""
+        self.reason = self.reason or reason
+
+    def __enter__(self) -> StopFlag:
+        if threading.current_thread() is threading.main_thread():  # only there python takes signals
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._signalled)
+        above = _launchers()
+        if above:
+            self._watch = threading.Thread(target=self._look, args=(above,), name="lotus-launcher-watch", daemon=True)
+            self._watch.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        for number, handler in self._before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        self._before.clear()
+        if self._watch is not None:
+            self._watch.join()
+
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            now = time.monotonic()
+            if self._first and now - self._first >= 2:
+                raise KeyboardInterrupt
+            self._first = self._first or now
+        self.set("interrupted" if number == signal.SIGINT else "asked to terminate")
+
+    def _look(self, above: list[tuple[int, str]]) -> None:
+        while not self._done.wait(self._every):
+            if os.getppid() != above[0][0] or any(_born(pid) != born for pid, born in above):
+                self.set("the launcher is gone")
+                return
+
+
+def _launchers() -> list[tuple[int, str]]:
+    """(pid, when it was born) of the launcher above this process and of DeepSpeed's runner above that; empty without one."""
+    environment = os.environ
+    # CROSS_SIZE is how deepspeed.launcher.launch is known, TORCHELASTIC_RUN_ID torchrun.
+    if not {"TORCHELASTIC_RUN_ID", "CROSS_SIZE"} & set(environment) or not Path("/proc/self/stat").exists():
+        return []
+    parent = os.getppid()
+    above = [parent]
+    if "CROSS_SIZE" in environment:
+        try:
+            runner = int(_stat(parent)[1])
+            if b"deepspeed" in Path(f"/proc/{runner}/cmdline").read_bytes():  # else a shell, which may well go
+                above.append(runner)
+        except (OSError, IndexError, ValueError):
+            pass
+    return [(pid, _born(pid)) for pid in above]
+
+
+def _stat(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat after the name, which may hold spaces: state, parent, ..."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def _born(pid: int) -> str:
+    """When process ``pid`` began; empty where it is no more. A number that is given out again was born later."""
+    try:
+        fields = _stat(pid)
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]  # a zombie has ended

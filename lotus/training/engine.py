@@ -1,0 +1,515 @@
+"""The only door to DeepSpeed: an engine around a model, and its state by parameter name, whatever the ZeRO stage.
+
+DeepSpeed keeps fp32 numbers in five layouts (the parameters themselves, copies of each, flat partitions of groups, in
+two kinds, and flat partitions of sub-groups). Here they are all *masters*: the tensors that the optimiser moves.
+
+No compiler is needed at run time: the one operation that DeepSpeed would compile on a CPU (a shared-memory all-reduce:
+a minute at the first start, and a file of 69 MB a rank left in /dev/shm) is declined, and gloo does its work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import io
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lotus.config import Recipe
+from lotus.training.distributed import World
+from lotus.training.optim import set_lr
+from selection.errors import Refused
+
+# These look at a whole tensor (its norm, its rows and columns), and ZeRO 1 to 3 give them flat vectors of many; Adagrad is
+# made anew by DeepSpeed there, and loses its groups.
+NOT_FLAT = frozenset(
+    (
+        "Adafactor", "AdafactorBigVision", "Adagrad", "Adahessian", "AdamP", "Kron", "Lamb", "Lars", "Mars", "Muon",
+        "NvNovoGrad", "SGDP",
+    )
+)  # fmt: skip
+_LARGEST_BUCKET = int(5e8)  # numbers, DeepSpeed's own default
+
+
+def settings(recipe: Recipe, world: World, numbers: int = _LARGEST_BUCKET) -> dict[str, Any]:
+    """The DeepSpeed config of a recipe, with the user's own JSON merged over it.
+
+    Args:
+        numbers: how many the model has; DeepSpeed's communication buffers need not be larger
+
+    Raises:
+        Refused: a batch that does not divide; a JSON that cannot be read, or that contradicts the recipe.
+    """
+    ranks = world.size * recipe.accumulate
+    if recipe.batch_size % ranks:
+        raise Refused(
+            f"train.batch_size: {recipe.batch_size} does not divide by {world.size} ranks x {recipe.accumulate} "
+            f"(accumulate). Take {max(recipe.batch_size // ranks, 1) * ranks}."
+        )
+    bucket = min(numbers + numbers % 2, _LARGEST_BUCKET)  # DeepSpeed wants it even
+    bf16 = recipe.precision == "bf16"
+    ours: dict[str, Any] = {
+        "train_batch_size": recipe.batch_size,
+        "train_micro_batch_size_per_gpu": recipe.batch_size // ranks,
+        "gradient_accumulation_steps": recipe.accumulate,
+        "gradient_clipping": recipe.clip,
+        "bf16": {"enabled": bf16},
+        "zero_optimization": {
+            "stage": recipe.zero,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+            # It would replace torch.nn.functional.linear for the whole process, and the gates count on the real one.
+            "memory_efficient_linear": False,
+        },
+        "zero_allow_untested_optimizer": True,  # timm's
+        "zero_force_ds_cpu_optimizer": False,
+        "timers": {"throughput": {"enabled": False}},
+    }
+    if recipe.deepspeed:
+        _merge(ours, _read(Path(recipe.deepspeed)), recipe.deepspeed, ())
+    stage = ours["zero_optimization"]["stage"]
+    if bf16 and stage > 0:
+        ours.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
+    if recipe.ema and stage == 3:
+        raise Refused(
+            "train.ema: under ZeRO 3 no rank has the weights that are averaged. Use train.ema=0, or ZeRO 0 to 2."
+        )
+    if recipe.compile and stage > 1:
+        raise Refused(
+            f"train.compile: under ZeRO {stage} the compiled blocks break. Use train.zero=1, or compile=false."
+        )
+    return ours
+
+
+_SAME = {
+    ("train_batch_size",): "train.batch_size",
+    ("train_micro_batch_size_per_gpu",): "train.batch_size and train.accumulate",
+    ("gradient_accumulation_steps",): "train.accumulate",
+    ("bf16", "enabled"): "train.precision",
+}
+"""Where a JSON may say nothing else than the recipe says, and what to set instead."""
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"train.deepspeed: {file} cannot be read ({error}). Give a DeepSpeed JSON, or nothing.") from None
+    except json.JSONDecodeError as error:
+        raise Refused(f"train.deepspeed: {file} is no JSON: {error}.") from None
+    if not isinstance(found, dict):
+        raise Refused(f"train.deepspeed: {file} holds a {type(found).__name__}, not settings in {{}}.")
+    for section, cure in (("optimizer", "train.optimizer, lr and weight_decay"), ("scheduler", "train.lr and min_lr")):
+        given = found.pop(section, None)
+        if isinstance(given, dict) and any(value != "auto" for value in given.get("params", {}).values()):
+            raise Refused(
+                f"train.deepspeed: {file}: {section}: the recipe makes it. Take the section out and set {cure}."
+            )
+    fp16 = found.pop("fp16", None)
+    if isinstance(fp16, dict) and fp16.get("enabled") is True:
+        raise Refused(f"train.deepspeed: {file}: fp16: not supported. Take it out and set train.precision=bf16.")
+    return found
+
+
+def _merge(ours: dict[str, Any], theirs: Mapping[str, Any], file: str, place: tuple[str, ...]) -> None:
+    """Put ``theirs`` over ``ours``, in place; ``"auto"`` is ours."""
+    for name, value in theirs.items():
+        here = (*place, name)
+        if value == "auto":
+            continue
+        if isinstance(value, Mapping) and isinstance(ours.setdefault(name, {}), dict):
+            _merge(ours[name], value, file, here)
+        elif here in _SAME and value != ours[name]:
+            raise Refused(
+                f"train.deepspeed: {file}: {'.'.join(here)} is {json.dumps(value)}, and the recipe comes to "
+                f'{json.dumps(ours[name])}. Set {_SAME[here]}, and write "auto" in the JSON.'
+            )
+        elif here == ("zero_optimization", "stage") and value not in (0, 1, 2, 3):
+            raise Refused(f"train.deepspeed: {file}: zero_optimization.stage is 0, 1, 2 or 3, not {json.dumps(value)}.")
+        else:
+            ours[name] = value
+
+
+@functools.cache
+def _deepspeed() -> ModuleType:
+    """deepspeed, quiet, and without the operation that it would compile."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    import deepspeed
+    import deepspeed.ops
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # DeepSpeed's own table of what this machine can compile: it is asked before anything is, and takes edits.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+class Engine:
+    """A model in training: forward, backward, step.
+
+    Takes the model over (dtype, device, storage of its parameters) until :meth:`release` gives it back.
+
+    Attributes:
+        module: the model
+        stage: the ZeRO stage in force, which the user's JSON may have set
+        masters: this rank's part of the fp32 numbers that the optimiser moves
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, world: World) -> None:
+        """
+        Raises:
+            Refused: the recipe and the user's DeepSpeed JSON contradict each other; an optimiser that ZeRO cannot cut up.
+        """
+        numbers = sum(parameter.numel() for parameter in model.parameters())
+        config = settings(recipe, world, numbers)
+        self.world, self.module = world, model
+        self.stage: int = config["zero_optimization"]["stage"]
+        if self.stage > 0 and type(optimizer).__name__ in NOT_FLAT:
+            raise Refused(
+                f"train.optimizer: {recipe.optimizer!r} goes wrong under ZeRO {self.stage}, which lays tensors end to end "
+                "in one vector. Use train.zero=0, or an optimiser such as adamw."
+            )
+        self._dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+        # ZeRO 0 in fp32 steps without asking whether the gradient is finite, and one NaN stays in the weights for good.
+        # So there clipping and the question are ours, out of one norm.
+        self._plain = self.stage == 0 and recipe.precision == "fp32"
+        self._clip: float = config["gradient_clipping"]
+        if self._plain:
+            config["gradient_clipping"] = 0.0
+        self._named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._marks = {name: set(vars(p)) for name, p in model.named_parameters()}
+        self._compiled = _compile(model) if recipe.compile else []
+        self._deepspeed = _deepspeed()
+        start = (
+            {name: _to_cpu(value) for name, value in model.state_dict().items()} if self._dtype != torch.float32 else {}
+        )
+        with _hushed() if self.stage == 1 and self._dtype == torch.bfloat16 else contextlib.nullcontext():
+            self._engine = self._deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
+        self._optimizer = self._engine.optimizer
+        self._base: torch.optim.Optimizer = getattr(self._optimizer, "optimizer", self._optimizer)  # torch's, or timm's
+        self.masters, self._own = self._lay_out()
+        if start:
+            # DeepSpeed makes the fp32 masters out of weights that it has rounded to bf16, and at ZeRO 0 takes a first step
+            # there and then, which decays them.
+            self.load_weights(start)
+            self._base.state.clear()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) float32 -> what the model gives, in its dtype."""
+        return self._engine(images.to(self._dtype))
+
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
+        """Add the gradient of ``loss`` / accumulate, averaged over the ranks.
+
+        Args:
+            last: this is the last part of the optimiser step, which may come early in an epoch's tail
+        """
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss)
+
+    def step(self, lr: float) -> bool:
+        """Move the weights; False, and nothing moved, where the gradient was not finite. All ranks agree."""
+        set_lr(self._base, lr)
+        if not self._plain:
+            self._engine.step()
+            return bool(self._engine.was_step_applied())
+        parameters = list(self._named.values())
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if not torch.isfinite(norm):  # reduced gradients are the same on all ranks, and so is this
+            self._engine.zero_grad()
+            return False
+        if self._clip:
+            nn.utils.clip_grads_with_norm_(parameters, self._clip, norm)
+        self._engine.step()
+        return True
+
+    # ------------------------------------------------------------------------------------------------------- state
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model's whole state dict, in fp32 from the masters, on the CPU. Every rank must call, every rank gets it."""
+        with torch.no_grad():
+            full = {id(p): self._full(name, p) for name, p in self.module.named_parameters()}
+            return {
+                name: _to_cpu(full.get(id(value), value))
+                for name, value in self.module.state_dict(keep_vars=True).items()
+            }
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of what :meth:`weights` gives."""
+        return {name: tuple(self._shape(value)) for name, value in self.module.state_dict(keep_vars=True).items()}
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Take up what :meth:`weights` gave, on any number of ranks."""
+        with torch.no_grad():
+            for name, buffer in self.module.named_buffers():
+                if name in weights:
+                    buffer.copy_(weights[name])
+            if self.stage == 3:
+                self._load_shards(weights)
+                return
+            for name, p in self.module.named_parameters():
+                if name not in self._named:
+                    p.copy_(weights[name])
+                elif name in self._own:
+                    self._own[name].copy_(weights[name])
+                else:
+                    self._deepspeed.utils.safe_set_full_fp32_param(p, weights[name].to(p.device, torch.float32))
+            self._spread()
+
+    def moments(self) -> dict[str, Tensor]:
+        """What the optimiser remembers, as ``PARAMETER/KEY``, whole and on the CPU; empty before the first step.
+
+        Plain numbers become scalars of int64 or float64. Every rank must call.
+        """
+        found = {}
+        if not self._own and self._base.state:
+            self._link()
+        with torch.no_grad():
+            for name, p in self._named.items():
+                own = self._own.get(name)
+                state = self._base.state.get(self.masters[0] if own is None else own, {})
+                for key, value in state.items():
+                    if own is None and torch.is_tensor(value) and value.shape == self.masters[0].shape:
+                        value = self._deepspeed.utils.safe_get_full_optimizer_state(p, key)
+                    found[f"{name}/{key}"] = _to_cpu(torch.as_tensor(value, dtype=_scalar_type(value)), cast=False)
+        return found
+
+    def load_moments(self, moments: Mapping[str, Tensor]) -> None:
+        """Take up what :meth:`moments` gave, on any number of ranks."""
+        if not moments:
+            return
+        by_parameter: dict[str, dict[str, Tensor]] = {}
+        for name, value in moments.items():
+            parameter, _, key = name.rpartition("/")
+            by_parameter.setdefault(parameter, {})[key] = value
+        with torch.no_grad():
+            if self._own:
+                for name, state in by_parameter.items():
+                    own = self._own[name]
+                    self._base.state[own] = {k: self._placed(k, v, own) for k, v in state.items()}
+                return
+            first = next(iter(by_parameter))
+            shape = tuple(self._shape(self._named[first]))
+            scalars = {key for key, value in by_parameter[first].items() if tuple(value.shape) != shape or not shape}
+            for flat in self.masters:
+                self._base.state[flat] = {
+                    key: self._placed(key, value, flat) if key in scalars else torch.zeros_like(flat)
+                    for key, value in by_parameter[first].items()
+                }
+            self._link()
+            utils = self._deepspeed.utils
+            for name, state in by_parameter.items():
+                p = self._named[name]
+                for key in state.keys() - scalars:
+                    value = state[key].to(p.device, torch.float32)
+                    if self.stage == 3:
+                        utils.safe_set_local_optimizer_state(p, self._shard(p, value), key)
+                    else:
+                        utils.safe_set_full_optimizer_state(p, value, key)
+
+    @contextlib.contextmanager
+    def carrying(self, numbers: list[Tensor]) -> Iterator[None]:
+        """The model with other masters than its own, for the length of a ``with``."""
+        with torch.no_grad():
+            own = [master.detach().clone() for master in self.masters]
+            torch._foreach_copy_(self.masters, numbers)
+            self._spread()
+            try:
+                yield
+            finally:
+                torch._foreach_copy_(self.masters, own)
+                self._spread()
+
+    def release(self, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Give the model back as it came: plain fp32 parameters with storage of their own and no hooks of the engine's.
+
+        Args:
+            weights: what it shall hold. None, when something went wrong: no rank is asked for anything, and the model holds
+                what lies here (rounded in bf16, in shards under ZeRO 3).
+        """
+        for hook in ("module_forward_pre_hook", "module_forward_post_hook"):
+            handle = getattr(self._engine, hook, None)
+            if handle is not None:
+                handle.remove()
+        self._engine.destroy()
+        for block in self._compiled:
+            block._compiled_call_impl = None
+        if self.stage < 3 or weights is not None:
+            self._give_back(weights or {})
+        self._engine = self._optimizer = None
+
+    @torch.no_grad()
+    def _give_back(self, weights: Mapping[str, Tensor]) -> None:
+        device = self.world.device
+        if self.stage == 3:
+            _unshard(self.module, weights, device)
+        for name, p in self.module.named_parameters():
+            for mark in set(vars(p)) - self._marks[name]:
+                delattr(p, mark)
+            p.grad = None
+            p.data = weights.get(name, p.data).to(device, torch.float32, copy=True)
+        for name, buffer in self.module.named_buffers():
+            if name in weights:
+                buffer.copy_(weights[name])
+
+    # ----------------------------------------------------------------------------------------------------- layouts
+
+    def _lay_out(self) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The masters of this rank; and by parameter name those that stand for one whole parameter (ZeRO 0)."""
+        own = self._optimizer
+        for flat in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
+            if hasattr(own, flat):  # ZeRO 3; ZeRO 1 and 2; ZeRO 1 in bf16 with gradients added up in fp32
+                return list(getattr(own, flat)), {}
+        copies: dict[int, Tensor] = {id(p): p for p in self._named.values()}
+        for low, high in zip(getattr(own, "fp16_groups", ()), getattr(own, "fp32_groups", ()), strict=True):  # bf16
+            copies |= {id(p): copy for p, copy in zip(low, high, strict=True)}
+        named = {name: copies[id(p)] for name, p in self._named.items()}
+        return list(named.values()), named
+
+    def _spread(self) -> None:
+        """Bring the masters into the parameters that the model computes with."""
+        if hasattr(self._optimizer, "update_lp_params"):
+            self._optimizer.update_lp_params()
+        elif not self._plain:
+            for name, p in self._named.items():
+                p.copy_(self._own[name])
+
+    def _full(self, name: str, p: Tensor) -> Tensor:
+        """The whole parameter in fp32, of whatever layout."""
+        if name not in self._named:
+            if hasattr(p, "ds_id"):
+                with self._deepspeed.zero.GatheredParameters([p]):
+                    return p.detach().clone()
+            return p
+        if self._own:
+            return self._own[name]
+        return self._deepspeed.utils.safe_get_full_fp32_param(p)
+
+    def _link(self) -> None:
+        """Let parameters know their part of the optimiser's state.
+
+        DeepSpeed does it once, after the first group's first step, when the other groups have no state yet.
+        """
+        if hasattr(self._optimizer, "_lazy_init_hp_params_optimizer_state"):  # ZeRO 3 looks it up
+            self._optimizer._hp_optimizer_states_linked = False
+            self._optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _shape(self, p: Tensor) -> torch.Size:
+        return getattr(p, "ds_shape", p.shape)
+
+    def _shard(self, p: Any, value: Tensor) -> Tensor:
+        """This rank's part of a whole parameter, as ZeRO 3 cuts it: equal parts, the last one padded."""
+        size = p.ds_tensor.numel()
+        flat = F.pad(value.reshape(-1), (0, size * self.world.size - value.numel()))
+        return flat.narrow(0, size * self.world.rank, size)
+
+    def _load_shards(self, weights: Mapping[str, Tensor]) -> None:
+        parameters = dict(self.module.named_parameters())
+        with self._deepspeed.zero.GatheredParameters(list(parameters.values()), modifier_rank=0):
+            if self.world.is_main:
+                for name, p in parameters.items():
+                    p.copy_(weights[name])
+        for name, p in self._named.items():
+            value = weights[name].to(self.world.device, torch.float32)
+            self._deepspeed.utils.safe_set_local_fp32_param(p, self._shard(p, value))
+
+    def _placed(self, key: str, value: Tensor, master: Tensor) -> Any:
+        """A value of the optimiser's state where it belongs; torch keeps ``step`` on the CPU but for fused kernels."""
+        if value.ndim == 0 and value.dtype in (torch.int64, torch.float64):
+            return value.item()
+        group = next(
+            (g for g in self._base.param_groups if any(master is p for p in g["params"])), self._base.param_groups[0]
+        )
+        if key == "step" and not (group.get("fused") or group.get("capturable")):
+            return value.clone()
+        return value.to(master.device, copy=True)
+
+
+class Average:
+    """A moving average of the weights, in fp32, each rank of its own masters.
+
+    The decay rises to ``decay`` as (1 + t) / (10 + t), so that a short training is not averaged with its start
+    (TensorFlow's ``ExponentialMovingAverage(num_updates=...)``).
+    """
+
+    def __init__(self, engine: Engine, decay: float) -> None:
+        self._engine, self._decay = engine, decay
+        self._numbers = [master.detach().clone() for master in engine.masters]
+
+    def update(self, steps: int) -> None:
+        """Take in the weights after ``steps`` steps, counted from 1."""
+        decay = min(self._decay, (1 + steps) / (10 + steps))
+        with torch.no_grad():
+            torch._foreach_lerp_(self._numbers, self._engine.masters, 1 - decay)
+
+    def carried(self) -> contextlib.AbstractContextManager[None]:
+        """The engine's model with the average as its weights, for the length of a ``with``."""
+        return self._engine.carrying(self._numbers)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The average as a whole state dict; every rank must call."""
+        with self.carried():
+            return self._engine.weights()
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Take up what :meth:`weights` gave."""
+        with self.carried():
+            self._engine.load_weights(weights)
+            self._numbers = [master.detach().clone() for master in self._engine.masters]
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """While ZeRO 1 in bf16 is made, it prints its memory whatever the log level, after a garbage collection each time.
+
+    A third of a second each with torch and timm loaded, twice a parameter group: what exists is kept out of it.
+    """
+    gc.freeze()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        gc.unfreeze()
+
+
+def _scalar_type(value: Any) -> torch.dtype | None:
+    if isinstance(value, Tensor):
+        return value.dtype
+    return torch.int64 if isinstance(value, int) else torch.float64
+
+
+def _to_cpu(tensor: Tensor, cast: bool = True) -> Tensor:
+    """A copy on the CPU; floating-point weights in fp32."""
+    dtype = torch.float32 if cast and tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to("cpu", dtype, copy=True).contiguous()
+
+
+def _compile(model: nn.Module) -> list[nn.Module]:
+    """Compile block by block, which is quick since they are alike, and leaves names and hooks where they are."""
+    blocks = getattr(model, "blocks", None)
+    parts = list(blocks) if isinstance(blocks, nn.Sequential | nn.ModuleList) else [model]
+    for part in parts:
+        part.compile()
+    return parts
+
+
+def _unshard(model: nn.Module, weights: Mapping[str, Tensor], device: torch.device) -> None:
+    """Plain parameters in place of ZeRO 3's, shared ones shared again."""
+    whole: dict[int, nn.Parameter] = {}
+    for prefix, module in model.named_modules():
+        plain: dict[str, nn.Parameter | None] = {}
+        for name, p in module._parameters.items():
+            if p is not None and id(p) not in whole:
+                value = weights[f"{prefix}.{name}" if prefix else name].to(device, copy=True)
+                whole[id(p)] = nn.Parameter(value, requires_grad=p.requires_grad)
+            plain[name] = None if p is None else whole[id(p)]
+        module._parameters = plain

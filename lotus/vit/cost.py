@@ -1,0 +1,227 @@
+"""What a ViT costs: parameters and multiply-accumulates in closed form, latency by measurement.
+
+A MAC count here is of one image and includes the two products of attention, QK^T and AV, which many counters leave out
+(17.56 G for ViT-B/16 at 224 px with them, 16.85 G without). N tokens, D width; norms, activations and softmax count nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from lotus.vit import anatomy
+from lotus.vit.anatomy import Dims
+from selection.errors import Refused
+
+
+class Biases(NamedTuple):
+    """Which of a block's Linears have a bias."""
+
+    qkv: bool = True
+    proj: bool = True
+    fc1: bool = True
+    fc2: bool = True
+
+
+class BlockCost(NamedTuple):
+    """What the four Linears of a block cost, attention products included; its norms are in the fixed part."""
+
+    attn_params: int
+    attn_macs: int
+    mlp_params: int
+    mlp_macs: int
+
+    @property
+    def params(self) -> int:
+        return self.attn_params + self.mlp_params
+
+    @property
+    def macs(self) -> int:
+        return self.attn_macs + self.mlp_macs
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs."""
+
+    params: int
+    macs: int
+    """Multiply-accumulates of one image, QK^T and AV included."""
+    linear_macs: int
+    """The same without QK^T and AV: what counters report that do not see attention."""
+    blocks: tuple[BlockCost, ...]
+
+
+def attention_macs(tokens: int, width: int, heads: int, qk_dim: int, v_dim: int) -> int:
+    """q, k, v, QK^T, AV and proj: N D H (2 Q + V) + N^2 H (Q + V) + N H V D."""
+    linear = tokens * width * heads * (2 * qk_dim + v_dim) + tokens * heads * v_dim * width
+    return linear + products(tokens, heads, qk_dim, v_dim)
+
+
+def products(tokens: int, heads: int, qk_dim: int, v_dim: int) -> int:
+    """MACs of QK^T and AV: N^2 H (Q + V)."""
+    return tokens * tokens * heads * (qk_dim + v_dim)
+
+
+def mlp_macs(tokens: int, width: int, hidden: int) -> int:
+    """fc1 and fc2: 2 N D F."""
+    return 2 * tokens * width * hidden
+
+
+def attention_params(
+    width: int, heads: int, qk_dim: int, v_dim: int, *, qkv_bias: bool = True, proj_bias: bool = True
+) -> int:
+    """qkv and proj: (D + 1) H (2 Q + V) + H V D + D, with biases."""
+    return (width + qkv_bias) * heads * (2 * qk_dim + v_dim) + heads * v_dim * width + proj_bias * width
+
+
+def mlp_params(width: int, hidden: int, *, fc1_bias: bool = True, fc2_bias: bool = True) -> int:
+    """fc1 and fc2: (D + 1) F + F D + D, with biases."""
+    return (width + fc1_bias) * hidden + hidden * width + fc2_bias * width
+
+
+@dataclass(frozen=True)
+class Outline:
+    """All of a model that its cost depends on; gives the cost of any dimensions without building them."""
+
+    tokens: int
+    """Patches and prefix tokens (class, distillation, registers)."""
+    width: int
+    dims: tuple[Dims, ...]
+    """The widths of each block as they are now."""
+    biases: tuple[Biases, ...]
+    fixed_params: int
+    """Parameters outside of the blocks' four Linears."""
+    fixed_macs: int
+    """MACs outside of the blocks: patch embedding, pooling, classifier."""
+    pool_products: int = 0
+    """QK^T and AV of attention pooling, a part of ``fixed_macs``."""
+
+    def block(self, index: int, dims: Dims) -> BlockCost:
+        """What block ``index`` would cost with ``dims``."""
+        heads, qk_dim, v_dim, hidden = dims
+        bias = self.biases[index]
+        return BlockCost(
+            attention_params(self.width, heads, qk_dim, v_dim, qkv_bias=bias.qkv, proj_bias=bias.proj),
+            attention_macs(self.tokens, self.width, heads, qk_dim, v_dim),
+            mlp_params(self.width, hidden, fc1_bias=bias.fc1, fc2_bias=bias.fc2),
+            mlp_macs(self.tokens, self.width, hidden),
+        )
+
+    def cost(self, dims: Sequence[Dims] | None = None) -> Cost:
+        """What the model would cost with ``dims`` (one a block); as it is now where None."""
+        dims = self.dims if dims is None else dims
+        each = tuple(self.block(index, one) for index, one in enumerate(dims))
+        macs = self.fixed_macs + sum(block.macs for block in each)
+        unseen = sum(products(self.tokens, one.heads, one.qk_dim, one.v_dim) for one in dims)
+        return Cost(
+            params=self.fixed_params + sum(block.params for block in each),
+            macs=macs,
+            linear_macs=macs - unseen - self.pool_products,
+            blocks=each,
+        )
+
+
+def outline(model: nn.Module) -> Outline:
+    """Read off ``model`` what its cost depends on.
+
+    Raises:
+        Refused: no supported ViT, or one without a fixed image size.
+    """
+    found = anatomy.blocks(model)
+    vit: Any = model
+    if vit.patch_embed.num_patches is None:
+        raise Refused(f"{type(model).__name__}: has no fixed image size, so its cost is open. Create it with img_size.")
+    patches = int(vit.patch_embed.num_patches)
+    tokens = patches + int(vit.num_prefix_tokens)
+    of_blocks = [(block.qkv, block.proj, block.fc1, block.fc2) for block in found]
+    cut = sum(weight.numel() for linears in of_blocks for linear in linears for weight in linear.parameters())
+    pooling, pool_products = _pooling(vit, tokens)
+    read = tokens if vit.global_pool == "" else 1  # unpooled, the classifier sees every token
+    classifier = read * sum(linear.weight.numel() for linear in _linears(vit, "head", "head_dist"))
+    return Outline(
+        tokens=tokens,
+        width=found[0].qkv.in_features,
+        dims=tuple(block.dims for block in found),
+        biases=tuple(Biases(*(linear.bias is not None for linear in linears)) for linears in of_blocks),
+        fixed_params=sum(weight.numel() for weight in model.parameters()) - cut,
+        fixed_macs=patches * vit.patch_embed.proj.weight.numel() + pooling + classifier,
+        pool_products=pool_products,
+    )
+
+
+def count(model: nn.Module) -> Cost:
+    """What ``model`` costs, dense or cut.
+
+    Raises:
+        Refused: as :func:`outline`.
+    """
+    return outline(model).cost()
+
+
+def latency(
+    model: nn.Module,
+    batch: int,
+    repeats: int = 20,
+    device: torch.device | str | None = None,
+    *,
+    warmup: int = 3,
+) -> float:
+    """Median milliseconds of a forward pass over ``batch`` random images, in eval mode, after ``warmup`` passes.
+
+    On the model's own device, or on a copy of it on ``device``.
+    """
+    here = next(model.parameters())
+    device = here.device if device is None else torch.device(device)
+    timed = model if device == here.device else copy.deepcopy(model).to(device)
+    embed: Any = model.patch_embed
+    size, channels = embed.img_size, embed.proj.in_channels
+    if size is None:
+        raise Refused(f"{type(model).__name__}: has no fixed image size to time it at. Create it with img_size.")
+    images = torch.randn(batch, channels, *size, device=device, dtype=here.dtype)
+    training = timed.training
+    timed.eval()
+    times = []
+    try:
+        with torch.inference_mode():
+            for turn in range(warmup + repeats):
+                _wait(device)
+                start = time.perf_counter()
+                timed(images)
+                _wait(device)
+                if turn >= warmup:
+                    times.append(time.perf_counter() - start)
+    finally:
+        timed.train(training)
+    return 1000 * statistics.median(times)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _linears(model: Any, *names: str) -> list[nn.Linear]:
+    owners = (getattr(model, name, None) for name in names)
+    return [m for owner in owners if owner is not None for m in owner.modules() if isinstance(m, nn.Linear)]
+
+
+def _pooling(model: Any, tokens: int) -> tuple[int, int]:
+    """MACs of timm's AttentionPoolLatent (0 where there is none), and how many of them are QK^T and AV."""
+    pool = getattr(model, "attn_pool", None)
+    if pool is None:
+        return 0, 0
+    if not getattr(model, "pool_include_prefix", False):
+        tokens -= int(model.num_prefix_tokens)
+    latent = int(pool.latent_len)
+    attention = 2 * latent * tokens * pool.num_heads * pool.head_dim
+    kv = pool.kv.weight.numel() * tokens
+    others = latent * sum(linear.weight.numel() for linear in _linears(pool, "q", "proj", "mlp"))
+    return attention + kv + others, attention

@@ -1,0 +1,104 @@
+"""The ledger's arithmetic, and that its sentences are honest."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lotus.report import ledger, numbers
+
+
+def rows(**macs):
+    return [{"stage": stage, "seconds": 1.0, "image_forwards": 10, "macs": spent} for stage, spent in macs.items()]
+
+
+def test_a_ticket_that_pays_at_once():
+    found = ledger.account(rows(score=20e9, baseline=100e9, train=50e9, prune=1e9, finetune=10e9), kept_share=0.5)
+    assert found["dense_macs"] == 100e9
+    assert found["lottery_macs"] == 81e9
+    assert found["selection_macs"] == 20e9
+    assert found["saved_macs_a_training"] == 50e9
+    assert found["break_even_trainings"] == pytest.approx(0.4)
+    assert "pays from the first training on" in found["verdict"]
+    assert "0.81 x the computing of the dense training" in found["verdict"]
+
+
+def test_a_selection_that_costs_more_than_it_saves_says_so_and_when_it_pays():
+    found = ledger.account(rows(score=130e9, train=50e9), kept_share=0.5)
+    assert found["dense_macs"] == 100e9  # without a baseline: by the same recipe on all images
+    assert found["break_even_trainings"] == pytest.approx(2.6)
+    assert "cost more than it saves: 130 G MACs once against 50 G a training" in found["verdict"]
+    assert "3 or more trainings" in found["verdict"]
+    assert "1.80 x" in found["verdict"]
+
+
+def test_the_edges():
+    nothing_saved = ledger.account(rows(score=1e9, baseline=50e9, train=50e9), kept_share=0.9)
+    assert nothing_saved["break_even_trainings"] is None
+    assert "never pays" in nothing_saved["verdict"]
+    free = ledger.account(rows(baseline=100e9, train=50e9), kept_share=0.5)
+    assert free["break_even_trainings"] == 0
+    assert "cost nothing and saves 50 G MACs a training" in free["verdict"]
+    everything = ledger.account(rows(score=5e9, train=50e9), kept_share=1.0)
+    assert "bought nothing" in everything["verdict"]
+    assert ledger.account([], kept_share=0.5)["lottery_macs"] == 0
+
+
+@given(
+    st.floats(1, 1e18), st.floats(0, 1e18), st.floats(0.01, 1), st.one_of(st.none(), st.floats(1, 1e18))
+)
+def test_the_verdict_never_flatters(train, score, kept, baseline):
+    stages = rows(score=score, train=train, **({} if baseline is None else {"baseline": baseline}))
+    found = ledger.account(stages, kept_share=kept)
+    pays = found["break_even_trainings"]
+    if kept < 1:
+        assert ("never pays" in found["verdict"]) == (pays is None)
+        assert ("more than it saves" in found["verdict"]) == (pays is not None and pays > 1)
+    assert pays is None or math.isfinite(pays)
+
+
+RESULTS = {
+    "baseline": {"top1": 98.6, "loss": 0.06, "params": 200_000, "macs": 4_000_000, "images_seen": 28_740,
+                 "train_seconds": 20.0, "latency_ms": {"batch_1": 2.0, "batch_N": 30.0, "batch": 64, "device": "cpu", "dtype": "fp32"}},
+    "trained": {"top1": 98.0, "images_seen": 14_370, "train_seconds": 11.0},
+    "final": {"top1": 97.9, "loss": 0.07, "params": 100_000, "macs": 1_960_000, "images_seen": 7_190,
+              "train_seconds": 4.0, "latency_ms": {"batch_1": 1.9, "batch_N": 17.0, "batch": 64, "device": "cpu", "dtype": "fp32"}},
+    "kept": {"images": {"kept": 718, "of": 1437}},
+    "ledger": {"dense_macs": 3.4e11, "lottery_macs": 2.9e11},
+}  # fmt: skip
+
+
+def test_the_table_compares_like_with_like():
+    lines = {line.what: line for line in ledger.compared(RESULTS)}
+    assert lines["Top-1"][1:] == ("98.60 %", "97.90 %", "−0.70 points", False)
+    assert lines["Parameters"].change == "0.50 x"
+    assert lines["Images seen in training"].lotus == "21,560"  # ticket and fine-tune together
+    assert lines["Training"].lotus == "15 s"
+    assert lines["Latency, batch of 64, cpu fp32"].change == "0.57 x"
+    assert lines["MACs spent, choosing included"].change == "0.85 x"
+
+
+def test_without_a_baseline_training_is_not_compared():
+    without = {key: value for key, value in RESULTS.items() if key != "baseline"}
+    lines = [line.what for line in ledger.compared(without)]
+    assert "Top-1" in lines
+    assert not [line for line in lines if "raining" in line or "spent" in line]
+    assert "its own model before the cut" in ledger.headline(without)
+
+
+def test_the_headline_is_one_sentence():
+    assert ledger.headline(RESULTS) == (
+        "With 50 % of the images and 49 % of the MACs top-1 is 97.90 %, 0.70 points below the dense model trained on all "
+        "images; at a batch of 64 it is 1.76 x as fast."
+    )
+    assert "level with" in ledger.headline({**RESULTS, "final": {**RESULTS["final"], "top1": 98.6}})
+    assert ledger.headline({"final": {}}) == "The model is done."
+
+
+def test_numbers_read_well():
+    assert [numbers.si(v) for v in (0, 12, 999, 999.9, 1234, 17.56e9, 2e12)] == ["0", "12", "999", "1 k", "1.23 k", "17.6 G", "2 T"]
+    assert [numbers.duration(v) for v in (0.42, 59.97, 185, 8040, 273600)] == ["0.4 s", "1 min 00 s", "3 min 05 s", "2 h 14 min", "3 d 4 h"]
+    assert numbers.percent(0.5) == "50 %"
+    assert numbers.percent(0.3333) == "33.3 %"
+    assert numbers.listed(["a", "b", "c"]) == "a, b and c"

@@ -1,0 +1,146 @@
+"""The house: who may stand on whom, and one door for each heavy package. Read from the files, not from a list of them."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Top floor first. A module stands on the floor of the longest prefix that names it.
+FLOORS = [
+    {"tools"},
+    {"lotus.cli", "lotus.__main__"},
+    {"lotus.stages"},
+    {"lotus.training"},
+    {"lotus.sparsity", "lotus.pruning", "lotus.report", "lotus.export"},
+    {"lotus.vit", "lotus.data", "lotus.run"},
+    {"lotus.config", "lotus.doctor"},
+    {"selection", "lotus.events"},
+]
+FACADE = "lotus"  # lotus/__init__.py hands out its names late and stands on no floor
+
+DOORS = {
+    "ffcv": {"lotus.data.fast"},
+    "deepspeed": {"lotus.training.engine"},
+    "rich": {"lotus.report.terminal"},
+    "timm": {"lotus.vit.model", "lotus.training.optim", "lotus.training.objective"},
+    "torchvision": {"lotus.data.catalog"},
+}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for top in ("lotus", "selection", "tools"):
+        for path in sorted((ROOT / top).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(name: str, *, at_import: bool = False) -> set[str]:
+    """Full names of what a module imports; ``at_import`` leaves out what it imports inside functions and for types."""
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if at_import and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            return
+        if at_import and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: imports are written in full"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                found.add(whole if whole in MODULES else str(node.module))
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(tree)
+    return found
+
+
+def floor(name: str) -> int | None:
+    best, level = "", None
+    for number, rooms in enumerate(FLOORS):
+        for room in rooms:
+            if (name == room or name.startswith(room + ".")) and len(room) > len(best):
+                best, level = room, number
+    return level
+
+
+def room(name: str) -> str:
+    return max((r for rooms in FLOORS for r in rooms if name == r or name.startswith(r + ".")), key=len)
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name != FACADE])
+def test_imports_go_downward(name: str) -> None:
+    own = floor(name)
+    assert own is not None, f"{name} stands on no floor: name its room in FLOORS"
+    for other in imports(name):
+        if other == FACADE or not other.startswith(("lotus", "selection", "tools")):
+            continue
+        there = floor(other)
+        assert there is not None, f"{name} imports {other}, which stands on no floor"
+        assert there > own or room(other) == room(name), f"{name} (floor {own}) imports {other} (floor {there})"
+
+
+def test_no_circle_at_import() -> None:
+    graph = {name: {other for other in imports(name, at_import=True) if other in MODULES} for name in MODULES}
+    done: set[str] = set()
+
+    def walk(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join((*path[path.index(name) :], name))
+        if name not in done:
+            for other in graph[name] - {name}:
+                walk(other, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        walk(name, ())
+
+
+@pytest.mark.parametrize("package", DOORS)
+def test_a_heavy_package_has_one_door(package: str) -> None:
+    users = {name for name in MODULES if any(other.split(".")[0] == package for other in imports(name))}
+    assert users <= DOORS[package], f"{package} is imported by {sorted(users - DOORS[package])}"
+    assert users, f"nobody imports {package}: take its door off the list"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("selection")])
+def test_selection_needs_neither_torch_nor_lotus(name: str) -> None:
+    assert not {other for other in imports(name) if other.split(".")[0] in ("torch", "lotus", "timm", "rich")}
+
+
+def test_help_and_selection_load_nothing_heavy() -> None:
+    code = (
+        "import sys, lotus, lotus.cli, selection.lottery, selection.scores, selection.pickers\n"
+        "try: lotus.cli.main(['run', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'timm', 'deepspeed', 'ffcv', 'sklearn', 'numba'} & set(sys.modules)\n"
+        "sys.exit(f'loaded: {sorted(heavy)}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_tool_hides_a_standard_module() -> None:
+    tools = {path.stem for path in (ROOT / "tools").glob("*.py")}
+    assert not tools & sys.stdlib_module_names
+
+
+def test_nothing_loads_pickle() -> None:
+    for name, path in MODULES.items():
+        text = path.read_text(encoding="utf-8")
+        for line in text.splitlines():
+            assert "allow_pickle=True" not in line, name
+            assert "torch.load(" not in line or "weights_only=True" in line, f"{name}: {line.strip()}"

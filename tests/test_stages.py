@@ -1,0 +1,250 @@
+"""Every stage, end to end, on real digits: what it leaves, when it is done, and what happens to bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lotus.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+DIGITS = str(ROOT / "configs" / "digits.yaml")
+# The demo's own config, shortened until it takes seconds: small ViT, few epochs.
+SHORT = [
+    "model.args.embed_dim=32", "model.args.depth=2", "model.args.num_heads=2", "score.epochs=2", "score.seeds=1",
+    "train.epochs=2", "finetune.epochs=1", "prune.calibration=128", "train.batch_size=128", "export.onnx=false",
+    "export.latency_batch=8",
+]  # fmt: skip
+
+
+def lotus(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "lotus", *words], capture_output=True, text=True, check=False, cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **more},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole short run, made once."""
+    folder = tmp_path_factory.mktemp("runs") / "short"
+    done = lotus("run", DIGITS, f"folder={folder}", *SHORT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_a_run_leaves_what_the_design_says(finished: Path) -> None:
+    for name in ("data/train.beton", "data/val.beton", "signals.npz", "subset.npz", "trained/spec.json",
+                 "pruned/spec.json", "final/model.safetensors", "results.json", "report.html", "log.jsonl",
+                 "config.yaml", "versions.txt"):  # fmt: skip
+        assert (finished / name).stat().st_size > 0, name
+    assert not list(finished.rglob("*.tmp"))
+    assert not [path for path in (finished / "checkpoints").rglob("*") if path.is_file()], "gone when a stage is done"
+
+
+@pytest.mark.slow
+def test_the_results_add_up(finished: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    assert results["kept"]["images"] == {"kept": round(0.5 * 1438), "of": 1438}
+    for name in ("baseline", "final"):
+        assert {"top1", "loss", "params", "macs", "images_seen", "train_seconds", "latency_ms"} <= set(results[name])
+    assert results["final"]["macs"] <= 0.5 * results["baseline"]["macs"]
+    assert results["final"]["macs"] > 0.35 * results["baseline"]["macs"], "hit, not overshot"
+    assert results["baseline"]["images_seen"] == 2 * 1438, "nothing is dropped from an epoch"
+    stages = {row["stage"]: row for row in results["ledger"]["stages"]}
+    assert stages["baseline"]["image_forwards"] == 3 * 2 * 1438
+    assert stages["score"]["image_forwards"] == 3 * 2 * 1438 + 1438
+
+
+@pytest.mark.slow
+def test_the_shipped_model_is_what_the_report_says(finished: Path) -> None:
+    import torch
+
+    import lotus
+    from lotus.vit.cost import count
+
+    model = lotus.load(finished / "final")
+    assert model(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
+    results = json.loads((finished / "results.json").read_text())
+    assert count(model).params == sum(p.numel() for p in model.parameters()) == results["final"]["params"]
+    told = lotus_json("evaluate", DIGITS, f"folder={finished}", *SHORT, "--json")
+    assert told["top1"] == pytest.approx(results["final"]["top1"], abs=1e-6)
+
+
+def lotus_json(*words: str) -> dict:
+    done = lotus(*words)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_a_second_run_does_nothing_and_is_quick(finished: Path) -> None:
+    began = time.perf_counter()
+    done = lotus("run", DIGITS, f"folder={finished}", *SHORT)
+    assert done.returncode == 0, done.stderr
+    assert time.perf_counter() - began < 5
+    assert "report.html" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_dry_run_names_what_would_run_and_writes_nothing(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    done = lotus("run", DIGITS, f"folder={finished}", *SHORT, "prune.keep.macs=0.6", "--dry-run", COLUMNS="160")
+    assert done.returncode == 0, done.stderr
+    assert "0.5 -> 0.6" in done.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+def test_a_ticket_of_other_data_is_refused(finished: Path, tmp_path: Path) -> None:
+    from selection.subset import Subset
+
+    good = Subset.load(finished / "subset.npz")
+    stranger = Subset(good.rows, good.total, fingerprint="another", weights=good.weights)
+    stranger.save(tmp_path / "stranger.npz")
+    done = lotus("train", DIGITS, f"folder={tmp_path / 'run'}", f"data.folder={finished / 'data'}", *SHORT,
+                 f"select.ticket={tmp_path / 'stranger.npz'}")  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "ticket" in done.stderr
+    assert not (tmp_path / "run" / "subset.npz").exists()
+
+
+@pytest.mark.slow
+def test_the_selection_command_needs_no_torch_and_no_run(finished: Path, tmp_path: Path) -> None:
+    block = tmp_path / "torch.py"
+    block.write_text("raise ImportError('torch must not be needed here')")
+    out = tmp_path / "ticket.npz"
+    done = subprocess.run(
+        [sys.executable, "tools/select_subset.py", str(finished / "signals.npz"), "--score", "el2n", "--pick", "ccs",
+         "--keep", "0.3", "--out", str(out), "--json"],
+        capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["kept"] == round(0.3 * 1438) == sum(row["kept"] for row in told["classes"])
+    from selection.subset import Subset
+
+    ticket = Subset.load(out)
+    pruned = lotus_json("select", str(finished / "signals.npz"), "--prune", "0.7", "--json", "--out", str(out) + "2.npz")
+    assert pruned["kept"] == told["kept"]
+    assert np.array_equal(Subset.load(str(out) + "2.npz").rows, ticket.rows)
+    both = lotus("select", str(finished / "signals.npz"), "--prune", "0.7", "--keep", "0.3")
+    assert both.returncode == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_run_goes_on_and_ends_with_the_same_weights(finished: Path, tmp_path: Path, sent: int) -> None:
+    words = ["train", DIGITS, f"data.folder={finished / 'data'}", *SHORT, "train.epochs=4", "train.save_minutes=0.001"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):  # the ticket is the same: scoring again would only take time
+        words_here = [*words, f"folder={folder}", f"select.ticket={finished / 'subset.npz'}"]
+        if folder == whole:
+            assert lotus(*words_here).returncode == 0
+            continue
+        started = subprocess.Popen(
+            [sys.executable, "-m", "lotus", *words_here], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
+        )  # fmt: skip
+        deadline = time.time() + 120
+        while not list((broken / "checkpoints").rglob("manifest.json")) and time.time() < deadline:
+            assert started.poll() is None, started.stdout.read()  # type: ignore[union-attr]
+            time.sleep(0.02)
+        started.send_signal(sent)
+        said, _ = started.communicate(timeout=60)
+        assert started.returncode == (-9 if sent == signal.SIGKILL else 75), said
+        again = lotus(*words_here)
+        assert again.returncode == 0, again.stderr
+    assert (whole / "trained" / "model.safetensors").read_bytes() == (broken / "trained" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [["torchrun", "--nproc_per_node=2"], ["deepspeed", "--num_gpus=2"]])
+def test_two_ranks_train_what_one_trains(finished: Path, tmp_path: Path, launcher: list[str]) -> None:
+    from safetensors.numpy import load_file
+
+    words = [DIGITS, f"data.folder={finished / 'data'}", *SHORT, f"select.ticket={finished / 'subset.npz'}"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert lotus("train", *words, f"folder={one}").returncode == 0
+    command = [str(Path(sys.executable).parent / launcher[0]), *launcher[1:]]
+    command += ["--master_port", str(free_port()), "tools/train.py", *words, f"folder={two}"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
+             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    a, b = (load_file(folder / "trained" / "model.safetensors") for folder in (one, two))
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], atol=2e-3, err_msg=name)
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["prune.kep=1"], "prune.kep: no such setting. Did you mean 'keep'?"),
+        (["select.score=eltwon"], "select.score: there is no 'eltwon'"),
+        (["select.pick=css"], "Did you mean 'ccs'?"),
+        (["select.pick.bin=3"], "select.pick.bin"),
+        (["prune.criterion=taylr"], "Did you mean 'taylor'?"),
+        (["model.name=vit_tinny_patch16_224"], "Did you mean"),
+        (["model.name=resnet18", "model.args={}"], "resnet18"),
+        (["prune.keep.macs=0.001"], "0.001"),
+        (["data.name=digit"], "Did you mean 'digits'?"),
+        (["prune.criterion=gate", "train.sparsity.gates=false"], "train.sparsity.gates"),
+        (["train.optimizer=adamww"], "Did you mean"),
+    ],
+)
+def test_a_mistake_is_refused_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], says: str
+) -> None:
+    assert main(["run", DIGITS, f"folder={tmp_path / 'run'}", *words]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "run" / "signals.npz").exists()
+
+
+@pytest.mark.parametrize("words", [["run"], ["run", "x.yaml", "--nope"], ["fly"], ["select", "s.npz"], []])
+def test_wrong_words_exit_2(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 2
+
+
+def test_no_such_signals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["select", str(tmp_path / "none.npz"), "--keep", "0.5"]) == 2
+    assert "none.npz" in capsys.readouterr().err
+    for keep in ("0", "1.5"):
+        assert main(["select", str(tmp_path / "none.npz"), "--keep", keep]) == 2
+    with pytest.raises(SystemExit):
+        main(["select", "x.npz", "--keep", "half"])
+
+
+@pytest.mark.slow
+def test_nan_in_the_loss_names_step_and_rate(finished: Path, tmp_path: Path) -> None:
+    done = lotus("train", DIGITS, f"folder={tmp_path / 'run'}", f"data.folder={finished / 'data'}", *SHORT,
+                 f"select.ticket={finished / 'subset.npz'}", "train.lr=1e30", "train.clip=0")  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "step" in done.stderr
+    assert "train.lr" in done.stderr or "learning rate" in done.stderr
+    assert not (tmp_path / "run" / "trained").exists()

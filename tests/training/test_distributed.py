@@ -1,0 +1,189 @@
+"""Ranks and the stop flag."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from lotus.training import distributed
+from lotus.training.distributed import StopFlag, World, start
+from selection.errors import Refused
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_one_process_needs_no_launcher() -> None:
+    world = start("cpu")
+    assert (world.rank, world.size, world.device) == (0, 1, torch.device("cpu"))
+    assert world.is_main
+    assert os.environ["DS_ACCELERATOR"] == "cpu"
+    assert start("cpu") == world
+    assert torch.distributed.is_initialized()
+
+
+def test_with_one_rank_collectives_change_nothing() -> None:
+    world, tensor = World(), torch.arange(3)
+    assert world.sum_(tensor) is tensor
+    assert world.mean_(tensor) is tensor
+    assert tensor.tolist() == [0, 1, 2]
+    assert world.max(-4) == -4
+    assert world.main(5) == 5
+    assert world.any([]) is False
+    assert world.any("x") is True
+    world.barrier()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    with pytest.raises(Refused, match=r"device: 'cuda'.*device=cpu"):
+        start("cuda")
+
+
+def fresh(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    names = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR", "GLOO_SOCKET_IFNAME"}
+    clean = {name: value for name, value in os.environ.items() if name not in names}
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env={**clean, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+
+
+def test_half_an_environment_is_refused() -> None:
+    done = fresh(
+        """
+        from lotus.training.distributed import start
+        from selection.errors import Refused
+        import os
+        try:
+            start("cpu")
+        except Refused as refused:
+            print(refused)
+        os.environ["WORLD_SIZE"] = "two"
+        try:
+            start("cpu")
+        except Refused as refused:
+            print(refused)
+        """,
+        WORLD_SIZE="2",
+    )
+    first, second = done.stdout.splitlines()
+    assert "MASTER_ADDR and MASTER_PORT are not set" in first
+    assert "Start with torchrun or deepspeed" in first
+    assert "WORLD_SIZE='two'" in second
+    assert not done.stderr
+
+
+def test_signals_raise_the_flag_and_handlers_come_back() -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, reason in ((signal.SIGTERM, "asked to terminate"), (signal.SIGINT, "interrupted")):
+        with StopFlag() as stop:
+            assert not stop
+            os.kill(os.getpid(), number)
+            assert stop
+            assert stop.reason == reason
+            stop.set("later")
+            assert stop.reason == reason
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_a_second_interrupt_is_immediate_but_not_an_echo(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(distributed.time, "monotonic", lambda: now[0])
+    with StopFlag() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        now[0] += 0.5  # torchrun's own
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop
+        now[0] += 2.0
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_in_another_thread_it_takes_no_signals() -> None:
+    before, found = signal.getsignal(signal.SIGTERM), []
+
+    def work() -> None:
+        with StopFlag() as stop:
+            found.append(signal.getsignal(signal.SIGTERM) is before)
+            stop.set("because")
+            found.append(bool(stop))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [True, True]
+
+
+def test_without_a_launcher_nobody_watches() -> None:
+    with StopFlag():
+        assert not [thread for thread in threading.enumerate() if thread.name == "lotus-launcher-watch"]
+
+
+# A launcher that starts a worker and is killed; the runner above it, whose name has "deepspeed" in it, may be killed as well.
+WORKER = """
+import sys, time
+from lotus.training.distributed import StopFlag
+with StopFlag(every=0.05) as stop:
+    print("ready", flush=True)
+    until = time.monotonic() + 20
+    while not stop and time.monotonic() < until:
+        time.sleep(0.02)
+    print(stop.reason, flush=True)
+"""
+PARENT = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", sys.argv[-1], *sys.argv[1:-1]])
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+@pytest.mark.parametrize("mark", ["TORCHELASTIC_RUN_ID", "CROSS_SIZE"])
+def test_a_launcher_that_vanishes_raises_the_flag(mark: str) -> None:
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", PARENT, WORKER], env={**os.environ, mark: "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert launcher.stdout is not None
+        lines = iter(launcher.stdout.readline, "")
+        assert next(lines).strip().isdigit()
+        assert next(lines) == "ready\n"
+        launcher.kill()
+        assert next(lines) == "the launcher is gone\n"
+    finally:
+        launcher.kill()
+        launcher.wait()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+def test_the_runner_above_the_launcher_counts_as_well() -> None:
+    """DeepSpeed's runner dies of SIGTERM without a word; its launcher and the workers stay."""
+    runner = subprocess.Popen(
+        [sys.executable, "-c", PARENT, "deepspeed", WORKER, PARENT],
+        env={**os.environ, "CROSS_SIZE": "1", "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    launcher = 0
+    try:
+        assert runner.stdout is not None
+        lines = iter(runner.stdout.readline, "")
+        launcher = int(next(lines))
+        assert next(lines).strip().isdigit()
+        assert next(lines) == "ready\n"
+        runner.terminate()
+        runner.wait()
+        assert next(lines) == "the launcher is gone\n"
+    finally:
+        runner.kill()
+        runner.wait()
+        if launcher:
+            os.kill(launcher, signal.SIGKILL)

@@ -1,0 +1,357 @@
+"""The loop: resumed bit for bit, stopped cleanly, and never poisoned."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import PAIR, ROWS, Memory, pictures, recipe, same, train, vit
+
+from lotus.data.plan import SamplePlan
+from lotus.events import Evaluated, Said, Step
+from lotus.training.checkpoint import Checkpoints
+from lotus.training.distributed import StopFlag, World
+from lotus.training.loop import Stopped, evaluate
+from selection.errors import Refused
+
+# Everything that has a state: gates, moving average, drop path, mixing, accumulation, weights, a recorder.
+FULL = {"ema": 0.9, "accumulate": 2, "mixup": 0.4, "cutmix": 1.0}
+ALL = {"gated": True, "watched": True, "weighted": True, "drop_path": 0.2}
+PARTS = 2 * (6 * 2 + 1)  # micro-batches of two epochs: six steps of two, and a tail of four images in one
+
+
+class Killed(BaseException):
+    """As good as kill -9: nothing in the loop knows it."""
+
+
+def kill(losses: torch.Tensor) -> torch.Tensor:
+    raise Killed
+
+
+def nan(losses: torch.Tensor) -> torch.Tensor:
+    return losses * math.nan
+
+
+def minutes() -> Callable[[], float]:
+    """A clock on which every look takes seven seconds."""
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += 7.0
+        return now[0]
+
+    return clock
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory):
+    """The training that nobody interrupted, and which never saved inside an epoch."""
+    torch.set_num_threads(1)
+    return train(tmp_path_factory.mktemp("straight"), recipe(**FULL), **ALL)
+
+
+def test_it_learns_and_tells(straight) -> None:
+    steps = [event for event in straight.events if isinstance(event, Step)]
+    evaluated = [event for event in straight.events if isinstance(event, Evaluated)]
+    assert [event.epoch for event in evaluated] == [1, 2]
+    assert steps[-1].done == steps[-1].total == 14
+    assert {"epoch", "loss", "lr", "images_per_second", "zero_gates", "lambda", "open_macs"} <= set(steps[-1].values)
+    fitted = straight.fitted
+    assert (fitted.steps, fitted.epochs, fitted.images_seen) == (14, 2, 2 * ROWS)
+    assert fitted.top1 == evaluated[-1].values["top1"] > 60
+    assert same(dict(straight.model.state_dict()), fitted.state)
+    vit().load_state_dict(fitted.state)  # strict: names and shapes fit a new model
+
+
+@pytest.mark.parametrize(
+    "kills",
+    [[0], [5], [6], [13], [14], [7, 4], [3, 1, 0, 9], [PARTS - 1]],
+    ids=["before the first step", "inside a step", "mid-epoch", "epoch edge", "after the edge", "twice in an epoch",
+         "again and again", "at the last"],
+)  # fmt: skip
+def test_killed_and_started_again_ends_the_same(tmp_path: Path, straight, kills: list[int]) -> None:
+    wants = recipe(**FULL, save_minutes=0.5)
+    for after in kills:
+        with pytest.raises(Killed):
+            train(tmp_path, wants, at={after: kill}, clock=minutes(), **ALL)
+    events: list = []
+    done = train(tmp_path, wants, clock=minutes(), events=events, **ALL)
+    assert same(done.fitted.state, straight.fitted.state)
+    assert same(done.fitted.gates, straight.fitted.gates)
+    assert done.fitted.images_seen == 2 * ROWS
+    assert done.fitted.steps == 14
+    ends = [[e.values for e in run if isinstance(e, Evaluated)][-1] for run in (events, straight.events)]
+    assert ends[0] == ends[1]
+    for name, values in straight.recorder.signals().items():
+        assert np.array_equal(done.recorder.signals()[name], values), name
+
+
+def test_a_finished_training_is_not_done_again(tmp_path: Path) -> None:
+    first = train(tmp_path, recipe(epochs=1))
+    again = train(tmp_path, recipe(epochs=1))
+    assert same(first.fitted.state, again.fitted.state)
+    assert again.fitted.top1 == first.fitted.top1
+    assert again.fitted.seconds == first.fitted.seconds
+    assert [type(event) for event in again.events] == [Said]
+
+
+def test_other_settings_begin_anew(tmp_path: Path) -> None:
+    train(tmp_path, recipe(epochs=1))
+    again = train(tmp_path, recipe(epochs=1), key="other")
+    said = [event.text for event in again.events if isinstance(event, Said)]
+    assert len(said) == 1
+    assert "made with other settings" in said[0]
+    assert any(isinstance(event, Step) for event in again.events)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    train(tmp_path, recipe(epochs=1))
+    with pytest.raises(Refused, match=r"of another model: .* is \(.*\) there and \(.*\) here\. Remove .*checkpoints"):
+        train(tmp_path, recipe(epochs=1), model=vit(width=48))
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+def test_a_step_that_is_not_finite_is_skipped_and_named(tmp_path: Path, zero: int) -> None:
+    done = train(tmp_path, recipe(zero=zero, ema=0.9), at={3: nan, 4: nan}, gated=True)
+    said = [event.text for event in done.events if isinstance(event, Said)]
+    assert [text.split(":")[0].split(",")[0] for text in said] == ["step 4", "step 5"]
+    assert all("learning rate" in text for text in said)
+    assert all(value.isfinite().all() for value in done.fitted.state.values())
+    assert all(value.isfinite().all() for value in done.gates.values.values())
+    assert all(math.isfinite(e.values["loss"]) for e in done.events if isinstance(e, Step))
+    assert done.fitted.steps == 14
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+def test_three_in_a_row_end_it_and_the_last_good_checkpoint_stays(tmp_path: Path, zero: int) -> None:
+    events: list = []
+    with pytest.raises(Refused, match=r"not finite at step 12, learning rate .*checkpoints.*Lower train\.lr"):
+        train(tmp_path, recipe(zero=zero), at={9: nan, 10: nan, 11: nan}, events=events)
+    assert sum("not finite" in event.text for event in events if isinstance(event, Said)) == 3
+    kept, _ = Checkpoints(tmp_path / "checkpoints", key="k").latest()
+    assert kept is not None
+    assert kept.state["step"] == 7  # the end of the first epoch
+    assert all(value.isfinite().all() for value in kept.tensors["weights"].values())
+
+
+def test_the_learning_rate_waits_for_steps_that_move(tmp_path: Path) -> None:
+    rates = {}
+    for name, at in (("clean", {}), ("skipped", {0: nan})):
+        done = train(tmp_path / name, recipe(epochs=1), at=at, clock=minutes())
+        rates[name] = [event.values["lr"] for event in done.events if isinstance(event, Step)]
+    assert rates["skipped"][1:] == rates["clean"][:-1]
+
+
+def test_sigterm_saves_and_stops(tmp_path: Path, straight) -> None:
+    def terminate(losses: torch.Tensor) -> torch.Tensor:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return losses
+
+    before = signal.getsignal(signal.SIGTERM)
+    with (
+        StopFlag() as stop,
+        pytest.raises(Stopped, match=r"asked to terminate.* after step 5 of 14, saved to .*000001"),
+    ):
+        train(tmp_path, recipe(**FULL), at={8: terminate}, stop=stop, **ALL)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert same(train(tmp_path, recipe(**FULL), **ALL).fitted.state, straight.fitted.state)
+
+
+def test_stopping_while_evaluating_loses_nothing(tmp_path: Path, straight) -> None:
+    class Interrupting(Memory):
+        def epoch(self, epoch, skip=0):
+            stop.set("interrupted")
+            return super().epoch(epoch, skip)
+
+    stop = StopFlag()
+    validation = Interrupting(SamplePlan.evaluation(np.arange(ROWS), batch_size=8))
+    with pytest.raises(Stopped, match="after step 7 of 14"):
+        train(tmp_path, recipe(**FULL), validation=validation, stop=stop, **ALL)
+    assert validation.open == 0
+    done = train(tmp_path, recipe(**FULL), **ALL)
+    assert [event.epoch for event in done.events if isinstance(event, Evaluated)] == [1, 2]
+    assert same(done.fitted.state, straight.fitted.state)
+
+
+def test_loaders_and_hooks_are_let_go_however_it_ends(tmp_path: Path) -> None:
+    model = vit()
+    loader = Memory(SamplePlan(np.arange(ROWS), seed=5, batch_size=8))
+    with pytest.raises(Killed):
+        train(tmp_path, recipe(), at={2: kill}, model=model, loader=loader)
+    assert loader.open == 0
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+    assert all(p.grad is None and p.dtype == torch.float32 for p in model.parameters())
+    model(torch.zeros(1, 3, 16, 16)).sum().backward()
+
+
+def test_events_come_four_times_a_second_at_most(tmp_path: Path) -> None:
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += 0.01
+        return now[0]
+
+    done = train(tmp_path, recipe(), clock=clock)
+    assert 1 < sum(isinstance(event, Step) for event in done.events) < now[0] * 4 + 2
+    assert done.fitted.seconds < now[0]
+
+
+def test_no_validation_no_figure(tmp_path: Path) -> None:
+    done = train(tmp_path, recipe(epochs=1), validation=None)
+    assert math.isnan(done.fitted.top1)
+    again = train(tmp_path, recipe(epochs=1), validation=None)
+    assert same(done.fitted.state, again.fitted.state)
+
+
+@pytest.mark.parametrize("every", [0, 2, 3])
+def test_evaluated_as_asked_and_after_the_last(tmp_path: Path, every: int) -> None:
+    done = train(tmp_path, recipe(epochs=5, evaluate_every=every))
+    epochs = [event.epoch for event in done.events if isinstance(event, Evaluated)]
+    assert epochs == {0: [5], 2: [2, 4, 5], 3: [3, 5]}[every]
+
+
+def test_rows_that_count_nothing_teach_nothing(tmp_path: Path) -> None:
+    done = train(tmp_path, recipe(epochs=1, weight_decay=0), weights=np.zeros(ROWS, np.float32))
+    start = vit().state_dict()
+    assert same(done.fitted.state, dict(start))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_tail_weighs_as_much_an_image_as_the_rest(tmp_path: Path, accumulate: int) -> None:
+    """52 rows in batches of 64: one step, all tail, in which each image weighs 1/64 as it would in a whole batch."""
+    wants = recipe(
+        epochs=1, batch_size=64, accumulate=accumulate, optimizer="sgd", lr=1e-2, warmup_epochs=0, weight_decay=0, clip=0,
+        zero=0,
+    )  # fmt: skip
+    moved = train(tmp_path, wants).fitted.state
+    model, (images, labels) = vit(), pictures()
+    loss = torch.nn.functional.cross_entropy(model(images), labels, reduction="sum", label_smoothing=0.1) / 64
+    loss.backward()
+    for name, p in model.named_parameters():
+        step = -1e-2 * 1.9 * p.grad  # timm's SGD: Nesterov, momentum 0.9
+        torch.testing.assert_close(moved[name] - p.detach(), step, atol=1e-6, rtol=1e-3)
+
+
+def test_evaluation_counts_exactly() -> None:
+    model, (images, labels) = vit(drop_path=0.5), pictures()
+    model.train()
+    with torch.no_grad():
+        logits = model.eval()(images)
+    model.train()
+    found = evaluate(model, Memory(SamplePlan.evaluation(np.arange(ROWS), batch_size=8)), World())
+    assert model.training
+    assert found["images"] == ROWS
+    assert found["top1"] == pytest.approx(100 * float((logits.argmax(1) == labels).float().mean()))
+    assert found["top5"] == 100  # of three classes
+    assert found["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-5)
+    with pytest.raises(Refused, match="no image"):
+        evaluate(model, Memory(SamplePlan.evaluation(np.arange(0), batch_size=8)), World())
+
+
+@pytest.mark.parametrize("changed", [{"zero": 2}, {"zero": 3, "ema": 0.0}, {"precision": "bf16"}], ids=str)
+def test_every_layout_goes_on_exactly(tmp_path: Path, changed: dict) -> None:
+    wants = recipe(**{**FULL, "save_minutes": 0.5, **changed})
+    whole = train(tmp_path / "whole", wants, **ALL)
+    with pytest.raises(Killed):
+        train(tmp_path / "torn", wants, at={8: kill}, clock=minutes(), **ALL)
+    torn = train(tmp_path / "torn", wants, **ALL)
+    assert same(whole.fitted.state, torn.fitted.state)
+    assert same(whole.fitted.gates, torn.fitted.gates)
+    assert same(dict(whole.model.state_dict()), whole.fitted.state)
+    assert whole.fitted.top1 > 50
+
+
+def test_two_ranks_are_as_one(tmp_path: Path) -> None:
+    """Two processes over gloo, without a compiler on the PATH: a whole training, and the rest of one begun here."""
+    whole = train(tmp_path / "alone", recipe(ema=0.9), **PAIR)
+    with pytest.raises(Killed):
+        train(tmp_path / "begun", recipe(ema=0.9, save_minutes=0.5), at={5: kill}, clock=minutes(), **PAIR)
+    shm = set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    here = Path(__file__).parent
+    shared = {
+        "PATH": "/nonexistent", "HOME": str(tmp_path), "PYTHONPATH": f"{here.parent.parent}:{here}", "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
+    }  # fmt: skip
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(here / "tiny.py"), str(tmp_path)],
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        spoken = [process.communicate(timeout=120)[0].decode() for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert [process.returncode for process in ranks] == [0, 0], spoken
+    assert spoken == ["", ""]
+    if shm:
+        assert set(os.listdir("/dev/shm")) <= shm
+    assert not (tmp_path / ".cache" / "torch_extensions").exists()
+    for name in ("whole", "begun"):
+        found = load_file(tmp_path / f"{name}.safetensors")
+        for key, value in whole.fitted.state.items():
+            torch.testing.assert_close(found[f"w/{key}"], value, atol=2e-4, rtol=1e-3)
+        for key, value in whole.gates.values.items():
+            torch.testing.assert_close(found[f"g/{key}"], value.detach(), atol=1e-4, rtol=1e-4)
+        for key, value in whole.recorder.signals().items():
+            torch.testing.assert_close(found[f"s/{key}"].numpy(), value.astype(np.float32), atol=5e-3, rtol=5e-3)
+        assert float(found["v/top1"]) == pytest.approx(whole.fitted.top1, abs=2.1)
+
+
+def test_state_json_is_for_people(tmp_path: Path) -> None:
+    train(tmp_path, recipe(epochs=1))
+    folder = sorted((tmp_path / "checkpoints").iterdir())[-1]
+    state = json.loads((folder / "state.json").read_text())["state"]
+    assert state["epoch"] == 1
+    assert state["step"] == state["applied"] == 7
+    assert state["images"] == ROWS
+
+
+def test_the_averaged_weights_are_what_is_measured(tmp_path: Path) -> None:
+    done = train(tmp_path, recipe(epochs=2, ema=0.5))
+    plain = train(tmp_path / "plain", recipe(epochs=2))
+    assert not same(done.fitted.state, plain.fitted.state)
+    model = vit()
+    done.fitted.load_into(model)
+    found = evaluate(model, Memory(SamplePlan.evaluation(np.arange(ROWS), batch_size=8)), World())
+    assert found["top1"] == done.fitted.top1
+    assert found["loss"] == pytest.approx(done.fitted.loss, rel=1e-6)
+
+
+def test_the_moving_average_is_the_textbook_one(tmp_path: Path) -> None:
+    """Against the same recursion over the weights that checkpoints at every step saw."""
+    seen: list[dict[str, torch.Tensor]] = []
+
+    class Watching(Checkpoints):
+        def save(self, tensors, state):
+            seen.append({name: value.clone() for name, value in tensors["weights"].items()})
+            return super().save(tensors, state)
+
+    import lotus.training.loop as loop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "Checkpoints", Watching)
+        done = train(tmp_path, recipe(epochs=1, ema=0.7, save_minutes=0.01), clock=minutes())
+    average = dict(vit().state_dict())
+    for step, weights in enumerate(seen[:7], start=1):
+        decay = min(0.7, (1 + step) / (10 + step))
+        average = {name: decay * value + (1 - decay) * weights[name] for name, value in average.items()}
+    for name, value in done.fitted.state.items():
+        torch.testing.assert_close(value, average[name], atol=1e-6, rtol=1e-5)

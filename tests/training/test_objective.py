@@ -1,0 +1,92 @@
+"""Mixing and losses against timm's, given the same lambda and box."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.data import mixup as timms
+
+from lotus.config import Recipe
+from lotus.training import objective
+from lotus.training.objective import Objective
+
+IMAGES = torch.randn(6, 3, 10, 12, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([0, 1, 2, 3, 3, 1])
+WHERE = {"epoch": 3, "step": 7, "rank": 0}
+
+
+def test_with_nothing_on_images_pass_and_the_loss_is_cross_entropy():
+    plain = Objective(Recipe(smoothing=0), 4, seed=0)
+    images, targets = plain.mix(IMAGES, LABELS, **WHERE)
+    assert images is IMAGES
+    assert torch.equal(targets, F.one_hot(LABELS, 4).float())
+    logits = torch.randn(6, 4)
+    losses = plain.losses(logits.bfloat16(), targets)
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses, F.cross_entropy(logits.bfloat16().float(), LABELS, reduction="none"))
+
+
+def test_smoothing_is_torchs():
+    smooth = Objective(Recipe(smoothing=0.1), 4, seed=0)
+    _, targets = smooth.mix(IMAGES, LABELS, **WHERE)
+    logits = torch.randn(6, 4)
+    torch.testing.assert_close(
+        smooth.losses(logits, targets), F.cross_entropy(logits, LABELS, reduction="none", label_smoothing=0.1)
+    )
+
+
+@pytest.mark.parametrize("alphas", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}])
+def test_mixing_is_timms_given_the_same_draws(alphas, monkeypatch):
+    """timm's own Mixup, its global generator's draws replaced by those of ours."""
+    for seed in range(8):
+        ours = Objective(Recipe(smoothing=0.1, **alphas), 4, seed=seed)
+        given = IMAGES.clone()
+        images, targets = ours.mix(given, LABELS, **WHERE)
+        assert torch.equal(given, IMAGES)
+
+        rng = np.random.default_rng([seed, 3, 7, 0, 0x313])
+        both = len(alphas) == 2
+        # timm asks first whether to mix at all (prob=1), which ours does not draw
+        draws = iter([0.0, rng.random()] if both else [0.0])
+        monkeypatch.setattr(np.random, "rand", lambda *_, draws=draws: next(draws))
+        monkeypatch.setattr(np.random, "beta", lambda a, b, size=None, rng=rng: rng.beta(a, b))
+        monkeypatch.setattr(np.random, "randint", lambda low, high, size=None, rng=rng: rng.integers(low, high))
+        theirs = timms.Mixup(
+            mixup_alpha=alphas.get("mixup", 0), cutmix_alpha=alphas.get("cutmix", 0), label_smoothing=0.1, num_classes=4
+        )
+        expected_images, expected_targets = theirs(IMAGES.clone(), LABELS)
+        torch.testing.assert_close(images, expected_images)
+        torch.testing.assert_close(targets, expected_targets)
+        torch.testing.assert_close(targets.sum(1), torch.ones(6))
+
+
+def test_mixing_follows_from_its_key_alone():
+    both = Objective(Recipe(mixup=1, cutmix=1), 4, seed=5)
+    torch.manual_seed(0)
+    np.random.seed(0)
+    state = torch.random.get_rng_state()
+    first = both.mix(IMAGES, LABELS, epoch=1, step=2, rank=0)
+    torch.rand(3)
+    again = both.mix(IMAGES, LABELS, epoch=1, step=2, rank=0)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    torch.random.set_rng_state(state)
+    assert np.random.rand() == np.random.RandomState(0).rand()  # noqa: NPY002
+    for other in ({"epoch": 2, "step": 2, "rank": 0}, {"epoch": 1, "step": 3, "rank": 0}, {"epoch": 1, "step": 2, "rank": 1}):
+        assert not torch.equal(first[1], both.mix(IMAGES, LABELS, **other)[1])
+
+
+def test_odd_batches_and_single_images_are_mixed():
+    both = Objective(Recipe(mixup=1, cutmix=1), 4, seed=5)
+    for size in (1, 5):
+        images, targets = both.mix(IMAGES[:size], LABELS[:size], **WHERE)
+        assert images.shape == IMAGES[:size].shape
+        torch.testing.assert_close(targets.sum(1), torch.ones(size))
+
+
+def test_the_box_is_timms(monkeypatch):
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        share, row, column = rng.random(), int(rng.integers(9)), int(rng.integers(13))
+        draws = iter([row, column])
+        monkeypatch.setattr(np.random, "randint", lambda *_, draws=draws, **__: next(draws))
+        assert objective.cut_box(9, 13, share, row, column) == timms.rand_bbox((3, 9, 13), share)

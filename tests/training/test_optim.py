@@ -1,0 +1,108 @@
+"""The optimiser's groups, and the learning rate against timm's scheduler."""
+
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from timm.scheduler import CosineLRScheduler
+
+from lotus.config import Recipe
+from lotus.training.optim import lr_at, make_optimizer, set_lr
+from selection.errors import Refused
+
+
+def vit(**args):
+    return timm.create_model(
+        "vit_tiny_patch16_224", img_size=8, patch_size=4, embed_dim=16, depth=3, num_heads=2, num_classes=4, **args
+    )
+
+
+def test_weight_decay_falls_on_matrices_alone():
+    model = vit(reg_tokens=2, init_values=1e-3)
+    optimizer = make_optimizer(model, Recipe(weight_decay=0.1))
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(decay) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        spared = parameter.ndim <= 1 or name in ("cls_token", "pos_embed", "reg_token")
+        assert decay[id(parameter)] == (0 if spared else 0.1), name
+
+
+def test_layer_decay_scales_every_rate_that_is_set():
+    model = vit()
+    optimizer = make_optimizer(model, Recipe(lr=1.0, layer_decay=0.5))
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    head, first, second, stem = (
+        rates[id(p)]
+        for p in (model.head.weight, model.blocks[0].mlp.fc1.weight, model.blocks[1].mlp.fc1.weight, model.pos_embed)
+    )
+    assert head == 1
+    assert stem < first < second < head
+    assert second == 2 * first
+    set_lr(optimizer, 0.1)
+    again = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert all(again[key] == pytest.approx(rates[key] * 0.1) for key in rates)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "lion", "lookahead_adamw", "AdamW"])
+def test_optimizers_step(name):
+    model = vit()
+    optimizer = make_optimizer(model, Recipe(optimizer=name, lr=1e-3))
+    before = model.head.weight.clone()
+    model(torch.randn(2, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(before, model.head.weight)
+
+
+def test_fused_adamw_equals_the_loop_over_tensors():
+    weights = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        model = vit()
+        optimizer = make_optimizer(model, Recipe(lr=1e-3), fused=fused)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.ones(2, 3, 8, 8)).square().sum().backward()
+            optimizer.step()
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
+
+
+def test_an_unknown_optimizer_is_refused_with_the_nearest():
+    with pytest.raises(Refused, match=r"train\.optimizer: .*'adamww'.* Did you mean 'adamw'\?"):
+        make_optimizer(vit(), Recipe(optimizer="adamww"))
+    with pytest.raises(Refused, match="second derivatives"):
+        make_optimizer(vit(), Recipe(optimizer="adahessian"))
+
+
+@pytest.mark.parametrize(("warmup", "epochs", "steps"), [(2, 10, 7), (0, 3, 5), (1, 2, 1), (5, 20, 13)])
+def test_lr_is_timms_cosine_with_a_warm_up(warmup, epochs, steps):
+    recipe = Recipe(lr=3e-3, min_lr=2e-5, epochs=epochs, warmup_epochs=warmup)
+    warm, total = warmup * steps, epochs * steps
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=recipe.lr)
+    oracle = CosineLRScheduler(
+        optimizer,
+        t_initial=total - warm,
+        lr_min=recipe.min_lr,
+        warmup_t=warm,
+        warmup_lr_init=recipe.lr / (warm + 1),
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )
+    for step in range(total + 1):
+        oracle.step_update(step)
+        assert lr_at(step, steps, recipe) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), step
+    assert lr_at(total, steps, recipe) == pytest.approx(recipe.min_lr)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(1, 30), st.integers(1, 50), st.floats(0, 40, allow_nan=False), st.floats(0, 1e-2), st.floats(1e-6, 1)
+)
+def test_lr_rises_then_falls_within_its_bounds(epochs, steps, warmup, low, peak):
+    recipe = Recipe(epochs=epochs, warmup_epochs=warmup, min_lr=low, lr=peak)
+    rates = [lr_at(step, steps, recipe) for step in range(epochs * steps + 2)]
+    top = rates.index(max(rates))
+    assert all(0 < rate <= peak * (1 + 1e-12) or low == 0 for rate in rates)
+    assert all(a <= b for a, b in zip(rates[:top], rates[1 : top + 1], strict=True))
+    assert all(a >= b - 1e-15 for a, b in zip(rates[top:-1], rates[top + 1 :], strict=True))

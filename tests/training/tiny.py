@@ -1,0 +1,178 @@
+"""A training that takes a second: pictures drawn in memory, a ViT of two blocks. Run as a script, it is one rank of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lotus.config import Sparsity, Train
+from lotus.data.plan import SamplePlan
+from lotus.events import Event
+from lotus.sparsity.gates import Gates
+from lotus.training import distributed, loop
+from lotus.training.distributed import World
+from lotus.training.objective import Objective
+from lotus.training.probe import Recorder
+
+ROWS, CLASSES, SIDE = 52, 3, 16  # 52 = 6 batches of 8 and a tail of 4
+
+
+class Batch(NamedTuple):
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+
+
+def pictures(rows: int = ROWS) -> tuple[Tensor, Tensor]:
+    """(N, 3, 16, 16) noise with a bright stripe where the class says, and (N,) classes."""
+    draw = torch.Generator().manual_seed(1)
+    images = torch.randn(rows, 3, SIDE, SIDE, generator=draw)
+    labels = torch.arange(rows) % CLASSES
+    for row, label in enumerate(labels.tolist()):
+        images[row, :, 5 * label : 5 * label + 5] += 1.5
+    return images, labels
+
+
+class Memory:
+    """A loader over tensors, by the protocol."""
+
+    kind = "torch"
+
+    def __init__(self, plan: SamplePlan) -> None:
+        self.plan = plan
+        self.images, self.labels = pictures()
+        self.open = 0
+
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        self.open += 1
+        try:
+            rows = torch.from_numpy(self.plan.order(epoch))
+            for at in range(skip * self.plan.micro, len(rows), self.plan.micro):
+                index = rows[at : at + self.plan.micro]
+                yield Batch(self.images[index].clone(), self.labels[index], index)
+        finally:
+            self.open -= 1
+
+    def close(self) -> None: ...
+
+
+def vit(drop_path: float = 0.0, seed: int = 0, width: int = 32) -> nn.Module:
+    import timm
+
+    torch.manual_seed(seed)
+    return timm.create_model(
+        "vit_tiny_patch16_224", img_size=SIDE, patch_size=8, embed_dim=width, depth=2, num_heads=2, num_classes=CLASSES,
+        drop_path_rate=drop_path,
+    )  # fmt: skip
+
+
+def recipe(**changed: Any) -> Train:
+    base: dict[str, Any] = {"epochs": 2, "batch_size": 8, "lr": 3e-3, "warmup_epochs": 0.5, "save_minutes": 1e9}
+    return Train.model_validate({**base, **changed})
+
+
+class Hooked(Objective):
+    """An objective that does something at chosen (micro-)steps, counted from 0 in this process."""
+
+    def __init__(self, recipe: Train, at: dict[int, Callable[[Tensor], Tensor]] | None = None) -> None:
+        super().__init__(recipe, CLASSES, seed=5)
+        self.at, self.calls = at or {}, 0
+
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        losses = super().losses(logits, targets)
+        act = self.at.get(self.calls)
+        self.calls += 1
+        return act(losses) if act else losses
+
+
+class Outcome(NamedTuple):
+    events: list[Event]
+    fitted: loop.Fitted
+    gates: Gates | None
+    recorder: Recorder | None
+    model: nn.Module
+
+
+def train(
+    folder: Path,
+    wants: Train,
+    *,
+    world: World | None = None,
+    at: dict[int, Callable[[Tensor], Tensor]] | None = None,
+    gated: bool = False,
+    watched: bool = False,
+    weighted: bool = False,
+    drop_path: float = 0.0,
+    model: nn.Module | None = None,
+    events: list[Event] | None = None,
+    **more: Any,
+) -> Outcome:
+    """One fit from start to end. ``events`` also gets what came before an exception."""
+    world = world or distributed.start("cpu")
+    model = model or vit(drop_path)
+    split = {"batch_size": wants.batch_size, "world": world.size, "rank": world.rank}
+    plan = SamplePlan(np.arange(ROWS), seed=5, accumulate=wants.accumulate, **split)
+    gates = Gates(model, Sparsity(start=0.1), target=0.5, device="cpu") if gated else None
+    recorder = Recorder(ROWS, wants.epochs, CLASSES) if watched else None
+    weights = np.linspace(0.5, 1.5, ROWS, dtype=np.float32) if weighted else None
+    making = loop.fit(
+        model,
+        **{
+            "stage": "train", "recipe": wants, "loader": Memory(plan), "plan": plan,
+            "validation": Memory(SamplePlan.evaluation(np.arange(ROWS), **split)), "objective": Hooked(wants, at),
+            "weights": weights, "gates": gates, "recorder": recorder, "folder": folder, "world": world, "stop": None,
+            "key": "k", **more,
+        },
+    )  # fmt: skip
+    events = [] if events is None else events
+    while True:
+        try:
+            events.append(next(making))
+        except StopIteration as stop:
+            return Outcome(events, stop.value, gates, recorder, model)
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+PAIR: dict[str, Any] = {"gated": True, "watched": True, "weighted": True}
+"""What the test of two ranks trains; no drop_path, which draws by rank."""
+
+
+def main(out: Path) -> None:
+    """One rank: a whole training, and the rest of one that a single process began in ``out``/begun."""
+    from safetensors.torch import save_file
+
+    torch.set_num_threads(1)
+    world = distributed.start("cpu")
+    for name in ("whole", "begun"):
+        done = train(out / name, recipe(ema=0.9), world=world, **PAIR)
+        assert done.gates is not None
+        assert done.recorder is not None
+        if world.is_main:
+            said = {key: torch.from_numpy(value.astype(np.float32)) for key, value in done.recorder.signals().items()}
+            values = {"top1": torch.tensor(done.fitted.top1), "events": torch.tensor(len(done.events))}
+            groups = {"w": done.fitted.state, "g": dict(done.gates.values), "s": said, "v": values}
+            flat = {
+                f"{group}/{key}": value.detach().clone()
+                for group, held in groups.items()
+                for key, value in held.items()
+            }
+            save_file(flat, out / f"{name}.safetensors")
+        else:
+            assert not done.events
+    world.close()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main(Path(sys.argv[1]))

@@ -1,0 +1,94 @@
+"""Anatomy: what can be cut, and who is refused by name."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from lotus.vit import anatomy
+from selection.errors import Refused
+
+TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+
+
+def tiny(name: str = "vit_tiny_patch16_224", **args) -> nn.Module:
+    return timm.create_model(name, **{**TINY, **args})
+
+
+def test_blocks_name_their_parts():
+    found = anatomy.blocks(tiny())
+    assert [block.name for block in found] == ["blocks.0", "blocks.1"]
+    block = found[1]
+    assert (block.heads, block.head_dim, block.hidden) == (3, 16, 192)
+    assert block.dims == anatomy.Dims(heads=3, qk_dim=16, v_dim=16, hidden=192)
+    assert block.proj.in_features == block.heads * block.head_dim
+    assert block.fc2.in_features == block.hidden
+
+
+def test_sites_are_the_linears_that_gates_multiply_into():
+    model = tiny()
+    found = anatomy.sites(model)
+    assert list(found) == ["blocks.0.attn", "blocks.0.mlp", "blocks.1.attn", "blocks.1.mlp"]
+    assert found["blocks.1.attn"] is model.blocks[1].attn.proj
+    assert found["blocks.0.mlp"] is model.blocks[0].mlp.fc2
+
+
+@pytest.mark.parametrize(
+    "name", ["deit_tiny_distilled_patch16_224", "deit3_small_patch16_224", "vit_small_patch14_reg4_dinov2"]
+)
+def test_the_family_is_supported(name):
+    anatomy.supported(tiny(name))
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        ({"qk_norm": True}, "blocks.0.attn has qk-norm"),
+        ({"scale_attn_norm": True}, "norm on the attention's output"),
+        ({"scale_mlp_norm": True}, "blocks.0.mlp has a norm"),
+        ({"attn_layer": "diff"}, "blocks.0.attn is DiffAttention"),
+    ],
+)
+def test_parts_that_cannot_be_cut_are_named(args, named):
+    with pytest.raises(Refused, match=named):
+        anatomy.blocks(tiny(**args))
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("swin_tiny_patch4_window7_224", "SwinTransformer: is no plain timm"),
+        ("eva02_tiny_patch14_224", "Eva: "),
+        ("vit_base_patch16_18x2_224", "ParallelThingsBlock"),
+        ("vit_base_patch16_xp_224", "ParallelScalingBlock"),
+        ("vit_small_r26_s32_224", "HybridEmbed"),
+        ("vit_giant_patch14_dinov2", "GluMlp"),
+    ],
+)
+def test_other_architectures_are_named_with_what_is_supported(name, named):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    with pytest.raises(Refused, match=named) as refusal:
+        anatomy.supported(model)
+    assert "deit3" in str(refusal.value)
+
+
+def test_layers_that_compute_more_than_their_weight_are_refused():
+    model = tiny()
+    nn.utils.parametrizations.weight_norm(model.blocks[1].mlp.fc1)
+    with pytest.raises(Refused, match=r"blocks\.1\.mlp\.fc1"):
+        anatomy.blocks(model)
+
+
+def test_shared_blocks_are_refused():
+    model = tiny()
+    model.blocks[1] = model.blocks[0]
+    with pytest.raises(Refused, match="shares weights"):
+        anatomy.blocks(model)
+
+
+def test_a_wrapped_model_is_refused():
+    with pytest.raises(Refused, match="Sequential"):
+        anatomy.blocks(nn.Sequential(tiny()))

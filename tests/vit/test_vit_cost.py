@@ -1,0 +1,115 @@
+"""Cost: the closed form against published counts, torch's own counter and the parameters that are there."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from lotus.vit import cost
+from lotus.vit.anatomy import Dims
+from lotus.vit.attention import SplitAttention
+from selection.errors import Refused
+
+TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 5}
+
+
+def meta(name: str, **args):
+    with torch.device("meta"):
+        return timm.create_model(name, **args)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "macs", "linear"),
+    [
+        ("vit_tiny_patch16_224", 5_717_416, 1.2537, 1.0749),
+        ("vit_small_patch16_224", 22_050_664, 4.5989, 4.2412),
+        ("vit_base_patch16_224", 86_567_656, 17.5638, 16.8485),
+        ("vit_large_patch16_224", 304_326_632, 61.5547, 59.6472),
+    ],
+)
+def test_known_counts_of_the_vit_family(name, params, macs, linear):
+    counted = cost.count(meta(name))
+    assert counted.params == params
+    assert round(counted.macs / 1e9, 4) == macs
+    assert round(counted.linear_macs / 1e9, 4) == linear
+
+
+@pytest.mark.parametrize(
+    ("heads", "dim", "hidden", "params", "macs"),
+    [
+        (12, 64, 2456, 75.206, 15.327),
+        (12, 64, 1536, 58.238, 11.986),
+        (12, 48, 3072, 79.483, 15.991),
+        (12, 32, 3072, 72.398, 14.417),
+        (6, 64, 3072, 72.398, 14.417),
+        (12, 48, 2456, 68.121, 13.754),
+        (12, 40, 1840, 53.217, 10.731),
+        (12, 32, 1536, 44.068, 8.840),
+    ],
+)
+def test_known_counts_of_cuts_of_deit_base(heads, dim, hidden, params, macs):
+    outline = cost.outline(meta("deit_base_patch16_224"))
+    counted = outline.cost([Dims(heads, dim, dim, hidden)] * 12)
+    assert round(counted.params / 1e6, 3) == params
+    assert round(counted.macs / 1e9, 3) == macs
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("vit_tiny_patch16_224", {}),
+        ("deit_tiny_distilled_patch16_224", {}),
+        ("deit3_small_patch16_224", {}),
+        ("vit_small_patch14_reg4_dinov2", {}),
+        ("vit_base_patch16_siglip_224", {}),  # pools by attention
+        ("vit_tiny_patch16_224", {"global_pool": "avg", "class_token": False}),
+        ("vit_tiny_patch16_224", {"qkv_bias": False, "proj_bias": False}),
+        ("vit_tiny_patch16_224", {"global_pool": ""}),
+    ],
+)
+def test_equal_to_torchs_counter(name, args):
+    model = timm.create_model(name, **{**TINY, **args}).eval().requires_grad_(False)
+    for module in model.modules():  # torch's counter does not see fused attention on the CPU
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, 32, 32))
+    counted = cost.count(model)
+    assert counter.get_total_flops() == 2 * counted.macs
+    assert counted.params == sum(weight.numel() for weight in model.parameters())
+    assert counted.linear_macs < counted.macs
+
+
+def test_split_attention_is_counted_and_equals_timms_where_both_can():
+    torch.manual_seed(0)
+    theirs = timm.create_model("vit_tiny_patch16_224", **TINY).blocks[0].attn.eval()
+    ours = SplitAttention(48, 3, 16, 16).eval()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 17, 48)
+    torch.testing.assert_close(ours(x), theirs(x))
+    ours.fused_attn = False
+    torch.testing.assert_close(ours(x), theirs(x))
+    narrow = SplitAttention(48, 3, 8, 16)
+    narrow.fused_attn = False
+    with FlopCounterMode(display=False) as counter:
+        narrow(x[:1])
+    assert counter.get_total_flops() == 2 * cost.attention_macs(17, 48, 3, 8, 16)
+    with pytest.raises(NotImplementedError):
+        narrow(x, is_causal=True)
+
+
+def test_latency_leaves_the_model_as_it_was():
+    model = timm.create_model("vit_tiny_patch16_224", **TINY).train()
+    assert cost.latency(model, 1, repeats=3, warmup=1) > 0
+    assert model.training
+
+
+def test_an_open_image_size_has_no_cost():
+    model = meta("vit_tiny_patch16_224", **TINY)
+    model.patch_embed.num_patches = model.patch_embed.img_size = None
+    with pytest.raises(Refused, match="img_size"):
+        cost.count(model)
+    with pytest.raises(Refused, match="img_size"):
+        cost.latency(model, 1)

@@ -1,0 +1,175 @@
+"""The door to timm: what is made, what is refused, and how a model is made again."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from lotus import config
+from lotus.vit import model as door
+from selection.errors import Refused
+
+TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+NAME = "vit_tiny_patch16_224"
+
+
+def make(classes: int = 5, **settings) -> nn.Module:
+    return door.create(config.Model(**{"name": NAME, "args": TINY, **settings}), classes)
+
+
+def shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+def test_the_small_start_for_digits():
+    args = {"img_size": 8, "patch_size": 2, "embed_dim": 64, "depth": 4, "num_heads": 4}
+    torch.manual_seed(0)
+    model = make(10, args=args, pos_embed_std=0.2, patch_embed_init="xavier")
+    assert model(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
+    assert door.image_size(model) == 8
+    assert 0.17 < model.pos_embed.std() < 0.23
+    bound = (6 / (64 + 12)) ** 0.5  # Glorot & Bengio 2010, equation 16
+    weight = model.patch_embed.proj.weight
+    assert 0.95 * bound < weight.abs().max() <= bound
+    assert not model.patch_embed.proj.bias.any()
+    assert door.origin(model) == {"name": NAME, "args": {**args, "num_classes": 10}}
+
+
+def test_the_same_seed_gives_the_same_start():
+    torch.manual_seed(3)
+    first = make()
+    torch.manual_seed(3)
+    second = make()
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "vit_tiny_patch16_242"}, "Did you mean 'vit_tiny_patch16_224'"),
+        ({"name": "deit_tiny_patch16_224.nothing"}, "nothing"),
+        ({"name": "hf-hub:someone/something"}, "no model"),
+        ({"name": "resnet18", "args": {}}, "ResNet: is no plain timm Vision Transformer.*Supported"),
+        ({"name": "resnet18"}, "ResNet: is no plain timm Vision Transformer.*Supported"),
+        ({"name": "swin_tiny_patch4_window7_224"}, "SwinTransformer"),
+        ({"args": {"embed_dims": 64}}, "Did you mean 'embed_dim'"),
+        ({"args": {**TINY, "embed_dim": 50}}, "divisible"),
+        ({"args": {**TINY, "depth": 0}}, "no blocks"),
+        ({"args": {**TINY, "img_size": "large"}}, "TypeError"),
+        ({"args": {**TINY, "block_fn": "os.system"}}, "no such argument"),
+        ({"args": {**TINY, "checkpoint_path": "x.pth"}}, "no such argument"),
+        ({"args": {**TINY, "norm_layer": {"a": 1}}}, "must be a number"),
+        ({"args": {**TINY, "num_classes": 3}}, "the data set says"),
+        ({"args": {**TINY, "global_pool": ""}}, "unpooled"),
+        ({"args": {**TINY, "qk_norm": True}}, "qk-norm"),
+        ({"args": {**TINY, "pos_embed": "none"}, "pos_embed_std": 0.2}, "no position embeddings"),
+    ],
+)
+def test_what_cannot_be_made_is_refused(settings, message):
+    with pytest.raises(Refused, match=f"(?s){message}"):
+        make(**settings)
+
+
+def test_weights_from_a_file(tmp_path):
+    source = make()
+    save_file(source.state_dict(), tmp_path / "a.safetensors")
+    loaded = make(weights=str(tmp_path / "a.safetensors"), pos_embed_std=0.2)
+    assert all(torch.equal(a, b) for a, b in zip(source.parameters(), loaded.parameters(), strict=True))
+
+
+def test_weights_of_other_classes_keep_a_new_head(tmp_path):
+    source = make(classes=7)
+    save_file(source.state_dict(), tmp_path / "a.safetensors")
+    with pytest.warns(UserWarning, match="classifies 7 classes, the data has 5"):
+        loaded = make(classes=5, weights=str(tmp_path / "a.safetensors"))
+    assert loaded.head.weight.shape == (5, 48)
+    assert torch.equal(loaded.pos_embed, source.pos_embed)
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path):
+    save_file(make(args={**TINY, "embed_dim": 96}).state_dict(), tmp_path / "wide.safetensors")
+    with pytest.raises(Refused, match=r"does not fit.* not \(1, 1, 48\)"):
+        make(weights=str(tmp_path / "wide.safetensors"))
+    save_file(make(args={**TINY, "depth": 3}).state_dict(), tmp_path / "deep.safetensors")
+    with pytest.raises(Refused, match=r"blocks\.2.*does not belong"):
+        make(weights=str(tmp_path / "deep.safetensors"))
+    (tmp_path / "half.safetensors").write_bytes((tmp_path / "deep.safetensors").read_bytes()[:5000])
+    with pytest.raises(Refused, match="cannot be read"):
+        make(weights=str(tmp_path / "half.safetensors"))
+    with pytest.raises(Refused, match="cannot be read"):
+        make(weights=str(tmp_path / "absent.safetensors"))
+    (tmp_path / "pickle.pth").write_bytes(b"")
+    with pytest.raises(Refused, match=r"no \.safetensors"):
+        make(weights=str(tmp_path / "pickle.pth"))
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        (NAME, TINY),
+        (NAME, {**TINY, "mlp_ratio": 3.3, "qkv_bias": False, "in_chans": 1}),
+        (NAME, {**TINY, "init_values": 0.1, "reg_tokens": 2, "no_embed_class": True}),
+        (NAME, {**TINY, "global_pool": "avg", "class_token": False}),
+        (NAME, {**TINY, "img_size": (32, 16), "pre_norm": True, "final_norm": False}),
+        ("deit_tiny_distilled_patch16_224", TINY),
+        ("deit3_small_patch16_224", {**TINY, "init_values": 0}),
+        ("vit_base_patch16_clip_quickgelu_224", TINY),
+        ("vit_small_patch14_reg4_dinov2", {**TINY, "img_size": 64}),
+    ],
+)
+def test_a_model_made_by_timm_tells_how_to_make_it_again(name, args):
+    model = timm.create_model(name, num_classes=5, **args)
+    told = door.origin(model)
+    json.dumps(told)  # it goes into a spec
+    again = timm.create_model(told["name"], **told["args"])
+    assert type(again) is type(model)
+    assert shapes(again) == shapes(model)
+    again.load_state_dict(model.state_dict())
+    size = model.patch_embed.img_size
+    images = torch.randn(2, model.patch_embed.proj.in_channels, *size)
+    assert torch.equal(model.eval()(images), again.eval()(images))
+
+
+def test_a_model_that_timm_would_make_otherwise_is_refused():
+    model = timm.create_model(NAME, **TINY)
+    model.blocks[0].mlp.act = nn.ReLU()
+    with pytest.raises(Refused, match=r"blocks\.0\.mlp\.act is ReLU"):
+        door.origin(model)
+    other = timm.create_model(NAME, **TINY)
+    other.head = nn.Sequential(nn.Linear(48, 9), nn.Linear(9, 5))
+    with pytest.raises(Refused, match=r"head\.0\.weight"):
+        door.origin(other)
+    unnamed = timm.models.vision_transformer.VisionTransformer(**TINY)
+    with pytest.raises(Refused, match="does not say which timm model"):
+        door.origin(unnamed)
+
+
+def test_a_remembered_origin_is_verified():
+    model = make(5)
+    model.reset_classifier(7)
+    with pytest.raises(Refused, match=r"head\.weight"):
+        door.origin(model)
+
+
+def test_the_tag_of_published_weights_may_bring_a_size_of_its_own():
+    model = door.build("vit_base_patch32_clip_224.openai", {}, meta=True)
+    assert door.origin(model)["name"] == "vit_base_patch32_clip_224"
+
+
+def test_image_size_refuses_what_is_not_square():
+    with pytest.raises(Refused, match=r"\(32, 16\)"):
+        door.image_size(timm.create_model(NAME, **{**TINY, "img_size": (32, 16)}))
+
+
+def test_drop_path_rises_to_the_last_block():
+    model = make(args={**TINY, "depth": 3})
+    door.set_drop_path(model, 0.2)
+    rates = [getattr(block.drop_path1, "drop_prob", 0) for block in model.blocks]
+    assert rates == [0, 0.1, 0.2]
+    door.set_drop_path(model, 0)
+    assert all(isinstance(block.drop_path2, nn.Identity) for block in model.blocks)
