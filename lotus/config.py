@@ -249,7 +249,7 @@ class Prune(Section):
 
     keep: Keep = Keep(macs=0.5)
     """The budget: hit within one rounding step, or refused."""
-    criterion: MethodOf = Method(name="taylor")
+    criterion: MethodOf = Method(name="fisher")
     """A criterion of lotus/pruning/criteria.py."""
     rank: Literal["pool", "kind"] = "pool"
     """pool: all units compete by score a MAC; kind: heads, head dimensions and MLP units each among themselves."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 # What the tests run on; pyproject.toml says the same to pip.
 PYTHON = ((3, 11), (3, 14))
 LEAST = {"torch": (2, 10), "timm": (1, 0, 20), "deepspeed": (0, 18), "numpy": (2, 0)}
-SHM_BYTES = 70 << 20  # DeepSpeed maps a file of 69,206,024 bytes for each rank
+SHM_BYTES = 512 << 20  # Docker's default of 64 MiB is too small for NCCL's buffers between the GPUs of a host
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _compiler() -> Iterator[Check]:
     yield Check(
         "C++ compiler",
         found or "none",
-        "" if found else "FFCV and DeepSpeed's own operations are compiled with it. Run: apt install g++.",
+        "" if found else "FFCV is built with it, and train.compile needs it. Run: apt install g++.",
     )
 
 
@@ -110,7 +110,7 @@ def _shm() -> Iterator[Check]:
     if not os.path.isdir("/dev/shm"):
         return
     free = shutil.disk_usage("/dev/shm").free
-    cure = "Several ranks on one CPU host need 70 MB each there. In Docker: --shm-size=1g."
+    cure = "Several GPUs of one host exchange gradients through it, and may hang. In Docker: --shm-size=1g."
     yield Check("/dev/shm", f"{free >> 20} MiB free", cure if free < SHM_BYTES else "")
 
 

@@ -176,7 +176,7 @@ def check(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
     methods.check_settings(found, config.prune.criterion.options, place="prune.criterion")
     if config.prune.criterion.name == "gate" and not config.train.sparsity.gates:
         raise Refused(
-            "prune.criterion: 'gate' reads gates, and train.sparsity.gates is off. Turn it on, or use taylor."
+            "prune.criterion: 'gate' reads gates, and train.sparsity.gates is off. Turn it on, or use fisher."
         )
 
 
@@ -309,7 +309,7 @@ def prune(shop: Shop) -> Making:
                 loader.epoch(0),
                 wants.keep.model_dump(exclude_none=True),
                 criterion=wants.criterion.name,
-                options=wants.criterion.options,
+                criterion_options=wants.criterion.options,
                 shelves=shop.shelves,
                 rank=wants.rank,
                 round=wants.round,
@@ -319,8 +319,7 @@ def prune(shop: Shop) -> Making:
                 progress=progress,
             ),
         )
-    before, after = ({"params": cost.params, "macs": cost.macs} for cost in (cut.before, cut.after))
-    yield Pruned("prune", before, after)
+    yield Pruned("prune", {**cut.before}, {**cut.after})
     with _images(shop, run.val_beton, None, config.train, cut.model) as loader:
         measured = loop.evaluate(cut.model, loader, shop.world)
     yield Evaluated("prune", 0, measured)
@@ -328,7 +327,8 @@ def prune(shop: Shop) -> Making:
     yield Wrote("prune", str(run.pruned))
     # One pass gives gradients and statistics: a training step's worth an image.
     forwards = TRAIN_FORWARDS * cut.images
-    return Outcome(forwards, forwards * before["macs"], {"top1": measured["top1"], "loss": measured["loss"], **after})
+    spent = forwards * cut.before["macs"]
+    return Outcome(forwards, spent, {"top1": measured["top1"], "loss": measured["loss"], **cut.after})
 
 
 def finetune(shop: Shop) -> Making:
@@ -720,7 +720,8 @@ def forecast(
         "prune": (calibration, calibration * macs),
         "finetune": _training(config.finetune.epochs * kept, small, teacher),
     }
-    rows, dirty = [], False
+    rows: list[dict[str, Any]] = []
+    dirty = False
     for name in names:
         told = again or (first in names and names.index(name) >= names.index(first))
         why = "asked for" if told else run.why(name)

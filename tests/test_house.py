@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Top floor first. A module stands on the floor of the longest prefix that names it.
 FLOORS = [
-    {"tools"},
-    {"lotus.cli", "lotus.__main__"},
+    {"tools", "lotus.__main__"},
+    {"lotus.cli"},
     {"lotus.stages"},
     {"lotus.training"},
     {"lotus.sparsity", "lotus.pruning", "lotus.report", "lotus.export"},

@@ -65,13 +65,14 @@ with _as_it_was(), mock.patch.object(numba.typed, "Dict", dict):
     from ffcv.fields.rgb_image import SimpleRGBImageDecoder
     from ffcv.loader.epoch_iterator import EpochIterator
     from ffcv.memory_allocator import MemoryAllocator
+    from ffcv.memory_managers.os_cache import OSCacheContext, OSCacheManager
     from ffcv.pipeline.compiler import Compiler
     from ffcv.pipeline.state import State
     from ffcv.traversal_order.base import TraversalOrder
     from ffcv.writer import DatasetWriter
 
-PIECE = 16
-"""Images that a thread decodes at a time, at least."""
+PIECE = 1 << 16
+"""Pixels that a thread is given at a time, at least: some tenths of a millisecond of work."""
 
 
 class FfcvWriter:
@@ -137,7 +138,7 @@ class FfcvLoader(BaseLoader):
         self._order = _Order()
         self._decoder = _Decoder(self, self._table)
         compiled = Compiler.is_enabled
-        with _as_it_was(), self._on_device():
+        with _as_it_was(), self._on_device(), mock.patch("ffcv.loader.loader.OSCacheManager", _Mapped):
             Compiler.set_enabled(False)
             try:
                 self._ffcv = ffcv.Loader(
@@ -181,6 +182,23 @@ class FfcvLoader(BaseLoader):
                 yield
         else:
             yield
+
+
+class _Mapped(OSCacheManager):
+    """The file, mapped: all that the decoder needs of FFCV's memory.
+
+    FFCV's own also builds dictionaries of every image, which takes seconds for a million; and compiling its reader of
+    bytes marks numba's own type of byte arrays as read-only, for the whole process, after which numba no longer finds
+    what it has compiled.
+    """
+
+    def __init__(self, reader: Any) -> None:
+        self.reader = reader
+        self.ptrs = self.sizes = None
+        self.context = OSCacheContext(self)
+
+    def compile_reader(self) -> None:
+        return None
 
 
 class _Order(TraversalOrder):
@@ -263,11 +281,12 @@ class _Decoder(SimpleRGBImageDecoder):
         self._desks: SimpleQueue[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]] = SimpleQueue()
         for _ in range(self._workers):
             self._desks.put((np.empty(self._room, np.uint8), np.empty(3 * self._size**2, np.uint8)))
-        self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="lotus-loader") if self._workers > 1 else None
+        self._least = max(1, PIECE // max(self._size**2, int(np.mean(beton.heights * beton.widths))))
+        # For one worker too: libjpeg's state is kept by thread and never freed, and FFCV starts a thread every epoch.
+        self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="lotus-loader")
 
     def close(self) -> None:
-        if self._pool:
-            self._pool.shutdown(wait=True)
+        self._pool.shutdown(wait=True)
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, None]:
         shape = (3, self._size, self._size)
@@ -276,8 +295,8 @@ class _Decoder(SimpleRGBImageDecoder):
     def generate_code(self) -> Callable[..., torch.Tensor]:
         def decode(rows: Rows, memory: None, metadata: object, storage: tuple[Any, ...]) -> torch.Tensor:
             images = self._blank(len(rows))
-            planes, data = images.numpy(), storage[0]
-            step = max(PIECE, -(-len(rows) // (4 * self._workers)))
+            planes, data = images.numpy(), np.asarray(storage[0])
+            step = max(self._least, -(-len(rows) // (4 * self._workers)))
             starts = range(0, len(rows), step)
 
             def piece(start: int) -> int:
@@ -290,7 +309,7 @@ class _Decoder(SimpleRGBImageDecoder):
                 finally:
                     self._desks.put(desk)
 
-            failed = [row for row in (self._pool.map(piece, starts) if self._pool else map(piece, starts)) if row >= 0]
+            failed = [row for row in self._pool.map(piece, starts) if row >= 0]
             if failed:
                 raise damaged(self._file, failed[0], "its JPEG cannot be decoded")
             return images
@@ -336,7 +355,10 @@ _resize = _c_call(types.none, (_i64,) * 11)
 
 
 def _kept(function: Callable[..., Any]) -> Any:
-    """Compiled at the first call, and kept on disk where there is a place for it."""
+    """Compiled at the first call, and kept on disk where there is a place for it.
+
+    numba compiles anew when this file has changed, not when a constant did that it takes from another.
+    """
     try:
         return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
     except RuntimeError:  # neither this folder nor the user's cache can be written

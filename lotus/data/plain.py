@@ -73,12 +73,10 @@ def view(pixels: Pixels, line: npt.NDArray[np.int32], size: int, fill: Pixels) -
     top, left, height, width, down, right, flip = (int(value) for value in line)
     seen = resize_area(pixels[top : top + height, left : left + width], size)
     if down or right:
-        moved = np.empty_like(seen)
-        moved[:] = fill
-        rows = slice(max(0, -down), max(0, min(size, size - down)))
-        columns = slice(max(0, -right), max(0, min(size, size - right)))
-        moved[rows, columns] = seen[rows.start + down : rows.stop + down, columns.start + right : columns.stop + right]
-        seen = moved
+        rows, columns = np.arange(size) + down, np.arange(size) + right
+        seen = seen[rows.clip(0, size - 1)[:, None], columns.clip(0, size - 1)]
+        seen[(rows < 0) | (rows >= size)] = fill
+        seen[:, (columns < 0) | (columns >= size)] = fill
     return seen[:, ::-1] if flip else seen
 
 

@@ -151,7 +151,7 @@ def fit_plan(
         _cut_pool(blocks, outline, limits)
     else:
         _cut_kinds(blocks, outline, limits)
-    _refill(blocks, outline, limits)
+    _refill(blocks, outline, limits, rank)
     return Plan(tuple(block.plan() for block in blocks))
 
 
@@ -176,6 +176,8 @@ def _cut_pool(blocks: list[_Block], outline: Outline, limits: Mapping[str, int])
     """Take the chunk of the least score a saved cost, until the budgets hold."""
     spent = _Spent(blocks, outline, limits)
     open_ = spent.over()
+    if not open_:
+        return
     order = itertools.count()
     stamps = [0] * len(blocks)  # a block's chunks change with it; older ones on the heap are stale
     heap: list[tuple[float, int, int, Chunk]] = []
@@ -249,8 +251,9 @@ def _queue(blocks: list[_Block], kind: str) -> list[int]:
     return [index for *_, index in sorted(found)]
 
 
-def _refill(blocks: list[_Block], outline: Outline, limits: Mapping[str, int]) -> None:
-    """Put back what still fits, the most valuable by cost first: the last cut may have overshot."""
+def _refill(blocks: list[_Block], outline: Outline, limits: Mapping[str, int], rank: Rank) -> None:
+    """Put back what still fits, since the last cut may have overshot: the most valuable by cost, or, where kinds must not be
+    compared, the largest."""
     spent = _Spent(blocks, outline, limits)
     while True:
         fits = [
@@ -261,7 +264,11 @@ def _refill(blocks: list[_Block], outline: Outline, limits: Mapping[str, int]) -
         ]
         if not fits:
             return
-        best = max(fits, key=lambda chunk: chunk.value / spent.relative(chunk, list(limits)))
+        sizes = [spent.relative(chunk, list(limits)) for chunk in fits]
+        keys = [
+            (c.value / size, 0.0) if rank == "pool" else (size, c.value) for c, size in zip(fits, sizes, strict=True)
+        ]
+        best = fits[max(range(len(fits)), key=keys.__getitem__)]
         blocks[best.index].dims = best.dims
         spent.put(best)
 

@@ -114,7 +114,9 @@ def measure(
                 progress(result.images)
     if result.images == 0:
         raise Refused("prune: no calibration batch came. Give some images, e.g. 2,048.")
-    result.gradients = {site: torch.cat(parts).numpy() for site, parts in recorded.items()}
+    while recorded:  # a site at a time: all of them are N times the model's width, twice would be much
+        site, parts = recorded.popitem()
+        result.gradients[site] = torch.cat(parts).numpy()
     return result
 
 

@@ -129,8 +129,12 @@ def widths(blocks: Sequence[Mapping[str, Any]]) -> str:
             y = 30 + place * row
             if not number:
                 parts.append(f'<text class="faint" x="{left - 10}" y="{y + 10}" text-anchor="end">block {place}</text>')
-            parts.append(f'<rect class="pale" x="{start}" y="{y}" width="{room * was / most:.1f}" height="{bar}" rx="2"/>')
-            parts.append(f'<rect class="fill lotus" x="{start}" y="{y}" width="{room * now / most:.1f}" height="{bar}" rx="2"/>')
+            parts.append(
+                f'<rect class="pale" x="{start}" y="{y}" width="{room * was / most:.1f}" height="{bar}" rx="2"/>'
+            )
+            parts.append(
+                f'<rect class="fill lotus" x="{start}" y="{y}" width="{room * now / most:.1f}" height="{bar}" rx="2"/>'
+            )
             heads = blocks[place]
             told = f"{count(now)} of {count(was)}"
             if not number and heads["heads"] != heads["of_heads"]:
@@ -198,13 +202,19 @@ class _Axes:
         for value in ticks(*self._up):
             at = self.y(value)
             parts.append(f'<line class="grid" x1="{_LEFT}" x2="{end}" y1="{at:.1f}" y2="{at:.1f}"/>')
-            parts.append(f'<text class="faint" x="{_LEFT - 7}" y="{at + 4:.1f}" text-anchor="end">{_tick(value)}</text>')
+            parts.append(
+                f'<text class="faint" x="{_LEFT - 7}" y="{at + 4:.1f}" text-anchor="end">{_tick(value)}</text>'
+            )
         for value in ticks(*self._across, most=6):
             at = self.x(value)
-            parts.append(f'<text class="faint" x="{at:.1f}" y="{floor + 16}" text-anchor="middle">{_tick(value)}</text>')
+            parts.append(
+                f'<text class="faint" x="{at:.1f}" y="{floor + 16}" text-anchor="middle">{_tick(value)}</text>'
+            )
         parts.append(f'<line class="axis" x1="{_LEFT}" x2="{end}" y1="{floor}" y2="{floor}"/>')
         middle, centre = (_LEFT + end) / 2, (_TOP + floor) / 2
-        parts.append(f'<text class="faint" x="{middle}" y="{_HEIGHT - 8}" text-anchor="middle">{escape(self._names[0])}</text>')
+        parts.append(
+            f'<text class="faint" x="{middle}" y="{_HEIGHT - 8}" text-anchor="middle">{escape(self._names[0])}</text>'
+        )
         parts.append(
             f'<text class="faint" x="13" y="{centre}" text-anchor="middle" transform="rotate(-90 13 {centre})">'
             f"{escape(self._names[1])}</text>"
@@ -256,6 +266,7 @@ def _svg(title: str, parts: Sequence[str], *, width: float = _WIDTH, height: flo
 
 def _legend(entries: Sequence[tuple[str, str]]) -> str:
     keys = "".join(
-        f'<span class="key">{f"<i class={style!r}></i>" if style else ""}{escape(name)}</span>' for name, style in entries
+        f'<span class="key">{f"<i class={style!r}></i>" if style else ""}{escape(name)}</span>'
+        for name, style in entries
     )
     return f'<p class="legend">{keys}</p>'

@@ -24,7 +24,11 @@ from selection import methods
 from selection.errors import Refused
 
 _SHEET = 24  # images at each end of the scores
-_STYLES = {"baseline": ("dense, all images", "dense"), "train": ("on the ticket", "lotus"), "finetune": ("fine-tune", "tune")}
+_STYLES = {
+    "baseline": ("dense, all images", "dense"),
+    "train": ("on the ticket", "lotus"),
+    "finetune": ("fine-tune", "tune"),
+}
 _RESULT = {"baseline": "baseline", "train": "trained", "finetune": "final"}
 
 
@@ -49,18 +53,18 @@ def write(folder: str | Path) -> Path:
 
 def render(folder: Path) -> str:
     """The page's text."""
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment
     from markupsafe import Markup
 
     results = _results(folder)
     source = importlib.resources.files("lotus.report").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"si": si, "count": count, "percent": percent}
     log, settings = list(_events(folder)), _settings(folder)
     scored = _scored(folder, settings)
     pictures = [
-        (heading, Markup(svg), note)  # noqa: S704 - drawn by figures, which escapes every name
-        for heading, svg, note in _pictures(results, log, scored, settings)
+        (heading, Markup(svg))  # drawn by figures, which escapes every name
+        for heading, svg in _pictures(results, log, settings)
         if svg
     ]
     return environment.from_string(source).render(
@@ -71,7 +75,8 @@ def render(folder: Path) -> str:
         costs=results.get("ledger") or {},
         kept=results.get("kept") or {},
         pictures=pictures,
-        widths=Markup(figures.widths((results.get("kept") or {}).get("blocks") or [])),  # noqa: S704
+        widths=Markup(figures.widths((results.get("kept") or {}).get("blocks") or [])),
+        scores=Markup(figures.scores(scored.values, scored.rows, name=scored.name)) if scored else "",
         sheets=_sheets(folder, settings, scored) if scored else [],
         warnings=[event["text"] for event in log if event.get("event") == "said" and event.get("level") == "warning"],
         config=_text(folder / "config.yaml"),
@@ -83,7 +88,12 @@ class _Scored:
     """Scores of all images, the ticket's rows, labels and the names of the classes."""
 
     def __init__(
-        self, name: str, values: npt.NDArray[np.float64], rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], classes: tuple[str, ...]
+        self,
+        name: str,
+        values: npt.NDArray[np.float64],
+        rows: npt.NDArray[np.int64],
+        labels: npt.NDArray[np.int64],
+        classes: tuple[str, ...],
     ) -> None:
         self.name, self.values, self.rows, self.labels, self.classes = name, values, rows, labels, classes
 
@@ -99,9 +109,13 @@ def _results(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise Refused(f"{folder}: no results.json here, so no finished run. Run: lotus run CONFIG.") from None
     except (OSError, ValueError) as error:
-        raise Refused(f"{file}: cannot be read ({error}). Run the report stage again: lotus run CONFIG --from report.") from None
+        raise Refused(
+            f"{file}: cannot be read ({error}). Run the report stage again: lotus run CONFIG --from report."
+        ) from None
     if not isinstance(found, dict) or found.get("format") != 1 or not isinstance(found.get("final"), dict):
-        raise Refused(f"{file}: was not written by this version of LOTUS. Run the report stage again: lotus run CONFIG --from report.")
+        raise Refused(
+            f"{file}: was not written by this version of LOTUS. Run the report stage again: lotus run CONFIG --from report."
+        )
     return found
 
 
@@ -158,9 +172,9 @@ def _scored(folder: Path, settings: config.Config | None) -> _Scored | None:
 
 
 def _pictures(
-    results: Mapping[str, Any], log: list[dict[str, Any]], scored: _Scored | None, settings: config.Config | None
-) -> Iterator[tuple[str, str, str]]:
-    """Heading, SVG and note of each picture that can be drawn."""
+    results: Mapping[str, Any], log: list[dict[str, Any]], settings: config.Config | None
+) -> Iterator[tuple[str, str]]:
+    """Heading and SVG of each picture of the training; an empty SVG where there is nothing to draw."""
     measured = {stage: _evaluations(log, stage) for stage in _STYLES}
     across = "images seen in training"
     for key, name, unit, bounds in (
@@ -179,16 +193,21 @@ def _pictures(
                 offset = seen
             label, style = _STYLES[stage]
             series.append(Series(label, style, x, [values[key] for _, values in rows if key in values]))
-        yield name, figures.curves(series, title=f"{name} over training", x=across, y=unit, bounds=bounds), ""
+        yield name, figures.curves(series, title=f"{name} over training", x=across, y=unit, bounds=bounds)
 
     # "Accuracy for its cost": the dense model, and the lottery's on its way from trained to cut to final.
-    names = (("baseline", "dense", "dense"), ("trained", "on the ticket", "lotus"), ("after_prune", "cut", "lotus"), ("final", "fine-tuned", "tune"))
+    names = (
+        ("baseline", "dense", "dense"),
+        ("trained", "on the ticket", "lotus"),
+        ("after_prune", "cut", "lotus"),
+        ("final", "fine-tuned", "tune"),
+    )
     points = [
         Point(name, style, float(results[part]["macs"]), float(results[part]["top1"]))
         for part, name, style in names
         if {"macs", "top1"} <= set(results.get(part) or {})
     ]
-    yield "Accuracy for its cost", figures.trade(points), ""
+    yield "Accuracy for its cost", figures.trade(points)
 
     steps = _last_course(log, "train", "open_macs")
     target = settings.prune.keep.macs if settings else None
@@ -202,10 +221,7 @@ def _pictures(
             title="Gates while training", x="part of training done, %", y="%", bounds=(0, 100),
             level=(100 * target, f"budget {percent(target)}") if target else None,
         ),
-        "",
     )  # fmt: skip
-    if scored is not None:
-        yield "Scores", figures.scores(scored.values, scored.rows, name=scored.name), ""
 
 
 def _evaluations(log: list[dict[str, Any]], stage: str) -> list[tuple[int, dict[str, float]]]:

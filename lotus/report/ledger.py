@@ -51,9 +51,7 @@ def account(stages: Iterable[Mapping[str, Any]], *, kept_share: float) -> dict[s
         "selection_macs": selection,
         "saved_macs_a_training": saved,
         "break_even_trainings": break_even,
-        "verdict": verdict(
-            dense=dense, lottery=lottery, selection=selection, saved=saved, kept_share=kept_share
-        ),
+        "verdict": verdict(dense=dense, lottery=lottery, selection=selection, saved=saved, kept_share=kept_share),
     }
 
 
@@ -108,19 +106,18 @@ def compared(results: Mapping[str, Any]) -> list[Line]:
         )
     if dense.get("loss") is not None and final.get("loss") is not None:
         gain = final["loss"] - dense["loss"]
-        lines.append(
-            Line("Loss, nats", f"{dense['loss']:.4f}", f"{final['loss']:.4f}", _signed(gain, 4), _up(-gain))
-        )
+        lines.append(Line("Loss, nats", f"{dense['loss']:.4f}", f"{final['loss']:.4f}", _signed(gain, 4), _up(-gain)))
     lines += _ratio("Parameters", dense.get("params"), final.get("params"), si)
     lines += _ratio("MACs an image", dense.get("macs"), final.get("macs"), si)
     if "baseline" in results:
-        for name, key, show in (("Images seen in training", "images_seen", count), ("Training", "train_seconds", duration)):
+        for name, key, show in (
+            ("Images seen in training", "images_seen", count),
+            ("Training", "train_seconds", duration),
+        ):
             lotus = sum(results.get(part, {}).get(key) or 0 for part in ("trained", "final"))
             lines += _ratio(name, dense.get(key), lotus, show)
         ledger = results.get("ledger", {})
-        lines += _ratio(
-            "MACs spent, choosing included", ledger.get("dense_macs"), ledger.get("lottery_macs"), si
-        )
+        lines += _ratio("MACs spent, choosing included", ledger.get("dense_macs"), ledger.get("lottery_macs"), si)
     slow, fast = dense.get("latency_ms") or {}, final.get("latency_ms") or {}
     for key, size in (("batch_1", 1), ("batch_N", slow.get("batch", "N"))):
         where = f", {fast['device']} {fast.get('dtype', '')}".rstrip() if fast.get("device") else ""
@@ -144,13 +141,12 @@ def headline(results: Mapping[str, Any]) -> str:
         shares.append(f"{percent(images['kept'] / images['of'])} of the images")
     if final.get("macs") and dense.get("macs"):
         shares.append(f"{percent(final['macs'] / dense['macs'])} of the MACs")
-    said = f"With {listed(shares)} " if shares else ""
     if "top1" not in final or "top1" not in dense:
-        return f"{said}the model is done." if said else "The model is done."
+        return "The model is done."
     gap = final["top1"] - dense["top1"]
     size = f"{abs(gap):.2f} points {'above' if gap > 0 else 'below'}"
-    end = f"top-1 is {final['top1']:.2f} %, {size if abs(gap) >= 0.005 else 'level with'} {name}"
-    told = f"{said}{end}" if said else end[0].upper() + end[1:]
+    told = f"With {listed(shares)}, " if shares else ""
+    told += f"LOTUS reaches {final['top1']:.2f} % top-1, {size if abs(gap) >= 0.005 else 'level with'} {name}"
     fast, slow = (final.get("latency_ms") or {}), (dense.get("latency_ms") or {})
     if fast.get("batch_N") and slow.get("batch_N"):
         ratio = slow["batch_N"] / fast["batch_N"]
@@ -169,7 +165,7 @@ def _ratio(what: str, dense: float | None, lotus: float | None, show: Any) -> li
 
 def _signed(value: float, digits: int) -> str:
     text = f"{value:+.{digits}f}"
-    return text.replace("-", "−") if float(text) else f"±{0:.{digits}f}"
+    return text if float(text) else text[1:]
 
 
 def _up(gain: float) -> bool | None:

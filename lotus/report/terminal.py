@@ -7,7 +7,9 @@ ends. Only rank 0 makes a :class:`Terminal`. What comes from users (names, paths
 
 from __future__ import annotations
 
+import io
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -35,6 +37,13 @@ _BINS = 16  # of the score histogram
 _BAR = 44  # columns of its longest bar
 
 
+def _console() -> Console:
+    """Standard output, which must not fail on a class name that its encoding does not know."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    return Console(highlight=False)
+
+
 class Terminal:
     """Shows events as they come. A context manager, so that the cursor comes back whatever happens."""
 
@@ -49,7 +58,7 @@ class Terminal:
             plain: lines only, or, with False, the live display; None asks the console whether it is a terminal
             clock: seconds, from any start
         """
-        self.console = console or Console(highlight=False)
+        self.console = console or _console()
         self.plain = (not self.console.is_terminal or self.console.is_dumb_terminal) if plain is None else plain
         self._clock = clock
         self._live: Live | None = None
@@ -108,7 +117,11 @@ class Terminal:
             self.console.print(Text(f"{mark} {stage:<9} {' '.join(text.split())}"), soft_wrap=True)
         else:
             line = Table.grid(padding=(0, 1))
-            line.add_row(Text(mark, style), Text(f"{stage:<9}", "bold" if style != "dim" else "dim"), Text(text, style if style != "green" else ""))
+            line.add_row(
+                Text(mark, style),
+                Text(f"{stage:<9}", "bold" if style != "dim" else "dim"),
+                Text(text, style if style != "green" else ""),
+            )
             self.console.print(line)
 
     def _draw(self, now: float, *, at_once: bool) -> None:
@@ -170,7 +183,9 @@ class _Stage:
         line.add_column(width=9, no_wrap=True)
         line.add_column(width=24)
         line.add_column(no_wrap=True)
-        bar = ProgressBar(total=self.total or None, completed=self.done, width=24, pulse=not self.total, animation_time=now)
+        bar = ProgressBar(
+            total=self.total or None, completed=self.done, width=24, pulse=not self.total, animation_time=now
+        )
         done = f"{count(self.done)}/{count(self.total)}" if self.total else duration(now - self.began)
         line.add_row("", Text(self.name, "bold cyan"), bar, Text(done))
         facts = Text("  ".join(self.facts(now)), "dim")
@@ -224,7 +239,7 @@ def _reached(values: Mapping[str, float]) -> str:
 
 def last_page(results: Mapping[str, Any], report_path: str | Path, console: Console | None = None) -> None:
     """The page that ends a run: what came out, dense against lotus, what was kept, what it cost, where the report is."""
-    console = console or Console(highlight=False)
+    console = console or _console()
     console.print()
     console.print(Text(f"LOTUS  {results.get('name', '')}".rstrip(), "bold"))
     console.print(Text(ledger.headline(results)))
@@ -259,9 +274,13 @@ def kept_lines(kept: Mapping[str, Any]) -> list[str]:
         share = percent(images["kept"] / images["of"])
         lines.append(f"images      {count(images['kept'])} of {count(images['of'])} ({share})")
     if tokens and tokens["kept"] < tokens["of"]:
-        lines.append(f"patches     {count(tokens['kept'])} of {count(tokens['of'])} ({percent(tokens['kept'] / tokens['of'])})")
+        lines.append(
+            f"patches     {count(tokens['kept'])} of {count(tokens['of'])} ({percent(tokens['kept'] / tokens['of'])})"
+        )
     if dimensions:
-        told = f"dimensions  {percent(dimensions['macs'])} of the MACs, {percent(dimensions['params'])} of the parameters"
+        told = (
+            f"dimensions  {percent(dimensions['macs'])} of the MACs, {percent(dimensions['params'])} of the parameters"
+        )
         if blocks:
             widths = [
                 (sum(b["heads"] for b in blocks), sum(b["of_heads"] for b in blocks), "heads"),
@@ -296,7 +315,7 @@ def ticket_page(
         scores: (N,), higher = keep first, may hold +inf; None where the policy read none
         rows: (K,) the ticket
     """
-    console = console or Console(highlight=False)
+    console = console or _console()
     table = _table()
     table.add_column("class")
     for name in ("kept", "of", ""):
@@ -307,7 +326,9 @@ def ticket_page(
     if shown < len(classes):
         shares = [k / n for k, n in zip(kept[shown:], of[shown:], strict=True) if n]
         span = f"{percent(min(shares))} to {percent(max(shares))}" if shares else ""
-        table.add_row(Text(f"and {len(classes) - shown} more", "dim"), count(sum(kept[shown:])), count(sum(of[shown:])), span)
+        table.add_row(
+            Text(f"and {len(classes) - shown} more", "dim"), count(sum(kept[shown:])), count(sum(of[shown:])), span
+        )
     total = sum(of)
     table.add_section()
     table.add_row("all", count(len(rows)), count(total), percent(len(rows) / total) if total else "", style="bold")
@@ -358,7 +379,7 @@ def plan_page(rows: Sequence[Mapping[str, Any]], console: Console | None = None)
     Args:
         rows: a row a stage: ``stage``, ``says``, ``why`` (None: it stands), ``image_forwards``, ``macs`` if it ran
     """
-    console = console or Console(highlight=False)
+    console = console or _console()
     table = _table()
     table.add_column("stage", no_wrap=True)
     table.add_column("what")
@@ -399,14 +420,12 @@ class Check(Protocol):
 
 def doctor_page(checks: Iterable[Check], console: Console | None = None) -> None:
     """What the machine is like, and what to do where it is not fit."""
-    console = console or Console(highlight=False)
+    console = console or _console()
     checks = list(checks)
     table = Table.grid(padding=(0, 1))
     for check in checks:
         mark, style = ("x", "red") if check.cure and check.fatal else ("!", "yellow") if check.cure else ("✓", "green")
-        table.add_row(
-            Text(mark if _can(console, mark) else "*", style), Text(check.name, "bold"), Text(check.found)
-        )
+        table.add_row(Text(mark if _can(console, mark) else "*", style), Text(check.name, "bold"), Text(check.found))
         if check.cure:
             table.add_row("", "", Text(check.cure, style))
     console.print(table)

@@ -88,8 +88,8 @@ class Gates:
         self._mean = torch.zeros(size, device=self.device)
         self._square = torch.zeros(size, device=self.device)
         self.values = {}
-        for (site, linear), values, gradient in zip(
-            self._sites.items(), self._flat.split(widths), self._gradient.split(widths), strict=True
+        for site, values, gradient in zip(
+            self._sites, self._flat.split(widths), self._gradient.split(widths), strict=True
         ):
             leaf = values.detach().requires_grad_()
             leaf.grad = gradient  # autograd adds into it in place: the flat vector needs no gathering

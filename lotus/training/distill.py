@@ -97,6 +97,4 @@ def make_distiller(teacher: nn.Module, recipe: Finetune, device: torch.device | 
     if recipe.distill == "none" or recipe.teacher_weight == 0:
         return None
     dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
-    return Distiller(
-        teacher, recipe.distill, recipe.temperature, recipe.teacher_weight, device=device, dtype=dtype
-    )
+    return Distiller(teacher, recipe.distill, recipe.temperature, recipe.teacher_weight, device=device, dtype=dtype)

@@ -35,7 +35,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe, *, fused: bool | None = Non
     try:
         info = get_optimizer_info(name)
     except ValueError:
-        known = list_optimizers()
+        known = [str(one) for one in list_optimizers()]
         raise Refused(
             f"{place}: timm has no optimiser {recipe.optimizer!r}.{nearest(name, known)} Here: {', '.join(known)}."
         ) from None

@@ -180,7 +180,8 @@ def latency(
     """
     here = next(model.parameters())
     device = here.device if device is None else torch.device(device)
-    timed = model if device == here.device else copy.deepcopy(model).to(device)
+    same = device.type == here.device.type and device.index in (None, here.device.index)
+    timed = model if same else copy.deepcopy(model).to(device)
     embed: Any = model.patch_embed
     size, channels = embed.img_size, embed.proj.in_channels
     if size is None:

@@ -7,12 +7,14 @@ import inspect
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lotus import config
 from lotus.vit import anatomy
@@ -68,7 +70,7 @@ def build(
             raise Refused(f"{place}.args.{key}: must be a number, text, truth value or list, not {value!r}.")
     args = {key: value for key, value in args.items() if value is not None}
     try:
-        with torch.device("meta"):
+        with without_memory():
             skeleton = timm.create_model(name, **args)
     except Exception as error:
         # Does the bare name stand for a ViT at all? Otherwise the arguments are not what is wrong.
@@ -131,6 +133,23 @@ def image_size(model: nn.Module) -> int:
     return int(size[0])
 
 
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Models made here have shapes but no memory (meta device)."""
+    with torch.device("meta"), _Numbers():
+        yield
+
+
+class _Numbers(TorchFunctionMode):
+    """Older timm (1.0.20) reads the rates of stochastic depth back from a tensor, which must then have values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.linspace:
+            kwargs.setdefault("device", "cpu")
+        return func(*args, **kwargs)
+
+
 def set_drop_path(model: nn.Module, rate: float) -> None:
     """Stochastic depth in place, rising linearly from 0 to ``rate`` at the last block, as timm's ``drop_path_rate``."""
     from timm.layers import DropPath
@@ -178,7 +197,7 @@ def _refuse_other_kinds(arch: str, place: str, made: nn.Module | None = None) ->
 
     if made is None:
         try:
-            with torch.device("meta"):
+            with without_memory():
                 made = timm.create_model(arch)
         except Exception:  # some other architectures cannot be made without memory
             entry = timm.model_entrypoint(arch).__module__
@@ -265,7 +284,7 @@ def _skeleton(model: Any) -> dict[str, Any]:
     kinds = {"model": type(model).__name__, "depth": len(model.blocks)}
     for name, module in model.named_modules():
         # Of what has no weights, the activations and the norms' eps would change the function unseen.
-        if name.endswith(".act") or "norm" in name.rpartition(".")[2]:
+        if (name.endswith(".act") or "norm" in name.rpartition(".")[2]) and not isinstance(module, nn.Identity):
             kinds[name] = f"{type(module).__name__}({module.extra_repr()})"
     kinds["pool"] = str(model.global_pool)
     return {**shapes, **kinds}

@@ -45,7 +45,9 @@ def test_every_site_has_a_gate_for_each_unit_and_no_parameter_is_added():
     before = set(model.state_dict())
     gates = gates_of(model)
     assert {site: len(values) for site, values in gates.values.items()} == SITES
-    assert all(v.is_leaf and v.requires_grad and v.dtype == torch.float32 and (v == 1).all() for v in gates.values.values())
+    assert all(
+        v.is_leaf and v.requires_grad and v.dtype == torch.float32 and (v == 1).all() for v in gates.values.values()
+    )
     assert set(model.state_dict()) == before
     ids = {id(parameter) for parameter in model.parameters()}
     assert not ids & {id(values) for values in gates.values.values()}

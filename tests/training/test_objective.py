@@ -63,7 +63,7 @@ def test_mixing_is_timms_given_the_same_draws(alphas, monkeypatch):
 def test_mixing_follows_from_its_key_alone():
     both = Objective(Recipe(mixup=1, cutmix=1), 4, seed=5)
     torch.manual_seed(0)
-    np.random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
     state = torch.random.get_rng_state()
     first = both.mix(IMAGES, LABELS, epoch=1, step=2, rank=0)
     torch.rand(3)
@@ -71,7 +71,11 @@ def test_mixing_follows_from_its_key_alone():
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     torch.random.set_rng_state(state)
     assert np.random.rand() == np.random.RandomState(0).rand()  # noqa: NPY002
-    for other in ({"epoch": 2, "step": 2, "rank": 0}, {"epoch": 1, "step": 3, "rank": 0}, {"epoch": 1, "step": 2, "rank": 1}):
+    for other in (
+        {"epoch": 2, "step": 2, "rank": 0},
+        {"epoch": 1, "step": 3, "rank": 0},
+        {"epoch": 1, "step": 2, "rank": 1},
+    ):
         assert not torch.equal(first[1], both.mix(IMAGES, LABELS, **other)[1])
 
 

@@ -1,5 +1,7 @@
 """The optimiser's groups, and the learning rate against timm's scheduler."""
 
+from itertools import pairwise
+
 import pytest
 import timm
 import torch
@@ -104,5 +106,5 @@ def test_lr_rises_then_falls_within_its_bounds(epochs, steps, warmup, low, peak)
     rates = [lr_at(step, steps, recipe) for step in range(epochs * steps + 2)]
     top = rates.index(max(rates))
     assert all(0 < rate <= peak * (1 + 1e-12) or low == 0 for rate in rates)
-    assert all(a <= b for a, b in zip(rates[:top], rates[1 : top + 1], strict=True))
-    assert all(a >= b - 1e-15 for a, b in zip(rates[top:-1], rates[top + 1 :], strict=True))
+    assert all(a <= b for a, b in pairwise(rates[: top + 1]))
+    assert all(a >= b - 1e-15 for a, b in pairwise(rates[top:]))

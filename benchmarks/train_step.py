@@ -1,0 +1,216 @@
+"""What LOTUS costs beside a bare PyTorch loop. One command, one run:
+
+    python benchmarks/train_step.py            # the figures: ratio at least 0.90, gates at most 3 %
+    python benchmarks/train_step.py --tiny     # seconds; only shows that it works
+
+Three trainings of the same ViT on the same images take turns, a block of steps each, in an order that rotates:
+
+    bare         a loop of ten lines on float tensors in memory: AdamW (foreach), cross-entropy, nothing else
+    lotus        engine, clipping, the finite check, gates with their penalty, and the loader on a .beton, augmenting
+    no gates     the same without gates
+
+The figures are medians over the blocks of what stands side by side in one block, so that a machine that slows down
+slows down all three.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lotus.config import Augment, Data, Model, Sparsity, Train
+from lotus.data import beton
+from lotus.data.loader import Batch, open_loader
+from lotus.data.plan import SamplePlan
+from lotus.data.source import Source
+from lotus.sparsity.gates import Gates
+from lotus.training.distributed import World, start
+from lotus.training.engine import Engine
+from lotus.training.loop import Lesson, Position
+from lotus.training.objective import Objective
+from lotus.training.optim import make_optimizer
+from lotus.vit.model import create
+
+CLASSES = 10
+LEAST_RATIO, MOST_GATES = 0.90, 0.03
+Step = Callable[[], None]
+
+
+def main() -> int:
+    """Run; 1 with ``--check`` where a figure is missed."""
+    options = _parse()
+    torch.manual_seed(0)
+    world = start(options.device)
+    recipe = Train(batch_size=options.batch, zero=options.zero, precision=options.precision, epochs=10**6)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as loaders:
+        source = _drawn(options.images, options.side)
+        file = Path(folder) / "train.beton"
+        for _ in beton.prepare(source, file, Data(write="raw", max_side=0)):
+            pass
+        threads = torch.get_num_threads()
+        arms: dict[str, Step] = {
+            "bare": _bare(_vit(options), source, recipe, world),
+            "lotus": _lotus(_vit(options), file, recipe, world, options, loaders, gated=True),
+            "no gates": _lotus(_vit(options), file, recipe, world, options, loaders, gated=False),
+        }
+        assert torch.get_num_threads() == threads, "a loader changed how many threads torch works with"
+        seconds = _take_turns(arms, options.blocks, options.steps, world)
+    return _tell(options, seconds, threads)
+
+
+def _take_turns(arms: dict[str, Step], blocks: int, steps: int, world: World) -> dict[str, list[float]]:
+    """Seconds of each block of each arm; a first block warms up and does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    names = list(arms)
+    for block in range(blocks + 1):
+        for name in names[block % len(names) :] + names[: block % len(names)]:
+            began = time.perf_counter()
+            for _ in range(steps):
+                arms[name]()
+            if world.device.type == "cuda":
+                torch.cuda.synchronize()
+            if block:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def _bare(model: nn.Module, source: Source, recipe: Train, world: World) -> Step:
+    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+    model = model.to(world.device, dtype).train()
+    pixels = np.stack([source.read(row) for row in range(len(source.labels))])
+    images = ((torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25).contiguous()
+    images, labels = images.to(world.device, dtype), torch.from_numpy(source.labels).to(world.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, foreach=True)
+
+    def order() -> Iterator[torch.Tensor]:
+        while True:
+            yield from torch.randperm(len(images)).split(recipe.batch_size)
+
+    rows = order()
+
+    def step() -> None:
+        index = next(rows)
+        loss = F.cross_entropy(model(images[index]).float(), labels[index], label_smoothing=recipe.smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def _lotus(
+    model: nn.Module,
+    file: Path,
+    recipe: Train,
+    world: World,
+    options: argparse.Namespace,
+    loaders: contextlib.ExitStack,
+    *,
+    gated: bool,
+) -> Step:
+    manifest = beton.Manifest.load(file)
+    plan = SamplePlan(np.arange(manifest.n), seed=0, batch_size=recipe.batch_size)
+    loader = open_loader(
+        file, plan, size=options.side, augment=Augment(crop="pad", flip=True), mean=manifest.mean, std=manifest.std, seed=0,
+        device=world.device, kind=options.loader, workers=options.workers,
+    )  # fmt: skip
+    loaders.callback(loader.close)
+    gates = Gates(model, Sparsity(start=0), target=0.5, device=world.device) if gated else None
+    engine = Engine(model, make_optimizer(model, recipe), recipe, world)
+    engine.module.train()
+    lesson = Lesson(engine, plan, Objective(recipe, CLASSES, 0), None, None, None)
+
+    def epochs() -> Iterator[Batch]:
+        epoch = 0
+        while True:
+            yield from loader.epoch(epoch)
+            epoch += 1
+
+    batches, done = epochs(), 0
+
+    def step() -> None:
+        nonlocal done
+        lesson.give(batches, Position(step=done), 1)
+        finite = engine.step(recipe.lr)
+        done += 1
+        if gates is not None and finite:
+            gates.step(min(done / 10**4, 1.0))
+
+    return step
+
+
+def _drawn(count: int, side: int) -> Source:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+    return Source(
+        labels=np.arange(count) % CLASSES,
+        classes=tuple(f"class {number}" for number in range(CLASSES)),
+        read=lambda row: pixels[row],
+        name=lambda row: f"drawn {row}",
+        fingerprint=f"drawn {count} {side}",
+    )
+
+
+def _vit(options: argparse.Namespace) -> nn.Module:
+    torch.manual_seed(0)
+    args = {
+        "img_size": options.side, "patch_size": options.patch, "embed_dim": options.width, "depth": options.depth,
+        "num_heads": options.heads,
+    }  # fmt: skip
+    return create(Model(name="vit_tiny_patch16_224", args=args), CLASSES)
+
+
+def _tell(options: argparse.Namespace, seconds: dict[str, list[float]], threads: int) -> int:
+    images = options.steps * options.batch
+    speed = {name: images / statistics.median(taken) for name, taken in seconds.items()}
+    ratio = statistics.median(bare / lotus for bare, lotus in zip(seconds["bare"], seconds["lotus"], strict=True))
+    gates = statistics.median(1 - off / on for on, off in zip(seconds["lotus"], seconds["no gates"], strict=True))
+    good = ratio >= LEAST_RATIO and gates <= MOST_GATES
+    if options.json:
+        told = {"images_per_second": speed, "ratio": ratio, "gates_share": gates, "good": good, "seconds": seconds}
+        print(json.dumps({**told, "settings": vars(options), "threads": threads, "torch": torch.__version__}))
+    else:
+        print(f"ViT {options.width} x {options.depth}, {options.patch}-pixel patches of {options.side}, batch {options.batch}, "
+              f"{options.precision}, ZeRO {options.zero}, {threads} threads, {options.blocks} blocks of {options.steps} steps")  # fmt: skip
+        for name, value in speed.items():
+            print(f"  {name:9}{value:10.1f} images/s")
+        print(f"  lotus / bare    {ratio:6.3f}    wanted: at least {LEAST_RATIO:.2f}")
+        print(f"  gates' share    {gates:6.1%}    wanted: at most {MOST_GATES:.0%}")
+    return 1 if options.check and not good else 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    for name, value in (("width", 128), ("depth", 6), ("heads", 4), ("patch", 8), ("side", 32), ("batch", 128),
+                        ("images", 8192), ("blocks", 15), ("steps", 10), ("zero", 1), ("workers", 0)):  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=value, help=f"{value} by default")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--loader", choices=("auto", "ffcv", "torch"), default="auto")
+    parser.add_argument("--threads", type=int, default=0, help="torch's threads; 0: as torch finds them")
+    parser.add_argument("--tiny", action="store_true", help="small settings that take seconds")
+    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    parser.add_argument("--check", action="store_true", help="exit with 1 where a figure is missed")
+    options = parser.parse_args()
+    if options.tiny:
+        small = {"width": 32, "depth": 2, "heads": 2, "side": 16, "batch": 16, "images": 64, "blocks": 3, "steps": 2}
+        vars(options).update(small)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    return options
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

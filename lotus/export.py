@@ -1,0 +1,221 @@
+"""What leaves the house: timm-native weights where timm can hold the shapes, ONNX, and a page that says how to load them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lotus.vit import anatomy
+from lotus.vit import model as door
+from lotus.vit.cost import count
+from selection.errors import Refused
+
+TOLERANCE = 1e-4
+"""Largest difference of a logit between torch and onnxruntime, absolute below 1 and relative above."""
+_TIMM, _ONNX, _PAGE = "timm.safetensors", "model.onnx", "MODEL.md"
+
+
+class Mismatch(RuntimeError):
+    """The exported file computes something else than the model: a fault of ours or of the exporter."""
+
+
+def export(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    onnx: bool = True,
+    image_size: int | None = None,
+    example: Tensor | None = None,
+) -> dict[str, Any]:
+    """Write ``model`` into ``folder`` in forms that need no LOTUS.
+
+    Args:
+        onnx: write ``model.onnx`` too, with any batch size, where the extra ``onnx`` is installed
+        image_size: side in pixels; None asks the model
+        example: (B, 3, S, S) normalised images on which both sides must agree; None draws some
+
+    Returns:
+        timm: ``{"file", "name", "args"}``, or None where timm's classes cannot hold the widths
+        onnx: ``{"file", "opset", "max_abs_diff"}``, or None
+        notes: sentences for the user on what was not written, and why
+
+    Raises:
+        Mismatch: ONNX and torch disagree; the file is not kept.
+        Refused: the folder cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    size = image_size or door.image_size(model)
+    model = model.eval()
+    notes: list[str] = []
+    native, exported = _native(model), None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in (_TIMM, _ONNX, _PAGE):
+            (folder / stale).unlink(missing_ok=True)
+        if native is None:
+            notes.append("the blocks' widths differ, which timm's constructor cannot say: load the model by lotus.load")
+        else:
+            weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+            with _beside(folder / _TIMM) as beside:
+                save_file(weights, beside, metadata={"format": "pt"})
+            native = {"file": _TIMM, **native}
+        if onnx and any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxruntime")):
+            notes.append("no model.onnx, as the extra onnx is not installed: pip install 'lotus-vit[onnx]'")
+        elif onnx:
+            exported = _to_onnx(model, folder / _ONNX, size, example)
+        sent = {"timm": native, "onnx": exported, "notes": notes}
+        with _beside(folder / _PAGE) as beside:
+            beside.write_text(_page(model, size, sent), encoding="utf-8")
+    except OSError as error:
+        raise Refused(f"{folder}: cannot be written ({error.strerror or error}). Free space there.") from None
+    return sent
+
+
+def _native(model: nn.Module) -> dict[str, Any] | None:
+    """Name and arguments by which timm alone builds ``model``; None where it cannot."""
+    made = door.origin(model)
+    dims = {block.dims for block in anatomy.blocks(model)}
+    if len(dims) != 1:
+        return None
+    (one,) = dims
+    width = anatomy.blocks(model)[0].qkv.in_features
+    args = {**made["args"], "num_heads": one.heads, "mlp_ratio": one.hidden / width}
+    if int(width * args["mlp_ratio"]) != one.hidden:
+        args["mlp_ratio"] = (one.hidden + 0.5) / width  # timm takes int(width * ratio)
+    try:
+        twin = door.build(made["name"], args, meta=True)
+    except Refused:  # a number of heads that does not divide the width
+        return None
+    own = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    same = own == {name: tensor.shape for name, tensor in twin.state_dict().items()}
+    same &= all(a.dims == b.dims for a, b in zip(anatomy.blocks(model), anatomy.blocks(twin), strict=True))
+    return {"name": made["name"], "args": args} if same else None
+
+
+def _to_onnx(model: nn.Module, file: Path, size: int, example: Tensor | None) -> dict[str, Any]:
+    """Trace, write, run both, compare; only then does the file get its name."""
+    where = next(model.parameters())
+    if example is None:
+        draw = torch.Generator().manual_seed(0)
+        example = torch.randn(3, model.patch_embed.proj.in_channels, size, size, generator=draw)  # type: ignore[union-attr, arg-type]
+    example = example.to(where)
+    with _beside(file) as beside:
+        opset = _trace(model, example[:2], beside)
+        # A batch of one and one that was not traced: a size that got baked in would show.
+        worst = max(_difference(model, beside, batch) for batch in (example, example[:1]))
+        if not worst <= TOLERANCE:
+            raise Mismatch(
+                f"{file.name}: differs from the model by {worst:.2g}, more than {TOLERANCE:g}; it was not kept."
+            )
+    return {"file": file.name, "opset": opset, "max_abs_diff": worst}
+
+
+def _trace(model: nn.Module, images: Tensor, file: Path) -> int:
+    """Write ONNX with an open batch size; returns the opset.
+
+    torch's tracing exporter takes a tenth of the time of the one on torch.export and has fewer parts that can fail; a plain
+    ViT has no control flow that it could miss. It is on its way out of torch, so the other one follows where it is gone.
+    """
+    opset = 18
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"], "opset_version": opset}
+    with _hush(), torch.no_grad():
+        try:
+            torch.onnx.export(
+                model, (images,), str(file), dynamo=False, dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}}, **names
+            )  # fmt: skip
+        except (TypeError, AttributeError, ImportError, NotImplementedError, torch.onnx.errors.OnnxExporterError):
+            batch = torch.export.Dim("batch")
+            torch.onnx.export(
+                model, (images,), str(file), dynamo=True, dynamic_shapes={"x": {0: batch}}, external_data=False, **names
+            )  # fmt: skip
+    return opset
+
+
+def _difference(model: nn.Module, file: Path, images: Tensor) -> float:
+    """Largest difference of the logits, absolute below 1 and relative above; infinite where one is not a number."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"images": images.float().cpu().numpy()})
+    with torch.no_grad():
+        expected = model(images).float().cpu()
+    gap = ((torch.from_numpy(found) - expected).abs() / expected.abs().clamp(min=1)).max()
+    return float(gap) if torch.isfinite(gap) else math.inf
+
+
+def _page(model: nn.Module, size: int, sent: dict[str, Any]) -> str:
+    """MODEL.md: what lies here and the lines that load it."""
+    cost = count(model)
+    widths = ["| block | heads | head dimension | MLP units |", "|---|---|---|---|"]
+    widths += [
+        f"| {place} | {block.heads} | {block.head_dim} | {block.hidden} |"
+        for place, block in enumerate(anatomy.blocks(model))
+    ]
+    parts = [
+        "# The model",
+        f"{door.origin(model)['name']}, cut: {cost.params:,} parameters, {cost.macs:,} multiply-accumulates an image of "
+        f"{size} x {size} pixels. Images are RGB in 0..1, less the mean and over the standard deviation of its training data.",
+        "\n".join(widths),
+    ]
+    if sent["timm"]:
+        arguments = "".join(f", {name}={value!r}" for name, value in sent["timm"]["args"].items())
+        parts += [
+            "## With timm alone",
+            "```python\nimport timm, safetensors.torch\n"
+            f"model = timm.create_model({sent['timm']['name']!r}{arguments})\n"
+            f"model.load_state_dict(safetensors.torch.load_file({_TIMM!r}))\n```",
+        ]
+    else:
+        parts += [
+            "## With LOTUS",
+            "Its blocks keep different widths, which timm's constructor cannot say. The modules are timm's own all the same.",
+            '```python\nimport lotus\nmodel = lotus.load("final")  # the folder of spec.json and model.safetensors\n```',
+        ]
+    if sent["onnx"]:
+        parts += [
+            "## With ONNX",
+            f"Input `images` (batch, 3, {size}, {size}) float32, output `logits` (batch, classes). Checked against torch: they "
+            f"differ by {sent['onnx']['max_abs_diff']:.1e} at most.",
+            "```python\nimport onnxruntime\n"
+            f"session = onnxruntime.InferenceSession({_ONNX!r})\n"
+            '(logits,) = session.run(None, {"images": images})\n```',
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+@contextlib.contextmanager
+def _beside(file: Path) -> Iterator[Path]:
+    """A path to write to that becomes ``file`` when all went well, and is gone otherwise."""
+    beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        yield beside
+        os.replace(beside, file)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _hush() -> Iterator[None]:
+    """The exporters' chatter says nothing to our users: parity is checked."""
+    noisy = logging.getLogger("torch.onnx")
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        noisy.setLevel(level)

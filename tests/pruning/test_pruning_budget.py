@@ -1,0 +1,193 @@
+"""Budgets are hit within one rounding step, or refused with the reachable range."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_vits import tiny
+
+from lotus.pruning import budget
+from lotus.pruning.budget import fit_plan
+from lotus.vit import cost
+from lotus.vit.anatomy import Dims
+from selection.errors import Refused
+
+WIDE = cost.Outline(
+    tokens=17,
+    width=48,
+    dims=(Dims(4, 16, 16, 192), Dims(4, 16, 16, 100), Dims(2, 24, 24, 192)),
+    biases=(cost.Biases(),) * 3,
+    fixed_params=3000,
+    fixed_macs=40_000,
+)
+
+
+def draw(outline: cost.Outline, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    scores = {}
+    for i, (heads, qk, v, hidden) in enumerate(outline.dims):
+        scores[f"blocks.{i}.qk"] = rng.exponential(size=heads * qk)
+        scores[f"blocks.{i}.attn"] = rng.exponential(size=heads * v)
+        scores[f"blocks.{i}.mlp"] = rng.exponential(size=hidden)
+    return scores
+
+
+def one_more(plan, outline, round_):
+    """Costs of the plan with any one chunk put back."""
+    dims = list(plan.dims)
+    for i, (now, of) in enumerate(zip(plan.dims, outline.dims, strict=True)):
+        grown = [
+            now._replace(heads=min(now.heads + 1, of.heads)),
+            now._replace(hidden=min((now.hidden // round_ + 1) * round_, of.hidden)),
+            now._replace(
+                qk_dim=min((now.qk_dim // round_ + 1) * round_, of.qk_dim),
+                v_dim=min((now.v_dim // round_ + 1) * round_, of.v_dim),
+            ),
+        ]
+        for more in grown:
+            if more != now:
+                yield outline.cost([*dims[:i], more, *dims[i + 1 :]])
+
+
+@given(
+    keep=st.fixed_dictionaries({}, optional={"macs": st.floats(0.3, 1), "params": st.floats(0.3, 1)}).filter(bool),
+    rank=st.sampled_from(["pool", "kind"]),
+    seed=st.integers(0, 1000),
+    round_=st.sampled_from([1, 4, 8]),
+)
+@settings(max_examples=120, deadline=None)
+def test_every_budget_is_hit_within_one_chunk(keep, rank, seed, round_):
+    plan = fit_plan(WIDE, draw(WIDE, seed), keep, rank=rank, round=round_)
+    dense, now = WIDE.cost(), plan.cost(WIDE)
+
+    def holds(spent) -> bool:
+        return all(getattr(spent, what) <= part * getattr(dense, what) for what, part in keep.items())
+
+    assert holds(now)
+    assert not any(holds(more) for more in one_more(plan, WIDE, round_))
+    for kept, of in zip(plan.dims, WIDE.dims, strict=True):
+        assert all(k == o or k % round_ == 0 for k, o in zip(kept[1:], of[1:], strict=True))
+
+
+@pytest.mark.parametrize("rank", ["pool", "kind"])
+def test_keeping_all_is_the_full_plan(rank):
+    plan = fit_plan(WIDE, draw(WIDE, 0), {"macs": 1, "params": 1.0}, rank=rank)
+    assert plan.dims == WIDE.dims
+
+
+@pytest.mark.parametrize("rank", ["pool", "kind"])
+def test_the_range_that_is_named_can_be_had(rank):
+    with pytest.raises(Refused, match=r"prune\.keep\.macs: 0\.05 is out of reach") as refusal:
+        fit_plan(WIDE, draw(WIDE, 0), {"macs": 0.05}, rank=rank)
+    lowest = float(re.search(r"Take ([\d.]+) to 1", str(refusal.value))[1])
+    plan = fit_plan(WIDE, draw(WIDE, 0), {"macs": lowest}, rank=rank)
+    assert all(kept == Dims(1, 8, 8, 8) for kept in plan.dims)
+    with pytest.raises(Refused, match="out of reach"):
+        fit_plan(WIDE, draw(WIDE, 0), {"macs": lowest - 0.0005}, rank=rank)
+
+
+def test_narrow_heads_stay_whole():
+    outline = cost.outline(tiny(embed_dim=12, num_heads=2))  # heads of 6, below a round of 8
+    plan = fit_plan(outline, draw(outline, 0), {"macs": 0.7})
+    assert {kept.v_dim for kept in plan.dims} == {6}
+
+
+def test_the_most_valuable_units_stay():
+    scores = draw(WIDE, 3)
+    plan = fit_plan(WIDE, scores, {"macs": 0.5})
+    for i, block in enumerate(plan.blocks):
+        units = scores[f"blocks.{i}.mlp"]
+        gone = np.setdiff1d(np.arange(len(units)), block.units)
+        assert len(gone) == 0 or units[list(block.units)].min() >= units[gone].max()
+        v = scores[f"blocks.{i}.attn"].reshape(block.of.heads, block.of.v_dim)
+        worth = v.sum(axis=1)
+        lost = np.setdiff1d(np.arange(block.of.heads), block.heads)
+        assert len(lost) == 0 or worth[list(block.heads)].min() >= worth[lost].max()
+        for head, kept in zip(block.heads, block.v, strict=True):
+            cut = np.setdiff1d(np.arange(block.of.v_dim), kept)
+            assert len(cut) == 0 or v[head, list(kept)].min() >= v[head, cut].max()
+
+
+def test_pool_spares_a_block_that_matters_and_kind_only_compares_alike():
+    scores = draw(WIDE, 0)
+    scores["blocks.0.mlp"] = scores["blocks.0.mlp"] + 1000
+    assert fit_plan(WIDE, scores, {"macs": 0.6}).dims[0].hidden == 192
+    dear = {site: 1000 * v if site.endswith("mlp") else v for site, v in draw(WIDE, 0).items()}
+    assert (
+        fit_plan(WIDE, dear, {"macs": 0.7}, rank="kind").dims
+        == fit_plan(WIDE, draw(WIDE, 0), {"macs": 0.7}, rank="kind").dims
+    )
+
+
+def test_kind_cuts_each_kind_to_the_same_share():
+    outline = cost.Outline(17, 48, (Dims(8, 64, 64, 512),) * 4, (cost.Biases(),) * 4, 0, 0)
+    plan = fit_plan(outline, draw(outline, 1), {"macs": 0.4}, rank="kind")
+    heads = sum(d.heads - 1 for d in plan.dims) / (4 * 7)
+    dims = sum(d.v_dim - 8 for d in plan.dims) / (4 * 56)
+    units = sum(d.hidden - 8 for d in plan.dims) / (4 * 504)
+    assert max(heads, dims, units) - min(heads, dims, units) < 0.08  # one head of 28, and what was put back
+
+
+def test_greedy_finds_the_best_subset_where_brute_force_can_tell():
+    # One block, only MLP units to choose, all chunks of one unit: the best of a size are those with the largest scores.
+    outline = cost.Outline(5, 8, (Dims(1, 4, 4, 9),), (cost.Biases(),), 0, 0)
+    scores = draw(outline, 7)
+    plan = fit_plan(outline, scores, {"macs": 0.75}, round=4)
+    kept = plan.blocks[0].units
+    assert set(kept) == set(np.argsort(-scores["blocks.0.mlp"])[: len(kept)].tolist())
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ({}, "say macs or params"),
+        ({"macs": None}, "say macs or params"),
+        ({"macs": 0}, "not 0"),
+        ({"macs": 1.5}, "not 1.5"),
+        ({"macs": "half"}, "not 'half'"),
+        ({"macs": True}, "not True"),
+        ({"mac": 0.5}, "Did you mean 'macs'"),
+        ({"latency": 0.5}, "Here: macs, params"),
+    ],
+)
+def test_what_is_no_budget_is_refused(keep, message):
+    with pytest.raises(Refused, match=message):
+        fit_plan(WIDE, draw(WIDE, 0), keep)
+
+
+def test_scores_that_do_not_fit_are_refused():
+    good = draw(WIDE, 0)
+    with pytest.raises(Refused, match=r"blocks\.1\.mlp: 99 scores for 100"):
+        fit_plan(WIDE, {**good, "blocks.1.mlp": np.ones(99)}, {"macs": 0.5})
+    with pytest.raises(Refused, match=r"blocks\.1\.mlp: scores are not finite"):
+        fit_plan(WIDE, {**good, "blocks.1.mlp": np.full(100, np.nan)}, {"macs": 0.5})
+    with pytest.raises(Refused, match=r"blocks\.0\.attn: has no scores"):
+        fit_plan(WIDE, {}, {"macs": 0.5})
+    with pytest.raises(Refused, match=r"prune\.rank"):
+        fit_plan(WIDE, good, {"macs": 0.5}, rank="global")
+    with pytest.raises(Refused, match=r"prune\.round"):
+        fit_plan(WIDE, good, {"macs": 0.5}, round=0)
+
+
+def test_a_plan_for_vit_base_is_made_in_few_steps():
+    """4,600 chunks: their number bounds the time, not a clock."""
+    outline = cost.Outline(197, 768, (Dims(12, 64, 64, 3072),) * 12, (cost.Biases(),) * 12, 1_500_000, 116_000_000)
+    steps = 0
+    original = budget._Block.chunk
+
+    def counted(*args):
+        nonlocal steps
+        steps += 1
+        return original(*args)
+
+    budget._Block.chunk = counted
+    try:
+        plan = fit_plan(outline, draw(outline, 0), {"macs": 0.25})
+    finally:
+        budget._Block.chunk = original
+    assert 0.2498 < plan.cost(outline).macs / outline.cost().macs <= 0.25
+    assert steps < 20_000

@@ -1,0 +1,275 @@
+"""The whole: measure, score, fit, cut, compensate."""
+
+from __future__ import annotations
+
+import copy
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from tiny_vits import CLASSES, KINDS, batches, pictures, tiny
+from torch.nn import functional
+
+import lotus
+from lotus.pruning import budget, criteria, lottery, measure, prune, spec, surgery
+from lotus.vit import anatomy, cost
+from selection import methods
+from selection.errors import Refused
+
+READ_NO_GATES = [name for name in methods.names(criteria) if "gates" not in methods.reads(getattr(criteria, name))]
+
+
+def gates(model, seed: int = 0) -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    return {site: torch.rand(linear.in_features, generator=draw) for site, linear in anatomy.sites(model).items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_kind_is_pruned_within_its_budget(kind, tmp_path):
+    model = tiny(kind)
+    before = copy.deepcopy(model.state_dict())
+    small = prune(model, batches(), {"macs": 0.5})
+    share = cost.count(small).macs / cost.count(model).macs
+    assert 0.47 < share <= 0.5
+    assert small(pictures()).shape == (8, CLASSES)
+    assert not small.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert all(weight.grad is None for weight in model.parameters())
+    with torch.no_grad():
+        assert torch.equal(spec.load(spec.save(small, tmp_path / "small"))(pictures()), small(pictures()))
+
+
+@pytest.mark.parametrize("name", READ_NO_GATES)
+@pytest.mark.parametrize("rank", ["pool", "kind"])
+def test_every_criterion_and_rank(name, rank):
+    model = tiny()
+    drawn = lottery(model, batches(), {"macs": 0.6, "params": 0.7}, criterion=name, rank=rank, compensate="mean")
+    assert drawn.after["macs"] <= 0.6 * drawn.before["macs"]
+    assert drawn.after["params"] <= 0.7 * drawn.before["params"]
+    counted = cost.count(drawn.model)
+    assert drawn.after == {"params": counted.params, "macs": counted.macs}
+    again = lottery(model, batches(), {"macs": 0.6, "params": 0.7}, criterion=name, rank=rank, compensate="mean")
+    assert again.plan == drawn.plan
+
+
+def test_learned_gates():
+    model = tiny()
+    learned = gates(model)
+    learned["blocks.0.mlp"][7] = 0
+    drawn = lottery(model, batches(), {"macs": 0.5}, criterion="gate", gates=learned)
+    assert 7 not in drawn.plan.blocks[0].units
+    np.testing.assert_allclose(drawn.scores["blocks.1.mlp"], learned["blocks.1.mlp"].double())
+    v = drawn.scores["blocks.0.attn"].reshape(3, 16).sum(1)
+    np.testing.assert_allclose(drawn.scores["blocks.0.qk"].reshape(3, 16).sum(1), v)
+    with pytest.raises(Refused, match=r"learned gate of blocks\.0\.attn, which is not here"):
+        prune(model, batches(), {"macs": 0.5}, criterion="gate")
+    with pytest.raises(Refused, match="9 gates for the 192 units"):
+        prune(model, batches(), {"macs": 0.5}, criterion="gate", gates={**learned, "blocks.0.mlp": torch.ones(9)})
+
+
+def test_gradients_are_those_of_each_image_alone():
+    model, data = tiny(dtype=torch.float64), batches(2, 3, torch.float64)
+    found = measure.measure(model, data, gradients=True, moments="none").gradients
+    images, labels = torch.cat([x for x, _ in data]), torch.cat([y for _, y in data])
+    assert found["blocks.1.mlp"].shape == (6, 192)
+    step, image, head, dim = 1e-5, 4, 1, 3
+    block = model.blocks[0]
+
+    def loss(weights: dict[str, torch.Tensor]) -> float:
+        changed = torch.func.functional_call(model, weights, (images[image : image + 1],))
+        return functional.cross_entropy(changed, labels[image : image + 1]).item()
+
+    # A gate of 1 + e on an MLP unit is a column of fc2 times 1 + e; on a query dimension, a row of q.
+    for site, name, where in (
+        ("blocks.0.mlp", "blocks.0.mlp.fc2.weight", (slice(None), 17)),
+        ("blocks.0.attn", "blocks.0.attn.proj.weight", (slice(None), head * 16 + dim)),
+        ("blocks.0.qk", "blocks.0.attn.qkv", head * 16 + dim),
+    ):
+        slopes = []
+        for sign in (1, -1):
+            names = [name] if name.endswith("weight") else [f"{name}.weight", f"{name}.bias"]
+            weights = {n: model.get_parameter(n).detach().clone() for n in names}
+            for weight in weights.values():
+                weight[where] *= 1 + sign * step
+            slopes.append(loss(weights))
+        unit = 17 if site.endswith("mlp") else head * 16 + dim
+        assert found[site][image, unit] == pytest.approx((slopes[0] - slopes[1]) / (2 * step), rel=1e-3, abs=1e-7)
+    assert block.attn.proj.weight.grad is None
+
+
+def test_moments_are_taken_of_the_model_before_the_cut():
+    model, data = tiny(dtype=torch.float64), batches(dtype=torch.float64)
+    found = measure.measure(model, data, gradients=True, moments="affine").moments["blocks.1.mlp"]
+    seen = []
+    with model.blocks[1].mlp.fc2.register_forward_pre_hook(lambda _, args: seen.append(args[0])), torch.no_grad():
+        for images, _ in data:
+            model(images)
+    tokens = torch.cat(seen).reshape(-1, 192)
+    torch.testing.assert_close(found.mean, tokens.mean(0))
+    torch.testing.assert_close(found.covariance, torch.cov(tokens.T, correction=0))
+
+
+def test_compensation_brings_what_a_cut_mlp_writes_closer():
+    model, data = tiny(), batches(6)
+    read = []
+    with model.blocks[0].mlp.register_forward_pre_hook(lambda _, args: read.append(args[0])), torch.no_grad():
+        for images, _ in data:
+            model(images)
+    x, errors = torch.cat(read), {}
+    for how in ("none", "mean", "affine"):
+        small = prune(model, data, {"macs": 0.6}, criterion="fisher", compensate=how)
+        assert small.blocks[0].mlp.fc1.out_features < 192
+        with torch.no_grad():
+            errors[how] = float((small.blocks[0].mlp(x) - model.blocks[0].mlp(x)).square().mean())
+    assert errors["affine"] < 0.5 * errors["mean"]
+    assert errors["mean"] < errors["none"]
+
+
+def test_a_cut_without_compensation_is_the_surgeons():
+    model = tiny("registers")
+    drawn = lottery(model, batches(), {"macs": 0.5}, compensate="none")
+    with torch.no_grad():
+        torch.testing.assert_close(
+            drawn.model(pictures()), surgery.masked(model, drawn.plan)(pictures()), rtol=0, atol=1e-5
+        )
+
+
+def test_keeping_all_changes_no_output():
+    model = tiny()
+    small = prune(model, batches(), {"macs": 1.0})
+    with torch.no_grad():
+        assert torch.equal(small(pictures()), model(pictures()))
+
+
+def test_the_models_mode_and_the_callers_grad_mode_are_left_alone():
+    model = tiny().train()
+    model.blocks[0].eval()
+    model.set_grad_checkpointing(True)
+    for weight in model.parameters():
+        weight.requires_grad_(False)
+    with torch.no_grad():
+        prune(model, batches(), {"macs": 0.5})
+        assert not torch.is_grad_enabled()
+    assert model.training
+    assert model.blocks[1].training
+    assert not model.blocks[0].training
+    assert model.grad_checkpointing
+
+
+def test_batches_may_be_anything_that_begins_with_images_and_labels():
+    model, data = tiny(), batches()
+    plans = [
+        lottery(model, given, {"macs": 0.5}).plan
+        for given in (data, iter(data), [(x, y, torch.arange(8)) for x, y in data], lambda: iter(data))
+    ]
+    assert all(plan == plans[0] for plan in plans)
+    prune(model, [x for x, _ in data], {"macs": 0.5}, criterion="magnitude")
+    told: list[int] = []
+    assert lottery(model, data, {"macs": 0.5}, progress=told.append).images == 24
+    assert told == [8, 16, 24]
+
+
+def test_a_half_precision_model_stays_one():
+    small = prune(tiny().bfloat16(), batches(), {"macs": 0.5})
+    assert {weight.dtype for weight in small.parameters()} == {torch.bfloat16}
+    assert small(pictures(dtype=torch.bfloat16)).isfinite().all()
+
+
+def test_a_criterion_of_ones_own():
+    def last(units: int) -> np.ndarray:
+        return np.arange(units, dtype=float)
+
+    drawn = lottery(tiny(), batches(), {"macs": 0.6}, criterion=last)
+    block = drawn.plan.blocks[0]
+    assert block.units == tuple(range(192 - len(block.units), 192))
+    shelf = ModuleType("mine")
+    exec(
+        "def first(units, *, shift=0.0):\n    import numpy as np\n    return np.arange(units)[::-1] + shift\n",
+        shelf.__dict__,
+    )
+    drawn = lottery(
+        tiny(), batches(), {"macs": 0.6}, criterion="first", shelves=[shelf], criterion_options={"shift": 1}
+    )
+    assert drawn.plan.blocks[0].units[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"criterion": "tailor"}, "Did you mean 'taylor'"),
+        ({"compensate": "some"}, "Here: none, mean, affine"),
+        ({"rank": "all"}, "Here: pool, kind"),
+        ({"keep": {"macs": 0.01}}, "out of reach"),
+        ({"keep": {"macs": 2}}, "above 0 and up to 1"),
+        ({"batches": []}, "no calibration batch"),
+        ({"batches": [pictures()]}, "must be \\(images, labels\\)"),
+        ({"batches": [{"image": pictures()}]}, "not dict"),
+        ({"batches": [(pictures(), torch.full((8,), 5))]}, "labels run from 5 to 5, the model has 5 classes"),
+        ({"batches": [(pictures() * torch.nan, torch.zeros(8, dtype=torch.long))]}, "not finite"),
+        ({"criterion": lambda units: np.ones(3)}, "shape \\(3,\\)"),
+        ({"criterion": lambda souls: souls}, "reads souls"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(change, message):
+    with pytest.raises(Refused, match=message):
+        prune(tiny(), **{"batches": batches(), "keep": {"macs": 0.5}, **change})
+
+
+def test_models_that_do_not_serve_are_refused():
+    broken = tiny()
+    broken.blocks[1].mlp.fc1.weight.data[3, 3] = torch.nan
+    with pytest.raises(Refused, match=r"blocks\.1\.mlp\.fc1\.weight: holds values that are not finite"):
+        prune(broken, batches(), {"macs": 0.5})
+    hooked = tiny()
+    hooked.blocks[0].attn.proj.register_forward_pre_hook(lambda *_: None)
+    with pytest.raises(Refused, match=r"blocks\.0: proj carries a forward hook"):
+        prune(hooked, batches(), {"macs": 0.5})
+    with pytest.raises(Refused, match="no classifier"):
+        prune(tiny(global_pool=""), batches(), {"macs": 0.5})
+    with pytest.raises(Refused, match="Conv2d: is no plain timm"):
+        prune(torch.nn.Conv2d(3, 3, 1), batches(), {"macs": 0.5})
+    with pytest.raises(Refused, match=r"prune\.criterion\.sign"):
+        lottery(tiny(), batches(), {"macs": 0.5}, criterion_options={"sign": True})
+
+
+def test_scores_of_dimensions_of_queries_matter():
+    """A q/k dimension that is silent in a head is the first of that head to go."""
+    model = tiny()
+    with torch.no_grad():
+        model.blocks[0].attn.qkv.weight[16 + 5] = 0  # q of head 1, dimension 5
+        model.blocks[0].attn.qkv.bias[16 + 5] = 0
+    for name in ("fisher", "taylor", "magnitude"):
+        scores = lottery(model, batches(), {"macs": 0.9}, criterion=name).scores["blocks.0.qk"].reshape(3, 16)
+        assert scores[1].argmin() == 5
+        assert scores[1, 5] == 0
+    outline = cost.outline(model)
+    plan = budget.fit_plan(outline, lottery(model, batches(), {"macs": 0.3}, criterion="fisher").scores, {"macs": 0.3})
+    for head, kept in zip(plan.blocks[0].heads, plan.blocks[0].qk, strict=True):
+        assert head != 1 or len(kept) == 16 or 5 not in kept
+
+
+def test_a_pruned_model_compiles_without_breaks():
+    small = prune(tiny(), batches(), {"macs": 0.5})
+    images = pictures()
+    with torch.no_grad():
+        compiled = torch.compile(small, backend="eager", fullgraph=True)(images)
+        torch.testing.assert_close(compiled, small(images))
+
+
+def test_a_pruned_model_exports_to_onnx(tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    small = prune(tiny(), batches(), {"macs": 0.5})
+    file = tmp_path / "small.onnx"
+    torch.onnx.export(small, (pictures(2),), file, dynamo=True, verbose=False)
+    session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: pictures(2).numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(found, small(pictures(2)).numpy(), atol=1e-4)
+
+
+def test_the_front_page_says_the_truth():
+    small = lotus.prune(tiny(), batches(), keep={"macs": 0.5})
+    assert cost.count(small).macs <= 0.5 * cost.count(tiny()).macs

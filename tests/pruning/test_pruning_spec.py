@@ -1,0 +1,175 @@
+"""Saved and loaded: the same outputs to the last bit; what is foreign, damaged or newer is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_vits import KINDS, pictures, random_plan, tiny
+
+from lotus import config
+from lotus.pruning import spec, surgery
+from lotus.vit import model as door
+from selection.errors import Refused
+
+
+def saved(tmp_path: Path, kind: str = "vit", seed: int = 1, split: bool = False) -> tuple[torch.nn.Module, Path]:
+    model = tiny(kind)
+    small = surgery.cut(model, random_plan(model, seed, split=split))
+    door.remember(small, door.origin(model))
+    return small, spec.save(small, tmp_path / "small")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("split", [False, True])
+def test_the_same_outputs_to_the_last_bit(tmp_path, kind, split):
+    small, folder = saved(tmp_path, kind, split=split)
+    assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", "spec.json"]
+    back = spec.load(folder)
+    images = pictures()
+    with torch.no_grad():
+        assert torch.equal(small(images), back(images))
+    assert not back.training
+    assert all(a.requires_grad for a in back.parameters())
+    assert spec.load(spec.save(back, tmp_path / "again")).state_dict().keys() == small.state_dict().keys()
+
+
+def test_a_dense_model_can_be_saved_and_serves_as_weights(tmp_path):
+    args = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    wants = config.Model(name="vit_tiny_patch16_224", args=args)
+    model = door.create(wants, 5).bfloat16()
+    folder = spec.save(model, tmp_path / "dense", about={"classes": ["a", "b"]})
+    assert spec.read(folder)["about"] == {"classes": ["a", "b"]}
+    assert spec.load(folder).pos_embed.dtype == torch.bfloat16
+    again = door.create(wants.model_copy(update={"weights": str(folder)}), 5)
+    assert torch.equal(again.pos_embed, model.pos_embed.float())
+
+
+def test_a_cut_folder_as_weights_is_refused_with_the_way_out(tmp_path):
+    _, folder = saved(tmp_path)
+    wants = config.Model(
+        name="vit_tiny_patch16_224",
+        args={"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3},
+        weights=str(folder),
+    )
+    with pytest.raises(Refused, match=r"lotus\.load"):
+        door.create(wants, 5)
+
+
+def test_more_tensors_may_lie_beside(tmp_path):
+    model = tiny()
+    folder = spec.save(model, tmp_path / "a", extra={"gates.safetensors": {"blocks.0.attn": torch.ones(48)}})
+    assert load_file(folder / "gates.safetensors")["blocks.0.attn"].sum() == 48
+    spec.save(model, folder)
+    assert not (folder / "gates.safetensors").exists()
+    with pytest.raises(Refused, match="plain name"):
+        spec.save(model, folder, extra={"../x.safetensors": {}})
+
+
+def test_the_spec_tells_what_it_is(tmp_path):
+    small, folder = saved(tmp_path)
+    told = json.loads((folder / "spec.json").read_text())
+    assert (told["kind"], told["format"]) == ("lotus-vit", 1)
+    assert told["model"]["name"] == "vit_tiny_patch16_224"
+    assert told["cost"]["params"] == sum(weight.numel() for weight in small.parameters())
+    assert told["cost"]["macs"] < told["dense_cost"]["macs"]
+    assert set(told["versions"]) == {"lotus-vit", "timm", "torch"}
+    assert [set(row) for row in told["blocks"]] == [{"heads", "qk_dim", "v_dim", "hidden"}] * 2
+
+
+def edit(folder: Path, **changes) -> None:
+    told = json.loads((folder / "spec.json").read_text())
+    (folder / "spec.json").write_text(json.dumps({**told, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 2}, "Take a newer LOTUS"),
+        ({"kind": "other"}, "not written by LOTUS"),
+        ({"format": "1"}, "not written by LOTUS"),
+        ({"blocks": []}, "widths for 0 blocks"),
+        ({"blocks": [{"heads": 1}]}, "damaged"),
+        ({"blocks": 3}, "damaged"),
+        ({"blocks": [{"heads": 0, "qk_dim": 8, "v_dim": 8, "hidden": 8}] * 2}, "cannot have"),
+        ({"blocks": [{"heads": 1, "qk_dim": 8, "v_dim": 8, "hidden": 1 << 40}] * 2}, "cannot have"),
+        ({"blocks": [{"heads": 1, "qk_dim": 8, "v_dim": 8, "hidden": 8}] * 2}, "does not fit"),
+        ({"model": {"name": "resnet18", "args": {}}}, "ResNet"),
+        ({"model": {"name": "os.system", "args": {}}}, "no model"),
+        ({"model": {"name": 3, "args": {}}}, "name is 3"),
+        ({"model": {"name": "vit_tiny_patch16_224", "args": {"block_fn": "os.system"}}}, "no such argument"),
+        ({"model": {}}, "damaged"),
+    ],
+)
+def test_a_spec_is_data_and_is_checked(tmp_path, changes, message):
+    _, folder = saved(tmp_path)
+    edit(folder, **changes)
+    with pytest.raises(Refused, match=message):
+        spec.load(folder)
+
+
+def test_tampered_and_truncated_weights_are_refused(tmp_path):
+    _, folder = saved(tmp_path)
+    file = folder / "model.safetensors"
+    whole, good = file.read_bytes(), load_file(file)
+    for change, message in (
+        ({"head.bias": torch.zeros(6)}, r"head\.bias is \(6,\), not \(5,\)"),
+        ({"hook": torch.zeros(1)}, "hook does not belong"),
+    ):
+        save_file({**good, **change}, file)
+        with pytest.raises(Refused, match=message):
+            spec.load(folder)
+    save_file({name: tensor for name, tensor in good.items() if name != "norm.bias"}, file)
+    with pytest.raises(Refused, match=r"norm\.bias is missing"):
+        spec.load(folder)
+    for cut in (0, 4, 500, len(whole) - 1):
+        file.write_bytes(whole[:cut])
+        with pytest.raises(Refused, match="Is it whole"):
+            spec.load(folder)
+    file.unlink()
+    with pytest.raises(Refused, match="cannot be read"):
+        spec.load(folder)
+    (folder / "spec.json").write_text("{")
+    with pytest.raises(Refused, match="Is it whole"):
+        spec.load(folder)
+
+
+def test_no_folder_and_a_foreign_folder(tmp_path):
+    with pytest.raises(Refused, match="no model folder"):
+        spec.load(tmp_path / "nowhere")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(Refused, match="Take another folder"):
+        spec.save(tiny(), tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_an_older_folder_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    first, folder = saved(tmp_path, seed=1)
+    monkeypatch.setattr(spec, "_sync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(Refused, match="No space left"):
+        spec.save(tiny(), folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+    assert torch.equal(spec.load(folder).head.weight, first.head.weight)
+    monkeypatch.undo()
+    second, _ = saved(tmp_path, seed=2)
+    assert spec.load(folder).state_dict()["blocks.0.mlp.fc1.weight"].shape == second.blocks[0].mlp.fc1.weight.shape
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path):
+    first, folder = saved(tmp_path)
+    os.rename(folder, tmp_path / ".small.old")
+    assert torch.equal(spec.load(folder).head.weight, first.head.weight)
+
+
+def test_a_model_that_could_not_come_back_is_refused(tmp_path):
+    model = tiny()
+    model.head = torch.nn.Sequential(model.head)
+    with pytest.raises(Refused, match="head"):
+        spec.save(model, tmp_path / "a")
+    assert not (tmp_path / "a").exists()

@@ -1,0 +1,150 @@
+"""masked(full) == cut(small), for every kind of ViT and any plan."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_vits import KINDS, pictures, random_plan, tiny
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lotus.pruning import surgery
+from lotus.pruning.plan import Plan
+from lotus.vit import anatomy, cost
+from lotus.vit.attention import SplitAttention
+from selection.errors import Refused
+
+
+def equal(a: nn.Module, b: nn.Module) -> None:
+    images = pictures()
+    with torch.no_grad():
+        torch.testing.assert_close(a(images), b(images), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(4))
+def test_masked_equals_cut(kind, seed):
+    model = tiny(kind)
+    plan = random_plan(model, seed)
+    small = surgery.cut(model, plan)
+    masked = surgery.masked(model, plan)
+    equal(masked, small)
+    with torch.no_grad():
+        assert (model(pictures()) - small(pictures())).abs().max() > 1e-2, "the cut must matter for the test to tell"
+
+
+@given(st.integers(0, 2**32 - 1), st.booleans())
+@settings(max_examples=15, deadline=None)
+def test_masked_equals_cut_for_any_plan(seed, split):
+    model = tiny("layerscale")
+    plan = random_plan(model, seed, split=split)
+    equal(surgery.masked(model, plan), surgery.cut(model, plan))
+
+
+def test_the_full_plan_changes_nothing():
+    model = tiny()
+    small = surgery.cut(model, Plan.full(model))
+    images = pictures()
+    with torch.no_grad():
+        assert torch.equal(model(images), small(images))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_cut_model_can_be_cut_again(fused):
+    model = tiny()
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = fused
+    once = surgery.cut(model, random_plan(model, 1))
+    again = random_plan(once, 2, split=True)
+    twice = surgery.cut(once, again)
+    equal(surgery.masked(once, again), twice)
+    thrice = random_plan(twice, 3, split=True)
+    equal(surgery.masked(twice, thrice), surgery.cut(twice, thrice))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_comes_out_is_timms_own_without_masks_or_hooks(kind):
+    model = tiny(kind)
+    plan = random_plan(model, 5)
+    small = surgery.cut(model, plan)
+    theirs = type(model.blocks[0].attn)
+    for block, dims in zip(anatomy.blocks(small), plan.dims, strict=True):
+        assert type(block.attn) is (theirs if surgery._holds(theirs) else SplitAttention)
+        assert block.dims == dims
+        assert (block.heads, block.head_dim) == (dims.heads, dims.v_dim)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in small.modules())
+    assert not any(weight.is_meta for weight in small.parameters())
+    assert type(small) is type(model)
+
+
+def test_split_plans_get_an_attention_that_holds_them():
+    model = tiny()
+    plan = random_plan(model, 3, split=True)
+    small = surgery.cut(model, plan)
+    kinds = [type(block.attn) for block in anatomy.blocks(small)]
+    assert SplitAttention in kinds
+    assert [block.dims for block in anatomy.blocks(small)] == list(plan.dims)
+
+
+def test_a_timm_whose_attention_cannot_hold_a_cut_gets_ours(monkeypatch):
+    model = tiny()
+    plan = random_plan(model, 4)
+    monkeypatch.setattr(surgery, "_holds", lambda attention: False)
+    small = surgery.cut(model, plan)
+    assert any(isinstance(block.attn, SplitAttention) for block in small.blocks)
+    equal(surgery.masked(model, plan), small)
+
+
+def test_whether_a_class_can_hold_a_cut_is_tried():
+    class Reshaping(type(tiny().blocks[0].attn)):
+        def forward(self, x, attn_mask=None):  # as timm's did until it had attn_dim: proj reads the width
+            return self.proj(self.qkv(x)[..., : x.shape[-1]].reshape(x.shape))
+
+    attn = tiny().blocks[0].attn
+    assert surgery._holds(type(attn)) == hasattr(attn, "attn_dim")
+    assert not surgery._holds(Reshaping)
+
+
+@pytest.mark.parametrize("kind", ["vit", "distilled", "registers", "no_bias"])
+def test_the_cost_of_a_plan_is_that_of_the_model_it_makes(kind):
+    model = tiny(kind)
+    plan = random_plan(model, 9, split=True)
+    small = surgery.cut(model, plan).requires_grad_(False)
+    predicted = plan.cost(model)
+    assert predicted == cost.count(small)
+    assert predicted.params == sum(weight.numel() for weight in small.parameters())
+    for module in small.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+    with FlopCounterMode(display=False) as counter:
+        small(pictures(1))
+    assert counter.get_total_flops() == 2 * predicted.macs
+
+
+def test_the_model_is_left_as_it_was():
+    model = tiny()
+    model.blocks[0].mlp.fc1.weight.requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    plan = random_plan(model, 0)
+    small, _ = surgery.cut(model, plan), surgery.masked(model, plan)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert not small.blocks[0].mlp.fc1.weight.requires_grad
+    assert small.blocks[0].mlp.fc2.weight.requires_grad
+    with torch.no_grad():  # nothing is shared
+        for weight in small.parameters():
+            weight.zero_()
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_cut_model_trains():
+    small = surgery.cut(tiny(), random_plan(tiny(), 2)).train()
+    small(pictures()).square().sum().backward()
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in small.parameters())
+
+
+def test_a_plan_for_another_model_is_refused():
+    with pytest.raises(Refused, match="the plan is for"):
+        surgery.cut(tiny(), Plan.full(tiny(num_heads=4)))

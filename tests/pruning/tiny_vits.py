@@ -1,0 +1,74 @@
+"""Small random ViTs, one of each kind, with weights large enough that every unit matters; and random plans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor, nn
+
+from lotus.pruning.plan import BlockPlan, Plan
+from lotus.vit import anatomy
+from lotus.vit.anatomy import Dims
+
+SIZE, CLASSES = 32, 5
+SMALL = {"img_size": SIZE, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": CLASSES}
+
+KINDS: dict[str, tuple[str, dict]] = {
+    "vit": ("vit_tiny_patch16_224", {}),
+    "deit": ("deit_tiny_patch16_224", {}),
+    "distilled": ("deit_tiny_distilled_patch16_224", {}),
+    "layerscale": ("deit3_small_patch16_224", {"init_values": 0.5}),
+    "registers": ("vit_small_patch14_reg4_dinov2", {"init_values": 0.5}),
+    "pooled": ("vit_tiny_patch16_224", {"global_pool": "avg", "class_token": False}),
+    "attention_pooled": ("vit_base_patch16_siglip_224", {}),
+    "norm_after": ("vit_base_patch16_rpn_224", {}),
+    "no_bias": ("vit_tiny_patch16_224", {"qkv_bias": False, "proj_bias": False}),
+}
+
+
+def tiny(kind: str = "vit", seed: int = 0, dtype: torch.dtype = torch.float32, **args) -> nn.Module:
+    name, own = KINDS[kind]
+    model = timm.create_model(name, **{**SMALL, **own, **args})
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for where, weight in model.named_parameters():
+            spread = torch.randn(weight.shape, generator=draw) * 0.15
+            weight.copy_(1 + spread if "norm" in where and where.endswith("weight") else spread)
+    return model.to(dtype).eval()
+
+
+def pictures(rows: int = 8, seed: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(rows, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def batches(count: int = 3, rows: int = 8, dtype: torch.dtype = torch.float32) -> list[tuple[Tensor, Tensor]]:
+    draw = torch.Generator().manual_seed(2)
+    return [(pictures(rows, 10 + i, dtype), torch.randint(CLASSES, (rows,), generator=draw)) for i in range(count)]
+
+
+def random_plan(model: nn.Module | Sequence[Dims], seed: int, *, split: bool = False) -> Plan:
+    """Any valid plan; ``split`` lets query/key and value dimensions differ in number."""
+    rng = np.random.default_rng(seed)
+    dims = [block.dims for block in anatomy.blocks(model)] if isinstance(model, nn.Module) else model
+
+    def some(count: int, most: int) -> tuple[int, ...]:
+        return tuple(sorted(int(i) for i in rng.choice(most, size=count, replace=False)))
+
+    plans = []
+    for of in dims:
+        heads = some(int(rng.integers(1, of.heads + 1)), of.heads)
+        v = int(rng.integers(1, of.v_dim + 1))
+        qk = int(rng.integers(1, of.qk_dim + 1)) if split else v
+        plans.append(
+            BlockPlan(
+                of=of,
+                heads=heads,
+                qk=tuple(some(qk, of.qk_dim) for _ in heads),
+                v=tuple(some(v, of.v_dim) for _ in heads),
+                units=some(int(rng.integers(1, of.hidden + 1)), of.hidden),
+            )
+        )
+    return Plan(tuple(plans))
