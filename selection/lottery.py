@@ -22,6 +22,9 @@ Floats = npt.NDArray[np.float64]
 # Streams of chance that must not repeat one another: seed, then one of these, then the class.
 _QUOTAS, _RANKING, _PICK = 1, 2, 3
 
+# Scores that say where an image lies and not how hard it is: the highest are what their authors keep.
+_NOT_DIFFICULTY = {"random", "moderate", "zcore"}
+
 
 class Named(Protocol):
     """A method by name, with its options: what a config has for ``score`` and ``pick``."""
@@ -61,7 +64,7 @@ def choose(*, score: Choice, pick: Choice, keep: float, shelves: Iterable[Module
     shelves = list(shelves)
     score_name, _, _ = _method(scores, shelves, score, "select.score")
     pick_name, _, _ = _method(pickers, shelves, pick, "select.pick")
-    if pick_name == "top_k" and score_name != "random" and keep < 0.5:
+    if pick_name == "top_k" and score_name not in _NOT_DIFFICULTY and keep < 0.5:
         return [
             f"select.pick: the {keep:.0%} that {score_name} ranks highest may train worse than a random {keep:.0%}: on CIFAR-10, "
             "the 10 % most forgotten gave 34 % top-1 and random ones about 79 % (Zheng et al. 2023). Take 'ccs'."
@@ -77,6 +80,7 @@ def select(
     keep: float,
     balance: bool = True,
     seed: int = 0,
+    start: Subset | None = None,
     shelves: Iterable[ModuleType] = (),
 ) -> Lottery:
     """Draw the ticket: exactly ``round(keep * N)`` images.
@@ -88,6 +92,7 @@ def select(
         keep: the part that stays, in (0, 1].
         balance: share the budget among the classes in proportion to their sizes (see :func:`quotas`) and pick in each.
         seed: everything random follows from it.
+        start: a ticket for the same images whose rows all stay; the picker adds to them. Only some pickers can.
         shelves: modules with scores and pickers of the user's own; they win over ours.
 
     Raises:
@@ -104,6 +109,13 @@ def select(
         score_options = {"seed": int(seed), **score_options}
 
     total = signals.images
+    inside = np.zeros(total, dtype=bool)
+    if start is not None:
+        start.check(signals.fingerprint, total, place="start")
+        if "start" not in methods.reads(picker):
+            raise Refused(f"start: {pick_name!r} draws anew and adds to no ticket. Leave out the ticket to start from.")
+        inside[start.rows] = True
+
     budget = round(keep * total)
     if budget < 1:
         raise Refused(f"select.keep: {keep:g} of {total} images is none. Keep at least {1 / total:.2g}.")
@@ -118,7 +130,7 @@ def select(
         rows, weights = np.arange(total), np.ones(total)
     else:
         drawn = [
-            _draw(signals, values, picker, pick_options, group, quota, keep, (int(seed), key))
+            _draw(signals, values, picker, pick_options, group, quota, keep, inside[group], (int(seed), key))
             for key, group, quota in _groups(signals["labels"], budget, balance, int(seed))
         ]
         rows, weights = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
@@ -127,6 +139,7 @@ def select(
         "pick": {"name": pick_name, **methods.settings(picker), **pick_options},
         "balance": bool(balance),
         "seed": int(seed),
+        **({"start": start.origin} if start is not None else {}),
     }
     subset = Subset(
         rows, total, fingerprint=signals.fingerprint, weights=weights / weights.mean(), keep=float(keep), origin=origin
@@ -231,11 +244,18 @@ def _draw(
     group: Rows,
     quota: int,
     keep: float,
+    inside: npt.NDArray[np.bool_],
     stream: tuple[int, int],
 ) -> tuple[Rows, Floats]:
-    """Rows and weights that the picker takes out of one group."""
+    """Rows and weights that the picker takes out of one group, of which those ``inside`` are in already."""
     seed, key = stream
-    told: dict[str, Any] = {"budget": quota, "keep": float(keep), "rng": np.random.default_rng([seed, _PICK, key])}
+    have = np.flatnonzero(inside)
+    if len(have) > quota:
+        raise Refused(
+            f"start: of the {len(group)} images of class {key} it has {len(have)}, and {quota} are to stay. Raise select.keep."
+        )
+    rng = np.random.default_rng([seed, _PICK, key])
+    told: dict[str, Any] = {"budget": quota, "keep": float(keep), "rng": rng, "start": have}
     if values is not None:
         told["scores"] = values[group]
         told["ranking"] = ranking(told["scores"], np.random.default_rng([seed, _RANKING, key]))
@@ -249,6 +269,8 @@ def _draw(
         )
     if rows.min() < 0 or rows.max() >= len(group):
         raise Refused(f"{place}: was to return rows of 0 to {len(group) - 1}, and gave {rows.min()} to {rows.max()}.")
+    if not np.isin(have, rows).all():
+        raise Refused(f"{place}: was to keep the {len(have)} rows that it started from, and did not.")
     if weights.shape != (quota,) or not np.isfinite(weights).all() or weights.min() <= 0:
         raise Refused(f"{place}: was to return {quota} positive weights.")
     return group[rows], weights

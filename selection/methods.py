@@ -69,9 +69,7 @@ def check_settings(method: Callable[..., Any], options: Mapping[str, Any], *, pl
     for option in options:
         if option not in known:
             has = f"It has: {', '.join(known)}." if known else "It has none."
-            raise Refused(
-                f"{place}.{option}: {method.__name__!r} has no such setting.{nearest(option, known)} {has}"
-            )
+            raise Refused(f"{place}.{option}: {method.__name__!r} has no such setting.{nearest(option, known)} {has}")
 
 
 def call(method: Callable[..., Any], available: Mapping[str, Any], options: Mapping[str, Any], *, place: str) -> Any:

@@ -1,6 +1,11 @@
 """What is known of each image: named arrays, each with its place in one vocabulary.
 
-Legend: N images, S seeds (independent probes), E epochs of a probe, D width of an embedding, C classes.
+Legend: N images, S seeds (independent probes), E epochs of a probe, D width of an embedding, C classes, K runs on random
+parts of the images.
+
+A probe need not record all of it. What each costs: one that is watched, 2 bytes an image an epoch (``p_label`` 4, ``correct``
+1); ``embeddings`` 2 D and ``errors`` 2 C bytes an image, once; ``kl_step`` 2 bytes an image an epoch, and while it is recorded
+the C probabilities of every image in the epoch before.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from selection.methods import nearest
 
 KIND, FORMAT = "signals of LOTUS", 1
 CURE = "Remove it and run the score stage again."
-AXES = {"S": "seed", "E": "epoch", "N": "row", "D": "dimension"}
+AXES = {"S": "seed", "E": "epoch", "N": "row", "D": "dimension", "C": "class column", "K": "run"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,23 @@ VOCABULARY: dict[str, Signal] = {
     "entropy": Signal(_WATCHED, np.float16, "entropy of the prediction in nats", low=0),  # at most ln C
     "margin": Signal(_WATCHED, np.float16, "logit of the label minus the highest other logit"),
     "correct": Signal(_WATCHED, np.bool_, "the label had the highest logit"),
+    "kl_step": Signal(
+        _WATCHED, np.float16, "sum over classes of |p ln(p / p of the epoch before)|, 0 in the first epoch", low=0
+    ),
     "embeddings": Signal(("N", "D"), np.float16, "features before the head, first seed, end of the probe"),
+    # With the embeddings it is the whole gradient of the head (selection/gradients.py). Not the probabilities themselves: see
+    # above on half precision near one. They are this plus the one-hot label.
+    "errors": Signal(
+        ("N", "C"), np.float16, "softmax minus one-hot label, first seed, end of the probe", low=-1, high=1
+    ),
+    "run_in": Signal(("K", "N"), np.bool_, "the image was trained on in the run"),
+    "run_p_label": Signal(
+        ("K", "N"),
+        np.float16,
+        "probability given to the label at the end of the run, or 1 where right and 0",
+        low=0,
+        high=1,
+    ),
 }
 
 
@@ -87,7 +108,7 @@ class Signals:
         self.fingerprint = fingerprint
         self.classes = tuple(classes)
         self._arrays: dict[str, np.ndarray] = {}
-        sizes: dict[str, tuple[int, str]] = {}
+        sizes: dict[str, tuple[int, str]] = {"C": (len(self.classes), "classes")} if self.classes else {}
         for name in VOCABULARY:  # in this order: labels come first and settle N and C
             if name in arrays:
                 array = np.asarray(arrays[name])
@@ -96,6 +117,10 @@ class Signals:
                 if self.classes:  # nothing bounds these two where the number of classes was not said
                     high = {"labels": len(self.classes) - 1.0, "entropy": math.log(len(self.classes))}.get(name, high)
                 self._arrays[name] = _fitted(name, array, high, place)
+        if "C" in sizes and self._arrays["labels"].max() >= sizes["C"][0]:
+            raise Refused(
+                f"{place}.labels: there is a class {self._arrays['labels'].max()}, but {sizes['C'][1]} has {sizes['C'][0]}."
+            )
         self.images = sizes["N"][0]
         self.seeds = sizes["S"][0] if "S" in sizes else 0
         self.epochs = sizes["E"][0] if "E" in sizes else 0

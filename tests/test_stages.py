@@ -134,7 +134,9 @@ def test_the_selection_command_needs_no_torch_and_no_run(finished: Path, tmp_pat
     from selection.subset import Subset
 
     ticket = Subset.load(out)
-    pruned = lotus_json("select", str(finished / "signals.npz"), "--prune", "0.7", "--json", "--out", str(out) + "2.npz")
+    pruned = lotus_json(
+        "select", str(finished / "signals.npz"), "--prune", "0.7", "--json", "--out", str(out) + "2.npz"
+    )
     assert pruned["kept"] == told["kept"]
     assert np.array_equal(Subset.load(str(out) + "2.npz").rows, ticket.rows)
     both = lotus("select", str(finished / "signals.npz"), "--prune", "0.7", "--keep", "0.3")
@@ -164,7 +166,9 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_weights(finished: Path, tm
         assert started.returncode == (-9 if sent == signal.SIGKILL else 75), said
         again = lotus(*words_here)
         assert again.returncode == 0, again.stderr
-    assert (whole / "trained" / "model.safetensors").read_bytes() == (broken / "trained" / "model.safetensors").read_bytes()
+    assert (whole / "trained" / "model.safetensors").read_bytes() == (
+        broken / "trained" / "model.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.slow

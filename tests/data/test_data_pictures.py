@@ -71,13 +71,18 @@ def test_sixteen_bits_are_scaled(kind: str) -> None:
 
 
 def test_floats_between_zero_and_one_or_refused() -> None:
-    assert pictures.read(saved(Image.fromarray(np.array([[0, 0.5, 1]], np.float32)), "TIFF"))[0, :, 1].tolist() == [0, 128, 255]
+    assert pictures.read(saved(Image.fromarray(np.array([[0, 0.5, 1]], np.float32)), "TIFF"))[0, :, 1].tolist() == [
+        0,
+        128,
+        255,
+    ]
     with pytest.raises(ValueError, match="what white is"):
         pictures.read(saved(Image.fromarray(np.array([[0, 700]], np.float32)), "TIFF"))
 
 
 @pytest.mark.parametrize(
-    ("orientation", "corner"), [(1, (0, 0)), (2, (0, 1)), (3, (1, 1)), (4, (1, 0)), (5, (0, 0)), (6, (0, 1)), (8, (1, 0))]
+    ("orientation", "corner"),
+    [(1, (0, 0)), (2, (0, 1)), (3, (1, 1)), (4, (1, 0)), (5, (0, 0)), (6, (0, 1)), (8, (1, 0))],
 )
 def test_exif_orientation(orientation: int, corner: tuple[int, int]) -> None:
     picture = Image.new("RGB", (40, 20), (0, 0, 0))
@@ -95,7 +100,7 @@ def test_damage_raises(tmp_path: Path) -> None:
     for name, content in (("cut", whole[: len(whole) // 2]), ("empty", b""), ("text", b"no picture at all")):
         file = tmp_path / f"{name}.jpg"
         file.write_bytes(content)
-        with pytest.raises(Exception, match="."):
+        with pytest.raises((OSError, SyntaxError)):
             pictures.read(file)
 
 

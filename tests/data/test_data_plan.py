@@ -44,7 +44,9 @@ def test_an_epoch_is_a_pure_function_of_its_key() -> None:
     plan = SamplePlan(np.arange(50), seed=1, batch_size=10)
     assert np.array_equal(plan.order(4), SamplePlan(np.arange(50), seed=1, batch_size=10).order(4))
     assert not np.array_equal(plan.order(4), plan.order(5))
-    assert not np.array_equal(plan.order(1), SamplePlan(np.arange(50), seed=2, batch_size=10).order(0)), "no seed + epoch"
+    assert not np.array_equal(plan.order(1), SamplePlan(np.arange(50), seed=2, batch_size=10).order(0)), (
+        "no seed + epoch"
+    )
     assert np.array_equal(np.sort(plan.order(4)), np.arange(50))
     still = SamplePlan([5, 3, 9], batch_size=2, shuffle=False)
     assert still.order(7).tolist() == [5, 3, 9]

@@ -45,9 +45,7 @@ def test_the_edges():
     assert ledger.account([], kept_share=0.5)["lottery_macs"] == 0
 
 
-@given(
-    st.floats(1, 1e18), st.floats(0, 1e18), st.floats(0.01, 1), st.one_of(st.none(), st.floats(1, 1e18))
-)
+@given(st.floats(1, 1e18), st.floats(0, 1e18), st.floats(0.01, 1), st.one_of(st.none(), st.floats(1, 1e18)))
 def test_the_verdict_never_flatters(train, score, kept, baseline):
     stages = rows(score=score, train=train, **({} if baseline is None else {"baseline": baseline}))
     found = ledger.account(stages, kept_share=kept)
@@ -71,7 +69,7 @@ RESULTS = {
 
 def test_the_table_compares_like_with_like():
     lines = {line.what: line for line in ledger.compared(RESULTS)}
-    assert lines["Top-1"][1:] == ("98.60 %", "97.90 %", "−0.70 points", False)
+    assert lines["Top-1"][1:] == ("98.60 %", "97.90 %", "-0.70 points", False)
     assert lines["Parameters"].change == "0.50 x"
     assert lines["Images seen in training"].lotus == "21,560"  # ticket and fine-tune together
     assert lines["Training"].lotus == "15 s"
@@ -89,16 +87,30 @@ def test_without_a_baseline_training_is_not_compared():
 
 def test_the_headline_is_one_sentence():
     assert ledger.headline(RESULTS) == (
-        "With 50 % of the images and 49 % of the MACs top-1 is 97.90 %, 0.70 points below the dense model trained on all "
-        "images; at a batch of 64 it is 1.76 x as fast."
+        "With 50 % of the images and 49 % of the MACs, LOTUS reaches 97.90 % top-1, 0.70 points below the dense model trained "
+        "on all images; at a batch of 64 it is 1.76 x as fast."
     )
     assert "level with" in ledger.headline({**RESULTS, "final": {**RESULTS["final"], "top1": 98.6}})
     assert ledger.headline({"final": {}}) == "The model is done."
 
 
 def test_numbers_read_well():
-    assert [numbers.si(v) for v in (0, 12, 999, 999.9, 1234, 17.56e9, 2e12)] == ["0", "12", "999", "1 k", "1.23 k", "17.6 G", "2 T"]
-    assert [numbers.duration(v) for v in (0.42, 59.97, 185, 8040, 273600)] == ["0.4 s", "1 min 00 s", "3 min 05 s", "2 h 14 min", "3 d 4 h"]
+    assert [numbers.si(v) for v in (0, 12, 999, 999.9, 1234, 17.56e9, 2e12)] == [
+        "0",
+        "12",
+        "999",
+        "1 k",
+        "1.23 k",
+        "17.6 G",
+        "2 T",
+    ]
+    assert [numbers.duration(v) for v in (0.42, 59.97, 185, 8040, 273600)] == [
+        "0.4 s",
+        "1 min 00 s",
+        "3 min 05 s",
+        "2 h 14 min",
+        "3 d 4 h",
+    ]
     assert numbers.percent(0.5) == "50 %"
     assert numbers.percent(0.3333) == "33.3 %"
     assert numbers.listed(["a", "b", "c"]) == "a, b and c"

@@ -1,0 +1,78 @@
+"""Gradients of the head, one an image, that are never written out.
+
+The loss of image i has, by the weights and bias of the last layer, the gradient ``g_i = e_i (h_i, 1)^T``: an outer product of
+the error ``e_i = softmax - onehot`` (C) and the features ``h_i`` (D). Its C (D + 1) numbers (385,000 for ImageNet-1k and
+D = 384) follow from C + D of them, and so does all that a picker asks of it:
+
+* ``|g_i|^2 = |e_i|^2 (|h_i|^2 + 1)``
+* ``<g_i, g_j> = (e_i . e_j) (h_i . h_j + 1)``
+* ``sum w_i g_i = E^T diag(w) (H, 1)``, a matrix (C, D + 1)
+* ``<g_i, M> = e_i^T M (h_i, 1)``
+
+Legend: n images, C classes, D width of the features.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Index = npt.NDArray[np.int64] | slice
+
+EVERY = slice(None)
+
+
+class Gradients:
+    """The gradients of n images.
+
+    Args:
+        errors: softmax minus one-hot label, (n, C).
+        features: what the last layer reads, (n, D); the one for the bias is added here.
+        dtype: single precision keeps inner products to 1e-6 of ``|g_i| |g_j|``, double to 1e-15.
+    """
+
+    def __init__(self, errors: Array, features: Array, *, dtype: Any = np.float32) -> None:
+        self.errors = np.ascontiguousarray(errors, dtype=dtype)
+        self.features = np.ones((len(features), features.shape[1] + 1), dtype=dtype)
+        self.features[:, :-1] = features
+        self.squares = (self.errors**2).sum(1) * (self.features**2).sum(1)  # (n,) |g_i|^2
+
+    def __len__(self) -> int:
+        return len(self.errors)
+
+    @property
+    def norms(self) -> Array:
+        """(n,)"""
+        return np.sqrt(self.squares)
+
+    def inner(self, rows: Index, columns: Index = EVERY) -> Array:
+        """``<g_i, g_j>``: (rows, columns)."""
+        products = self.errors[rows] @ self.errors[columns].T
+        products *= self.features[rows] @ self.features[columns].T
+        return products
+
+    def squared_distances(self, rows: Index, columns: Index = EVERY) -> Array:
+        """``|g_i - g_j|^2``, at least 0: (rows, columns)."""
+        products = self.inner(rows, columns)
+        products *= -2
+        products += self.squares[rows][:, None]
+        products += self.squares[columns]
+        return np.maximum(products, 0, out=products)
+
+    def total(self, rows: Index = EVERY, weights: Array | None = None) -> Array:
+        """The sum of the gradients of ``rows``, each times its weight: (C, D + 1)."""
+        errors = self.errors[rows]
+        return (errors if weights is None else errors * weights[:, None].astype(errors.dtype)).T @ self.features[rows]
+
+    def along(self, direction: Array) -> Array:
+        """``<g_i, direction>`` of each image: (n,); ``direction``: (C, D + 1)."""
+        return np.einsum("nd,nd->n", self.errors @ direction.astype(self.errors.dtype), self.features)
+
+    def sketch(self, width: int, rng: np.random.Generator) -> Array:
+        """(n, width) whose inner products are those of the gradients on average: a random projection, itself factorised."""
+        left = rng.standard_normal((self.errors.shape[1], width)).astype(self.errors.dtype)
+        right = rng.standard_normal((self.features.shape[1], width)).astype(self.errors.dtype)
+        return (self.errors @ left) * (self.features @ right) / np.sqrt(width).astype(self.errors.dtype)

@@ -1,0 +1,372 @@
+"""Writing a .beton: what may go wrong is refused by name, and never leaves a file that looks whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from drawn_data import Make, drawn, source
+
+from lotus.config import Data
+from lotus.data import beton, format, pictures
+from lotus.data.beton import Manifest
+from lotus.data.format import Beton, PlainWriter
+from lotus.data.source import Source
+from lotus.events import Said, Step, Wrote
+from selection.errors import Refused
+
+
+def failing(n: int, bad: set[int], error: Exception | None = None) -> Source:
+    whole = source(n)
+
+    def read(i: int) -> pictures.Pixels:
+        if i in bad:
+            raise error or OSError("image file is truncated")
+        return whole.read(i)
+
+    return replace(whole, read=read)
+
+
+def left(file: Path) -> list[str]:
+    return sorted(path.name for path in file.parent.iterdir())
+
+
+@pytest.fixture(params=["ffcv", "torch"])
+def writer(request: pytest.FixtureRequest) -> str:
+    if request.param == "ffcv":
+        pytest.importorskip("ffcv")
+    return str(request.param)
+
+
+def test_what_went_in_comes_out(make: Make, writer: str) -> None:
+    shapes = lambda i: (9 + i % 3, 14)  # noqa: E731
+    file = make(source(30, shapes), write="raw", loader=writer)
+    manifest = Manifest.load(file)
+    assert (manifest.n, manifest.classes, manifest.size) == (30, ("a", "b", "c"), None)
+    assert beton.labels(file).tolist() == [i % 3 for i in range(30)]
+    for i in (0, 17, 29):
+        assert np.array_equal(beton.image(file, i), drawn(i, *shapes(i)))
+    pixels = [drawn(i, *shapes(i)).reshape(-1, 3) / 255 for i in range(30)]
+    mean = np.mean([p.mean(0) for p in pixels], axis=0)
+    std = np.sqrt(np.mean([(p**2).mean(0) for p in pixels], axis=0) - mean**2)
+    assert manifest.mean == pytest.approx(mean, abs=1e-5)
+    assert manifest.std == pytest.approx(std, abs=1e-5)
+    assert left(file) == ["train.beton", "train.json"]
+    with pytest.raises(Refused, match="no image 30"):
+        beton.image(file, 30)
+
+
+def test_both_writers_write_the_same_bytes(make: Make) -> None:
+    pytest.importorskip("ffcv")
+    what = source(40, lambda i: (10 + i, 700))
+    one = make(what, "one", write="proportion", loader="ffcv")
+    other = make(what, "other", write="proportion", loader="torch")
+    assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("write", ["raw", "jpg", "smart", "proportion"])
+def test_modes(make: Make, write: str) -> None:
+    opened = Beton(make(source(60, lambda i: (20, 20) if i % 2 else (90, 90)), write=write, loader="torch"))
+    small = opened.heights == 20
+    share = {"raw": 0.0, "jpg": 1.0, "smart": 0.5, "proportion": 0.5}[write]
+    packed = opened.modes == format.JPEG
+    assert packed.mean() == pytest.approx(share, abs=0.2)
+    if write == "smart":
+        assert np.array_equal(packed, ~small), "JPEG above the threshold only"
+    for i in range(60):
+        difference = np.abs(opened.image(i).astype(int) - drawn(i, *opened.image(i).shape[:2]))
+        assert difference.mean() < (12 if packed[i] else 1e-9)
+
+
+def test_max_side_and_large_images(make: Make) -> None:
+    file = make(source(3, lambda i: (60, 30 * (i + 1))), max_side=40, write="raw", loader="torch")
+    assert [beton.image(file, i).shape for i in range(3)] == [(40, 20, 3), (40, 40, 3), (27, 40, 3)]
+    # Larger than FFCV's usual page of 8 MiB, on which its own writer hangs.
+    large = replace(source(3), read=lambda i: np.full((1900, 1900, 3), i, np.uint8))
+    opened = Beton(make(large, "large", max_side=0, write="raw", loader="auto"))
+    assert (opened.image(1) == 1).all()
+    assert opened.sizes.tolist() == [3 * 1900**2] * 3
+
+
+def test_progress_is_told(tmp_path: Path) -> None:
+    events = list(beton.prepare(source(2500), tmp_path / "x.beton", Data(loader="torch")))
+    steps = [event for event in events if isinstance(event, Step)]
+    assert [step.total for step in steps] == [2500] * len(steps)
+    assert steps[-1].done == 2500
+    assert len(steps) >= 3
+    assert isinstance(events[-1], Wrote)
+
+
+def test_unchanged_is_not_written_again(make: Make, tmp_path: Path) -> None:
+    what = source(10)
+    file = make(what, loader="torch")
+    before = file.stat().st_mtime_ns
+    events = list(beton.prepare(what, file, Data(loader="torch")))
+    assert [type(event) for event in events] == [Said]
+    make(what, loader="torch", jpeg_share=0.1, workers=3, damaged="skip")  # nothing that changes the bytes
+    assert file.stat().st_mtime_ns == before
+    make(what, loader="torch", max_side=4)
+    assert beton.image(file, 0).shape == (4, 4, 3)
+    changed = file.stat().st_mtime_ns
+    make(replace(what, fingerprint="other"), loader="torch", max_side=4)
+    assert file.stat().st_mtime_ns != changed
+
+
+def test_damage_is_fatal_and_named(tmp_path: Path, writer: str) -> None:
+    file = tmp_path / "train.beton"
+    with pytest.raises(
+        Refused, match=r"drawn 7: damaged image \(OSError: image file is truncated\).*data.damaged: skip"
+    ):
+        list(beton.prepare(failing(20, {7, 9}), file, Data(loader=writer)))
+    assert left(file) == []
+
+
+def test_damage_is_skipped_and_counted(make: Make, writer: str) -> None:
+    file = make(failing(20, {7, 9}, ValueError("odd")), damaged="skip", loader=writer, write="raw")
+    manifest = Manifest.load(file)
+    assert manifest.n == 18
+    assert [entry["name"] for entry in manifest.skipped] == ["drawn 7", "drawn 9"]
+    assert "odd" in manifest.skipped[0]["reason"]
+    assert manifest.fingerprint != manifest.source
+    assert np.array_equal(beton.image(file, 7), drawn(8, 8, 8)), "rows close up"
+    assert beton.labels(file).tolist() == [i % 3 for i in range(20) if i not in (7, 9)]
+    with pytest.raises(Refused, match="drawn 7"):
+        make(failing(20, {7, 9}), damaged="fatal", loader=writer)
+    told = list(beton.prepare(failing(20, {3}), file, Data(damaged="skip", loader=writer)))
+    assert any(isinstance(event, Said) and event.level == "warning" and "drawn 3" in event.text for event in told)
+
+
+def test_too_much_damage(tmp_path: Path) -> None:
+    skip = Data(damaged="skip", loader="torch")
+    with pytest.raises(Refused, match="all 4 images are damaged"):
+        list(beton.prepare(failing(4, {0, 1, 2, 3}), tmp_path / "x.beton", skip))
+    with pytest.raises(Refused, match="class 'b'"):
+        list(beton.prepare(failing(6, {1, 4}), tmp_path / "x.beton", skip))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "odd", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3)), np.zeros((0, 8, 3), np.uint8),
+            np.zeros((1, 70000, 3), np.uint8), None]
+)  # fmt: skip
+def test_what_a_source_must_not_give(tmp_path: Path, odd: Any) -> None:
+    with pytest.raises(Refused, match="drawn 0: damaged"):
+        list(
+            beton.prepare(
+                replace(source(4), read=lambda i: odd), tmp_path / "x.beton", Data(loader="torch", max_side=0)
+            )
+        )
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """No file of this process may grow beyond 5 MB: as a full disk, the write fails when it is under way."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, old[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+@pytest.mark.parametrize("n", [6, 12, 40])
+@pytest.mark.usefixtures("small_disk")
+def test_a_full_disk(tmp_path: Path, writer: str, n: int) -> None:
+    noise = replace(source(n), read=lambda i: np.full((400, 400, 3), i, np.uint8))
+    with pytest.raises(Refused, match="no space left"):
+        list(beton.prepare(noise, tmp_path / "x.beton", Data(loader=writer, write="raw", max_side=0)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ffcv_s_shared_memory_is_given_back(tmp_path: Path) -> None:
+    pytest.importorskip("ffcv")
+    from lotus.data.fast import FfcvWriter
+
+    writer = FfcvWriter(tmp_path / "x", 10, format.SMALLEST_PAGE)
+    name = writer._writer.metadata_sm.name
+    assert name in os.listdir("/dev/shm")
+    writer.abandon()
+    writer.abandon()
+    assert name not in os.listdir("/dev/shm")
+
+
+def test_no_room_is_known_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda where: shutil._ntuple_diskusage(1, 1, 1000))  # type: ignore[attr-defined]
+    with pytest.raises(Refused, match=r"needs about .* GB, and 0.00 GB are free"):
+        list(beton.prepare(source(50), tmp_path / "x.beton", Data(loader="torch")))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(Refused, match="cannot be made"):
+        list(beton.prepare(source(5), tmp_path / "file" / "x.beton", Data(loader="torch")))
+
+
+def test_given_up_half_way(tmp_path: Path, writer: str) -> None:
+    file = tmp_path / "train.beton"
+    events = beton.prepare(source(5000), file, Data(loader=writer))
+    next(events)
+    assert "train.beton.tmp" in left(file)
+    events.close()  # type: ignore[attr-defined]
+    assert left(file) == []
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lotus-prepare")]
+
+
+def test_killed_half_way(tmp_path: Path) -> None:
+    """kill -9 while writing over an old file: the old one stands, and the next run writes the new one."""
+    script = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import os, signal
+from pathlib import Path
+from drawn_data import source
+from lotus.config import Data
+from lotus.data import beton
+for event in beton.prepare(source(3000), Path({str(tmp_path / "train.beton")!r}), Data(loader="torch")):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    file = tmp_path / "train.beton"
+    list(beton.prepare(source(10), file, Data(loader="torch")))
+    killed = subprocess.run([sys.executable, "-c", script], check=False, cwd=Path(__file__).parents[2])
+    assert killed.returncode == -signal.SIGKILL
+    assert "train.beton.tmp" in left(file)
+    assert Manifest.load(file).n == 10
+    with pytest.raises(Refused, match="half-written"):
+        Manifest.load(file.with_name("train.beton.tmp"))
+    list(beton.prepare(source(3000), file, Data(loader="torch")))
+    assert Manifest.load(file).n == 3000
+    assert left(file) == ["train.beton", "train.json"]
+
+
+def test_two_at_once_take_turns(tmp_path: Path) -> None:
+    file, events = tmp_path / "train.beton", {}
+
+    def run(who: int) -> None:
+        events[who] = list(beton.prepare(source(1500), file, Data(loader="torch")))
+
+    both = [threading.Thread(target=run, args=(who,)) for who in range(2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    wrote = [any(isinstance(event, Wrote) for event in told) for told in events.values()]
+    assert sorted(wrote) == [False, True]
+    assert Manifest.load(file).n == 1500
+
+
+# ------------------------------------------------------------------------------------- files that must not be read
+
+
+def spoiled(file: Path, how: str) -> None:
+    content = bytearray(file.read_bytes())
+    if how == "truncated":
+        del content[-5000:]
+    elif how == "longer":
+        content += b"more"
+    elif how == "pixels":
+        content[int(Beton(file).pointers[3]) + 5] ^= 1
+    elif how == "text":
+        content[:] = b"hello"
+    elif how == "empty":
+        content.clear()
+    elif how == "header alone":
+        content[format.START :] = bytes(len(content) - format.START)
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["truncated", "longer", "pixels", "text", "empty", "header alone"])
+def test_spoiled_files_are_refused(make: Make, how: str) -> None:
+    file = make(source(20), loader="torch", write="raw")
+    spoiled(file, how)
+    for ask in (Manifest.load, beton.labels, lambda f: beton.image(f, 0)):
+        with pytest.raises(Refused, match=r"(cut off|changed|manifest).*[Rr]un prepare"):
+            ask(file)
+
+
+@pytest.mark.parametrize("how", ["truncated", "longer", "text", "empty", "header alone"])
+def test_the_file_alone_shows_most_of_it(make: Make, how: str) -> None:
+    file = make(source(20), loader="torch", write="raw")
+    spoiled(file, how)
+    with pytest.raises(Refused, match="run prepare"):
+        Beton(file)
+
+
+@pytest.mark.parametrize("field", ["mode", "width", "height", "pointer"])
+def test_metadata_that_point_elsewhere(make: Make, field: str) -> None:
+    file = make(source(20), loader="torch", write="raw")
+    meta = np.fromfile(file, format.META, count=20, offset=format.START)
+    meta["image"][field][11] = {"mode": 7, "width": 9, "height": 0, "pointer": 1 << 40}[field]
+    with file.open("r+b") as opened:
+        opened.seek(format.START)
+        opened.write(meta.tobytes())
+    with pytest.raises(Refused, match="wrong places"):
+        Beton(file)
+
+
+def test_manifests_that_are_missing_or_no_manifests(make: Make) -> None:
+    file = make(source(10), loader="torch")
+    path = Manifest.path(file)
+    whole = path.read_text()
+    for content in ("", "{", "[]", '{"format": 1}', json.dumps({**json.loads(whole), "more": 1})):
+        path.write_text(content)
+        with pytest.raises(Refused, match="not a manifest"):
+            Manifest.load(file)
+    path.write_text(json.dumps({**json.loads(whole), "format": 99}))
+    with pytest.raises(Refused, match="another version"):
+        Manifest.load(file)
+    path.unlink()
+    with pytest.raises(Refused, match=r"no train.json beside it"):
+        Manifest.load(file)
+    file.unlink()
+    with pytest.raises(Refused, match="does not exist"):
+        Manifest.load(file)
+
+
+def test_a_copy_is_read_through_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = make(source(10), loader="torch")
+    os.utime(file, ns=(1, 1))
+    reads: list[Path] = []
+    real = beton.checksum
+    monkeypatch.setattr(beton, "checksum", lambda f: (reads.append(f), real(f))[1])
+    Manifest.load(file)
+    Manifest.load(file)
+    assert reads == [file]
+
+
+def test_a_damaged_jpeg_is_named(make: Make) -> None:
+    file = make(source(5, lambda i: (32, 32)), write="jpg", loader="torch")
+    opened = Beton(file)
+    start = int(opened.pointers[2])
+    about = file.stat()
+    with file.open("r+b") as raw:
+        raw.seek(start)
+        raw.write(b"\0" * 40)
+    os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))  # a failing disk changes no time
+    beton._opened.cache_clear()
+    with pytest.raises(Refused, match=r"train.beton: image 2 is damaged"):
+        beton.image(file, 2)
+
+
+def test_small_data_make_small_files(make: Make) -> None:
+    assert make(source(10), loader="torch").stat().st_size < 5e6
+
+
+def test_the_plain_writer_refuses_what_does_not_fit(tmp_path: Path) -> None:
+    plain = PlainWriter(tmp_path / "x", 1, format.SMALLEST_PAGE)
+    with pytest.raises(format.TooLarge):
+        plain.add(format.Stored(format.RAW, 1000, 1000, bytes(3_000_000)), 0)
+    plain.abandon()
+    plain.abandon()
+    assert format.page_for(9 << 20) == 16 << 20
+    with pytest.raises(Refused, match="max_side"):
+        format.page_for(3 << 30)

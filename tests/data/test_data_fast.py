@@ -1,0 +1,196 @@
+"""FFCV's faults, each with its cure."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+import torch
+from drawn_data import source
+
+from lotus.config import Augment
+from lotus.data import threads
+from lotus.data.loader import Loader, open_loader
+from lotus.data.plan import SamplePlan
+from selection.errors import Refused
+
+ffcv = pytest.importorskip("ffcv")
+
+from lotus.data import fast  # noqa: E402
+
+
+def open_(
+    file: Path, rows: Any = range(70), *, size: int = 12, batch: int = 8, workers: int = 2, **more: Any
+) -> Loader:
+    plan = SamplePlan(np.asarray(rows), seed=1, batch_size=batch)
+    settings: dict[str, Any] = {"augment": None, "mean": (0.5,) * 3, "std": (0.2,) * 3, "seed": 0, **more}
+    return open_loader(file, plan, size=size, workers=workers, kind="ffcv", **settings)
+
+
+def test_one_compilation_serves_every_loader(stored: dict[str, Path]) -> None:
+    with open_(stored["square"]) as opened:
+        list(opened.epoch(0))
+    before = len(fast._paint.signatures)
+    for name, augment, size, workers in (
+        ("mixed", Augment(crop="resized"), 16, 1),
+        ("jpeg", Augment(crop="pad", flip=True), 24, 3),
+        ("both", None, 8, 2),
+    ):
+        with open_(stored[name], range(9, 60), size=size, workers=workers, augment=augment) as opened:
+            for epoch in range(3):
+                assert sum(len(batch.labels) for batch in opened.epoch(epoch)) == 51
+    assert len(fast._paint.signatures) == before
+    assert numba.types.uint8[::1].mutable, "which FFCV would have changed, for the whole process"
+    assert fast._paint.stats.cache_path, "and it is kept on disk for the next process"
+
+
+def test_thread_counts_stay(stored: dict[str, Path]) -> None:
+    """FFCV sets torch and numba to its own number of threads at import, for each loader and for each epoch."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with open_(stored["square"], workers=1) as opened:
+            assert torch.get_num_threads() == 3
+            for _ in opened.epoch(0):
+                assert torch.get_num_threads() == 3
+            thread_sees: list[int] = []
+            new = threading.Thread(target=lambda: thread_sees.append(torch.get_num_threads()))
+            new.start()
+            new.join()
+            assert thread_sees == [3]
+            assert numba.get_num_threads() >= 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_more_threads_than_cores(stored: dict[str, Path]) -> None:
+    """FFCV itself refuses: 'number of threads must be between 1 and N'."""
+    with open_(stored["square"], workers=4 * (os.cpu_count() or 1) + 1) as opened:
+        assert len(list(opened.epoch(0))) == 9
+
+
+def test_only_the_cores_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FFCV counts the machine's, and in a container starts sixty threads on two."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 8, 9})
+    assert threads.count() == 4
+    assert threads.count(7) == 7
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert threads.count() == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "9")
+    assert threads.count() == 1
+
+
+def within(seconds: float, what: Any) -> Any:
+    """What ``what()`` returns or raises, or a failure if it takes longer."""
+    outcome: list[Any] = []
+
+    def run() -> None:
+        try:
+            outcome.append((what(), None))
+        except BaseException as error:
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert outcome, f"still waiting after {seconds} s"
+    if outcome[0][1] is not None:
+        raise outcome[0][1]
+    return outcome[0][0]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_an_exception_in_the_thread_reaches_the_consumer(
+    stored: dict[str, Path], monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    def broken(*_: Any) -> int:
+        raise ZeroDivisionError("in the pipeline")
+
+    with open_(stored["square"], workers=workers) as opened:
+        first = opened.epoch(0)
+        next(first)
+        monkeypatch.setattr(fast, "_paint", broken)
+        with pytest.raises(ZeroDivisionError, match="in the pipeline"):
+            within(20, lambda: list(opened.epoch(1)))
+        monkeypatch.undo()
+        assert len(list(opened.epoch(2))) == 9, "and the loader can be used again"
+
+
+def test_a_thread_that_vanishes_is_noticed(stored: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast._Epoch, "run", lambda self: None)
+    with open_(stored["square"]) as opened, pytest.raises(RuntimeError, match="ended without a word"):
+        within(20, lambda: list(opened.epoch(0)))
+
+
+def test_a_slow_consumer_loses_nothing(stored: dict[str, Path]) -> None:
+    with open_(stored["square"], batch=2) as opened:
+        seen = []
+        for number, batch in enumerate(opened.epoch(0)):
+            if number == 1:
+                time.sleep(0.3)  # the thread has filled its queue and waits
+            seen += batch.index.tolist()
+    assert sorted(seen) == list(range(70))
+
+
+@pytest.mark.parametrize("rows", [[-1, 3], [True, False], [2, 2], [], [70]])
+def test_bad_rows_never_reach_ffcv(stored: dict[str, Path], rows: list[Any]) -> None:
+    with pytest.raises(Refused):
+        open_(stored["square"], rows, batch=1)
+
+
+def test_a_subset_smaller_than_a_batch(stored: dict[str, Path]) -> None:
+    with open_(stored["square"], [5, 60, 2], batch=64) as opened:
+        (batch,) = opened.epoch(0)
+    assert sorted(batch.index.tolist()) == [2, 5, 60]
+
+
+def test_a_live_epoch_at_the_interpreters_end(stored: dict[str, Path]) -> None:
+    """FFCV aborts the process with code 134; and its import sets torch to one thread."""
+    script = f"""
+import numpy as np, torch
+torch.set_num_threads(2)
+from lotus.data.loader import open_loader
+from lotus.data.plan import SamplePlan
+loader = open_loader({str(stored["square"])!r}, SamplePlan(np.arange(70), batch_size=2), size=12, augment=None,
+                     mean=(0.5,) * 3, std=(0.2,) * 3, seed=0, kind="ffcv", workers=2)
+epoch = loader.epoch(0)
+next(epoch)
+print(torch.get_num_threads())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2]
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "2"
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("loader", ["ffcv", "torch"])
+def test_ffcv_alone_reads_our_files(tmp_path: Path, loader: str) -> None:
+    """Whichever writer wrote it, a .beton is FFCV's: anybody's FFCV code reads it."""
+    from drawn_data import drawn
+
+    from lotus.config import Data
+    from lotus.data import beton
+
+    file = tmp_path / "x.beton"
+    list(beton.prepare(source(20, lambda i: (10, 14)), file, Data(write="raw", loader=loader)))
+    before = torch.get_num_threads()
+    plain = ffcv.Loader(str(file), batch_size=20, num_workers=1, os_cache=True, drop_last=False)
+    epoch = iter(plain)
+    images, labels, index = (part.clone() for part in next(epoch))
+    epoch.close()
+    epoch.join()
+    numba.types.uint8[::1].mutable = True  # FFCV marks numba's own type, not a copy
+    torch.set_num_threads(before)
+    assert index.ravel().tolist() == list(range(20))
+    assert labels.ravel().tolist() == [i % 3 for i in range(20)]
+    assert np.array_equal(images.numpy(), np.stack([drawn(i, 10, 14) for i in range(20)]))

@@ -1,0 +1,353 @@
+"""One law for both loaders, and that they give the same batches."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from drawn_data import Make, source
+
+from lotus.config import Augment, Data
+from lotus.data import beton, loader
+from lotus.data.augment import parameters
+from lotus.data.catalog import open_data
+from lotus.data.loader import Batch, Loader, open_loader
+from lotus.data.plain import resize_area, view
+from lotus.data.plan import SamplePlan
+from lotus.data.source import split
+from selection.errors import Refused
+
+MEAN, STD = (0.5, 0.45, 0.4), (0.25, 0.22, 0.2)
+AUGMENTS = {
+    "evaluation": None,
+    "none": Augment(),
+    "flip": Augment(flip=True),
+    "pad": Augment(crop="pad", pad=3, flip=True),
+    "pad far": Augment(crop="pad", pad=40, flip=True),
+    "resized": Augment(crop="resized", flip=True),
+}
+
+
+@pytest.fixture(params=["ffcv", "torch"])
+def kind(request: pytest.FixtureRequest) -> str:
+    if request.param == "ffcv":
+        pytest.importorskip("ffcv")
+    return str(request.param)
+
+
+def open_(file: Path, plan: SamplePlan, kind: str, **changes: Any) -> Loader:
+    settings = {"size": 12, "augment": None, "mean": MEAN, "std": STD, "seed": 5, "workers": 2}
+    return open_loader(file, plan, kind=kind, **{**settings, **changes})
+
+
+def training(n: int = 70, batch: int = 16, **changes: Any) -> SamplePlan:
+    return SamplePlan(np.arange(n), **{"seed": 1, "batch_size": batch, **changes})
+
+
+def all_of(loader: Loader, epoch: int = 0, skip: int = 0) -> list[Batch]:
+    return list(loader.epoch(epoch, skip))
+
+
+def levels(batch: torch.Tensor) -> torch.Tensor:
+    """Back to grey levels, 0 to 255."""
+    return (batch * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)) * 255
+
+
+# --------------------------------------------------------------------------------------------------------- the law
+
+
+def test_a_batch_is_what_it_says(stored: dict[str, Path], kind: str) -> None:
+    plan = training()
+    with open_(stored["square"], plan, kind) as opened:
+        assert opened.kind == kind
+        batches = all_of(opened, 3)
+    assert [len(batch.images) for batch in batches] == [16, 16, 16, 16, 6]
+    assert np.array_equal(torch.cat([batch.index for batch in batches]), plan.order(3))
+    for batch in batches:
+        assert batch.images.dtype == torch.float32
+        assert batch.images.shape[1:] == (3, 12, 12)
+        assert batch.images.is_contiguous()
+        assert batch.labels.dtype == batch.index.dtype == torch.int64
+        assert torch.equal(batch.labels, batch.index % 3)
+        for image, row in zip(batch.images, batch.index):
+            whole = beton.image(stored["square"], int(row)).astype(np.float32).transpose(2, 0, 1)
+            mean, std = (np.array(v, np.float32)[:, None, None] * np.float32(255) for v in (MEAN, STD))
+            assert np.array_equal(image.numpy(), (whole - mean) / std), "normalised to the last bit"
+
+
+def test_nothing_is_a_view_of_a_buffer(stored: dict[str, Path], kind: str) -> None:
+    """FFCV's own batches are overwritten after five more; a receiver may keep these for ever."""
+    with open_(stored["square"], training(batch=4), kind) as opened:
+        kept = all_of(opened)
+        again = [tuple(part.clone() for part in batch) for batch in opened.epoch(0)]
+    for one, other in zip(kept, again, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other))
+    kept[0].images.fill_(0)  # and do with them what it likes
+
+
+def test_epochs_differ_and_repeat(stored: dict[str, Path], kind: str) -> None:
+    with open_(stored["mixed"], training(), kind, augment=AUGMENTS["resized"]) as opened:
+        first, second, again = (torch.cat([b.images for b in all_of(opened, e)]) for e in (0, 1, 0))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("skip", [1, 3, 5])
+def test_resuming_in_the_middle_is_exact(stored: dict[str, Path], kind: str, skip: int) -> None:
+    with open_(stored["mixed"], training(), kind, augment=AUGMENTS["resized"]) as opened:
+        whole, rest = all_of(opened, 2), all_of(opened, 2, skip)
+    assert len(rest) == len(whole) - skip
+    for one, other in zip(whole[skip:], rest, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other))
+
+
+def test_threads_and_batches_change_nothing(stored: dict[str, Path], kind: str) -> None:
+    seen = []
+    for workers, batch in ((1, 64), (5, 16)):
+        plan = training(batch=batch)
+        with open_(stored["both"], plan, kind, workers=workers, augment=AUGMENTS["resized"]) as opened:
+            batches = all_of(opened, 1)
+        rows = torch.cat([b.index for b in batches])
+        seen.append(torch.cat([b.images for b in batches])[torch.argsort(rows)])
+    assert torch.equal(*seen)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_ranks_share_an_epoch(stored: dict[str, Path], kind: str, accumulate: int) -> None:
+    rows = np.arange(3, 69)
+    alone = SamplePlan(rows, seed=1, batch_size=16)
+    with open_(stored["square"], alone, kind, augment=AUGMENTS["pad"]) as opened:
+        steps = [dict(zip(b.index.tolist(), b.images)) for b in opened.epoch(4)]
+    parts = []
+    for rank in range(2):
+        plan = SamplePlan(rows, seed=1, batch_size=16, world=2, rank=rank, accumulate=accumulate)
+        with open_(stored["square"], plan, kind, augment=AUGMENTS["pad"]) as opened:
+            micro = iter(all_of(opened, 4))
+            parts.append([[next(micro) for _ in range(count)] for count in plan.batches(4)])
+    for step, first, second in zip(steps, *parts, strict=True):
+        rows_ = [row for batch in (*first, *second) for row in batch.index.tolist()]
+        assert sorted(rows_) == sorted(step), "disjoint, and together the same step"
+        for batch in (*first, *second):
+            assert all(torch.equal(step[row], image) for row, image in zip(batch.index.tolist(), batch.images))
+
+
+def test_evaluation_on_three_ranks(stored: dict[str, Path], kind: str) -> None:
+    seen: list[int] = []
+    for rank in range(3):
+        plan = SamplePlan.evaluation(np.arange(70), batch_size=30, world=3, rank=rank)
+        with open_(stored["square"], plan, kind) as opened:
+            seen += [row for batch in opened.epoch(0) for row in batch.index.tolist()]
+    assert sorted(seen) == list(range(70)), "nothing repeated, nothing dropped"
+
+
+def test_last_batch_of_one_and_no_batch_at_all(stored: dict[str, Path], kind: str) -> None:
+    with open_(stored["square"], training(17), kind) as opened:
+        last = all_of(opened)[-1]
+    assert last.images.shape == (1, 3, 12, 12)
+    assert last.labels.shape == last.index.shape == (1,)
+    idle = SamplePlan.evaluation([4], batch_size=8, world=2, rank=1)
+    with open_(stored["square"], idle, kind) as opened:
+        assert all_of(opened) == []
+    with open_(stored["square"], training(16), kind) as opened:
+        assert all_of(opened, 0, skip=1) == []
+
+
+def test_broken_off_epochs_leave_no_thread(stored: dict[str, Path], kind: str) -> None:
+    with open_(stored["square"], training(batch=4), kind) as opened:
+        next(iter(opened.epoch(0)))
+        before = threading.active_count()
+        for epoch in range(6):
+            for _ in opened.epoch(epoch):
+                break
+        held = opened.epoch(0)
+        next(held)
+        assert len(all_of(opened, 1)) == 18, "another epoch may begin while one is held"
+        assert list(held) == [], "which ends it"
+        assert threading.active_count() <= before + 1
+        held = opened.epoch(0)
+        next(held)
+    assert not [t for t in threading.enumerate() if t.name.startswith("lotus-loader") or "_Epoch" in t.name]
+    opened.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        opened.epoch(0)
+
+
+@pytest.mark.parametrize(("epoch", "skip"), [(-1, 0), (0, 6), (0, -1)])
+def test_positions_that_are_not_there(stored: dict[str, Path], kind: str, epoch: int, skip: int) -> None:
+    with open_(stored["square"], training(), kind) as opened, pytest.raises(ValueError, match="no batch"):
+        opened.epoch(epoch, skip)
+
+
+def test_bytes_that_travel_are_normalised_over_there(stored: dict[str, Path], kind: str) -> None:
+    """On a GPU, images arrive as bytes and are normalised there: the same bits as on the CPU."""
+    plan = training()
+    with open_(stored["mixed"], plan, kind, augment=AUGMENTS["pad"]) as opened:
+        here = all_of(opened)
+    with open_(stored["mixed"], plan, kind, augment=AUGMENTS["pad"], device="meta") as opened:
+        opened.device = torch.device("cpu")  # type: ignore[attr-defined]
+        there = all_of(opened)
+    for one, other in zip(here, there, strict=True):
+        assert other.images.is_contiguous()
+        assert torch.equal(one.images, other.images)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_on_a_gpu(stored: dict[str, Path], kind: str) -> None:
+    plan = training()
+    with open_(stored["mixed"], plan, kind) as here, open_(stored["mixed"], plan, kind, device="cuda") as there:
+        for one, other in zip(here.epoch(0), there.epoch(0), strict=True):
+            assert other.images.is_cuda
+            assert torch.equal(one.images, other.images.cpu())
+            assert torch.equal(one.index, other.index.cpu())
+
+
+def test_a_damaged_jpeg_reaches_the_consumer(make: Make, kind: str) -> None:
+    """A disk that fails after everything was checked: FFCV would give grey pixels, or wait for ever."""
+    file = make(source(12, lambda i: (24, 24)), write="jpg")
+    start, about = int(beton.opened(file).pointers[7]), file.stat()
+    with file.open("r+b") as raw:
+        raw.seek(start)
+        raw.write(bytes(30))
+    os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))
+    with open_(file, training(12, 4), kind, size=16) as loading, pytest.raises(Refused, match="image 7 is damaged"):
+        all_of(loading)
+
+
+# ------------------------------------------------------------------------------------------------------------ equal
+
+
+@pytest.mark.parametrize("name", AUGMENTS)
+@pytest.mark.parametrize(
+    ("file", "size", "tolerance"),
+    [
+        ("square", 12, 0),  # raw, stored at the model's size
+        ("square", 8, 1),  # shrunk
+        ("square", 17, 1),  # enlarged
+        ("mixed", 16, 1),
+        ("jpeg", 32, 20),  # two JPEG decoders: FFCV's takes a faster, rougher cosine transform
+    ],
+)
+def test_both_loaders_give_the_same_batches(
+    stored: dict[str, Path], file: str, size: int, tolerance: float, name: str
+) -> None:
+    pytest.importorskip("ffcv")
+    plan = training()
+    with (
+        open_(stored[file], plan, "ffcv", size=size, augment=AUGMENTS[name]) as one,
+        open_(stored[file], plan, "torch", size=size, augment=AUGMENTS[name]) as other,
+    ):
+        resized = tolerance > 0 or name == "resized"
+        for a, b in zip(one.epoch(2), other.epoch(2), strict=True):
+            assert torch.equal(a.index, b.index)
+            assert torch.equal(a.labels, b.labels)
+            difference = (levels(a.images) - levels(b.images)).abs()
+            assert difference.max() <= max(tolerance, resized) + 1e-3
+            if tolerance > 1:
+                assert difference.mean() < 2
+            if not resized:
+                assert torch.equal(a.images, b.images)
+
+
+@pytest.mark.skipif("LOTUS_TEST_DATA" not in os.environ, reason="LOTUS_TEST_DATA names no folder with real data")
+def test_both_loaders_on_real_images(make: Make) -> None:
+    pytest.importorskip("ffcv")
+    root = Path(os.environ["LOTUS_TEST_DATA"])
+    for name, path, write, size, crop, most, usual in (
+        ("cifar10", "cifar10.npz", "raw", 32, "pad", 0.0, 0.0),
+        ("imagefolder", "imagenette224", "jpg", 160, "resized", 40.0, 1.5),
+    ):
+        if not (root / path).exists():
+            continue
+        train, _ = open_data(Data(name=name, path=str(root / path)))
+        some = split(train, 90 / len(train), seed=0)[1]
+        file = make(some, name, write=write)
+        augment = Augment(crop=crop, flip=True)  # type: ignore[arg-type]
+        with (
+            open_(file, training(len(some), 32), "ffcv", size=size, augment=augment) as one,
+            open_(file, training(len(some), 32), "torch", size=size, augment=augment) as other,
+        ):
+            for a, b in zip(one.epoch(0), other.epoch(0), strict=True):
+                difference = (levels(a.images) - levels(b.images)).abs()
+                assert difference.max() <= most
+                assert difference.mean() <= usual
+
+
+def test_the_table_is_what_is_seen() -> None:
+    """Each line of the table, carried out by hand with slices."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    fill = np.array([1, 2, 3], np.uint8)
+    found = view(pixels, np.array([0, 0, 6, 6, 2, -1, 0], np.int32), 6, fill)
+    padded = np.pad(pixels, ((4, 4), (4, 4), (0, 0)))
+    padded[:4], padded[-4:], padded[:, :4], padded[:, -4:] = fill, fill, fill, fill
+    assert np.array_equal(found, padded[6:12, 3:9])
+    mirrored = view(pixels, np.array([0, 0, 6, 6, 2, -1, 1], np.int32), 6, fill)
+    assert np.array_equal(mirrored, found[:, ::-1])
+    assert np.array_equal(view(pixels, np.array([1, 2, 3, 3, 0, 0, 0], np.int32), 3, fill), pixels[1:4, 2:5])
+
+
+def test_resizing_is_opencv_s() -> None:
+    cv2 = pytest.importorskip("cv2")
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (120, 120, 3), dtype=np.uint8)
+    for _ in range(300):
+        height, width, size = (int(v) for v in (*rng.integers(1, 120, 2), rng.choice([8, 31, 32, 57, 96])))
+        part = np.ascontiguousarray(noise[:height, :width])
+        theirs = cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA)
+        assert np.abs(theirs.astype(int) - resize_area(part, size)).max() <= 1, (height, width, size)
+
+
+def test_padding_is_the_mean_colour(stored: dict[str, Path], kind: str) -> None:
+    with open_(stored["square"], training(), kind, augment=Augment(crop="pad", pad=11)) as opened:
+        batch = next(iter(opened.epoch(0)))
+    table = parameters(Augment(crop="pad", pad=11), 5, 0, batch.index.numpy(), np.full(16, 12), np.full(16, 12), 12)
+    for image, line in zip(batch.images, table):
+        if line[4] > 0:
+            assert image[:, -1].abs().max() * 0.25 * 255 <= 0.51, "normalised nought, to half a grey level"
+
+
+# --------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_rows_beyond_the_file(stored: dict[str, Path], kind: str) -> None:
+    with pytest.raises(Refused, match="row 70 is asked for, but it holds 70"):
+        open_(stored["square"], SamplePlan([3, 70], batch_size=2), kind)
+
+
+def test_files_that_are_not_whole(make: Make, kind: str) -> None:
+    file = make(source(20))
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(Refused, match="cut off"):
+        open_(file, training(20), kind)
+    beton.Manifest.path(file).unlink()
+    with pytest.raises(Refused, match="half-written"):
+        open_(file, training(20), kind)
+    with pytest.raises(Refused, match="does not exist"):
+        open_(file.with_name("none.beton"), training(20), kind)
+    with pytest.raises(Refused, match=r"data\.loader"):
+        open_(make(source(20)), training(20), "dali")
+
+
+def test_without_ffcv_the_torch_loader_stands_in_and_says_so(
+    stored: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "lotus.data.fast", None)  # importing it raises ImportError
+    monkeypatch.setattr(loader, "_warned", set())
+    with pytest.warns(UserWarning, match="stands in.*2.4 times on JPEG"):
+        opened = open_(stored["square"], training(), "auto")
+    assert opened.kind == "torch"
+    assert len(all_of(opened)) == 5
+    opened.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_(stored["square"], training(), "auto").close()  # once is enough
+    with pytest.raises(Refused, match="ffcv is not here"):
+        open_(stored["square"], training(), "ffcv")

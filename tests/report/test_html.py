@@ -1,0 +1,219 @@
+"""The report: whole, escaped, self-contained, and silent about what a run did not leave."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from run_folder import BLOCKS, log, results
+
+from lotus import config
+from lotus.report import figures, html
+from lotus.report.figures import Point, Series
+from selection.errors import Refused
+
+NASTY = '<script>alert("1")</script>&\'[b]'
+
+
+class Balanced(HTMLParser):
+    """Every tag that opens is closed, in order."""
+
+    VOID = ("meta", "img", "br")
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.seen = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.seen.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def parsed(text):
+    parser = Balanced()
+    parser.feed(text)
+    assert parser.open == []
+    return parser
+
+
+def bare(tmp_path, **change):
+    """A folder with results.json alone."""
+    (tmp_path / "results.json").write_text(json.dumps({**results(), **change}))
+    return tmp_path
+
+
+def test_the_whole_report(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    file = html.write(folder)
+    assert file == folder / "report.html"
+    text = file.read_text()
+    page = parsed(text)
+    assert page.seen.count("svg") == 6  # widths, accuracy, loss, trade, gates, scores
+    assert page.seen.count("img") == 48
+    for said in (
+        "0.55 points below",
+        "cost more than it saves",
+        "What was kept",
+        "Which images",
+        "config.yaml",
+        "torch 2.15.0",
+    ):
+        assert said in text
+    assert not list(folder.glob(".report*"))
+    # the same folder gives the same page
+    assert html.write(folder).read_text() == text
+
+
+def test_nothing_is_fetched_and_nothing_runs(finished, tmp_path):
+    text = html.render(finished)
+    assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:image/png;base64,)", text)
+    assert "://" not in text
+    assert "<script" not in text
+    assert "default-src 'none'" in text
+
+
+def test_what_is_missing_is_left_out(tmp_path):
+    folder = bare(tmp_path)
+    text = html.render(folder)
+    page = parsed(text)
+    assert page.seen.count("svg") == 2  # widths and trade: all that results.json tells
+    for absent in ("Which images", "config.yaml", "Gates", "Accuracy over"):
+        assert absent not in text
+    few = {"format": 1, "final": {"top1": 90.0}}
+    (tmp_path / "results.json").write_text(json.dumps(few))
+    assert "The model is done." in html.render(folder)
+    without = {key: value for key, value in results().items() if key != "baseline"}
+    (tmp_path / "results.json").write_text(json.dumps(without))
+    assert "before the cut" in html.render(folder)
+    assert "(estimated)" in html.render(folder)
+
+
+def test_names_are_escaped(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    told = results(NASTY)
+    told["ledger"]["stages"].append({"stage": NASTY, "seconds": 1, "image_forwards": 0, "macs": 0})
+    told["ledger"]["verdict"] = NASTY
+    (folder / "results.json").write_text(json.dumps(told))
+    (folder / "versions.txt").write_text(NASTY)
+    (folder / "log.jsonl").write_text(json.dumps({"event": "said", "stage": "x", "level": "warning", "text": NASTY}))
+    text = html.render(folder)
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;") >= 5
+    parsed(text)
+    for svg in (
+        figures.curves([Series(NASTY, "lotus", [0, 1], [1, 2])], title=NASTY, x=NASTY, y=NASTY, level=(1, NASTY)),
+        figures.trade([Point(NASTY, "dense", 1.0, 2.0)], title=NASTY),
+        figures.scores(np.arange(5.0), np.array([1]), name=NASTY),
+    ):
+        assert "<script" not in svg
+        parsed(svg)
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"format": 2, "final": {}}', '{"format": 1}'])
+def test_a_folder_without_results_is_refused(tmp_path, content):
+    if content is not None:
+        (tmp_path / "results.json").write_text(content)
+    with pytest.raises(Refused, match=re.escape(str(tmp_path))):
+        html.write(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_training_that_was_begun_again_is_drawn_once():
+    lines = log(("train",))
+    first = [event for event in lines if event["event"] == "evaluated"]
+    broken = [*first[:7], *first[5:9], *first]
+    assert [epoch for epoch, _ in html._evaluations(broken, "train")] == list(range(1, 21))
+    assert html._evaluations([*first, *first[:3]], "train")[-1][0] == 3
+    assert len(html._last_course(lines + lines[:11], "train", "open_macs")) == 5
+    assert html._evaluations(lines, "baseline") == []
+
+
+def test_a_score_of_the_users_own_is_left_out(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    (folder / "config.yaml").write_text(config.check({"name": "x", "select": {"score": "mine", "keep": 0.5}}).yaml())
+    assert "Which images" not in html.render(folder)
+
+
+def test_images_that_are_gone_are_left_out_and_the_scores_stay(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(folder / "data")
+    page = parsed(html.render(folder))
+    assert "img" not in page.seen
+    assert page.seen.count("svg") == 6
+
+
+# ----------------------------------------------------------------------------------------------------------- figures
+
+
+def svg_of(text):
+    return ElementTree.fromstring(text[: text.index("</svg>") + 6])
+
+
+def test_bars_are_as_long_as_what_is_kept():
+    svg = svg_of(figures.widths(BLOCKS))
+    bars = [(bar.get("class"), float(bar.get("width"))) for bar in svg.iter("rect")]
+    assert len(bars) == 16
+    for number, block in enumerate(BLOCKS):
+        (_, was), (_, now) = bars[8 + 2 * number : 10 + 2 * number]
+        assert now / was == pytest.approx(block["hidden"] / 256, abs=0.01)
+
+
+def test_the_histogram_counts_every_image_once():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=500)
+    svg = svg_of(figures.scores(values, np.flatnonzero(values > 0), name="s"))
+    heights = {
+        kind: sum(float(bar.get("height")) for bar in svg.iter("rect") if bar.get("class") == kind)
+        for kind in ("pale", "fill lotus")
+    }
+    assert heights["fill lotus"] / heights["pale"] == pytest.approx((values > 0).mean(), abs=0.01)
+    assert figures.scores(np.full(3, np.inf), np.array([0]), name="s") == ""
+    assert "2 images without a bound" in figures.scores(np.array([1.0, np.inf, np.inf]), np.array([0]), name="s")
+
+
+def test_pictures_have_titles_and_stay_inside():
+    made = (
+        figures.curves([Series("a", "dense", [1, 2, 3], [5, float("nan"), 7])], title="T", x="x", y="y"),
+        figures.curves([Series("a", "dense", [1], [5])], title="T", x="x", y="y", bounds=(0, 100)),
+        figures.trade([Point("a", "dense", 4e6, 98.0), Point("b", "lotus", 4e6, 98.0), Point("c", "tune", 2e6, 98.0)]),
+        figures.widths(BLOCKS),
+    )
+    for text in made:
+        svg = svg_of(text)
+        assert svg.find("title").text == svg.get("aria-label")
+        width, height = map(float, svg.get("viewBox").split()[2:])
+        for mark in svg.iter("circle"):
+            assert 0 <= float(mark.get("cx")) <= width
+            assert 0 <= float(mark.get("cy")) <= height
+    assert figures.curves([Series("a", "dense", [], [])], title="T", x="x", y="y") == ""
+    assert figures.trade([]) == figures.widths([]) == ""
+
+
+def test_ticks_are_round():
+    assert figures.ticks(0, 100) == [0, 20, 40, 60, 80, 100]
+    assert figures.ticks(0.31, 0.92) == pytest.approx([0.4, 0.6, 0.8])
+    assert figures.ticks(0, 28_740, most=6) == [0, 5000, 10_000, 15_000, 20_000, 25_000]
+
+
+def test_small_images_keep_their_pixels_and_large_ones_shrink():
+    import base64
+    import io
+
+    from PIL import Image
+
+    def back(uri):
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
+
+    small = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    assert np.array_equal(back(figures.tile(small)), small)
+    assert back(figures.tile(np.zeros((300, 200, 3), np.uint8))).shape == (96, 64, 3)

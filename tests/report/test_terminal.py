@@ -1,0 +1,227 @@
+"""The terminal as text: a console of fixed width that writes into a string, and a clock that we turn."""
+
+import io
+
+import numpy as np
+import pytest
+from rich.console import Console
+from run_folder import results
+
+from lotus.events import Began, Ended, Evaluated, Pruned, Said, Skipped, Step, Wrote
+from lotus.report import terminal
+from lotus.report.terminal import Terminal
+
+
+class Page:
+    """A console of 100 columns."""
+
+    def __init__(self, **args):
+        self.out = io.StringIO()
+        self.console = Console(file=self.out, width=100, highlight=False, **args)
+
+    @property
+    def text(self):
+        return self.out.getvalue()
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def step(done, stage="train", total=100, **values):
+    return Step(stage, done, total, values=values)
+
+
+def play(page, events, plain, tick=1.0):
+    clock = Clock()
+    with Terminal(page.console, plain=plain, clock=clock) as shown:
+        for event in events:
+            shown.show(event)
+            clock.now += tick
+    return page.text
+
+
+def test_plain_lines_come_at_begin_every_ten_seconds_after_an_evaluation_and_at_the_end():
+    values = {"epoch": 1, "images_per_second": 2310.4, "loss": 0.41234, "zero_gates": 0.125}
+    events = [Began("train", "train.lr: 0.001 -> 0.002"), *(step(i, **values) for i in range(1, 25))]
+    events += [
+        Evaluated("train", 1, {"top1": 97.123, "loss": 0.3}),
+        Ended("train", 26.4, {"top1": 97.5, "macs": 1.8e6}),
+    ]
+    lines = play(Page(), events, None).splitlines()
+    assert lines == [
+        "  train     begins (train.lr: 0.001 -> 0.002)",
+        "  train     steps 10 of 100, epoch 1, 2,310 images/s, loss 0.412, zero gates 12 %, 1 min 30 s left",
+        "  train     steps 20 of 100, epoch 1, 2,310 images/s, loss 0.412, zero gates 12 %, 1 min 20 s left",
+        "  train     epoch 1: top-1 97.12 %, loss 0.3000",
+        "✓ train     26 s top-1 97.50 %, 1.8 M MACs",
+    ]
+
+
+def test_plain_lines_are_never_broken_nor_coloured():
+    page = Page()
+    page.console.width = 20
+    text = play(page, [Said("train", "a long\nsentence " * 10, "warning"), Began("train", "x")], None)
+    assert len(text.splitlines()) == 2
+    assert "\x1b" not in text
+
+
+def test_what_users_wrote_is_no_markup():
+    events = [Began("train", "[bold]x[/]"), Said("train", "[red]careful[/red] [/nope]", "warning"), Ended("train", 1.0)]
+    for plain in (True, False):
+        assert "[red]careful[/red] [/nope]" in play(Page(force_terminal=True, color_system=None), events, plain)
+
+
+def test_the_live_display_leaves_one_line_a_stage():
+    page = Page(force_terminal=True, color_system=None)
+    events = [
+        Began("score", "not done yet"), step(1, "score"), Ended("score", 3.2),
+        Began("train", "not done yet"), *(step(i, epoch=1, loss=2.0, images_per_second=100.0) for i in range(1, 101)),
+        Evaluated("train", 1, {"top1": 50.0, "loss": 9.9}), step(100, epoch=1, loss=2.0), Wrote("train", "trained"),
+        Ended("train", 101.0, {"top1": 50.0}), Skipped("prune"),
+    ]  # fmt: skip
+    text = play(page, events, False)
+    assert text.count("✓ score") == text.count("✓ train") == 1
+    assert "✓ train     1 min 41 s  top-1 50.00 %" in text
+    assert "50/100" in text
+    assert "epoch 1  100 images/s  loss 2.000" in text
+    assert "50 s left" in text
+    assert "top-1 50.00 %" in text
+    assert "9.900" not in text  # the loss shown while training is the training loss
+    assert text.endswith("\x1b[?25h\x1b[1A\x1b[2K") or "\x1b[?25h" in text  # the cursor is back
+
+
+def test_the_cursor_comes_back_after_an_exception():
+    page = Page(force_terminal=True, color_system=None)
+    shown = Terminal(page.console)
+    assert not shown.plain
+    with pytest.raises(RuntimeError, match="broken off"), shown:
+        raise _after(shown.show, Began("train", "x"))
+    assert "\x1b[?25h" in page.text
+
+
+def _after(act, event):
+    act(event)
+    return RuntimeError("broken off")
+
+
+def test_a_resumed_stage_is_timed_from_where_it_went_on():
+    page = Page()
+    events = [Began("train", "x"), *(step(80 + i) for i in range(1, 12))]
+    assert "steps 90 of 100, 10 s left" in play(page, events, True)
+
+
+def test_a_second_probe_is_timed_anew():
+    text = play(Page(), [Began("score", "x"), *(step(i, "score") for i in (*range(1, 101), *range(1, 20)))], True)
+    assert "steps 10 of 100, 1 min 30 s left" in text.splitlines()[-1]
+
+
+def test_no_color_is_honoured(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    page = Page(force_terminal=True)
+    text = play(page, [Began("train", "x"), step(3), Ended("train", 1.0), Said("t", "x", "warning")], False)
+    assert "\x1b[3" not in text.replace("\x1b[?25", "")
+
+
+def test_a_console_without_unicode_gets_other_marks():
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    console = Console(file=out, width=100)
+    with Terminal(console, plain=True) as shown:
+        shown.show(Ended("train", 1.0))
+        shown.show(Pruned("prune", {"macs": 4e6}, {"macs": 2e6}))
+    terminal.last_page(results(), "r.html", console)
+    terminal.ticket_page(["a"], [1], [2], np.array([0.1, 0.9]), np.array([1]), console=console)
+    out.seek(0)
+    assert "* train" in out.read()
+
+
+def test_the_last_page_says_it_all():
+    page = Page()
+    terminal.last_page(results(), "runs/[digits]/report.html", page.console)
+    text = " ".join(page.text.split())
+    assert "With 50 % of the images and 49.6 % of the MACs, LOTUS reaches 98.06 % top-1, 0.55 points below" in text
+    assert "Top-1 98.61 % 98.06 % -0.55 points" in text
+    assert "MACs an image 3.63 M 1.8 M 0.50 x" in text
+    assert "Images seen in training 28,740 21,540 0.75 x" in text
+    assert "Latency, batch of 64, cpu fp32 31.2 ms 17.9 ms 0.57 x" in text
+    assert "718 of 1,437 (50 %)" in text
+    assert "128 of 256 attention dimensions and 512 of 1,024 MLP units" in text
+    assert "cost more than it saves" in text
+    assert page.text.rstrip().endswith("report: runs/[digits]/report.html")
+
+
+def test_the_last_page_of_a_run_without_a_baseline():
+    page = Page()
+    terminal.last_page(
+        {k: v for k, v in results().items() if k not in ("baseline", "ledger")}, "report.html", page.console
+    )
+    assert "before the cut" in page.text
+
+
+def test_the_ticket_page():
+    page = Page()
+    scores = np.concatenate([np.arange(100.0), [np.inf]])
+    terminal.ticket_page(
+        ["[cat]", "dog"], [30, 21], [50, 51], scores, np.arange(50, 101), title="el2n, ccs", warnings=["careful"],
+        out="t.npz", console=page.console,
+    )  # fmt: skip
+    text = page.text
+    assert "[cat]" in text
+    assert "60 %" in text
+    assert "written to t.npz" in text
+    assert "! careful" in text
+    bars = [line for line in text.splitlines() if "░" in line or "█" in line]
+    assert len(bars) == 17
+    assert "░" not in bars[-2]
+    assert "█" not in bars[0]
+    assert "no bound" in bars[-1]
+    assert sum(int(bar.split()[-3]) for bar in bars) == 51
+
+
+def test_many_classes_are_summed_up():
+    page = Page()
+    terminal.ticket_page(
+        [f"class{i}" for i in range(1000)], [1] * 1000, [4] * 1000, None, np.arange(1000), console=page.console
+    )
+    assert "and 961 more" in page.text
+    assert "25 % to 25 %" in page.text
+    assert len(page.text.splitlines()) < 50
+
+
+def test_constant_scores_have_a_histogram():
+    assert terminal.histogram(np.ones(4), np.array([0])) == [f"{'1':>10}  {'█' * 11 + '░' * 33}  1 of 4"]
+    assert len(terminal.histogram(np.full(3, np.inf), np.array([0]))) == 1
+
+
+def test_the_plan_page():
+    page = Page()
+    rows = [
+        {"stage": "score", "says": "watch", "why": None, "image_forwards": 5e6, "macs": 5e12},
+        {"stage": "train", "says": "train [x]", "why": "train.lr: 1 -> 2", "image_forwards": 43_110, "macs": 1.7e11},
+    ]
+    terminal.plan_page(rows, page.console)
+    text = " ".join(page.text.split())
+    assert "score watch done before train train [x] train.lr: 1 -> 2 43.1 k 170 G" in text
+    assert "to do 1 of 2 stages 43.1 k 170 G" in text
+
+
+def test_the_doctor_page():
+    from lotus.doctor import Check
+
+    page = Page()
+    terminal.doctor_page(
+        [Check("python", "3.11"), Check("ffcv", "missing", "pip install"), Check("torch", "old", "renew", True)],
+        page.console,
+    )
+    lines = [" ".join(line.split()) for line in page.text.splitlines()]
+    assert lines == [
+        "✓ python 3.11",
+        "! ffcv missing",
+        "pip install",
+        "x torch old",
+        "renew",
+        "Not fit: 1 to mend before a run can work.",
+    ]
