@@ -179,8 +179,9 @@ class Sparsity(Section):
     """Lambda: where it starts, or where it stays with ``steer: false``."""
     steer: bool = True
     """Steer lambda so that the open gates' MACs approach ``prune.keep.macs``."""
-    lr: float = Field(5e-3, gt=0)
-    """Learning rate of the gates (Adam, no weight decay)."""
+    lr: float = Field(2e-2, gt=0)
+    """Learning rate of the gates (Adam, no weight decay). Times the steps after ``start`` it should be 2 or more: a gate
+    goes from 1 to 0 by steps of at most about this."""
     start: float = Field(0.25, ge=0, lt=1)
     """Part of training before the penalty sets in."""
 

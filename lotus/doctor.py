@@ -32,14 +32,15 @@ class Check:
 
 
 def checks() -> Iterator[Check]:
-    """All questions, cheapest first. Nothing heavy is imported."""
-    for ask in (_python, _versions, _pair, _compiler, _shm, _ffcv, _gpu):
+    """All questions, cheapest first. Nothing heavy is imported here; the last two ask another process, for seconds."""
+    for ask in (*QUICK, _compiler, _shm, _ffcv, _gpu):
         yield from ask()
 
 
 def refusals() -> list[str]:
     """The sentences for which a run has to be refused; empty on a fit machine."""
-    return [f"{check.name}: {check.found}. {check.cure}" for check in checks() if check.fatal and check.cure]
+    asked = (check for ask in QUICK for check in ask())
+    return [f"{check.name}: {check.found}. {check.cure}" for check in asked if check.fatal and check.cure]
 
 
 def _version(name: str) -> str | None:
@@ -143,3 +144,7 @@ def _gpu() -> Iterator[Check]:
         "" if asked.returncode == 0 else "torch does not load. Run: make setup.",
         fatal=asked.returncode != 0,
     )
+
+
+QUICK: tuple[Callable[[], Iterator[Check]], ...] = (_python, _versions, _pair)
+"""What decides whether a run can work at all."""

@@ -117,6 +117,7 @@ def go(
     # Several ranks must take the same decisions, so they are joined before the first; one alone answers at once.
     shop = Shop(run, _world(config), shelves) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
     lead = shop is None or shop.world.rank == 0
+    looked = False
     with run.held() if lead else contextlib.nullcontext():
         if lead:
             run.settle()
@@ -129,8 +130,10 @@ def go(
                 yield _logged(run, Skipped(name), lead)
                 continue
             if shop is None:
-                _fit_machine()
                 shop = Shop(run, _world(config), shelves)
+            if not looked:
+                _look_ahead(config)
+                looked = True
             if lead:
                 run.forget([name])
             yield _logged(run, Began(name, why), lead)
@@ -332,10 +335,8 @@ def prune(shop: Shop) -> Making:
 
 
 def finetune(shop: Shop) -> Making:
-    import torch
-
     import lotus.pruning
-    from lotus.training.distill import Distiller
+    from lotus.training.distill import make_distiller
     from lotus.vit.cost import count
     from selection.subset import Subset
 
@@ -348,18 +349,9 @@ def finetune(shop: Shop) -> Making:
     ticket = Subset.load(run.ticket)
     weights = np.zeros(ticket.total, np.float32)
     weights[ticket.rows] = ticket.weights
-    distiller, teacher_macs = None, 0
-    if recipe.distill != "none":
-        teacher = lotus.pruning.load(run.trained)
-        teacher_macs = count(teacher).macs
-        distiller = Distiller(
-            teacher,
-            recipe.distill,
-            recipe.temperature,
-            recipe.teacher_weight,
-            device=shop.world.device,
-            dtype=torch.bfloat16 if recipe.precision == "bf16" else torch.float32,
-        )
+    teacher = lotus.pruning.load(run.trained)
+    distiller = make_distiller(teacher, recipe, shop.world.device)
+    teacher_macs = count(teacher).macs if distiller is not None else 0
     fitted, macs = yield from _fit(
         shop, "finetune", recipe, model, rows=ticket.rows, weights=weights, distiller=distiller
     )
@@ -636,11 +628,20 @@ def _logged(run: Run, event: Event, lead: bool) -> Event:
     return event
 
 
-def _fit_machine() -> None:
-    """Refuse a machine on which no run can work, with the doctor's sentence."""
+def _look_ahead(config: Config) -> None:
+    """Refuse now what would only fail after an hour: the machine, the model, the budget, the recipes."""
+    from lotus.pruning import budget
+    from lotus.training.optim import make_optimizer
+    from lotus.vit.cost import outline
+    from lotus.vit.model import create
+
     refusals = doctor.refusals()
     if refusals:
         raise Refused("\n".join(refusals))
+    model = create(config.model.model_copy(update={"pretrained": False, "weights": ""}), classes=10)
+    budget.check_reach(outline(model), config.prune.keep.model_dump(exclude_none=True), round=config.prune.round)
+    for recipe in (config.score, config.train, config.finetune):
+        make_optimizer(model, recipe)
 
 
 # ------------------------------------------------------------------------------------- what is told, before and after

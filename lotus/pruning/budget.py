@@ -141,12 +141,8 @@ def fit_plan(
     share = check_keep(keep)
     if rank not in ("pool", "kind"):
         raise Refused(f"prune.rank: there is no {rank!r}. Here: pool, kind.")
-    if type(round) is not int or round < 1:
-        raise Refused(f"prune.round: must be a whole number from 1, not {round!r}.")
-    dense = outline.cost()
-    limits = {what: int(part * getattr(dense, what)) for what, part in share.items()}
+    limits = check_reach(outline, share, round=round)
     blocks = [_Block(index, outline, scores, round) for index in range(len(outline.dims))]
-    _refuse_out_of_reach(blocks, outline, dense, share, limits)
     if rank == "pool":
         _cut_pool(blocks, outline, limits)
     else:
@@ -170,6 +166,30 @@ def check_keep(keep: Mapping[str, float]) -> dict[str, float]:
     if not share:
         raise Refused("prune.keep: say macs or params or both, e.g. {'macs': 0.5}.")
     return share
+
+
+def check_reach(outline: Outline, keep: Mapping[str, float], *, round: int = 8) -> dict[str, int]:
+    """The budgets as whole numbers; needs no scores, so that a budget can be refused before anything is trained.
+
+    Raises:
+        Refused: a budget that is none, or one that no plan meets; names the range that can be reached.
+    """
+    share = check_keep(keep)
+    if type(round) is not int or round < 1:
+        raise Refused(f"prune.round: must be a whole number from 1, not {round!r}.")
+    least = [Dims(1, min(of.qk_dim, round), min(of.v_dim, round), min(of.hidden, round)) for of in outline.dims]
+    floor, dense = outline.cost(least), outline.cost()
+    limits = {}
+    for what, part in share.items():
+        lowest, whole = getattr(floor, what), getattr(dense, what)
+        limits[what] = int(part * whole)
+        if lowest > limits[what]:
+            reach = -(-10000 * lowest // whole) / 10000  # rounded up, so that the number that is named can be had
+            raise Refused(
+                f"prune.keep.{what}: {part} is out of reach. With one head, {least[0].v_dim} head dimensions and "
+                f"{least[0].hidden} MLP units a block, {reach:.4f} of {whole:,} remain. Take {reach:.4f} to 1, or a smaller round."
+            )
+    return limits
 
 
 def _cut_pool(blocks: list[_Block], outline: Outline, limits: Mapping[str, int]) -> None:
@@ -299,28 +319,6 @@ class _Spent:
     def relative(self, chunk: Chunk, budgets: Sequence[str]) -> float:
         """What ``chunk`` saves, each budget as a part of its limit."""
         return sum(getattr(chunk, what) / max(1, self.limits[what]) for what in budgets)
-
-
-def _refuse_out_of_reach(
-    blocks: list[_Block], outline: Outline, dense: Cost, share: Mapping[str, float], limits: Mapping[str, int]
-) -> None:
-    least = []
-    for block in blocks:
-        for kind in KINDS:
-            while (fewer := block.fewer(kind)) is not None:
-                block.dims = fewer
-        least.append(block.dims)
-        block.dims = block.of
-    floor = outline.cost(least)
-    for what, limit in limits.items():
-        lowest, all_ = getattr(floor, what), getattr(dense, what)
-        if lowest > limit:
-            # rounded up, so that the number that is named can be had
-            reach = -(-10000 * lowest // all_) / 10000
-            raise Refused(
-                f"prune.keep.{what}: {share[what]} is out of reach. With one head, {least[0].v_dim} head dimensions and "
-                f"{least[0].hidden} MLP units a block, {reach:.4f} of {all_:,} remain. Take {reach:.4f} to 1, or a smaller round."
-            )
 
 
 def _scores(scores: Mapping[str, np.ndarray], site: str, shape: tuple[int, ...]) -> np.ndarray:
