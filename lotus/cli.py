@@ -133,7 +133,9 @@ def _run_options(parser: argparse.ArgumentParser, until: str) -> None:
 def _run(options: argparse.Namespace) -> int:
     from lotus import stages
     from lotus.config import read
+    from lotus.report.board import Board
     from lotus.report.terminal import Terminal
+    from lotus.run import Run
 
     if options.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(options.local_rank))
@@ -151,9 +153,13 @@ def _run(options: argparse.Namespace) -> int:
         for _ in events:
             pass
         return 0
-    with Terminal(plain=options.plain or None) as terminal:
+    with contextlib.ExitStack() as open_things:
+        listeners: list[Terminal | Board] = [open_things.enter_context(Terminal(plain=options.plain or None))]
+        if config.tensorboard:
+            listeners.append(open_things.enter_context(Board(Run(config).folder / "tensorboard")))
         for event in events:
-            terminal.show(event)
+            for listener in listeners:
+                listener.show(event)
     if options.until == "report":
         _last_page(config)
     return 0

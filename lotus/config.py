@@ -284,6 +284,8 @@ class Config(Section):
     """auto takes a GPU where there is one."""
     baseline: bool = True
     """Also train the dense model on all images by ``train``'s recipe, to compare with."""
+    tensorboard: bool = False
+    """Also write TensorBoard files under ``tensorboard/`` in the run's folder (extra ``tensorboard``)."""
     data: Data = Data()
     model: Model = Model()
     score: Score = Score()

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import importlib.metadata
 import json
+import operator
 import os
 import platform
 import re
@@ -33,7 +35,7 @@ class Stage:
 
     name: str
     settings: tuple[str, ...]
-    """Parts of the config (``"train"``, ``"prune.keep"``) that change what it makes."""
+    """Parts of the config (``"train"``, ``"prune.keep"``) that change what it makes, less those with a minus before them."""
     after: tuple[str, ...]
     """Stages whose outputs it reads."""
     outputs: tuple[str, ...]
@@ -51,7 +53,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("score", ("score", "model", "seed", "select.score", "select.pick", "select.keep", "select.ticket"),
           ("prepare",), ("signals.npz",), "train the probe and watch every image"),
     Stage("select", ("select", "seed"), ("score",), ("subset.npz",), "draw the ticket: the images worth training on"),
-    Stage("baseline", ("train", "model", "seed"), ("prepare",), ("baseline/spec.json",),
+    Stage("baseline", ("train", "-train.sparsity", "model", "seed"), ("prepare",), ("baseline/spec.json",),
           "train the dense model on all images, to compare with"),
     Stage("train", ("train", "model", "seed", "prune.keep"), ("select",), ("trained/spec.json",),
           "train on the ticket under sparsity"),
@@ -186,10 +188,11 @@ class Run:
         dump = self.config.model_dump(mode="json")
         found: dict[str, Any] = {}
         for part in BY_NAME[stage].settings:
-            value: Any = dump
-            for step in part.split("."):
-                value = value[step]
-            found[part] = value
+            *way, last = part.removeprefix("-").split(".")
+            if part.startswith("-"):
+                functools.reduce(operator.getitem, way, found).pop(last)
+            else:
+                found[part] = functools.reduce(operator.getitem, [*way, last], dump)
         return found
 
     def made_from(self, stage: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from lotus.pruning.plan import BlockPlan, Plan
 from lotus.vit.anatomy import Dims
-from lotus.vit.cost import BlockCost, Cost, Outline
+from lotus.vit.cost import BlockCost, Outline
 from selection.errors import Refused
 from selection.methods import nearest
 

@@ -299,3 +299,12 @@ def test_a_json_reaches_the_engine(tmp_path: Path) -> None:
     engine = made(deepspeed=str(file))
     assert engine.stage == 2
     go(engine, range(2))
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "configs" / "deepspeed").glob("*.json")))
+def test_the_shipped_jsons_change_nothing_but_the_stage(file: Path) -> None:
+    stage = int(file.stem.removeprefix("zero"))
+    merged, ours = settings(recipe(deepspeed=str(file)), World()), settings(recipe(zero=stage), World())
+    assert merged["zero_optimization"]["stage"] == stage
+    del merged["zero_optimization"], ours["zero_optimization"]
+    assert merged == ours
