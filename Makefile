@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 RUN    := $(VENV)/bin/python
+# A process a core, each with one thread: two threads each on two cores would be several times slower.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 export VENV PYTHON
 
 .PHONY: demo test check fast format lint types setup doctor clean
@@ -10,12 +12,12 @@ demo: setup   ## every stage on scikit-learn's digits, ends with the report
 	@$(RUN) tools/run.py configs/digits.yaml
 
 test: setup   ## the whole test suite
-	@$(RUN) -m pytest
+	@$(PYTEST)
 
 check: setup lint types fast   ## before every commit: under two minutes
 
 fast:
-	@$(RUN) -m pytest -m "not slow"
+	@$(PYTEST) -m "not slow"
 
 lint:
 	@$(RUN) -m ruff format --check .

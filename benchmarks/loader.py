@@ -30,6 +30,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else selection.py of this folder is found first
+
 from lotus.config import Augment, Data
 from lotus.data import beton
 from lotus.data.source import Source, open_data

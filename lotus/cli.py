@@ -38,15 +38,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _terminated_like_interrupted():
             return options.verb(options)
     except Refused as refusal:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"lotus: {refusal}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("lotus: stopped. The same command goes on from here.", file=sys.stderr)
-        return STOPPED
+        return _told(refusal, 2)
+    except KeyboardInterrupt as stop:
+        return _told(str(stop) or "stopped. The same command goes on from here.", STOPPED)
     except BrokenPipeError:  # `lotus ... | head`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - python flushes it at exit
         return 0
+
+
+def _told(why: object, code: int) -> int:
+    """Say why on rank 0; the others would only repeat it."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"lotus: {why}", file=sys.stderr)
+    return code
 
 
 def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:

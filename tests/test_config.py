@@ -100,7 +100,7 @@ def test_probe_and_finetune_take_after_the_training() -> None:
 
 def test_a_method_takes_options_in_yaml_and_on_the_command_line() -> None:
     assert check({"select": {"pick": {"name": "ccs", "bins": 20}}}).select.pick.options == {"bins": 20}
-    config = read(ROOT / "configs" / "digits.yaml", ["select.pick.bins=20"])
+    config = read(ROOT / "configs" / "digits.yaml", ["select.pick=ccs", "select.pick.bins=20"])
     assert (config.select.pick.name, config.select.pick.options) == ("ccs", {"bins": 20})
 
 

@@ -35,6 +35,13 @@ def test_a_finished_stage_is_done_and_its_paths_do_not_matter(tmp_path: Path) ->
     assert make(tmp_path, train={"lr": 1}).why("prepare") is None, "a stage's own settings decide"
 
 
+def test_gates_do_not_concern_the_dense_baseline(tmp_path: Path) -> None:
+    do(make(tmp_path), "prepare", "baseline", "score", "select", "train")
+    other = make(tmp_path, train={"sparsity": {"lr": 0.5}})
+    assert other.why("baseline") is None
+    assert "train.sparsity.lr" in str(other.why("train"))
+
+
 def test_why_names_the_setting_the_file_or_the_stage(tmp_path: Path) -> None:
     do(make(tmp_path), "prepare", "score", "select", "train")
     assert make(tmp_path, train={"lr": 0.5}).why("train") == "train.lr: 0.001 -> 0.5"

@@ -210,7 +210,7 @@ def free_port() -> int:
         (["prune.kep=1"], "prune.kep: no such setting. Did you mean 'keep'?"),
         (["select.score=eltwon"], "select.score: there is no 'eltwon'"),
         (["select.pick=css"], "Did you mean 'ccs'?"),
-        (["select.pick.bin=3"], "select.pick.bin"),
+        (["select.pick=ccs", "select.pick.bin=3"], "select.pick.bin: 'ccs' has no such setting. Did you mean 'bins'?"),
         (["prune.criterion=taylr"], "Did you mean 'taylor'?"),
         (["model.name=vit_tinny_patch16_224"], "Did you mean"),
         (["model.name=resnet18", "model.args={}"], "resnet18"),

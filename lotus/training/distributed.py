@@ -25,7 +25,7 @@ from torch import Tensor
 from selection.errors import Refused
 
 _RANKS = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-_PATIENCE = datetime.timedelta(minutes=30)  # for a rank that does not answer, e.g. while rank 0 checks a checkpoint
+_PATIENCE = datetime.timedelta(hours=12)  # the others wait while rank 0 prepares a large data set or prunes
 
 
 @dataclass(frozen=True)
