@@ -62,8 +62,8 @@ def choose(*, score: Choice, pick: Choice, keep: float, shelves: Iterable[Module
     if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
         raise Refused(f"select.keep: {keep!r} is no part in (0, 1]. Say 0.3 to keep 30 % of the images.")
     shelves = list(shelves)
-    score_name, _, _ = _method(scores, shelves, score, "select.score")
-    pick_name, _, _ = _method(pickers, shelves, pick, "select.pick")
+    score_name, _, _ = resolve(scores, shelves, score, "select.score")
+    pick_name, _, _ = resolve(pickers, shelves, pick, "select.pick")
     if pick_name == "top_k" and score_name not in _NOT_DIFFICULTY and keep < 0.5:
         return [
             f"select.pick: the {keep:.0%} that {score_name} ranks highest may train worse than a random {keep:.0%}: on CIFAR-10, "
@@ -103,8 +103,8 @@ def select(
     warnings = choose(score=score, pick=pick, keep=keep, shelves=shelves)
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise Refused(f"seed: {seed!r} is no whole number of at least 0.")
-    score_name, scorer, score_options = _method(scores, shelves, score, "select.score")
-    pick_name, picker, pick_options = _method(pickers, shelves, pick, "select.pick")
+    score_name, scorer, score_options = resolve(scores, shelves, score, "select.score")
+    pick_name, picker, pick_options = resolve(pickers, shelves, pick, "select.pick")
     if "seed" in methods.settings(scorer):
         score_options = {"seed": int(seed), **score_options}
 
@@ -179,7 +179,7 @@ def quotas(sizes: npt.ArrayLike, budget: int, rng: np.random.Generator) -> Rows:
     return result
 
 
-def _method(
+def resolve(
     shelf: ModuleType, shelves: Iterable[ModuleType], choice: Choice, place: str
 ) -> tuple[str, Any, dict[str, Any]]:
     """Name, function and options of a choice, which are checked."""
@@ -252,7 +252,8 @@ def _draw(
     have = np.flatnonzero(inside)
     if len(have) > quota:
         raise Refused(
-            f"start: of the {len(group)} images of class {key} it has {len(have)}, and {quota} are to stay. Raise select.keep."
+            f"start: it has {len(have)} of {len(group)} images (class {key}, where classes are balanced), and {quota} are to stay. "
+            "Raise select.keep."
         )
     rng = np.random.default_rng([seed, _PICK, key])
     told: dict[str, Any] = {"budget": quota, "keep": float(keep), "rng": rng, "start": have}

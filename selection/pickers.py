@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selection.errors import Refused
-from selection.gradients import EVERY, Gradients
+from selection.gradients import EVERY, Gradients, Index
 from selection.neighbors import Cosine, Kernel, NearGradients, nearest, slices, unit
 from selection.submodular import (
     FacilityLocation,
@@ -411,7 +411,7 @@ def grad_match(
         errors, embeddings: of which the gradient is the outer product; see selection/gradients.py.
         by: ``"image"``, or ``"batch"``: whole random batches are taken, with one weight each (the paper's PB form).
         batch: images in one.
-        at_once: how many are taken before the weights are fitted again; None: as many as make 500 fits.
+        at_once: how many are taken before the weights are fitted again; None: as many as make 300 fits.
         max_memory: GB, for the inner products among those taken.
 
     Raises:
@@ -444,7 +444,7 @@ def grad_match(
         picked, weights = _pursue(
             matrix @ target,
             lambda rows, columns: matrix[rows] @ matrix[columns].T,
-            lambda rows, w: matrix @ (w @ matrix[rows]),
+            lambda rows, w, of: matrix[of] @ (w @ matrix[rows]),
             min(picks, len(parts)),
             ridge,
             at_once or 1,
@@ -464,19 +464,19 @@ def grad_match(
         picked, weights = _pursue(
             inner.sum(1, dtype=np.float64),
             lambda rows, columns: inner[np.ix_(rows, columns)],
-            lambda rows, w: w.astype(np.float32) @ inner[rows],
+            lambda rows, w, of: inner[of][:, rows] @ w.astype(np.float32),
             budget,
             ridge,
-            at_once or math.ceil(budget / 500),
+            at_once or math.ceil(budget / 300),
         )
     else:
         picked, weights = _pursue(
             gradients.along(missing),
-            gradients.inner,
-            lambda rows, w: gradients.along(gradients.total(rows, w)),
+            lambda rows, columns: gradients.inner(rows, columns, dtype=np.float64),
+            lambda rows, w, of: gradients.along(gradients.total(rows, w), of),
             budget,
             ridge,
-            at_once or math.ceil(budget / 500),
+            at_once or math.ceil(budget / 300),
         )
     return order[picked], weights
 
@@ -523,7 +523,7 @@ def glister(
         now = np.exp(logits - logits.max(1, keepdims=True))
         now /= now.sum(1, keepdims=True)
         now[onehot] -= 1
-        direction = now.T @ gradients.features
+        direction = (gradients.features.T @ now).T
     return order[chosen]
 
 
@@ -559,14 +559,14 @@ def _represent(
     if maximiser == "lazy":
         what = f"{method}: the similarities of {n} images with one another"
         within(max_memory, need(n), what, "Take maximiser=sparse, balance the classes")
-        matrix = dense(kernel)
-        rows = lazy(FacilityLocation(kernel, matrix), budget, order=np.arange(n), start=start)
-        return np.array(rows), lambda of: matrix[of].argmax(0)
+        similar = dense(kernel)
+        rows = lazy(FacilityLocation(kernel, similar), budget, order=np.arange(n), start=start)
+        return np.array(rows), lambda of: similar[of].argmax(0)
     if maximiser == "stochastic":
         matrix = dense(kernel) if need(n) <= max_memory else None
         rows = stochastic(FacilityLocation(kernel, matrix), budget, rng, epsilon=epsilon, start=start)
         return np.array(rows), lambda of: _closest(kernel, of, np.arange(n))
-    k = min(n, neighbors + 1 if neighbors else max(65, math.ceil(4 * n / budget)))
+    k = min(n, 1 + (neighbors or max(64, math.ceil(4 * n / budget))))
     what = f"{method}: the {k - 1} nearest of each of {n} images"
     within(max_memory, 40e-9 * n * k, what, "Take fewer neighbors, maximiser=stochastic, balance the classes")
     index, similar = nearest(kernel, k, rng)
@@ -595,7 +595,7 @@ def _closest(kernel: Kernel, of: Rows, rows: Rows) -> Rows:
 def _pursue(
     aim: Array,
     inner: Callable[[Rows, Rows], Array],
-    explained: Callable[[Rows, Array], Array],
+    explained: Callable[[Rows, Array, Index], Array],
     budget: int,
     ridge: float,
     at_once: int,
@@ -605,39 +605,41 @@ def _pursue(
     Args:
         aim: inner product of each gradient with the target, (n,).
         inner: (rows, columns) -> their inner products.
-        explained: (rows, weights) -> inner product of each gradient with that weighted sum, (n,).
+        explained: (rows, weights, of) -> inner product of each gradient in ``of`` with that weighted sum.
         at_once: rows taken before the weights are fitted again.
     """
     aim = np.asarray(aim, np.float64)
     chosen = np.empty(0, np.int64)
-    inverse = np.empty((budget, budget))  # of the inner products among those taken plus the ridge, filled as they come
+    # Of the Cholesky factor of the inner products among those taken plus the ridge, the inverse; it grows by rows.
+    inverse = np.zeros((budget, budget))
+    solved = np.empty(0)  # that inverse times the aim of those taken
     weights = np.empty(0)
     missing = aim.copy()
     while len(chosen) < budget:
         missing[chosen] = -np.inf
         new = _highest(missing, min(at_once, budget - len(chosen)))
-        have = len(chosen)
+        have, then = len(chosen), len(chosen) + len(new)
         corner = inner(new, new).astype(np.float64)
-        # Duplicates make it singular where there is no ridge.
-        corner[np.diag_indices(len(new))] += max(ridge, 1e-6 * float(np.diag(corner).mean()), 1e-12)
-        if have:
-            side = inner(chosen, new).astype(np.float64)
-            turned = inverse[:have, :have] @ side
-            schur = np.linalg.inv(corner - side.T @ turned)
-            weighed = turned @ schur
-            for part in slices(have, have):
-                inverse[part, :have] += weighed[part] @ turned.T
-            inverse[:have, have : have + len(new)] = -weighed
-            inverse[have : have + len(new), :have] = -weighed.T
-        else:
-            schur = np.linalg.inv(corner)
-        inverse[have : have + len(new), have : have + len(new)] = schur
+        least = max(
+            ridge, 1e-6 * float(np.diag(corner).mean()), 1e-12
+        )  # duplicates make it singular where there is no ridge
+        corner[np.diag_indices(len(new))] += least
+        side = inverse[:have, :have] @ inner(chosen, new)  # (have, new)
+        corner -= side.T @ side
+        values, vectors = np.linalg.eigh(corner)
+        root = (
+            vectors / np.sqrt(np.maximum(values, 0.1 * least))
+        ).T  # root^T root is the inverse; rounding cannot make it fail
+        inverse[have:then, :have] = -root @ (side.T @ inverse[:have, :have])
+        inverse[have:then, have:then] = root
         chosen = np.concatenate([chosen, new])
-        weights = inverse[: len(chosen), : len(chosen)] @ aim[chosen]
-        missing = aim - explained(chosen, weights)
-    del inverse
+        grown = inverse[:then, :then]
+        solved = np.concatenate([solved, grown[have:] @ aim[chosen]])
+        weights = solved @ grown
+        missing = aim - explained(chosen, weights, EVERY)
+    del inverse, grown
     if weights.min() < 0:
-        weights = _not_negative(weights, aim[chosen], lambda w: explained(chosen, w)[chosen], ridge)
+        weights = _not_negative(weights, aim[chosen], lambda w: explained(chosen, w, chosen), ridge)
     mean = weights[weights > 0].mean() if (weights > 0).any() else 1.0
     return chosen, np.maximum(weights, 0.01 * mean)
 

@@ -3,7 +3,10 @@
 Positional parameters name the signals that a score reads (selection/signals.py); keyword-only ones are what a config may
 set, with the published default. All give float64 (N,), averaged over seeds; +inf means before all others.
 
-Legend: N images, S seeds, E epochs; signals that were watched are (S, E, N).
+Legend: N images, S seeds, E epochs, D width of the embeddings, C classes, K runs; signals that were watched are (S, E, N).
+
+Scores that look at the embeddings first put the images in an order that follows from the embeddings alone, so that what chance
+there is in them (the start of k-means, say) falls to an image and not to its row.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selection.errors import Refused
+from selection.neighbors import Cosine, assign, kmeans, nearest, slices, unit
 
 Array = npt.NDArray[Any]
 Scores = npt.NDArray[np.float64]
@@ -141,6 +145,228 @@ def dyn_unc(p_label: Array, *, window: int = 10) -> Scores:
         Refused: fewer than two epochs.
     """
     return _over_windows("dyn_unc", p_label, window, lambda p: p.std(axis=0, ddof=1))
+
+
+def tdds(kl_step: Array, *, epochs: int | None = None, window: int = 10, decay: float = 0.9) -> Scores:
+    """How unevenly the prediction moves, late windows counting most. Zhang et al. 2024 (arXiv 2311.13613).
+
+    In a window of J epochs the prediction makes J - 1 moves; R is the norm of what they differ from their mean by. The score is
+    the sum over windows of ``R * decay * (1 - decay) ** (windows that follow)``.
+
+    Args:
+        kl_step: sum over classes of ``|p ln(p / p of the epoch before)|``, (S, E, N); the first epoch's is not read.
+        epochs: read so many first epochs; None: all. The paper's pairs (epochs, window), where 30, 50, 70, 80, 90 % go:
+            (90, 10), (70, 10), (60, 20), (20, 10), (10, 5).
+        window: epochs in a window; all of them in a shorter probe.
+
+    Raises:
+        Refused: fewer than three epochs, which make fewer than two moves.
+    """
+    if epochs is not None:
+        _whole("tdds", "epochs", epochs, 3)
+    _whole("tdds", "window", window, 3)
+    if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 < decay < 1:
+        raise Refused(f"tdds(decay={decay!r}): a number between 0 and 1 is wanted.")
+    moves = kl_step[:, 1:epochs]  # (S, T - 1, N)
+    if moves.shape[1] < 2:
+        raise Refused(
+            "tdds: compares how a prediction moves, and needs three epochs for that. Set score.epochs=3 or more."
+        )
+    length = min(window - 1, moves.shape[1])
+    windows = moves.shape[1] - length + 1
+    total = np.zeros(kl_step.shape[2])
+    for number in range(windows):
+        inside = moves[:, number : number + length].astype(np.float64)
+        uneven = np.sqrt(((inside - inside.mean(axis=1, keepdims=True)) ** 2).sum(axis=1))  # (S, N)
+        total += uneven.mean(axis=0) * decay * (1 - decay) ** (windows - 1 - number)
+    return total
+
+
+def grand(error_norm: Array, embeddings: Array) -> Scores:
+    """Norm of the loss's gradient by the head, at the end of the probe. Paul, Ganguli and Dziugaite 2021 (arXiv 2107.07075).
+
+    In closed form ``|softmax - onehot| sqrt(|h|^2 + 1)``: weights and bias of the last layer alone, where the paper takes all
+    weights, early in training. (At the very start it says little of an image: Kirsch 2023, arXiv 2303.14753.)
+
+    Args:
+        error_norm: the last epoch of it, a mean over seeds, (S, E, N).
+        embeddings: what the head reads, (N, D); they were recorded of the first seed alone.
+    """
+    features = embeddings.astype(np.float64)
+    return _last("grand", error_norm, 1) * np.sqrt((features**2).sum(axis=1) + 1)
+
+
+def memorization(run_in: Array, run_p_label: Array) -> Scores:
+    """How much surer a model is of the image for having been trained on it. Feldman and Zhang 2020 (arXiv 2008.03703).
+
+    The mean probability of its label over runs on random parts of the images that it was in, less that over runs it was not in.
+    The paper takes 70 % of the images in each of 2,000 runs; what a few runs say is noisy. Runs that each leave out another part
+    (four runs, a quarter each) settle every image with the fewest.
+
+    Args:
+        run_in: bool, (K, N).
+        run_p_label: probability of the label, or 1 where it is right and 0 (the paper's), (K, N).
+
+    Raises:
+        Refused: an image that was in all runs, or in none.
+    """
+    times = run_in.sum(axis=0)
+    lacking = np.flatnonzero((times == 0) | (times == len(run_in)))
+    if len(lacking):
+        raise Refused(
+            f"memorization: {len(lacking)} images, row {lacking[0]} first, were in all of the {len(run_in)} runs or in none. "
+            "Let each run leave out another part."
+        )
+    p = run_p_label.astype(np.float64)
+    return (p * run_in).sum(axis=0) / times - (p * ~run_in).sum(axis=0) / (len(run_in) - times)
+
+
+def moderate(embeddings: Array, labels: Array) -> Scores:
+    """Neither typical nor odd: the median distance to the middle of the class comes first. Xia et al., ICLR 2023.
+
+    The middle is the median, coordinate by coordinate. The distances of all images are ranked together; the score is one half
+    less how far, in parts of N, the rank is from the middle one. ``top_k`` then keeps the central part, as the paper does.
+
+    Args:
+        embeddings: (N, D).
+        labels: (N,).
+    """
+    distance = np.empty(len(labels))
+    by_class = np.argsort(labels, kind="stable")
+    for rows in np.split(by_class, np.flatnonzero(np.diff(labels[by_class])) + 1):
+        inside = embeddings[rows].astype(np.float64)
+        distance[rows] = np.sqrt(((inside - np.median(inside, axis=0)) ** 2).sum(axis=1))
+    order = np.sort(distance)
+    below, up_to = np.searchsorted(order, distance, "left"), np.searchsorted(order, distance, "right")
+    return 0.5 - np.abs((below + up_to) / (2 * len(labels)) - 0.5)  # equal distances share the mean of their ranks
+
+
+def ssp(embeddings: Array, labels: Array, *, clusters: int | None = None, seed: int = 0) -> Scores:
+    """Far from all prototypes: one minus the cosine to the nearest k-means centre. Sorscher et al. 2022 (arXiv 2206.14486).
+
+    Keep the far ones where data are plentiful; where they are few the paper keeps the near ones (the picker ``bottom``).
+
+    Args:
+        embeddings: (N, D); the paper takes self-supervised ones (SwAV).
+        labels: only how many classes there are.
+        clusters: None: as many as classes.
+        seed: of the start of k-means.
+    """
+    if clusters is not None:
+        _whole("ssp", "clusters", clusters, 1)
+    order = _canonical(embeddings)
+    features = unit(embeddings[order])
+    count = min(len(features), clusters or len(np.unique(labels)))
+    centres = unit(kmeans(features, count, np.random.default_rng(seed)))
+    nearest_one = centres[assign(features, centres)]
+    score = np.empty(len(order))
+    score[order] = np.maximum(1 - (features.astype(np.float64) * nearest_one).sum(axis=1), 0)
+    return score
+
+
+def cal(errors: Array, labels: Array, embeddings: Array, *, neighbors: int = 10, seed: int = 0) -> Scores:
+    """Unlike in prediction those it is like in features: contrastive active learning. Margatina et al. 2021 (arXiv 2109.03764).
+
+    The mean over the nearest neighbours of the Kullback-Leibler divergence of the image's prediction from the neighbour's.
+
+    Args:
+        errors: softmax minus one-hot label, (N, C).
+        labels: (N,), to have the softmax back.
+        embeddings: (N, D), compared by cosine.
+        neighbors: how many.
+        seed: of the lists in which neighbours are looked for where there are more than 20,000 images.
+    """
+    _whole("cal", "neighbors", neighbors, 1)
+    order = _canonical(embeddings)
+    index, _ = nearest(Cosine(embeddings[order]), min(neighbors + 1, len(order)), np.random.default_rng(seed))
+    p = errors[order].astype(np.float32)
+    p[np.arange(len(order)), labels[order]] += 1
+    p = np.maximum(p, 1e-7)
+    logs = np.log(p)
+    total = np.zeros(len(order))
+    for number in range(1, index.shape[1]):
+        other = index[:, number]
+        total += (p[other] * (logs[other] - logs)).sum(axis=1, dtype=np.float64)
+    score = np.empty(len(order))
+    score[order] = np.maximum(total, 0) / max(1, index.shape[1] - 1)
+    return score
+
+
+def zcore(
+    embeddings: Array,
+    *,
+    draws: int | None = None,
+    subspaces: int | None = None,
+    neighbors: int = 64,
+    exponent: float = 4.0,
+    seed: int = 0,
+) -> Scores:
+    """Covers much and repeats little; reads no label and no training. Griffin, Marks and Corso 2024 (arXiv 2411.15349).
+
+    Again and again: a point is drawn in two random dimensions, in each from the triangle of the least, the median and the highest
+    value. The image nearest to it (L1) gains 1. Its neighbours lose 1 between them, in proportion to ``distance ** -exponent``; a
+    duplicate loses it alone. In the end all is scaled to 0 to 1.
+
+    The fast form: many points are drawn in each pair of dimensions, so that one tree serves them, and 64 neighbours are looked at,
+    where the authors' code sorts all N for each point and takes 1,000. With the fourth power what comes after the 64th is worth
+    about a hundredth. Their random starting value is left out: ties are broken by chance anyway.
+
+    Args:
+        draws: points in all; None: four an image, at most 1,000,000 (the paper's).
+        subspaces: pairs of dimensions; None: one for 32 points, at most 500.
+    """
+    for setting, value in (("draws", draws), ("subspaces", subspaces), ("neighbors", neighbors)):
+        if value is not None:
+            _whole("zcore", setting, value, 1)
+    if isinstance(exponent, bool) or not isinstance(exponent, (int, float)) or not 0 <= exponent <= 16:
+        raise Refused(f"zcore(exponent={exponent!r}): a number from 0 to 16 is wanted.")
+    from sklearn.neighbors import KDTree  # late: a second to import
+
+    rng = np.random.default_rng(seed)
+    images, width = embeddings.shape
+    order = _canonical(embeddings)
+    draws = draws or min(4 * images, 1_000_000)
+    subspaces = min(draws, subspaces or max(1, min(draws // 32, 500)))
+    total = np.zeros(images)
+    for number in range(subspaces):
+        points = draws * (number + 1) // subspaces - draws * number // subspaces
+        dims = rng.choice(width, min(2, width), replace=False)
+        plane = embeddings[:, dims][order].astype(np.float64)
+        low, mid, high = plane.min(axis=0), np.median(plane, axis=0), plane.max(axis=0)
+        high = np.maximum(high, np.nextafter(low, np.inf))  # a dimension in which nothing differs
+        tree = KDTree(plane, metric="manhattan")
+        drawn = rng.triangular(low, mid, high, size=(points, len(dims)))
+        hits, times = np.unique(tree.query(drawn, k=1, return_distance=False)[:, 0], return_counts=True)
+        distances, near = tree.query(plane[hits], k=min(neighbors + 1, images))
+        hits = np.where(distances == 0, near, images).min(axis=1)  # of duplicates it is always the same one that gains
+        np.add.at(total, hits, times)
+        if images == 1:
+            continue
+        distances[near == hits[:, None]] = -1  # the image itself comes first
+        ranked = np.argsort(distances, axis=1, kind="stable")[:, 1:]
+        distances, near = np.take_along_axis(distances, ranked, 1), np.take_along_axis(near, ranked, 1)
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+            share = (distances[:, :1] / distances) ** exponent  # relative to the nearest, so that nothing overflows
+            share /= share.sum(axis=1, keepdims=True)
+        twin = distances[:, 0] <= 0
+        share[twin] = 0
+        share[twin, 0] = 1
+        np.subtract.at(total, near, share * times[:, None])
+    spread = total.max() - total.min()
+    score = np.zeros(images)
+    if spread > 0:
+        score[order] = (total - total.min()) / spread
+    return score
+
+
+def _canonical(embeddings: Array) -> npt.NDArray[np.int64]:
+    """An order of the images that follows from their embeddings alone, whichever rows they stand in."""
+    direction = np.random.default_rng(0).standard_normal(embeddings.shape[1])
+    key = np.empty(len(embeddings))
+    for part in slices(*embeddings.shape):
+        # A sum along each row, and no matrix product: that rounds by where a row stands.
+        key[part] = (embeddings[part].astype(np.float64) * direction).sum(axis=1)
+    return np.argsort(key, kind="stable")
 
 
 def _mean(watched: Array) -> Scores:

@@ -69,9 +69,9 @@ def lazy(function: Function, budget: int, *, order: Rows, start: Sequence[int] =
             function.add(row)
             chosen.append(row)
             continue
-        stale = []
+        stale: list[tuple[int, int]] = []
         while heap and len(stale) < function.at_once and known[heap[0][2]] < len(chosen):
-            stale.append(heapq.heappop(heap)[1:])
+            stale.append(heapq.heappop(heap)[1:3])
         rows = [row for _, row in stale]
         for (at, row), gain in zip(stale, function.gains(np.array(rows)).tolist(), strict=True):
             heapq.heappush(heap, (-gain, at, row))
@@ -210,8 +210,10 @@ def within(max_memory: float, needed: float, what: str, cure: str) -> None:
         Refused: it is more; says how much, and the cure.
     """
     if needed > max_memory:
+        digits = 10.0 ** (1 - math.floor(math.log10(needed)))  # two of them, rounded up
+        enough = math.ceil(needed * digits) / digits
         raise Refused(
-            f"{what} takes {needed:.3g} GB, and max_memory is {max_memory:g} GB. {cure}, or set max_memory={math.ceil(needed * 10) / 10:g}."
+            f"{what}: {needed:.3g} GB are needed, and max_memory is {max_memory:g} GB. {cure}, or set max_memory={enough:g}."
         )
 
 

@@ -14,6 +14,8 @@ def watched(logits, labels):
     p_label = (p * onehot).sum(-1)
     rival = np.where(onehot == 1, -np.inf, logits).max(-1)
     z_label = (logits * onehot).sum(-1)
+    steps = np.abs(p[:, 1:] * np.log(p[:, 1:] / p[:, :-1])).sum(-1)
+    run_in = (np.arange(len(labels)) + np.arange(4)[:, None]) % 2 == 0
     return {
         "labels": labels,
         "p_label": p_label,
@@ -23,8 +25,18 @@ def watched(logits, labels):
         "entropy": -(p * np.log(p)).sum(-1),
         "margin": z_label - rival,
         "correct": z_label > rival,
+        "kl_step": np.concatenate([np.zeros_like(p_label[:, :1]), steps], axis=1),
         "embeddings": logits[0, -1],
+        "errors": p[0, -1] - onehot,
+        "run_in": run_in,
+        "run_p_label": np.where(run_in, p_label[0, -1], p_label[0, -1] ** 2),
     }
+
+
+@pytest.fixture(scope="session")
+def watch():
+    """(logits, labels) -> arrays."""
+    return watched
 
 
 @pytest.fixture(scope="session")

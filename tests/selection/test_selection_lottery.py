@@ -16,8 +16,11 @@ from selection.lottery import quotas
 from selection.signals import VOCABULARY
 
 SCORES, PICKERS = methods.names(scores), methods.names(pickers)
-# A draw in proportion to the score takes no negative ones; every other pair must work.
-PAIRS = [(s, p) for s in SCORES for p in PICKERS if (s, p) not in {("aum", "beta"), ("margin", "beta")}]
+# Every score with a picker of each kind, and every picker with a score that is finite and one that may not be. (A draw in
+# proportion to the score takes no negative ones.)
+PAIRS = sorted(
+    {(s, p) for s in SCORES for p in ("top_k", "ccs", "d2")} | {(s, p) for s in ("el2n", "forgetting") for p in PICKERS}
+)
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +77,13 @@ def test_the_same_images_in_any_order(make_arrays, score, pick, balance):
     there = select(Signals(turned, fingerprint="f"), score=score, pick=pick, keep=keep, balance=balance)
     assert np.array_equal(here.scores[order], there.scores)
     kept_here, kept_there = here.subset.rows, order[there.subset.rows]
+    if pick == "window" and len(np.unique(here.scores)) < 80:
+        return  # how ties are broken moves what is in a window, and so which is best
     assert sorted(here.scores[kept_here]) == sorted(here.scores[kept_there])
     values, counts = np.unique(here.scores, return_counts=True)
     alone = np.flatnonzero(np.isin(here.scores, values[counts == 1]))
     assert set(kept_here) & set(alone) == set(kept_there) & set(alone)
-    assert len(alone) > 60 or score == "forgetting"  # which counts
+    assert len(alone) > 60 or score in ("forgetting", "moderate")  # which count
 
 
 @pytest.mark.parametrize(("score", "pick"), PAIRS)
@@ -173,6 +178,41 @@ def test_weights_of_a_picker_reach_their_images_with_mean_1(signals):
     np.testing.assert_allclose(lottery.subset.weights, kept / kept.mean(), rtol=1e-5)
 
 
+# -- a ticket to start from
+
+GROWS = [p for p in PICKERS if "start" in methods.reads(getattr(pickers, p))]
+
+
+@pytest.mark.parametrize("pick", GROWS)
+@pytest.mark.parametrize("balance", [True, False])
+def test_a_ticket_is_added_to(signals, pick, balance):
+    first = select(signals, score="el2n", pick=pick, keep=0.2, balance=balance).subset
+    more = select(signals, score="el2n", pick=pick, keep=0.5, balance=balance, start=first).subset
+    assert len(more) == 45
+    assert set(first.rows.tolist()) <= set(more.rows.tolist())
+    assert more.origin["start"] == first.origin
+    if pick == "k_center":  # without chance, the longer way is the same way
+        assert np.array_equal(
+            more.rows, select(signals, score="el2n", pick=pick, keep=0.5, balance=balance).subset.rows
+        )
+
+
+def test_a_ticket_that_cannot_be_added_to(signals):
+    random_half = select(signals, score="el2n", pick="random", keep=0.5).subset
+    with pytest.raises(Refused, match=r"start: 'ccs' draws anew and adds to no ticket"):
+        select(signals, score="el2n", pick="ccs", keep=0.6, start=random_half)
+    with pytest.raises(Refused, match=r"start: it has \d+ of \d+ images \(class 0.*Raise select\.keep\."):
+        select(signals, score="el2n", pick="k_center", keep=0.3, start=random_half)
+    with pytest.raises(Refused, match=r"start: it is for 90 images of data data-2"):
+        select(signals, score="el2n", pick="k_center", keep=0.6, start=Subset([1], 90, fingerprint="data-2"))
+
+    def forgets(scores, budget, start):
+        return np.r_[np.setdiff1d(np.arange(len(scores)), start), start][:budget]
+
+    with pytest.raises(Refused, match=r"was to keep the \d+ rows that it started from"):
+        select(signals, score="el2n", pick="forgets", keep=0.6, start=random_half, shelves=[shelf(forgets=forgets)])
+
+
 # -- quotas
 
 
@@ -213,6 +253,7 @@ def test_every_class_keeps_an_image(pick):
     labels = lopsided()
     rng = np.random.default_rng(0)
     arrays = {"labels": labels, "p_label": rng.random((1, 3, 100)), "loss": rng.random((1, 3, 100))}
+    arrays |= {"embeddings": rng.random((100, 4)), "errors": rng.dirichlet(np.ones(5), 100) - np.eye(5)[labels]}
     ticket = select(Signals(arrays, fingerprint="f"), score="loss", pick=pick, keep=0.1).subset
     assert np.bincount(labels[ticket.rows]).tolist() == [1, 1, 1, 1, 6]
 

@@ -4,6 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import scipy.optimize
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,24 +16,48 @@ from selection.lottery import ranking
 SHELF = methods.names(pickers)
 
 
-def pick(name, scores, budget, keep=None, seed=0, p_label=None, **options):
-    """What the lottery does for one class."""
+def drawn(name, scores, budget, keep=None, seed=0, start=(), signals=None, **options):
+    """Rows and weights, as the lottery has them for one class."""
     scores = np.asarray(scores, float)
     rng = np.random.default_rng(seed)
-    if p_label is None:
-        p_label = np.random.default_rng(99).random((1, 3, len(scores)))
     available = {
         "scores": scores,
         "ranking": ranking(scores, np.random.default_rng([seed, 1])),
         "budget": budget,
         "keep": budget / len(scores) if keep is None else keep,
         "rng": rng,
-        "labels": np.zeros(len(scores), int),
-        "embeddings": np.random.default_rng(98).normal(size=(len(scores), 3)),
-        "p_label": p_label,
+        "start": np.array(start, dtype=np.int64),
+        **made_up(len(scores)),
+        **(signals or {}),
     }
     taken = methods.call(getattr(pickers, name), available, options, place=name)
-    return np.asarray(taken[0] if isinstance(taken, tuple) else taken)
+    rows, weights = taken if isinstance(taken, tuple) else (taken, np.ones(np.size(taken)))
+    return np.asarray(rows), np.asarray(weights)
+
+
+def pick(name, scores, budget, keep=None, seed=0, p_label=None, **options):
+    """The rows of :func:`drawn`."""
+    signals = options.pop("signals", {}) | ({} if p_label is None else {"p_label": p_label})
+    return drawn(name, scores, budget, keep, seed, signals=signals, **options)[0]
+
+
+def made_up(images, classes=3, width=4):
+    """Signals of images of one class, 0, as probes record them: in half precision."""
+    rng = np.random.default_rng(98)
+    errors = rng.dirichlet(np.ones(classes), images)
+    errors[:, 0] -= 1
+    return {
+        "labels": np.zeros(images, int),
+        "embeddings": rng.normal(size=(images, width)).astype(np.float16),
+        "errors": errors.astype(np.float16),
+        "p_label": rng.random((1, 3, images)),
+    }
+
+
+def alike(images):
+    """As if one image stood there again and again."""
+    one = made_up(1)
+    return {name: np.repeat(array, images, axis=2 if name == "p_label" else 0) for name, array in one.items()}
 
 
 # -- laws
@@ -43,7 +68,7 @@ SCORES = st.lists(
 
 
 @pytest.mark.parametrize("name", SHELF)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(scores=SCORES, data=st.data())
 def test_the_budget_is_met_exactly_with_distinct_rows(name, scores, data):
     """Constant scores, ties, all infinite, one image, everything kept: all the same."""
@@ -69,32 +94,54 @@ def test_ties_do_not_favour_the_first_rows(name):
     """Of 40 images with one score, each is drawn about as often as any other."""
     times = np.zeros(40)
     for seed in range(200):
-        times[pick(name, np.ones(40), 10, seed=seed, p_label=np.full((1, 2, 40), 0.5))] += 1
+        times[pick(name, np.ones(40), 10, seed=seed, signals=alike(40))] += 1
     assert times.min() > 20  # expected 50, standard deviation 6
     assert times.max() < 80
 
 
 @pytest.mark.parametrize("name", SHELF)
-def test_the_seed_decides(name):
-    scores = np.random.default_rng(0).random(50)
-    first = pick(name, scores, 20, seed=5)
-    assert np.array_equal(first, pick(name, scores, 20, seed=5))
-    if "rng" in methods.reads(getattr(pickers, name)):
-        assert set(first.tolist()) != set(pick(name, scores, 20, seed=6).tolist())
+def test_the_seed_decides_or_the_images_do(name):
+    """The same seed is the same draw. Another seed is another, or chance has no part in it and the images decide, not their rows."""
+    scores, signals = np.random.default_rng(0).random(50), made_up(50)
+    first, weights = drawn(name, scores, 20, seed=5)
+    again = drawn(name, scores, 20, seed=5)
+    assert np.array_equal(first, again[0])
+    assert np.array_equal(weights, again[1])
+    if set(first.tolist()) == set(pick(name, scores, 20, seed=6).tolist()):
+        order = np.random.default_rng(1).permutation(50)
+        turned = {key: np.take(array, order, axis=2 if key == "p_label" else 0) for key, array in signals.items()}
+        assert set(order[pick(name, scores[order], 20, signals=turned)].tolist()) == set(first.tolist())
+    else:
+        assert "rng" in methods.reads(getattr(pickers, name))
 
 
-@pytest.mark.parametrize("name", [name for name in SHELF if "rng" not in methods.reads(getattr(pickers, name))])
-def test_a_picker_without_chance_follows_the_images(name):
-    scores = np.random.default_rng(0).random(50)
-    order = np.random.default_rng(1).permutation(50)
-    assert set(order[pick(name, scores[order], 20)].tolist()) == set(pick(name, scores, 20).tolist())
+@pytest.mark.parametrize("name", SHELF)
+def test_weights_are_positive_and_only_where_the_method_gives_them(name):
+    rows, weights = drawn(name, np.arange(30.0), 12)
+    assert weights.shape == rows.shape
+    assert weights.min() > 0
+    assert np.isfinite(weights).all()
+
+
+@pytest.mark.parametrize("name", [name for name in SHELF if "start" in methods.reads(getattr(pickers, name))])
+@pytest.mark.parametrize("begun", [1, 7, 12])
+def test_a_warm_start_keeps_what_it_is_given(name, begun):
+    """And a pick that is taken up half-way ends as one that was never put down."""
+    first = pick(name, np.arange(30.0), begun)
+    rows = pick(name, np.arange(30.0), 12, start=first)
+    assert set(first.tolist()) <= set(rows.tolist())
+    assert len(set(rows.tolist())) == 12
+    if name != "facility_location":
+        assert set(rows.tolist()) == set(pick(name, np.arange(30.0), 12).tolist())
 
 
 @pytest.mark.parametrize("name", SHELF)
 def test_what_it_is_given_is_left_alone(name):
-    scores = np.random.default_rng(0).random(50)
+    scores, signals = np.random.default_rng(0).random(50), made_up(50)
+    for array in signals.values():
+        array.setflags(write=False)
     before = scores.copy()
-    pick(name, scores, 20)
+    pick(name, scores, 20, signals=signals)
     assert np.array_equal(scores, before)
 
 
@@ -304,6 +351,343 @@ def test_bad_input_of_beta():
     for bad in (0, -1, "x", float("inf"), float("nan")):
         with pytest.raises(Refused, match="a positive number"):
             pick("beta", [1, 2, 3], 2, c_d=bad)
+
+
+# -- stretches of the ranking
+
+
+def test_bottom_and_middle():
+    scores = np.arange(10.0)
+    assert sorted(pick("bottom", scores, 3).tolist()) == [0, 1, 2]
+    assert sorted(pick("middle", scores, 4).tolist()) == [3, 4, 5, 6]
+    assert sorted(pick("middle", scores, 4, at=0).tolist()) == [6, 7, 8, 9]
+    assert sorted(pick("middle", scores, 4, at=1).tolist()) == [0, 1, 2, 3]
+    assert pick("bottom", [1, np.inf, 0, 3], 2).tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("keep", "cut", "dropped"), [(0.1, None, 30), (0.4, None, 20), (0.3, 0.25, 25), (1.0, None, 0)]
+)
+def test_double_end_drops_the_hardest_and_keeps_the_next(keep, cut, dropped):
+    budget = round(keep * 100)
+    kept = pick("double_end", np.arange(100.0), budget, **({} if cut is None else {"cut": cut}))
+    assert sorted(kept.tolist()) == list(range(100 - dropped - budget, 100 - dropped))
+
+
+def test_window_finds_the_stretch_that_teaches():
+    """Half of the ranking is noise: its labels are no function of its embeddings. The window keeps clear of it."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 200)
+    embeddings = rng.normal(size=(200, 8))
+    embeddings[100:] += 4 * np.eye(3, 8)[labels[100:]]  # low scores: learnable
+    scores = np.arange(200.0)[::-1]
+    kept = pick("window", scores, 50, signals={"labels": labels, "embeddings": embeddings})
+    assert kept.min() >= 90
+
+
+def test_window_is_the_best_of_all_windows():
+    rng = np.random.default_rng(1)
+    labels, embeddings, scores = rng.integers(0, 4, 120), rng.normal(size=(120, 5)), rng.random(120)
+    kept = pick("window", scores, 30, signals={"labels": labels, "embeddings": embeddings}, step=0.1, ridge=0.5)
+    x = np.c_[embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True), np.ones(120)]
+    order, onehot, found = np.argsort(-scores), np.eye(4)[labels], []
+    for first in [*range(0, 91, 12), 90]:
+        rows = order[first : first + 30]
+        w = np.linalg.solve(x[rows].T @ x[rows] + 0.5 * np.eye(6), x[rows].T @ onehot[rows])
+        found.append((((x @ w).argmax(1) == labels).sum(), -((x @ w - onehot) ** 2).sum(), first))
+    first = max(found)[2]
+    assert set(kept.tolist()) == set(order[first : first + 30].tolist())
+
+
+# -- geometry
+
+
+def unit(embeddings):
+    x = embeddings.astype(float)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def herding_by_the_paper(x, budget):
+    mean, chosen = x.mean(0), []
+    for _ in range(budget):
+        away = [np.linalg.norm((len(chosen) + 1) * mean - x[[*chosen, i]].sum(0)) for i in range(len(x))]
+        chosen.append(min((i for i in range(len(x)) if i not in chosen), key=lambda i: away[i]))
+    return chosen
+
+
+def test_herding_takes_the_nearest_and_never_the_farthest():
+    x = made_up(40)["embeddings"].astype(float)
+    kept = pick("herding", np.zeros(40), 12)
+    assert kept.tolist() == herding_by_the_paper(x, 12)
+    assert kept[0] == np.linalg.norm(x - x.mean(0), axis=1).argmin()
+    gap = [np.linalg.norm(x[rows].mean(0) - x.mean(0)) for rows in (kept, pick("random", np.zeros(40), 12))]
+    assert gap[0] < 0.3 * gap[1]
+
+
+def k_center_by_the_paper(x, budget, chosen=()):
+    chosen = list(chosen) or [int(np.linalg.norm(x - x.mean(0), axis=1).argmin())]
+    while len(chosen) < budget:
+        chosen.append(int(np.linalg.norm(x[:, None] - x[chosen], axis=2).min(1).argmax()))
+    return chosen
+
+
+@pytest.mark.parametrize("budget", [1, 5, 60, 200])
+def test_k_center_takes_the_farthest(budget):
+    x = np.random.default_rng(0).normal(size=(200, 6))
+    kept = pick("k_center", np.zeros(200), budget, signals={"embeddings": x})
+    assert kept.tolist() == k_center_by_the_paper(x, budget)
+
+
+def test_k_center_goes_on_from_a_ticket():
+    x = np.random.default_rng(0).normal(size=(60, 6))
+    kept = pick("k_center", np.zeros(60), 20, signals={"embeddings": x}, start=[5, 9])
+    assert kept.tolist() == k_center_by_the_paper(x, 20, [5, 9])
+
+
+def test_k_center_takes_duplicates_last():
+    x = np.repeat(np.random.default_rng(0).normal(size=(20, 4)), 3, axis=0)
+    assert sorted((pick("k_center", np.zeros(60), 20, signals={"embeddings": x}) // 3).tolist()) == list(range(20))
+
+
+def greedy_by_definition(value, n, budget):
+    chosen = []
+    while len(chosen) < budget:
+        chosen.append(max((i for i in range(n) if i not in chosen), key=lambda i: value([*chosen, i])))
+    return chosen
+
+
+def test_facility_location_is_greedy_on_its_value():
+    x = unit(made_up(40)["embeddings"])
+    similar = (1 + x @ x.T) / 2
+    for options in ({}, {"maximiser": "sparse", "neighbors": 39}):
+        chosen = pick("facility_location", np.zeros(40), 10, **options).tolist()
+        for count, row in enumerate(chosen):
+            worth = [similar[:, [*chosen[:count], i]].max(1).sum() for i in range(40)]
+            assert worth[row] == pytest.approx(max(worth), rel=1e-6)  # two that are each other's nearest gain the same
+
+
+@pytest.mark.parametrize("coverage", [0.5, 1.0, 2.0])
+def test_graph_cut_is_greedy_on_its_value(coverage):
+    x = unit(made_up(40)["embeddings"])
+    s = (1 + x @ x.T) / 2
+    expected = greedy_by_definition(lambda rows: coverage * s[:, rows].sum() - s[np.ix_(rows, rows)].sum(), 40, 14)
+    assert pick("graph_cut", np.zeros(40), 14, coverage=coverage).tolist() == expected
+
+
+@pytest.mark.parametrize("ridge", [0.1, 1.0])
+def test_log_det_is_greedy_on_its_value_and_seeks_no_redundancy(ridge):
+    x = unit(made_up(40)["embeddings"])
+    expected = greedy_by_definition(
+        lambda rows: np.linalg.slogdet(np.eye(len(rows)) + x[rows] @ x[rows].T / ridge)[1], 40, 12
+    )
+    assert pick("log_det", np.zeros(40), 12, ridge=ridge).tolist()[1:] == expected[1:] or len(set(expected)) == 12
+    kept = pick("log_det", np.zeros(40), 12, ridge=ridge)
+
+    def value(rows):
+        return np.linalg.slogdet(np.eye(len(rows)) + x[rows] @ x[rows].T / ridge)[1]
+
+    assert value(kept) == pytest.approx(value(expected), rel=0.02)  # the first pick is a tie of all, broken by chance
+    twins = np.repeat(made_up(10)["embeddings"], 4, axis=0)
+    spread = pick("log_det", np.zeros(40), 4, signals={"embeddings": twins}, ridge=0.01)
+    assert len(set((spread // 4).tolist())) == 4  # the wrong sign takes four of one kind
+
+
+def d2_by_the_paper(scores, x, budget, k, forward, reverse):
+    n = len(scores)
+    away = np.linalg.norm(x[:, None] - x, axis=2)
+    near = [[j for j in np.argsort(away[i]) if j != i][:k] for i in range(n)]
+    score = scores - scores.min()
+    message = [score[i] + sum(np.exp(-forward * away[i, j]) * score[j] for j in near[i]) for i in range(n)]
+    chosen = []
+    while len(chosen) < budget:
+        best = max((i for i in range(n) if i not in chosen), key=lambda i: message[i])
+        chosen.append(best)
+        for j in near[best]:
+            message[j] -= np.exp(-reverse * away[best, j]) * message[best]
+    return chosen
+
+
+@pytest.mark.parametrize(("options", "k", "forward", "reverse"), [
+    ({}, 5, 1.0, 0.1),
+    ({"neighbors": 2, "gamma_forward": 0.3, "gamma_reverse": 1.0}, 2, 0.3, 1.0),
+])  # fmt: skip
+def test_d2_passes_the_messages_of_the_paper(options, k, forward, reverse):
+    scores, x = np.random.default_rng(3).random(50), unit(made_up(50)["embeddings"])
+    kept = pick("d2", scores, 20, cut=0.0, **options)
+    assert kept.tolist() == d2_by_the_paper(scores, x, 20, k, forward, reverse)
+
+
+def test_d2_cuts_as_ccs_does():
+    hardest = set(range(900, 1000))
+    for cut, dropped in ((None, 0), (0.3, 300)):
+        kept = pick(
+            "d2", np.arange(1000.0), 700 if cut is None else 100, keep=0.7, **({} if cut is None else {"cut": cut})
+        )
+        assert bool(hardest & set(kept.tolist())) == (dropped == 0)
+
+
+# -- gradients
+
+
+def written_out(n):
+    made = made_up(n)
+    features = np.c_[made["embeddings"].astype(float), np.ones(n)]
+    return (made["errors"].astype(float)[:, :, None] * features[:, None, :]).reshape(n, -1)
+
+
+@pytest.mark.parametrize("options", [{}, {"maximiser": "sparse", "neighbors": 39}])
+def test_craig_takes_and_weighs_images_by_their_explicit_gradients(options):
+    g = written_out(40)
+    away = np.linalg.norm(g[:, None] - g, axis=2)
+    expected = greedy_by_definition(lambda rows: (away.max() - away[:, rows]).max(1).sum(), 40, 10)
+    rows, weights = drawn("craig", np.zeros(40), 10, **options)
+    assert rows.tolist() == expected
+    nearest = away[:, expected].argmin(1)
+    assert weights.tolist() == np.bincount(nearest, minlength=10).tolist()
+    assert weights.sum() == 40
+
+
+def test_craig_gives_each_weight_to_the_image_that_earned_it():
+    """Rows and gradients are not shuffled apart: in two tight groups of 30 and 10, one image of each stands for its group."""
+    rng = np.random.default_rng(0)
+    errors = np.repeat([[-0.9, 0.9], [-0.1, 0.1]], [30, 10], axis=0) + rng.normal(size=(40, 1)) * [0.001, -0.001]
+    order = rng.permutation(40)
+    rows, weights = drawn("craig", np.zeros(40), 2, signals={"errors": errors[order], "embeddings": np.ones((40, 3))})
+    assert {bool(order[row] < 30): weight for row, weight in zip(rows, weights, strict=True)} == {True: 30, False: 10}
+
+
+def matched(g, rows, weights, ridge):
+    return ((weights @ g[rows] - g.sum(0)) ** 2).sum() + ridge * (weights**2).sum()
+
+
+def grad_match_by_the_paper(g, budget, ridge):
+    target, chosen = g.sum(0), []
+    w = np.empty(0)
+    while len(chosen) < budget:
+        toward = g @ (target - w @ g[chosen]) if chosen else g @ target
+        toward[chosen] = -np.inf
+        chosen.append(int(toward.argmax()))
+        a = g[chosen]
+        w = np.linalg.solve(a @ a.T + ridge * np.eye(len(chosen)), a @ target)
+    stacked = np.r_[g[chosen].T, np.sqrt(ridge) * np.eye(budget)]
+    return chosen, scipy.optimize.nnls(stacked, np.r_[target, np.zeros(budget)])[0]
+
+
+@pytest.mark.parametrize("ridge", [0.5, 3.0])
+def test_grad_match_is_orthogonal_matching_pursuit_on_the_explicit_gradients(ridge):
+    g = written_out(60)
+    rows, weights = drawn("grad_match", np.zeros(60), 9, ridge=ridge)
+    expected, truth = grad_match_by_the_paper(g, 9, ridge)
+    assert rows.tolist() == expected
+    positive = truth > 0.02 * truth.mean()
+    np.testing.assert_allclose(weights[positive], truth[positive], rtol=2e-3)
+    assert matched(g, rows, weights, ridge) <= 1.01 * matched(g, expected, truth, ridge) + 1e-3
+
+
+def test_grad_match_with_and_without_the_matrix_and_several_at_once():
+    g = written_out(60)
+    rows, weights = drawn("grad_match", np.zeros(60), 20, at_once=4)
+    others, _ = drawn("grad_match", np.zeros(60), 20)
+    assert len(set(rows.tolist()) & set(others.tolist())) >= 10
+    by_chance, _ = drawn("random", np.zeros(60), 20)
+    assert matched(g, rows, weights, 0.5) < 0.2 * matched(g, by_chance, np.full(20, 3.0), 0.5)
+    # 60 images, 5 classes times 13 numbers: the products of all with all are the smaller
+    wide = made_up(60, classes=5, width=12)
+    here = drawn("grad_match", np.zeros(60), 8, signals=wide)
+    there = drawn("grad_match", np.zeros(60), 8, signals=wide, max_memory=2e-6)
+    assert here[0].tolist() == there[0].tolist()
+    np.testing.assert_allclose(here[1], there[1], rtol=1e-3)
+
+
+def test_grad_match_by_batch_takes_whole_batches_at_one_weight():
+    g = written_out(60)
+    rows, weights = drawn("grad_match", np.zeros(60), 20, by="batch", batch=5)
+    assert len(np.unique(weights)) <= 4
+    assert all(len(set(weights[first : first + 5])) == 1 for first in range(0, 20, 5))
+    assert matched(g, rows, weights, 0) < matched(g, rows, np.full(20, 1e-6), 0)
+    for n, budget, batch in ((60, 59, 7), (13, 5, 32), (33, 32, 32), (60, 60, 8)):
+        assert len(set(pick("grad_match", np.zeros(n), budget, by="batch", batch=batch).tolist())) == budget
+
+
+def test_grad_match_with_nothing_to_match():
+    rows, weights = drawn("grad_match", np.zeros(20), 6, signals={"errors": np.zeros((20, 3), np.float16)})
+    assert len(set(rows.tolist())) == 6
+    assert (weights > 0).all()
+
+
+def glister_by_the_paper(p, labels, x, budget, step, rounds):
+    x = np.c_[x, np.ones(len(x))]
+    head = np.zeros((p.shape[1], x.shape[1]))
+    onehot, base, chosen = np.eye(p.shape[1])[labels], np.log(p), []
+    size = -(-budget // rounds)
+    while len(chosen) < budget:
+        z = base + x @ head.T
+        now = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+        slope = (now - onehot).T @ x
+        gain = np.array([(np.outer(p[i] - onehot[i], x[i]) * slope).sum() for i in range(len(x))])
+        gain[chosen] = -np.inf
+        taken = np.argsort(-gain)[: min(size, budget - len(chosen))].tolist()
+        chosen += taken
+        head -= step * sum(np.outer(p[i] - onehot[i], x[i]) for i in taken)
+    return chosen
+
+
+def test_glister_refreshes_the_gradient_of_the_loss():
+    made = made_up(50)
+    rng = np.random.default_rng(0)
+    p, labels = rng.dirichlet(np.ones(3), 50), rng.integers(0, 3, 50)
+    signals = {"errors": p - np.eye(3)[labels], "labels": labels}
+    x = made["embeddings"].astype(float)
+    kept = pick("glister", np.zeros(50), 20, signals=signals, step=0.05, rounds=10)
+    assert kept.tolist() == glister_by_the_paper(p, labels, x, 20, 0.05, 10)
+    assert set(kept.tolist()) != set(glister_by_the_paper(p, labels, x, 20, 0.05, 1))  # which refreshes nothing
+
+
+# -- limits and settings
+
+
+@pytest.mark.parametrize("name", ["facility_location", "craig"])
+def test_memory_is_refused_before_it_is_spent(name):
+    with pytest.raises(
+        Refused,
+        match=rf"{name}: .*: 0.00036 GB are needed, and max_memory is 0.0001 GB\. .*sparse.*balance.*or set max_memory=0.00036\.$",
+    ):
+        pick(name, np.zeros(300), 10, maximiser="lazy", max_memory=1e-4)
+    with pytest.raises(Refused, match=rf"{name}: the 120 nearest of each of 300 images: .* fewer neighbors"):
+        pick(name, np.zeros(300), 10, max_memory=1e-4)
+    assert len(pick(name, np.zeros(300), 10, maximiser="stochastic", max_memory=1e-4)) == 10
+
+
+def test_grad_match_refuses_what_does_not_fit():
+    for by in ("image", "batch"):
+        with pytest.raises(Refused, match=r"grad_match: .* max_memory is 1e-06 GB\..*[Bb]alance the classes"):
+            pick("grad_match", np.zeros(300), 100, by=by, max_memory=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "match"),
+    [
+        ("middle", {"at": 1.5}, r"middle\(at=1.5\): a number from 0 to 1"),
+        ("double_end", {"cut": 0.9}, r"double_end\(cut=0.9\): with keep=0.5, a part from 0 to 0.5"),
+        ("window", {"step": 0}, "step=0"),
+        ("window", {"ridge": -1}, "ridge=-1"),
+        ("facility_location", {"maximiser": "eager"}, "maximiser='eager'"),
+        ("facility_location", {"neighbors": 0}, "neighbors=0"),
+        ("facility_location", {"epsilon": 1}, "epsilon=1"),
+        ("graph_cut", {"coverage": -1}, "coverage=-1"),
+        ("log_det", {"ridge": 0}, "ridge=0"),
+        ("d2", {"neighbors": 1.5}, "neighbors=1.5"),
+        ("d2", {"cut": 0.7}, "cut=0.7"),
+        ("grad_match", {"by": "epoch"}, "by='epoch'"),
+        ("grad_match", {"ridge": "much"}, "ridge='much'"),
+        ("grad_match", {"at_once": 0}, "at_once=0"),
+        ("glister", {"rounds": 0}, "rounds=0"),
+        ("glister", {"step": float("nan")}, "step=nan"),
+    ],
+)
+def test_bad_settings_of_the_others(name, options, match):
+    with pytest.raises(Refused, match=match):
+        pick(name, np.arange(10.0), 5, **options)
 
 
 # -- the ranking that they read

@@ -1,6 +1,7 @@
 """Every score against an oracle written image by image, and the laws that hold for the whole shelf."""
 
 import inspect
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +13,13 @@ from selection.signals import VOCABULARY, Signals
 
 SHELF = methods.names(scores)
 BY_CHANCE = {"random"}  # says nothing of an image
+ONE_OF_TWINS = {"zcore"}  # of images that are alike it wants one
+WHERE = {
+    "moderate",
+    "ssp",
+    "cal",
+    "zcore",
+}  # where an image lies among the others, not how it was learned; see their own tests
 
 
 def score(name, arrays, **options):
@@ -28,6 +36,7 @@ def permuted(arrays, order):
 
 def test_the_shelf_is_what_we_think():
     known = {"random", "el2n", "forgetting", "aum", "loss", "entropy", "margin", "least_confidence", "dual", "dyn_unc"}
+    known |= {"grand", "tdds", "memorization", "moderate", "ssp", "cal", "zcore"}
     assert known <= set(SHELF)
 
 
@@ -36,7 +45,7 @@ def test_reads_the_vocabulary_and_cites_its_source(name):
     method = getattr(scores, name)
     assert set(methods.reads(method)) <= set(VOCABULARY)
     assert inspect.Parameter.empty not in methods.settings(method).values()
-    assert name in BY_CHANCE or "arXiv" in method.__doc__
+    assert name in BY_CHANCE or re.search(r"arXiv \d{4}\.\d{5}|(ICLR|ICML|NeurIPS|CVPR) 20\d\d", method.__doc__)
 
 
 @pytest.mark.parametrize("name", SHELF)
@@ -59,7 +68,7 @@ def test_images_that_are_all_alike_score_alike(name, make_arrays):
                 arrays["p_label"] = np.full_like(arrays["p_label"], value)
             values = score(name, arrays)
             assert not np.isnan(values).any()
-            assert name in BY_CHANCE or len(np.unique(values)) == 1
+            assert name in BY_CHANCE | ONE_OF_TWINS or len(np.unique(values)) == 1
 
 
 @pytest.mark.parametrize("name", sorted(set(SHELF) - BY_CHANCE))
@@ -90,7 +99,7 @@ def test_a_seed_counts_like_any_other(name, make_arrays):
     np.testing.assert_allclose(score(name, turned), score(name, arrays), rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", sorted(set(SHELF) - BY_CHANCE))
+@pytest.mark.parametrize("name", sorted(set(SHELF) - BY_CHANCE - WHERE))
 def test_higher_is_keep_first(name, odd_one):
     """An image that wavers between its class and others to the end is worth more than one learned at once, to every score."""
     values = score(name, odd_one("wavers"))
@@ -203,6 +212,157 @@ def test_margin_and_least_confidence_are_the_published_ones_where_the_label_is_a
     np.testing.assert_allclose(score("margin", arrays), -(2 * top - p_label - p_other).mean(axis=(0, 1)), atol=1e-3)
 
 
+# -- how a prediction moves
+
+
+def tdds_by_the_paper(p, window, decay):
+    """Probabilities (E, C) of one image, window by window as the authors have it."""
+    epochs = len(p)
+    window = min(window, epochs)
+    total = 0.0
+    for k in range(epochs - window + 1):
+        moves = [
+            sum(abs(b * (np.log(b) - np.log(a))) for a, b in zip(p[j], p[j + 1], strict=True))
+            for j in range(k, k + window - 1)
+        ]
+        mean = sum(moves) / (window - 1)
+        total += sum((move - mean) ** 2 for move in moves) ** 0.5 * decay * (1 - decay) ** (epochs - window - k)
+    return total
+
+
+@pytest.mark.parametrize(("options", "epochs", "window", "decay"), [
+    ({}, 12, 10, 0.9),
+    ({"window": 4}, 12, 4, 0.9),
+    ({"window": 4, "decay": 0.3, "epochs": 9}, 9, 4, 0.3),
+    ({"window": 40}, 12, 12, 0.9),
+])  # fmt: skip
+def test_tdds_is_the_papers(options, epochs, window, decay, watch):
+    logits = np.random.default_rng(0).normal(size=(2, 12, 20, 4))
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    arrays = watch(logits, np.arange(20) % 4)
+    expected = [np.mean([tdds_by_the_paper(p[s, :epochs, i], window, decay) for s in range(2)]) for i in range(20)]
+    np.testing.assert_allclose(score("tdds", arrays, **options), expected, rtol=3e-3)  # half precision
+
+
+# -- gradients and influence
+
+
+def test_grand_is_the_norm_of_the_explicit_gradient(make_arrays):
+    arrays = make_arrays(images=30, seeds=1)
+    signals = Signals(arrays, fingerprint="f")
+    features = np.c_[signals["embeddings"].astype(float), np.ones(30)]
+    gradients = signals["errors"].astype(float)[:, :, None] * features[:, None, :]
+    expected = np.sqrt((gradients**2).sum((1, 2)))
+    np.testing.assert_allclose(score("grand", arrays), expected, rtol=2e-3)  # error_norm in half precision
+
+
+def test_memorization_by_hand():
+    run_in = np.array([[1, 0, 1], [1, 1, 0], [0, 1, 1]], bool)
+    p = np.array([[0.9, 0.5, 1.0], [0.7, 0.5, 1.0], [0.2, 0.5, 0.0]])
+    # in 0.9, 0.7, out 0.2;  in 0.5, 0.5, out 0.5;  in 1, 0, out 1
+    np.testing.assert_allclose(scores.memorization(run_in, p), [0.6, 0.0, -0.5])
+
+
+def test_memorization_refuses_what_it_cannot_tell():
+    run_in = np.array([[1, 1, 0, 1], [0, 1, 0, 1]], bool)
+    with pytest.raises(Refused, match="3 images, row 1 first, were in all of the 2 runs or in none"):
+        scores.memorization(run_in, np.ones((2, 4)))
+
+
+# -- where an image lies
+
+
+def clusters(per=30, width=5, seed=0, spread=0.1):
+    """Four classes around four directions."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(4), per)
+    return labels, np.eye(4, width)[labels] * 5 + spread * rng.normal(size=(4 * per, width))
+
+
+def test_moderate_keeps_the_middle_of_the_distances():
+    labels, embeddings = clusters()
+    values = scores.moderate(embeddings, labels)
+    middle = np.array([np.median(embeddings[labels == c], axis=0) for c in range(4)])
+    rank = np.argsort(np.argsort(np.linalg.norm(embeddings - middle[labels], axis=1)))
+    for part in (0.2, 0.5, 0.8):
+        kept = np.argsort(-values)[: int(part * 120)]
+        expected = np.flatnonzero(np.abs((rank + 0.5) / 120 - 0.5) < part / 2)
+        assert set(kept.tolist()) == set(expected.tolist())
+
+
+def test_ssp_puts_the_far_first():
+    labels, embeddings = clusters()
+    embeddings[17] = [3, 3, 3, 3, 0]
+    values = score("ssp", {"labels": labels, "embeddings": embeddings})
+    assert np.argmax(values) == 17
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    means = np.array([unit[(labels == c) & (np.arange(120) != 17)].mean(0) for c in range(4)])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    others = np.delete(np.arange(120), [*range(30)])  # 17 moved the centre of the first
+    np.testing.assert_allclose(values[others], 1 - (unit @ means.T).max(1)[others], atol=1e-3)
+
+
+def cal_by_the_paper(p, embeddings, k):
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    found = []
+    for i in range(len(p)):
+        near = np.argsort(-(unit @ unit[i]))
+        near = [j for j in near if j != i][:k]
+        found.append(np.mean([(p[j] * np.log(p[j] / p[i])).sum() for j in near]))
+    return np.array(found)
+
+
+def test_cal_is_the_papers_and_puts_the_highest_divergence_first():
+    labels, embeddings = clusters(spread=0.5)
+    p = np.random.default_rng(1).dirichlet(np.ones(4) * 5, 120)
+    p[50] = [0.001, 0.001, 0.001, 0.997]
+    arrays = {"labels": labels, "embeddings": embeddings, "errors": p - np.eye(4)[labels]}
+    values = score("cal", arrays, neighbors=7)
+    expected = cal_by_the_paper(p, embeddings.astype(np.float16).astype(float), 7)
+    np.testing.assert_allclose(values, expected, rtol=0.02, atol=2e-3)
+    assert np.argmax(values) == 50
+
+
+def test_zcore_puts_the_lonely_before_the_crowded():
+    rng = np.random.default_rng(0)
+    crowd, lonely = rng.normal(size=(200, 4)) * 0.05, rng.uniform(-2, 2, (40, 4))
+    values = score("zcore", {"labels": np.zeros(240, int), "embeddings": np.r_[crowd, lonely]})
+    assert values.min() == 0
+    assert values.max() == 1
+    assert np.median(values[200:]) > np.median(values[:200])
+    assert (np.argsort(-values)[:30] >= 200).mean() > 0.8
+
+
+def test_zcore_agrees_with_every_neighbour_looked_at():
+    """64 of them are as good as all; and the draws of the authors' code, one by one over all images, give the same ranking."""
+    embeddings = np.random.default_rng(0).normal(size=(300, 3))
+    arrays = {"labels": np.zeros(300, int), "embeddings": embeddings}
+    fast = score("zcore", arrays, draws=20_000, subspaces=50)
+    full = score("zcore", arrays, draws=20_000, subspaces=50, neighbors=299)
+    assert np.corrcoef(fast, full)[0, 1] > 0.998
+    rng = np.random.default_rng(1)
+    slow = np.zeros(300)
+    x = embeddings.astype(np.float16).astype(float)
+    for _ in range(12_000):
+        dims = rng.choice(3, 2, replace=False)
+        plane = x[:, dims]
+        point = rng.triangular(plane.min(0), np.median(plane, 0), plane.max(0))
+        hit = np.abs(plane - point).sum(1).argmin()
+        slow[hit] += 1
+        away = np.abs(plane - plane[hit]).sum(1)
+        away[hit] = np.inf
+        slow -= away**-4.0 / (away**-4.0).sum()
+    assert np.corrcoef(fast, slow)[0, 1] > 0.93
+
+
+def test_zcore_leaves_one_of_two_twins():
+    embeddings = np.random.default_rng(0).normal(size=(80, 3))
+    embeddings[11] = embeddings[60]
+    values = score("zcore", {"labels": np.zeros(80, int), "embeddings": embeddings}, draws=4_000)
+    assert min(values[11], values[60]) == 0
+    assert max(values[11], values[60]) > 0.15
+
+
 def test_random_follows_its_seed_and_nothing_else():
     labels = np.zeros(1000, int)
     values = scores.random(labels, seed=3)
@@ -228,6 +388,13 @@ def test_random_follows_its_seed_and_nothing_else():
         ("least_confidence", {"epochs": 0}, "epochs=0"),
         ("dual", {"window": 1}, "window=1"),
         ("dyn_unc", {"window": 1}, "window=1"),
+        ("tdds", {"window": 2}, "window=2"),
+        ("tdds", {"epochs": 2}, "epochs=2"),
+        ("tdds", {"decay": 1}, "decay=1"),
+        ("ssp", {"clusters": 0}, "clusters=0"),
+        ("cal", {"neighbors": 0}, "neighbors=0"),
+        ("zcore", {"draws": 0}, "draws=0"),
+        ("zcore", {"exponent": -1}, "exponent=-1"),
         ("aum", {"kind": "logits"}, "kind='logits'.*'logit' or 'probability'"),
     ],
 )
@@ -240,3 +407,8 @@ def test_bad_settings_are_refused(name, options, match, make_arrays):
 def test_one_epoch_does_not_move(name, make_arrays):
     with pytest.raises(Refused, match=r"score\.epochs=2"):
         score(name, make_arrays(epochs=1))
+
+
+def test_two_epochs_move_once():
+    with pytest.raises(Refused, match=r"score\.epochs=3"):
+        scores.tdds(np.zeros((1, 2, 5)))

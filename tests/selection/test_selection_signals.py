@@ -68,6 +68,16 @@ def test_easy_images_do_not_tie_in_the_compact_dtypes():
         assert signals[name][0, 0, 0] != signals[name][0, 0, 1], name
 
 
+def test_errors_have_a_column_a_class(arrays):
+    with pytest.raises(Refused, match=r"signals\.errors: C = 3 \(class columns\), but classes has 4\.$"):
+        Signals(arrays, fingerprint="f", classes=list("abcd"))
+    refused(
+        arrays,
+        r"signals\.labels: there is a class 7, but errors has 3\.$",
+        labels=put(arrays["labels"], 3, 7).astype(int),
+    )
+
+
 def test_labels_alone_will_do():
     signals = Signals({"labels": [0, 2, 1, 2]}, fingerprint="f")
     assert (signals.images, signals.seeds, signals.epochs, signals.n_classes) == (4, 0, 0, 3)
@@ -168,9 +178,10 @@ def test_every_shape_is_held_to_the_others(arrays, name):
 )
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_refused_with_its_place(arrays, name, value):
-    dims = VOCABULARY[name].dims
-    where = (1, 2, 9) if len(dims) == 3 else (9, 2)
-    words = "seed 1, epoch 2, row 9" if len(dims) == 3 else "row 9, dimension 2"
+    at = {"S": 1, "E": 2, "N": 9, "D": 2, "C": 2, "K": 3}
+    called = {"S": "seed", "E": "epoch", "N": "row", "D": "dimension", "C": "class column", "K": "run"}
+    where = tuple(at[letter] for letter in VOCABULARY[name].dims)
+    words = ", ".join(f"{called[letter]} {at[letter]}" for letter in VOCABULARY[name].dims)
     refused(arrays, rf"signals\.{name}: not finite at {words}\.$", **{name: put(arrays[name], where, value)})
 
 
