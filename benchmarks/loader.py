@@ -183,10 +183,10 @@ def torchvision_epochs(
 
 
 def first(source: Source, count: int) -> Source:
-    """``count`` of the images, spread evenly over all of them."""
+    """``count`` of the images, by chance, the same each time."""
     if len(source) <= count:
         return source
-    return source.part(np.linspace(0, len(source) - 1, count).astype(np.int64), source.where)
+    return source.part(np.sort(np.random.default_rng(0).permutation(len(source))[:count]), source.where)
 
 
 def drawn(count: int, draw: Callable[[int], np.ndarray]) -> Source:
