@@ -213,6 +213,9 @@ class Score(Recipe):
     """Epochs that the probe trains and is recorded."""
     seeds: int = Field(2, ge=1)
     """Probes, each from another start; their signals stand side by side."""
+    gradients: bool = True
+    """Also record the last layer's gradients and how predictions move, which tdds, cal, craig, grad_match and glister read:
+    2 bytes an image and class in signals.npz, twice that in memory meanwhile. Turn off for many images of many classes."""
 
 
 class Select(Section):

@@ -24,6 +24,7 @@ from typing import Any
 
 from lotus.config import Config
 from lotus.events import Event
+from selection import lottery
 from selection.errors import Refused
 
 FORMAT = 1
@@ -50,8 +51,7 @@ _PIXELS += tuple(f"data.{name}" for name in ("smart_threshold", "jpeg_share", "d
 
 STAGES: tuple[Stage, ...] = (
     Stage("prepare", _PIXELS, (), ("{data}/train.json", "{data}/val.json"), "write the images as .beton files"),
-    Stage("score", ("score", "model", "seed", "select.score", "select.pick", "select.keep", "select.ticket"),
-          ("prepare",), ("signals.npz",), "train the probe and watch every image"),
+    Stage("score", ("score", "model", "seed"), ("prepare",), ("signals.npz",), "train the probe and watch every image"),
     Stage("select", ("select", "seed"), ("score",), ("subset.npz",), "draw the ticket: the images worth training on"),
     Stage("baseline", ("train", "-train.sparsity", "model", "seed"), ("prepare",), ("baseline/spec.json",),
           "train the dense model on all images, to compare with"),
@@ -74,7 +74,7 @@ class Record:
     made_from: dict[str, str]
     """Identity of each stage that it read from."""
     outputs: dict[str, int]
-    """Size in bytes of each output."""
+    """Size in bytes of each output, by its name in :data:`STAGES`: a folder that is moved is still done."""
     seconds: float
     image_forwards: float = 0.0
     """Forward passes of one image; training one image counts three."""
@@ -179,9 +179,10 @@ class Run:
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
-    def outputs(self, stage: str) -> list[Path]:
-        return [Path(name.format(data=self.data)) if name.startswith("{data}") else self.folder / name
-                for name in BY_NAME[stage].outputs]  # fmt: skip
+    def outputs(self, stage: str) -> dict[str, Path]:
+        """Where each output of ``stage`` lies, by its name."""
+        return {name: Path(name.format(data=self.data)) if name.startswith("{data}") else self.folder / name
+                for name in BY_NAME[stage].outputs}  # fmt: skip
 
     def settings(self, stage: str) -> dict[str, Any]:
         """The part of the config that ``stage`` depends on."""
@@ -193,7 +194,15 @@ class Run:
                 functools.reduce(operator.getitem, way, found).pop(last)
             else:
                 found[part] = functools.reduce(operator.getitem, [*way, last], dump)
+        if stage == "score":  # one probe serves every score and policy; whether there has to be one depends on them
+            found["select needs a probe"] = self.probed
         return found
+
+    @property
+    def probed(self) -> bool:
+        """Whether the ticket is drawn by what a probe tells."""
+        wants = self.config.select
+        return not wants.ticket and wants.keep < 1 and bool(lottery.reads(wants.score, wants.pick))
 
     def made_from(self, stage: str) -> dict[str, str]:
         records = {name: self.record(name) for name in BY_NAME[stage].after}
@@ -204,10 +213,10 @@ class Run:
         record = self.record(stage)
         if record is None:
             return "not done yet"
-        for path in self.outputs(stage):
+        for name, path in self.outputs(stage).items():
             if not path.exists():
                 return f"{path.name} is gone"
-            if path.stat().st_size != record.outputs.get(str(path)):
+            if path.stat().st_size != record.outputs.get(name):
                 return f"{path.name} was changed"
         changed = list(_changes(record.settings, self.settings(stage)))
         if changed:
@@ -225,7 +234,7 @@ class Run:
             stage=stage,
             settings=self.settings(stage),
             made_from=self.made_from(stage),
-            outputs={str(path): path.stat().st_size for path in self.outputs(stage)},
+            outputs={name: path.stat().st_size for name, path in self.outputs(stage).items()},
             seconds=round(seconds, 3),
             image_forwards=image_forwards,
             macs=macs,

@@ -20,13 +20,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-import selection.pickers
-import selection.scores
 from lotus import doctor
 from lotus.config import Config, Recipe
 from lotus.events import Began, Ended, Evaluated, Event, Pruned, Said, Skipped, Step, Wrote
 from lotus.run import BY_NAME, STAGES, Run, digest, write_json
-from selection import methods
+from selection import lottery, methods
 from selection.errors import Refused
 
 if TYPE_CHECKING:
@@ -172,9 +170,18 @@ def check(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
         Refused: an unknown method or option, with its place and the nearest right name.
     """
     from lotus.pruning import criteria
-    from selection.lottery import choose
 
-    choose(score=config.select.score, pick=config.select.pick, keep=config.select.keep, shelves=shelves)
+    wants = config.select
+    lottery.choose(score=wants.score, pick=wants.pick, keep=wants.keep, shelves=shelves)
+    if Run(config).probed:
+        read = lottery.reads(wants.score, wants.pick, shelves)
+        if beyond := sorted(read & {"run_in", "run_p_label"}):
+            raise Refused(
+                f"select: {', '.join(beyond)} of many runs on random parts of the images would be read, and no probe records "
+                "them. Take another score, or draw the ticket from signals of your own: lotus select."
+            )
+        if not config.score.gradients and (missing := sorted(read & {"errors", "kl_step"})):
+            raise Refused(f"score.gradients: {', '.join(missing)} would be read. Turn it on, or take another method.")
     found = methods.find([criteria, *shelves], config.prune.criterion.name, place="prune.criterion")
     methods.check_settings(found, config.prune.criterion.options, place="prune.criterion")
     if config.prune.criterion.name == "gate" and not config.train.sparsity.gates:
@@ -206,7 +213,7 @@ def score(shop: Shop) -> Making:
     run, config = shop.run, shop.config
     manifest, labels = shop.manifest(), beton.labels(run.train_beton)
     known: dict[str, np.ndarray] = {"labels": labels}
-    if config.select.ticket or config.select.keep == 1 or not _reads_signals(config, shop.shelves):
+    if not run.probed:
         yield Said("score", "nothing to watch: the ticket needs no signals")
         if shop.world.rank == 0:
             Signals(known, classes=manifest.classes, fingerprint=manifest.fingerprint).save(run.signals)
@@ -215,12 +222,11 @@ def score(shop: Shop) -> Making:
     macs = forwards = 0.0
     for number in range(config.score.seeds):
         seed = config.seed + 1000 * (number + 1)  # no probe starts where the real training starts
-        signals, spent, embeddings = yield from _probe(shop, seed, embed=number == 0)
+        signals, spent, features = yield from _probe(shop, seed, last=number == 0)
         watched.append(signals)
         forwards += spent[0]
         macs += spent[1]
-        if embeddings is not None:
-            known["embeddings"] = embeddings
+        known |= features
     known |= {name: np.stack([one[name] for one in watched]) for name in watched[0]}
     if shop.world.rank == 0:
         Signals(known, classes=manifest.classes, fingerprint=manifest.fingerprint).save(run.signals)
@@ -414,25 +420,27 @@ assert list(MAKERS) == list(BY_NAME)
 
 
 def _probe(
-    shop: Shop, seed: int, embed: bool
-) -> Generator[Event, None, tuple[dict[str, np.ndarray], tuple[float, float], np.ndarray | None]]:
-    """One short training that is watched: its signals (E, N), its cost, and embeddings (N, D) if asked for."""
+    shop: Shop, seed: int, *, last: bool
+) -> Generator[Event, None, tuple[dict[str, Any], tuple[float, float], dict[str, Any]]]:
+    """One short training that is watched: its signals (E, N), its cost, and, if asked for, the last layer's (N, D), (N, C)."""
     from lotus.training import probe
 
     config, manifest = shop.config, shop.manifest()
     model = _new_model(shop, seed)
-    recorder = probe.Recorder(manifest.n, config.score.epochs, len(manifest.classes))
+    recorder = probe.Recorder(manifest.n, config.score.epochs, len(manifest.classes), steps=config.score.gradients)
     fitted, macs = yield from _fit(
         shop, "score", config.score, model, rows=np.arange(manifest.n), recorder=recorder, seed=seed, evaluate=False
     )
     forwards = TRAIN_FORWARDS * fitted.images_seen
-    embeddings = None
-    if embed:
+    features: dict[str, Any] = {}
+    if last:
         with _images(shop, shop.run.train_beton, None, config.score, model) as loader:
-            embeddings = probe.embeddings(model.to(shop.world.device), loader, manifest.n, shop.world)
+            features = probe.last_layer(
+                model.to(shop.world.device), loader, manifest.n, shop.world, errors=config.score.gradients
+            )
         forwards += manifest.n
     shutil.rmtree(shop.run.work("score") / str(seed), ignore_errors=True)
-    return recorder.signals(), (forwards, forwards * macs), embeddings
+    return recorder.signals(), (forwards, forwards * macs), features
 
 
 def _fit(
@@ -596,14 +604,6 @@ def _spent(
     return Outcome(forwards, spent, values)
 
 
-def _reads_signals(config: Config, shelves: Sequence[ModuleType]) -> bool:
-    """Whether the score or the policy reads anything that only a probe can tell."""
-    free = {"labels", "scores", "ranking", "budget", "rng", "keep"}
-    score_method = methods.find([selection.scores, *shelves], config.select.score.name, place="select.score")
-    policy = methods.find([selection.pickers, *shelves], config.select.pick.name, place="select.pick")
-    return bool((set(methods.reads(score_method)) | set(methods.reads(policy))) - free)
-
-
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}
 
@@ -712,10 +712,9 @@ def forecast(
     small = macs * (config.prune.keep.macs or 1)
     teacher = macs if config.finetune.distill != "none" else 0
     probe = config.score.seeds * TRAIN_FORWARDS * config.score.epochs * n + n
-    quiet = config.select.ticket or config.select.keep == 1 or not _reads_signals(config, ())
     calibration = TRAIN_FORWARDS * min(config.prune.calibration, kept)
     costs = {
-        "score": (0, 0) if quiet else (probe, probe * macs),
+        "score": (probe, probe * macs) if run.probed else (0, 0),
         "baseline": _training(config.train.epochs * n, macs),
         "train": _training(config.train.epochs * kept, macs),
         "prune": (calibration, calibration * macs),

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from selection import methods, pickers, scores
 from selection.errors import Refused
-from selection.signals import Signals
+from selection.signals import VOCABULARY, Signals
 from selection.subset import Subset
 
 Rows = npt.NDArray[np.int64]
@@ -70,6 +70,22 @@ def choose(*, score: Choice, pick: Choice, keep: float, shelves: Iterable[Module
             "the 10 % most forgotten gave 34 % top-1 and random ones about 79 % (Zheng et al. 2023). Take 'ccs'."
         ]
     return []
+
+
+TOLD = frozenset({"labels", "scores", "ranking", "budget", "keep", "rng", "start"})
+"""What methods read that is known without a probe."""
+
+
+def reads(score: Choice, pick: Choice, shelves: Iterable[ModuleType] = ()) -> set[str]:
+    """The signals that a score and a picker read, labels aside. A method that is on no shelf counts as reading all of them."""
+    found: set[str] = set()
+    for shelf, choice, place in ((scores, score, "select.score"), (pickers, pick, "select.pick")):
+        try:
+            _, method, _ = resolve(shelf, shelves, choice, place)
+        except Refused:
+            return set(VOCABULARY) - TOLD
+        found |= set(methods.reads(method)) - TOLD
+    return found
 
 
 def select(

@@ -21,7 +21,7 @@ def make(folder: Path, **settings: object) -> Run:
 
 def do(run: Run, *names: str) -> None:
     for name in names:
-        for path in run.outputs(name):
+        for path in run.outputs(name).values():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(name)
         run.finish(name, seconds=1.0)
@@ -35,6 +35,12 @@ def test_a_finished_stage_is_done_and_its_paths_do_not_matter(tmp_path: Path) ->
     assert make(tmp_path, train={"lr": 1}).why("prepare") is None, "a stage's own settings decide"
 
 
+def test_a_folder_that_was_moved_is_still_done(tmp_path: Path) -> None:
+    do(make(tmp_path / "here"), "prepare", "score", "select")
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert [make(tmp_path / "there").why(name) for name in ("prepare", "score", "select")] == [None] * 3
+
+
 def test_gates_do_not_concern_the_dense_baseline(tmp_path: Path) -> None:
     do(make(tmp_path), "prepare", "baseline", "score", "select", "train")
     other = make(tmp_path, train={"sparsity": {"lr": 0.5}})
@@ -42,14 +48,23 @@ def test_gates_do_not_concern_the_dense_baseline(tmp_path: Path) -> None:
     assert "train.sparsity.lr" in str(other.why("train"))
 
 
+def test_one_probe_serves_every_ticket(tmp_path: Path) -> None:
+    do(make(tmp_path, select={"keep": 0.5}), "prepare", "score", "select")
+    other = make(tmp_path, select={"keep": 0.3, "score": "aum", "pick": "k_center"})
+    assert other.why("score") is None
+    assert other.why("select") is not None
+    blind = make(tmp_path, select={"keep": 0.3, "score": "random", "pick": "random"})
+    assert "needs a probe" in str(blind.why("score"))
+
+
 def test_why_names_the_setting_the_file_or_the_stage(tmp_path: Path) -> None:
     do(make(tmp_path), "prepare", "score", "select", "train")
     assert make(tmp_path, train={"lr": 0.5}).why("train") == "train.lr: 0.001 -> 0.5"
     assert "and 1 more" in str(make(tmp_path, train={"lr": 0.5, "clip": 3}).why("train"))
     run = make(tmp_path)
-    run.outputs("select")[0].write_text("longer than before")
+    run.outputs("select")["subset.npz"].write_text("longer than before")
     assert run.why("select") == "subset.npz was changed"
-    run.outputs("select")[0].unlink()
+    run.outputs("select")["subset.npz"].unlink()
     assert run.why("select") == "subset.npz is gone"
 
 

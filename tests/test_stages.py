@@ -119,6 +119,23 @@ def test_a_ticket_of_other_data_is_refused(finished: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+def test_one_probe_serves_every_score_and_every_policy(finished: Path) -> None:
+    from selection import lottery, methods, pickers, scores
+    from selection.signals import Signals
+
+    signals = Signals.load(finished / "signals.npz")
+    for score in methods.names(scores):
+        if score not in ("memorization", "tdds"):  # many runs; three epochs
+            drawn = lottery.select(signals, score=score, pick="top_k", keep=0.5)
+            assert len(drawn.subset.rows) == 719, score
+    for pick in methods.names(pickers):
+        assert len(lottery.select(signals, score="el2n", pick=pick, keep=0.1).subset.rows) == 144, pick
+    done = lotus("run", DIGITS, f"folder={finished}", *SHORT, "select.pick=craig", "--dry-run", COLUMNS="160")
+    assert "select.pick" in next(line for line in done.stdout.splitlines() if line.strip().startswith("select"))
+    assert "done" in next(line for line in done.stdout.splitlines() if line.strip().startswith("score"))
+
+
+@pytest.mark.slow
 def test_the_selection_command_needs_no_torch_and_no_run(finished: Path, tmp_path: Path) -> None:
     block = tmp_path / "torch.py"
     block.write_text("raise ImportError('torch must not be needed here')")
@@ -211,6 +228,8 @@ def free_port() -> int:
         (["select.score=eltwon"], "select.score: there is no 'eltwon'"),
         (["select.pick=css"], "Did you mean 'ccs'?"),
         (["select.pick=ccs", "select.pick.bin=3"], "select.pick.bin: 'ccs' has no such setting. Did you mean 'bins'?"),
+        (["select.score=memorization"], "no probe records them"),
+        (["select.score=tdds", "score.gradients=false"], "score.gradients: kl_step would be read. Turn it on"),
         (["prune.criterion=taylr"], "Did you mean 'taylor'?"),
         (["model.name=vit_tinny_patch16_224"], "Did you mean"),
         (["model.name=resnet18", "model.args={}"], "resnet18"),

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 WATCHED = ("p_label", "p_other", "error_norm", "loss", "entropy", "margin", "correct")
 """What is recorded, names of :data:`selection.signals.VOCABULARY`."""
 
+GRADIENTS = ("errors", "kl_step")
+"""What is recorded besides where it is asked for: 4 C bytes an image."""
+
+_MOST = float(np.finfo(np.float16).max)
+
 
 class Recorder:
     """Holds, for each epoch and image, what the model said when it was trained on the image.
@@ -30,10 +35,11 @@ class Recorder:
     An image that an epoch did not see keeps what was last said of it, or, before its first time, what was said then.
     """
 
-    def __init__(self, n: int, epochs: int, classes: int) -> None:
+    def __init__(self, n: int, epochs: int, classes: int, *, steps: bool = False) -> None:
         """
         Args:
             n: rows of the data set
+            steps: also record ``kl_step``, how far a prediction moved since the epoch before; 4 C bytes an image meanwhile
         """
         if classes < 2:
             raise Refused(f"score: {classes} class. A probe needs at least two to tell apart.")
@@ -41,6 +47,10 @@ class Recorder:
         self._seen = torch.zeros(epochs, n, dtype=torch.bool)  # (E, N)
         self._ended = 0  # epochs that are complete
         self._now: Tensor | None = None  # (8, N) of the epoch under way, this rank's rows, zero elsewhere; row 7: seen
+        # Log-probabilities, in half precision: what an error of theirs does to a step is multiplied by the probability.
+        self._before = torch.zeros(n, classes, dtype=torch.float16) if steps else None  # (N, C) as last said
+        self._after: Tensor | None = None  # (N, C) of the epoch under way, as ``_now``
+        self._moved = torch.zeros(epochs, n) if steps else None  # (E, N)
 
     def add(self, index: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Take in a batch. An image whose logits are not finite counts as not seen.
@@ -55,6 +65,10 @@ class Recorder:
             good = logits.isfinite().all(1)
             values = torch.cat([watch(logits, labels), torch.ones_like(labels, dtype=torch.float32)[None]])  # (8, B)
             now[:, index[good]] = values[:, good]
+            if self._before is not None:
+                if self._after is None:
+                    self._after = torch.zeros_like(self._before, device=logits.device)
+                self._after[index[good]] = _log_p(logits[good])
 
     def end(self, epoch: int, world: World) -> None:
         """Close ``epoch``: bring together what the ranks saw. A second call for the same epoch does nothing."""
@@ -63,6 +77,13 @@ class Recorder:
         whole = self._gathered(world)
         self._said[epoch] = whole[:-1]
         self._seen[epoch] = whole[-1] > 0
+        if self._before is not None and self._moved is not None:
+            rows = torch.nonzero(self._seen[epoch])[:, 0]
+            after = self._gathered_after(world)[rows].float()
+            moved = (after.exp() * (after - self._before[rows].float()).abs()).sum(1)
+            self._moved[epoch, rows] = torch.where(self._seen[:epoch, rows].any(0), moved, 0.0)
+            self._before[rows] = after.half()
+            self._after = None
         self._ended, self._now = epoch + 1, None
 
     def signals(self) -> dict[str, npt.NDArray[np.generic]]:
@@ -89,16 +110,25 @@ class Recorder:
             if np.issubdtype(dtype, np.floating):
                 values = np.clip(values, -np.finfo(dtype).max, np.finfo(dtype).max)  # type: ignore[type-var]
             found[name] = values.astype(dtype)
+        if self._moved is not None:
+            found["kl_step"] = self._moved.clamp(max=_MOST).numpy().astype(np.float16)
         return found
 
     def state(self, world: World) -> dict[str, Tensor]:
         """All that a resumed probe needs; every rank must call."""
-        return {
+        state = {
             "said": self._said.clone(),
             "seen": self._seen.to(torch.uint8),
             "ended": torch.tensor(self._ended),
-            "now": self._gathered(world).cpu(),
+            "now": self._gathered(world),
         }
+        if self._before is not None and self._moved is not None:
+            state |= {
+                "before": self._before.clone(),
+                "after": self._gathered_after(world),
+                "moved": self._moved.clone(),
+            }
+        return state
 
     def load_state(self, state: dict[str, Tensor], world: World) -> None:
         """Take up what :meth:`state` gave, on any number of ranks."""
@@ -107,6 +137,10 @@ class Recorder:
         self._ended = int(state["ended"])
         # What all ranks saw lies on one of them; the sum over ranks is the same.
         self._now = state["now"].to(world.device, copy=True) if world.is_main else None
+        if self._before is not None and self._moved is not None:
+            self._before.copy_(state["before"])
+            self._moved.copy_(state["moved"])
+            self._after = state["after"].to(world.device, copy=True) if world.is_main else None
 
     def _current(self, device: torch.device) -> Tensor:
         if self._now is None:
@@ -116,6 +150,16 @@ class Recorder:
     def _gathered(self, world: World) -> Tensor:
         """(8, N) of the epoch under way over all ranks: each row was seen by one, so that adding zeros is exact."""
         return world.sum_(self._current(world.device).clone()).cpu()
+
+    def _gathered_after(self, world: World) -> Tensor:
+        assert self._before is not None
+        own = self._after if self._after is not None else torch.zeros_like(self._before)
+        return world.sum_(own.clone()).cpu()
+
+
+def _log_p(logits: Tensor) -> Tensor:
+    """(B, C) float16"""
+    return F.log_softmax(logits.float(), dim=1).clamp(min=torch.finfo(torch.float16).min).half()
 
 
 def watch(logits: Tensor, labels: Tensor) -> Tensor:
@@ -149,13 +193,19 @@ def watch(logits: Tensor, labels: Tensor) -> Tensor:
     )
 
 
-def embeddings(model: nn.Module, loader: Loader, n: int, world: World) -> npt.NDArray[np.float16]:
-    """(N, D) features that the head reads (timm's ``forward_head(pre_logits=True)``), in one pass in eval mode.
+def last_layer(
+    model: nn.Module, loader: Loader, n: int, world: World, *, errors: bool = False
+) -> dict[str, npt.NDArray[np.float16]]:
+    """What the head reads of every image, in one pass in eval mode, and what its gradient is made of.
 
     Args:
         model: a timm model
         loader: goes through every row once over all ranks
         n: rows of the data set
+        errors: also ``errors``
+
+    Returns:
+        ``embeddings`` (N, D), timm's ``forward_head(pre_logits=True)``; ``errors`` (N, C), softmax minus one-hot label
 
     Raises:
         Refused: a row did not come, or the model gives no features.
@@ -165,25 +215,28 @@ def embeddings(model: nn.Module, loader: Loader, n: int, world: World) -> npt.ND
         raise Refused("score: embeddings need a timm model, with forward_features and forward_head.")
     training = model.training
     model.eval()
-    features: Tensor | None = None
+    found: dict[str, Tensor] = {}
     seen = torch.zeros(n, dtype=torch.int64)
-    width = 0
     try:
         with torch.no_grad():
             for batch in loader.epoch(0):
-                values = forward_head(forward_features(batch.images), pre_logits=True).float().cpu()  # (B, D)
-                if features is None:
-                    width = values.shape[1]
-                    features = torch.zeros(n, width)
+                features = forward_features(batch.images)
+                values = {"embeddings": forward_head(features, pre_logits=True).float()}  # (B, D)
+                if errors:
+                    p = forward_head(features).float().softmax(1)
+                    values["errors"] = p.scatter_add(1, batch.labels[:, None], -torch.ones_like(p[:, :1]))
                 rows = batch.index.cpu()
-                features[rows] = values
+                for name, value in values.items():
+                    if name not in found:
+                        found[name] = torch.zeros(n, value.shape[1], dtype=torch.float16)
+                    found[name][rows] = value.clamp(-_MOST, _MOST).half().cpu()
                 seen[rows] += 1
     finally:
         model.train(training)
-    width = world.max(width)  # a rank may have had no rows
-    whole = world.sum_(features if features is not None else torch.zeros(n, width))
     missing = torch.nonzero(world.sum_(seen) == 0)
     if len(missing):
         raise Refused(f"score: {len(missing)} rows, {int(missing[0])} first, did not come from the loader.")
-    most = float(np.finfo(np.float16).max)
-    return whole.clamp(-most, most).numpy().astype(np.float16)
+    for name in ("embeddings", "errors") if errors else ("embeddings",):
+        width = world.max(found[name].shape[1] if name in found else 0)  # a rank may have had no rows
+        found[name] = world.sum_(found.get(name, torch.zeros(n, width, dtype=torch.float16)))
+    return {name: value.numpy() for name, value in found.items()}

@@ -10,7 +10,7 @@ from torch import nn
 
 from lotus.data.plan import SamplePlan
 from lotus.training.distributed import World
-from lotus.training.probe import WATCHED, Recorder, embeddings, watch
+from lotus.training.probe import WATCHED, Recorder, last_layer, watch
 from selection.errors import Refused
 from selection.signals import VOCABULARY, Signals
 
@@ -87,8 +87,30 @@ def test_dtypes_are_the_vocabularys() -> None:
         assert values.dtype == VOCABULARY[name].dtype
 
 
+def test_how_far_a_prediction_moved() -> None:
+    draw = torch.Generator().manual_seed(3)
+    logits = torch.randn(3, 5, 4, generator=draw) * 2  # epochs, rows, classes
+    recorder = Recorder(5, 3, 4, steps=True)
+    for epoch in range(3):
+        seen = [0, 1, 2, 3, 4] if epoch != 1 else [0, 1, 2]  # rows 3 and 4 miss the second
+        for rows in (seen[:2], seen[2:]):
+            recorder.add(torch.tensor(rows), logits[epoch, rows], torch.zeros(len(rows), dtype=torch.int64))
+        recorder.end(epoch, World())
+    p = np.exp(logits.double().numpy())
+    p /= p.sum(-1, keepdims=True)
+
+    def moved(now: int, before: int, row: int) -> float:
+        return float(np.abs(p[now, row] * np.log(p[now, row] / p[before, row])).sum())
+
+    expected = np.zeros((3, 5))
+    for row in range(5):
+        expected[1, row] = moved(1, 0, row) if row < 3 else 0
+        expected[2, row] = moved(2, 1 if row < 3 else 0, row)
+    np.testing.assert_allclose(recorder.signals()["kl_step"], expected, rtol=5e-3, atol=1e-3)
+
+
 def test_state_in_the_middle_of_an_epoch() -> None:
-    whole, torn = Recorder(6, 2, 3), Recorder(6, 2, 3)
+    whole, torn = Recorder(6, 2, 3, steps=True), Recorder(6, 2, 3, steps=True)
     draw = torch.Generator().manual_seed(0)
     batches = [(torch.tensor(rows), torch.randn(2, 3, generator=draw), torch.tensor([0, 2])) for rows in
                ([0, 1], [2, 3], [4, 5], [5, 0], [1, 4], [3, 2])]  # fmt: skip
@@ -99,7 +121,7 @@ def test_state_in_the_middle_of_an_epoch() -> None:
             whole.end(number // 3, World())
             torn.end(number // 3, World())
             torn.end(number // 3, World())  # after a stop while evaluating
-        state, torn = torn.state(World()), Recorder(6, 2, 3)
+        state, torn = torn.state(World()), Recorder(6, 2, 3, steps=True)
         torn.load_state({name: value.clone() for name, value in state.items()}, World())
     for name, values in whole.signals().items():
         assert np.array_equal(torn.signals()[name], values), name
@@ -111,10 +133,11 @@ def test_one_class_is_nothing_to_watch() -> None:
 
 
 def test_embeddings_are_what_the_head_reads() -> None:
-    model, (images, _) = vit(drop_path=0.5), pictures()
+    model, (images, labels) = vit(drop_path=0.5), pictures()
     model.train()
     loader = Memory(SamplePlan.evaluation(np.arange(ROWS), batch_size=8))
-    found = embeddings(model, loader, ROWS, World())
+    whole = last_layer(model, loader, ROWS, World(), errors=True)
+    found = whole["embeddings"]
     assert model.training
     assert found.shape == (ROWS, 32)
     assert found.dtype == np.float16
@@ -122,12 +145,15 @@ def test_embeddings_are_what_the_head_reads() -> None:
     with torch.no_grad():
         logits = model.head(torch.from_numpy(found.astype(np.float32)))
         torch.testing.assert_close(logits, model(images), atol=5e-3, rtol=5e-3)
+        p = model(images).softmax(1)
     assert logits.shape[1] == CLASSES
+    p[torch.arange(ROWS), labels] -= 1
+    np.testing.assert_allclose(whole["errors"], p.numpy(), atol=1e-3)
 
 
 def test_rows_that_do_not_come_are_named() -> None:
     loader = Memory(SamplePlan.evaluation(np.arange(10), batch_size=8))
     with pytest.raises(Refused, match="42 rows, 10 first"):
-        embeddings(vit(), loader, ROWS, World())
+        last_layer(vit(), loader, ROWS, World())
     with pytest.raises(Refused, match="timm model"):
-        embeddings(nn.Linear(2, 2), loader, ROWS, World())
+        last_layer(nn.Linear(2, 2), loader, ROWS, World())
