@@ -259,6 +259,10 @@ class Prune(Section):
     """pool: all units compete by score a MAC; kind: heads, head dimensions and MLP units each among themselves."""
     round: int = Field(8, ge=1)
     """MLP units and head dimensions stay a multiple of this."""
+    rotate: bool = True
+    """Turn each head's dimensions into those of which the first few carry the most (whitened SVD) before any is cut."""
+    split: bool = False
+    """Let a block keep more value than query/key dimensions, or fewer. timm's own attention cannot hold that; LOTUS' does."""
     compensate: Literal["none", "mean", "affine"] = "affine"
     """What the cut units carried is folded into the rest: not at all, their mean, or their best affine prediction."""
     calibration: int = Field(2048, ge=1)

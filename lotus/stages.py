@@ -312,32 +312,34 @@ def prune(shop: Shop) -> Making:
     with _images(shop, run.train_beton, calibration, config.train, model) as loader:
         cut = yield from _watched(
             "prune",
-            len(calibration),
+            len(calibration) * (2 if wants.rotate else 1),
             lambda progress: lotus.pruning.lottery(
                 model,
-                loader.epoch(0),
+                lambda: loader.epoch(0),
                 wants.keep.model_dump(exclude_none=True),
                 criterion=wants.criterion.name,
                 criterion_options=wants.criterion.options,
                 shelves=shop.shelves,
                 rank=wants.rank,
                 round=wants.round,
+                rotate=wants.rotate,
+                split=wants.split,
                 compensate=wants.compensate,
                 gates=gates,
                 seed=config.seed,
                 progress=progress,
             ),
         )
+    for note in cut.notes:
+        yield Said("prune", note)
     yield Pruned("prune", {**cut.before}, {**cut.after})
     with _images(shop, run.val_beton, None, config.train, cut.model) as loader:
         measured = loop.evaluate(cut.model, loader, shop.world)
     yield Evaluated("prune", 0, measured)
     lotus.pruning.save(cut.model, run.pruned)
     yield Wrote("prune", str(run.pruned))
-    # One pass gives gradients and statistics: a training step's worth an image.
-    forwards = TRAIN_FORWARDS * cut.images
-    spent = forwards * cut.before["macs"]
-    return Outcome(forwards, spent, {"top1": measured["top1"], "loss": measured["loss"], **cut.after})
+    spent = cut.forwards * cut.before["macs"]
+    return Outcome(cut.forwards, spent, {"top1": measured["top1"], "loss": measured["loss"], **cut.after})
 
 
 def finetune(shop: Shop) -> Making:
@@ -639,7 +641,12 @@ def _look_ahead(config: Config) -> None:
     if refusals:
         raise Refused("\n".join(refusals))
     model = create(config.model.model_copy(update={"pretrained": False, "weights": ""}), classes=10)
-    budget.check_reach(outline(model), config.prune.keep.model_dump(exclude_none=True), round=config.prune.round)
+    budget.check_reach(
+        outline(model),
+        config.prune.keep.model_dump(exclude_none=True),
+        round=config.prune.round,
+        split=config.prune.split,
+    )
     for recipe in (config.score, config.train, config.finetune):
         make_optimizer(model, recipe)
 
@@ -712,7 +719,7 @@ def forecast(
     small = macs * (config.prune.keep.macs or 1)
     teacher = macs if config.finetune.distill != "none" else 0
     probe = config.score.seeds * TRAIN_FORWARDS * config.score.epochs * n + n
-    calibration = TRAIN_FORWARDS * min(config.prune.calibration, kept)
+    calibration = (TRAIN_FORWARDS + config.prune.rotate) * min(config.prune.calibration, kept)
     costs = {
         "score": (probe, probe * macs) if run.probed else (0, 0),
         "baseline": _training(config.train.epochs * n, macs),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lotus.pruning import budget, criteria, measure, surgery
 from lotus.pruning import compensate as folds
+from lotus.pruning import rotate as turns
 from lotus.pruning.budget import Rank
 from lotus.pruning.compensate import Compensate
 from lotus.pruning.plan import Plan
@@ -44,7 +45,23 @@ class Drawn:
     scores: dict[str, np.ndarray]
     """Site -> a score a unit; ``blocks.3.attn`` (H * V,), ``blocks.3.mlp`` (F,), ``blocks.3.qk`` (H * Q,)."""
     images: int
-    """Calibration images that were gone through; 0 where none were needed."""
+    """Calibration images; 0 where none were needed."""
+    forwards: int
+    """Forward passes of an image that this took; a backward counts as two."""
+    notes: tuple[str, ...]
+    """Where a step was not possible, and what was done instead."""
+
+    def text(self) -> str:
+        """The plan for people: what stays of each block, what it costs, and the notes."""
+        rows = [f"{'block':>5} {'heads':>7} {'q/k':>7} {'v':>7} {'MLP units':>11}"]
+        for i, plan in enumerate(self.plan.blocks):
+            now, of = plan.dims, plan.of
+            cells = [f"{new}/{old}" for new, old in zip(now, of, strict=True)]
+            rows.append(f"{i:>5} {cells[0]:>7} {cells[1]:>7} {cells[2]:>7} {cells[3]:>11}")
+        for what, name in (("macs", "MACs an image"), ("params", "parameters")):
+            share = self.after[what] / self.before[what]
+            rows.append(f"{name}: {self.after[what]:,} of {self.before[what]:,} ({share:.3f})")
+        return "\n".join([*rows, *self.notes])
 
 
 def prune(
@@ -55,6 +72,8 @@ def prune(
     criterion: str | Callable[..., np.ndarray] = "taylor",
     rank: Rank = "pool",
     round: int = 8,
+    rotate: bool = True,
+    split: bool = False,
     compensate: Compensate = "affine",
     gates: Mapping[str, Tensor] | None = None,
     seed: int = 0,
@@ -64,11 +83,14 @@ def prune(
     Args:
         model: Any supported timm ViT, trained by LOTUS or not.
         batches: Calibration data: tuples that begin with images and labels, some 2,000 images; or a function that gives them.
-            They are gone through once.
+            With ``rotate`` they are gone through twice; a plain iterator's are kept in memory until then.
         keep: ``{"macs": 0.5}``, ``{"params": 0.5}`` or both, as parts of the model's.
         criterion: A name from :mod:`lotus.pruning.criteria`, or a function like those.
         rank: ``pool``: all units compete by score a saved cost; ``kind``: heads, head dimensions, MLP units among themselves.
         round: Widths stay a multiple of this.
+        rotate: Turn each head's query/key and value dimensions into those of which the first few carry the most, and only
+            then score and cut (:mod:`lotus.pruning.rotate`).
+        split: Let a block keep more value than query/key dimensions, or fewer. timm's own attention cannot hold that.
         compensate: ``none``, ``mean`` or ``affine``: how what was cut is folded into what stays.
         gates: Learned gates by site, for the criterion ``gate``.
         seed: For the criterion ``random``.
@@ -77,7 +99,17 @@ def prune(
         Refused: a model that cannot be cut, a budget out of reach, calibration data that do not serve; says what would.
     """
     return lottery(
-        model, batches, keep, criterion=criterion, rank=rank, round=round, compensate=compensate, gates=gates, seed=seed
+        model,
+        batches,
+        keep,
+        criterion=criterion,
+        rank=rank,
+        round=round,
+        rotate=rotate,
+        split=split,
+        compensate=compensate,
+        gates=gates,
+        seed=seed,
     ).model
 
 
@@ -91,6 +123,8 @@ def lottery(
     shelves: Iterable[ModuleType] = (),
     rank: Rank = "pool",
     round: int = 8,
+    rotate: bool = True,
+    split: bool = False,
     compensate: Compensate = "affine",
     gates: Mapping[str, Tensor] | None = None,
     seed: int = 0,
@@ -101,7 +135,7 @@ def lottery(
     Args:
         criterion_options: Settings of the criterion.
         shelves: Modules with criteria of the user's own.
-        progress: Told the calibration images done so far.
+        progress: Told the calibration images gone through so far, in all passes together.
 
     Raises:
         Refused: as :func:`prune`.
@@ -120,25 +154,68 @@ def lottery(
         _refuse_gates(model, gates)
     wants = "gradients" in methods.reads(method)
     everything_stays = all(part == 1 for part in share.values())
+    notes = _notes(model, split)
+    passes = _passes(batches)
+    first = measure.Measured()
+    dense = model
+    if rotate and not everything_stays:
+        found = turns.statistics(model, passes(), progress=progress)
+        learned = "gates" in methods.reads(method)
+        first.images = next(iter(found.values())).images
+        dense = turns.rotate(model, found, v=not learned)
+        if learned:
+            notes.append(
+                "Value dimensions are cut by index, not rotated: a learned gate belongs to the dimension it was learned on."
+            )
     measured = measure.Measured()
     if wants or (compensate != "none" and not everything_stays):
         measured = measure.measure(
-            model, batches() if callable(batches) else batches, gradients=wants, moments=compensate, progress=progress
+            dense, passes(), gradients=wants, moments=compensate, progress=_beyond(progress, first.images)
         )
-    scores = measure.score(model, method, options, gradients=measured.gradients, gates=gates, seed=seed)
-    plan = budget.fit_plan(outline, scores, share, rank=rank, round=round)
-    small = surgery.cut(model, plan)
-    for block, dense, kept in zip(anatomy.blocks(small), anatomy.blocks(model), plan.blocks, strict=True):
-        for site, linear, before, stay in (
-            (f"{block.name}.attn", block.proj, dense.proj, kept.outputs),
-            (f"{block.name}.mlp", block.fc2, dense.fc2, list(kept.units)),
+    scores = measure.score(dense, method, options, gradients=measured.gradients, gates=gates, seed=seed)
+    plan = budget.fit_plan(outline, scores, share, rank=rank, round=round, split=split)
+    small = surgery.cut(dense, plan)
+    for block, before, kept in zip(anatomy.blocks(small), anatomy.blocks(dense), plan.blocks, strict=True):
+        for site, linear, old, stay in (
+            (f"{block.name}.attn", block.proj, before.proj, kept.outputs),
+            (f"{block.name}.mlp", block.fc2, before.fc2, list(kept.units)),
         ):
-            folds.apply(linear, before, stay, measured.moments.get(site), compensate)
+            folds.apply(linear, old, stay, measured.moments.get(site), compensate)
     # Read off now: a cut model no longer shows what it was made as. One that timm would not make so can be used all the
     # same; save() says why it cannot be saved.
     with contextlib.suppress(Refused):
         door.remember(small, door.origin(model))
-    return Drawn(small.eval(), plan, _brief(outline.cost()), _brief(plan.cost(outline)), scores, images=measured.images)
+    return Drawn(
+        small.eval(),
+        plan,
+        _brief(outline.cost()),
+        _brief(plan.cost(outline)),
+        scores,
+        images=max(first.images, measured.images),
+        forwards=first.images + (3 if wants else 1) * measured.images,
+        notes=tuple(notes),
+    )
+
+
+def _passes(batches: Batches) -> Callable[[], Iterable[Any]]:
+    """The batches, as often as they are asked for."""
+    if callable(batches):
+        return batches
+    again = list(batches) if iter(batches) is batches else batches
+    return lambda: again
+
+
+def _beyond(progress: Callable[[int], None] | None, done: int) -> Callable[[int], None] | None:
+    return None if progress is None else lambda images: progress(done + images)
+
+
+def _notes(model: nn.Module, split: bool) -> list[str]:
+    """What the architecture rules out."""
+    normed = [block.name for block in anatomy.blocks(model) if block.qk_norm]
+    if not normed:
+        return []
+    rest = "Value dimensions are rotated and cut alone." if split else "Value dimensions too, since split is off."
+    return [f"Query/key dimensions stay whole where qk-norm reads them all ({normed[0]} to {normed[-1]}). {rest}"]
 
 
 def _brief(whole: cost.Cost) -> dict[str, int]:

@@ -1,7 +1,8 @@
 """From scores and a budget to a plan: greedy, by chunks that keep every width a multiple of ``round``.
 
 A chunk is ``round`` MLP units of a block, a head, or ``round`` dimensions in all heads of a block. The least valuable one goes
-first; its value is the sum of its units' scores. Query/key and value dimensions go together, so that blocks stay timm's.
+first; its value is the sum of its units' scores. Query/key and value dimensions go together, so that blocks stay timm's, or,
+split, each for itself.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from selection.methods import nearest
 
 Rank = Literal["pool", "kind"]
 KINDS = ("heads", "dims", "units")
+SPLIT = ("heads", "qk", "v", "units")
 BUDGETS = ("macs", "params")
 
 
@@ -45,6 +47,7 @@ class _Block:
     def __init__(self, index: int, outline: Outline, scores: Mapping[str, np.ndarray], round: int) -> None:
         self.index, self.outline, self.round = index, outline, round
         self.of = self.dims = outline.dims[index]
+        self.whole_qk = bool(outline.qk_norm) and outline.qk_norm[index]
         heads, qk_dim, v_dim, hidden = self.of
         name = f"blocks.{index}"
         self.qk = _scores(scores, f"{name}.qk", (heads, qk_dim))
@@ -67,8 +70,11 @@ class _Block:
         heads, qk_dim, v_dim, hidden = self.dims
         if kind == "heads":
             return Dims(heads - 1, qk_dim, v_dim, hidden) if heads > 1 else None
-        if kind == "dims":
-            qk, v = _less(qk_dim, self.round), _less(v_dim, self.round)
+        if kind in ("dims", "qk") and self.whole_qk:
+            return None
+        if kind in ("dims", "qk", "v"):
+            qk = qk_dim if kind == "v" else _less(qk_dim, self.round)
+            v = v_dim if kind == "qk" else _less(v_dim, self.round)
             return Dims(heads, qk, v, hidden) if (qk, v) != (qk_dim, v_dim) else None
         units = _less(hidden, self.round)
         return Dims(heads, qk_dim, v_dim, units) if units != hidden else None
@@ -78,8 +84,11 @@ class _Block:
         heads, qk_dim, v_dim, hidden = self.dims
         if kind == "heads":
             return Dims(heads + 1, qk_dim, v_dim, hidden) if heads < self.of.heads else None
-        if kind == "dims":
-            qk, v = _more(qk_dim, self.of.qk_dim, self.round), _more(v_dim, self.of.v_dim, self.round)
+        if kind in ("dims", "qk") and self.whole_qk:
+            return None
+        if kind in ("dims", "qk", "v"):
+            qk = qk_dim if kind == "v" else _more(qk_dim, self.of.qk_dim, self.round)
+            v = v_dim if kind == "qk" else _more(v_dim, self.of.v_dim, self.round)
             return Dims(heads, qk, v, hidden) if (qk, v) != (qk_dim, v_dim) else None
         units = _more(hidden, self.of.hidden, self.round)
         return Dims(heads, qk_dim, v_dim, units) if units != hidden else None
@@ -100,7 +109,7 @@ class _Block:
             return None
         here, there = self.cost(self.dims), self.cost(to)
         # A head takes its query/key dimensions along, but they act through its outputs alone: they are no extra loss.
-        keys = kind == "dims"
+        keys = kind in ("dims", "qk")
         value = abs(self.worth(self.dims, keys=keys) - self.worth(to, keys=keys))
         return Chunk(self.index, kind, to, value, abs(here.macs - there.macs), abs(here.params - there.params))
 
@@ -122,6 +131,7 @@ def fit_plan(
     *,
     rank: Rank = "pool",
     round: int = 8,
+    split: bool = False,
 ) -> Plan:
     """The plan that keeps the most valuable units within a budget.
 
@@ -134,6 +144,7 @@ def fit_plan(
         rank: ``pool``: all chunks compete by score a saved cost. ``kind``: heads, dimensions and MLP units are each cut to the
             same share, and compete only among themselves (isomorphic, Fang et al. 2024, 2407.04616).
         round: MLP units and head dimensions stay a multiple of this, where they are cut.
+        split: Query/key and value dimensions are cut each for itself, not together.
 
     Raises:
         Refused: a budget that is none, one out of reach (with the range that is not), scores that do not fit or are not finite.
@@ -141,13 +152,14 @@ def fit_plan(
     share = check_keep(keep)
     if rank not in ("pool", "kind"):
         raise Refused(f"prune.rank: there is no {rank!r}. Here: pool, kind.")
-    limits = check_reach(outline, share, round=round)
+    limits = check_reach(outline, share, round=round, split=split)
     blocks = [_Block(index, outline, scores, round) for index in range(len(outline.dims))]
+    kinds = SPLIT if split else KINDS
     if rank == "pool":
-        _cut_pool(blocks, outline, limits)
+        _cut_pool(blocks, outline, limits, kinds)
     else:
-        _cut_kinds(blocks, outline, limits)
-    _refill(blocks, outline, limits, rank)
+        _cut_kinds(blocks, outline, limits, kinds)
+    _refill(blocks, outline, limits, rank, kinds)
     return Plan(tuple(block.plan() for block in blocks))
 
 
@@ -168,7 +180,7 @@ def check_keep(keep: Mapping[str, float]) -> dict[str, float]:
     return share
 
 
-def check_reach(outline: Outline, keep: Mapping[str, float], *, round: int = 8) -> dict[str, int]:
+def check_reach(outline: Outline, keep: Mapping[str, float], *, round: int = 8, split: bool = False) -> dict[str, int]:
     """The budgets as whole numbers; needs no scores, so that a budget can be refused before anything is trained.
 
     Raises:
@@ -177,7 +189,11 @@ def check_reach(outline: Outline, keep: Mapping[str, float], *, round: int = 8) 
     share = check_keep(keep)
     if type(round) is not int or round < 1:
         raise Refused(f"prune.round: must be a whole number from 1, not {round!r}.")
-    least = [Dims(1, min(of.qk_dim, round), min(of.v_dim, round), min(of.hidden, round)) for of in outline.dims]
+    least = [_least(of, round) for of in outline.dims]
+    for index, normed in enumerate(outline.qk_norm):
+        if normed:
+            of = outline.dims[index]
+            least[index] = least[index]._replace(qk_dim=of.qk_dim, v_dim=least[index].v_dim if split else of.v_dim)
     floor, dense = outline.cost(least), outline.cost()
     limits = {}
     for what, part in share.items():
@@ -192,7 +208,7 @@ def check_reach(outline: Outline, keep: Mapping[str, float], *, round: int = 8) 
     return limits
 
 
-def _cut_pool(blocks: list[_Block], outline: Outline, limits: Mapping[str, int]) -> None:
+def _cut_pool(blocks: list[_Block], outline: Outline, limits: Mapping[str, int], kinds: Sequence[str]) -> None:
     """Take the chunk of the least score a saved cost, until the budgets hold."""
     spent = _Spent(blocks, outline, limits)
     open_ = spent.over()
@@ -203,7 +219,7 @@ def _cut_pool(blocks: list[_Block], outline: Outline, limits: Mapping[str, int])
     heap: list[tuple[float, int, int, Chunk]] = []
 
     def push(block: _Block) -> None:
-        for kind in KINDS:
+        for kind in kinds:
             chunk = block.chunk(kind, block.fewer(kind))
             if chunk is not None:
                 heapq.heappush(
@@ -231,9 +247,9 @@ def _cut_pool(blocks: list[_Block], outline: Outline, limits: Mapping[str, int])
         open_ = still
 
 
-def _cut_kinds(blocks: list[_Block], outline: Outline, limits: Mapping[str, int]) -> None:
+def _cut_kinds(blocks: list[_Block], outline: Outline, limits: Mapping[str, int], kinds: Sequence[str]) -> None:
     """Cut every kind to the same share of its chunks: the smallest cut that meets the budgets, by bisection."""
-    queues = {kind: _queue(blocks, kind) for kind in KINDS}
+    queues = {kind: _queue(blocks, kind) for kind in kinds}
     longest = max(len(queue) for queue in queues.values())
 
     def apply(step: int) -> bool:
@@ -271,7 +287,9 @@ def _queue(blocks: list[_Block], kind: str) -> list[int]:
     return [index for *_, index in sorted(found)]
 
 
-def _refill(blocks: list[_Block], outline: Outline, limits: Mapping[str, int], rank: Rank) -> None:
+def _refill(
+    blocks: list[_Block], outline: Outline, limits: Mapping[str, int], rank: Rank, kinds: Sequence[str]
+) -> None:
     """Put back what still fits, since the last cut may have overshot: the most valuable by cost, or, where kinds must not be
     compared, the largest."""
     spent = _Spent(blocks, outline, limits)
@@ -279,7 +297,7 @@ def _refill(blocks: list[_Block], outline: Outline, limits: Mapping[str, int], r
         fits = [
             chunk
             for block in blocks
-            for kind in KINDS
+            for kind in kinds
             if (chunk := block.chunk(kind, block.more(kind))) is not None and spent.fits(chunk)
         ]
         if not fits:
@@ -339,6 +357,10 @@ def _sums(best_first: np.ndarray) -> np.ndarray:
     """Sums over the first 0, 1, 2, ... along the last axis."""
     zero = np.zeros((*best_first.shape[:-1], 1))
     return np.concatenate([zero, np.cumsum(best_first, axis=-1)], axis=-1)
+
+
+def _least(of: Dims, round: int) -> Dims:
+    return Dims(1, min(of.qk_dim, round), min(of.v_dim, round), min(of.hidden, round))
 
 
 def _less(width: int, round: int) -> int:

@@ -102,6 +102,10 @@ class Plan:
         for block, plan in zip(found, self.blocks, strict=True):
             if block.dims != plan.of:
                 raise Refused(f"{block.name}: the plan is for {plan.of}, the model has {block.dims}.")
+            if block.qk_norm and plan.dims.qk_dim != plan.of.qk_dim:
+                raise Refused(
+                    f"{block.name}: has qk-norm, whose statistics are of all query/key dimensions. Keep them all."
+                )
 
     def cost(self, model: nn.Module | cost.Outline) -> cost.Cost:
         """What the cut model will cost; nothing is built."""

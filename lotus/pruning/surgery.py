@@ -84,6 +84,8 @@ def reshape(block: Block, dims: Dims) -> None:
             attn_drop=attn.attn_drop.p,
             proj_drop=attn.proj_drop.p,
             fused=bool(attn.fused_attn),
+            q_norm=attn.q_norm,
+            k_norm=attn.k_norm,
             device="meta",
             dtype=attn.qkv.weight.dtype,
         ).train(attn.training)

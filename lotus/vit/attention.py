@@ -29,6 +29,8 @@ class SplitAttention(nn.Module):
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         fused: bool = True,
+        q_norm: nn.Module | None = None,
+        k_norm: nn.Module | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -36,6 +38,8 @@ class SplitAttention(nn.Module):
         self.num_heads, self.qk_dim, self.v_dim = heads, qk_dim, v_dim
         self.scale = qk_dim**-0.5
         self.fused_attn = fused
+        self.q_norm = nn.Identity() if q_norm is None else q_norm  # over the Q dimensions of a head
+        self.k_norm = nn.Identity() if k_norm is None else k_norm
         self.qkv = nn.Linear(width, heads * (2 * qk_dim + v_dim), bias=qkv_bias, device=device, dtype=dtype)
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Linear(heads * v_dim, width, bias=proj_bias, device=device, dtype=dtype)
@@ -50,6 +54,7 @@ class SplitAttention(nn.Module):
         q, k, v = self.qkv(x).split((heads * qk, heads * qk, heads * v_dim), dim=-1)
         q = q.reshape(batch, tokens, heads, qk).transpose(1, 2)  # (B, H, N, Q)
         k = k.reshape(batch, tokens, heads, qk).transpose(1, 2)
+        q, k = self.q_norm(q), self.k_norm(k)
         v = v.reshape(batch, tokens, heads, v_dim).transpose(1, 2)  # (B, H, N, V)
         if self.fused_attn:
             dropout = self.attn_drop.p if self.training else 0.0

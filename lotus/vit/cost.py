@@ -103,6 +103,8 @@ class Outline:
     """MACs outside of the blocks: patch embedding, pooling, classifier."""
     pool_products: int = 0
     """QK^T and AV of attention pooling, a part of ``fixed_macs``."""
+    qk_norm: tuple[bool, ...] = ()
+    """Of which blocks the query/key dimensions must all stay; empty: of none."""
 
     def block(self, index: int, dims: Dims) -> BlockCost:
         """What block ``index`` would cost with ``dims``."""
@@ -154,6 +156,7 @@ def outline(model: nn.Module) -> Outline:
         fixed_params=sum(weight.numel() for weight in model.parameters()) - cut,
         fixed_macs=patches * vit.patch_embed.proj.weight.numel() + pooling + classifier,
         pool_products=pool_products,
+        qk_norm=tuple(block.qk_norm for block in found),
     )
 
 

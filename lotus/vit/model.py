@@ -341,6 +341,7 @@ def _facts(model: Any) -> dict[str, Any]:
         "depth": len(model.blocks),
         "qkv_bias": first.attn.qkv.bias is not None,
         "proj_bias": first.attn.proj.bias is not None,
+        "qk_norm": is_there(first.attn.q_norm),
         # timm turns None into the architecture's own; 0 is what leaves LayerScale out
         "init_values": 1e-5 if is_there(getattr(first, "ls1", None)) else 0,
         "class_token": model.cls_token is not None,

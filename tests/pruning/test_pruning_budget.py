@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import numpy as np
@@ -36,18 +37,22 @@ def draw(outline: cost.Outline, seed: int) -> dict[str, np.ndarray]:
     return scores
 
 
-def one_more(plan, outline, round_):
+def one_more(plan, outline, round_, split):
     """Costs of the plan with any one chunk put back."""
     dims = list(plan.dims)
     for i, (now, of) in enumerate(zip(plan.dims, outline.dims, strict=True)):
         grown = [
             now._replace(heads=min(now.heads + 1, of.heads)),
             now._replace(hidden=min((now.hidden // round_ + 1) * round_, of.hidden)),
-            now._replace(
-                qk_dim=min((now.qk_dim // round_ + 1) * round_, of.qk_dim),
-                v_dim=min((now.v_dim // round_ + 1) * round_, of.v_dim),
-            ),
         ]
+        wider = {
+            "qk_dim": min((now.qk_dim // round_ + 1) * round_, of.qk_dim),
+            "v_dim": min((now.v_dim // round_ + 1) * round_, of.v_dim),
+        }
+        if split:
+            grown += [now._replace(**{name: width}) for name, width in wider.items()]
+        else:
+            grown.append(now._replace(**wider))
         for more in grown:
             if more != now:
                 yield outline.cost([*dims[:i], more, *dims[i + 1 :]])
@@ -58,19 +63,34 @@ def one_more(plan, outline, round_):
     rank=st.sampled_from(["pool", "kind"]),
     seed=st.integers(0, 1000),
     round_=st.sampled_from([1, 4, 8]),
+    split=st.booleans(),
 )
 @settings(max_examples=120, deadline=None)
-def test_every_budget_is_hit_within_one_chunk(keep, rank, seed, round_):
-    plan = fit_plan(WIDE, draw(WIDE, seed), keep, rank=rank, round=round_)
+def test_every_budget_is_hit_within_one_chunk(keep, rank, seed, round_, split):
+    plan = fit_plan(WIDE, draw(WIDE, seed), keep, rank=rank, round=round_, split=split)
     dense, now = WIDE.cost(), plan.cost(WIDE)
 
     def holds(spent) -> bool:
         return all(getattr(spent, what) <= part * getattr(dense, what) for what, part in keep.items())
 
     assert holds(now)
-    assert not any(holds(more) for more in one_more(plan, WIDE, round_))
+    assert not any(holds(more) for more in one_more(plan, WIDE, round_, split))
     for kept, of in zip(plan.dims, WIDE.dims, strict=True):
         assert all(k == o or k % round_ == 0 for k, o in zip(kept[1:], of[1:], strict=True))
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_query_and_key_dimensions_stay_whole_under_qk_norm_in_what_is_reachable_too(split):
+    outline = dataclasses.replace(WIDE, qk_norm=(True, True, True))
+    plan = fit_plan(outline, draw(outline, 0), {"macs": 0.4}, split=split)
+    assert [kept.qk_dim for kept in plan.dims] == [16, 16, 24]
+    assert ([kept.v_dim for kept in plan.dims] == [16, 16, 24]) != split
+    with pytest.raises(Refused, match="out of reach") as refusal:
+        fit_plan(outline, draw(outline, 0), {"macs": 0.05}, split=split)
+    lowest = float(re.search(r"Take ([\d.]+) to 1", str(refusal.value))[1])
+    v = [8, 8, 8] if split else [16, 16, 24]
+    least = [Dims(1, of.qk_dim, v_dim, 8) for of, v_dim in zip(WIDE.dims, v, strict=True)]
+    assert fit_plan(outline, draw(outline, 0), {"macs": lowest}, split=split).dims == tuple(least)
 
 
 @pytest.mark.parametrize("rank", ["pool", "kind"])

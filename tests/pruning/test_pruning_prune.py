@@ -129,7 +129,7 @@ def test_compensation_brings_what_a_cut_mlp_writes_closer():
 
 def test_a_cut_without_compensation_is_the_surgeons():
     model = tiny("registers")
-    drawn = lottery(model, batches(), {"macs": 0.5}, compensate="none")
+    drawn = lottery(model, batches(), {"macs": 0.5}, rotate=False, compensate="none")
     with torch.no_grad():
         torch.testing.assert_close(
             drawn.model(pictures()), surgery.masked(model, drawn.plan)(pictures()), rtol=0, atol=1e-5
@@ -168,6 +168,9 @@ def test_batches_may_be_anything_that_begins_with_images_and_labels():
     prune(model, [x for x, _ in data], {"macs": 0.5}, criterion="magnitude")
     told: list[int] = []
     assert lottery(model, data, {"macs": 0.5}, progress=told.append).images == 24
+    assert told == [8, 16, 24, 32, 40, 48]
+    told.clear()
+    lottery(model, iter(data), {"macs": 0.5}, rotate=False, progress=told.append)
     assert told == [8, 16, 24]
 
 
@@ -241,11 +244,12 @@ def test_scores_of_dimensions_of_queries_matter():
         model.blocks[0].attn.qkv.weight[16 + 5] = 0  # q of head 1, dimension 5
         model.blocks[0].attn.qkv.bias[16 + 5] = 0
     for name in ("fisher", "taylor", "magnitude"):
-        scores = lottery(model, batches(), {"macs": 0.9}, criterion=name).scores["blocks.0.qk"].reshape(3, 16)
-        assert scores[1].argmin() == 5
-        assert scores[1, 5] == 0
+        scores = lottery(model, batches(), {"macs": 0.9}, criterion=name, rotate=False).scores["blocks.0.qk"]
+        assert scores.reshape(3, 16)[1].argmin() == 5
+        assert scores[16 + 5] == 0
     outline = cost.outline(model)
-    plan = budget.fit_plan(outline, lottery(model, batches(), {"macs": 0.3}, criterion="fisher").scores, {"macs": 0.3})
+    drawn = lottery(model, batches(), {"macs": 0.3}, criterion="fisher", rotate=False)
+    plan = budget.fit_plan(outline, drawn.scores, {"macs": 0.3})
     for head, kept in zip(plan.blocks[0].heads, plan.blocks[0].qk, strict=True):
         assert head != 1 or len(kept) == 16 or 5 not in kept
 

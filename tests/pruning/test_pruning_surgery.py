@@ -72,7 +72,8 @@ def test_what_comes_out_is_timms_own_without_masks_or_hooks(kind):
     small = surgery.cut(model, plan)
     theirs = type(model.blocks[0].attn)
     for block, dims in zip(anatomy.blocks(small), plan.dims, strict=True):
-        assert type(block.attn) is (theirs if surgery._holds(theirs) else SplitAttention)
+        holds = surgery._holds(theirs) and dims.qk_dim == dims.v_dim
+        assert type(block.attn) is (theirs if holds else SplitAttention)
         assert block.dims == dims
         assert (block.heads, block.head_dim) == (dims.heads, dims.v_dim)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in small.modules())
@@ -143,6 +144,13 @@ def test_a_cut_model_trains():
     small = surgery.cut(tiny(), random_plan(tiny(), 2)).train()
     small(pictures()).square().sum().backward()
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in small.parameters())
+
+
+def test_qk_norm_keeps_its_query_and_key_dimensions():
+    model = tiny("qk_norm")
+    assert [block.qk_norm for block in anatomy.blocks(model)] == [True, True]
+    with pytest.raises(Refused, match=r"blocks\.0: has qk-norm"):
+        surgery.cut(model, random_plan([block.dims for block in anatomy.blocks(model)], 3))
 
 
 def test_a_plan_for_another_model_is_refused():

@@ -25,6 +25,7 @@ KINDS: dict[str, tuple[str, dict]] = {
     "pooled": ("vit_tiny_patch16_224", {"global_pool": "avg", "class_token": False}),
     "attention_pooled": ("vit_base_patch16_siglip_224", {}),
     "norm_after": ("vit_base_patch16_rpn_224", {}),
+    "qk_norm": ("vit_tiny_patch16_224", {"qk_norm": True}),
     "no_bias": ("vit_tiny_patch16_224", {"qkv_bias": False, "proj_bias": False}),
 }
 
@@ -50,18 +51,20 @@ def batches(count: int = 3, rows: int = 8, dtype: torch.dtype = torch.float32) -
 
 
 def random_plan(model: nn.Module | Sequence[Dims], seed: int, *, split: bool = False) -> Plan:
-    """Any valid plan; ``split`` lets query/key and value dimensions differ in number."""
+    """Any valid plan; ``split`` lets query/key and value dimensions differ in number. All query/key dimensions stay where qk-norm is."""
     rng = np.random.default_rng(seed)
-    dims = [block.dims for block in anatomy.blocks(model)] if isinstance(model, nn.Module) else model
+    found = anatomy.blocks(model) if isinstance(model, nn.Module) else []
+    dims = [block.dims for block in found] if isinstance(model, nn.Module) else model
+    normed = [block.qk_norm for block in found] or [False] * len(dims)
 
     def some(count: int, most: int) -> tuple[int, ...]:
         return tuple(sorted(int(i) for i in rng.choice(most, size=count, replace=False)))
 
     plans = []
-    for of in dims:
+    for of, whole in zip(dims, normed, strict=True):
         heads = some(int(rng.integers(1, of.heads + 1)), of.heads)
         v = int(rng.integers(1, of.v_dim + 1))
-        qk = int(rng.integers(1, of.qk_dim + 1)) if split else v
+        qk = of.qk_dim if whole else int(rng.integers(1, of.qk_dim + 1)) if split else v
         plans.append(
             BlockPlan(
                 of=of,

@@ -48,7 +48,6 @@ def test_the_family_is_supported(name):
 @pytest.mark.parametrize(
     ("args", "named"),
     [
-        ({"qk_norm": True}, "blocks.0.attn has qk-norm"),
         ({"scale_attn_norm": True}, "norm on the attention's output"),
         ({"scale_mlp_norm": True}, "blocks.0.mlp has a norm"),
         ({"attn_layer": "diff"}, "blocks.0.attn is DiffAttention"),

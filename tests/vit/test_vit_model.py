@@ -66,7 +66,7 @@ def test_the_same_seed_gives_the_same_start():
         ({"args": {**TINY, "norm_layer": {"a": 1}}}, "must be a number"),
         ({"args": {**TINY, "num_classes": 3}}, "the data set says"),
         ({"args": {**TINY, "global_pool": ""}}, "unpooled"),
-        ({"args": {**TINY, "qk_norm": True}}, "qk-norm"),
+        ({"args": {**TINY, "scale_attn_norm": True}}, "norm on the attention's output"),
         ({"args": {**TINY, "pos_embed": "none"}, "pos_embed_std": 0.2}, "no position embeddings"),
     ],
 )
