@@ -50,7 +50,7 @@ def infobatch(
 
     Args:
         prune: part of the learned images that is left out.
-        until: part of the epochs after which all images train.
+        until: part of the epochs after which all images train; below 1 that is the last epoch at least.
         saving: part of all image passes of the training to save, to the image; None: what the mean gives. Epoch 0, which has no
             losses yet, and those after ``until`` save nothing, so the others save more; where that is more than ``prune`` of all
             images, ``prune`` is raised.
@@ -61,7 +61,7 @@ def infobatch(
     _part("infobatch", "prune", prune)
     _part("infobatch", "until", until, whole=True)
     images = len(loss)
-    last = _after(until, epochs)  # the first epoch that sees all again
+    last = _until(until, epochs)  # the first epoch that sees all again
     known = np.flatnonzero(np.isfinite(loss))
     total = 0
     if saving is not None:  # refused in the first epoch, not in the second
@@ -152,7 +152,7 @@ def seta(
     images = len(loss)
     stay = rng.permutation(images)[: max(1, images - round(drop * images))]
     known = np.isfinite(loss)
-    if epoch >= _after(until, epochs) or not known.any():
+    if epoch >= _until(until, epochs) or not known.any():
         return stay
     values = np.where(known, loss, loss[known].max())[stay].astype(np.float64)
     group = _by_loss(values, groups)
@@ -335,6 +335,11 @@ def _part(method: str, setting: str, value: Any, *, whole: bool = False, least: 
         raise Refused(
             f"{method}({setting}={value!r}): a part from {least:g} to 1 is wanted{'' if whole else ', and less than 1'}."
         )
+
+
+def _until(part: float, epochs: int) -> int:
+    """The epochs that ``part`` of them is, rounded down, so that a short training too has an end unlike the rest."""
+    return math.floor(part * epochs + 1e-9)
 
 
 def _number(method: str, setting: str, value: Any, *, above: bool = False) -> None:
