@@ -254,7 +254,7 @@ def test_two_ranks_draw_the_same_and_share_it(tmp_path: Path) -> None:
         for rank in range(2)
     ]  # fmt: skip
     try:
-        spoken = [process.communicate(timeout=200)[0].decode() for process in ranks]
+        spoken = [process.communicate(timeout=280)[0].decode() for process in ranks]
     finally:
         for process in ranks:
             process.kill()
