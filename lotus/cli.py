@@ -149,7 +149,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         from lotus.report.terminal import plan_page
 
-        plan_page(stages.forecast(config, until=options.until, first=options.first, again=options.again))
+        told = stages.forecast(config, until=options.until, first=options.first, again=options.again, shelves=shelves)
+        plan_page(told)
         return 0
     quiet = int(os.environ.get("RANK", "0")) != 0
     events = stages.go(config, until=options.until, first=options.first, again=options.again, shelves=shelves)

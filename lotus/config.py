@@ -50,6 +50,16 @@ def _method(value: Any) -> Any:
 MethodOf = Annotated[Method, BeforeValidator(_method)]
 
 
+class Redraw(Method):
+    """A lottery redrawn each epoch: ``rs2``, ``{name: rs2, keep: 0.3}`` or ``{name: infobatch, saving: 0.3}``."""
+
+    keep: Fraction | None = None
+    """Part of the images in an epoch, for a method that reads a budget: null is a half. Others find their own number."""
+
+
+RedrawBy = Annotated[Redraw, BeforeValidator(_method)]
+
+
 class Data(Section):
     """Which images, and how they lie on disk."""
 
@@ -191,6 +201,8 @@ class Train(Recipe):
 
     sparsity: Sparsity = Sparsity()
     """Sparsity regularisation while training."""
+    redraw: RedrawBy | None = None
+    """A lottery of selection/dynamic.py that draws each epoch's images out of the ticket; null: all of it, every epoch."""
 
 
 class Finetune(Recipe):

@@ -24,7 +24,7 @@ from lotus import doctor
 from lotus.config import Config, Recipe
 from lotus.events import Began, Ended, Evaluated, Event, Pruned, Said, Skipped, Step, Wrote
 from lotus.run import BY_NAME, STAGES, Run, digest, write_json
-from selection import lottery, methods
+from selection import lottery, methods, redraw
 from selection.errors import Refused
 
 if TYPE_CHECKING:
@@ -182,6 +182,9 @@ def check(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
             )
         if not config.score.gradients and (missing := sorted(read & {"errors", "kl_step"})):
             raise Refused(f"score.gradients: {', '.join(missing)} would be read. Turn it on, or take another method.")
+    if config.train.redraw is not None:
+        again = config.train.redraw
+        redraw.choose(pick=again, keep=again.keep, epochs=config.train.epochs, shelves=shelves, place="train.redraw")
     found = methods.find([criteria, *shelves], config.prune.criterion.name, place="prune.criterion")
     methods.check_settings(found, config.prune.criterion.options, place="prune.criterion")
     if config.prune.criterion.name == "gate" and not config.train.sparsity.gates:
@@ -272,8 +275,10 @@ def baseline(shop: Shop) -> Making:
 
 
 def train(shop: Shop) -> Making:
-    """The lottery's training: on the ticket, under sparsity."""
+    """The lottery's training: on the ticket, or each epoch on what is drawn out of it, under sparsity."""
+    from lotus.data import beton
     from lotus.sparsity.gates import Gates
+    from lotus.training.redraw import Redrawing
     from selection.subset import Subset
 
     run, config = shop.run, shop.config
@@ -285,15 +290,29 @@ def train(shop: Shop) -> Making:
         gates = Gates(model, config.train.sparsity, target=config.prune.keep.macs, device=shop.world.device)
     weights = np.zeros(ticket.total, np.float32)
     weights[ticket.rows] = ticket.weights
-    fitted, macs = yield from _fit(shop, "train", config.train, model, rows=ticket.rows, weights=weights, gates=gates)
-    closed = {}
+    redrawing = None
+    if config.train.redraw is not None:
+        redrawing = Redrawing(
+            config.train.redraw,
+            rows=ticket.rows,
+            labels=beton.labels(run.train_beton),
+            epochs=config.train.epochs,
+            seed=config.seed,
+            shelves=shop.shelves,
+        )
+    fitted, macs = yield from _fit(
+        shop, "train", config.train, model, rows=ticket.rows, weights=weights, gates=gates, redrawing=redrawing
+    )
+    more: dict[str, Any] = {}
+    if redrawing is not None:
+        more["passes_of"] = config.train.epochs * len(ticket.rows)
     if gates is not None:
-        closed = {"zero_gates": gates.summary()["zero_gates"]}
+        more["zero_gates"] = gates.summary()["zero_gates"]
         gates.fold(model)
         if shop.world.rank == 0:
             _save_gates(run.gates, gates.values)
     yield from _keep(shop, "train", model, run.trained)
-    return _spent(fitted, macs, model, closed)
+    return _spent(fitted, macs, model, more)
 
 
 def prune(shop: Shop) -> Making:
@@ -456,6 +475,7 @@ def _fit(
     gates: Any = None,
     distiller: Any = None,
     recorder: Any = None,
+    redrawing: Any = None,
     seed: int | None = None,
     evaluate: bool = True,
 ) -> Generator[Event, None, tuple[Fitted, int]]:
@@ -507,6 +527,7 @@ def _fit(
             gates=gates,
             distiller=distiller,
             recorder=recorder,
+            redrawing=redrawing,
             folder=folder,
             world=world,
             stop=stop,
@@ -698,32 +719,43 @@ def results(run: Run) -> dict[str, Any]:
         if name != "report" and (name != "baseline" or has_baseline)
     ]
     images = found["kept"]["images"]
-    found["ledger"] = ledger.account(costs, kept_share=images["kept"] / images["of"])
+    share = images["kept"] / images["of"]
+    if run.config.train.redraw is not None:  # of all times that an epoch could have shown an image of the ticket
+        found["kept"]["passes"] = {"kept": dense["images_seen"], "of": dense["passes_of"]}
+        share *= dense["images_seen"] / dense["passes_of"]
+    found["ledger"] = ledger.account(costs, kept_share=share)
     return found
 
 
 def forecast(
-    config: Config, *, until: str = "report", first: str | None = None, again: bool = False
+    config: Config,
+    *,
+    until: str = "report",
+    first: str | None = None,
+    again: bool = False,
+    shelves: Sequence[ModuleType] = (),
 ) -> list[dict[str, Any]]:
     """What ``--dry-run`` tells: a row a stage, with whether it would run, why, and what it would cost."""
     from lotus.data.source import open_data
     from lotus.vit.cost import count
     from lotus.vit.model import create
 
-    check(config)
+    check(config, shelves)
     run, names = Run(config), plan(config, until)
     train_source, _ = open_data(config.data)
     n = len(train_source.labels)
     macs = count(create(config.model, len(train_source.classes))).macs
     kept = round(config.select.keep * n)
     small = macs * (config.prune.keep.macs or 1)
+    wants = config.train.redraw
+    drawn = redraw.rehearse(pick=wants, keep=wants.keep, epochs=config.train.epochs, shelves=shelves) if wants else 1.0
     teacher = macs if config.finetune.distill != "none" else 0
     probe = config.score.seeds * TRAIN_FORWARDS * config.score.epochs * n + n
     calibration = (TRAIN_FORWARDS + config.prune.rotate) * min(config.prune.calibration, kept)
     costs = {
         "score": (probe, probe * macs) if run.probed else (0, 0),
         "baseline": _training(config.train.epochs * n, macs),
-        "train": _training(config.train.epochs * kept, macs),
+        "train": _training(round(config.train.epochs * kept * drawn), macs),
         "prune": (calibration, calibration * macs),
         "finetune": _training(config.finetune.epochs * kept, small, teacher),
     }

@@ -96,6 +96,36 @@ def test_a_second_run_does_nothing_and_is_quick(finished: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_lottery_redrawn_each_epoch_saves_what_it_says(finished: Path, tmp_path: Path) -> None:
+    words = [DIGITS, f"folder={tmp_path / 'run'}", f"data.folder={finished / 'data'}", *SHORT, "train.epochs=6", "baseline=false",
+             f"select.ticket={finished / 'subset.npz'}", "train.redraw={name: infobatch, saving: 0.3}"]  # fmt: skip
+    done = lotus("run", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    whole, seen = 6 * 719, 6 * 719 - round(0.3 * 6 * 719)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["kept"]["passes"] == {"kept": seen, "of": whole}
+    assert results["trained"]["images_seen"] == seen
+    stages = {row["stage"]: row for row in results["ledger"]["stages"]}
+    assert stages["train"]["image_forwards"] == 3 * seen
+    assert results["ledger"]["dense_macs"] == pytest.approx(stages["train"]["macs"] / (719 / 1438 * seen / whole))
+    assert f"epoch 6: 719 of 719 images, {100 * (1 - seen / whole):.1f} % of all passes saved" in done.stdout
+    assert "passes" in done.stdout.split("LOTUS  digits")[-1]
+    assert "redrawn each epoch" in (tmp_path / "run" / "report.html").read_text()
+    again = lotus("run", *words)
+    assert again.returncode == 0, again.stderr
+    assert "epoch 6" not in again.stdout, "done"
+
+
+@pytest.mark.slow
+def test_rs2_by_name_alone(finished: Path, tmp_path: Path) -> None:
+    done = lotus("train", DIGITS, f"folder={tmp_path / 'run'}", f"data.folder={finished / 'data'}", *SHORT,
+                 f"select.ticket={finished / 'subset.npz'}", "train.redraw=rs2")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    values = json.loads((tmp_path / "run" / "stages" / "train.json").read_text())["values"]
+    assert (values["images_seen"], values["passes_of"]) == (2 * round(0.5 * 719), 2 * 719)
+
+
+@pytest.mark.slow
 def test_a_dry_run_names_what_would_run_and_writes_nothing(finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
     done = lotus("run", DIGITS, f"folder={finished}", *SHORT, "prune.keep.macs=0.6", "--dry-run", COLUMNS="160")
@@ -237,6 +267,10 @@ def free_port() -> int:
         (["data.name=digit"], "Did you mean 'digits'?"),
         (["prune.criterion=gate", "train.sparsity.gates=false"], "train.sparsity.gates"),
         (["train.optimizer=adamww"], "Did you mean"),
+        (["train.redraw=rs3"], "train.redraw: there is no 'rs3'. Did you mean 'rs2'?"),
+        (["train.redraw=infobatch", "train.redraw.savings=0.3"], "Did you mean 'saving'?"),
+        (["train.redraw=infobatch", "train.redraw.saving=0.9"], "can save"),
+        (["train.redraw=infobatch", "train.redraw.keep=0.5"], "train.redraw.keep: 'infobatch' finds"),
     ],
 )
 def test_a_mistake_is_refused_before_anything_is_trained(

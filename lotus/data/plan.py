@@ -75,7 +75,6 @@ class SamplePlan:
         accumulate: int = 1,
         shuffle: bool = True,
     ) -> None:
-        self.rows = checked_rows(rows)
         if world < 1 or not 0 <= rank < world:
             raise Refused(f"rank {rank} of {world}: ranks count from 0 to world - 1.")
         if accumulate < 1:
@@ -86,10 +85,9 @@ class SamplePlan:
                 f"batch_size: {batch_size} images cannot be dealt out evenly to {world} ranks x {accumulate} parts. "
                 f"Take a multiple of {parts}."
             )
-        if len(self.rows) < world:
-            raise Refused(f"rows: {len(self.rows)} for {world} ranks. Keep more images, or start fewer ranks.")
         self.seed, self.batch_size, self.world, self.rank = seed, batch_size, world, rank
         self.accumulate, self.shuffle = accumulate, shuffle
+        self.take(rows)
 
     @classmethod
     def evaluation(cls, rows: npt.ArrayLike, *, batch_size: int, world: int = 1, rank: int = 0) -> SamplePlan:
@@ -98,6 +96,17 @@ class SamplePlan:
         ``batch_size`` is, as in training, what all ranks go through at once; a rank takes its share, rounded up.
         """
         return _Evaluation(rows, batch_size=batch_size, world=world, rank=rank)
+
+    def take(self, rows: npt.ArrayLike) -> None:
+        """Go through these rows from now on. A loader asks for its order when an epoch begins, and so nothing is compiled anew.
+
+        Raises:
+            Refused: see the class.
+        """
+        rows = checked_rows(rows)
+        if len(rows) < self.world:
+            raise Refused(f"rows: {len(rows)} for {self.world} ranks. Keep more images, or start fewer ranks.")
+        self.rows = rows
 
     @property
     def micro(self) -> int:

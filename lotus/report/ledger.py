@@ -139,6 +139,9 @@ def headline(results: Mapping[str, Any]) -> str:
     images = kept.get("images")
     if images:
         shares.append(f"{percent(images['kept'] / images['of'])} of the images")
+    passes = kept.get("passes")
+    if passes and passes["kept"] < passes["of"]:
+        shares.append(f"{percent(passes['kept'] / passes['of'])} of their passes")
     if final.get("macs") and dense.get("macs"):
         shares.append(f"{percent(final['macs'] / dense['macs'])} of the MACs")
     if "top1" not in final or "top1" not in dense:

@@ -269,10 +269,16 @@ def last_page(results: Mapping[str, Any], report_path: str | Path, console: Cons
 def kept_lines(kept: Mapping[str, Any]) -> list[str]:
     """What the three lotteries kept, a line each; without those that took no part."""
     lines = []
-    images, tokens, dimensions, blocks = (kept.get(name) for name in ("images", "tokens", "dimensions", "blocks"))
+    images, passes, tokens, dimensions, blocks = (
+        kept.get(name) for name in ("images", "passes", "tokens", "dimensions", "blocks")
+    )
     if images:
         share = percent(images["kept"] / images["of"])
         lines.append(f"images      {count(images['kept'])} of {count(images['of'])} ({share})")
+    if passes and passes["kept"] < passes["of"]:
+        lines.append(
+            f"passes      {count(passes['kept'])} of {count(passes['of'])} ({percent(passes['kept'] / passes['of'])})"
+        )
     if tokens and tokens["kept"] < tokens["of"]:
         lines.append(
             f"patches     {count(tokens['kept'])} of {count(tokens['of'])} ({percent(tokens['kept'] / tokens['of'])})"

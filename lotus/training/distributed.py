@@ -63,6 +63,19 @@ class World:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return int(tensor)
 
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """(K,) of every rank, in their order, on the CPU; K may differ from rank to rank. Nothing is converted on the way."""
+        if self.size == 1:
+            return [tensor.cpu()]
+        lengths = torch.zeros(self.size, dtype=torch.int64)
+        lengths[self.rank] = len(tensor)
+        self.sum_(lengths)
+        padded = torch.zeros(int(lengths.max()), dtype=tensor.dtype, device=self.device)
+        padded[: len(tensor)] = tensor
+        found = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(found, padded)
+        return [part[:length].cpu() for part, length in zip(found, lengths.tolist(), strict=True)]
+
     def any(self, flag: object) -> bool:
         """Whether ``flag`` is set on any rank."""
         return bool(self.max(int(bool(flag))))

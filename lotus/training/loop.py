@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from lotus.sparsity.gates import Gates
     from lotus.training.distill import Distiller
     from lotus.training.probe import Recorder
+    from lotus.training.redraw import Redrawing
+    from selection.redraw import Drawn
 
 TOO_MANY = 3
 """Steps in a row that may not be finite before training is given up."""
@@ -104,6 +106,7 @@ def fit(
     gates: Gates | None = None,
     distiller: Distiller | None = None,
     recorder: Recorder | None = None,
+    redrawing: Redrawing | None = None,
     folder: Path,
     world: World,
     stop: StopFlag | None = None,
@@ -117,6 +120,7 @@ def fit(
     Args:
         weights: (N,) what each row of the data set counts in the loss; None for 1 each
         recorder: is shown every training batch
+        redrawing: says each epoch which rows ``plan`` goes through, and what they weigh besides ``weights``
         folder: ``checkpoints/`` lies in it
         key: hash of the settings; a checkpoint with another key is passed over
         clock: seconds
@@ -133,20 +137,26 @@ def fit(
 
     try:
         average = Average(engine, recipe.ema) if recipe.ema else None
-        book = _Book(engine, average, gates, recorder, Checkpoints(folder / "checkpoints", key=key, world=world))
+        checkpoints = Checkpoints(folder / "checkpoints", key=key, world=world)
+        book = _Book(engine, average, gates, recorder, redrawing, checkpoints)
         at, notes = book.restore()
         yield from told(*(Said(stage, text, level) for text, level in notes))
         counts = None if weights is None else torch.as_tensor(weights, dtype=torch.float32, device=world.device)
-        lesson = Lesson(engine, plan, objective, distiller, recorder, counts)
-        total = sum(plan.steps(epoch) for epoch in range(recipe.epochs))
-        pace = _Pace(stage, total, clock)
+        lesson = Lesson(engine, plan, objective, distiller, recorder, redrawing, counts)
+        pace = _Pace(stage, clock)
         saved = clock()
         while at.epoch < recipe.epochs:
+            if redrawing is not None:
+                drawn = redrawing.draw(at.epoch)
+                plan.take(drawn.rows)
+                lesson = dataclasses.replace(lesson, counts=_counts(weights, drawn, plan, world))
+            way = _Way.of(plan, at, recipe.epochs)
+            total = way.total
             engine.module.train()
             pace.resume()
             with _closing(loader, at.epoch, at.micro) as batches:
                 for parts in _left(plan.batches(at.epoch), at.micro):
-                    lr = lr_at(at.applied, plan.steps(at.epoch), recipe)
+                    lr = lr_at(way.gone(at), way.steps, recipe)
                     loss, images = lesson.give(batches, at, parts)
                     pace.saw(loss, images)
                     finite = engine.step(lr)
@@ -161,7 +171,7 @@ def fit(
                     )
                     if finite:
                         if gates is not None:
-                            gates.step(at.applied / total, _mean(world))
+                            gates.step(way.gone(at) / (recipe.epochs * way.steps), _mean(world))
                         if average is not None:
                             average.update(at.applied)
                     else:
@@ -173,7 +183,7 @@ def fit(
                         if at.failed == TOO_MANY:
                             raise Refused(_diverged(stage, at, lr, folder))
                     if world.is_main and pace.due(last=at.step == total):
-                        yield pace.event(at, lr, world, gates)
+                        yield pace.event(at, lr, world, gates, total)
                     due = world.is_main and clock() - saved >= recipe.save_minutes * 60
                     wish = world.max(_STOP if stop else _SAVE if due else 0)
                     if wish:
@@ -195,6 +205,11 @@ def fit(
                     raise Stopped(_stopped(stage, stop, at, total, book.save(at))) from None
                 at = dataclasses.replace(at, top1=values["top1"], loss=values["loss"])
                 yield from told(Evaluated(stage, done, values))
+            if redrawing is not None:  # not sooner: whoever is stopped while evaluating must draw this epoch again
+                redrawing.end(at.epoch, world)
+                part = f"{len(plan.rows):,} of {len(redrawing.rows):,} images"
+                saving = f"{100 * redrawing.saved(at.images, done):.1f} % of all passes saved"
+                yield from told(Said(stage, f"epoch {done}: {part}, {saving}"))
             at = dataclasses.replace(at, epoch=done, micro=0)
             book.save(at)
             saved = clock()
@@ -216,6 +231,7 @@ class Lesson:
     objective: Objective
     distiller: Distiller | None
     recorder: Recorder | None
+    redrawing: Redrawing | None
     counts: Tensor | None
 
     def give(self, batches: Iterator[Batch], at: Position, parts: int) -> tuple[Tensor, int]:
@@ -240,6 +256,8 @@ class Lesson:
             losses = self.distiller.losses(logits, images, losses)
         if self.recorder is not None:
             self.recorder.add(batch.index, logits, batch.labels)
+        if self.redrawing is not None:
+            self.redrawing.add(batch.index, losses)
         if self.counts is not None:
             losses = losses * self.counts[batch.index]
         return losses.sum()
@@ -294,10 +312,11 @@ class _Book:
         average: Average | None,
         gates: Gates | None,
         recorder: Recorder | None,
+        redrawing: Redrawing | None,
         checkpoints: Checkpoints,
     ) -> None:
         self._engine, self._average, self._gates, self._recorder = engine, average, gates, recorder
-        self._checkpoints = checkpoints
+        self._redrawing, self._checkpoints = redrawing, checkpoints
 
     def save(self, at: Position) -> Path:
         """Every rank must call: the engine's state lies on all of them."""
@@ -309,6 +328,8 @@ class _Book:
             tensors["gates"] = self._gates.state()
         if self._recorder is not None:
             tensors["recorder"] = self._recorder.state(world)
+        if self._redrawing is not None:
+            tensors["redraw"] = self._redrawing.state(world)
         return self._checkpoints.save(tensors, dataclasses.asdict(at))
 
     def restore(self) -> tuple[Position, list[tuple[str, str]]]:
@@ -326,15 +347,44 @@ class _Book:
             self._gates.load_state(found.tensors["gates"])
         if self._recorder is not None:
             self._recorder.load_state(found.tensors["recorder"], self._engine.world)
+        if self._redrawing is not None:
+            self._redrawing.load_state(found.tensors["redraw"], self._engine.world)
         at = Position(**found.state)
         return at, [*notes, (f"goes on after step {at.step}, from {found.path}", "info")]
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How far a training is, in steps of the epoch at hand.
+
+    Every epoch is as long a part of the schedules as any other, however many steps a redrawn lottery gives it: how many the
+    later ones will have, nobody knows. Steps that were not finite do not count. Where all epochs have the same number of
+    steps, :meth:`gone` is the number of steps that moved the weights.
+    """
+
+    steps: int
+    """Of this epoch."""
+    before: int
+    """Steps that were tried in the epochs before it."""
+    total: int
+    """Of all epochs, if those after this one have as many."""
+
+    @classmethod
+    def of(cls, plan: SamplePlan, at: Position, epochs: int) -> _Way:
+        """At ``at``, in an epoch whose rows ``plan`` has."""
+        parts = plan.batches(at.epoch)
+        before = at.step - (len(parts) - len(_left(parts, at.micro)))
+        return cls(len(parts), before, before + len(parts) * (epochs - at.epoch))
+
+    def gone(self, at: Position) -> int:
+        return max(0, at.epoch * self.steps + at.step - self.before - (at.step - at.applied))
 
 
 class _Pace:
     """When to tell of a step, and what: the mean loss of rank 0's images and the speed of all since it last told."""
 
-    def __init__(self, stage: str, total: int, clock: Callable[[], float]) -> None:
-        self._stage, self._total, self._clock = stage, total, clock
+    def __init__(self, stage: str, clock: Callable[[], float]) -> None:
+        self._stage, self._clock = stage, clock
         self._ticked = self._told = clock()
         self._loss: Tensor | float = 0.0
         self._images, self._seconds = 0, 0.0
@@ -361,7 +411,7 @@ class _Pace:
     def due(self, *, last: bool) -> bool:
         return last or self._clock() - self._told >= _SHOW_SECONDS
 
-    def event(self, at: Position, lr: float, world: World, gates: Gates | None) -> Step:
+    def event(self, at: Position, lr: float, world: World, gates: Gates | None, total: int) -> Step:
         values = {
             "epoch": float(at.epoch + 1),
             "loss": float(self._loss) / max(self._images, 1),
@@ -371,7 +421,14 @@ class _Pace:
         }
         self.forget()
         self._told = self._clock()
-        return Step(self._stage, at.step, self._total, values=values)
+        return Step(self._stage, at.step, total, values=values)
+
+
+def _counts(weights: npt.NDArray[np.float32] | None, drawn: Drawn, plan: SamplePlan, world: World) -> Tensor:
+    """(N,) what each row counts in an epoch: its weight in the ticket times that of the draw."""
+    counts = np.zeros(1 + int(plan.rows.max()) if weights is None else len(weights), np.float32)
+    counts[drawn.rows] = drawn.weights if weights is None else weights[drawn.rows] * drawn.weights
+    return torch.as_tensor(counts, device=world.device)
 
 
 def _left(parts: list[int], done: int) -> list[int]:

@@ -98,6 +98,36 @@ def test_epochs_differ_and_repeat(stored: dict[str, Path], kind: str) -> None:
     assert not torch.equal(first, second)
 
 
+def test_other_rows_each_epoch_need_no_new_loader(
+    stored: dict[str, Path], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lottery redrawn each epoch: the plan takes other rows, and nothing is made or compiled anew."""
+    plan = training()
+    with open_(stored["mixed"], plan, kind, augment=AUGMENTS["resized"]) as opened:
+        all_of(opened, 0)
+        if kind == "ffcv":
+            import ffcv
+
+            def never(*_: object, **__: object) -> None:
+                raise AssertionError("made anew")
+
+            monkeypatch.setattr(ffcv.Loader, "generate_code", never)
+            monkeypatch.setattr(ffcv.Loader, "__init__", never)
+        for epoch, rows in ((1, [3, 69, 20]), (2, np.arange(0, 70, 2)), (3, np.arange(70))):
+            plan.take(rows)
+            batches = all_of(opened, epoch)
+            assert set(torch.cat([batch.index for batch in batches]).tolist()) == set(np.asarray(rows).tolist())
+            with open_(
+                stored["mixed"], SamplePlan(rows, seed=1, batch_size=16), "torch", augment=AUGMENTS["resized"]
+            ) as new:
+                fresh = all_of(new, epoch)
+            for one, other in zip(batches, fresh, strict=True):
+                assert torch.equal(one.index, other.index)
+                assert (
+                    levels(one.images) - levels(other.images)
+                ).abs().max() <= 2.01  # as everywhere, where it resizes
+
+
 @pytest.mark.parametrize("skip", [1, 3, 5])
 def test_resuming_in_the_middle_is_exact(stored: dict[str, Path], kind: str, skip: int) -> None:
     with open_(stored["mixed"], training(), kind, augment=AUGMENTS["resized"]) as opened:

@@ -36,6 +36,7 @@ def test_with_one_rank_collectives_change_nothing() -> None:
     assert tensor.tolist() == [0, 1, 2]
     assert world.max(-4) == -4
     assert world.main(5) == 5
+    assert [part.tolist() for part in world.gather(torch.tensor([3, 4]))] == [[3, 4]]
     assert world.any([]) is False
     assert world.any("x") is True
     world.barrier()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lotus.config import Sparsity, Train
+from lotus.config import Redraw, Sparsity, Train
 from lotus.data.plan import SamplePlan
 from lotus.events import Event
 from lotus.sparsity.gates import Gates
@@ -20,6 +20,7 @@ from lotus.training import distributed, loop
 from lotus.training.distributed import World
 from lotus.training.objective import Objective
 from lotus.training.probe import Recorder
+from lotus.training.redraw import Redrawing
 
 ROWS, CLASSES, SIDE = 52, 3, 16  # 52 = 6 batches of 8 and a tail of 4
 
@@ -92,6 +93,18 @@ class Hooked(Objective):
         return act(losses) if act else losses
 
 
+class ThatRedraws(Redrawing):
+    """A lottery over the pictures, which tells what it knows."""
+
+    def __init__(self, pick: Any, epochs: int, rows: Any = None) -> None:
+        wants = Redraw.model_validate({"name": pick} if isinstance(pick, str) else pick)
+        rows = np.arange(ROWS) if rows is None else rows
+        super().__init__(wants, rows=rows, labels=np.arange(ROWS) % CLASSES, epochs=epochs, seed=5)
+
+    def known(self) -> dict[str, Any]:
+        return {name: value.numpy() for name, value in self.state(World()).items()}
+
+
 class Outcome(NamedTuple):
     events: list[Event]
     fitted: loop.Fitted
@@ -144,6 +157,28 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def redraw_main(out: Path) -> None:
+    """One rank of a training whose epochs are redrawn: what it was told to see, saw, and knows in the end."""
+    torch.set_num_threads(1)
+    world = distributed.start("cpu")
+    wants = recipe(epochs=4)
+    for name in ("whole", "begun"):
+        plan = SamplePlan(np.arange(ROWS), seed=5, batch_size=8, world=world.size, rank=world.rank)
+        redrawing, kept = ThatRedraws({"name": "infobatch", "saving": 0.3}, wants.epochs), {}
+
+        class Noting(Memory):
+            def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+                kept[f"drawn/{epoch}"] = self.plan.rows  # noqa: B023 - it does not outlive the turn
+                kept[f"seen/{epoch}"] = self.plan.order(epoch)  # noqa: B023
+                return super().epoch(epoch, skip)
+
+        train(out / name, wants, world=world, plan=plan, loader=Noting(plan), redrawing=redrawing)
+        for epoch in range(wants.epochs):
+            kept.setdefault(f"drawn/{epoch}", np.zeros(0, np.int64))
+        np.savez(out / f"{name}-{world.rank}.npz", **kept, **{f"known/{k}": v for k, v in redrawing.known().items()})
+    world.close()
+
+
 PAIR: dict[str, Any] = {"gated": True, "watched": True, "weighted": True}
 """What the test of two ranks trains; no drop_path, which draws by rank."""
 
@@ -175,4 +210,4 @@ def main(out: Path) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    main(Path(sys.argv[1]))
+    (redraw_main if sys.argv[2:] == ["redraw"] else main)(Path(sys.argv[1]))
