@@ -27,7 +27,7 @@ from lotus.vit import model as door
 from selection import methods
 from selection.errors import Refused
 
-__all__ = ["Drawn", "Plan", "load", "lottery", "prune", "save"]
+__all__ = ["Drawn", "Plan", "Study", "load", "lottery", "prune", "save", "study"]
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 
@@ -47,7 +47,7 @@ class Drawn:
     images: int
     """Calibration images; 0 where none were needed."""
     forwards: int
-    """Forward passes of an image that this took; a backward counts as two."""
+    """Forward passes of an image that this took; a backward counts as two, squared derivatives by weights as one more."""
     notes: tuple[str, ...]
     """Where a step was not possible, and what was done instead."""
 
@@ -69,7 +69,7 @@ def prune(
     batches: Batches,
     keep: Mapping[str, float],
     *,
-    criterion: str | Callable[..., np.ndarray] = "taylor",
+    criterion: str | Callable[..., np.ndarray] = "fisher",
     rank: Rank = "pool",
     round: int = 8,
     rotate: bool = True,
@@ -118,7 +118,7 @@ def lottery(
     batches: Batches,
     keep: Mapping[str, float],
     *,
-    criterion: str | Callable[..., np.ndarray] = "taylor",
+    criterion: str | Callable[..., np.ndarray] = "fisher",
     criterion_options: Mapping[str, Any] | None = None,
     shelves: Iterable[ModuleType] = (),
     rank: Rank = "pool",
@@ -140,6 +140,86 @@ def lottery(
     Raises:
         Refused: as :func:`prune`.
     """
+    share = budget.check_keep(keep)
+    if all(part == 1 for part in share.values()):  # then nothing is to be turned or folded
+        rotate, compensate = False, "none"
+    return study(
+        model,
+        batches,
+        criterion=criterion,
+        criterion_options=criterion_options,
+        shelves=shelves,
+        rotate=rotate,
+        compensate=compensate,
+        gates=gates,
+        seed=seed,
+        progress=progress,
+    ).draw(share, rank=rank, round=round, split=split)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A model that has been gone through and scored: it can be cut to any budgets from here, without the images."""
+
+    model: nn.Module
+    dense: nn.Module
+    """What is cut: ``model`` with its heads rotated."""
+    measured: measure.Measured
+    scores: dict[str, np.ndarray]
+    compensate: Compensate
+    images: int
+    forwards: int
+    notes: tuple[str, ...]
+
+    def draw(self, keep: Mapping[str, float], *, rank: Rank = "pool", round: int = 8, split: bool = False) -> Drawn:
+        """Cut to a budget; the arguments are those of :func:`prune`.
+
+        Raises:
+            Refused: a budget that is none, or out of reach.
+        """
+        outline = cost.outline(self.dense)
+        plan = budget.fit_plan(outline, self.scores, keep, rank=rank, round=round, split=split)
+        small = surgery.cut(self.dense, plan)
+        for block, before, kept in zip(anatomy.blocks(small), anatomy.blocks(self.dense), plan.blocks, strict=True):
+            for site, linear, old, stay in (
+                (f"{block.name}.attn", block.proj, before.proj, kept.outputs),
+                (f"{block.name}.mlp", block.fc2, before.fc2, list(kept.units)),
+            ):
+                folds.apply(linear, old, stay, self.measured.moments.get(site), self.compensate)
+        # Read off now: a cut model no longer shows what it was made as. One that timm would not make so can be used all the
+        # same; save() says why it cannot be saved.
+        with contextlib.suppress(Refused):
+            door.remember(small, door.origin(self.model))
+        return Drawn(
+            small.eval(),
+            plan,
+            _brief(outline.cost()),
+            _brief(plan.cost(outline)),
+            self.scores,
+            images=self.images,
+            forwards=self.forwards,
+            notes=(*_notes(self.dense, split), *self.notes),
+        )
+
+
+def study(
+    model: nn.Module,
+    batches: Batches,
+    *,
+    criterion: str | Callable[..., np.ndarray] = "fisher",
+    criterion_options: Mapping[str, Any] | None = None,
+    shelves: Iterable[ModuleType] = (),
+    rotate: bool = True,
+    compensate: Compensate = "affine",
+    gates: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Study:
+    """Rotate, measure and score; the arguments are those of :func:`lottery`.
+
+    Raises:
+        Refused: as :func:`prune`, but for the budget.
+    """
     method = (
         criterion if callable(criterion) else methods.find([criteria, *shelves], criterion, place="prune.criterion")
     )
@@ -147,52 +227,42 @@ def lottery(
     methods.check_settings(method, options, place="prune.criterion")
     if compensate not in folds.HOW:
         raise Refused(f"prune.compensate: there is no {compensate!r}. Here: {', '.join(folds.HOW)}.")
-    share = budget.check_keep(keep)
     _refuse_unfit(model)
-    outline = cost.outline(model)
-    if "gates" in methods.reads(method):
+    reads = set(methods.reads(method))
+    if "gates" in reads:
         _refuse_gates(model, gates)
-    wants = "gradients" in methods.reads(method)
-    everything_stays = all(part == 1 for part in share.values())
-    notes = _notes(model, split)
+    squares, spread = bool(reads & {"read_squares", "write_squares"}), bool(reads & {"covariance", "gain"})
+    labelled = squares or "gradients" in reads
     passes = _passes(batches)
-    first = measure.Measured()
-    dense = model
-    if rotate and not everything_stays:
+    dense, turned, notes = model, 0, []
+    if rotate:
         found = turns.statistics(model, passes(), progress=progress)
-        learned = "gates" in methods.reads(method)
-        first.images = next(iter(found.values())).images
+        turned = next(iter(found.values())).logits.images
+        learned = "gates" in reads
         dense = turns.rotate(model, found, v=not learned)
         if learned:
             notes.append(
                 "Value dimensions are cut by index, not rotated: a learned gate belongs to the dimension it was learned on."
             )
     measured = measure.Measured()
-    if wants or (compensate != "none" and not everything_stays):
+    if labelled or spread or compensate != "none":
         measured = measure.measure(
-            dense, passes(), gradients=wants, moments=compensate, progress=_beyond(progress, first.images)
+            dense,
+            passes(),
+            gradients="gradients" in reads,
+            moments="affine" if spread else compensate,
+            logits=spread,
+            squares=squares,
+            progress=_beyond(progress, turned),
         )
-    scores = measure.score(dense, method, options, gradients=measured.gradients, gates=gates, seed=seed)
-    plan = budget.fit_plan(outline, scores, share, rank=rank, round=round, split=split)
-    small = surgery.cut(dense, plan)
-    for block, before, kept in zip(anatomy.blocks(small), anatomy.blocks(dense), plan.blocks, strict=True):
-        for site, linear, old, stay in (
-            (f"{block.name}.attn", block.proj, before.proj, kept.outputs),
-            (f"{block.name}.mlp", block.fc2, before.fc2, list(kept.units)),
-        ):
-            folds.apply(linear, old, stay, measured.moments.get(site), compensate)
-    # Read off now: a cut model no longer shows what it was made as. One that timm would not make so can be used all the
-    # same; save() says why it cannot be saved.
-    with contextlib.suppress(Refused):
-        door.remember(small, door.origin(model))
-    return Drawn(
-        small.eval(),
-        plan,
-        _brief(outline.cost()),
-        _brief(plan.cost(outline)),
-        scores,
-        images=max(first.images, measured.images),
-        forwards=first.images + (3 if wants else 1) * measured.images,
+    return Study(
+        model,
+        dense,
+        measured,
+        measure.score(dense, method, options, measured=measured, gates=gates, seed=seed),
+        compensate,
+        images=max(turned, measured.images),
+        forwards=turned + (3 + squares if labelled else 1) * measured.images,
         notes=tuple(notes),
     )
 

@@ -30,7 +30,7 @@ class Moments:
 
     def __init__(self, *, covariance: bool = True) -> None:
         self.count = 0
-        self._with_outer = covariance
+        self.with_covariance = covariance
         self._shift = self._sum = self._outer = None  # type: Tensor | None
 
     @torch.no_grad()
@@ -44,7 +44,7 @@ class Moments:
         if self._shift is None:
             self._shift = x.mean(dim=0)
             self._sum = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
-            if self._with_outer:
+            if self.with_covariance:
                 self._outer = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
         x = x - self._shift
         assert self._sum is not None

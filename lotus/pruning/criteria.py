@@ -7,6 +7,11 @@ outputs. A criterion is called once a site and returns a score a unit, (U,). It 
     writes     (U, W) the columns that the unit goes through: of fc2 or proj, LayerScale folded in; the rows of k
     gradients  (N, U) for each of N calibration images, the loss' derivative by a gate of 1 on the unit
     gates      (U,) the gate that training learned for the unit; query/key dimensions have none
+    covariance (U, U) of the units over the calibration images: of what proj and fc2 read; for query/key dimensions, of what
+               each adds to a logit, E[q q'] * E[k k'] element by element (0 between heads)
+    gain       (U,) what a unit of variance adds to the mean square of what is written: the squared norm of the unit's column,
+               LayerScale folded in; 1 for query/key dimensions, which add to a logit as they are
+    read_squares, write_squares  (U, R), (U, W) mean over images of the squared derivative of the loss by each of ``reads``, ``writes``
     rng        a numpy Generator
     units      U
 
@@ -56,6 +61,37 @@ def fisher(gradients: Array) -> Array:
     Theis et al. 2018 (1801.05787), equation 8; Molchanov et al. 2019 (1906.10771), equation 8, a sample at a time.
     """
     return 0.5 * np.square(gradients).mean(axis=0)
+
+
+def hessian(reads: Array, writes: Array, read_squares: Array, write_squares: Array) -> Array:
+    """Second-order change of the loss when each weight around the unit goes, the weights taken one by one: half the sum of w^2 h.
+
+    Optimal brain damage (LeCun et al. 1990, equation 5) on the coupled group, with h the empirical Fisher information of a
+    weight: the mean over images of its squared derivative, an image at a time.
+    """
+    return 0.5 * ((reads**2 * read_squares).sum(axis=1) + (writes**2 * write_squares).sum(axis=1))
+
+
+def variance(covariance: Array, gain: Array, *, weighted: bool = True) -> Array:
+    """What is lost when the unit stays at its mean: its variance, times what a unit of it adds to what is written.
+
+    Without ``weighted`` the variance alone, as published (Berisha et al. 2025, 2507.12988, section 3.2).
+    """
+    spread = np.diag(covariance)
+    return spread * gain if weighted else spread.copy()
+
+
+def obs(covariance: Array, gain: Array, *, ridge: float = 1e-4) -> Array:
+    """What is lost when the unit goes and all others make up for it as well as they can: gain / [C^-1]_uu.
+
+    Optimal brain surgeon (Hassibi & Stork 1993, equation 5) with the squared error of the site's output as the loss; the change
+    of weights that goes with it is ``compensate: affine``. ``ridge``: as a part of the mean variance, as there.
+    """
+    scale = np.diag(covariance).mean()
+    if scale == 0:
+        return np.zeros(len(gain))
+    inverse = np.linalg.inv(covariance + ridge * scale * np.eye(len(covariance)))
+    return gain / np.diag(inverse)
 
 
 def random(units: int, rng: np.random.Generator) -> Array:

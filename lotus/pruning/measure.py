@@ -24,6 +24,8 @@ from lotus.vit.anatomy import Block
 from selection import methods
 from selection.errors import Refused
 
+_AT_ONCE = 1 << 24  # numbers: 64 MiB
+
 
 @dataclass
 class Measured:
@@ -34,6 +36,48 @@ class Measured:
     """(N, U) float32; empty where they were not asked for."""
     moments: dict[str, Moments] = field(default_factory=dict)
     """Of the inputs of proj and fc2; empty where they were not asked for."""
+    logits: dict[str, Logits] = field(default_factory=dict)
+    """By block; empty where they were not asked for."""
+    squares: dict[str, np.ndarray] = field(default_factory=dict)
+    """``blocks.3.qkv``, ``.proj``, ``.fc1``, ``.fc2`` -> (out, in + 1) mean over images of the squared derivative of the loss
+    by each weight, the bias last; empty where they were not asked for."""
+
+
+class Logits:
+    """What the logits of a block are made of: second moments of queries and keys, by head.
+
+    Softmax does not see what is added to a whole row of logits, so the keys' moment is taken about each image's own mean; the
+    queries' is taken about zero.
+    """
+
+    def __init__(self, block: Block) -> None:
+        self.heads, self.dim = block.dims.heads, block.dims.qk_dim
+        self.images = self.tokens = 0
+        self._queries = torch.zeros(self.heads, self.dim, self.dim, dtype=torch.float64)
+        self._keys = self._queries.clone()
+
+    @torch.no_grad()
+    def add(self, out: Tensor) -> None:
+        """Take in what qkv gives, (B, N, H (2 Q + V))."""
+        inner = self.heads * self.dim
+        q, k = (
+            part.reshape(*part.shape[:2], self.heads, self.dim).permute(2, 0, 1, 3)  # (H, B, N, Q)
+            for part in _exact(out.detach()[..., : 2 * inner]).split(inner, dim=-1)
+        )
+        k = k - k.mean(dim=2, keepdim=True)
+        self._queries = self._queries.to(q.device) + _products(q)
+        self._keys = self._keys.to(k.device) + _products(k)
+        self.images, self.tokens = self.images + len(out), self.tokens + out.shape[0] * out.shape[1]
+
+    @property
+    def queries(self) -> Tensor:
+        """(H, Q, Q) float64."""
+        return self._queries / self.tokens
+
+    @property
+    def keys(self) -> Tensor:
+        """(H, Q, Q) float64, about each image's mean."""
+        return self._keys / self.tokens
 
 
 def measure(
@@ -42,6 +86,8 @@ def measure(
     *,
     gradients: bool,
     moments: Compensate,
+    logits: bool = False,
+    squares: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Measured:
     """Go through ``batches`` once, in eval mode, on the model's device.
@@ -51,6 +97,8 @@ def measure(
         batches: Of (images, labels, ...) or, without ``gradients``, of images alone.
         gradients: Record the loss' derivative by every gate, an image at a time.
         moments: What to keep of the activations: nothing, means, or means and covariances.
+        logits: Keep the moments of queries and keys too.
+        squares: Record the mean square over images of the loss' derivative by every weight that can be cut.
         progress: Told the images done so far after each batch.
 
     Raises:
@@ -84,36 +132,66 @@ def measure(
 
         return hook
 
+    tracked: list[tuple[str, nn.Linear, Tensor, Tensor]] = []
+
+    def keep_logits(into: Logits) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda _, __, out: into.add(out)
+
+    def track(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def hook(linear: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+            if not out.requires_grad:  # nothing before it does: frozen, or the first block
+                out = out.detach().requires_grad_()
+            assert isinstance(linear, nn.Linear)
+            tracked.append((name, linear, args[0].detach(), out))
+            return out
+
+        return hook
+
+    graph = gradients or squares
     with ExitStack() as stack:
         stack.enter_context(_evaluating(model))
+        if squares:  # before the gates, whose inputs these outputs are
+            for block in found:
+                for name in ("qkv", "proj", "fc1", "fc2"):
+                    linear = getattr(block, name)
+                    stack.callback(linear.register_forward_hook(track(f"{block.name}.{name}")).remove)
+        if logits:
+            for block in found:
+                result.logits[block.name] = Logits(block)
+                stack.callback(block.qkv.register_forward_hook(keep_logits(result.logits[block.name])).remove)
         for site, linear in anatomy.sites(model).items():
             stack.callback(linear.register_forward_pre_hook(look(site)).remove)
         if gradients:
             for block in found:
                 count = block.dims.heads * block.dims.qk_dim
                 stack.callback(block.qkv.register_forward_hook(gate_queries(f"{block.name}.qk", count)).remove)
-        for images, labels in _pairs(batches, gradients):
+        for images, labels in _pairs(batches, graph):
             images = images.to(parameter.device, parameter.dtype)
-            with torch.set_grad_enabled(gradients):
-                logits = model(images)
-                if not torch.isfinite(logits).all():
+            with torch.set_grad_enabled(graph):
+                scores = model(images)
+                if not torch.isfinite(scores).all():
                     raise Refused(
                         f"The model's output is not finite after {result.images} calibration images. Are its weights?"
                     )
-                if gradients:
+                if graph:
                     assert labels is not None
-                    _refuse_labels(logits, labels)
-                    loss = functional.cross_entropy(logits.float(), labels.to(logits.device), reduction="sum")
-                    for (site, _), gradient in zip(
-                        gates.items(), torch.autograd.grad(loss, list(gates.values())), strict=True
-                    ):
-                        recorded.setdefault(site, []).append(gradient.squeeze(1).float().cpu())
+                    _refuse_labels(scores, labels)
+                    loss = functional.cross_entropy(scores.float(), labels.to(scores.device), reduction="sum")
+                    slopes = torch.autograd.grad(loss, [*gates.values(), *(out for *_, out in tracked)])
+                    for site, slope in zip(gates, slopes, strict=False):
+                        recorded.setdefault(site, []).append(slope.squeeze(1).float().cpu())
+                    for (name, linear, x, _), slope in zip(tracked, slopes[len(gates) :], strict=True):
+                        total = _squares(linear, x, slope).cpu().numpy()
+                        result.squares[name] = result.squares.get(name, 0) + total
                     gates.clear()
+                    tracked.clear()
             result.images += len(images)
             if progress is not None:
                 progress(result.images)
     if result.images == 0:
         raise Refused("prune: no calibration batch came. Give some images, e.g. 2,048.")
+    for total in result.squares.values():
+        total /= result.images
     while recorded:  # a site at a time: all of them are N times the model's width, twice would be much
         site, parts = recorded.popitem()
         result.gradients[site] = torch.cat(parts).numpy()
@@ -125,7 +203,7 @@ def score(
     criterion: Callable[..., np.ndarray],
     options: Mapping[str, Any],
     *,
-    gradients: Mapping[str, np.ndarray],
+    measured: Measured,
     gates: Mapping[str, Tensor] | None = None,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
@@ -144,8 +222,10 @@ def score(
         for site, known in _weights(block).items():
             units = len(known["reads"])
             known = {**known, "units": units, "rng": rng}
-            if site in gradients:
-                known["gradients"] = gradients[site].astype(np.float64)
+            if site in measured.gradients:
+                known["gradients"] = measured.gradients[site].astype(np.float64)
+            known |= _spread(block, site, known["writes"], measured)
+            known |= _squares_of(block, site, measured)
             if gates is not None and site in gates:
                 known["gates"] = gates[site].detach().double().cpu().numpy()
             if site.endswith(".qk") and "gates" in methods.reads(criterion):
@@ -174,6 +254,58 @@ def _weights(block: Block) -> dict[str, dict[str, Any]]:
         f"{block.name}.attn": {"reads": qkv[2 * inner :], "writes": _columns(block.proj, block.module, "ls1")},
         f"{block.name}.mlp": {"reads": _with_bias(block.fc1), "writes": _columns(block.fc2, block.module, "ls2")},
     }
+
+
+def _spread(block: Block, site: str, writes: np.ndarray, measured: Measured) -> dict[str, np.ndarray]:
+    """``covariance`` and ``gain`` of a site, where they were measured."""
+    if site.endswith(".qk"):
+        if block.name not in measured.logits:
+            return {}
+        logits = measured.logits[block.name]
+        products = (logits.queries * logits.keys).cpu()
+        return {"covariance": torch.block_diag(*products).numpy(), "gain": np.ones(logits.heads * logits.dim)}
+    if site not in measured.moments or not measured.moments[site].with_covariance:
+        return {}
+    return {"covariance": measured.moments[site].covariance.cpu().numpy(), "gain": (writes**2).sum(axis=1)}
+
+
+def _squares_of(block: Block, site: str, measured: Measured) -> dict[str, np.ndarray]:
+    """``read_squares`` and ``write_squares`` of a site, where they were measured, as ``reads`` and ``writes`` lie."""
+    if not measured.squares:
+        return {}
+    inner = block.dims.heads * block.dims.qk_dim
+    qkv, proj, fc1, fc2 = (measured.squares[f"{block.name}.{name}"] for name in ("qkv", "proj", "fc1", "fc2"))
+    if site.endswith(".qk"):
+        return {"read_squares": qkv[:inner], "write_squares": qkv[inner : 2 * inner]}
+    reads, columns, scale = (qkv[2 * inner :], proj, "ls1") if site.endswith(".attn") else (fc1, fc2, "ls2")
+    gamma = getattr(getattr(block.module, scale, None), "gamma", None)
+    squares = columns[:, :-1].T  # without the bias, which stays
+    if gamma is not None:  # the derivative by gamma w is that by w over gamma
+        g = gamma.detach().double().cpu().numpy() ** 2
+        squares = np.divide(squares, g, out=np.zeros_like(squares), where=g > 0)
+    return {"read_squares": reads, "write_squares": squares}
+
+
+def _squares(linear: nn.Linear, x: Tensor, slope: Tensor) -> Tensor:
+    """(out, in + 1) sum over images of the squared derivative by each weight, from (B, N, in) inputs and (B, N, out) slopes."""
+    x = torch.cat((x, torch.ones_like(x[..., :1])), dim=-1)
+    total = torch.zeros(slope.shape[-1], x.shape[-1], dtype=torch.float32, device=x.device)
+    some = max(1, _AT_ONCE // total.numel())
+    for inputs, slopes in zip(x.float().split(some), slope.float().split(some), strict=True):
+        total += (slopes.transpose(1, 2) @ inputs).square_().sum(dim=0)  # (b, out, in + 1)
+    return total.double() if total.device.type != "mps" else total
+
+
+def _products(x: Tensor) -> Tensor:
+    """(H, Q, Q) sums of products over (H, B, N, Q)."""
+    rows = x.flatten(1, 2)
+    return rows.transpose(1, 2) @ rows
+
+
+def _exact(x: Tensor) -> Tensor:
+    """At least float32, where float64 sums can be kept (mps has none)."""
+    x = x.cpu() if x.device.type == "mps" else x
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _with_bias(linear: nn.Linear) -> np.ndarray:

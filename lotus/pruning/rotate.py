@@ -28,9 +28,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lotus.pruning import measure
 from lotus.pruning.compensate import Moments
+from lotus.pruning.measure import Logits
 from lotus.vit import anatomy
 from lotus.vit.anatomy import Block
 
@@ -70,7 +72,9 @@ def values(outputs: Tensor, weight: Tensor) -> Turn:
         weight: (D, V) the columns of proj that read them, LayerScale folded in.
     """
     f = _root(outputs)
-    _, s, vt = torch.linalg.svd(weight @ f, full_matrices=False)
+    written = weight @ f
+    written = functional.pad(written, (0, 0, 0, max(0, len(f) - len(written))))  # a head may be wider than the stream
+    _, s, vt = torch.linalg.svd(written, full_matrices=False)
     # Only a unit of measure, so it may be floored: a dimension that proj does not read stays what it is.
     half = s.clamp_min(FLOOR * s[0].clamp_min(torch.finfo(s.dtype).tiny)).sqrt()
     return Turn(half[:, None] * torch.linalg.solve(f.T, vt.T).T, f @ vt.T / half, s)
@@ -80,13 +84,9 @@ def values(outputs: Tensor, weight: Tensor) -> Turn:
 class Statistics:
     """What a rotation needs of one block."""
 
-    queries: Tensor
-    """(H, Q, Q) float64."""
-    keys: Tensor
-    """(H, Q, Q) float64, about each image's mean."""
+    logits: Logits
     outputs: Moments
     """Of the inputs of proj."""
-    images: int = 0
 
 
 def statistics(
@@ -97,16 +97,13 @@ def statistics(
     Raises:
         Refused: no batch came, or the model's output is not finite.
     """
-    found: dict[str, Statistics] = {}
+    outputs: dict[str, Moments] = {}
     with ExitStack() as stack:
         for block in anatomy.blocks(model):
-            heads, qk_dim, _, _ = block.dims
-            empty = torch.zeros(heads, qk_dim, qk_dim, dtype=torch.float64)
-            found[block.name] = Statistics(empty, empty.clone(), Moments())
-            stack.callback(block.qkv.register_forward_hook(_look_at_qkv(found[block.name], block)).remove)
-            stack.callback(block.proj.register_forward_pre_hook(_look_at_outputs(found[block.name])).remove)
-        measure.measure(model, batches, gradients=False, moments="none", progress=progress)
-    return found
+            outputs[block.name] = Moments()
+            stack.callback(block.proj.register_forward_pre_hook(_look_at(outputs[block.name])).remove)
+        found = measure.measure(model, batches, gradients=False, moments="none", logits=True, progress=progress)
+    return {name: Statistics(found.logits[name], moments) for name, moments in outputs.items()}
 
 
 def rotate(model: nn.Module, found: dict[str, Statistics], *, qk: bool = True, v: bool = True) -> nn.Module:
@@ -122,7 +119,7 @@ def rotate(model: nn.Module, found: dict[str, Statistics], *, qk: bool = True, v
 
 
 def _turn_queries_keys(block: Block, found: Statistics) -> None:
-    turns = [queries_keys(q, k) for q, k in zip(found.queries, found.keys, strict=True)]
+    turns = [queries_keys(q, k) for q, k in zip(found.logits.queries, found.logits.keys, strict=True)]
     inner = block.dims.heads * block.dims.qk_dim
     _turn_rows(block.qkv, 0, torch.stack([turn.first for turn in turns]))
     _turn_rows(block.qkv, inner, torch.stack([turn.second for turn in turns]))
@@ -162,39 +159,11 @@ def _like(tensor: Tensor, old: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor.to(old.device, old.dtype).contiguous(), requires_grad=old.requires_grad)
 
 
-def _look_at_qkv(into: Statistics, block: Block) -> Callable[[nn.Module, Any, Tensor], None]:
-    heads, qk_dim, _, _ = block.dims
-    inner = heads * qk_dim
-
-    def hook(_: nn.Module, __: Any, out: Tensor) -> None:  # out (B, N, H (2 Q + V))
-        q, k = (
-            part.reshape(*part.shape[:2], heads, qk_dim).permute(2, 0, 1, 3)  # (H, B, N, Q)
-            for part in _exact(out.detach()[..., : 2 * inner]).split(inner, dim=-1)
-        )
-        into.images += len(out)
-        into.queries = _grown(into.queries, q)
-        into.keys = _grown(into.keys, k - k.mean(dim=2, keepdim=True))
-
-    return hook
-
-
-def _look_at_outputs(into: Statistics) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+def _look_at(outputs: Moments) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        into.outputs.add(args[0])
+        outputs.add(args[0])
 
     return hook
-
-
-def _grown(total: Tensor, x: Tensor) -> Tensor:
-    """(H, Q, Q) sums of products. Their number is only a unit of measure: no basis depends on it."""
-    rows = x.flatten(1, 2)
-    return total.to(x.device) + rows.transpose(1, 2) @ rows
-
-
-def _exact(x: Tensor) -> Tensor:
-    """At least float32, where float64 sums can be kept (mps has none)."""
-    x = x.cpu() if x.device.type == "mps" else x
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _root(moment: Tensor) -> Tensor:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
+from lotus.pruning import compensate as compensation
 from lotus.pruning import criteria
 from selection import methods
 
@@ -16,7 +18,12 @@ READING = [name for name in SHELF if name not in DRAWN]
 
 def known(seed: int = 0) -> dict:
     rng = np.random.default_rng(seed)
+    drawn = rng.normal(size=(IMAGES, UNITS)) @ rng.normal(size=(UNITS, UNITS))
     return {
+        "covariance": np.cov(drawn.T, bias=True),
+        "gain": rng.uniform(0.5, 2, size=UNITS),
+        "read_squares": rng.exponential(size=(UNITS, WIDTH + 1)),
+        "write_squares": rng.exponential(size=(UNITS, WIDTH)),
         "reads": rng.normal(size=(UNITS, WIDTH + 1)),
         "writes": rng.normal(size=(UNITS, WIDTH)),
         "gradients": rng.normal(size=(IMAGES, UNITS)),
@@ -31,7 +38,7 @@ def score(name: str, available: dict, **options) -> np.ndarray:
 
 
 def test_the_shelf_holds_what_the_config_names():
-    assert {"gate", "magnitude", "taylor", "fisher", "random"} <= set(SHELF)
+    assert {"gate", "magnitude", "taylor", "fisher", "hessian", "variance", "obs", "random"} <= set(SHELF)
 
 
 @pytest.mark.parametrize("name", SHELF)
@@ -48,6 +55,8 @@ def test_a_unit_that_writes_nothing_goes_first(name):
     available["writes"][4] = 0  # so that its gate cannot move the loss
     available["gates"][4] = 0
     available["gradients"][:, 4] = 0
+    available["gain"][4] = 0
+    available["read_squares"][4] = 0  # so that no weight that makes it can move the loss either
     assert score(name, available).argmin() == 4
 
 
@@ -55,17 +64,21 @@ def test_a_unit_that_writes_nothing_goes_first(name):
 def test_the_order_of_units_does_not_matter(name):
     available = known()
     order = np.random.default_rng(1).permutation(UNITS)
-    turned = {**available, **{key: available[key][order] for key in ("reads", "writes", "gates")}}
+    rows = ("reads", "writes", "gates", "gain", "read_squares", "write_squares")
+    turned = {**available, **{key: available[key][order] for key in rows}}
     turned["gradients"] = available["gradients"][:, order]
+    turned["covariance"] = available["covariance"][np.ix_(order, order)]
     np.testing.assert_allclose(score(name, turned), score(name, available)[order])
 
 
 @pytest.mark.parametrize("name", READING)
 def test_more_of_everything_is_worth_more(name):
     available = known()
-    for key in ("reads", "writes", "gates"):
+    for key in ("reads", "writes", "gates", "gain", "read_squares", "write_squares"):
         available[key][3] = 10 * np.abs(available[key]).max()
     available["gradients"][:, 3] = 10 * np.abs(available["gradients"]).max()
+    available["covariance"][3] *= 100  # the unit itself, a hundred times
+    available["covariance"][:, 3] *= 100
     assert score(name, available).argmax() == 3
 
 
@@ -81,6 +94,8 @@ def test_magnitude_is_blind_to_scale_moved_across_the_unit():
     np.testing.assert_allclose(score("magnitude", moved), score("magnitude", available))
     group = (available["reads"] ** 2).sum(1) + (available["writes"] ** 2).sum(1)
     np.testing.assert_allclose(score("magnitude", available, combine="sum"), group)
+    group = np.abs(available["reads"]).sum(1) + np.abs(available["writes"]).sum(1)
+    np.testing.assert_allclose(score("magnitude", available, combine="sum", norm=1), group)
 
 
 def test_taylor_sees_gradients_that_cancel_over_the_images():
@@ -89,3 +104,37 @@ def test_taylor_sees_gradients_that_cancel_over_the_images():
     assert score("taylor", available)[0] == 3
     assert score("taylor", available, signed=True)[0] == 0
     assert score("fisher", available)[0] == 4.5
+
+
+def outputs_lost(x: np.ndarray, weight: np.ndarray, kept: list[int], compensate: compensation.Compensate) -> float:
+    """Mean square of what a Linear's outputs lose, measured on the inputs themselves after a fold."""
+    moments = compensation.Moments()
+    moments.add(torch.from_numpy(x))
+    bias = torch.zeros(len(weight), dtype=torch.float64)
+    small, shift = compensation.fold(torch.from_numpy(weight), bias, kept, moments, compensate, ridge=0)
+    assert shift is not None
+    lost = x @ weight.T - (x[:, kept] @ small.numpy().T + shift.numpy())
+    return float((lost**2).sum(axis=1).mean())
+
+
+@pytest.mark.parametrize(("name", "how"), [("variance", "mean"), ("obs", "affine")])
+def test_variance_and_obs_are_what_is_lost_when_the_unit_goes_and_is_made_up_for(name, how):
+    """Brute force: every unit is taken out in turn, by the fold that the score presumes."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(300, UNITS)) @ rng.normal(size=(UNITS, UNITS)) + 5
+    weight = rng.normal(size=(WIDTH, UNITS))
+    available = {"covariance": np.cov(x.T, bias=True), "gain": (weight**2).sum(axis=0)}
+    options = {"ridge": 0.0} if name == "obs" else {}
+    lost = [outputs_lost(x, weight, [j for j in range(UNITS) if j != u], how) for u in range(UNITS)]
+    np.testing.assert_allclose(score(name, available, **options), lost, rtol=1e-8)
+    if name == "variance":
+        np.testing.assert_allclose(score(name, available, weighted=False), x.var(axis=0))
+
+
+def test_obs_of_units_without_variance():
+    available = {"covariance": np.zeros((UNITS, UNITS)), "gain": np.ones(UNITS)}
+    np.testing.assert_array_equal(score("obs", available), np.zeros(UNITS))
+    available["covariance"][:3, :3] = 1  # three copies of one unit: any of them can go
+    scores = score("obs", available)
+    assert np.isfinite(scores).all()
+    assert scores.max() < 1e-3

@@ -12,7 +12,7 @@ from tiny_vits import CLASSES, KINDS, batches, pictures, tiny
 from torch.nn import functional
 
 import lotus
-from lotus.pruning import budget, criteria, lottery, measure, prune, spec, surgery
+from lotus.pruning import budget, criteria, lottery, measure, prune, spec, study, surgery
 from lotus.vit import anatomy, cost
 from selection import methods
 from selection.errors import Refused
@@ -52,6 +52,18 @@ def test_every_criterion_and_rank(name, rank):
     assert drawn.after == {"params": counted.params, "macs": counted.macs}
     again = lottery(model, batches(), {"macs": 0.6, "params": 0.7}, criterion=name, rank=rank, compensate="mean")
     assert again.plan == drawn.plan
+
+
+def test_one_study_serves_any_budget():
+    model, data = tiny(), batches()
+    studied = study(model, data, criterion="fisher")
+    for keep in (0.7, 0.4):
+        drawn = lottery(model, data, {"macs": keep}, criterion="fisher", round=4)
+        again = studied.draw({"macs": keep}, round=4)
+        assert again.plan == drawn.plan
+        assert (again.forwards, again.images) == (drawn.forwards, drawn.images) == (96, 24)
+        with torch.no_grad():
+            assert torch.equal(again.model(pictures()), drawn.model(pictures()))
 
 
 def test_learned_gates():
@@ -97,6 +109,65 @@ def test_gradients_are_those_of_each_image_alone():
         unit = 17 if site.endswith("mlp") else head * 16 + dim
         assert found[site][image, unit] == pytest.approx((slopes[0] - slopes[1]) / (2 * step), rel=1e-3, abs=1e-7)
     assert block.attn.proj.weight.grad is None
+
+
+@pytest.mark.parametrize("kind", ["layerscale", "no_bias"])
+def test_squares_are_of_each_image_alone(kind):
+    """Against autograd, an image at a time, by every weight; frozen weights are seen too."""
+    model, data = tiny(kind, dtype=torch.float64), batches(2, 3, torch.float64)
+    model.blocks[1].mlp.fc1.weight.requires_grad_(False)
+    found = measure.measure(model, data, gradients=False, moments="none", squares=True).squares
+    model.requires_grad_(True)
+    for name in ("blocks.0.attn.qkv", "blocks.0.attn.proj", "blocks.1.mlp.fc1", "blocks.1.mlp.fc2"):
+        linear, squares = model.get_submodule(name), []
+        for images, labels in data:
+            for image, label in zip(images, labels, strict=True):
+                loss = functional.cross_entropy(model(image[None]), label[None])
+                slopes = torch.autograd.grad(loss, list(linear.parameters()))
+                squares.append(torch.cat([slope.reshape(len(linear.weight), -1) for slope in slopes], dim=1).square())
+        want = torch.stack(squares).mean(0).numpy()
+        site = name.replace("attn.", "").replace("mlp.", "")
+        np.testing.assert_allclose(found[site][:, : want.shape[1]], want, rtol=1e-4, atol=1e-12)
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_hessian_is_the_loss_lost_with_each_weight_to_second_order():
+    """The score of an MLP unit of a block with LayerScale, from autograd alone."""
+    model, data = tiny("layerscale", dtype=torch.float64), batches(2, 3, torch.float64)
+    scores = lottery(model, data, {"macs": 0.5}, criterion="hessian", rotate=False).scores["blocks.1.mlp"]
+    mlp, want = model.blocks[1].mlp, np.zeros(192)
+    for images, labels in data:
+        for image, label in zip(images, labels, strict=True):
+            loss = functional.cross_entropy(model(image[None]), label[None])
+            weights = [mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight]
+            into, bias, out = (
+                (weight * slope).detach().square().numpy()
+                for weight, slope in zip(weights, torch.autograd.grad(loss, weights), strict=True)
+            )
+            want += 0.5 * (into.sum(1) + bias + out.sum(0)) / 6
+    np.testing.assert_allclose(scores, want, rtol=1e-4)
+
+
+def test_covariance_of_query_and_key_dimensions_is_that_of_what_they_add_to_a_logit():
+    """With every query of the calibration beside every centred key, as the moments have it."""
+    model, data = tiny(dtype=torch.float64), batches(1, 3, torch.float64)
+    read = []
+    with model.blocks[0].attn.qkv.register_forward_hook(lambda _, __, out: read.append(out)), torch.no_grad():
+        model(data[0][0])
+    q, k = (read[0][..., i * 48 : i * 48 + 48].unflatten(-1, (3, 16))[..., 1, :] for i in (0, 1))  # head 1
+    k = k - k.mean(dim=1, keepdim=True)
+    added = (q.flatten(0, 1)[:, None] * k.flatten(0, 1)[None]).flatten(0, 1).numpy()  # (pairs, 16)
+    scores = lottery(model, data, {"macs": 0.5}, criterion="variance", rotate=False).scores["blocks.0.qk"]
+    np.testing.assert_allclose(scores[16:32], (added**2).mean(axis=0), rtol=1e-6)
+    seen = {}
+
+    def spy(covariance: np.ndarray, gain: np.ndarray) -> np.ndarray:
+        seen.setdefault(len(seen), covariance)
+        return gain
+
+    lottery(model, data, {"macs": 0.5}, criterion=spy, rotate=False)
+    np.testing.assert_allclose(seen[0][16:32, 16:32], added.T @ added / len(added), rtol=1e-6, atol=1e-9)
+    assert not seen[0][:16, 16:].any()
 
 
 def test_moments_are_taken_of_the_model_before_the_cut():

@@ -185,15 +185,28 @@ def test_outputs_lose_the_tail_and_never_more_than_by_indices_with_the_best_comp
             assert mine <= lost(best) + 1e-5 * whole
 
 
+@pytest.mark.parametrize("width", [2, DIM, WIDTH])
+def test_a_change_of_basis_can_be_undone_whatever_the_shapes(width):
+    weight = torch.randn(width, DIM, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weight[:, 3] = 0  # proj does not read this one
+    turn = rotate.values(moment(0), weight)
+    torch.testing.assert_close(weight @ turn.second @ turn.first, weight, rtol=1e-6, atol=1e-6)
+    assert turn.first.isfinite().all()
+    if width < DIM:
+        assert turn.singular[width:].max() < 1e-6 * turn.singular[0]
+    turn = rotate.queries_keys(moment(1), moment(2))
+    torch.testing.assert_close(turn.first.T @ turn.second, torch.eye(DIM, dtype=torch.float64), rtol=0, atol=1e-6)
+
+
 def test_statistics_are_those_of_all_tokens_and_keys_are_taken_about_their_image():
     model, data = tiny(dtype=torch.float64), batches(2, 3, torch.float64)
     found = rotate.statistics(model, data)["blocks.0"]
-    assert found.images == 6
+    assert found.logits.images == 6
     q, k, o = seen(model, torch.cat([x for x, _ in data])).values()
     flat = q.transpose(0, 1).flatten(1, 2)
-    torch.testing.assert_close(found.queries, flat.mT @ flat)
+    torch.testing.assert_close(found.logits.queries, flat.mT @ flat / flat.shape[1])
     flat = (k - k.mean(dim=2, keepdim=True)).transpose(0, 1).flatten(1, 2)
-    torch.testing.assert_close(found.keys, flat.mT @ flat)
+    torch.testing.assert_close(found.logits.keys, flat.mT @ flat / flat.shape[1])
     torch.testing.assert_close(found.outputs.covariance, torch.cov(o.flatten(0, 1).T, correction=0))
 
 
