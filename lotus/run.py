@@ -16,6 +16,7 @@ import operator
 import os
 import platform
 import re
+import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -50,9 +51,10 @@ _PIXELS = tuple(f"data.{name}" for name in ("name", "path", "options", "write", 
 _PIXELS += tuple(f"data.{name}" for name in ("smart_threshold", "jpeg_share", "damaged"))
 
 STAGES: tuple[Stage, ...] = (
-    Stage("prepare", _PIXELS, (), ("{data}/train.json", "{data}/val.json"), "write the images as .beton files"),
+    Stage("prepare", _PIXELS, (), ("{data}/train.json", "{data}/train.beton", "{data}/val.json", "{data}/val.beton"),
+          "write the images as .beton files"),
     Stage("score", ("score", "model", "seed"), ("prepare",), ("signals.npz",), "train the probe and watch every image"),
-    Stage("select", ("select", "seed"), ("score",), ("subset.npz",), "draw the ticket: the images worth training on"),
+    Stage("select", ("select", "seed"), ("prepare", "score"), ("subset.npz",), "draw the ticket: the images worth training on"),
     Stage("baseline", ("train", "-train.sparsity", "-train.redraw", "model", "seed"), ("prepare",), ("baseline/spec.json",),
           "train the dense model on all images, to compare with"),
     Stage("train", ("train", "model", "seed", "prune.keep"), ("select",), ("trained/spec.json",),
@@ -63,6 +65,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("report", ("baseline",), ("export", "baseline"), ("results.json", "report.html"), "say what it cost"),
 )  # fmt: skip
 BY_NAME = {stage.name: stage for stage in STAGES}
+_READS_SHELVES = ("prepare", "select", "train", "prune")
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,8 @@ class Record:
 
     @property
     def identity(self) -> str:
-        """Changes when the settings or what it was made from change."""
-        return digest([self.stage, self.settings, self.made_from])
+        """Changes when the settings, what it was made from or the data change."""
+        return digest([self.stage, self.settings, self.made_from, self.values.get("fingerprint")])
 
 
 def digest(value: Any) -> str:
@@ -118,8 +121,12 @@ def write_json(file: Path, value: Any) -> None:
 class Run:
     """The folder of a run."""
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, config: Config, own: str = "") -> None:
+        """
+        Args:
+            own: what changes when the user's own methods do
+        """
+        self.config, self.own = config, own
         name = re.sub(r"[^\w.-]+", "-", config.name or "run").strip("-.") or "run"
         self.folder = Path(config.folder) if config.folder else Path("runs") / name
         self.data = Path(config.data.folder) if config.data.folder else self.folder / "data"
@@ -194,13 +201,13 @@ class Run:
                 functools.reduce(operator.getitem, way, found).pop(last)
             else:
                 found[part] = functools.reduce(operator.getitem, [*way, last], dump)
-        if stage == "score":  # one probe serves every score and policy; whether there has to be one depends on them
-            found["select needs a probe"] = self.probed
+        if self.own and stage in _READS_SHELVES:
+            found["--with"] = self.own
         return found
 
     @property
     def probed(self) -> bool:
-        """Whether the ticket is drawn by what a probe tells."""
+        """Whether the ticket is drawn by what a probe tells. One probe serves every score and policy."""
         wants = self.config.select
         return not wants.ticket and wants.keep < 1 and bool(lottery.reads(wants.score, wants.pick))
 
@@ -218,6 +225,8 @@ class Run:
                 return f"{path.name} is gone"
             if path.stat().st_size != record.outputs.get(name):
                 return f"{path.name} was changed"
+        if stage == "prepare" and record.values.get("lies") != lies(self.config.data.path):
+            return "the folder of images was changed"
         changed = list(_changes(record.settings, self.settings(stage)))
         if changed:
             return f"{changed[0]}{f' and {len(changed) - 1} more' if len(changed) > 1 else ''}"
@@ -261,6 +270,27 @@ def _changes(old: Any, new: Any, place: str = "") -> Iterator[str]:
             yield from _changes(old.get(key), new.get(key), f"{place}.{key}" if place else key)
     elif old != new:
         yield f"{place}: {json.dumps(old)} -> {json.dumps(new)}"
+
+
+def lies(path: str) -> str:
+    """Changes when pictures come or go at ``path``; empty where nothing lies there.
+
+    A file goes by its size and time, a folder by the times of the folders in it, two levels down. No picture is looked at: one
+    that is replaced under its old name is found by ``prepare --again`` alone.
+    """
+    try:
+        top = os.stat(path) if path else None
+        if top is None:
+            return ""
+        if not stat.S_ISDIR(top.st_mode):
+            return digest([top.st_size, top.st_mtime_ns])
+        times, level = [["", top.st_mtime_ns]], [path]
+        for _ in range(2):
+            level = sorted(entry.path for folder in level for entry in os.scandir(folder) if entry.is_dir())
+            times += [[os.path.relpath(folder, path), os.stat(folder).st_mtime_ns] for folder in level]
+        return digest(times)
+    except OSError:
+        return ""
 
 
 def versions() -> str:

@@ -23,7 +23,7 @@ import numpy as np
 from lotus import doctor
 from lotus.config import Config, Recipe
 from lotus.events import Began, Ended, Evaluated, Event, Pruned, Said, Skipped, Step, Wrote
-from lotus.run import BY_NAME, STAGES, Run, digest, write_json
+from lotus.run import BY_NAME, STAGES, Run, digest, lies, write_json
 from selection import lottery, methods, redraw
 from selection.errors import Refused
 
@@ -54,6 +54,8 @@ class Outcome:
     image_forwards: float = 0.0
     macs: float = 0.0
     values: Mapping[str, Any] = field(default_factory=dict)
+    earlier_seconds: float = 0.0
+    """Of training before it was last taken up again."""
 
 
 @dataclass
@@ -63,6 +65,8 @@ class Shop:
     run: Run
     world: World
     shelves: Sequence[ModuleType]
+    anew: bool = False
+    """The data too is to be written again, whatever stands."""
 
     @property
     def config(self) -> Config:
@@ -87,6 +91,8 @@ def plan(config: Config, until: str = "report") -> list[str]:
     names = names[: names.index(until) + 1]
     if not config.baseline or until != "report":
         names.remove("baseline") if "baseline" in names else None
+    if until != "score" and not Run(config).probed:
+        names.remove("score") if "score" in names else None
     return names
 
 
@@ -109,17 +115,20 @@ def go(
         KeyboardInterrupt: stopped on request; what was trained so far is saved.
     """
     check(config, shelves)
-    run, names = Run(config), plan(config, until)
+    run, names = Run(config, _own(shelves)), plan(config, until)
     if first is not None and first not in names:
         raise Refused(f"--from {first}: this run has no such stage. It has: {', '.join(names)}.")
+    asked = names if again else names[names.index(first) :] if first else []
     # Several ranks must take the same decisions, so they are joined before the first; one alone answers at once.
     shop = Shop(run, _world(config), shelves) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
     lead = shop is None or shop.world.rank == 0
-    looked = False
     with run.held() if lead else contextlib.nullcontext():
+        if asked or any(run.why(name) for name in names):
+            _look_ahead(config)
+        _wait(shop)  # nobody changes what stands before everybody has looked
         if lead:
             run.settle()
-            run.forget(names if again else names[names.index(first) :] if first else [])
+            run.forget(asked)
         for name in names:
             _wait(shop)
             why = run.why(name)
@@ -129,9 +138,7 @@ def go(
                 continue
             if shop is None:
                 shop = Shop(run, _world(config), shelves)
-            if not looked:
-                _look_ahead(config)
-                looked = True
+            shop.anew = "prepare" in asked
             if lead:
                 run.forget([name])
             yield _logged(run, Began(name, why), lead)
@@ -141,7 +148,7 @@ def go(
             elif lead:
                 outcome = yield from _make(name, shop.alone(), lead)
             if lead:
-                seconds = time.perf_counter() - began
+                seconds = time.perf_counter() - began + outcome.earlier_seconds
                 run.finish(
                     name,
                     seconds=seconds,
@@ -201,53 +208,59 @@ def prepare(shop: Shop) -> Making:
     from lotus.data.source import open_data
 
     run, data = shop.run, shop.config.data
+    here = lies(data.path)
     train, val = open_data(data, shop.shelves)
     for source, file in ((train, run.train_beton), (val, run.val_beton)):
-        yield from beton.prepare(source, file, data)
+        yield from beton.prepare(source, file, data, anew=shop.anew)
     manifest = shop.manifest()
-    return Outcome(values={"images": manifest.n, "classes": len(manifest.classes), "skipped": len(manifest.skipped)})
+    told = {"images": manifest.n, "classes": len(manifest.classes), "skipped": len(manifest.skipped)}
+    made = digest([manifest.fingerprint, beton.Manifest.load(run.val_beton).fingerprint])
+    return Outcome(values={**told, "fingerprint": made, "lies": here})
 
 
 def score(shop: Shop) -> Making:
-    """Probes, several seeds, each watched while it trains; or nothing where nothing needs to be known."""
+    """Probes, several seeds, each watched while it trains."""
     from lotus.data import beton
     from selection.signals import Signals
 
     run, config = shop.run, shop.config
     manifest, labels = shop.manifest(), beton.labels(run.train_beton)
     known: dict[str, np.ndarray] = {"labels": labels}
-    if not run.probed:
-        yield Said("score", "nothing to watch: the ticket needs no signals")
-        if shop.world.rank == 0:
-            Signals(known, classes=manifest.classes, fingerprint=manifest.fingerprint).save(run.signals)
-        return Outcome()
+    if run.probed:  # refuse now what would be refused after the probe
+        lottery.affordable(labels, config.select.keep, config.select.balance)
     watched: list[dict[str, np.ndarray]] = []
-    macs = forwards = 0.0
+    macs = forwards = earlier = 0.0
     for number in range(config.score.seeds):
         seed = config.seed + 1000 * (number + 1)  # no probe starts where the real training starts
         signals, spent, features = yield from _probe(shop, seed, last=number == 0)
         watched.append(signals)
         forwards += spent[0]
         macs += spent[1]
+        earlier += spent[2]
         known |= features
     known |= {name: np.stack([one[name] for one in watched]) for name in watched[0]}
     if shop.world.rank == 0:
         Signals(known, classes=manifest.classes, fingerprint=manifest.fingerprint).save(run.signals)
         yield Wrote("score", str(run.signals))
-    return Outcome(forwards, macs, {"seeds": config.score.seeds, "epochs": config.score.epochs})
+    return Outcome(forwards, macs, {"seeds": config.score.seeds, "epochs": config.score.epochs}, earlier)
 
 
 def select(shop: Shop) -> Making:
+    from lotus.data import beton
     from selection.lottery import select as draw
     from selection.signals import Signals
     from selection.subset import Subset
 
-    run, wants = shop.run, shop.config.select
-    signals = Signals.load(run.signals)
+    run, wants, manifest = shop.run, shop.config.select, shop.manifest()
     if wants.ticket:
         subset = Subset.load(wants.ticket)
-        subset.check(fingerprint=signals.fingerprint, total=len(signals["labels"]))
+        subset.check(fingerprint=manifest.fingerprint, total=manifest.n)
     else:
+        if run.probed:
+            signals = Signals.load(run.signals)
+        else:
+            known = {"labels": beton.labels(run.train_beton)}
+            signals = Signals(known, classes=manifest.classes, fingerprint=manifest.fingerprint)
         drawn = draw(
             signals,
             score=wants.score,
@@ -442,7 +455,7 @@ assert list(MAKERS) == list(BY_NAME)
 
 def _probe(
     shop: Shop, seed: int, *, last: bool
-) -> Generator[Event, None, tuple[dict[str, Any], tuple[float, float], dict[str, Any]]]:
+) -> Generator[Event, None, tuple[dict[str, Any], tuple[float, float, float], dict[str, Any]]]:
     """One short training that is watched: its signals (E, N), its cost, and, if asked for, the last layer's (N, D), (N, C)."""
     from lotus.training import probe
 
@@ -461,7 +474,7 @@ def _probe(
             )
         forwards += manifest.n
     shutil.rmtree(shop.run.work("score") / str(seed), ignore_errors=True)
-    return recorder.signals(), (forwards, forwards * macs), features
+    return recorder.signals(), (forwards, forwards * macs, fitted.earlier_seconds), features
 
 
 def _fit(
@@ -624,7 +637,13 @@ def _spent(
         "top1": fitted.top1, "loss": fitted.loss, "params": cost.params, "macs": cost.macs,
         "images_seen": fitted.images_seen, "train_seconds": fitted.seconds, "steps": fitted.steps, **(more or {}),
     }  # fmt: skip
-    return Outcome(forwards, spent, values)
+    return Outcome(forwards, spent, values, fitted.earlier_seconds)
+
+
+def _own(shelves: Sequence[ModuleType]) -> str:
+    """Changes when the user's own methods do; empty without any."""
+    files = [Path(str(shelf.__file__)).read_text(encoding="utf-8") for shelf in shelves if shelf.__file__]
+    return digest(files) if files else ""
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
@@ -657,6 +676,7 @@ def _look_ahead(config: Config) -> None:
     from lotus.training.optim import make_optimizer
     from lotus.vit.cost import outline
     from lotus.vit.model import create
+    from selection.subset import Subset
 
     refusals = doctor.refusals()
     if refusals:
@@ -668,8 +688,14 @@ def _look_ahead(config: Config) -> None:
         round=config.prune.round,
         split=config.prune.split,
     )
-    for recipe in (config.score, config.train, config.finetune):
+    for name, recipe in (("score", config.score), ("train", config.train), ("finetune", config.finetune)):
         make_optimizer(model, recipe)
+        if recipe.deepspeed and not Path(recipe.deepspeed).is_file():
+            raise Refused(f"{name}.deepspeed: there is no file {recipe.deepspeed}.")
+    if config.model.weights and not Path(config.model.weights).exists():
+        raise Refused(f"model.weights: there is nothing at {config.model.weights}.")
+    if config.select.ticket:
+        Subset.load(config.select.ticket)
 
 
 # ------------------------------------------------------------------------------------- what is told, before and after
@@ -679,7 +705,7 @@ def results(run: Run) -> dict[str, Any]:
     """results.json, out of the records of the stages."""
     from lotus.report import ledger
 
-    records = {name: record for name in BY_NAME if (record := run.record(name)) is not None}
+    records = {name: record for name in plan(run.config) if (record := run.record(name)) is not None}
     final, latency = records["finetune"], records["export"].values["latency_ms"]
     dense = records["train"].values
     spec = [json.loads((folder / "spec.json").read_text(encoding="utf-8")) for folder in (run.trained, run.final)]
@@ -741,7 +767,8 @@ def forecast(
     from lotus.vit.model import create
 
     check(config, shelves)
-    run, names = Run(config), plan(config, until)
+    _look_ahead(config)
+    run, names = Run(config, _own(shelves)), plan(config, until)
     train_source, _ = open_data(config.data)
     n = len(train_source.labels)
     macs = count(create(config.model, len(train_source.classes))).macs
@@ -753,7 +780,7 @@ def forecast(
     probe = config.score.seeds * TRAIN_FORWARDS * config.score.epochs * n + n
     calibration = (TRAIN_FORWARDS + config.prune.rotate) * min(config.prune.calibration, kept)
     costs = {
-        "score": (probe, probe * macs) if run.probed else (0, 0),
+        "score": (probe, probe * macs),
         "baseline": _training(config.train.epochs * n, macs),
         "train": _training(round(config.train.epochs * kept * drawn), macs),
         "prune": (calibration, calibration * macs),
@@ -790,6 +817,9 @@ def evaluate_model(config: Config, which: str) -> dict[str, float]:
     folder = {"baseline": run.baseline, "trained": run.trained, "pruned": run.pruned, "final": run.final}.get(which)
     model = lotus.pruning.load(folder or Path(which))
     shop = Shop(run, _world(config), ())
+    classes = len(shop.manifest().classes)
+    if model.num_classes != classes:
+        raise Refused(f"--model {which}: it tells {model.num_classes} classes apart, and the data has {classes}.")
     with _images(shop, run.val_beton, None, config.train, model) as loader:
         measured = loop.evaluate(model.to(shop.world.device), loader, shop.world)
     cost = count(model)

@@ -88,6 +88,24 @@ def reads(score: Choice, pick: Choice, shelves: Iterable[ModuleType] = ()) -> se
     return found
 
 
+def affordable(labels: Rows, keep: float, balance: bool) -> int:
+    """How many of the images ``keep`` is.
+
+    Raises:
+        Refused: none, or fewer than there are classes where they are balanced.
+    """
+    total, classes = len(labels), len(np.unique(labels))
+    budget = round(keep * total)
+    if budget < 1:
+        raise Refused(f"select.keep: {keep:g} of {total} images is none. Keep at least {1 / total:.2g}.")
+    if balance and budget < classes:
+        raise Refused(
+            f"select.keep: {budget} of {total} images is fewer than the {classes} classes. "
+            f"Keep at least {classes / total:.2g}, or set select.balance=false."
+        )
+    return budget
+
+
 def select(
     signals: Signals,
     *,
@@ -132,9 +150,7 @@ def select(
             raise Refused(f"start: {pick_name!r} draws anew and adds to no ticket. Leave out the ticket to start from.")
         inside[start.rows] = True
 
-    budget = round(keep * total)
-    if budget < 1:
-        raise Refused(f"select.keep: {keep:g} of {total} images is none. Keep at least {1 / total:.2g}.")
+    budget = affordable(signals["labels"], keep, balance)
     read = {"scores", "ranking"} & set(methods.reads(picker))
     needed = bool(read) and budget < total
     values = None
@@ -221,11 +237,6 @@ def _groups(labels: Rows, budget: int, balance: bool, seed: int) -> Iterator[tup
         yield 0, np.arange(len(labels)), budget
         return
     classes, sizes = np.unique(labels, return_counts=True)
-    if budget < len(classes):
-        raise Refused(
-            f"select.keep: {budget} of {len(labels)} images is fewer than the {len(classes)} classes. "
-            f"Keep at least {len(classes) / len(labels):.2g}, or set select.balance=false."
-        )
     shares = quotas(sizes, budget, np.random.default_rng([seed, _QUOTAS]))
     by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])
     yield from zip((int(c) for c in classes), by_class, (int(q) for q in shares), strict=True)

@@ -11,7 +11,7 @@ import pytest
 
 from lotus.config import check
 from lotus.events import Wrote
-from lotus.run import BY_NAME, STAGES, Run, write_text
+from lotus.run import BY_NAME, STAGES, Run, lies, write_text
 from selection.errors import Refused
 
 
@@ -19,12 +19,12 @@ def make(folder: Path, **settings: object) -> Run:
     return Run(check({"folder": str(folder), "data": {"name": "digits"}, **settings}))
 
 
-def do(run: Run, *names: str) -> None:
+def do(run: Run, *names: str, lies: str = "") -> None:
     for name in names:
         for path in run.outputs(name).values():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(name)
-        run.finish(name, seconds=1.0)
+        run.finish(name, seconds=1.0, values={"lies": lies} if name == "prepare" else None)
 
 
 def test_a_finished_stage_is_done_and_its_paths_do_not_matter(tmp_path: Path) -> None:
@@ -41,6 +41,28 @@ def test_a_folder_that_was_moved_is_still_done(tmp_path: Path) -> None:
     assert [make(tmp_path / "there").why(name) for name in ("prepare", "score", "select")] == [None] * 3
 
 
+def test_pictures_that_come_or_go_are_noticed(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    (images / "train" / "cat").mkdir(parents=True)
+    before = lies(str(images))
+    assert before == lies(str(images)) != ""
+    (images / "train" / "cat" / "1.jpg").touch()
+    assert lies(str(images)) != before
+    assert lies("") == lies(str(tmp_path / "nothing")) == ""
+    run = make(tmp_path / "run", data={"name": "imagefolder", "path": str(images)})
+    do(run, "prepare", lies=lies(str(images)))
+    assert run.why("prepare") is None
+    (images / "train" / "cat" / "2.jpg").touch()
+    assert run.why("prepare") == "the folder of images was changed"
+
+
+def test_own_methods_that_change_are_noticed(tmp_path: Path) -> None:
+    do(make(tmp_path), "prepare", "score", "select")
+    edited = Run(make(tmp_path).config, "another")
+    assert edited.why("score") is None
+    assert "--with" in str(edited.why("select"))
+
+
 def test_gates_do_not_concern_the_dense_baseline(tmp_path: Path) -> None:
     do(make(tmp_path), "prepare", "baseline", "score", "select", "train")
     other = make(tmp_path, train={"sparsity": {"lr": 0.5}})
@@ -53,8 +75,10 @@ def test_one_probe_serves_every_ticket(tmp_path: Path) -> None:
     other = make(tmp_path, select={"keep": 0.3, "score": "aum", "pick": "k_center"})
     assert other.why("score") is None
     assert other.why("select") is not None
-    blind = make(tmp_path, select={"keep": 0.3, "score": "random", "pick": "random"})
-    assert "needs a probe" in str(blind.why("score"))
+    assert other.probed
+    assert not make(tmp_path, select={"keep": 0.3, "score": "random", "pick": "random"}).probed
+    assert not make(tmp_path, select={"keep": 0.3, "ticket": "t.npz"}).probed
+    assert not make(tmp_path).probed, "all images stay"
 
 
 def test_why_names_the_setting_the_file_or_the_stage(tmp_path: Path) -> None:

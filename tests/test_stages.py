@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,6 +136,47 @@ def test_a_dry_run_names_what_would_run_and_writes_nothing(finished: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("asked", [["--again"], ["--from", "select"], []])
+def test_what_is_refused_leaves_a_finished_run_as_it_is(finished: Path, asked: list[str]) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    done = lotus("run", DIGITS, f"folder={finished}", *SHORT, *asked, "prune.keep.macs=0.001")
+    assert done.returncode == 2
+    assert "out of reach" in done.stderr
+    assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+def test_a_ticket_from_outside_leaves_the_signals(finished: Path, tmp_path: Path) -> None:
+    signals = (finished / "signals.npz").read_bytes()
+    ticket = tmp_path / "ticket.npz"
+    assert lotus("select", str(finished / "signals.npz"), "--keep", "0.2", "--out", str(ticket)).returncode == 0
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    words = [f"folder={folder}", *SHORT, f"select.ticket={ticket}"]
+    missing = lotus("train", DIGITS, *words[:-1], "select.ticket=nope.npz")
+    assert missing.returncode == 2
+    assert "nope.npz" in missing.stderr
+    done = lotus("run", DIGITS, *words)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "signals.npz").read_bytes() == signals
+    ledger = json.loads((folder / "results.json").read_text())["ledger"]
+    assert "score" not in {row["stage"] for row in ledger["stages"]}, "this ticket's probe is not this run's"
+
+
+@pytest.mark.slow
+def test_data_that_went_are_written_again(finished: Path, tmp_path: Path) -> None:
+    words = ["prepare", DIGITS, f"folder={tmp_path / 'run'}", *SHORT]
+    assert lotus(*words).returncode == 0
+    beton = tmp_path / "run" / "data" / "train.beton"
+    whole = beton.read_bytes()
+    for damage in (beton.unlink, lambda: beton.write_bytes(whole[:-200])):
+        damage()
+        done = lotus(*words)
+        assert done.returncode == 0, done.stderr
+        assert beton.stat().st_size == len(whole)
+
+
+@pytest.mark.slow
 def test_a_ticket_of_other_data_is_refused(finished: Path, tmp_path: Path) -> None:
     from selection.subset import Subset
 
@@ -223,7 +265,8 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_weights(finished: Path, tm
 def test_two_ranks_train_what_one_trains(finished: Path, tmp_path: Path, launcher: list[str]) -> None:
     from safetensors.numpy import load_file
 
-    words = [DIGITS, f"data.folder={finished / 'data'}", *SHORT, f"select.ticket={finished / 'subset.npz'}"]
+    words = [DIGITS, f"data.folder={finished / 'data'}", *SHORT, f"select.ticket={finished / 'subset.npz'}",
+             "train.mixup=0", "train.cutmix=0"]  # each rank mixes among its own images  # fmt: skip
     one, two = tmp_path / "one", tmp_path / "two"
     assert lotus("train", *words, f"folder={one}").returncode == 0
     command = [str(Path(sys.executable).parent / launcher[0]), *launcher[1:]]

@@ -176,12 +176,15 @@ def settings(data: config.Data) -> dict[str, Any]:
 
 
 def prepare(
-    source: Source, file: str | os.PathLike[str], data: config.Data, *, stage: str = "prepare"
+    source: Source, file: str | os.PathLike[str], data: config.Data, *, anew: bool = False, stage: str = "prepare"
 ) -> Iterator[Event]:
     """Write ``source`` as ``file`` and its manifest, unless they stand already. Yields what happens.
 
     Each image is read and checked here before the writer sees it, the pages are written in this process, so that a
     fault is an exception and no worker can leave us waiting, under a name of its own; read back; and renamed.
+
+    Args:
+        anew: write it even if it stands
 
     Raises:
         Refused: a damaged image (named; with ``data.damaged: skip`` it is left out and counted), no room on the disk,
@@ -192,12 +195,12 @@ def prepare(
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Refused(f"{file.parent}: cannot be made ({error.strerror}).") from None
-    if _stands(source, file, data):
+    if not anew and _stands(source, file, data):
         yield Said(stage, f"{file}: unchanged, not written again")
         return
     claim = yield from _claim(file.parent, stage)
     try:
-        if _stands(source, file, data):
+        if not anew and _stands(source, file, data):
             yield Said(stage, f"{file}: written by another run just now")
             return
         yield from _write(source, file, data, stage)

@@ -111,8 +111,8 @@ def compared(results: Mapping[str, Any]) -> list[Line]:
     lines += _ratio("MACs an image", dense.get("macs"), final.get("macs"), si)
     if "baseline" in results:
         for name, key, show in (
-            ("Images seen in training", "images_seen", count),
-            ("Training", "train_seconds", duration),
+            ("Images trained on, choosing aside", "images_seen", count),
+            ("Training, choosing aside", "train_seconds", duration),
         ):
             lotus = sum(results.get(part, {}).get(key) or 0 for part in ("trained", "final"))
             lines += _ratio(name, dense.get(key), lotus, show)

@@ -68,6 +68,8 @@ class Fitted:
     """Of training, without evaluation; all sittings together."""
     steps: int
     epochs: int
+    earlier_seconds: float = 0.0
+    """The part of ``seconds`` before this sitting."""
 
     def load_into(self, model: nn.Module) -> nn.Module:
         """Put the weights into ``model``; returns it."""
@@ -140,6 +142,7 @@ def fit(
         checkpoints = Checkpoints(folder / "checkpoints", key=key, world=world)
         book = _Book(engine, average, gates, recorder, redrawing, checkpoints)
         at, notes = book.restore()
+        earlier = at.seconds
         yield from told(*(Said(stage, text, level) for text, level in notes))
         counts = None if weights is None else torch.as_tensor(weights, dtype=torch.float32, device=world.device)
         lesson = Lesson(engine, plan, objective, distiller, recorder, redrawing, counts)
@@ -219,7 +222,7 @@ def fit(
         raise
     engine.release(state)
     kept = gates.state() if gates is not None else None
-    return Fitted(state, kept, at.top1, at.loss, at.images, at.seconds, at.step, recipe.epochs)
+    return Fitted(state, kept, at.top1, at.loss, at.images, at.seconds, at.step, recipe.epochs, earlier)
 
 
 @dataclass(frozen=True)
@@ -457,9 +460,10 @@ def _hash(*numbers: int) -> int:
 
 
 def _diverged(stage: str, at: Position, lr: float, folder: Path) -> str:
+    stays = f"What was good stays in {folder / 'checkpoints'}. " if (folder / "checkpoints").is_dir() else ""
     return (
         f"{stage}: the loss or its gradient was not finite at step {at.step}, learning rate {lr:.3g}, and at the "
-        f"{TOO_MANY - 1} steps before. What was good stays in {folder / 'checkpoints'}. Lower train.lr, or set train.clip=1 "
+        f"{TOO_MANY - 1} steps before. {stays}Lower train.lr, or set train.clip=1 "
         "and a longer warm-up."
     )
 

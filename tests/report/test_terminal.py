@@ -145,7 +145,7 @@ def test_the_last_page_says_it_all():
     assert "With 50 % of the images and 49.6 % of the MACs, LOTUS reaches 98.06 % top-1, 0.55 points below" in text
     assert "Top-1 98.61 % 98.06 % -0.55 points" in text
     assert "MACs an image 3.63 M 1.8 M 0.50 x" in text
-    assert "Images seen in training 28,740 21,540 0.75 x" in text
+    assert "Images trained on, choosing aside 28,740 21,540 0.75 x" in text
     assert "Latency, batch of 64, cpu fp32 31.2 ms 17.9 ms 0.57 x" in text
     assert "718 of 1,437 (50 %)" in text
     assert "128 of 256 attention dimensions and 512 of 1,024 MLP units" in text
