@@ -53,7 +53,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("score", ("score", "model", "seed", "select.score", "select.pick", "select.keep", "select.ticket"),
           ("prepare",), ("signals.npz",), "train the probe and watch every image"),
     Stage("select", ("select", "seed"), ("score",), ("subset.npz",), "draw the ticket: the images worth training on"),
-    Stage("baseline", ("train", "-train.sparsity", "model", "seed"), ("prepare",), ("baseline/spec.json",),
+    Stage("baseline", ("train", "-train.sparsity", "-train.patches", "model", "seed"), ("prepare",), ("baseline/spec.json",),
           "train the dense model on all images, to compare with"),
     Stage("train", ("train", "model", "seed", "prune.keep"), ("select",), ("trained/spec.json",),
           "train on the ticket under sparsity"),
