@@ -39,8 +39,8 @@ def top(scores: Tensor, count: int) -> Tensor:
 def evit(x: Tensor, scores: Tensor, count: int, prefix: int, *, fuse: bool) -> Tensor:
     """Keep the ``count`` most attended patches -> (B, P + K, D), or (B, P + K + 1, D) with the rest fused.
 
-    EViT (2202.07800), section 3.2: the rest becomes one token, sum of a_i x_i over those that leave (equation 3), through
-    which gradients reach the attention.
+    EViT (2202.07800, inattentive token fusion): the rest becomes one token, the sum of a_i x_i over those that leave,
+    through which gradients reach the attention.
 
     Args:
         scores: (B, n) attention of the class token, the mean over heads
@@ -65,7 +65,7 @@ class Merging(NamedTuple):
 
 
 def match(metric: Tensor, count: int) -> Merging:
-    """Bipartite soft matching (ToMe, 2210.09461, section 3.2): each source's most similar target; the best edges merge.
+    """Bipartite soft matching (ToMe, 2210.09461): each source's most similar target; the best edges merge.
 
     Targets are patches 0, 2, ..., sources 1, 3, ...: as the paper's code with a class token before them.
 
@@ -82,7 +82,7 @@ def match(metric: Tensor, count: int) -> Merging:
 
 
 def merge(x: Tensor, sizes: Tensor, found: Merging, prefix: int) -> tuple[Tensor, Tensor]:
-    """Means of what is merged, weighted by how many patches each token stands for (2210.09461, section 3.2).
+    """Means of what is merged, weighted by how many patches each token stands for (2210.09461, tracking token size).
 
     Args:
         x: (B, P + n, D)
@@ -127,7 +127,7 @@ def kept(patches: int, keep: float) -> int:
 def keep_at(settings: Patches, progress: float) -> float:
     """What stays when ``progress`` (0 to 1) of the training is done: all, then a cosine down to ``settings.keep``.
 
-    EViT's schedule (2202.07800, appendix): of 300 epochs from scratch 10 are dense and 100 fall.
+    EViT's schedule (2202.07800): of 300 epochs from scratch 10 are dense and 100 fall.
     """
     if progress < settings.warmup:
         return 1.0
@@ -180,7 +180,7 @@ def passed(patches: int, depth: int, settings: Patches, keep: float) -> Passed:
 
 
 def places(settings: Patches, depth: int) -> tuple[int, ...]:
-    """Blocks in which EViT lets patches go; by default (2202.07800, section 4) 3, 6 and 9 of 12.
+    """Blocks in which EViT lets patches go; by default 3, 6 and 9 of 12, as in 2202.07800.
 
     Raises:
         Refused: one that is not there.
@@ -336,9 +336,7 @@ class Tokens:
         block: Any = self._blocks[number].module
         norm_after = type(block).__name__ == "ResPostBlock"
         more = {}
-        if (
-            self._sizes is not None
-        ):  # proportional attention: softmax(QK^T / sqrt(Q) + log size), 2210.09461, section 3.2
+        if self._sizes is not None:  # proportional attention: softmax(QK^T / sqrt(Q) + log size), 2210.09461
             log_size = nn.functional.pad(self._sizes.log(), (self._prefix, 0))  # (B, N)
             more["attn_mask"] = log_size[:, None, None].to(x.dtype)
         attended = block.attn(x if norm_after else block.norm1(x), **more)
