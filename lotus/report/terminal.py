@@ -274,9 +274,10 @@ def kept_lines(kept: Mapping[str, Any]) -> list[str]:
         share = percent(images["kept"] / images["of"])
         lines.append(f"images      {count(images['kept'])} of {count(images['of'])} ({share})")
     if tokens and tokens["kept"] < tokens["of"]:
-        lines.append(
+        told = (
             f"patches     {count(tokens['kept'])} of {count(tokens['of'])} ({percent(tokens['kept'] / tokens['of'])})"
         )
+        lines.append(f"{told}{ledger.patches_told(tokens)}")
     if dimensions:
         told = (
             f"dimensions  {percent(dimensions['macs'])} of the MACs, {percent(dimensions['params'])} of the parameters"

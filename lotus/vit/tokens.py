@@ -231,6 +231,11 @@ class Tokens:
         self._sizes: Tensor | None = None  # (B, n) patches that each token stands for; None: one each
         self._passed = functools.lru_cache(4)(functools.partial(passed, self._count, len(self._blocks), settings))
         self._now = self._passed(settings.keep).patches  # refuses here what would fail at the first step
+        if settings.keep < 1 and all(seen == (self._count,) * 2 for seen in self._now):
+            raise Refused(
+                f"patches.keep: {settings.keep:g} of {self._count} patches keeps them all, rounded up"
+                f"{' and with the fused token' if settings.mode == 'evit' and settings.fuse else ''}. Keep less."
+            )
         self._places = places(settings, len(self._blocks)) if settings.mode == "evit" else ()
         self._mean = vit.global_pool == "avg" and getattr(vit, "attn_pool", None) is None
         self._handles = self._attach()
