@@ -129,6 +129,45 @@ class Augment(Section):
         return self
 
 
+class Patches(Section):
+    """Which patches of an image a training goes through: fewer tokens, so that a step takes less time."""
+
+    mode: Literal["input", "evit", "tome", "dropout"] = "evit"
+    """input: those of the highest ``score`` enter the model (Data-LTH); evit: the class token's attention chooses, inside
+    the model, at the blocks ``at``; tome: the most alike are merged, in every block; dropout: any, by chance (the control)."""
+    keep: Fraction = 0.7
+    """input, dropout: part of the patches that enters. evit: part that stays at each block of ``at``. tome: tokens that
+    the average block's MLP sees, as a part of the patches."""
+    at: tuple[int, ...] = ()
+    """evit: blocks (from 0) in which patches leave, between attention and MLP; empty: at 1/4, 1/2 and 3/4 of the depth,
+    which is 3, 6 and 9 of 12."""
+    fuse: bool = True
+    """evit: what leaves becomes one token, weighted by attention, instead of nothing."""
+    score: MethodOf = Method(name="contrast")
+    """input: a score of lotus/vit/patch_scores.py: higher = keep first."""
+    model: str = ""
+    """input: a folder written by LOTUS: the model that is asked where ``score`` reads one. Each training image is shown
+    to it once; its scores are then cropped and mirrored as the pixels are."""
+    evaluate: Literal["dense", "sparse"] = "dense"
+    """Whether the model is measured on all patches, or on as few as it was trained on."""
+    warmup: float = Field(0, ge=0, lt=1)
+    """Part of the training that goes through all patches first."""
+    ramp: float = Field(0, ge=0, le=1)
+    """Part of the training, after the warm-up, in which what stays falls to ``keep``, along a cosine."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Patches:
+        if self.mode == "dropout" and self.evaluate == "sparse":
+            raise ValueError("dropout drops patches in training alone; evaluate: dense")
+        if self.warmup + self.ramp > 1:
+            raise ValueError("warmup and ramp are parts of the training, together at most 1")
+        if self.mode != "evit" and (self.at or not self.fuse):
+            raise ValueError(f"at and fuse are settings of evit, not of {self.mode}")
+        if self.mode != "input" and self.model:
+            raise ValueError(f"model is a setting of input, not of {self.mode}")
+        return self
+
+
 class Recipe(Section):
     """How a model is trained. The same for the dense baseline, the lottery's training, the probe and the fine-tune."""
 
@@ -166,6 +205,9 @@ class Recipe(Section):
     """bf16 keeps fp32 master weights."""
     augment: Augment = Augment()
     """What happens to the training images."""
+    patches: Patches | None = None
+    """Train on a part of each image's patches; null: on all. The baseline sees all of them always, and so
+    does the probe where it is not set there."""
     evaluate_every: int = Field(1, ge=0)
     """Epochs between evaluations; 0: only after the last."""
     zero: Literal[0, 1, 2, 3] = 1
@@ -324,7 +366,10 @@ class Config(Section):
         train = raw.get("train") or {}
         if isinstance(train, Mapping):
             own = {"epochs", "sparsity"}
-            for part, also in (("score", {"augment", "warmup_epochs", "ema"}), ("finetune", {"lr", "warmup_epochs"})):
+            for part, also in (
+                ("score", {"augment", "warmup_epochs", "ema", "patches"}),
+                ("finetune", {"lr", "warmup_epochs"}),
+            ):
                 mine = raw.get(part)
                 if mine is None or isinstance(mine, Mapping):
                     shared = {k: v for k, v in train.items() if k in Recipe.model_fields and k not in own | also}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from lotus.config import Patches
     from lotus.data.beton import Manifest
+    from lotus.data.tickets import Tickets
     from lotus.training.distributed import World
     from lotus.training.loop import Fitted
 
@@ -83,6 +86,19 @@ class Shop:
 
 
 Making = Generator[Event, None, Outcome]
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a training spends beside images: how much an image costs, and what was asked before it."""
+
+    macs: float
+    """Of an image's forward pass; the mean over all of them where patches were left out on the way."""
+    patches: Mapping[str, Any] = field(default_factory=dict)
+    """What is told of the patches; empty where all were seen."""
+    asked: int = 0
+    """Images that another model was shown for its opinion of their patches."""
+    asked_macs: float = 0.0
 
 
 def plan(config: Config, until: str = "report") -> list[str]:
@@ -198,6 +214,28 @@ def check(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
         raise Refused(
             "prune.criterion: 'gate' reads gates, and train.sparsity.gates is off. Turn it on, or use fisher."
         )
+    for part, recipe in (("score", config.score), ("train", config.train), ("finetune", config.finetune)):
+        if recipe.patches is not None:
+            _check_patches(recipe.patches, f"{part}.patches", shelves)
+
+
+def _check_patches(patches: Patches, place: str, shelves: Sequence[ModuleType]) -> None:
+    from lotus.vit import saliency
+
+    if patches.mode != "input":
+        return
+    asks = saliency.reads_a_model(patches.score, shelves, place=f"{place}.score")
+    name = patches.score.name
+    if asks and not patches.model:
+        raise Refused(
+            f"{place}.score: {name!r} reads a model. Give {place}.model, a folder written by LOTUS, or take contrast."
+        )
+    if not asks and patches.model:
+        raise Refused(f"{place}.model: {name!r} reads the image alone and asks no model. Remove one of the two.")
+    if asks and patches.evaluate == "sparse":
+        raise Refused(
+            f"{place}.evaluate: sparse: {name!r} is known of the training images alone. Evaluate dense, or take contrast."
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------ stages
@@ -282,9 +320,9 @@ def baseline(shop: Shop) -> Making:
     """The dense model on all images, by the same recipe: what everything is compared with."""
     run, config = shop.run, shop.config
     model = _new_model(shop, config.seed)
-    fitted, macs = yield from _fit(shop, "baseline", config.train, model, rows=np.arange(shop.manifest().n))
+    fitted, price = yield from _fit(shop, "baseline", config.train, model, rows=np.arange(shop.manifest().n))
     yield from _keep(shop, "baseline", model, run.baseline)
-    return _spent(fitted, macs, model)
+    return _spent(fitted, price, model)
 
 
 def train(shop: Shop) -> Making:
@@ -313,7 +351,7 @@ def train(shop: Shop) -> Making:
             seed=config.seed,
             shelves=shop.shelves,
         )
-    fitted, macs = yield from _fit(
+    fitted, price = yield from _fit(
         shop, "train", config.train, model, rows=ticket.rows, weights=weights, gates=gates, redrawing=redrawing
     )
     more: dict[str, Any] = {}
@@ -325,7 +363,7 @@ def train(shop: Shop) -> Making:
         if shop.world.rank == 0:
             _save_gates(run.gates, gates.values)
     yield from _keep(shop, "train", model, run.trained)
-    return _spent(fitted, macs, model, more)
+    return _spent(fitted, price, model, more)
 
 
 def prune(shop: Shop) -> Making:
@@ -365,13 +403,18 @@ def prune(shop: Shop) -> Making:
     for note in cut.notes:
         yield Said("prune", note)
     yield Pruned("prune", {**cut.before}, {**cut.after})
-    with _images(shop, run.val_beton, None, config.train, cut.model) as loader:
+    with (
+        _images(shop, run.val_beton, None, config.train, cut.model) as loader,
+        _as_evaluated(cut.model, config.train.patches, shop.shelves) as tokens,
+    ):
         measured = loop.evaluate(cut.model, loader, shop.world)
+        patches = {} if tokens is None else {"patches": _told(config.train.patches, tokens)}
     yield Evaluated("prune", 0, measured)
     lotus.pruning.save(cut.model, run.pruned)
     yield Wrote("prune", str(run.pruned))
     spent = cut.forwards * cut.before["macs"]
-    return Outcome(cut.forwards, spent, {"top1": measured["top1"], "loss": measured["loss"], **cut.after})
+    told = {"top1": measured["top1"], "loss": measured["loss"], **cut.after, **patches}
+    return Outcome(cut.forwards, spent, told)
 
 
 def finetune(shop: Shop) -> Making:
@@ -392,11 +435,11 @@ def finetune(shop: Shop) -> Making:
     teacher = lotus.pruning.load(run.trained)
     distiller = make_distiller(teacher, recipe, shop.world.device)
     teacher_macs = count(teacher).macs if distiller is not None else 0
-    fitted, macs = yield from _fit(
+    fitted, price = yield from _fit(
         shop, "finetune", recipe, model, rows=ticket.rows, weights=weights, distiller=distiller
     )
     yield from _keep(shop, "finetune", model, run.final)
-    return _spent(fitted, macs, model, teacher_macs=teacher_macs)
+    return _spent(fitted, price, model, teacher_macs=teacher_macs)
 
 
 def export(shop: Shop) -> Making:
@@ -458,14 +501,16 @@ def _probe(
 ) -> Generator[Event, None, tuple[dict[str, Any], tuple[float, float, float], dict[str, Any]]]:
     """One short training that is watched: its signals (E, N), its cost, and, if asked for, the last layer's (N, D), (N, C)."""
     from lotus.training import probe
+    from lotus.vit.cost import count
 
     config, manifest = shop.config, shop.manifest()
     model = _new_model(shop, seed)
     recorder = probe.Recorder(manifest.n, config.score.epochs, len(manifest.classes), steps=config.score.gradients)
-    fitted, macs = yield from _fit(
+    fitted, price = yield from _fit(
         shop, "score", config.score, model, rows=np.arange(manifest.n), recorder=recorder, seed=seed, evaluate=False
     )
     forwards = TRAIN_FORWARDS * fitted.images_seen
+    spent = forwards * price.macs
     features: dict[str, Any] = {}
     if last:
         with _images(shop, shop.run.train_beton, None, config.score, model) as loader:
@@ -473,8 +518,9 @@ def _probe(
                 model.to(shop.world.device), loader, manifest.n, shop.world, errors=config.score.gradients
             )
         forwards += manifest.n
+        spent += manifest.n * count(model).macs
     shutil.rmtree(shop.run.work("score") / str(seed), ignore_errors=True)
-    return recorder.signals(), (forwards, forwards * macs, fitted.earlier_seconds), features
+    return recorder.signals(), (forwards, spent, fitted.earlier_seconds), features
 
 
 def _fit(
@@ -491,8 +537,8 @@ def _fit(
     redrawing: Any = None,
     seed: int | None = None,
     evaluate: bool = True,
-) -> Generator[Event, None, tuple[Fitted, int]]:
-    """Train ``model`` on ``rows`` by ``recipe``; returns what came out and the model's MACs an image."""
+) -> Generator[Event, None, tuple[Fitted, Price]]:
+    """Train ``model`` on ``rows`` by ``recipe``; returns what came out and what it cost."""
     from lotus.data.loader import open_loader
     from lotus.data.plan import SamplePlan
     from lotus.training import loop
@@ -504,7 +550,7 @@ def _fit(
     run, world = shop.run, shop.world
     manifest = shop.manifest()
     seed = shop.config.seed if seed is None else seed
-    macs = count(model).macs
+    patches = None if stage == "baseline" else recipe.patches
     set_drop_path(model, recipe.drop_path)
     order = SamplePlan(
         rows, seed=seed, batch_size=recipe.batch_size, world=world.size, rank=world.rank, accumulate=recipe.accumulate
@@ -513,6 +559,10 @@ def _fit(
     key = digest([run.settings(stage), run.made_from(stage), seed])
     with contextlib.ExitStack() as open_things:
         stop = open_things.enter_context(StopFlag())
+        tickets, asked, asked_macs = None, 0, 0.0
+        if patches is not None and patches.model:
+            tickets, asked, asked_macs = yield from _tickets(shop, stage, patches, recipe, model, seed)
+        tokens = None if patches is None else open_things.enter_context(_tokens(model, patches, shop.shelves))
         loader = open_things.enter_context(
             open_loader(
                 run.train_beton,
@@ -541,12 +591,89 @@ def _fit(
             distiller=distiller,
             recorder=recorder,
             redrawing=redrawing,
+            tokens=tokens,
+            tickets=tickets,
             folder=folder,
             world=world,
             stop=stop,
             key=key,
         )
-    return fitted, macs
+        told = {} if patches is None or tokens is None else _told(patches, tokens)
+    if patches is None or tokens is None:
+        return fitted, Price(count(model).macs)
+    mean = fitted.macs / fitted.images_seen if fitted.images_seen else float(tokens.macs())
+    return fitted, Price(mean, {**told, "train_macs": mean}, asked, asked_macs)
+
+
+def _tokens(model: nn.Module, patches: Patches, shelves: Sequence[ModuleType]) -> Any:
+    """Puts ``model`` on fewer tokens while it is entered."""
+    from lotus.vit import saliency
+    from lotus.vit.tokens import Tokens
+
+    alone = patches.mode == "input" and not patches.model
+    return Tokens(model, patches, saliency.of_images(patches.score, shelves) if alone else None)
+
+
+def _told(patches: Any, tokens: Any) -> dict[str, Any]:
+    """What is recorded of a training on fewer patches: shares are of the tokens that the average block's MLP sees."""
+    return {
+        "mode": patches.mode,
+        "keep": patches.keep,
+        "share": tokens.share(),
+        "evaluated": patches.evaluate,
+        "evaluated_share": tokens.share(training=False),
+        "evaluated_macs": tokens.macs(training=False),
+    }
+
+
+def _as_evaluated(model: nn.Module, patches: Patches | None, shelves: Sequence[ModuleType]) -> Any:
+    """``model`` on as few tokens as it is measured on."""
+    if patches is None or patches.evaluate == "dense":
+        return contextlib.nullcontext()
+    return _tokens(model, patches, shelves)
+
+
+def _tickets(
+    shop: Shop, stage: str, patches: Patches, recipe: Recipe, model: nn.Module, seed: int
+) -> Generator[Event, None, tuple[Tickets, int, float]]:
+    """What ``patches.model`` says of the patches of each training image, asked once and kept beside the .beton; and how
+    many images it was asked about now, at how many MACs."""
+    import lotus.pruning
+    from lotus.data import tickets
+    from lotus.data.format import Beton
+    from lotus.vit import saliency
+    from lotus.vit.cost import count
+    from lotus.vit.model import image_size
+
+    run, manifest = shop.run, shop.manifest()
+    asked = lotus.pruning.load(patches.model)
+    weights = hashlib.blake2b((Path(patches.model) / "model.safetensors").read_bytes(), digest_size=12).hexdigest()
+    name = digest([manifest.fingerprint, patches.score.model_dump(), weights])
+    file = run.data / f"patches-{name}.npz"
+    made = not file.exists()
+    shop.world.barrier()  # nobody makes it before everybody has looked
+    if shop.world.rank == 0 and made:
+        side: Any = asked.patch_embed.grid_size  # type: ignore[union-attr]
+        maps = np.zeros((manifest.n, *side), np.uint8)
+        with _images(shop.alone(), run.train_beton, None, recipe, asked) as loader:
+            done = 0
+            for rows, scores in saliency.by_model(
+                patches.score, asked.to(shop.world.device), loader.epoch(0), shop.shelves
+            ):
+                maps[rows.numpy()] = tickets.ranks(scores).view(-1, *side).numpy()
+                done += len(rows)
+                yield Step(stage, done, manifest.n, unit="images asked for their patches")
+        tickets.save(file, maps, size=image_size(asked), fingerprint=manifest.fingerprint)
+        yield Wrote(stage, str(file))
+    shop.world.barrier()
+    maps, size = tickets.load(file, fingerprint=manifest.fingerprint)
+    stored = Beton(run.train_beton)
+    patch: Any = model.patch_embed.patch_size  # type: ignore[union-attr]
+    found = tickets.Tickets(
+        maps, stored.heights, stored.widths, asked=size, size=image_size(model), patch=tuple(patch),
+        augment=recipe.augment, seed=seed,
+    )  # fmt: skip
+    return found, manifest.n if made else 0, float(manifest.n * count(asked).macs) if made else 0.0
 
 
 def _images(shop: Shop, file: Path, rows: np.ndarray | None, recipe: Recipe, model: nn.Module) -> Any:
@@ -625,19 +752,21 @@ def _save_gates(file: Path, gates: Mapping[str, torch.Tensor]) -> None:
 
 
 def _spent(
-    fitted: Fitted, macs: int, model: nn.Module, more: Mapping[str, Any] | None = None, *, teacher_macs: int = 0
+    fitted: Fitted, price: Price, model: nn.Module, more: Mapping[str, Any] | None = None, *, teacher_macs: int = 0
 ) -> Outcome:
     """The cost of a training, and what it reached."""
     from lotus.vit.cost import count
 
     cost = count(model)
     forwards = TRAIN_FORWARDS * fitted.images_seen + (fitted.images_seen if teacher_macs else 0)
-    spent = fitted.images_seen * (TRAIN_FORWARDS * macs + teacher_macs)
+    spent = fitted.images_seen * (TRAIN_FORWARDS * price.macs + teacher_macs)
     values = {
         "top1": fitted.top1, "loss": fitted.loss, "params": cost.params, "macs": cost.macs,
         "images_seen": fitted.images_seen, "train_seconds": fitted.seconds, "steps": fitted.steps, **(more or {}),
     }  # fmt: skip
-    return Outcome(forwards, spent, values, fitted.earlier_seconds)
+    if price.patches:
+        values["patches"] = dict(price.patches)
+    return Outcome(forwards + price.asked, spent + price.asked_macs, values, fitted.earlier_seconds)
 
 
 def _own(shelves: Sequence[ModuleType]) -> str:
@@ -672,10 +801,12 @@ def _logged(run: Run, event: Event, lead: bool) -> Event:
 
 def _look_ahead(config: Config) -> None:
     """Refuse now what would only fail after an hour: the machine, the model, the budget, the recipes."""
+    import lotus.pruning
     from lotus.pruning import budget
     from lotus.training.optim import make_optimizer
     from lotus.vit.cost import outline
     from lotus.vit.model import create
+    from lotus.vit.tokens import Tokens
     from selection.subset import Subset
 
     refusals = doctor.refusals()
@@ -692,6 +823,10 @@ def _look_ahead(config: Config) -> None:
         make_optimizer(model, recipe)
         if recipe.deepspeed and not Path(recipe.deepspeed).is_file():
             raise Refused(f"{name}.deepspeed: there is no file {recipe.deepspeed}.")
+        if recipe.patches is not None:
+            Tokens(model, recipe.patches).remove()
+            if recipe.patches.model:
+                lotus.pruning.load(recipe.patches.model)
     if config.model.weights and not Path(config.model.weights).exists():
         raise Refused(f"model.weights: there is nothing at {config.model.weights}.")
     if config.select.ticket:
@@ -718,7 +853,7 @@ def results(run: Run) -> dict[str, Any]:
         "final": {**final.values, "latency_ms": latency["final"]},
         "kept": {
             "images": {"kept": records["select"].values["kept"], "of": records["select"].values["of"]},
-            "tokens": {"kept": records["export"].values["tokens"], "of": records["export"].values["tokens"]},
+            "tokens": _tokens_kept(records["export"].values["tokens"], dense.get("patches")),
             "dimensions": {
                 "macs": final.values["macs"] / dense["macs"],
                 "params": final.values["params"] / dense["params"],
@@ -736,6 +871,12 @@ def results(run: Run) -> dict[str, Any]:
             ],
         },
     }
+    measured = final.values.get("patches") or {"evaluated": "dense"}
+    found["evaluated"] = {
+        "patches": measured["evaluated"],
+        "share": measured.get("evaluated_share", 1.0),
+        "macs": measured.get("evaluated_macs", final.values["macs"]),
+    }
     has_baseline = run.config.baseline and "baseline" in records
     if has_baseline:
         found["baseline"] = {**records["baseline"].values, "latency_ms": latency["dense"]}
@@ -751,6 +892,14 @@ def results(run: Run) -> dict[str, Any]:
         share *= dense["images_seen"] / dense["passes_of"]
     found["ledger"] = ledger.account(costs, kept_share=share)
     return found
+
+
+def _tokens_kept(tokens: int, patches: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the report tells of the patches that the lottery's training went through."""
+    if not patches:
+        return {"kept": tokens, "of": tokens}
+    told = {name: patches[name] for name in ("mode", "keep", "evaluated", "train_macs")}
+    return {"kept": round(patches["share"] * tokens), "of": tokens, **told}
 
 
 def forecast(
@@ -771,7 +920,10 @@ def forecast(
     run, names = Run(config, _own(shelves)), plan(config, until)
     train_source, _ = open_data(config.data)
     n = len(train_source.labels)
-    macs = count(create(config.model, len(train_source.classes))).macs
+    model = create(config.model, len(train_source.classes))
+    macs = count(model).macs
+    on_patches = _forecast_share(model, config.train.patches)
+    asked = n * _asked_macs(config.train.patches)
     kept = round(config.select.keep * n)
     small = macs * (config.prune.keep.macs or 1)
     wants = config.train.redraw
@@ -782,10 +934,18 @@ def forecast(
     costs = {
         "score": (probe, probe * macs),
         "baseline": _training(config.train.epochs * n, macs),
-        "train": _training(round(config.train.epochs * kept * drawn), macs),
+        "train": _and(
+            _training(round(config.train.epochs * kept * drawn), macs * on_patches), (n if asked else 0, asked)
+        ),
         "prune": (calibration, calibration * macs),
-        "finetune": _training(config.finetune.epochs * kept, small, teacher),
+        "finetune": _training(
+            config.finetune.epochs * kept, small * _forecast_share(model, config.finetune.patches), teacher
+        ),
     }
+    says = {name: BY_NAME[name].says for name in names}
+    for name, patches in (("train", config.train.patches), ("finetune", config.finetune.patches)):
+        if patches is not None and name in says:
+            says[name] += f", patches: {patches.mode}, keep {patches.keep:g}, evaluated {patches.evaluate}"
     rows: list[dict[str, Any]] = []
     dirty = False
     for name in names:
@@ -795,16 +955,43 @@ def forecast(
             why = "what it reads is made again"
         dirty |= why is not None
         forwards, spent = costs.get(name, (0, 0))
-        rows.append({"stage": name, "says": BY_NAME[name].says, "why": why, "image_forwards": forwards, "macs": spent})
+        rows.append({"stage": name, "says": says[name], "why": why, "image_forwards": forwards, "macs": spent})
     return rows
+
+
+def _forecast_share(model: nn.Module, patches: Patches | None) -> float:
+    """Part of the dense model's MACs that a training on ``patches`` spends, its schedule included."""
+    from lotus.vit.cost import count
+    from lotus.vit.tokens import Tokens
+
+    if patches is None:
+        return 1.0
+    spent, moments = 0.0, 200
+    with Tokens(model, patches) as tokens:
+        for moment in range(moments):
+            tokens.schedule((moment + 0.5) / moments)
+            spent += tokens.macs() / moments
+    return spent / count(model).macs
+
+
+def _asked_macs(patches: Patches | None) -> float:
+    """MACs of an image in the model that is asked about patches; 0 where there is none."""
+    from lotus.pruning import spec
+
+    return float(spec.read(patches.model)["cost"]["macs"]) if patches is not None and patches.model else 0.0
+
+
+def _and(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:
+    return one[0] + other[0], one[1] + other[1]
 
 
 def _training(images: float, macs: float, teacher: float = 0) -> tuple[float, float]:
     return images * (TRAIN_FORWARDS + (1 if teacher else 0)), images * (TRAIN_FORWARDS * macs + teacher)
 
 
-def evaluate_model(config: Config, which: str) -> dict[str, float]:
-    """Measure a model of the run (baseline, trained, pruned, final) or of any folder on the validation images.
+def evaluate_model(config: Config, which: str, shelves: Sequence[ModuleType] = ()) -> dict[str, float]:
+    """Measure a model of the run (baseline, trained, pruned, final) or of any folder on the validation images; one of the
+    run dense or sparse as its training was to be evaluated (``patches.evaluate``).
 
     Raises:
         Refused: no such model, or no validation images yet.
@@ -816,11 +1003,21 @@ def evaluate_model(config: Config, which: str) -> dict[str, float]:
     run = Run(config)
     folder = {"baseline": run.baseline, "trained": run.trained, "pruned": run.pruned, "final": run.final}.get(which)
     model = lotus.pruning.load(folder or Path(which))
-    shop = Shop(run, _world(config), ())
+    shop = Shop(run, _world(config), shelves)
     classes = len(shop.manifest().classes)
     if model.num_classes != classes:
         raise Refused(f"--model {which}: it tells {model.num_classes} classes apart, and the data has {classes}.")
-    with _images(shop, run.val_beton, None, config.train, model) as loader:
-        measured = loop.evaluate(model.to(shop.world.device), loader, shop.world)
+    patches = {
+        "trained": config.train.patches,
+        "pruned": config.train.patches,
+        "final": config.finetune.patches if config.finetune.epochs else config.train.patches,
+    }.get(which)
+    model = model.to(shop.world.device)
     cost = count(model)
-    return {**measured, "params": cost.params, "macs": cost.macs}
+    with (
+        _images(shop, run.val_beton, None, config.train, model) as loader,
+        _as_evaluated(model, patches, shelves) as tokens,
+    ):
+        measured = loop.evaluate(model, loader, shop.world)
+        macs = cost.macs if tokens is None else tokens.macs(training=False)
+    return {**measured, "params": cost.params, "macs": macs}

@@ -291,6 +291,95 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+# ------------------------------------------------------------------------------------------------------------- patches
+
+PATCHES = {
+    "input": ["train.patches.mode=input", "train.patches.keep=0.7"],
+    "asked": [
+        "train.patches={mode: input, keep: 0.7, score: attention}",
+        "train.augment.crop=pad",
+        "train.augment.pad=1",
+    ],
+    "evit": ["train.patches={mode: evit, keep: 0.7, at: [0, 1], evaluate: sparse}"],
+    "drops": ["train.patches={mode: evit, keep: 0.7, fuse: false, ramp: 0.9, warmup: 0.1}"],
+    "tome": ["train.patches={mode: tome, keep: 0.7, evaluate: sparse}"],
+    "dropout": ["train.patches={mode: dropout, keep: 0.7}"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PATCHES)
+def test_training_on_patches_counts_what_it_went_through(finished: Path, tmp_path: Path, name: str) -> None:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    import lotus as library
+    from lotus.config import read
+    from lotus.vit.tokens import Tokens
+
+    asked = [f"train.patches.model={finished / 'baseline'}"] if name == "asked" else []
+    words = [*SHORT, *PATCHES[name], *asked, f"folder={tmp_path}", f"data.folder={finished / 'data'}",
+             f"select.ticket={finished / 'subset.npz'}"]  # fmt: skip
+    done = lotus("train", DIGITS, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = json.loads((tmp_path / "stages" / "train.json").read_text())
+    model = library.load(tmp_path / "trained").train().requires_grad_(False)
+    for module in model.modules():  # torch's counter does not see fused attention on the CPU
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+
+    def counted(reduced: Tokens | None) -> float:
+        if reduced is not None and reduced.settings.mode == "input":
+            reduced.choose(torch.rand(1, 16))
+        with FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, 3, 8, 8))
+        return counter.get_total_flops() / 2
+
+    images, patches = 719, read(DIGITS, words).train.patches
+    per_epoch = [128] * 5 + [79]
+    dense, total = counted(None), 0.0
+    assert sum(per_epoch) == images
+    with Tokens(model, patches) as reduced:
+        for step, batch in enumerate(per_epoch * 2):
+            reduced.schedule(step / 12)
+            total += batch * counted(reduced)
+    if name == "asked":
+        total += 1438 * dense / 3  # the model that was asked is the dense one, a forward an image
+        assert len(list((finished / "data").glob("patches-*.npz"))) == 1
+    assert record["macs"] == pytest.approx(3 * total)
+    assert record["macs"] < 0.97 * 3 * 2 * images * dense + (1438 * dense if name == "asked" else 0)
+    assert record["values"]["patches"]["evaluated"] == patches.evaluate
+    told = lotus_json("evaluate", DIGITS, *words, "--model", "trained", "--json")
+    assert told["top1"] == pytest.approx(record["values"]["top1"], abs=1e-6)
+    assert (told["macs"] < dense) == (patches.evaluate == "sparse")
+    foreseen = lotus("train", DIGITS, *words, "--again", "--dry-run", COLUMNS="200")
+    assert f"patches: {patches.mode}, keep 0.7, evaluated {patches.evaluate}" in foreseen.stdout
+    assert si_of(record["macs"]) in foreseen.stdout or name in ("drops", "asked"), foreseen.stdout
+
+
+def si_of(value: float) -> str:
+    from lotus.report.numbers import si
+
+    return si(value)
+
+
+@pytest.mark.slow
+def test_the_report_says_how_it_was_measured(finished: Path, tmp_path: Path) -> None:
+    words = [*SHORT, *PATCHES["evit"], "baseline=false", "finetune.epochs=1", f"folder={tmp_path}",
+             f"data.folder={finished / 'data'}", f"select.ticket={finished / 'subset.npz'}"]  # fmt: skip
+    done = lotus("run", DIGITS, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["evaluated"]["patches"] == "sparse"
+    assert results["evaluated"]["macs"] < results["final"]["macs"]
+    tokens = results["kept"]["tokens"]
+    assert tokens["kept"] < tokens["of"] == 17
+    assert "evaluated sparse: on" in " ".join(done.stdout.split())
+    page = (tmp_path / "report.html").read_text()
+    assert "evaluated sparse: on" in page
+    assert "by evit at keep 0.7; evaluated sparse" in page
+
+
 # ----------------------------------------------------------------------------------------------------------- bad input
 
 
@@ -314,6 +403,16 @@ def free_port() -> int:
         (["train.redraw=infobatch", "train.redraw.savings=0.3"], "Did you mean 'saving'?"),
         (["train.redraw=infobatch", "train.redraw.saving=0.9"], "can save"),
         (["train.redraw=infobatch", "train.redraw.keep=0.5"], "train.redraw.keep: 'infobatch' finds"),
+        (["train.patches.mode=evi"], "train.patches.mode"),
+        (["train.patches.kep=1"], "train.patches.kep: no such setting. Did you mean 'keep'?"),
+        (["train.patches.at=[9]"], "patches.at: there is no block 9"),
+        (["train.patches={mode: tome, keep: 0.01}"], "patches.keep: 0.01 cannot be reached"),
+        (["train.patches={mode: dropout, evaluate: sparse}"], "evaluate: dense"),
+        (["train.patches={mode: input, score: contrst}"], "Did you mean 'contrast'?"),
+        (["train.patches={mode: input, score: attention}"], "Give train.patches.model"),
+        (["train.patches={mode: input, model: x}"], "asks no model"),
+        (["train.patches={mode: input, score: ats, model: nowhere}"], "nowhere: is no model folder"),
+        (["train.patches={mode: input, score: ats, model: x, evaluate: sparse}"], "Evaluate dense"),
     ],
 )
 def test_a_mistake_is_refused_before_anything_is_trained(

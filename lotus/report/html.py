@@ -74,6 +74,7 @@ def render(folder: Path) -> str:
         dense_name="dense" if "baseline" in results else "before the cut",
         costs=results.get("ledger") or {},
         kept=results.get("kept") or {},
+        patches_told=ledger.patches_told((results.get("kept") or {}).get("tokens") or {}),
         pictures=pictures,
         widths=Markup(figures.widths((results.get("kept") or {}).get("blocks") or [])),
         scores=Markup(figures.scores(scored.values, scored.rows, name=scored.name)) if scored else "",

@@ -150,12 +150,24 @@ def headline(results: Mapping[str, Any]) -> str:
     size = f"{abs(gap):.2f} points {'above' if gap > 0 else 'below'}"
     told = f"With {listed(shares)}, " if shares else ""
     told += f"LOTUS reaches {final['top1']:.2f} % top-1, {size if abs(gap) >= 0.005 else 'level with'} {name}"
+    seen = results.get("evaluated") or {}
+    if seen.get("patches") == "sparse":
+        told += f", evaluated sparse: on {percent(seen['share'])} of the patches"
+    elif (kept.get("tokens") or {}).get("mode"):
+        told += ", evaluated dense: on all patches"
     fast, slow = (final.get("latency_ms") or {}), (dense.get("latency_ms") or {})
     if fast.get("batch_N") and slow.get("batch_N"):
         ratio = slow["batch_N"] / fast["batch_N"]
         word = f"{times(ratio)} as fast" if ratio >= 1 else f"{times(1 / ratio)} slower"
         told += f"; at a batch of {fast.get('batch', 'N')} it is {word}"
     return told + "."
+
+
+def patches_told(tokens: Mapping[str, Any]) -> str:
+    """How patches were left out and how the model was measured: the end of a sentence; empty where nothing is known."""
+    if "mode" not in tokens:
+        return ""
+    return f" a block while training, by {tokens['mode']} at keep {tokens['keep']:g}; evaluated {tokens['evaluated']}"
 
 
 def _ratio(what: str, dense: float | None, lotus: float | None, show: Any) -> list[Line]:

@@ -280,9 +280,10 @@ def kept_lines(kept: Mapping[str, Any]) -> list[str]:
             f"passes      {count(passes['kept'])} of {count(passes['of'])} ({percent(passes['kept'] / passes['of'])})"
         )
     if tokens and tokens["kept"] < tokens["of"]:
-        lines.append(
+        told = (
             f"patches     {count(tokens['kept'])} of {count(tokens['of'])} ({percent(tokens['kept'] / tokens['of'])})"
         )
+        lines.append(f"{told}{ledger.patches_told(tokens)}")
     if dimensions:
         told = (
             f"dimensions  {percent(dimensions['macs'])} of the MACs, {percent(dimensions['params'])} of the parameters"

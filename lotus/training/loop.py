@@ -34,10 +34,12 @@ from selection.errors import Refused
 if TYPE_CHECKING:
     from lotus.data.loader import Batch, Loader
     from lotus.data.plan import SamplePlan
+    from lotus.data.tickets import Tickets
     from lotus.sparsity.gates import Gates
     from lotus.training.distill import Distiller
     from lotus.training.probe import Recorder
     from lotus.training.redraw import Redrawing
+    from lotus.vit.tokens import Tokens
     from selection.redraw import Drawn
 
 TOO_MANY = 3
@@ -70,6 +72,8 @@ class Fitted:
     epochs: int
     earlier_seconds: float = 0.0
     """The part of ``seconds`` before this sitting."""
+    macs: float = 0.0
+    """Of all training images' forward passes, where patches were left out; 0 where none were, and nobody counted."""
 
     def load_into(self, model: nn.Module) -> nn.Module:
         """Put the weights into ``model``; returns it."""
@@ -91,6 +95,8 @@ class Position:
     """The last steps in a row that were not finite."""
     images: int = 0
     seconds: float = 0.0
+    macs: float = 0.0
+    """See :attr:`Fitted.macs`."""
     top1: float = float("nan")
     loss: float = float("nan")
 
@@ -109,6 +115,8 @@ def fit(
     distiller: Distiller | None = None,
     recorder: Recorder | None = None,
     redrawing: Redrawing | None = None,
+    tokens: Tokens | None = None,
+    tickets: Tickets | None = None,
     folder: Path,
     world: World,
     stop: StopFlag | None = None,
@@ -123,6 +131,8 @@ def fit(
         weights: (N,) what each row of the data set counts in the loss; None for 1 each
         recorder: is shown every training batch
         redrawing: says each epoch which rows ``plan`` goes through, and what they weigh besides ``weights``
+        tokens: puts ``model`` on fewer patches; its schedule is followed, its MACs are counted
+        tickets: what each patch of a training image scores, where ``tokens`` has to be told
         folder: ``checkpoints/`` lies in it
         key: hash of the settings; a checkpoint with another key is passed over
         clock: seconds
@@ -145,7 +155,7 @@ def fit(
         earlier = at.seconds
         yield from told(*(Said(stage, text, level) for text, level in notes))
         counts = None if weights is None else torch.as_tensor(weights, dtype=torch.float32, device=world.device)
-        lesson = Lesson(engine, plan, objective, distiller, recorder, redrawing, counts)
+        lesson = Lesson(engine, plan, objective, distiller, recorder, redrawing, counts, tokens, tickets)
         pace = _Pace(stage, clock)
         saved = clock()
         while at.epoch < recipe.epochs:
@@ -160,6 +170,8 @@ def fit(
             with _closing(loader, at.epoch, at.micro) as batches:
                 for parts in _left(plan.batches(at.epoch), at.micro):
                     lr = lr_at(way.gone(at), way.steps, recipe)
+                    if tokens is not None:
+                        tokens.schedule(way.gone(at) / (recipe.epochs * way.steps))
                     loss, images = lesson.give(batches, at, parts)
                     pace.saw(loss, images)
                     finite = engine.step(lr)
@@ -171,6 +183,7 @@ def fit(
                         failed=0 if finite else at.failed + 1,
                         images=at.images + images * world.size,
                         seconds=at.seconds + pace.spent(),
+                        macs=at.macs + (images * world.size * tokens.macs() if tokens is not None else 0.0),
                     )
                     if finite:
                         if gates is not None:
@@ -186,7 +199,7 @@ def fit(
                         if at.failed == TOO_MANY:
                             raise Refused(_diverged(stage, at, lr, folder))
                     if world.is_main and pace.due(last=at.step == total):
-                        yield pace.event(at, lr, world, gates, total)
+                        yield pace.event(at, lr, world, gates, tokens, total)
                     due = world.is_main and clock() - saved >= recipe.save_minutes * 60
                     wish = world.max(_STOP if stop else _SAVE if due else 0)
                     if wish:
@@ -222,7 +235,7 @@ def fit(
         raise
     engine.release(state)
     kept = gates.state() if gates is not None else None
-    return Fitted(state, kept, at.top1, at.loss, at.images, at.seconds, at.step, recipe.epochs, earlier)
+    return Fitted(state, kept, at.top1, at.loss, at.images, at.seconds, at.step, recipe.epochs, earlier, at.macs)
 
 
 @dataclass(frozen=True)
@@ -236,6 +249,8 @@ class Lesson:
     recorder: Recorder | None
     redrawing: Redrawing | None
     counts: Tensor | None
+    tokens: Tokens | None = None
+    tickets: Tickets | None = None
 
     def give(self, batches: Iterator[Batch], at: Position, parts: int) -> tuple[Tensor, int]:
         """Forward and backward through ``parts`` micro-batches: the sum of this rank's losses, and of how many images."""
@@ -253,6 +268,11 @@ class Lesson:
     def _loss(self, batch: Batch, epoch: int, number: int, rank: int) -> Tensor:
         """Sum over the micro-batch of each image's loss, times what the image counts."""
         images, targets = self.objective.mix(batch.images, batch.labels, epoch=epoch, step=number, rank=rank)
+        if self.tokens is not None and self.tickets is not None:
+            # As a picture with one channel the scores are mixed by the very lambda or box that their pixels are.
+            seen = self.tickets.seen(batch.index, epoch)
+            shown, _ = self.objective.mix(seen, batch.labels, epoch=epoch, step=number, rank=rank)
+            self.tokens.choose(self.tickets.pooled(shown))
         logits = self.engine.forward(images)  # (B, C)
         losses = self.objective.losses(logits, targets)  # (B,)
         if self.distiller is not None:
@@ -414,13 +434,16 @@ class _Pace:
     def due(self, *, last: bool) -> bool:
         return last or self._clock() - self._told >= _SHOW_SECONDS
 
-    def event(self, at: Position, lr: float, world: World, gates: Gates | None, total: int) -> Step:
+    def event(
+        self, at: Position, lr: float, world: World, gates: Gates | None, tokens: Tokens | None, total: int
+    ) -> Step:
         values = {
             "epoch": float(at.epoch + 1),
             "loss": float(self._loss) / max(self._images, 1),
             "lr": lr,
             "images_per_second": self._images * world.size / self._seconds if self._seconds else 0.0,
             **(gates.summary() if gates is not None else {}),
+            **({"patches": tokens.share()} if tokens is not None else {}),
         }
         self.forget()
         self._told = self._clock()

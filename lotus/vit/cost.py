@@ -105,28 +105,43 @@ class Outline:
     """QK^T and AV of attention pooling, a part of ``fixed_macs``."""
     qk_norm: tuple[bool, ...] = ()
     """Of which blocks the query/key dimensions must all stay; empty: of none."""
+    pool_token_macs: int = 0
+    """MACs that attention pooling spends on each of the ``pool_reads`` tokens it reads."""
+    pool_reads: int = 0
 
-    def block(self, index: int, dims: Dims) -> BlockCost:
-        """What block ``index`` would cost with ``dims``."""
+    def block(self, index: int, dims: Dims, tokens: tuple[int, int] | None = None) -> BlockCost:
+        """What block ``index`` would cost with ``dims``.
+
+        Args:
+            tokens: how many its attention and its MLP see; all where None
+        """
         heads, qk_dim, v_dim, hidden = dims
         bias = self.biases[index]
+        attended, processed = tokens or (self.tokens, self.tokens)
         return BlockCost(
             attention_params(self.width, heads, qk_dim, v_dim, qkv_bias=bias.qkv, proj_bias=bias.proj),
-            attention_macs(self.tokens, self.width, heads, qk_dim, v_dim),
+            attention_macs(attended, self.width, heads, qk_dim, v_dim),
             mlp_params(self.width, hidden, fc1_bias=bias.fc1, fc2_bias=bias.fc2),
-            mlp_macs(self.tokens, self.width, hidden),
+            mlp_macs(processed, self.width, hidden),
         )
 
-    def cost(self, dims: Sequence[Dims] | None = None) -> Cost:
-        """What the model would cost with ``dims`` (one a block); as it is now where None."""
+    def cost(self, dims: Sequence[Dims] | None = None, tokens: Sequence[tuple[int, int]] | None = None) -> Cost:
+        """What the model would cost with ``dims`` (one a block); as it is now where None.
+
+        Args:
+            tokens: how many each block's attention and MLP see, where patches leave on the way (one pair a block)
+        """
         dims = self.dims if dims is None else dims
-        each = tuple(self.block(index, one) for index, one in enumerate(dims))
-        macs = self.fixed_macs + sum(block.macs for block in each)
-        unseen = sum(products(self.tokens, one.heads, one.qk_dim, one.v_dim) for one in dims)
+        tokens = [(self.tokens, self.tokens)] * len(dims) if tokens is None else tokens
+        each = tuple(self.block(index, *one) for index, one in enumerate(zip(dims, tokens, strict=True)))
+        gone = self.tokens - tokens[-1][1]  # before the pooling
+        macs = self.fixed_macs - gone * self.pool_token_macs + sum(block.macs for block in each)
+        pooling = self.pool_products * (self.pool_reads - gone) // self.pool_reads if self.pool_reads else 0
+        unseen = sum(products(seen, one.heads, one.qk_dim, one.v_dim) for one, (seen, _) in zip(dims, tokens))
         return Cost(
             params=self.fixed_params + sum(block.params for block in each),
             macs=macs,
-            linear_macs=macs - unseen - self.pool_products,
+            linear_macs=macs - unseen - pooling,
             blocks=each,
         )
 
@@ -145,7 +160,7 @@ def outline(model: nn.Module) -> Outline:
     tokens = patches + int(vit.num_prefix_tokens)
     of_blocks = [(block.qkv, block.proj, block.fc1, block.fc2) for block in found]
     cut = sum(weight.numel() for linears in of_blocks for linear in linears for weight in linear.parameters())
-    pooling, pool_products = _pooling(vit, tokens)
+    pooling = _pooling(vit, tokens)
     read = tokens if vit.global_pool == "" else 1  # unpooled, the classifier sees every token
     classifier = read * sum(linear.weight.numel() for linear in _linears(vit, "head", "head_dist"))
     return Outline(
@@ -154,8 +169,10 @@ def outline(model: nn.Module) -> Outline:
         dims=tuple(block.dims for block in found),
         biases=tuple(Biases(*(linear.bias is not None for linear in linears)) for linears in of_blocks),
         fixed_params=sum(weight.numel() for weight in model.parameters()) - cut,
-        fixed_macs=patches * vit.patch_embed.proj.weight.numel() + pooling + classifier,
-        pool_products=pool_products,
+        fixed_macs=patches * vit.patch_embed.proj.weight.numel() + pooling.macs + classifier,
+        pool_products=pooling.products,
+        pool_token_macs=pooling.token_macs,
+        pool_reads=pooling.reads,
         qk_norm=tuple(block.qk_norm for block in found),
     )
 
@@ -217,15 +234,25 @@ def _linears(model: Any, *names: str) -> list[nn.Linear]:
     return [m for owner in owners if owner is not None for m in owner.modules() if isinstance(m, nn.Linear)]
 
 
-def _pooling(model: Any, tokens: int) -> tuple[int, int]:
-    """MACs of timm's AttentionPoolLatent (0 where there is none), and how many of them are QK^T and AV."""
+class _Pooling(NamedTuple):
+    """What pooling costs; nothing where it is a mean or a token."""
+
+    macs: int = 0
+    products: int = 0
+    """QK^T and AV, a part of ``macs``."""
+    token_macs: int = 0
+    reads: int = 0
+
+
+def _pooling(model: Any, tokens: int) -> _Pooling:
+    """The cost of timm's AttentionPoolLatent, where there is one."""
     pool = getattr(model, "attn_pool", None)
     if pool is None:
-        return 0, 0
+        return _Pooling()
     if not getattr(model, "pool_include_prefix", False):
         tokens -= int(model.num_prefix_tokens)
     latent = int(pool.latent_len)
-    attention = 2 * latent * tokens * pool.num_heads * pool.head_dim
-    kv = pool.kv.weight.numel() * tokens
+    products = 2 * latent * pool.num_heads * pool.head_dim  # of each token
+    token_macs = products + pool.kv.weight.numel()
     others = latent * sum(linear.weight.numel() for linear in _linears(pool, "q", "proj", "mlp"))
-    return attention + kv + others, attention
+    return _Pooling(tokens * token_macs + others, tokens * products, token_macs, tokens)

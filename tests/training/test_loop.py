@@ -355,3 +355,39 @@ def test_the_moving_average_is_the_textbook_one(tmp_path: Path) -> None:
         average = {name: decay * value + (1 - decay) * weights[name] for name, value in average.items()}
     for name, value in done.fitted.state.items():
         torch.testing.assert_close(value, average[name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["dropout", "evit", "tome", "input"])
+def test_fewer_patches_resume_bit_for_bit_and_are_counted(tmp_path: Path, mode: str) -> None:
+    from lotus.config import Patches
+    from lotus.vit.patch_scores import contrast
+    from lotus.vit.tokens import Tokens
+
+    wants = recipe(**FULL, save_minutes=0.5)
+    patches = Patches.model_validate({"mode": mode, "keep": 0.5, "warmup": 0.2, "ramp": 0.5})
+
+    def run(folder: Path, **more):
+        model = vit(0.2)
+        with Tokens(model, patches, contrast if mode == "input" else None) as tokens:
+            try:
+                return train(folder, wants, model=model, tokens=tokens, **ALL, **more), tokens
+            finally:
+                tokens.remove()
+
+    whole, tokens = run(tmp_path / "whole")
+    for after in (3, 9):
+        with pytest.raises(Killed):
+            run(tmp_path / "broken", at={after: kill}, clock=minutes())
+    again, _ = run(tmp_path / "broken", clock=minutes())
+    assert same(whole.fitted.state, again.fitted.state)
+    assert whole.fitted.top1 == again.fitted.top1
+    spent = 0
+    for step in range(14):
+        tokens.schedule(step / 14)
+        spent += tokens.macs() * (8 if step % 7 < 6 else 4)
+    assert whole.fitted.macs == again.fitted.macs == spent
+    dense = train(tmp_path / "dense", wants, model=vit(0.2), **ALL)
+    assert not same(dense.fitted.state, whole.fitted.state)
+    assert dense.fitted.macs == 0
+    shares = [event.values["patches"] for event in whole.events if isinstance(event, Step)]
+    assert shares[-1] == tokens.share() < 1

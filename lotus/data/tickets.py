@@ -1,0 +1,147 @@
+"""Patch tickets: what each patch of each training image scores, one byte a patch, in a file beside the .beton.
+
+The scores belong to the stored picture. In training they are cropped, shifted and mirrored as the pixels are, by the same
+table of :mod:`lotus.data.augment`: they are a picture themselves, of one channel, and so can be mixed like one too.
+
+Shapes: N images, B of a batch, G x G patches of the model that was asked, S side of the trained model's input in pixels.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lotus.config import Augment
+from lotus.data.augment import DOWN, FLIP, HEIGHT, LEFT, RIGHT, TOP, WIDTH, centre, parameters
+from selection.errors import Refused
+
+FORMAT = 1
+_UNKNOWN = 127.5  # of what the asked model did not see: as good as the middle patch
+
+Bytes = npt.NDArray[np.uint8]
+
+
+def ranks(scores: Tensor) -> Tensor:
+    """(B, n) scores -> (B, n) uint8: 255 for the best patch of its image, 0 for the worst; exact up to 256 patches."""
+    places = scores.argsort(dim=1, stable=True).argsort(1)  # 0 for the worst
+    return (places * 255.0 / max(scores.shape[1] - 1, 1)).round().to(torch.uint8)
+
+
+def save(file: Path, maps: Bytes, *, size: int, fingerprint: str) -> None:
+    """Write (N, G, G) scores, beside and then renamed.
+
+    Args:
+        size: side in pixels of what the asked model saw: the centre view of each image
+        fingerprint: of the data
+    """
+    beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        with open(beside, "wb") as out:
+            np.savez(out, format=FORMAT, maps=maps, size=size, fingerprint=np.array(fingerprint))
+        os.replace(beside, file)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise Refused(f"{file}: cannot be written ({error.strerror}). Free space there.") from None
+
+
+def load(file: Path, *, fingerprint: str) -> tuple[Bytes, int]:
+    """What :func:`save` wrote: the scores and ``size``.
+
+    Raises:
+        Refused: it cannot be read, or was made from other data.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as found:
+            if int(found["format"]) != FORMAT:
+                raise ValueError(f"format {int(found['format'])}")
+            maps, size, of = found["maps"], int(found["size"]), str(found["fingerprint"])
+        if maps.dtype != np.uint8 or maps.ndim != 3:
+            raise ValueError(f"{maps.dtype} of {maps.ndim} dimensions")
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise Refused(f"{file}: cannot be read ({error}). Delete it; it is made again.") from None
+    if of != fingerprint:
+        raise Refused(f"{file}: was made from other data. Delete it; it is made again.")
+    return maps, size
+
+
+class Tickets:
+    """The scores of all images, as training sees them."""
+
+    def __init__(
+        self,
+        maps: Bytes,
+        heights: npt.NDArray[np.int64],
+        widths: npt.NDArray[np.int64],
+        *,
+        asked: int,
+        size: int,
+        patch: tuple[int, int],
+        augment: Augment | None,
+        seed: int,
+    ) -> None:
+        """
+        Args:
+            maps: (N, G, G)
+            heights, widths: (N,) of the stored images, in pixels
+            asked: side in pixels of what the asked model saw
+            size: S
+            patch: height and width of the trained model's patches
+            augment, seed: the training's, as its loader has them
+        """
+        if len(maps) != len(heights):
+            raise Refused(
+                f"patch tickets: scores of {len(maps)} images, and the data has {len(heights)}. Make them anew."
+            )
+        self._maps, self._heights, self._widths = maps, heights, widths
+        self._asked, self._size, self._patch = asked, size, patch
+        self._augment, self._seed = augment, seed
+
+    def seen(self, index: Tensor, epoch: int) -> Tensor:
+        """The scores as a picture (B, 1, S, S), as the pixels of these images are seen in ``epoch``: a pixel has the score
+        of the patch that it comes from, the middle one beyond what was scored, and 0 in the padding.
+
+        Args:
+            index: (B,) row numbers
+        """
+        rows = index.cpu().numpy()
+        high, wide = self._heights[rows], self._widths[rows]
+        table = parameters(self._augment, self._seed, epoch, rows, high, wide, self._size).astype(np.int64)
+        box = centre(high, wide, self._asked)  # what was scored
+        down, in_rows = self._places(table[:, TOP], table[:, HEIGHT], table[:, DOWN], box[:, 0], box[:, 2], 0)
+        across, in_columns = self._places(table[:, LEFT], table[:, WIDTH], table[:, RIGHT], box[:, 1], box[:, 3], 1)
+        mirrored = table[:, FLIP] == 1
+        across[mirrored], in_columns[mirrored] = across[mirrored, ::-1], in_columns[mirrored, ::-1]
+        framed = np.pad(self._maps[rows].astype(np.float32), ((0, 0), (1, 1), (1, 1)), constant_values=_UNKNOWN)
+        maps, device = torch.from_numpy(framed).to(index.device), index.device
+        y, x = torch.from_numpy(down).to(device), torch.from_numpy(across).to(device)
+        inside = torch.from_numpy(in_rows).to(device)[:, :, None] & torch.from_numpy(in_columns).to(device)[:, None]
+        picture = maps[torch.arange(len(rows), device=device)[:, None, None], y[:, :, None], x[:, None]]
+        return (picture * inside)[:, None]
+
+    def pooled(self, pictures: Tensor) -> Tensor:
+        """(B, 1, S, S) -> (B, n): the mean over each of the trained model's patches."""
+        return functional.avg_pool2d(pictures, self._patch).flatten(1)
+
+    def _places(
+        self,
+        start: npt.NDArray[np.int64],
+        length: npt.NDArray[np.int64],
+        shift: npt.NDArray[np.int64],
+        box: npt.NDArray[np.int64],
+        side: npt.NDArray[np.int64],
+        axis: int,
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Along one axis: from which patch each output pixel comes (counted from 1; 0 and G + 1 are beyond what was scored),
+        and whether it is of the picture at all, not of its padding; both (B, S)."""
+        grid = self._maps.shape[1 + axis]
+        at = np.arange(self._size)[None] + shift[:, None]  # of the crop, resized to S
+        middle = start[:, None] + (at + 0.5) * (length / self._size)[:, None]  # of the stored image, in pixels
+        place = np.floor((middle - box[:, None]) * (grid / side)[:, None]).astype(np.int64)
+        return place.clip(-1, grid) + 1, (at >= 0) & (at < self._size)

@@ -1,0 +1,380 @@
+"""Fewer tokens inside a ViT: patches that do not enter, that leave on the way, or that are merged.
+
+The model stays timm's: its names, its weights and its ``state_dict`` are what they were. Patches leave where ``patch_drop``
+stands (after the position embedding) or between a block's attention and its MLP, by hooks and by a ``forward`` on the
+blocks' instances, all of which :meth:`Tokens.remove` takes off. What attention says is read from the output of ``qkv``,
+one row of the matrix, so that fused attention stays on. Every image of a batch keeps equally many patches.
+
+Shapes: B batch, P prefix tokens (class, distillation, registers; they always stay), n patches, K kept ones, N = P + n,
+D width, H heads, Q query/key dimensions a head.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from lotus.config import Patches
+from lotus.vit import anatomy, attention, cost
+from selection.errors import Refused
+
+# ------------------------------------------------------------------------------------- what is done to the tokens
+
+
+def keep_rows(x: Tensor, rows: Tensor, prefix: int) -> Tensor:
+    """The prefix and the patches ``rows``: (B, P + n, D), (B, K) -> (B, P + K, D)."""
+    return torch.cat([x[:, :prefix], _rows(x[:, prefix:], rows)], 1)
+
+
+def top(scores: Tensor, count: int) -> Tensor:
+    """The ``count`` patches of the highest score, in the image's order: (B, n) -> (B, K)."""
+    return scores.topk(count, dim=1).indices.sort(1).values
+
+
+def evit(x: Tensor, scores: Tensor, count: int, prefix: int, *, fuse: bool) -> Tensor:
+    """Keep the ``count`` most attended patches -> (B, P + K, D), or (B, P + K + 1, D) with the rest fused.
+
+    EViT (2202.07800, inattentive token fusion): the rest becomes one token, the sum of a_i x_i over those that leave,
+    through which gradients reach the attention.
+
+    Args:
+        scores: (B, n) attention of the class token, the mean over heads
+    """
+    stays = top(scores, count)
+    kept = keep_rows(x, stays, prefix)
+    if not fuse:
+        return kept
+    left = scores.scatter(1, stays, 0.0)  # (B, n) attention of those that leave
+    return torch.cat([kept, left[:, None].to(x.dtype) @ x[:, prefix:]], 1)
+
+
+class Merging(NamedTuple):
+    """Which patches are merged into which: of every second patch (the sources), ``merged`` go into another."""
+
+    stays: Tensor
+    """(B, S - r) sources that stay, in order."""
+    merged: Tensor
+    """(B, r) sources that go."""
+    into: Tensor
+    """(B, r) targets that they go into."""
+
+
+def match(metric: Tensor, count: int) -> Merging:
+    """Bipartite soft matching (ToMe, 2210.09461): each source's most similar target; the best edges merge.
+
+    Targets are patches 0, 2, ..., sources 1, 3, ...: as the paper's code with a class token before them.
+
+    Args:
+        metric: (B, n, Q) what similarity is the cosine of: keys, the mean over heads
+        count: r, sources that go, at most n // 2
+    """
+    with torch.no_grad():
+        metric = nn.functional.normalize(metric, dim=-1)
+        best, target = (metric[:, 1::2] @ metric[:, ::2].transpose(1, 2)).max(-1)  # (B, S)
+        order = best.argsort(1, descending=True)
+        merged = order[:, :count]
+        return Merging(order[:, count:].sort(1).values, merged, target.gather(1, merged))
+
+
+def merge(x: Tensor, sizes: Tensor, found: Merging, prefix: int) -> tuple[Tensor, Tensor]:
+    """Means of what is merged, weighted by how many patches each token stands for (2210.09461, tracking token size).
+
+    Args:
+        x: (B, P + n, D)
+        sizes: (B, n) patches that each token stands for
+
+    Returns:
+        (B, P + n - r, D), sources that stay before targets, and their sizes (B, n - r)
+    """
+    patches = x[:, prefix:]
+    sources, targets = patches[:, 1::2], patches[:, ::2]
+    weights, mass = sizes[:, 1::2], sizes[:, ::2]
+    weighted = targets * mass[..., None].to(x.dtype)
+    incoming = weights.gather(1, found.merged)
+    weighted = weighted.scatter_add(
+        1, _wide(found.into, x), _rows(sources, found.merged) * incoming[..., None].to(x.dtype)
+    )
+    mass = mass.scatter_add(1, found.into, incoming)
+    stays = _rows(sources, found.stays)
+    return (
+        torch.cat([x[:, :prefix], stays, weighted / mass[..., None].to(x.dtype)], 1),
+        torch.cat([weights.gather(1, found.stays), mass], 1),
+    )
+
+
+def _wide(rows: Tensor, x: Tensor) -> Tensor:
+    return rows[..., None].expand(-1, -1, x.shape[-1])
+
+
+def _rows(x: Tensor, rows: Tensor) -> Tensor:
+    """(B, n, D), (B, K) -> (B, K, D)."""
+    return x.gather(1, _wide(rows, x))
+
+
+# --------------------------------------------------------------------------------------------- how many, and when
+
+
+def kept(patches: int, keep: float) -> int:
+    """ceil(keep x patches), as EViT and ATS round; at least 1."""
+    return max(1, math.ceil(keep * patches - 1e-9))
+
+
+def keep_at(settings: Patches, progress: float) -> float:
+    """What stays when ``progress`` (0 to 1) of the training is done: all, then a cosine down to ``settings.keep``.
+
+    EViT's schedule (2202.07800): of 300 epochs from scratch 10 are dense and 100 fall.
+    """
+    if progress < settings.warmup:
+        return 1.0
+    if progress >= settings.warmup + settings.ramp:
+        return settings.keep
+    falling = (progress - settings.warmup) / settings.ramp
+    return settings.keep + (1 - settings.keep) * (1 + math.cos(math.pi * falling)) / 2
+
+
+class Passed(NamedTuple):
+    """What a reduced forward pass goes through."""
+
+    patches: tuple[tuple[int, int], ...]
+    """Of each block: tokens beside the prefix that its attention and its MLP see."""
+    merges: int = 0
+    """tome: r, pairs that each block merges, half of its patches at most."""
+
+
+def passed(patches: int, depth: int, settings: Patches, keep: float) -> Passed:
+    """How many tokens each block sees.
+
+    Raises:
+        Refused: a block in ``at`` that is not there; a keep that merging cannot reach.
+    """
+    if keep >= 1:
+        return Passed(((patches, patches),) * depth)
+    if settings.mode in ("input", "dropout"):
+        count = kept(patches, keep)
+        return Passed(((count, count),) * depth)
+    if settings.mode == "evit":
+        at, seen, now = places(settings, depth), [], patches
+        for number in range(depth):
+            before = now
+            if number in at and kept(now, keep) + settings.fuse < now:
+                now = kept(now, keep) + settings.fuse
+            seen.append((before, now))
+        return Passed(tuple(seen))
+    for merges in range(patches // 2 + 1):
+        seen, now = [], patches
+        for _ in range(depth):
+            before, now = now, now - min(merges, now // 2)
+            seen.append((before, now))
+        if sum(after for _, after in seen) <= keep * patches * depth + 1e-9:
+            return Passed(tuple(seen), merges)
+    least = sum(after for _, after in seen) / (patches * depth)
+    raise Refused(
+        f"patches.keep: {keep:g} cannot be reached by merging, which halves the tokens in a block at most: at {depth} "
+        f"blocks the average MLP still sees {least:.3f} of the {patches} patches. Keep more, or use evit or input."
+    )
+
+
+def places(settings: Patches, depth: int) -> tuple[int, ...]:
+    """Blocks in which EViT lets patches go; by default 3, 6 and 9 of 12, as in 2202.07800.
+
+    Raises:
+        Refused: one that is not there.
+    """
+    for number in settings.at:
+        if not 0 <= number < depth:
+            raise Refused(f"patches.at: there is no block {number}. The model's are 0 to {depth - 1}.")
+    return settings.at or tuple(sorted({depth * quarter // 4 for quarter in (1, 2, 3)}))
+
+
+# ------------------------------------------------------------------------------------------------- on the model
+
+
+class Tokens:
+    """Puts a model on fewer tokens, until :meth:`remove`; a context manager.
+
+    In training mode always; in evaluation mode with ``evaluate: sparse``, by the final keep.
+
+    Attributes:
+        keep: what stays in training now; :meth:`schedule` moves it
+    """
+
+    def __init__(
+        self, model: nn.Module, settings: Patches, score: Callable[[Tensor, tuple[int, int]], Tensor] | None = None
+    ) -> None:
+        """
+        Args:
+            score: mode input: (B, 3, S, S) images and the patch's (height, width) -> (B, n), higher = keep first. None
+                where :meth:`choose` will be told for each batch.
+
+        Raises:
+            Refused: a model that is not supported or drops patches by itself; a place or a keep that does not fit it.
+        """
+        self.settings, self.keep = settings, settings.keep
+        vit: Any = model
+        self._model = vit
+        self._blocks = anatomy.blocks(model)
+        if not isinstance(vit.patch_drop, nn.Identity):
+            raise Refused(
+                "model.args.patch_drop_rate: patches are dropped by train.patches already. Set one of the two."
+            )
+        self._outline = cost.outline(model)
+        self._prefix = int(vit.num_prefix_tokens)
+        self._count = self._outline.tokens - self._prefix
+        self._score = score
+        self._scores: Tensor | None = None  # (B, n) of the batch under way
+        self._qkv: Tensor | None = None
+        self._sizes: Tensor | None = None  # (B, n) patches that each token stands for; None: one each
+        self._passed = functools.lru_cache(4)(functools.partial(passed, self._count, len(self._blocks), settings))
+        self._now = self._passed(settings.keep).patches  # refuses here what would fail at the first step
+        if settings.keep < 1 and all(seen == (self._count,) * 2 for seen in self._now):
+            raise Refused(
+                f"patches.keep: {settings.keep:g} of {self._count} patches keeps them all, rounded up"
+                f"{' and with the fused token' if settings.mode == 'evit' and settings.fuse else ''}. Keep less."
+            )
+        self._places = places(settings, len(self._blocks)) if settings.mode == "evit" else ()
+        self._mean = vit.global_pool == "avg" and getattr(vit, "attn_pool", None) is None
+        self._handles = self._attach()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        self.remove()
+
+    def schedule(self, progress: float) -> None:
+        """Set :attr:`keep` to what it is when ``progress`` (0 to 1) of the training is done."""
+        self.keep = keep_at(self.settings, progress)
+
+    def choose(self, scores: Tensor) -> None:
+        """Mode input: what the patches of the next forward pass score, (B, n); higher = keep first."""
+        self._scores = scores
+
+    def passed(self, *, training: bool = True) -> Passed:
+        """What a forward pass goes through now."""
+        return self._passed(self._keep_in(training))
+
+    def macs(self, *, training: bool = True) -> int:
+        """Multiply-accumulates of one image's forward pass now, choosing and merging included."""
+        found = self.passed(training=training)
+        prefix, width = self._prefix, self._outline.width
+        spent = self._outline.cost(tokens=[(prefix + a, prefix + b) for a, b in found.patches]).macs
+        for number, (before, after) in enumerate(found.patches):
+            dims = self._outline.dims[number]
+            if self.settings.mode == "evit" and after < before:
+                spent += dims.heads * dims.qk_dim * (prefix + before)  # the class token's row
+                spent += before * width if self.settings.fuse else 0
+            if self.settings.mode == "tome" and after < before:
+                spent += (before // 2) * (before - before // 2) * dims.qk_dim  # similarities
+        return spent
+
+    def share(self, *, training: bool = True) -> float:
+        """Tokens beside the prefix that the average block's MLP sees, as a part of the patches."""
+        seen = [after for _, after in self.passed(training=training).patches]
+        return sum(seen) / (self._count * len(seen))
+
+    def remove(self) -> None:
+        """Take all of it off the model."""
+        for handle in self._handles:
+            handle.remove()
+        for block in self._blocks:
+            block.module.__dict__.pop("forward", None)
+        self._handles = []
+        self._scores = self._qkv = self._sizes = None
+
+    # ----------------------------------------------------------------------------------------------- in the forward
+
+    def _attach(self) -> list[torch.utils.hooks.RemovableHandle]:
+        mode, model = self.settings.mode, self._model
+        if mode in ("input", "dropout"):
+            handles = [model.patch_drop.register_forward_hook(self._enter)]
+            if self._score is not None:
+                handles.append(model.patch_embed.register_forward_pre_hook(self._look))
+            return handles
+        handles = [model.patch_drop.register_forward_hook(self._begin)]
+        for number, block in enumerate(self._blocks):
+            if mode == "evit" and number not in self._places:
+                continue
+            block.module.forward = functools.partial(self._block, number)  # type: ignore[assignment]
+            handles.append(block.qkv.register_forward_hook(self._saw_qkv))
+        if mode == "tome" and self._mean:
+            handles.append(model.norm.register_forward_hook(self._weigh))
+        return handles
+
+    def _keep_in(self, training: bool) -> float:
+        if training:
+            return self.keep
+        return self.settings.keep if self.settings.evaluate == "sparse" else 1.0
+
+    def _look(self, embed: nn.Module, inputs: tuple[Tensor]) -> None:
+        assert self._score is not None
+        if self._scores is None and self._keep_in(self._model.training) < 1:
+            patch: Any = embed.patch_size
+            with torch.no_grad():
+                self._scores = self._score(inputs[0], tuple(patch))
+
+    def _enter(self, module: nn.Module, inputs: tuple[Tensor], x: Tensor) -> Tensor | None:
+        """Keep what enters the model."""
+        scores, self._scores = self._scores, None
+        keep = self._keep_in(self._model.training)
+        if keep >= 1:
+            return None
+        if self.settings.mode == "dropout":
+            scores = torch.rand(len(x), self._count, device=x.device)  # seeded with all other dropout, step by step
+        if scores is None:
+            raise RuntimeError("nobody said which patches are to be kept: call choose before the forward pass")
+        return keep_rows(x, top(scores, kept(self._count, keep)), self._prefix)
+
+    def _begin(self, module: nn.Module, inputs: tuple[Tensor], x: Tensor) -> None:
+        self._sizes = None
+        self._now = self.passed(training=self._model.training).patches
+
+    def _saw_qkv(self, module: nn.Module, inputs: tuple[Tensor], qkv: Tensor) -> None:
+        self._qkv = qkv
+
+    def _block(self, number: int, x: Tensor) -> Tensor:
+        """timm's own block, with tokens leaving between attention and MLP."""
+        block: Any = self._blocks[number].module
+        norm_after = type(block).__name__ == "ResPostBlock"
+        more = {}
+        if self._sizes is not None:  # proportional attention: softmax(QK^T / sqrt(Q) + log size), 2210.09461
+            log_size = nn.functional.pad(self._sizes.log(), (self._prefix, 0))  # (B, N)
+            more["attn_mask"] = log_size[:, None, None].to(x.dtype)
+        attended = block.attn(x if norm_after else block.norm1(x), **more)
+        x = x + block.drop_path1(block.norm1(attended) if norm_after else block.ls1(attended))
+        x = self._leave(number, x)
+        processed = block.mlp(x if norm_after else block.norm2(x))
+        return x + block.drop_path2(block.norm2(processed) if norm_after else block.ls2(processed))
+
+    def _leave(self, number: int, x: Tensor) -> Tensor:
+        qkv, self._qkv = self._qkv, None
+        assert qkv is not None
+        before, after = self._now[number]
+        if after == before:
+            return x
+        attn, prefix = self._blocks[number].attn, self._prefix
+        if self.settings.mode == "evit":
+            has_class = self._model.cls_token is not None
+            with torch.set_grad_enabled(self.settings.fuse and torch.is_grad_enabled()):
+                scores = attention.row(attn, qkv, prefix, has_class=has_class).mean(1)[:, prefix:]  # (B, n)
+            return evit(x, scores, after - self.settings.fuse, prefix, fuse=self.settings.fuse)
+        with torch.no_grad():
+            keys = attention.parts(attn, qkv)[1].mean(1)[:, prefix:]  # (B, n, Q)
+        sizes = self._sizes if self._sizes is not None else torch.ones(x.shape[0], before, device=x.device)
+        x, self._sizes = merge(x, sizes, match(keys, before - after), prefix)
+        return x
+
+    def _weigh(self, norm: nn.Module, inputs: tuple[Tensor], x: Tensor) -> Tensor | None:
+        """Let the mean over merged tokens be the mean over the patches that they stand for, as ToMe does for MAE's ViTs."""
+        if self._sizes is None:
+            return None
+        sizes, prefix = self._sizes, self._prefix
+        if getattr(self._model, "pool_include_prefix", False):
+            scale = nn.functional.pad(sizes, (prefix, 0), value=1.0) * x.shape[1] / (prefix + self._count)
+        else:
+            scale = nn.functional.pad(sizes * sizes.shape[1] / self._count, (prefix, 0), value=1.0)
+        return x * scale[..., None].to(x.dtype)
