@@ -463,11 +463,15 @@ def _at(loc: Iterable[int | str]) -> type[Section] | None:
 
 
 def _no_section(where: str, section: type[Section], given: Any) -> str:
+    if issubclass(section, Method):
+        return f"{where}: the name of a method, not {given!r}."
+    if section is Keep:
+        number = isinstance(given, (int, float)) and not isinstance(given, bool)
+        return (
+            f"{where}: a section, not {given!r}. Say {f'{where}.macs={given}' if number else f'e.g. {where}.macs=0.5'}."
+        )
     name, field = next(iter(section.model_fields.items()))
-    number = isinstance(given, (int, float)) and not isinstance(given, bool)
-    example = given if section is Keep and number else field.get_default()
-    like = f"{where}.{name}" + ("=..." if example in (None, "") else f"={example}")
-    return f"{where}: a section, not {given!r}. Say {'' if section is Keep and number else 'e.g. '}{like}."
+    return f"{where}: a section, not {given!r}. Say e.g. {where}.{name}={field.get_default()}."
 
 
 def _load_yaml(text: str, place: str) -> dict[str, Any]:

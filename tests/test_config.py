@@ -41,6 +41,8 @@ def test_resolved_page_reads_back_the_same() -> None:
         ("lr", "an override is key=value"),
         ("train.precision=fp8", "train.precision"),
         ("prune.keep=0.5", "prune.keep: a section, not 0.5. Say prune.keep.macs=0.5."),
+        ("prune.keep=half", "prune.keep: a section, not 'half'. Say e.g. prune.keep.macs=0.5."),
+        ("select.pick=3", "select.pick: the name of a method, not 3."),
         ("train=3", "train: a section, not 3. Say e.g. train.epochs=20."),
         ("select.keep=true", "select.keep: expected a number, not True."),
         ("prune.keep.macs=true", "prune.keep.macs: expected a number, not True."),
