@@ -185,7 +185,7 @@ def _select(options: argparse.Namespace) -> int:
     if options.keep is None:
         if not 0 <= options.prune < 1:
             raise Refused(f"--prune: the part that goes lies in [0, 1), not {options.prune}.")
-        options.keep = 1 - options.prune
+        options.keep = round(1 - options.prune, 12)  # 1 - 0.7 is 0.30000000000000004
     if not 0 < options.keep <= 1:
         raise Refused(f"--keep: the part that stays lies in (0, 1], not {options.keep}.")
     settings: dict[str, dict[str, Any]] = {"score": {}, "pick": {}}

@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from selection.errors import Refused
 from selection.methods import nearest
@@ -26,10 +35,34 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Seconds = Annotated[float, Field(ge=0)]
 
 
+def _is_number(annotation: Any) -> bool:
+    """Whether numbers, and no truth values, go into a setting."""
+    inside = typing.get_args(annotation)
+    if typing.get_origin(annotation) is Literal:
+        return all(type(value) is int for value in inside)
+    return annotation in (int, float) or (
+        typing.get_origin(annotation) is not dict and any(_is_number(part) for part in inside)
+    )
+
+
 class Section(BaseModel):
     """A part of the page: typed, strict, unchangeable."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _before(cls, value: Any, info: ValidationInfo) -> Any:
+        """A truth value is no number, and options without a name are for the default method."""
+        field = cls.model_fields[str(info.field_name)]
+        members = value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(member, bool) for member in members) and _is_number(field.annotation):
+            raise ValueError("expected a number")
+        if isinstance(field.default, Method) and isinstance(value, Mapping) and "name" not in value:
+            return {"name": field.default.name, **value}
+        return value
 
 
 class Method(Section):
@@ -438,9 +471,17 @@ def check(raw: Mapping[str, Any], place: str = "config") -> Config:
     try:
         config = Config.model_validate(raw)
     except ValidationError as error:
-        for fault in error.errors(include_url=False):
+        found = error.errors(include_url=False)
+        places = {fault["loc"] for fault in found}
+        for fault in found:
             if fault["type"] == "extra_forbidden":
                 continue  # named above, with the nearest right name
+            if _inherited(fault["loc"], raw) and ("train", *fault["loc"][1:]) in places:
+                continue  # named at train
+            section = _at(fault["loc"])
+            if section is not None and fault["type"] in ("model_type", "model_attributes_type"):
+                faults.append(_no_section(".".join(map(str, fault["loc"])), section, fault["input"]))
+                continue
             where = ".".join(str(part) for part in fault["loc"]) or place
             told = fault["msg"].removeprefix("Value error, ")
             given = "" if isinstance(fault["input"], (dict, BaseModel)) else f", not {fault['input']!r}"
@@ -449,6 +490,33 @@ def check(raw: Mapping[str, Any], place: str = "config") -> Config:
     if faults:
         raise Refused("\n".join(dict.fromkeys(faults)))
     return config
+
+
+def _inherited(loc: tuple[int | str, ...], raw: Mapping[str, Any]) -> bool:
+    """Whether the user did not write this setting of score or finetune."""
+    own = raw.get(str(loc[0])) if loc else None
+    return len(loc) > 1 and loc[0] in ("score", "finetune") and not (isinstance(own, Mapping) and loc[1] in own)
+
+
+def _at(loc: Iterable[int | str]) -> type[Section] | None:
+    """The Section that stands at a place of the page, if one does."""
+    section: type[Section] | None = Config
+    for step in loc:
+        field = section.model_fields.get(str(step)) if section else None
+        section = _section(field.annotation) if field else None
+    return section
+
+
+def _no_section(where: str, section: type[Section], given: Any) -> str:
+    if issubclass(section, Method):
+        return f"{where}: the name of a method, not {given!r}."
+    if section is Keep:
+        number = isinstance(given, (int, float)) and not isinstance(given, bool)
+        return (
+            f"{where}: a section, not {given!r}. Say {f'{where}.macs={given}' if number else f'e.g. {where}.macs=0.5'}."
+        )
+    name, field = next(iter(section.model_fields.items()))
+    return f"{where}: a section, not {given!r}. Say e.g. {where}.{name}={field.get_default()}."
 
 
 def _load_yaml(text: str, place: str) -> dict[str, Any]:

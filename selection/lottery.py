@@ -167,7 +167,10 @@ def select(
         ]
         rows, weights = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
     origin = {
-        "score": {"name": score_name, **methods.settings(scorer), **score_options},
+        "score": {
+            "name": score_name,
+            **_as_read(scorer, {**methods.settings(scorer), **score_options}, signals.epochs),
+        },
         "pick": {"name": pick_name, **methods.settings(picker), **pick_options},
         "balance": bool(balance),
         "seed": int(seed),
@@ -302,6 +305,19 @@ def _draw(
     if weights.shape != (quota,) or not np.isfinite(weights).all() or weights.min() <= 0:
         raise Refused(f"{place}: was to return {quota} positive weights.")
     return group[rows], weights
+
+
+def _as_read(scorer: Any, settings: Mapping[str, Any], epochs: int) -> dict[str, Any]:
+    """``settings`` of a score of ours, with no more epochs than the probe had: what its docstrings call a shorter probe."""
+    watched = any(name in VOCABULARY and "E" in VOCABULARY[name].dims for name in methods.reads(scorer))
+    if scorer.__module__ != scores.__name__ or not watched or not epochs:
+        return dict(settings)
+    clipped = {
+        name: min(settings[name], epochs)
+        for name in ("epoch", "epochs", "window")
+        if isinstance(settings.get(name), int) and not isinstance(settings[name], bool)
+    }
+    return {**settings, **clipped}
 
 
 def _checked_scores(values: Any, total: int, place: str) -> Floats:

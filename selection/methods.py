@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any
@@ -76,7 +78,8 @@ def call(method: Callable[..., Any], available: Mapping[str, Any], options: Mapp
     """Call ``method`` with what it reads out of ``available`` and with ``options``.
 
     Raises:
-        Refused: something it reads is not available, or an option it does not have.
+        Refused: something it reads is not available, or an option it does not have; or the method is the user's own and
+            raises something, which it then names.
     """
     check_settings(method, options, place=place)
     wanted = reads(method)
@@ -86,4 +89,25 @@ def call(method: Callable[..., Any], available: Mapping[str, Any], options: Mapp
             f"{place}: {method.__name__!r} reads {', '.join(missing)}, which is not here. "
             f"Here: {', '.join(sorted(available))}."
         )
-    return method(*(available[name] for name in wanted), **options)
+    given = [available[name] for name in wanted]
+    if (method.__module__ or "").split(".")[0] in ("selection", "lotus"):
+        return method(*given, **options)
+    try:
+        return method(*given, **options)
+    except Refused:
+        raise
+    except Exception as error:  # the user's own method: for the user to mend
+        raise Refused(f"{place} ({_name(method)}): {type(error).__name__}: {error}{_line(method, error)}.") from error
+
+
+def _name(method: Callable[..., Any]) -> str:
+    return str(getattr(method, "__name__", method))
+
+
+def _line(method: Callable[..., Any], error: Exception) -> str:
+    """``" (mine.py, line 3)"``: the last line of the method's own file on the way to ``error``."""
+    code = getattr(method, "__code__", None)
+    lines = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if code and frame.filename == code.co_filename
+    ]
+    return f" ({os.path.basename(lines[-1].filename)}, line {lines[-1].lineno})" if lines else ""

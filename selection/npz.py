@@ -13,6 +13,7 @@ import numpy as np
 from selection.errors import Refused
 
 ABOUT = "about"
+_ZIP = b"PK\x03\x04"
 
 
 def write(
@@ -43,27 +44,36 @@ def write(
         ) from error
 
 
-def read(path: str | Path, *, kind: str, version: int, cure: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read(
+    path: str | Path, *, kind: str, version: int, cure: str, made: str = ""
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays and the ``about`` of a file that :func:`write` wrote.
 
+    Args:
+        cure: what to do about a file of this kind that is damaged or of a later format.
+        made: where files of this kind come from. Said of one that is missing or of another kind, which may well be precious.
+
     Raises:
-        Refused: not there, truncated, damaged, of another kind or a later format; says ``cure``.
+        Refused: not there, truncated, damaged, of another kind or a later format.
     """
+    made = made or cure
     path = Path(path)
     try:
         file = path.open("rb")
     except OSError as error:
-        raise Refused(f"{path}: cannot be read ({error.strerror}). {cure}") from error
+        raise Refused(f"{path}: cannot be read ({error.strerror}). {made}") from error
     with file:
+        if not _ZIP.startswith(file.read(len(_ZIP))):
+            raise Refused(f"{path}: not {kind}, and no .npz at all, whatever its name. {made}")
         try:
-            arrays = _members(file)
+            arrays, names = _members(file)
             about = json.loads(str(arrays.pop(ABOUT)[()])) if ABOUT in arrays else None
         # A file from elsewhere may break the zip, npy or JSON parser in more ways than can be listed.
         except Exception as error:
-            raise Refused(f"{path}: damaged, cut short, or no {kind} ({error}). {cure}") from error
+            raise Refused(f"{path}: damaged, cut short, or not {kind} ({error}). If it was: {cure}") from error
     if not isinstance(about, dict) or about.get("kind") != kind:
         found = about.get("kind") if isinstance(about, dict) else None
-        raise Refused(f"{path}: not {kind}, but {found or 'a foreign .npz'}. {cure}")
+        raise Refused(f"{path}: not {kind}, but {found or f'a foreign .npz ({_few(names)})'}. {made}")
     if about.get("format") != version:
         raise Refused(
             f"{path}: {kind} of format {about.get('format')!r}, and this LOTUS reads format {version}. {cure}"
@@ -71,13 +81,20 @@ def read(path: str | Path, *, kind: str, version: int, cure: str) -> tuple[dict[
     return arrays, about
 
 
-def _members(file: Any) -> dict[str, np.ndarray]:
-    if file.read(4) != b"PK\x03\x04":
+def _members(file: Any) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays, and the names of all that is inside. What has no ``about`` is foreign, maybe large, and not read."""
+    file.seek(0)
+    if file.read(len(_ZIP)) != _ZIP:
         raise ValueError("not an .npz file")
     file.seek(0)
     with np.load(file, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
+        names = list(archive.files)
+        arrays = {name: archive[name] for name in names} if ABOUT in names else {}
     foreign = [name for name, value in arrays.items() if not isinstance(value, np.ndarray)]
     if foreign:
         raise ValueError(f"{foreign[0]!r} is no array")
-    return arrays
+    return arrays, names
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") or "nothing in it"

@@ -25,6 +25,7 @@ from selection.methods import nearest
 
 KIND, FORMAT = "signals of LOTUS", 1
 CURE = "Remove it and run the score stage again."
+MADE = "Signals are what the score stage writes: signals.npz in the run's folder."
 AXES = {"S": "seed", "E": "epoch", "N": "row", "D": "dimension", "C": "class column", "K": "run"}
 
 
@@ -170,7 +171,7 @@ class Signals:
         Raises:
             Refused: the file is missing, cut short, damaged, foreign, or holds what does not fit; names the path and the cure.
         """
-        arrays, about = npz.read(path, kind=KIND, version=FORMAT, cure=CURE)
+        arrays, about = npz.read(path, kind=KIND, version=FORMAT, cure=CURE, made=MADE)
         try:
             return cls(
                 arrays, fingerprint=about.get("fingerprint", ""), classes=about.get("classes") or (), place=str(path)

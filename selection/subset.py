@@ -15,6 +15,7 @@ from selection.errors import Refused
 
 KIND, FORMAT = "a ticket of LOTUS", 1
 CURE = "Give another ticket, or run the select stage again."
+MADE = "Give a ticket, which is what the select stage and `lotus select --out` write."
 
 
 class Subset:
@@ -117,7 +118,7 @@ class Subset:
         Raises:
             Refused: the file is missing, cut short, damaged, foreign, or holds rows that cannot be; names the path and the cure.
         """
-        arrays, about = npz.read(path, kind=KIND, version=FORMAT, cure=CURE)
+        arrays, about = npz.read(path, kind=KIND, version=FORMAT, cure=CURE, made=MADE)
         if set(arrays) != {"rows", "weights"} or not isinstance(about.get("origin"), dict):
             raise Refused(f"{path}: no complete ticket. {CURE}")
         try:

@@ -40,6 +40,17 @@ def test_resolved_page_reads_back_the_same() -> None:
         ("train.lr.x=1", "train.lr"),
         ("lr", "an override is key=value"),
         ("train.precision=fp8", "train.precision"),
+        ("prune.keep=0.5", "prune.keep: a section, not 0.5. Say prune.keep.macs=0.5."),
+        ("prune.keep=half", "prune.keep: a section, not 'half'. Say e.g. prune.keep.macs=0.5."),
+        ("select.pick=3", "select.pick: the name of a method, not 3."),
+        ("train=3", "train: a section, not 3. Say e.g. train.epochs=20."),
+        ("select.keep=true", "select.keep: expected a number, not True."),
+        ("prune.keep.macs=true", "prune.keep.macs: expected a number, not True."),
+        ("train.epochs=true", "train.epochs: expected a number, not True."),
+        ("train.zero=true", "train.zero: expected a number, not True."),
+        ("train.augment.scale=[true, 1]", "train.augment.scale: expected a number"),
+        ("train.lr=.inf", "train.lr: Input should be a finite number, not inf."),
+        ("train.augment.ratio=[.nan, 1]", "train.augment.ratio.0: Input should be a finite number"),
         ("train.lr=[", "not valid YAML"),
     ],
 )
@@ -47,6 +58,18 @@ def test_a_mistake_is_refused_with_place_and_cure(override: str, says: str) -> N
     with pytest.raises(Refused) as refusal:
         read(ROOT / "configs" / "digits.yaml", [override])
     assert says in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "override", ["train.lr=abc", "train.zero=4", "train.lr=.inf", "train.augment=3", "train.augment.flip=x"]
+)
+def test_an_inherited_mistake_is_named_once_where_it_was_made(override: str) -> None:
+    with pytest.raises(Refused) as refusal:
+        read(None, [override])
+    assert [line.partition(":")[0] for line in str(refusal.value).splitlines()] == [override.partition("=")[0]]
+    with pytest.raises(Refused) as refusal:
+        read(None, [override, override.replace("train", "score", 1)])
+    assert len(str(refusal.value).splitlines()) == 2, "what was written at score is named at score"
 
 
 def test_all_mistakes_are_named_at_once() -> None:
@@ -102,6 +125,9 @@ def test_a_method_takes_options_in_yaml_and_on_the_command_line() -> None:
     assert check({"select": {"pick": {"name": "ccs", "bins": 20}}}).select.pick.options == {"bins": 20}
     config = read(ROOT / "configs" / "digits.yaml", ["select.pick=ccs", "select.pick.bins=20"])
     assert (config.select.pick.name, config.select.pick.options) == ("ccs", {"bins": 20})
+    config = read(None, ["select.pick.bins=20", "prune.criterion.foo=1"])
+    assert config.select.pick.options == {"bins": 20}, "the default method's"
+    assert (config.prune.criterion.name, config.prune.criterion.options) == ("fisher", {"foo": 1})
 
 
 def test_a_setting_has_a_sentence() -> None:

@@ -439,6 +439,26 @@ def test_no_such_signals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         main(["select", "x.npz", "--keep", "half"])
 
 
+def test_a_select_of_what_is_no_signals_leaves_the_users_file_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "mine.npz", x_train=np.zeros((2, 4, 4)), y_train=np.arange(2))
+    assert main(["select", str(tmp_path / "mine.npz"), "--keep", "0.5"]) == 2
+    told = capsys.readouterr().err
+    assert "x_train, y_train" in told
+    assert "signals.npz in the run's folder" in told
+    assert "Remove" not in told
+
+
+def test_the_part_that_goes_leaves_a_part_without_a_tail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from selection.signals import Signals
+
+    Signals({"labels": np.arange(20) % 2}, fingerprint="f").save(tmp_path / "s.npz")
+    words = ["select", str(tmp_path / "s.npz"), "--score", "random", "--pick", "random", "--prune", "0.7", "--json"]
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["keep"] == 0.3
+
+
 @pytest.mark.slow
 def test_nan_in_the_loss_names_step_and_rate(finished: Path, tmp_path: Path) -> None:
     done = lotus("train", DIGITS, f"folder={tmp_path / 'run'}", f"data.folder={finished / 'data'}", *SHORT,

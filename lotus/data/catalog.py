@@ -24,6 +24,7 @@ from selection.errors import Refused
 
 __all__ = ["Source", "cifar10", "cifar100", "digits", "hf", "imagefolder", "npz", "open_data"]
 
+_TRAIN = ("train", "training")
 _VAL = ("val", "validation", "valid", "test")
 
 
@@ -40,18 +41,24 @@ def digits(path: str, *, val_fraction: float = 0.2, seed: int = 0) -> tuple[Sour
 
 
 def imagefolder(path: str, *, val_fraction: float = 0.1, seed: int = 0) -> tuple[Source, Source]:
-    """A folder of pictures: ``train/CLASS/*`` and ``val/CLASS/*`` (or ``validation``, ``valid``, ``test``).
+    """A folder of pictures: ``train/CLASS/*`` and ``val/CLASS/*`` (or ``training``; ``validation``, ``valid``, ``test``;
+    in small letters or capitals).
 
     Where there is no val folder, a seeded part ``val_fraction`` of every class is held out, of ``train/CLASS/*`` or of
     ``CLASS/*``. Pictures may lie in folders inside the class's; hidden files and what is no picture by its name
-    (:data:`lotus.data.pictures.SUFFIXES`) are passed over. Classes are sorted by name.
+    (:data:`lotus.data.pictures.SUFFIXES`) are passed over, and so are links to a folder that holds a class or lies in
+    another class. Classes are sorted by name.
     """
     root = _existing(path, "imagefolder")
     if not root.is_dir():
         raise Refused(f"data.path: {path} is a file. imagefolder wants a folder of class folders.")
-    train = root / "train"
-    val = next((root / name for name in _VAL if (root / name).is_dir()), None)
-    if not train.is_dir():
+    train, val = _part(root, _TRAIN), next(filter(None, (_part(root, (name,)) for name in _VAL)), None)
+    if train is None:
+        if val is not None:  # else it would become a class
+            raise Refused(
+                f"data.path: {val} looks like a part of a data set, not like a class, and {root} has no train folder. "
+                "Name the parts train and val, or give the folder in which the class folders lie."
+            )
         return split(_folder(root), val_fraction, seed)
     first = _folder(train)
     if val is None:
@@ -67,6 +74,13 @@ def npz(path: str, *, val_fraction: float = 0.1, seed: int = 0) -> tuple[Source,
     is held out. Arrays of Python objects, which would have to be unpickled, are refused.
     """
     file = _existing(path, "npz")
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(4)
+    except OSError as error:
+        raise Refused(f"data.path: {path} cannot be read as .npz: {error.strerror}.") from None
+    if head != b"PK\x03\x04":  # numpy would take it for a pickle, and say so
+        raise Refused(f"data.path: {path} cannot be read as .npz: it is none, whatever its name. np.savez writes one.")
     arrays: dict[str, npt.NDArray[Any]] = {}
     try:
         with np.load(file, allow_pickle=False) as found:
@@ -199,6 +213,17 @@ def _in_memory(
     )
 
 
+def _part(root: Path, names: tuple[str, ...]) -> Path | None:
+    """The folder in ``root`` that has one of ``names``, in small letters or capitals."""
+    try:
+        found = sorted(entry.name for entry in os.scandir(root) if entry.name.lower() in names and entry.is_dir())
+    except OSError as error:
+        raise Refused(f"{root}: cannot be listed ({error.strerror}).") from None
+    if len(found) > 1:
+        raise Refused(f"data.path: {root} has {' and '.join(found)}, which mean the same part. Keep one of them.")
+    return root / found[0] if found else None
+
+
 def _folder(root: Path, classes: tuple[str, ...] | None = None) -> Source:
     """``root/CLASS/**/picture``; with ``classes`` given, no others are allowed, and some may be missing."""
     try:
@@ -215,9 +240,10 @@ def _folder(root: Path, classes: tuple[str, ...] | None = None) -> Source:
     files: list[str] = []
     sizes: list[int] = []
     labels: list[int] = []
+    homes = {name: os.path.realpath(root / name) for name in names}
     for name in names:
         before = len(files)
-        for file, size in _pictures(root / name):
+        for file, size in _pictures(root / name, [home for other, home in homes.items() if other != name]):
             files.append(file)
             sizes.append(size)
         if len(files) == before and any(len(os.listdir(root / other)) for other in names):
@@ -237,8 +263,15 @@ def _folder(root: Path, classes: tuple[str, ...] | None = None) -> Source:
     )
 
 
-def _pictures(folder: Path) -> Iterator[tuple[str, int]]:
-    """Pictures below ``folder`` by name and their sizes in bytes, sorted. Links to folders are followed once."""
+def _pictures(folder: Path, others: list[str]) -> Iterator[tuple[str, int]]:
+    """Pictures below ``folder`` by name and their sizes in bytes, sorted. Links to folders are followed once, and not at
+    all to a folder that holds a class or lies in another: one of ``others``."""
+
+    def foreign(below: str) -> bool:
+        real = os.path.realpath(below)
+        above = [os.path.realpath(folder), *others]
+        return any(_inside(home, real) for home in above) or any(_inside(real, home) for home in others)
+
     seen: set[str] = set()
     for here, below, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(here)
@@ -246,7 +279,7 @@ def _pictures(folder: Path) -> Iterator[tuple[str, int]]:
             below.clear()
             continue
         seen.add(real)
-        below.sort()
+        below[:] = sorted(name for name in below if not foreign(os.path.join(here, name)))
         for name in sorted(names):
             if os.path.splitext(name)[1].lower() in pictures.SUFFIXES and not name.startswith("."):
                 file = os.path.join(here, name)
@@ -254,6 +287,10 @@ def _pictures(folder: Path) -> Iterator[tuple[str, int]]:
                     yield file, os.stat(file).st_size
                 except OSError:
                     yield file, 0  # a link to nowhere: named as damaged when it is read
+
+
+def _inside(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
 _CIFAR: Mapping[str, Mapping[str, Any]] = {

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -84,8 +87,7 @@ def split(source: Source, fraction: float, seed: int) -> tuple[Source, Source]:
     Raises:
         Refused: the fraction is not inside (0, 1), or a class has one image only.
     """
-    if not 0 < fraction < 1:
-        raise Refused(f"data.options.val_fraction: {fraction}. It is a part between 0 and 1, e.g. 0.1.")
+    _check_range("val_fraction", fraction)
     train, val = [], []
     for number, name in enumerate(source.classes):
         rows = np.flatnonzero(source.labels == number)
@@ -130,7 +132,45 @@ def open_data(data: config.Data, shelves: Iterable[ModuleType] = ()) -> tuple[So
         raise Refused("data.name: say which data set of the Hugging Face hub, e.g. hf:uoft-cs/cifar10.")
     method = methods.find([catalog, *shelves], name, place="data.name")
     available = {"path": data.path, "name": remote}
-    train, val = methods.call(method, available, data.options, place="data.options")
+    methods.check_settings(method, data.options, place="data.options")
+    train, val = methods.call(method, available, _typed(method, data.options), place="data.options")
     if train.classes != val.classes:
         raise Refused(f"{data.name}: train and val do not have the same classes.")
     return train, val
+
+
+_KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "a text"}
+
+
+def _typed(method: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """``options`` held to the kinds by which ``method`` annotates them; kinds other than bool, int, float, str are its own affair.
+
+    Raises:
+        Refused: one of another kind, or a ``val_fraction`` or ``seed`` out of range, needed or not.
+    """
+    parameters = inspect.signature(method).parameters
+    typed = {}
+    for name, value in options.items():
+        note = parameters[name].annotation
+        kind = note if isinstance(note, str) else getattr(note, "__name__", "")
+        given = value
+        if kind == "float":
+            try:
+                # YAML reads 1e-1 as a text.
+                value = math.nan if isinstance(value, bool) else float(value)
+            except (TypeError, ValueError, OverflowError):
+                value = math.nan
+        fits = math.isfinite(value) if kind == "float" else kind not in _KINDS or type(value).__name__ == kind
+        if not fits:
+            raise Refused(f"data.options.{name}: {_KINDS[kind]}, not {given!r}.")
+        if kind in _KINDS:
+            _check_range(name, value)
+        typed[name] = value
+    return typed
+
+
+def _check_range(name: str, value: Any) -> None:
+    if name == "val_fraction" and not 0 < value < 1:
+        raise Refused(f"data.options.val_fraction: {value}. It is a part between 0 and 1, e.g. 0.1.")
+    if name == "seed" and value < 0:
+        raise Refused(f"data.options.seed: {value}. It is a whole number from 0.")

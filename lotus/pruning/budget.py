@@ -169,6 +169,9 @@ def check_keep(keep: Mapping[str, float]) -> dict[str, float]:
     Raises:
         Refused: none is set, an unknown one, or a part outside of (0, 1].
     """
+    if not isinstance(keep, Mapping):
+        example = keep if isinstance(keep, float) else 0.5
+        raise Refused(f"prune.keep: say which budget, e.g. {{'macs': {example}}}, not {keep!r}.")
     share = {what: part for what, part in keep.items() if part is not None}
     for what, part in share.items():
         if what not in BUDGETS:

@@ -222,7 +222,7 @@ def _reached(values: Mapping[str, float]) -> str:
     elif "images" in values and "classes" in values:
         told.append(f"{count(values['images'])} images in {count(values['classes'])} classes")
     if values.get("skipped"):
-        told.append(f"{count(values['skipped'])} damaged images skipped")
+        told.append(f"{count(values['skipped'])} damaged image{'s' * (values['skipped'] != 1)} skipped")
     if "top1" in values:
         told.append(f"top-1 {values['top1']:.2f} %")
     if "params" in values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import json
@@ -172,9 +173,19 @@ def _known(name: str, place: str) -> str:
     arch = name.partition(".")[0]
     # Only the registry: "hf-hub:" and "local-dir:" names would bring a config from elsewhere.
     if ":" in name or not timm.is_model(arch):
-        near = nearest(arch, [known for known in timm.list_models() if known.startswith(("vit", "deit"))])
-        raise Refused(f"{place}.name: timm has no model {name!r}.{near or nearest(arch, timm.list_models())}")
+        raise Refused(f"{place}.name: timm has no model {name!r}.{_near(arch)}")
     return arch
+
+
+def _near(arch: str) -> str:
+    """The nearest of the ViTs, by as many letters as were given: ``vit_tinny`` means ``vit_tiny_patch16_224``."""
+    import timm
+
+    known = [name for kind in ("vision_transformer", "deit") for name in timm.list_models(module=kind)]
+    # Where some begin alike the last one stays: the shortest.
+    begins = {name[: len(arch)]: name for name in sorted(known, key=lambda name: (len(name), name), reverse=True)}
+    close = difflib.get_close_matches(arch, begins, n=1, cutoff=0.6)
+    return f" Did you mean {begins[close[0]]!r}?" if close else " LOTUS takes timm's vit_* and deit*."
 
 
 @functools.cache

@@ -57,6 +57,17 @@ def test_refused_names_and_options() -> None:
         open_data(Data(name="digits", options={"val_fracton": 0.1}))
     with pytest.raises(Refused, match="between 0 and 1"):
         open_data(Data(name="digits", options={"val_fraction": 1.5}))
+    for option, value, says in [
+        ("val_fraction", "abc", "a number, not 'abc'"),
+        ("val_fraction", True, "a number, not True"),
+        ("val_fraction", float("nan"), "a number, not nan"),
+        ("seed", "x", "a whole number, not 'x'"),
+        ("seed", 1.5, "a whole number, not 1.5"),
+        ("seed", -1, "from 0"),
+    ]:
+        with pytest.raises(Refused, match=rf"data\.options\.{option}: .*{says}"):
+            open_data(Data(name="digits", options={option: value}))
+    assert len(open_data(Data(name="digits", options={"val_fraction": "5e-1"}))[1]) > 800, "YAML reads 5e-1 as a text"
     with pytest.raises(Refused, match="hf:NAME"):
         open_data(Data(name="gs:bucket"))
     for name in ("imagefolder", "npz", "cifar10"):
@@ -86,10 +97,26 @@ def test_a_folder_with_train_and_val(tmp_path: Path) -> None:
     assert open_data(Data(path=str(root)))[0].fingerprint != before
 
 
-@pytest.mark.parametrize("name", ["validation", "test"])
-def test_other_names_of_val(tmp_path: Path, name: str) -> None:
-    root = folder(tmp_path, {"train/a": 2, "train/b": 2, f"{name}/a": 1})
-    assert len(open_data(Data(path=str(root)))[1]) == 1
+@pytest.mark.parametrize("first", ["train", "Train", "training"])
+@pytest.mark.parametrize("name", ["validation", "test", "Val"])
+def test_other_names_of_train_and_val(tmp_path: Path, first: str, name: str) -> None:
+    root = folder(tmp_path, {f"{first}/a": 2, f"{first}/b": 2, f"{name}/a": 1})
+    train, val = open_data(Data(path=str(root)))
+    assert train.classes == ("a", "b")
+    assert len(val) == 1
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        ({"val/a": 2, "other/a": 2}, "val looks like a part of a data set, not like a class"),
+        ({"TEST": 2, "a": 2}, "TEST looks like a part of a data set"),
+        ({"train/a": 2, "Training/a": 2}, "Training and train, which mean the same part"),
+    ],
+)
+def test_parts_do_not_become_classes(tmp_path: Path, parts: dict[str, int], says: str) -> None:
+    with pytest.raises(Refused, match=says):
+        open_data(Data(path=str(folder(tmp_path, parts))))
 
 
 @pytest.mark.parametrize("below", ["", "train/"])
@@ -140,6 +167,17 @@ def test_links_in_a_circle_end(tmp_path: Path) -> None:
     (root / "a" / "gone.png").symlink_to(root / "nowhere.png")
     train, val = open_data(Data(path=str(root)))
     assert len(train) + len(val) == 5, "the link to nowhere counts, and is named as damaged when it is read"
+
+
+@pytest.mark.parametrize("to", [".", "..", "b", "b/deep"])
+def test_links_do_not_pull_other_classes_in(tmp_path: Path, to: str) -> None:
+    root = folder(tmp_path / "root", {"a": 2, "b": 3, "b/deep": 1})
+    folder(tmp_path / "apart", {"more": 4})
+    (root / "a" / "link").symlink_to(root / to)
+    (root / "a" / "apart").symlink_to(tmp_path / "apart")
+    train, val = open_data(Data(path=str(root)))
+    counts = np.bincount(np.concatenate([train.labels, val.labels]))
+    assert counts.tolist() == [6, 4], "a link to pictures apart is followed"
 
 
 # ---------------------------------------------------------------------------------------------------------- .npz
@@ -193,10 +231,12 @@ def test_npz_that_does_not_fit(tmp_path: Path, changes: dict[str, Any], says: st
 def test_npz_that_is_cut_off(tmp_path: Path) -> None:
     data = saved(tmp_path)
     whole = Path(data.path).read_bytes()
-    for content in (whole[: len(whole) // 2], b"", b"text"):
+    for content, says in ((whole[: len(whole) // 2], "cannot be read"), (b"", "it is none"), (b"text", "it is none")):
         Path(data.path).write_bytes(content)
-        with pytest.raises(Refused, match="cannot be read"):
+        with pytest.raises(Refused, match=says):
             open_data(data)
+    with pytest.raises(Refused, match="between 0 and 1"):  # though it has a test part and nothing is held out
+        open_data(saved(tmp_path).model_copy(update={"options": {"val_fraction": 7}}))
 
 
 # --------------------------------------------------------------------------------------------------------- CIFAR

@@ -165,6 +165,8 @@ def test_greedy_finds_the_best_subset_where_brute_force_can_tell():
     ("keep", "message"),
     [
         ({}, "say macs or params"),
+        (0.5, r"say which budget, e\.g\. \{'macs': 0\.5\}, not 0\.5"),
+        (None, "say which budget"),
         ({"macs": None}, "say macs or params"),
         ({"macs": 0}, "not 0"),
         ({"macs": 1.5}, "not 1.5"),

@@ -61,6 +61,14 @@ def test_plain_lines_come_at_begin_every_ten_seconds_after_an_evaluation_and_at_
     ]
 
 
+def test_one_is_one():
+    events = [Ended("prepare", 1, {"skipped": 1}), Ended("prepare", 1, {"skipped": 2})]
+    assert [line.split(" s ")[1] for line in play(Page(), events, None).splitlines()] == [
+        "1 damaged image skipped",
+        "2 damaged images skipped",
+    ]
+
+
 def test_plain_lines_are_never_broken_nor_coloured():
     page = Page()
     page.console.width = 20

@@ -76,3 +76,15 @@ def test_call_refuses_unknown_settings():
 def test_nearest_is_silent_where_nothing_is_near():
     assert methods.nearest("kep", ["keep", "seed"]) == " Did you mean 'keep'?"
     assert methods.nearest("zzz", ["keep", "seed"]) == ""
+
+
+def test_what_a_method_of_the_users_own_raises_is_told_with_its_place():
+    mine = shelf("def broken(labels):\n    return 1 / labels", "mine").broken
+    with pytest.raises(
+        Refused, match=r"^select\.score \(broken\): ZeroDivisionError: .* \(<string>, line 2\)\.$"
+    ) as told:
+        methods.call(mine, {"labels": 0}, {}, place="select.score")
+    assert isinstance(told.value.__cause__, ZeroDivisionError)
+    ours = shelf("def broken(labels):\n    return 1 / labels", "selection.scores").broken
+    with pytest.raises(ZeroDivisionError):  # a fault of ours is no refusal
+        methods.call(ours, {"labels": 0}, {}, place="select.score")

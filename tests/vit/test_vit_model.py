@@ -52,6 +52,8 @@ def test_the_same_seed_gives_the_same_start():
     ("settings", "message"),
     [
         ({"name": "vit_tiny_patch16_242"}, "Did you mean 'vit_tiny_patch16_224'"),
+        ({"name": "vit_tinny"}, "Did you mean 'vit_tiny_patch16_224'"),
+        ({"name": "quux"}, "LOTUS takes timm's"),
         ({"name": "deit_tiny_patch16_224.nothing"}, "nothing"),
         ({"name": "hf-hub:someone/something"}, "no model"),
         ({"name": "resnet18", "args": {}}, "ResNet: is no plain timm Vision Transformer.*Supported"),
