@@ -37,7 +37,8 @@ def make_optimizer(model: nn.Module, recipe: Recipe, *, fused: bool | None = Non
     except ValueError:
         known = [str(one) for one in list_optimizers()]
         raise Refused(
-            f"{place}: timm has no optimiser {recipe.optimizer!r}.{nearest(name, known)} Here: {', '.join(known)}."
+            f"{place}: timm has no optimiser {recipe.optimizer!r}.{nearest(name, known)} Among its {len(known)}: adamw, sgd, "
+            "lamb, lion, muon (timm.optim.list_optimizers() names all)."
         ) from None
     if info.second_order:
         raise Refused(f"{place}: {name!r} needs second derivatives, which the engine does not make. Try 'adamw'.")
