@@ -132,7 +132,7 @@ def _lotus(
     gates = Gates(model, Sparsity(start=0), target=0.5, device=world.device) if gated else None
     engine = Engine(model, make_optimizer(model, recipe), recipe, world)
     engine.module.train()
-    lesson = Lesson(engine, plan, Objective(recipe, CLASSES, 0), None, None, None)
+    lesson = Lesson(engine, plan, Objective(recipe, CLASSES, 0))
 
     def epochs() -> Iterator[Batch]:
         epoch = 0

@@ -245,10 +245,10 @@ class Lesson:
     engine: Engine
     plan: SamplePlan
     objective: Objective
-    distiller: Distiller | None
-    recorder: Recorder | None
-    redrawing: Redrawing | None
-    counts: Tensor | None
+    distiller: Distiller | None = None
+    recorder: Recorder | None = None
+    redrawing: Redrawing | None = None
+    counts: Tensor | None = None
     tokens: Tokens | None = None
     tickets: Tickets | None = None
 
