@@ -226,8 +226,10 @@ class Run:
                 return f"{path.name} is gone"
             if path.stat().st_size != record.outputs.get(name):
                 return f"{path.name} was changed"
-        if stage == "prepare" and record.values.get("lies") != lies(self.config.data.path):
-            return "the folder of images was changed"
+        if stage == "prepare":
+            there = lies(self.config.data.path)
+            if there and there != record.values.get("lies"):  # images that are gone by now have been prepared
+                return "the folder of images was changed"
         changed = list(_changes(record.settings, self.settings(stage)))
         if changed:
             return f"{changed[0]}{f' and {len(changed) - 1} more' if len(changed) > 1 else ''}"

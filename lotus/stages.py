@@ -253,7 +253,7 @@ def prepare(shop: Shop) -> Making:
     manifest = shop.manifest()
     told = {"images": manifest.n, "classes": len(manifest.classes), "skipped": len(manifest.skipped)}
     made = digest([manifest.fingerprint, beton.Manifest.load(run.val_beton).fingerprint])
-    return Outcome(values={**told, "fingerprint": made, "lies": here})
+    return Outcome(values={**told, "fingerprint": made, "lies": here or lies(data.path)})
 
 
 def score(shop: Shop) -> Making:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,8 @@ def test_pictures_that_come_or_go_are_noticed(tmp_path: Path) -> None:
     assert run.why("prepare") is None
     (images / "train" / "cat" / "2.jpg").touch()
     assert run.why("prepare") == "the folder of images was changed"
+    shutil.rmtree(images)
+    assert run.why("prepare") is None, "what was prepared needs them no more"
 
 
 def test_own_methods_that_change_are_noticed(tmp_path: Path) -> None:
