@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -15,14 +16,35 @@ SMALL = {
     "loader.py": ["--images", "48", "--small-images", "256", "--batch", "16", "--turns", "1"],
     "selection.py": ["herding", "k_center", "--images", "600"],
     "patches.py": ["--tiny"],
+    "selection_accuracy.py": [
+        "DATA",
+        "--out",
+        "OUT",
+        "--pool",
+        "40",
+        "--epochs",
+        "6",
+        "--keep",
+        "0.5",
+        "--probe",
+        "2",
+        "--seeds",
+        "1",
+        "--args",
+        '{"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3}',
+    ],
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
-def test_it_runs(name: str) -> None:
+def test_it_runs(name: str, tmp_path: Path) -> None:
+    draw, data = np.random.default_rng(0), tmp_path / "data.npz"
+    sets = {f"x_{part}": draw.integers(0, 256, (60, 16, 16, 3), np.uint8) for part in ("train", "test")}
+    np.savez(data, **sets, y_train=np.arange(60) % 4, y_test=np.arange(60) % 4)
+    words = [{"DATA": str(data), "OUT": str(tmp_path / "out")}.get(word, word) for word in SMALL[name]]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / name), *SMALL[name]],
+        [sys.executable, str(ROOT / "benchmarks" / name), *words],
         capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
