@@ -179,7 +179,7 @@ def _last_page(config: Config) -> None:
 
 
 def _select(options: argparse.Namespace) -> int:
-    from selection.lottery import select
+    from selection.lottery import reads, select
     from selection.signals import Signals
 
     if options.keep is None:
@@ -195,15 +195,18 @@ def _select(options: argparse.Namespace) -> int:
         if not (equals and dot and method in settings):
             raise Refused(f"--set {given}: write score.NAME=VALUE or pick.NAME=VALUE, e.g. --set pick.bins=20.")
         settings[method][name] = _value(value)
-    signals = Signals.load(options.signals)
+    score = {**settings["score"], "name": options.score}
+    pick = {**settings["pick"], "name": options.pick}
+    shelves = _shelves(options.shelves)
+    signals = Signals.load(options.signals, only=reads(score, pick, shelves))
     drawn = select(
         signals,
-        score={**settings["score"], "name": options.score},
-        pick={**settings["pick"], "name": options.pick},
+        score=score,
+        pick=pick,
         keep=options.keep,
         balance=not options.no_balance,
         seed=options.seed,
-        shelves=_shelves(options.shelves),
+        shelves=shelves,
     )
     if options.out:
         drawn.subset.save(options.out)

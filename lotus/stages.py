@@ -295,7 +295,7 @@ def select(shop: Shop) -> Making:
         subset.check(fingerprint=manifest.fingerprint, total=manifest.n)
     else:
         if run.probed:
-            signals = Signals.load(run.signals)
+            signals = Signals.load(run.signals, only=lottery.reads(wants.score, wants.pick, shop.shelves))
         else:
             known = {"labels": beton.labels(run.train_beton)}
             signals = Signals(known, classes=manifest.classes, fingerprint=manifest.fingerprint)

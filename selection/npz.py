@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,14 @@ def write(
 
 
 def read(
-    path: str | Path, *, kind: str, version: int, cure: str, made: str = ""
+    path: str | Path, *, kind: str, version: int, cure: str, made: str = "", only: Collection[str] | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays and the ``about`` of a file that :func:`write` wrote.
+    """The arrays, read-only, and the ``about`` of a file that :func:`write` wrote.
 
     Args:
         cure: what to do about a file of this kind that is damaged or of a later format.
         made: where files of this kind come from. Said of one that is missing or of another kind, which may well be precious.
+        only: the arrays to read, as far as they are there; None: all.
 
     Raises:
         Refused: not there, truncated, damaged, of another kind or a later format.
@@ -66,7 +67,7 @@ def read(
         if not _ZIP.startswith(file.read(len(_ZIP))):
             raise Refused(f"{path}: not {kind}, and no .npz at all, whatever its name. {made}")
         try:
-            arrays, names = _members(file)
+            arrays, names = _members(file, only)
             about = json.loads(str(arrays.pop(ABOUT)[()])) if ABOUT in arrays else None
         # A file from elsewhere may break the zip, npy or JSON parser in more ways than can be listed.
         except Exception as error:
@@ -78,18 +79,21 @@ def read(
         raise Refused(
             f"{path}: {kind} of format {about.get('format')!r}, and this LOTUS reads format {version}. {cure}"
         )
+    for array in arrays.values():
+        array.setflags(write=False)
     return arrays, about
 
 
-def _members(file: Any) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The arrays, and the names of all that is inside. What has no ``about`` is foreign, maybe large, and not read."""
+def _members(file: Any, only: Collection[str] | None) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays asked for, and the names of all that is inside. What has no ``about`` is foreign, maybe large, and not read."""
     file.seek(0)
     if file.read(len(_ZIP)) != _ZIP:
         raise ValueError("not an .npz file")
     file.seek(0)
     with np.load(file, allow_pickle=False) as archive:
         names = list(archive.files)
-        arrays = {name: archive[name] for name in names} if ABOUT in names else {}
+        wanted = [name for name in names if only is None or name in only or name == ABOUT]
+        arrays = {name: archive[name] for name in wanted} if ABOUT in names else {}
     foreign = [name for name, value in arrays.items() if not isinstance(value, np.ndarray)]
     if foreign:
         raise ValueError(f"{foreign[0]!r} is no array")

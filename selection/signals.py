@@ -11,7 +11,7 @@ the C probabilities of every image in the epoch before.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,13 +165,17 @@ class Signals:
         npz.write(path, self._arrays, about, kind=KIND, version=FORMAT)
 
     @classmethod
-    def load(cls, path: str | Path) -> Signals:
+    def load(cls, path: str | Path, only: Collection[str] | None = None) -> Signals:
         """Read what :meth:`save` wrote.
+
+        Args:
+            only: besides the labels, these signals, as far as they were recorded; None: all. ``errors`` may be gigabytes.
 
         Raises:
             Refused: the file is missing, cut short, damaged, foreign, or holds what does not fit; names the path and the cure.
         """
-        arrays, about = npz.read(path, kind=KIND, version=FORMAT, cure=CURE, made=MADE)
+        names = None if only is None else {"labels", *only}
+        arrays, about = npz.read(path, kind=KIND, version=FORMAT, cure=CURE, made=MADE, only=names)
         try:
             return cls(
                 arrays, fingerprint=about.get("fingerprint", ""), classes=about.get("classes") or (), place=str(path)
@@ -194,7 +198,7 @@ def _check_shape(name: str, array: np.ndarray, sizes: dict[str, tuple[int, str]]
 
 
 def _fitted(name: str, array: np.ndarray, high: float, place: str) -> np.ndarray:
-    """A read-only copy in the vocabulary's dtype, once its values are in range."""
+    """``array`` in the vocabulary's dtype, once its values are in range: a read-only copy, or itself where it is read-only."""
     signal = VOCABULARY[name]
     real = issubclass(signal.dtype, np.floating)
     if array.dtype.kind not in ("fiu" if real else "iu" if signal.dtype is np.int64 else "b"):
@@ -210,7 +214,11 @@ def _fitted(name: str, array: np.ndarray, high: float, place: str) -> np.ndarray
             raise Refused(f"{place}.{name}: {most:g} is above {high:g}{_where(name, array == array.max())}.")
         if real:
             widest = float(np.finfo(np.dtype(signal.dtype)).max)
-            array = np.clip(array, max(signal.low, -widest), min(high, widest))
+            low, high = max(signal.low, -widest), min(high, widest)
+            if least < low or most > high:
+                array = np.clip(array, low, high)
+    if array.dtype == signal.dtype and array.flags.c_contiguous and not array.flags.writeable:
+        return array  # errors of a million images in a thousand classes are 2.6 GB
     fitted = np.array(array, dtype=signal.dtype, order="C")
     fitted.setflags(write=False)
     return fitted

@@ -238,6 +238,22 @@ def test_what_is_saved_is_what_is_loaded(signals, tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["signals.npz"]
 
 
+def test_only_what_is_asked_for_is_read(signals, tmp_path):
+    signals.save(tmp_path / "s.npz")
+    some = Signals.load(tmp_path / "s.npz", only={"loss", "never_recorded"})
+    assert set(some) == {"labels", "loss"}
+    assert np.array_equal(some["loss"], signals["loss"])
+    assert (some.fingerprint, some.classes) == (signals.fingerprint, signals.classes)
+
+
+def test_what_cannot_change_is_not_copied(arrays):
+    errors = arrays["errors"].astype(np.float16)
+    errors.setflags(write=False)
+    assert Signals({**arrays, "errors": errors}, fingerprint="f")["errors"] is errors
+    writable = arrays["errors"].astype(np.float16)
+    assert not np.shares_memory(Signals({**arrays, "errors": writable}, fingerprint="f")["errors"], writable)
+
+
 def test_the_extremes_survive_the_file(tmp_path):
     """log(3) and sqrt(2) round upwards or downwards in half precision; neither may make our own file refused."""
     for classes in (2, 3, 10, 1000):
