@@ -70,9 +70,12 @@ def main() -> int:
     done = _read(book)
     jobs = [job for job in _jobs(options) if _name(*job) not in done]
     if jobs:
+        for stale in folder.glob(f"run-{key}-*"):  # of one that was killed
+            shutil.rmtree(stale)
         _pool_of_images(options, folder)
         context = get_context("spawn")
-        with ProcessPoolExecutor(options.workers, mp_context=context) as workers:
+        # A process for a few trainings only: what engines and loaders leave behind adds up.
+        with ProcessPoolExecutor(options.workers, mp_context=context, max_tasks_per_child=6) as workers:
             probes = {
                 workers.submit(_probe, options, folder, key, seed): seed for seed in sorted({s for *_, s in jobs})
             }

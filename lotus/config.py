@@ -327,11 +327,14 @@ class Keep(Section):
     """Multiply-accumulates an image."""
     params: Fraction | None = None
     """Parameters."""
+    latency: Fraction | None = None
+    """Milliseconds of a forward pass over ``prune.latency_batch`` images on the device that prunes, from a table that is
+    measured there."""
 
     @model_validator(mode="after")
     def _one(self) -> Keep:
-        if self.macs is None and self.params is None:
-            raise ValueError("say macs or params or both, e.g. keep: {macs: 0.5}")
+        if self.macs is None and self.params is None and self.latency is None:
+            raise ValueError("say macs, params or latency, or several, e.g. keep: {macs: 0.5}")
         return self
 
 
@@ -344,8 +347,9 @@ class Prune(Section):
     """A criterion of lotus/pruning/criteria.py."""
     rank: Literal["pool", "kind"] = "pool"
     """pool: all units compete by score a MAC; kind: heads, head dimensions and MLP units each among themselves."""
-    round: int = Field(8, ge=1)
-    """MLP units and head dimensions stay a multiple of this."""
+    round: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
+    """MLP units and head dimensions stay a multiple of this; auto: the smallest of 4 to 64 at which this device is fast, by
+    measurement at ``latency_batch``."""
     rotate: bool = True
     """Turn each head's dimensions into those of which the first few carry the most (whitened SVD) before any is cut."""
     split: bool = False
@@ -354,6 +358,8 @@ class Prune(Section):
     """What the cut units carried is folded into the rest: not at all, their mean, or their best affine prediction."""
     calibration: int = Field(2048, ge=1)
     """Training images (of the ticket) on which scores and statistics are measured."""
+    latency_batch: int = Field(64, ge=1)
+    """The batch at which ``keep.latency`` counts."""
 
 
 class Export(Section):

@@ -24,7 +24,7 @@ import numpy as np
 from lotus import doctor
 from lotus.config import Config, Recipe
 from lotus.events import Began, Ended, Evaluated, Event, Pruned, Said, Skipped, Step, Wrote
-from lotus.run import BY_NAME, STAGES, Run, digest, lies, write_json
+from lotus.run import BY_NAME, STAGES, Run, digest, lies, write_json, write_text
 from selection import lottery, methods, redraw
 from selection.errors import Refused
 
@@ -370,6 +370,7 @@ def prune(shop: Shop) -> Making:
     from safetensors.torch import load_file
 
     import lotus.pruning
+    from lotus.pruning import latency
     from lotus.training import loop
     from selection.subset import Subset
 
@@ -379,6 +380,18 @@ def prune(shop: Shop) -> Making:
     rows = Subset.load(run.ticket).rows
     rng = np.random.default_rng([config.seed, CALIBRATION])
     calibration = np.sort(rng.choice(rows, size=min(wants.calibration, len(rows)), replace=False))
+    table, multiple = None, wants.round
+    if multiple == "auto":
+        multiple = latency.fast_multiple(model, wants.latency_batch)
+        yield Said("prune", f"Widths stay multiples of {multiple}: measured at batch {wants.latency_batch}.")
+    if wants.keep.latency is not None:
+        table = yield from _watched(
+            "prune",
+            latency.timings(model),
+            lambda progress: latency.measure(model, wants.latency_batch, progress=progress),
+            unit="timings",
+        )
+        write_text(run.folder / "latency.json", table.to_json())
     with _images(shop, run.train_beton, calibration, config.train, model) as loader:
         cut = yield from _watched(
             "prune",
@@ -391,12 +404,13 @@ def prune(shop: Shop) -> Making:
                 criterion_options=wants.criterion.options,
                 shelves=shop.shelves,
                 rank=wants.rank,
-                round=wants.round,
+                round=multiple,
                 rotate=wants.rotate,
                 split=wants.split,
                 compensate=wants.compensate,
                 gates=gates,
                 seed=config.seed,
+                table=table,
                 progress=progress,
             ),
         )
@@ -715,7 +729,9 @@ def _keep(shop: Shop, stage: str, model: nn.Module, folder: Path) -> Iterator[Ev
         yield Wrote(stage, str(folder))
 
 
-def _watched(stage: str, total: int, work: Callable[[Callable[[int], None]], T]) -> Generator[Event, None, T]:
+def _watched(
+    stage: str, total: int, work: Callable[[Callable[[int], None]], T], unit: str = "images"
+) -> Generator[Event, None, T]:
     """Do ``work`` in a thread while its progress, which it reports through its argument, is passed on as events."""
     import queue
     import threading
@@ -735,7 +751,7 @@ def _watched(stage: str, total: int, work: Callable[[Callable[[int], None]], T])
     worker = threading.Thread(target=thread, daemon=True)
     worker.start()
     while (done := told.get()) is not None:
-        yield Step(stage, done, total, unit="images")
+        yield Step(stage, done, total, unit=unit)
     worker.join()
     if fault:
         raise fault[0]
@@ -816,7 +832,7 @@ def _look_ahead(config: Config) -> None:
     budget.check_reach(
         outline(model),
         config.prune.keep.model_dump(exclude_none=True),
-        round=config.prune.round,
+        round=8 if config.prune.round == "auto" else config.prune.round,
         split=config.prune.split,
     )
     for name, recipe in (("score", config.score), ("train", config.train), ("finetune", config.finetune)):

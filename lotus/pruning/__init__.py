@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lotus.pruning import budget, criteria, measure, surgery
+from lotus.pruning import budget, criteria, latency, measure, surgery
 from lotus.pruning import compensate as folds
 from lotus.pruning import rotate as turns
 from lotus.pruning.budget import Rank
@@ -84,7 +84,7 @@ def prune(
         model: Any supported timm ViT, trained by LOTUS or not.
         batches: Calibration data: tuples that begin with images and labels, some 2,000 images; or a function that gives them.
             With ``rotate`` they are gone through twice; a plain iterator's are kept in memory until then.
-        keep: ``{"macs": 0.5}``, ``{"params": 0.5}`` or both, as parts of the model's.
+        keep: ``macs``, ``params``, ``latency`` (on the model's device, at a batch of 64), or several, as parts of the model's.
         criterion: A name from :mod:`lotus.pruning.criteria`, or a function like those.
         rank: ``pool``: all units compete by score a saved cost; ``kind``: heads, head dimensions, MLP units among themselves.
         round: Widths stay a multiple of this.
@@ -128,11 +128,13 @@ def lottery(
     compensate: Compensate = "affine",
     gates: Mapping[str, Tensor] | None = None,
     seed: int = 0,
+    table: latency.Table | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Drawn:
     """As :func:`prune`, with all that came to light on the way.
 
     Args:
+        table: As of :meth:`Study.draw`.
         criterion_options: Settings of the criterion.
         shelves: Modules with criteria of the user's own.
         progress: Told the calibration images gone through so far, in all passes together.
@@ -154,7 +156,7 @@ def lottery(
         gates=gates,
         seed=seed,
         progress=progress,
-    ).draw(share, rank=rank, round=round, split=split)
+    ).draw(share, rank=rank, round=round, split=split, table=table)
 
 
 @dataclass(frozen=True)
@@ -171,14 +173,31 @@ class Study:
     forwards: int
     notes: tuple[str, ...]
 
-    def draw(self, keep: Mapping[str, float], *, rank: Rank = "pool", round: int = 8, split: bool = False) -> Drawn:
+    def draw(
+        self,
+        keep: Mapping[str, float],
+        *,
+        rank: Rank = "pool",
+        round: int = 8,
+        split: bool = False,
+        table: latency.Table | None = None,
+    ) -> Drawn:
         """Cut to a budget; the arguments are those of :func:`prune`.
+
+        Args:
+            table: what widths take on this device, for a budget of latency; None: measured now, at a batch of 64.
 
         Raises:
             Refused: a budget that is none, or out of reach.
         """
         outline = cost.outline(self.dense)
-        plan = budget.fit_plan(outline, self.scores, keep, rank=rank, round=round, split=split)
+        if "latency" in budget.check_keep(keep):
+            if rank != "pool" or split:
+                raise Refused("prune.keep.latency: goes with prune.rank=pool and prune.split=false.")
+            table = table or latency.measure(self.dense, 64)
+            plan = latency.fit_plan(outline, self.scores, keep, table, round=round)
+        else:
+            plan = budget.fit_plan(outline, self.scores, keep, rank=rank, round=round, split=split)
         small = surgery.cut(self.dense, plan)
         for block, before, kept in zip(anatomy.blocks(small), anatomy.blocks(self.dense), plan.blocks, strict=True):
             for site, linear, old, stay in (
@@ -198,7 +217,7 @@ class Study:
             self.scores,
             images=self.images,
             forwards=self.forwards,
-            notes=(*_notes(self.dense, split), *self.notes),
+            notes=(*_notes(self.dense, split), *self.notes, *_timed(table if "latency" in keep else None, plan)),
         )
 
 
@@ -286,6 +305,16 @@ def _notes(model: nn.Module, split: bool) -> list[str]:
         return []
     rest = "Value dimensions are rotated and cut alone." if split else "Value dimensions too, since split is off."
     return [f"Query/key dimensions stay whole where qk-norm reads them all ({normed[0]} to {normed[-1]}). {rest}"]
+
+
+def _timed(table: latency.Table | None, plan: Plan) -> list[str]:
+    """What a table predicts."""
+    if table is None:
+        return []
+    then = table.predict(plan.dims)
+    return [
+        f"Predicted from timings on {table.device} at batch {table.batch}: {then:.3g} ms of {table.dense:.3g} ms ({then / table.dense:.3f})."
+    ]
 
 
 def _brief(whole: cost.Cost) -> dict[str, int]:

@@ -24,7 +24,8 @@ from selection.methods import nearest
 Rank = Literal["pool", "kind"]
 KINDS = ("heads", "dims", "units")
 SPLIT = ("heads", "qk", "v", "units")
-BUDGETS = ("macs", "params")
+COUNTED = ("macs", "params")
+BUDGETS = (*COUNTED, "latency")
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,8 @@ def fit_plan(
         Refused: a budget that is none, one out of reach (with the range that is not), scores that do not fit or are not finite.
     """
     share = check_keep(keep)
+    if "latency" in share:
+        raise Refused("prune.keep.latency: milliseconds are not counted but measured; see lotus.pruning.latency.")
     if rank not in ("pool", "kind"):
         raise Refused(f"prune.rank: there is no {rank!r}. Here: pool, kind.")
     limits = check_reach(outline, share, round=round, split=split)
@@ -179,12 +182,12 @@ def check_keep(keep: Mapping[str, float]) -> dict[str, float]:
         if isinstance(part, bool) or not isinstance(part, (int, float)) or not 0 < part <= 1:
             raise Refused(f"prune.keep.{what}: the part that stays, above 0 and up to 1, not {part!r}.")
     if not share:
-        raise Refused("prune.keep: say macs or params or both, e.g. {'macs': 0.5}.")
+        raise Refused(f"prune.keep: say one of {', '.join(BUDGETS)}, or several, e.g. {{'macs': 0.5}}.")
     return share
 
 
 def check_reach(outline: Outline, keep: Mapping[str, float], *, round: int = 8, split: bool = False) -> dict[str, int]:
-    """The budgets as whole numbers; needs no scores, so that a budget can be refused before anything is trained.
+    """The budgets that are counted as whole numbers; needs no scores, so that one can be refused before anything is trained.
 
     Raises:
         Refused: a budget that is none, or one that no plan meets; names the range that can be reached.
@@ -200,6 +203,8 @@ def check_reach(outline: Outline, keep: Mapping[str, float], *, round: int = 8, 
     floor, dense = outline.cost(least), outline.cost()
     limits = {}
     for what, part in share.items():
+        if what not in COUNTED:
+            continue
         lowest, whole = getattr(floor, what), getattr(dense, what)
         limits[what] = int(part * whole)
         if lowest > limits[what]:

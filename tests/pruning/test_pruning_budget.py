@@ -164,16 +164,16 @@ def test_greedy_finds_the_best_subset_where_brute_force_can_tell():
 @pytest.mark.parametrize(
     ("keep", "message"),
     [
-        ({}, "say macs or params"),
+        ({}, "say one of macs, params, latency"),
         (0.5, r"say which budget, e\.g\. \{'macs': 0\.5\}, not 0\.5"),
         (None, "say which budget"),
-        ({"macs": None}, "say macs or params"),
+        ({"macs": None}, "say one of macs, params, latency"),
         ({"macs": 0}, "not 0"),
         ({"macs": 1.5}, "not 1.5"),
         ({"macs": "half"}, "not 'half'"),
         ({"macs": True}, "not True"),
         ({"mac": 0.5}, "Did you mean 'macs'"),
-        ({"latency": 0.5}, "Here: macs, params"),
+        ({"latncy": 0.5}, "Here: macs, params, latency"),
     ],
 )
 def test_what_is_no_budget_is_refused(keep, message):

@@ -1,0 +1,126 @@
+"""What a cut saves on the clock, and how well it was predicted. One command, one run, no training (time knows no weights):
+
+    python benchmarks/latency.py            # DeiT-Ti at 224 px, batch 32 and 1
+    python benchmarks/latency.py --small    # a ViT of 128 x 6 with 8-pixel patches at 32 px, batch 256 and 1
+    python benchmarks/latency.py --tiny     # seconds; only shows that it works
+
+Dense and cut take turns; a figure is the median over the turns of what stands beside the dense model of the same turn. To be
+reached: at the large batch a speed-up of at least (MACs ratio)^0.85; at batch 1 never slower than dense; latency that the table
+of lotus/pruning/latency.py predicts within 10 % of what is measured then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else selection.py of this folder is found first
+
+import lotus.pruning
+from lotus.config import Model
+from lotus.pruning import latency
+from lotus.vit import cost
+from lotus.vit.model import create
+from selection.errors import Refused
+
+BUDGETS: list[dict[str, float]] = [
+    *({"macs": keep} for keep in (0.7, 0.5, 0.35, 0.25)),
+    *({"latency": keep} for keep in (0.7, 0.5, 0.35)),
+]
+POWER, EXACT = 0.85, 0.10
+
+
+def main() -> int:
+    """Run; 1 with ``--check`` where a figure is missed."""
+    options = _parse()
+    torch.manual_seed(0)
+    dense = create(Model(name=options.model, args=options.args), 10).to(options.device).eval()
+    table = latency.measure(dense, options.batch, repeats=options.turns)
+    multiple = latency.fast_multiple(dense, options.batch)
+    study = lotus.pruning.study(dense, [], criterion="magnitude", rotate=False, compensate="none")
+    cuts = []
+    for keep in BUDGETS:
+        try:
+            cuts.append((keep, study.draw(keep, table=table)))
+        except Refused as refusal:
+            print(refusal, file=sys.stderr)
+    large = _beside(dense, [drawn.model for _, drawn in cuts], options.batch, options.turns)
+    one = _beside(dense, [drawn.model for _, drawn in cuts], 1, 3 * options.turns)
+    rows = [
+        {
+            "keep": keep,
+            "macs": drawn.before["macs"] / drawn.after["macs"],
+            "speedup": 1 / at_large,
+            "wanted": (drawn.before["macs"] / drawn.after["macs"]) ** POWER,
+            "predicted": table.predict(drawn.plan.dims) / table.dense,
+            "measured": at_large,
+            "batch_1": at_one,
+        }
+        for (keep, drawn), at_large, at_one in zip(cuts, large, one, strict=True)
+    ]
+    if options.json:
+        print(
+            json.dumps({"rows": rows, "round": multiple, "dense_ms": table.dense, "threads": torch.get_num_threads()})
+        )
+    else:
+        _show(rows, table, multiple, options)
+    missed = any(
+        row["speedup"] < row["wanted"] or row["batch_1"] > 1 or abs(row["predicted"] / row["measured"] - 1) > EXACT
+        for row in rows
+    )
+    return 1 if options.check and missed else 0
+
+
+def _beside(dense: nn.Module, cuts: list[nn.Module], batch: int, turns: int) -> list[float]:
+    """Time of each of ``cuts`` as a part of ``dense``'s: medians over the turns."""
+    ratios: list[list[float]] = [[] for _ in cuts]
+    for turn in range(turns + 1):  # the first warms up
+        whole = cost.latency(dense, batch, repeats=3, warmup=1)
+        for each, small in zip(ratios, cuts, strict=True):
+            ratio = cost.latency(small, batch, repeats=3, warmup=1) / whole
+            if turn:
+                each.append(ratio)
+    return [statistics.median(each) for each in ratios]
+
+
+def _show(rows: list[dict[str, Any]], table: latency.Table, multiple: int, options: argparse.Namespace) -> None:
+    print(f"{options.model} {options.args}, {options.device}, {torch.get_num_threads()} threads; dense {table.dense:.1f} ms "
+          f"at batch {options.batch}; fast from multiples of {multiple} on")  # fmt: skip
+    print(f"{'keep':16}{'MACs saved':>12}{'speed-up':>10}{'wanted':>8}{'predicted':>11}{'measured':>10}{'batch 1':>9}")
+    for row in rows:
+        keep = ", ".join(f"{what} {part:g}" for what, part in row["keep"].items())
+        print(f"{keep:16}{row['macs']:11.2f}x{row['speedup']:9.2f}x{row['wanted']:7.2f}x{row['predicted']:11.3f}"
+              f"{row['measured']:10.3f}{row['batch_1']:9.3f}")  # fmt: skip
+    print("predicted, measured, batch 1: time as a part of the dense model's")
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="deit_tiny_patch16_224")
+    parser.add_argument("--args", type=json.loads, default={}, help="JSON for timm.create_model")
+    parser.add_argument("--batch", type=int, default=32, help="the large batch")
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--check", action="store_true", help="exit 1 where a figure is missed")
+    parser.add_argument("--small", action="store_true", help="a ViT for CIFAR-10")
+    parser.add_argument("--tiny", action="store_true", help="seconds; only shows that it works")
+    options = parser.parse_args()
+    if options.small:
+        options.args = {"img_size": 32, "patch_size": 8, "embed_dim": 128, "depth": 6, "num_heads": 4}
+        options.batch = 256
+    if options.tiny:
+        options.args = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+        options.batch, options.turns = 4, 1
+    return options
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,196 @@
+"""A budget in milliseconds: what the table predicts, and that no plan within it loses less."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_vits import tiny
+
+import lotus.pruning
+from lotus.pruning import budget, latency
+from lotus.vit import anatomy, cost
+from lotus.vit.anatomy import Dims
+from selection.errors import Refused
+
+OF = Dims(2, 24, 24, 32)
+OUTLINE = cost.Outline(
+    tokens=17, width=48, dims=(OF,) * 2, biases=(cost.Biases(),) * 2, fixed_params=3000, fixed_macs=40_000
+)
+TABLE = latency.Table(
+    device="cpu",
+    batch=8,
+    dense=10.0,
+    of=OF,
+    heads=(1, 2),
+    head_dims=(8, 16, 24),
+    attention=((2.0, 1.7, 1.4), (1.2, 0.6, 0.0)),
+    units=(8, 16, 32),
+    mlp=(1.5, 1.0, 0.0),
+)
+
+
+def clock(model):
+    """A machine on which widths add up: so much for a head's dimension, for a unit, and for the rest."""
+    return 3.0 + sum(0.01 * b.heads * b.head_dim + 0.02 * b.heads + 0.004 * b.hidden for b in anatomy.blocks(model))
+
+
+def draw(seed, outline=OUTLINE):
+    rng = np.random.default_rng(seed)
+    scores = {}
+    for i, (heads, qk, v, hidden) in enumerate(outline.dims):
+        scores |= {f"blocks.{i}.qk": rng.exponential(size=heads * qk), f"blocks.{i}.attn": rng.exponential(size=heads * v),
+                   f"blocks.{i}.mlp": rng.exponential(size=hidden)}  # fmt: skip
+    return scores
+
+
+def lost(scores, dims):
+    """Scores that go with the widths ``dims``, by sorting: the best heads, dimensions and units stay."""
+    total = 0.0
+    for i, (heads, qk_dim, v_dim, hidden) in enumerate(dims):
+        v = scores[f"blocks.{i}.attn"].reshape(OF.heads, OF.v_dim)
+        qk = scores[f"blocks.{i}.qk"].reshape(OF.heads, OF.qk_dim)
+        best = np.argsort(-v.sum(1), kind="stable")[:heads]
+        kept = sum(np.sort(v[h])[::-1][:v_dim].sum() for h in best)
+        total += v.sum() - kept + sum(np.sort(qk[h])[::-1][qk_dim:].sum() for h in best)
+        total += np.sort(scores[f"blocks.{i}.mlp"])[::-1][hidden:].sum()
+    return total
+
+
+EVERY = [Dims(h, d, d, f) for h in (1, 2) for d in (8, 16, 24) for f in (8, 16, 24, 32)]
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), keep=st.floats(0.45, 1.0))
+def test_no_plan_within_the_budget_loses_less(seed, keep):
+    scores = draw(seed)
+    limit = keep * TABLE.dense
+    plans = list(itertools.product(EVERY, repeat=2))
+    reach = [plan for plan in plans if TABLE.predict(plan) <= limit]
+    if not reach:
+        with pytest.raises(Refused, match=r"latency: .* is out of reach"):
+            latency.fit_plan(OUTLINE, scores, {"latency": keep}, TABLE)
+        return
+    found = latency.fit_plan(OUTLINE, scores, {"latency": keep}, TABLE).dims
+    assert TABLE.predict(found) <= limit + 1e-9
+    # Times are rounded, by less than one step for each half of a block.
+    slack = 4 * TABLE.dense / latency.STEPS
+    near = [lost(scores, plan) for plan in plans if TABLE.predict(plan) <= limit - slack]
+    assert min(lost(scores, plan) for plan in reach) - 1e-9 <= lost(scores, found)
+    assert not near or lost(scores, found) <= min(near) + 1e-9
+
+
+@pytest.mark.parametrize("keep", [{"latency": 0.8, "macs": 0.6}, {"latency": 0.9, "params": 0.7}, {"latency": 0.7, "macs": 0.6, "params": 0.8}])  # fmt: skip
+def test_several_budgets_hold_together(keep):
+    scores = draw(3)
+    found = latency.fit_plan(OUTLINE, scores, keep, TABLE)
+    assert TABLE.predict(found.dims) <= keep["latency"] * TABLE.dense + 1e-9
+    for what in ("macs", "params"):
+        if what in keep:
+            assert getattr(found.cost(OUTLINE), what) <= keep[what] * getattr(OUTLINE.cost(), what)
+    # The other budget costs something here, or the test would show nothing.
+    alone = latency.fit_plan(OUTLINE, scores, {"latency": keep["latency"]}, TABLE)
+    assert lost(scores, alone.dims) < lost(scores, found.dims)
+
+
+def test_the_widths_are_multiples_and_the_best_units_stay():
+    scores = draw(5)
+    plan = latency.fit_plan(OUTLINE, scores, {"latency": 0.7}, TABLE)
+    for i, block in enumerate(plan.blocks):
+        assert block.dims.hidden % 8 == block.dims.v_dim % 8 == 0
+        best = np.argsort(-scores[f"blocks.{i}.mlp"], kind="stable")[: block.dims.hidden]
+        assert set(block.units) == set(best.tolist())
+
+
+def test_everything_stays_when_everything_may():
+    assert latency.fit_plan(OUTLINE, draw(1), {"latency": 1.0}, TABLE).dims == OUTLINE.dims
+
+
+def test_a_table_of_another_model_is_refused():
+    other = dataclasses.replace(OUTLINE, dims=(OF._replace(hidden=40),) * 2)
+    with pytest.raises(Refused, match="measured on a model of other widths"):
+        latency.fit_plan(other, draw(0, other), {"latency": 0.8}, TABLE)
+
+
+def test_the_table_predicts_a_machine_on_which_widths_add_up():
+    model = tiny(embed_dim=48, num_heads=2, depth=6)
+    table = latency.measure(model, 4, timer=clock, repeats=1)
+    of = anatomy.blocks(model)[0].dims
+    assert table.dense == clock(model)
+    assert table.predict([of] * 6) == pytest.approx(table.dense)
+    plan = latency.fit_plan(cost.outline(model), draw_for(model), {"latency": 0.8}, table)
+    small = lotus.pruning.surgery.cut(model, plan)
+    assert len(set(plan.dims)) > 1
+    assert table.predict(plan.dims) == pytest.approx(clock(small), rel=1e-9)
+
+
+def draw_for(model):
+    return draw(7, cost.outline(model))
+
+
+def test_progress_counts_what_is_timed():
+    model, told = tiny(embed_dim=48, num_heads=2, depth=2), []
+    latency.measure(model, 4, timer=clock, repeats=2, progress=told.append)
+    assert told == sorted(told)
+    assert told[-1] == latency.timings(model, repeats=2)
+
+
+def test_qk_norm_keeps_its_dimensions():
+    model = tiny(embed_dim=48, num_heads=2, depth=2, qk_norm=True)
+    table = latency.measure(model, 4, timer=clock, repeats=1)
+    plan = latency.fit_plan(cost.outline(model), draw_for(model), {"latency": 0.85}, table)
+    assert {dims.qk_dim for dims in plan.dims} == {24}
+
+
+def test_a_model_that_is_cut_unevenly_is_refused():
+    model = tiny(embed_dim=48, num_heads=2, depth=2)
+    small = lotus.pruning.surgery.cut(model, budget.fit_plan(cost.outline(model), draw_for(model), {"macs": 0.7}))
+    assert len({block.dims for block in anatomy.blocks(small)}) == 2
+    with pytest.raises(Refused, match=r"blocks differ in width already.*Give a budget of macs"):
+        latency.measure(small, 4, timer=clock)
+
+
+def test_the_file():
+    assert latency.Table.from_json(TABLE.to_json()) == TABLE
+    short = {name: value for name, value in json.loads(TABLE.to_json()).items() if name != "mlp"}
+    for text in ("[]", "{}", json.dumps(short), "no json"):
+        with pytest.raises(Refused, match="no table of latencies"):
+            latency.Table.from_json(text)
+
+
+@pytest.mark.parametrize(("like", "expected"), [(32, 32), (16, 16), (1, 4)])
+def test_the_fast_multiple_is_found(like, expected):
+    """A machine that rounds widths up to tiles of ``like``."""
+    model = tiny(embed_dim=48, num_heads=2, depth=2, mlp_ratio=8)
+
+    def tiles(one):
+        return sum(-(-b.hidden // like) * like * 0.01 for b in anatomy.blocks(one))
+
+    assert latency.fast_multiple(model, 4, timer=tiles) == expected
+
+
+def test_by_the_clock():
+    """The whole way, with real timings: nothing is said of how exact they are while tests share the machine."""
+    model = tiny(embed_dim=48, num_heads=2, depth=2)
+    images = torch.randn(16, 3, *model.patch_embed.img_size)
+    labels = torch.arange(16) % 4
+    table = latency.measure(model, 2, repeats=1)
+    drawn = lotus.pruning.lottery(model, [(images, labels)], {"latency": 0.97}, table=table)
+    assert table.predict(drawn.plan.dims) <= 0.97 * table.dense + 1e-9
+    assert drawn.after["macs"] < drawn.before["macs"]
+    assert "Predicted from timings on cpu at batch 2" in drawn.text()
+    assert drawn.model(images).shape == model(images).shape
+
+
+@pytest.mark.parametrize("wrong", [{"rank": "kind"}, {"split": True}])
+def test_what_does_not_go_with_it(wrong):
+    model = tiny(embed_dim=48, num_heads=2, depth=2)
+    batches = [(torch.randn(4, 3, *model.patch_embed.img_size), torch.arange(4) % 4)]
+    with pytest.raises(Refused, match="goes with"):
+        lotus.pruning.lottery(model, batches, {"latency": 0.9}, **wrong)
