@@ -245,27 +245,6 @@ def _groups(labels: Rows, budget: int, balance: bool, seed: int) -> Iterator[tup
     yield from zip((int(c) for c in classes), by_class, (int(q) for q in shares), strict=True)
 
 
-class _Of(Mapping[str, Any]):
-    """The signals of some images, cut out when they are read."""
-
-    def __init__(self, signals: Signals, rows: Rows) -> None:
-        self.signals, self.rows = signals, rows
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self.signals:
-            raise KeyError(name)
-        return self.signals.take(name, self.rows)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.signals
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.signals)
-
-    def __len__(self) -> int:
-        return len(list(self.signals))
-
-
 def _draw(
     signals: Signals,
     values: Floats | None,
@@ -291,7 +270,7 @@ def _draw(
         told["scores"] = values[group]
         told["ranking"] = ranking(told["scores"], np.random.default_rng([seed, _RANKING, key]))
     place = f"select.pick ({picker.__name__})"
-    taken = methods.call(picker, ChainMap(told, _Of(signals, group)), options, place="select.pick")  # type: ignore[arg-type]
+    taken = methods.call(picker, ChainMap(told, signals.available(group)), options, place="select.pick")  # type: ignore[arg-type]
     rows, weights = taken if isinstance(taken, tuple) else (taken, np.ones(quota))
     rows, weights = np.asarray(rows), np.asarray(weights, dtype=np.float64)
     if rows.shape != (quota,) or rows.dtype.kind not in "iu" or len(np.unique(rows)) < quota:

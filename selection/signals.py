@@ -3,15 +3,16 @@
 Legend: N images, S seeds (independent probes), E epochs of a probe, D width of an embedding, C classes, K runs on random
 parts of the images.
 
-A probe need not record all of it. What each costs: one that is watched, 2 bytes an image an epoch (``p_label`` 4, ``correct``
-1); ``embeddings`` 2 D and ``errors`` 2 C bytes an image, once; ``kl_step`` 2 bytes an image an epoch, and while it is recorded
-the C probabilities of every image in the epoch before.
+A probe need not record all of it. What each costs: one that is watched, 2 bytes an image an epoch; ``embeddings`` 2 D and
+``errors`` 2 C bytes an image, once; ``kl_step`` 2 bytes an image an epoch, and while it is recorded the C probabilities of every
+image in the epoch before. Our own records five that are watched, from which two more follow (:data:`DERIVED`): 10 bytes an
+image an epoch, and two more with ``kl_step``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ _WATCHED = ("S", "E", "N")
 
 # Half precision is relative: 11 significant bits, down to 6e-8. That serves quantities for which an easy image lies near
 # zero: error norm, loss and entropy of two easy images stay apart. The probability of the label lies near *one* there, where
-# half precision has steps of 5e-4 and would tie every image that is well learned; so it has 24 bits.
+# half precision has steps of 5e-4 and would tie every image that is well learned; so it is not recorded but follows from the
+# loss, to a part in two thousand of its distance from one. Where it is recorded, it has 24 bits.
 VOCABULARY: dict[str, Signal] = {
     "labels": Signal(("N",), np.int64, "class of the image", low=0),
     "p_label": Signal(_WATCHED, np.float32, "probability given to the label", low=0, high=1),
@@ -72,6 +74,12 @@ VOCABULARY: dict[str, Signal] = {
         high=1,
     ),
 }
+
+DERIVED: dict[str, tuple[tuple[str, ...], Callable[..., np.ndarray]]] = {
+    "p_label": (("loss",), lambda loss: np.exp(-loss.astype(np.float32))),
+    "correct": (("margin",), lambda margin: margin > 0),
+}
+"""What follows from other signals where it was not recorded: from which, and how."""
 
 
 class Signals:
@@ -131,29 +139,39 @@ class Signals:
         return len(self.classes) or int(self._arrays["labels"].max()) + 1
 
     def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._arrays:
-            raise Refused(
-                f"signals.{name}: not recorded.{nearest(name, self._arrays)} Here: {', '.join(self._arrays)}."
-            )
-        return self._arrays[name]
+        return self.take(name)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._arrays
+        """Whether it was recorded, or follows from what was."""
+        return name in self._arrays or (name in DERIVED and all(part in self._arrays for part in DERIVED[name][0]))
 
     def __iter__(self) -> Iterator[str]:
+        """What was recorded."""
         return iter(self._arrays)
 
     def __repr__(self) -> str:
         watched = f", {self.seeds} seeds x {self.epochs} epochs" if self.seeds else ""
         return f"Signals({self.images} images, {self.n_classes} classes{watched}: {', '.join(self._arrays)})"
 
-    def available(self) -> dict[str, np.ndarray]:
-        """What a method may read, by name."""
-        return dict(self._arrays)
+    def available(self, rows: npt.NDArray[np.int64] | None = None) -> Mapping[str, np.ndarray]:
+        """What a method may read, by name, made when it is read; of some images only where ``rows`` are given."""
+        return _Available(self, rows)
 
-    def take(self, name: str, rows: npt.NDArray[np.int64]) -> np.ndarray:
-        """The signal ``name`` of some images only: the axis N has ``len(rows)``."""
-        return np.take(self[name], rows, axis=VOCABULARY[name].dims.index("N"))
+    def take(self, name: str, rows: npt.NDArray[np.int64] | None = None) -> np.ndarray:
+        """The signal ``name``; of some images only (the axis N has ``len(rows)``) where ``rows`` are given.
+
+        Raises:
+            Refused: it was not recorded, and does not follow from what was.
+        """
+        if name in self._arrays:
+            array = self._arrays[name]
+            return array if rows is None else np.take(array, rows, axis=VOCABULARY[name].dims.index("N"))
+        if name not in self:
+            raise Refused(
+                f"signals.{name}: not recorded.{nearest(name, self._arrays)} Here: {', '.join(self._arrays)}."
+            )
+        parts, follows = DERIVED[name]
+        return follows(*(self.take(part, rows) for part in parts))
 
     def save(self, path: str | Path) -> None:
         """Write all to an .npz, beside and renamed.
@@ -174,7 +192,9 @@ class Signals:
         Raises:
             Refused: the file is missing, cut short, damaged, foreign, or holds what does not fit; names the path and the cure.
         """
-        names = None if only is None else {"labels", *only}
+        names = None
+        if only is not None:
+            names = {"labels", *only, *(part for name in only if name in DERIVED for part in DERIVED[name][0])}
         arrays, about = npz.read(path, kind=KIND, version=FORMAT, cure=CURE, made=MADE, only=names)
         try:
             return cls(
@@ -182,6 +202,27 @@ class Signals:
             )
         except Refused as error:
             raise Refused(f"{error} {CURE}") from None
+
+
+class _Available(Mapping[str, np.ndarray]):
+    """Signals by name, those that follow from others included."""
+
+    def __init__(self, signals: Signals, rows: npt.NDArray[np.int64] | None) -> None:
+        self._signals, self._rows = signals, rows
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._signals:
+            raise KeyError(name)
+        return self._signals.take(name, self._rows)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._signals
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in VOCABULARY if name in self._signals)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 def _check_shape(name: str, array: np.ndarray, sizes: dict[str, tuple[int, str]], place: str) -> None:

@@ -20,8 +20,9 @@ from selection.signals import VOCABULARY
 if TYPE_CHECKING:
     from lotus.data.loader import Loader
 
-WATCHED = ("p_label", "p_other", "error_norm", "loss", "entropy", "margin", "correct")
-"""What is recorded, names of :data:`selection.signals.VOCABULARY`."""
+WATCHED = ("p_other", "error_norm", "loss", "entropy", "margin")
+"""What is recorded, names of :data:`selection.signals.VOCABULARY`; from these the probability of the label follows, and whether it
+was right."""
 
 GRADIENTS = ("errors", "kl_step")
 """What is recorded besides where it is asked for: 4 C bytes an image."""
@@ -43,10 +44,10 @@ class Recorder:
         """
         if classes < 2:
             raise Refused(f"score: {classes} class. A probe needs at least two to tell apart.")
-        self._said = torch.zeros(epochs, len(WATCHED), n)  # (E, 7, N) float32
+        self._said = torch.zeros(epochs, len(WATCHED), n)  # (E, 5, N) float32
         self._seen = torch.zeros(epochs, n, dtype=torch.bool)  # (E, N)
         self._ended = 0  # epochs that are complete
-        self._now: Tensor | None = None  # (8, N) of the epoch under way, this rank's rows, zero elsewhere; row 7: seen
+        self._now: Tensor | None = None  # (6, N) of the epoch under way, this rank's rows, zero elsewhere; row 5: seen
         # Log-probabilities, in half precision: what an error of theirs does to a step is multiplied by the probability.
         self._before = torch.zeros(n, classes, dtype=torch.float16) if steps else None  # (N, C) as last said
         self._after: Tensor | None = None  # (N, C) of the epoch under way, as ``_now``
@@ -63,7 +64,7 @@ class Recorder:
         with torch.no_grad():
             now = self._current(logits.device)
             good = logits.isfinite().all(1)
-            values = torch.cat([watch(logits, labels), torch.ones_like(labels, dtype=torch.float32)[None]])  # (8, B)
+            values = torch.cat([watch(logits, labels), torch.ones_like(labels, dtype=torch.float32)[None]])  # (6, B)
             now[:, index[good]] = values[:, good]
             if self._before is not None:
                 if self._after is None:
@@ -148,7 +149,7 @@ class Recorder:
         return self._now
 
     def _gathered(self, world: World) -> Tensor:
-        """(8, N) of the epoch under way over all ranks: each row was seen by one, so that adding zeros is exact."""
+        """(6, N) of the epoch under way over all ranks: each row was seen by one, so that adding zeros is exact."""
         return world.sum_(self._current(world.device).clone()).cpu()
 
     def _gathered_after(self, world: World) -> Tensor:
@@ -170,25 +171,22 @@ def watch(logits: Tensor, labels: Tensor) -> Tensor:
         labels: (B,) int64
 
     Returns:
-        (7, B) float32
+        (5, B) float32
     """
     logits = logits.float()
     log_p = F.log_softmax(logits, dim=1)
     p = log_p.exp()
     at = labels[:, None]
-    p_label, margin = p.gather(1, at)[:, 0], logits.gather(1, at)[:, 0]
     error = p.scatter_add(1, at, -torch.ones_like(p[:, :1]))  # softmax - onehot
     others = torch.ones_like(p, dtype=torch.bool).scatter_(1, at, False)
-    margin = margin - logits.masked_fill(~others, -torch.inf).amax(1)
+    margin = logits.gather(1, at)[:, 0] - logits.masked_fill(~others, -torch.inf).amax(1)
     return torch.stack(
         [
-            p_label,
             p.masked_fill(~others, -torch.inf).amax(1),
             error.norm(dim=1),
             -log_p.gather(1, at)[:, 0],
             -torch.special.xlogy(p, p).sum(1),
             margin,
-            (logits.argmax(1) == labels).float(),
         ]
     )
 

@@ -246,6 +246,25 @@ def test_only_what_is_asked_for_is_read(signals, tmp_path):
     assert (some.fingerprint, some.classes) == (signals.fingerprint, signals.classes)
 
 
+def test_what_follows_is_found_without_being_recorded(arrays, tmp_path):
+    few = {name: arrays[name] for name in ("labels", "loss", "margin")}
+    few["loss"] = np.abs(few["loss"]).astype(np.float16)
+    signals = Signals(few, fingerprint="f")
+    assert list(signals) == ["labels", "loss", "margin"]
+    assert set(signals.available()) == {"labels", "loss", "margin", "p_label", "correct"}
+    np.testing.assert_allclose(signals["p_label"], np.exp(-few["loss"].astype(np.float64)), rtol=1e-6)
+    assert np.array_equal(signals["correct"], few["margin"] > 0)
+    rows = np.array([3, 0])
+    assert np.array_equal(signals.available(rows)["correct"], few["margin"][:, :, rows] > 0)
+    signals.save(tmp_path / "s.npz")
+    assert set(Signals.load(tmp_path / "s.npz", only={"p_label"})) == {"labels", "loss"}
+    with pytest.raises(Refused, match="p_other: not recorded"):
+        signals["p_other"]
+    # What was recorded is not overridden by what would follow.
+    told = {**few, "p_label": np.full_like(arrays["p_label"], 0.25)}
+    assert (Signals(told, fingerprint="f")["p_label"] == 0.25).all()
+
+
 def test_what_cannot_change_is_not_copied(arrays):
     errors = arrays["errors"].astype(np.float16)
     errors.setflags(write=False)

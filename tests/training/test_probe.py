@@ -23,17 +23,36 @@ def test_every_quantity_is_what_its_name_says() -> None:
     p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
     onehot = np.eye(5)[y]
     expected = {
-        "p_label": p[np.arange(40), y],
         "p_other": np.where(onehot, -np.inf, p).max(1),
         "error_norm": np.linalg.norm(p - onehot, axis=1),
         "loss": -np.log(p[np.arange(40), y]),
         "entropy": -(p * np.log(p)).sum(1),
         "margin": z[np.arange(40), y] - np.where(onehot, -np.inf, z).max(1),
-        "correct": z.argmax(1) == y,
     }
     assert set(found) == set(expected)
     for name, values in expected.items():
         np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_what_follows_from_it() -> None:
+    """The probability of the label to a part in two thousand of its distance from one, and whether the label won."""
+    logits = torch.randn(400, 5, generator=torch.Generator().manual_seed(0)) * 6
+    labels = torch.arange(400) % 5
+    recorder = Recorder(400, 1, 5)
+    recorder.add(torch.arange(400), logits, labels)
+    recorder.end(0, World())
+    recorded = recorder.signals()
+    assert sum(values.dtype.itemsize for values in recorded.values()) == 10  # bytes an image an epoch
+    known = {"labels": labels.numpy()} | {name: values[None] for name, values in recorded.items()}
+    signals = Signals(known, fingerprint="f", classes=tuple("abcde"))
+    p = torch.softmax(logits.double(), 1).numpy()[np.arange(400), labels]
+    found = signals["p_label"][0, 0].astype(np.float64)
+    easy = p > 0.5
+    np.testing.assert_allclose((1 - found)[easy], (1 - p)[easy], rtol=1e-3, atol=2e-7)
+    np.testing.assert_allclose(found, p, rtol=6e-3, atol=1e-5)
+    assert np.array_equal(signals["correct"][0, 0], (logits.argmax(1) == labels).numpy())
+    rows = np.array([5, 2, 9])
+    assert np.array_equal(signals.take("p_label", rows)[0, 0], found[rows].astype(np.float32))
 
 
 def test_extreme_logits_stay_in_range() -> None:
@@ -44,7 +63,7 @@ def test_extreme_logits_stay_in_range() -> None:
     known = {"labels": np.zeros(3, np.int64)} | {name: values[None] for name, values in recorder.signals().items()}
     signals = Signals(known, fingerprint="f", classes=("a", "b", "c"))
     assert signals["entropy"][0, 0, 2] == pytest.approx(np.log(3), rel=1e-3)
-    assert signals["correct"][0, 0].tolist() == [True, False, True]
+    assert signals["correct"][0, 0].tolist() == [True, False, False]  # of equals none is the highest
 
 
 def filled(recorder: Recorder, epoch: int, rows: list[int], value: float) -> None:
@@ -62,7 +81,6 @@ def test_rows_that_were_not_seen_keep_what_was_said_last() -> None:
     filled(recorder, 2, [3, 0], 3.0)
     margin = recorder.signals()["margin"]
     assert margin.tolist() == [[1, 1, 2, 3], [1, 2, 2, 3], [3, 2, 2, 3]]
-    assert recorder.signals()["correct"].dtype == np.bool_
 
 
 def test_a_row_that_never_came_is_refused() -> None:
