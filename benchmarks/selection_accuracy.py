@@ -74,8 +74,7 @@ def main() -> int:
             shutil.rmtree(stale)
         _pool_of_images(options, folder)
         context = get_context("spawn")
-        # A process for a few trainings only: what engines and loaders leave behind adds up.
-        with ProcessPoolExecutor(options.workers, mp_context=context, max_tasks_per_child=6) as workers:
+        with ProcessPoolExecutor(options.workers, mp_context=context) as workers:
             probes = {
                 workers.submit(_probe, options, folder, key, seed): seed for seed in sorted({s for *_, s in jobs})
             }
