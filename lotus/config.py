@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -293,16 +294,85 @@ class Finetune(Recipe):
     """Part of the loss that comes from the teacher; the labels have the rest."""
 
 
-class Score(Recipe):
-    """The probe: a short training that is watched. What is not set here is as in ``train``, without augmentation."""
+class Subsets(Section):
+    """Probes on random parts of the images, which ``select.score: memorization`` reads (Feldman and Zhang 2020)."""
 
+    runs: int = Field(10, ge=2)
+    """How many. The paper has thousands; few are noisy."""
+    part: float = Field(0.7, gt=0, lt=1)
+    """Part of the images that each trains on, drawn over all classes; every image is in some runs and out of others."""
+    record: Literal["probability", "correct"] = "probability"
+    """What each run says of every image at its end: the probability of its label, or, as the paper has it, whether it was
+    right, which takes more runs."""
+
+    @model_validator(mode="after")
+    def _settles(self) -> Subsets:
+        least = math.ceil(1 / min(self.part, 1 - self.part) - 1e-6)
+        if self.runs < least:
+            raise ValueError(
+                f"{self.runs} runs on {self.part:g} leave images that are in all or in none; {least} do not"
+            )
+        return self
+
+
+class Score(Recipe):
+    """The probe: a short training, or linear heads on frozen features, watched. What is not set here is as in ``train``,
+    without augmentation. A linear probe takes nothing from ``train`` but ``precision``."""
+
+    probe: Literal["train", "linear"] = "train"
+    """train: a short training of the whole model. linear: its weights stay, every image goes through it once, and linear
+    heads learn from the features."""
+    model: Annotated[Model, BeforeValidator(_method)] | None = None
+    """What is probed: any timm model, by name or with ``model``'s settings; null: the run's. Without a name it is the run's
+    with what is set here, e.g. ``score.model.weights=FILE``."""
+    side: int = Field(0, ge=0)
+    """Side in pixels of the images that it sees, where it reads any size; 0: that of the run's model."""
     epochs: int = Field(5, ge=1)
-    """Epochs that the probe trains and is recorded."""
+    """Epochs that the probe trains and is recorded. Linear: 20."""
     seeds: int = Field(2, ge=1)
-    """Probes, each from another start; their signals stand side by side."""
+    """Short trainings, each from another start; their signals stand side by side."""
+    heads: int = Field(4, ge=1)
+    """Heads of a linear probe, trained at once: each has its own start and order of images, as ``seeds`` have."""
+    subsets: Subsets | None = None
+    """Further probes on random parts of the images, e.g. ``{runs: 10}``; null: none."""
     gradients: bool = True
     """Also record the last layer's gradients and how predictions move, which tdds, cal, craig, grad_match and glister read:
     2 bytes an image and class in signals.npz, twice that in memory meanwhile. Turn off for many images of many classes."""
+
+    @model_validator(mode="after")
+    def _linear(self) -> Score:
+        if self.probe != "linear":
+            return self
+        if self.optimizer not in LINEAR_OPTIMIZERS:
+            raise ValueError(f"the heads of a linear probe take optimizer {' or '.join(LINEAR_OPTIMIZERS)}")
+        fields = Score.model_fields
+        for name in _OF_IMAGES:
+            if getattr(self, name) != fields[name].default:
+                raise ValueError(f"{name} is a setting of a training; a linear probe sees each image once. Remove it")
+        return self
+
+
+LINEAR_OPTIMIZERS = ("adamw", "sgd")
+"""Those that move each number by itself, so that heads that are trained at once do not meet."""
+
+_OF_IMAGES = (
+    "accumulate",
+    "augment",
+    "compile",
+    "cutmix",
+    "deepspeed",
+    "drop_path",
+    "ema",
+    "layer_decay",
+    "mixup",
+    "patches",
+)
+
+# A few thousand steps on features whose every dimension has mean 0 and variance 1.
+_LINEAR: dict[str, Any] = {
+    "epochs": 20, "batch_size": 256, "lr": 5e-3, "min_lr": 0.0, "warmup_epochs": 0, "weight_decay": 0.0, "clip": 0,
+    "smoothing": 0.0,
+}  # fmt: skip
 
 
 class Select(Section):
@@ -411,8 +481,16 @@ class Config(Section):
             ):
                 mine = raw.get(part)
                 if mine is None or isinstance(mine, Mapping):
+                    mine = mine or {}
                     shared = {k: v for k, v in train.items() if k in Recipe.model_fields and k not in own | also}
-                    raw[part] = {**shared, **_shared_defaults(part, train), **(mine or {})}
+                    shared |= _shared_defaults(part, train)
+                    if mine.get("probe") == "linear":
+                        shared = {**_LINEAR, **{k: v for k, v in train.items() if k == "precision"}}
+                    raw[part] = {**shared, **mine}
+        score, model = raw.get("score"), raw.get("model") or {}
+        asked = score.get("model") if isinstance(score, Mapping) else None
+        if isinstance(asked, Mapping) and isinstance(model, Mapping) and "name" not in asked:
+            raw["score"] = {**score, "model": {**model, **asked}}
         return raw
 
     def key(self, *parts: str) -> str:
@@ -582,6 +660,8 @@ def _section(annotation: Any) -> type[Section] | None:
     """The Section inside an annotation like ``Section | None``."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
+    if typing.get_origin(annotation) is Annotated:
+        return _section(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return next((found for found in map(_section, typing.get_args(annotation)) if found), None)
     return None

@@ -53,7 +53,7 @@ _PIXELS += tuple(f"data.{name}" for name in ("smart_threshold", "jpeg_share", "d
 STAGES: tuple[Stage, ...] = (
     Stage("prepare", _PIXELS, (), ("{data}/train.json", "{data}/train.beton", "{data}/val.json", "{data}/val.beton"),
           "write the images as .beton files"),
-    Stage("score", ("score", "model", "seed"), ("prepare",), ("signals.npz",), "train the probe and watch every image"),
+    Stage("score", ("score", "model", "seed"), ("prepare",), ("signals.npz",), "probe the images: watch what is said of each"),
     Stage("select", ("select", "seed"), ("prepare", "score"), ("subset.npz",), "draw the ticket: the images worth training on"),
     Stage("baseline", ("train", "-train.sparsity", "-train.redraw", "-train.patches", "model", "seed"), ("prepare",),
           ("baseline/spec.json",),
@@ -134,6 +134,7 @@ class Run:
         self.train_beton = self.data / "train.beton"
         self.val_beton = self.data / "val.beton"
         self.signals = self.folder / "signals.npz"
+        self.features = self.folder / "features.npz"
         self.ticket = self.folder / "subset.npz"
         self.baseline = self.folder / "baseline"
         self.trained = self.folder / "trained"

@@ -25,7 +25,7 @@ from lotus import doctor
 from lotus.config import Config, Recipe
 from lotus.events import Began, Ended, Evaluated, Event, Pruned, Said, Skipped, Step, Wrote
 from lotus.run import BY_NAME, STAGES, Run, digest, lies, write_json, write_text
-from selection import lottery, methods, redraw
+from selection import lottery, methods, npz, redraw
 from selection.errors import Refused
 
 if TYPE_CHECKING:
@@ -45,6 +45,9 @@ TRAIN_FORWARDS = 3
 
 CALIBRATION = 7
 """Stream of chance for the choice of calibration images: no other draw shares it."""
+
+PARTS = 8
+"""Likewise for the parts of the images that ``score.subsets`` trains on."""
 
 EVERY_RANK = ("score", "baseline", "train", "finetune")
 """Stages in which every rank works; the others are done by rank 0 while the rest wait."""
@@ -198,10 +201,10 @@ def check(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
     lottery.choose(score=wants.score, pick=wants.pick, keep=wants.keep, shelves=shelves)
     if Run(config).probed:
         read = lottery.reads(wants.score, wants.pick, shelves)
-        if beyond := sorted(read & {"run_in", "run_p_label"}):
+        if config.score.subsets is None and (beyond := sorted(read & {"run_in", "run_p_label"})):
             raise Refused(
-                f"select: {', '.join(beyond)} of many runs on random parts of the images would be read, and no probe records "
-                "them. Take another score, or draw the ticket from signals of your own: lotus select."
+                f"score.subsets: {', '.join(beyond)} of runs on random parts of the images would be read. Set "
+                "score.subsets.runs=10 (nearly free with score.probe=linear), or take another score."
             )
         if not config.score.gradients and (missing := sorted(read & {"errors", "kl_step"})):
             raise Refused(f"score.gradients: {', '.join(missing)} would be read. Turn it on, or take another method.")
@@ -257,8 +260,9 @@ def prepare(shop: Shop) -> Making:
 
 
 def score(shop: Shop) -> Making:
-    """Probes, several seeds, each watched while it trains."""
+    """Probes, several seeds, each watched while it trains; and those on parts of the images."""
     from lotus.data import beton
+    from selection.parts import random_parts
     from selection.signals import Signals
 
     run, config = shop.run, shop.config
@@ -266,21 +270,17 @@ def score(shop: Shop) -> Making:
     known: dict[str, np.ndarray] = {"labels": labels}
     if run.probed:  # refuse now what would be refused after the probe
         lottery.affordable(labels, config.select.keep, config.select.balance)
-    watched: list[dict[str, np.ndarray]] = []
-    macs = forwards = earlier = 0.0
-    for number in range(config.score.seeds):
-        seed = config.seed + 1000 * (number + 1)  # no probe starts where the real training starts
-        signals, spent, features = yield from _probe(shop, seed, last=number == 0)
-        watched.append(signals)
-        forwards += spent[0]
-        macs += spent[1]
-        earlier += spent[2]
-        known |= features
-    known |= {name: np.stack([one[name] for one in watched]) for name in watched[0]}
+    if (wants := config.score.subsets) is not None:
+        rng = np.random.default_rng([config.seed, PARTS])
+        known["run_in"] = random_parts(manifest.n, wants.runs, wants.part, rng)
+    making = _linear if config.score.probe == "linear" else _trained
+    found, spent = yield from making(shop, labels, known.get("run_in"))
     if shop.world.rank == 0:
-        Signals(known, classes=manifest.classes, fingerprint=manifest.fingerprint).save(run.signals)
+        Signals(known | found, classes=manifest.classes, fingerprint=manifest.fingerprint).save(run.signals)
         yield Wrote("score", str(run.signals))
-    return Outcome(forwards, macs, {"seeds": config.score.seeds, "epochs": config.score.epochs}, earlier)
+    values = {"probe": config.score.probe, "epochs": config.score.epochs}
+    values["seeds"] = config.score.heads if making is _linear else config.score.seeds
+    return Outcome(spent.forwards, spent.macs, values, spent.earlier)
 
 
 def select(shop: Shop) -> Making:
@@ -510,31 +510,254 @@ assert list(MAKERS) == list(BY_NAME)
 # ------------------------------------------------------------------------------------------------ what stages share
 
 
-def _probe(
-    shop: Shop, seed: int, *, last: bool
-) -> Generator[Event, None, tuple[dict[str, Any], tuple[float, float, float], dict[str, Any]]]:
-    """One short training that is watched: its signals (E, N), its cost, and, if asked for, the last layer's (N, D), (N, C)."""
-    from lotus.training import probe
-    from lotus.vit.cost import count
+@dataclass(frozen=True)
+class Spent:
+    """What a part of the scoring cost, in this sitting or an earlier one."""
 
-    config, manifest = shop.config, shop.manifest()
-    model = _new_model(shop, seed)
-    recorder = probe.Recorder(manifest.n, config.score.epochs, len(manifest.classes), steps=config.score.gradients)
+    forwards: float = 0.0
+    macs: float = 0.0
+    earlier: float = 0.0
+    """Seconds before this sitting."""
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.forwards + other.forwards, self.macs + other.macs, self.earlier + other.earlier)
+
+
+Probed = Generator[Event, None, tuple[dict[str, np.ndarray], Spent]]
+
+
+def _trained(shop: Shop, labels: np.ndarray, run_in: np.ndarray | None) -> Probed:
+    """Short trainings that are watched, and those on parts of the images."""
+    config = shop.config
+    watched: list[dict[str, np.ndarray]] = []
+    found: dict[str, np.ndarray] = {}
+    total = Spent()
+    for number in range(config.score.seeds):
+        signals, spent = yield from _probe(shop, _probe_seed(config, number), embed=number == 0)
+        found |= {name: signals.pop(name) for name in ("embeddings", "errors") if name in signals}
+        watched.append(signals)
+        total += spent
+    found |= {name: np.stack([one[name] for one in watched]) for name in watched[0]}
+    if run_in is not None:
+        said = []
+        for number, inside in enumerate(run_in):
+            seed = _probe_seed(config, config.score.seeds + number)
+            signals, spent = yield from _probe(shop, seed, rows=np.flatnonzero(inside))
+            said.append(signals["run_p_label"])
+            total += spent
+        found["run_p_label"] = np.stack(said)
+    return found, total
+
+
+def _probe_seed(config: Config, number: int) -> int:
+    """No probe starts where the real training starts."""
+    return config.seed + 1000 * (number + 1)
+
+
+def _probe(shop: Shop, seed: int, *, rows: np.ndarray | None = None, embed: bool = False) -> Probed:
+    """One short training: on all images, watched (E, N), with the last layer's (N, D), (N, C) where ``embed``; or on ``rows``,
+    and what it says of every image in the end (N,). One that is done is not done again when the stage is taken up."""
+    from lotus.training import probe
+
+    run, config, manifest, world = shop.run, shop.config, shop.manifest(), shop.world
+    file, key = run.work("score") / f"{seed}.npz", digest([run.settings("score"), run.made_from("score"), seed])
+    known = _recalled(file, key)
+    world.barrier()  # nobody writes it before everybody has looked
+    if known is not None:
+        return known
+    began = time.perf_counter()
+    model, side = _probe_model(shop, seed)
+    every = np.arange(manifest.n)
+    _check_batches(model, manifest.n if rows is None else len(rows), config.score, world)
+    recorder = None
+    if rows is None:
+        recorder = probe.Recorder(manifest.n, config.score.epochs, len(manifest.classes), steps=config.score.gradients)
     fitted, price = yield from _fit(
-        shop, "score", config.score, model, rows=np.arange(manifest.n), recorder=recorder, seed=seed, evaluate=False
-    )
+        shop, "score", config.score, model, rows=every if rows is None else rows, recorder=recorder, seed=seed,
+        evaluate=False, side=side,
+    )  # fmt: skip
+    for buffer in model.buffers():  # what batch norms saw, each rank of its own images
+        if buffer.is_floating_point():
+            world.mean_(buffer)
+    found: dict[str, Any] = {} if recorder is None else recorder.signals()
     forwards = TRAIN_FORWARDS * fitted.images_seen
-    spent = forwards * price.macs
-    features: dict[str, Any] = {}
-    if last:
-        with _images(shop, shop.run.train_beton, None, config.score, model) as loader:
-            features = probe.last_layer(
-                model.to(shop.world.device), loader, manifest.n, shop.world, errors=config.score.gradients
-            )
+    macs = forwards * price.macs
+    if embed or rows is not None:
+        model = model.to(world.device)
+        with _images(shop, run.train_beton, None, config.score, model, side=side) as loader:
+            if rows is None:
+                found |= probe.last_layer(model, loader, manifest.n, world, errors=config.score.gradients)
+            else:
+                correct = config.score.subsets is not None and config.score.subsets.record == "correct"
+                found["run_p_label"] = probe.label_probability(model, loader, manifest.n, world, correct=correct)
         forwards += manifest.n
-        spent += manifest.n * count(model).macs
-    shutil.rmtree(shop.run.work("score") / str(seed), ignore_errors=True)
-    return recorder.signals(), (forwards, spent, fitted.earlier_seconds), features
+        macs += manifest.n * _macs(shop, model, side)
+    spent = Spent(forwards, macs, time.perf_counter() - began + fitted.earlier_seconds)
+    if world.rank == 0:
+        _remember(file, key, found, spent)
+        shutil.rmtree(run.work("score") / str(seed), ignore_errors=True)
+    return found, dataclasses.replace(spent, earlier=fitted.earlier_seconds)
+
+
+def _batch_norms(model: nn.Module) -> bool:
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
+def _check_batches(model: nn.Module, images: int, recipe: Recipe, world: World) -> None:
+    """Refuse a batch of one image where the model has batch norms, which know no variance of it."""
+    if not _batch_norms(model):
+        return
+    parts = world.size * recipe.accumulate
+    micro, tail = recipe.batch_size // parts, images % recipe.batch_size // world.size
+    if 1 in (micro, tail % max(micro, 1)):
+        raise Refused(
+            f"score.batch_size: {recipe.batch_size} leaves a batch of one image, of which a batch norm knows no variance. "
+            "Take another."
+        )
+
+
+def _linear(shop: Shop, labels: np.ndarray, run_in: np.ndarray | None) -> Probed:
+    """Heads on frozen features, watched, and those on parts of the images. Rank 0 trains them: it takes seconds."""
+    import torch
+
+    from lotus.training import linear
+    from lotus.training.distributed import StopFlag
+
+    wants, classes, device = shop.config.score, len(shop.manifest().classes), shop.world.device
+    embeddings, spent = yield from _features(shop)
+    found: dict[str, Any] = {"embeddings": linear.standardised(embeddings)}
+    images, width = embeddings.shape
+    trained = wants.heads * images + (0 if run_in is None else int(run_in.sum()))
+    spent += Spent(macs=linear.macs(trained, wants.epochs, width, classes))
+    if shop.world.rank:
+        return found, spent
+    features, own = torch.from_numpy(found["embeddings"]).to(device), torch.from_numpy(labels).to(device)
+    with StopFlag() as stop:
+        seeds = [_probe_seed(shop.config, number) for number in range(wants.heads)]
+        found |= yield from linear.watched(
+            features, own, classes, wants, seeds=seeds, gradients=wants.gradients, stop=stop
+        )
+        if run_in is not None and wants.subsets is not None:
+            seeds = [_probe_seed(shop.config, wants.heads + number) for number in range(len(run_in))]
+            correct = wants.subsets.record == "correct"
+            found["run_p_label"] = yield from linear.on_parts(
+                features, own, classes, wants, run_in=run_in, seeds=seeds, correct=correct, stop=stop
+            )
+    return found, spent
+
+
+def _features(shop: Shop) -> Generator[Event, None, tuple[np.ndarray, Spent]]:
+    """What the head of the frozen model reads of every image (N, D), computed once and kept in the run's folder."""
+    from lotus.training import probe
+    from lotus.training.distributed import StopFlag
+
+    run, config, manifest, world = shop.run, shop.config, shop.manifest(), shop.world
+    wants = config.score.model or config.model
+    key = digest([
+        manifest.fingerprint, wants.model_dump(), _weights_hash(wants), config.score.side, config.model.model_dump(),
+        config.score.precision, config.seed,
+    ])  # fmt: skip
+    known = _recalled(run.features, key)
+    world.barrier()  # nobody writes it before everybody has looked
+    if known is not None:
+        return known[0]["embeddings"], known[1]
+    began = time.perf_counter()
+    model, side = _probe_model(shop, _probe_seed(config, 0))
+    model = model.to(world.device)
+    if world.rank == 0 and not wants.pretrained and not wants.weights:
+        cure = "Give score.model.weights or score.model.pretrained for better ones, or take score.probe=train."
+        yield Said("score", f"the features are of a model that has not learned anything yet. {cure}", "warning")
+    with StopFlag() as stop, _images(shop, run.train_beton, None, config.score, model, side=side) as loader:
+        reading = probe.features(model, loader, manifest.n, world, bf16=config.score.precision == "bf16")
+        embeddings = yield from _steps(reading, -(-manifest.n // world.size), world, stop)
+    spent = Spent(manifest.n, float(manifest.n) * _macs(shop, model, side), time.perf_counter() - began)
+    if world.rank == 0:
+        _remember(run.features, key, {"embeddings": embeddings}, spent)
+        yield Wrote("score", str(run.features))
+    return embeddings, dataclasses.replace(spent, earlier=0.0)
+
+
+def _steps(reading: Generator[int, None, T], total: int, world: World, stop: Any) -> Generator[Event, None, T]:
+    """What ``reading`` returns; on the way its progress, and a wish to stop is heard."""
+    from lotus.training.loop import Stopped
+
+    while True:
+        try:
+            done = next(reading)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        if stop:
+            raise Stopped(
+                f"score: stopped ({stop.reason}) after {done:,} images. The same command begins this pass again."
+            )
+        if world.rank == 0:
+            yield Step("score", done, total, unit="images")
+
+
+def _weights_hash(wants: Any) -> str:
+    """Of the file from which a model's weights come; empty where there is none."""
+    if not wants.weights:
+        return ""
+    path = Path(wants.weights)
+    try:
+        with open(path / "model.safetensors" if path.is_dir() else path, "rb") as file:
+            return hashlib.file_digest(file, "blake2b").hexdigest()
+    except OSError:
+        return ""  # refused with its reason where it is loaded
+
+
+_KEPT = "what the score stage keeps"
+
+
+def _remember(file: Path, key: str, arrays: Mapping[str, np.ndarray], spent: Spent) -> None:
+    npz.write(file, arrays, {"key": key, "spent": dataclasses.asdict(spent)}, kind=_KEPT, version=1)
+
+
+def _recalled(file: Path, key: str) -> tuple[dict[str, np.ndarray], Spent] | None:
+    """What :func:`_remember` wrote with the same key; None where nothing, something else or half of it stands."""
+    try:
+        arrays, about = npz.read(file, kind=_KEPT, version=1, cure="")
+        return (arrays, Spent(**about["spent"])) if about["key"] == key else None
+    except (Refused, KeyError, TypeError):
+        return None
+
+
+def _probe_model(shop: Shop, seed: int) -> tuple[nn.Module, int]:
+    """What is probed, the same start for the same seed, and the side of the images that it reads."""
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return _proxy(shop.config, len(shop.manifest().classes))
+
+
+def _proxy(config: Config, classes: int, *, loaded: bool = True) -> tuple[nn.Module, int]:
+    """The model of the probe and the side of the images that it reads; without ``loaded``, only its shape is right."""
+    from lotus.vit import model as door
+
+    wants, place = (config.model, "model") if config.score.model is None else (config.score.model, "score.model")
+    if not loaded:
+        wants = wants.model_copy(update={"pretrained": False, "weights": ""})
+    made = door.proxy(wants, classes, place=place)
+    own = config.model.model_copy(update={"pretrained": False, "weights": ""})
+    with door.without_memory():
+        asked = config.score.side or door.side(made, 0) or door.image_size(door.create(own, classes))
+    side = door.side(made, asked)
+    if config.score.side and config.score.side != side:
+        raise Refused(
+            f"score.side: {config.score.side}, but this model reads images of {side} pixels alone. Remove it, and set "
+            f"{place}.args.img_size where the model takes it."
+        )
+    return made, side
+
+
+def _macs(shop: Shop, model: nn.Module, side: int) -> int:
+    from lotus.vit.cost import macs
+
+    return macs(model, side, place="model" if shop.config.score.model is None else "score.model")
 
 
 def _fit(
@@ -551,6 +774,7 @@ def _fit(
     redrawing: Any = None,
     seed: int | None = None,
     evaluate: bool = True,
+    side: int | None = None,
 ) -> Generator[Event, None, tuple[Fitted, Price]]:
     """Train ``model`` on ``rows`` by ``recipe``; returns what came out and what it cost."""
     from lotus.data.loader import open_loader
@@ -558,18 +782,20 @@ def _fit(
     from lotus.training import loop
     from lotus.training.distributed import StopFlag
     from lotus.training.objective import Objective
-    from lotus.vit.cost import count
+    from lotus.vit.cost import macs
     from lotus.vit.model import image_size, set_drop_path
 
     run, world = shop.run, shop.world
     manifest = shop.manifest()
     seed = shop.config.seed if seed is None else seed
     patches = None if stage == "baseline" else recipe.patches
-    set_drop_path(model, recipe.drop_path)
+    side = image_size(model) if side is None else side
+    with contextlib.nullcontext() if recipe.drop_path else contextlib.suppress(Refused):
+        set_drop_path(model, recipe.drop_path)  # a probe of another kind has none that could be turned off
     order = SamplePlan(
         rows, seed=seed, batch_size=recipe.batch_size, world=world.size, rank=world.rank, accumulate=recipe.accumulate
     )
-    folder = run.work(stage) if recorder is None else run.work(stage) / str(seed)
+    folder = run.work(stage) / str(seed) if stage == "score" else run.work(stage)
     key = digest([run.settings(stage), run.made_from(stage), seed])
     with contextlib.ExitStack() as open_things:
         stop = open_things.enter_context(StopFlag())
@@ -581,7 +807,7 @@ def _fit(
             open_loader(
                 run.train_beton,
                 order,
-                size=image_size(model),
+                size=side,
                 augment=recipe.augment,
                 mean=manifest.mean,
                 std=manifest.std,
@@ -614,7 +840,7 @@ def _fit(
         )
         told = {} if patches is None or tokens is None else _told(patches, tokens)
     if patches is None or tokens is None:
-        return fitted, Price(count(model).macs)
+        return fitted, Price(macs(model, side))
     mean = fitted.macs / fitted.images_seen if fitted.images_seen else float(tokens.macs())
     return fitted, Price(mean, {**told, "train_macs": mean}, asked, asked_macs)
 
@@ -690,7 +916,9 @@ def _tickets(
     return found, manifest.n if made else 0, float(manifest.n * count(asked).macs) if made else 0.0
 
 
-def _images(shop: Shop, file: Path, rows: np.ndarray | None, recipe: Recipe, model: nn.Module) -> Any:
+def _images(
+    shop: Shop, file: Path, rows: np.ndarray | None, recipe: Recipe, model: nn.Module, *, side: int | None = None
+) -> Any:
     """A loader that goes through ``rows`` (all, for None) once, in order, without augmentation."""
     from lotus.data import beton
     from lotus.data.loader import open_loader
@@ -702,7 +930,7 @@ def _images(shop: Shop, file: Path, rows: np.ndarray | None, recipe: Recipe, mod
         rows = np.arange(beton.Manifest.load(file).n)
     order = SamplePlan.evaluation(rows, batch_size=recipe.batch_size, world=world.size, rank=world.rank)
     return open_loader(
-        file, order, size=image_size(model), augment=None, mean=manifest.mean, std=manifest.std,
+        file, order, size=image_size(model) if side is None else side, augment=None, mean=manifest.mean, std=manifest.std,
         seed=shop.config.seed, device=world.device, kind=shop.config.data.loader, workers=shop.config.data.workers,
     )  # fmt: skip
 
@@ -820,7 +1048,8 @@ def _look_ahead(config: Config) -> None:
     import lotus.pruning
     from lotus.pruning import budget
     from lotus.training.optim import make_optimizer
-    from lotus.vit.cost import outline
+    from lotus.vit import anatomy
+    from lotus.vit.cost import macs, outline
     from lotus.vit.model import create
     from lotus.vit.tokens import Tokens
     from selection.subset import Subset
@@ -829,6 +1058,21 @@ def _look_ahead(config: Config) -> None:
     if refusals:
         raise Refused("\n".join(refusals))
     model = create(config.model.model_copy(update={"pretrained": False, "weights": ""}), classes=10)
+    proxy = model
+    if config.score.model is not None or config.score.side:
+        proxy, side = _proxy(config, 10, loaded=False)
+        macs(proxy, side, place="score.model")
+    if config.score.probe == "train" and config.score.precision == "bf16" and _batch_norms(proxy):
+        raise Refused(
+            "score.precision: bf16 leaves the statistics of batch norms in fp32, and torch takes no such mixture. Set "
+            "score.precision=fp32, or score.probe=linear."
+        )
+    if config.score.drop_path or config.score.patches is not None:
+        what, off = ("drop_path", "0") if config.score.drop_path else ("patches", "null")
+        try:
+            anatomy.supported(proxy)
+        except Refused as refusal:
+            raise Refused(f"score.{what}: {refusal} Set score.{what}={off}.") from None
     budget.check_reach(
         outline(model),
         config.prune.keep.model_dump(exclude_none=True),
@@ -836,15 +1080,17 @@ def _look_ahead(config: Config) -> None:
         split=config.prune.split,
     )
     for name, recipe in (("score", config.score), ("train", config.train), ("finetune", config.finetune)):
-        make_optimizer(model, recipe)
+        trained = proxy if name == "score" else model
+        make_optimizer(trained, recipe)
         if recipe.deepspeed and not Path(recipe.deepspeed).is_file():
             raise Refused(f"{name}.deepspeed: there is no file {recipe.deepspeed}.")
         if recipe.patches is not None:
-            Tokens(model, recipe.patches).remove()
+            Tokens(trained, recipe.patches).remove()
             if recipe.patches.model:
                 lotus.pruning.load(recipe.patches.model)
-    if config.model.weights and not Path(config.model.weights).exists():
-        raise Refused(f"model.weights: there is nothing at {config.model.weights}.")
+    for place, wants in (("model", config.model), ("score.model", config.score.model)):
+        if wants is not None and wants.weights and not Path(wants.weights).exists():
+            raise Refused(f"{place}.weights: there is nothing at {wants.weights}.")
     if config.select.ticket:
         Subset.load(config.select.ticket)
 
@@ -945,10 +1191,10 @@ def forecast(
     wants = config.train.redraw
     drawn = redraw.rehearse(pick=wants, keep=wants.keep, epochs=config.train.epochs, shelves=shelves) if wants else 1.0
     teacher = macs if config.finetune.distill != "none" else 0
-    probe = config.score.seeds * TRAIN_FORWARDS * config.score.epochs * n + n
+    probe = _forecast_probe(config, n, len(train_source.classes))
     calibration = (TRAIN_FORWARDS + config.prune.rotate) * min(config.prune.calibration, kept)
     costs = {
-        "score": (probe, probe * macs),
+        "score": probe,
         "baseline": _training(config.train.epochs * n, macs),
         "train": _and(
             _training(round(config.train.epochs * kept * drawn), macs * on_patches), (n if asked else 0, asked)
@@ -973,6 +1219,23 @@ def forecast(
         forwards, spent = costs.get(name, (0, 0))
         rows.append({"stage": name, "says": says[name], "why": why, "image_forwards": forwards, "macs": spent})
     return rows
+
+
+def _forecast_probe(config: Config, n: int, classes: int) -> tuple[float, float]:
+    """Image forwards and MACs of the score stage."""
+    from lotus.training import linear
+    from lotus.vit.cost import macs
+
+    wants = config.score
+    model, side = _proxy(config, classes, loaded=False)
+    timm_model: Any = model
+    price, width = macs(model, side), int(timm_model.head_hidden_size)
+    on_parts = wants.subsets.part * wants.subsets.runs * n if wants.subsets else 0.0
+    if wants.probe == "linear":
+        return float(n), n * price + linear.macs(wants.heads * n + on_parts, wants.epochs, width, classes)
+    forwards = TRAIN_FORWARDS * wants.epochs * (wants.seeds * n + on_parts) + n
+    forwards += wants.subsets.runs * n if wants.subsets else 0
+    return forwards, forwards * price
 
 
 def _forecast_share(model: nn.Module, patches: Patches | None) -> float:

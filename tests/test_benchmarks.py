@@ -16,6 +16,7 @@ SMALL = {
     "loader.py": ["--images", "48", "--small-images", "256", "--batch", "16", "--turns", "1"],
     "selection.py": ["herding", "k_center", "--images", "600"],
     "patches.py": ["--tiny"],
+    "probes.py": ["--tiny"],
     "latency.py": ["--tiny"],
     "selection_accuracy.py": [
         "DATA",

@@ -52,6 +52,17 @@ def test_resolved_page_reads_back_the_same() -> None:
         ("train.lr=.inf", "train.lr: Input should be a finite number, not inf."),
         ("train.augment.ratio=[.nan, 1]", "train.augment.ratio.0: Input should be a finite number"),
         ("train.lr=[", "not valid YAML"),
+        ("score.model=3", "score.model: a section, not 3. Say e.g. score.model.name="),
+        ("score.model={nme: resnet18}", "score.model.nme: no such setting. Did you mean 'name'?"),
+        ("score.probe=linea", "score.probe: Input should be 'train' or 'linear'"),
+        (
+            "score={probe: linear, mixup: 0.2}",
+            "score: mixup is a setting of a training; a linear probe sees each image once.",
+        ),
+        ("score={probe: linear, augment: {flip: true}}", "score: augment is a setting of a training"),
+        ("score={probe: linear, optimizer: lamb}", "score: the heads of a linear probe take optimizer adamw or sgd"),
+        ("score.subsets.runs=3", "score.subsets: 3 runs on 0.7 leave images that are in all or in none; 4 do not."),
+        ("score.subsets={runs: 4, part: 1}", "score.subsets.part: Input should be less than 1"),
     ],
 )
 def test_a_mistake_is_refused_with_place_and_cure(override: str, says: str) -> None:
@@ -119,6 +130,33 @@ def test_probe_and_finetune_take_after_the_training() -> None:
     assert config.finetune.augment.flip
     assert not config.score.augment.flip, "a probe watches the images as they are"
     assert config.finetune.epochs == 10
+
+
+def test_a_linear_probe_takes_nothing_from_the_training() -> None:
+    train = {
+        "lr": 3e-3,
+        "batch_size": 32,
+        "mixup": 0.2,
+        "patches": {"keep": 0.5},
+        "optimizer": "lamb",
+        "precision": "bf16",
+    }
+    score = check({"train": train, "score": {"probe": "linear"}}).score
+    assert (score.epochs, score.batch_size, score.lr, score.mixup, score.optimizer) == (20, 256, 5e-3, 0, "adamw")
+    assert score.precision == "bf16", "of the one pass through the model"
+    mine = check({"train": train, "score": {"probe": "linear", "lr": 0.1, "epochs": 5}})
+    assert (mine.score.lr, mine.score.epochs) == (0.1, 5)
+    assert check(__import__("yaml").safe_load(mine.yaml())) == mine
+
+
+def test_a_probe_may_have_a_model_of_its_own() -> None:
+    model = {"name": "vit_small_patch16_224", "args": {"img_size": 32}}
+    assert check({"model": model}).score.model is None
+    assert check({"model": model, "score": {"model": "resnet18"}}).score.model.args == {}
+    named = check({"model": model, "score": {"model": {"name": "resnet18", "weights": "r.safetensors"}}}).score.model
+    assert (named.name, named.args, named.weights) == ("resnet18", {}, "r.safetensors")
+    same = read(None, ["model.args.img_size=32", "score.model.weights=w.safetensors"]).score.model
+    assert (same.name, same.args, same.weights) == (Config().model.name, {"img_size": 32}, "w.safetensors")
 
 
 def test_a_method_takes_options_in_yaml_and_on_the_command_line() -> None:

@@ -390,7 +390,7 @@ def test_the_report_says_how_it_was_measured(finished: Path, tmp_path: Path) -> 
         (["select.score=eltwon"], "select.score: there is no 'eltwon'"),
         (["select.pick=css"], "Did you mean 'ccs'?"),
         (["select.pick=ccs", "select.pick.bin=3"], "select.pick.bin: 'ccs' has no such setting. Did you mean 'bins'?"),
-        (["select.score=memorization"], "no probe records them"),
+        (["select.score=memorization"], "Set score.subsets.runs=10"),
         (["select.score=tdds", "score.gradients=false"], "score.gradients: kl_step would be read. Turn it on"),
         (["prune.criterion=taylr"], "Did you mean 'taylor'?"),
         (["model.name=vit_tinny_patch16_224"], "Did you mean"),

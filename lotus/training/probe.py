@@ -5,6 +5,7 @@ Legend: N images, E epochs, B batch, C classes, D width of the features.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,23 +54,27 @@ class Recorder:
         self._after: Tensor | None = None  # (N, C) of the epoch under way, as ``_now``
         self._moved = torch.zeros(epochs, n) if steps else None  # (E, N)
 
-    def add(self, index: Tensor, logits: Tensor, labels: Tensor) -> None:
+    def add(self, index: Tensor, logits: Tensor, labels: Tensor, log_p: Tensor | None = None) -> None:
         """Take in a batch. An image whose logits are not finite counts as not seen.
 
         Args:
             index: (B,) row numbers
             logits: (B, C)
             labels: (B,) int64
+            log_p: (B, C) float32, the logits' log_softmax, where somebody has it already
         """
         with torch.no_grad():
             now = self._current(logits.device)
             good = logits.isfinite().all(1)
-            values = torch.cat([watch(logits, labels), torch.ones_like(labels, dtype=torch.float32)[None]])  # (6, B)
-            now[:, index[good]] = values[:, good]
+            if not bool(good.all()):
+                index, logits, labels, log_p = index[good], logits[good], labels[good], None
+            log_p = F.log_softmax(logits.float(), dim=1) if log_p is None else log_p
+            now[:-1, index] = watch(logits, labels, log_p)
+            now[-1, index] = 1
             if self._before is not None:
                 if self._after is None:
                     self._after = torch.zeros_like(self._before, device=logits.device)
-                self._after[index[good]] = _log_p(logits[good])
+                self._after[index] = log_p.clamp(min=torch.finfo(torch.float16).min).half()
 
     def end(self, epoch: int, world: World) -> None:
         """Close ``epoch``: bring together what the ranks saw. A second call for the same epoch does nothing."""
@@ -158,23 +163,19 @@ class Recorder:
         return world.sum_(own.clone()).cpu()
 
 
-def _log_p(logits: Tensor) -> Tensor:
-    """(B, C) float16"""
-    return F.log_softmax(logits.float(), dim=1).clamp(min=torch.finfo(torch.float16).min).half()
-
-
-def watch(logits: Tensor, labels: Tensor) -> Tensor:
+def watch(logits: Tensor, labels: Tensor, log_p: Tensor | None = None) -> Tensor:
     """What :data:`WATCHED` names, of each image of a batch.
 
     Args:
         logits: (B, C), C at least 2
         labels: (B,) int64
+        log_p: as of :meth:`Recorder.add`
 
     Returns:
         (5, B) float32
     """
     logits = logits.float()
-    log_p = F.log_softmax(logits, dim=1)
+    log_p = F.log_softmax(logits, dim=1) if log_p is None else log_p
     p = log_p.exp()
     at = labels[:, None]
     error = p.scatter_add(1, at, -torch.ones_like(p[:, :1]))  # softmax - onehot
@@ -189,6 +190,13 @@ def watch(logits: Tensor, labels: Tensor) -> Tensor:
             margin,
         ]
     )
+
+
+def says(p: Tensor, labels: Tensor, *, correct: bool) -> Tensor:
+    """(..., B, C) -> (..., B): the probability of the label, or, with ``correct``, 1 where it is the highest and 0."""
+    if correct:
+        return (p.argmax(-1) == labels).float()
+    return p.gather(-1, labels.expand(p.shape[:-1])[..., None])[..., 0]
 
 
 def last_layer(
@@ -208,33 +216,94 @@ def last_layer(
     Raises:
         Refused: a row did not come, or the model gives no features.
     """
+    return _drained(_last_layer(model, loader, n, world, errors=errors, bf16=False))
+
+
+def features(
+    model: nn.Module, loader: Loader, n: int, world: World, *, bf16: bool = False
+) -> Generator[int, None, npt.NDArray[np.float16]]:
+    """The ``embeddings`` of :func:`last_layer`, told on the way how many rows of this rank are through.
+
+    Args:
+        bf16: go forward in mixed precision
+    """
+    found = yield from _last_layer(model, loader, n, world, errors=False, bf16=bf16)
+    return found["embeddings"]
+
+
+def label_probability(
+    model: nn.Module, loader: Loader, n: int, world: World, *, correct: bool = False
+) -> npt.NDArray[np.float16]:
+    """(N,) what :func:`says` of every image, in one pass in eval mode; arguments as of :func:`last_layer`."""
+
+    def read(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return {"p": says(model(images).float().softmax(1), labels, correct=correct)[:, None]}
+
+    return _drained(_of_every_image(model, loader, n, world, read, ("p",)))["p"][:, 0]
+
+
+_Reading = Generator[int, None, dict[str, npt.NDArray[np.float16]]]
+
+
+def _last_layer(model: nn.Module, loader: Loader, n: int, world: World, *, errors: bool, bf16: bool) -> _Reading:
     forward_features, forward_head = (getattr(model, name, None) for name in ("forward_features", "forward_head"))
     if forward_features is None or forward_head is None:
         raise Refused("score: embeddings need a timm model, with forward_features and forward_head.")
+
+    def read(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            tokens = forward_features(images)
+            values = {"embeddings": forward_head(tokens, pre_logits=True).flatten(1)}  # (B, D)
+        if errors:
+            p = forward_head(tokens).float().softmax(1)
+            values["errors"] = p.scatter_add(1, labels[:, None], -torch.ones_like(p[:, :1]))
+        return values
+
+    names = ("embeddings", "errors") if errors else ("embeddings",)
+    return (yield from _of_every_image(model, loader, n, world, read, names))
+
+
+def _of_every_image(
+    model: nn.Module,
+    loader: Loader,
+    n: int,
+    world: World,
+    read: Callable[[Tensor, Tensor], dict[str, Tensor]],
+    names: tuple[str, ...],
+) -> _Reading:
+    """Name -> (N, X): what ``read`` gives for images and labels, (B, X) of each batch, brought together over the ranks."""
     training = model.training
     model.eval()
     found: dict[str, Tensor] = {}
     seen = torch.zeros(n, dtype=torch.int64)
+    done = 0
     try:
-        with torch.no_grad():
-            for batch in loader.epoch(0):
-                features = forward_features(batch.images)
-                values = {"embeddings": forward_head(features, pre_logits=True).float()}  # (B, D)
-                if errors:
-                    p = forward_head(features).float().softmax(1)
-                    values["errors"] = p.scatter_add(1, batch.labels[:, None], -torch.ones_like(p[:, :1]))
-                rows = batch.index.cpu()
-                for name, value in values.items():
-                    if name not in found:
-                        found[name] = torch.zeros(n, value.shape[1], dtype=torch.float16)
-                    found[name][rows] = value.clamp(-_MOST, _MOST).half().cpu()
-                seen[rows] += 1
+        for batch in loader.epoch(0):
+            with torch.no_grad():
+                values = read(batch.images, batch.labels)
+            rows = batch.index.cpu()
+            for name, value in values.items():
+                if name not in found:
+                    found[name] = torch.zeros(n, value.shape[1], dtype=torch.float16)
+                found[name][rows] = value.float().clamp(-_MOST, _MOST).half().cpu()
+            seen[rows] += 1
+            done += len(rows)
+            yield done
     finally:
         model.train(training)
     missing = torch.nonzero(world.sum_(seen) == 0)
     if len(missing):
         raise Refused(f"score: {len(missing)} rows, {int(missing[0])} first, did not come from the loader.")
-    for name in ("embeddings", "errors") if errors else ("embeddings",):
+    for name in names:
         width = world.max(found[name].shape[1] if name in found else 0)  # a rank may have had no rows
         found[name] = world.sum_(found.get(name, torch.zeros(n, width, dtype=torch.float16)))
-    return {name: value.numpy() for name, value in found.items()}
+    return {name: found[name].numpy() for name in names}
+
+
+def _drained(reading: _Reading) -> dict[str, npt.NDArray[np.float16]]:
+    while True:
+        try:
+            next(reading)
+        except StopIteration as stop:
+            found: dict[str, npt.NDArray[np.float16]] = stop.value
+            return found

@@ -186,6 +186,39 @@ def count(model: nn.Module) -> Cost:
     return outline(model).cost()
 
 
+def macs(model: nn.Module, side: int, *, place: str = "model") -> int:
+    """Multiply-accumulates of one image: :func:`count`'s, or, of a model that it does not know, those that torch counts in a
+    forward pass over an image of ``side`` pixels.
+
+    Raises:
+        Refused: the model cannot read such an image.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    try:
+        return count(model).macs
+    except Refused:
+        pass
+    training, here = model.training, next(model.parameters())
+    fused = [m for m in model.modules() if getattr(m, "fused_attn", False)]  # which the counter does not see on a CPU
+    try:
+        for module in fused:
+            module.fused_attn = False  # type: ignore[assignment]
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model.eval()(torch.zeros(1, 3, side, side, device=here.device, dtype=here.dtype))
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise Refused(
+            f"{place}: {type(model).__name__} cannot read an image of {side} x {side} pixels ({text}). Set score.side, or "
+            "take another model."
+        ) from None
+    finally:
+        for module in fused:
+            module.fused_attn = True  # type: ignore[assignment]
+        model.train(training)
+    return int(counter.get_total_flops()) // 2
+
+
 def latency(
     model: nn.Module,
     batch: int,

@@ -8,7 +8,7 @@ import inspect
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ _CALLABLES = {"embed_layer", "block_fn", "mlp_layer", "attn_layer", "device", "d
 _CUT = re.compile(r"^blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))\.(weight|bias)$")
 
 
-def create(model: config.Model, classes: int) -> nn.Module:
+def create(model: config.Model, classes: int, *, place: str = "model") -> nn.Module:
     """A timm ViT in training mode, with a classifier for ``classes``; ``lotus_origin`` tells how it was made.
 
     Random starts come from torch's global generator: seed it first. Published or loaded weights win over the
@@ -39,17 +39,79 @@ def create(model: config.Model, classes: int) -> nn.Module:
             not fit or cannot be had.
     """
     if "num_classes" in model.args:
-        raise Refused("model.args.num_classes: the data set says how many classes there are. Remove it.")
-    vit = build(model.name, {**model.args, "num_classes": classes}, pretrained=model.pretrained)
+        raise Refused(f"{place}.args.num_classes: the data set says how many classes there are. Remove it.")
+    vit = build(model.name, {**model.args, "num_classes": classes}, pretrained=model.pretrained, place=place)
     if vit.global_pool == "":
         raise Refused(
-            "model.args.global_pool: '' leaves the tokens unpooled, which classifies nothing. Take token or avg."
+            f"{place}.args.global_pool: '' leaves the tokens unpooled, which classifies nothing. Take token or avg."
         )
     if not model.pretrained:
         _start(vit, model)
     if model.weights:
-        _load(vit, Path(model.weights))
+        _load(vit, Path(model.weights), place=place)
     return vit
+
+
+def proxy(model: config.Model, classes: int, *, place: str = "model") -> nn.Module:
+    """Any timm model, to be probed and never cut; what :func:`create` makes where it is one that LOTUS supports.
+
+    Raises:
+        Refused: as :func:`create`, but for the architecture; one that gives no features before its classifier.
+    """
+    import timm
+
+    arch = model.name.partition(".")[0]
+    if ":" in model.name or not timm.is_model(arch):
+        raise Refused(f"{place}.name: timm has no model {model.name!r}.{nearest(arch, timm.list_models())}")
+    try:
+        _refuse_other_kinds(arch, place)
+    except Refused:
+        return _any(model, classes, place)
+    return create(model, classes, place=place)
+
+
+def _kind(name: str) -> type[nn.Module]:
+    """The class that timm makes of a name."""
+    import timm
+
+    arch = name.partition(".")[0]
+    try:
+        with without_memory():
+            return type(timm.create_model(arch))
+    except Exception:  # some cannot be made without memory
+        return type(timm.create_model(arch))
+
+
+def _any(model: config.Model, classes: int, place: str) -> nn.Module:
+    import timm
+
+    if model.pos_embed_std is not None or model.patch_embed_init != "timm":
+        raise Refused(
+            f"{place}: pos_embed_std and patch_embed_init are of plain ViTs, not of {model.name}. Remove them."
+        )
+    what = "get the published weights of" if model.pretrained else "make"
+    try:
+        allowed = set(inspect.signature(_kind(model.name).__init__).parameters) - _CALLABLES - {"num_classes", "kwargs"}
+        for key, value in model.args.items():
+            if key not in allowed:
+                raise Refused(f"{place}.args.{key}: {model.name} takes no such argument.{nearest(key, allowed)}")
+            if not _plain(value):
+                raise Refused(f"{place}.args.{key}: must be a number, text, truth value or list, not {value!r}.")
+        made = timm.create_model(model.name, pretrained=model.pretrained, num_classes=classes, **model.args)
+    except Refused:
+        raise
+    except Exception as error:
+        raise Refused(f"{place}: timm cannot {what} {model.name!r} with {model.args} ({_reason(error)}).") from None
+    head = getattr(made, "forward_head", None)
+    if head is None or "pre_logits" not in inspect.signature(head).parameters:
+        raise Refused(
+            f"{place}.name: {model.name!r} gives no features before its classifier. Take another, e.g. resnet18."
+        )
+    if model.weights:
+        about: Any = made
+        names = about.default_cfg.get("classifier") or ()
+        _load(made, Path(model.weights), place=place, heads=(names,) if isinstance(names, str) else names)
+    return made
 
 
 def build(
@@ -132,6 +194,11 @@ def image_size(model: nn.Module) -> int:
             f"{type(model).__name__}: reads images of {size or 'any size'}, not square ones. Set model.args.img_size."
         )
     return int(size[0])
+
+
+def side(model: nn.Module, other: int) -> int:
+    """Side of the square images that ``model`` reads; ``other`` where it reads any."""
+    return image_size(model) if getattr(getattr(model, "patch_embed", None), "img_size", None) is not None else other
 
 
 @contextmanager
@@ -243,7 +310,7 @@ def _start(vit: Any, model: config.Model) -> None:
             nn.init.zeros_(embed.bias)
 
 
-def _load(vit: nn.Module, path: Path) -> None:
+def _load(vit: nn.Module, path: Path, *, place: str = "model", heads: Sequence[str] = ("head", "head_dist")) -> None:
     """Weights from a .safetensors file or from a folder that LOTUS wrote. A head for other classes starts anew.
 
     Raises:
@@ -254,17 +321,17 @@ def _load(vit: nn.Module, path: Path) -> None:
 
     file = path / "model.safetensors" if path.is_dir() else path
     if file.suffix != ".safetensors":
-        raise Refused(f"model.weights: {path} is no .safetensors file and no folder written by LOTUS.")
+        raise Refused(f"{place}.weights: {path} is no .safetensors file and no folder written by LOTUS.")
     try:
         weights: dict[str, Tensor] = load_file(file)
     except (OSError, SafetensorError) as error:
-        raise Refused(f"model.weights: {file} cannot be read ({_reason(error)}).") from None
+        raise Refused(f"{place}.weights: {file} cannot be read ({_reason(error)}).") from None
     own = vit.state_dict()
-    for head in ("head", "head_dist"):
+    for head in heads:
         here, there = own.get(f"{head}.weight"), weights.get(f"{head}.weight")
         if here is not None and there is not None and here.shape[1:] == there.shape[1:] and len(here) != len(there):
             warnings.warn(
-                f"model.weights: {file} classifies {len(there)} classes, the data has {len(here)}: {head} starts anew.",
+                f"{place}.weights: {file} classifies {len(there)} classes, the data has {len(here)}: {head} starts anew.",
                 stacklevel=3,
             )
             for part in (f"{head}.weight", f"{head}.bias"):
@@ -273,7 +340,7 @@ def _load(vit: nn.Module, path: Path) -> None:
     fault = _difference(_shapes(own), _shapes(weights))
     if fault:
         cure = " It was cut: load it by lotus.load." if (path / "spec.json").is_file() and _is_cut(path) else ""
-        raise Refused(f"model.weights: {file} does not fit this model: {fault}.{cure}")
+        raise Refused(f"{place}.weights: {file} does not fit this model: {fault}.{cure}")
     vit.load_state_dict(weights)
 
 

@@ -114,3 +114,27 @@ def test_an_open_image_size_has_no_cost():
         cost.count(model)
     with pytest.raises(Refused, match="img_size"):
         cost.latency(model, 1)
+
+
+def test_macs_of_a_model_that_is_only_probed() -> None:
+    """Against a sum over convolutions and classifiers, written out."""
+    net = timm.create_model("resnet10t", num_classes=7).train()
+    total = 0
+
+    def add(module, given, out):
+        nonlocal total
+        if isinstance(module, torch.nn.Conv2d):
+            total += out[0].numel() * module.weight[0].numel()
+        elif isinstance(module, torch.nn.Linear):
+            total += module.weight.numel()
+
+    hooks = [module.register_forward_hook(add) for module in net.modules()]
+    net(torch.zeros(2, 3, 40, 40))
+    for hook in hooks:
+        hook.remove()
+    assert cost.macs(net, 40) == total > 0
+    assert net.training
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8)
+    assert cost.macs(vit, 999) == cost.count(vit).macs, "a size of its own"
+    with pytest.raises(Refused, match=r"score\.model: ResNet cannot read an image of 0 x 0.*score\.side"):
+        cost.macs(net, 0, place="score.model")

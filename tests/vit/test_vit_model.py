@@ -175,3 +175,56 @@ def test_drop_path_rises_to_the_last_block():
     assert rates == [0, 0.1, 0.2]
     door.set_drop_path(model, 0)
     assert all(isinstance(block.drop_path2, nn.Identity) for block in model.blocks)
+
+
+# ------------------------------------------------------------------------------------------------------ models to probe
+
+
+def test_any_timm_model_can_be_probed() -> None:
+    torch.manual_seed(0)
+    net = door.proxy(config.Model(name="resnet10t", args={"in_chans": 3}), 7)
+    net.eval()
+    images = torch.randn(2, 3, 24, 24)
+    features = net.forward_head(net.forward_features(images), pre_logits=True)
+    torch.testing.assert_close(net.get_classifier()(features), net(images))
+    assert net(images).shape == (2, 7)
+    assert door.side(net, 24) == 24
+    vit = door.proxy(config.Model(name=NAME, args=TINY), 7)
+    assert door.origin(vit)["name"] == NAME, "made as any ViT of ours"
+    assert door.side(vit, 24) == 32
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "resnet81"}, r"score\.model\.name: timm has no model 'resnet81'. Did you mean 'resnet"),
+        ({"name": "local-dir:/tmp"}, "timm has no model"),
+        (
+            {"name": "resnet10t", "args": {"img_sizes": 3}},
+            r"score\.model\.args\.img_sizes: resnet10t takes no such argument",
+        ),
+        ({"name": "resnet10t", "args": {"checkpoint_path": "x.pth"}}, "takes no such argument"),
+        ({"name": "resnet10t", "args": {"pretrained_cfg_overlay": {"file": "x.pth"}}}, "takes no such argument"),
+        ({"name": "resnet10t", "args": {"num_classes": 4}}, "takes no such argument"),
+        ({"name": "resnet10t", "args": {"stem_width": {"a": 1}}}, "must be a number, text"),
+        ({"name": "resnet10t", "pos_embed_std": 0.2}, "are of plain ViTs"),
+        ({"name": NAME, "args": {"img_sizes": 3}}, r"score\.model\.args\.img_sizes"),
+        ({"name": "resnet10t", "weights": "no.safetensors"}, r"score\.model\.weights: no\.safetensors cannot be read"),
+    ],
+)
+def test_what_cannot_be_probed_is_refused(settings, message) -> None:
+    with pytest.raises(Refused, match=message):
+        door.proxy(config.Model(**settings), 5, place="score.model")
+
+
+def test_a_probed_model_takes_weights_from_a_file(tmp_path) -> None:
+    wants = {"name": "resnet10t"}
+    given = door.proxy(config.Model(**wants), 3)
+    file = tmp_path / "net.safetensors"
+    save_file(given.state_dict(), file)
+    with pytest.warns(UserWarning, match="fc starts anew"):
+        found = door.proxy(config.Model(**wants, weights=str(file)), 5)
+    assert all(
+        torch.equal(value, given.state_dict()[name]) for name, value in found.state_dict().items() if "fc" not in name
+    )
+    assert found.get_classifier().out_features == 5
