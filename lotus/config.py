@@ -29,6 +29,7 @@ from pydantic import (
 )
 
 from selection.errors import Refused
+from selection.memory import gigabytes
 from selection.methods import nearest
 
 # One part that stays, in (0, 1]: the one word for every budget.
@@ -386,8 +387,16 @@ class Select(Section):
     """Part of the images that stays."""
     balance: bool = True
     """Keep the same part of every class."""
+    max_memory: Annotated[float, Field(gt=0)] | None = None
+    """GB that the picker may take (``4GB``, ``500MB``): what needs more is refused with the figure, or takes a way that needs
+    less. null: 0.5 for matrices of similarities, no limit else."""
     ticket: str = ""
     """A ticket made elsewhere (.npz); then nothing is scored."""
+
+    @field_validator("max_memory", mode="before")
+    @classmethod
+    def _gigabytes(cls, value: Any) -> Any:
+        return gigabytes(value) if isinstance(value, str) else value
 
 
 class Keep(Section):

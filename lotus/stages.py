@@ -206,6 +206,11 @@ def check(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
                 f"score.subsets: {', '.join(beyond)} of runs on random parts of the images would be read. Set "
                 "score.subsets.runs=10 (nearly free with score.probe=linear), or take another score."
             )
+        if "given" in read:
+            raise Refused(
+                "select: given would be read, and no probe records it: it comes from elsewhere. Take another score, or draw the "
+                "ticket from signals of your own: lotus select."
+            )
         if not config.score.gradients and (missing := sorted(read & {"errors", "kl_step"})):
             raise Refused(f"score.gradients: {', '.join(missing)} would be read. Turn it on, or take another method.")
     if config.train.redraw is not None:
@@ -292,7 +297,7 @@ def select(shop: Shop) -> Making:
     run, wants, manifest = shop.run, shop.config.select, shop.manifest()
     if wants.ticket:
         subset = Subset.load(wants.ticket)
-        subset.check(fingerprint=manifest.fingerprint, total=manifest.n)
+        subset.check(fingerprint=manifest.fingerprint, total=manifest.n, place=wants.ticket)
     else:
         if run.probed:
             signals = Signals.load(run.signals, only=lottery.reads(wants.score, wants.pick, shop.shelves))
@@ -306,6 +311,7 @@ def select(shop: Shop) -> Making:
             keep=wants.keep,
             balance=wants.balance,
             seed=shop.config.seed,
+            max_memory=wants.max_memory,
             shelves=shop.shelves,
         )
         for warning in drawn.warnings:

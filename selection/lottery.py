@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from selection import methods, pickers, scores
+from selection import memory, methods, pickers, scores
 from selection.errors import Refused
 from selection.signals import VOCABULARY, Signals
 from selection.subset import Subset
@@ -115,6 +115,7 @@ def select(
     balance: bool = True,
     seed: int = 0,
     start: Subset | None = None,
+    max_memory: float | None = None,
     shelves: Iterable[ModuleType] = (),
 ) -> Lottery:
     """Draw the ticket: exactly ``round(keep * N)`` images.
@@ -127,6 +128,8 @@ def select(
         balance: share the budget among the classes in proportion to their sizes (see :func:`quotas`) and pick in each.
         seed: everything random follows from it.
         start: a ticket for the same images whose rows all stay; the picker adds to them. Only some pickers can.
+        max_memory: GB that the picker may take beside the signals; None: its own limit, where it has one. What would take more
+            is refused before it is begun, or takes a way that needs less.
         shelves: modules with scores and pickers of the user's own; they win over ours.
 
     Raises:
@@ -161,8 +164,20 @@ def select(
     if budget == total:
         rows, weights = np.arange(total), np.ones(total)
     else:
+        if max_memory is not None:
+            _afford(signals, picker, pick_name, max_memory, balance)
         drawn = [
-            _draw(signals, values, picker, pick_options, group, quota, keep, inside[group], (int(seed), key))
+            _draw(
+                signals,
+                values,
+                picker,
+                _limited(signals, picker, pick_options, max_memory, len(group)),
+                group,
+                quota,
+                keep,
+                inside[group],
+                (int(seed), key),
+            )
             for key, group, quota in _groups(signals["labels"], budget, balance, int(seed))
         ]
         rows, weights = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
@@ -177,9 +192,42 @@ def select(
         **({"start": start.origin} if start is not None else {}),
     }
     subset = Subset(
-        rows, total, fingerprint=signals.fingerprint, weights=weights / weights.mean(), keep=float(keep), origin=origin
+        rows,
+        total,
+        fingerprint=signals.fingerprint,
+        weights=weights / weights.mean(),
+        keep=float(keep),
+        origin=origin,
+        labels=signals["labels"],
+        classes=signals.classes,
+        scores=values,
     )
     return Lottery(subset, values, tuple(warnings))
+
+
+def _read_by(picker: Any, signals: Signals) -> list[np.ndarray]:
+    return [signals[name] for name in methods.reads(picker) if name in signals]
+
+
+def _afford(signals: Signals, picker: Any, name: str, max_memory: float, balance: bool) -> None:
+    """Refuse a picker whose copies of what it reads go beyond the limit, for the largest group that it is handed."""
+    most = int(np.bincount(signals["labels"]).max()) if balance else signals.images
+    cure = "Take one that reads scores alone (ccs, top_k)" if balance else "Balance the classes"
+    memory.within(
+        max_memory,
+        memory.working(most, _read_by(picker, signals)),
+        f"select.pick ({name}), for {most} images at once",
+        cure,
+    )
+
+
+def _limited(
+    signals: Signals, picker: Any, options: Mapping[str, Any], max_memory: float | None, n: int
+) -> Mapping[str, Any]:
+    """``options`` with what the limit leaves for matrices of the picker's own; a limit in ``options`` is more particular."""
+    if max_memory is None or "max_memory" not in methods.settings(picker) or "max_memory" in options:
+        return options
+    return {**options, "max_memory": memory.Left(max_memory, memory.working(n, _read_by(picker, signals)))}
 
 
 def ranking(scores: Floats, rng: np.random.Generator) -> Rows:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -24,15 +25,26 @@ def write(
     Raises:
         Refused: it cannot be written there (no space, no permission); what stood there before still stands.
     """
-    path = Path(path)
-    beside = path.with_name(path.name + ".tmp")
     members: dict[str, Any] = dict(arrays)
     members[ABOUT] = np.array(json.dumps({"kind": kind, "format": version, **about}, sort_keys=True))
+    with written(path) as file:
+        np.savez(file, **members)
+
+
+@contextlib.contextmanager
+def written(path: str | Path) -> Iterator[IO[bytes]]:
+    """A file to write, which takes the name ``path`` once it is whole; its folder is made where it is missing.
+
+    Raises:
+        Refused: it cannot be written there; what stood there before still stands.
+    """
+    path = Path(path)
+    beside = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with beside.open("wb") as file:
-                np.savez(file, **members)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, path)

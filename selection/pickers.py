@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from selection.errors import Refused
 from selection.gradients import EVERY, Gradients, Index
+from selection.memory import within
 from selection.neighbors import Cosine, Kernel, NearGradients, nearest, slices, unit
 from selection.submodular import (
     FacilityLocation,
@@ -39,7 +40,6 @@ from selection.submodular import (
     lazy,
     need,
     stochastic,
-    within,
 )
 
 Array = npt.NDArray[Any]

@@ -29,6 +29,11 @@ def random(labels: Array, *, seed: int = 0) -> Scores:
     return np.random.default_rng(seed).random(len(labels))
 
 
+def given(given: Array) -> Scores:
+    """A score from elsewhere, as ``lotus ticket import`` reads it: published ones, or those of other code. Nothing is computed."""
+    return np.where(given >= np.finfo(np.float64).max, np.inf, given)
+
+
 def el2n(error_norm: Array, *, epoch: int = 20, window: int = 1) -> Scores:
     """Norm of the error early in training. Paul, Ganguli and Dziugaite 2021 (arXiv 2107.07075).
 

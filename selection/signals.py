@@ -73,6 +73,9 @@ VOCABULARY: dict[str, Signal] = {
         low=0,
         high=1,
     ),
+    "given": Signal(
+        ("N",), np.float64, "score from elsewhere, higher = keep first; without bound: the largest number that there is"
+    ),
 }
 
 DERIVED: dict[str, tuple[tuple[str, ...], Callable[..., np.ndarray]]] = {

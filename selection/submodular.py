@@ -16,14 +16,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from selection.errors import Refused
 from selection.gradients import EVERY
+from selection.memory import GB
 from selection.neighbors import Kernel, slices
 
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.int64]
-
-GB = 1e9
 
 
 class Function(Protocol):
@@ -201,20 +199,6 @@ def dense(kernel: Kernel) -> Array:
 def need(n: int) -> float:
     """GB that :func:`dense` takes."""
     return 4 * n * n / GB
-
-
-def within(max_memory: float, needed: float, what: str, cure: str) -> None:
-    """Hold what is about to be allocated to the limit.
-
-    Raises:
-        Refused: it is more; says how much, and the cure.
-    """
-    if needed > max_memory:
-        digits = 10.0 ** (1 - math.floor(math.log10(needed)))  # two of them, rounded up
-        enough = math.ceil(needed * digits) / digits
-        raise Refused(
-            f"{what}: {needed:.3g} GB are needed, and max_memory is {max_memory:g} GB. {cure}, or set max_memory={enough:g}."
-        )
 
 
 class Rounds(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from selection.errors import Refused
 
 KIND, FORMAT = "a ticket of LOTUS", 1
 CURE = "Give another ticket, or run the select stage again."
+REBIND = "If the images are the same, in the same order: lotus ticket import TICKET --data WHERE --force."
 MADE = "Give a ticket, which is what the select stage and `lotus select --out` write."
 
 
@@ -28,13 +29,17 @@ class Subset:
         weights: positive, mean 1, in the order of ``rows``; None: 1 each.
         keep: the part that was asked for; None: what the rows are.
         origin: how it was made, JSON-ready: score, pick, balance, seed.
+        labels, scores: of all ``total`` images, for those who look at the ticket later; None: not known. Scores may hold +inf.
+        classes: names of the labels.
 
     Raises:
-        Refused: no rows, duplicate ones or ones out of range, weights that do not fit.
+        Refused: no rows, duplicate ones or ones out of range, weights, labels or scores that do not fit.
     """
 
     rows: npt.NDArray[np.int64]
     weights: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64] | None
+    scores: npt.NDArray[np.float32] | None
 
     def __init__(
         self,
@@ -45,6 +50,9 @@ class Subset:
         weights: npt.ArrayLike | None = None,
         keep: float | None = None,
         origin: Mapping[str, Any] | None = None,
+        labels: npt.ArrayLike | None = None,
+        classes: Sequence[str] = (),
+        scores: npt.ArrayLike | None = None,
         place: str = "ticket",
     ) -> None:
         if not isinstance(total, int) or isinstance(total, bool) or total < 1:
@@ -66,6 +74,11 @@ class Subset:
             self.origin: dict[str, Any] = json.loads(json.dumps(dict(origin or {}), allow_nan=False))
         except (TypeError, ValueError) as error:
             raise Refused(f"{place}: its origin cannot be written as JSON ({error}).") from None
+        if not isinstance(classes, (list, tuple)) or not all(isinstance(name, str) for name in classes):
+            raise Refused(f"{place}: classes are a list of names, not {classes!r}.")
+        self.classes = tuple(classes)
+        self.labels = None if labels is None else _checked_labels(np.asarray(labels), total, self.classes, place)
+        self.scores = None if scores is None else _checked_scores(np.asarray(scores), total, place)
         order = np.argsort(rows)
         self.rows = rows[order].astype(np.int64)
         self.weights = weights[order].astype(np.float32)
@@ -99,7 +112,7 @@ class Subset:
         """
         if total != self.total or fingerprint != self.fingerprint:
             raise Refused(
-                f"{place}: it is for {self.total} images of data {self.fingerprint}, and here are {total} of data {fingerprint}. {CURE}"
+                f"{place}: it is for {self.total} images of data {self.fingerprint}, and here are {total} of data {fingerprint}. {CURE} {REBIND}"
             )
 
     def save(self, path: str | Path) -> None:
@@ -108,8 +121,14 @@ class Subset:
         Raises:
             Refused: it cannot be written there.
         """
-        about = {"total": self.total, "fingerprint": self.fingerprint, "keep": self.keep, "origin": self.origin}
-        npz.write(path, {"rows": self.rows, "weights": self.weights}, about, kind=KIND, version=FORMAT)
+        about: dict[str, Any] = {"total": self.total, "fingerprint": self.fingerprint, "keep": self.keep}
+        about |= {"origin": self.origin, "classes": self.classes}
+        arrays: dict[str, np.ndarray] = {"rows": self.rows, "weights": self.weights}
+        if self.labels is not None:
+            arrays["labels"] = self.labels.astype(np.int32)
+        if self.scores is not None:
+            arrays["scores"] = self.scores
+        npz.write(path, arrays, about, kind=KIND, version=FORMAT)
 
     @classmethod
     def load(cls, path: str | Path) -> Subset:
@@ -119,7 +138,8 @@ class Subset:
             Refused: the file is missing, cut short, damaged, foreign, or holds rows that cannot be; names the path and the cure.
         """
         arrays, about = npz.read(path, kind=KIND, version=FORMAT, cure=CURE, made=MADE)
-        if set(arrays) != {"rows", "weights"} or not isinstance(about.get("origin"), dict):
+        missing, strange = {"rows", "weights"} - set(arrays), set(arrays) - {"rows", "weights", "labels", "scores"}
+        if missing or strange or not isinstance(about.get("origin"), dict):
             raise Refused(f"{path}: no complete ticket. {CURE}")
         try:
             return cls(
@@ -129,6 +149,9 @@ class Subset:
                 weights=arrays["weights"],
                 keep=about.get("keep"),
                 origin=about["origin"],
+                labels=arrays.get("labels"),
+                classes=about.get("classes") or (),
+                scores=arrays.get("scores"),
                 place=str(path),
             )
         except Refused as error:
@@ -146,6 +169,28 @@ def _check_rows(rows: np.ndarray, total: int, place: str) -> None:
         raise Refused(
             f"{place}: row {values[counts > 1][0]} stands there {counts.max()} times. An image is kept once; give it a weight."
         )
+
+
+def _checked_labels(labels: np.ndarray, total: int, classes: tuple[str, ...], place: str) -> npt.NDArray[np.int64]:
+    if labels.shape != (total,) or labels.dtype.kind not in "iu":
+        raise Refused(f"{place}: {total} images want {total} labels, not {labels.dtype} {labels.shape}.")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= (len(classes) or 1 << 31):
+        raise Refused(f"{place}: labels from {low} to {high}; they count from 0, and there are {len(classes)} names.")
+    found = labels.astype(np.int64)
+    found.setflags(write=False)
+    return found
+
+
+def _checked_scores(scores: np.ndarray, total: int, place: str) -> npt.NDArray[np.float32]:
+    if scores.shape != (total,) or scores.dtype.kind not in "fiu":
+        raise Refused(f"{place}: {total} images want {total} scores, not {scores.dtype} {scores.shape}.")
+    if np.isnan(scores).any() or scores.min() == -np.inf:
+        raise Refused(f"{place}: a score is finite or +inf, and there is one that is not.")
+    most = float(np.finfo(np.float32).max)
+    found = np.where(np.isfinite(scores), np.clip(scores, -most, most), np.inf).astype(np.float32)
+    found.setflags(write=False)
+    return found
 
 
 def _check_weights(weights: np.ndarray, rows: int, place: str) -> None:

@@ -154,6 +154,67 @@ def _opened(file: str, modified: int, size: int) -> Beton:
     return Beton(Path(file))
 
 
+def part(file: str | os.PathLike[str], rows: npt.NDArray[np.int64], out: str | os.PathLike[str]) -> Manifest:
+    """Write the images ``rows`` of a .beton as one of its own, with its manifest: what is stored of each is copied byte for byte.
+
+    Mean and deviation are those of the whole, by which models of the whole normalise.
+
+    Raises:
+        Refused: no such row, it is the same file, or it cannot be written.
+    """
+    file, out = Path(file), Path(out)
+    if file.resolve() == out.resolve():
+        raise Refused(f"{out}: is the file that is read. Give another name.")
+    whole, known = opened(file), Manifest.load(file)
+    if Manifest.path(out).exists() and not out.exists():
+        raise Refused(f"{Manifest.path(out)}: stands where the manifest of {out.name} would go. Give another name.")
+    if len(rows) == 0 or rows.min() < 0 or rows.max() >= len(whole):
+        raise Refused(f"{file}: holds {len(whole)} images, and others are asked for, or none.")
+    beside = out.with_name(out.name + ".tmp")
+    written = _Written()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        largest = int(whole.sizes[rows].max())
+        small = int(whole.sizes[rows].sum()) <= 2 * format.USUAL_PAGE and largest <= format.SMALLEST_PAGE
+        writer = PlainWriter(beside, len(rows), format.SMALLEST_PAGE if small else format.page_for(largest))
+        try:
+            for row in rows.tolist():
+                stored = whole.payload(row)
+                height, width = int(whole.heights[row]), int(whole.widths[row])
+                writer.add(Stored(int(whole.modes[row]), height, width, stored.data), int(whole.labels[row]))
+                written.labels.append(int(whole.labels[row]))
+                written.checks.append(zlib.crc32(stored.data))
+                written.sizes.add((height, width))
+            writer.finish()
+        finally:
+            writer.abandon()
+        _read_back(beside, written)
+        with beside.open("rb") as opened_:
+            os.fsync(opened_.fileno())
+        about = beside.stat()
+        fingerprint = digest(known.fingerprint, rows)
+        manifest = dataclasses.replace(
+            known,
+            n=len(rows),
+            fingerprint=fingerprint,
+            source=fingerprint,
+            size=next(iter(written.sizes)) if len(written.sizes) == 1 else None,
+            skipped=(),
+            bytes=about.st_size,
+            modified=about.st_mtime_ns,
+            checksum=checksum(beside),
+        )
+        Manifest.path(out).unlink(missing_ok=True)
+        os.replace(beside, out)
+        manifest.save(out)
+        _sync_folder(out.parent)
+    except OSError as error:
+        raise _disk(error, out) from None
+    finally:
+        beside.unlink(missing_ok=True)
+    return manifest
+
+
 def checksum(file: str | os.PathLike[str]) -> str:
     """Of the file's bytes; about a second a gigabyte."""
     hashed = hashlib.blake2b(digest_size=16)

@@ -8,7 +8,6 @@ lists and texts alone, so a file from elsewhere cannot run code.
 from __future__ import annotations
 
 import os
-import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy.typing as npt
 from lotus.data import pictures
 from lotus.data.pictures import Pixels
 from lotus.data.source import Source, digest, open_data, split
+from selection import pickles
 from selection.errors import Refused
 
 __all__ = ["Source", "cifar10", "cifar100", "digits", "hf", "imagefolder", "npz", "open_data"]
@@ -260,6 +260,7 @@ def _folder(root: Path, classes: tuple[str, ...] | None = None) -> Source:
         fingerprint=digest(relative, np.array(sizes, dtype=np.int64), np.array(labels, dtype=np.int64), known),
         where=str(root),
         partial=classes is not None,
+        root=str(root),
     )
 
 
@@ -357,30 +358,9 @@ def _download(root: Path, which: str) -> None:
         raise Refused(f"data.path: {root} is empty and {which} cannot be downloaded ({error}). Put it there.") from None
 
 
-class _OnlyArrays(pickle.Unpickler):
-    """Unpickles numbers, texts, lists and numpy arrays; anything else in the file is refused before it can act."""
-
-    _ALLOWED = frozenset(
-        [
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("_codecs", "encode"),
-        ]
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no array")
-        # numpy 2 moved its module; the batches were pickled long before.
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-
-
 def _unpickled(file: Path) -> dict[str, Any]:
     try:
-        with file.open("rb") as opened:
-            found = _OnlyArrays(opened, encoding="latin1").load()
+        found = pickles.load(file, encoding="latin1")
     except Exception as error:  # a broken pickle can raise nearly anything
         raise Refused(f"{file}: not read: {error}. Take the data set from its official place.") from None
     if not isinstance(found, dict):

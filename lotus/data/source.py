@@ -43,6 +43,12 @@ class Source:
     """The part of the data set, for messages."""
     partial: bool = False
     """Whether a class may be without an image, as in a small validation set."""
+    root: str = ""
+    """Folder of the files that ``name`` names; empty where images are no files."""
+    rows: npt.NDArray[np.int64] | None = None
+    """(N,) where each image stands in the whole that this is a part of; None: this is the whole."""
+    whole: int = 0
+    """Images of that whole; 0: N."""
 
     def __post_init__(self) -> None:
         labels = np.asarray(self.labels)
@@ -74,6 +80,8 @@ class Source:
         return replace(
             self,
             labels=self.labels[rows],
+            rows=rows if self.rows is None else self.rows[rows],
+            whole=self.whole or len(self),
             read=lambda i: read(int(rows[i])),
             name=lambda i: name(int(rows[i])),
             fingerprint=digest(self.fingerprint, rows),

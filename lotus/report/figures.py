@@ -148,15 +148,13 @@ def scores(values: npt.NDArray[np.floating], rows: npt.NDArray[np.integer], *, n
     finite = np.isfinite(values)
     if not finite.any():
         return ""
-    is_kept = np.zeros(len(values), bool)
-    is_kept[rows] = True
-    low, high = float(values[finite].min()), float(values[finite].max())
-    if high <= low:
-        low, high = low - 0.5, high + 0.5
-    edges = np.linspace(low, high, bins + 1)
-    everyone, _ = np.histogram(values[finite], edges)
-    chosen, _ = np.histogram(values[finite & is_kept], edges)
-    axes = _Axes((low, high), (0.0, float(everyone.max()) * 1.05), f"{name}: higher is kept first", "images")
+    edges, everyone, chosen = binned(values, rows, bins=bins)
+    axes = _Axes(
+        (float(edges[0]), float(edges[-1])),
+        (0.0, float(everyone.max()) * 1.05),
+        f"{name}: higher is kept first",
+        "images",
+    )
     parts = [axes.draw()]
     for kind, counts in (("pale", everyone), ("fill lotus", chosen)):
         for number in np.flatnonzero(counts):
@@ -169,6 +167,21 @@ def scores(values: npt.NDArray[np.floating], rows: npt.NDArray[np.integer], *, n
     if not finite.all():
         legend.append((f"{count((~finite).sum())} images without a bound are not shown", ""))
     return _svg(f"Scores of the images by {name}, with the ticket marked", parts) + _legend(legend)
+
+
+def binned(
+    values: npt.NDArray[np.floating], rows: npt.NDArray[np.integer], *, bins: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Edges of a histogram of the finite scores (N,), how many lie in each bin, and how many of the kept rows (K,)."""
+    finite = np.isfinite(values)
+    is_kept = np.zeros(len(values), bool)
+    is_kept[rows] = True
+    low, high = float(values[finite].min()), float(values[finite].max())
+    if high - low <= 1e-9 * abs(high):
+        half = max(0.5, 1e-3 * abs(high))
+        low, high = low - half, high + half
+    edges = np.linspace(low, high, bins + 1)
+    return edges, np.histogram(values[finite], edges)[0], np.histogram(values[finite & is_kept], edges)[0]
 
 
 def tile(pixels: npt.NDArray[np.uint8], side: int = 96) -> str:
@@ -202,14 +215,10 @@ class _Axes:
         for value in ticks(*self._up):
             at = self.y(value)
             parts.append(f'<line class="grid" x1="{_LEFT}" x2="{end}" y1="{at:.1f}" y2="{at:.1f}"/>')
-            parts.append(
-                f'<text class="faint" x="{_LEFT - 7}" y="{at + 4:.1f}" text-anchor="end">{_tick(value)}</text>'
-            )
+            parts.append(f'<text class="faint" x="{_LEFT - 7}" y="{at + 4:.1f}" text-anchor="end">{tick(value)}</text>')
         for value in ticks(*self._across, most=6):
             at = self.x(value)
-            parts.append(
-                f'<text class="faint" x="{at:.1f}" y="{floor + 16}" text-anchor="middle">{_tick(value)}</text>'
-            )
+            parts.append(f'<text class="faint" x="{at:.1f}" y="{floor + 16}" text-anchor="middle">{tick(value)}</text>')
         parts.append(f'<line class="axis" x1="{_LEFT}" x2="{end}" y1="{floor}" y2="{floor}"/>')
         middle, centre = (_LEFT + end) / 2, (_TOP + floor) / 2
         parts.append(
@@ -231,7 +240,8 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _tick(value: float) -> str:
+def tick(value: float) -> str:
+    """A number beside an axis."""
     return si(value).replace(" ", "") if abs(value) >= 1000 else f"{value:.4g}"
 
 

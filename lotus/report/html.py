@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lotus import config
-from lotus.report import figures, ledger
+from lotus.report import figures, ledger, ticket
 from lotus.report.figures import Point, Series
 from lotus.report.numbers import count, percent, si
 from selection import methods
@@ -78,6 +78,12 @@ def render(folder: Path) -> str:
         pictures=pictures,
         widths=Markup(figures.widths((results.get("kept") or {}).get("blocks") or [])),
         scores=Markup(figures.scores(scored.values, scored.rows, name=scored.name)) if scored else "",
+        ticket=[
+            (name, Markup(svg))
+            for name, svg in ticket.in_report(scored.labels, scored.rows, scored.classes, scored.embeddings)
+        ]
+        if scored
+        else [],
         sheets=_sheets(folder, settings, scored) if scored else [],
         warnings=[event["text"] for event in log if event.get("event") == "said" and event.get("level") == "warning"],
         config=_text(folder / "config.yaml"),
@@ -95,8 +101,10 @@ class _Scored:
         rows: npt.NDArray[np.int64],
         labels: npt.NDArray[np.int64],
         classes: tuple[str, ...],
+        embeddings: npt.NDArray[np.floating] | None,
     ) -> None:
         self.name, self.values, self.rows, self.labels, self.classes = name, values, rows, labels, classes
+        self.embeddings = embeddings
 
     def class_of(self, row: int) -> str:
         label = int(self.labels[row])
@@ -169,7 +177,8 @@ def _scored(folder: Path, settings: config.Config | None) -> _Scored | None:
         return None
     if subset.total != len(values) or settings.select.ticket:
         return None
-    return _Scored(wanted.name, values, subset.rows, signals["labels"], signals.classes)
+    embeddings = signals.available().get("embeddings")
+    return _Scored(wanted.name, values, subset.rows, signals["labels"], signals.classes, embeddings)
 
 
 def _pictures(

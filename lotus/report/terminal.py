@@ -352,6 +352,89 @@ def ticket_page(
         console.print(Text(f"written to {out}"), soft_wrap=True)
 
 
+def ticket_told(
+    told: Mapping[str, Any],
+    scores: npt.NDArray[np.floating] | None,
+    rows: npt.NDArray[np.integer],
+    *,
+    place: str,
+    notes: Iterable[str] = (),
+    picture: str = "",
+    console: Console | None = None,
+) -> None:
+    """What ``lotus ticket show`` tells: ``told`` as :func:`selection.exchange.describe` gives it."""
+    console = console or _console()
+    console.print(Text(place, "bold"))
+    pairs = _table()
+    pairs.add_column("")
+    pairs.add_column("", overflow="fold")
+    pairs.add_row("images", f"{count(told['kept'])} of {count(told['of'])}, {percent(told['kept'] / told['of'])}")
+    for name, value in told["origin"].items():
+        pairs.add_row(name, _flat(value))
+    low, high = told["weights"]["low"], told["weights"]["high"]
+    pairs.add_row("weights", "1 each" if low == high else f"{low:.3g} to {high:.3g}, mean 1")
+    pairs.add_row("data", told["fingerprint"])
+    for name, values in (told["scores"] or {}).items():
+        parts = [f"{values[at]:.4g}" for at in ("low", "q25", "median", "q75", "high") if values[at] is not None]
+        more = f", {count(values['unbounded'])} without bound" if values["unbounded"] else ""
+        pairs.add_row(f"scores {name}", " | ".join(parts) + more)
+    pairs.show_header = False
+    console.print(pairs)
+    if told["classes"]:
+        kept, of = [row["kept"] for row in told["classes"]], [row["of"] for row in told["classes"]]
+        names = [row["class"] for row in told["classes"]]
+        ticket_page(names, kept, of, scores, rows, warnings=notes, console=console)
+    else:
+        for note in notes:
+            console.print(Text(f"! {note}", "yellow"))
+    if picture:
+        console.print(Text(f"drawn to {picture}"), soft_wrap=True)
+
+
+def compare_page(
+    places: Sequence[str], told: Mapping[str, Any], *, notes: Iterable[str] = (), console: Console | None = None
+) -> None:
+    """What ``lotus ticket compare`` tells: ``told`` as :func:`selection.exchange.compare` gives it."""
+    console = console or _console()
+    marks = [chr(ord("A") + n) if n < 26 else f"#{n + 1}" for n in range(len(places))]
+    for mark, place, kept in zip(marks, places, told["kept"], strict=True):
+        console.print(Text(f"{mark}  {place}: {count(kept)} of {count(told['of'])} images"), soft_wrap=True)
+    pairs = _table()
+    for name in ("", "kept by both", "Jaccard", "by chance", "Spearman of the scores"):
+        pairs.add_column(name, justify="right" if name else "left")
+    for pair in told["pairs"]:
+        rho = "" if pair["spearman"] is None else f"{pair['spearman']:.3f}"
+        name = f"{marks[pair['a']]}, {marks[pair['b']]}"
+        pairs.add_row(name, count(pair["both"]), f"{pair['jaccard']:.3f}", f"{pair['by_chance']:.3f}", rho)
+    console.print(pairs)
+    if len(places) > 2:
+        console.print(Text(f"kept by all {count(told['kept_by_all'])}, by any {count(told['kept_by_any'])}", "dim"))
+    if told["classes"]:
+        table = _table()
+        table.add_column("class")
+        for mark in marks:
+            table.add_column(mark, justify="right")
+        table.add_column("of", justify="right")
+        rows = told["classes"]
+        for row in rows[:_CLASSES]:
+            table.add_row(
+                Text(row["class"], overflow="ellipsis", no_wrap=True), *map(count, row["kept"]), count(row["of"])
+            )
+        if len(rows) > _CLASSES:
+            table.add_row(Text(f"and {len(rows) - _CLASSES} more, see --json", "dim"))
+        console.print(table)
+    for note in notes:
+        console.print(Text(f"! {note}", "yellow"))
+
+
+def _flat(value: Any) -> str:
+    """A method with its options, or whatever else, on a line."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    rest = ", ".join(f"{key} {part}" for key, part in value.items() if key != "name" and part is not None)
+    return f"{value.get('name', '')}{f' ({rest})' if rest and 'name' in value else rest}"
+
+
 def histogram(
     scores: npt.NDArray[np.floating], rows: npt.NDArray[np.integer], *, bins: int = _BINS, unicode: bool = True
 ) -> list[str]:

@@ -30,6 +30,7 @@ def watched(logits, labels):
         "errors": p[0, -1] - onehot,
         "run_in": run_in,
         "run_p_label": np.where(run_in, p_label[0, -1], p_label[0, -1] ** 2),
+        "given": -p_label[0, -1],
     }
 
 

@@ -13,6 +13,7 @@ from selection.signals import VOCABULARY, Signals
 
 SHELF = methods.names(scores)
 BY_CHANCE = {"random"}  # says nothing of an image
+FROM_ELSEWHERE = {"given"}  # no paper's, and recorded by no probe
 ONE_OF_TWINS = {"zcore"}  # of images that are alike it wants one
 WHERE = {
     "moderate",
@@ -45,7 +46,9 @@ def test_reads_the_vocabulary_and_cites_its_source(name):
     method = getattr(scores, name)
     assert set(methods.reads(method)) <= set(VOCABULARY)
     assert inspect.Parameter.empty not in methods.settings(method).values()
-    assert name in BY_CHANCE or re.search(r"arXiv \d{4}\.\d{5}|(ICLR|ICML|NeurIPS|CVPR) 20\d\d", method.__doc__)
+    assert name in BY_CHANCE | FROM_ELSEWHERE or re.search(
+        r"arXiv \d{4}\.\d{5}|(ICLR|ICML|NeurIPS|CVPR) 20\d\d", method.__doc__
+    )
 
 
 @pytest.mark.parametrize("name", SHELF)
@@ -361,6 +364,11 @@ def test_zcore_leaves_one_of_two_twins():
     values = score("zcore", {"labels": np.zeros(80, int), "embeddings": embeddings}, draws=4_000)
     assert min(values[11], values[60]) == 0
     assert max(values[11], values[60]) > 0.15
+
+
+def test_what_is_given_stays_as_it_is():
+    values = np.array([0.1, np.finfo(float).max, -3.0])
+    assert score("given", {"labels": np.zeros(3, int), "given": values}).tolist() == [0.1, np.inf, -3.0]
 
 
 def test_random_follows_its_seed_and_nothing_else():

@@ -1,0 +1,81 @@
+"""Memory that a method may take: estimated before it is spent."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from selection.errors import Refused
+
+GB = 1e9
+
+BLOCKS = 0.2
+"""GB that blocks of similarities take at most, with what is computed of them; see :data:`selection.neighbors.BLOCK`."""
+
+_UNITS = {
+    "": 1.0,
+    "gb": 1.0,
+    "g": 1.0,
+    "mb": 1e-3,
+    "m": 1e-3,
+    "tb": 1e3,
+    "gib": 2**30 / GB,
+    "mib": 2**20 / GB,
+    "tib": 2**40 / GB,
+}
+
+
+def gigabytes(value: Any, place: str = "max_memory") -> float:
+    """``4``, ``"4GB"``, ``"500 MB"``, ``"4GiB"`` as GB.
+
+    Raises:
+        Refused: it is no such thing.
+    """
+    found = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-zA-Z]*)\s*", str(value))
+    if found and not isinstance(value, bool) and found[2].lower() in _UNITS:
+        try:
+            amount = float(found[1]) * _UNITS[found[2].lower()]
+        except ValueError:
+            amount = math.nan
+        if 0 < amount < math.inf:
+            return amount
+    raise Refused(f"{place}: {value!r} is no amount of memory. Say 4GB or 500MB.")
+
+
+class Left(float):
+    """GB that a limit leaves once ``taken`` of it are spoken for. A refusal names the whole limit."""
+
+    taken: float
+
+    def __new__(cls, limit: float, taken: float) -> Left:
+        left = super().__new__(cls, max(0.0, limit - taken))
+        left.taken = taken
+        return left
+
+
+def within(max_memory: float, needed: float, what: str, cure: str) -> None:
+    """Hold what is about to be allocated to the limit.
+
+    Raises:
+        Refused: it is more; says how much, and the cure.
+    """
+    if needed > max_memory:
+        taken = max_memory.taken if isinstance(max_memory, Left) else 0.0
+        needed, max_memory = needed + taken, max_memory + taken
+        digits = 10.0 ** (1 - math.floor(math.log10(needed)))  # two of them, rounded up
+        enough = math.ceil(needed * digits) / digits
+        raise Refused(
+            f"{what}: {needed:.3g} GB are needed, and max_memory is {max_memory:g} GB. {cure}, or set max_memory={enough:g}."
+        )
+
+
+def working(n: int, arrays: Iterable[np.ndarray]) -> float:
+    """GB that a picker takes for n images beside matrices of its own: each signal with a row an image is cut out, and twice copied
+    to single precision; blocks of at most n by n similarities; a few numbers an image."""
+    widths = [(array.shape[1], array.itemsize) for array in arrays if array.ndim == 2]
+    copies = sum(n * width * (size + 8) for width, size in widths)
+    return copies / GB + 100 * n / GB + (min(BLOCKS, 24 * n * n / GB) if widths else 0.0)
