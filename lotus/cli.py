@@ -106,6 +106,21 @@ def _parser() -> argparse.ArgumentParser:
         verb("ticket", "look at a ticket, compare tickets, bring them in and out as files of others", _nothing)
     )
 
+    patches = verb("patches", "make the patch ticket of a run: what each patch of each training image scores", _patches)
+    patches.add_argument("config", help="the run's config file, its folder, or a folder with a train.beton")
+    patches.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
+    patches.add_argument("--score", default="", help="a score of lotus/vit/patch_scores.py (train.patches.score)")
+    patches.add_argument(
+        "--model", default="", help="a folder written by LOTUS: the model to ask (train.patches.model)"
+    )
+    patches.add_argument("--keep", type=float, help="the part of the patches that stays (train.patches.keep, else 0.7)")
+    patches.add_argument("--picture", metavar="OUT.png", help="a contact sheet: what leaves is dimmed")
+    patches.add_argument("--images", type=int, default=12, help="images on it (12)")
+    patches.add_argument("--with", dest="shelves", action="append", default=[], metavar="FILE.py",
+                         help="a file of your own whose functions join the shelves")  # fmt: skip
+    patches.add_argument("--plain", action="store_true", help="plain lines instead of live progress")
+    patches.add_argument("--json", action="store_true", help="print JSON and nothing else")
+
     evaluate = verb("evaluate", "measure a model of a run on the validation images", _evaluate)
     evaluate.add_argument("config", help="the run's config file")
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
@@ -394,6 +409,51 @@ def _written(options: argparse.Namespace, told: list[str], **numbers: int) -> in
     print(f"{options.out}: {words}")
     for line in told:
         print(f"  {line}")
+    return 0
+
+
+def _patches(options: argparse.Namespace) -> int:
+    from lotus import stages
+    from lotus.config import read
+    from lotus.report.terminal import Terminal, patches_page
+
+    folder = Path(options.config)
+    bare = folder.is_dir() and not (folder / "config.yaml").is_file()
+    if bare and not (folder / "train.beton").is_file():
+        raise Refused(
+            f"{folder}: neither a run nor prepared images are here. Give a config file, or run: lotus prepare."
+        )
+    if bare:
+        config = read(None, [f"data.folder={folder}", *options.overrides])
+    elif folder.is_dir():
+        config = read(folder / "config.yaml", [f"folder={folder}", *options.overrides])
+    else:
+        config = read(folder, options.overrides)
+    if options.images < 1:
+        raise Refused(f"--images: at least 1, not {options.images}.")
+    making = stages.patch_ticket(
+        config,
+        score=options.score,
+        model=options.model,
+        keep=options.keep,
+        prepared=bare,
+        picture=Path(options.picture) if options.picture else None,
+        shown=options.images,
+        shelves=_shelves(options.shelves),
+    )
+    with contextlib.nullcontext() if options.json else Terminal(plain=options.plain or None) as terminal:
+        while True:
+            try:
+                event = next(making)
+            except StopIteration as stop:
+                told = stop.value
+                break
+            if terminal is not None:
+                terminal.show(event)
+    if options.json:
+        print(json.dumps(told))
+    else:
+        patches_page(told)
     return 0
 
 

@@ -164,6 +164,15 @@ class Augment(Section):
         return self
 
 
+class Joint(Section):
+    """A joint budget of images and patches: images of a high ``select.score`` get more patches, the others fewer."""
+
+    buckets: int = Field(3, ge=2)
+    """Numbers of patches that there are, evenly from ``least`` to all. A batch has images of one bucket alone."""
+    least: Fraction | None = None
+    """Part of its patches that the easiest image keeps; null: half of ``keep``."""
+
+
 class Patches(Section):
     """Which patches of an image a training goes through: fewer tokens, so that a step takes less time."""
 
@@ -183,6 +192,11 @@ class Patches(Section):
     model: str = ""
     """input: a folder written by LOTUS: the model that is asked where ``score`` reads one. Each training image is shown
     to it once; its scores are then cropped and mirrored as the pixels are."""
+    cached: bool = False
+    """input: likewise score each stored image once where ``score`` reads the image alone, instead of what augmentation and
+    mixing made of it in every epoch. A random ticket is then the same in every epoch."""
+    joint: Joint | None = None
+    """Share the patches out among the images by their score, the mean being ``keep``; null: as many of each image."""
     evaluate: Literal["dense", "sparse"] = "dense"
     """Whether the model is measured on all patches, or on as few as it was trained on."""
     warmup: float = Field(0, ge=0, lt=1)
@@ -198,8 +212,13 @@ class Patches(Section):
             raise ValueError("warmup and ramp are parts of the training, together at most 1")
         if self.mode != "evit" and (self.at or not self.fuse):
             raise ValueError(f"at and fuse are settings of evit, not of {self.mode}")
-        if self.mode != "input" and self.model:
-            raise ValueError(f"model is a setting of input, not of {self.mode}")
+        if self.mode != "input" and (self.model or self.cached):
+            raise ValueError(f"model and cached are settings of input, not of {self.mode}")
+        if self.joint is not None:
+            if self.keep == 1:
+                raise ValueError("joint shares out what is left at a keep below 1")
+            if (self.joint.least or 0) >= self.keep:
+                raise ValueError(f"joint.least is below keep, the mean, which is {self.keep:g}")
         return self
 
 

@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from lotus.config import Config
@@ -67,6 +68,7 @@ STAGES: tuple[Stage, ...] = (
 )  # fmt: skip
 BY_NAME = {stage.name: stage for stage in STAGES}
 _READS_SHELVES = ("prepare", "select", "train", "prune")
+_MODEL = "patches.model"
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Record:
     stage: str
     settings: dict[str, Any]
     made_from: dict[str, str]
-    """Identity of each stage that it read from."""
+    """Identity of each stage that it read from, and of the model that it asked about patches."""
     outputs: dict[str, int]
     """Size in bytes of each output, by its name in :data:`STAGES`: a folder that is moved is still done."""
     seconds: float
@@ -209,13 +211,26 @@ class Run:
 
     @property
     def probed(self) -> bool:
-        """Whether the ticket is drawn by what a probe tells. One probe serves every score and policy."""
-        wants = self.config.select
-        return not wants.ticket and wants.keep < 1 and bool(lottery.reads(wants.score, wants.pick))
+        """Whether the ticket is drawn, or patches are shared out, by what a probe tells. One serves every score and policy."""
+        return bool(self.reads())
+
+    def reads(self, shelves: Sequence[ModuleType] = ()) -> set[str]:
+        """The signals of a probe that the ticket and a joint budget of patches are made from."""
+        wants, found = self.config.select, set[str]()
+        if not wants.ticket and wants.keep < 1:
+            found |= lottery.reads(wants.score, wants.pick, shelves)
+        if any(recipe.patches and recipe.patches.joint for recipe in (self.config.train, self.config.finetune)):
+            found |= lottery.reads(wants.score, "random", shelves)
+        return found
 
     def made_from(self, stage: str) -> dict[str, str]:
+        """Identity of each stage that ``stage`` reads from, and of the model that it asks about patches, if one is there."""
         records = {name: self.record(name) for name in BY_NAME[stage].after}
-        return {name: record.identity for name, record in records.items() if record is not None}
+        found = {name: record.identity for name, record in records.items() if record is not None}
+        patches = getattr(getattr(self.config, stage, None), "patches", None)
+        if patches is not None and patches.model and (weights := _weights(patches.model)):
+            found[_MODEL] = weights
+        return found
 
     def why(self, stage: str) -> str | None:
         """Why ``stage`` has to run, in a few words; None when it is done."""
@@ -235,6 +250,8 @@ class Run:
         if changed:
             return f"{changed[0]}{f' and {len(changed) - 1} more' if len(changed) > 1 else ''}"
         now = self.made_from(stage)
+        if _MODEL in now and now[_MODEL] != record.made_from.get(_MODEL, now[_MODEL]):
+            return f"the model in {stage}.{_MODEL} was changed"
         for name in BY_NAME[stage].after:
             if name in now and now[name] != record.made_from.get(name):
                 return f"{name} was done again"
@@ -295,6 +312,29 @@ def lies(path: str) -> str:
         return digest(times)
     except OSError:
         return ""
+
+
+def _weights(folder: str) -> str:
+    """Changes when the model in ``folder`` does; empty where none lies there."""
+    try:
+        stands = [(path.stat().st_size, path.stat().st_mtime_ns) for path in _model_files(folder)]
+    except OSError:
+        return ""
+    return _hashed(folder, tuple(stands))
+
+
+def _model_files(folder: str) -> list[Path]:
+    return [Path(folder) / "spec.json", Path(folder) / "model.safetensors"]
+
+
+@functools.lru_cache(8)
+def _hashed(folder: str, stands: tuple[tuple[int, int], ...]) -> str:
+    found = hashlib.blake2b(digest_size=12)
+    for path in _model_files(folder):
+        with open(path, "rb") as opened:
+            while block := opened.read(1 << 20):
+                found.update(block)
+    return found.hexdigest()
 
 
 def versions() -> str:

@@ -36,7 +36,10 @@ if TYPE_CHECKING:
     from lotus.data.beton import Manifest
     from lotus.data.tickets import Tickets
     from lotus.training.distributed import World
+    from lotus.training.joint import Joint
     from lotus.training.loop import Fitted
+    from lotus.vit.tokens import Tokens
+    from selection.signals import Signals
 
 T = TypeVar("T")
 
@@ -200,7 +203,7 @@ def check(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
     wants = config.select
     lottery.choose(score=wants.score, pick=wants.pick, keep=wants.keep, shelves=shelves)
     if Run(config).probed:
-        read = lottery.reads(wants.score, wants.pick, shelves)
+        read = Run(config).reads(shelves)
         if config.score.subsets is None and (beyond := sorted(read & {"run_in", "run_p_label"})):
             raise Refused(
                 f"score.subsets: {', '.join(beyond)} of runs on random parts of the images would be read. Set "
@@ -230,6 +233,10 @@ def check(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
 def _check_patches(patches: Patches, place: str, shelves: Sequence[ModuleType]) -> None:
     from lotus.vit import saliency
 
+    if patches.joint is not None and place == "score.patches":
+        raise Refused(
+            "score.patches.joint: what the images score is known only after this training. Set it in train.patches alone."
+        )
     if patches.mode != "input":
         return
     asks = saliency.reads_a_model(patches.score, shelves, place=f"{place}.score")
@@ -240,7 +247,7 @@ def _check_patches(patches: Patches, place: str, shelves: Sequence[ModuleType]) 
         )
     if not asks and patches.model:
         raise Refused(f"{place}.model: {name!r} reads the image alone and asks no model. Remove one of the two.")
-    if asks and patches.evaluate == "sparse":
+    if (asks or patches.cached) and patches.evaluate == "sparse":
         raise Refused(
             f"{place}.evaluate: sparse: {name!r} is known of the training images alone. Evaluate dense, or take contrast."
         )
@@ -289,9 +296,7 @@ def score(shop: Shop) -> Making:
 
 
 def select(shop: Shop) -> Making:
-    from lotus.data import beton
     from selection.lottery import select as draw
-    from selection.signals import Signals
     from selection.subset import Subset
 
     run, wants, manifest = shop.run, shop.config.select, shop.manifest()
@@ -299,13 +304,8 @@ def select(shop: Shop) -> Making:
         subset = Subset.load(wants.ticket)
         subset.check(fingerprint=manifest.fingerprint, total=manifest.n, place=wants.ticket)
     else:
-        if run.probed:
-            signals = Signals.load(run.signals, only=lottery.reads(wants.score, wants.pick, shop.shelves))
-        else:
-            known = {"labels": beton.labels(run.train_beton)}
-            signals = Signals(known, classes=manifest.classes, fingerprint=manifest.fingerprint)
         drawn = draw(
-            signals,
+            _signals(shop),
             score=wants.score,
             pick=wants.pick,
             keep=wants.keep,
@@ -806,8 +806,13 @@ def _fit(
     with contextlib.ExitStack() as open_things:
         stop = open_things.enter_context(StopFlag())
         tickets, asked, asked_macs = None, 0, 0.0
-        if patches is not None and patches.model:
+        if patches is not None and (patches.model or patches.cached):
             tickets, asked, asked_macs = yield from _tickets(shop, stage, patches, recipe, model, seed)
+        joint = None
+        if patches is not None and patches.joint is not None:
+            joint = _joint(shop, patches, model, seed)
+            if world.is_main:
+                yield Said(stage, _told_of(joint, rows))
         tokens = None if patches is None else open_things.enter_context(_tokens(model, patches, shop.shelves))
         loader = open_things.enter_context(
             open_loader(
@@ -839,12 +844,13 @@ def _fit(
             redrawing=redrawing,
             tokens=tokens,
             tickets=tickets,
+            joint=joint,
             folder=folder,
             world=world,
             stop=stop,
             key=key,
         )
-        told = {} if patches is None or tokens is None else _told(patches, tokens)
+        told = {} if patches is None or tokens is None else _told(patches, tokens, joint, rows)
     if patches is None or tokens is None:
         return fitted, Price(macs(model, side))
     mean = fitted.macs / fitted.images_seen if fitted.images_seen else float(tokens.macs())
@@ -856,13 +862,13 @@ def _tokens(model: nn.Module, patches: Patches, shelves: Sequence[ModuleType]) -
     from lotus.vit import saliency
     from lotus.vit.tokens import Tokens
 
-    alone = patches.mode == "input" and not patches.model
+    alone = patches.mode == "input" and not patches.model and not patches.cached
     return Tokens(model, patches, saliency.of_images(patches.score, shelves) if alone else None)
 
 
-def _told(patches: Any, tokens: Any) -> dict[str, Any]:
+def _told(patches: Any, tokens: Tokens, joint: Joint | None = None, rows: np.ndarray | None = None) -> dict[str, Any]:
     """What is recorded of a training on fewer patches: shares are of the tokens that the average block's MLP sees."""
-    return {
+    found = {
         "mode": patches.mode,
         "keep": patches.keep,
         "share": tokens.share(),
@@ -870,6 +876,44 @@ def _told(patches: Any, tokens: Any) -> dict[str, Any]:
         "evaluated_share": tokens.share(training=False),
         "evaluated_macs": tokens.macs(training=False),
     }
+    if joint is None or rows is None:
+        return found
+    images = np.bincount(joint.groups(rows), minlength=len(tokens.shares)).tolist()
+    seen = []
+    for share in tokens.shares:
+        tokens.schedule(1.0, share)
+        seen.append(tokens.share())
+    found["share"] = float(np.average(seen, weights=images))
+    found["joint"] = [{"keep": keep, "images": count} for keep, count in zip(tokens.shares, images, strict=True)]
+    return found
+
+
+def _joint(shop: Shop, patches: Patches, model: nn.Module, seed: int) -> Joint:
+    """Shares out the patches by what ``select.score`` says of each image."""
+    from lotus.training.joint import Joint
+
+    scores = lottery.scored(_signals(shop), score=shop.config.select.score, seed=shop.config.seed, shelves=shop.shelves)
+    count: Any = model.patch_embed.num_patches  # type: ignore[union-attr]
+    return Joint(scores, patches, patches=count, seed=seed)
+
+
+def _told_of(joint: Joint, rows: np.ndarray) -> str:
+    found = joint.allot(rows)
+    parts = [f"{images:,} images on {count}" for images, count in zip(np.bincount(found.level), found.levels) if images]
+    whole = len(rows) * int(found.levels[-1])
+    return f"joint budget: {', '.join(parts)} of {found.levels[-1]} patches, {100 * found.total / whole:.2f} % of all"
+
+
+def _signals(shop: Shop) -> Signals:
+    """What the probe left; labels alone where nothing else is read."""
+    from lotus.data import beton
+    from selection.signals import Signals
+
+    if shop.run.probed:
+        return Signals.load(shop.run.signals, only=shop.run.reads(shop.shelves))
+    manifest = shop.manifest()
+    known = {"labels": beton.labels(shop.run.train_beton)}
+    return Signals(known, classes=manifest.classes, fingerprint=manifest.fingerprint)
 
 
 def _as_evaluated(model: nn.Module, patches: Patches | None, shelves: Sequence[ModuleType]) -> Any:
@@ -882,44 +926,69 @@ def _as_evaluated(model: nn.Module, patches: Patches | None, shelves: Sequence[M
 def _tickets(
     shop: Shop, stage: str, patches: Patches, recipe: Recipe, model: nn.Module, seed: int
 ) -> Generator[Event, None, tuple[Tickets, int, float]]:
-    """What ``patches.model`` says of the patches of each training image, asked once and kept beside the .beton; and how
-    many images it was asked about now, at how many MACs."""
-    import lotus.pruning
+    """The scores of the patches of all training images as ``model`` sees them; and how many images a model was shown for it
+    now, at how many MACs."""
     from lotus.data import tickets
     from lotus.data.format import Beton
-    from lotus.vit import saliency
     from lotus.vit.cost import count
     from lotus.vit.model import image_size
 
-    run, manifest = shop.run, shop.manifest()
-    asked = lotus.pruning.load(patches.model)
-    weights = hashlib.blake2b((Path(patches.model) / "model.safetensors").read_bytes(), digest_size=12).hexdigest()
-    name = digest([manifest.fingerprint, patches.score.model_dump(), weights])
-    file = run.data / f"patches-{name}.npz"
-    made = not file.exists()
-    shop.world.barrier()  # nobody makes it before everybody has looked
-    if shop.world.rank == 0 and made:
-        side: Any = asked.patch_embed.grid_size  # type: ignore[union-attr]
-        maps = np.zeros((manifest.n, *side), np.uint8)
-        with _images(shop.alone(), run.train_beton, None, recipe, asked) as loader:
-            done = 0
-            for rows, scores in saliency.by_model(
-                patches.score, asked.to(shop.world.device), loader.epoch(0), shop.shelves
-            ):
-                maps[rows.numpy()] = tickets.ranks(scores).view(-1, *side).numpy()
-                done += len(rows)
-                yield Step(stage, done, manifest.n, unit="images asked for their patches")
-        tickets.save(file, maps, size=image_size(asked), fingerprint=manifest.fingerprint)
-        yield Wrote(stage, str(file))
-    shop.world.barrier()
-    maps, size = tickets.load(file, fingerprint=manifest.fingerprint)
-    stored = Beton(run.train_beton)
+    file, asked, made = yield from _patch_file(shop, stage, patches, recipe, model)
+    maps, size = tickets.load(file, fingerprint=shop.manifest().fingerprint)
+    stored = Beton(shop.run.train_beton)
     patch: Any = model.patch_embed.patch_size  # type: ignore[union-attr]
     found = tickets.Tickets(
         maps, stored.heights, stored.widths, asked=size, size=image_size(model), patch=tuple(patch),
         augment=recipe.augment, seed=seed,
     )  # fmt: skip
-    return found, manifest.n if made else 0, float(manifest.n * count(asked).macs) if made else 0.0
+    if asked is None or not made:
+        return found, 0, 0.0
+    return found, len(maps), float(len(maps) * count(asked).macs)
+
+
+def _patch_file(
+    shop: Shop, stage: str, patches: Patches, recipe: Recipe, model: nn.Module
+) -> Generator[Event, None, tuple[Path, nn.Module | None, bool]]:
+    """The file of the patches' scores, made once and kept beside the .beton; the model that is asked, and whether it was now.
+
+    Where the score reads the image alone, it is cut into patches as ``model`` cuts it.
+    """
+    import lotus.pruning
+    from lotus.data import tickets
+    from lotus.vit import saliency
+    from lotus.vit.model import image_size
+
+    run, manifest = shop.run, shop.manifest()
+    asked = lotus.pruning.load(patches.model) if patches.model else None
+    looks: Any = model if asked is None else asked
+    if asked is not None:
+        by = hashlib.blake2b((Path(patches.model) / "model.safetensors").read_bytes(), digest_size=12).hexdigest()
+    else:
+        reads = saliency.reads(patches.score, shop.shelves)
+        by = digest([image_size(model), list(looks.patch_embed.patch_size), shop.config.seed if "rng" in reads else 0])
+    own = [_own(shop.shelves)] if shop.shelves else []
+    file = run.data / f"patches-{digest([manifest.fingerprint, patches.score.model_dump(), by, *own])}.npz"
+    made = not file.exists()
+    shop.world.barrier()  # nobody makes it before everybody has looked
+    if shop.world.rank == 0 and made:
+        side = looks.patch_embed.grid_size
+        maps, mass, done = np.zeros((manifest.n, *side), np.uint8), tickets.Mass(int(np.prod(side))), 0
+        with _images(shop.alone(), run.train_beton, None, recipe, looks) as loader:
+            if asked is not None:
+                asked = asked.to(shop.world.device)
+                scored = saliency.by_model(patches.score, asked, loader.epoch(0), shop.shelves)
+            else:
+                patch = tuple(looks.patch_embed.patch_size)
+                scored = saliency.by_images(patches.score, patch, loader.epoch(0), shop.shelves, seed=shop.config.seed)
+            for rows, scores in scored:
+                maps[rows.numpy()] = tickets.ranks(scores).view(-1, *side).numpy()
+                mass.add(scores)
+                done += len(rows)
+                yield Step(stage, done, manifest.n, unit="images asked for their patches")
+        tickets.save(file, maps, size=image_size(looks), fingerprint=manifest.fingerprint, mass=mass.curve())
+        yield Wrote(stage, str(file))
+    shop.world.barrier()
+    return file, asked, made
 
 
 def _images(
@@ -1166,7 +1235,7 @@ def _tokens_kept(tokens: int, patches: Mapping[str, Any] | None) -> dict[str, An
     """What the report tells of the patches that the lottery's training went through."""
     if not patches:
         return {"kept": tokens, "of": tokens}
-    told = {name: patches[name] for name in ("mode", "keep", "evaluated", "train_macs")}
+    told = {name: patches[name] for name in ("mode", "keep", "evaluated", "train_macs", "joint") if name in patches}
     return {"kept": round(patches["share"] * tokens), "of": tokens, **told}
 
 
@@ -1190,9 +1259,9 @@ def forecast(
     n = len(train_source.labels)
     model = create(config.model, len(train_source.classes))
     macs = count(model).macs
-    on_patches = _forecast_share(model, config.train.patches)
     asked = n * _asked_macs(config.train.patches)
     kept = round(config.select.keep * n)
+    on_patches = _forecast_share(model, config.train.patches, kept)
     small = macs * (config.prune.keep.macs or 1)
     wants = config.train.redraw
     drawn = redraw.rehearse(pick=wants, keep=wants.keep, epochs=config.train.epochs, shelves=shelves) if wants else 1.0
@@ -1207,7 +1276,7 @@ def forecast(
         ),
         "prune": (calibration, calibration * macs),
         "finetune": _training(
-            config.finetune.epochs * kept, small * _forecast_share(model, config.finetune.patches), teacher
+            config.finetune.epochs * kept, small * _forecast_share(model, config.finetune.patches, kept), teacher
         ),
     }
     says = {name: BY_NAME[name].says for name in names}
@@ -1244,18 +1313,29 @@ def _forecast_probe(config: Config, n: int, classes: int) -> tuple[float, float]
     return forwards, forwards * price
 
 
-def _forecast_share(model: nn.Module, patches: Patches | None) -> float:
-    """Part of the dense model's MACs that a training on ``patches`` spends, its schedule included."""
+def _forecast_share(model: nn.Module, patches: Patches | None, images: int) -> float:
+    """Part of the dense model's MACs that a training of ``images`` on ``patches`` spends, its schedule included."""
     from lotus.vit.cost import count
     from lotus.vit.tokens import Tokens
+    from selection.joint import allot
 
     if patches is None:
         return 1.0
     spent, moments = 0.0, 200
     with Tokens(model, patches) as tokens:
+        ends: list[tuple[float | None, float]] = [(None, 1.0)]
+        if patches.joint is not None:  # by ranks alone: how many images a bucket has does not depend on what they score
+            shared = allot(
+                np.arange(images), patches=tokens.patches, keep=patches.keep, buckets=patches.joint.buckets,
+                least=patches.joint.least, place="train.patches.joint",
+            )  # fmt: skip
+            ends = list(
+                zip(tokens.shares, np.bincount(shared.level, minlength=len(tokens.shares)) / images, strict=True)
+            )
         for moment in range(moments):
-            tokens.schedule((moment + 0.5) / moments)
-            spent += tokens.macs() / moments
+            for share, part in ends:
+                tokens.schedule((moment + 0.5) / moments, share)
+                spent += part * tokens.macs() / moments
     return spent / count(model).macs
 
 
@@ -1272,6 +1352,124 @@ def _and(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, f
 
 def _training(images: float, macs: float, teacher: float = 0) -> tuple[float, float]:
     return images * (TRAIN_FORWARDS + (1 if teacher else 0)), images * (TRAIN_FORWARDS * macs + teacher)
+
+
+def patch_ticket(
+    config: Config,
+    *,
+    score: str = "",
+    model: str = "",
+    keep: float | None = None,
+    prepared: bool = False,
+    picture: Path | None = None,
+    shown: int = 12,
+    shelves: Sequence[ModuleType] = (),
+) -> Generator[Event, None, dict[str, Any]]:
+    """Make the patches' scores of a run's images, or find them made, and tell what is in them.
+
+    Args:
+        score: instead of that in ``train.patches``, without options
+        model: likewise, the folder of the model to ask
+        keep: likewise
+        prepared: the .beton in ``data.folder`` is all that there is: do not look at what it was made from
+        picture: a contact sheet of ``shown`` images goes there
+
+    Raises:
+        Refused: an unknown score; a model that is missing or not asked; no images.
+    """
+    from lotus.config import Method, Patches
+    from lotus.data import tickets
+    from lotus.vit import saliency, tokens
+    from lotus.vit.model import create
+
+    if not prepared:
+        yield from go(config, until="prepare", shelves=shelves)
+    shop = Shop(Run(config), _world(config), shelves).alone()
+    own = config.train.patches
+    wants = own if own is not None and own.mode == "input" else Patches(mode="input", keep=own.keep if own else 0.7)
+    method = Method(name=score) if score else wants.score
+    asks = saliency.reads_a_model(method, shelves, place="--score")
+    ask = model or (wants.model if asks else "")
+    if asks and not ask:
+        raise Refused(f"--score {method.name}: it reads a model. Name one that LOTUS wrote with --model FOLDER.")
+    if not asks and ask:
+        raise Refused(f"--model {ask}: {method.name!r} reads the image alone and asks no model. Leave it out.")
+    share = wants.keep if keep is None else keep
+    if not 0 < share <= 1:
+        raise Refused(f"--keep: the part that stays lies in (0, 1], not {share:g}.")
+    wants = wants.model_copy(update={"score": method, "model": ask, "cached": not asks, "keep": share})
+    manifest = shop.manifest()
+    plain = config.model.model_copy(update={"pretrained": False, "weights": ""})
+    trained: Any = create(plain, len(manifest.classes)) if not (prepared and ask) else None
+    if trained is None:  # no config says which model will train: one cut into patches like the one that is asked
+        import lotus.pruning
+
+        trained = lotus.pruning.load(ask)
+    file, _, made = yield from _patch_file(shop, "patches", wants, config.train, trained)
+    maps, asked = tickets.load(file, fingerprint=manifest.fingerprint)
+    mass = tickets.load_mass(file)
+    count = int(trained.patch_embed.num_patches)
+    mean = maps.mean(0) / 255
+    stays = tokens.kept(count, share)
+    told = {
+        "file": str(file), "made": made, "score": method.name, "model": ask, "images": len(maps), "keep": share,
+        "kept": stays, "of": count, "patch": list(trained.patch_embed.patch_size), "mean_map": mean.round(4).tolist(),
+        "mass": None if mass is None else float(mass[tokens.kept(len(mass), share) - 1]),
+    }  # fmt: skip
+    if picture is not None:
+        _draw_ticket(shop, told, maps, asked, trained, picture, shown)
+        yield Wrote("patches", str(picture))
+        told["picture"] = str(picture)
+    return told
+
+
+def _draw_ticket(
+    shop: Shop, told: Mapping[str, Any], maps: np.ndarray, asked: int, trained: Any, picture: Path, shown: int
+) -> None:
+    """The contact sheet: images of as many classes as there is room for, as the model that trains will see them unaugmented."""
+    import torch
+
+    from lotus.data import beton, tickets
+    from lotus.data.format import Beton
+    from lotus.report import contact
+    from lotus.vit import tokens
+    from lotus.vit.model import image_size
+
+    run, manifest, size = shop.run, shop.manifest(), image_size(trained)
+    labels, stored = beton.labels(run.train_beton), Beton(run.train_beton)
+    rng = np.random.default_rng(shop.config.seed)
+    mixed = rng.permutation(len(labels))
+    turn = np.zeros(len(labels), np.int64)  # how many of its class come before an image
+    for label in np.unique(labels):
+        mine = mixed[labels[mixed] == label]
+        turn[mine] = np.arange(len(mine))
+    rows = np.sort(np.lexsort((labels, turn))[:shown])
+    held = tickets.Tickets(
+        maps, stored.heights, stored.widths, asked=asked, size=size, patch=tuple(told["patch"]),
+        augment=None, seed=0,
+    )  # fmt: skip
+    scores = held.pooled(held.seen(torch.from_numpy(rows), 0))
+    kept = torch.zeros_like(scores, dtype=torch.bool).scatter(1, tokens.top(scores, told["kept"]), True)
+    with _images(shop, run.train_beton, rows, shop.config.train, trained) as loader:
+        shades = torch.cat([batch.images.cpu() for batch in loader.epoch(0)]).permute(0, 2, 3, 1).numpy()
+    images = ((shades * manifest.std + manifest.mean) * 255).round().clip(0, 255).astype(np.uint8)
+    grid = tuple(trained.patch_embed.grid_size)
+    by = f"{told['score']} of {told['model']}" if told["model"] else told["score"]
+    lines = [
+        f"Patches by {by}",
+        f"keep {told['keep']:g}: {told['kept']} of {told['of']} patches of {told['patch'][0]} x {told['patch'][1]} pixels",
+        f"{told['images']:,} images; the kept part has {100 * told['mass']:.1f} % of the score" if told["mass"] else "",
+        "On the left, the mean over all images: the darker, the sooner kept.",
+    ]
+    names = [f"{manifest.classes[labels[row]]}, row {row}" for row in rows]
+    drawn = contact.sheet(
+        images, kept.view(-1, *grid).numpy(), names, maps.mean(0) / 255, [line for line in lines if line]
+    )
+    try:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        drawn.save(picture)
+    except (OSError, ValueError) as error:
+        raise Refused(f"{picture}: cannot be written ({error}). Give a file like patches.png.") from None
 
 
 def evaluate_model(config: Config, which: str, shelves: Sequence[ModuleType] = ()) -> dict[str, float]:

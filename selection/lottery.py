@@ -140,10 +140,8 @@ def select(
     warnings = choose(score=score, pick=pick, keep=keep, shelves=shelves)
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise Refused(f"seed: {seed!r} is no whole number of at least 0.")
-    score_name, scorer, score_options = resolve(scores, shelves, score, "select.score")
+    score_name, scorer, score_options = _scorer(score, seed, shelves)
     pick_name, picker, pick_options = resolve(pickers, shelves, pick, "select.pick")
-    if "seed" in methods.settings(scorer):
-        score_options = {"seed": int(seed), **score_options}
 
     total = signals.images
     inside = np.zeros(total, dtype=bool)
@@ -158,8 +156,7 @@ def select(
     needed = bool(read) and budget < total
     values = None
     if needed or all(name in signals for name in methods.reads(scorer)):
-        values = methods.call(scorer, signals.available(), score_options, place="select.score")
-        values = _checked_scores(values, total, f"select.score ({score_name})")
+        values = scored(signals, score=score, seed=seed, shelves=shelves)
 
     if budget == total:
         rows, weights = np.arange(total), np.ones(total)
@@ -205,8 +202,12 @@ def select(
     return Lottery(subset, values, tuple(warnings))
 
 
-def _read_by(picker: Any, signals: Signals) -> list[np.ndarray]:
-    return [signals[name] for name in methods.reads(picker) if name in signals]
+def _working(n: int, picker: Any, signals: Signals) -> float:
+    """GB that a picker takes for n of the images, beside matrices of its own."""
+    read = [name for name in methods.reads(picker) if name in signals and len(VOCABULARY[name].dims) > 1]
+    wide = [name for name in read if VOCABULARY[name].dims[0] == "N"]
+    watched = [signals.seeds * signals.epochs for name in read if VOCABULARY[name].dims == ("S", "E", "N")]
+    return memory.working(n, [*watched, *(signals[name].shape[1] for name in wide)], blocks=bool(wide))
 
 
 def _afford(signals: Signals, picker: Any, name: str, max_memory: float, balance: bool) -> None:
@@ -215,7 +216,7 @@ def _afford(signals: Signals, picker: Any, name: str, max_memory: float, balance
     cure = "Take one that reads scores alone (ccs, top_k)" if balance else "Balance the classes"
     memory.within(
         max_memory,
-        memory.working(most, _read_by(picker, signals)),
+        _working(most, picker, signals),
         f"select.pick ({name}), for {most} images at once",
         cure,
     )
@@ -227,7 +228,26 @@ def _limited(
     """``options`` with what the limit leaves for matrices of the picker's own; a limit in ``options`` is more particular."""
     if max_memory is None or "max_memory" not in methods.settings(picker) or "max_memory" in options:
         return options
-    return {**options, "max_memory": memory.Left(max_memory, memory.working(n, _read_by(picker, signals)))}
+    return {**options, "max_memory": memory.Left(max_memory, _working(n, picker, signals))}
+
+
+def scored(signals: Signals, *, score: Choice, seed: int = 0, shelves: Iterable[ModuleType] = ()) -> Floats:
+    """(N,) what each image scores; higher = keep first, may hold infinities.
+
+    Args:
+        seed: what a random score follows from, where it is not said
+
+    Raises:
+        Refused: no such method or option; what it reads is missing; a score that is NaN.
+    """
+    name, scorer, options = _scorer(score, seed, shelves)
+    values = methods.call(scorer, signals.available(), options, place="select.score")
+    return _checked_scores(values, signals.images, f"select.score ({name})")
+
+
+def _scorer(score: Choice, seed: int, shelves: Iterable[ModuleType]) -> tuple[str, Any, dict[str, Any]]:
+    name, scorer, options = resolve(scores, shelves, score, "select.score")
+    return name, scorer, {"seed": int(seed), **options} if "seed" in methods.settings(scorer) else options
 
 
 def ranking(scores: Floats, rng: np.random.Generator) -> Rows:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from selection.errors import Refused
 
@@ -73,9 +71,7 @@ def within(max_memory: float, needed: float, what: str, cure: str) -> None:
         )
 
 
-def working(n: int, arrays: Iterable[np.ndarray]) -> float:
-    """GB that a picker takes for n images beside matrices of its own: each signal with a row an image is cut out, and twice copied
-    to single precision; blocks of at most n by n similarities; a few numbers an image."""
-    widths = [(array.shape[1], array.itemsize) for array in arrays if array.ndim == 2]
-    copies = sum(n * width * (size + 8) for width, size in widths)
-    return copies / GB + 100 * n / GB + (min(BLOCKS, 24 * n * n / GB) if widths else 0.0)
+def working(n: int, widths: Sequence[int], *, blocks: bool) -> float:
+    """GB that a picker takes for n images beside matrices of its own: of each signal ``width`` numbers an image are cut out, and twice
+    copied to single precision; ``blocks`` of at most n by n similarities; a few numbers an image."""
+    return (12 * n * sum(widths) + 100 * n) / GB + (min(BLOCKS, 24 * n * n / GB) if blocks else 0.0)

@@ -36,18 +36,20 @@ SMALL = {
         '{"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3}',
     ],
 }
+MODES = {"patches.py --accuracy": ["--tiny", "--accuracy"]}
+"""What else a benchmark does."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [*SMALL, *MODES])
 def test_it_runs(name: str, tmp_path: Path) -> None:
     draw, data = np.random.default_rng(0), tmp_path / "data.npz"
     sets = {f"x_{part}": draw.integers(0, 256, (60, 16, 16, 3), np.uint8) for part in ("train", "test")}
     np.savez(data, **sets, y_train=np.arange(60) % 4, y_test=np.arange(60) % 4)
-    words = [{"DATA": str(data), "OUT": str(tmp_path / "out")}.get(word, word) for word in SMALL[name]]
+    words = [{"DATA": str(data), "OUT": str(tmp_path / "out")}.get(word, word) for word in {**SMALL, **MODES}[name]]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / name), *words],
-        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [sys.executable, str(ROOT / "benchmarks" / name.split()[0]), *words],
+        capture_output=True, text=True, check=False, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert done.stdout.strip()

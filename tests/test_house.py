@@ -17,7 +17,7 @@ FLOORS = [
     {"lotus.cli"},
     {"lotus.stages"},
     {"lotus.training"},
-    {"lotus.sparsity", "lotus.pruning", "lotus.report", "lotus.export"},
+    {"lotus.sparsity", "lotus.pruning", "lotus.report", "lotus.export", "lotus.ticket"},
     {"lotus.vit", "lotus.data", "lotus.run"},
     {"lotus.config", "lotus.doctor"},
     {"selection", "lotus.events"},

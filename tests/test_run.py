@@ -103,6 +103,34 @@ def test_what_was_made_from_something_else_is_made_again(tmp_path: Path) -> None
     assert other.why("prepare") is None
 
 
+def test_other_weights_of_the_model_that_is_asked_are_noticed(tmp_path: Path) -> None:
+    asked = tmp_path / "asked"
+    asked.mkdir()
+    (asked / "spec.json").write_text("{}")
+    (asked / "model.safetensors").write_bytes(b"one")
+    patches = {"mode": "input", "score": "attention", "model": str(asked)}
+    run = make(tmp_path / "run", train={"patches": patches}, select={"keep": 1.0})
+    do(run, "prepare", "select", "train")
+    assert [run.why(name) for name in ("select", "train")] == [None, None]
+    (asked / "model.safetensors").write_bytes(b"two")
+    assert run.why("train") == "the model in train.patches.model was changed"
+    assert run.why("select") is None
+    key = run.made_from("train")
+    (asked / "model.safetensors").write_bytes(b"one")
+    assert run.why("train") is None, "what counts is what is in the file"
+    assert run.made_from("train") != key, "a checkpoint of the other weights is passed over"
+    shutil.rmtree(asked)
+    assert run.why("train") is None, "what is done needs it no more"
+
+
+def test_a_joint_budget_of_patches_wants_the_probe(tmp_path: Path) -> None:
+    patches = {"mode": "dropout", "joint": {}}
+    assert not make(tmp_path, select={"keep": 1.0}, train={"patches": {"mode": "dropout"}}).probed
+    assert make(tmp_path, select={"keep": 1.0}, train={"patches": patches}).probed
+    assert make(tmp_path, select={"ticket": "x.npz"}, train={"patches": patches}).probed
+    assert not make(tmp_path, select={"keep": 1.0, "score": "random"}, train={"patches": patches}).probed
+
+
 def test_a_damaged_record_is_no_record(tmp_path: Path) -> None:
     run = make(tmp_path)
     do(run, "prepare")

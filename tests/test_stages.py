@@ -364,6 +364,65 @@ def si_of(value: float) -> str:
 
 
 @pytest.mark.slow
+def test_a_patch_ticket_alone_and_what_training_makes_of_it(finished: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    shutil.copytree(finished / "data", tmp_path / "data")
+    made = lotus_json("patches", str(tmp_path / "data"), "--score", "attention", "--model", str(finished / "baseline"),
+                      "--keep", "0.5", "--picture", str(tmp_path / "sheet.png"), "--json")  # fmt: skip
+    assert made["made"]
+    assert (made["images"], made["kept"], made["of"], made["patch"]) == (1438, 8, 16, [2, 2])
+    assert 0.5 < made["mass"] <= 1
+    assert np.mean(made["mean_map"]) == pytest.approx(0.5, abs=0.01), "ranks"
+    assert min(Image.open(tmp_path / "sheet.png").size) > 300
+    words = [DIGITS, *SHORT, f"folder={tmp_path / 'run'}", f"data.folder={tmp_path / 'data'}",
+             f"select.ticket={finished / 'subset.npz'}", "train.augment.flip=true"]  # fmt: skip
+    again = lotus_json("patches", *words, "--score", "attention", "--model", str(finished / "baseline"), "--json")
+    assert not again["made"]
+    assert again["file"] == made["file"]
+    done = lotus("train", *words, "train.patches={mode: input, keep: 0.5, score: attention}",
+                 f"train.patches.model={finished / 'baseline'}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "data").glob("patches-*.npz"))) == 1, "training takes the ticket that was made"
+    random = [f"train.patches={{mode: input, keep: 0.5, score: random, cached: {flag}}}" for flag in ("true", "false")]
+    assert lotus("train", *words, random[0]).returncode == 0
+    assert len(list((tmp_path / "data").glob("patches-*.npz"))) == 2
+    for wrong, says in (
+        (["patches", DIGITS, "--score", "attention"], "Name one that LOTUS wrote with --model FOLDER"),
+        (["patches", DIGITS, "--score", "contrst"], "Did you mean 'contrast'?"),
+        (["patches", DIGITS, "--score", "edges", "--model", "x"], "asks no model"),
+        (["patches", str(tmp_path)], "neither a run nor prepared images"),
+        (["patches", DIGITS, "--keep", "0"], "lies in (0, 1]"),
+    ):
+        refused = lotus(*wrong, f"folder={tmp_path / 'none'}", f"data.folder={tmp_path / 'data'}")
+        assert refused.returncode == 2, refused.stderr
+        assert says in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_joint_budget_probes_shares_out_and_is_told(finished: Path, tmp_path: Path) -> None:
+    words = [DIGITS, *SHORT, f"folder={tmp_path}", f"data.folder={finished / 'data'}", "select.keep=1", "baseline=false",
+             "train.batch_size=64", "train.patches={mode: dropout, keep: 0.5, joint: {buckets: 4}}"]  # fmt: skip
+    foreseen = lotus("train", *words, "--dry-run", COLUMNS="200")
+    assert foreseen.returncode == 0, foreseen.stderr
+    assert "score" in foreseen.stdout, "the images are scored, though all of them train"
+    done = lotus("train", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = json.loads((tmp_path / "stages" / "train.json").read_text())
+    told = record["values"]["patches"]
+    assert [one["keep"] for one in told["joint"]] == [4 / 16, 8 / 16, 12 / 16, 1]
+    assert sum(one["images"] for one in told["joint"]) == 1438
+    spent = sum(16 * one["keep"] * one["images"] for one in told["joint"])
+    assert 0.5 * 16 * 1438 - 4 < spent <= 0.5 * 16 * 1438
+    assert told["share"] == pytest.approx(spent / (16 * 1438))
+    assert "joint budget: " in done.stdout
+    assert si_of(record["macs"]) in foreseen.stdout, "foreseen to the patch"
+    refused = lotus("train", *words, "score.patches={mode: dropout, keep: 0.5, joint: {}}")
+    assert refused.returncode == 2
+    assert "known only after this training" in refused.stderr
+
+
+@pytest.mark.slow
 def test_the_report_says_how_it_was_measured(finished: Path, tmp_path: Path) -> None:
     words = [*SHORT, *PATCHES["evit"], "baseline=false", "finetune.epochs=1", f"folder={tmp_path}",
              f"data.folder={finished / 'data'}", f"select.ticket={finished / 'subset.npz'}"]  # fmt: skip

@@ -19,7 +19,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -158,11 +158,11 @@ class FfcvLoader(BaseLoader):
                 Compiler.set_enabled(compiled)
         self._ffcv.traversal_order = self._order
 
-    def _ahead(self, rows: Rows, table: Table) -> Generator[Raw, None, None]:
+    def _ahead(self, rows: Rows, table: Table, sizes: Sequence[int]) -> Generator[Raw, None, None]:
         self._table[rows] = table
         self._order.rows = rows
         with self._on_device():
-            epoch = _Epoch(self._ffcv, self._ffcv.next_traversal_order())
+            epoch = _Epoch(self._ffcv, self._ffcv.next_traversal_order(), sizes)
         try:
             for images, labels, index in epoch:
                 yield Raw(images, labels, index)
@@ -212,13 +212,17 @@ class _Order(TraversalOrder):
 
 
 class _Epoch(EpochIterator):
-    """FFCV's thread of an epoch, which hands over its exceptions, and ends when it is told to."""
+    """FFCV's thread of an epoch, which hands over its exceptions, ends when it is told to, and makes batches of any sizes."""
 
     _fault: BaseException | None = None
 
+    def __init__(self, loader: ffcv.Loader, order: Rows, sizes: Sequence[int]) -> None:
+        self._pieces = np.split(order, np.cumsum(sizes)[:-1])  # first, since the parent starts the thread
+        super().__init__(loader, order)
+
     def run(self) -> None:
         try:
-            for number, rows in enumerate(self.iter_ixes):
+            for number, rows in enumerate(self._pieces):
                 if not self._hand_over(self.run_pipeline(number, rows, 0, None)):
                     return
         except BaseException as fault:  # whatever it is, the consumer must hear of it

@@ -127,10 +127,10 @@ class BaseLoader(ABC):
         if self._closed:
             raise RuntimeError("the loader is closed")
         self._end_epoch()
-        rows = self.plan.order(epoch) if epoch >= 0 else None
-        if rows is None or not 0 <= skip <= -(-len(rows) // self.plan.micro):
+        sizes = self.plan.sizes(epoch) if epoch >= 0 else None
+        if sizes is None or not 0 <= skip <= len(sizes):
             raise ValueError(f"no batch {skip} in epoch {epoch}")
-        self._live = self._batches(epoch, rows[skip * self.plan.micro :])
+        self._live = self._batches(epoch, self.plan.order(epoch)[sum(sizes[:skip]) :], sizes[skip:])
         return self._live
 
     def close(self) -> None:
@@ -144,10 +144,10 @@ class BaseLoader(ABC):
         self.close()
 
     @abstractmethod
-    def _ahead(self, rows: Rows, table: Table) -> Generator[Raw, None, None]:
-        """Batches of ``plan.micro`` of ``rows``, made ahead by threads that are gone when the generator is closed.
+    def _ahead(self, rows: Rows, table: Table, sizes: Sequence[int]) -> Generator[Raw, None, None]:
+        """Batches of ``sizes`` of ``rows``, one after another, made ahead by threads that are gone when the generator is closed.
 
-        ``table`` (len(rows), 7) goes with ``rows``.
+        ``table`` (len(rows), 7) goes with ``rows``, whose number is the sum of ``sizes``.
         """
 
     def _end_epoch(self) -> None:
@@ -155,13 +155,13 @@ class BaseLoader(ABC):
         if live is not None:
             live.close()
 
-    def _batches(self, epoch: int, rows: Rows) -> Generator[Batch, None, None]:
+    def _batches(self, epoch: int, rows: Rows, sizes: Sequence[int]) -> Generator[Batch, None, None]:
         if not len(rows):
             return
         table = parameters(
             self.augment, self.seed, epoch, rows, self.beton.heights[rows], self.beton.widths[rows], self.size
         )
-        with closing(self._ahead(rows, table)) as ahead:
+        with closing(self._ahead(rows, table, sizes)) as ahead:
             for raw in ahead:
                 yield self._delivered(raw)
 

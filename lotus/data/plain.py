@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -19,7 +19,7 @@ from lotus.data.augment import Table
 from lotus.data.format import RAW
 from lotus.data.loader import BaseLoader, Raw
 from lotus.data.pictures import Pixels
-from lotus.data.plan import Rows, cut
+from lotus.data.plan import Rows
 
 AHEAD = 3
 """Batches made while one is worked on."""
@@ -30,14 +30,13 @@ class TorchLoader(BaseLoader):
 
     kind = "torch"
 
-    def _ahead(self, rows: Rows, table: Table) -> Generator[Raw, None, None]:
+    def _ahead(self, rows: Rows, table: Table, sizes: Sequence[int]) -> Generator[Raw, None, None]:
         step = max(1, -(-self.plan.micro // (4 * self.workers)))
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="lotus-loader")
         pending: deque[tuple[Raw, list[Future[None]]]] = deque()
         try:
-            for batch, lines in zip(
-                cut(rows, self.plan.micro), np.split(table, range(self.plan.micro, len(table), self.plan.micro))
-            ):
+            ends = np.cumsum(sizes)[:-1]
+            for batch, lines in zip(np.split(rows, ends), np.split(table, ends), strict=True):
                 planes = self.blank(len(batch))
                 raw = Raw(planes, torch.from_numpy(self.beton.labels[batch]), torch.from_numpy(self.beton.index[batch]))
                 starts = range(0, len(batch), step)

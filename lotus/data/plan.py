@@ -52,6 +52,9 @@ class SamplePlan:
     images of a step does not depend on ``world`` or ``accumulate``. What is left over at the end is a last, smaller step,
     of which every rank takes equally many rows; the at most ``world - 1`` others sit this epoch out.
 
+    With ``groups`` a step is of one group alone: each group is cut into steps by itself, with a smaller one at its end, and
+    the steps of all groups are then shuffled. At most ``world - 1`` rows of each group sit an epoch out.
+
     Args:
         rows: (K,) row numbers, each once.
         batch_size: G.
@@ -97,16 +100,30 @@ class SamplePlan:
         """
         return _Evaluation(rows, batch_size=batch_size, world=world, rank=rank)
 
-    def take(self, rows: npt.ArrayLike) -> None:
+    def take(self, rows: npt.ArrayLike, groups: npt.ArrayLike | None = None) -> None:
         """Go through these rows from now on. A loader asks for its order when an epoch begins, and so nothing is compiled anew.
 
+        Args:
+            groups: (K,) from 0, the group of each row; None: they are one
+
         Raises:
-            Refused: see the class.
+            Refused: see the class; fewer rows of a group than ranks.
         """
         rows = checked_rows(rows)
         if len(rows) < self.world:
             raise Refused(f"rows: {len(rows)} for {self.world} ranks. Keep more images, or start fewer ranks.")
-        self.rows = rows
+        if groups is not None:
+            groups = np.asarray(groups, np.int64)
+            if groups.shape != rows.shape:
+                raise ValueError(f"{len(rows)} rows, and groups of shape {groups.shape}")
+            few = min(size for size in np.bincount(groups) if size)
+            if few < self.world:
+                raise Refused(
+                    f"rows: a group of {few} for {self.world} ranks. Make fewer groups (train.patches.joint.buckets), or start "
+                    "fewer ranks."
+                )
+        self.rows, self._groups = rows, groups
+        self._dealt: tuple[int, list[tuple[int, Rows]]] | None = None
 
     @property
     def micro(self) -> int:
@@ -114,24 +131,53 @@ class SamplePlan:
         return self.batch_size // (self.world * self.accumulate)
 
     def order(self, epoch: int) -> Rows:
-        """This rank's rows in epoch ``epoch``, in order. They are gone through ``micro`` at a time."""
-        rows = self.rows
-        if self.shuffle:
-            rows = np.random.default_rng(np.random.SeedSequence([self.seed, epoch])).permutation(rows)
-        full = len(rows) // self.batch_size * self.batch_size
-        steps = rows[:full].reshape(-1, self.accumulate, self.world, self.micro)
-        share = (len(rows) - full) // self.world
-        tail = rows[full + self.rank * share : full + (self.rank + 1) * share]
-        return np.concatenate([steps[:, :, self.rank].reshape(-1), tail])
+        """This rank's rows in epoch ``epoch``, in order. They are gone through in pieces of :meth:`sizes`."""
+        return np.concatenate([self._share(rows) for _, rows in self._steps(epoch)])
+
+    def sizes(self, epoch: int) -> list[int]:
+        """Images of each micro-batch of this rank: :attr:`micro`, and fewer where a group, or the epoch, ends."""
+        found: list[int] = []
+        for _, rows in self._steps(epoch):
+            full, rest = divmod(len(rows) // self.world, self.micro)
+            found += [self.micro] * full + [rest] * (rest > 0)
+        return found
 
     def batches(self, epoch: int = 0) -> list[int]:
-        """Micro-batches of each optimiser step of the epoch: ``accumulate``, and maybe fewer for the last."""
-        full, tail = divmod(len(self.rows), self.batch_size)
-        return [self.accumulate] * full + [ceil(tail // self.world / self.micro)] * (tail >= self.world)
+        """Micro-batches of each optimiser step of the epoch: ``accumulate``, and maybe fewer where a group or the epoch ends."""
+        return [ceil(len(rows) // self.world / self.micro) for _, rows in self._steps(epoch)]
+
+    def groups(self, epoch: int = 0) -> list[int]:
+        """The group that each optimiser step of the epoch is of."""
+        return [group for group, _ in self._steps(epoch)]
 
     def steps(self, epoch: int = 0) -> int:
         """Optimiser steps of an epoch."""
         return len(self.batches(epoch))
+
+    def _steps(self, epoch: int) -> list[tuple[int, Rows]]:
+        """Group and rows, of all ranks, of each optimiser step; every rank has equally many of them."""
+        if self._dealt is not None and self._dealt[0] == epoch:
+            return self._dealt[1]
+        rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch]))
+        places = rng.permutation(len(self.rows)) if self.shuffle else np.arange(len(self.rows))
+        rows = self.rows[places]
+        groups = np.zeros(len(rows), np.int64) if self._groups is None else self._groups[places]
+        found: list[tuple[int, Rows]] = []
+        for group in np.unique(groups).tolist():
+            mine = rows[groups == group] if self._groups is not None else rows
+            found += [(group, piece) for piece in cut(mine, self.batch_size)]
+        if self.shuffle and self._groups is not None:
+            found = [found[place] for place in rng.permutation(len(found))]
+        even = [(group, piece[: len(piece) - len(piece) % self.world]) for group, piece in found]
+        self._dealt = epoch, [(group, piece) for group, piece in even if len(piece)]
+        return self._dealt[1]
+
+    def _share(self, rows: Rows) -> Rows:
+        """This rank's part of a step: slices number a * world + rank of a whole one, one slice of a smaller one."""
+        if len(rows) == self.batch_size:
+            return rows.reshape(self.accumulate, self.world, self.micro)[:, self.rank].reshape(-1)
+        share = len(rows) // self.world
+        return rows[self.rank * share : (self.rank + 1) * share]
 
 
 class _Evaluation(SamplePlan):
@@ -145,8 +191,11 @@ class _Evaluation(SamplePlan):
     def order(self, epoch: int) -> Rows:
         return self.rows[self.rank :: self.world]
 
+    def sizes(self, epoch: int) -> list[int]:
+        return [len(piece) for piece in cut(self.order(epoch), self.micro)]
+
     def batches(self, epoch: int = 0) -> list[int]:
-        return [1] * ceil(len(self.order(epoch)) / self.micro)
+        return [1] * len(self.sizes(epoch))
 
 
 def cut(rows: Rows, size: int) -> Iterable[Rows]:

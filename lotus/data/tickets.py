@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,17 +35,41 @@ def ranks(scores: Tensor) -> Tensor:
     return (places * 255.0 / max(scores.shape[1] - 1, 1)).round().to(torch.uint8)
 
 
-def save(file: Path, maps: Bytes, *, size: int, fingerprint: str) -> None:
+class Mass:
+    """How much of the sum of an image's scores its best k patches have, for each k; the mean over the images."""
+
+    def __init__(self, patches: int) -> None:
+        self._sum, self._images, self._sound = np.zeros(patches), 0, True
+
+    def add(self, scores: Tensor) -> None:
+        """Take in (B, n)."""
+        if bool((scores < 0).any()):  # a part of a sum has no meaning then
+            self._sound = False
+            return
+        falling = scores.double().sort(1, descending=True).values.cumsum(1)
+        whole = falling[:, -1:]
+        even = torch.arange(1, scores.shape[1] + 1, dtype=torch.float64) / scores.shape[1]  # of an image without any
+        self._sum += torch.where(whole > 0, falling / whole, even).sum(0).numpy()
+        self._images += len(scores)
+
+    def curve(self) -> npt.NDArray[np.float64] | None:
+        """(n,), of 1 to n patches; None where some score was below 0."""
+        return self._sum / self._images if self._sound and self._images else None
+
+
+def save(file: Path, maps: Bytes, *, size: int, fingerprint: str, mass: npt.NDArray[np.float64] | None = None) -> None:
     """Write (N, G, G) scores, beside and then renamed.
 
     Args:
         size: side in pixels of what the asked model saw: the centre view of each image
         fingerprint: of the data
+        mass: what :class:`Mass` found
     """
+    told: dict[str, Any] = {} if mass is None else {"mass": mass}
     beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         with open(beside, "wb") as out:
-            np.savez(out, format=FORMAT, maps=maps, size=size, fingerprint=np.array(fingerprint))
+            np.savez(out, format=FORMAT, maps=maps, size=size, fingerprint=np.array(fingerprint), **told)
         os.replace(beside, file)
     except OSError as error:
         beside.unlink(missing_ok=True)
@@ -69,6 +94,12 @@ def load(file: Path, *, fingerprint: str) -> tuple[Bytes, int]:
     if of != fingerprint:
         raise Refused(f"{file}: was made from other data. Delete it; it is made again.")
     return maps, size
+
+
+def load_mass(file: Path) -> npt.NDArray[np.float64] | None:
+    """What :class:`Mass` found; None where it is not in the file."""
+    with np.load(file, allow_pickle=False) as found:
+        return found.get("mass")
 
 
 class Tickets:

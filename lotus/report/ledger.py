@@ -167,7 +167,9 @@ def patches_told(tokens: Mapping[str, Any]) -> str:
     """How patches were left out and how the model was measured: the end of a sentence; empty where nothing is known."""
     if "mode" not in tokens:
         return ""
-    return f" a block while training, by {tokens['mode']} at keep {tokens['keep']:g}; evaluated {tokens['evaluated']}"
+    joint = [one["keep"] for one in tokens.get("joint", ()) if one["images"]]
+    shared = f" on average ({percent(min(joint))} to {percent(max(joint))}, by the images' score)" if joint else ""
+    return f" a block while training, by {tokens['mode']} at keep {tokens['keep']:g}{shared}; evaluated {tokens['evaluated']}"
 
 
 def _ratio(what: str, dense: float | None, lotus: float | None, show: Any) -> list[Line]:

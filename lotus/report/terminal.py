@@ -508,6 +508,25 @@ class Check(Protocol):
     def fatal(self) -> bool: ...
 
 
+def patches_page(told: Mapping[str, Any], console: Console | None = None) -> None:
+    """A patch ticket: how it was scored, what is kept of the score, and where in the image that lies."""
+    console = console or _console()
+    by = f"{told['score']} of {told['model']}" if told["model"] else told["score"]
+    console.print(Text(f"patches by {by}", "bold"))
+    side = " x ".join(map(str, told["patch"]))
+    console.print(
+        f"keep {told['keep']:g}: {told['kept']} of {told['of']} patches of {side} pixels, of each of {count(told['images'])} images"
+    )
+    if told["mass"] is not None:
+        console.print(f"the kept part has {percent(told['mass'])} of the score")
+    console.print(Text("mean place of each patch, in per cent: 100 comes first in every image", "dim"))
+    for row in told["mean_map"]:
+        console.print(" ".join(f"{100 * value:3.0f}" for value in row))
+    console.print(f"{'written to' if told['made'] else 'was made before:'} {told['file']}")
+    if told.get("picture"):
+        console.print(f"picture: {told['picture']}")
+
+
 def doctor_page(checks: Iterable[Check], console: Console | None = None) -> None:
     """What the machine is like, and what to do where it is not fit."""
     console = console or _console()

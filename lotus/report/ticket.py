@@ -122,7 +122,7 @@ def _head(canvas: Canvas, subset: Subset) -> None:
     told += [f"seed {origin['seed']}"] if "seed" in origin else []
     told += ["classes balanced"] if origin.get("balance") else []
     told += [f"data {subset.fingerprint}"]
-    canvas.text(_EDGE, 98, "   ".join(told), colour="faint", size=13)
+    canvas.text(_EDGE, 98, " · ".join(told), colour="faint", size=13)
 
 
 def _named(method: Any) -> str:

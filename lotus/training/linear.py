@@ -96,7 +96,7 @@ def standardised(features: npt.NDArray[np.float16]) -> npt.NDArray[np.float16]:
 
 def groups(heads: int, images: int, classes: int, recipe: Recipe, *, steps: bool) -> list[range]:
     """Heads that are trained together, so that what is recorded of them fits into a gigabyte; one at least."""
-    each = images * (7 * 4 + 1 + 8) * recipe.epochs + (images * classes * 4 if steps else 0)  # see probe.Recorder
+    each = images * (5 * 4 + 1 + 8) * recipe.epochs + (images * classes * 4 if steps else 0)  # see probe.Recorder
     size = min(heads, _TOGETHER, max(1, _AT_ONCE // each))
     return [range(first, min(heads, first + size)) for first in range(0, heads, size)]
 
@@ -113,7 +113,7 @@ def fit(
     before: int = 0,
     total: int = 0,
 ) -> Iterator[Step]:
-    """Train ``heads``; yields a sign of life a few times an epoch.
+    """Train ``heads``; yields a sign of life an epoch.
 
     Args:
         features: (N, D) of all images, in half precision or not

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from lotus.data.tickets import Tickets
     from lotus.sparsity.gates import Gates
     from lotus.training.distill import Distiller
+    from lotus.training.joint import Joint
     from lotus.training.probe import Recorder
     from lotus.training.redraw import Redrawing
     from lotus.vit.tokens import Tokens
@@ -117,6 +118,7 @@ def fit(
     redrawing: Redrawing | None = None,
     tokens: Tokens | None = None,
     tickets: Tickets | None = None,
+    joint: Joint | None = None,
     folder: Path,
     world: World,
     stop: StopFlag | None = None,
@@ -133,6 +135,7 @@ def fit(
         redrawing: says each epoch which rows ``plan`` goes through, and what they weigh besides ``weights``
         tokens: puts ``model`` on fewer patches; its schedule is followed, its MACs are counted
         tickets: what each patch of a training image scores, where ``tokens`` has to be told
+        joint: shares the patches out among the rows of ``plan``, whose steps are then of one bucket each
         folder: ``checkpoints/`` lies in it
         key: hash of the settings; a checkpoint with another key is passed over
         clock: seconds
@@ -156,22 +159,27 @@ def fit(
         yield from told(*(Said(stage, text, level) for text, level in notes))
         counts = None if weights is None else torch.as_tensor(weights, dtype=torch.float32, device=world.device)
         lesson = Lesson(engine, plan, objective, distiller, recorder, redrawing, counts, tokens, tickets)
+        if joint is not None and redrawing is None:
+            plan.take(plan.rows, joint.groups(plan.rows))
         pace = _Pace(stage, clock)
         saved = clock()
         while at.epoch < recipe.epochs:
             if redrawing is not None:
                 drawn = redrawing.draw(at.epoch)
-                plan.take(drawn.rows)
+                plan.take(drawn.rows, joint.groups(drawn.rows) if joint is not None else None)
                 lesson = dataclasses.replace(lesson, counts=_counts(weights, drawn, plan, world))
             way = _Way.of(plan, at, recipe.epochs)
             total = way.total
             engine.module.train()
             pace.resume()
             with _closing(loader, at.epoch, at.micro) as batches:
-                for parts in _left(plan.batches(at.epoch), at.micro):
+                left = _left(plan.batches(at.epoch), at.micro)
+                groups = plan.groups(at.epoch)
+                for parts, bucket in zip(left, groups[len(groups) - len(left) :], strict=True):
                     lr = lr_at(way.gone(at), way.steps, recipe)
                     if tokens is not None:
-                        tokens.schedule(way.gone(at) / (recipe.epochs * way.steps))
+                        share = tokens.shares[bucket] if tokens.shares else None
+                        tokens.schedule(way.gone(at) / (recipe.epochs * way.steps), share)
                     loss, images = lesson.give(batches, at, parts)
                     pace.saw(loss, images)
                     finite = engine.step(lr)

@@ -21,6 +21,15 @@ ALONE = {"images", "patch", "rng"}
 """What can be read without a model."""
 
 
+def reads(method: Method, shelves: Sequence[ModuleType] = (), *, place: str = "train.patches.score") -> set[str]:
+    """What a patch score reads.
+
+    Raises:
+        Refused: there is no such score.
+    """
+    return set(methods.reads(methods.find([patch_scores, *shelves], method.name, place=place)))
+
+
 def reads_a_model(method: Method, shelves: Sequence[ModuleType] = (), *, place: str = "train.patches.score") -> bool:
     """Whether a patch score needs a model to ask.
 
@@ -47,6 +56,37 @@ def of_images(
         return methods.call(found, given, method.options, place=place)
 
     return score
+
+
+def by_images(
+    method: Method,
+    patch: tuple[int, int],
+    batches: Iterator[Any],
+    shelves: Sequence[ModuleType] = (),
+    *,
+    seed: int,
+    place: str = "train.patches.score",
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Row numbers (B,) and scores (B, n) of each batch, read off the images alone, on the CPU.
+
+    Args:
+        patch: height and width of a patch
+        seed: what a random score follows from
+
+    Raises:
+        Refused: there is no such score, or it needs a model.
+    """
+    found = methods.find([patch_scores, *shelves], method.name, place=place)
+    rng = torch.Generator().manual_seed(seed)
+    for batch in batches:
+        given = {"images": batch.images.cpu(), "patch": patch, "rng": rng}
+        yield batch.index.cpu(), _checked(methods.call(found, given, method.options, place=place), method, place)
+
+
+def _checked(scores: Tensor, method: Method, place: str) -> Tensor:
+    if not bool(scores.isfinite().all()):
+        raise Refused(f"{place}: {method.name!r} gives a score that is not finite. Is what it reads sound?")
+    return scores.float().cpu()
 
 
 class Attentions(Sequence[Tensor]):
@@ -116,6 +156,4 @@ def by_model(
     for batch in batches:
         with torch.no_grad():
             scores = methods.call(found, watch(model, batch.images), method.options, place=place)
-        if not bool(scores.isfinite().all()):
-            raise Refused(f"{place}: {method.name!r} gives a score that is not finite. Is the model sound?")
-        yield batch.index.cpu(), scores.float().cpu()
+        yield batch.index.cpu(), _checked(scores, method, place)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from lotus.config import Patches
 from lotus.vit import anatomy, attention, cost
 from selection.errors import Refused
+from selection.joint import levels
 
 # ------------------------------------------------------------------------------------- what is done to the tokens
 
@@ -124,17 +125,29 @@ def kept(patches: int, keep: float) -> int:
     return max(1, math.ceil(keep * patches - 1e-9))
 
 
-def keep_at(settings: Patches, progress: float) -> float:
-    """What stays when ``progress`` (0 to 1) of the training is done: all, then a cosine down to ``settings.keep``.
+def shares(patches: int, settings: Patches) -> list[float]:
+    """What an image of each bucket of a joint budget keeps."""
+    joint = settings.joint
+    assert joint is not None
+    least = settings.keep / 2 if joint.least is None else joint.least
+    return [int(level) / patches for level in levels(patches, joint.buckets, least)]
+
+
+def keep_at(settings: Patches, progress: float, keep: float | None = None) -> float:
+    """What stays when ``progress`` (0 to 1) of the training is done: all, then a cosine down to ``keep``.
 
     EViT's schedule (2202.07800): of 300 epochs from scratch 10 are dense and 100 fall.
+
+    Args:
+        keep: what stays in the end; None: ``settings.keep``
     """
+    keep = settings.keep if keep is None else keep
     if progress < settings.warmup:
         return 1.0
     if progress >= settings.warmup + settings.ramp:
-        return settings.keep
+        return keep
     falling = (progress - settings.warmup) / settings.ramp
-    return settings.keep + (1 - settings.keep) * (1 + math.cos(math.pi * falling)) / 2
+    return keep + (1 - keep) * (1 + math.cos(math.pi * falling)) / 2
 
 
 class Passed(NamedTuple):
@@ -201,6 +214,7 @@ class Tokens:
 
     Attributes:
         keep: what stays in training now; :meth:`schedule` moves it
+        shares: of a joint budget: what an image of each bucket keeps; empty without
     """
 
     def __init__(
@@ -215,6 +229,7 @@ class Tokens:
             Refused: a model that is not supported or drops patches by itself; a place or a keep that does not fit it.
         """
         self.settings, self.keep = settings, settings.keep
+        self.shares: list[float] = []
         vit: Any = model
         self._model = vit
         self._blocks = anatomy.blocks(model)
@@ -229,8 +244,12 @@ class Tokens:
         self._scores: Tensor | None = None  # (B, n) of the batch under way
         self._qkv: Tensor | None = None
         self._sizes: Tensor | None = None  # (B, n) patches that each token stands for; None: one each
-        self._passed = functools.lru_cache(4)(functools.partial(passed, self._count, len(self._blocks), settings))
+        self._passed = functools.lru_cache(64)(functools.partial(passed, self._count, len(self._blocks), settings))
         self._now = self._passed(settings.keep).patches  # refuses here what would fail at the first step
+        if settings.joint is not None:
+            self.shares = shares(self._count, settings)
+            for share in self.shares:
+                self._passed(share)
         if settings.keep < 1 and all(seen == (self._count,) * 2 for seen in self._now):
             raise Refused(
                 f"patches.keep: {settings.keep:g} of {self._count} patches keeps them all, rounded up"
@@ -246,9 +265,18 @@ class Tokens:
     def __exit__(self, *fault: object) -> None:
         self.remove()
 
-    def schedule(self, progress: float) -> None:
-        """Set :attr:`keep` to what it is when ``progress`` (0 to 1) of the training is done."""
-        self.keep = keep_at(self.settings, progress)
+    @property
+    def patches(self) -> int:
+        """n, of the whole image."""
+        return self._count
+
+    def schedule(self, progress: float, keep: float | None = None) -> None:
+        """Set :attr:`keep` to what it is when ``progress`` (0 to 1) of the training is done.
+
+        Args:
+            keep: what stays in the end of the images that come next; None: what the settings say
+        """
+        self.keep = keep_at(self.settings, progress, keep)
 
     def choose(self, scores: Tensor) -> None:
         """Mode input: what the patches of the next forward pass score, (B, n); higher = keep first."""

@@ -98,6 +98,26 @@ def test_epochs_differ_and_repeat(stored: dict[str, Path], kind: str) -> None:
     assert not torch.equal(first, second)
 
 
+def test_batches_of_groups_are_as_large_as_the_plan_says(stored: dict[str, Path], kind: str) -> None:
+    """Small batches in the middle of an epoch, and the same batches after a restart among them."""
+    plan = training()
+    plan.take(np.arange(70), np.repeat([0, 1, 2], [21, 30, 19]))
+    with open_(stored["mixed"], plan, kind, augment=AUGMENTS["resized"]) as opened:
+        batches = all_of(opened, 1)
+        assert [len(batch.index) for batch in batches] == plan.sizes(1)
+        assert sorted(plan.sizes(1)) == [3, 5, 14, 16, 16, 16]
+        assert plan.sizes(1)[-1] == 16, "the seed puts a small batch before a whole one"
+        assert torch.cat([batch.index for batch in batches]).tolist() == plan.order(1).tolist()
+        with open_(stored["mixed"], training(), "torch", augment=AUGMENTS["resized"]) as plainly:
+            by_row = {int(row): image for batch in plainly.epoch(1) for row, image in zip(batch.index, batch.images)}
+        for skip in range(7):
+            for one, other in zip(all_of(opened, 1, skip), batches[skip:], strict=True):
+                assert torch.equal(one.images, other.images)
+        for batch in batches:
+            assert all((levels(image[None]) - levels(by_row[int(row)][None])).abs().max() < 21
+                       for row, image in zip(batch.index, batch.images))  # fmt: skip
+
+
 def test_other_rows_each_epoch_need_no_new_loader(
     stored: dict[str, Path], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,3 +95,55 @@ def test_rows_that_a_loader_would_stumble_over(rows: list[object], says: str) ->
 def test_shares_that_do_not_work_out(settings_: dict[str, int], says: str) -> None:
     with pytest.raises(Refused, match=says):
         SamplePlan(np.arange(5), **settings_)
+
+
+@given(
+    sizes=st.lists(st.integers(4, 60), min_size=1, max_size=4),
+    micro=st.integers(1, 7),
+    world=st.integers(1, 4),
+    accumulate=st.integers(1, 3),
+    epoch=st.integers(0, 3),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_step_is_of_one_group_on_every_rank(
+    sizes: list[int], micro: int, world: int, accumulate: int, epoch: int
+) -> None:
+    n, whole = sum(sizes), micro * world * accumulate
+    rows = np.random.default_rng(n).permutation(1000)[:n]
+    group = np.random.default_rng(1).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    of = dict(zip(rows.tolist(), group.tolist(), strict=True))
+    ranks = [
+        SamplePlan(rows, seed=3, batch_size=whole, world=world, rank=rank, accumulate=accumulate)
+        for rank in range(world)
+    ]
+    alone = SamplePlan(rows, seed=3, batch_size=whole)
+    for plan in (alone, *ranks):
+        plan.take(rows, group)
+    seen = np.concatenate([plan.order(epoch) for plan in ranks])
+    assert len(np.unique(seen)) == len(seen), "each image once"
+    assert n - len(seen) == sum(size % whole % world for size in sizes), "at most world - 1 of each group sit out"
+    assert sorted(alone.order(epoch).tolist()) == sorted(rows.tolist())
+    assert len({tuple(plan.sizes(epoch)) for plan in ranks}) == 1, "every rank has batches of the same sizes"
+    assert ranks[0].groups(epoch) == ranks[-1].groups(epoch)
+    assert sorted(alone.groups(epoch)) == sorted(g for g, size in enumerate(sizes) for _ in range(-(-size // whole)))
+    pieces = [iter(np.split(plan.order(epoch), np.cumsum(plan.sizes(epoch))[:-1])) for plan in ranks]
+    every = np.split(alone.order(epoch), np.cumsum(alone.sizes(epoch))[:-1])
+    every = [together for together in every if len(together) >= world]  # a smaller one sits out
+    for parts, wants, together in zip(ranks[0].batches(epoch), ranks[0].groups(epoch), every, strict=True):
+        step = np.concatenate([next(mine) for mine in pieces for _ in range(parts)])
+        assert {of[row] for row in step.tolist()} == {wants}
+        assert set(step) <= set(together), "the images of a step do not depend on the ranks"
+        assert len(together) - len(step) < world
+
+
+def test_groups_are_shuffled_among_each_other_and_anew_each_epoch() -> None:
+    rows, group = np.arange(400), np.arange(400) % 2
+    plan = SamplePlan(rows, seed=1, batch_size=8)
+    plan.take(rows, group)
+    assert plan.groups(0) != plan.groups(1)
+    assert 10 < np.count_nonzero(np.diff(plan.groups(0))) < 45, "neither in turns nor one after the other"
+    assert not np.array_equal(plan.order(0), plan.order(1))
+    plan.take(rows)
+    assert np.array_equal(plan.order(4), SamplePlan(rows, seed=1, batch_size=8).order(4)), "without groups as ever"
+    with pytest.raises(Refused, match=r"a group of 1 for 2 ranks\. Make fewer groups"):
+        SamplePlan(rows, batch_size=8, world=2).take(rows, (rows == 7).astype(int))

@@ -58,7 +58,7 @@ def test_the_whole_report(finished, tmp_path):
     assert file == folder / "report.html"
     text = file.read_text()
     page = parsed(text)
-    assert page.seen.count("svg") == 6  # widths, accuracy, loss, trade, gates, scores
+    assert page.seen.count("svg") == 7  # widths, accuracy, loss, trade, gates, scores, classes
     assert page.seen.count("img") == 48
     for said in (
         "0.55 points below",
@@ -149,7 +149,7 @@ def test_images_that_are_gone_are_left_out_and_the_scores_stay(finished, tmp_pat
     shutil.rmtree(folder / "data")
     page = parsed(html.render(folder))
     assert "img" not in page.seen
-    assert page.seen.count("svg") == 6
+    assert page.seen.count("svg") == 7
 
 
 # ----------------------------------------------------------------------------------------------------------- figures

@@ -1,0 +1,46 @@
+"""A joint budget of images and patches (selection/joint.py) in training: which images go together."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from lotus.config import Patches
+from selection.joint import Allotment, allot
+
+Rows = npt.NDArray[np.int64]
+
+
+class Joint:
+    """Shares the patches out among the rows of an epoch."""
+
+    def __init__(self, scores: npt.NDArray[np.float64], settings: Patches, *, patches: int, seed: int) -> None:
+        """
+        Args:
+            scores: (N,) of all images of the data set, higher = more patches
+            patches: n, of the model that is trained
+            seed: of the order of ties
+        """
+        self._scores, self._settings, self._patches, self._seed = scores, settings, patches, seed
+
+    def groups(self, rows: Rows) -> Rows:
+        """The bucket of each of ``rows``. Their mean share is ``keep``, also where a lottery draws other rows each epoch.
+
+        Raises:
+            Refused: see :func:`selection.joint.allot`.
+        """
+        return self.allot(rows).level
+
+    def allot(self, rows: Rows) -> Allotment:
+        """How many patches each of ``rows`` keeps."""
+        joint = self._settings.joint
+        assert joint is not None
+        return allot(
+            self._scores[rows],
+            patches=self._patches,
+            keep=self._settings.keep,
+            buckets=joint.buckets,
+            least=joint.least,
+            seed=self._seed,
+            place="train.patches.joint",
+        )

@@ -1,0 +1,168 @@
+"""Fewer patches in training: shared out among the images by score, compiled, under every ZeRO stage, on two ranks."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import ROWS, Memory, Outcome, ThatRedraws, patched, recipe, same, vit
+from torch import Tensor
+
+from lotus.config import Patches
+from lotus.data.plan import SamplePlan
+from lotus.vit.tokens import Tokens, kept
+from selection.errors import Refused
+
+FULL = {"ema": 0.9, "accumulate": 2, "mixup": 0.4, "cutmix": 1.0}
+
+
+class Killed(BaseException):
+    """As good as kill -9."""
+
+
+def kill(losses: Tensor) -> Tensor:
+    raise Killed
+
+
+def minutes():
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += 7.0
+        return now[0]
+
+    return clock
+
+
+class Watching(Memory):
+    """Writes down what each batch of an epoch held."""
+
+    def __init__(self, plan: SamplePlan) -> None:
+        super().__init__(plan)
+        self.seen: list[tuple[int, list[int]]] = []
+
+    def epoch(self, epoch: int, skip: int = 0):
+        for batch in super().epoch(epoch, skip):
+            self.seen.append((epoch, batch.index.tolist()))
+            yield batch
+
+
+@pytest.mark.parametrize("mode", ["dropout", "input", "evit", "tome"])
+@pytest.mark.parametrize("redraw", [None, {"name": "rs2", "keep": 0.5}], ids=["ticket", "redrawn"])
+def test_a_joint_budget_is_kept_to_the_patch(tmp_path: Path, mode: str, redraw: Any) -> None:
+    wants = recipe(epochs=4)
+    plan = SamplePlan(np.arange(ROWS), seed=5, batch_size=8)
+    loader, entered = Watching(plan), []
+    redrawing = ThatRedraws(redraw, 4) if redraw else None
+    done, tokens, joint = patched(tmp_path, wants, mode, plan=plan, loader=loader, redrawing=redrawing, entered=entered)
+    rows = ROWS // 2 if redraw else ROWS
+    assert len({row for epoch, batch in loader.seen if epoch < 2 for row in batch}) == ROWS
+    spent = 0
+    for epoch in range(4):
+        batches = [batch for at, batch in loader.seen if at == epoch]
+        epochs_rows = np.array(sorted(row for batch in batches for row in batch))
+        assert len(epochs_rows) == len(set(epochs_rows.tolist())) == rows, "each image once an epoch"
+        bucket = dict(zip(epochs_rows.tolist(), joint.groups(epochs_rows).tolist(), strict=True))
+        for batch in batches:
+            (mine,) = {bucket[row] for row in batch}
+            tokens.schedule(1.0, tokens.shares[mine])
+            spent += len(batch) * tokens.macs()
+        total = sum(round(16 * tokens.shares[one]) for one in bucket.values())
+        assert total <= round(0.6 * rows * 16) < total + 5, "the next step up would be above the budget"
+        order = np.argsort([SCORES[row] for row in epochs_rows])
+        assert (np.diff([bucket[row] for row in epochs_rows[order].tolist()]) >= 0).all(), "easy images get few"
+    assert done.fitted.images_seen == 4 * rows
+    assert done.fitted.macs == spent
+    if mode in ("dropout", "input"):
+        sizes = [len(batch) for _, batch in loader.seen]
+        assert len(entered) == len(sizes)
+        assert {kept(16, share) for share in tokens.shares} == set(entered)
+
+
+SCORES = np.random.default_rng(3).random(ROWS)
+
+
+@pytest.mark.parametrize("redraw", [None, "infobatch"])
+def test_a_joint_budget_goes_on_where_it_was(tmp_path: Path, redraw: Any) -> None:
+    wants = recipe(epochs=3, save_minutes=0.5, **FULL)
+
+    def run(name: str, **more: Any) -> Outcome:
+        redrawing = ThatRedraws(redraw, 3) if redraw else None
+        return patched(tmp_path / name, wants, "dropout", redrawing=redrawing, weighted=True, gated=True, **more)[0]
+
+    whole = run("whole")
+    for after in (3, 9):
+        with pytest.raises(Killed):
+            run("torn", at={after: kill}, clock=minutes())
+    torn = run("torn", clock=minutes())
+    assert same(whole.fitted.state, torn.fitted.state)
+    assert whole.fitted.macs == torn.fitted.macs
+    assert whole.fitted.steps == torn.fitted.steps
+
+
+def test_what_merging_cannot_reach_is_refused_at_once() -> None:
+    with pytest.raises(Refused, match=r"patches\.keep: 0\.3125 cannot be reached by merging"):
+        Tokens(vit(patch=4), Patches.model_validate({"mode": "tome", "keep": 0.6, "joint": {}}))
+
+
+def fitted(folder: Path, mode: str, **changed: Any) -> dict[str, Tensor]:
+    done, _, _ = patched(folder, recipe(**{"epochs": 2, "zero": 0, **changed}), mode, joint=False)
+    return done.fitted.state
+
+
+@pytest.mark.parametrize("mode", ["input", "evit", "tome", "dropout"])
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_every_zero_stage_trains_the_same(tmp_path: Path, mode: str, zero: int) -> None:
+    plain, other = fitted(tmp_path / "0", mode), fitted(tmp_path / "1", mode, zero=zero)
+    for name, value in plain.items():
+        torch.testing.assert_close(other[name], value, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["input", "evit", "tome", "dropout"])
+def test_compiled_blocks_train_the_same(tmp_path: Path, mode: str) -> None:
+    plain = fitted(tmp_path / "plain", mode)
+    compiled = fitted(tmp_path / "compiled", mode, compile=True)
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_two_ranks_on_fewer_patches_are_as_one(tmp_path: Path, zero: int) -> None:
+    """Two processes over gloo: tickets by score, EViT, and a joint budget, against one process."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    here = Path(__file__).parent
+    shared = {**os.environ, "PYTHONPATH": f"{here.parent.parent}:{here}", "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2",
+              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}  # fmt: skip
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(here / "tiny.py"), str(tmp_path), "patches", str(zero)],
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        spoken = [process.communicate(timeout=300)[0].decode() for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert [process.returncode for process in ranks] == [0, 0], spoken
+    for mode, joint in (("input", True), ("evit", False), ("evit", True), ("tome", False)):
+        alone, _, _ = patched(tmp_path / f"alone-{mode}-{joint}", recipe(epochs=2), mode, joint=joint)
+        found = load_file(tmp_path / f"{mode}-{joint}.safetensors")
+        for name, value in alone.fitted.state.items():
+            torch.testing.assert_close(found[f"w/{name}"], value, atol=2e-4, rtol=1e-3)
+        assert float(found["v/images"]) <= alone.fitted.images_seen
+        if not joint:
+            assert float(found["v/macs"]) == alone.fitted.macs
