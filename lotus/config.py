@@ -274,11 +274,22 @@ class Recipe(Section):
     """Minutes between checkpoints inside an epoch; one is always written at the end of an epoch."""
 
 
+class EarlyBird(Section):
+    """End the search once the mask that the gates draw at the budget hardly changes any more (2020, 1909.11957)."""
+
+    epsilon: float = Field(0.1, gt=0, le=1)
+    """Largest part of the gates in which the masks of two successive epochs may differ."""
+    epochs: int = Field(5, ge=1)
+    """Successive epochs in which that has to hold."""
+
+
 class Sparsity(Section):
     """Gates that training drives to zero, on attention outputs and MLP units."""
 
     gates: bool = True
     """Learn gates while training. Needed by ``prune.criterion: gate``."""
+    inputs: bool = False
+    """Also gate what attention and the MLP read of the stream: VTP's four sites a block. For ``prune.inputs``."""
     penalty: Literal["proximal", "subgradient"] = "proximal"
     """How L1 acts: a proximal step reaches exact zeros, a subgradient (the papers' way) does not."""
     strength: float = Field(1e-3, ge=0)
@@ -290,6 +301,8 @@ class Sparsity(Section):
     goes from 1 to 0 by steps of at most about this."""
     start: float = Field(0.25, ge=0, lt=1)
     """Part of training before the penalty sets in."""
+    early_bird: EarlyBird | None = None
+    """End the training early, when the masks have settled; null: all epochs."""
 
 
 class Train(Recipe):
@@ -429,9 +442,12 @@ class Keep(Section):
     """Milliseconds of a forward pass over ``prune.latency_batch`` images on the device that prunes, from a table that is
     measured there."""
 
+    gates: Fraction | None = None
+    """Scored units of all sites together, whatever they cost: for ``rank: quantile``."""
+
     @model_validator(mode="after")
     def _one(self) -> Keep:
-        if self.macs is None and self.params is None and self.latency is None:
+        if all(part is None for part in (self.macs, self.params, self.latency, self.gates)):
             raise ValueError("say macs, params or latency, or several, e.g. keep: {macs: 0.5}")
         return self
 
@@ -443,8 +459,9 @@ class Prune(Section):
     """The budget: hit within one rounding step, or refused."""
     criterion: MethodOf = Method(name="fisher")
     """A criterion of lotus/pruning/criteria.py."""
-    rank: Literal["pool", "kind"] = "pool"
-    """pool: all units compete by score a MAC; kind: heads, head dimensions and MLP units each among themselves."""
+    rank: Literal["pool", "kind", "quantile"] = "pool"
+    """pool: all units compete by score a MAC; kind: heads, head dimensions and MLP units each among themselves; quantile:
+    one threshold for the scores of all sites (VTP)."""
     round: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
     """MLP units and head dimensions stay a multiple of this; auto: the smallest of 4 to 64 at which this device is fast, by
     measurement at ``latency_batch``."""
@@ -452,12 +469,25 @@ class Prune(Section):
     """Turn each head's dimensions into those of which the first few carry the most (whitened SVD) before any is cut."""
     split: bool = False
     """Let a block keep more value than query/key dimensions, or fewer. timm's own attention cannot hold that; LOTUS' does."""
+    inputs: bool = False
+    """Channels that attention and the MLP read may go too; the stream keeps its width, and an index_select takes the rest."""
+    branches: bool | None = None
+    """Whether whole attention and MLP branches, and blocks, may go; null: only where units alone cannot meet the budget."""
+    width: Fraction | Literal["search"] | None = None
+    """Part of the stream's channels that stays, the rest being turned out of the way; search: try 1 to 0.5 and take what
+    agrees best with the dense model; null: all."""
     compensate: Literal["none", "mean", "affine"] = "affine"
     """What the cut units carried is folded into the rest: not at all, their mean, or their best affine prediction."""
     calibration: int = Field(2048, ge=1)
     """Training images (of the ticket) on which scores and statistics are measured."""
     latency_batch: int = Field(64, ge=1)
     """The batch at which ``keep.latency`` counts."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Prune:
+        if self.keep.gates is not None and self.rank != "quantile":
+            raise ValueError("keep.gates is a budget of rank: quantile alone")
+        return self
 
 
 class Export(Section):

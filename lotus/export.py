@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lotus.vit import anatomy
 from lotus.vit import model as door
 from lotus.vit.cost import count
+from lotus.vit.parts import gone
 from selection.errors import Refused
 
 TOLERANCE = 1e-4
@@ -91,8 +92,12 @@ def _native(model: nn.Module) -> dict[str, Any] | None:
     if len(dims) != 1:
         return None
     (one,) = dims
-    width = anatomy.blocks(model)[0].qkv.in_features
+    width = anatomy.blocks(model)[0].width
+    if not one.heads or not one.hidden:
+        return None
     args = {**made["args"], "num_heads": one.heads, "mlp_ratio": one.hidden / width}
+    if gone(model):
+        args["depth"] = len(anatomy.blocks(model))
     if int(width * args["mlp_ratio"]) != one.hidden:
         args["mlp_ratio"] = (one.hidden + 0.5) / width  # timm takes int(width * ratio)
     try:

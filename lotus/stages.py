@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from lotus.config import Patches
+    from lotus.config import Patches, Prune
     from lotus.data.beton import Manifest
     from lotus.data.tickets import Tickets
     from lotus.training.distributed import World
@@ -225,6 +225,16 @@ def check(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
         raise Refused(
             "prune.criterion: 'gate' reads gates, and train.sparsity.gates is off. Turn it on, or use fisher."
         )
+    sparsity = config.train.sparsity
+    if config.prune.criterion.name == "gate" and config.prune.inputs and not sparsity.inputs:
+        raise Refused(
+            "prune.inputs: 'gate' would read gates of inputs, and train.sparsity.inputs is off. Turn it on, or use fisher."
+        )
+    if sparsity.early_bird is not None and not (sparsity.gates and (config.prune.keep.macs or config.prune.keep.gates)):
+        raise Refused(
+            "train.sparsity.early_bird: draws masks of gates at a budget of MACs or gates. Turn gates on and set "
+            "prune.keep.macs, or leave it out."
+        )
     for part, recipe in (("score", config.score), ("train", config.train), ("finetune", config.finetune)):
         if recipe.patches is not None:
             _check_patches(recipe.patches, f"{part}.patches", shelves)
@@ -344,7 +354,8 @@ def train(shop: Shop) -> Making:
     model = _new_model(shop, config.seed)
     gates = None
     if config.train.sparsity.gates:
-        gates = Gates(model, config.train.sparsity, target=config.prune.keep.macs, device=shop.world.device)
+        keep = config.prune.keep
+        gates = Gates(model, config.train.sparsity, target=keep.macs, of_gates=keep.gates, device=shop.world.device)
     weights = np.zeros(ticket.total, np.float32)
     weights[ticket.rows] = ticket.weights
     redrawing = None
@@ -401,7 +412,7 @@ def prune(shop: Shop) -> Making:
     with _images(shop, run.train_beton, calibration, config.train, model) as loader:
         cut = yield from _watched(
             "prune",
-            len(calibration) * (2 if wants.rotate else 1),
+            len(calibration) * _passes(wants),
             lambda progress: lotus.pruning.lottery(
                 model,
                 lambda: loader.epoch(0),
@@ -414,6 +425,9 @@ def prune(shop: Shop) -> Making:
                 rotate=wants.rotate,
                 split=wants.split,
                 compensate=wants.compensate,
+                inputs=wants.inputs,
+                branches=wants.branches,
+                width=wants.width,
                 gates=gates,
                 seed=config.seed,
                 table=table,
@@ -435,6 +449,14 @@ def prune(shop: Shop) -> Making:
     spent = cut.forwards * cut.before["macs"]
     told = {"top1": measured["top1"], "loss": measured["loss"], **cut.after, **patches}
     return Outcome(cut.forwards, spent, told)
+
+
+def _passes(wants: Prune) -> int:
+    """How often the calibration images are gone through."""
+    from lotus.pruning import narrow
+
+    tried = narrow.check_width(wants.width)
+    return len(tried) * (1 + wants.rotate) + any(part < 1 for part in tried)
 
 
 def finetune(shop: Shop) -> Making:
@@ -1121,7 +1143,7 @@ def _logged(run: Run, event: Event, lead: bool) -> Event:
 def _look_ahead(config: Config) -> None:
     """Refuse now what would only fail after an hour: the machine, the model, the budget, the recipes."""
     import lotus.pruning
-    from lotus.pruning import budget
+    from lotus.pruning import budget, narrow
     from lotus.training.optim import make_optimizer
     from lotus.vit import anatomy
     from lotus.vit.cost import macs, outline
@@ -1148,11 +1170,22 @@ def _look_ahead(config: Config) -> None:
             anatomy.supported(proxy)
         except Refused as refusal:
             raise Refused(f"score.{what}: {refusal} Set score.{what}={off}.") from None
+    wants, whole = config.prune, outline(model)
+    multiple = 8 if wants.round == "auto" else wants.round
+    if wants.inputs:
+        anatomy.sites(model, inputs=True)
+    narrowest = min(narrow.check_width(wants.width))
+    least = whole
+    if narrowest < 1:
+        least = outline(narrow.skeleton(model, narrow.channels(model, narrowest, multiple)))
     budget.check_reach(
-        outline(model),
-        config.prune.keep.model_dump(exclude_none=True),
-        round=8 if config.prune.round == "auto" else config.prune.round,
-        split=config.prune.split,
+        least,
+        wants.keep.model_dump(exclude_none=True),
+        round=multiple,
+        split=wants.split,
+        inputs=wants.inputs,
+        branches=wants.branches,
+        whole=whole.cost(),
     )
     for name, recipe in (("score", config.score), ("train", config.train), ("finetune", config.finetune)):
         trained = proxy if name == "score" else model
@@ -1163,9 +1196,9 @@ def _look_ahead(config: Config) -> None:
             Tokens(trained, recipe.patches).remove()
             if recipe.patches.model:
                 lotus.pruning.load(recipe.patches.model)
-    for place, wants in (("model", config.model), ("score.model", config.score.model)):
-        if wants is not None and wants.weights and not Path(wants.weights).exists():
-            raise Refused(f"{place}.weights: there is nothing at {wants.weights}.")
+    for place, asked in (("model", config.model), ("score.model", config.score.model)):
+        if asked is not None and asked.weights and not Path(asked.weights).exists():
+            raise Refused(f"{place}.weights: there is nothing at {asked.weights}.")
     if config.select.ticket:
         Subset.load(config.select.ticket)
 

@@ -6,6 +6,7 @@ small = lotus.prune(model, batches, keep={"macs": 0.5})
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -15,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lotus.pruning import budget, criteria, latency, measure, surgery
+from lotus.pruning import budget, criteria, latency, measure, narrow, surgery
 from lotus.pruning import compensate as folds
 from lotus.pruning import rotate as turns
 from lotus.pruning.budget import Rank
 from lotus.pruning.compensate import Compensate
-from lotus.pruning.plan import Plan
+from lotus.pruning.narrow import Width
+from lotus.pruning.plan import BlockPlan, Plan
 from lotus.pruning.spec import load, save
 from lotus.vit import anatomy, cost
 from lotus.vit import model as door
@@ -56,8 +58,8 @@ class Drawn:
         rows = [f"{'block':>5} {'heads':>7} {'q/k':>7} {'v':>7} {'MLP units':>11}"]
         for i, plan in enumerate(self.plan.blocks):
             now, of = plan.dims, plan.of
-            cells = [f"{new}/{old}" for new, old in zip(now, of, strict=True)]
-            rows.append(f"{i:>5} {cells[0]:>7} {cells[1]:>7} {cells[2]:>7} {cells[3]:>11}")
+            cells = [f"{new}/{old}" for new, old in zip(now[:4], of[:4], strict=True)]
+            rows.append(f"{i:>5} {cells[0]:>7} {cells[1]:>7} {cells[2]:>7} {cells[3]:>11}{_gone(plan)}")
         for what, name in (("macs", "MACs an image"), ("params", "parameters")):
             share = self.after[what] / self.before[what]
             rows.append(f"{name}: {self.after[what]:,} of {self.before[what]:,} ({share:.3f})")
@@ -75,6 +77,9 @@ def prune(
     rotate: bool = True,
     split: bool = False,
     compensate: Compensate = "affine",
+    inputs: bool = False,
+    branches: bool | None = None,
+    width: Width = None,
     gates: Mapping[str, Tensor] | None = None,
     seed: int = 0,
 ) -> nn.Module:
@@ -86,12 +91,17 @@ def prune(
             With ``rotate`` they are gone through twice; a plain iterator's are kept in memory until then.
         keep: ``macs``, ``params``, ``latency`` (on the model's device, at a batch of 64), or several, as parts of the model's.
         criterion: A name from :mod:`lotus.pruning.criteria`, or a function like those.
-        rank: ``pool``: all units compete by score a saved cost; ``kind``: heads, head dimensions, MLP units among themselves.
+        rank: ``pool``: all units compete by score a saved cost; ``kind``: heads, head dimensions, MLP units among themselves;
+            ``quantile``: one threshold for all scores, whatever a unit costs.
         round: Widths stay a multiple of this.
         rotate: Turn each head's query/key and value dimensions into those of which the first few carry the most, and only
             then score and cut (:mod:`lotus.pruning.rotate`).
         split: Let a block keep more value than query/key dimensions, or fewer. timm's own attention cannot hold that.
         compensate: ``none``, ``mean`` or ``affine``: how what was cut is folded into what stays.
+        inputs: Channels that attention and the MLP read of the stream may go too; the stream keeps its width.
+        branches: Whether whole branches, and blocks, may go. None: only where units alone cannot meet the budget.
+        width: The part of the stream's channels that stays (:mod:`lotus.pruning.narrow`); ``"search"`` tries some and
+            takes the one that agrees best with the model on the calibration images. None: all stay.
         gates: Learned gates by site, for the criterion ``gate``.
         seed: For the criterion ``random``.
 
@@ -108,6 +118,9 @@ def prune(
         rotate=rotate,
         split=split,
         compensate=compensate,
+        inputs=inputs,
+        branches=branches,
+        width=width,
         gates=gates,
         seed=seed,
     ).model
@@ -126,6 +139,9 @@ def lottery(
     rotate: bool = True,
     split: bool = False,
     compensate: Compensate = "affine",
+    inputs: bool = False,
+    branches: bool | None = None,
+    width: Width = None,
     gates: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     table: latency.Table | None = None,
@@ -142,21 +158,68 @@ def lottery(
     Raises:
         Refused: as :func:`prune`.
     """
+    _refuse_unfit(model)
     share = budget.check_keep(keep)
-    if all(part == 1 for part in share.values()):  # then nothing is to be turned or folded
+    wants = narrow.check_width(width)
+    if all(part == 1 for part in (*share.values(), *wants)):  # then nothing is to be turned or folded
         rotate, compensate = False, "none"
-    return study(
-        model,
-        batches,
-        criterion=criterion,
-        criterion_options=criterion_options,
-        shelves=shelves,
-        rotate=rotate,
-        compensate=compensate,
-        gates=gates,
-        seed=seed,
-        progress=progress,
-    ).draw(share, rank=rank, round=round, split=split, table=table)
+    passes = _passes(batches)
+    if wants != (1.0,) and "latency" in share:
+        raise Refused(
+            "prune.width: the table of latencies is of one width of the stream. Leave prune.keep.latency out."
+        )
+    if wants != (1.0,) and inputs and "gates" in _reads(criterion, shelves):
+        raise Refused(
+            "prune.width: turns the stream, and learned gates of inputs belong to its channels. Leave one out."
+        )
+    whole, done, found = cost.count(model), 0, None
+    if any(part < 1 for part in wants):
+        found = narrow.statistics(model, passes(), progress=progress)
+        done = found.images
+    wide = cost.outline(model).width
+    tried: list[tuple[float, int, Drawn]] = []
+    forwards, beyond = done, None
+    for channels in dict.fromkeys(narrow.channels(model, part, round) for part in wants):
+        start = model
+        if channels < wide and found is not None:
+            start = narrow.narrow(model, found, channels, compensate=compensate)
+        studied = study(
+            start,
+            passes,
+            criterion=criterion,
+            criterion_options=criterion_options,
+            shelves=shelves,
+            rotate=rotate,
+            compensate=compensate,
+            inputs=inputs,
+            gates=gates,
+            seed=seed,
+            progress=_beyond(progress, done),
+        )
+        try:
+            drawn = studied.draw(
+                share, rank=rank, round=round, split=split, branches=branches, whole=whole, table=table
+            )
+        except Refused as refusal:  # a narrower stream may do it
+            beyond = refusal
+            continue
+        done += (1 + rotate) * drawn.images
+        forwards += drawn.forwards
+        apart = 0.0
+        if len(wants) > 1:
+            apart = narrow.apart(model, drawn.model, passes())
+            forwards += 2 * drawn.images
+        tried.append((apart, channels, drawn))
+    if not tried and beyond is not None:
+        raise beyond
+    _, channels, best = min(tried, key=lambda one: one[0])
+    notes = []
+    if channels < wide:
+        notes.append(f"Of the stream's {wide} channels {channels} stay, turned.")
+    if len(tried) > 1:
+        lines = ", ".join(f"{channels}: {apart:.4f}" for apart, channels, _ in tried)
+        notes.append(f"Widths tried, and how far each is from the dense model (nats an image): {lines}.")
+    return dataclasses.replace(best, forwards=forwards, notes=(*notes, *best.notes))
 
 
 @dataclass(frozen=True)
@@ -172,6 +235,7 @@ class Study:
     images: int
     forwards: int
     notes: tuple[str, ...]
+    inputs: bool = False
 
     def draw(
         self,
@@ -180,31 +244,41 @@ class Study:
         rank: Rank = "pool",
         round: int = 8,
         split: bool = False,
+        branches: bool | None = None,
+        whole: cost.Cost | None = None,
         table: latency.Table | None = None,
     ) -> Drawn:
         """Cut to a budget; the arguments are those of :func:`prune`.
 
         Args:
-            table: what widths take on this device, for a budget of latency; None: measured now, at a batch of 64.
+            whole: What ``keep`` is a part of, where that is not the model.
+            table: What widths take on this device, for a budget of latency; None: measured now, at a batch of 64.
 
         Raises:
             Refused: a budget that is none, or out of reach.
         """
         outline = cost.outline(self.dense)
         if "latency" in budget.check_keep(keep):
-            if rank != "pool" or split:
-                raise Refused("prune.keep.latency: goes with prune.rank=pool and prune.split=false.")
+            if rank != "pool" or split or branches or self.inputs:
+                raise Refused(
+                    "prune.keep.latency: goes with prune.rank=pool, and without prune.split, prune.branches and prune.inputs."
+                )
             table = table or latency.measure(self.dense, 64)
-            plan = latency.fit_plan(outline, self.scores, keep, table, round=round)
+            plan = latency.fit_plan(outline, self.scores, keep, table, round=round, whole=whole)
         else:
-            plan = budget.fit_plan(outline, self.scores, keep, rank=rank, round=round, split=split)
+            plan = budget.fit_plan(
+                outline,
+                self.scores,
+                keep,
+                rank=rank,
+                round=round,
+                split=split,
+                inputs=self.inputs,
+                branches=branches,
+                whole=whole,
+            )
         small = surgery.cut(self.dense, plan)
-        for block, before, kept in zip(anatomy.blocks(small), anatomy.blocks(self.dense), plan.blocks, strict=True):
-            for site, linear, old, stay in (
-                (f"{block.name}.attn", block.proj, before.proj, kept.outputs),
-                (f"{block.name}.mlp", block.fc2, before.fc2, list(kept.units)),
-            ):
-                folds.apply(linear, old, stay, self.measured.moments.get(site), self.compensate)
+        notes = folds.carry_over(small, self.dense, plan, self.measured.moments, self.compensate)
         # Read off now: a cut model no longer shows what it was made as. One that timm would not make so can be used all the
         # same; save() says why it cannot be saved.
         with contextlib.suppress(Refused):
@@ -212,12 +286,17 @@ class Study:
         return Drawn(
             small.eval(),
             plan,
-            _brief(outline.cost()),
+            _brief(whole or outline.cost()),
             _brief(plan.cost(outline)),
             self.scores,
             images=self.images,
             forwards=self.forwards,
-            notes=(*_notes(self.dense, split), *self.notes, *_timed(table if "latency" in keep else None, plan)),
+            notes=(
+                *_notes(self.dense, split),
+                *self.notes,
+                *notes,
+                *_timed(table if "latency" in keep else None, plan),
+            ),
         )
 
 
@@ -230,6 +309,7 @@ def study(
     shelves: Iterable[ModuleType] = (),
     rotate: bool = True,
     compensate: Compensate = "affine",
+    inputs: bool = False,
     gates: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
@@ -249,12 +329,12 @@ def study(
     _refuse_unfit(model)
     reads = set(methods.reads(method))
     if "gates" in reads:
-        _refuse_gates(model, gates)
+        _refuse_gates(model, gates, inputs)
     squares, spread = bool(reads & {"read_squares", "write_squares"}), bool(reads & {"covariance", "gain"})
     labelled = squares or "gradients" in reads
     passes = _passes(batches)
     dense, turned, notes = model, 0, []
-    if rotate:
+    if rotate and any(block.has_attn for block in anatomy.blocks(model)):
         found = turns.statistics(model, passes(), progress=progress)
         turned = next(iter(found.values())).logits.images
         learned = "gates" in reads
@@ -264,7 +344,8 @@ def study(
                 "Value dimensions are cut by index, not rotated: a learned gate belongs to the dimension it was learned on."
             )
     measured = measure.Measured()
-    if labelled or spread or compensate != "none":
+    watched = "attention" in reads
+    if labelled or spread or watched or compensate != "none":
         measured = measure.measure(
             dense,
             passes(),
@@ -272,18 +353,26 @@ def study(
             moments="affine" if spread else compensate,
             logits=spread,
             squares=squares,
+            inputs=inputs,
+            attention=watched,
             progress=_beyond(progress, turned),
         )
     return Study(
         model,
         dense,
         measured,
-        measure.score(dense, method, options, measured=measured, gates=gates, seed=seed),
+        measure.score(dense, method, options, measured=measured, gates=gates, inputs=inputs, seed=seed),
         compensate,
         images=max(turned, measured.images),
         forwards=turned + (3 + squares if labelled else 1) * measured.images,
         notes=tuple(notes),
+        inputs=inputs,
     )
+
+
+def _reads(criterion: str | Callable[..., np.ndarray], shelves: Iterable[ModuleType]) -> Iterable[str]:
+    found = criterion if callable(criterion) else methods.find([criteria, *shelves], criterion, place="prune.criterion")
+    return methods.reads(found)
 
 
 def _passes(batches: Batches) -> Callable[[], Iterable[Any]]:
@@ -317,14 +406,23 @@ def _timed(table: latency.Table | None, plan: Plan) -> list[str]:
     ]
 
 
+def _gone(plan: BlockPlan) -> str:
+    """What of a block is gone as a whole, and what it reads where that is not all."""
+    if not plan.heads and not plan.units:
+        return "  gone"
+    said = ["no attention" if not plan.heads else "", "no MLP" if not plan.units else ""]
+    for what, reads in (("attention", plan.attn_in), ("MLP", plan.mlp_in)):
+        said.append(f"{what} reads {len(reads)}" if reads is not None else "")
+    return "".join(f"  {one}" for one in said if one)
+
+
 def _brief(whole: cost.Cost) -> dict[str, int]:
     return {"params": whole.params, "macs": whole.macs}
 
 
 def _refuse_unfit(model: nn.Module) -> None:
     for block in anatomy.blocks(model):
-        for name in ("qkv", "proj", "fc1", "fc2"):
-            linear = getattr(block, name)
+        for name, linear in block.linears.items():
             if linear._forward_pre_hooks or linear._forward_hooks:
                 raise Refused(
                     f"{block.name}: {name} carries a forward hook, which a cut would lose. Take it off first (gates: remove())."
@@ -336,9 +434,9 @@ def _refuse_unfit(model: nn.Module) -> None:
             raise Refused(f"{where}: holds values that are not finite. Prune a checkpoint from before.")
 
 
-def _refuse_gates(model: nn.Module, gates: Mapping[str, Tensor] | None) -> None:
+def _refuse_gates(model: nn.Module, gates: Mapping[str, Tensor] | None, inputs: bool) -> None:
     """Refuse gates that are missing or of other widths."""
-    for site, linear in anatomy.sites(model).items():
+    for site, linear in anatomy.sites(model, inputs=inputs).items():
         if gates is None or site not in gates:
             raise Refused(
                 f"prune.criterion: this one reads the learned gate of {site}, which is not here. Train with gates, or take another."

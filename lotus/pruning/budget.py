@@ -1,8 +1,8 @@
 """From scores and a budget to a plan: greedy, by chunks that keep every width a multiple of ``round``.
 
-A chunk is ``round`` MLP units of a block, a head, or ``round`` dimensions in all heads of a block. The least valuable one goes
-first; its value is the sum of its units' scores. Query/key and value dimensions go together, so that blocks stay timm's, or,
-split, each for itself.
+A chunk is ``round`` MLP units of a block, a head, or ``round`` dimensions in all heads of a block; where that is asked for,
+``round`` channels that a branch reads, or a branch as a whole. The least valuable one goes first; its value is the sum of its
+units' scores. Query/key and value dimensions go together, so that blocks stay timm's, or, split, each for itself.
 """
 
 from __future__ import annotations
@@ -17,15 +17,20 @@ import numpy as np
 
 from lotus.pruning.plan import BlockPlan, Plan
 from lotus.vit.anatomy import Dims
-from lotus.vit.cost import BlockCost, Outline
+from lotus.vit.cost import BlockCost, Cost, Outline
 from selection.errors import Refused
 from selection.methods import nearest
 
-Rank = Literal["pool", "kind"]
+Rank = Literal["pool", "kind", "quantile"]
+RANKS = ("pool", "kind", "quantile")
 KINDS = ("heads", "dims", "units")
 SPLIT = ("heads", "qk", "v", "units")
+INPUTS = ("attn_in", "mlp_in")
+BRANCHES = ("attn", "mlp")
 COUNTED = ("macs", "params")
 BUDGETS = (*COUNTED, "latency")
+OF_GATES = "gates"
+"""The budget of ``quantile`` alone: the part of all scored units that stays."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +50,24 @@ class Chunk:
 class _Block:
     """The state of one block: how many of its heads, dimensions and units are left. Counts only ever follow the order of scores."""
 
-    def __init__(self, index: int, outline: Outline, scores: Mapping[str, np.ndarray], round: int) -> None:
+    def __init__(
+        self, index: int, outline: Outline, scores: Mapping[str, np.ndarray], round: int, *, inputs: bool
+    ) -> None:
         self.index, self.outline, self.round = index, outline, round
         self.of = self.dims = outline.dims[index]
         self.whole_qk = bool(outline.qk_norm) and outline.qk_norm[index]
-        heads, qk_dim, v_dim, hidden = self.of
+        heads, qk_dim, v_dim, hidden = self.of[:4]
         name = f"blocks.{index}"
+        self.reads: dict[str, int] = {}
+        """Channels that each branch reads now, where some of them may go."""
+        self.read_scores: dict[str, np.ndarray] = {}
+        if inputs:
+            for kind, there, of in (("attn_in", heads, self.of.attn_in), ("mlp_in", hidden, self.of.mlp_in)):
+                if there:
+                    self.reads[kind] = of or outline.width
+                    self.read_scores[kind] = _scores(scores, f"{name}.{kind}", (self.reads[kind],))
+        self.read_order = {kind: np.argsort(-found, kind="stable") for kind, found in self.read_scores.items()}
+        self.read_sums = {kind: _sums(found[self.read_order[kind]]) for kind, found in self.read_scores.items()}
         self.qk = _scores(scores, f"{name}.qk", (heads, qk_dim))
         self.v = _scores(scores, f"{name}.attn", (heads, v_dim))
         self.units = _scores(scores, f"{name}.mlp", (hidden,))
@@ -68,38 +85,76 @@ class _Block:
 
     def fewer(self, kind: str) -> Dims | None:
         """The widths after one chunk of ``kind`` less; None where nothing more may go."""
-        heads, qk_dim, v_dim, hidden = self.dims
+        heads, qk_dim, v_dim, hidden = self.dims[:4]
+        if kind == "mlp":
+            return self.dims._replace(hidden=0, mlp_in=None) if hidden else None
+        if kind in self.reads:
+            there = heads if kind == "attn_in" else hidden
+            now = getattr(self.dims, kind) or self.reads[kind]
+            less = _less(now, self.round)
+            return self.dims._replace(**{kind: less}) if there and less != now else None
+        if kind == "units":
+            units = _less(hidden, self.round) if hidden else 0
+            return self.dims._replace(hidden=units) if units != hidden else None
+        if not heads or kind in INPUTS:
+            return None
+        if kind == "attn":
+            return Dims(0, 0, 0, hidden, None, self.dims.mlp_in)
         if kind == "heads":
-            return Dims(heads - 1, qk_dim, v_dim, hidden) if heads > 1 else None
+            return self.dims._replace(heads=heads - 1) if heads > 1 else None
         if kind in ("dims", "qk") and self.whole_qk:
             return None
         if kind in ("dims", "qk", "v"):
             qk = qk_dim if kind == "v" else _less(qk_dim, self.round)
             v = v_dim if kind == "qk" else _less(v_dim, self.round)
-            return Dims(heads, qk, v, hidden) if (qk, v) != (qk_dim, v_dim) else None
-        units = _less(hidden, self.round)
-        return Dims(heads, qk_dim, v_dim, units) if units != hidden else None
+            return self.dims._replace(qk_dim=qk, v_dim=v) if (qk, v) != (qk_dim, v_dim) else None
+        raise AssertionError(kind)
 
     def more(self, kind: str) -> Dims | None:
-        """The widths with one chunk of ``kind`` more; None where all are there."""
-        heads, qk_dim, v_dim, hidden = self.dims
+        """The widths with one chunk of ``kind`` more; None where all are there. A branch comes back as small as it can be."""
+        heads, qk_dim, v_dim, hidden = self.dims[:4]
+        least = self.least()
+        if kind == "mlp":
+            back = self.dims._replace(hidden=least.hidden, mlp_in=least.mlp_in)
+            return back if self.of.hidden and not hidden else None
+        if kind == "attn":
+            back = Dims(least.heads, least.qk_dim, least.v_dim, hidden, least.attn_in, self.dims.mlp_in)
+            return back if self.of.heads and not heads else None
+        if kind in self.reads:
+            there, now = (heads if kind == "attn_in" else hidden), getattr(self.dims, kind)
+            if not there or now is None or now == getattr(self.of, kind):
+                return None
+            wide = _more(now, self.reads[kind], self.round)
+            return self.dims._replace(**{kind: getattr(self.of, kind) if wide == self.reads[kind] else wide})
+        if kind == "units":
+            units = _more(hidden, self.of.hidden, self.round) if hidden else 0
+            return self.dims._replace(hidden=units) if units != hidden else None
+        if not heads or kind in INPUTS:
+            return None
         if kind == "heads":
-            return Dims(heads + 1, qk_dim, v_dim, hidden) if heads < self.of.heads else None
+            return self.dims._replace(heads=heads + 1) if heads < self.of.heads else None
         if kind in ("dims", "qk") and self.whole_qk:
             return None
         if kind in ("dims", "qk", "v"):
             qk = qk_dim if kind == "v" else _more(qk_dim, self.of.qk_dim, self.round)
             v = v_dim if kind == "qk" else _more(v_dim, self.of.v_dim, self.round)
-            return Dims(heads, qk, v, hidden) if (qk, v) != (qk_dim, v_dim) else None
-        units = _more(hidden, self.of.hidden, self.round)
-        return Dims(heads, qk_dim, v_dim, units) if units != hidden else None
+            return self.dims._replace(qk_dim=qk, v_dim=v) if (qk, v) != (qk_dim, v_dim) else None
+        raise AssertionError(kind)
 
-    def worth(self, dims: Dims, *, keys: bool) -> float:
-        """Sum of the scores that stay with ``dims``; of query/key dimensions too with ``keys``."""
+    def least(self) -> Dims:
+        """The smallest widths at which both branches are still there."""
+        reads = {kind: min(wide, self.round) for kind, wide in self.reads.items()}
+        return _least(self.of, self.round, whole_qk=self.whole_qk)._replace(
+            **{kind: getattr(self.of, kind) if less == self.reads[kind] else less for kind, less in reads.items()}
+        )
+
+    def worth(self, dims: Dims, *, keys: bool, reads: bool) -> float:
+        """Sum of the scores that stay with ``dims``; of query/key dimensions too with ``keys``, of inputs with ``reads``."""
         attention = self.v_sums[: dims.heads, dims.v_dim].sum()
         if keys:
             attention += self.qk_sums[: dims.heads, dims.qk_dim].sum()
-        return float(attention + self.unit_sums[dims.hidden])
+        beside = sum(self.read_sums[kind][getattr(dims, kind) or wide] for kind, wide in self.reads.items() if reads)
+        return float(attention + self.unit_sums[dims.hidden] + beside)
 
     def cost(self, dims: Dims) -> BlockCost:
         return self.outline.block(self.index, dims)
@@ -110,18 +165,25 @@ class _Block:
             return None
         here, there = self.cost(self.dims), self.cost(to)
         # A head takes its query/key dimensions along, but they act through its outputs alone: they are no extra loss.
-        keys = kind in ("dims", "qk")
-        value = abs(self.worth(self.dims, keys=keys) - self.worth(to, keys=keys))
+        # So does a branch with all that it reads.
+        keys, reads = kind in ("dims", "qk"), kind in INPUTS
+        value = abs(self.worth(self.dims, keys=keys, reads=reads) - self.worth(to, keys=keys, reads=reads))
         return Chunk(self.index, kind, to, value, abs(here.macs - there.macs), abs(here.params - there.params))
 
     def plan(self) -> BlockPlan:
         heads = sorted(int(h) for h in self.head_order[: self.dims.heads])
+        cut = {
+            kind: _kept(order, count)
+            for kind, order in self.read_order.items()
+            if (count := getattr(self.dims, kind)) is not None and count < self.reads[kind]
+        }
         return BlockPlan(
             of=self.of,
             heads=tuple(heads),
             qk=tuple(_kept(self.qk_order[h], self.dims.qk_dim) for h in heads),
             v=tuple(_kept(self.v_order[h], self.dims.v_dim) for h in heads),
             units=_kept(self.unit_order, self.dims.hidden),
+            **cut,
         )
 
 
@@ -133,6 +195,9 @@ def fit_plan(
     rank: Rank = "pool",
     round: int = 8,
     split: bool = False,
+    inputs: bool = False,
+    branches: bool | None = None,
+    whole: Cost | None = None,
 ) -> Plan:
     """The plan that keeps the most valuable units within a budget.
 
@@ -141,11 +206,20 @@ def fit_plan(
     Args:
         outline: The model, as :func:`lotus.vit.cost.outline` reads it.
         scores: ``"blocks.3.attn"`` -> (H * V,), ``"blocks.3.mlp"`` -> (F,), ``"blocks.3.qk"`` -> (H * Q,) or absent (all equal).
-        keep: ``{"macs": 0.5}``, ``{"params": 0.5}`` or both: parts of the present model's, in (0, 1].
+        keep: ``{"macs": 0.5}``, ``{"params": 0.5}`` or both: parts of the present model's, in (0, 1]. ``{"gates": 0.6}``, for
+            ``quantile``: the part of all units that stays.
         rank: ``pool``: all chunks compete by score a saved cost. ``kind``: heads, dimensions and MLP units are each cut to the
-            same share, and compete only among themselves (isomorphic, Fang et al. 2024, 2407.04616).
+            same share, and compete only among themselves (isomorphic, Fang et al. 2024, 2407.04616). ``quantile``: one threshold
+            for the scores of all sites, whatever a unit costs (VTP, Zhu et al. 2021, 2104.08500, section 3.2). Heads of a
+            block then keep equally many value dimensions: the mean of what the threshold leaves them.
         round: MLP units and head dimensions stay a multiple of this, where they are cut.
-        split: Query/key and value dimensions are cut each for itself, not together.
+        split: Query/key and value dimensions are cut each for itself, not together. By ``quantile``, query/key dimensions
+            then stay whole, as in VTP.
+        inputs: Channels that attention and the MLP read of the stream may go too; scores at ``"blocks.3.attn_in"`` (D,) and
+            ``"blocks.3.mlp_in"`` (D,).
+        branches: Whether a branch may go as a whole, and with both the block. None: only where the budget asks for less
+            than units can give. By ``kind`` and ``quantile`` True too means no more than that.
+        whole: What ``keep`` is a part of, where that is not the present model.
 
     Raises:
         Refused: a budget that is none, one out of reach (with the range that is not), scores that do not fit or are not finite.
@@ -153,16 +227,25 @@ def fit_plan(
     share = check_keep(keep)
     if "latency" in share:
         raise Refused("prune.keep.latency: milliseconds are not counted but measured; see lotus.pruning.latency.")
-    if rank not in ("pool", "kind"):
-        raise Refused(f"prune.rank: there is no {rank!r}. Here: pool, kind.")
-    limits = check_reach(outline, share, round=round, split=split)
-    blocks = [_Block(index, outline, scores, round) for index in range(len(outline.dims))]
-    kinds = SPLIT if split else KINDS
-    if rank == "pool":
-        _cut_pool(blocks, outline, limits, kinds)
-    else:
+    if rank not in RANKS:
+        raise Refused(f"prune.rank: there is no {rank!r}. Here: {', '.join(RANKS)}.")
+    part = share.pop(OF_GATES, 1.0)
+    if part < 1 and rank != "quantile":
+        raise Refused("prune.keep.gates: a part of all units is what one threshold leaves. Set prune.rank to quantile.")
+    limits = check_reach(outline, share, round=round, split=split, inputs=inputs, branches=branches, whole=whole)
+    blocks = [_Block(index, outline, scores, round, inputs=inputs) for index in range(len(outline.dims))]
+    kinds = (*(SPLIT if split else KINDS), *(INPUTS if inputs else ()))
+    if rank == "quantile":
+        _cut_quantile(blocks, outline, limits, part, split=split)
+    elif rank == "kind":
         _cut_kinds(blocks, outline, limits, kinds)
-    _refill(blocks, outline, limits, rank, kinds)
+    else:
+        _cut_pool(blocks, outline, limits, (*kinds, *(BRANCHES if branches else ())))
+    beyond = _Spent(blocks, outline, limits).over()
+    if beyond:  # units alone do not get there, as check_reach allowed
+        _cut_pool(blocks, outline, limits, BRANCHES)
+    if rank != "quantile":
+        _refill(blocks, outline, limits, rank, (*kinds, *(BRANCHES if branches or beyond else ())))
     return Plan(tuple(block.plan() for block in blocks))
 
 
@@ -177,7 +260,7 @@ def check_keep(keep: Mapping[str, float]) -> dict[str, float]:
         raise Refused(f"prune.keep: say which budget, e.g. {{'macs': {example}}}, not {keep!r}.")
     share = {what: part for what, part in keep.items() if part is not None}
     for what, part in share.items():
-        if what not in BUDGETS:
+        if what not in (*BUDGETS, OF_GATES):
             raise Refused(f"prune.keep.{what}: no such budget.{nearest(what, BUDGETS)} Here: {', '.join(BUDGETS)}.")
         if isinstance(part, bool) or not isinstance(part, (int, float)) or not 0 < part <= 1:
             raise Refused(f"prune.keep.{what}: the part that stays, above 0 and up to 1, not {part!r}.")
@@ -186,34 +269,70 @@ def check_keep(keep: Mapping[str, float]) -> dict[str, float]:
     return share
 
 
-def check_reach(outline: Outline, keep: Mapping[str, float], *, round: int = 8, split: bool = False) -> dict[str, int]:
+def check_reach(
+    outline: Outline,
+    keep: Mapping[str, float],
+    *,
+    round: int = 8,
+    split: bool = False,
+    inputs: bool = False,
+    branches: bool | None = None,
+    whole: Cost | None = None,
+) -> dict[str, int]:
     """The budgets that are counted as whole numbers; needs no scores, so that one can be refused before anything is trained.
 
     Raises:
         Refused: a budget that is none, or one that no plan meets; names the range that can be reached.
     """
-    share = check_keep(keep)
+    share = check_keep(keep) if keep else {}
+    share.pop(OF_GATES, None)
     if type(round) is not int or round < 1:
         raise Refused(f"prune.round: must be a whole number from 1, not {round!r}.")
-    least = [_least(of, round) for of in outline.dims]
-    for index, normed in enumerate(outline.qk_norm):
-        if normed:
-            of = outline.dims[index]
-            least[index] = least[index]._replace(qk_dim=of.qk_dim, v_dim=least[index].v_dim if split else of.v_dim)
-    floor, dense = outline.cost(least), outline.cost()
+    normed = outline.qk_norm or (False,) * len(outline.dims)
+    least = [_least(of, round, whole_qk=qk, split=split) for of, qk in zip(outline.dims, normed, strict=True)]
+    if inputs:
+        reads = min(outline.width, round)
+        least = [
+            one._replace(
+                attn_in=min(one.attn_in or reads, reads) if one.heads else None,
+                mlp_in=min(one.mlp_in or reads, reads) if one.hidden else None,
+            )
+            for one in least
+        ]
+    # Whichever branch is the last one must do: greedy cannot know beforehand which that will be.
+    alone = [outline.cost(left) for left in _last(least)] if branches is not False else [outline.cost(least)]
+    dense = whole or outline.cost()
     limits = {}
     for what, part in share.items():
         if what not in COUNTED:
             continue
-        lowest, whole = getattr(floor, what), getattr(dense, what)
-        limits[what] = int(part * whole)
+        lowest, of_all = max(getattr(one, what) for one in alone), getattr(dense, what)
+        limits[what] = int(part * of_all)
         if lowest > limits[what]:
-            reach = -(-10000 * lowest // whole) / 10000  # rounded up, so that the number that is named can be had
+            reach = -(-10000 * lowest // of_all) / 10000  # rounded up, so that the number that is named can be had
+            left = (
+                "With one branch in all"
+                if branches is not False
+                else f"With one head, {least[0].v_dim} head dimensions and {least[0].hidden} MLP units a block"
+            )
+            more = ", or prune.branches" if branches is False else ""
             raise Refused(
-                f"prune.keep.{what}: {part} is out of reach. With one head, {least[0].v_dim} head dimensions and "
-                f"{least[0].hidden} MLP units a block, {reach:.4f} of {whole:,} remain. Take {reach:.4f} to 1, or a smaller round."
+                f"prune.keep.{what}: {part} is out of reach. {left}, {reach:.4f} of {of_all:,} remain. "
+                f"Take {reach:.4f} to 1, or a smaller round{more}."
             )
     return limits
+
+
+def _last(least: Sequence[Dims]) -> list[list[Dims]]:
+    """Every way to keep one branch alone, as small as it can be."""
+    none = [Dims(0, 0, 0, 0)] * len(least)
+    ways = []
+    for index, one in enumerate(least):
+        if one.heads:
+            ways.append([*none[:index], one._replace(hidden=0, mlp_in=None), *none[index + 1 :]])
+        if one.hidden:
+            ways.append([*none[:index], Dims(0, 0, 0, one.hidden, None, one.mlp_in), *none[index + 1 :]])
+    return ways
 
 
 def _cut_pool(blocks: list[_Block], outline: Outline, limits: Mapping[str, int], kinds: Sequence[str]) -> None:
@@ -236,10 +355,12 @@ def _cut_pool(blocks: list[_Block], outline: Outline, limits: Mapping[str, int],
 
     for block in blocks:
         push(block)
-    while open_:
+    while open_ and heap:  # it runs out only where branches would have to go, and may not here
         _, _, stamp, chunk = heapq.heappop(heap)
         if stamp != stamps[chunk.index]:
             continue
+        if chunk.kind in BRANCHES and sum(bool(b.dims.heads) + bool(b.dims.hidden) for b in blocks) == 1:
+            continue  # something must stay
         blocks[chunk.index].dims = chunk.dims
         spent.take(chunk)
         stamps[chunk.index] += 1
@@ -271,7 +392,7 @@ def _cut_kinds(blocks: list[_Block], outline: Outline, limits: Mapping[str, int]
                 blocks[index].dims = fewer
         return not _Spent(blocks, outline, limits).over()
 
-    low, high = 0, longest  # all chunks cut is within reach, as was checked
+    low, high = 0, longest  # all chunks cut is within reach, or branches go too
     while low < high:
         middle = (low + high) // 2
         if apply(middle):
@@ -293,6 +414,59 @@ def _queue(blocks: list[_Block], kind: str) -> list[int]:
             block.dims, turn = chunk.dims, turn + 1
         block.dims = block.of
     return [index for *_, index in sorted(found)]
+
+
+def _cut_quantile(
+    blocks: list[_Block], outline: Outline, limits: Mapping[str, int], part: float, *, split: bool
+) -> None:
+    """Close the units of the lowest scores of all sites, until ``part`` of them is left and the budgets hold."""
+    pools: list[tuple[int, str, np.ndarray]] = []
+    for block in blocks:
+        pools += [(block.index, kind, found) for kind, found in block.read_scores.items()]
+        pools += [(block.index, "v", block.v.reshape(-1)), (block.index, "units", block.units)]
+    scores = np.concatenate([found for *_, found in pools])
+    order = np.argsort(scores, kind="stable")  # ties go by place
+    starts = np.cumsum([0, *(len(found) for *_, found in pools)])
+
+    def apply(closed: int) -> bool:
+        stays = np.ones(len(scores), bool)
+        stays[order[:closed]] = False
+        for (index, kind, found), start in zip(pools, starts, strict=False):
+            _leave(blocks[index], kind, stays[start : start + len(found)], split=split)
+        return not _Spent(blocks, outline, limits).over()
+
+    low, high = len(scores) - max(1, int(np.floor(part * len(scores) + 1e-9))), len(scores)
+    while low < high:
+        middle = (low + high) // 2
+        if apply(middle):
+            high = middle
+        else:
+            low = middle + 1
+    while not apply(low) and low < len(scores):  # heads' equal shares may be rounded up on the way
+        low += 1
+
+
+def _leave(block: _Block, kind: str, stays: np.ndarray, *, split: bool) -> None:
+    """Give ``block`` the widths that ``stays`` leaves of one kind; at least one of each, and a multiple of the rounding."""
+    dims, of = block.dims, block.of
+
+    def wide(count: int, whole: int) -> int:
+        return min(-(-max(count, 1) // block.round) * block.round, whole)
+
+    if kind == "units" and of.hidden:
+        block.dims = dims._replace(hidden=wide(int(stays.sum()), of.hidden))
+    elif kind == "v" and of.heads:
+        left = stays.reshape(of.heads, of.v_dim)
+        heads = max(1, int(left.any(axis=1).sum()))
+        if block.whole_qk and not split:
+            block.dims = dims._replace(heads=heads)
+            return
+        v_dim = wide(int(np.rint(left.sum() / heads)), of.v_dim)
+        qk_dim = of.qk_dim if split else v_dim if of.qk_dim == of.v_dim else wide(v_dim, of.qk_dim)
+        block.dims = dims._replace(heads=heads, qk_dim=qk_dim, v_dim=v_dim)
+    elif kind in block.reads:
+        count = wide(int(stays.sum()), block.reads[kind])
+        block.dims = dims._replace(**{kind: getattr(of, kind) if count == block.reads[kind] else count})
 
 
 def _refill(
@@ -367,8 +541,12 @@ def _sums(best_first: np.ndarray) -> np.ndarray:
     return np.concatenate([zero, np.cumsum(best_first, axis=-1)], axis=-1)
 
 
-def _least(of: Dims, round: int) -> Dims:
-    return Dims(1, min(of.qk_dim, round), min(of.v_dim, round), min(of.hidden, round))
+def _least(of: Dims, round: int, *, whole_qk: bool = False, split: bool = False) -> Dims:
+    """The smallest widths at which the branches that are there stay."""
+    heads, hidden = min(of.heads, 1), min(of.hidden, round)
+    if whole_qk:
+        return of._replace(heads=heads, v_dim=min(of.v_dim, round) if split else of.v_dim, hidden=hidden)
+    return of._replace(heads=heads, qk_dim=min(of.qk_dim, round), v_dim=min(of.v_dim, round), hidden=hidden)
 
 
 def _less(width: int, round: int) -> int:

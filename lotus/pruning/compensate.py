@@ -11,11 +11,18 @@ Linear's outputs; B = 0 folds the mean alone (variance-based pruning, 2507.12988
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from lotus.pruning import surgery
+from lotus.pruning.plan import Plan
+from lotus.vit import anatomy
+from lotus.vit.anatomy import Block
 
 Compensate = Literal["none", "mean", "affine"]
 HOW = ("none", "mean", "affine")
@@ -69,11 +76,21 @@ class Moments:
         return self._outer / self.count - torch.outer(drift, drift)
 
 
+@dataclass(frozen=True)
+class Known:
+    """Moments that were worked out, not gathered."""
+
+    mean: Tensor
+    """(U,) float64."""
+    covariance: Tensor
+    """(U, U) float64."""
+
+
 def fold(
     weight: Tensor,
     bias: Tensor | None,
     kept: Sequence[int],
-    moments: Moments | None,
+    moments: Moments | Known | None,
     how: Compensate,
     *,
     ridge: float = 1e-4,
@@ -131,6 +148,98 @@ def apply(
         linear.weight.copy_(weight)
         if bias is not None:
             linear.bias.copy_(bias)
+
+
+def carry_over(
+    small: nn.Module, dense: nn.Module, plan: Plan, moments: Mapping[str, Moments], how: Compensate
+) -> list[str]:
+    """Fold what ``plan`` cut out of ``dense`` into ``small``, which is what was left; in place.
+
+    Of a branch that is gone, its mean stays: added to the bias of whatever wrote to the stream last before it, where
+    nothing reads in between.
+
+    Args:
+        moments: Of the dense model's sites; one that is missing has nothing folded.
+
+    Returns:
+        Sentences on what could not be done.
+    """
+    before = anatomy.blocks(dense)
+    after = {index: block for (index, _), block in zip(surgery.survivors(plan), anatomy.blocks(small), strict=True)}
+    notes: list[str] = []
+    writers: list[tuple[Block, str]] = []
+    for index, (old, kept) in enumerate(zip(before, plan.blocks, strict=True)):
+        block = after.get(index)
+        for branch, last, first, stays, reads in (
+            ("attn", "proj", "qkv", kept.outputs, kept.attn_in),
+            ("mlp", "fc2", "fc1", list(kept.units), kept.mlp_in),
+        ):
+            if last not in old.linears:
+                continue
+            site = f"{old.name}.{branch}"
+            if block is not None and stays:
+                apply(getattr(block, last), getattr(old, last), stays, moments.get(site), how)
+                if reads is not None:
+                    whole = surgery.cut_weights(old, dataclasses.replace(kept, attn_in=None, mlp_in=None))[first]
+                    _put(getattr(block, first), fold(*whole, reads, moments.get(f"{site}_in"), how))
+                writers.append((block, branch))
+            elif how != "none" and not _shift(small, writers, _mean_of(old, branch, moments.get(site))):
+                notes.append(f"{old.name}: the mean of its {branch} could not be folded anywhere, and is dropped.")
+    return notes
+
+
+def _put(linear: nn.Linear, folded: tuple[Tensor, Tensor | None]) -> None:
+    with torch.no_grad():
+        linear.weight.copy_(folded[0])
+        if folded[1] is not None:
+            linear.bias.copy_(folded[1])
+
+
+def _mean_of(block: Block, branch: str, moments: Moments | None) -> Tensor | None:
+    """(D,) what a branch adds to the stream on the average token; None where that is not known in closed form."""
+    if moments is None or block.norm_after:
+        return None
+    linear = block.proj if branch == "attn" else block.fc2
+    mean = linear.weight.detach().to(moments.mean) @ moments.mean
+    mean = mean if linear.bias is None else mean + linear.bias.detach().to(mean)
+    gamma = _gamma(block, branch)
+    return mean if gamma is None else mean * gamma.to(mean)
+
+
+def _gamma(block: Block, branch: str) -> Tensor | None:
+    found = getattr(getattr(block.module, "ls1" if branch == "attn" else "ls2", None), "gamma", None)
+    return None if found is None else found.detach()
+
+
+def _shift(model: Any, writers: Sequence[tuple[Block, str]], by: Tensor | None) -> bool:
+    """Add ``by`` (D,) to the stream after the last of ``writers``, or to what enters the blocks; whether that could be done."""
+    if by is None:
+        return False
+    with torch.no_grad():
+        if writers:
+            block, branch = writers[-1]
+            bias = (block.proj if branch == "attn" else block.fc2).bias
+            gamma = _gamma(block, branch)
+            if bias is None or block.norm_after or (gamma is not None and bool((gamma == 0).any())):
+                return False
+            bias.add_((by if gamma is None else by / gamma.to(by)).to(bias))
+            return True
+        if not isinstance(model.norm_pre, nn.Identity):
+            if getattr(model.norm_pre, "bias", None) is None:
+                return False
+            model.norm_pre.bias.add_(by.to(model.norm_pre.bias))
+            return True
+        embeds = model.pos_embed is not None
+        if not embeds and model.patch_embed.proj.bias is None:
+            return False
+        patches = model.pos_embed if embeds else model.patch_embed.proj.bias
+        patches.add_(by.to(patches))  # the last axis of either is the stream's
+        if not embeds or model.no_embed_class:  # what stands before the patches has no position
+            for name in ("cls_token", "dist_token", "reg_token"):
+                token = getattr(model, name, None)
+                if token is not None:
+                    token.add_(by.to(token))
+        return True
 
 
 def _regress(stay: Tensor, cross: Tensor, ridge: float) -> Tensor:

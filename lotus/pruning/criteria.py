@@ -1,7 +1,8 @@
 """SHELF: what a unit is worth. Higher = keep first.
 
 A unit is an MLP unit, a dimension of the attention's output (v), or a query/key dimension; a head is worth the sum of its
-outputs. A criterion is called once a site and returns a score a unit, (U,). It may read:
+outputs. Where inputs may go too, a unit is also a channel that qkv or fc1 reads: made by its gain and bias in the norm, it goes
+through its column of qkv or fc1. A criterion is called once a site and returns a score a unit, (U,). It may read:
 
     reads      (U, R) the rows that make the unit: of fc1 or v, with bias; of q for a query/key dimension
     writes     (U, W) the columns that the unit goes through: of fc2 or proj, LayerScale folded in; the rows of k
@@ -12,6 +13,9 @@ outputs. A criterion is called once a site and returns a score a unit, (U,). It 
     gain       (U,) what a unit of variance adds to the mean square of what is written: the squared norm of the unit's column,
                LayerScale folded in; 1 for query/key dimensions, which add to a logit as they are
     read_squares, write_squares  (U, R), (U, W) mean over images of the squared derivative of the loss by each of ``reads``, ``writes``
+    attention  (K, H) how much a query attends to the token that it attends to most, the mean over queries and images; of
+               the blocks up to this one that have as many heads, this one last. Of attention's outputs alone: MLP units
+               and inputs are then ranked by magnitude
     rng        a numpy Generator
     units      U
 
@@ -92,6 +96,17 @@ def obs(covariance: Array, gain: Array, *, ridge: float = 1e-4) -> Array:
         return np.zeros(len(gain))
     inverse = np.linalg.inv(covariance + ridge * scale * np.eye(len(covariance)))
     return gain / np.diag(inverse)
+
+
+def cumulative_attention(attention: Array, units: int, *, accumulate: bool = True) -> Array:
+    """How sharply the head attends, added up over the blocks so far (CP-ViT, Song et al. 2022, 2203.04570).
+
+    The released code accumulates such maxima for patches; its heads are scored here in the same way. A head's score is
+    shared out evenly among its outputs. Without ``accumulate`` that of its own block alone.
+    """
+    heads = attention.sum(axis=0) if accumulate else attention[-1]
+    each = units // len(heads)
+    return np.repeat(heads, each) / each
 
 
 def random(units: int, rng: np.random.Generator) -> Array:

@@ -194,6 +194,7 @@ def fit_plan(
     table: Table,
     *,
     round: int = 8,
+    whole: cost.Cost | None = None,
 ) -> Plan:
     """The plan that loses the least score within ``keep["latency"]`` of the dense model's time, as the table predicts it.
 
@@ -206,15 +207,16 @@ def fit_plan(
         keep: ``latency``, and what else is to hold; parts in (0, 1].
         table: Of this model, on the device that it is for.
         round: Widths stay a multiple of this, where they are cut.
+        whole: What the budgets beside ``latency`` are a part of, where that is not the present model.
 
     Raises:
         Refused: a budget that is none or out of reach, with what can be reached; a table of another model.
     """
     share = budget.check_keep(keep)
-    limits = budget.check_reach(outline, share, round=round)
+    limits = budget.check_reach(outline, share, round=round, branches=False, whole=whole)
     if any(dims != table.of for dims in outline.dims):
         raise Refused("prune.keep.latency: the table was measured on a model of other widths. Measure this one.")
-    blocks = [budget._Block(index, outline, scores, round) for index in range(len(outline.dims))]
+    blocks = [budget._Block(index, outline, scores, round, inputs=False) for index in range(len(outline.dims))]
     items = [item for block in blocks for item in _items(block, outline, table, limits)]
     limit = share["latency"] * table.dense
     floor = table.dense - sum(max(option.saves for option in item.options) for item in items)
@@ -275,7 +277,7 @@ class _Item:
 def _items(block: Any, outline: cost.Outline, table: Table, limits: Mapping[str, int]) -> Iterator[_Item]:
     """The attention of a block, then its MLP."""
     of: Dims = block.of
-    heads, qk_dim, v_dim, hidden = of
+    heads, qk_dim, v_dim, hidden = of[:4]
     dims = [v_dim] if block.whole_qk else _multiples(v_dim, block.round)
 
     def option(to: Dims, loss: float, saves: float) -> _Option:

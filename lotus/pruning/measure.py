@@ -21,6 +21,8 @@ from lotus.pruning import criteria
 from lotus.pruning.compensate import Compensate, Moments
 from lotus.vit import anatomy
 from lotus.vit.anatomy import Block
+from lotus.vit.attention import matrix
+from lotus.vit.parts import Select
 from selection import methods
 from selection.errors import Refused
 
@@ -41,6 +43,8 @@ class Measured:
     squares: dict[str, np.ndarray] = field(default_factory=dict)
     """``blocks.3.qkv``, ``.proj``, ``.fc1``, ``.fc2`` -> (out, in + 1) mean over images of the squared derivative of the loss
     by each weight, the bias last; empty where they were not asked for."""
+    attention: dict[str, np.ndarray] = field(default_factory=dict)
+    """By block, (H,): the largest attention of a query to a token, the mean over queries and images; empty where not asked for."""
 
 
 class Logits:
@@ -88,6 +92,8 @@ def measure(
     moments: Compensate,
     logits: bool = False,
     squares: bool = False,
+    inputs: bool = False,
+    attention: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Measured:
     """Go through ``batches`` once, in eval mode, on the model's device.
@@ -99,6 +105,8 @@ def measure(
         moments: What to keep of the activations: nothing, means, or means and covariances.
         logits: Keep the moments of queries and keys too.
         squares: Record the mean square over images of the loss' derivative by every weight that can be cut.
+        inputs: Gradients and moments also of what qkv and fc1 read.
+        attention: Record how much each head's queries attend to what they attend to most.
         progress: Told the images done so far after each batch.
 
     Raises:
@@ -108,7 +116,7 @@ def measure(
     parameter = next(model.parameters())
     result = Measured()
     if moments != "none":
-        for site in anatomy.sites(model):
+        for site in anatomy.sites(model, inputs=inputs):
             result.moments[site] = Moments(covariance=moments == "affine")
     recorded: dict[str, list[Tensor]] = {}
     gates: dict[str, Tensor] = {}
@@ -132,6 +140,15 @@ def measure(
 
         return hook
 
+    def keep_attention(block: Block) -> Callable[[nn.Module, Any, Tensor], None]:
+        result.attention[block.name] = np.zeros(block.heads)
+
+        def hook(_: nn.Module, __: Any, out: Tensor) -> None:
+            most = matrix(block.attn, out.detach()).amax(dim=-1).mean(dim=-1)  # (B, H)
+            result.attention[block.name] += most.sum(dim=0).double().cpu().numpy()
+
+        return hook
+
     tracked: list[tuple[str, nn.Linear, Tensor, Tensor]] = []
 
     def keep_logits(into: Logits) -> Callable[[nn.Module, Any, Tensor], None]:
@@ -149,23 +166,25 @@ def measure(
 
     graph = gradients or squares
     with ExitStack() as stack:
-        stack.enter_context(_evaluating(model))
+        stack.enter_context(evaluating(model))
         if squares:  # before the gates, whose inputs these outputs are
             for block in found:
-                for name in ("qkv", "proj", "fc1", "fc2"):
-                    linear = getattr(block, name)
+                for name, linear in block.linears.items():
                     stack.callback(linear.register_forward_hook(track(f"{block.name}.{name}")).remove)
         if logits:
-            for block in found:
+            for block in (block for block in found if block.has_attn):
                 result.logits[block.name] = Logits(block)
                 stack.callback(block.qkv.register_forward_hook(keep_logits(result.logits[block.name])).remove)
-        for site, linear in anatomy.sites(model).items():
+        if attention:
+            for block in (block for block in found if block.has_attn):
+                stack.callback(block.qkv.register_forward_hook(keep_attention(block)).remove)
+        for site, linear in anatomy.sites(model, inputs=inputs).items():
             stack.callback(linear.register_forward_pre_hook(look(site)).remove)
         if gradients:
-            for block in found:
+            for block in (block for block in found if block.has_attn):
                 count = block.dims.heads * block.dims.qk_dim
                 stack.callback(block.qkv.register_forward_hook(gate_queries(f"{block.name}.qk", count)).remove)
-        for images, labels in _pairs(batches, graph):
+        for images, labels in pairs(batches, graph):
             images = images.to(parameter.device, parameter.dtype)
             with torch.set_grad_enabled(graph):
                 scores = model(images)
@@ -190,7 +209,7 @@ def measure(
                 progress(result.images)
     if result.images == 0:
         raise Refused("prune: no calibration batch came. Give some images, e.g. 2,048.")
-    for total in result.squares.values():
+    for total in (*result.squares.values(), *result.attention.values()):
         total /= result.images
     while recorded:  # a site at a time: all of them are N times the model's width, twice would be much
         site, parts = recorded.popitem()
@@ -205,21 +224,28 @@ def score(
     *,
     measured: Measured,
     gates: Mapping[str, Tensor] | None = None,
+    inputs: bool = False,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
     """Scores of every unit by site, float64: what :func:`lotus.pruning.budget.fit_plan` reads.
 
     A criterion that reads learned gates says nothing of query/key dimensions, which have none: they are ranked by magnitude,
-    and a head's are together worth as much as its outputs.
+    and a head's are together worth as much as its outputs. One that reads attention says nothing of MLP units and inputs:
+    they are ranked by magnitude, and a block's are together worth as much as the attention before them.
 
     Raises:
         Refused: the criterion reads what is not here, has no such option, or returns something else than a score a unit.
     """
     rng = np.random.default_rng(seed)
     scores: dict[str, np.ndarray] = {}
+    reads = methods.reads(criterion)
+    watched: list[np.ndarray] = []  # attention of the blocks so far
+    worth = 1.0
     for block in anatomy.blocks(model):
-        heads, qk_dim, v_dim, _ = block.dims
-        for site, known in _weights(block).items():
+        heads, qk_dim, v_dim, _ = block.dims[:4]
+        if block.name in measured.attention:
+            watched.append(measured.attention[block.name])
+        for site, known in _weights(block, inputs).items():
             units = len(known["reads"])
             known = {**known, "units": units, "rng": rng}
             if site in measured.gradients:
@@ -228,15 +254,22 @@ def score(
             known |= _squares_of(block, site, measured)
             if gates is not None and site in gates:
                 known["gates"] = gates[site].detach().double().cpu().numpy()
-            if site.endswith(".qk") and "gates" in methods.reads(criterion):
+            if "attention" in reads and site.endswith(".attn"):
+                known["attention"] = np.stack([one for one in watched if len(one) == heads])
+            if site.endswith(".qk") and {"gates", "attention"} & set(reads):
+                continue
+            if "attention" in reads and not site.endswith(".attn"):
+                size = criteria.magnitude(known["reads"], known["writes"])
+                scores[site] = worth * size / max(size.sum(), np.finfo(np.float64).tiny)
                 continue
             found = np.asarray(methods.call(criterion, known, options, place="prune.criterion"), dtype=np.float64)
             if found.shape != (units,):
                 raise Refused(f"{site}: the criterion gave scores of shape {found.shape}, not ({units},).")
             scores[site] = found
+            worth = float(found.sum()) if site.endswith(".attn") else worth
         site = f"{block.name}.qk"
-        if site not in scores:
-            known = _weights(block)[site]
+        if site not in scores and block.has_attn:
+            known = _weights(block, inputs)[site]
             size = criteria.magnitude(known["reads"], known["writes"]).reshape(heads, qk_dim)
             worth = scores[f"{block.name}.attn"].reshape(heads, v_dim).sum(axis=1, keepdims=True)
             total = size.sum(axis=1, keepdims=True)
@@ -244,16 +277,36 @@ def score(
     return scores
 
 
-def _weights(block: Block) -> dict[str, dict[str, Any]]:
+def _weights(block: Block, inputs: bool) -> dict[str, dict[str, Any]]:
     """What makes each unit and what it writes, by site: ``reads`` and ``writes``, (U, ...) float64 arrays."""
-    heads, qk_dim, _, _ = block.dims
-    inner = heads * qk_dim
-    qkv = _with_bias(block.qkv)
-    return {
-        f"{block.name}.qk": {"reads": qkv[:inner], "writes": qkv[inner : 2 * inner]},
-        f"{block.name}.attn": {"reads": qkv[2 * inner :], "writes": _columns(block.proj, block.module, "ls1")},
-        f"{block.name}.mlp": {"reads": _with_bias(block.fc1), "writes": _columns(block.fc2, block.module, "ls2")},
-    }
+    found: dict[str, dict[str, Any]] = {}
+    if block.has_attn:
+        heads, qk_dim, _, _ = block.dims[:4]
+        inner = heads * qk_dim
+        qkv = _with_bias(block.qkv)
+        found |= {
+            f"{block.name}.qk": {"reads": qkv[:inner], "writes": qkv[inner : 2 * inner]},
+            f"{block.name}.attn": {"reads": qkv[2 * inner :], "writes": _columns(block.proj, block.module, "ls1")},
+        }
+    if block.has_mlp:
+        writes = _columns(block.fc2, block.module, "ls2")
+        found[f"{block.name}.mlp"] = {"reads": _with_bias(block.fc1), "writes": writes}
+    for branch, norm, linear in (("attn", "norm1", "qkv"), ("mlp", "norm2", "fc1")):
+        if inputs and linear in block.linears:
+            found[f"{block.name}.{branch}_in"] = {
+                "reads": _gain(getattr(block.module, norm), block.reads(branch)),
+                "writes": _columns(getattr(block, linear), block.module, ""),
+            }
+    return found
+
+
+def _gain(norm: Any, channels: tuple[int, ...] | None) -> np.ndarray:
+    """(U, 2): gain and bias of the norm's channels that are read."""
+    norm = norm.norm if isinstance(norm, Select) else norm
+    gain = norm.weight.detach().double()
+    bias = torch.zeros_like(gain) if getattr(norm, "bias", None) is None else norm.bias.detach().double()
+    both = torch.stack((gain, bias), dim=1).cpu().numpy()
+    return both if channels is None else both[list(channels)]
 
 
 def _spread(block: Block, site: str, writes: np.ndarray, measured: Measured) -> dict[str, np.ndarray]:
@@ -274,10 +327,15 @@ def _squares_of(block: Block, site: str, measured: Measured) -> dict[str, np.nda
     if not measured.squares:
         return {}
     inner = block.dims.heads * block.dims.qk_dim
-    qkv, proj, fc1, fc2 = (measured.squares[f"{block.name}.{name}"] for name in ("qkv", "proj", "fc1", "fc2"))
+    of = {name: measured.squares[f"{block.name}.{name}"] for name in block.linears}
     if site.endswith(".qk"):
-        return {"read_squares": qkv[:inner], "write_squares": qkv[inner : 2 * inner]}
-    reads, columns, scale = (qkv[2 * inner :], proj, "ls1") if site.endswith(".attn") else (fc1, fc2, "ls2")
+        return {"read_squares": of["qkv"][:inner], "write_squares": of["qkv"][inner : 2 * inner]}
+    if site.endswith("_in"):  # of the norm's own weights nothing is measured: they count nothing
+        columns = of["qkv" if site.endswith(".attn_in") else "fc1"][:, :-1].T
+        return {"read_squares": np.zeros((len(columns), 2)), "write_squares": columns}
+    reads, columns, scale = (
+        (of["qkv"][2 * inner :], of["proj"], "ls1") if site.endswith(".attn") else (of["fc1"], of["fc2"], "ls2")
+    )
     gamma = getattr(getattr(block.module, scale, None), "gamma", None)
     squares = columns[:, :-1].T  # without the bias, which stays
     if gamma is not None:  # the derivative by gamma w is that by w over gamma
@@ -325,7 +383,7 @@ def _columns(linear: nn.Linear, block: nn.Module, scale: str) -> np.ndarray:
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
     """Eval mode without activation checkpointing; every module's mode is put back."""
     modes = {module: module.training for module in model.modules()}
     checkpointing = getattr(model, "grad_checkpointing", None)
@@ -341,7 +399,7 @@ def _evaluating(model: Any) -> Iterator[None]:
             model.grad_checkpointing = checkpointing
 
 
-def _pairs(batches: Iterable[Any], labelled: bool) -> Iterator[tuple[Tensor, Tensor | None]]:
+def pairs(batches: Iterable[Any], labelled: bool) -> Iterator[tuple[Tensor, Tensor | None]]:
     for batch in batches:
         if isinstance(batch, Tensor):
             images, labels = batch, None

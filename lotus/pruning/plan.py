@@ -14,12 +14,16 @@ from lotus.vit import anatomy, cost
 from lotus.vit.anatomy import Dims
 from selection.errors import Refused
 
-FORMAT = 1
+FORMAT = 2
+"""Of a plan that takes out branches or inputs; one that does not is written as 1, which older versions read."""
 
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """What stays of one block: sorted indices into the block before the cut. A value that cannot be wrong."""
+    """What stays of one block: sorted indices into the block before the cut. A value that cannot be wrong.
+
+    Without heads the attention is gone, without units the MLP; without both the block.
+    """
 
     of: Dims
     """The widths before the cut."""
@@ -31,16 +35,33 @@ class BlockPlan:
     """Kept value dimensions of each kept head: equally many in all."""
     units: tuple[int, ...]
     """Kept MLP units."""
+    attn_in: tuple[int, ...] | None = None
+    """Kept channels of what attention reads now; None: all."""
+    mlp_in: tuple[int, ...] | None = None
+    """Kept channels of what the MLP reads now; None: all."""
 
     def __post_init__(self) -> None:
         _indices("heads", self.heads, self.of.heads)
         _indices("MLP units", self.units, self.of.hidden)
+        for what, reads, of, there in (
+            ("attention's inputs", self.attn_in, self.of.attn_in, self.heads),
+            ("the MLP's inputs", self.mlp_in, self.of.mlp_in, self.units),
+        ):
+            if reads is None:
+                continue
+            if not reads:
+                raise Refused(f"{what}: none is kept. At least one must be.")
+            if not there:
+                raise Refused(f"{what}: the branch that would read them is gone.")
+            _indices(what, reads, of)
         for what, rows, limit in (("q/k dimensions", self.qk, self.of.qk_dim), ("v dimensions", self.v, self.of.v_dim)):
             if len(rows) != len(self.heads):
                 raise Refused(f"{what} are given for {len(rows)} heads, but {len(self.heads)} are kept.")
             for head, row in zip(self.heads, rows, strict=True):
                 _indices(f"{what} of head {head}", row, limit)
-            if len({len(row) for row in rows}) != 1:
+            if any(not row for row in rows):
+                raise Refused(f"{what}: a head that stays needs at least one.")
+            if len({len(row) for row in rows}) > 1:
                 raise Refused(
                     f"{what}: the heads of a block must keep equally many, not {sorted({len(r) for r in rows})}."
                 )
@@ -60,7 +81,10 @@ class BlockPlan:
     @property
     def dims(self) -> Dims:
         """The widths after the cut."""
-        return Dims(len(self.heads), len(self.qk[0]), len(self.v[0]), len(self.units))
+        qk_dim, v_dim = (len(self.qk[0]), len(self.v[0])) if self.heads else (0, 0)
+        attn_in = len(self.attn_in) if self.attn_in is not None else self.of.attn_in if self.heads else None
+        mlp_in = len(self.mlp_in) if self.mlp_in is not None else self.of.mlp_in if self.units else None
+        return Dims(len(self.heads), qk_dim, v_dim, len(self.units), attn_in, mlp_in)
 
     @property
     def outputs(self) -> list[int]:
@@ -78,6 +102,10 @@ class Plan:
     """What stays of each block, in order."""
 
     blocks: tuple[BlockPlan, ...]
+
+    def __post_init__(self) -> None:
+        if self.blocks and not any(plan.heads or plan.units for plan in self.blocks):
+            raise Refused("The plan takes out every block. At least one branch must stay.")
 
     @classmethod
     def full(cls, model: nn.Module | Sequence[Dims]) -> Plan:
@@ -102,7 +130,10 @@ class Plan:
         for block, plan in zip(found, self.blocks, strict=True):
             if block.dims != plan.of:
                 raise Refused(f"{block.name}: the plan is for {plan.of}, the model has {block.dims}.")
-            if block.qk_norm and plan.dims.qk_dim != plan.of.qk_dim:
+            for branch, reads in (("attn", plan.attn_in), ("mlp", plan.mlp_in)):
+                if reads is not None and (block.norm_after or reads[-1] >= block.width):
+                    raise Refused(f"{block.name}: {branch} cannot read channel {reads[-1]} of the stream alone.")
+            if block.qk_norm and plan.heads and plan.dims.qk_dim != plan.of.qk_dim:
                 raise Refused(
                     f"{block.name}: has qk-norm, whose statistics are of all query/key dimensions. Keep them all."
                 )
@@ -113,7 +144,7 @@ class Plan:
         return outline.cost(self.dims)
 
     def summary(self) -> list[dict[str, int]]:
-        """A row a block, for reports: ``heads``, ``head_dim``, ``qk_dim``, ``hidden``, each beside ``of_...``."""
+        """A row a block, for reports: ``heads``, ``head_dim``, ``qk_dim``, ``hidden``, each beside ``of_...``; 0 is gone."""
         return [
             {
                 "heads": plan.dims.heads,
@@ -132,15 +163,21 @@ class Plan:
         """Text that :meth:`from_json` takes back."""
         rows = [
             {
-                "of": list(b.of),
+                "of": list(b.of[:4] if b.of[4:] == (None, None) else b.of),
                 "heads": list(b.heads),
                 "qk": [list(r) for r in b.qk],
                 "v": [list(r) for r in b.v],
                 "units": list(b.units),
+                **{
+                    name: list(reads)
+                    for name, reads in (("attn_in", b.attn_in), ("mlp_in", b.mlp_in))
+                    if reads is not None
+                },
             }
             for b in self.blocks
         ]
-        return json.dumps({"format": FORMAT, "blocks": rows})
+        older = all(b.heads and b.units and b.dims[4:] == (None, None) for b in self.blocks)
+        return json.dumps({"format": 1 if older else FORMAT, "blocks": rows})
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -154,7 +191,15 @@ class Plan:
             newer = int(raw["format"]) > FORMAT
             rows: list[Any] = [] if newer else raw["blocks"]
             read = [
-                (Dims(*row["of"]), tuple(row["heads"]), _rows(row["qk"]), _rows(row["v"]), tuple(row["units"]))
+                (
+                    Dims(*row["of"]),
+                    tuple(row["heads"]),
+                    _rows(row["qk"]),
+                    _rows(row["v"]),
+                    tuple(row["units"]),
+                    _some(row.get("attn_in")),
+                    _some(row.get("mlp_in")),
+                )
                 for row in rows
             ]
         except (ValueError, KeyError, TypeError) as error:
@@ -168,11 +213,16 @@ def _rows(rows: Any) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(row) for row in rows)
 
 
-def _indices(what: str, indices: tuple[int, ...], limit: int) -> None:
-    """Refuse what is not a sorted, non-empty set of indices below ``limit``."""
-    if not indices:
-        raise Refused(f"{what}: none is kept. At least one must be.")
+def _some(reads: Any) -> tuple[int, ...] | None:
+    return None if reads is None else tuple(reads)
+
+
+def _indices(what: str, indices: tuple[int, ...], limit: int | None) -> None:
+    """Refuse what is not a sorted set of indices below ``limit``, or below any where that is not known here."""
     if any(type(i) is not int for i in indices):
         raise Refused(f"{what}: indices must be integers.")
+    if not indices:
+        return
+    limit = indices[-1] + 1 if limit is None else limit
     if indices[0] < 0 or indices[-1] >= limit or any(a >= b for a, b in itertools.pairwise(indices)):
         raise Refused(f"{what}: indices must rise, each once, from 0 to {limit - 1}.")

@@ -99,7 +99,7 @@ def statistics(
     """
     outputs: dict[str, Moments] = {}
     with ExitStack() as stack:
-        for block in anatomy.blocks(model):
+        for block in (block for block in anatomy.blocks(model) if block.has_attn):
             outputs[block.name] = Moments()
             stack.callback(block.proj.register_forward_pre_hook(_look_at(outputs[block.name])).remove)
         found = measure.measure(model, batches, gradients=False, moments="none", logits=True, progress=progress)
@@ -110,7 +110,7 @@ def rotate(model: nn.Module, found: dict[str, Statistics], *, qk: bool = True, v
     """A model that computes what ``model`` computes, with rotated heads; it shares every other weight with ``model``."""
     shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     turned = copy.deepcopy(model, shared)
-    for block in anatomy.blocks(turned):
+    for block in (block for block in anatomy.blocks(turned) if block.has_attn):
         if qk and not block.qk_norm:  # a norm between q and the logits is bound to the basis
             _turn_queries_keys(block, found[block.name])
         if v:
@@ -126,7 +126,7 @@ def _turn_queries_keys(block: Block, found: Statistics) -> None:
 
 
 def _turn_values(block: Block, found: Statistics) -> None:
-    heads, qk_dim, v_dim, _ = block.dims
+    heads, qk_dim, v_dim, _ = block.dims[:4]
     spread = found.outputs.covariance
     if block.proj.bias is None:
         spread = spread + torch.outer(found.outputs.mean, found.outputs.mean)

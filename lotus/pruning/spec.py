@@ -7,6 +7,7 @@ imported or run. The folder is written beside its place and renamed as a whole.
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import os
 import shutil
@@ -17,14 +18,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from lotus.pruning import surgery
-from lotus.vit import anatomy, cost
+from lotus.vit import anatomy, cost, parts
 from lotus.vit import model as door
 from lotus.vit.anatomy import Dims
 from selection.errors import Refused
 
 KIND = "lotus-vit"
-FORMAT = 1
+FORMAT = 2
+"""Of a model that lost branches or reads a part of the stream; any other is written as 1, which older versions read."""
 SPEC, WEIGHTS = "spec.json", "model.safetensors"
+_WIDTHS = ("heads", "qk_dim", "v_dim", "hidden")
+_NONE, _ALL = (False,) * 3, (True,) * 3
 _WIDEST = 1 << 20  # no block of ours has more units; a spec that asks for them is not ours
 
 
@@ -48,22 +52,22 @@ def save(
 
     folder = Path(folder)
     origin = door.origin(model)
-    dims = [block.dims for block in anatomy.blocks(model)]
+    rows = _rows(model)
     state = model.state_dict()
     files = {WEIGHTS: state, **(extra or {})}
     for name in files:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise Refused(f"{name!r}: an extra file is a plain name that ends in .safetensors.")
-    skeleton = _skeleton(origin, dims, place=type(model).__name__)
+    skeleton = _skeleton(origin, rows, place=type(model).__name__)
     fault = _difference(skeleton.state_dict(), state)
     if fault:
         raise Refused(f"{type(model).__name__}: would not come back from {folder} as it is: {fault}.")
     now, dense = cost.count(model), cost.count(door.build(origin["name"], origin["args"], meta=True))
     spec = {
         "kind": KIND,
-        "format": FORMAT,
+        "format": FORMAT if any(len(row) > 4 or 0 in row.values() for row in rows) else 1,
         "model": origin,
-        "blocks": [one._asdict() for one in dims],
+        "blocks": rows,
         "cost": {"params": now.params, "macs": now.macs},
         "dense_cost": {"params": dense.params, "macs": dense.macs},
         "weights": WEIGHTS,
@@ -109,11 +113,11 @@ def load(folder: str | Path) -> nn.Module:
     except (OSError, SafetensorError) as error:
         raise Refused(f"{file}: cannot be read ({error}). Is it whole?") from None
     try:
-        dims = [Dims(**row) for row in spec["blocks"]]
+        rows = [_row(row) for row in spec["blocks"]]
         origin = {"name": spec["model"]["name"], "args": dict(spec["model"]["args"])}
     except (TypeError, KeyError, ValueError) as error:
         raise Refused(f"{folder / SPEC}: is damaged ({type(error).__name__}: {error}).") from None
-    skeleton = _skeleton(origin, dims, place=str(folder / SPEC))
+    skeleton = _skeleton(origin, rows, place=str(folder / SPEC))
     fault = _difference(skeleton.state_dict(), weights)
     if fault:
         raise Refused(f"{file}: does not fit {SPEC}: {fault}.")
@@ -144,19 +148,65 @@ def read(folder: str | Path) -> dict[str, Any]:
     return spec
 
 
-def _skeleton(origin: Mapping[str, Any], dims: list[Dims], *, place: str) -> nn.Module:
+def _rows(model: nn.Module) -> list[dict[str, Any]]:
+    """The widths of each block as a spec holds them: 0 heads or units where a branch is gone, all 0 where the block is; the
+    channels that a branch reads where those are not all."""
+    rows: dict[int, dict[str, Any]] = {}
+    for number, block in zip(parts.places(model), anatomy.blocks(model), strict=True):
+        rows[number] = dict(zip(_WIDTHS, block.dims, strict=False))
+        rows[number] |= {f"{of}_in": list(index) for of in ("attn", "mlp") if (index := block.reads(of)) is not None}
+    rows |= {number: dict.fromkeys(_WIDTHS, 0) for number in parts.gone(model)}
+    return [rows[number] for number in sorted(rows)]
+
+
+def _row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a spec, refused by a TypeError where it is none."""
+    Dims(**row)
+    for name in ("attn_in", "mlp_in"):
+        if not isinstance(row.get(name, []), list):
+            raise TypeError(f"{name} is no list")
+    return dict(row)
+
+
+def _possible(row: Mapping[str, Any], block: anatomy.Block) -> bool:
+    """Whether ``block``, which is whole, can have the widths of ``row``."""
+    if any(type(row[name]) is not int or not 0 <= row[name] <= _WIDEST for name in _WIDTHS):
+        return False
+    heads, qk_dim, v_dim, hidden = (row[name] for name in _WIDTHS)
+    if (heads > 0, qk_dim > 0, v_dim > 0) not in (_NONE, _ALL):
+        return False
+    for name, there in (("attn_in", heads), ("mlp_in", hidden)):
+        index = row.get(name)
+        if index is None:
+            continue
+        rises = all(type(i) is int for i in index) and all(a < b for a, b in itertools.pairwise(index))
+        if not (there and index and rises and index[0] >= 0 and index[-1] < block.width and not block.norm_after):
+            return False
+    return True
+
+
+def _skeleton(origin: Mapping[str, Any], rows: list[dict[str, Any]], *, place: str) -> nn.Module:
     """The model that a spec describes, without memory (meta device)."""
     if not isinstance(origin["name"], str):
         raise Refused(f"{place}: the model's name is {origin['name']!r}.")
     model = door.build(origin["name"], origin["args"], meta=True, place=place)
     found = anatomy.blocks(model)
-    if len(found) != len(dims):
-        raise Refused(f"{place}: widths for {len(dims)} blocks, but {origin['name']} has {len(found)}.")
-    for block, one in zip(found, dims, strict=True):
-        if any(type(width) is not int or not 0 < width <= _WIDEST for width in one):
-            raise Refused(f"{place}: {block.name} cannot have {one}.")
-        if one != block.dims:
-            surgery.reshape(block, one)
+    if len(found) != len(rows):
+        raise Refused(f"{place}: widths for {len(rows)} blocks, but {origin['name']} has {len(found)}.")
+    for block, row in zip(found, rows, strict=True):
+        if not _possible(row, block):
+            raise Refused(f"{place}: {block.name} cannot have {row}.")
+    stays = [(row["heads"] > 0, row["hidden"] > 0) for row in rows]
+    if not any(map(any, stays)):
+        raise Refused(f"{place}: nothing is left of any block.")
+    parts.strip(model, stays)
+    left = [row for row, stay in zip(rows, stays, strict=True) if any(stay)]
+    for block, row in zip(anatomy.blocks(model), left, strict=True):
+        reads = {of: row.get(f"{of}_in") for of in ("attn", "mlp")}
+        widths = [row[name] for name in _WIDTHS]
+        dims = Dims(*widths, *(None if index is None else len(index) for index in reads.values()))
+        if dims != block.dims:
+            surgery.reshape(block, dims, reads)
     return model
 
 

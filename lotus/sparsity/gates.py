@@ -1,7 +1,7 @@
 """Gates: one number for each dimension that may go, learnt while the model trains and driven to zero.
 
-A gate multiplies what ``proj`` reads (an attention-output dimension) or what ``fc2`` reads (an MLP hidden unit), as in
-VTP (2104.08500). Gates are float32 tensors outside the module, the engine and the optimiser, so that they work the same
+A gate multiplies what ``proj`` reads (an attention-output dimension) or what ``fc2`` reads (an MLP hidden unit); with
+``inputs`` also what ``qkv`` and ``fc1`` read of the stream: the four sites of VTP (2104.08500). Gates are float32 tensors outside the module, the engine and the optimiser, so that they work the same
 under every ZeRO stage: after a backward their gradients, which lie in one flat vector, are averaged over the ranks, and
 an Adam of a few lines moves them.
 
@@ -20,9 +20,14 @@ looks only at the MACs of closed gates sees nothing all the while, winds up, and
   that are closed stay so: held at exact zero by ``proximal``, pressed on with the lambda of the arrival by
   ``subgradient``. Should some of the latter come back, so that the budget is missed again, the first rule takes over again.
 
+Where the budget is a part of all gates (``prune.keep.gates``, VTP's), the same is done with a gate's share of the gates.
+
 So the share of open MACs ends within one unit below the target with ``proximal``, and somewhat lower with
 ``subgradient``, where gates that were on their way swing through. ``lr`` times the steps after ``start`` should be 2 or
 more: an Adam step is at most about ``lr``, and a gate has to go from 1 to 0 by steps that could also have kept it.
+
+Early-bird. At the end of an epoch a mask is drawn at the budget: of all gates the largest. Once it hardly changes any more from
+epoch to epoch, the search is over (You et al. 2020, 1909.11957, section 3.2; for transformers Chen et al. 2021, 2101.00063).
 """
 
 from __future__ import annotations
@@ -63,12 +68,19 @@ class Gates:
     values: dict[str, Tensor]
 
     def __init__(
-        self, model: nn.Module, settings: Sparsity, *, target: float | None, device: torch.device | str = "cpu"
+        self,
+        model: nn.Module,
+        settings: Sparsity,
+        *,
+        target: float | None,
+        of_gates: float | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         """
         Args:
-            target: part of the model's MACs that is to stay open, or None where the budget is not in MACs; lambda then
-                stays as it is set.
+            target: part of the model's MACs that is to stay open, or None where the budget is not in MACs
+            of_gates: part of the gates that is to stay open, where that is the budget. Without either lambda stays as it
+                is set.
 
         Raises:
             Refused: a target that no closing of gates can reach.
@@ -79,7 +91,7 @@ class Gates:
         self.tau = 0.0 if settings.penalty == "proximal" else 2 * settings.lr
         self.strength = settings.strength
         self._model = model
-        self._sites = anatomy.sites(model)
+        self._sites = anatomy.sites(model, inputs=settings.inputs)
 
         widths = [linear.in_features for linear in self._sites.values()]
         size = sum(widths)
@@ -95,14 +107,21 @@ class Gates:
             leaf.grad = gradient  # autograd adds into it in place: the flat vector needs no gathering
             self.values[site] = leaf
 
-        self._costs = _shares(model, self._sites).to(self.device)  # (G,) part of the model's MACs
-        self._fixed = 1 - float(self._costs.sum())
+        self._macs = _Macs(model, self._sites, widths, self.device)
+        self._fixed = self._macs.left(torch.zeros(size, dtype=torch.bool, device=self.device))
+        self._by_count = target is None and of_gates is not None
         if target is not None and target <= self._fixed:
             raise Refused(
                 f"prune.keep.macs: {target:g} cannot be reached: {self._fixed:.3f} of the model's MACs lie outside of "
                 "attention heads and MLP units. Keep more, or take a deeper or wider model."
             )
+        target = of_gates if self._by_count else target
         self.target = target if target is not None and target < 1 else None
+        bird = settings.early_bird
+        self._distances = torch.ones(bird.epochs if bird is not None else 1)  # of successive masks; nothing known yet
+        self._drawn = torch.zeros(size, dtype=torch.bool)  # the mask of the last epoch that had one
+        self._epoch = -1  # which that was
+        self._pressed = False  # whether the penalty has set in
         self.steps = 0
         self.met = False
         self._edge = 1.0  # size of the gate at the budget's edge, when last looked at
@@ -121,6 +140,7 @@ class Gates:
             reduce(self._gradient)
         self.steps += 1
         lr, pressing = self.settings.lr, progress >= self.settings.start
+        self._pressed = pressing
         if pressing and self.strength > 0:
             strength: float | Tensor = self.strength
             if self.met:
@@ -143,7 +163,29 @@ class Gates:
 
     def open_macs(self) -> float:
         """Part of the model's MACs that is left when every closed gate's unit is cut."""
-        return self._fixed + float(self._costs @ (self._flat.abs() > self.tau).float())
+        return self._macs.left(self._flat.abs() > self.tau)
+
+    def end_epoch(self, epoch: int) -> None:
+        """Draw the mask of ``epoch``, once, where the search may end early and the penalty has set in."""
+        if self.settings.early_bird is None or self.target is None or not self._pressed or epoch <= self._epoch:
+            return
+        self._epoch = epoch
+        sizes = self._flat.abs()
+        mask = torch.ones(len(sizes), dtype=torch.bool)
+        mask[self._first_within(sizes, self.target).cpu()] = False
+        # The first mask has nothing to be compared with.
+        moved = 1.0 if not bool(self._drawn.any()) else float((mask != self._drawn).float().mean())
+        self._distances = torch.cat([self._distances[1:], torch.tensor([moved])])
+        self._drawn = mask
+
+    def settled(self) -> bool:
+        """Whether the masks of the last epochs lie within epsilon of each other: the search may end."""
+        bird = self.settings.early_bird
+        return bird is not None and self.target is not None and bool((self._distances < bird.epsilon).all())
+
+    def distances(self) -> list[float]:
+        """Part of the gates in which the masks of successive epochs differ, the last ones; 1 where nothing is known."""
+        return [float(one) for one in self._distances]
 
     def summary(self) -> dict[str, float]:
         """``zero_gates`` (share of closed gates), ``lambda`` (of the open ones) and ``open_macs`` (share of the model's MACs)."""
@@ -157,6 +199,9 @@ class Gates:
             for part, flat in self._parts().items()
             for site, values in zip(self._sites, flat.split([len(v) for v in self.values.values()]), strict=True)
         }
+        state["early_bird"] = self._distances.clone()
+        state["mask"] = self._drawn.clone()
+        state["epoch"] = torch.tensor([self._epoch, self._pressed])
         state["steps"] = torch.tensor(self.steps)
         state["steering"] = torch.tensor([self.strength, self.met, self._edge, self._looked], dtype=torch.float64)
         return state
@@ -177,13 +222,16 @@ class Gates:
                         "train again with --again."
                     )
                 values.copy_(found)
+        if len(state["early_bird"]) == len(self._distances):
+            self._distances, self._drawn = state["early_bird"].clone(), state["mask"].bool()
+            self._epoch, self._pressed = int(state["epoch"][0]), bool(state["epoch"][1])
         self.steps = int(state["steps"])
         self.strength, met, self._edge, self._looked = state["steering"].tolist()
         self.met = bool(met)
         self._gradient.zero_()
 
     def fold(self, target: Target) -> Target:
-        """Multiply the gates into the columns of ``proj`` and ``fc2``, in place; returns ``target``.
+        """Multiply the gates into the columns of the Linears that they gate, in place; returns ``target``.
 
         What ``target`` computes without gates is then what the model computes with them, to the bit.
 
@@ -194,7 +242,8 @@ class Gates:
         if isinstance(target, nn.Module):
             if target is self._model:
                 self.remove()
-            weights = {site: linear.weight for site, linear in anatomy.sites(target).items()}
+            sites = anatomy.sites(target, inputs=self.settings.inputs)
+            weights = {site: linear.weight for site, linear in sites.items()}
         else:
             names = {id(module): name for name, module in self._model.named_modules()}
             weights = {site: target[f"{names[id(linear)]}.weight"] for site, linear in self._sites.items()}
@@ -267,21 +316,56 @@ class Gates:
     def _first_within(self, sizes: Tensor, target: float) -> Tensor:
         """The gates that meet ``target`` when closed, in ascending order of ``sizes`` and not one more; indices."""
         order = sizes.argsort(stable=True)
-        left = 1 - self._costs[order].cumsum(0)  # (G,) MACs left when the gates up to here are closed
-        return order[: int((left > target).sum()) + 1]
+        if self._by_count:
+            return order[: max(1, len(order) - max(1, math.floor(target * len(order) + 1e-9)))]
+        if self._macs.costs is not None:
+            left = 1 - self._macs.costs[order].cumsum(0)  # (G,) MACs left when the gates up to here are closed
+            return order[: int((left > target).sum()) + 1]
+        low, high = 1, len(order)  # what closing k gates leaves falls with k
+        while low < high:
+            middle = (low + high) // 2
+            stays = torch.ones(len(order), dtype=torch.bool, device=self.device)
+            stays[order[:middle]] = False
+            low, high = (low, middle) if self._macs.left(stays) <= target else (middle + 1, high)
+        return order[:low]
 
 
-def _shares(model: nn.Module, sites: dict[str, nn.Linear]) -> Tensor:
-    """(G,) part of the model's MACs that goes with each gated unit.
+class _Macs:
+    """The part of a model's MACs that is left when gates are closed.
 
     With an MLP unit go a row of fc1 and a column of fc2. With an attention-output dimension go, since a block's q, k
-    and v keep equally many, its rows of qkv, its column of proj, and its part of QK^T and AV.
+    and v keep equally many, its rows of qkv, its column of proj, and its part of QK^T and AV. With an input goes a column
+    of qkv or fc1, and what that saves depends on how many rows are left.
     """
-    outline = cost.outline(model)
-    total, tokens = outline.cost().macs, outline.tokens
-    shares = []
-    for site, linear in sites.items():
-        width = linear.out_features
-        macs = 2 * tokens * width if site.endswith(".mlp") else 4 * tokens * width + 2 * tokens**2
-        shares.append(torch.full((linear.in_features,), macs / total))
-    return torch.cat(shares)
+
+    costs: Tensor | None
+    """(G,) part of the model's MACs that goes with each gate; None with inputs, where it depends on the others."""
+
+    def __init__(self, model: nn.Module, sites: dict[str, nn.Linear], widths: list[int], device: torch.device) -> None:
+        outline = cost.outline(model)
+        self._total, self._tokens, self._width = outline.cost().macs, outline.tokens, outline.width
+        inside = sum(block.macs for block in outline.cost().blocks)
+        self._fixed = (self._total - inside) / self._total
+        self._sites = list(sites)
+        self._of = torch.repeat_interleave(torch.arange(len(widths)), torch.tensor(widths)).to(device)
+        self.costs = None
+        if not any(site.endswith("_in") for site in sites):
+            n, d = self._tokens, self._width
+            each = [2 * n * d if site.endswith(".mlp") else 4 * n * d + 2 * n * n for site in sites]
+            rates = torch.tensor([macs / self._total for macs in each])
+            self.costs = torch.repeat_interleave(rates, torch.tensor(widths)).to(device)
+            self._fixed = 1 - float(self.costs.sum())
+
+    def left(self, stays: Tensor) -> float:
+        """Of (G,) open gates."""
+        if self.costs is not None:
+            return self._fixed + float(self.costs @ stays.float())
+        counts = torch.bincount(self._of, weights=stays.float(), minlength=len(self._sites)).tolist()
+        now = dict(zip(self._sites, counts, strict=True))
+        n, d, macs = self._tokens, self._width, 0.0
+        for site, units in now.items():
+            if site.endswith(".attn"):
+                macs += n * units * (3 * now[f"{site}_in"] + d) + 2 * n * n * units
+            elif site.endswith(".mlp"):
+                macs += n * units * (now[f"{site}_in"] + d)
+        return self._fixed + macs / self._total

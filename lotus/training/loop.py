@@ -163,7 +163,7 @@ def fit(
             plan.take(plan.rows, joint.groups(plan.rows))
         pace = _Pace(stage, clock)
         saved = clock()
-        while at.epoch < recipe.epochs:
+        while at.epoch < recipe.epochs and not (gates is not None and gates.settled()):
             if redrawing is not None:
                 drawn = redrawing.draw(at.epoch)
                 plan.take(drawn.rows, joint.groups(drawn.rows) if joint is not None else None)
@@ -218,8 +218,11 @@ def fit(
             if recorder is not None:
                 recorder.end(at.epoch, world)
             done = at.epoch + 1
+            if gates is not None:
+                gates.end_epoch(at.epoch)
+            settled = gates is not None and gates.settled()
             if validation is not None and (
-                done == recipe.epochs or (recipe.evaluate_every and done % recipe.evaluate_every == 0)
+                done == recipe.epochs or settled or (recipe.evaluate_every and done % recipe.evaluate_every == 0)
             ):
                 engine.module.eval()
                 try:
@@ -234,6 +237,10 @@ def fit(
                 part = f"{len(plan.rows):,} of {len(redrawing.rows):,} images"
                 saving = f"{100 * redrawing.saved(at.images, done):.1f} % of all passes saved"
                 yield from told(Said(stage, f"epoch {done}: {part}, {saving}"))
+            if gates is not None and settled and done < recipe.epochs:
+                moved = ", ".join(f"{one:.3f}" for one in gates.distances())
+                text = f"epoch {done}: the masks have settled (they moved by {moved}), so the search ends here"
+                yield from told(Said(stage, text))
             at = dataclasses.replace(at, epoch=done, micro=0)
             book.save(at)
             saved = clock()
@@ -243,7 +250,7 @@ def fit(
         raise
     engine.release(state)
     kept = gates.state() if gates is not None else None
-    return Fitted(state, kept, at.top1, at.loss, at.images, at.seconds, at.step, recipe.epochs, earlier, at.macs)
+    return Fitted(state, kept, at.top1, at.loss, at.images, at.seconds, at.step, at.epoch, earlier, at.macs)
 
 
 @dataclass(frozen=True)

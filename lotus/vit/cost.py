@@ -31,7 +31,7 @@ class Biases(NamedTuple):
 
 
 class BlockCost(NamedTuple):
-    """What the four Linears of a block cost, attention products included; its norms are in the fixed part."""
+    """What a block costs, attention products included; its norms and LayerScale count with their branch."""
 
     attn_params: int
     attn_macs: int
@@ -59,9 +59,9 @@ class Cost:
     blocks: tuple[BlockCost, ...]
 
 
-def attention_macs(tokens: int, width: int, heads: int, qk_dim: int, v_dim: int) -> int:
-    """q, k, v, QK^T, AV and proj: N D H (2 Q + V) + N^2 H (Q + V) + N H V D."""
-    linear = tokens * width * heads * (2 * qk_dim + v_dim) + tokens * heads * v_dim * width
+def attention_macs(tokens: int, width: int, heads: int, qk_dim: int, v_dim: int, *, reads: int | None = None) -> int:
+    """q, k, v, QK^T, AV and proj: N D H (2 Q + V) + N^2 H (Q + V) + N H V D; qkv reads ``reads`` of the D channels."""
+    linear = tokens * (reads or width) * heads * (2 * qk_dim + v_dim) + tokens * heads * v_dim * width
     return linear + products(tokens, heads, qk_dim, v_dim)
 
 
@@ -70,21 +70,31 @@ def products(tokens: int, heads: int, qk_dim: int, v_dim: int) -> int:
     return tokens * tokens * heads * (qk_dim + v_dim)
 
 
-def mlp_macs(tokens: int, width: int, hidden: int) -> int:
-    """fc1 and fc2: 2 N D F."""
-    return 2 * tokens * width * hidden
+def mlp_macs(tokens: int, width: int, hidden: int, *, reads: int | None = None) -> int:
+    """fc1 and fc2: 2 N D F; fc1 reads ``reads`` of the D channels."""
+    return tokens * (width + (reads or width)) * hidden
 
 
 def attention_params(
-    width: int, heads: int, qk_dim: int, v_dim: int, *, qkv_bias: bool = True, proj_bias: bool = True
+    width: int,
+    heads: int,
+    qk_dim: int,
+    v_dim: int,
+    *,
+    qkv_bias: bool = True,
+    proj_bias: bool = True,
+    reads: int | None = None,
 ) -> int:
-    """qkv and proj: (D + 1) H (2 Q + V) + H V D + D, with biases."""
-    return (width + qkv_bias) * heads * (2 * qk_dim + v_dim) + heads * v_dim * width + proj_bias * width
+    """qkv and proj: (D + 1) H (2 Q + V) + H V D + D, with biases; qkv reads ``reads`` of the D channels."""
+    made = ((reads or width) + qkv_bias) * heads * (2 * qk_dim + v_dim)
+    return made + heads * v_dim * width + proj_bias * width
 
 
-def mlp_params(width: int, hidden: int, *, fc1_bias: bool = True, fc2_bias: bool = True) -> int:
-    """fc1 and fc2: (D + 1) F + F D + D, with biases."""
-    return (width + fc1_bias) * hidden + hidden * width + fc2_bias * width
+def mlp_params(
+    width: int, hidden: int, *, fc1_bias: bool = True, fc2_bias: bool = True, reads: int | None = None
+) -> int:
+    """fc1 and fc2: (D + 1) F + F D + D, with biases; fc1 reads ``reads`` of the D channels."""
+    return ((reads or width) + fc1_bias) * hidden + hidden * width + fc2_bias * width
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,7 @@ class Outline:
     """The widths of each block as they are now."""
     biases: tuple[Biases, ...]
     fixed_params: int
-    """Parameters outside of the blocks' four Linears."""
+    """Parameters outside of the blocks."""
     fixed_macs: int
     """MACs outside of the blocks: patch embedding, pooling, classifier."""
     pool_products: int = 0
@@ -108,6 +118,8 @@ class Outline:
     pool_token_macs: int = 0
     """MACs that attention pooling spends on each of the ``pool_reads`` tokens it reads."""
     pool_reads: int = 0
+    beside: tuple[tuple[int, int], ...] = ()
+    """Of each block: parameters beside the Linears that go with its attention, and with its MLP (norms, LayerScale)."""
 
     def block(self, index: int, dims: Dims, tokens: tuple[int, int] | None = None) -> BlockCost:
         """What block ``index`` would cost with ``dims``.
@@ -115,15 +127,20 @@ class Outline:
         Args:
             tokens: how many its attention and its MLP see; all where None
         """
-        heads, qk_dim, v_dim, hidden = dims
+        heads, qk_dim, v_dim, hidden, attn_in, mlp_in = dims
         bias = self.biases[index]
         attended, processed = tokens or (self.tokens, self.tokens)
-        return BlockCost(
-            attention_params(self.width, heads, qk_dim, v_dim, qkv_bias=bias.qkv, proj_bias=bias.proj),
-            attention_macs(attended, self.width, heads, qk_dim, v_dim),
-            mlp_params(self.width, hidden, fc1_bias=bias.fc1, fc2_bias=bias.fc2),
-            mlp_macs(processed, self.width, hidden),
-        )
+        by_attn, by_mlp = self.beside[index] if self.beside else (0, 0)
+        attn_params = attn_macs = fc_params = fc_macs = 0
+        if heads:
+            attn_params = by_attn + attention_params(
+                self.width, heads, qk_dim, v_dim, qkv_bias=bias.qkv, proj_bias=bias.proj, reads=attn_in
+            )
+            attn_macs = attention_macs(attended, self.width, heads, qk_dim, v_dim, reads=attn_in)
+        if hidden:
+            fc_params = by_mlp + mlp_params(self.width, hidden, fc1_bias=bias.fc1, fc2_bias=bias.fc2, reads=mlp_in)
+            fc_macs = mlp_macs(processed, self.width, hidden, reads=mlp_in)
+        return BlockCost(attn_params, attn_macs, fc_params, fc_macs)
 
     def cost(self, dims: Sequence[Dims] | None = None, tokens: Sequence[tuple[int, int]] | None = None) -> Cost:
         """What the model would cost with ``dims`` (one a block); as it is now where None.
@@ -158,23 +175,39 @@ def outline(model: nn.Module) -> Outline:
         raise Refused(f"{type(model).__name__}: has no fixed image size, so its cost is open. Create it with img_size.")
     patches = int(vit.patch_embed.num_patches)
     tokens = patches + int(vit.num_prefix_tokens)
-    of_blocks = [(block.qkv, block.proj, block.fc1, block.fc2) for block in found]
-    cut = sum(weight.numel() for linears in of_blocks for linear in linears for weight in linear.parameters())
+    of_blocks = [block.linears for block in found]
+    inside = sum(weight.numel() for block in found for weight in block.module.parameters())
     pooling = _pooling(vit, tokens)
     read = tokens if vit.global_pool == "" else 1  # unpooled, the classifier sees every token
     classifier = read * sum(linear.weight.numel() for linear in _linears(vit, "head", "head_dist"))
     return Outline(
         tokens=tokens,
-        width=found[0].qkv.in_features,
+        width=found[0].width,
         dims=tuple(block.dims for block in found),
-        biases=tuple(Biases(*(linear.bias is not None for linear in linears)) for linears in of_blocks),
-        fixed_params=sum(weight.numel() for weight in model.parameters()) - cut,
+        biases=tuple(
+            Biases(**{name: linear.bias is not None for name, linear in linears.items()}) for linears in of_blocks
+        ),
+        fixed_params=sum(weight.numel() for weight in model.parameters()) - inside,
         fixed_macs=patches * vit.patch_embed.proj.weight.numel() + pooling.macs + classifier,
         pool_products=pooling.products,
         pool_token_macs=pooling.token_macs,
         pool_reads=pooling.reads,
         qk_norm=tuple(block.qk_norm for block in found),
+        beside=tuple(_beside(block) for block in found),
     )
+
+
+def _beside(block: anatomy.Block) -> tuple[int, int]:
+    """Parameters of a block beside its Linears, by branch."""
+
+    def of(branch: str, number: int) -> int:
+        parts = (getattr(block.module, name, None) for name in (branch, f"norm{number}", f"ls{number}"))
+        return sum(weight.numel() for part in parts if part is not None for weight in part.parameters())
+
+    linear = {name: sum(weight.numel() for weight in one.parameters()) for name, one in block.linears.items()}
+    attn = of("attn", 1) - linear["qkv"] - linear["proj"] if block.has_attn else 0
+    mlp = of("mlp", 2) - linear["fc1"] - linear["fc2"] if block.has_mlp else 0
+    return attn, mlp
 
 
 def count(model: nn.Module) -> Cost:

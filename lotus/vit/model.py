@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from lotus import config
 from lotus.vit import anatomy
+from lotus.vit.parts import Select, branches, gone, places, strip_like
 from selection.errors import Refused
 from selection.methods import nearest
 
@@ -26,6 +27,8 @@ from selection.methods import nearest
 _CALLABLES = {"embed_layer", "block_fn", "mlp_layer", "attn_layer", "device", "dtype", "self"}
 # A cut changes the shapes of these, and of nothing else.
 _CUT = re.compile(r"^blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))\.(weight|bias)$")
+# A norm of which a part is read lies inside of a Select.
+_SELECTED = re.compile(r"^(blocks\.\d+\.norm[12])\.norm")
 
 
 def create(model: config.Model, classes: int, *, place: str = "model") -> nn.Module:
@@ -172,7 +175,9 @@ def origin(model: nn.Module) -> dict[str, Any]:
     remembered: Any = getattr(model, "lotus_origin", None)
     if remembered is None:
         remembered = _introspected(model)
-    again = build(remembered["name"], remembered["args"], meta=True)
+    again: Any = build(remembered["name"], remembered["args"], meta=True)
+    if len(again.blocks) == len(places(model)) + len(gone(model)):
+        strip_like(again, model)
     fault = _difference(_skeleton(again), _skeleton(model))
     if fault:
         raise Refused(
@@ -358,12 +363,15 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _skeleton(model: Any) -> dict[str, Any]:
     """What must be the same in a model made again: shapes that no cut changes, and the kinds of modules."""
-    shapes = {name: "cut" if _CUT.match(name) else shape for name, shape in _shapes(model.state_dict()).items()}
+    own = {_SELECTED.sub(r"\1", name): shape for name, shape in _shapes(model.state_dict()).items()}
+    shapes = {name: "cut" if _CUT.match(name) else shape for name, shape in own.items()}
     kinds = {"model": type(model).__name__, "depth": len(model.blocks)}
     for name, module in model.named_modules():
         # Of what has no weights, the activations and the norms' eps would change the function unseen.
+        if isinstance(module, Select):
+            continue
         if (name.endswith(".act") or "norm" in name.rpartition(".")[2]) and not isinstance(module, nn.Identity):
-            kinds[name] = f"{type(module).__name__}({module.extra_repr()})"
+            kinds[_SELECTED.sub(r"\1", name)] = f"{type(module).__name__}({module.extra_repr()})"
     kinds["pool"] = str(model.global_pool)
     return {**shapes, **kinds}
 
@@ -392,6 +400,10 @@ def _introspected(model: nn.Module) -> dict[str, Any]:
     if not name:
         raise Refused(
             f"{type(model).__name__}: does not say which timm model it is (pretrained_cfg). Make it by timm.create_model."
+        )
+    if gone(model) or not all(all(branches(block)) for block in model.blocks):  # type: ignore[union-attr, arg-type]
+        raise Refused(
+            f"{type(model).__name__}: lost whole branches and does not say what it was made as. Cut it by lotus.prune."
         )
     default = _facts(build(name, {}, meta=True))
     facts = _facts(model)

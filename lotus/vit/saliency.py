@@ -109,11 +109,14 @@ class Attentions(Sequence[Tensor]):
 def watch(model: nn.Module, images: Tensor) -> dict[str, Any]:
     """One forward pass: everything that a score of :mod:`lotus.vit.patch_scores` may read. Fused attention stays on."""
     vit: Any = model
-    blocks = anatomy.blocks(model)
+    every = anatomy.blocks(model)
+    blocks = [block for block in every if block.has_attn]
+    if not blocks:
+        raise Refused(f"{type(model).__name__}: no block has an attention any more that could be asked.")
     qkvs: list[Tensor] = []
     handles = [block.qkv.register_forward_hook(lambda module, inputs, out: qkvs.append(out)) for block in blocks]
     features: list[Tensor] = []
-    handles.append(blocks[-1].module.register_forward_hook(lambda module, inputs, out: features.append(out)))
+    handles.append(every[-1].module.register_forward_hook(lambda module, inputs, out: features.append(out)))
     training = model.training
     model.eval()
     try:

@@ -237,6 +237,12 @@ class Tokens:
             raise Refused(
                 "model.args.patch_drop_rate: patches are dropped by train.patches already. Set one of the two."
             )
+        halved = [block.name for block in self._blocks if not (block.has_attn and block.has_mlp)]
+        if halved and settings.mode in ("evit", "tome"):
+            raise Refused(
+                f"patches.mode: {settings.mode} works between attention and MLP, and {halved[0]} lost one of them. "
+                "Take input or dropout, or none."
+            )
         self._outline = cost.outline(model)
         self._prefix = int(vit.num_prefix_tokens)
         self._count = self._outline.tokens - self._prefix

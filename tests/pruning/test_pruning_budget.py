@@ -30,7 +30,7 @@ WIDE = cost.Outline(
 def draw(outline: cost.Outline, seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     scores = {}
-    for i, (heads, qk, v, hidden) in enumerate(outline.dims):
+    for i, (heads, qk, v, hidden, *_) in enumerate(outline.dims):
         scores[f"blocks.{i}.qk"] = rng.exponential(size=heads * qk)
         scores[f"blocks.{i}.attn"] = rng.exponential(size=heads * v)
         scores[f"blocks.{i}.mlp"] = rng.exponential(size=hidden)
@@ -76,7 +76,7 @@ def test_every_budget_is_hit_within_one_chunk(keep, rank, seed, round_, split):
     assert holds(now)
     assert not any(holds(more) for more in one_more(plan, WIDE, round_, split))
     for kept, of in zip(plan.dims, WIDE.dims, strict=True):
-        assert all(k == o or k % round_ == 0 for k, o in zip(kept[1:], of[1:], strict=True))
+        assert all(k == o or k % round_ == 0 for k, o in zip(kept[1:4], of[1:4], strict=True))
 
 
 @pytest.mark.parametrize("split", [False, True])
@@ -86,7 +86,7 @@ def test_query_and_key_dimensions_stay_whole_under_qk_norm_in_what_is_reachable_
     assert [kept.qk_dim for kept in plan.dims] == [16, 16, 24]
     assert ([kept.v_dim for kept in plan.dims] == [16, 16, 24]) != split
     with pytest.raises(Refused, match="out of reach") as refusal:
-        fit_plan(outline, draw(outline, 0), {"macs": 0.05}, split=split)
+        fit_plan(outline, draw(outline, 0), {"macs": 0.05}, split=split, branches=False)
     lowest = float(re.search(r"Take ([\d.]+) to 1", str(refusal.value))[1])
     v = [8, 8, 8] if split else [16, 16, 24]
     least = [Dims(1, of.qk_dim, v_dim, 8) for of, v_dim in zip(WIDE.dims, v, strict=True)]
@@ -102,12 +102,12 @@ def test_keeping_all_is_the_full_plan(rank):
 @pytest.mark.parametrize("rank", ["pool", "kind"])
 def test_the_range_that_is_named_can_be_had(rank):
     with pytest.raises(Refused, match=r"prune\.keep\.macs: 0\.05 is out of reach") as refusal:
-        fit_plan(WIDE, draw(WIDE, 0), {"macs": 0.05}, rank=rank)
+        fit_plan(WIDE, draw(WIDE, 0), {"macs": 0.05}, rank=rank, branches=False)
     lowest = float(re.search(r"Take ([\d.]+) to 1", str(refusal.value))[1])
     plan = fit_plan(WIDE, draw(WIDE, 0), {"macs": lowest}, rank=rank)
     assert all(kept == Dims(1, 8, 8, 8) for kept in plan.dims)
     with pytest.raises(Refused, match="out of reach"):
-        fit_plan(WIDE, draw(WIDE, 0), {"macs": lowest - 0.0005}, rank=rank)
+        fit_plan(WIDE, draw(WIDE, 0), {"macs": lowest - 0.0005}, rank=rank, branches=False)
 
 
 def test_narrow_heads_stay_whole():

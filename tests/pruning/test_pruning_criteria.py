@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tiny_vits import batches, tiny
 
 from lotus.pruning import compensate as compensation
-from lotus.pruning import criteria
+from lotus.pruning import criteria, measure
 from selection import methods
 
 UNITS, IMAGES, WIDTH = 12, 50, 7
@@ -28,6 +29,7 @@ def known(seed: int = 0) -> dict:
         "writes": rng.normal(size=(UNITS, WIDTH)),
         "gradients": rng.normal(size=(IMAGES, UNITS)),
         "gates": rng.uniform(0.1, 1, size=UNITS),
+        "attention": rng.uniform(0.1, 1, size=(3, UNITS)),  # heads of one unit
         "units": UNITS,
         "rng": np.random.default_rng(seed),
     }
@@ -55,6 +57,7 @@ def test_a_unit_that_writes_nothing_goes_first(name):
     available["writes"][4] = 0  # so that its gate cannot move the loss
     available["gates"][4] = 0
     available["gradients"][:, 4] = 0
+    available["attention"][:, 4] = 0
     available["gain"][4] = 0
     available["read_squares"][4] = 0  # so that no weight that makes it can move the loss either
     assert score(name, available).argmin() == 4
@@ -67,6 +70,7 @@ def test_the_order_of_units_does_not_matter(name):
     rows = ("reads", "writes", "gates", "gain", "read_squares", "write_squares")
     turned = {**available, **{key: available[key][order] for key in rows}}
     turned["gradients"] = available["gradients"][:, order]
+    turned["attention"] = available["attention"][:, order]
     turned["covariance"] = available["covariance"][np.ix_(order, order)]
     np.testing.assert_allclose(score(name, turned), score(name, available)[order])
 
@@ -77,9 +81,30 @@ def test_more_of_everything_is_worth_more(name):
     for key in ("reads", "writes", "gates", "gain", "read_squares", "write_squares"):
         available[key][3] = 10 * np.abs(available[key]).max()
     available["gradients"][:, 3] = 10 * np.abs(available["gradients"]).max()
+    available["attention"][:, 3] = 10 * available["attention"].max()
     available["covariance"][3] *= 100  # the unit itself, a hundred times
     available["covariance"][:, 3] *= 100
     assert score(name, available).argmax() == 3
+
+
+def test_heads_are_scored_by_their_attention_so_far():
+    """Measured on a model: the largest entry of each row of softmax(QK^T), its mean, added up over the blocks."""
+    model, data = tiny(), batches()
+    found = measure.measure(model, data, gradients=False, moments="none", attention=True)
+    scores = measure.score(model, criteria.cumulative_attention, {}, measured=found)
+    images, total = torch.cat([images for images, _ in data]), torch.zeros(3)
+    for i, block in enumerate(model.blocks):
+        kept = {}
+        hook = block.attn.qkv.register_forward_hook(lambda _, __, out, kept=kept: kept.update(qkv=out))
+        with torch.no_grad():
+            model(images)
+        hook.remove()
+        q, k, _ = kept["qkv"].reshape(len(images), -1, 3, 3, 16).permute(2, 0, 3, 1, 4)
+        total = total + (q @ k.transpose(-2, -1) / 4).softmax(-1).amax(-1).mean((0, 2))
+        np.testing.assert_allclose(scores[f"blocks.{i}.attn"].reshape(3, 16).sum(1), total, rtol=1e-5)
+        assert scores[f"blocks.{i}.mlp"].sum() == pytest.approx(float(total.sum()), rel=1e-5)
+        alone = criteria.cumulative_attention(np.stack([[1.0, 2, 3], [4, 5, 6]]), 6, accumulate=False)
+    np.testing.assert_allclose(alone, [2, 2, 2.5, 2.5, 3, 3])
 
 
 @pytest.mark.parametrize("name", DRAWN)

@@ -38,7 +38,7 @@ def leading(of, count: int) -> BlockPlan:
 def seen(model: nn.Module, images: torch.Tensor, index: int = 0) -> dict[str, torch.Tensor]:
     """q, k (B, H, N, Q) and the inputs of proj (B, N, H V) of a block."""
     block, found = anatomy.blocks(model)[index], {}
-    heads, qk, _, _ = block.dims
+    heads, qk, _, _ = block.dims[:4]
     hooks = [
         block.qkv.register_forward_hook(lambda _, __, out: found.update(qkv=out)),
         block.proj.register_forward_pre_hook(lambda _, args: found.update(o=args[0])),

@@ -1,6 +1,7 @@
 """Gates on a real timm ViT: exact, complete, steered, resumed."""
 
 import copy
+import itertools
 
 import pytest
 import timm
@@ -13,6 +14,10 @@ from lotus.vit import anatomy, cost
 from selection.errors import Refused
 
 SITES = {"blocks.0.attn": 16, "blocks.0.mlp": 32, "blocks.1.attn": 16, "blocks.1.mlp": 32}
+FOUR = {
+    f"blocks.{i}.{site}": 32 if site == "mlp" else 16 for i in range(2) for site in ("attn_in", "attn", "mlp_in", "mlp")
+}
+BOTH = pytest.mark.parametrize("inputs", [False, True], ids=["two sites", "four sites"])
 IMAGES = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
@@ -30,7 +35,7 @@ def gates_of(model, target=None, **settings):
 
 def scatter(gates, seed=0):
     """Any values but ones, some of them zero or negative."""
-    values = torch.randn(sum(SITES.values()), generator=torch.Generator().manual_seed(seed))
+    values = torch.randn(len(gates._flat), generator=torch.Generator().manual_seed(seed))
     values[::5] = 0
     gates._flat.copy_(values)
     return gates
@@ -40,11 +45,12 @@ def loss_of(model, images=IMAGES):
     return model(images).square().sum()
 
 
-def test_every_site_has_a_gate_for_each_unit_and_no_parameter_is_added():
+@BOTH
+def test_every_site_has_a_gate_for_each_unit_and_no_parameter_is_added(inputs):
     model = vit()
     before = set(model.state_dict())
-    gates = gates_of(model)
-    assert {site: len(values) for site, values in gates.values.items()} == SITES
+    gates = gates_of(model, inputs=inputs)
+    assert {site: len(values) for site, values in gates.values.items()} == (FOUR if inputs else SITES)
     assert all(
         v.is_leaf and v.requires_grad and v.dtype == torch.float32 and (v == 1).all() for v in gates.values.values()
     )
@@ -53,28 +59,31 @@ def test_every_site_has_a_gate_for_each_unit_and_no_parameter_is_added():
     assert not ids & {id(values) for values in gates.values.values()}
 
 
-def test_open_gates_change_nothing():
+@BOTH
+def test_open_gates_change_nothing(inputs):
     model = vit()
     plain = model(IMAGES)
-    gates_of(model)
+    gates_of(model, inputs=inputs)
     assert torch.equal(model(IMAGES), plain)
 
 
-def test_gates_multiply_what_proj_and_fc2_read():
+@BOTH
+def test_gates_multiply_what_their_linear_reads(inputs):
     model = vit()
     reference = copy.deepcopy(model)
-    gates = scatter(gates_of(model))
-    for site, linear in anatomy.sites(reference).items():
+    gates = scatter(gates_of(model, inputs=inputs))
+    for site, linear in anatomy.sites(reference, inputs=inputs).items():
         linear.register_forward_pre_hook(lambda _, inputs, gate=gates.values[site]: (inputs[0] * gate,))
     torch.testing.assert_close(model(IMAGES), reference(IMAGES), atol=1e-6, rtol=1e-6)
 
 
-def test_gradients_are_those_of_parameters_in_the_activations():
+@BOTH
+def test_gradients_are_those_of_parameters_in_the_activations(inputs):
     model = vit()
     reference = copy.deepcopy(model)
-    gates = scatter(gates_of(model))
+    gates = scatter(gates_of(model, inputs=inputs))
     twins = {site: nn.Parameter(values.detach().clone()) for site, values in gates.values.items()}
-    for site, linear in anatomy.sites(reference).items():
+    for site, linear in anatomy.sites(reference, inputs=inputs).items():
         linear.register_forward_pre_hook(lambda _, inputs, gate=twins[site]: (inputs[0] * gate,))
     loss_of(model).backward()
     loss_of(reference).backward()
@@ -109,15 +118,16 @@ def test_weights_are_whole_again_after_the_forward_even_after_an_exception():
     assert linear.weight is parameter
 
 
-def test_a_weight_that_is_not_whole_is_left_alone():
+@BOTH
+def test_a_weight_that_is_not_whole_is_left_alone(inputs):
     """Under ZeRO-3 (weights carry ds_id) the activations are gated; the result is the same."""
     model = vit()
-    gates = scatter(gates_of(model))
+    gates = scatter(gates_of(model, inputs=inputs))
     by_weight = model(IMAGES)
     loss_of(model).backward()
     gradient = gates._gradient.clone()
     gates.skip()
-    for linear in anatomy.sites(model).values():
+    for linear in anatomy.sites(model, inputs=inputs).values():
         linear.weight.ds_id = 0
     torch.testing.assert_close(model(IMAGES), by_weight, atol=1e-6, rtol=1e-6)
     loss_of(model).backward()
@@ -132,10 +142,11 @@ def test_bf16_models_are_gated_in_bf16():
     assert gates._gradient.any()
 
 
+@BOTH
 @pytest.mark.parametrize("kind", ["module", "state", "own"])
-def test_folded_equals_masked(kind):
+def test_folded_equals_masked(kind, inputs):
     model = vit()
-    gates = scatter(gates_of(model))
+    gates = scatter(gates_of(model, inputs=inputs))
     masked = model(IMAGES)
     if kind == "own":
         folded = gates.fold(model)
@@ -212,10 +223,11 @@ def test_useless_units_close_first():
     assert not closed[useful > 0].any()
 
 
-def test_exact_zeros_by_proximal_alone():
+@BOTH
+def test_exact_zeros_by_proximal_alone(inputs):
     for penalty, zeros in (("proximal", True), ("subgradient", False)):
-        gates = gates_of(vit(), penalty=penalty, strength=2.0, steer=False, lr=0.02)
-        drive(gates, 200, torch.zeros(sum(SITES.values())))
+        gates = gates_of(vit(), penalty=penalty, strength=2.0, steer=False, lr=0.02, inputs=inputs)
+        drive(gates, 200, torch.zeros(len(gates._flat)))
         assert bool((gates._flat == 0).any()) is zeros
         assert gates.summary()["zero_gates"] > 0.5
 
@@ -251,6 +263,64 @@ def test_open_macs_are_those_of_the_cut_model():
         gates.values["blocks.0.attn"][[0, 8]] = 0
     less = first._replace(hidden=first.hidden - 5, qk_dim=first.qk_dim - 1, v_dim=first.v_dim - 1)
     assert gates.open_macs() == pytest.approx(outline.cost([less, *rest]).macs / whole, abs=1e-6)
+
+
+def test_open_macs_with_inputs_are_those_of_the_cut_model():
+    """What an input saves depends on how many rows are left: counted, not added up."""
+    model = vit()
+    gates = gates_of(model, target=0.5, inputs=True)
+    outline = cost.outline(model)
+    first, second = outline.dims
+    with torch.no_grad():
+        gates.values["blocks.0.mlp"][:5] = 0
+        gates.values["blocks.0.mlp_in"][3:7] = 0
+        gates.values["blocks.0.attn"][[0, 8]] = 0
+        gates.values["blocks.1.attn_in"][:9] = 0
+    less = first._replace(hidden=27, qk_dim=7, v_dim=7, mlp_in=12)
+    cut = outline.cost([less, second._replace(attn_in=7)]).macs
+    assert gates.open_macs() == pytest.approx(cut / outline.cost().macs, abs=1e-6)
+
+
+@pytest.mark.parametrize("penalty", ["proximal", "subgradient"])
+@pytest.mark.parametrize("budget", [{"target": 0.5}, {"target": None, "of_gates": 0.6}], ids=["macs", "gates"])
+def test_four_sites_are_steered_too(penalty, budget):
+    model = vit(depth=3)
+    gates = Gates(model, Sparsity(penalty=penalty, lr=0.02, start=0.2, strength=1e-3, inputs=True), **budget)
+    drive(gates, 200, torch.rand(len(gates._flat), generator=torch.Generator().manual_seed(3)) * 2)
+    open_ = float((gates._flat.abs() > gates.tau).float().mean())
+    left, wanted = (gates.open_macs(), 0.5) if budget["target"] else (open_, 0.6)
+    assert (0.95 if penalty == "proximal" else 0.7) * wanted <= left <= wanted + 1e-6
+    assert gates.summary()["lambda"] == 0
+
+
+def test_the_search_ends_when_the_masks_have_settled():
+    """Distances of successive masks at the budget, by hand; the last three must lie below epsilon."""
+    gates = gates_of(vit(), target=0.5, early_bird={"epsilon": 0.1, "epochs": 3})
+    size, masks = len(gates._flat), []
+    wanders = torch.randn(6, size, generator=torch.Generator().manual_seed(0))
+    settled = []
+    gates.end_epoch(0)
+    assert gates.distances() == [1, 1, 1], "before the penalty has set in nothing is drawn"
+    gates.step(0.0)
+    for epoch in range(9):
+        with torch.no_grad():
+            gates._flat.copy_(wanders[min(epoch, 4)])
+        gates.end_epoch(epoch)
+        gates.end_epoch(epoch)  # an epoch that is closed twice counts once
+        order = gates._flat.abs().argsort()
+        left = 1 - gates._macs.costs[order].cumsum(0)
+        mask = torch.ones(size, dtype=torch.bool)
+        mask[order[: int((left > 0.5).sum()) + 1]] = False
+        masks.append(mask)
+        settled.append(gates.settled())
+    moved = [float((a != b).float().mean()) for a, b in itertools.pairwise(masks)]
+    assert gates.distances() == pytest.approx(moved[-3:])
+    assert min(moved[:4]) > 0.1
+    assert settled == [epoch >= 7 for epoch in range(9)]
+    other = gates_of(vit(), target=0.5, early_bird={"epsilon": 0.1, "epochs": 3})
+    other.load_state(gates.state())
+    assert other.settled()
+    assert not gates_of(vit(), target=0.5).settled()
 
 
 def test_a_budget_that_gates_cannot_reach_is_refused():

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +19,10 @@ import torch
 from safetensors.torch import load_file
 from tiny import PAIR, ROWS, Memory, pictures, recipe, same, train, vit
 
+from lotus.config import Sparsity
 from lotus.data.plan import SamplePlan
 from lotus.events import Evaluated, Said, Step
+from lotus.sparsity.gates import Gates
 from lotus.training.checkpoint import Checkpoints
 from lotus.training.distributed import StopFlag, World
 from lotus.training.loop import Stopped, evaluate
@@ -391,3 +394,22 @@ def test_fewer_patches_resume_bit_for_bit_and_are_counted(tmp_path: Path, mode: 
     assert dense.fitted.macs == 0
     shares = [event.values["patches"] for event in whole.events if isinstance(event, Step)]
     assert shares[-1] == tokens.share() < 1
+
+
+def test_a_search_ends_when_the_masks_have_settled(tmp_path: Path) -> None:
+    """Two distances below epsilon take three masks; what was ended is ended, also for whoever comes back to it."""
+
+    def early(folder: Path) -> Any:
+        model = vit()
+        gates = Gates(model, Sparsity(start=0, early_bird={"epsilon": 0.999, "epochs": 2}), target=0.5)
+        return train(folder, recipe(epochs=6, evaluate_every=0), model=model, gates=gates)
+
+    done = early(tmp_path)
+    assert done.fitted.epochs == 3
+    assert done.fitted.images_seen == 3 * ROWS
+    told = [event for event in done.events if isinstance(event, Said)]
+    assert "the masks have settled" in told[-1].text
+    assert [event.epoch for event in done.events if isinstance(event, Evaluated)] == [3], "the last epoch is measured"
+    again = early(tmp_path)
+    assert again.fitted.epochs == 3
+    assert same(again.fitted.state, done.fitted.state)

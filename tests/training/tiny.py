@@ -134,7 +134,7 @@ def train(
     model = model or vit(drop_path)
     split = {"batch_size": wants.batch_size, "world": world.size, "rank": world.rank}
     plan = SamplePlan(np.arange(ROWS), seed=5, accumulate=wants.accumulate, **split)
-    gates = Gates(model, Sparsity(start=0.1), target=0.5, device="cpu") if gated else None
+    gates = Gates(model, Sparsity(start=0.1, inputs=True), target=0.5, device="cpu") if gated else None
     recorder = Recorder(ROWS, wants.epochs, CLASSES, steps=True) if watched else None
     weights = np.linspace(0.5, 1.5, ROWS, dtype=np.float32) if weighted else None
     making = loop.fit(

@@ -38,7 +38,7 @@ def explicit(model, image: Tensor) -> tuple[list[np.ndarray], list[np.ndarray], 
         module = block.module
         read = x if type(module).__name__ == "ResPostBlock" else module.norm1(x)
         qkv = block.qkv(read)[0].detach().numpy()
-        heads, qk, v, _ = block.dims
+        heads, qk, v, _ = block.dims[:4]
         parts = np.split(qkv, [heads * qk, 2 * heads * qk], axis=1)
         maps, vs = [], []
         for head in range(heads):

@@ -1,0 +1,244 @@
+"""Fewer channels in the stream itself: turned into its principal axes, and cut to the first of them.
+
+A pre-norm ViT with LayerNorm computes the same in any orthogonal basis of its stream, once (SliceGPT, Ashkboos et al. 2024,
+2401.15024, sections 3.1 and 3.2, for a ViT):
+
+    folded        the gain and bias of each norm go into the Linear that reads it, LayerScale into the one that writes
+    mean-free     every writer is multiplied by M = I - 1 1' / D: then LayerNorm is RMSNorm, n = x / sqrt(mean x^2)
+    turned        x -> Q' x at every writer, W -> W Q at every reader, with one orthogonal Q for the whole stream. Q' is that
+                  of the largest eigenvalues of E[n n'], the mean over tokens, images and all norms: what readers see.
+    cut           the first D' rows of Q'. A norm then divides by the root of the mean over D' channels, where it was over D:
+                  where what was cut is 0, x_S / rms(x) = sqrt(D / D') x_S / rms(x_S), and so readers are multiplied by
+                  sqrt(D / D').
+
+Nothing is lost while D' is at least the rank of the stream; D - 1 always is. What is cut beyond that is made up for in each
+reader by its best affine prediction from what stays (:mod:`lotus.pruning.compensate`). The model that comes out is timm's own
+of a smaller ``embed_dim`` with ``norm_layer: rmsnorm``, and heads of the widths that they had. D channels, N tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lotus.pruning import measure, surgery
+from lotus.pruning.compensate import Compensate, Known, Moments, fold
+from lotus.vit import anatomy, parts
+from lotus.vit import model as door
+from selection.errors import Refused
+
+Width = float | Literal["search"] | None
+GRID = (1.0, 0.875, 0.75, 0.625, 0.5)
+"""What ``width: search`` tries."""
+
+
+def check_width(width: Width) -> tuple[float, ...]:
+    """The parts of the stream that are to be tried.
+
+    Raises:
+        Refused: it is neither a part nor ``search``.
+    """
+    if width is None:
+        return (1.0,)
+    if width == "search":
+        return GRID
+    if isinstance(width, bool) or not isinstance(width, (int, float)) or not 0 < width <= 1:
+        raise Refused(
+            f"prune.width: the part of the channels that stays, above 0 and up to 1, or search; not {width!r}."
+        )
+    return (float(width),)
+
+
+def channels(model: nn.Module, part: float, round: int) -> int:
+    """D': ``part`` of the stream's channels, as the nearest multiple of ``round``, at least one of them."""
+    width = anatomy.blocks(model)[0].width
+    round = max(round, 1)
+    near = max(1, int(part * width / round + 0.5)) * round
+    return min(near, width)
+
+
+@dataclass
+class Statistics:
+    """Of what each norm gives before its gain: ``blocks.3.attn``, ``blocks.3.mlp``, ``head``."""
+
+    images: int = 0
+    moments: dict[str, Moments] = field(default_factory=dict)
+
+
+def statistics(
+    model: nn.Module, batches: Iterable[Any], *, progress: Callable[[int], None] | None = None
+) -> Statistics:
+    """Go through ``batches`` once, forward only, in eval mode.
+
+    Raises:
+        Refused: a model whose stream cannot be turned; no batch came, or the output is not finite.
+    """
+    found = Statistics()
+
+    def look(site: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        found.moments[site] = Moments()
+
+        def hook(norm: Any, args: tuple[Tensor, ...]) -> None:
+            x = args[0].detach()
+            x = x if x.dtype == torch.float64 else x.float()
+            found.moments[site].add(functional.layer_norm(x, (x.shape[-1],), eps=norm.eps))
+
+        return hook
+
+    with ExitStack() as stack:
+        for site, (norm, _) in _readers(model).items():
+            stack.callback(norm.register_forward_pre_hook(look(site)).remove)
+        found.images = measure.measure(model, batches, gradients=False, moments="none", progress=progress).images
+    return found
+
+
+def narrow(model: nn.Module, found: Statistics, width: int, *, compensate: Compensate = "affine") -> nn.Module:
+    """What ``model`` computes, with ``width`` channels in its stream; a model of its own, on its device and in its dtype.
+
+    Raises:
+        Refused: a model whose stream cannot be turned; names what stands in the way.
+    """
+    readers = _readers(model)
+    dense: Any = model
+    wide = anatomy.blocks(model)[0].width
+    second = sum(_second(one) for one in found.moments.values())
+    assert isinstance(second, Tensor)
+    mean_free = torch.eye(wide, dtype=second.dtype, device=second.device) - 1 / wide
+    _, basis = torch.linalg.eigh(mean_free @ second @ mean_free)
+    turn = mean_free @ basis.flip(1)  # (D, D), best first; norms give nothing along (1, 1, ...), to the last bit
+    write = turn[:, :width].T  # (D', D)
+    small: Any = skeleton(model, width)
+    state: dict[str, Tensor] = {}
+
+    def wrote(name: str, tensor: Tensor | None, gamma: Tensor | None = None, *, like: Tensor) -> None:
+        """A writer's weight (D, ...), or a bias, token or position (..., D) with the stream last."""
+        if tensor is None:
+            state[name] = torch.zeros(width, dtype=like.dtype, device=like.device)
+            return
+        rows = tensor.detach().to(write)
+        if gamma is not None:
+            rows = rows * gamma.detach().to(rows).reshape(-1, *[1] * (rows.ndim - 1))
+        state[name] = torch.tensordot(write, rows, dims=([1], [0])).to(tensor.device, tensor.dtype)
+
+    embed = dense.patch_embed.proj
+    wrote("patch_embed.proj.weight", embed.weight, like=embed.weight)
+    if small.patch_embed.proj.bias is not None:
+        wrote("patch_embed.proj.bias", embed.bias, like=embed.weight)
+    for name in ("cls_token", "dist_token", "reg_token", "pos_embed"):
+        token = getattr(dense, name, None)
+        if token is not None:
+            state[name] = (token.detach().to(write) @ write.T).to(token.device, token.dtype)
+    for block in anatomy.blocks(model):
+        for last, scale, place in (("proj", "ls1", "attn.proj"), ("fc2", "ls2", "mlp.fc2")):
+            if last in block.linears:
+                linear, gamma = block.linears[last], getattr(getattr(block.module, scale, None), "gamma", None)
+                wrote(f"{block.name}.{place}.weight", linear.weight, gamma, like=linear.weight)
+                wrote(f"{block.name}.{place}.bias", linear.bias, gamma, like=linear.weight)
+    for site, (norm, linears) in readers.items():
+        moments = found.moments[site]
+        turned = Known(turn.T @ moments.mean, turn.T @ moments.covariance @ turn)
+        gain, shift = norm.weight.detach().to(turn), norm.bias.detach().to(turn)
+        for name, linear in linears.items():
+            old = linear.weight.detach().to(turn)
+            bias = old @ shift if linear.bias is None else linear.bias.detach().to(turn) + old @ shift
+            weight, bias = fold((old * gain) @ turn, bias, range(width), turned, compensate)
+            state[f"{name}.weight"] = (weight * math.sqrt(wide / width)).to(linear.weight.device, linear.weight.dtype)
+            assert bias is not None
+            state[f"{name}.bias"] = bias.to(linear.weight.device, linear.weight.dtype)
+    for name, tensor in small.state_dict().items():
+        if name not in state:  # the norms' gains, which are folded: they start anew at 1
+            state[name] = torch.ones(tensor.shape, dtype=embed.weight.dtype, device=embed.weight.device)
+    small.load_state_dict({name: tensor.contiguous() for name, tensor in state.items()}, assign=True)
+    for weight in small.parameters():
+        weight.requires_grad_(True)
+    return small.train(model.training)
+
+
+def skeleton(model: nn.Module, width: int) -> nn.Module:
+    """The model that :func:`narrow` fills, without memory (meta device).
+
+    Raises:
+        Refused: a model whose stream cannot be turned.
+    """
+    _readers(model)
+    made = door.origin(model)
+    args = {
+        **made["args"],
+        "embed_dim": width,
+        "num_heads": 1,  # whatever divides it: the blocks are given their own heads
+        "norm_layer": "rmsnorm",
+        "init_values": 0,  # LayerScale is folded
+        "qkv_bias": True,  # for what the norms' biases leave
+        "proj_bias": True,
+    }
+    small = door.build(made["name"], args, meta=True, place="prune.width")
+    parts.strip_like(small, model)
+    for new, old in zip(anatomy.blocks(small), anatomy.blocks(model), strict=True):
+        surgery.reshape(new, old.dims)
+    return small
+
+
+def apart(one: nn.Module, other: nn.Module, batches: Iterable[Any]) -> float:
+    """How far ``other`` is from ``one``: the mean over images of KL(one || other) in nats, in eval mode."""
+    total, images = 0.0, 0
+    where = next(one.parameters())
+    with torch.no_grad(), measure.evaluating(one), measure.evaluating(other):
+        for batch, _ in measure.pairs(batches, labelled=False):
+            x = batch.to(where.device, where.dtype)
+            told = [functional.log_softmax(model(x).double(), dim=-1) for model in (one, other)]
+            total += float(functional.kl_div(told[1], told[0], reduction="sum", log_target=True))
+            images += len(x)
+    return total / max(images, 1)
+
+
+def _second(moments: Moments) -> Tensor:
+    mean = moments.mean
+    return moments.covariance + torch.outer(mean, mean)
+
+
+def _readers(model: Any) -> dict[str, tuple[Any, dict[str, nn.Linear]]]:
+    """Each norm over the stream and the Linears that read it, by name in the state dict.
+
+    Raises:
+        Refused: a model whose stream cannot be turned; names what stands in the way.
+    """
+    found: dict[str, tuple[Any, dict[str, nn.Linear]]] = {}
+    fault = ""
+    for block in anatomy.blocks(model):
+        if block.norm_after:
+            fault = f"{block.name} norms what its branches give"
+        if block.qk_norm:
+            fault = f"{block.name} norms queries and keys"
+        if block.reads("attn") is not None or block.reads("mlp") is not None:
+            fault = f"{block.name} reads only some of the stream's channels"
+        if block.has_attn:
+            found[f"{block.name}.attn"] = (block.module.norm1, {f"{block.name}.attn.qkv": block.qkv})
+        if block.has_mlp:
+            found[f"{block.name}.mlp"] = (block.module.norm2, {f"{block.name}.mlp.fc1": block.fc1})
+    if getattr(model, "attn_pool", None) is not None:
+        fault = "it pools by attention"
+    if not isinstance(model.norm_pre, nn.Identity):
+        fault = "a norm writes the stream (norm_pre)"
+    if not isinstance(getattr(model.patch_embed, "norm", nn.Identity()), nn.Identity):
+        fault = "a norm writes the stream (patch_embed.norm)"
+    last = [norm for norm in (model.norm, model.fc_norm) if not isinstance(norm, nn.Identity)]
+    heads = {name: getattr(model, name, None) for name in ("head", "head_dist")}
+    linears = {name: head for name, head in heads.items() if isinstance(head, nn.Linear)}
+    if len(last) != 1 or "head" not in linears:
+        fault = "it does not end in one norm and a classifier"
+    else:
+        found["head"] = (last[0], linears)
+    if not fault and any(type(norm).__name__ != "LayerNorm" for norm, _ in found.values()):
+        fault = "its norms are no LayerNorms"
+    if fault:
+        raise Refused(
+            f"prune.width: {type(model).__name__}: {fault}, so its stream cannot be turned. Leave prune.width out."
+        )
+    return found
