@@ -190,8 +190,8 @@ class Patches(Section):
     score: MethodOf = Method(name="contrast")
     """input: a score of lotus/vit/patch_scores.py: higher = keep first."""
     model: str = ""
-    """input: a folder written by LOTUS: the model that is asked where ``score`` reads one. Each training image is shown
-    to it once; its scores are then cropped and mirrored as the pixels are."""
+    """input: a folder written by LOTUS: the model that is asked where ``score`` reads one; or ``baseline``, the run's own
+    dense model. Each training image is shown to it once; its scores are then cropped and mirrored as the pixels are."""
     cached: bool = False
     """input: likewise score each stored image once where ``score`` reads the image alone, instead of what augmentation and
     mixing made of it in every epoch. A random ticket is then the same in every epoch."""
@@ -235,6 +235,9 @@ class Recipe(Section):
     """A timm optimiser name."""
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate, at this batch size."""
+    schedule: Literal["cosine", "onecycle"] = "cosine"
+    """cosine: a linear warm-up, then half a cosine down to ``min_lr``. onecycle: torch's OneCycleLR, up along half a cosine
+    from lr / 25 within ``warmup_epochs``, down to lr / 250000, momentum moving against it from 0.95 to 0.85 and back."""
     min_lr: float = Field(1e-5, ge=0)
     """Learning rate at the end of the cosine."""
     warmup_epochs: float = Field(2, ge=0)
@@ -283,6 +286,17 @@ class EarlyBird(Section):
     """Successive epochs in which that has to hold."""
 
 
+class Attention(Section):
+    """A penalty on attention probabilities while training."""
+
+    kind: Literal["log", "entropy"] = "log"
+    """log: log(1 + a^2), as Sparse-ViT has it, which spreads attention; entropy: which makes it sparse."""
+    strength: float = Field(0.01, ge=0)
+    """Lambda: what it counts in the loss."""
+    layers: Literal["last", "all"] = "all"
+    """Which blocks are penalised; published is the last alone."""
+
+
 class Sparsity(Section):
     """Gates that training drives to zero, on attention outputs and MLP units."""
 
@@ -303,6 +317,8 @@ class Sparsity(Section):
     """Part of training before the penalty sets in."""
     early_bird: EarlyBird | None = None
     """End the training early, when the masks have settled; null: all epochs."""
+    attention: Attention | None = None
+    """Also penalise attention; null: not."""
 
 
 class Train(Recipe):
@@ -432,7 +448,7 @@ class Select(Section):
 
 
 class Keep(Section):
-    """The budget after the cut, each a part of the dense model's. At least one."""
+    """The budget after the cut, each a part of the dense model's. At least one; weights stand alone."""
 
     macs: Fraction | None = None
     """Multiply-accumulates an image."""
@@ -441,20 +457,44 @@ class Keep(Section):
     latency: Fraction | None = None
     """Milliseconds of a forward pass over ``prune.latency_batch`` images on the device that prunes, from a table that is
     measured there."""
+    weights: Fraction | None = None
+    """Single weights of the list ``prune.weights`` that do not become zero: the budget of unstructured pruning."""
 
     gates: Fraction | None = None
     """Scored units of all sites together, whatever they cost: for ``rank: quantile``."""
 
     @model_validator(mode="after")
     def _one(self) -> Keep:
-        if all(part is None for part in (self.macs, self.params, self.latency, self.gates)):
+        if all(getattr(self, name) is None for name in type(self).model_fields):
             raise ValueError("say macs, params or latency, or several, e.g. keep: {macs: 0.5}")
         return self
 
 
-class Prune(Section):
-    """Which dimensions stay."""
+class Soup(Section):
+    """Instant soup (2306.10460): masks of copies that looked ahead, joined. It trains by ``finetune``'s recipe."""
 
+    step: float = Field(0.1, gt=0, lt=1)
+    """Part of the weights left that a round lets go."""
+    rounds: int = Field(10, ge=1)
+    """Rounds at most; they end as soon as less than 5 % of all weights are still to go, which then go by magnitude."""
+    train: Fraction = 0.1
+    """Part of the ticket that the model is trained on before each round, and before the last weights go."""
+    copies: int = Field(5, ge=1)
+    """Copies that look ahead in a round."""
+    steps: int = Field(50, ge=1)
+    """Optimiser steps that a copy looks ahead."""
+    data: Fraction = 0.1
+    """Part of the ticket that a copy draws its images from."""
+    vary: float = Field(2.0, ge=1)
+    """A copy's learning rate and weight decay lie within this factor of the recipe's."""
+
+
+class Prune(Section):
+    """Which dimensions stay, or which single weights."""
+
+    method: Literal["structured", "unstructured", "soup"] = "structured"
+    """structured: dimensions are cut out, and the model is smaller and faster. unstructured: the smallest weights become
+    zeros, and no MAC is saved. soup: the same, by masks that look ahead."""
     keep: Keep = Keep(macs=0.5)
     """The budget: hit within one rounding step, or refused."""
     criterion: MethodOf = Method(name="fisher")
@@ -482,9 +522,36 @@ class Prune(Section):
     """Training images (of the ticket) on which scores and statistics are measured."""
     latency_batch: int = Field(64, ge=1)
     """The batch at which ``keep.latency`` counts."""
+    weights: Literal["linears", "sparse_vit"] = "linears"
+    """unstructured, soup: which weights may become zero: the blocks' matrices, or also patch embedding, norms and classifier."""
+    pattern: str = ""
+    """unstructured: keep N of every M neighbours, e.g. ``2:4``, instead of the largest of all."""
+    soup: Soup = Soup()
+    """How the soup is cooked."""
+    sweep: bool = False
+    """unstructured, soup: also measure the trained model at sparsities from 0 to 90 %, to see where accuracy breaks."""
 
     @model_validator(mode="after")
     def _fits(self) -> Prune:
+        structured = self.method == "structured"
+        if structured and self.keep.weights is not None:
+            raise ValueError("keep.weights is the budget of unstructured pruning: set method, or keep: {macs: 0.5}")
+        if not structured and set(self.keep.model_dump(exclude_none=True)) != {"weights"}:
+            raise ValueError(
+                f"{self.method} pruning keeps a part of the weights: say keep={{weights: 0.7}} and nothing else"
+            )
+        if structured and self.sweep:
+            raise ValueError("sweep is a setting of unstructured pruning and of soup")
+        if self.pattern and self.method != "unstructured":
+            raise ValueError("pattern is a setting of unstructured pruning")
+        if self.pattern:
+            n, _, m = self.pattern.partition(":")
+            if not (n.isdigit() and m.isdigit() and 0 < int(n) < int(m)):
+                raise ValueError("pattern is N:M, e.g. 2:4, which keeps 2 of every 4")
+            if self.keep.weights != int(n) / int(m):
+                raise ValueError(
+                    f"pattern {self.pattern} keeps {int(n) / int(m):g} of the weights: say keep={{weights: {int(n) / int(m):g}}}"
+                )
         if self.keep.gates is not None and self.rank != "quantile":
             raise ValueError("keep.gates is a budget of rank: quantile alone")
         return self

@@ -197,17 +197,40 @@ class Run:
 
     def settings(self, stage: str) -> dict[str, Any]:
         """The part of the config that ``stage`` depends on."""
-        dump = self.config.model_dump(mode="json")
+        found = self._settings(stage, self.config)
+        if self.own and stage in _READS_SHELVES:
+            found["--with"] = self.own
+        return found
+
+    def _settings(self, stage: str, config: Config) -> dict[str, Any]:
+        dump = config.model_dump(mode="json")
         found: dict[str, Any] = {}
-        for part in BY_NAME[stage].settings:
+        for part in self._parts(stage):
             *way, last = part.removeprefix("-").split(".")
             if part.startswith("-"):
                 functools.reduce(operator.getitem, way, found).pop(last)
             else:
                 found[part] = functools.reduce(operator.getitem, [*way, last], dump)
-        if self.own and stage in _READS_SHELVES:
-            found["--with"] = self.own
         return found
+
+    def _parts(self, stage: str) -> tuple[str, ...]:
+        """Parts of the config that ``stage`` depends on in this run."""
+        parts = BY_NAME[stage].settings
+        if stage == "train" and not self.config.train.sparsity.gates:  # it is gates that are steered to the budget
+            return tuple(part for part in parts if part != "prune.keep")
+        if stage == "prune" and self.config.prune.method == "soup":  # it trains by this recipe
+            return (*parts, "finetune")
+        return parts
+
+    @property
+    def asks_baseline(self) -> bool:
+        """Whether the lottery asks the run's own dense model which patches matter, so that it is more than a comparison."""
+        recipes = (self.config.train, self.config.finetune)
+        return any(recipe.patches is not None and recipe.patches.model == "baseline" for recipe in recipes)
+
+    def after(self, stage: str) -> tuple[str, ...]:
+        """Stages whose outputs ``stage`` reads."""
+        return BY_NAME[stage].after + (("baseline",) if stage == "train" and self.asks_baseline else ())
 
     @property
     def probed(self) -> bool:
@@ -225,10 +248,10 @@ class Run:
 
     def made_from(self, stage: str) -> dict[str, str]:
         """Identity of each stage that ``stage`` reads from, and of the model that it asks about patches, if one is there."""
-        records = {name: self.record(name) for name in BY_NAME[stage].after}
+        records = {name: self.record(name) for name in self.after(stage)}
         found = {name: record.identity for name, record in records.items() if record is not None}
         patches = getattr(getattr(self.config, stage, None), "patches", None)
-        if patches is not None and patches.model and (weights := _weights(patches.model)):
+        if patches is not None and patches.model not in ("", "baseline") and (weights := _weights(patches.model)):
             found[_MODEL] = weights
         return found
 
@@ -246,13 +269,16 @@ class Run:
             there = lies(self.config.data.path)
             if there and there != record.values.get("lies"):  # images that are gone by now have been prepared
                 return "the folder of images was changed"
-        changed = list(_changes(record.settings, self.settings(stage)))
+        # What a record does not name is newer than it: it was made with what is the default now.
+        wanted = self.settings(stage)
+        stood = _filled(record.settings, self._settings(stage, Config()))
+        changed = list(_changes({part: stood[part] for part in stood if part in wanted or part == "--with"}, wanted))
         if changed:
             return f"{changed[0]}{f' and {len(changed) - 1} more' if len(changed) > 1 else ''}"
         now = self.made_from(stage)
         if _MODEL in now and now[_MODEL] != record.made_from.get(_MODEL, now[_MODEL]):
             return f"the model in {stage}.{_MODEL} was changed"
-        for name in BY_NAME[stage].after:
+        for name in self.after(stage):
             if name in now and now[name] != record.made_from.get(name):
                 return f"{name} was done again"
         return None
@@ -282,6 +308,13 @@ class Run:
         """Append to log.jsonl."""
         with open(self.log, "a", encoding="utf-8") as out:
             out.write(json.dumps({"time": round(time.time(), 3), **event.record()}) + "\n")
+
+
+def _filled(old: Any, default: Any) -> Any:
+    """``old`` with what it lacks; what may hold any names (options, a method's) is as it is."""
+    if not isinstance(old, dict) or not isinstance(default, dict) or not default:
+        return old
+    return {**default, **{name: _filled(value, default.get(name)) for name, value in old.items()}}
 
 
 def _changes(old: Any, new: Any, place: str = "") -> Iterator[str]:

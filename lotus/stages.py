@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from lotus.training.distributed import World
     from lotus.training.joint import Joint
     from lotus.training.loop import Fitted
+    from lotus.training.soup import Cooked
     from lotus.vit.tokens import Tokens
     from selection.signals import Signals
 
@@ -108,10 +110,10 @@ class Price:
 
 
 def plan(config: Config, until: str = "report") -> list[str]:
-    """The stages that lead to ``until``, in order. The dense baseline is there for the report alone."""
+    """The stages that lead to ``until``, in order. The dense baseline is there for the report alone, unless it is asked."""
     names = [stage.name for stage in STAGES]
     names = names[: names.index(until) + 1]
-    if not config.baseline or until != "report":
+    if not Run(config).asks_baseline and (not config.baseline or until != "report"):
         names.remove("baseline") if "baseline" in names else None
     if until != "score" and not Run(config).probed:
         names.remove("score") if "score" in names else None
@@ -235,6 +237,23 @@ def check(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
             "train.sparsity.early_bird: draws masks of gates at a budget of MACs or gates. Turn gates on and set "
             "prune.keep.macs, or leave it out."
         )
+    if config.prune.method != "structured" and config.train.sparsity.gates:
+        raise Refused(
+            f"prune.method: {config.prune.method} pruning cuts no dimension, and gates are for those. Set train.sparsity.gates=false."
+        )
+    if config.train.sparsity.attention is not None:
+        if config.train.compile:
+            raise Refused(
+                "train.sparsity.attention: compiled blocks do not show their attention. Set train.compile=false."
+            )
+        if config.train.patches is not None and config.train.patches.mode == "tome":
+            raise Refused(
+                "train.sparsity.attention: tome's attention is weighted by merged patches. Take another train.patches.mode."
+            )
+    if config.score.patches is not None and config.score.patches.model == "baseline":
+        raise Refused(
+            "score.patches.model: the probe comes before the baseline. Give a folder written by LOTUS, or take contrast."
+        )
     for part, recipe in (("score", config.score), ("train", config.train), ("finetune", config.finetune)):
         if recipe.patches is not None:
             _check_patches(recipe.patches, f"{part}.patches", shelves)
@@ -344,6 +363,7 @@ def baseline(shop: Shop) -> Making:
 def train(shop: Shop) -> Making:
     """The lottery's training: on the ticket, or each epoch on what is drawn out of it, under sparsity."""
     from lotus.data import beton
+    from lotus.sparsity.attention import AttentionPenalty
     from lotus.sparsity.gates import Gates
     from lotus.training.redraw import Redrawing
     from selection.subset import Subset
@@ -352,10 +372,12 @@ def train(shop: Shop) -> Making:
     ticket = Subset.load(run.ticket)
     ticket.check(fingerprint=shop.manifest().fingerprint, total=shop.manifest().n)
     model = _new_model(shop, config.seed)
-    gates = None
+    gates = penalty = None
     if config.train.sparsity.gates:
         keep = config.prune.keep
         gates = Gates(model, config.train.sparsity, target=keep.macs, of_gates=keep.gates, device=shop.world.device)
+    if config.train.sparsity.attention is not None:
+        penalty = AttentionPenalty(model, config.train.sparsity.attention)
     weights = np.zeros(ticket.total, np.float32)
     weights[ticket.rows] = ticket.weights
     redrawing = None
@@ -369,8 +391,12 @@ def train(shop: Shop) -> Making:
             shelves=shop.shelves,
         )
     fitted, price = yield from _fit(
-        shop, "train", config.train, model, rows=ticket.rows, weights=weights, gates=gates, redrawing=redrawing
-    )
+        shop, "train", config.train, model,
+        rows=ticket.rows, weights=weights, gates=gates, penalty=penalty, redrawing=redrawing,
+    )  # fmt: skip
+    if penalty is not None:
+        price = dataclasses.replace(price, macs=price.macs + penalty.macs())
+        penalty.remove()
     more: dict[str, Any] = {}
     if redrawing is not None:
         more["passes_of"] = config.train.epochs * len(ticket.rows)
@@ -392,6 +418,8 @@ def prune(shop: Shop) -> Making:
     from selection.subset import Subset
 
     run, config, wants = shop.run, shop.config, shop.config.prune
+    if wants.method != "structured":
+        return (yield from _thin(shop))
     model = lotus.pruning.load(run.trained).to(shop.world.device)
     gates = load_file(run.gates) if config.train.sparsity.gates else None
     rows = Subset.load(run.ticket).rows
@@ -459,8 +487,117 @@ def _passes(wants: Prune) -> int:
     return len(tried) * (1 + wants.rotate) + any(part < 1 for part in tried)
 
 
+def _thin(shop: Shop) -> Making:
+    """Unstructured pruning: weights become zeros."""
+    import lotus.pruning
+    from lotus.pruning import unstructured
+    from lotus.training import loop
+    from lotus.vit.cost import count
+    from selection.subset import Subset
+
+    run, config, wants = shop.run, shop.config, shop.config.prune
+    keep = wants.keep.weights
+    assert keep is not None  # the config's own check
+    model = lotus.pruning.load(run.trained).to(shop.world.device)
+    cost, listed = count(model), unstructured.listed(model, wants.weights)
+    told: dict[str, Any] = {}
+    forwards = 0.0
+    with (
+        _images(shop, run.val_beton, None, config.train, model) as loader,
+        _as_evaluated(model, config.train.patches, shop.shelves) as tokens,
+    ):
+        whole = {name: weight.detach().clone() for name, weight in listed.items()}
+
+        def measured(masks: Mapping[str, torch.Tensor]) -> dict[str, float]:
+            nonlocal forwards
+            unstructured.put(model, masks)
+            found = loop.evaluate(model, loader, shop.world)
+            for name, weight in whole.items():
+                listed[name].data.copy_(weight)
+            forwards += found["images"]
+            return found
+
+        if wants.sweep:
+            found = []
+            for number, sparsity in enumerate(unstructured.SWEEP):
+                found.append(measured(unstructured.magnitude(whole, 1 - sparsity))["top1"])
+                yield Step("prune", number + 1, len(unstructured.SWEEP), unit="sparsities measured")
+            knee = unstructured.knee(unstructured.SWEEP, found)
+            told["sweep"] = {"sparsity": list(unstructured.SWEEP), "top1": found, "knee": knee}
+            yield Said("prune", _essential(knee))
+        masks = (
+            unstructured.n_of_m(whole, *unstructured.pattern(wants.pattern))
+            if wants.pattern
+            else unstructured.magnitude(whole, keep)
+        )
+        one_shot = measured(masks)
+        patches = {} if tokens is None else {"patches": _told(config.train.patches, tokens)}
+    spent, values = forwards * cost.macs, one_shot
+    if wants.method == "soup":
+        told["one_shot_top1"] = one_shot["top1"]
+        cooked = yield from _soup(shop, model, Subset.load(run.ticket).rows)
+        masks = cooked.masks
+        told["left"] = list(cooked.left)
+        forwards += TRAIN_FORWARDS * cooked.images
+        spent += TRAIN_FORWARDS * cooked.images * cost.macs
+        with (
+            _images(shop, run.val_beton, None, config.train, model) as loader,
+            _as_evaluated(model, config.train.patches, shop.shelves),
+        ):
+            values = loop.evaluate(model, loader, shop.world)
+    unstructured.put(model, masks)
+    stays, of = unstructured.counted(masks)
+    yield Said("prune", f"{of - stays:,} of {of:,} weights are zeros now. The model computes as many MACs as before.")
+    yield Evaluated("prune", 0, values)
+    lotus.pruning.save(model, run.pruned, about={"zeros": {"list": wants.weights, "kept": stays, "of": of}})
+    yield Wrote("prune", str(run.pruned))
+    told |= {"top1": values["top1"], "loss": values["loss"], "params": cost.params, "macs": cost.macs}
+    return Outcome(forwards, spent, {**told, "weights": {"kept": stays, "of": of}, **patches})
+
+
+def _essential(knee: float | None) -> str:
+    if knee is None:
+        return "essential sparsity: no knee was seen up to 90 %; one-shot magnitude never lost more than 1 point."
+    return f"essential sparsity {100 * knee:.0f} %: the last before one-shot magnitude loses more than 1 point."
+
+
+def _soup(shop: Shop, model: nn.Module, rows: np.ndarray) -> Generator[Event, None, Cooked]:
+    """Cook, by the fine-tune's recipe, on parts of the ticket; on all patches of an image."""
+    from lotus.data.loader import open_loader
+    from lotus.data.plan import SamplePlan
+    from lotus.training.objective import Objective
+    from lotus.training.soup import cook
+    from lotus.vit.model import image_size
+
+    run, config, recipe, manifest = shop.run, shop.config, shop.config.finetune, shop.manifest()
+    keep = config.prune.keep.weights
+    assert keep is not None
+
+    @contextlib.contextmanager
+    def batches(span: int, part: float, steps: int) -> Iterator[Iterator[Any]]:
+        seed = config.seed + 5000 + span
+        rng = np.random.default_rng([seed, CALIBRATION])
+        some = np.sort(rng.choice(rows, size=max(1, round(part * len(rows))), replace=False))
+        order = SamplePlan(some, seed=seed, batch_size=min(recipe.batch_size, len(some)), world=1, rank=0)
+        with open_loader(
+            run.train_beton, order, size=image_size(model), augment=recipe.augment, mean=manifest.mean, std=manifest.std,
+            seed=seed, device=shop.world.device, kind=shop.config.data.loader, workers=shop.config.data.workers,
+        ) as loader:  # fmt: skip
+            endless = (batch for epoch in itertools.count() for batch in loader.epoch(epoch))
+            yield itertools.islice(endless, steps)
+            endless.close()
+
+    return (
+        yield from cook(
+            model, keep, batches, stage="prune", recipe=recipe, settings=config.prune.soup, weights=config.prune.weights,
+            objective=Objective(recipe, len(manifest.classes), config.seed), images=len(rows), seed=config.seed,
+        )
+    )  # fmt: skip
+
+
 def finetune(shop: Shop) -> Making:
     import lotus.pruning
+    from lotus.pruning import unstructured
     from lotus.training.distill import make_distiller
     from lotus.vit.cost import count
     from selection.subset import Subset
@@ -477,11 +614,20 @@ def finetune(shop: Shop) -> Making:
     teacher = lotus.pruning.load(run.trained)
     distiller = make_distiller(teacher, recipe, shop.world.device)
     teacher_macs = count(teacher).macs if distiller is not None else 0
-    fitted, price = yield from _fit(
-        shop, "finetune", recipe, model, rows=ticket.rows, weights=weights, distiller=distiller
+    wants = shop.config.prune
+    masks = {} if wants.method == "structured" else unstructured.zeros(model, wants.weights)
+    with unstructured.held(model, masks):
+        fitted, price = yield from _fit(
+            shop, "finetune", recipe, model, rows=ticket.rows, weights=weights, distiller=distiller
+        )
+    more: dict[str, Any] = {}
+    if masks:
+        unstructured.check(model, masks)
+        more["weights"] = dict(zip(("kept", "of"), unstructured.counted(masks), strict=True))
+    yield from _keep(
+        shop, "finetune", model, run.final, {"zeros": {"list": wants.weights, **more["weights"]}} if masks else {}
     )
-    yield from _keep(shop, "finetune", model, run.final)
-    return _spent(fitted, price, model, teacher_macs=teacher_macs)
+    return _spent(fitted, price, model, more, teacher_macs=teacher_macs)
 
 
 def export(shop: Shop) -> Making:
@@ -514,11 +660,42 @@ def export(shop: Shop) -> Making:
 def report(shop: Shop) -> Making:
     from lotus.report import html
 
-    write_json(shop.run.results, results(shop.run))
+    found = results(shop.run)
+    if "weights" in found["kept"]:
+        from lotus.pruning.unstructured import compressed
+
+        sizes = [compressed(folder / "model.safetensors") for folder in (shop.run.trained, shop.run.final)]
+        found["kept"]["weights"] |= {"bytes": sizes[1], "of_bytes": sizes[0]}
+    if shop.config.train.sparsity.attention is not None:
+        found["attention"] = _focused(shop)
+    write_json(shop.run.results, found)
     yield Wrote("report", str(shop.run.results))
     html.write(shop.run.folder)
     yield Wrote("report", str(shop.run.report))
     return Outcome()
+
+
+LOOKED_AT = 512
+"""Validation images on which attention is measured."""
+
+
+def _focused(shop: Shop) -> dict[str, Any]:
+    """How peaked attention was before training, is after it, and is in the dense baseline, which saw no penalty."""
+    import lotus.pruning
+    from lotus.data import beton
+    from lotus.sparsity.focus import focus
+
+    run, config = shop.run, shop.config
+    models = {"start": _new_model(shop, config.seed), "trained": lotus.pruning.load(run.trained)}
+    if "baseline" in plan(config):
+        models["baseline"] = lotus.pruning.load(run.baseline)
+    rows = np.arange(min(LOOKED_AT, beton.Manifest.load(run.val_beton).n))
+    found: dict[str, Any] = {}
+    for name, model in models.items():
+        with _images(shop, run.val_beton, rows, config.train, model) as loader:
+            found[name] = focus(model, loader.epoch(0), shop.world.device)
+    settings = config.train.sparsity.attention
+    return {"kind": settings.kind, "layers": settings.layers, "models": found} if settings else {}
 
 
 MAKERS: dict[str, Callable[[Shop], Making]] = {
@@ -797,6 +974,7 @@ def _fit(
     rows: np.ndarray,
     weights: np.ndarray | None = None,
     gates: Any = None,
+    penalty: Any = None,
     distiller: Any = None,
     recorder: Any = None,
     redrawing: Any = None,
@@ -861,6 +1039,7 @@ def _fit(
             objective=Objective(recipe, len(manifest.classes), seed),
             weights=weights,
             gates=gates,
+            penalty=penalty,
             distiller=distiller,
             recorder=recorder,
             redrawing=redrawing,
@@ -981,10 +1160,11 @@ def _patch_file(
     from lotus.vit.model import image_size
 
     run, manifest = shop.run, shop.manifest()
-    asked = lotus.pruning.load(patches.model) if patches.model else None
+    folder = run.baseline if patches.model == "baseline" else Path(patches.model)
+    asked = lotus.pruning.load(folder) if patches.model else None
     looks: Any = model if asked is None else asked
     if asked is not None:
-        by = hashlib.blake2b((Path(patches.model) / "model.safetensors").read_bytes(), digest_size=12).hexdigest()
+        by = hashlib.blake2b((folder / "model.safetensors").read_bytes(), digest_size=12).hexdigest()
     else:
         reads = saliency.reads(patches.score, shop.shelves)
         by = digest([image_size(model), list(looks.patch_embed.patch_size), shop.config.seed if "rng" in reads else 0])
@@ -1043,13 +1223,15 @@ def _new_model(shop: Shop, seed: int) -> nn.Module:
         return create(shop.config.model, len(shop.manifest().classes))
 
 
-def _keep(shop: Shop, stage: str, model: nn.Module, folder: Path) -> Iterator[Event]:
+def _keep(
+    shop: Shop, stage: str, model: nn.Module, folder: Path, more: Mapping[str, Any] | None = None
+) -> Iterator[Event]:
     """Write the model's folder, with what is needed to use it."""
     import lotus.pruning
 
     if shop.world.rank == 0:
         manifest = shop.manifest()
-        about = {"classes": manifest.classes, "mean": manifest.mean, "std": manifest.std}
+        about = {"classes": manifest.classes, "mean": manifest.mean, "std": manifest.std, **(more or {})}
         lotus.pruning.save(model, folder, about=about)
         yield Wrote(stage, str(folder))
 
@@ -1170,23 +1352,26 @@ def _look_ahead(config: Config) -> None:
             anatomy.supported(proxy)
         except Refused as refusal:
             raise Refused(f"score.{what}: {refusal} Set score.{what}={off}.") from None
-    wants, whole = config.prune, outline(model)
-    multiple = 8 if wants.round == "auto" else wants.round
-    if wants.inputs:
-        anatomy.sites(model, inputs=True)
-    narrowest = min(narrow.check_width(wants.width))
-    least = whole
-    if narrowest < 1:
-        least = outline(narrow.skeleton(model, narrow.channels(model, narrowest, multiple)))
-    budget.check_reach(
-        least,
-        wants.keep.model_dump(exclude_none=True),
-        round=multiple,
-        split=wants.split,
-        inputs=wants.inputs,
-        branches=wants.branches,
-        whole=whole.cost(),
-    )
+    if config.prune.method == "structured":
+        wants, whole = config.prune, outline(model)
+        multiple = 8 if wants.round == "auto" else wants.round
+        if wants.inputs:
+            anatomy.sites(model, inputs=True)
+        narrowest = min(narrow.check_width(wants.width))
+        least = whole
+        if narrowest < 1:
+            least = outline(narrow.skeleton(model, narrow.channels(model, narrowest, multiple)))
+        budget.check_reach(
+            least,
+            wants.keep.model_dump(exclude_none=True),
+            round=multiple,
+            split=wants.split,
+            inputs=wants.inputs,
+            branches=wants.branches,
+            whole=whole.cost(),
+        )
+    else:
+        _check_zeros(config, model)
     for name, recipe in (("score", config.score), ("train", config.train), ("finetune", config.finetune)):
         trained = proxy if name == "score" else model
         make_optimizer(trained, recipe)
@@ -1194,13 +1379,33 @@ def _look_ahead(config: Config) -> None:
             raise Refused(f"{name}.deepspeed: there is no file {recipe.deepspeed}.")
         if recipe.patches is not None:
             Tokens(trained, recipe.patches).remove()
-            if recipe.patches.model:
+            if recipe.patches.model not in ("", "baseline"):
                 lotus.pruning.load(recipe.patches.model)
     for place, asked in (("model", config.model), ("score.model", config.score.model)):
         if asked is not None and asked.weights and not Path(asked.weights).exists():
             raise Refused(f"{place}.weights: there is nothing at {asked.weights}.")
     if config.select.ticket:
         Subset.load(config.select.ticket)
+
+
+def _check_zeros(config: Config, model: nn.Module) -> None:
+    """Refuse a pattern that does not fit the model, and a fine-tune that would move what was pruned."""
+    from torch import nn
+
+    from lotus.pruning import unstructured
+    from lotus.training.optim import make_optimizer
+
+    listed = unstructured.listed(model, config.prune.weights)
+    if config.prune.pattern:
+        unstructured.n_of_m(listed, *unstructured.pattern(config.prune.pattern))
+    if config.finetune.epochs:
+        small = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        optimizer = make_optimizer(small, config.finetune.model_copy(update={"layer_decay": 1.0}))
+        if not unstructured.keeps_zeros(optimizer):
+            raise Refused(
+                f"finetune.optimizer: {config.finetune.optimizer!r} moves weights that were pruned, since it does not work number "
+                "by number. Take adamw."
+            )
 
 
 # ------------------------------------------------------------------------------------- what is told, before and after
@@ -1247,7 +1452,10 @@ def results(run: Run) -> dict[str, Any]:
         "share": measured.get("evaluated_share", 1.0),
         "macs": measured.get("evaluated_macs", final.values["macs"]),
     }
-    has_baseline = run.config.baseline and "baseline" in records
+    if "weights" in final.values:
+        found["kept"]["weights"] = {**final.values["weights"], "list": run.config.prune.weights}
+        found["sweep"] = records["prune"].values.get("sweep")
+    has_baseline = "baseline" in records  # the plan knows whether it takes part
     if has_baseline:
         found["baseline"] = {**records["baseline"].values, "latency_ms": latency["dense"]}
     costs = [
@@ -1260,7 +1468,7 @@ def results(run: Run) -> dict[str, Any]:
     if run.config.train.redraw is not None:  # of all times that an epoch could have shown an image of the ticket
         found["kept"]["passes"] = {"kept": dense["images_seen"], "of": dense["passes_of"]}
         share *= dense["images_seen"] / dense["passes_of"]
-    found["ledger"] = ledger.account(costs, kept_share=share)
+    found["ledger"] = ledger.account(costs, kept_share=share, asks_baseline=run.asks_baseline)
     return found
 
 
@@ -1288,11 +1496,11 @@ def forecast(
     check(config, shelves)
     _look_ahead(config)
     run, names = Run(config, _own(shelves)), plan(config, until)
-    train_source, _ = open_data(config.data)
+    train_source, val_source = open_data(config.data)
     n = len(train_source.labels)
     model = create(config.model, len(train_source.classes))
     macs = count(model).macs
-    asked = n * _asked_macs(config.train.patches)
+    asked = n * _asked_macs(config.train.patches, macs)
     kept = round(config.select.keep * n)
     on_patches = _forecast_share(model, config.train.patches, kept)
     small = macs * (config.prune.keep.macs or 1)
@@ -1300,7 +1508,9 @@ def forecast(
     drawn = redraw.rehearse(pick=wants, keep=wants.keep, epochs=config.train.epochs, shelves=shelves) if wants else 1.0
     teacher = macs if config.finetune.distill != "none" else 0
     probe = _forecast_probe(config, n, len(train_source.classes))
-    calibration = (TRAIN_FORWARDS + config.prune.rotate) * min(config.prune.calibration, kept)
+    calibration: float = (TRAIN_FORWARDS + config.prune.rotate) * min(config.prune.calibration, kept)
+    if config.prune.method != "structured":
+        calibration = _forecast_zeros(config, kept, len(val_source.labels))
     costs = {
         "score": probe,
         "baseline": _training(config.train.epochs * n, macs),
@@ -1313,6 +1523,8 @@ def forecast(
         ),
     }
     says = {name: BY_NAME[name].says for name in names}
+    if config.prune.method != "structured" and "prune" in says:
+        says["prune"] = f"set weights to zero ({config.prune.method}), keep {config.prune.keep.weights:g}"
     for name, patches in (("train", config.train.patches), ("finetune", config.finetune.patches)):
         if patches is not None and name in says:
             says[name] += f", patches: {patches.mode}, keep {patches.keep:g}, evaluated {patches.evaluate}"
@@ -1321,7 +1533,7 @@ def forecast(
     for name in names:
         told = again or (first in names and names.index(name) >= names.index(first))
         why = "asked for" if told else run.why(name)
-        if why is None and dirty and any(row["why"] for row in rows if row["stage"] in BY_NAME[name].after):
+        if why is None and dirty and any(row["why"] for row in rows if row["stage"] in run.after(name)):
             why = "what it reads is made again"
         dirty |= why is not None
         forwards, spent = costs.get(name, (0, 0))
@@ -1372,11 +1584,26 @@ def _forecast_share(model: nn.Module, patches: Patches | None, images: int) -> f
     return spent / count(model).macs
 
 
-def _asked_macs(patches: Patches | None) -> float:
-    """MACs of an image in the model that is asked about patches; 0 where there is none."""
+def _asked_macs(patches: Patches | None, dense: float) -> float:
+    """MACs of an image in the model that is asked about patches, ``dense`` in the run's own; 0 where there is none."""
     from lotus.pruning import spec
 
+    if patches is not None and patches.model == "baseline":
+        return dense
     return float(spec.read(patches.model)["cost"]["macs"]) if patches is not None and patches.model else 0.0
+
+
+def _forecast_zeros(config: Config, kept: int, validation: int) -> float:
+    """Image-forwards of unstructured pruning: what is measured, and what a soup trains."""
+    from lotus.pruning.unstructured import SWEEP
+    from lotus.training import soup
+
+    wants = config.prune
+    looks = (len(SWEEP) + 1 if wants.sweep else 1) * validation
+    if wants.method != "soup" or wants.keep.weights is None:
+        return looks
+    own, each = soup.steps(wants.keep.weights, config.finetune.batch_size, wants.soup, kept)
+    return looks + TRAIN_FORWARDS * config.finetune.batch_size * (own + each)
 
 
 def _and(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:

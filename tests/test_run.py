@@ -188,3 +188,56 @@ def test_the_log_is_one_event_a_line(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in run.log.read_text().splitlines()]
     assert [line["path"] for line in lines] == ["a", "b"]
     assert all(line["event"] == "wrote" and line["time"] > 0 for line in lines)
+
+
+def test_a_setting_that_is_newer_than_a_record_had_its_default(tmp_path: Path) -> None:
+    do(make(tmp_path), "prepare", "score", "select")
+    for stage, names in (("train", ("schedule", "sparsity.attention")), ("prune", ("method", "soup"))):
+        do(make(tmp_path), stage)
+        file = tmp_path / "stages" / f"{stage}.json"
+        record = json.loads(file.read_text())
+        for name in names:
+            *way, last = name.split(".")
+            inside = record["settings"][stage]
+            for step in way:
+                inside = inside[step]
+            del inside[last]
+        file.write_text(json.dumps(record))
+    assert [make(tmp_path).why(stage) for stage in ("train", "prune")] == [None, None]
+    other = make(tmp_path, train={"schedule": "onecycle"})
+    assert other.why("train") == 'train.schedule: "cosine" -> "onecycle"'
+
+
+def test_the_baseline_is_read_by_the_training_that_asks_it(tmp_path: Path) -> None:
+    from lotus.stages import plan
+
+    asks = {"baseline": False, "train": {"patches": {"mode": "input", "score": "attention", "model": "baseline"}}}
+    run = make(tmp_path, **asks)
+    assert run.asks_baseline
+    assert run.after("train") == ("select", "baseline")
+    assert plan(run.config) == plan(make(tmp_path, **{**asks, "baseline": True}).config)
+    assert "baseline" in plan(run.config, "train")
+    assert "baseline" not in plan(run.config, "select")
+    do(run, "prepare", "score", "select", "baseline", "train")
+    assert run.why("train") is None
+    run.finish("baseline", seconds=1.0, values={"fingerprint": "another"})
+    assert run.why("train") == "baseline was done again"
+    assert make(tmp_path).after("train") == ("select",)
+
+
+def test_a_soup_depends_on_the_recipe_that_it_trains_by(tmp_path: Path) -> None:
+    thin = {"train": {"sparsity": {"gates": False}}}
+    for method, why in (("soup", "finetune.lr: 0.001 -> 0.5"), ("unstructured", None)):
+        wants = {**thin, "prune": {"method": method, "keep": {"weights": 0.5}}}
+        run = make(tmp_path / method, **wants, finetune={"lr": 0.001})
+        do(run, "prepare", "score", "select", "train", "prune")
+        assert make(tmp_path / method, **wants, finetune={"lr": 0.5}).why("prune") == why
+
+
+def test_a_training_without_gates_does_not_depend_on_the_budget(tmp_path: Path) -> None:
+    thin = {"train": {"sparsity": {"gates": False}}}
+    do(make(tmp_path, **thin), "prepare", "score", "select", "train")
+    assert make(tmp_path, **thin, prune={"keep": {"macs": 0.3}}).why("train") is None
+    assert "train.sparsity.gates" in str(make(tmp_path, prune={"keep": {"macs": 0.3}}).why("train"))
+    do(make(tmp_path / "gated"), "prepare", "score", "select", "train")
+    assert make(tmp_path / "gated", prune={"keep": {"macs": 0.3}}).why("train") == "prune.keep.macs: 0.5 -> 0.3"

@@ -526,3 +526,42 @@ def test_nan_in_the_loss_names_step_and_rate(finished: Path, tmp_path: Path) -> 
     assert "step" in done.stderr
     assert "train.lr" in done.stderr or "learning rate" in done.stderr
     assert not (tmp_path / "run" / "trained").exists()
+
+
+@pytest.mark.slow
+def test_zeros_by_a_pattern_and_by_size_after_one_training(finished: Path, tmp_path: Path) -> None:
+    import lotus as api
+    from lotus.pruning import unstructured
+
+    words = [DIGITS, f"folder={tmp_path / 'run'}", f"data.folder={finished / 'data'}", *SHORT,
+             f"select.ticket={finished / 'subset.npz'}", "train.sparsity.gates=false"]  # fmt: skip
+    done = lotus("prune", *words, "prune={method: unstructured, keep: {weights: 0.5}, pattern: '2:4'}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    model = api.load(tmp_path / "run" / "pruned")
+    for name, mask in unstructured.zeros(model).items():
+        assert (mask.view(-1, 4).sum(1) == 2).all(), name
+    assert "as many MACs as before" in done.stdout
+    # another budget is drawn from the training that stands, and is held through the fine-tune
+    words.append("prune={method: unstructured, keep: {weights: 0.25}}")
+    done = lotus("run", *words, "baseline=false")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "train     begins" not in done.stdout
+    stays, of = unstructured.counted(unstructured.zeros(api.load(tmp_path / "run" / "final")))
+    assert stays == unstructured.kept_of(0.25, of)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["kept"]["weights"]["kept"] == stays
+    assert results["final"]["macs"] == results["trained"]["macs"]
+    told = lotus_json("evaluate", *words, "--json")
+    assert told["top1"] == pytest.approx(results["final"]["top1"], abs=1e-6)
+    for change, says in (
+        ("train.sparsity.gates=true", "Set train.sparsity.gates=false"),
+        ("finetune.optimizer=muon", "moves weights that were pruned"),
+        (
+            "prune={method: unstructured, weights: sparse_vit, keep: {weights: 0.5}, pattern: '2:4'}",
+            "do not divide by 4",
+        ),
+        ("score.patches={mode: input, score: attention, model: baseline}", "the probe comes before the baseline"),
+    ):
+        refused = lotus("run", *words, change)
+        assert refused.returncode == 2, refused.stdout
+        assert says in refused.stderr

@@ -76,6 +76,7 @@ def render(folder: Path) -> str:
         kept=results.get("kept") or {},
         patches_told=ledger.patches_told((results.get("kept") or {}).get("tokens") or {}),
         pictures=pictures,
+        attention=_attention(results.get("attention") or {}),
         widths=Markup(figures.widths((results.get("kept") or {}).get("blocks") or [])),
         scores=Markup(figures.scores(scored.values, scored.rows, name=scored.name)) if scored else "",
         ticket=[
@@ -219,6 +220,25 @@ def _pictures(
     ]
     yield "Accuracy for its cost", figures.trade(points)
 
+    swept = results.get("sweep") or {}
+    if swept:
+        at = [100 * sparsity for sparsity in swept["sparsity"]]
+        knee = swept.get("knee")
+        told = (
+            f"one-shot magnitude, essential sparsity {percent(knee, 0)}"
+            if knee is not None
+            else "one-shot magnitude, no knee"
+        )
+        yield (
+            "Essential sparsity",
+            figures.curves(
+                [Series(told, "lotus", at, swept["top1"])],
+                title="Accuracy against sparsity, right after the weights are set to zero",
+                x="weights that are zero, %", y="top-1 on the validation images, %", bounds=(0, 100),
+                level=(swept["top1"][0] - 1, "1 point below the trained model"),
+            ),
+        )  # fmt: skip
+
     steps = _last_course(log, "train", "open_macs")
     target = settings.prune.keep.macs if settings else None
     yield (
@@ -232,6 +252,26 @@ def _pictures(
             level=(100 * target, f"budget {percent(target)}") if target else None,
         ),
     )  # fmt: skip
+
+
+def _attention(found: Mapping[str, Any]) -> dict[str, Any]:
+    """How peaked attention is: a row a model, and what the penalty did to it, in words; empty where none was penalised."""
+    models = found.get("models") or {}
+    where = "last" if found.get("layers") == "last" else "all"
+    names = (("start", "before training"), ("trained", "penalised"), ("baseline", "dense baseline, no penalty"))
+    rows = [(name, models[key][where]) for key, name in names if key in models]
+    if not rows:
+        return {}
+    told = f"The penalty is {found['kind']}; measured in {'the last block' if where == 'last' else 'all blocks'}."
+    if "baseline" in models:
+        apart = models["trained"][where]["entropy"] - models["baseline"][where]["entropy"]
+        word = "spread further than" if apart > 0 else "more peaked than"
+        told += f" Attention is {word} the dense baseline's: {apart:+.2g} nats of entropy a row."
+    if found["kind"] == "log":
+        told += (
+            " log(1 + a^2) costs least where a row is uniform: it is named a sparsity penalty and spreads attention."
+        )
+    return {"rows": rows, "told": told}
 
 
 def _evaluations(log: list[dict[str, Any]], stage: str) -> list[tuple[int, dict[str, float]]]:

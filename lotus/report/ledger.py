@@ -18,12 +18,13 @@ APART = ("baseline", "prepare", "export", "report")
 """Stages that are no part of the lottery's computing: the comparison, and what has no forward pass worth counting."""
 
 
-def account(stages: Iterable[Mapping[str, Any]], *, kept_share: float) -> dict[str, Any]:
+def account(stages: Iterable[Mapping[str, Any]], *, kept_share: float, asks_baseline: bool = False) -> dict[str, Any]:
     """The ledger of a run.
 
     Args:
         stages: a row a stage that was done: ``stage``, ``seconds``, ``image_forwards``, ``macs``
         kept_share: part of the images that the ticket keeps, in (0, 1]
+        asks_baseline: the dense model chose patches, so that its training is a part of what the lottery cost
 
     Returns:
         stages: the rows, as given
@@ -42,6 +43,7 @@ def account(stages: Iterable[Mapping[str, Any]], *, kept_share: float) -> dict[s
     dense = macs.get("baseline", trained / kept_share)
     selection = sum(macs.get(stage, 0.0) for stage in SELECTION)
     lottery = sum(spent for stage, spent in macs.items() if stage not in APART)
+    lottery += macs.get("baseline", 0.0) if asks_baseline else 0.0
     saved = max(0.0, dense - trained)
     break_even = 0.0 if selection == 0 else selection / saved if saved > 0 else None
     return {
@@ -142,6 +144,8 @@ def headline(results: Mapping[str, Any]) -> str:
     passes = kept.get("passes")
     if passes and passes["kept"] < passes["of"]:
         shares.append(f"{percent(passes['kept'] / passes['of'])} of their passes")
+    if kept.get("weights"):
+        shares.append(f"{percent(kept['weights']['kept'] / kept['weights']['of'])} of the weights")
     if final.get("macs") and dense.get("macs"):
         shares.append(f"{percent(final['macs'] / dense['macs'])} of the MACs")
     if "top1" not in final or "top1" not in dense:
@@ -156,7 +160,7 @@ def headline(results: Mapping[str, Any]) -> str:
     elif (kept.get("tokens") or {}).get("mode"):
         told += ", evaluated dense: on all patches"
     fast, slow = (final.get("latency_ms") or {}), (dense.get("latency_ms") or {})
-    if fast.get("batch_N") and slow.get("batch_N"):
+    if fast.get("batch_N") and slow.get("batch_N") and not kept.get("weights"):  # of the same shapes, so as fast
         ratio = slow["batch_N"] / fast["batch_N"]
         word = f"{times(ratio)} as fast" if ratio >= 1 else f"{times(1 / ratio)} slower"
         told += f"; at a batch of {fast.get('batch', 'N')} it is {word}"

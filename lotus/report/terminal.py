@@ -269,8 +269,8 @@ def last_page(results: Mapping[str, Any], report_path: str | Path, console: Cons
 def kept_lines(kept: Mapping[str, Any]) -> list[str]:
     """What the three lotteries kept, a line each; without those that took no part."""
     lines = []
-    images, passes, tokens, dimensions, blocks = (
-        kept.get(name) for name in ("images", "passes", "tokens", "dimensions", "blocks")
+    images, passes, tokens, dimensions, blocks, weights = (
+        kept.get(name) for name in ("images", "passes", "tokens", "dimensions", "blocks", "weights")
     )
     if images:
         share = percent(images["kept"] / images["of"])
@@ -299,6 +299,12 @@ def kept_lines(kept: Mapping[str, Any]) -> list[str]:
                 (sum(b["hidden"] for b in blocks), sum(b["of_hidden"] for b in blocks), "MLP units"),
             ]
             told += f": {listed(f'{count(now)} of {count(was)} {what}' for now, was, what in widths)}"
+        lines.append(told)
+    if weights:
+        told = f"weights     {count(weights['kept'])} of {count(weights['of'])} ({percent(weights['kept'] / weights['of'])})"
+        told += ", the others are zeros: no MACs are saved"
+        if weights.get("bytes"):
+            told += f", the compressed file takes {si(weights['bytes'])}B instead of {si(weights['of_bytes'])}B"
         lines.append(told)
     return lines
 

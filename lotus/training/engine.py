@@ -216,9 +216,9 @@ class Engine:
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss)
 
-    def step(self, lr: float) -> bool:
+    def step(self, lr: float, momentum: float | None = None) -> bool:
         """Move the weights; False, and nothing moved, where the gradient was not finite. All ranks agree."""
-        set_lr(self._base, lr)
+        set_lr(self._base, lr, momentum)
         if not self._plain:
             self._engine.step()
             return bool(self._engine.was_step_applied())

@@ -28,13 +28,14 @@ from lotus.training.checkpoint import Checkpoints, check_fits
 from lotus.training.distributed import StopFlag, World
 from lotus.training.engine import Average, Engine
 from lotus.training.objective import Objective
-from lotus.training.optim import lr_at, make_optimizer
+from lotus.training.optim import lr_at, make_optimizer, momentum_at
 from selection.errors import Refused
 
 if TYPE_CHECKING:
     from lotus.data.loader import Batch, Loader
     from lotus.data.plan import SamplePlan
     from lotus.data.tickets import Tickets
+    from lotus.sparsity.attention import AttentionPenalty
     from lotus.sparsity.gates import Gates
     from lotus.training.distill import Distiller
     from lotus.training.joint import Joint
@@ -113,6 +114,7 @@ def fit(
     objective: Objective,
     weights: npt.NDArray[np.float32] | None = None,
     gates: Gates | None = None,
+    penalty: AttentionPenalty | None = None,
     distiller: Distiller | None = None,
     recorder: Recorder | None = None,
     redrawing: Redrawing | None = None,
@@ -131,6 +133,7 @@ def fit(
 
     Args:
         weights: (N,) what each row of the data set counts in the loss; None for 1 each
+        penalty: of each image's attention, added to its loss
         recorder: is shown every training batch
         redrawing: says each epoch which rows ``plan`` goes through, and what they weigh besides ``weights``
         tokens: puts ``model`` on fewer patches; its schedule is followed, its MACs are counted
@@ -158,7 +161,7 @@ def fit(
         earlier = at.seconds
         yield from told(*(Said(stage, text, level) for text, level in notes))
         counts = None if weights is None else torch.as_tensor(weights, dtype=torch.float32, device=world.device)
-        lesson = Lesson(engine, plan, objective, distiller, recorder, redrawing, counts, tokens, tickets)
+        lesson = Lesson(engine, plan, objective, distiller, recorder, redrawing, counts, tokens, tickets, penalty)
         if joint is not None and redrawing is None:
             plan.take(plan.rows, joint.groups(plan.rows))
         pace = _Pace(stage, clock)
@@ -182,7 +185,7 @@ def fit(
                         tokens.schedule(way.gone(at) / (recipe.epochs * way.steps), share)
                     loss, images = lesson.give(batches, at, parts)
                     pace.saw(loss, images)
-                    finite = engine.step(lr)
+                    finite = engine.step(lr, momentum_at(way.gone(at), way.steps, recipe))
                     at = dataclasses.replace(
                         at,
                         micro=at.micro + parts,
@@ -207,7 +210,7 @@ def fit(
                         if at.failed == TOO_MANY:
                             raise Refused(_diverged(stage, at, lr, folder))
                     if world.is_main and pace.due(last=at.step == total):
-                        yield pace.event(at, lr, world, gates, tokens, total)
+                        yield pace.event(at, lr, world, (gates, penalty), tokens, total)
                     due = world.is_main and clock() - saved >= recipe.save_minutes * 60
                     wish = world.max(_STOP if stop else _SAVE if due else 0)
                     if wish:
@@ -266,6 +269,7 @@ class Lesson:
     counts: Tensor | None = None
     tokens: Tokens | None = None
     tickets: Tickets | None = None
+    penalty: AttentionPenalty | None = None
 
     def give(self, batches: Iterator[Batch], at: Position, parts: int) -> tuple[Tensor, int]:
         """Forward and backward through ``parts`` micro-batches: the sum of this rank's losses, and of how many images."""
@@ -296,6 +300,8 @@ class Lesson:
             self.recorder.add(batch.index, logits, batch.labels)
         if self.redrawing is not None:
             self.redrawing.add(batch.index, losses)
+        if self.penalty is not None:
+            losses = losses + self.penalty.of_images()
         if self.counts is not None:
             losses = losses * self.counts[batch.index]
         return losses.sum()
@@ -450,14 +456,20 @@ class _Pace:
         return last or self._clock() - self._told >= _SHOW_SECONDS
 
     def event(
-        self, at: Position, lr: float, world: World, gates: Gates | None, tokens: Tokens | None, total: int
+        self,
+        at: Position,
+        lr: float,
+        world: World,
+        sparsity: tuple[Gates | None, AttentionPenalty | None],
+        tokens: Tokens | None,
+        total: int,
     ) -> Step:
         values = {
             "epoch": float(at.epoch + 1),
             "loss": float(self._loss) / max(self._images, 1),
             "lr": lr,
             "images_per_second": self._images * world.size / self._seconds if self._seconds else 0.0,
-            **(gates.summary() if gates is not None else {}),
+            **{name: value for one in sparsity if one is not None for name, value in one.summary().items()},
             **({"patches": tokens.share()} if tokens is not None else {}),
         }
         self.forget()

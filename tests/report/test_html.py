@@ -217,3 +217,31 @@ def test_small_images_keep_their_pixels_and_large_ones_shrink():
     small = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     assert np.array_equal(back(figures.tile(small)), small)
     assert back(figures.tile(np.zeros((300, 200, 3), np.uint8))).shape == (96, 64, 3)
+
+
+def test_zeros_a_sweep_and_attention_are_told_for_what_they_are(tmp_path):
+    kept = {**results()["kept"], "weights": {"kept": 900, "of": 1000, "list": "linears", "bytes": 2e5, "of_bytes": 3e5}}
+    one = {"entropy": 2.5, "largest": 0.2, "above": 0.3}
+    models = {"start": one, "trained": {**one, "entropy": 2.6}, "baseline": one}
+    attention = {
+        "kind": "log",
+        "layers": "last",
+        "models": {name: {"last": m, "all": one} for name, m in models.items()},
+    }
+    sweep = {"sparsity": [0.0, 0.5, 0.9], "top1": [80.0, 79.5, 20.0], "knee": 0.5}
+    text = html.render(bare(tmp_path, kept=kept, attention=attention, sweep=sweep))
+    parsed(text)
+    assert "900 of 1,000; the others are zeros in matrices of the old shape: no MACs and no time are saved" in text
+    assert "the compressed file takes 200 kB instead of 300 kB" in text
+    assert "essential sparsity 50 %" in text
+    assert "spread further than the dense baseline&#39;s: +0.1 nats" in text
+    assert "2.600000" in text
+    assert "as fast" not in text.split("</h1>")[0], "a model of the same shapes is as fast"
+
+
+def test_attention_that_got_more_peaked_says_so(tmp_path):
+    one = {"entropy": 2.5, "largest": 0.2, "above": 0.3}
+    models = {"trained": {"all": {**one, "entropy": 2.0}}, "baseline": {"all": one}}
+    text = html.render(bare(tmp_path, attention={"kind": "entropy", "layers": "all", "models": models}))
+    assert "more peaked than the dense baseline&#39;s: −0.5 nats" in text
+    assert "How peaked" not in html.render(bare(tmp_path))

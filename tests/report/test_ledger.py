@@ -116,3 +116,11 @@ def test_numbers_read_well():
     assert numbers.percent(0.5) == "50 %"
     assert numbers.percent(0.3333) == "33.3 %"
     assert numbers.listed(["a", "b", "c"]) == "a, b and c"
+
+
+def test_a_dense_model_that_was_asked_is_a_part_of_the_cost():
+    spent = rows(baseline=100e9, train=50e9, prune=1e9)
+    assert ledger.account(spent, kept_share=1.0)["lottery_macs"] == 51e9
+    asked = ledger.account(spent, kept_share=1.0, asks_baseline=True)
+    assert (asked["lottery_macs"], asked["dense_macs"]) == (151e9, 100e9)
+    assert "1.51 x the computing" in asked["verdict"]

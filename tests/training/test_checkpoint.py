@@ -185,7 +185,9 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     """A child writes without pause and is killed, again and again, in the same folder."""
     dice = random.Random(0)
     seen = 0
-    for _ in range(25):
+    for turn in range(500):
+        if turn >= 25 and seen > 1:  # on a busy machine a child may not get as far as a first one
+            break
         child = os.fork()
         if child == 0:
             try:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from timm.scheduler import CosineLRScheduler
 
 from lotus.config import Recipe
-from lotus.training.optim import lr_at, make_optimizer, set_lr
+from lotus.training.optim import lr_at, make_optimizer, momentum_at, set_lr
 from selection.errors import Refused
 
 
@@ -108,3 +108,41 @@ def test_lr_rises_then_falls_within_its_bounds(epochs, steps, warmup, low, peak)
     assert all(0 < rate <= peak * (1 + 1e-12) or low == 0 for rate in rates)
     assert all(a <= b for a, b in pairwise(rates[: top + 1]))
     assert all(a >= b - 1e-15 for a, b in pairwise(rates[top:]))
+
+
+@pytest.mark.parametrize(("warmup", "epochs", "steps"), [(0.16, 4, 50), (1, 3, 5), (2, 2, 7), (0.5, 6, 9)])
+@pytest.mark.parametrize("name", ["momentum", "adamw"])
+def test_onecycle_is_torchs_with_its_momentum(warmup, epochs, steps, name):
+    recipe = Recipe(schedule="onecycle", lr=3e-3, epochs=epochs, warmup_epochs=warmup, optimizer=name)
+    optimizer = make_optimizer(vit(), recipe)
+    weight = torch.nn.Parameter(torch.zeros(1))
+    theirs = (torch.optim.SGD if name == "momentum" else torch.optim.AdamW)([weight], lr=1.0, **({"momentum": 0.9} if name == "momentum" else {}))  # fmt: skip
+    total = epochs * steps
+    oracle = torch.optim.lr_scheduler.OneCycleLR(
+        theirs, max_lr=recipe.lr, total_steps=total, pct_start=warmup * steps / total
+    )
+    for step in range(total):
+        set_lr(optimizer, lr_at(step, steps, recipe), momentum_at(step, steps, recipe))
+        for ours in optimizer.param_groups:
+            group = theirs.param_groups[0]
+            assert ours["lr"] == pytest.approx(group["lr"], rel=1e-9), step
+            key = "momentum" if name == "momentum" else "betas"
+            assert ours[key] == pytest.approx(group[key], rel=1e-9), step
+        theirs.step()
+        if step < total - 1:
+            oracle.step()
+    assert lr_at(total, steps, recipe) == pytest.approx(recipe.lr / 25e4), "one too many stays at the end"
+    assert momentum_at(0, steps, Recipe()) is None, "a cosine leaves momentum alone"
+
+
+def test_timms_momentum_is_torchs_sgd():
+    models = [vit(), vit()]
+    models[1].load_state_dict(models[0].state_dict())
+    recipe = Recipe(optimizer="momentum", lr=1e-2, weight_decay=0)
+    ours, theirs = make_optimizer(models[0], recipe), torch.optim.SGD(models[1].parameters(), lr=1e-2, momentum=0.9)
+    for _ in range(3):
+        for model, optimizer in zip(models, (ours, theirs)):
+            optimizer.zero_grad()
+            model(torch.ones(2, 3, 8, 8)).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(dict(models[0].named_parameters()), dict(models[1].named_parameters()))

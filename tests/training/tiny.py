@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lotus.config import Patches, Redraw, Sparsity, Train
+from lotus.config import Attention, Patches, Redraw, Sparsity, Train
 from lotus.data.plan import SamplePlan
 from lotus.events import Event
+from lotus.pruning import unstructured
+from lotus.sparsity.attention import AttentionPenalty
 from lotus.sparsity.gates import Gates
 from lotus.training import distributed, loop
 from lotus.training.distributed import World
@@ -225,6 +227,31 @@ def redraw_main(out: Path) -> None:
     world.close()
 
 
+def masked(folder: Path, zero: int, world: World | None = None) -> Outcome:
+    """A training under masks and with a penalty on attention."""
+    model = vit()
+    masks = unstructured.magnitude(unstructured.listed(model, "sparse_vit"), 0.5)
+    unstructured.put(model, masks)
+    penalty = AttentionPenalty(model, Attention(kind="entropy", strength=0.1))
+    with unstructured.held(model, masks):
+        done = train(folder, recipe(zero=zero, weight_decay=0.3), world=world, model=model, penalty=penalty)
+    unstructured.check(model, masks)
+    return done
+
+
+def masked_main(out: Path) -> None:
+    """One rank of trainings under masks."""
+    from safetensors.torch import save_file
+
+    torch.set_num_threads(1)
+    world = distributed.start("cpu")
+    for zero in (1, 2, 3):
+        done = masked(out / str(zero), zero, world)
+        if world.is_main:
+            save_file(done.fitted.state, out / f"{zero}.safetensors")
+    world.close()
+
+
 PAIR: dict[str, Any] = {"gated": True, "watched": True, "weighted": True}
 """What the test of two ranks trains; no drop_path, which draws by rank."""
 
@@ -256,7 +283,8 @@ def main(out: Path) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    if sys.argv[2:3] == ["patches"]:
-        patches_main(Path(sys.argv[1]), int(sys.argv[3]))
+    folder, *words = sys.argv[1:]
+    if words[:1] == ["patches"]:
+        patches_main(Path(folder), int(words[1]))
     else:
-        (redraw_main if sys.argv[2:] == ["redraw"] else main)(Path(sys.argv[1]))
+        {(): main, ("redraw",): redraw_main, ("masked",): masked_main}[tuple(words)](Path(folder))
