@@ -95,15 +95,14 @@ def main() -> int:
 
 
 def _jobs(options: argparse.Namespace) -> list[tuple[str, float, int]]:
-    """Every (method, keep, seed), a whole table of one seed after the other."""
+    """Every (method, keep, seed): the first table of one seed after the other, then the second."""
+    first = [(keep, (*TICKETS, *EACH_EPOCH)) for keep in options.keep]
+    second = [*((keep, EACH_EPOCH) for keep in options.near_one), (1.0, ("shorter",))]
     return [
         (method, keep, seed)
+        for table in (first, second)
         for seed in range(options.seeds)
-        for keep, methods in [
-            *((keep, (*TICKETS, *EACH_EPOCH)) for keep in options.keep),
-            *((keep, EACH_EPOCH) for keep in options.near_one),
-            (1.0, ("shorter",)),
-        ]
+        for keep, methods in table
         for method in methods
         if method != "infobatch" or keep * options.epochs >= ANY_TO_SAVE
     ]

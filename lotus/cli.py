@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     budget.add_argument("--prune", type=float, help="the part that goes, in [0, 1): the complement of --keep")
     ticket.add_argument("--seed", type=int, default=0, help="what is random follows from it (0)")
     ticket.add_argument("--out", default="", help="where the ticket goes, e.g. ticket.npz")
+    ticket.add_argument("--start", default="", metavar="TICKET", help="a ticket whose images all stay; more are added")
     ticket.add_argument("--no-balance", action="store_true", help="do not keep the same part of every class")
     ticket.add_argument("--max-memory", default="", metavar="SIZE", help="what the picker may take, e.g. 4GB or 500MB")
     ticket.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
@@ -270,6 +271,7 @@ def _select(options: argparse.Namespace) -> int:
     from selection.lottery import reads, select
     from selection.memory import gigabytes
     from selection.signals import Signals
+    from selection.subset import Subset
 
     if options.keep is None:
         if not 0 <= options.prune < 1:
@@ -295,6 +297,7 @@ def _select(options: argparse.Namespace) -> int:
         keep=options.keep,
         balance=not options.no_balance,
         seed=options.seed,
+        start=Subset.load(options.start) if options.start else None,
         max_memory=gigabytes(options.max_memory, "--max-memory") if options.max_memory else None,
         shelves=shelves,
     )

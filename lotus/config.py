@@ -438,6 +438,8 @@ class Select(Section):
     max_memory: Annotated[float, Field(gt=0)] | None = None
     """GB that the picker may take (``4GB``, ``500MB``): what needs more is refused with the figure, or takes a way that needs
     less. null: 0.5 for matrices of similarities, no limit else."""
+    start: str = ""
+    """A ticket (.npz) whose images all stay; the picker adds to them."""
     ticket: str = ""
     """A ticket made elsewhere (.npz); then nothing is scored."""
 

@@ -340,6 +340,7 @@ def select(shop: Shop) -> Making:
             keep=wants.keep,
             balance=wants.balance,
             seed=shop.config.seed,
+            start=Subset.load(wants.start) if wants.start else None,
             max_memory=wants.max_memory,
             shelves=shop.shelves,
         )
@@ -1384,8 +1385,9 @@ def _look_ahead(config: Config) -> None:
     for place, asked in (("model", config.model), ("score.model", config.score.model)):
         if asked is not None and asked.weights and not Path(asked.weights).exists():
             raise Refused(f"{place}.weights: there is nothing at {asked.weights}.")
-    if config.select.ticket:
-        Subset.load(config.select.ticket)
+    for file in (config.select.ticket, config.select.start):
+        if file:
+            Subset.load(file)
 
 
 def _check_zeros(config: Config, model: nn.Module) -> None:

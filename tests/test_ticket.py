@@ -294,6 +294,22 @@ def test_a_picture_of_a_bare_ticket(run, capsys, tmp_path):
     assert "&lt;b&gt;" in (tmp_path / "p.svg").read_text()
 
 
+def test_a_ticket_to_start_from_stays(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    known = {"labels": np.arange(60) % 3, "embeddings": rng.normal(size=(60, 4))}
+    Signals(known, fingerprint="d").save(tmp_path / "s.npz")
+    words = ["select", f"{tmp_path}/s.npz", "--score", "random", "--pick", "k_center", "--keep"]
+    assert main([*words, "0.2", "--out", f"{tmp_path}/few.npz"]) == 0
+    assert main([*words, "0.5", "--start", f"{tmp_path}/few.npz", "--seed", "9", "--out", f"{tmp_path}/more.npz"]) == 0
+    few, more = (Subset.load(tmp_path / name) for name in ("few.npz", "more.npz"))
+    assert (len(few), len(more)) == (12, 30)
+    assert set(few.rows) < set(more.rows)
+    Subset([1], 60, fingerprint="other").save(tmp_path / "other.npz")
+    capsys.readouterr()
+    assert main([*words, "0.5", "--start", f"{tmp_path}/other.npz"]) == 2
+    assert "start: it is for 60 images of data other" in capsys.readouterr().err
+
+
 def test_selecting_and_tickets_load_no_torch(run, tmp_path):
     words = [
         ["select", f"{run}/signals.npz", "--keep", "0.4", "--out", f"{tmp_path}/t.npz", "--max-memory", "1GB"],
