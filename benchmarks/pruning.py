@@ -8,6 +8,8 @@ the table is a way to cut, each column a part of the dense model's MACs (QK^T an
 
     ours          what ``lotus.prune`` does by default with ``criterion="fisher"``: rotated heads, all units in one pool, affine
     split         the same, with query/key and value dimensions cut each for itself
+    width W       the same, after the stream was turned and cut to the part W of its channels
+    branches      the same, where whole branches may go; inputs: where channels that a branch reads may
     the others    a criterion on the dimensions as they are, nothing compensated: what the literature does
     Torch-Pruning its own pruner (heads, head dimensions, MLP units and the residual width), where it is installed
 
@@ -39,8 +41,8 @@ import lotus.pruning
 from lotus.config import Data
 from lotus.data import augment, plain
 from lotus.data.source import Source, open_data
-from lotus.pruning import criteria, spec
-from lotus.vit import anatomy
+from lotus.pruning import criteria, narrow, spec
+from lotus.vit import anatomy, cost
 from lotus.vit.model import image_size
 from selection import methods
 from selection.errors import Refused
@@ -150,6 +152,9 @@ def ways() -> dict[str, Way]:
     found = {
         "ours": lottery({"criterion": "fisher"}),
         "split": lottery({"criterion": "fisher"}, split=True),
+        **{f"width {part:g}": functools.partial(narrowed, part) for part in (0.875, 0.75, 0.625, 0.5)},
+        "branches": lottery({"criterion": "fisher"}, branches=True),
+        "inputs": lottery({"criterion": "fisher", "inputs": True}),
         "fisher, affine, by index": lottery({"criterion": "fisher", "rotate": False}),
     }
     for name in methods.names(criteria):
@@ -160,6 +165,21 @@ def ways() -> dict[str, Way]:
     for score in ("magnitude", "taylor"):
         found[f"Torch-Pruning, {score}"] = functools.partial(torch_pruning, score)
     return found
+
+
+def narrowed(part: float, dense: nn.Module, batches: Batches, seed: int) -> Cuts:
+    """Ours on a narrower stream."""
+    found = narrow.statistics(dense, batches)
+    thin = narrow.narrow(dense, found, narrow.channels(dense, part, 8))
+    studied = lotus.pruning.study(thin, batches, criterion="fisher", seed=seed)
+
+    def cuts(keep: float) -> nn.Module | str:
+        try:
+            return studied.draw({"macs": keep}, whole=cost.count(dense)).model
+        except Refused as refusal:
+            return str(refusal)
+
+    return cuts
 
 
 def torch_pruning(score: str, dense: nn.Module, batches: Batches, seed: int) -> Cuts:

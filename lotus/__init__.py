@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 from selection.errors import Refused
 
 if TYPE_CHECKING:
-    from lotus.pruning import load, prune, save
+    from lotus.pruning import load, prune, save, verify
 
-__all__ = ["Refused", "load", "prune", "save"]
+__all__ = ["Refused", "load", "prune", "save", "verify"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     """torch and timm take seconds to import; ``lotus --help`` must not wait for them."""
-    if name in ("prune", "save", "load"):
+    if name in ("prune", "save", "load", "verify"):
         import lotus.pruning
 
         return getattr(lotus.pruning, name)

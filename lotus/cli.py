@@ -82,8 +82,13 @@ def _parser() -> argparse.ArgumentParser:
     _run_options(whole, until="report")
     whole.add_argument("--from", dest="first", choices=[stage.name for stage in STAGES], metavar="STAGE",
                        help=f"run again from this stage on: {', '.join(stage.name for stage in STAGES)}")  # fmt: skip
-    for name in ("prepare", "score", "train", "prune", "finetune", "export"):
+    for name in ("prepare", "score", "train", "finetune", "export"):
         _run_options(verb(name, f"run the stages up to '{name}' that are not done yet", _run), until=name)
+    cut = verb(
+        "prune", "run the stages up to 'prune', or, with --model, prune a model that LOTUS never trained", _prune
+    )
+    _run_options(cut, until="prune", config="?")
+    _prune_options(cut)
 
     ticket = verb("select", "draw a ticket (a subset of the images) from recorded signals; needs no torch", _select)
     ticket.add_argument("signals", help="signals.npz, as `lotus score` leaves it")
@@ -128,6 +133,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--model", default="final", help="baseline, trained, pruned, final, or a folder (final)")
     evaluate.add_argument("--json", action="store_true", help="print JSON and nothing else")
     evaluate.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+
+    verify = verb("verify", "check that the folder of a model is what its spec says", _verify)
+    verify.add_argument("folder", help="a folder of spec.json and model.safetensors")
+    verify.add_argument("--against", metavar="FOLDER", help="the folder of the model that it was cut from")
+    verify.add_argument("--json", action="store_true", help="print JSON and nothing else")
 
     report = verb("report", "write report.html of a run again and show its last page", _report)
     report.add_argument("folder", help="the run's folder, e.g. runs/digits")
@@ -205,8 +215,43 @@ def _ticket_verbs(parser: argparse.ArgumentParser) -> None:
     index(bring)
 
 
-def _run_options(parser: argparse.ArgumentParser, until: str) -> None:
-    parser.add_argument("config", help="a YAML file, e.g. configs/digits.yaml")
+def _prune_options(parser: argparse.ArgumentParser) -> None:
+    """What ``lotus prune --model`` takes, beside ``--plain``."""
+    own = parser.add_argument_group("a model that LOTUS never trained, without a config")
+    own.add_argument("--model", metavar="NAME", help="a timm name, e.g. deit_small_patch16_224")
+    own.add_argument("--weights", default="", metavar="FILE",
+                     help="safetensors, a state dict of torch, or a folder of LOTUS; without it timm's published ones")  # fmt: skip
+    own.add_argument("--data", metavar="FOLDER", help="train/CLASS/* and val/CLASS/*, or CLASS/*; or an .npz")
+    own.add_argument(
+        "--keep", action="append", default=[], metavar="BUDGET=PART", help="macs=0.5, params=0.5; may be repeated"
+    )
+    own.add_argument("--out", default="small", metavar="FOLDER", help="where the small model goes (small)")
+    own.add_argument(
+        "--arg",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an argument for timm.create_model, e.g. img_size=32",
+    )
+    own.add_argument("--criterion", default="fisher", help="a criterion of lotus/pruning/criteria.py (fisher)")
+    own.add_argument("--rank", default="pool", choices=("pool", "kind"), help="what competes with what (pool)")
+    own.add_argument("--round", type=int, default=8, help="widths stay a multiple of this (8)")
+    own.add_argument("--split", action="store_true", help="query/key and value dimensions may differ in number")
+    own.add_argument("--no-rotate", action="store_true", help="cut the dimensions of heads by index")
+    own.add_argument(
+        "--compensate",
+        default="affine",
+        choices=("none", "mean", "affine"),
+        help="how what goes is made up for (affine)",
+    )
+    own.add_argument("--calibration", type=int, default=2000, metavar="N", help="images that are looked at (2000)")
+    own.add_argument("--evaluate", type=int, default=5000, metavar="N",
+                     help="at most so many validation images are measured on before and after; 0: none (5000)")  # fmt: skip
+    own.add_argument("--seed", type=int, default=0, help="which images are drawn (0)")
+
+
+def _run_options(parser: argparse.ArgumentParser, until: str, config: str | None = None) -> None:
+    parser.add_argument("config", nargs=config, help="a YAML file, e.g. configs/digits.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, e.g. train.lr=3e-4")
     parser.add_argument("--again", action="store_true", help="run every stage again")
     parser.add_argument("--dry-run", action="store_true", help="only say what would run, and what it would cost")
@@ -257,6 +302,69 @@ def _run(options: argparse.Namespace) -> int:
     if options.until == "report":
         _last_page(config)
     return 0
+
+
+def _prune(options: argparse.Namespace) -> int:
+    """Of a run, or of a model of one's own."""
+    if not options.model:
+        strange = [flag for flag in ("weights", "data", "keep", "arg") if getattr(options, flag)]
+        if options.config is None or strange:
+            named = f"--{strange[0]} belongs to --model NAME. " if strange else ""
+            raise Refused(f"lotus prune: {named}Give a CONFIG, or --model NAME --data FOLDER --keep macs=0.5.")
+        return _run(options)
+    if options.config is not None or options.overrides:
+        raise Refused(
+            f"lotus prune --model takes no config ({options.config}). Arguments of the model: --arg NAME=VALUE."
+        )
+    for flag in ("data", "keep"):
+        if not getattr(options, flag):
+            raise Refused(f"lotus prune --model: --{flag} is missing, e.g. --data FOLDER --keep macs=0.5.")
+    for flag, least in (("calibration", 1), ("evaluate", 0)):
+        if getattr(options, flag) < least:
+            raise Refused(f"--{flag}: a number from {least} on, not {getattr(options, flag)}.")
+    from lotus import outside
+    from lotus.report.terminal import Terminal, pruned_page
+
+    args = {}
+    for given in options.arg:
+        name, equals, value = given.partition("=")
+        if not equals:
+            raise Refused(f"--arg {given}: write NAME=VALUE, e.g. --arg img_size=32.")
+        args[name] = _value(value)
+    job = outside.Job(
+        model=options.model, data=options.data, keep=outside.budgets(options.keep), weights=options.weights, args=args,
+        out=options.out, criterion=options.criterion, rank=options.rank, round=options.round, rotate=not options.no_rotate,
+        split=options.split, compensate=options.compensate, calibration=options.calibration, evaluate=options.evaluate,
+        seed=options.seed,
+    )  # fmt: skip
+    with Terminal(plain=options.plain or None) as terminal:
+        for event in outside.prune(job):
+            terminal.show(event)
+    if isinstance(event, outside.Cut):
+        pruned_page(event.plan, event.values, event.out, event.alone)
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from lotus.pruning import verify
+
+    found = verify(options.folder, against=options.against)
+    if options.json:
+        print(json.dumps({"folder": options.folder, "faults": list(found.faults), **found.facts}))
+    else:
+        for fault in found.faults:
+            print(f"{options.folder}: {fault}", file=sys.stderr)
+        if found:
+            told = found.facts
+            print(
+                f"{options.folder}: whole. {told['name']}, {told['tensors']} tensors, {told['params']:,} parameters, {told['macs']:,} MACs."
+            )
+            if options.against:
+                print(
+                    f"Against {options.against}: names the same class for {100 * told['agree']:.0f} % of a few drawn images, "
+                    f"logits differ by {told['distance']:.2g} (relative)."
+                )
+    return 0 if found else 2
 
 
 def _last_page(config: Config) -> None:

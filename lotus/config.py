@@ -556,6 +556,10 @@ class Prune(Section):
                 )
         if self.keep.gates is not None and self.rank != "quantile":
             raise ValueError("keep.gates is a budget of rank: quantile alone")
+        if self.keep.latency is not None and (self.inputs or self.branches or self.width is not None):
+            raise ValueError(
+                "keep.latency is predicted for heads, their dimensions and MLP units alone: without inputs, branches and width"
+            )
         return self
 
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import queue
+import threading
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -91,3 +96,29 @@ class Skipped(Event):
 
     stage: str
     why: str = "done before, settings unchanged"
+
+
+def watched(
+    stage: str, total: int, work: Callable[[Callable[[int], None]], T], unit: str = "images"
+) -> Generator[Event, None, T]:
+    """Do ``work`` in a thread while its progress, which it reports through its argument, is passed on as events."""
+    told: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    result: list[T] = []
+    fault: list[BaseException] = []
+
+    def thread() -> None:
+        try:
+            result.append(work(told.put))
+        except BaseException as error:  # it is raised again where somebody waits for it
+            fault.append(error)
+        finally:
+            told.put(None)
+
+    worker = threading.Thread(target=thread, daemon=True)
+    worker.start()
+    while (done := told.get()) is not None:
+        yield Step(stage, done, total, unit=unit)
+    worker.join()
+    if fault:
+        raise fault[0]
+    return result[0]

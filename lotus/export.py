@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,23 +61,23 @@ def export(
     size = image_size or door.image_size(model)
     model = model.eval()
     notes: list[str] = []
-    native, exported = _native(model), None
+    held, exported = native(model), None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for stale in (_TIMM, _ONNX, _PAGE):
             (folder / stale).unlink(missing_ok=True)
-        if native is None:
+        if held is None:
             notes.append("the blocks' widths differ, which timm's constructor cannot say: load the model by lotus.load")
         else:
             weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
             with _beside(folder / _TIMM) as beside:
                 save_file(weights, beside, metadata={"format": "pt"})
-            native = {"file": _TIMM, **native}
+            held = {"file": _TIMM, **held}
         if onnx and any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxruntime")):
             notes.append("no model.onnx, as the extra onnx is not installed: pip install 'lotus-vit[onnx]'")
         elif onnx:
             exported = _to_onnx(model, folder / _ONNX, size, example)
-        sent = {"timm": native, "onnx": exported, "notes": notes}
+        sent = {"timm": held, "onnx": exported, "notes": notes}
         with _beside(folder / _PAGE) as beside:
             beside.write_text(_page(model, size, sent), encoding="utf-8")
     except OSError as error:
@@ -85,27 +85,39 @@ def export(
     return sent
 
 
-def _native(model: nn.Module) -> dict[str, Any] | None:
+def lines(held: Mapping[str, Any] | None, folder: Path | None = None) -> list[str]:
+    """The three lines that load the weights without LOTUS; none where timm cannot hold them.
+
+    Args:
+        held: ``name`` and ``args``, as :func:`native` gives them, and ``file``.
+    """
+    if held is None:
+        return []
+    arguments = "".join(f", {name}={value!r}" for name, value in held["args"].items())
+    file = held["file"] if folder is None else str(folder / held["file"])
+    return [
+        "import timm, safetensors.torch",
+        f"model = timm.create_model({held['name']!r}{arguments})",
+        f"model.load_state_dict(safetensors.torch.load_file({file!r}))",
+    ]
+
+
+def native(model: nn.Module) -> dict[str, Any] | None:
     """Name and arguments by which timm alone builds ``model``; None where it cannot."""
     made = door.origin(model)
-    dims = {block.dims for block in anatomy.blocks(model)}
-    if len(dims) != 1:
+    told = door.widths(model)
+    if not told:
         return None
-    (one,) = dims
-    width = anatomy.blocks(model)[0].width
-    if not one.heads or not one.hidden:
-        return None
-    args = {**made["args"], "num_heads": one.heads, "mlp_ratio": one.hidden / width}
+    args = {**made["args"], **told}
     if gone(model):
         args["depth"] = len(anatomy.blocks(model))
-    if int(width * args["mlp_ratio"]) != one.hidden:
-        args["mlp_ratio"] = (one.hidden + 0.5) / width  # timm takes int(width * ratio)
     try:
         twin = door.build(made["name"], args, meta=True)
     except Refused:  # a number of heads that does not divide the width
         return None
     own = {name: tensor.shape for name, tensor in model.state_dict().items()}
     same = own == {name: tensor.shape for name, tensor in twin.state_dict().items()}
+    same &= door.pool_heads(model) == door.pool_heads(twin)
     same &= all(a.dims == b.dims for a, b in zip(anatomy.blocks(model), anatomy.blocks(twin), strict=True))
     return {"name": made["name"], "args": args} if same else None
 
@@ -176,13 +188,7 @@ def _page(model: nn.Module, size: int, sent: dict[str, Any]) -> str:
         "\n".join(widths),
     ]
     if sent["timm"]:
-        arguments = "".join(f", {name}={value!r}" for name, value in sent["timm"]["args"].items())
-        parts += [
-            "## With timm alone",
-            "```python\nimport timm, safetensors.torch\n"
-            f"model = timm.create_model({sent['timm']['name']!r}{arguments})\n"
-            f"model.load_state_dict(safetensors.torch.load_file({_TIMM!r}))\n```",
-        ]
+        parts += ["## With timm alone", "\n".join(["```python", *lines(sent["timm"]), "```"])]
     else:
         parts += [
             "## With LOTUS",

@@ -24,7 +24,7 @@ import numpy as np
 
 from lotus import doctor
 from lotus.config import Config, Recipe
-from lotus.events import Began, Ended, Evaluated, Event, Pruned, Said, Skipped, Step, Wrote
+from lotus.events import Began, Ended, Evaluated, Event, Pruned, Said, Skipped, Step, Wrote, watched
 from lotus.run import BY_NAME, STAGES, Run, digest, lies, write_json, write_text
 from selection import lottery, methods, npz, redraw
 from selection.errors import Refused
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from lotus.training.soup import Cooked
     from lotus.vit.tokens import Tokens
     from selection.signals import Signals
+
 
 T = TypeVar("T")
 
@@ -431,7 +432,7 @@ def prune(shop: Shop) -> Making:
         multiple = latency.fast_multiple(model, wants.latency_batch)
         yield Said("prune", f"Widths stay multiples of {multiple}: measured at batch {wants.latency_batch}.")
     if wants.keep.latency is not None:
-        table = yield from _watched(
+        table = yield from watched(
             "prune",
             latency.timings(model),
             lambda progress: latency.measure(model, wants.latency_batch, progress=progress),
@@ -439,7 +440,7 @@ def prune(shop: Shop) -> Making:
         )
         write_text(run.folder / "latency.json", table.to_json())
     with _images(shop, run.train_beton, calibration, config.train, model) as loader:
-        cut = yield from _watched(
+        cut = yield from watched(
             "prune",
             len(calibration) * _passes(wants),
             lambda progress: lotus.pruning.lottery(
@@ -634,6 +635,7 @@ def finetune(shop: Shop) -> Making:
 def export(shop: Shop) -> Making:
     import lotus.pruning
     from lotus.export import export as send
+    from lotus.export import lines
     from lotus.vit import cost
 
     run, wants, device = shop.run, shop.config.export, shop.world.device
@@ -641,6 +643,8 @@ def export(shop: Shop) -> Making:
     sent = send(model, run.export, onnx=wants.onnx)
     for note in sent["notes"]:
         yield Said("export", note)
+    for line in lines(sent["timm"], run.export):
+        yield Said("export", line)
     latency = {}
     for number, (name, folder) in enumerate((("dense", run.trained), ("final", run.final))):
         timed = lotus.pruning.load(folder).to(device)
@@ -735,15 +739,15 @@ Probed = Generator[Event, None, tuple[dict[str, np.ndarray], Spent]]
 def _trained(shop: Shop, labels: np.ndarray, run_in: np.ndarray | None) -> Probed:
     """Short trainings that are watched, and those on parts of the images."""
     config = shop.config
-    watched: list[dict[str, np.ndarray]] = []
+    told: list[dict[str, np.ndarray]] = []
     found: dict[str, np.ndarray] = {}
     total = Spent()
     for number in range(config.score.seeds):
         signals, spent = yield from _probe(shop, _probe_seed(config, number), embed=number == 0)
         found |= {name: signals.pop(name) for name in ("embeddings", "errors") if name in signals}
-        watched.append(signals)
+        told.append(signals)
         total += spent
-    found |= {name: np.stack([one[name] for one in watched]) for name in watched[0]}
+    found |= {name: np.stack([one[name] for one in told]) for name in told[0]}
     if run_in is not None:
         said = []
         for number, inside in enumerate(run_in):
@@ -1237,35 +1241,6 @@ def _keep(
         yield Wrote(stage, str(folder))
 
 
-def _watched(
-    stage: str, total: int, work: Callable[[Callable[[int], None]], T], unit: str = "images"
-) -> Generator[Event, None, T]:
-    """Do ``work`` in a thread while its progress, which it reports through its argument, is passed on as events."""
-    import queue
-    import threading
-
-    told: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-    result: list[T] = []
-    fault: list[BaseException] = []
-
-    def thread() -> None:
-        try:
-            result.append(work(told.put))
-        except BaseException as error:  # it is raised again where somebody waits for it
-            fault.append(error)
-        finally:
-            told.put(None)
-
-    worker = threading.Thread(target=thread, daemon=True)
-    worker.start()
-    while (done := told.get()) is not None:
-        yield Step(stage, done, total, unit=unit)
-    worker.join()
-    if fault:
-        raise fault[0]
-    return result[0]
-
-
 def _save_gates(file: Path, gates: Mapping[str, torch.Tensor]) -> None:
     """What the gates learned, for the criterion that reads it; the model has them folded in."""
     from safetensors.torch import save_file
@@ -1368,7 +1343,7 @@ def _look_ahead(config: Config) -> None:
             round=multiple,
             split=wants.split,
             inputs=wants.inputs,
-            branches=wants.branches,
+            branches=wants.branches if anatomy.is_vit(model) else False,
             whole=whole.cost(),
         )
     else:

@@ -20,7 +20,11 @@ TINY = [
     "prune.calibration=128", "export.onnx=false", "export.latency_batch=8",
     "model.args={img_size: 8, patch_size: 2, embed_dim: 32, depth: 2, num_heads: 2}",
 ]  # fmt: skip
-OWN = {"lotus_2024": ["prune.soup.steps=5", "finetune.epochs=1"]}
+OWN = {
+    "lotus_2024": ["prune.soup.steps=5", "finetune.epochs=1"],
+    "vtp": ["model.weights=", "finetune.epochs=1"],  # from a dense model: tests/test_papers_vtp.py
+    "vtp_proximal": ["model.weights=", "finetune.epochs=1"],
+}
 """What else makes one of them tiny."""
 
 

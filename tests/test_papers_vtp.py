@@ -52,7 +52,10 @@ def test_both_forms_run_from_a_dense_model_to_a_smaller_one(tmp_path: Path) -> N
     lotus("train", str(ROOT / "configs" / "digits.yaml"), f"folder={tmp_path / 'dense'}", *TINY, "select.keep=1", "train.epochs=4",
           "train.sparsity.gates=false", "score.epochs=1", "score.seeds=1")  # fmt: skip
     kept = {}
-    for name, more in (("vtp", []), ("vtp_proximal", ["train.sparsity.lr=0.1"])):
+    for name, more in (
+        ("vtp", []),
+        ("vtp_proximal", ["train.sparsity.lr=0.05", "train.epochs=10", "train.batch_size=64"]),
+    ):
         run = tmp_path / name
         lotus("run", str(PAPERS / f"{name}.yaml"), f"folder={run}", f"model.weights={tmp_path / 'dense' / 'trained'}",
               f"data.folder={tmp_path / 'dense' / 'data'}", *SHORT, *more)  # fmt: skip

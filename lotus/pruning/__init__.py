@@ -20,16 +20,17 @@ from lotus.pruning import budget, criteria, latency, measure, narrow, surgery
 from lotus.pruning import compensate as folds
 from lotus.pruning import rotate as turns
 from lotus.pruning.budget import Rank
+from lotus.pruning.check import Verified, verify
 from lotus.pruning.compensate import Compensate
 from lotus.pruning.narrow import Width
 from lotus.pruning.plan import BlockPlan, Plan
 from lotus.pruning.spec import load, save
-from lotus.vit import anatomy, cost
+from lotus.vit import anatomy, cost, families
 from lotus.vit import model as door
 from selection import methods
 from selection.errors import Refused
 
-__all__ = ["Drawn", "Plan", "Study", "load", "lottery", "prune", "save", "study"]
+__all__ = ["Drawn", "Plan", "Study", "Verified", "load", "lottery", "prune", "save", "study", "verify"]
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 
@@ -164,9 +165,9 @@ def lottery(
     if all(part == 1 for part in (*share.values(), *wants)):  # then nothing is to be turned or folded
         rotate, compensate = False, "none"
     passes = _passes(batches)
-    if wants != (1.0,) and "latency" in share:
+    if "latency" in share and (wants != (1.0,) or inputs or branches):
         raise Refused(
-            "prune.width: the table of latencies is of one width of the stream. Leave prune.keep.latency out."
+            "prune.keep.latency: is predicted for heads, their dimensions and MLP units alone. Leave inputs, branches and width out."
         )
     if wants != (1.0,) and inputs and "gates" in _reads(criterion, shelves):
         raise Refused(
@@ -236,6 +237,7 @@ class Study:
     forwards: int
     notes: tuple[str, ...]
     inputs: bool = False
+    rotated: bool = True
 
     def draw(
         self,
@@ -258,6 +260,10 @@ class Study:
             Refused: a budget that is none, or out of reach.
         """
         outline = cost.outline(self.dense)
+        if not anatomy.is_vit(self.dense):
+            if branches:
+                anatomy.plain(self.dense, "prune.branches")
+            branches = False
         if "latency" in budget.check_keep(keep):
             if rank != "pool" or split or branches or self.inputs:
                 raise Refused(
@@ -277,7 +283,7 @@ class Study:
                 branches=branches,
                 whole=whole,
             )
-        small = surgery.cut(self.dense, plan)
+        small = families.close(surgery.cut(self.dense, plan), self.model)
         notes = folds.carry_over(small, self.dense, plan, self.measured.moments, self.compensate)
         # Read off now: a cut model no longer shows what it was made as. One that timm would not make so can be used all the
         # same; save() says why it cannot be saved.
@@ -292,7 +298,7 @@ class Study:
             images=self.images,
             forwards=self.forwards,
             notes=(
-                *_notes(self.dense, split),
+                *_notes(self.dense, split, rotated=self.rotated),
                 *self.notes,
                 *notes,
                 *_timed(table if "latency" in keep else None, plan),
@@ -333,18 +339,20 @@ def study(
     squares, spread = bool(reads & {"read_squares", "write_squares"}), bool(reads & {"covariance", "gain"})
     labelled = squares or "gradients" in reads
     passes = _passes(batches)
-    dense, turned, notes = model, 0, []
+    dense, turned, notes = families.opened(model), 0, []
     if rotate and any(block.has_attn for block in anatomy.blocks(model)):
-        found = turns.statistics(model, passes(), progress=progress)
+        found = turns.statistics(dense, passes(), progress=progress)
         turned = next(iter(found.values())).logits.images
         learned = "gates" in reads
-        dense = turns.rotate(model, found, v=not learned)
+        dense = turns.rotate(dense, found, v=not learned)
         if learned:
             notes.append(
                 "Value dimensions are cut by index, not rotated: a learned gate belongs to the dimension it was learned on."
             )
     measured = measure.Measured()
     watched = "attention" in reads
+    if watched:
+        anatomy.plain(model, "prune.criterion: attention")
     if labelled or spread or watched or compensate != "none":
         measured = measure.measure(
             dense,
@@ -367,6 +375,7 @@ def study(
         forwards=turned + (3 + squares if labelled else 1) * measured.images,
         notes=tuple(notes),
         inputs=inputs,
+        rotated=rotate,
     )
 
 
@@ -387,13 +396,23 @@ def _beyond(progress: Callable[[int], None] | None, done: int) -> Callable[[int]
     return None if progress is None else lambda images: progress(done + images)
 
 
-def _notes(model: nn.Module, split: bool) -> list[str]:
+def _notes(model: nn.Module, split: bool, *, rotated: bool) -> list[str]:
     """What the architecture rules out."""
-    normed = [block.name for block in anatomy.blocks(model) if block.qk_norm]
-    if not normed:
-        return []
-    rest = "Value dimensions are rotated and cut alone." if split else "Value dimensions too, since split is off."
-    return [f"Query/key dimensions stay whole where qk-norm reads them all ({normed[0]} to {normed[-1]}). {rest}"]
+    found, notes = anatomy.blocks(model), []
+    rest = "Value dimensions are cut alone." if split else "Value dimensions too, since split is off."
+    for whole, why in (
+        ([block for block in found if block.qk_norm], "qk-norm reads them all"),
+        ([block for block in found if block.rotary and not block.qk_norm], "rotary positions turn them in pairs"),
+    ):
+        if whole:
+            notes.append(f"Query/key dimensions stay whole where {why} ({whole[0].name} to {whole[-1].name}). {rest}")
+    if rotated and any(block.norm("attn") is not None for block in found):
+        notes.append("Value dimensions are cut by index, not rotated: a norm stands between them and proj.")
+    if any(block.norm(branch) is not None for block in found for branch in ("attn", "mlp")):
+        notes.append(
+            "The norms before proj and fc2 take their statistics from what stays, rescaled to what they were on average."
+        )
+    return notes
 
 
 def _timed(table: latency.Table | None, plan: Plan) -> list[str]:
@@ -422,8 +441,9 @@ def _brief(whole: cost.Cost) -> dict[str, int]:
 
 def _refuse_unfit(model: nn.Module) -> None:
     for block in anatomy.blocks(model):
-        for name, linear in block.linears.items():
-            if linear._forward_pre_hooks or linear._forward_hooks:
+        owners = [getattr(block.module, name, None) for name in ("attn", "mlp")]
+        for name, linear in (pair for owner in owners if owner is not None for pair in owner.named_modules()):
+            if isinstance(linear, nn.Linear) and (linear._forward_pre_hooks or linear._forward_hooks):
                 raise Refused(
                     f"{block.name}: {name} carries a forward hook, which a cut would lose. Take it off first (gates: remove())."
                 )

@@ -55,7 +55,7 @@ class _Block:
     ) -> None:
         self.index, self.outline, self.round = index, outline, round
         self.of = self.dims = outline.dims[index]
-        self.whole_qk = bool(outline.qk_norm) and outline.qk_norm[index]
+        self.whole_qk = bool(outline.whole_qk) and outline.whole_qk[index]
         heads, qk_dim, v_dim, hidden = self.of[:4]
         name = f"blocks.{index}"
         self.reads: dict[str, int] = {}
@@ -288,7 +288,7 @@ def check_reach(
     share.pop(OF_GATES, None)
     if type(round) is not int or round < 1:
         raise Refused(f"prune.round: must be a whole number from 1, not {round!r}.")
-    normed = outline.qk_norm or (False,) * len(outline.dims)
+    normed = outline.whole_qk or (False,) * len(outline.dims)
     least = [_least(of, round, whole_qk=qk, split=split) for of, qk in zip(outline.dims, normed, strict=True)]
     if inputs:
         reads = min(outline.width, round)

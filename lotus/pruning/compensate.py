@@ -131,6 +131,41 @@ def fold(
     return small.to(weight.device, weight.dtype), bias
 
 
+@torch.no_grad()
+def rescale(norm: nn.Module | None, dense: nn.Module | None, kept: Sequence[int], moments: Moments | None) -> None:
+    """Multiply the weights of a cut norm, in place, by the mean spread of what it reads now, so that its outputs are again
+    about what they were before the cut.
+
+    A norm gives z = (h - mean) / spread of all U inputs; of the kept ones alone it gives (z_S - m) / s, with mean and spread
+    taken over z_S. On average over the calibration images s^2 = mean E[z_S^2] - E[m^2], which follows from the moments. An
+    RMSNorm takes no mean. For a norm without weights, or without moments, nothing is done.
+
+    Args:
+        norm: The cut norm, before the Linear that is compensated.
+        dense: The norm before the cut.
+        kept: The inputs that stay, in order.
+        moments: Of what the norm gave, in the model before the cut.
+    """
+    weight, before = getattr(norm, "weight", None), getattr(dense, "weight", None)
+    if weight is None or before is None or moments is None or not moments.with_covariance or len(kept) == len(before):
+        return
+    stay = torch.as_tensor(kept, dtype=torch.long, device=moments.mean.device)
+    gain = before.detach().to(moments.mean)[stay]
+    bias = getattr(dense, "bias", None)
+    shift = 0 if bias is None else bias.detach().to(moments.mean)[stay]
+    if (gain == 0).any():  # then z cannot be read off what the norm gave
+        return
+    mean = (moments.mean[stay] - shift) / gain
+    second = moments.covariance[stay][:, stay] / torch.outer(gain, gain) + torch.outer(mean, mean)  # E[z z']
+    square = second.diagonal().mean()
+    if isinstance(norm, nn.LayerNorm):
+        square = square - second.mean()
+        small_bias = getattr(norm, "bias", None)
+        if small_bias is not None:
+            small_bias += (gain * mean.mean()).to(small_bias)
+    weight *= square.clamp_min(0).sqrt().to(weight)
+
+
 def apply(
     linear: nn.Linear,
     dense: nn.Linear,
@@ -178,6 +213,7 @@ def carry_over(
                 continue
             site = f"{old.name}.{branch}"
             if block is not None and stays:
+                rescale(block.norm(branch), old.norm(branch), stays, moments.get(site))
                 apply(getattr(block, last), getattr(old, last), stays, moments.get(site), how)
                 if reads is not None:
                     whole = surgery.cut_weights(old, dataclasses.replace(kept, attn_in=None, mlp_in=None))[first]
@@ -202,13 +238,8 @@ def _mean_of(block: Block, branch: str, moments: Moments | None) -> Tensor | Non
     linear = block.proj if branch == "attn" else block.fc2
     mean = linear.weight.detach().to(moments.mean) @ moments.mean
     mean = mean if linear.bias is None else mean + linear.bias.detach().to(mean)
-    gamma = _gamma(block, branch)
+    gamma = block.gamma(branch)
     return mean if gamma is None else mean * gamma.to(mean)
-
-
-def _gamma(block: Block, branch: str) -> Tensor | None:
-    found = getattr(getattr(block.module, "ls1" if branch == "attn" else "ls2", None), "gamma", None)
-    return None if found is None else found.detach()
 
 
 def _shift(model: Any, writers: Sequence[tuple[Block, str]], by: Tensor | None) -> bool:
@@ -219,7 +250,7 @@ def _shift(model: Any, writers: Sequence[tuple[Block, str]], by: Tensor | None) 
         if writers:
             block, branch = writers[-1]
             bias = (block.proj if branch == "attn" else block.fc2).bias
-            gamma = _gamma(block, branch)
+            gamma = block.gamma(branch)
             if bias is None or block.norm_after or (gamma is not None and bool((gamma == 0).any())):
                 return False
             bias.add_((by if gamma is None else by / gamma.to(by)).to(bias))

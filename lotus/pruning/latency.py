@@ -360,12 +360,13 @@ def _axes(model: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int
     """Numbers of heads, head dimensions and MLP units to time."""
     found = anatomy.blocks(model)
     of = found[0].dims
-    if any(block.dims != of for block in found) or of.qk_dim != of.v_dim:
+    alike = all(block.dims == of and block.width == found[0].width for block in found)
+    if not alike or of.qk_dim != of.v_dim:
         raise Refused(
             "prune.keep.latency: the model's blocks differ in width already, and the table is of blocks that are alike. "
             "Give a budget of macs, or cut the dense model."
         )
-    dims = (of.v_dim,) if any(block.qk_norm for block in found) else _grid(of.v_dim, min(8, of.v_dim))
+    dims = (of.v_dim,) if any(block.whole_qk for block in found) else _grid(of.v_dim, min(8, of.v_dim))
     return _grid(of.heads, 1), dims, _grid(of.hidden, min(8, of.hidden))
 
 

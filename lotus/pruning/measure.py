@@ -198,9 +198,14 @@ def measure(
                     loss = functional.cross_entropy(scores.float(), labels.to(scores.device), reduction="sum")
                     slopes = torch.autograd.grad(loss, [*gates.values(), *(out for *_, out in tracked)])
                     for site, slope in zip(gates, slopes, strict=False):
-                        recorded.setdefault(site, []).append(slope.squeeze(1).float().cpu())
+                        each = slope.reshape(len(images), -1, slope.shape[-1]).sum(1)  # over an image's windows
+                        recorded.setdefault(site, []).append(each.float().cpu())
                     for (name, linear, x, _), slope in zip(tracked, slopes[len(gates) :], strict=True):
-                        total = _squares(linear, x, slope).cpu().numpy()
+                        total = (
+                            _squares(linear, *(t.reshape(len(images), -1, t.shape[-1]) for t in (x, slope)))
+                            .cpu()
+                            .numpy()
+                        )
                         result.squares[name] = result.squares.get(name, 0) + total
                     gates.clear()
                     tracked.clear()
@@ -286,16 +291,15 @@ def _weights(block: Block, inputs: bool) -> dict[str, dict[str, Any]]:
         qkv = _with_bias(block.qkv)
         found |= {
             f"{block.name}.qk": {"reads": qkv[:inner], "writes": qkv[inner : 2 * inner]},
-            f"{block.name}.attn": {"reads": qkv[2 * inner :], "writes": _columns(block.proj, block.module, "ls1")},
+            f"{block.name}.attn": {"reads": qkv[2 * inner :], "writes": _columns(block, "attn")},
         }
     if block.has_mlp:
-        writes = _columns(block.fc2, block.module, "ls2")
-        found[f"{block.name}.mlp"] = {"reads": _with_bias(block.fc1), "writes": writes}
+        found[f"{block.name}.mlp"] = {"reads": _units(_with_bias(block.fc1), block), "writes": _columns(block, "mlp")}
     for branch, norm, linear in (("attn", "norm1", "qkv"), ("mlp", "norm2", "fc1")):
         if inputs and linear in block.linears:
             found[f"{block.name}.{branch}_in"] = {
                 "reads": _gain(getattr(block.module, norm), block.reads(branch)),
-                "writes": _columns(getattr(block, linear), block.module, ""),
+                "writes": getattr(block, linear).weight.detach().double().T.cpu().numpy(),
             }
     return found
 
@@ -333,10 +337,12 @@ def _squares_of(block: Block, site: str, measured: Measured) -> dict[str, np.nda
     if site.endswith("_in"):  # of the norm's own weights nothing is measured: they count nothing
         columns = of["qkv" if site.endswith(".attn_in") else "fc1"][:, :-1].T
         return {"read_squares": np.zeros((len(columns), 2)), "write_squares": columns}
-    reads, columns, scale = (
-        (of["qkv"][2 * inner :], of["proj"], "ls1") if site.endswith(".attn") else (of["fc1"], of["fc2"], "ls2")
+    reads, columns, branch = (
+        (of["qkv"][2 * inner :], of["proj"], "attn")
+        if site.endswith(".attn")
+        else (_units(of["fc1"], block), of["fc2"], "mlp")
     )
-    gamma = getattr(getattr(block.module, scale, None), "gamma", None)
+    gamma = block.gamma(branch)
     squares = columns[:, :-1].T  # without the bias, which stays
     if gamma is not None:  # the derivative by gamma w is that by w over gamma
         g = gamma.detach().double().cpu().numpy() ** 2
@@ -373,10 +379,15 @@ def _with_bias(linear: nn.Linear) -> np.ndarray:
     return torch.cat((weight, bias[:, None]), dim=1).cpu().numpy()
 
 
-def _columns(linear: nn.Linear, block: nn.Module, scale: str) -> np.ndarray:
+def _units(rows: np.ndarray, block: Block) -> np.ndarray:
+    """(F, R): a row a unit; of a gated MLP both halves side by side."""
+    return np.concatenate(np.split(rows, 1 + block.glu), axis=1)
+
+
+def _columns(block: Block, branch: str) -> np.ndarray:
     """(in, out): what a unit writes, times LayerScale."""
-    weight = linear.weight.detach().double()
-    gamma = getattr(getattr(block, scale, None), "gamma", None)
+    weight = (block.proj if branch == "attn" else block.fc2).weight.detach().double()
+    gamma = block.gamma(branch)
     if gamma is not None:
         weight = weight * gamma.detach().double()[:, None]
     return weight.T.cpu().numpy()
@@ -386,17 +397,17 @@ def _columns(linear: nn.Linear, block: nn.Module, scale: str) -> np.ndarray:
 def evaluating(model: Any) -> Iterator[None]:
     """Eval mode without activation checkpointing; every module's mode is put back."""
     modes = {module: module.training for module in model.modules()}
-    checkpointing = getattr(model, "grad_checkpointing", None)
+    checkpointing = [module for module in model.modules() if getattr(module, "grad_checkpointing", False)]
     model.eval()
-    if checkpointing:
-        model.grad_checkpointing = False
+    for module in checkpointing:  # Swin's stages have a switch each
+        module.grad_checkpointing = False
     try:
         yield
     finally:
         for module, mode in modes.items():
             module.training = mode
-        if checkpointing:
-            model.grad_checkpointing = checkpointing
+        for module in checkpointing:
+            module.grad_checkpointing = True
 
 
 def pairs(batches: Iterable[Any], labelled: bool) -> Iterator[tuple[Tensor, Tensor | None]]:

@@ -136,9 +136,9 @@ def narrow(model: nn.Module, found: Statistics, width: int, *, compensate: Compe
         if token is not None:
             state[name] = (token.detach().to(write) @ write.T).to(token.device, token.dtype)
     for block in anatomy.blocks(model):
-        for last, scale, place in (("proj", "ls1", "attn.proj"), ("fc2", "ls2", "mlp.fc2")):
+        for last, branch, place in (("proj", "attn", "attn.proj"), ("fc2", "mlp", "mlp.fc2")):
             if last in block.linears:
-                linear, gamma = block.linears[last], getattr(getattr(block.module, scale, None), "gamma", None)
+                linear, gamma = block.linears[last], block.gamma(branch)
                 wrote(f"{block.name}.{place}.weight", linear.weight, gamma, like=linear.weight)
                 wrote(f"{block.name}.{place}.bias", linear.bias, gamma, like=linear.weight)
     for site, (norm, linears) in readers.items():
@@ -211,9 +211,12 @@ def _readers(model: Any) -> dict[str, tuple[Any, dict[str, nn.Linear]]]:
     """
     found: dict[str, tuple[Any, dict[str, nn.Linear]]] = {}
     fault = ""
+    anatomy.plain(model, "prune.width")
     for block in anatomy.blocks(model):
         if block.norm_after:
             fault = f"{block.name} norms what its branches give"
+        if block.norm("attn") is not None or block.norm("mlp") is not None:
+            fault = f"{block.name} norms what proj or fc2 reads"
         if block.qk_norm:
             fault = f"{block.name} norms queries and keys"
         if block.reads("attn") is not None or block.reads("mlp") is not None:

@@ -133,10 +133,9 @@ class Plan:
             for branch, reads in (("attn", plan.attn_in), ("mlp", plan.mlp_in)):
                 if reads is not None and (block.norm_after or reads[-1] >= block.width):
                     raise Refused(f"{block.name}: {branch} cannot read channel {reads[-1]} of the stream alone.")
-            if block.qk_norm and plan.heads and plan.dims.qk_dim != plan.of.qk_dim:
-                raise Refused(
-                    f"{block.name}: has qk-norm, whose statistics are of all query/key dimensions. Keep them all."
-                )
+            if block.whole_qk and plan.heads and plan.dims.qk_dim != plan.of.qk_dim:
+                why = "qk-norm, whose statistics are of" if block.qk_norm else "rotary positions, which turn"
+                raise Refused(f"{block.name}: has {why} all query/key dimensions. Keep them all.")
 
     def cost(self, model: nn.Module | cost.Outline) -> cost.Cost:
         """What the cut model will cost; nothing is built."""

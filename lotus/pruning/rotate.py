@@ -111,9 +111,9 @@ def rotate(model: nn.Module, found: dict[str, Statistics], *, qk: bool = True, v
     shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     turned = copy.deepcopy(model, shared)
     for block in (block for block in anatomy.blocks(turned) if block.has_attn):
-        if qk and not block.qk_norm:  # a norm between q and the logits is bound to the basis
+        if qk and not block.whole_qk:  # what stands between q and the logits is bound to the basis
             _turn_queries_keys(block, found[block.name])
-        if v:
+        if v and block.norm("attn") is None:
             _turn_values(block, found[block.name])
     return turned
 
@@ -132,7 +132,7 @@ def _turn_values(block: Block, found: Statistics) -> None:
         spread = spread + torch.outer(found.outputs.mean, found.outputs.mean)
     weight = block.proj.weight.detach().to(spread)  # (D, H V)
     scaled = weight
-    gamma = getattr(getattr(block.module, "ls1", None), "gamma", None)
+    gamma = block.gamma("attn")
     if gamma is not None:
         scaled = weight * gamma.detach().to(spread)[:, None]
     parts = [slice(h * v_dim, (h + 1) * v_dim) for h in range(heads)]

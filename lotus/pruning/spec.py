@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lotus.pruning import surgery
-from lotus.vit import anatomy, cost, parts
+from lotus.vit import anatomy, cost, families, parts
 from lotus.vit import model as door
 from lotus.vit.anatomy import Dims
 from selection.errors import Refused
@@ -62,7 +62,7 @@ def save(
     fault = _difference(skeleton.state_dict(), state)
     if fault:
         raise Refused(f"{type(model).__name__}: would not come back from {folder} as it is: {fault}.")
-    now, dense = cost.count(model), cost.count(door.build(origin["name"], origin["args"], meta=True))
+    now, dense = cost.count(model), dense_cost({"model": origin}, type(model).__name__)
     spec = {
         "kind": KIND,
         "format": FORMAT if any(len(row) > 4 or 0 in row.values() for row in rows) else 1,
@@ -102,12 +102,38 @@ def load(folder: str | Path) -> nn.Module:
     Raises:
         Refused: no such folder, a foreign or newer one, or weights that are damaged or do not fit the spec.
     """
+    folder = Path(folder)
+    skeleton, weights, origin = _open(folder)
+    fault = _difference(skeleton.state_dict(), weights)
+    if fault:
+        raise Refused(f"{folder / WEIGHTS}: does not fit {SPEC}: {fault}.")
+    # Copies own aligned memory, where the file's map need not be: kernels, and so last bits, may depend on it.
+    skeleton.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, assign=True)
+    _fill(skeleton, origin)
+    return skeleton.eval()
+
+
+def differences(folder: str | Path) -> list[str]:
+    """Every tensor of a folder that is missing, too many or of another shape than its spec says.
+
+    Raises:
+        Refused: as :func:`load`, but for these.
+    """
+    skeleton, weights, _ = _open(Path(folder))
+    return [f"{fault}." for fault in _differences(skeleton.state_dict(), weights)]
+
+
+def dense_cost(spec: Mapping[str, Any], place: str) -> cost.Cost:
+    """What the model costs that a spec was cut from."""
+    return cost.count(door.build(spec["model"]["name"], spec["model"]["args"], meta=True, place=place))
+
+
+def _open(folder: Path) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
+    """The model that a folder describes, without memory, its weights, and how it is made dense."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    folder = Path(folder)
-    spec = read(folder)
-    file = folder / WEIGHTS
+    spec, file = read(folder), folder / WEIGHTS
     try:
         weights = load_file(file)
     except (OSError, SafetensorError) as error:
@@ -117,13 +143,22 @@ def load(folder: str | Path) -> nn.Module:
         origin = {"name": spec["model"]["name"], "args": dict(spec["model"]["args"])}
     except (TypeError, KeyError, ValueError) as error:
         raise Refused(f"{folder / SPEC}: is damaged ({type(error).__name__}: {error}).") from None
-    skeleton = _skeleton(origin, rows, place=str(folder / SPEC))
-    fault = _difference(skeleton.state_dict(), weights)
-    if fault:
-        raise Refused(f"{file}: does not fit {SPEC}: {fault}.")
-    # Copies own aligned memory, where the file's map need not be: kernels, and so last bits, may depend on it.
-    skeleton.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, assign=True)
-    return skeleton.eval()
+    return _skeleton(origin, rows, place=str(folder / SPEC)), weights, origin
+
+
+def _fill(skeleton: nn.Module, origin: Mapping[str, Any]) -> None:
+    """Give what no file keeps, since it follows from the architecture (rotary angles, masks of windows), its values."""
+    if not any(buffer.is_meta for buffer in skeleton.buffers()):
+        return
+    made = door.build(origin["name"], origin["args"]).to(next(skeleton.parameters()).dtype)
+    for name, buffer in made.named_buffers():
+        where, _, last = name.rpartition(".")
+        try:
+            owner = skeleton.get_submodule(where)
+        except AttributeError:
+            continue
+        if getattr(owner, last, None) is not None and getattr(owner, last).is_meta:
+            setattr(owner, last, buffer)
 
 
 def read(folder: str | Path) -> dict[str, Any]:
@@ -194,24 +229,33 @@ def _skeleton(origin: Mapping[str, Any], rows: list[dict[str, Any]], *, place: s
     if len(found) != len(rows):
         raise Refused(f"{place}: widths for {len(rows)} blocks, but {origin['name']} has {len(found)}.")
     for block, row in zip(found, rows, strict=True):
-        if not _possible(row, block):
+        if not _possible(row, block) or not (
+            anatomy.is_vit(model) or (row["heads"] and row["hidden"] and len(row) == 4)
+        ):
             raise Refused(f"{place}: {block.name} cannot have {row}.")
     stays = [(row["heads"] > 0, row["hidden"] > 0) for row in rows]
     if not any(map(any, stays)):
         raise Refused(f"{place}: nothing is left of any block.")
-    parts.strip(model, stays)
+    opened = families.opened(model)
+    if not all(map(all, stays)):
+        parts.strip(opened, stays)
     left = [row for row, stay in zip(rows, stays, strict=True) if any(stay)]
-    for block, row in zip(anatomy.blocks(model), left, strict=True):
+    for block, row in zip(anatomy.blocks(opened), left, strict=True):
         reads = {of: row.get(f"{of}_in") for of in ("attn", "mlp")}
         widths = [row[name] for name in _WIDTHS]
         dims = Dims(*widths, *(None if index is None else len(index) for index in reads.values()))
         if dims != block.dims:
             surgery.reshape(block, dims, reads)
-    return model
+    return families.close(opened, model) if opened is not model else model
 
 
 def _difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
     """The first tensors that are missing, too many or of another shape; empty where all fit."""
+    faults = _differences(expected, found)
+    return "; ".join(faults[:3]) + (f", and {len(faults) - 3} more" if len(faults) > 3 else "")
+
+
+def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
     faults = [f"{name} is missing" for name in expected if name not in found]
     faults += [f"{name} does not belong" for name in found if name not in expected]
     faults += [
@@ -219,7 +263,7 @@ def _difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
         for name, tensor in expected.items()
         if name in found and found[name].shape != tensor.shape
     ]
-    return "; ".join(faults[:3]) + (f", and {len(faults) - 3} more" if len(faults) > 3 else "")
+    return faults
 
 
 def _ours(folder: Path) -> bool:

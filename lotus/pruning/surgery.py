@@ -7,16 +7,15 @@ the cut units silenced; :func:`masked` makes that model, for comparison.
 from __future__ import annotations
 
 import copy
-import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lotus.pruning.plan import BlockPlan, Plan
-from lotus.vit import anatomy, parts
+from lotus.vit import anatomy, families, parts
 from lotus.vit.anatomy import Block, Dims
 from lotus.vit.attention import SplitAttention
 from lotus.vit.parts import Select
@@ -32,10 +31,15 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
         Refused: the plan was not made for this model, or the model cannot be cut.
     """
     plan.check(model)
-    small = copy.deepcopy(model)
-    parts.strip(small, [(bool(keep.heads), bool(keep.units)) for keep in plan.blocks])
+    dense = families.opened(model)
+    small = copy.deepcopy(dense)
+    olds = anatomy.blocks(dense)
+    stays = [(bool(keep.heads), bool(keep.units)) for keep in plan.blocks]
+    if any(stay != (block.has_attn, block.has_mlp) for stay, block in zip(stays, olds, strict=True)):
+        anatomy.plain(model, "branches")
+        parts.strip(small, stays)
     for block, (index, keep) in zip(anatomy.blocks(small), survivors(plan), strict=True):
-        old = anatomy.blocks(model)[index]
+        old = olds[index]
         weights = cut_weights(old, keep)
         reshape(block, keep.dims, {branch: _channels(old, keep, branch) for branch in ("attn", "mlp")})
         for name, linear in block.linears.items():
@@ -44,7 +48,8 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
             linear.weight = nn.Parameter(weight.contiguous(), requires_grad=before.weight.requires_grad)
             if bias is not None:
                 linear.bias = nn.Parameter(bias.clone(), requires_grad=before.bias.requires_grad)
-    return small
+        _cut_beside(block, old, keep)
+    return families.close(small, model)
 
 
 def masked(model: nn.Module, plan: Plan) -> nn.Module:
@@ -54,13 +59,13 @@ def masked(model: nn.Module, plan: Plan) -> nn.Module:
         Refused: as :func:`cut`.
     """
     plan.check(model)
-    silent = copy.deepcopy(model)
+    silent = copy.deepcopy(families.opened(model))
     with torch.no_grad():
         for block, keep in zip(anatomy.blocks(silent), plan.blocks, strict=True):
             inner = keep.of.heads * keep.of.qk_dim
-            for there, last, norm in ((keep.heads, "proj", "norm1"), (keep.units, "fc2", "norm2")):
+            for there, last, after in ((keep.heads, "proj", "norm1"), (keep.units, "fc2", "norm2")):
                 if last in block.linears and not there:
-                    silence = [getattr(block, last), *([getattr(block.module, norm)] if block.norm_after else [])]
+                    silence = [getattr(block, last), *([getattr(block.module, after)] if block.norm_after else [])]
                     for weight in (weight for module in silence for weight in module.parameters()):
                         weight.zero_()
             for reads, first in ((keep.attn_in, "qkv"), (keep.mlp_in, "fc1")):
@@ -69,6 +74,10 @@ def masked(model: nn.Module, plan: Plan) -> nn.Module:
                     linear.weight[:, _others(reads, linear.in_features)] = 0
             if keep.units:
                 block.fc2.weight[:, _others(keep.units, keep.of.hidden)] = 0
+            for branch, kept in (("attn", keep.outputs), ("mlp", list(keep.units))):
+                norm = block.norm(branch)
+                if norm is not None and kept:  # what is gone must not count in its statistics either
+                    getattr(block.module, branch).norm = _NormOfSome(norm, kept)
             if not keep.heads:
                 continue
             block.proj.weight[:, _others(keep.outputs, block.proj.in_features)] = 0
@@ -78,6 +87,22 @@ def masked(model: nn.Module, plan: Plan) -> nn.Module:
                 if block.qkv.bias is not None:
                     block.qkv.bias[rows] = 0
     return silent
+
+
+class _NormOfSome(nn.Module):
+    """A norm with the statistics of the inputs ``kept``; the others come out as nothing."""
+
+    def __init__(self, norm: nn.Module, kept: Sequence[int]) -> None:
+        super().__init__()
+        self.kept = list(kept)
+        self.small = families.resized(norm, len(self.kept))
+        for name, weight in norm.named_parameters(recurse=False):
+            setattr(self.small, name, nn.Parameter(weight.detach()[self.kept]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.zeros_like(x)
+        y[..., self.kept] = self.small(x[..., self.kept])
+        return y
 
 
 def survivors(plan: Plan) -> list[tuple[int, BlockPlan]]:
@@ -112,36 +137,30 @@ def reshape(block: Block, dims: Dims, reads: Mapping[str, Sequence[int] | None] 
         _reshape_attention(block, dims, width)
     if block.has_mlp:
         mlp: Any = block.mlp
-        mlp.fc1 = _empty(mlp.fc1, dims.mlp_in or width, dims.hidden)
+        mlp.fc1 = _empty(mlp.fc1, dims.mlp_in or width, (1 + block.glu) * dims.hidden)
         mlp.fc2 = _empty(mlp.fc2, dims.hidden, width)
+        if (norm_before := block.norm("mlp")) is not None:
+            mlp.norm = families.resized(norm_before, dims.hidden)
 
 
 def _reshape_attention(block: Block, dims: Dims, width: int) -> None:
     heads, qk_dim, v_dim, _, attn_in, _ = dims
     attn: Any = block.attn
-    if qk_dim != v_dim or not (type(attn) is SplitAttention or heads * v_dim == width or _holds(attn.__class__)):
-        attn = SplitAttention(
-            width,
-            heads,
-            qk_dim,
-            v_dim,
-            qkv_bias=attn.qkv.bias is not None,
-            proj_bias=attn.proj.bias is not None,
-            attn_drop=attn.attn_drop.p,
-            proj_drop=attn.proj_drop.p,
-            fused=bool(attn.fused_attn),
-            q_norm=attn.q_norm,
-            k_norm=attn.k_norm,
-            device="meta",
-            dtype=attn.qkv.weight.dtype,
-        ).train(attn.training)
+    if qk_dim != v_dim or not (
+        type(attn) is SplitAttention or heads * v_dim == width or families.holds(attn.__class__)
+    ):
+        made: Any = families.split(block, dims)
         if attn_in is not None:
-            attn.qkv = _empty(attn.qkv, attn_in, attn.qkv.out_features)
-        block.module.attn = attn
-    else:
-        attn.qkv = _empty(attn.qkv, attn_in or width, heads * (2 * qk_dim + v_dim))
-        attn.proj = _empty(attn.proj, heads * v_dim, width)
-        _set_heads(attn, heads, qk_dim, v_dim)
+            made.qkv = _empty(made.qkv, attn_in, made.qkv.out_features)
+        block.module.attn = made
+        return
+    attn.qkv = _empty(attn.qkv, attn_in or width, heads * (2 * qk_dim + v_dim))
+    attn.proj = _empty(attn.proj, heads * v_dim, width)
+    if (norm := block.norm("attn")) is not None:
+        attn.norm = families.resized(norm, heads * v_dim)
+    if (table := block.table) is not None:
+        attn.relative_position_bias_table = nn.Parameter(table.new_empty(len(table), heads, device="meta"))
+    families.set_heads(attn, dims)
 
 
 def cut_weights(block: Block, keep: BlockPlan) -> dict[str, tuple[Tensor, Tensor | None]]:
@@ -151,7 +170,8 @@ def cut_weights(block: Block, keep: BlockPlan) -> dict[str, tuple[Tensor, Tensor
         found |= _cut_attention(block, keep)
     if keep.units:
         units = list(keep.units)
-        found["fc1"] = (_columns(block.fc1.weight.detach()[units], keep.mlp_in), _rows(block.fc1, units))
+        halves = [half * keep.of.hidden + unit for half in range(1 + block.glu) for unit in units]
+        found["fc1"] = (_columns(block.fc1.weight.detach()[halves], keep.mlp_in), _rows(block.fc1, halves))
         found["fc2"] = (block.fc2.weight.detach()[:, units], _rows(block.fc2))
     return found
 
@@ -170,6 +190,18 @@ def _cut_attention(block: Block, keep: BlockPlan) -> dict[str, tuple[Tensor, Ten
         "qkv": (_columns(qkv, keep.attn_in), bias),
         "proj": (block.proj.weight.detach()[:, outputs], _rows(block.proj)),
     }
+
+
+def _cut_beside(block: Block, old: Block, keep: BlockPlan) -> None:
+    """What is cut along with the Linears: norms before proj and fc2, a head's relative positions."""
+    for branch, kept in (("attn", keep.outputs), ("mlp", list(keep.units))):
+        norm, before = block.norm(branch), old.norm(branch)
+        if norm is not None and before is not None:
+            for name, weight in before.named_parameters(recurse=False):
+                setattr(norm, name, nn.Parameter(weight.detach()[kept], requires_grad=weight.requires_grad))
+    if keep.heads and (table := old.table) is not None:
+        left = table.detach()[:, list(keep.heads)].contiguous()
+        block.attn.relative_position_bias_table = nn.Parameter(left, requires_grad=table.requires_grad)
 
 
 def _columns(weight: Tensor, kept: Sequence[int] | None) -> Tensor:
@@ -191,26 +223,3 @@ def _others(kept: Sequence[int], count: int) -> list[int]:
 def _empty(like: nn.Linear, reads: int, writes: int) -> nn.Linear:
     linear = nn.Linear(reads, writes, bias=like.bias is not None, device="meta", dtype=like.weight.dtype)
     return linear.train(like.training)
-
-
-def _set_heads(attn: Any, heads: int, qk_dim: int, v_dim: int) -> None:
-    attn.num_heads = heads
-    attn.scale = qk_dim**-0.5
-    if type(attn) is SplitAttention:
-        attn.qk_dim, attn.v_dim = qk_dim, v_dim
-        return
-    attn.head_dim = v_dim
-    if hasattr(attn, "attn_dim"):
-        attn.attn_dim = heads * v_dim
-
-
-@functools.cache
-def _holds(attention: Callable[..., Any]) -> bool:
-    """Whether timm's attention class computes with heads that do not fill the width. Tried, since versions differ."""
-    attn = attention(4, num_heads=2, qkv_bias=True)
-    attn.qkv, attn.proj = nn.Linear(4, 3), nn.Linear(1, 4)
-    _set_heads(attn, 1, 1, 1)
-    try:
-        return bool(attn(torch.zeros(1, 2, 4)).shape == (1, 2, 4))
-    except (RuntimeError, AttributeError, TypeError):
-        return False

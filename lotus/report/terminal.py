@@ -37,6 +37,30 @@ _BINS = 16  # of the score histogram
 _BAR = 44  # columns of its longest bar
 
 
+def pruned_page(
+    plan: str, values: Mapping[str, float], out: str, alone: Sequence[str] = (), *, console: Console | None = None
+) -> None:
+    """The end of ``lotus prune --model``: what stays, what it brought, how it is loaded, with LOTUS and ``alone``."""
+    console = console or _console()
+    lines = ["", *plan.splitlines()]
+    if "top1" in values:
+        lines.append(
+            f"top-1: {values['top1']:.2f} % after the cut, {values['top1_before']:.2f} % before, without any fine-tuning"
+        )
+    if "agreement" in values:
+        lines.append(f"names the same class as the dense model for {values['agreement']:.2f} % of the images")
+    lines += [
+        "",
+        f"{out}: spec.json and model.safetensors. To load it:",
+        "import lotus",
+        f"model = lotus.load({out!r})",
+    ]
+    if alone:
+        lines += ["", "Without LOTUS:", *alone]
+    for line in lines:
+        console.print(Text(line), soft_wrap=True)
+
+
 def _console() -> Console:
     """Standard output, which must not fail on a class name that its encoding does not know."""
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -333,7 +333,7 @@ class Gates:
 class _Macs:
     """The part of a model's MACs that is left when gates are closed.
 
-    With an MLP unit go a row of fc1 and a column of fc2. With an attention-output dimension go, since a block's q, k
+    With an MLP unit go a row of fc1 (two where it is gated) and a column of fc2. With an attention-output dimension go, since a block's q, k
     and v keep equally many, its rows of qkv, its column of proj, and its part of QK^T and AV. With an input goes a column
     of qkv or fc1, and what that saves depends on how many rows are left.
     """
@@ -347,11 +347,18 @@ class _Macs:
         inside = sum(block.macs for block in outline.cost().blocks)
         self._fixed = (self._total - inside) / self._total
         self._sites = list(sites)
+        self._halves = [outline.kind(int(site.split(".")[1])).halves for site in sites]
         self._of = torch.repeat_interleave(torch.arange(len(widths)), torch.tensor(widths)).to(device)
         self.costs = None
         if not any(site.endswith("_in") for site in sites):
-            n, d = self._tokens, self._width
-            each = [2 * n * d if site.endswith(".mlp") else 4 * n * d + 2 * n * n for site in sites]
+            each = []
+            for site, linear in sites.items():
+                width, kind = linear.out_features, outline.kind(int(site.split(".")[1]))
+                seen = kind.attended or outline.tokens
+                if site.endswith(".mlp"):
+                    each.append((kind.halves + 1) * (kind.processed or outline.tokens) * width)
+                else:
+                    each.append(4 * seen * width + 2 * (kind.pairs or seen**2))
             rates = torch.tensor([macs / self._total for macs in each])
             self.costs = torch.repeat_interleave(rates, torch.tensor(widths)).to(device)
             self._fixed = 1 - float(self.costs.sum())
@@ -363,9 +370,9 @@ class _Macs:
         counts = torch.bincount(self._of, weights=stays.float(), minlength=len(self._sites)).tolist()
         now = dict(zip(self._sites, counts, strict=True))
         n, d, macs = self._tokens, self._width, 0.0
-        for site, units in now.items():
+        for (site, units), halves in zip(now.items(), self._halves, strict=True):
             if site.endswith(".attn"):
                 macs += n * units * (3 * now[f"{site}_in"] + d) + 2 * n * n * units
             elif site.endswith(".mlp"):
-                macs += n * units * (now[f"{site}_in"] + d)
+                macs += n * units * (halves * now[f"{site}_in"] + d)
         return self._fixed + macs / self._total

@@ -9,16 +9,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
-from lotus.vit.attention import SplitAttention
+from lotus.vit.attention import PackedGlu, SplitAttention
 from lotus.vit.parts import OneBranch, Select, branches, norm_after
 from selection.errors import Refused
 
 SUPPORTED = (
-    "plain timm ViTs (vit_*, deit*, deit3*): class token or none, registers, LayerScale, token, average or map pooling, "
-    "distilled heads, qk-norm; without scale norms, gated attention, rotary or relative positions"
+    "timm's plain ViTs (vit_*, deit*, deit3*, beit3*), EVA and its kin (eva*, vit_*_rope_*, vit_pe_*, vit_*_dinov3*), BEiT (beit*) "
+    "and Swin (swin_*); without gated, grouped or differential attention, parallel branches, mixed rotary positions, hybrid stems"
 )
+
+# Model -> its timm module and its blocks. What inherits from the model, but keeps its blocks, is of the family too.
+FAMILIES = {
+    "VisionTransformer": ("timm.models.vision_transformer", ("Block", "ResPostBlock")),
+    "Eva": ("timm.models.eva", ("EvaBlock", "EvaBlockPostNorm")),
+    "Beit": ("timm.models.beit", ("Block",)),
+    "SwinTransformer": ("timm.models.swin_transformer", ("SwinTransformerBlock",)),
+}
+_ATTENTIONS = ("Attention", "EvaAttention", "AttentionRope", "WindowAttention")
+_MLPS = ("Mlp", "GluMlp", "SwiGLU")
 
 
 class Dims(NamedTuple):
@@ -39,11 +49,17 @@ class Dims(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """A transformer block of a model, by its parts. The parts are the model's own modules, not copies."""
+    """A transformer block of a model, by its parts. The parts are the model's own modules, not copies.
+
+    Widths, biases and norms are the same however timm's class stores them. ``qkv`` and ``fc1`` are there where the block is
+    open, as :func:`lotus.vit.families.opened` leaves it: one Linear each that is called as a module.
+    """
 
     name: str
-    """``"blocks.3"``."""
+    """``"blocks.3"``: the third after the first, through all stages of a Swin."""
     module: nn.Module
+    rotary: bool = False
+    """Whether queries and keys are turned by their position: each pair of dimensions by an angle of its own."""
 
     @property
     def attn(self) -> Any:
@@ -65,6 +81,7 @@ class Block:
 
     @property
     def fc1(self) -> nn.Linear:
+        """A row a unit; a gated MLP has two, F rows apart: of the half that is activated and of the other."""
         return self.mlp.fc1
 
     @property
@@ -82,14 +99,9 @@ class Block:
 
     @property
     def linears(self) -> dict[str, nn.Linear]:
-        """Those of the branches that are there, by name."""
+        """Those of the branches that are there, by name; of an open block."""
         found = {"qkv": self.qkv, "proj": self.proj} if self.has_attn else {}
         return found | ({"fc1": self.fc1, "fc2": self.fc2} if self.has_mlp else {})
-
-    @property
-    def width(self) -> int:
-        """D: channels of the stream."""
-        return self.proj.out_features if self.has_attn else self.fc2.out_features
 
     @property
     def norm_after(self) -> bool:
@@ -113,20 +125,76 @@ class Block:
     @property
     def qk_norm(self) -> bool:
         """Whether queries and keys are normalised: their norm reads all dimensions of a head, so that all must stay."""
-        if not self.has_attn:
-            return False
-        return not isinstance(self.attn.q_norm, nn.Identity) or not isinstance(self.attn.k_norm, nn.Identity)
+        norms = (getattr(self.attn, name, None) if self.has_attn else None for name in ("q_norm", "k_norm"))
+        return any(not isinstance(norm, (nn.Identity, type(None))) for norm in norms)
+
+    @property
+    def whole_qk(self) -> bool:
+        """Whether all query/key dimensions must stay, and in their basis."""
+        return self.has_attn and (self.qk_norm or self.rotary)
 
     @property
     def hidden(self) -> int:
         return self.fc2.in_features if self.has_mlp else 0
 
     @property
+    def width(self) -> int:
+        """Of the stream that the block reads and writes."""
+        return self.proj.out_features if self.has_attn else self.fc2.out_features
+
+    @property
     def dims(self) -> Dims:
         v_dim = self.head_dim
-        qk_dim = (self.qkv.out_features // self.heads - v_dim) // 2 if self.has_attn else 0
+        rows = sum(linear.out_features for linear in self.projections)
+        qk_dim = (rows // self.heads - v_dim) // 2 if self.has_attn else 0
         reads = [None if (index := self.reads(branch)) is None else len(index) for branch in ("attn", "mlp")]
         return Dims(self.heads, qk_dim, v_dim, self.hidden, *reads)
+
+    @property
+    def projections(self) -> list[nn.Linear]:
+        """qkv, or q, k and v where timm keeps them apart."""
+        attn = self.attn if self.has_attn else None
+        every = (getattr(attn, name, None) for name in ("qkv", "q_proj", "k_proj", "v_proj"))
+        return [linear for linear in every if linear is not None]
+
+    @property
+    def glu(self) -> bool:
+        """Whether the MLP is gated: a unit is an activated half times another (SwiGLU)."""
+        return self.has_mlp and (is_timm(self.mlp, "GluMlp", "SwiGLU") or type(self.mlp) is PackedGlu)
+
+    @property
+    def units(self) -> list[nn.Linear]:
+        """fc1, or its halves where timm keeps them apart."""
+        return [self.mlp.fc1_g, self.mlp.fc1_x] if is_timm(self.mlp, "SwiGLU") else [self.mlp.fc1]
+
+    @property
+    def is_open(self) -> bool:
+        if type(self.module) is OneBranch:
+            return True
+        return len(self.projections) == len(self.units) == 1 and getattr(self.attn, "q_bias", None) is None
+
+    @property
+    def biases(self) -> tuple[bool, bool]:
+        """Whether queries and values have a bias, and whether keys have one."""
+        if getattr(self.attn, "q_bias", None) is not None:
+            return True, False
+        return self.projections[0].bias is not None, self.projections[len(self.projections) // 2].bias is not None
+
+    def gamma(self, branch: str) -> Tensor | None:
+        """LayerScale of ``attn`` or ``mlp``; timm keeps it in a module of its own, or in the block."""
+        number = 1 if branch == "attn" else 2
+        scale = getattr(getattr(self.module, f"ls{number}", None), "gamma", None)
+        return getattr(self.module, f"gamma_{number}", None) if scale is None else scale
+
+    def norm(self, branch: str) -> nn.Module | None:
+        """The norm right before ``proj`` (``attn``) or ``fc2`` (``mlp``), where there is one (scale norm, sub-LN)."""
+        norm = getattr(getattr(self.module, branch, None), "norm", None)
+        return None if norm is None or isinstance(norm, nn.Identity) else norm
+
+    @property
+    def table(self) -> Tensor | None:
+        """Relative positions, (distances, H): what is added to the logits of each head."""
+        return getattr(self.attn, "relative_position_bias_table", None) if self.has_attn else None
 
 
 def blocks(model: nn.Module) -> list[Block]:
@@ -136,8 +204,8 @@ def blocks(model: nn.Module) -> list[Block]:
         Refused: the model, or a part of a block, is none that can be cut; names it and what is supported.
     """
     supported(model)
-    every: Any = model.blocks
-    return [Block(f"blocks.{i}", module) for i, module in enumerate(every)]
+    rotary = getattr(model, "rope", None) is not None
+    return [Block(f"blocks.{i}", module, rotary) for i, module in enumerate(_modules(model))]
 
 
 def sites(model: nn.Module, *, inputs: bool = False) -> dict[str, nn.Linear]:
@@ -149,6 +217,8 @@ def sites(model: nn.Module, *, inputs: bool = False) -> dict[str, nn.Linear]:
     Raises:
         Refused: as :func:`blocks`; with ``inputs``, blocks that norm what their branches give.
     """
+    if inputs:
+        plain(model, "inputs")
     found: dict[str, nn.Linear] = {}
     for block in blocks(model):
         if inputs and block.norm_after:
@@ -156,11 +226,14 @@ def sites(model: nn.Module, *, inputs: bool = False) -> dict[str, nn.Linear]:
                 f"{block.name}: norms what its branches give, so none of what they read can be left out (inputs). "
                 "Turn train.sparsity.inputs and prune.inputs off."
             )
-        of = block.linears
-        names = {"attn_in": "qkv", "attn": "proj", "mlp_in": "fc1", "mlp": "fc2"}
-        for site, name in names.items():
-            if name in of and (inputs or not site.endswith("_in")):
-                found[f"{block.name}.{site}"] = of[name]
+        for there, branch, reads, writes in (
+            (block.has_attn, "attn", "qkv", "proj"),
+            (block.has_mlp, "mlp", "fc1", "fc2"),
+        ):
+            if there and inputs:
+                found[f"{block.name}.{branch}_in"] = getattr(block, reads)
+            if there:
+                found[f"{block.name}.{branch}"] = getattr(block, writes)
     return found
 
 
@@ -175,6 +248,16 @@ def supported(model: nn.Module) -> None:
         raise Refused(f"{type(model).__name__}: {fault}. Supported: {SUPPORTED}.")
 
 
+def plain(model: nn.Module, what: str) -> None:
+    """Refuse a model of another family than the plain ViTs, for what knows no other.
+
+    Raises:
+        Refused: names ``what`` and the family.
+    """
+    if not is_vit(model):
+        raise Refused(f"{what}: is for timm's plain ViTs (vit_*, deit*, deit3*), not for {type(model).__name__}.")
+
+
 def is_timm(module: object, *names: str) -> bool:
     """Whether ``module`` is exactly one of timm's classes called ``names``."""
     kind = type(module)
@@ -183,26 +266,46 @@ def is_timm(module: object, *names: str) -> bool:
 
 def is_vit(model: object) -> bool:
     """Whether ``model`` is timm's VisionTransformer or inherits from it."""
-    return any(
-        kind.__name__ == "VisionTransformer" and kind.__module__ == "timm.models.vision_transformer"
-        for kind in type(model).__mro__
+    return family(model) == "VisionTransformer"
+
+
+def family(model: object) -> str:
+    """The model of :data:`FAMILIES` that ``model`` is or inherits from; empty where it is none."""
+    for kind in type(model).__mro__:
+        if kind.__name__ in FAMILIES and FAMILIES[kind.__name__][0] == kind.__module__:
+            return kind.__name__
+    return ""
+
+
+def _modules(model: Any) -> list[nn.Module]:
+    """The blocks, through all stages."""
+    return (
+        [block for stage in model.layers for block in stage.blocks] if hasattr(model, "layers") else list(model.blocks)
     )
 
 
 def _fault(model: Any) -> str:
     """Why ``model`` cannot be cut; empty when it can."""
-    if not is_vit(model):
-        return "is no plain timm Vision Transformer"
+    kind = family(model)
+    if not kind:
+        return "is of no family that can be cut"
     if not is_timm(model.patch_embed, "PatchEmbed"):
         return f"patch_embed is {type(model.patch_embed).__name__}, not one linear PatchEmbed"
     pool = getattr(model, "attn_pool", None)
     if pool is not None and not is_timm(pool, "AttentionPoolLatent"):
         return f"attn_pool is {type(pool).__name__}"
-    if not len(model.blocks):
+    if getattr(model, "rope_mixed", False):
+        return "each head turns by angles of its own (mixed rotary positions)"
+    if getattr(model, "rel_pos_bias", None) is not None:
+        return "its blocks share one table of relative positions"
+    if not all(is_timm(stage, "SwinTransformerStage") for stage in getattr(model, "layers", ())):
+        return "a stage is no SwinTransformerStage"
+    every = _modules(model)
+    if not every:
         return "has no blocks"
     seen: set[int] = set()
-    for i, block in enumerate(model.blocks):
-        fault = _block_fault(block)
+    for i, block in enumerate(every):
+        fault = _block_fault(block, FAMILIES[kind][1])
         if fault:
             return f"blocks.{i}{fault}"
         weights = {id(weight) for weight in block.parameters()}
@@ -212,38 +315,43 @@ def _fault(model: Any) -> str:
     return ""
 
 
-def _block_fault(block: Any) -> str:
-    if not (is_timm(block, "Block", "ResPostBlock") or type(block) is OneBranch):
+def _block_fault(block: Any, kinds: tuple[str, ...]) -> str:
+    if not (is_timm(block, *kinds) or type(block) is OneBranch):
         return f" is {type(block).__name__}"
     has_attn, has_mlp = branches(block)
     return (_attn_fault(block.attn) if has_attn else "") or (_mlp_fault(block.mlp) if has_mlp else "")
 
 
 def _attn_fault(attn: Any) -> str:
-    if not (is_timm(attn, "Attention") or type(attn) is SplitAttention):
+    if not (is_timm(attn, *_ATTENTIONS) or type(attn) is SplitAttention):
         return f".attn is {type(attn).__name__}"
-    if not isinstance(getattr(attn, "norm", _IDENTITY), nn.Identity):
-        return ".attn has a norm on the attention's output (norm)"
     if getattr(attn, "gate", None) is not None:
         return ".attn is gated"
-    return _linear_fault(attn, "attn", "qkv", "proj")
+    if getattr(attn, "num_kv_groups", 1) != 1:
+        return ".attn shares keys and values between heads"
+    return _parts_fault(attn, "attn", ("qkv", "q_proj", "k_proj", "v_proj", "proj"))
 
 
 def _mlp_fault(mlp: Any) -> str:
-    if not is_timm(mlp, "Mlp"):
+    if not (is_timm(mlp, *_MLPS) or type(mlp) is PackedGlu):
         return f".mlp is {type(mlp).__name__}"
-    if not isinstance(getattr(mlp, "norm", _IDENTITY), nn.Identity):
-        return ".mlp has a norm before fc2"
-    return _linear_fault(mlp, "mlp", "fc1", "fc2")
+    return _parts_fault(mlp, "mlp", ("fc1", "fc1_g", "fc1_x", "fc2"))
 
 
-def _linear_fault(owner: Any, where: str, *names: str) -> str:
+def _parts_fault(owner: Any, where: str, names: tuple[str, ...]) -> str:
+    norm = getattr(owner, "norm", None)
+    if (
+        not isinstance(norm, (nn.Identity, type(None)))
+        and not is_timm(norm, *_NORMS)
+        and type(norm) is not nn.LayerNorm
+    ):
+        return f".{where} has a norm of a kind that is not known ({type(norm).__name__})"
     for name in names:
         linear = getattr(owner, name, None)
         # exactly nn.Linear: a parametrised, quantised or LoRA layer computes with more than its weight
-        if type(linear) is not nn.Linear:
+        if linear is not None and type(linear) is not nn.Linear:
             return f".{where}.{name} is {type(linear).__name__}, not nn.Linear"
     return ""
 
 
-_IDENTITY = nn.Identity()
+_NORMS = ("LayerNorm", "LayerNormFp32", "RmsNorm", "SimpleNorm")

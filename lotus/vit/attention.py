@@ -19,8 +19,13 @@ from torch.nn import functional
 class SplitAttention(nn.Module):
     """Multi-head self-attention whose heads have Q query/key and V value dimensions.
 
-    Weights have timm's names and order: ``qkv`` holds H x Q rows of q, H x Q of k, H x V of v; ``proj`` reads H x V.
+    Weights have timm's names and order: ``qkv`` holds H x Q rows of q, H x Q of k, H x V of v; ``proj`` reads H x V. It can
+    be called as each of timm's attentions is: with a mask (plain), rotary positions (EVA), relative positions (BEiT, Swin) or
+    the mask of shifted windows (Swin).
     """
+
+    relative_position_bias_table: nn.Parameter | None
+    relative_position_index: Tensor | None
 
     def __init__(
         self,
@@ -36,25 +41,56 @@ class SplitAttention(nn.Module):
         fused: bool = True,
         q_norm: nn.Module | None = None,
         k_norm: nn.Module | None = None,
+        norm: nn.Module | None = None,
+        prefix: int = 0,
+        rotate_half: bool = False,
+        index: Tensor | None = None,
+        distances: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        """
+        Args:
+            norm: over the H x V outputs
+            prefix: how many tokens stand before the patches and are not turned by rotary positions
+            rotate_half: pairs lie half a head apart, not side by side
+            index: (N, N) which of ``distances`` relative positions lies between two tokens; None: there are none
+        """
         super().__init__()
         self.num_heads, self.qk_dim, self.v_dim = heads, qk_dim, v_dim
         self.scale = qk_dim**-0.5
         self.fused_attn = fused
+        self.num_prefix_tokens, self.rotate_half = prefix, rotate_half
         self.q_norm = nn.Identity() if q_norm is None else q_norm  # over the Q dimensions of a head
         self.k_norm = nn.Identity() if k_norm is None else k_norm
         self.qkv = nn.Linear(width, heads * (2 * qk_dim + v_dim), bias=qkv_bias, device=device, dtype=dtype)
         self.attn_drop = nn.Dropout(attn_drop)
+        self.norm = nn.Identity() if norm is None else norm
         self.proj = nn.Linear(heads * v_dim, width, bias=proj_bias, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
+        if index is None:
+            self.relative_position_bias_table = None
+        else:
+            table = torch.zeros(distances, heads, device=device, dtype=dtype)
+            self.relative_position_bias_table = nn.Parameter(table)
+        self.register_buffer("relative_position_index", index, persistent=False)
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        rope: Tensor | None = None,
+        shared_rel_pos_bias: None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """(B, N, D) -> (B, N, D).
 
         Args:
             attn_mask: added to QK^T, of a shape that broadcasts to (B, H, N, N)
+            rope: (n, 2 Q) sines and cosines of the n patches
+            shared_rel_pos_bias: always None: such a model is refused
+            mask: (W, N, N) added to QK^T of each of an image's W windows, which are the B rows of ``x``
         """
         if is_causal:
             raise NotImplementedError("SplitAttention takes no causal mask: images attend to all of themselves")
@@ -64,18 +100,60 @@ class SplitAttention(nn.Module):
         q = q.reshape(batch, tokens, heads, qk).transpose(1, 2)  # (B, H, N, Q)
         k = k.reshape(batch, tokens, heads, qk).transpose(1, 2)
         q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = self._turn(q, rope), self._turn(k, rope)
         v = v.reshape(batch, tokens, heads, v_dim).transpose(1, 2)  # (B, H, N, V)
+        added = self._added(attn_mask, mask, batch)
         if self.fused_attn:
             dropout = self.attn_drop.p if self.training else 0.0
-            x = functional.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout)
+            x = functional.scaled_dot_product_attention(q, k, v, attn_mask=added, dropout_p=dropout)
         else:
             logits = q * self.scale @ k.transpose(-2, -1)
-            x = self.attn_drop((logits if attn_mask is None else logits + attn_mask).softmax(dim=-1)) @ v
-        x = x.transpose(1, 2).reshape(batch, tokens, heads * v_dim)
+            x = self.attn_drop((logits if added is None else logits + added).softmax(dim=-1)) @ v
+        x = self.norm(x.transpose(1, 2).reshape(batch, tokens, heads * v_dim))
         return self.proj_drop(self.proj(x))
+
+    def _turn(self, x: Tensor, rope: Tensor) -> Tensor:
+        """Rotate pairs of dimensions of the patches, (B, H, N, Q), as RoFormer (2104.09864, equation 34)."""
+        prefix, patches = x[:, :, : self.num_prefix_tokens], x[:, :, self.num_prefix_tokens :]
+        sine, cosine = rope.chunk(2, dim=-1)
+        if self.rotate_half:
+            first, second = patches.chunk(2, dim=-1)
+            across = torch.cat((-second, first), dim=-1)
+        else:
+            across = torch.stack((-patches[..., 1::2], patches[..., ::2]), dim=-1).reshape(patches.shape)
+        return torch.cat((prefix, (patches * cosine + across * sine).to(x.dtype)), dim=2)
+
+    def _added(self, attn_mask: Tensor | None, mask: Tensor | None, batch: int) -> Tensor | None:
+        """What is added to the logits, of a shape that broadcasts to (B, H, N, N)."""
+        table, index = self.relative_position_bias_table, self.relative_position_index
+        if table is None or index is None:
+            return attn_mask
+        bias = table[index.reshape(-1)].reshape(*index.shape, -1).permute(2, 0, 1)[None]  # (1, H, N, N)
+        if attn_mask is not None:
+            bias = bias + attn_mask
+        if mask is None:
+            return bias
+        windows = len(mask)
+        every = bias[:, None] + mask[None, :, None]  # (1, W, H, N, N)
+        return every.expand(batch // windows, -1, -1, -1, -1).flatten(0, 1)
 
     def extra_repr(self) -> str:
         return f"heads={self.num_heads}, qk_dim={self.qk_dim}, v_dim={self.v_dim}"
+
+
+class PackedGlu(nn.Module):
+    """A gated MLP, act(gate x) * (value x), whose two halves are the rows of one ``fc1``, the gate's first (2002.05202)."""
+
+    def __init__(
+        self, fc1: nn.Linear, act: nn.Module, drop: nn.Module, norm: nn.Module, fc2: nn.Linear, last: nn.Module
+    ):
+        super().__init__()
+        self.fc1, self.act, self.drop1, self.norm, self.fc2, self.drop2 = fc1, act, drop, norm, fc2, last
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.fc1(x).chunk(2, dim=-1)
+        return self.drop2(self.fc2(self.norm(self.drop1(self.act(gate) * value))))
 
 
 def parts(attn: Any, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:

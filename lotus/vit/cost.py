@@ -1,12 +1,15 @@
 """What a ViT costs: parameters and multiply-accumulates in closed form, latency by measurement.
 
 A MAC count here is of one image and includes the two products of attention, QK^T and AV, which many counters leave out
-(17.56 G for ViT-B/16 at 224 px with them, 16.85 G without). N tokens, D width; norms, activations and softmax count nothing.
+(17.56 G for ViT-B/16 at 224 px with them, 16.85 G without). N tokens, D width; norms, activations and softmax count nothing,
+nor does turning by rotary positions. In windows (Swin) the products are of pairs inside of a window, padding included.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -28,6 +31,30 @@ class Biases(NamedTuple):
     proj: bool = True
     fc1: bool = True
     fc2: bool = True
+    keys: bool = True
+    """Whether k has one where q and v do. Without, as in EVA and BEiT, it gets one with the attention of ours that holds a cut
+    which timm's cannot: where heads do not fill the width."""
+
+
+class Kind(NamedTuple):
+    """What of a block is not told by its widths; the defaults are a plain ViT's."""
+
+    width: int = 0
+    """Of the stream; 0: the model's."""
+    attended: int = 0
+    """Tokens that the attention's Linears see, padding of windows included; 0: the model's."""
+    pairs: int = 0
+    """Of tokens that attend to each other; 0: all with all."""
+    processed: int = 0
+    """Tokens that the MLP sees; 0: the model's."""
+    halves: int = 1
+    """Rows of fc1 a unit: 2 where the MLP is gated."""
+    per_head: int = 0
+    """Parameters a head has beside Linears: its relative positions."""
+    per_output: int = 0
+    """Parameters an attention output has beside Linears: a norm before proj."""
+    per_unit: int = 0
+    """Parameters an MLP unit has beside Linears: a norm before fc2."""
 
 
 class BlockCost(NamedTuple):
@@ -70,9 +97,9 @@ def products(tokens: int, heads: int, qk_dim: int, v_dim: int) -> int:
     return tokens * tokens * heads * (qk_dim + v_dim)
 
 
-def mlp_macs(tokens: int, width: int, hidden: int, *, reads: int | None = None) -> int:
-    """fc1 and fc2: 2 N D F; fc1 reads ``reads`` of the D channels."""
-    return tokens * (width + (reads or width)) * hidden
+def mlp_macs(tokens: int, width: int, hidden: int, halves: int = 1, *, reads: int | None = None) -> int:
+    """fc1 and fc2: 2 N D F; 3 N D F where the MLP is gated (two ``halves``); fc1 reads ``reads`` of the D channels."""
+    return tokens * (halves * (reads or width) + width) * hidden
 
 
 def attention_params(
@@ -91,15 +118,24 @@ def attention_params(
 
 
 def mlp_params(
-    width: int, hidden: int, *, fc1_bias: bool = True, fc2_bias: bool = True, reads: int | None = None
+    width: int,
+    hidden: int,
+    *,
+    halves: int = 1,
+    fc1_bias: bool = True,
+    fc2_bias: bool = True,
+    reads: int | None = None,
 ) -> int:
-    """fc1 and fc2: (D + 1) F + F D + D, with biases; fc1 reads ``reads`` of the D channels."""
-    return ((reads or width) + fc1_bias) * hidden + hidden * width + fc2_bias * width
+    """fc1 and fc2: (D + 1) F + F D + D, with biases; fc1 twice where the MLP is gated, reading ``reads`` of the D channels."""
+    return halves * ((reads or width) + fc1_bias) * hidden + hidden * width + fc2_bias * width
 
 
 @dataclass(frozen=True)
 class Outline:
-    """All of a model that its cost depends on; gives the cost of any dimensions without building them."""
+    """All of a model that its cost depends on; gives the cost of any dimensions without building them.
+
+    Blocks without a ``kinds`` are a plain ViT's.
+    """
 
     tokens: int
     """Patches and prefix tokens (class, distillation, registers)."""
@@ -108,13 +144,14 @@ class Outline:
     """The widths of each block as they are now."""
     biases: tuple[Biases, ...]
     fixed_params: int
-    """Parameters outside of the blocks."""
+    """Parameters outside of what :meth:`block` counts."""
     fixed_macs: int
     """MACs outside of the blocks: patch embedding, pooling, classifier."""
     pool_products: int = 0
     """QK^T and AV of attention pooling, a part of ``fixed_macs``."""
-    qk_norm: tuple[bool, ...] = ()
+    whole_qk: tuple[bool, ...] = ()
     """Of which blocks the query/key dimensions must all stay; empty: of none."""
+    kinds: tuple[Kind, ...] = ()
     pool_token_macs: int = 0
     """MACs that attention pooling spends on each of the ``pool_reads`` tokens it reads."""
     pool_reads: int = 0
@@ -128,19 +165,35 @@ class Outline:
             tokens: how many its attention and its MLP see; all where None
         """
         heads, qk_dim, v_dim, hidden, attn_in, mlp_in = dims
-        bias = self.biases[index]
-        attended, processed = tokens or (self.tokens, self.tokens)
+        bias, kind, width = self.biases[index], self.kind(index), self._width(index)
+        attended, processed = tokens or (kind.attended or self.tokens, kind.processed or self.tokens)
+        attention = attn_macs = mlp = fc_macs = 0
         by_attn, by_mlp = self.beside[index] if self.beside else (0, 0)
-        attn_params = attn_macs = fc_params = fc_macs = 0
         if heads:
-            attn_params = by_attn + attention_params(
-                self.width, heads, qk_dim, v_dim, qkv_bias=bias.qkv, proj_bias=bias.proj, reads=attn_in
+            attention = by_attn + attention_params(
+                width, heads, qk_dim, v_dim, qkv_bias=bias.qkv, proj_bias=bias.proj, reads=attn_in
             )
-            attn_macs = attention_macs(attended, self.width, heads, qk_dim, v_dim, reads=attn_in)
+            attention += heads * kind.per_head + heads * v_dim * kind.per_output
+            if bias.qkv and not bias.keys and qk_dim == v_dim and heads * v_dim == width:
+                attention -= heads * qk_dim
+            attn_macs = attention_macs(attended, width, heads, qk_dim, v_dim, reads=attn_in)
+            attn_macs += self._products(index, dims, attended) - products(attended, heads, qk_dim, v_dim)
         if hidden:
-            fc_params = by_mlp + mlp_params(self.width, hidden, fc1_bias=bias.fc1, fc2_bias=bias.fc2, reads=mlp_in)
-            fc_macs = mlp_macs(processed, self.width, hidden, reads=mlp_in)
-        return BlockCost(attn_params, attn_macs, fc_params, fc_macs)
+            mlp = by_mlp + hidden * kind.per_unit
+            mlp += mlp_params(width, hidden, halves=kind.halves, fc1_bias=bias.fc1, fc2_bias=bias.fc2, reads=mlp_in)
+            fc_macs = mlp_macs(processed, width, hidden, kind.halves, reads=mlp_in)
+        return BlockCost(attention, attn_macs, mlp, fc_macs)
+
+    def kind(self, index: int) -> Kind:
+        return self.kinds[index] if self.kinds else Kind()
+
+    def _width(self, index: int) -> int:
+        return self.kind(index).width or self.width
+
+    def _products(self, index: int, dims: Dims, attended: int) -> int:
+        """MACs of QK^T and AV of block ``index`` where ``attended`` tokens enter."""
+        pairs = self.kind(index).pairs or attended * attended
+        return pairs * dims.heads * (dims.qk_dim + dims.v_dim)
 
     def cost(self, dims: Sequence[Dims] | None = None, tokens: Sequence[tuple[int, int]] | None = None) -> Cost:
         """What the model would cost with ``dims`` (one a block); as it is now where None.
@@ -149,12 +202,14 @@ class Outline:
             tokens: how many each block's attention and MLP see, where patches leave on the way (one pair a block)
         """
         dims = self.dims if dims is None else dims
-        tokens = [(self.tokens, self.tokens)] * len(dims) if tokens is None else tokens
-        each = tuple(self.block(index, *one) for index, one in enumerate(zip(dims, tokens, strict=True)))
-        gone = self.tokens - tokens[-1][1]  # before the pooling
+        each = tuple(self.block(i, one, None if tokens is None else tokens[i]) for i, one in enumerate(dims))
+        gone = 0 if tokens is None else self.tokens - tokens[-1][1]  # before the pooling
         macs = self.fixed_macs - gone * self.pool_token_macs + sum(block.macs for block in each)
         pooling = self.pool_products * (self.pool_reads - gone) // self.pool_reads if self.pool_reads else 0
-        unseen = sum(products(seen, one.heads, one.qk_dim, one.v_dim) for one, (seen, _) in zip(dims, tokens))
+        unseen = sum(
+            self._products(i, one, (self.kind(i).attended or self.tokens) if tokens is None else tokens[i][0])
+            for i, one in enumerate(dims)
+        )
         return Cost(
             params=self.fixed_params + sum(block.params for block in each),
             macs=macs,
@@ -174,40 +229,78 @@ def outline(model: nn.Module) -> Outline:
     if vit.patch_embed.num_patches is None:
         raise Refused(f"{type(model).__name__}: has no fixed image size, so its cost is open. Create it with img_size.")
     patches = int(vit.patch_embed.num_patches)
-    tokens = patches + int(vit.num_prefix_tokens)
-    of_blocks = [block.linears for block in found]
-    inside = sum(weight.numel() for block in found for weight in block.module.parameters())
+    tokens = patches + int(getattr(vit, "num_prefix_tokens", 0))
     pooling = _pooling(vit, tokens)
     read = tokens if vit.global_pool == "" else 1  # unpooled, the classifier sees every token
     classifier = read * sum(linear.weight.numel() for linear in _linears(vit, "head", "head_dist"))
-    return Outline(
+    made = Outline(
         tokens=tokens,
         width=found[0].width,
         dims=tuple(block.dims for block in found),
-        biases=tuple(
-            Biases(**{name: linear.bias is not None for name, linear in linears.items()}) for linears in of_blocks
-        ),
-        fixed_params=sum(weight.numel() for weight in model.parameters()) - inside,
-        fixed_macs=patches * vit.patch_embed.proj.weight.numel() + pooling.macs + classifier,
+        biases=tuple(_biases(block) for block in found),
+        fixed_params=0,
+        fixed_macs=patches * vit.patch_embed.proj.weight.numel() + pooling.macs + classifier + _merging(vit),
         pool_products=pooling.products,
         pool_token_macs=pooling.token_macs,
         pool_reads=pooling.reads,
-        qk_norm=tuple(block.qk_norm for block in found),
+        whole_qk=tuple(block.whole_qk for block in found),
+        kinds=tuple(_kind(block, found[0].width) for block in found),
         beside=tuple(_beside(block) for block in found),
     )
+    whole = sum(weight.numel() for weight in model.parameters())
+    return dataclasses.replace(made, fixed_params=whole - made.cost().params)
+
+
+def _biases(block: anatomy.Block) -> Biases:
+    found = Biases()
+    if block.has_attn:
+        queries, keys = block.biases
+        found = found._replace(qkv=queries, proj=block.proj.bias is not None, keys=keys)
+    if block.has_mlp:
+        found = found._replace(fc1=block.units[0].bias is not None, fc2=block.fc2.bias is not None)
+    return found
+
+
+def _kind(block: anatomy.Block, width: int) -> Kind:
+    norms = [0 if norm is None else len(list(norm.parameters())) for norm in (block.norm("attn"), block.norm("mlp"))]
+    kind = Kind(
+        width=0 if block.width == width else block.width,
+        halves=1 + block.glu,
+        per_head=0 if block.table is None else len(block.table),
+        per_output=norms[0],
+        per_unit=norms[1],
+    )
+    module: Any = block.module
+    if not hasattr(module, "window_size"):
+        return kind
+    high, wide = module.input_resolution
+    padded = [-(-side // window) * window for side, window in zip((high, wide), module.window_size)]
+    area = math.prod(module.window_size)
+    attended = math.prod(padded)
+    return kind._replace(attended=attended, pairs=attended * area, processed=high * wide)
+
+
+def _merging(model: Any) -> int:
+    """MACs of what brings a Swin from stage to stage: four patches become one."""
+    total = 0
+    for stage in getattr(model, "layers", ()):
+        if not isinstance(stage.downsample, nn.Identity):
+            total += math.prod(stage.output_resolution) * stage.downsample.reduction.weight.numel()
+    return total
 
 
 def _beside(block: anatomy.Block) -> tuple[int, int]:
-    """Parameters of a block beside its Linears, by branch."""
+    """Parameters of a block that go with a whole branch alone: its norms and LayerScale, by branch."""
 
-    def of(branch: str, number: int) -> int:
-        parts = (getattr(block.module, name, None) for name in (branch, f"norm{number}", f"ls{number}"))
-        return sum(weight.numel() for part in parts if part is not None for weight in part.parameters())
+    def of(there: bool, *names: str) -> int:
+        parts = [getattr(block.module, name, None) for name in names]
+        parts += (
+            [getattr(block.attn, name, None) for name in ("q_norm", "k_norm")] if names[0] == "norm1" and there else []
+        )
+        modules = [part for part in parts if isinstance(part, nn.Module)]
+        return sum(weight.numel() for part in modules for weight in part.parameters()) if there else 0
 
-    linear = {name: sum(weight.numel() for weight in one.parameters()) for name, one in block.linears.items()}
-    attn = of("attn", 1) - linear["qkv"] - linear["proj"] if block.has_attn else 0
-    mlp = of("mlp", 2) - linear["fc1"] - linear["fc2"] if block.has_mlp else 0
-    return attn, mlp
+    return of(block.has_attn, "norm1", "ls1"), of(block.has_mlp, "norm2", "ls2")
 
 
 def count(model: nn.Module) -> Cost:
@@ -315,7 +408,7 @@ def _pooling(model: Any, tokens: int) -> _Pooling:
     pool = getattr(model, "attn_pool", None)
     if pool is None:
         return _Pooling()
-    if not getattr(model, "pool_include_prefix", False):
+    if not getattr(model, "pool_include_prefix", not anatomy.is_vit(model)):  # EVA's reads all
         tokens -= int(model.num_prefix_tokens)
     latent = int(pool.latent_len)
     products = 2 * latent * pool.num_heads * pool.head_dim  # of each token

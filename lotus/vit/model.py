@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import functools
+import importlib
 import inspect
 import json
+import pickle
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,10 +27,13 @@ from selection.methods import nearest
 
 # What an argument may be: data, never something that timm would import, open or call.
 _CALLABLES = {"embed_layer", "block_fn", "mlp_layer", "attn_layer", "device", "dtype", "self"}
-# A cut changes the shapes of these, and of nothing else.
-_CUT = re.compile(r"^blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))\.(weight|bias)$")
+# What lies in here is compared by what it computes: a cut changes its shapes, an attention of ours its names.
+_CUT = re.compile(r"(^|\.)blocks\.\d+\.(attn|mlp)\.")
 # A norm of which a part is read lies inside of a Select.
 _SELECTED = re.compile(r"^(blocks\.\d+\.norm[12])\.norm")
+_HEADS = ("head", "head_dist", "head.fc")
+# timm's constructors, by the module that a name is registered in.
+_CLASSES = {module: kind for kind, (module, _) in anatomy.FAMILIES.items()}
 
 
 def create(model: config.Model, classes: int, *, place: str = "model") -> nn.Module:
@@ -73,7 +78,7 @@ def proxy(model: config.Model, classes: int, *, place: str = "model") -> nn.Modu
     return create(model, classes, place=place)
 
 
-def _kind(name: str) -> type[nn.Module]:
+def _class_of(name: str) -> type[nn.Module]:
     """The class that timm makes of a name."""
     import timm
 
@@ -94,7 +99,9 @@ def _any(model: config.Model, classes: int, place: str) -> nn.Module:
         )
     what = "get the published weights of" if model.pretrained else "make"
     try:
-        allowed = set(inspect.signature(_kind(model.name).__init__).parameters) - _CALLABLES - {"num_classes", "kwargs"}
+        allowed = (
+            set(inspect.signature(_class_of(model.name).__init__).parameters) - _CALLABLES - {"num_classes", "kwargs"}
+        )
         for key, value in model.args.items():
             if key not in allowed:
                 raise Refused(f"{place}.args.{key}: {model.name} takes no such argument.{nearest(key, allowed)}")
@@ -117,6 +124,69 @@ def _any(model: config.Model, classes: int, place: str) -> nn.Module:
     return made
 
 
+def adopt(name: str, args: Mapping[str, Any], weights: str) -> tuple[nn.Module, dict[str, Any]]:
+    """A model that was trained elsewhere, and what is known of the images that it wants: ``mean`` and ``std``, for pixels in 0 to 1.
+
+    Args:
+        weights: A .safetensors, a state dict that torch saved, or a folder that LOTUS wrote; empty: timm's published ones.
+            The number of classes is read off them.
+
+    Raises:
+        Refused: as :func:`build`; weights that cannot be read or do not fit.
+    """
+    if not weights:
+        model = build(name, args, pretrained=True)
+    else:
+        path = Path(weights)
+        state = _state(path)
+        for head in ("head.weight", "head.fc.weight"):
+            if head in state and "num_classes" not in args:
+                args = {**args, "num_classes": len(state[head])}
+        model = build(name, args)
+        own = model.state_dict()
+        beside = {where for where, _ in model.named_buffers()} - own.keys()  # tables that older timm kept in the file
+        state = {where: tensor for where, tensor in state.items() if where not in beside}
+        fault = _difference(_shapes(own), _shapes(state))
+        if fault:
+            cure = " It was cut: load it by lotus.load." if path.is_dir() and _is_cut(path) else ""
+            raise Refused(f"--weights {weights}: does not fit {name}: {fault}.{cure}")
+        model.load_state_dict(state)
+    made_as: Any = getattr(model, "pretrained_cfg", None) or {}
+    about = {"mean": list(made_as.get("mean", (0.5,) * 3)), "std": list(made_as.get("std", (0.5,) * 3))}
+    return model.eval(), {**about, **_about(Path(weights))} if weights else about
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """Mean and standard deviation that LOTUS wrote beside a model."""
+    try:
+        told = json.loads((folder / "spec.json").read_text(encoding="utf-8"))["about"]
+        return {name: [float(number) for number in told[name]] for name in ("mean", "std")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _state(path: Path) -> dict[str, Tensor]:
+    """Weights by name, from a .safetensors, a state dict that torch saved, or a folder.
+
+    Raises:
+        Refused: no such file, or one that holds more than tensors.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = path / "model.safetensors" if path.is_dir() else path
+    try:
+        found: Any = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+    except (OSError, SafetensorError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        raise Refused(f"--weights {file}: cannot be read as tensors alone ({_reason(error)}).") from None
+    for key in ("model", "state_dict", "model_state_dict"):  # as training scripts save it
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    if not isinstance(found, Mapping) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
+        raise Refused(f"--weights {file}: holds no state dict. Save model.state_dict().")
+    return {str(name).removeprefix("module."): tensor for name, tensor in found.items()}
+
+
 def build(
     name: str, args: Mapping[str, Any], *, pretrained: bool = False, meta: bool = False, place: str = "model"
 ) -> nn.Module:
@@ -128,7 +198,7 @@ def build(
     import timm
 
     arch = _known(name, place)
-    allowed = _arguments()
+    allowed = _arguments(timm.model_entrypoint(arch).__module__)
     for key, value in args.items():
         if key not in allowed:
             raise Refused(f"{place}.args.{key}: timm's ViT takes no such argument.{nearest(key, allowed)}")
@@ -176,7 +246,7 @@ def origin(model: nn.Module) -> dict[str, Any]:
     if remembered is None:
         remembered = _introspected(model)
     again: Any = build(remembered["name"], remembered["args"], meta=True)
-    if len(again.blocks) == len(places(model)) + len(gone(model)):
+    if anatomy.is_vit(model) and len(again.blocks) == len(places(model)) + len(gone(model)):
         strip_like(again, model)
     fault = _difference(_skeleton(again), _skeleton(model))
     if fault:
@@ -204,6 +274,32 @@ def image_size(model: nn.Module) -> int:
 def side(model: nn.Module, other: int) -> int:
     """Side of the square images that ``model`` reads; ``other`` where it reads any."""
     return image_size(model) if getattr(getattr(model, "patch_embed", None), "img_size", None) is not None else other
+
+
+def widths(model: nn.Module) -> dict[str, Any]:
+    """Heads and MLP units as timm's constructor takes them, ``num_heads`` and ``mlp_ratio``; nothing where it cannot say them.
+
+    Whether the constructor then gives these very widths, heads that do not fill the width among them, is for the caller to try.
+    """
+    found = anatomy.blocks(model)
+    # A plain ViT's packed SwiGLU halves what the ratio gives.
+    halves = 2 if anatomy.is_vit(model) and anatomy.is_timm(found[0].mlp, "GluMlp") else 1
+    ratios = {_ratio(halves * block.hidden, block.width) for block in found}
+    equal = all(block.dims.qk_dim == block.dims.v_dim for block in found)
+    whole = all(block.has_attn and block.has_mlp for block in found)
+    if not (equal and whole) or len(ratios) != 1:
+        return {}
+    told = {"mlp_ratio": ratios.pop()}
+    stages: Any = getattr(model, "layers", None)
+    if stages is not None:
+        heads = [{block.attn.num_heads for block in stage.blocks} for stage in stages]
+        return {**told, "num_heads": [one.pop() for one in heads]} if all(len(one) == 1 for one in heads) else {}
+    return {**told, "num_heads": found[0].heads} if len({block.dims for block in found}) == 1 else {}
+
+
+def _ratio(hidden: int, width: int) -> float:
+    """The mlp_ratio from which timm's int(width * ratio) makes ``hidden``."""
+    return hidden / width if int(width * (hidden / width)) == hidden else (hidden + 0.5) / width
 
 
 @contextmanager
@@ -253,19 +349,20 @@ def _near(arch: str) -> str:
     """The nearest of the ViTs, by as many letters as were given: ``vit_tinny`` means ``vit_tiny_patch16_224``."""
     import timm
 
-    known = [name for kind in ("vision_transformer", "deit") for name in timm.list_models(module=kind)]
+    modules = ["deit", *(module.rpartition(".")[2] for module in _CLASSES)]
+    known = [name for module in modules for name in timm.list_models(module=module)]
     # Where some begin alike the last one stays: the shortest.
     begins = {name[: len(arch)]: name for name in sorted(known, key=lambda name: (len(name), name), reverse=True)}
     close = difflib.get_close_matches(arch, begins, n=1, cutoff=0.6)
-    return f" Did you mean {begins[close[0]]!r}?" if close else " LOTUS takes timm's vit_* and deit*."
+    return f" Did you mean {begins[close[0]]!r}?" if close else f" LOTUS takes {anatomy.SUPPORTED}."
 
 
 @functools.cache
-def _arguments() -> dict[str, Any]:
-    """Argument -> default, of timm's VisionTransformer."""
-    from timm.models.vision_transformer import VisionTransformer
-
-    parameters = inspect.signature(VisionTransformer.__init__).parameters
+def _arguments(module: str) -> dict[str, Any]:
+    """Argument -> default, of the model that timm's ``module`` makes; of a plain ViT where the module is none of a family."""
+    known = module if module in _CLASSES else "timm.models.vision_transformer"
+    made = getattr(importlib.import_module(known), _CLASSES[known])
+    parameters = inspect.signature(made.__init__).parameters
     return {key: value.default for key, value in parameters.items() if key not in _CALLABLES}
 
 
@@ -284,10 +381,10 @@ def _refuse_other_kinds(arch: str, place: str, made: nn.Module | None = None) ->
                 made = timm.create_model(arch)
         except Exception:  # some other architectures cannot be made without memory
             entry = timm.model_entrypoint(arch).__module__
-            if entry in ("timm.models.vision_transformer", "timm.models.deit"):
+            if entry in (*_CLASSES, "timm.models.deit"):
                 return
             raise Refused(
-                f"{place}.name: {arch!r} is of {entry}, no plain ViT. Supported: {anatomy.SUPPORTED}."
+                f"{place}.name: {arch!r} is of {entry}, no family of ours. Supported: {anatomy.SUPPORTED}."
             ) from None
     try:
         anatomy.supported(made)
@@ -303,7 +400,7 @@ def _reason(error: Exception) -> str:
 
 def _start(vit: Any, model: config.Model) -> None:
     if model.pos_embed_std is not None:
-        if vit.pos_embed is None:
+        if getattr(vit, "pos_embed", None) is None:
             raise Refused(f"model.pos_embed_std: {model.name!r} has no position embeddings. Remove it.")
         std = model.pos_embed_std
         nn.init.trunc_normal_(vit.pos_embed, std=std, a=-3 * std, b=3 * std)
@@ -315,7 +412,7 @@ def _start(vit: Any, model: config.Model) -> None:
             nn.init.zeros_(embed.bias)
 
 
-def _load(vit: nn.Module, path: Path, *, place: str = "model", heads: Sequence[str] = ("head", "head_dist")) -> None:
+def _load(vit: nn.Module, path: Path, *, place: str = "model", heads: Sequence[str] = _HEADS) -> None:
     """Weights from a .safetensors file or from a folder that LOTUS wrote. A head for other classes starts anew.
 
     Raises:
@@ -364,16 +461,67 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:
 def _skeleton(model: Any) -> dict[str, Any]:
     """What must be the same in a model made again: shapes that no cut changes, and the kinds of modules."""
     own = {_SELECTED.sub(r"\1", name): shape for name, shape in _shapes(model.state_dict()).items()}
-    shapes = {name: "cut" if _CUT.match(name) else shape for name, shape in own.items()}
-    kinds = {"model": type(model).__name__, "depth": len(model.blocks)}
+    shapes = {name: shape for name, shape in own.items() if not _CUT.search(name)}
+    found = anatomy.blocks(model)
+    kinds: dict[str, Any] = {"model": type(model).__name__, "depth": len(found)}
     for name, module in model.named_modules():
         # Of what has no weights, the activations and the norms' eps would change the function unseen.
-        if isinstance(module, Select):
-            continue
-        if (name.endswith(".act") or "norm" in name.rpartition(".")[2]) and not isinstance(module, nn.Identity):
-            kinds[_SELECTED.sub(r"\1", name)] = f"{type(module).__name__}({module.extra_repr()})"
-    kinds["pool"] = str(model.global_pool)
+        told = (name.endswith(".act") or "norm" in name.rpartition(".")[2]) and not _CUT.search(f"{name}.")
+        if told and not isinstance(module, (nn.Identity, Select)):
+            kinds[_SELECTED.sub(r"\1", name)] = _kind(module)
+    for block in found:
+        if block.has_attn:
+            kinds[f"{block.name}.attn"] = _attention(block)
+        if block.has_mlp:
+            kinds[f"{block.name}.mlp"] = _mlp(block)
+    rope = getattr(model, "rope", None)
+    if rope is not None:  # its angles follow from numbers that no weight shows
+        kinds["rope"] = {name: value for name, value in vars(rope).items() if _plain(value) and name != "training"}
+    kinds["pool"], kinds["attn_pool"] = str(model.global_pool), pool_heads(model)
     return {**shapes, **kinds}
+
+
+def pool_heads(model: Any) -> int:
+    """Heads of attention pooling, which its weights do not show; 0 where there is none."""
+    pool = getattr(model, "attn_pool", None)
+    return 0 if pool is None else int(pool.num_heads)
+
+
+def _attention(block: anatomy.Block) -> str:
+    """What of an attention no cut changes; keys may have got a bias with an attention of ours."""
+    attn, table = block.attn, block.table
+    parts = [
+        f"bias of qkv {block.biases[0]}, of proj {block.proj.bias is not None}",
+        f"reads {_reads(block, 'attn', block.projections[0])}, writes {block.width}",
+        *(_kind(norm) for norm in (getattr(attn, "q_norm", None), getattr(attn, "k_norm", None)) if norm is not None),
+        _kind(block.norm("attn"), sized=False),
+    ]
+    parts += [] if table is None else [f"{len(table)} relative positions"]
+    if block.rotary:
+        parts.append(f"prefix {attn.num_prefix_tokens}, half {bool(getattr(attn, 'rotate_half', False))}")
+    return ", ".join(part for part in parts if part)
+
+
+def _mlp(block: anatomy.Block) -> str:
+    """What of an MLP no cut changes."""
+    fc1, gated = block.units[0], "gated, " if block.glu else ""
+    last = "gate last, " if getattr(block.mlp, "gate_last", False) else ""
+    act, norm = _kind(block.mlp.act), _kind(block.norm("mlp"), sized=False)
+    biases = f"biases {fc1.bias is not None}, {block.fc2.bias is not None}"
+    return f"{gated}{last}{act}, {norm}{biases}, reads {_reads(block, 'mlp', fc1)}, writes {block.fc2.out_features}"
+
+
+def _reads(block: anatomy.Block, branch: str, linear: nn.Linear) -> int:
+    """Channels of the stream that a branch read before some of them were cut."""
+    return linear.in_features if block.reads(branch) is None else block.width
+
+
+def _kind(module: nn.Module | None, *, sized: bool = True) -> str:
+    """Class and settings of a module without weights, or of a norm; without the width where that may be cut."""
+    if module is None or isinstance(module, nn.Identity):
+        return ""
+    told = module.extra_repr() if sized else f"eps={getattr(module, 'eps', None)}, "
+    return f"{type(module).__name__}({told})"
 
 
 def _difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
@@ -401,7 +549,7 @@ def _introspected(model: nn.Module) -> dict[str, Any]:
         raise Refused(
             f"{type(model).__name__}: does not say which timm model it is (pretrained_cfg). Make it by timm.create_model."
         )
-    if gone(model) or not all(all(branches(block)) for block in model.blocks):  # type: ignore[union-attr, arg-type]
+    if gone(model) or not all(all(branches(block.module)) for block in anatomy.blocks(model)):
         raise Refused(
             f"{type(model).__name__}: lost whole branches and does not say what it was made as. Cut it by lotus.prune."
         )
@@ -411,42 +559,73 @@ def _introspected(model: nn.Module) -> dict[str, Any]:
 
 
 def _facts(model: Any) -> dict[str, Any]:
-    """The arguments that can be read off a ViT, as its constructor takes them."""
-    embed, first = model.patch_embed, model.blocks[0]
-    width, dims = embed.proj.out_channels, anatomy.Block("blocks.0", first).dims
-
-    def is_there(module: nn.Module | None) -> bool:
-        return module is not None and not isinstance(module, nn.Identity)
-
-    def side(pair: tuple[int, int] | None) -> int | list[int] | None:
-        return None if pair is None else pair[0] if pair[0] == pair[1] else list(pair)
-
+    """The arguments that can be read off a model, as its constructor takes them."""
+    found = anatomy.blocks(model)
+    embed, first, kind = model.patch_embed, found[0], anatomy.family(model)
+    width, fused = embed.proj.out_channels, getattr(first.attn, "qkv", None) is not None
+    reg_token = getattr(model, "reg_token", None)
+    registers = 0 if reg_token is None else reg_token.shape[1]
+    glu = first.glu
     facts: dict[str, Any] = {
-        "img_size": side(embed.img_size),
-        "patch_size": side(embed.patch_size),
+        "img_size": _side(embed.img_size),
+        "patch_size": _side(embed.patch_size),
         "in_chans": embed.proj.in_channels,
         "num_classes": model.num_classes,
         "global_pool": model.global_pool,
         "embed_dim": width,
-        "depth": len(model.blocks),
-        "qkv_bias": first.attn.qkv.bias is not None,
-        "proj_bias": first.attn.proj.bias is not None,
-        "qk_norm": is_there(first.attn.q_norm),
-        # timm turns None into the architecture's own; 0 is what leaves LayerScale out
-        "init_values": 1e-5 if is_there(getattr(first, "ls1", None)) else 0,
-        "class_token": model.cls_token is not None,
-        "reg_tokens": 0 if model.reg_token is None else model.reg_token.shape[1],
-        "no_embed_class": bool(model.no_embed_class),
-        "pos_embed": "none" if model.pos_embed is None else "learn",
-        "pre_norm": is_there(model.norm_pre),
-        "fc_norm": is_there(model.fc_norm),
-        "final_norm": is_there(model.norm) or is_there(model.fc_norm),
-        "pool_include_prefix": bool(getattr(model, "pool_include_prefix", False)),
+        "depth": len(found),
+        "qkv_bias": first.biases[0],
+        "proj_bias": first.proj.bias is not None,
+        "qk_norm": _is_there(getattr(first.attn, "q_norm", None)),
+        # timm turns None into the architecture's own; 0 is what leaves LayerScale out of a plain ViT
+        "init_values": 1e-5 if first.gamma("attn") is not None else 0 if kind == "VisionTransformer" else None,
+        "class_token": getattr(model, "cls_token", None) is not None,
+        "no_embed_class": bool(getattr(model, "no_embed_class", False)),
         "dynamic_img_size": bool(getattr(model, "dynamic_img_size", False)),
     }
-    every = {anatomy.Block(f"blocks.{i}", block).dims for i, block in enumerate(model.blocks)}
-    if len(every) == 1 and dims.qk_dim == dims.v_dim and dims.heads * dims.v_dim == width:
-        facts["num_heads"] = dims.heads
-        # timm takes int(width * ratio): half a unit more survives the rounding
-        facts["mlp_ratio"] = dims.hidden / width if dims.hidden % width == 0 else (dims.hidden + 0.5) / width
-    return {key: value for key, value in facts.items() if key in _arguments()}
+    if kind == "VisionTransformer":
+        facts |= {
+            "scale_attn_norm": first.norm("attn") is not None,
+            "scale_mlp_norm": first.norm("mlp") is not None,
+            "reg_tokens": registers,
+            "pos_embed": "none" if model.pos_embed is None else "learn",
+            "pre_norm": _is_there(model.norm_pre),
+            "fc_norm": _is_there(model.fc_norm),
+            "final_norm": _is_there(model.norm) or _is_there(model.fc_norm),
+            "pool_include_prefix": bool(getattr(model, "pool_include_prefix", False)),
+        }
+    if kind in ("Eva", "Beit"):
+        facts |= {
+            "use_abs_pos_emb": model.pos_embed is not None,
+            "use_fc_norm": _is_there(model.fc_norm),
+            "swiglu_mlp": glu,
+            "scale_mlp": first.norm("mlp") is not None,
+        }
+    if kind == "Eva":
+        facts |= {
+            "scale_attn_inner": first.norm("attn") is not None,
+            "qkv_fused": fused,
+            "num_reg_tokens": registers,
+            "use_rot_pos_emb": model.rope is not None,
+            "use_pre_transformer_norm": _is_there(model.norm_pre),
+            "use_post_transformer_norm": _is_there(model.norm),
+            "attn_pool_num_heads": pool_heads(model) or None,
+        }
+    if kind == "Beit":
+        facts["use_rel_pos_bias"] = first.table is not None
+    if kind == "SwinTransformer":
+        del facts["depth"]
+        stages = list(model.layers)
+        facts["depths"] = [len(stage.blocks) for stage in stages]
+        facts["window_size"] = [_side(stage.blocks[0].window_size) for stage in stages]
+    facts |= widths(model)
+    default = _arguments(anatomy.FAMILIES[kind][0])
+    return {key: value for key, value in facts.items() if key in default}
+
+
+def _is_there(module: nn.Module | None) -> bool:
+    return module is not None and not isinstance(module, nn.Identity)
+
+
+def _side(pair: tuple[int, int] | None) -> int | list[int] | None:
+    return None if pair is None else pair[0] if pair[0] == pair[1] else list(pair)

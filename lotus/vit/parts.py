@@ -84,7 +84,8 @@ def gone(model: nn.Module) -> tuple[int, ...]:
 def places(model: Any) -> list[int]:
     """The number that each block of ``model`` had in the dense one."""
     missing = set(gone(model))
-    return [number for number in range(len(model.blocks) + len(missing)) if number not in missing]
+    blocks = sum(len(stage.blocks) for stage in model.layers) if hasattr(model, "layers") else len(model.blocks)
+    return [number for number in range(blocks + len(missing)) if number not in missing]
 
 
 def strip(model: Any, stays: Sequence[tuple[bool, bool]]) -> None:

@@ -109,6 +109,7 @@ class Attentions(Sequence[Tensor]):
 def watch(model: nn.Module, images: Tensor) -> dict[str, Any]:
     """One forward pass: everything that a score of :mod:`lotus.vit.patch_scores` may read. Fused attention stays on."""
     vit: Any = model
+    anatomy.plain(model, "a score of patches")
     every = anatomy.blocks(model)
     blocks = [block for block in every if block.has_attn]
     if not blocks:

@@ -233,6 +233,7 @@ class Tokens:
         vit: Any = model
         self._model = vit
         self._blocks = anatomy.blocks(model)
+        anatomy.plain(model, "train.patches")
         if not isinstance(vit.patch_drop, nn.Identity):
             raise Refused(
                 "model.args.patch_drop_rate: patches are dropped by train.patches already. Set one of the two."

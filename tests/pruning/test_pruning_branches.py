@@ -24,6 +24,7 @@ from lotus.vit.anatomy import Dims
 from lotus.vit.parts import OneBranch, Select
 from selection.errors import Refused
 
+PLAIN = [kind for kind in KINDS if anatomy.is_vit(tiny(kind))]
 IN = {"attn_in": (0, 3, 7, 20, 41), "mlp_in": (1, 2, 5, 40)}
 
 
@@ -55,7 +56,7 @@ def equal(one: nn.Module, other: nn.Module) -> None:
         torch.testing.assert_close(one(images), other(images), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PLAIN)
 def test_masked_equals_cut_at_the_cost_that_was_told_and_is_saved(tmp_path, kind):
     model = tiny(kind)
     for name, plan in plans(model).items():
@@ -372,3 +373,12 @@ def test_a_plan_that_contradicts_itself_is_refused():
     with pytest.raises(Refused, match="norms what its branches give"):
         anatomy.sites(tiny("norm_after"), inputs=True)
     assert dataclasses.replace(without(full, "mlp"), attn_in=(0, 1)).dims == Dims(3, 16, 16, 0, 2, None)
+
+
+def test_other_families_keep_their_branches_and_their_stream():
+    model = tiny("swin")
+    for settings in ({"branches": True}, {"inputs": True}, {"width": 0.5}, {"criterion": "cumulative_attention"}):
+        with pytest.raises(Refused, match="plain ViTs"):
+            pruning.prune(model, batches(1, 4), {"macs": 0.6}, **settings)
+    with pytest.raises(Refused, match="out of reach"):
+        pruning.prune(model, batches(1, 4), {"macs": 0.01})

@@ -81,7 +81,7 @@ def test_every_budget_is_hit_within_one_chunk(keep, rank, seed, round_, split):
 
 @pytest.mark.parametrize("split", [False, True])
 def test_query_and_key_dimensions_stay_whole_under_qk_norm_in_what_is_reachable_too(split):
-    outline = dataclasses.replace(WIDE, qk_norm=(True, True, True))
+    outline = dataclasses.replace(WIDE, whole_qk=(True, True, True))
     plan = fit_plan(outline, draw(outline, 0), {"macs": 0.4}, split=split)
     assert [kept.qk_dim for kept in plan.dims] == [16, 16, 24]
     assert ([kept.v_dim for kept in plan.dims] == [16, 16, 24]) != split

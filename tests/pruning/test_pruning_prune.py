@@ -302,7 +302,7 @@ def test_models_that_do_not_serve_are_refused():
         prune(hooked, batches(), {"macs": 0.5})
     with pytest.raises(Refused, match="no classifier"):
         prune(tiny(global_pool=""), batches(), {"macs": 0.5})
-    with pytest.raises(Refused, match="Conv2d: is no plain timm"):
+    with pytest.raises(Refused, match="Conv2d: is of no family"):
         prune(torch.nn.Conv2d(3, 3, 1), batches(), {"macs": 0.5})
     with pytest.raises(Refused, match=r"prune\.criterion\.sign"):
         lottery(tiny(), batches(), {"macs": 0.5}, criterion_options={"sign": True})

@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from tiny_vits import KINDS, batches, pictures, random_plan, tiny
+from tiny_vits import PLAIN, batches, pictures, random_plan, tiny
 from torch import nn
 
 from lotus.pruning import lottery, prune, rotate, spec, surgery
@@ -57,7 +57,7 @@ def seen(model: nn.Module, images: torch.Tensor, index: int = 0) -> dict[str, to
 # ------------------------------------------------------------------------------------------------- the whole model
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PLAIN)
 def test_a_rotated_model_computes_what_the_model_computes(kind):
     model = tiny(kind)
     before = copy.deepcopy(model.state_dict())
@@ -71,7 +71,7 @@ def test_a_rotated_model_computes_what_the_model_computes(kind):
     assert other.blocks[0].mlp.fc1.weight is model.blocks[0].mlp.fc1.weight, "what is not turned is not copied"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PLAIN)
 @pytest.mark.parametrize("seed", range(2))
 def test_masked_equals_cut_in_the_rotated_basis(kind, seed):
     other = turned(tiny(kind))

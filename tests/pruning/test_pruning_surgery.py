@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lotus.pruning import surgery
 from lotus.pruning.plan import Plan
-from lotus.vit import anatomy, cost
+from lotus.vit import anatomy, cost, families
 from lotus.vit.attention import SplitAttention
 from selection.errors import Refused
 
@@ -70,10 +72,11 @@ def test_what_comes_out_is_timms_own_without_masks_or_hooks(kind):
     model = tiny(kind)
     plan = random_plan(model, 5)
     small = surgery.cut(model, plan)
-    theirs = type(model.blocks[0].attn)
-    for block, dims in zip(anatomy.blocks(small), plan.dims, strict=True):
-        holds = surgery._holds(theirs) and dims.qk_dim == dims.v_dim
-        assert type(block.attn) is (theirs if holds else SplitAttention)
+    for block, before, dims in zip(anatomy.blocks(small), anatomy.blocks(model), plan.dims, strict=True):
+        fills = dims.heads * dims.v_dim == before.width
+        holds = dims.qk_dim == dims.v_dim and (fills or families.holds(type(before.attn)))
+        assert type(block.attn) is (type(before.attn) if holds else SplitAttention)
+        assert type(block.mlp) is type(before.mlp)
         assert block.dims == dims
         assert (block.heads, block.head_dim) == (dims.heads, dims.v_dim)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in small.modules())
@@ -93,7 +96,7 @@ def test_split_plans_get_an_attention_that_holds_them():
 def test_a_timm_whose_attention_cannot_hold_a_cut_gets_ours(monkeypatch):
     model = tiny()
     plan = random_plan(model, 4)
-    monkeypatch.setattr(surgery, "_holds", lambda attention: False)
+    monkeypatch.setattr(families, "holds", lambda attention: False)
     small = surgery.cut(model, plan)
     assert any(isinstance(block.attn, SplitAttention) for block in small.blocks)
     equal(surgery.masked(model, plan), small)
@@ -105,11 +108,46 @@ def test_whether_a_class_can_hold_a_cut_is_tried():
             return self.proj(self.qkv(x)[..., : x.shape[-1]].reshape(x.shape))
 
     attn = tiny().blocks[0].attn
-    assert surgery._holds(type(attn)) == hasattr(attn, "attn_dim")
-    assert not surgery._holds(Reshaping)
+    assert families.holds(type(attn)) == hasattr(attn, "attn_dim")
+    assert not families.holds(Reshaping)
 
 
-@pytest.mark.parametrize("kind", ["vit", "distilled", "registers", "no_bias"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_opened_model_computes_what_it_did_and_closes_again(kind):
+    model = tiny(kind)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    open_ = families.opened(model)
+    assert all(block.is_open for block in anatomy.blocks(open_))
+    assert (open_ is model) == all(block.is_open for block in anatomy.blocks(model))
+    for block in anatomy.blocks(open_):
+        assert block.qkv.out_features == block.heads * (2 * block.dims.qk_dim + block.dims.v_dim)
+    for fused in (True, False):
+        for module in (*model.modules(), *open_.modules()):
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = fused
+        equal(model, open_)
+    closed = families.close(open_, model)
+    assert all(torch.equal(closed.state_dict()[name], tensor) for name, tensor in weights.items())
+    assert closed.state_dict().keys() == weights.keys()
+    equal(model, closed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(2))
+def test_split_attention_computes_what_any_family_does(kind, seed):
+    """With as many query/key as value dimensions, and with fewer of the one."""
+    model = tiny(kind)
+    open_ = copy.deepcopy(families.opened(model))
+    for block in anatomy.blocks(open_):
+        ours = families.split(block, block.dims)
+        ours.load_state_dict(block.attn.state_dict(), assign=True)
+        block.module.attn = ours
+    equal(model, open_)
+    plan = random_plan(model, seed, split=True)
+    equal(surgery.masked(model, plan), surgery.cut(model, plan))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_cost_of_a_plan_is_that_of_the_model_it_makes(kind):
     model = tiny(kind)
     plan = random_plan(model, 9, split=True)

@@ -16,7 +16,7 @@ from lotus.vit.anatomy import Dims
 SIZE, CLASSES = 32, 5
 SMALL = {"img_size": SIZE, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": CLASSES}
 
-KINDS: dict[str, tuple[str, dict]] = {
+_PLAIN: dict[str, tuple[str, dict]] = {
     "vit": ("vit_tiny_patch16_224", {}),
     "deit": ("deit_tiny_patch16_224", {}),
     "distilled": ("deit_tiny_distilled_patch16_224", {}),
@@ -27,12 +27,35 @@ KINDS: dict[str, tuple[str, dict]] = {
     "norm_after": ("vit_base_patch16_rpn_224", {}),
     "qk_norm": ("vit_tiny_patch16_224", {"qk_norm": True}),
     "no_bias": ("vit_tiny_patch16_224", {"qkv_bias": False, "proj_bias": False}),
+    "swiglu": ("vit_giant_patch14_dinov2", {"init_values": 0.5, "mlp_ratio": 5.34}),
 }
+KINDS: dict[str, tuple[str, dict]] = {
+    **_PLAIN,
+    "scale_norms": ("beit3_base_patch16_224", {}),
+    "eva": ("eva_giant_patch14_224", {}),
+    "eva02": ("eva02_tiny_patch14_224", {}),
+    "eva02_norm": ("eva02_base_patch14_224", {}),
+    "eva02_scale": ("eva02_base_patch16_clip_224", {}),
+    "eva02_after": ("eva02_enormous_patch14_clip_224", {}),
+    "rope": ("vit_small_patch16_rope_224", {"init_values": 0.5}),
+    "rope_apart": ("vit_small_patch16_rope_224", {"init_values": 0.5, "qkv_fused": False, "qk_norm": True}),
+    "dinov3": ("vit_small_plus_patch16_dinov3", {"init_values": 0.5, "dynamic_img_size": False}),
+    "perception": ("vit_pe_core_tiny_patch16_384", {"attn_pool_num_heads": 3}),
+    "beit": ("beit_base_patch16_224", {}),
+    "beitv2": ("beitv2_base_patch16_224", {"init_values": None, "swiglu_mlp": True, "scale_mlp": True}),
+    "swin": ("swin_tiny_patch4_window7_224", {}),
+}
+_SWIN = {"img_size": SIZE, "patch_size": 2, "embed_dim": 24, "depths": (2, 2), "num_heads": (3, 3), "window_size": 7}
+NORMED = ("scale_norms", "eva02_norm", "eva02_scale", "beitv2")
+"""Kinds with a norm before proj or fc2: what is cut changes its statistics."""
+PLAIN = list(_PLAIN)
+"""Kinds of timm's VisionTransformer without norms inside of branches."""
 
 
 def tiny(kind: str = "vit", seed: int = 0, dtype: torch.dtype = torch.float32, **args) -> nn.Module:
     name, own = KINDS[kind]
-    model = timm.create_model(name, **{**SMALL, **own, **args})
+    base = {**_SWIN, "num_classes": CLASSES} if kind == "swin" else SMALL
+    model = timm.create_model(name, **{**base, **own, **args})
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for where, weight in model.named_parameters():
@@ -51,17 +74,17 @@ def batches(count: int = 3, rows: int = 8, dtype: torch.dtype = torch.float32) -
 
 
 def random_plan(model: nn.Module | Sequence[Dims], seed: int, *, split: bool = False) -> Plan:
-    """Any valid plan; ``split`` lets query/key and value dimensions differ in number. All query/key dimensions stay where qk-norm is."""
+    """Any valid plan; ``split`` lets query/key and value dimensions differ in number. All query/key dimensions stay where they must."""
     rng = np.random.default_rng(seed)
     found = anatomy.blocks(model) if isinstance(model, nn.Module) else []
     dims = [block.dims for block in found] if isinstance(model, nn.Module) else model
-    normed = [block.qk_norm for block in found] or [False] * len(dims)
+    bound = [block.whole_qk for block in found] or [False] * len(dims)
 
     def some(count: int, most: int) -> tuple[int, ...]:
         return tuple(sorted(int(i) for i in rng.choice(most, size=count, replace=False)))
 
     plans = []
-    for of, whole in zip(dims, normed, strict=True):
+    for of, whole in zip(dims, bound, strict=True):
         heads = some(int(rng.integers(1, of.heads + 1)), of.heads)
         v = int(rng.integers(1, of.v_dim + 1))
         qk = of.qk_dim if whole else int(rng.integers(1, of.qk_dim + 1)) if split else v

@@ -48,9 +48,8 @@ def test_the_family_is_supported(name):
 @pytest.mark.parametrize(
     ("args", "named"),
     [
-        ({"scale_attn_norm": True}, "norm on the attention's output"),
-        ({"scale_mlp_norm": True}, "blocks.0.mlp has a norm"),
         ({"attn_layer": "diff"}, "blocks.0.attn is DiffAttention"),
+        ({"scale_mlp_norm": True, "norm_layer": "batchnorm1d"}, "blocks.0.mlp has a norm of a kind that is not known"),
     ],
 )
 def test_parts_that_cannot_be_cut_are_named(args, named):
@@ -63,12 +62,11 @@ def test_parts_that_cannot_be_cut_are_named(args, named):
 @pytest.mark.parametrize(
     ("name", "named"),
     [
-        ("swin_tiny_patch4_window7_224", "SwinTransformer: is no plain timm"),
-        ("eva02_tiny_patch14_224", "Eva: "),
+        ("swinv2_tiny_window8_256", "SwinTransformerV2: is of no family"),
+        ("vit_small_patch16_rope_mixed_224", "Eva: each head turns by angles of its own"),
         ("vit_base_patch16_18x2_224", "ParallelThingsBlock"),
         ("vit_base_patch16_xp_224", "ParallelScalingBlock"),
         ("vit_small_r26_s32_224", "HybridEmbed"),
-        ("vit_giant_patch14_dinov2", "GluMlp"),
     ],
 )
 def test_other_architectures_are_named_with_what_is_supported(name, named):
@@ -77,6 +75,12 @@ def test_other_architectures_are_named_with_what_is_supported(name, named):
     with pytest.raises(Refused, match=named) as refusal:
         anatomy.supported(model)
     assert "deit3" in str(refusal.value)
+
+
+def test_heads_that_share_keys_are_refused():
+    model = timm.create_model("vit_small_patch16_rope_224", **TINY, qkv_fused=False, num_kv_heads=1)
+    with pytest.raises(Refused, match=r"blocks\.0\.attn shares keys and values between heads"):
+        anatomy.blocks(model)
 
 
 def test_layers_that_compute_more_than_their_weight_are_refused():

@@ -7,6 +7,8 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from lotus.pruning import surgery
+from lotus.pruning.plan import BlockPlan, Plan
 from lotus.vit import cost
 from lotus.vit import model as door
 from lotus.vit.anatomy import Dims
@@ -55,6 +57,59 @@ def test_known_counts_of_cuts_of_deit_base(heads, dim, hidden, params, macs):
     counted = outline.cost([Dims(heads, dim, dim, hidden)] * 12)
     assert round(counted.params / 1e6, 3) == params
     assert round(counted.macs / 1e9, 3) == macs
+    assert counted.linear_macs == counted.macs - 12 * 197**2 * heads * 2 * dim
+    d, a, f, n = 768, heads * dim, hidden, 197  # the formulas of a block, to the last one
+    block = outline.block(0, Dims(heads, dim, dim, hidden))
+    assert block.macs == n * d * 3 * a + n * n * 2 * a + n * a * d + 2 * n * d * f
+    assert block.params == d * 3 * a + 3 * a + a * d + d + 2 * d * f + f + d + 4 * d
+
+
+@pytest.mark.parametrize(
+    ("dims", "params", "macs"),
+    [(Dims(12, 64, 64, 3072), 43.317, 9.140), (Dims(12, 32, 32, 1536), 22.051, 4.599)],
+)
+def test_known_counts_of_deit_base_at_half_its_width(dims, params, macs):
+    """The residual width alone, and all widths, which is DeiT-S with 12 heads of 32."""
+    counted = cost.outline(meta("deit_base_patch16_224", embed_dim=384)).cost([dims] * 12)
+    assert round(counted.params / 1e6, 3) == params
+    assert round(counted.macs / 1e9, 3) == macs
+    if dims.hidden == 1536:
+        small = cost.count(meta("deit_small_patch16_224"))
+        assert (counted.params, counted.macs, counted.linear_macs) == (small.params, small.macs, small.linear_macs)
+
+
+@pytest.mark.parametrize(
+    ("name", "dims"),
+    [
+        ("deit_base_patch16_224", Dims(12, 32, 32, 1536)),
+        ("eva02_base_patch14_224", Dims(6, 64, 64, 1024)),
+        ("beit_base_patch16_224", Dims(12, 48, 48, 1536)),
+        ("swin_tiny_patch4_window7_224", None),
+        ("vit_small_plus_patch16_dinov3", None),
+    ],
+)
+def test_published_sizes_cut_for_real_are_counted_by_torch(name, dims):
+    """Without memory; torch's own counter sees the model that the surgeon made."""
+    args = {"dynamic_img_size": False} if "dinov3" in name else {}
+    model = meta(name, **args).eval()
+    full = Plan.full(model)
+    plans = []
+    for block in full.blocks:
+        to = dims or Dims(block.of.heads - 1, block.of.qk_dim, block.of.v_dim, block.of.hidden // 2)
+        heads = tuple(range(to.heads))
+        rows = tuple(tuple(range(to.v_dim)) for _ in heads), tuple(tuple(range(to.qk_dim)) for _ in heads)
+        plans.append(BlockPlan(of=block.of, heads=heads, v=rows[0], qk=rows[1], units=tuple(range(to.hidden))))
+    plan = Plan(tuple(plans))
+    small = surgery.cut(model, plan).requires_grad_(False)
+    for module in small.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+    counted = cost.count(small)
+    assert plan.cost(model) == counted
+    assert counted.params == sum(weight.numel() for weight in small.parameters())
+    with FlopCounterMode(display=False) as counter:
+        small(torch.zeros(1, 3, *small.patch_embed.img_size, device="meta"))
+    assert counter.get_total_flops() == 2 * counted.macs
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pruning"))
-from tiny_vits import KINDS, SMALL, pictures, random_plan, tiny
+from tiny_vits import PLAIN, SMALL, pictures, random_plan, tiny
 
 from lotus.config import Patches, Sparsity
 from lotus.pruning import surgery
@@ -50,7 +50,7 @@ def every(kind: str) -> nn.Module:
     return split() if kind == "split" else tiny(kind)
 
 
-ALL = [*KINDS, "split"]
+ALL = [*PLAIN, "split"]
 POOLED = ["pooled", "attention_pooled", "norm_after"]
 
 

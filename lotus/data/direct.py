@@ -1,0 +1,58 @@
+"""Images read where they lie, without a .beton: for a few thousand that are looked at once or twice.
+
+B images of a batch, S side of the model's input.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lotus.data.augment import TOP, centre
+from lotus.data.pictures import Pixels
+from lotus.data.plain import view
+from lotus.data.source import Source
+from selection.errors import Refused
+
+
+def batches(
+    source: Source,
+    rows: npt.NDArray[np.int64],
+    size: int,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch: int = 64,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Normalised images (B, 3, S, S) and their labels (B,), in the order of ``rows``, each seen as in evaluation.
+
+    Args:
+        mean: Of each channel, for pixels in 0 to 1, and ``std`` likewise.
+
+    Raises:
+        Refused: an image that cannot be read; names it.
+    """
+    shift, scale = (torch.tensor(numbers, dtype=torch.float32).reshape(3, 1, 1) for numbers in (mean, std))
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
+        for start in range(0, len(rows), batch):
+            part = rows[start : start + batch]
+            seen = np.stack(list(pool.map(lambda row: _seen(source, int(row), size), part)))  # (B, S, S, 3)
+            images = torch.from_numpy(seen).permute(0, 3, 1, 2).float().div_(255)
+            yield (images - shift) / scale, torch.from_numpy(source.labels[part])
+
+
+def _seen(source: Source, row: int, size: int) -> Pixels:
+    try:
+        pixels = source.read(row)
+    except Exception as error:  # whatever a damaged image makes its reader raise
+        raise Refused(f"{source.name(row)}: cannot be read ({type(error).__name__}: {error}). Take it away.") from None
+    height, width = pixels.shape[:2]
+    line = np.zeros(7, dtype=np.int32)
+    line[TOP : TOP + 4] = centre(np.array([height]), np.array([width]), size)[0]
+    return view(pixels, line, size, np.zeros(3, dtype=np.uint8))

@@ -1,0 +1,196 @@
+"""Prune a model that LOTUS never trained: a timm name, its weights and a folder of images are enough.
+
+``lotus prune --model NAME --weights FILE --data FOLDER --keep macs=0.5``; in Python, :func:`lotus.prune` with batches of one's own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lotus.config import Data
+from lotus.events import Began, Ended, Event, Pruned, Said, Wrote, watched
+from selection.errors import Refused
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from lotus.data.source import Source
+    from lotus.pruning import Drawn
+
+Batches = Callable[[], Iterator[tuple["torch.Tensor", "torch.Tensor"]]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be pruned, and how."""
+
+    model: str
+    """A timm name."""
+    data: str
+    """A folder of class folders (``train`` and ``val``, or one), or an .npz."""
+    keep: Mapping[str, float]
+    weights: str = ""
+    """A .safetensors, a state dict of torch, or a folder that LOTUS wrote; empty: timm's published weights."""
+    args: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments for timm.create_model."""
+    out: str = "small"
+    criterion: str = "fisher"
+    rank: Any = "pool"
+    round: int = 8
+    rotate: bool = True
+    split: bool = False
+    compensate: Any = "affine"
+    calibration: int = 2000
+    """Images that are looked at."""
+    evaluate: int = 5000
+    """At most so many validation images are measured on, before and after; 0: none."""
+    seed: int = 0
+
+
+def prune(job: Job) -> Iterator[Event]:
+    """Load, look at the images, cut, measure, write; yields what happens. The last event holds the plan and the figures.
+
+    Raises:
+        Refused: what the user can mend: a name, weights that do not fit, images, a budget out of reach.
+    """
+    import torch
+
+    import lotus.pruning
+    from lotus import export
+    from lotus.data.source import open_data
+    from lotus.pruning import budget
+    from lotus.pruning.spec import WEIGHTS
+    from lotus.vit import cost
+    from lotus.vit import model as door
+
+    began = time.monotonic()
+    yield Began("prune", f"{job.model}, keep {', '.join(f'{what} {part:g}' for what, part in job.keep.items())}")
+    model, about = door.adopt(job.model, job.args, job.weights)
+    budget.check_reach(cost.outline(model), job.keep, round=job.round, split=job.split)  # before any image is read
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    train, val = open_data(Data(name="npz" if job.data.endswith(".npz") else "imagefolder", path=job.data))
+    labelled = len(train.classes) == model.num_classes
+    if not labelled:
+        yield Said(
+            "prune",
+            f"The data has {len(train.classes)} classes, the model tells {model.num_classes} apart: its own answers stand in for "
+            "labels, and what is measured is how often the small model agrees with it.",
+            level="warning",
+        )
+    calibration = _batches(job, model, about, train, job.calibration, labelled)
+    looked_at = min(job.calibration, len(train))
+    cut: Drawn = yield from watched(
+        "prune",
+        looked_at * (2 if job.rotate else 1),
+        lambda progress: lotus.pruning.lottery(
+            model,
+            calibration,
+            job.keep,
+            criterion=job.criterion,
+            rank=job.rank,
+            round=job.round,
+            rotate=job.rotate,
+            split=job.split,
+            compensate=job.compensate,
+            seed=job.seed,
+            progress=progress,
+        ),
+    )
+    for note in cut.notes:
+        yield Said("prune", note)
+    yield Pruned("prune", {**cut.before}, {**cut.after})
+    told: dict[str, float] = {"images": looked_at}
+    if job.evaluate:
+        if val.where.endswith(" (val)"):
+            yield Said(
+                "prune", "There is no val folder: a tenth was held out, which the model may have been trained on."
+            )
+        seen = _batches(job, model, about, val, job.evaluate, labelled)
+        before, after = yield from watched("prune", 2 * min(job.evaluate, len(val)), lambda progress: _top1(
+            (model, cut.model), seen, progress))  # fmt: skip
+        told |= {"top1_before": before, "top1": after} if labelled else {"agreement": after}
+    if labelled:
+        about = {**about, "classes": list(train.classes)}
+    lotus.pruning.save(cut.model, job.out, about=about)
+    yield Wrote("prune", str(job.out))
+    held = export.native(cut.model)
+    alone = [] if held is None else export.lines({**held, "file": WEIGHTS}, Path(job.out))
+    yield Cut("prune", time.monotonic() - began, told, plan=cut.text(), out=str(job.out), alone=tuple(alone))
+
+
+@dataclass(frozen=True)
+class Cut(Ended):
+    """The end, with what to show."""
+
+    plan: str = ""
+    """The table of what stays."""
+    out: str = ""
+    alone: tuple[str, ...] = ()
+    """The lines that load it without LOTUS, where timm can hold the widths."""
+
+
+def _batches(job: Job, model: Any, about: Mapping[str, Any], source: Source, most: int, labelled: bool) -> Batches:
+    """The same images each time it is called: ``most`` of ``source``, drawn by the seed."""
+    import torch
+
+    from lotus.data import direct
+    from lotus.vit.model import image_size
+
+    size = image_size(model)
+    rows = np.sort(np.random.default_rng(job.seed).choice(len(source), size=min(most, len(source)), replace=False))
+
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        device = next(model.parameters()).device
+        for images, labels in direct.batches(source, rows, size, mean=about["mean"], std=about["std"]):
+            images, labels = images.to(device), labels.to(device)
+            if not labelled:
+                training = model.training
+                with torch.no_grad():
+                    labels = model.eval()(images).argmax(dim=1)
+                model.train(training)
+            yield images, labels
+
+    return batches
+
+
+def _top1(models: tuple[nn.Module, nn.Module], batches: Batches, progress: Callable[[int], None]) -> list[float]:
+    """Per cent of the images that each model gets right."""
+    import torch
+
+    right, seen = [0] * len(models), 0
+    for model in models:
+        model.eval()
+    with torch.no_grad():
+        for images, labels in batches():
+            for number, model in enumerate(models):
+                right[number] += int((model(images).argmax(dim=1) == labels).sum())
+            seen += len(images)
+            progress(len(models) * seen)
+    if not seen:
+        raise Refused("--evaluate: there is no image to measure on. Take --evaluate 0.")
+    return [100 * count / seen for count in right]
+
+
+def budgets(given: list[str]) -> dict[str, float]:
+    """``["macs=0.5"]`` -> ``{"macs": 0.5}``.
+
+    Raises:
+        Refused: another form.
+    """
+    found: dict[str, float] = {}
+    for text in given:
+        what, equals, part = text.partition("=")
+        try:
+            found[what] = float(part) if equals else float("nan")
+        except ValueError:
+            raise Refused(f"--keep {text}: write a part, e.g. --keep macs=0.5.") from None
+        if not equals:
+            raise Refused(f"--keep {text}: write BUDGET=PART, e.g. --keep macs=0.5.")
+    return found

@@ -1,0 +1,112 @@
+"""A folder is what its spec says, or each difference is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_vits import batches, tiny
+
+import lotus
+from lotus import cli
+from lotus.pruning import prune, spec
+
+KINDS = ("vit", "eva02", "swin")
+
+
+def folders(tmp_path: Path, kind: str = "vit", keep: float = 0.6) -> tuple[Path, Path]:
+    """A dense model's folder and that of what was cut from it."""
+    model = tiny(kind)
+    small = prune(model, batches(1), {"macs": keep}, round=4)
+    return spec.save(model, tmp_path / "dense"), spec.save(small, tmp_path / "small")
+
+
+def spoil(folder: Path, **tensors: torch.Tensor | None) -> None:
+    """Change tensors of a folder, ``__`` for a dot; None takes one away."""
+    file = folder / "model.safetensors"
+    state = load_file(file) | {name.replace("__", "."): tensor for name, tensor in tensors.items()}
+    save_file({name: tensor for name, tensor in state.items() if tensor is not None}, file)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_saved_is_whole(tmp_path, kind):
+    dense, small = folders(tmp_path, kind)
+    found = lotus.verify(small, against=dense)
+    assert found, found.faults
+    assert found.facts["macs"] <= 0.6 * lotus.verify(dense).facts["macs"]
+    assert found.facts["distance"] > 0
+
+
+def test_every_tampered_tensor_is_named(tmp_path):
+    _, small = folders(tmp_path)
+    spoil(small, head__bias=torch.zeros(6), hook=torch.zeros(1), norm__bias=None, cls_token=torch.zeros(1, 1, 9))
+    found = lotus.verify(small)
+    assert not found
+    told = " ".join(found.faults)
+    assert len(found.faults) == 4
+    for name in (
+        "norm.bias is missing",
+        "hook does not belong",
+        "head.bias is (6,), not (5,)",
+        "cls_token is (1, 1, 9)",
+    ):
+        assert name in told
+
+
+def test_values_and_costs_are_checked(tmp_path):
+    _, small = folders(tmp_path)
+    spoil(small, norm__bias=torch.full((48,), torch.nan))
+    told = json.loads((small / "spec.json").read_text())
+    told["cost"]["macs"] += 1
+    (small / "spec.json").write_text(json.dumps(told))
+    faults = " ".join(lotus.verify(small).faults)
+    assert "norm.bias: holds values that are not finite" in faults
+    assert "output for drawn images is not finite" in faults
+    assert "spec.json: cost says" in faults
+    assert "dense_cost" not in faults
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"format": 99}, "Take a newer LOTUS"),
+        ({"kind": "other"}, "not written by LOTUS"),
+        ({"model": {"name": "os.system", "args": {}}}, "no model 'os.system'"),
+        (
+            {"model": {"name": "vit_tiny_patch16_224", "args": {"norm_layer": {"import": "os"}}}},
+            "must be a number, text",
+        ),
+        ({"model": {"name": "local-dir:/tmp/x", "args": {}}}, "no model"),
+    ],
+)
+def test_a_spec_is_data(tmp_path, change, named):
+    _, small = folders(tmp_path)
+    told = json.loads((small / "spec.json").read_text())
+    (small / "spec.json").write_text(json.dumps({**told, **change}))
+    (fault,) = lotus.verify(small).faults
+    assert named in fault
+
+
+def test_against_another_model(tmp_path):
+    dense, small = folders(tmp_path)
+    other = spec.save(tiny(num_classes=7), tmp_path / "other")
+    assert lotus.verify(small, against=other).faults == (f"classes: 5, but 7 in {other}.",)
+    wider = lotus.verify(dense, against=small).faults
+    assert any("hidden is 192, more than the" in fault for fault in wider)
+    spoil(other := spec.save(tiny(), tmp_path / "moved"), head__bias=torch.ones(5))
+    (fault,) = lotus.verify(other, against=dense).faults
+    assert "nothing is cut, but the outputs differ" in fault
+
+
+def test_the_verb(tmp_path, capsys):
+    dense, small = folders(tmp_path)
+    assert cli.main(["verify", str(small), "--against", str(dense)]) == 0
+    assert "whole. vit_tiny_patch16_224" in capsys.readouterr().out
+    spoil(small, hook=torch.zeros(1))
+    assert cli.main(["verify", str(small)]) == 2
+    assert "hook does not belong" in capsys.readouterr().err
+    assert cli.main(["verify", str(tmp_path / "nowhere"), "--json"]) == 2
+    assert "no model folder" in json.loads(capsys.readouterr().out)["faults"][0]

@@ -1,0 +1,177 @@
+"""``lotus prune --model``: a model that LOTUS never trained, its weights in a file, images in a folder."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import lotus
+from lotus import cli, outside
+from lotus.export import lines
+from selection.errors import Refused
+
+ARGS = {"img_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3}
+
+
+def model(classes: int = 3) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model("vit_tiny_patch16_224", num_classes=classes, **ARGS).eval()
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root, draw = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for part, count in (("train", 8), ("val", 4)):
+        for number, name in enumerate("abc"):
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = draw.integers(0, 120, (20, 24, 3)) + 60 * number
+                Image.fromarray(pixels.astype(np.uint8)).save(root / part / name / f"{i}.png")
+    return root
+
+
+def words(photos: Path, weights: Path, out: Path, *more: str) -> list[str]:
+    given = [f"--arg={name}={value}" for name, value in ARGS.items()]
+    return ["prune", "--model", "vit_tiny_patch16_224", "--weights", str(weights), "--data", str(photos), "--keep", "macs=0.6",
+            "--out", str(out), *given, *more]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["safetensors", "torch", "checkpoint", "folder"])
+def test_weights_in_any_form(photos, tmp_path, form, capsys):
+    state = model().state_dict()
+    file = tmp_path / {"safetensors": "a.safetensors", "folder": "a"}.get(form, "a.pth")
+    if form == "safetensors":
+        save_file(state, file)
+    elif form == "folder":
+        lotus.save(model(), file)
+    else:
+        torch.save(
+            state if form == "torch" else {"epoch": 3, "model": {f"module.{k}": v for k, v in state.items()}}, file
+        )
+    assert cli.main(words(photos, file, tmp_path / "small")) == 0
+    told = capsys.readouterr().out
+    assert "block   heads" in told
+    assert "% after the cut" in told
+    assert f"lotus.load('{tmp_path / 'small'}')" in told
+    small = lotus.load(tmp_path / "small")
+    assert lotus.verify(tmp_path / "small")
+    assert small.num_classes == 3
+
+
+def events(photos: Path, tmp_path: Path, **settings) -> list:
+    save_file(model(settings.pop("classes", 3)).state_dict(), tmp_path / "a.safetensors")
+    job = outside.Job(
+        "vit_tiny_patch16_224", str(photos), {"macs": 0.6}, str(tmp_path / "a.safetensors"), ARGS, str(tmp_path / "small"), **settings
+    )  # fmt: skip
+    return list(outside.prune(job))
+
+
+def test_what_happens_is_told(photos, tmp_path):
+    seen = events(photos, tmp_path)
+    steps = [event for event in seen if type(event).__name__ == "Step"]
+    assert steps[-1].done == steps[-1].total == 24  # twice the 12 validation images
+    assert max(step.total for step in steps) == 48  # twice 24 calibration images
+    end = seen[-1]
+    assert end.values["images"] == 24
+    assert 0 <= end.values["top1"] <= 100
+    assert end.values["top1_before"] == pytest.approx(top1(model(), photos))
+
+
+def top1(vit: torch.nn.Module, photos: Path) -> float:
+    """From the files, by hand: these pictures are of shorter side 20, of which the middle 18 are seen."""
+    right = total = 0
+    for number, name in enumerate("abc"):
+        for file in sorted((photos / "val" / name).iterdir()):
+            middle = Image.open(file).crop((3, 1, 21, 19)).resize((16, 16), Image.Resampling.BOX)
+            pixels = torch.from_numpy(np.asarray(middle)).permute(2, 0, 1) / 255
+            with torch.no_grad():
+                right += int(vit(((pixels - 0.5) / 0.5)[None]).argmax()) == number
+            total += 1
+    return 100 * right / total
+
+
+def test_other_classes_are_answered_by_the_model_itself(photos, tmp_path):
+    seen = events(photos, tmp_path, classes=7)
+    assert any("its own answers stand in for labels" in getattr(event, "text", "") for event in seen)
+    assert set(seen[-1].values) == {"images", "agreement"}
+    assert lotus.load(tmp_path / "small").num_classes == 7
+
+
+def test_one_folder_of_classes_is_split_and_said(photos, tmp_path):
+    seen = events(photos / "train", tmp_path, calibration=5)
+    assert any("There is no val folder" in getattr(event, "text", "") for event in seen)
+    assert seen[-1].values["images"] == 5
+
+
+class Evil:
+    def __reduce__(self):
+        return (Path.touch, (Path("touched"),))
+
+
+def test_a_pickle_is_never_run(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, write in (
+        ("a.pth", lambda file: torch.save({"model": model().state_dict(), "args": Evil()}, file)),
+        ("b.pth", lambda file: file.write_bytes(pickle.dumps(Evil()))),
+    ):
+        write(tmp_path / name)
+        assert cli.main(words(photos, tmp_path / name, tmp_path / "small")) == 2
+        assert "cannot be read as tensors alone" in capsys.readouterr().err
+    assert not (tmp_path / "touched").exists()
+    assert not (tmp_path / "small").exists()
+
+
+def test_what_cannot_be_done_is_refused_before_an_image_is_read(photos, tmp_path, capsys, monkeypatch):
+    file = tmp_path / "a.safetensors"
+    save_file(model().state_dict(), file)
+    bad = {**model().state_dict(), "norm.bias": torch.zeros(7)}
+    save_file(bad, tmp_path / "bad.safetensors")
+    nan = {**model().state_dict(), "norm.bias": torch.full((48,), torch.nan)}
+    save_file(nan, tmp_path / "nan.safetensors")
+    for given, message in (
+        (["prune"], "Give a CONFIG, or --model NAME"),
+        (["prune", "--keep", "macs=0.5"], "--keep belongs to --model"),
+        (["prune", "a.yaml", *words(photos, file, tmp_path)[1:]], "takes no config"),
+        (words(photos, file, tmp_path / "o")[:5], "--data is missing"),
+        (words(photos, file, tmp_path / "o", "--keep", "macs"), "write BUDGET=PART"),
+        (words(photos, file, tmp_path / "o", "--keep", "mac=0.5"), "Did you mean 'macs'"),
+        (words(photos, file, tmp_path / "o", "--keep", "macs=0.001"), "out of reach"),
+        (words(photos, file, tmp_path / "o", "--criterion", "fischer"), "Did you mean 'fisher'"),
+        (words(photos, tmp_path / "bad.safetensors", tmp_path / "o"), r"norm.bias is (7,), not (48,)"),
+        (words(photos, tmp_path / "nan.safetensors", tmp_path / "o"), "norm.bias: holds values that are not finite"),
+        (words(photos, tmp_path / "absent.pth", tmp_path / "o"), "cannot be read"),
+        (words(tmp_path / "nowhere", file, tmp_path / "o"), "nowhere"),
+        (words(photos, file, tmp_path / "o", "--calibration", "0"), "--calibration"),
+    ):
+        assert cli.main(given) == 2, given
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_damaged_picture_is_named(photos, tmp_path):
+    import shutil
+
+    shutil.copytree(photos, tmp_path / "some")
+    (tmp_path / "some" / "train" / "a" / "3.png").write_bytes(b"no picture")
+    with pytest.raises(Refused, match=r"a/3\.png: cannot be read"):
+        events(tmp_path / "some", tmp_path)
+
+
+def test_where_timm_holds_the_widths_its_lines_are_printed(capsys):
+    from lotus.report.terminal import pruned_page
+
+    held = {"name": "vit_tiny_patch16_224", "args": {"depth": 2}, "file": "model.safetensors"}
+    pruned_page("the plan", {"top1": 50.0, "top1_before": 60.0}, "small", lines(held, Path("small")))
+    told = capsys.readouterr().out
+    assert "50.00 % after the cut, 60.00 % before" in told
+    assert "model = timm.create_model('vit_tiny_patch16_224', depth=2)" in told
+    assert "load_file('small/model.safetensors')" in told
+    pruned_page("the plan", {"agreement": 50.0}, "small")
+    assert "Without LOTUS" not in capsys.readouterr().out
