@@ -176,12 +176,13 @@ class Joint(Section):
 class Patches(Section):
     """Which patches of an image a training goes through: fewer tokens, so that a step takes less time."""
 
-    mode: Literal["input", "evit", "tome", "dropout"] = "evit"
+    mode: Literal["input", "evit", "tome", "cumulative", "dropout"] = "evit"
     """input: those of the highest ``score`` enter the model (Data-LTH); evit: the class token's attention chooses, inside
-    the model, at the blocks ``at``; tome: the most alike are merged, in every block; dropout: any, by chance (the control)."""
+    the model, at the blocks ``at``; tome: the most alike are merged, in every block; cumulative: attention summed over queries, heads and
+    blocks so far chooses, in the later blocks (CP-ViT); dropout: any, by chance (the control)."""
     keep: Fraction = 0.7
     """input, dropout: part of the patches that enters. evit: part that stays at each block of ``at``. tome: tokens that
-    the average block's MLP sees, as a part of the patches."""
+    the average block's MLP sees, as a part of the patches. cumulative: part that is left after the last block."""
     at: tuple[int, ...] = ()
     """evit: blocks (from 0) in which patches leave, between attention and MLP; empty: at 1/4, 1/2 and 3/4 of the depth,
     which is 3, 6 and 9 of 12."""
@@ -472,6 +473,44 @@ class Keep(Section):
         return self
 
 
+class Search(Section):
+    """How much of attention and of the MLPs stays, found by trying (docs/pruning.md)."""
+
+    kind: Literal["ratios", "blocks"] = "ratios"
+    """ratios: one for all attention, one for all MLPs (Feng et al. 2023); blocks: one for each of each block."""
+    drop: float | None = Field(None, gt=0)
+    """Cut as far as ``metric`` is at most this; null: to ``prune.keep``, with the least of it."""
+    metric: Literal["divergence", "loss", "agreement"] = "divergence"
+    """How far a cut model is from the trained one: mean KL divergence in nats, rise of the loss in nats, or the part of the
+    images that it decides otherwise."""
+    images: int = Field(2048, ge=1)
+    """Held-out training images on which that is measured: of those that the ticket left out, where there are enough."""
+    grid: int = Field(8, ge=0, le=10)
+    """ratios: points an axis of the coarse grid (0, 0.1, ... of the MACs go); 0: no grid."""
+    levels: int = Field(4, ge=1)
+    """blocks: widths at which each attention and each MLP is tried alone."""
+    rounds: int = Field(1, ge=1)
+    """Cut in so many rounds, each within the one before, scored anew."""
+    recovery: int = Field(0, ge=0)
+    """Optimiser steps of training between two rounds, by ``finetune``'s recipe with its teacher."""
+    compare: tuple[Fraction, ...] = ()
+    """Also measure CP-ViT with these fixed ratios: the part of the heads, and of the patches, that stays."""
+
+
+class Convolve(Section):
+    """Attention that may become convolution, chosen by gates that train (SPViT, 2111.11802)."""
+
+    epochs: int = Field(10, ge=1)
+    """Epochs of the search, from the trained model; its weights are thrown away afterwards."""
+    lr: float = Field(5e-5, gt=0)
+    """Peak learning rate of the weights in the search."""
+    gate_lr: float = Field(1e-3, gt=0)
+    """Learning rate of the gates (Adam, no weight decay)."""
+    strength: float = Field(30.0, gt=0)
+    """Lambda of lambda (prune.keep.macs - open MACs)^2, MACs as parts of the dense model's. The paper tunes it until this
+    is a little above the cross-entropy at the start."""
+
+
 class Soup(Section):
     """Instant soup (2306.10460): masks of copies that looked ahead, joined. It trains by ``finetune``'s recipe."""
 
@@ -533,6 +572,14 @@ class Prune(Section):
     sweep: bool = False
     """unstructured, soup: also measure the trained model at sparsities from 0 to 90 %, to see where accuracy breaks."""
 
+    search: Search | None = None
+    """Try how much of attention and of the MLPs should stay; null: scores alone decide."""
+    convolve: Convolve | None = None
+    """Let attention become 1x1 or 3x3 convolution; null: it stays attention. Gates choose, not ``criterion``."""
+    sizes: tuple[Fraction, ...] = ()
+    """More budgets (parts of the MACs) to write beside ``pruned/``, as ``pruned-0.35/``: each size is within the next larger
+    one. They are not fine-tuned."""
+
     @model_validator(mode="after")
     def _fits(self) -> Prune:
         structured = self.method == "structured"
@@ -560,7 +607,36 @@ class Prune(Section):
             raise ValueError(
                 "keep.latency is predicted for heads, their dimensions and MLP units alone: without inputs, branches and width"
             )
+        self._refuse_two_ways()
         return self
+
+    def _refuse_two_ways(self) -> None:
+        """Refuse settings of two ways to choose what stays."""
+        ways = [name for name in ("search", "convolve", "sizes") if getattr(self, name)]
+        if len(ways) > 1:
+            raise ValueError(
+                "search and convolve are two ways to choose; set one of them"
+                if ways[:2] == ["search", "convolve"]
+                else "sizes are drawn by scores alone, without search or convolve"
+            )
+        if not ways:
+            return
+        (way,) = ways
+        if self.method != "structured":
+            raise ValueError(f"{way} cuts dimensions: set method: structured, or leave {way} out")
+        if self.keep.latency is not None:
+            raise ValueError("search, convolve and sizes know macs and params, not keep.latency")
+        if way == "convolve" and set(self.keep.model_dump(exclude_none=True)) != {"macs"}:
+            raise ValueError("convolve aims at a budget in macs: set keep.macs, and nothing else")
+        if self.rank != "pool":
+            raise ValueError(f"{way} goes with rank: pool; leave rank or {way} out")
+        if self.width is not None:
+            raise ValueError(f"{way} keeps the stream's width; leave width or {way} out")
+        if way != "sizes" and (self.inputs or self.branches):
+            what = "inputs" if self.inputs else "branches"
+            raise ValueError(f"{way} chooses among heads, dimensions and MLP units; leave {what} or {way} out")
+        if way == "convolve" and self.split:
+            raise ValueError("convolve cuts MLP units alone; leave split or convolve out")
 
 
 class Export(Section):

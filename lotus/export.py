@@ -67,7 +67,9 @@ def export(
         for stale in (_TIMM, _ONNX, _PAGE):
             (folder / stale).unlink(missing_ok=True)
         if held is None:
-            notes.append("the blocks' widths differ, which timm's constructor cannot say: load the model by lotus.load")
+            convolved = any(block.kernel for block in anatomy.blocks(model, convolved=True))
+            why = "some blocks convolve" if convolved else "the blocks' widths differ"
+            notes.append(f"{why}, which timm's constructor cannot say: load the model by lotus.load")
         else:
             weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
             with _beside(folder / _TIMM) as beside:
@@ -105,6 +107,8 @@ def lines(held: Mapping[str, Any] | None, folder: Path | None = None) -> list[st
 def native(model: nn.Module) -> dict[str, Any] | None:
     """Name and arguments by which timm alone builds ``model``; None where it cannot."""
     made = door.origin(model)
+    if any(block.kernel for block in anatomy.blocks(model, convolved=True)):
+        return None
     told = door.widths(model)
     if not told:
         return None
@@ -178,8 +182,9 @@ def _page(model: nn.Module, size: int, sent: dict[str, Any]) -> str:
     cost = count(model)
     widths = ["| block | heads | head dimension | MLP units |", "|---|---|---|---|"]
     widths += [
-        f"| {place} | {block.heads} | {block.head_dim} | {block.hidden} |"
-        for place, block in enumerate(anatomy.blocks(model))
+        f"| {place} | {f'convolution of {block.kernel} x {block.kernel}' if block.kernel else block.heads} | "
+        f"{block.head_dim} | {block.hidden} |"
+        for place, block in enumerate(anatomy.blocks(model, convolved=True))
     ]
     parts = [
         "# The model",
@@ -192,7 +197,7 @@ def _page(model: nn.Module, size: int, sent: dict[str, Any]) -> str:
     else:
         parts += [
             "## With LOTUS",
-            "Its blocks keep different widths, which timm's constructor cannot say. The modules are timm's own all the same.",
+            "Its blocks keep different widths or convolve, which timm's constructor cannot say.",
             '```python\nimport lotus\nmodel = lotus.load("final")  # the folder of spec.json and model.safetensors\n```',
         ]
     if sent["onnx"]:

@@ -218,7 +218,9 @@ class Run:
         parts = BY_NAME[stage].settings
         if stage == "train" and not self.config.train.sparsity.gates:  # it is gates that are steered to the budget
             return tuple(part for part in parts if part != "prune.keep")
-        if stage == "prune" and self.config.prune.method == "soup":  # it trains by this recipe
+        prune = self.config.prune
+        recovers = prune.search is not None and prune.search.recovery > 0
+        if stage == "prune" and (prune.method == "soup" or recovers):  # it trains by this recipe
             return (*parts, "finetune")
         return parts
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -54,6 +55,9 @@ CALIBRATION = 7
 
 PARTS = 8
 """Likewise for the parts of the images that ``score.subsets`` trains on."""
+
+HELD_OUT = 11
+"""Stream of chance for the images that a search is judged by."""
 
 EVERY_RANK = ("score", "baseline", "train", "finetune")
 """Stages in which every rank works; the others are done by rank 0 while the rest wait."""
@@ -255,6 +259,25 @@ def check(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
         raise Refused(
             "score.patches.model: the probe comes before the baseline. Give a folder written by LOTUS, or take contrast."
         )
+    search, convolve = config.prune.search, config.prune.convolve
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (convolve or (search and search.recovery and search.rounds > 1)):
+        raise Refused(
+            f"prune.{'convolve' if convolve else 'search.recovery'}: trains inside of the prune stage, which one process does. Run "
+            "`lotus prune` as one process, then go on with all."
+        )
+    if search and search.rounds > 1 and config.prune.criterion.name == "gate":
+        raise Refused("prune.search.rounds: 'gate' knows the first round alone; take one round, or fisher.")
+    if convolve:
+        for place, bad in (
+            ("train.sparsity.gates: are not read by", config.train.sparsity.gates),
+            ("finetune.patches: cannot be left out of", config.finetune.patches),
+        ):
+            if bad:
+                raise Refused(f"{place} prune.convolve. Turn them off.")
+        if config.train.patches is not None and config.train.patches.evaluate == "sparse":
+            raise Refused(
+                "train.patches.evaluate: sparse leaves patches out, and prune.convolve needs all in their places. Evaluate dense."
+            )
     for part, recipe in (("score", config.score), ("train", config.train), ("finetune", config.finetune)):
         if recipe.patches is not None:
             _check_patches(recipe.patches, f"{part}.patches", shelves)
@@ -439,8 +462,61 @@ def prune(shop: Shop) -> Making:
             unit="timings",
         )
         write_text(run.folder / "latency.json", table.to_json())
-    with _images(shop, run.train_beton, calibration, config.train, model) as loader:
-        cut = yield from watched(
+    if wants.search is not None:
+        cut, more = yield from _searched(shop, model, gates, calibration, multiple)
+    elif wants.convolve is not None:
+        cut, more = yield from _convolved(shop, model, calibration, multiple)
+    elif wants.sizes:
+        cut, more = yield from _sizes(shop, model, gates, calibration, multiple)
+    else:
+        cut, more = yield from _drawn(shop, model, gates, calibration, multiple, table)
+    for note in cut.notes:
+        yield Said("prune", note)
+    yield Pruned("prune", {**cut.before}, {**cut.after})
+    with (
+        _images(shop, run.val_beton, None, config.train, cut.model) as loader,
+        _as_evaluated(cut.model, config.train.patches, shop.shelves) as tokens,
+    ):
+        measured = loop.evaluate(cut.model, loader, shop.world)
+        patches = {} if tokens is None else {"patches": _told(config.train.patches, tokens)}
+    yield Evaluated("prune", 0, measured)
+    lotus.pruning.save(cut.model, run.pruned)
+    yield Wrote("prune", str(run.pruned))
+    spent = cut.forwards * cut.before["macs"]
+    told = {"top1": measured["top1"], "loss": measured["loss"], **cut.after, **patches, **more}
+    return Outcome(cut.forwards, spent, told)
+
+
+def _passes(wants: Prune) -> int:
+    """How often the calibration images are gone through."""
+    from lotus.pruning import narrow
+
+    tried = narrow.check_width(wants.width)
+    return len(tried) * (1 + wants.rotate) + any(part < 1 for part in tried)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """What the prune stage goes on with, however it came about."""
+
+    model: nn.Module
+    before: Mapping[str, int]
+    after: Mapping[str, int]
+    forwards: float
+    """In units of the dense model's forward pass of an image, whatever was spent."""
+    notes: Sequence[str]
+
+
+Cutting = Generator[Event, None, tuple[_Cut, dict[str, Any]]]
+
+
+def _drawn(shop: Shop, model: nn.Module, gates: Any, calibration: np.ndarray, multiple: int, table: Any) -> Cutting:
+    """By scores, to one budget."""
+    import lotus.pruning
+
+    config, wants = shop.config, shop.config.prune
+    with _images(shop, shop.run.train_beton, calibration, config.train, model) as loader:
+        drawn = yield from watched(
             "prune",
             len(calibration) * _passes(wants),
             lambda progress: lotus.pruning.lottery(
@@ -464,29 +540,263 @@ def prune(shop: Shop) -> Making:
                 progress=progress,
             ),
         )
-    for note in cut.notes:
-        yield Said("prune", note)
-    yield Pruned("prune", {**cut.before}, {**cut.after})
-    with (
-        _images(shop, run.val_beton, None, config.train, cut.model) as loader,
-        _as_evaluated(cut.model, config.train.patches, shop.shelves) as tokens,
-    ):
-        measured = loop.evaluate(cut.model, loader, shop.world)
-        patches = {} if tokens is None else {"patches": _told(config.train.patches, tokens)}
-    yield Evaluated("prune", 0, measured)
-    lotus.pruning.save(cut.model, run.pruned)
-    yield Wrote("prune", str(run.pruned))
-    spent = cut.forwards * cut.before["macs"]
-    told = {"top1": measured["top1"], "loss": measured["loss"], **cut.after, **patches}
-    return Outcome(cut.forwards, spent, told)
+    return _Cut(drawn.model, drawn.before, drawn.after, drawn.forwards, drawn.notes), {}
 
 
-def _passes(wants: Prune) -> int:
-    """How often the calibration images are gone through."""
-    from lotus.pruning import narrow
+def _sizes(shop: Shop, model: nn.Module, gates: Any, calibration: np.ndarray, multiple: int) -> Cutting:
+    """By scores: measured once, cut to the budget and to all further sizes."""
+    import lotus.pruning
+    from lotus.training import loop
 
-    tried = narrow.check_width(wants.width)
-    return len(tried) * (1 + wants.rotate) + any(part < 1 for part in tried)
+    run, wants = shop.run, shop.config.prune
+    keep = wants.keep.model_dump(exclude_none=True)
+    whole = all(part == 1 for part in (*keep.values(), *wants.sizes))  # then nothing is to be turned or folded
+    studied = yield from _studied(shop, model, gates, calibration, whole=whole)
+    shared: dict[str, Any] = {"round": multiple, "split": wants.split, "branches": wants.branches}
+    drawn = studied.draw(keep, **shared)
+    told: dict[str, Any] = {}
+    budgets = sorted(wants.sizes, reverse=True)
+    for part, small in zip(budgets, studied.nested([{"macs": part} for part in budgets], **shared), strict=True):
+        with _images(shop, run.val_beton, None, shop.config.train, small.model) as loader:
+            measured = loop.evaluate(small.model, loader, shop.world)
+        folder = run.folder / f"pruned-{part:g}"
+        lotus.pruning.save(small.model, folder)
+        yield Wrote("prune", str(folder))
+        yield Said("prune", f"{part:g} of the MACs: top-1 {measured['top1']:.2f} % right after the cut")
+        told[f"{part:g}"] = {"keep": part, "top1": measured["top1"], "loss": measured["loss"], **small.after}
+    return _Cut(drawn.model, drawn.before, drawn.after, drawn.forwards, drawn.notes), {"sizes": told}
+
+
+def _studied(
+    shop: Shop, model: nn.Module, gates: Any, calibration: np.ndarray, *, whole: bool = False
+) -> Generator[Event, None, Any]:
+    """The model rotated, measured and scored; with ``whole`` nothing is to go, so nothing is turned or folded."""
+    import lotus.pruning
+
+    wants = shop.config.prune
+    rotate = wants.rotate and not whole
+    with _images(shop, shop.run.train_beton, calibration, shop.config.train, model) as loader:
+        return (
+            yield from watched(
+                "prune",
+                len(calibration) * (2 if rotate else 1),
+                lambda progress: lotus.pruning.study(
+                    model,
+                    lambda: loader.epoch(0),
+                    criterion=wants.criterion.name,
+                    criterion_options=wants.criterion.options,
+                    shelves=shop.shelves,
+                    rotate=rotate,
+                    compensate="none" if whole else wants.compensate,
+                    inputs=wants.inputs,
+                    gates=gates,
+                    seed=shop.config.seed,
+                    progress=progress,
+                ),
+            )
+        )
+
+
+def _searched(shop: Shop, model: nn.Module, gates: Any, calibration: np.ndarray, multiple: int) -> Cutting:
+    """By trying: rounds of study, search and, between two, a little training. Leaves search.json and pareto.json."""
+    import copy
+
+    from lotus.pruning import cp_vit, search
+    from lotus.training.distill import make_distiller
+    from lotus.vit.cost import count
+    from selection.subset import Subset
+
+    run, config, wants = shop.run, shop.config, shop.config.prune
+    asks = wants.search
+    assert asks is not None
+    ticket = Subset.load(run.ticket)
+    rng = np.random.default_rng([config.seed, HELD_OUT])
+    rows = _held_out(ticket.rows, ticket.total, calibration, asks.images, rng)
+    if len(rows) and np.isin(rows, ticket.rows).any():
+        text = (
+            "the held-out images were trained on, since the ticket leaves too few out: select.keep below 1 gives some"
+        )
+        yield Said("prune", text, level="warning")
+    dense, whole = model, count(model)
+    depth = len(whole.blocks)
+    budget = wants.keep.model_dump(exclude_none=True)
+    forwards = float(0)
+    with _images(shop, run.train_beton, rows, config.train, model) as held:
+        judge = search.Judge(dense, lambda: held.epoch(0), asks.metric)
+        forwards += judge.forwards
+        log: list[dict[str, Any]] = []
+        front: list[tuple[int, search.Tried]] = []
+        for number in range(asks.rounds):
+            studied = yield from _studied(shop, model, gates if number == 0 else None, calibration)
+            now, part = count(model), (number + 1) / asks.rounds
+            # MACs fall by the same factor a round; what is allowed rises by the same step.
+            keep = {
+                what: min(1.0, share**part * getattr(whole, what) / getattr(now, what))
+                for what, share in budget.items()
+            }
+            shared: dict[str, Any] = {
+                "keep": keep if asks.drop is None else None,
+                "drop": None if asks.drop is None else asks.drop * part,
+                "round": multiple,
+                "split": wants.split,
+            }
+            if asks.kind == "ratios":
+                grid = asks.grid if number == 0 else 0
+                find, most = functools.partial(search.ratios, grid=grid), grid**2 + 55
+            else:
+                find, most = functools.partial(search.blocks, levels=asks.levels), 2 * asks.levels * depth + 10
+            found = yield from watched(
+                "prune",
+                most,
+                lambda progress: find(studied, judge, progress=progress, **shared),  # noqa: B023 - done before the next round
+                unit="cuts tried, at most",
+            )
+            forwards += (studied.forwards + found.forwards) * now.macs / whole.macs
+            log += [{"round": number, **one.record()} for one in found.tried]
+            front += [(number, one) for one in found.tried]
+            model = found.drawn.model
+            chosen = found.chosen
+            yield Said(
+                "prune",
+                f"round {number + 1} of {asks.rounds}: {len(found.tried)} tried; of attention {chosen.attention:.2f} and of the "
+                f"MLPs {chosen.mlp:.2f} of the MACs stay; {asks.metric} {chosen.worse:.4f}, held-out top-1 {chosen.top1:.2f} %",
+            )
+            if asks.recovery and number + 1 < asks.rounds:
+                recipe = config.finetune.model_copy(
+                    update={"epochs": 1, "warmup_epochs": 0.0, "patches": None, "compile": False, "ema": 0.0}
+                )
+                some = np.sort(
+                    np.random.default_rng([config.seed, HELD_OUT, number]).choice(
+                        ticket.rows, size=min(len(ticket.rows), asks.recovery * recipe.batch_size), replace=False
+                    )
+                )
+                twin = copy.deepcopy(model)
+                distiller = make_distiller(copy.deepcopy(dense), recipe, shop.world.device)
+                fitted, _ = yield from _fit(
+                    shop,
+                    "prune",
+                    recipe,
+                    model,
+                    rows=some,
+                    distiller=distiller,
+                    seed=config.seed + 1 + number,
+                    evaluate=False,
+                )
+                model = fitted.load_into(twin).to(shop.world.device).eval()
+                seen = fitted.images_seen
+                forwards += seen * (TRAIN_FORWARDS * chosen.macs / whole.macs + (distiller is not None))
+        small, after = model, count(model)
+        theirs: list[dict[str, float]] = []
+        if asks.compare:
+            theirs = cp_vit.sweep(dense, lambda: held.epoch(0), judge, sorted(asks.compare, reverse=True))
+            forwards += judge.images * sum(1 + row["macs"] / whole.macs for row in theirs)
+        last = judge(small)
+    best = search.pareto(one for _, one in front)
+    written = {
+        "format": 1, "kind": asks.kind, "metric": asks.metric, "images": judge.images, "rounds": asks.rounds,
+        "dense": {"macs": whole.macs, "params": whole.params, "top1": judge.dense.top1},
+        "chosen": {"macs": after.macs, "params": after.params, "attention": chosen.attention, "mlp": chosen.mlp, **last._asdict()},
+        "tried": log, "pareto": [one.record() for one in best], "cp_vit": theirs,
+    }  # fmt: skip
+    if theirs:
+        points = [(row["macs"], row["top1"]) for row in theirs]
+        points.append((whole.macs, judge.dense.top1))
+        equal = cp_vit.macs_at(points, last.top1)
+        close = cp_vit.macs_at([(row["macs"], -row["worse"]) for row in theirs] + [(whole.macs, 0.0)], -last.worse)
+        written["equal"] = {"top1": last.top1, "cp_vit_macs": equal, "cp_vit_macs_same_metric": close}
+        ratio = (
+            f"{after.macs / equal:.4f} of its MACs"
+            if equal
+            else "it is not in the range of the ratios that were compared"
+        )
+        yield Said(
+            "prune",
+            f"CP-ViT with a fixed ratio at the same held-out top-1 ({last.top1:.2f} %), nothing fine-tuned: {ratio}",
+        )
+    write_json(run.folder / "search.json", written)
+    write_json(run.folder / "pareto.json", written["pareto"])
+    yield Wrote("prune", str(run.folder / "search.json"))
+    brief = {name: written[name] for name in ("chosen", "equal") if name in written}
+    before = {"params": whole.params, "macs": whole.macs}
+    cut = _Cut(small, before, {"params": after.params, "macs": after.macs}, forwards, found.drawn.notes)
+    return cut, {
+        "search": {**brief, "kind": asks.kind, "metric": asks.metric, "tried": len(log), "images": judge.images}
+    }
+
+
+def _held_out(
+    ticket: np.ndarray, total: int, calibration: np.ndarray, images: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Rows of training images to search by: first those that nothing was trained on, then those that did not calibrate."""
+    outside = np.setdiff1d(np.arange(total), ticket)
+    chosen = rng.choice(outside, size=min(images, len(outside)), replace=False)
+    if len(chosen) < images:
+        others = np.setdiff1d(ticket, calibration)
+        others = others if len(others) else ticket
+        more = rng.choice(others, size=min(images - len(chosen), len(others)), replace=False)
+        chosen = np.concatenate([chosen, more])
+    return np.sort(chosen)
+
+
+def _convolved(shop: Shop, model: nn.Module, calibration: np.ndarray, multiple: int) -> Cutting:
+    """SPViT: nested gates search on a copy, the original weights are cut and convolved by them. Leaves search.json."""
+    import copy
+
+    from lotus.pruning import convolve
+    from lotus.sparsity.nested import NestedGates
+    from lotus.vit.convolution import macs as conv_macs
+    from lotus.vit.cost import count, outline
+    from selection.subset import Subset
+
+    run, config, wants = shop.run, shop.config, shop.config.prune
+    asks, keep = wants.convolve, wants.keep.macs
+    assert asks is not None
+    assert keep is not None
+    ticket = Subset.load(run.ticket)
+    weights = np.zeros(ticket.total, np.float32)
+    weights[ticket.rows] = ticket.weights
+    whole, shape = count(model), outline(model)
+    searched = copy.deepcopy(model)
+    gates = NestedGates(
+        searched, keep=keep, lr=asks.gate_lr, strength=asks.strength, seed=config.seed, device=shop.world.device
+    )
+    train = {name: getattr(config.train, name) for name in Recipe.model_fields}
+    changed = {
+        "epochs": asks.epochs, "lr": asks.lr, "min_lr": min(config.train.min_lr, asks.lr), "warmup_epochs": 0.0,
+        "patches": None, "compile": False, "ema": 0.0, "zero": min(1, config.train.zero), "evaluate_every": 0,
+    }  # fmt: skip
+    fitted, _ = yield from _fit(
+        shop, "prune", Recipe(**{**train, **changed}), searched, rows=ticket.rows, weights=weights, gates=gates
+    )
+    chances, mixes, reached = gates.by_block(), gates.mixes(), gates.open_macs()
+    gates.remove()
+    patches = shape.tokens - shape.prefix
+    both = sum(conv_macs(patches, shape.width, one.v_dim, kernel) for one in shape.dims for kernel in (1, 3))
+    choices = convolve.project(shape, chances, keep, round=multiple)
+    small = convolve.convert(model, choices, mixes)
+    with _images(shop, run.train_beton, calibration, config.train, small) as loader:
+        images = convolve.calibrate(small, loader.epoch(0))
+    after = count(small)
+    kinds = ["attention" if choice.kernel == 0 else f"{choice.kernel}x{choice.kernel}" for choice in choices]
+    written = {
+        "format": 1, "kind": "convolve", "top1_while_searching": fitted.top1, "open_macs": reached,
+        "attention": kinds, "units": [len(choice.units) for choice in choices],
+        "gates": [_list(gate.sigmoid()) for gate, _ in chances], "unit_gates": [_list(u.sigmoid()) for _, u in chances],
+    }  # fmt: skip
+    write_json(run.folder / "search.json", written)
+    yield Wrote("prune", str(run.folder / "search.json"))
+    yield Said("prune", f"attention became {', '.join(kinds)}; the gates ended at {reached:.3f} of the MACs and were projected "
+               f"to {after.macs / whole.macs:.3f}")  # fmt: skip
+    forwards = TRAIN_FORWARDS * fitted.images_seen * (1 + both / whole.macs) + images * after.macs / whole.macs
+    told = {"search": {name: written[name] for name in ("kind", "open_macs", "attention", "units")}}
+    before = {"params": whole.params, "macs": whole.macs}
+    notes = ["Batch norms of the convolutions took their statistics from the calibration images."] if images else []
+    return _Cut(small, before, {"params": after.params, "macs": after.macs}, forwards, notes), told
+
+
+def _list(values: torch.Tensor) -> list[float]:
+    """Numbers for JSON, as short as float32 needs them."""
+    return [round(float(value), 6) for value in values]
 
 
 def _thin(shop: Shop) -> Making:
@@ -1301,7 +1611,7 @@ def _logged(run: Run, event: Event, lead: bool) -> Event:
 def _look_ahead(config: Config) -> None:
     """Refuse now what would only fail after an hour: the machine, the model, the budget, the recipes."""
     import lotus.pruning
-    from lotus.pruning import budget, narrow
+    from lotus.pruning import budget, convolve, narrow
     from lotus.training.optim import make_optimizer
     from lotus.vit import anatomy
     from lotus.vit.cost import macs, outline
@@ -1333,19 +1643,29 @@ def _look_ahead(config: Config) -> None:
         multiple = 8 if wants.round == "auto" else wants.round
         if wants.inputs:
             anatomy.sites(model, inputs=True)
-        narrowest = min(narrow.check_width(wants.width))
-        least = whole
-        if narrowest < 1:
-            least = outline(narrow.skeleton(model, narrow.channels(model, narrowest, multiple)))
-        budget.check_reach(
-            least,
-            wants.keep.model_dump(exclude_none=True),
-            round=multiple,
-            split=wants.split,
-            inputs=wants.inputs,
-            branches=wants.branches if anatomy.is_vit(model) else False,
-            whole=whole.cost(),
-        )
+        keep = wants.keep.model_dump(exclude_none=True)
+        if wants.convolve is not None:
+            convolve.refuse(model)
+            convolve.check_reach(whole, wants.keep.macs or 1, round=multiple)
+        elif wants.search is None:
+            narrowest = min(narrow.check_width(wants.width))
+            least = whole
+            if narrowest < 1:
+                least = outline(narrow.skeleton(model, narrow.channels(model, narrowest, multiple)))
+            for budgets in (keep, *({"macs": part} for part in wants.sizes)):
+                budget.check_reach(
+                    least,
+                    budgets,
+                    round=multiple,
+                    split=wants.split,
+                    inputs=wants.inputs,
+                    branches=wants.branches if anatomy.is_vit(model) else False,
+                    whole=whole.cost(),
+                )
+        elif wants.search.compare:
+            anatomy.plain(model, "prune.search.compare")
+        if wants.search is not None and wants.search.drop is None:
+            budget.check_reach(whole, keep, round=multiple, split=wants.split, branches=False)
     else:
         _check_zeros(config, model)
     for name, recipe in (("score", config.score), ("train", config.train), ("finetune", config.finetune)):
@@ -1396,6 +1716,7 @@ def results(run: Run) -> dict[str, Any]:
     final, latency = records["finetune"], records["export"].values["latency_ms"]
     dense = records["train"].values
     spec = [json.loads((folder / "spec.json").read_text(encoding="utf-8")) for folder in (run.trained, run.final)]
+    kernels = spec[1].get("convolutions", {})
     found: dict[str, Any] = {
         "format": 1,
         "name": run.config.name,
@@ -1418,8 +1739,9 @@ def results(run: Run) -> dict[str, Any]:
                     "of_head_dim": old["v_dim"],
                     "hidden": new["hidden"],
                     "of_hidden": old["hidden"],
+                    **({"kernel": kernels[str(place)]} if str(place) in kernels else {}),
                 }
-                for old, new in zip(spec[0]["blocks"], spec[1]["blocks"])
+                for place, (old, new) in enumerate(zip(spec[0]["blocks"], spec[1]["blocks"]))
             ],
         },
     }
@@ -1486,8 +1808,17 @@ def forecast(
     teacher = macs if config.finetune.distill != "none" else 0
     probe = _forecast_probe(config, n, len(train_source.classes))
     calibration: float = (TRAIN_FORWARDS + config.prune.rotate) * min(config.prune.calibration, kept)
+    searched, convolve = config.prune.search, config.prune.convolve
     if config.prune.method != "structured":
         calibration = _forecast_zeros(config, kept, len(val_source.labels))
+    elif (
+        searched is not None
+    ):  # about: what is tried has half of the MACs, and how much is tried follows from what is found
+        each = 8 * searched.levels * searched.rounds
+        tries = searched.grid**2 + 40 * searched.rounds if searched.kind == "ratios" else each
+        calibration = searched.rounds * calibration + round(searched.images * tries / 2)
+    elif convolve is not None:
+        calibration = 1.5 * TRAIN_FORWARDS * convolve.epochs * kept
     costs = {
         "score": probe,
         "baseline": _training(config.train.epochs * n, macs),

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -283,26 +284,67 @@ class Study:
                 branches=branches,
                 whole=whole,
             )
+        drawn = self.cut(plan, split=split)
+        return dataclasses.replace(
+            drawn,
+            before=_brief(whole or outline.cost()),
+            notes=(*drawn.notes, *_timed(table if "latency" in keep else None, plan)),
+        )
+
+    def nested(
+        self,
+        keeps: Sequence[Mapping[str, float]],
+        *,
+        round: int = 8,
+        split: bool = False,
+        branches: bool | None = None,
+    ) -> list[Drawn]:
+        """Cut to several budgets, the largest first: what a smaller model keeps, all larger ones keep.
+
+        Raises:
+            Refused: as :meth:`draw`, and where the budgets do not fall.
+        """
+        plans = budget.fit_nested(
+            cost.outline(self.dense),
+            self.scores,
+            keeps,
+            round=round,
+            split=split,
+            inputs=self.inputs,
+            branches=branches,
+        )
+        return [self.cut(plan, split=split) for plan in plans]
+
+    @functools.cached_property
+    def _origin(self) -> dict[str, Any] | None:
+        """How the model was made, which a cut one no longer shows; looked up once, since a search cuts a hundred times.
+
+        One that timm would not make so can be used all the same; save() says why it cannot be saved.
+        """
+        with contextlib.suppress(Refused):
+            return door.origin(self.model)
+        return None
+
+    def cut(self, plan: Plan, *, split: bool = False) -> Drawn:
+        """Cut by a plan for :attr:`dense`, and compensate.
+
+        Raises:
+            Refused: a plan for another model.
+        """
+        outline = cost.outline(self.dense)
         small = families.close(surgery.cut(self.dense, plan), self.model)
         notes = folds.carry_over(small, self.dense, plan, self.measured.moments, self.compensate)
-        # Read off now: a cut model no longer shows what it was made as. One that timm would not make so can be used all the
-        # same; save() says why it cannot be saved.
-        with contextlib.suppress(Refused):
-            door.remember(small, door.origin(self.model))
+        if self._origin is not None:
+            door.remember(small, self._origin)
         return Drawn(
             small.eval(),
             plan,
-            _brief(whole or outline.cost()),
+            _brief(outline.cost()),
             _brief(plan.cost(outline)),
             self.scores,
             images=self.images,
             forwards=self.forwards,
-            notes=(
-                *_notes(self.dense, split, rotated=self.rotated),
-                *self.notes,
-                *notes,
-                *_timed(table if "latency" in keep else None, plan),
-            ),
+            notes=(*_notes(self.dense, split, rotated=self.rotated), *self.notes, *notes),
         )
 
 

@@ -55,6 +55,7 @@ class _Block:
     ) -> None:
         self.index, self.outline, self.round = index, outline, round
         self.of = self.dims = outline.dims[index]
+        self.most = self.of  # what may come back; less than all where a plan has to lie within another
         self.whole_qk = bool(outline.whole_qk) and outline.whole_qk[index]
         heads, qk_dim, v_dim, hidden = self.of[:4]
         name = f"blocks.{index}"
@@ -111,33 +112,34 @@ class _Block:
         raise AssertionError(kind)
 
     def more(self, kind: str) -> Dims | None:
-        """The widths with one chunk of ``kind`` more; None where all are there. A branch comes back as small as it can be."""
+        """The widths with one chunk of ``kind`` more; None where all are there that may be. A branch comes
+        back as small as it can be."""
         heads, qk_dim, v_dim, hidden = self.dims[:4]
         least = self.least()
         if kind == "mlp":
             back = self.dims._replace(hidden=least.hidden, mlp_in=least.mlp_in)
-            return back if self.of.hidden and not hidden else None
+            return back if self.most.hidden and not hidden else None
         if kind == "attn":
             back = Dims(least.heads, least.qk_dim, least.v_dim, hidden, least.attn_in, self.dims.mlp_in)
-            return back if self.of.heads and not heads else None
+            return back if self.most.heads and not heads else None
         if kind in self.reads:
             there, now = (heads if kind == "attn_in" else hidden), getattr(self.dims, kind)
-            if not there or now is None or now == getattr(self.of, kind):
+            if not there or now is None or now == getattr(self.most, kind):
                 return None
-            wide = _more(now, self.reads[kind], self.round)
+            wide = _more(now, getattr(self.most, kind) or self.reads[kind], self.round)
             return self.dims._replace(**{kind: getattr(self.of, kind) if wide == self.reads[kind] else wide})
         if kind == "units":
-            units = _more(hidden, self.of.hidden, self.round) if hidden else 0
+            units = _more(hidden, self.most.hidden, self.round) if hidden else 0
             return self.dims._replace(hidden=units) if units != hidden else None
         if not heads or kind in INPUTS:
             return None
         if kind == "heads":
-            return self.dims._replace(heads=heads + 1) if heads < self.of.heads else None
+            return self.dims._replace(heads=heads + 1) if heads < self.most.heads else None
         if kind in ("dims", "qk") and self.whole_qk:
             return None
         if kind in ("dims", "qk", "v"):
-            qk = qk_dim if kind == "v" else _more(qk_dim, self.of.qk_dim, self.round)
-            v = v_dim if kind == "qk" else _more(v_dim, self.of.v_dim, self.round)
+            qk = qk_dim if kind == "v" else _more(qk_dim, self.most.qk_dim, self.round)
+            v = v_dim if kind == "qk" else _more(v_dim, self.most.v_dim, self.round)
             return self.dims._replace(qk_dim=qk, v_dim=v) if (qk, v) != (qk_dim, v_dim) else None
         raise AssertionError(kind)
 
@@ -249,6 +251,122 @@ def fit_plan(
     return Plan(tuple(block.plan() for block in blocks))
 
 
+def fit_nested(
+    outline: Outline,
+    scores: Mapping[str, np.ndarray],
+    keeps: Sequence[Mapping[str, float]],
+    *,
+    round: int = 8,
+    split: bool = False,
+    inputs: bool = False,
+    branches: bool | None = None,
+) -> list[Plan]:
+    """A plan for each budget, the largest first, each within the one before: what a smaller one keeps, all larger ones keep.
+
+    The first is :func:`fit_plan`'s; the others may keep a little less of the score than a plan that is free.
+
+    Raises:
+        Refused: as :func:`fit_plan`, and where the budgets do not fall.
+    """
+    blocks = [_Block(index, outline, scores, round, inputs=inputs) for index in range(len(outline.dims))]
+    kinds = (*(SPLIT if split else KINDS), *(INPUTS if inputs else ()))
+    plans: list[Plan] = []
+    before: dict[str, int] = {}
+    for keep in keeps:
+        if not check_keep(keep).keys() <= set(COUNTED):
+            raise Refused(f"prune.keep: nested budgets are of macs or params, not {dict(keep)}.")
+        limits = check_reach(outline, keep, round=round, split=split, inputs=inputs, branches=branches)
+        if any(limit > before.get(what, limit) for what, limit in limits.items()):
+            raise Refused(f"prune.keep: nested budgets go from the largest to the smallest, not {list(keeps)}.")
+        before = limits
+        _cut_pool(blocks, outline, limits, (*kinds, *(BRANCHES if branches else ())))
+        beyond = _Spent(blocks, outline, limits).over()
+        if beyond:  # units alone do not get there
+            _cut_pool(blocks, outline, limits, BRANCHES)
+        _refill(blocks, outline, limits, "pool", (*kinds, *(BRANCHES if branches or beyond else ())))
+        plans.append(Plan(tuple(block.plan() for block in blocks)))
+        for block in blocks:
+            block.most = block.dims
+    return plans
+
+
+# ----------------------------------------------------------------------- widths that a search chooses, not the scores
+
+
+def best(outline: Outline, scores: Mapping[str, np.ndarray], dims: Sequence[Dims]) -> Plan:
+    """The plan of the widths ``dims`` (one a block) that keeps the units of the highest scores."""
+    blocks = [_Block(index, outline, scores, 1, inputs=False) for index in range(len(outline.dims))]
+    for block, one in zip(blocks, dims, strict=True):
+        block.dims = one
+    return Plan(tuple(block.plan() for block in blocks))
+
+
+def by_ratios(
+    outline: Outline,
+    scores: Mapping[str, np.ndarray],
+    attention: float,
+    mlp: float,
+    *,
+    round: int = 8,
+    split: bool = False,
+) -> tuple[Dims, ...]:
+    """Widths that keep at most ``attention`` of the MACs of all attention and ``mlp`` of those of all MLPs, or the least there is.
+
+    Inside of either, chunks of all blocks compete by score a saved MAC. Less of a ratio is always within more of it.
+    """
+    blocks = [_Block(index, outline, scores, round, inputs=False) for index in range(len(outline.dims))]
+    floor = outline.cost(_floors(outline, round, split)).blocks
+    whole = outline.cost()
+    kinds = SPLIT if split else KINDS
+    spent = whole.macs
+    for part, name, own in ((attention, "attn_macs", kinds[:-1]), (mlp, "mlp_macs", kinds[-1:])):
+        of, least = (sum(getattr(block, name) for block in cost) for cost in (whole.blocks, floor))
+        _cut_pool(blocks, outline, {"macs": spent - of + max(int(part * of + 0.5), least)}, own)
+        spent = outline.cost([block.dims for block in blocks]).macs
+    return tuple(block.dims for block in blocks)
+
+
+def of_block(
+    outline: Outline,
+    scores: Mapping[str, np.ndarray],
+    index: int,
+    part: Literal["attention", "mlp"],
+    share: float,
+    *,
+    round: int = 8,
+    split: bool = False,
+) -> Dims:
+    """Widths of block ``index`` with at most ``share`` of its attention's or MLP's MACs, or the least there is."""
+    block = _Block(index, outline, scores, round, inputs=False)
+    kinds = SPLIT if split else KINDS
+    name, own = ("attn_macs", kinds[:-1]) if part == "attention" else ("mlp_macs", kinds[-1:])
+    limit = share * getattr(block.cost(block.of), name)
+    while getattr(block.cost(block.dims), name) > limit:
+        chunks = [chunk for kind in own if (chunk := block.chunk(kind, block.fewer(kind))) is not None]
+        if not chunks:
+            break
+        block.dims = min(chunks, key=lambda chunk: chunk.value / max(1, chunk.macs)).dims
+    return block.dims
+
+
+def fill(
+    outline: Outline,
+    scores: Mapping[str, np.ndarray],
+    dims: Sequence[Dims],
+    keep: Mapping[str, float],
+    *,
+    round: int = 8,
+    split: bool = False,
+) -> tuple[Dims, ...]:
+    """``dims``, which lie within the budget, with the chunks that still fit into it: the most valuable by cost first."""
+    blocks = [_Block(index, outline, scores, round, inputs=False) for index in range(len(outline.dims))]
+    for block, one in zip(blocks, dims, strict=True):
+        block.dims = one
+    limits = check_reach(outline, keep, round=round, split=split, branches=False)
+    _refill(blocks, outline, limits, "pool", SPLIT if split else KINDS)
+    return tuple(block.dims for block in blocks)
+
+
 def check_keep(keep: Mapping[str, float]) -> dict[str, float]:
     """The budgets that are set.
 
@@ -288,8 +406,7 @@ def check_reach(
     share.pop(OF_GATES, None)
     if type(round) is not int or round < 1:
         raise Refused(f"prune.round: must be a whole number from 1, not {round!r}.")
-    normed = outline.whole_qk or (False,) * len(outline.dims)
-    least = [_least(of, round, whole_qk=qk, split=split) for of, qk in zip(outline.dims, normed, strict=True)]
+    least = _floors(outline, round, split)
     if inputs:
         reads = min(outline.width, round)
         least = [
@@ -315,7 +432,7 @@ def check_reach(
                 if branches is not False
                 else f"With one head, {least[0].v_dim} head dimensions and {least[0].hidden} MLP units a block"
             )
-            more = ", or prune.branches" if branches is False else ""
+            more = ", or prune.branches (without prune.search)" if branches is False else ""
             raise Refused(
                 f"prune.keep.{what}: {part} is out of reach. {left}, {reach:.4f} of {of_all:,} remain. "
                 f"Take {reach:.4f} to 1, or a smaller round{more}."
@@ -524,7 +641,7 @@ class _Spent:
 def _scores(scores: Mapping[str, np.ndarray], site: str, shape: tuple[int, ...]) -> np.ndarray:
     found = scores.get(site)
     if found is None:
-        if site.endswith(".qk"):
+        if site.endswith(".qk") or 0 in shape:  # a branch that is gone has no units
             return np.zeros(shape)
         raise Refused(f"{site}: has no scores. Here: {', '.join(sorted(scores)) or 'none'}.")
     array = np.asarray(found, dtype=np.float64)
@@ -539,6 +656,12 @@ def _sums(best_first: np.ndarray) -> np.ndarray:
     """Sums over the first 0, 1, 2, ... along the last axis."""
     zero = np.zeros((*best_first.shape[:-1], 1))
     return np.concatenate([zero, np.cumsum(best_first, axis=-1)], axis=-1)
+
+
+def _floors(outline: Outline, round: int, split: bool) -> list[Dims]:
+    """The least that may stay of each block, its branches included."""
+    normed = outline.whole_qk or (False,) * len(outline.dims)
+    return [_least(of, round, whole_qk=qk, split=split) for of, qk in zip(outline.dims, normed, strict=True)]
 
 
 def _least(of: Dims, round: int, *, whole_qk: bool = False, split: bool = False) -> Dims:

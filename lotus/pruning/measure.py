@@ -276,9 +276,9 @@ def score(
         if site not in scores and block.has_attn:
             known = _weights(block, inputs)[site]
             size = criteria.magnitude(known["reads"], known["writes"]).reshape(heads, qk_dim)
-            worth = scores[f"{block.name}.attn"].reshape(heads, v_dim).sum(axis=1, keepdims=True)
+            of_heads = scores[f"{block.name}.attn"].reshape(heads, v_dim).sum(axis=1, keepdims=True)
             total = size.sum(axis=1, keepdims=True)
-            scores[site] = (worth * size / np.where(total > 0, total, 1)).reshape(-1)
+            scores[site] = (of_heads * size / np.where(total > 0, total, 1)).reshape(-1)
     return scores
 
 

@@ -18,14 +18,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from lotus.pruning import surgery
-from lotus.vit import anatomy, cost, families, parts
+from lotus.vit import anatomy, convolution, cost, families, parts
 from lotus.vit import model as door
 from lotus.vit.anatomy import Dims
 from selection.errors import Refused
 
 KIND = "lotus-vit"
 FORMAT = 2
-"""Of a model that lost branches or reads a part of the stream; any other is written as 1, which older versions read."""
+"""Of a model that lost branches, reads a part of the stream or convolves; any other is written as 1, which older versions read."""
 SPEC, WEIGHTS = "spec.json", "model.safetensors"
 _WIDTHS = ("heads", "qk_dim", "v_dim", "hidden")
 _NONE, _ALL = (False,) * 3, (True,) * 3
@@ -52,13 +52,13 @@ def save(
 
     folder = Path(folder)
     origin = door.origin(model)
-    rows = _rows(model)
+    rows, kernels = _rows(model)
     state = model.state_dict()
     files = {WEIGHTS: state, **(extra or {})}
     for name in files:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise Refused(f"{name!r}: an extra file is a plain name that ends in .safetensors.")
-    skeleton = _skeleton(origin, rows, place=type(model).__name__)
+    skeleton = _skeleton(origin, rows, kernels, place=type(model).__name__)
     fault = _difference(skeleton.state_dict(), state)
     if fault:
         raise Refused(f"{type(model).__name__}: would not come back from {folder} as it is: {fault}.")
@@ -68,6 +68,7 @@ def save(
         "format": FORMAT if any(len(row) > 4 or 0 in row.values() for row in rows) else 1,
         "model": origin,
         "blocks": rows,
+        **({"convolutions": kernels} if kernels else {}),
         "cost": {"params": now.params, "macs": now.macs},
         "dense_cost": {"params": dense.params, "macs": dense.macs},
         "weights": WEIGHTS,
@@ -141,9 +142,10 @@ def _open(folder: Path) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
     try:
         rows = [_row(row) for row in spec["blocks"]]
         origin = {"name": spec["model"]["name"], "args": dict(spec["model"]["args"])}
+        kernels = dict(spec.get("convolutions", {}))
     except (TypeError, KeyError, ValueError) as error:
         raise Refused(f"{folder / SPEC}: is damaged ({type(error).__name__}: {error}).") from None
-    return _skeleton(origin, rows, place=str(folder / SPEC)), weights, origin
+    return _skeleton(origin, rows, kernels, place=str(folder / SPEC)), weights, origin
 
 
 def _fill(skeleton: nn.Module, origin: Mapping[str, Any]) -> None:
@@ -183,15 +185,17 @@ def read(folder: str | Path) -> dict[str, Any]:
     return spec
 
 
-def _rows(model: nn.Module) -> list[dict[str, Any]]:
+def _rows(model: nn.Module) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """The widths of each block as a spec holds them: 0 heads or units where a branch is gone, all 0 where the block is; the
-    channels that a branch reads where those are not all."""
+    channels that a branch reads where those are not all. And the side of each convolution, by the block's number as text."""
     rows: dict[int, dict[str, Any]] = {}
-    for number, block in zip(parts.places(model), anatomy.blocks(model), strict=True):
+    kernels: dict[str, int] = {}
+    for number, block in zip(parts.places(model), anatomy.blocks(model, convolved=True), strict=True):
         rows[number] = dict(zip(_WIDTHS, block.dims, strict=False))
         rows[number] |= {f"{of}_in": list(index) for of in ("attn", "mlp") if (index := block.reads(of)) is not None}
+        kernels |= {str(number): block.kernel} if block.kernel else {}
     rows |= {number: dict.fromkeys(_WIDTHS, 0) for number in parts.gone(model)}
-    return [rows[number] for number in sorted(rows)]
+    return [rows[number] for number in sorted(rows)], kernels
 
 
 def _row(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,12 +207,15 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
     return dict(row)
 
 
-def _possible(row: Mapping[str, Any], block: anatomy.Block) -> bool:
-    """Whether ``block``, which is whole, can have the widths of ``row``."""
+def _possible(row: Mapping[str, Any], block: anatomy.Block, kernel: int) -> bool:
+    """Whether ``block``, which is whole, can have the widths of ``row``, and a convolution of side ``kernel`` (0: none)."""
     if any(type(row[name]) is not int or not 0 <= row[name] <= _WIDEST for name in _WIDTHS):
         return False
     heads, qk_dim, v_dim, hidden = (row[name] for name in _WIDTHS)
-    if (heads > 0, qk_dim > 0, v_dim > 0) not in (_NONE, _ALL):
+    if kernel:
+        if (heads, qk_dim) != (1, 0) or not v_dim or row.get("attn_in") is not None:
+            return False
+    elif (heads > 0, qk_dim > 0, v_dim > 0) not in (_NONE, _ALL):
         return False
     for name, there in (("attn_in", heads), ("mlp_in", hidden)):
         index = row.get(name)
@@ -220,31 +227,46 @@ def _possible(row: Mapping[str, Any], block: anatomy.Block) -> bool:
     return True
 
 
-def _skeleton(origin: Mapping[str, Any], rows: list[dict[str, Any]], *, place: str) -> nn.Module:
-    """The model that a spec describes, without memory (meta device)."""
+def _skeleton(
+    origin: Mapping[str, Any], rows: list[dict[str, Any]], kernels: Mapping[str, Any], *, place: str
+) -> nn.Module:
+    """The model that a spec describes, without memory (meta device).
+
+    Args:
+        kernels: Number of a block, as text -> side of its convolution.
+    """
     if not isinstance(origin["name"], str):
         raise Refused(f"{place}: the model's name is {origin['name']!r}.")
     model = door.build(origin["name"], origin["args"], meta=True, place=place)
     found = anatomy.blocks(model)
     if len(found) != len(rows):
         raise Refused(f"{place}: widths for {len(rows)} blocks, but {origin['name']} has {len(found)}.")
-    for block, row in zip(found, rows, strict=True):
-        if not _possible(row, block) or not (
+    known = {str(number) for number in range(len(found))}
+    if not set(kernels) <= known or any(type(k) is not int or k not in convolution.KERNELS for k in kernels.values()):
+        raise Refused(f"{place}: convolutions {dict(kernels)} are none of this model's blocks and of 1 or 3 pixels.")
+    sides = [kernels.get(str(number), 0) for number in range(len(found))]
+    for block, row, kernel in zip(found, rows, sides, strict=True):
+        if not _possible(row, block, kernel) or not (
             anatomy.is_vit(model) or (row["heads"] and row["hidden"] and len(row) == 4)
         ):
             raise Refused(f"{place}: {block.name} cannot have {row}.")
     stays = [(row["heads"] > 0, row["hidden"] > 0) for row in rows]
     if not any(map(any, stays)):
         raise Refused(f"{place}: nothing is left of any block.")
+    if kernels and not anatomy.is_vit(model):
+        raise Refused(f"{place}: {origin['name']} has no attention that could be a convolution.")
     opened = families.opened(model)
     if not all(map(all, stays)):
         parts.strip(opened, stays)
-    left = [row for row, stay in zip(rows, stays, strict=True) if any(stay)]
-    for block, row in zip(anatomy.blocks(opened), left, strict=True):
+    left = [(row, kernel) for row, kernel, stay in zip(rows, sides, stays, strict=True) if any(stay)]
+    for block, (row, kernel) in zip(anatomy.blocks(opened), left, strict=True):
         reads = {of: row.get(f"{of}_in") for of in ("attn", "mlp")}
         widths = [row[name] for name in _WIDTHS]
         dims = Dims(*widths, *(None if index is None else len(index) for index in reads.values()))
-        if dims != block.dims:
+        if kernel:  # the attention first stays as it is: it tells the convolution what it reads and its biases
+            surgery.reshape(block, block.dims._replace(hidden=dims.hidden, mlp_in=dims.mlp_in), reads)
+            surgery.convolve(block, kernel, dims.v_dim, opened)
+        elif dims != block.dims:
             surgery.reshape(block, dims, reads)
     return families.close(opened, model) if opened is not model else model
 

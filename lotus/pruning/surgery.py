@@ -18,6 +18,7 @@ from lotus.pruning.plan import BlockPlan, Plan
 from lotus.vit import anatomy, families, parts
 from lotus.vit.anatomy import Block, Dims
 from lotus.vit.attention import SplitAttention
+from lotus.vit.convolution import ConvAttention
 from lotus.vit.parts import Select
 
 
@@ -161,6 +162,26 @@ def _reshape_attention(block: Block, dims: Dims, width: int) -> None:
     if (table := block.table) is not None:
         attn.relative_position_bias_table = nn.Parameter(table.new_empty(len(table), heads, device="meta"))
     families.set_heads(attn, dims)
+
+
+def convolve(block: Block, kernel: int, channels: int, model: nn.Module) -> ConvAttention:
+    """Put a convolution in the place of a block's attention, without memory or weights (meta device)."""
+    vit: Any = model
+    attn: Any = block.attn
+    grid = vit.patch_embed.grid_size
+    new = ConvAttention(
+        block.qkv.in_features,
+        channels,
+        kernel,
+        grid,
+        int(vit.num_prefix_tokens),
+        bias=attn.qkv.bias is not None,
+        proj_bias=attn.proj.bias is not None,
+        device="meta",
+        dtype=attn.qkv.weight.dtype,
+    ).train(attn.training)
+    block.module.attn = new
+    return new
 
 
 def cut_weights(block: Block, keep: BlockPlan) -> dict[str, tuple[Tensor, Tensor | None]]:

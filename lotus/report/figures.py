@@ -108,6 +108,35 @@ def trade(points: Sequence[Point], *, title: str = "Top-1 against multiply-accum
     return _svg(title, parts)
 
 
+def tried(
+    points: Sequence[tuple[float, float]],
+    front: Sequence[tuple[float, float]],
+    others: Sequence[tuple[float, float]],
+    *,
+    y: str,
+    chosen: tuple[float, float] | None = None,
+) -> str:
+    """What a search measured, (MACs, how much worse) each: all of it, its Pareto points, and a rival's points."""
+    every = [*points, *others, *([chosen] if chosen else [])]
+    every = [point for point in every if all(math.isfinite(value) for value in point)]
+    if not points or not every:
+        return ""
+    axes = _Axes((0.0, max(x for x, _ in every) * 1.05), _span([y for _, y in every], (None, None)), "MACs an image", y)
+    parts = [axes.draw()]
+    parts += [f'<circle class="pale" cx="{axes.x(a):.1f}" cy="{axes.y(b):.1f}" r="3"/>' for a, b in points]
+    for line, style in ((sorted(others), "dense"), (sorted(front), "lotus")):
+        places = [(axes.x(a), axes.y(b)) for a, b in line]
+        if len(places) > 1:
+            parts.append(f'<path class="line {style}" d="M{" L".join(f"{a:.1f} {b:.1f}" for a, b in places)}"/>')
+        parts += [f'<circle class="dot {style}" cx="{a:.1f}" cy="{b:.1f}" r="2.5"/>' for a, b in places]
+    if chosen:
+        parts.append(f'<circle class="dot tune" cx="{axes.x(chosen[0]):.1f}" cy="{axes.y(chosen[1]):.1f}" r="5"/>')
+    legend = [("tried", "pale"), ("nothing cheaper is as good", "lotus")]
+    legend += [("taken", "tune")] if chosen else []
+    legend += [("CP-ViT, fixed ratio", "dense")] if others else []
+    return _svg("What the search tried: distance from the dense model against MACs", parts) + _legend(legend)
+
+
 def widths(blocks: Sequence[Mapping[str, Any]]) -> str:
     """What each block keeps of its attention dimensions and MLP units: bars inside the outlines of what was there."""
     if not blocks:
@@ -137,7 +166,9 @@ def widths(blocks: Sequence[Mapping[str, Any]]) -> str:
             )
             heads = blocks[place]
             told = f"{count(now)} of {count(was)}"
-            if not number and heads["heads"] != heads["of_heads"]:
+            if not number and heads.get("kernel"):
+                told += f", {heads['kernel']}x{heads['kernel']} convolution"
+            elif not number and heads["heads"] != heads["of_heads"]:
                 told += f", {heads['heads']} heads"
             parts.append(f'<text class="faint" x="{start + room * was / most + 8:.1f}" y="{y + 10}">{told}</text>')
     return _svg("Dimensions kept in each block", parts, width=width, height=height)

@@ -64,7 +64,7 @@ def render(folder: Path) -> str:
     scored = _scored(folder, settings)
     pictures = [
         (heading, Markup(svg))  # drawn by figures, which escapes every name
-        for heading, svg in _pictures(results, log, settings)
+        for heading, svg in (*_pictures(results, log, settings), ("What the search tried", _search(folder)))
         if svg
     ]
     return environment.from_string(source).render(
@@ -272,6 +272,24 @@ def _attention(found: Mapping[str, Any]) -> dict[str, Any]:
             " log(1 + a^2) costs least where a row is uniform: it is named a sparsity penalty and spreads attention."
         )
     return {"rows": rows, "told": told}
+
+
+def _search(folder: Path) -> str:
+    """What a search for ratios tried, if there was one; empty where its file is not what we write."""
+    try:
+        found = json.loads((folder / "search.json").read_text(encoding="utf-8"))
+        if found.get("format") != 1 or "tried" not in found:
+            return ""
+        points, front, others = (
+            [(float(row["macs"]), float(row["worse"])) for row in found[name]] for name in ("tried", "pareto", "cp_vit")
+        )
+        chosen = (float(found["chosen"]["macs"]), float(found["chosen"]["worse"]))
+        unit = {"agreement": "decided otherwise than dense, part", "loss": "loss above dense, nats"}
+        return figures.tried(
+            points, front, others, y=unit.get(found["metric"], "divergence from dense, nats"), chosen=chosen
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ""
 
 
 def _evaluations(log: list[dict[str, Any]], stage: str) -> list[tuple[int, dict[str, float]]]:

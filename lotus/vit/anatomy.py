@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from lotus.vit.attention import PackedGlu, SplitAttention
+from lotus.vit.convolution import ConvAttention
 from lotus.vit.parts import OneBranch, Select, branches, norm_after
 from selection.errors import Refused
 
@@ -90,6 +91,12 @@ class Block:
         return self.mlp.fc2
 
     @property
+    def kernel(self) -> int:
+        """Side of the convolution that stands in place of the attention; 0 where none does."""
+        attn = getattr(self.module, "attn", None)
+        return attn.kernel if type(attn) is ConvAttention else 0
+
+    @property
     def has_attn(self) -> bool:
         return branches(self.module)[0]
 
@@ -99,8 +106,9 @@ class Block:
 
     @property
     def linears(self) -> dict[str, nn.Linear]:
-        """Those of the branches that are there, by name; of an open block."""
-        found = {"qkv": self.qkv, "proj": self.proj} if self.has_attn else {}
+        """Those of the branches that are there, by name; of an open block; where a convolution stands, its way back alone (``proj``)."""
+        found = {"qkv": self.qkv} if self.has_attn and not self.kernel else {}
+        found |= {"proj": self.proj} if self.has_attn else {}
         return found | ({"fc1": self.fc1, "fc2": self.fc2} if self.has_mlp else {})
 
     @property
@@ -115,6 +123,8 @@ class Block:
 
     @property
     def heads(self) -> int:
+        if self.kernel:
+            return 1
         return int(self.attn.num_heads) if self.has_attn else 0
 
     @property
@@ -125,13 +135,15 @@ class Block:
     @property
     def qk_norm(self) -> bool:
         """Whether queries and keys are normalised: their norm reads all dimensions of a head, so that all must stay."""
+        if self.kernel:
+            return False
         norms = (getattr(self.attn, name, None) if self.has_attn else None for name in ("q_norm", "k_norm"))
         return any(not isinstance(norm, (nn.Identity, type(None))) for norm in norms)
 
     @property
     def whole_qk(self) -> bool:
         """Whether all query/key dimensions must stay, and in their basis."""
-        return self.has_attn and (self.qk_norm or self.rotary)
+        return self.has_attn and not self.kernel and (self.qk_norm or self.rotary)
 
     @property
     def hidden(self) -> int:
@@ -145,8 +157,8 @@ class Block:
     @property
     def dims(self) -> Dims:
         v_dim = self.head_dim
-        rows = sum(linear.out_features for linear in self.projections)
-        qk_dim = (rows // self.heads - v_dim) // 2 if self.has_attn else 0
+        rows = 0 if self.kernel else sum(linear.out_features for linear in self.projections)
+        qk_dim = (rows // self.heads - v_dim) // 2 if self.has_attn and not self.kernel else 0
         reads = [None if (index := self.reads(branch)) is None else len(index) for branch in ("attn", "mlp")]
         return Dims(self.heads, qk_dim, v_dim, self.hidden, *reads)
 
@@ -197,13 +209,16 @@ class Block:
         return getattr(self.attn, "relative_position_bias_table", None) if self.has_attn else None
 
 
-def blocks(model: nn.Module) -> list[Block]:
+def blocks(model: nn.Module, *, convolved: bool = False) -> list[Block]:
     """The blocks, in order.
+
+    Args:
+        convolved: Blocks may have a convolution for an attention (:mod:`lotus.vit.convolution`): they have no ``qkv``.
 
     Raises:
         Refused: the model, or a part of a block, is none that can be cut; names it and what is supported.
     """
-    supported(model)
+    supported(model, convolved=convolved)
     rotary = getattr(model, "rope", None) is not None
     return [Block(f"blocks.{i}", module, rotary) for i, module in enumerate(_modules(model))]
 
@@ -237,13 +252,13 @@ def sites(model: nn.Module, *, inputs: bool = False) -> dict[str, nn.Linear]:
     return found
 
 
-def supported(model: nn.Module) -> None:
+def supported(model: nn.Module, *, convolved: bool = False) -> None:
     """Refuse a model that cannot be cut.
 
     Raises:
         Refused: names the model's class, the part that stands in the way, and what is supported.
     """
-    fault = _fault(model)
+    fault = _fault(model, convolved)
     if fault:
         raise Refused(f"{type(model).__name__}: {fault}. Supported: {SUPPORTED}.")
 
@@ -284,7 +299,7 @@ def _modules(model: Any) -> list[nn.Module]:
     )
 
 
-def _fault(model: Any) -> str:
+def _fault(model: Any, convolved: bool = False) -> str:
     """Why ``model`` cannot be cut; empty when it can."""
     kind = family(model)
     if not kind:
@@ -305,7 +320,7 @@ def _fault(model: Any) -> str:
         return "has no blocks"
     seen: set[int] = set()
     for i, block in enumerate(every):
-        fault = _block_fault(block, FAMILIES[kind][1])
+        fault = _block_fault(block, FAMILIES[kind][1], convolved)
         if fault:
             return f"blocks.{i}{fault}"
         weights = {id(weight) for weight in block.parameters()}
@@ -315,14 +330,18 @@ def _fault(model: Any) -> str:
     return ""
 
 
-def _block_fault(block: Any, kinds: tuple[str, ...]) -> str:
+def _block_fault(block: Any, kinds: tuple[str, ...], convolved: bool = False) -> str:
     if not (is_timm(block, *kinds) or type(block) is OneBranch):
         return f" is {type(block).__name__}"
     has_attn, has_mlp = branches(block)
-    return (_attn_fault(block.attn) if has_attn else "") or (_mlp_fault(block.mlp) if has_mlp else "")
+    return (_attn_fault(block.attn, convolved) if has_attn else "") or (_mlp_fault(block.mlp) if has_mlp else "")
 
 
-def _attn_fault(attn: Any) -> str:
+def _attn_fault(attn: Any, convolved: bool) -> str:
+    if type(attn) is ConvAttention:
+        if not convolved:
+            return ".attn became a convolution (prune.convolve), which is not cut or read as attention is"
+        return "" if type(attn.proj) is nn.Linear else f".attn.proj is {type(attn.proj).__name__}, not nn.Linear"
     if not (is_timm(attn, *_ATTENTIONS) or type(attn) is SplitAttention):
         return f".attn is {type(attn).__name__}"
     if getattr(attn, "gate", None) is not None:

@@ -184,3 +184,11 @@ def matrix(attn: Any, qkv: Tensor) -> Tensor:
     """The whole attention matrix of each head, (B, H, N, N)."""
     q, k, _ = parts(attn, qkv)
     return (q * attn.scale @ k.transpose(-2, -1)).softmax(-1)
+
+
+def explicit(attn: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What ``attn`` computes without fused attention: (B, N, D) -> (B, N, D), and the attention matrix (B, H, N, N)."""
+    q, k, v = parts(attn, attn.qkv(x))
+    probabilities = (q * attn.scale @ k.transpose(-2, -1)).softmax(-1)
+    mixed = (attn.attn_drop(probabilities) @ v).transpose(1, 2).flatten(2)  # (B, N, H V)
+    return attn.proj_drop(attn.proj(mixed)), probabilities

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from lotus.vit import anatomy
+from lotus.vit import anatomy, convolution
 from lotus.vit.anatomy import Dims
 from selection.errors import Refused
 
@@ -157,6 +157,10 @@ class Outline:
     pool_reads: int = 0
     beside: tuple[tuple[int, int], ...] = ()
     """Of each block: parameters beside the Linears that go with its attention, and with its MLP (norms, LayerScale)."""
+    kernels: tuple[int, ...] = ()
+    """Side of the convolution that each block has for an attention, 0 for attention; empty: all attend."""
+    prefix: int = 0
+    """Tokens that are no patches, over which convolutions do not go."""
 
     def block(self, index: int, dims: Dims, tokens: tuple[int, int] | None = None) -> BlockCost:
         """What block ``index`` would cost with ``dims``.
@@ -169,7 +173,11 @@ class Outline:
         attended, processed = tokens or (kind.attended or self.tokens, kind.processed or self.tokens)
         attention = attn_macs = mlp = fc_macs = 0
         by_attn, by_mlp = self.beside[index] if self.beside else (0, 0)
-        if heads:
+        kernel = self.kernels[index] if self.kernels else 0
+        if kernel:
+            attention = by_attn + convolution.params(width, v_dim, kernel, bias=bias.qkv, proj_bias=bias.proj)
+            attn_macs = convolution.macs(attended - self.prefix, width, v_dim, kernel)
+        elif heads:
             attention = by_attn + attention_params(
                 width, heads, qk_dim, v_dim, qkv_bias=bias.qkv, proj_bias=bias.proj, reads=attn_in
             )
@@ -209,6 +217,7 @@ class Outline:
         unseen = sum(
             self._products(i, one, (self.kind(i).attended or self.tokens) if tokens is None else tokens[i][0])
             for i, one in enumerate(dims)
+            if not (self.kernels and self.kernels[i])
         )
         return Cost(
             params=self.fixed_params + sum(block.params for block in each),
@@ -224,7 +233,7 @@ def outline(model: nn.Module) -> Outline:
     Raises:
         Refused: no supported ViT, or one without a fixed image size.
     """
-    found = anatomy.blocks(model)
+    found = anatomy.blocks(model, convolved=True)
     vit: Any = model
     if vit.patch_embed.num_patches is None:
         raise Refused(f"{type(model).__name__}: has no fixed image size, so its cost is open. Create it with img_size.")
@@ -245,6 +254,8 @@ def outline(model: nn.Module) -> Outline:
         pool_reads=pooling.reads,
         whole_qk=tuple(block.whole_qk for block in found),
         kinds=tuple(_kind(block, found[0].width) for block in found),
+        kernels=tuple(block.kernel for block in found),
+        prefix=int(getattr(vit, "num_prefix_tokens", 0)),
         beside=tuple(_beside(block) for block in found),
     )
     whole = sum(weight.numel() for weight in model.parameters())
@@ -253,7 +264,9 @@ def outline(model: nn.Module) -> Outline:
 
 def _biases(block: anatomy.Block) -> Biases:
     found = Biases()
-    if block.has_attn:
+    if block.kernel:
+        found = found._replace(qkv=block.attn.conv.bias is not None, proj=block.proj.bias is not None)
+    elif block.has_attn:
         queries, keys = block.biases
         found = found._replace(qkv=queries, proj=block.proj.bias is not None, keys=keys)
     if block.has_mlp:

@@ -241,14 +241,16 @@ def origin(model: nn.Module) -> dict[str, Any]:
     Raises:
         Refused: no supported ViT, or one that timm would not make so again.
     """
-    anatomy.supported(model)
+    anatomy.supported(model, convolved=True)
     remembered: Any = getattr(model, "lotus_origin", None)
     if remembered is None:
         remembered = _introspected(model)
     again: Any = build(remembered["name"], remembered["args"], meta=True)
     if anatomy.is_vit(model) and len(again.blocks) == len(places(model)) + len(gone(model)):
         strip_like(again, model)
-    fault = _difference(_skeleton(again), _skeleton(model))
+    found = anatomy.blocks(model, convolved=True)
+    besides = tuple(f"{block.name}.attn." for block in found if block.kernel)  # nothing there is timm's
+    fault = _difference(_skeleton(again, besides), _skeleton(model, besides))
     if fault:
         raise Refused(
             f"{type(model).__name__}: {remembered['name']} with {remembered['args']} would come out otherwise: {fault}. "
@@ -323,7 +325,7 @@ def set_drop_path(model: nn.Module, rate: float) -> None:
     """Stochastic depth in place, rising linearly from 0 to ``rate`` at the last block, as timm's ``drop_path_rate``."""
     from timm.layers import DropPath
 
-    found = anatomy.blocks(model)
+    found = anatomy.blocks(model, convolved=True)
     for i, block in enumerate(found):
         here = rate * i / max(1, len(found) - 1)
         for name in ("drop_path1", "drop_path2"):
@@ -458,19 +460,25 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
-def _skeleton(model: Any) -> dict[str, Any]:
-    """What must be the same in a model made again: shapes that no cut changes, and the kinds of modules."""
+def _skeleton(model: Any, besides: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What must be the same in a model made again: shapes that no cut changes, and the kinds of modules.
+
+    Args:
+        besides: beginnings of names that are left out
+    """
     own = {_SELECTED.sub(r"\1", name): shape for name, shape in _shapes(model.state_dict()).items()}
-    shapes = {name: shape for name, shape in own.items() if not _CUT.search(name)}
-    found = anatomy.blocks(model)
+    shapes = {name: shape for name, shape in own.items() if not _CUT.search(name) and not name.startswith(besides)}
+    found = anatomy.blocks(model, convolved=True)
     kinds: dict[str, Any] = {"model": type(model).__name__, "depth": len(found)}
     for name, module in model.named_modules():
+        if name.startswith(besides):
+            continue
         # Of what has no weights, the activations and the norms' eps would change the function unseen.
         told = (name.endswith(".act") or "norm" in name.rpartition(".")[2]) and not _CUT.search(f"{name}.")
         if told and not isinstance(module, (nn.Identity, Select)):
             kinds[_SELECTED.sub(r"\1", name)] = _kind(module)
     for block in found:
-        if block.has_attn:
+        if block.has_attn and f"{block.name}.attn." not in besides:
             kinds[f"{block.name}.attn"] = _attention(block)
         if block.has_mlp:
             kinds[f"{block.name}.mlp"] = _mlp(block)
@@ -549,9 +557,11 @@ def _introspected(model: nn.Module) -> dict[str, Any]:
         raise Refused(
             f"{type(model).__name__}: does not say which timm model it is (pretrained_cfg). Make it by timm.create_model."
         )
-    if gone(model) or not all(all(branches(block.module)) for block in anatomy.blocks(model)):
+    found = anatomy.blocks(model, convolved=True)
+    if gone(model) or not all(all(branches(block.module)) and not block.kernel for block in found):
         raise Refused(
-            f"{type(model).__name__}: lost whole branches and does not say what it was made as. Cut it by lotus.prune."
+            f"{type(model).__name__}: lost whole branches, or convolves, and does not say what it was made as. Cut it by "
+            "lotus.prune."
         )
     default = _facts(build(name, {}, meta=True))
     facts = _facts(model)

@@ -54,6 +54,14 @@ def evit(x: Tensor, scores: Tensor, count: int, prefix: int, *, fuse: bool) -> T
     return torch.cat([kept, left[:, None].to(x.dtype) @ x[:, prefix:]], 1)
 
 
+def received(matrix: Tensor, prefix: int) -> Tensor:
+    """What a block adds to the patches' cumulative score: (B, H, N, N) -> (B, n).
+
+    Sum over heads of the largest attention that any query pays to the patch (CP-ViT, 2203.04570, as its code has it).
+    """
+    return matrix[..., prefix:].amax(2).sum(1)
+
+
 class Merging(NamedTuple):
     """Which patches are merged into which: of every second patch (the sources), ``merged`` go into another."""
 
@@ -178,6 +186,9 @@ def passed(patches: int, depth: int, settings: Patches, keep: float) -> Passed:
                 now = kept(now, keep) + settings.fuse
             seen.append((before, now))
         return Passed(tuple(seen))
+    if settings.mode == "cumulative":
+        after = [kept(patches, 1 - (1 - keep) * risen(number, depth)) for number in range(depth)]
+        return Passed(tuple(zip([patches, *after], after)))
     for merges in range(patches // 2 + 1):
         seen, now = [], patches
         for _ in range(depth):
@@ -190,6 +201,13 @@ def passed(patches: int, depth: int, settings: Patches, keep: float) -> Passed:
         f"patches.keep: {keep:g} cannot be reached by merging, which halves the tokens in a block at most: at {depth} "
         f"blocks the average MLP still sees {least:.3f} of the {patches} patches. Keep more, or use evit or input."
     )
+
+
+def risen(number: int, depth: int) -> float:
+    """How much of what cumulative mode takes in all is gone after block ``number``: the ramp of CP-ViT's code, where of 12
+    blocks (from 0) none takes any up to block 2, then each up to block 8 an equal part."""
+    place = 11 * number / (depth - 1) if depth > 1 else 11
+    return min(1.0, max(0.0, (place - 2) / 6))
 
 
 def places(settings: Patches, depth: int) -> tuple[int, ...]:
@@ -239,7 +257,7 @@ class Tokens:
                 "model.args.patch_drop_rate: patches are dropped by train.patches already. Set one of the two."
             )
         halved = [block.name for block in self._blocks if not (block.has_attn and block.has_mlp)]
-        if halved and settings.mode in ("evit", "tome"):
+        if halved and settings.mode in ("evit", "tome", "cumulative"):
             raise Refused(
                 f"patches.mode: {settings.mode} works between attention and MLP, and {halved[0]} lost one of them. "
                 "Take input or dropout, or none."
@@ -251,6 +269,7 @@ class Tokens:
         self._scores: Tensor | None = None  # (B, n) of the batch under way
         self._qkv: Tensor | None = None
         self._sizes: Tensor | None = None  # (B, n) patches that each token stands for; None: one each
+        self._received: Tensor | None = None  # (B, n) attention that each patch had so far, in cumulative mode
         self._passed = functools.lru_cache(64)(functools.partial(passed, self._count, len(self._blocks), settings))
         self._now = self._passed(settings.keep).patches  # refuses here what would fail at the first step
         if settings.joint is not None:
@@ -319,7 +338,7 @@ class Tokens:
         for block in self._blocks:
             block.module.__dict__.pop("forward", None)
         self._handles = []
-        self._scores = self._qkv = self._sizes = None
+        self._scores = self._qkv = self._sizes = self._received = None
 
     # ----------------------------------------------------------------------------------------------- in the forward
 
@@ -335,6 +354,8 @@ class Tokens:
             if mode == "evit" and number not in self._places:
                 continue
             block.module.forward = functools.partial(self._block, number)  # type: ignore[assignment]
+            if mode == "cumulative":
+                continue  # reads the whole matrix, not qkv
             handles.append(block.qkv.register_forward_hook(self._saw_qkv))
         if mode == "tome" and self._mean:
             handles.append(model.norm.register_forward_hook(self._weigh))
@@ -365,7 +386,7 @@ class Tokens:
         return keep_rows(x, top(scores, kept(self._count, keep)), self._prefix)
 
     def _begin(self, module: nn.Module, inputs: tuple[Tensor], x: Tensor) -> None:
-        self._sizes = None
+        self._sizes = self._received = None
         self._now = self.passed(training=self._model.training).patches
 
     def _saw_qkv(self, module: nn.Module, inputs: tuple[Tensor], qkv: Tensor) -> None:
@@ -379,13 +400,32 @@ class Tokens:
         if self._sizes is not None:  # proportional attention: softmax(QK^T / sqrt(Q) + log size), 2210.09461
             log_size = nn.functional.pad(self._sizes.log(), (self._prefix, 0))  # (B, N)
             more["attn_mask"] = log_size[:, None, None].to(x.dtype)
-        attended = block.attn(x if norm_after else block.norm1(x), **more)
+        normed = x if norm_after else block.norm1(x)
+        attended = self._watched(block.attn, normed) if self._watches(number) else block.attn(normed, **more)
         x = x + block.drop_path1(block.norm1(attended) if norm_after else block.ls1(attended))
         x = self._leave(number, x)
         processed = block.mlp(x if norm_after else block.norm2(x))
         return x + block.drop_path2(block.norm2(processed) if norm_after else block.ls2(processed))
 
+    def _watches(self, number: int) -> bool:
+        """Whether this block's attention matrix is looked at: as long as patches leave here or later."""
+        return self.settings.mode == "cumulative" and any(after < before for before, after in self._now[number:])
+
+    def _watched(self, attn: Any, x: Tensor) -> Tensor:
+        x, matrix = attention.explicit(attn, x)
+        score = received(matrix.detach(), self._prefix)
+        self._received = score if self._received is None else self._received + score
+        return x
+
     def _leave(self, number: int, x: Tensor) -> Tensor:
+        if self.settings.mode == "cumulative":
+            before, after = self._now[number]
+            if after == before:
+                return x
+            assert self._received is not None
+            stays = top(self._received, after)
+            self._received = self._received.gather(1, stays)
+            return keep_rows(x, stays, self._prefix)
         qkv, self._qkv = self._qkv, None
         assert qkv is not None
         before, after = self._now[number]

@@ -89,7 +89,7 @@ def edit(folder: Path, **changes) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 3}, "Take a newer LOTUS"),
+        ({"format": spec.FORMAT + 1}, "Take a newer LOTUS"),
         ({"kind": "other"}, "not written by LOTUS"),
         ({"format": "1"}, "not written by LOTUS"),
         ({"blocks": []}, "widths for 0 blocks"),

@@ -245,3 +245,38 @@ def test_attention_that_got_more_peaked_says_so(tmp_path):
     text = html.render(bare(tmp_path, attention={"kind": "entropy", "layers": "all", "models": models}))
     assert "more peaked than the dense baseline&#39;s: −0.5 nats" in text
     assert "How peaked" not in html.render(bare(tmp_path))
+
+
+def test_what_a_search_tried_is_drawn(tmp_path):
+    row = {"macs": 4e6, "worse": 0.1}
+    found = {
+        "format": 1,
+        "metric": "divergence",
+        "tried": [row, {"macs": 8e6, "worse": 0.0}, {"macs": 5e6, "worse": 0.3}],
+        "pareto": [{"macs": 8e6, "worse": 0.0}, row],
+        "cp_vit": [{"macs": 6e6, "worse": 0.4}],
+        "chosen": row,
+    }
+    folder = bare(tmp_path)
+    assert "What the search tried" not in html.render(folder)
+    file = folder / "search.json"
+    file.write_text(json.dumps(found))
+    text = html.render(folder)
+    parsed(text)
+    assert "What the search tried" in text
+    assert "CP-ViT, fixed ratio" in text
+    assert text.count('class="pale" cx=') == 3
+    for broken in (
+        {**found, "tried": 3},
+        {**found, "format": 9},
+        [],
+        {**found, "chosen": {}},
+        {"format": 1, "kind": "convolve"},
+    ):
+        file.write_text(json.dumps(broken))
+        assert "What the search tried" not in html.render(folder)
+
+
+def test_a_block_that_convolves_says_so():
+    text = figures.widths([{**BLOCKS[0], "kernel": 3, "heads": 1, "head_dim": 16}])
+    assert "3x3 convolution" in text

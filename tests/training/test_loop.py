@@ -360,7 +360,7 @@ def test_the_moving_average_is_the_textbook_one(tmp_path: Path) -> None:
         torch.testing.assert_close(value, average[name], atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["dropout", "evit", "tome", "input"])
+@pytest.mark.parametrize("mode", ["dropout", "evit", "tome", "cumulative", "input"])
 def test_fewer_patches_resume_bit_for_bit_and_are_counted(tmp_path: Path, mode: str) -> None:
     from lotus.config import Patches
     from lotus.vit.patch_scores import contrast

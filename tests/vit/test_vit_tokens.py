@@ -30,8 +30,9 @@ MODES = [
     {"mode": "evit", "keep": 0.6, "fuse": True},
     {"mode": "evit", "keep": 0.6, "fuse": False, "at": (1,)},
     {"mode": "tome", "keep": 0.75},
+    {"mode": "cumulative", "keep": 0.5},
 ]
-MODE_NAMES = ["input", "dropout", "evit", "evit drops", "tome"]
+MODE_NAMES = ["input", "dropout", "evit", "evit drops", "tome", "cumulative"]
 
 
 def settings(**changed) -> Patches:
@@ -335,6 +336,62 @@ def test_the_schedule():
         assert not torch.equal(model(x), dense)
         reduced.schedule(0.9)
         assert reduced.macs() < half < cost.count(model).macs
+
+
+# --------------------------------------------------------------------------------------------------------- cumulative
+
+
+@pytest.mark.parametrize("kind", ["vit", "registers", "qk_norm", "layerscale", "pooled", "norm_after", "split"])
+def test_cumulative_scores_are_the_peaks_of_all_attention_so_far(kind):
+    """Against a loop over images, heads, queries and patches; patches leave for good, and take their scores along."""
+    model = split_of(3) if kind == "split" else tiny(kind, depth=3)
+    model = in_double(model)
+    x, prefix = pictures(2).double(), model.num_prefix_tokens
+    wants = settings(mode="cumulative", keep=0.5)
+    counts = [after for _, after in tokens.passed(16, 3, wants, 0.5).patches]
+    expected = []
+    for image in range(2):
+        now = model.norm_pre(model._pos_embed(model.patch_embed(x[image : image + 1])))
+        total = dict.fromkeys(range(16), 0.0)
+        alive = list(range(16))
+        for number, block in enumerate(model.blocks):
+            after = type(block).__name__ == "ResPostBlock"
+            read = now if after else block.norm1(now)
+            heads = attention_matrix(block.attn, read)[0]  # (H, N, N)
+            for place, patch in enumerate(alive):
+                total[patch] += sum(float(head[:, prefix + place].detach().max()) for head in heads)
+            attended = block.attn(read)
+            now = now + (block.norm1(attended) if after else block.ls1(attended))
+            best = sorted(sorted(alive, key=lambda patch: -total[patch])[: counts[number]])
+            stays = [*range(prefix), *(prefix + alive.index(patch) for patch in best)]
+            alive, now = best, now[:, stays]
+            processed = block.mlp(now if after else block.norm2(now))
+            now = now + (block.norm2(processed) if after else block.ls2(processed))
+        expected.append(model.forward_head(model.norm(now)))
+    with Tokens(model, wants):
+        torch.testing.assert_close(model(x), torch.cat(expected), atol=1e-9, rtol=1e-7)
+
+
+def split_of(depth: int) -> nn.Module:
+    model = tiny(depth=depth)
+    return surgery.cut(model, random_plan(model, 3, split=True))
+
+
+def attention_matrix(attn: nn.Module, x: Tensor) -> Tensor:
+    heads, v = attn.num_heads, attn.proj.in_features // attn.num_heads
+    q, k, _ = attn.qkv(x).split([(attn.qkv.out_features - heads * v) // 2] * 2 + [heads * v], dim=-1)
+    q, k = (part.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for part in (q, k))
+    return (attn.q_norm(q) * attn.scale @ attn.k_norm(k).transpose(-2, -1)).softmax(-1)
+
+
+def test_cumulative_follows_the_published_ramp():
+    """Of 12 blocks: none up to block 2, then a twentieth more a block up to 0.3 from block 8 on (CP-ViT's code, its MHSA ratios)."""
+    after = [after for _, after in tokens.passed(1000, 12, settings(mode="cumulative", keep=0.7), 0.7).patches]
+    assert after == [1000] * 3 + [950, 900, 850, 800, 750] + [700] * 4
+    for depth in (1, 2, 6, 24):
+        seen = [count for _, count in tokens.passed(100, depth, settings(mode="cumulative", keep=0.4), 0.4).patches]
+        assert seen == sorted(seen, reverse=True)
+        assert seen[-1] == 40
 
 
 # -------------------------------------------------------------------------------------------------------- on the model

@@ -1,0 +1,459 @@
+"""How much of the attention and of the MLPs stays, found by trying rather than by one ratio for both.
+
+    studied = study(model, calibration)
+    found = search.ratios(studied, Judge(model, held_out), keep={"macs": 0.5})
+    small = found.drawn.model
+
+``ratios`` is our realisation of Feng, Huang, Wang & Dong (PRAI 2023, doi 10.1109/PRAI59366.2023.10332058): one ratio for all
+attention and one for all MLPs, a coarse grid, bisection along directions, rounds with nested masks. Of the paper only the
+abstract could be had. ``blocks`` lets every block have its own: greedy by what each loses a saved MAC.
+
+What is tried is judged right after the cut, compensated, by how far it is from the dense model on fixed images that neither
+training nor calibration saw: of 2,000 images, accuracy has a standard error of half a point or more, which decides a
+bisection by chance; divergence and loss have a tenth of that.
+
+A ratio here is the part of the module's MACs that *stays*: the same ratio of attention and of MLPs is a very different budget.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lotus.pruning import Drawn, Study, budget
+from lotus.vit import cost
+from lotus.vit.anatomy import Dims
+from selection.errors import Refused
+
+Metric = Literal["divergence", "loss", "agreement"]
+
+DIRECTIONS = (0.0, 1 / 3, 1 / 2, 2 / 3, 1.0)
+"""Where attention goes to MLP as 1:0, 2:1, 1:1, 1:2, 0:1: the MLPs' part of both."""
+COARSE = 0.1
+"""Between two points of the coarse grid: 0, 0.1, ..., 0.7 of the MACs go."""
+FINE = 1 / 64
+"""A bisection that looks at images ends when a ratio is known to this."""
+_KEEP_BYTES = 1 << 28  # of held-out images that are kept in memory
+
+
+def divergence(logits: Tensor, dense: Tensor, labels: Tensor) -> Tensor:
+    """KL(dense || cut) of an image in nats: 0 where the cut model says what the dense one says. Needs no labels."""
+    return functional.kl_div(logits.log_softmax(-1), dense.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+
+
+def loss(logits: Tensor, dense: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of an image in nats, beyond the dense model's; below 0 where the cut model is better."""
+    return functional.cross_entropy(logits, labels, reduction="none") - functional.cross_entropy(
+        dense, labels, reduction="none"
+    )
+
+
+def agreement(logits: Tensor, dense: Tensor, labels: Tensor) -> Tensor:
+    """1 where the cut model decides otherwise than the dense one, else 0."""
+    return (logits.argmax(-1) != dense.argmax(-1)).float()
+
+
+METRICS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "divergence": divergence,
+    "loss": loss,
+    "agreement": agreement,
+}
+
+
+class Judged(NamedTuple):
+    """What the held-out images say of a model."""
+
+    worse: float
+    """Mean of the metric: 0 is as the dense model."""
+    top1: float
+    """Per cent. Told, never searched by."""
+
+
+class Judge:
+    """Measures models beside the dense one, always on the same images.
+
+    Attributes:
+        images: how many held-out images there are
+        forwards: image-forwards so far
+    """
+
+    def __init__(
+        self, dense: nn.Module, batches: Iterable[Any] | Callable[[], Iterable[Any]], metric: Metric = "divergence"
+    ) -> None:
+        """
+        Args:
+            dense: The model to stay close to; it is asked once.
+            batches: Of (images, labels), or a function that gives them again and again.
+
+        Raises:
+            Refused: no such metric, or no image.
+        """
+        if metric not in METRICS:
+            raise Refused(f"prune.search.metric: there is no {metric!r}. Here: {', '.join(METRICS)}.")
+        self.metric = metric
+        self._measure = METRICS[metric]
+        again = list(batches) if not callable(batches) and iter(batches) is batches else batches
+        self._batches = again if callable(again) else lambda: again
+        self._held: list[tuple[Tensor, Tensor]] | None = []
+        self.forwards, self._dense, labels, size = 0, [], [], 0
+        for images, answers, logits in self._through(dense):
+            self._dense.append(logits)
+            labels.append(answers)
+            size += images.numel() * images.element_size()
+            if size > _KEEP_BYTES:
+                self._held = None
+            if self._held is not None:
+                self._held.append((images.clone(), answers))  # a loader's ring buffer is written over
+        self.images = self.forwards
+        if not self.images:
+            raise Refused("prune.search: no held-out image came. Give some, e.g. 2,048.")
+        right = sum(int((d.argmax(-1) == a).sum()) for d, a in zip(self._dense, labels, strict=True))
+        self.dense = Judged(0.0, 100 * right / self.images)
+
+    def __call__(self, model: nn.Module) -> Judged:
+        worse = right = 0.0
+        for (_, labels, logits), dense in zip(self._through(model), self._dense, strict=True):
+            worse += float(self._measure(logits, dense, labels).double().sum())
+            right += float((logits.argmax(-1) == labels).sum())
+        return Judged(worse / self.images, 100 * right / self.images)
+
+    def _through(self, model: nn.Module) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+        where, training = next(model.parameters()), model.training
+        model.eval()
+        try:
+            for batch in self._held or self._batches():
+                images, labels = batch[0], batch[1].cpu().clone()
+                with torch.no_grad():
+                    logits = model(images.to(where.device, where.dtype)).float().cpu()
+                self.forwards += len(images)
+                yield images, labels, logits
+        finally:
+            model.train(training)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Widths that were measured."""
+
+    how: str
+    """dense, grid, bisect, budget, alternate, sensitivity, greedy or scores."""
+    dims: tuple[Dims, ...]
+    attention: float
+    """Part of the attention's MACs that stays."""
+    mlp: float
+    macs: int
+    params: int
+    worse: float
+    top1: float
+
+    def record(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {
+            **{name: getattr(self, name) for name in ("how", "attention", "mlp", "macs", "params", "worse", "top1")},
+            "blocks": [{name: wide for name, wide in one._asdict().items() if wide is not None} for one in self.dims],
+        }
+
+
+@dataclass
+class Found:
+    """What a search ended with."""
+
+    drawn: Drawn
+    chosen: Tried
+    tried: list[Tried]
+    """Everything that was measured, in order; widths that came up again are not measured again."""
+    forwards: float
+    """Image-forwards of the search beside the study's, in units of the dense model's: each by the MACs of what was tried."""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def pareto(self) -> list[Tried]:
+        """See :func:`pareto`."""
+        return pareto(self.tried)
+
+
+def pareto(tried: Iterable[Tried]) -> list[Tried]:
+    """Those that nothing cheaper is as good as, the most expensive first."""
+    front: list[Tried] = []
+    for one in sorted(tried, key=lambda one: (one.macs, one.worse)):
+        if not front or one.worse < front[-1].worse:
+            front.append(one)
+    return front[::-1]
+
+
+class _Trial:
+    """Tries widths of a studied model, each once."""
+
+    def __init__(
+        self, studied: Study, judge: Judge, *, round: int, split: bool, progress: Callable[[int], None] | None
+    ) -> None:
+        if studied.inputs:
+            raise Refused("prune.search: chooses heads, dimensions and MLP units, not inputs. Study without inputs.")
+        self.studied, self.judge, self.round, self.split = studied, judge, round, split
+        self.outline = cost.outline(studied.dense)
+        whole = self.outline.cost()
+        self.whole = whole
+        self._attention = max(1, sum(block.attn_macs for block in whole.blocks))  # 0 where all of it was cut out before
+        self._mlp = max(1, sum(block.mlp_macs for block in whole.blocks))
+        self._known: dict[tuple[Dims, ...], Tried] = {}
+        self._done = 0.0
+        self._progress = progress
+
+    @property
+    def all(self) -> list[Tried]:
+        return list(self._known.values())
+
+    def __call__(self, dims: tuple[Dims, ...], how: str) -> Tried:
+        if dims not in self._known:
+            small = self.draw(dims).model
+            judged, spent = self.judge(small), self.outline.cost(dims)
+            self._done += self.judge.images * spent.macs
+            self._known[dims] = Tried(
+                how,
+                dims,
+                sum(block.attn_macs for block in spent.blocks) / self._attention,
+                sum(block.mlp_macs for block in spent.blocks) / self._mlp,
+                spent.macs,
+                spent.params,
+                *judged,
+            )
+            if self._progress is not None:
+                self._progress(len(self._known))
+        return self._known[dims]
+
+    def ratios(self, attention: float, mlp: float) -> tuple[Dims, ...]:
+        return budget.by_ratios(self.outline, self.studied.scores, attention, mlp, round=self.round, split=self.split)
+
+    def fits(self, dims: Sequence[Dims], limits: Mapping[str, int]) -> bool:
+        spent = self.outline.cost(dims)
+        return all(getattr(spent, what) <= limit for what, limit in limits.items())
+
+    def fill(self, dims: tuple[Dims, ...], keep: Mapping[str, float]) -> tuple[Dims, ...]:
+        return budget.fill(self.outline, self.studied.scores, dims, keep, round=self.round, split=self.split)
+
+    def by_scores(self, keep: Mapping[str, float]) -> tuple[Dims, ...]:
+        """What the scores alone would make of the budget; no branch goes as a whole."""
+        scores = self.studied.scores
+        return budget.fit_plan(self.outline, scores, keep, round=self.round, split=self.split, branches=False).dims
+
+    def draw(self, dims: Sequence[Dims]) -> Drawn:
+        return self.studied.cut(budget.best(self.outline, self.studied.scores, dims), split=self.split)
+
+    def found(self, chosen: Tried) -> Found:
+        return Found(self.draw(chosen.dims), chosen, self.all, self._done / self.whole.macs)
+
+
+def ratios(
+    studied: Study,
+    judge: Judge,
+    *,
+    keep: Mapping[str, float] | None = None,
+    drop: float | None = None,
+    grid: int = 8,
+    round: int = 8,
+    split: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Found:
+    """Two ratios, one for all attention and one for all MLPs.
+
+    With ``keep`` the budget is hit as :func:`lotus.pruning.prune` hits it, and of all splits of it between attention and MLPs
+    the one that is least worse is looked for: along each of :data:`DIRECTIONS` bisection finds the cut that meets the budget,
+    then the angle is bisected round the best. With ``drop`` as few MACs as possible stay while the metric is at most that:
+    the largest cut along each direction by bisection, then attention and MLPs alternate, first the one that loses less a
+    saved MAC. Where the metric does not rise monotonically, the best that was seen and allowed is taken.
+
+    Args:
+        grid: points of the coarse grid an axis; 0 leaves it out. With ``keep`` it serves the Pareto points alone.
+        progress: told how many widths have been tried.
+
+    Raises:
+        Refused: not one target, or a budget out of reach.
+    """
+    trial = _Trial(studied, judge, round=round, split=split, progress=progress)
+    limits = _limits(trial, keep, drop)
+    trial(trial.outline.dims, "dense")
+    for a, m in itertools.product(range(grid), repeat=2):
+        trial(trial.ratios(1 - COARSE * a, 1 - COARSE * m), "grid")
+    if keep is not None:
+        return trial.found(_on_budget(trial, keep, limits))
+    assert drop is not None
+
+    def allowed(scale: float, *, part: float) -> bool:
+        return trial(_along(trial, part, scale), "bisect").worse <= drop
+
+    for part in DIRECTIONS:
+        largest(functools.partial(allowed, part=part), 0.0, 1.0, FINE)
+    chosen = _cheapest(trial, drop)
+    return trial.found(_alternate(trial, chosen, drop))
+
+
+def blocks(
+    studied: Study,
+    judge: Judge,
+    *,
+    keep: Mapping[str, float] | None = None,
+    drop: float | None = None,
+    levels: int = 4,
+    round: int = 8,
+    split: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Found:
+    """A ratio for the attention and the MLP of each block.
+
+    Each is cut alone to ``levels`` widths and measured. On the lower convex hull of (MACs saved, worse) the steps of all of
+    them are then taken in the order of what they lose a saved MAC, as if losses added up: a path from the whole model to the
+    least, each plan within the one before. Where the budget is met it is filled; for ``drop`` the path is bisected, measured
+    as a whole. With ``keep`` the plan that the scores alone would have made is measured too, and kept where it is better.
+
+    Raises:
+        Refused: not one target, or a budget out of reach.
+    """
+    trial = _Trial(studied, judge, round=round, split=split, progress=progress)
+    limits = _limits(trial, keep, drop)
+    dense = trial.outline.dims
+    trial(dense, "dense")
+    steps: list[tuple[float, int, int, str, Dims]] = []
+    parts: tuple[Literal["attention", "mlp"], ...] = ("attention", "mlp")
+    for index, part in itertools.product(range(len(dense)), parts):
+        points: list[tuple[float, float, Dims]] = []
+        for level in range(1, levels + 1):
+            to = budget.of_block(
+                trial.outline, studied.scores, index, part, 1 - level / levels, round=round, split=split
+            )
+            if to == dense[index] or any(to == known for *_, known in points):
+                continue
+            tried = trial((*dense[:index], to, *dense[index + 1 :]), "sensitivity")
+            points.append((trial.whole.macs - tried.macs, tried.worse, to))
+        # Slopes rise along a hull, so that sorting by slope keeps the order of a module's own steps.
+        steps += [(slope, index, place, part, to) for place, (slope, to) in enumerate(hull(points))]
+    path = [dense]
+    for _, index, _, kind, to in sorted(steps):
+        now = path[-1][index]
+        both = (
+            to._replace(hidden=now.hidden, mlp_in=now.mlp_in) if kind == "attention" else now._replace(hidden=to.hidden)
+        )
+        path.append((*path[-1][:index], both, *path[-1][index + 1 :]))
+    if keep is not None:
+        within = next((dims for dims in path if trial.fits(dims, limits)), None)
+        plain = trial.by_scores(keep)
+        rivals = [trial(plain, "scores")]
+        if within is not None:  # the path's end is the least that can stay, unless qk-norm keeps it wider
+            rivals.append(trial(trial.fill(within, keep), "greedy"))
+        return trial.found(min(rivals, key=lambda one: one.worse))
+    assert drop is not None
+    largest(lambda place: trial(path[int(place)], "greedy").worse <= drop, 0, len(path) - 1, 1)
+    return trial.found(_cheapest(trial, drop))
+
+
+def largest(allowed: Callable[[float], bool], low: float, high: float, step: float) -> float:
+    """The largest number in [low, high], to ``step``, that is ``allowed``, by bisection; ``low`` is taken to be.
+
+    Where ``allowed`` is not monotone it is one of those after which something is not allowed. Whole ends and a ``step`` of 1
+    ask for whole numbers alone.
+    """
+    if allowed(high):
+        return high
+    while high - low > step:
+        middle = (low + high) / 2 if step < 1 else (low + high) // 2
+        if allowed(middle):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def hull(points: Sequence[tuple[float, float, Any]]) -> list[tuple[float, Any]]:
+    """(slope, what) of each step along the lower convex hull of (saved, worse, what) points and the origin.
+
+    A point that is not worse than the origin costs nothing: chance makes some cuts look better than none.
+    """
+    corners: list[tuple[float, float, Any]] = [(0.0, 0.0, None)]
+    for saved, worse, what in sorted(points, key=lambda point: point[0]):
+        worse = max(worse, 0.0)
+        while True:
+            x, y, _ = corners[-1]
+            if len(corners) > 1:
+                before_x, before_y, _ = corners[-2]
+                if (worse - y) * (x - before_x) <= (y - before_y) * (saved - x):  # the last corner lies on or above
+                    corners.pop()
+                    continue
+            break
+        corners.append((saved, worse, what))
+    return [(max(0.0, (b[1] - a[1]) / (b[0] - a[0])), b[2]) for a, b in itertools.pairwise(corners) if b[0] > a[0]]
+
+
+def _limits(trial: _Trial, keep: Mapping[str, float] | None, drop: float | None) -> dict[str, int]:
+    if (keep is None) == (drop is None):
+        raise Refused("prune.search: either a budget (keep) or an allowed drop, not both and not none.")
+    if drop is not None and not drop > 0:
+        raise Refused(f"prune.search.drop: how much worse the cut model may be, above 0, not {drop!r}.")
+    if keep is None:
+        return {}
+    if not budget.check_keep(keep).keys() <= set(budget.COUNTED):
+        raise Refused(f"prune.search: knows budgets of macs and params, not {dict(keep)}. Take those.")
+    return budget.check_reach(trial.outline, keep, round=trial.round, split=trial.split, branches=False)
+
+
+def _along(trial: _Trial, part: float, scale: float) -> tuple[Dims, ...]:
+    """Widths when ``scale`` of what a direction can take goes; ``part`` is the MLPs' part of the direction."""
+    most = max(part, 1 - part)
+    return trial.ratios(1 - scale * (1 - part) / most, 1 - scale * part / most)
+
+
+def _on_budget(trial: _Trial, keep: Mapping[str, float], limits: Mapping[str, int]) -> Tried:
+    """The best split of a budget between attention and MLPs."""
+    seen: dict[float, Tried] = {}
+
+    def look(part: float) -> None:
+        """The smallest cut along a direction that meets the budget: counted, not measured."""
+        stays = largest(lambda scale: trial.fits(_along(trial, part, 1 - scale), limits), 0.0, 1.0, 2.0**-12)
+        dims = _along(trial, part, 1 - stays)
+        if trial.fits(dims, limits):  # else one of the two alone cannot save so much
+            seen[part] = trial(trial.fill(dims, keep), "budget")
+
+    for part in DIRECTIONS:
+        look(part)
+    if not seen:  # e.g. a budget near the least, which lies between two directions
+        return trial(trial.by_scores(keep), "scores")
+    for _ in range(2):
+        chosen = min(seen, key=lambda part: seen[part].worse)
+        known = sorted(seen)
+        place = known.index(chosen)
+        for other in known[max(0, place - 1) : place] + known[place + 1 : place + 2]:
+            look((chosen + other) / 2)
+    return min(seen.values(), key=lambda one: one.worse)
+
+
+def _alternate(trial: _Trial, chosen: Tried, drop: float) -> Tried:
+    """Take more of attention and of the MLPs in turn, as far as ``drop`` allows; first the one that loses less a saved MAC."""
+
+    def at(part: str, stays: float) -> Tried:
+        attention, mlp = (stays, chosen.mlp) if part == "attention" else (chosen.attention, stays)
+        return trial(trial.ratios(attention, mlp), "alternate")
+
+    def allowed(gone: float, *, part: str, stays: float) -> bool:
+        return at(part, stays - gone).worse <= drop
+
+    def slope(part: str) -> float:
+        tried = at(part, max(0.0, getattr(chosen, part) - 1 / 16))
+        saved = chosen.macs - tried.macs
+        return (tried.worse - chosen.worse) / saved if saved > 0 else math.inf
+
+    for part in sorted(("attention", "mlp"), key=slope):
+        stays = getattr(chosen, part)
+        largest(functools.partial(allowed, part=part, stays=stays), 0.0, stays, FINE)
+        chosen = _cheapest(trial, drop)
+    return chosen
+
+
+def _cheapest(trial: _Trial, drop: float) -> Tried:
+    """Of what is allowed, what has the fewest MACs; the better of two alike."""
+    return min((one for one in trial.all if one.worse <= drop), key=lambda one: (one.macs, one.worse))

@@ -1,0 +1,354 @@
+"""The search for ratios: against exhaustive search, on a toy that can be searched; and what it must never do."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny_vits import batches, pictures, random_plan, tiny
+
+from lotus.pruning import budget, cp_vit, search, study, surgery
+from lotus.pruning.plan import BlockPlan, Plan
+from lotus.pruning.search import Judge, Judged, Tried
+from lotus.vit import anatomy, cost
+from selection.errors import Refused
+
+
+class Toy:
+    """Judges by widths alone: monotone, and known in closed form, so that every plan can be judged."""
+
+    images, forwards = 1, 0
+
+    def __init__(self, weights: tuple[float, float], power: float = 2.0, wobble: float = 0.0) -> None:
+        self.weights, self.power, self.wobble = weights, power, wobble
+        self.outline, self.known, self.asked = cost.outline(tiny()), {}, 0
+
+    def of(self, dims) -> float:
+        if dims not in self.known:
+            whole, now = self.outline.cost().blocks, self.outline.cost(dims).blocks
+            gone = [
+                1 - sum(getattr(block, name) for block in now) / sum(getattr(block, name) for block in whole)
+                for name in ("attn_macs", "mlp_macs")
+            ]
+            bump = self.wobble * math.sin(40 * sum(gone))
+            self.known[dims] = sum(weight * part**self.power for weight, part in zip(self.weights, gone)) + bump
+        return self.known[dims]
+
+    def __call__(self, model) -> Judged:
+        self.asked += 1
+        return Judged(self.of(tuple(block.dims for block in anatomy.blocks(model))), 0.0)
+
+
+@pytest.fixture(scope="module")
+def studied():
+    return study(tiny(), batches(), criterion="magnitude", rotate=False, compensate="none")
+
+
+SEARCH = {"ratios": functools.partial(search.ratios, grid=3), "blocks": functools.partial(search.blocks, levels=3)}
+
+
+@pytest.fixture(scope="module")
+def every(studied):
+    """All that two ratios, to 1/16, can ask for, and its MACs."""
+    outline, steps = cost.outline(studied.dense), [step / 16 for step in range(17)]
+    found = {budget.by_ratios(outline, studied.scores, a, m, round=8) for a, m in itertools.product(steps, steps)}
+    return {dims: outline.cost(dims).macs for dims in found}
+
+
+@pytest.mark.parametrize(("drop", "power"), [(0.05, 1.5), (0.3, 3.0), (0.9, 2.0)])
+def test_bisection_gets_as_far_as_trying_everything(studied, every, drop, power):
+    toy, whole = Toy((1.0, 0.6), power), cost.outline(studied.dense).cost().macs
+    found = search.ratios(studied, toy, drop=drop, grid=0, round=8)
+    asked = toy.asked
+    assert found.chosen.worse <= drop
+    # Five directions and one step aside do not see every pair of ratios: within 4 % of the whole of the best pair.
+    assert found.chosen.macs <= min(macs for dims, macs in every.items() if toy.of(dims) <= drop) + 0.04 * whole
+    assert asked <= 5 * 7 + 2 + 2 * 7 + 1 < 17 * 17
+    for part in (slice(0, 3), slice(3, 4)):  # and with one of the two as it is, the other gives no more
+        tight = [
+            macs
+            for dims, macs in every.items()
+            if toy.of(dims) <= drop and all(old[part] == new[part] for old, new in zip(found.chosen.dims, dims))
+        ]
+        assert found.chosen.macs <= min(tight, default=math.inf) + whole / 16
+
+
+@pytest.mark.parametrize(("weights", "keep"), [((1.0, 0.01), 0.8), ((0.01, 1.0), 0.6), ((1.0, 1.0), 0.35)])
+def test_a_budget_is_hit_and_split_as_well_as_can_be(studied, every, weights, keep):
+    toy, outline = Toy(weights), cost.outline(studied.dense)
+    found = search.ratios(studied, toy, keep={"macs": keep}, grid=0, round=8)
+    limit = int(keep * outline.cost().macs)
+    assert found.drawn.after["macs"] == found.chosen.macs <= limit
+    assert found.chosen.dims == budget.fill(outline, studied.scores, found.chosen.dims, {"macs": keep}, round=8), "full"
+    best = min(toy.of(dims) for dims, macs in every.items() if macs <= limit)
+    assert found.chosen.worse <= best + 0.03
+    if weights[0] != weights[1]:  # what costs nothing goes first
+        assert (found.chosen.attention < found.chosen.mlp) == (weights[0] < weights[1])
+
+
+@pytest.mark.parametrize("kind", ["ratios", "blocks"])
+def test_what_is_not_monotone_still_stays_within_what_is_allowed(studied, kind):
+    toy = Toy((1.0, 1.0), wobble=0.1)
+    found = SEARCH[kind](studied, toy, drop=0.2, round=8)
+    assert found.chosen.worse <= 0.2
+    assert found.chosen.macs == min(one.macs for one in found.tried if one.worse <= 0.2)
+
+
+@pytest.mark.parametrize("kind", ["ratios", "blocks"])
+@pytest.mark.parametrize("keep", [0.7, 0.3])
+def test_a_budget_is_hit_or_refused(studied, kind, keep):
+    found = SEARCH[kind](studied, Judge(studied.dense, batches()), keep={"macs": keep}, round=8)
+    outline = cost.outline(studied.dense)
+    assert cost.count(found.drawn.model).macs == found.chosen.macs <= keep * outline.cost().macs
+    assert found.chosen.dims == budget.fill(outline, studied.scores, found.chosen.dims, {"macs": keep}, round=8)
+    with pytest.raises(Refused, match="out of reach"):
+        SEARCH[kind](studied, Judge(studied.dense, batches()), keep={"macs": 0.01}, round=8)
+
+
+def test_blocks_never_end_worse_than_the_scores_alone(studied):
+    judge = Judge(studied.dense, batches())
+    for keep in (0.8, 0.4):
+        found = search.blocks(studied, judge, keep={"macs": keep}, round=8)
+        plain = studied.draw({"macs": keep}, round=8).model
+        assert found.chosen.worse <= judge(plain).worse + 1e-6
+
+
+def test_either_a_budget_or_a_drop(studied):
+    judge = Judge(studied.dense, batches())
+    for target in ({}, {"keep": {"macs": 0.5}, "drop": 0.1}):
+        with pytest.raises(Refused, match="either"):
+            search.ratios(studied, judge, **target)
+    with pytest.raises(Refused, match="above 0"):
+        search.blocks(studied, judge, drop=0.0)
+    with pytest.raises(Refused, match="no 'accuracy'"):
+        Judge(studied.dense, batches(), "accuracy")
+    with pytest.raises(Refused, match="no held-out image"):
+        Judge(studied.dense, [])
+
+
+def test_the_metrics_against_their_formulas():
+    draw = torch.Generator().manual_seed(0)
+    cut, dense = torch.randn(7, 4, generator=draw), torch.randn(7, 4, generator=draw)
+    labels = torch.randint(4, (7,), generator=draw)
+    p, q = dense.double().softmax(1), cut.double().softmax(1)
+    for row in range(7):
+        kl = sum(float(p[row, c]) * math.log(float(p[row, c] / q[row, c])) for c in range(4))
+        assert search.divergence(cut, dense, labels)[row] == pytest.approx(kl, abs=1e-5)
+        rise = -math.log(float(q[row, labels[row]])) + math.log(float(p[row, labels[row]]))
+        assert search.loss(cut, dense, labels)[row] == pytest.approx(rise, abs=1e-5)
+        assert search.agreement(cut, dense, labels)[row] == float(p[row].argmax() != q[row].argmax())
+
+
+@pytest.mark.parametrize("metric", ["divergence", "loss", "agreement"])
+def test_the_dense_model_is_as_good_as_itself_and_is_asked_once(metric):
+    model, data = tiny(), batches(3)
+    judge = Judge(model, iter(data), metric)
+    assert judge.images == judge.forwards == 24
+    assert judge(model).worse == pytest.approx(0, abs=1e-6)
+    right = sum(int((model(images).argmax(1) == labels).sum()) for images, labels in data)
+    assert judge.dense.top1 == judge(model).top1 == pytest.approx(100 * right / 24)
+    assert judge.forwards == 3 * 24
+    assert judge(tiny(seed=5)).worse != 0
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_less_of_a_ratio_lies_within_more_of_it(studied, split):
+    outline, scores = cost.outline(studied.dense), studied.scores
+    rng = np.random.default_rng(0)
+    for _ in range(6):
+        (a, b), (m, n) = np.sort(rng.random((2, 2)), axis=1)
+        small, large = (
+            budget.best(outline, scores, budget.by_ratios(outline, scores, x, y, round=8, split=split))
+            for x, y in ((a, m), (b, n))
+        )
+        assert_within(small, large)
+        spent, whole = outline.cost(large.dims).blocks, outline.cost().blocks
+        for name, part in (("attn_macs", b), ("mlp_macs", n)):
+            now, of = (sum(getattr(block, name) for block in blocks) for blocks in (spent, whole))
+            least = sum(getattr(outline.block(i, budget._least(one, 8)), name) for i, one in enumerate(outline.dims))
+            assert now <= max(part * of + 0.5, least)
+
+
+def assert_within(small: Plan, large: Plan) -> None:
+    for one, other in zip(small.blocks, large.blocks, strict=True):
+        assert set(one.units) <= set(other.units)
+        assert set(one.outputs) <= set(other.outputs)
+        assert set(one.queries) <= set(other.queries)
+
+
+def test_nested_sizes_lie_in_one_another_and_hit_their_budgets(studied):
+    keeps = [0.9, 0.7, 0.5, 0.3]
+    drawn = studied.nested([{"macs": keep} for keep in keeps], round=8)
+    outline = cost.outline(studied.dense)
+    for keep, one in zip(keeps, drawn):
+        assert one.after["macs"] <= keep * outline.cost().macs
+        assert one.after["macs"] > (keep - 0.05) * outline.cost().macs
+    for large, small in itertools.pairwise(drawn):
+        assert_within(small.plan, large.plan)
+    assert drawn[0].plan == studied.draw({"macs": 0.9}, round=8).plan
+    with pytest.raises(Refused, match="largest to the smallest"):
+        studied.nested([{"macs": 0.5}, {"macs": 0.7}])
+
+
+def test_the_hull_is_the_lower_convex_hull():
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        points = [(float(x), float(y), i) for i, (x, y) in enumerate(rng.random((6, 2)))]
+        corners = search.hull(points)
+        slopes = [slope for slope, _ in corners]
+        assert slopes == sorted(slopes)
+        x, y, line = 0.0, 0.0, [(0.0, 0.0)]
+        for slope, what in corners:
+            new = points[what][0]
+            y += slope * (new - x)
+            x = new
+            line.append((x, y))
+            assert y == pytest.approx(points[what][1])
+        for px, py, _ in points:  # no point lies below
+            assert py >= np.interp(px, [a for a, _ in line], [b for _, b in line]) - 1e-9
+        assert x == max(px for px, _, _ in points)
+    assert search.hull([(1.0, -0.5, "a"), (2.0, 1.0, "b")]) == [(0.0, "a"), (1.0, "b")]
+
+
+def test_largest_by_bisection():
+    for edge in np.linspace(0, 0.999, 23):
+        found = search.largest(lambda x, edge=edge: x <= edge, 0.0, 1.0, 1 / 64)
+        assert edge - 1 / 64 <= found <= edge
+    assert search.largest(lambda x: True, 0.0, 1.0, 1 / 64) == 1.0
+    for edge in range(10):
+        assert search.largest(lambda x, edge=edge: x <= edge, 0, 9, 1) == edge
+
+
+def test_the_pareto_points():
+    points = [
+        Tried("grid", (), 0, 0, macs, 0, worse, 0) for macs, worse in ((5, 1.0), (4, 1.5), (4, 1.2), (3, 1.1), (2, 9))
+    ]
+    assert [(one.macs, one.worse) for one in search.pareto(points)] == [(5, 1.0), (3, 1.1), (2, 9)]
+
+
+# -------------------------------------------------------------------------------------------------------------- CP-ViT
+
+
+def test_head_scores_accumulate_the_peaks_of_attention():
+    model, data = tiny(), batches(2)
+    scores = cp_vit.head_scores(model, data)
+    expected, total = np.zeros(3), []
+    images = torch.cat([one for one, _ in data])
+    x = model._pos_embed(model.patch_embed(images))
+    for block in model.blocks:
+        q, k, _ = block.attn.qkv(block.norm1(x)).reshape(16, -1, 3, 3, 16).permute(2, 0, 3, 1, 4)
+        peaks = (q @ k.transpose(-2, -1) / 4).softmax(-1).amax(-1)
+        expected = expected + peaks.mean((0, 2)).detach().numpy()
+        total.append(expected)
+        x = block(x)
+    np.testing.assert_allclose(scores, total, rtol=1e-5)
+
+
+def test_heads_are_cut_by_score_and_nothing_else():
+    model = tiny()
+    small = cp_vit.cut_heads(model, [np.array([1.0, 3, 2]), np.array([3.0, 1, 1])], 0.6)
+    plans = []
+    for heads, of in zip([(1, 2), (0, 1)], [block.dims for block in anatomy.blocks(model)]):
+        full = BlockPlan.full(of)
+        plans.append(BlockPlan(of, heads, full.qk[:2], full.v[:2], full.units))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            small(pictures()), surgery.masked(model, Plan(tuple(plans)))(pictures()), atol=1e-5, rtol=1e-4
+        )
+
+
+def test_a_sweep_costs_less_with_each_ratio_and_ends_clean():
+    model = tiny()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    judge = Judge(model, batches())
+    rows = cp_vit.sweep(model, batches, judge, [1.0, 0.7, 0.4])
+    assert rows[0]["macs"] == cost.count(model).macs
+    assert rows[0]["worse"] == pytest.approx(0, abs=1e-6)
+    assert rows[0]["macs"] > rows[1]["macs"] > rows[2]["macs"]
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_macs_at_equal_accuracy():
+    points = [(10.0, 50.0), (20.0, 60.0), (15.0, 45.0), (40.0, 70.0)]
+    assert cp_vit.macs_at(points, 55.0) == 15.0
+    assert cp_vit.macs_at(points, 65.0) == 30.0
+    assert cp_vit.macs_at(points, 49.0) is None
+    assert cp_vit.macs_at(points, 71.0) is None
+
+
+def test_widths_that_a_search_names_are_what_is_cut(studied):
+    plan = random_plan(studied.dense, 4)
+    outline = cost.outline(studied.dense)
+    best = budget.best(outline, studied.scores, plan.dims)
+    assert best.dims == plan.dims
+    for index, one in enumerate(best.blocks):
+        scores = studied.scores[f"blocks.{index}.mlp"]
+        assert min(scores[list(one.units)]) >= max(np.delete(scores, list(one.units)), default=-math.inf)
+
+
+# --------------------------------------------------------------------------------- beside branches, inputs, parts gone
+
+
+def reads(model) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(3)
+    wide = {"attn": 48, "mlp": 192, "qk": 48, "attn_in": 48, "mlp_in": 48}
+    return {
+        f"blocks.{i}.{site}": rng.exponential(size=count)
+        for i in range(len(model.blocks))
+        for site, count in wide.items()
+    }
+
+
+@pytest.mark.parametrize("branches", [None, True])
+def test_nested_sizes_lie_in_one_another_where_inputs_and_branches_go(branches):
+    model = tiny(depth=4)
+    outline = cost.outline(model)
+    keeps = [{"macs": part} for part in (0.7, 0.4, 0.2, 0.11, 0.09)]
+    plans = budget.fit_nested(outline, reads(model), keeps, inputs=True, branches=branches)
+    assert plans[0] == budget.fit_plan(outline, reads(model), keeps[0], inputs=True, branches=branches)
+    for plan, keep in zip(plans, keeps):
+        assert plan.cost(outline).macs <= keep["macs"] * outline.cost().macs
+        assert cost.count(surgery.cut(model, plan)) == plan.cost(outline)
+    assert any(not (block.heads and block.units) for block in plans[-1].blocks), "units alone cannot give so little"
+    assert any(block.attn_in is not None for block in plans[1].blocks)
+    every = set(range(48))
+    for large, small in itertools.pairwise(plans):
+        for one, other in zip(large.blocks, small.blocks):
+            assert set(other.heads) <= set(one.heads)
+            assert set(other.units) <= set(one.units)
+            assert set(other.outputs) <= set(one.outputs)
+            for name, there in (("attn_in", other.heads), ("mlp_in", other.units)):
+                new, old = getattr(other, name), getattr(one, name)
+                assert not there or set(every if new is None else new) <= set(every if old is None else old)
+
+
+def test_a_search_goes_by_units_alone():
+    model = tiny(depth=4)
+    judge = Judge(model, batches())
+    with pytest.raises(Refused, match="without inputs"):
+        search.ratios(study(model, batches(), inputs=True), judge, keep={"macs": 0.5})
+    studied = study(model, batches(), criterion="magnitude", rotate=False, compensate="none")
+    assert studied.draw({"macs": 0.09}).after["macs"] <= 0.09 * studied.draw({"macs": 1.0}).after["macs"]
+    for find in SEARCH.values():
+        with pytest.raises(Refused, match=r"without prune\.search"):
+            find(studied, judge, keep={"macs": 0.09})
+        with pytest.raises(Refused, match="macs and params"):
+            find(studied, judge, keep={"latency": 0.5})
+    with pytest.raises(Refused, match="macs or params"):
+        studied.nested([{"latency": 0.5}])
+
+
+@pytest.mark.parametrize("kind", ["ratios", "blocks"])
+def test_a_model_that_lost_branches_can_be_searched(kind):
+    full = Plan.full(tiny(depth=3))
+    blocks = [replace(full.blocks[0], units=()), replace(full.blocks[1], heads=(), qk=(), v=()), full.blocks[2]]
+    less = surgery.cut(tiny(depth=3), Plan(tuple(blocks)))
+    studied = study(less, batches(), criterion="cumulative_attention")
+    found = SEARCH[kind](studied, Judge(less, batches()), keep={"macs": 0.6}, round=8)
+    assert cost.count(found.drawn.model).macs == found.chosen.macs <= 0.6 * cost.count(less).macs
+    assert [(bool(d.heads), bool(d.hidden)) for d in found.chosen.dims] == [(True, False), (False, True), (True, True)]

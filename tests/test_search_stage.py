@@ -1,0 +1,199 @@
+"""The prune stage where it searches, convolves or writes several sizes: end to end on digits, and what it refuses at once."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lotus import stages
+from lotus.config import read
+from selection.errors import Refused
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = [
+    "data={name: digits, write: raw, max_side: 0}", "train.epochs=2", "train.batch_size=64", "finetune.epochs=1",
+    "prune.calibration=128", "export.onnx=false", "export.latency_batch=8", "baseline=false",
+    "model.args={img_size: 8, patch_size: 2, embed_dim: 32, depth: 2, num_heads: 2}",
+]  # fmt: skip
+
+
+def run(config: str, folder: Path, *more: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "lotus", "run", str(ROOT / "configs" / config), f"folder={folder}", *TINY, *more],
+        capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def loaded(file: Path) -> dict:
+    return json.loads(file.read_text())
+
+
+@pytest.mark.slow
+def test_ratios_are_searched_in_rounds_beside_cp_vit(tmp_path: Path) -> None:
+    told = run("papers/auto_ratio.yaml", tmp_path / "run", "prune.search.images=200", "prune.search.grid=3",
+               "prune.search.rounds=2", "prune.search.recovery=4", "prune.search.compare=[0.7, 0.4]")  # fmt: skip
+    assert "CP-ViT" in told
+    found, results = loaded(tmp_path / "run" / "search.json"), loaded(tmp_path / "run" / "results.json")
+    dense, chosen = found["dense"], found["chosen"]
+    assert results["final"]["macs"] == chosen["macs"] < dense["macs"]
+    rounds = {row["round"] for row in found["tried"]}
+    assert rounds == {0, 1}
+    first = [row for row in found["tried"] if row["round"] == 0]
+    assert sum(row["how"] == "grid" for row in first) >= 5, "widths that come up again are not measured again"
+    taken = min((row for row in first if row["worse"] <= 0.025), key=lambda row: (row["macs"], row["worse"]))
+    for row in found["tried"]:  # nested: the second round cuts what the first has left
+        if row["round"] == 1:
+            for small, large in zip(row["blocks"], taken["blocks"]):
+                assert all(small[name] <= large[name] for name in small)
+    macs, worse = zip(*((row["macs"], row["worse"]) for row in found["pareto"]))
+    assert list(macs) == sorted(macs, reverse=True)
+    assert list(worse) == sorted(worse)
+    assert loaded(tmp_path / "run" / "pareto.json") == found["pareto"]
+    assert [row["keep"] for row in found["cp_vit"]] == [0.7, 0.4]
+    assert found["cp_vit"][0]["macs"] > found["cp_vit"][1]["macs"]
+    assert "What the search tried" in (tmp_path / "run" / "report.html").read_text()
+    prune = loaded(tmp_path / "run" / "stages" / "prune.json")
+    assert prune["values"]["search"]["tried"] == len(found["tried"])
+    assert prune["macs"] > found["images"] * dense["macs"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [["prune.search.kind=blocks"], ["prune.search.kind=ratios", "prune.search.grid=0"]])
+def test_a_searched_budget_is_hit(tmp_path: Path, more: list[str]) -> None:
+    run("digits.yaml", tmp_path / "run", "score.epochs=1", "prune.search.images=200", "prune.keep.macs=0.6",
+        "train.sparsity.gates=false", *more)  # fmt: skip
+    found = loaded(tmp_path / "run" / "search.json")
+    assert found["chosen"]["macs"] <= 0.6 * found["dense"]["macs"]
+    assert found["chosen"]["macs"] > 0.45 * found["dense"]["macs"]
+
+
+@pytest.mark.slow
+def test_attention_becomes_convolution(tmp_path: Path) -> None:
+    import torch
+
+    import lotus
+    from lotus.vit.cost import count
+
+    # A strong pull and quick gates, so that in 46 steps some attention is let go.
+    run(
+        "papers/spvit.yaml",
+        tmp_path / "run",
+        "prune.convolve.epochs=2",
+        "prune.convolve.gate_lr=0.1",
+        "prune.keep.macs=0.4",
+    )
+    found, results = loaded(tmp_path / "run" / "search.json"), loaded(tmp_path / "run" / "results.json")
+    assert 0.3 * results["trained"]["macs"] < results["final"]["macs"] <= 0.4 * results["trained"]["macs"]
+    assert set(found["attention"]) <= {"attention", "3x3", "1x1"}
+    assert set(found["attention"]) != {"attention"}
+    model = lotus.load(tmp_path / "run" / "final")
+    assert model(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
+    assert count(model).macs == results["final"]["macs"]
+    kinds = [f"{k}x{k}" if (k := row.get("kernel")) else "attention" for row in results["kept"]["blocks"]]
+    assert kinds == found["attention"]
+    assert "convolution" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_several_sizes_out_of_one_training(tmp_path: Path) -> None:
+    import lotus
+    from lotus.vit import anatomy
+    from lotus.vit.cost import count
+
+    run("digits.yaml", tmp_path / "run", "score.epochs=1", "prune.sizes=[0.4, 0.8]")
+    told = loaded(tmp_path / "run" / "stages" / "prune.json")["values"]["sizes"]
+    models = [lotus.load(tmp_path / "run" / f"pruned-{part}") for part in (0.8, 0.4)]
+    dense = count(lotus.load(tmp_path / "run" / "trained")).macs
+    for model, part in zip(models, (0.8, 0.4)):
+        assert count(model).macs == told[f"{part}"]["macs"] <= part * dense
+    for large, small in itertools.pairwise([anatomy.blocks(model) for model in models]):
+        assert all(a >= b for one, other in zip(large, small) for a, b in zip(one.dims[:4], other.dims[:4]))
+
+
+def test_held_out_images_are_those_that_nothing_was_trained_on() -> None:
+    rng = np.random.default_rng(0)
+    ticket, calibration = np.arange(0, 80), np.arange(0, 40)
+    rows = stages._held_out(ticket, 100, calibration, 20, rng)
+    assert set(rows) == set(range(80, 100))
+    rows = stages._held_out(ticket, 100, calibration, 30, rng)
+    assert set(rows) > set(range(80, 100))
+    assert len(rows) == len(set(rows)) == 30
+    assert not set(rows) & set(calibration)
+    rows = stages._held_out(np.arange(50), 50, np.arange(50), 30, rng)  # nothing else is there
+    assert len(rows) == 30
+
+
+@pytest.mark.parametrize(
+    ("overrides", "match"),
+    [
+        (["prune.search.kind=ratios", "prune.convolve.epochs=2"], "two ways to choose"),
+        (["prune.sizes=[0.5]", "prune.search.kind=ratios"], "drawn by scores alone"),
+        (["prune.convolve.epochs=2", "prune.keep={params: 0.5}"], "set keep.macs"),
+        (["prune.convolve.epochs=2", "prune.keep.params=0.5"], "nothing else"),
+        (["prune.convolve.epochs=2", "prune.split=true"], "MLP units alone"),
+        (["prune.sizes=[0.5]", "prune.rank=kind"], "rank: pool"),
+        (["prune.search.kind=blocks", "prune.rank=quantile"], "rank: pool"),
+        (["prune.search.kind=blocks", "prune.width=0.5"], "stream's width"),
+        (["prune.sizes=[0.5]", "prune.width=search"], "stream's width"),
+        (["prune.search.kind=blocks", "prune.inputs=true"], "leave inputs or search out"),
+        (["prune.convolve.epochs=2", "prune.branches=true"], "leave branches or convolve out"),
+        (["prune.sizes=[0.5]", "prune.keep.latency=0.5"], "not keep.latency"),
+        (["prune.sizes=[0.5]", "prune.method=soup", "prune.keep={weights: 0.5}"], "method: structured"),
+        (["prune.search.drop=0"], "prune.search.drop"),
+        (["prune.search.kid=ratios"], "Did you mean 'kind'"),
+        (["prune.search.metric=accuracy"], "prune.search.metric"),
+        (["prune.convolve.epoch=2"], "Did you mean 'epochs'"),
+    ],
+)
+def test_settings_that_contradict_are_refused(overrides: list[str], match: str) -> None:
+    with pytest.raises(Refused, match=match):
+        read(ROOT / "configs" / "digits.yaml", overrides)
+
+
+def test_what_one_process_does_is_refused_for_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    spvit, ratios = (read(ROOT / "configs" / "papers" / f"{name}.yaml") for name in ("spvit", "auto_ratio"))
+    stages.check(spvit)
+    stages.check(ratios)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for config in (spvit, ratios):
+        with pytest.raises(Refused, match="one process"):
+            stages.check(config)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    gated = read(ROOT / "configs" / "papers" / "spvit.yaml", ["train.sparsity.gates=true"])
+    with pytest.raises(Refused, match=r"train\.sparsity\.gates"):
+        stages.check(gated)
+    patches = ["train.patches={mode: evit, keep: 0.7, evaluate: sparse}", "finetune.patches=null"]
+    sparse = read(ROOT / "configs" / "papers" / "spvit.yaml", patches)
+    with pytest.raises(Refused, match="Evaluate dense"):
+        stages.check(sparse)
+
+
+@pytest.mark.parametrize(
+    ("config", "overrides"),
+    [
+        ("papers/spvit.yaml", ["prune.keep.macs=0.01"]),
+        ("digits.yaml", ["prune.sizes=[0.5, 0.001]"]),
+        ("digits.yaml", ["prune.search.kind=ratios", "prune.keep.macs=0.05"]),
+    ],
+)
+def test_a_budget_out_of_reach_is_refused_before_anything_is_done(config: str, overrides: list[str]) -> None:
+    small = "model.args={img_size: 8, patch_size: 2, embed_dim: 32, depth: 2, num_heads: 2}"
+    with pytest.raises(Refused, match="out of reach"):
+        stages._look_ahead(read(ROOT / "configs" / config, [small, *overrides]))
+
+
+def test_a_search_that_recovers_is_done_again_with_another_fine_tune() -> None:
+    from lotus.run import Run
+
+    config = ROOT / "configs" / "papers" / "auto_ratio.yaml"
+    assert "finetune" in Run(read(config, [])).settings("prune")
+    assert "finetune" not in Run(read(config, ["prune.search.recovery=0"])).settings("prune")
