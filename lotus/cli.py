@@ -92,8 +92,8 @@ def _parser() -> argparse.ArgumentParser:
 
     ticket = verb("select", "draw a ticket (a subset of the images) from recorded signals; needs no torch", _select)
     ticket.add_argument("signals", help="signals.npz, as `lotus score` leaves it")
-    ticket.add_argument("--score", default="el2n", help="a score of selection/scores.py; higher = keep first (el2n)")
-    ticket.add_argument("--pick", default="ccs", help="a policy of selection/pickers.py (ccs)")
+    ticket.add_argument("--score", default="dual", help="a score of selection/scores.py; higher = keep first (dual)")
+    ticket.add_argument("--pick", default="beta", help="a policy of selection/pickers.py (beta)")
     budget = ticket.add_mutually_exclusive_group(required=True)
     budget.add_argument("--keep", type=float, help="the part of the images that stays, in (0, 1]")
     budget.add_argument("--prune", type=float, help="the part that goes, in [0, 1): the complement of --keep")

@@ -428,9 +428,9 @@ _LINEAR: dict[str, Any] = {
 class Select(Section):
     """Which images train: the ticket."""
 
-    score: MethodOf = Method(name="el2n")
+    score: MethodOf = Method(name="dual")
     """A score of selection/scores.py: higher = keep first."""
-    pick: MethodOf = Method(name="ccs")
+    pick: MethodOf = Method(name="beta")
     """A policy of selection/pickers.py."""
     keep: Fraction = 1.0
     """Part of the images that stays."""
