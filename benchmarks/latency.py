@@ -42,7 +42,7 @@ def main() -> int:
     options = _parse()
     torch.manual_seed(0)
     dense = create(Model(name=options.model, args=options.args), 10).to(options.device).eval()
-    table = latency.measure(dense, options.batch, repeats=options.turns)
+    table = latency.measure(dense, options.batch)
     multiple = latency.fast_multiple(dense, options.batch)
     study = lotus.pruning.study(dense, [], criterion="magnitude", rotate=False, compensate="none")
     cuts = []

@@ -19,7 +19,7 @@ Rows = npt.NDArray[np.int64]
 BLOCK = 2**23
 """Numbers in a block: 32 MB of single precision."""
 
-EXACT = 20_000
+EXACT = 10_000
 """Up to so many images, neighbours are found by comparing all with all; beyond, near lists only (see :func:`nearest`)."""
 
 PROBES = 12
