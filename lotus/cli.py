@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     ticket.add_argument("--no-balance", action="store_true", help="do not keep the same part of every class")
     ticket.add_argument("--max-memory", default="", metavar="SIZE", help="what the picker may take, e.g. 4GB or 500MB")
     ticket.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
-                        help="an option of the method: score.epochs=5, pick.bins=20")  # fmt: skip
+                        help="an option of the method: score.window=5, pick.bins=20")  # fmt: skip
     ticket.add_argument("--with", dest="shelves", action="append", default=[], metavar="FILE.py",
                         help="a file of your own whose functions join the shelves")  # fmt: skip
     ticket.add_argument("--json", action="store_true", help="print JSON and nothing else")
@@ -410,6 +410,7 @@ def _select(options: argparse.Namespace) -> int:
         shelves=shelves,
     )
     if options.out:
+        _refuse_to_replace(Path(options.out))
         drawn.subset.save(options.out)
     classes = signals.classes or [str(number) for number in range(signals.n_classes)]
     kept, of = _per_class(signals["labels"], drawn.subset.rows, signals.n_classes)
@@ -425,6 +426,19 @@ def _select(options: argparse.Namespace) -> int:
     ticket_page(classes, kept, of, drawn.scores, drawn.subset.rows, title=f"{options.score}, {options.pick}",
                 warnings=drawn.warnings, out=options.out)  # fmt: skip
     return 0
+
+
+def _refuse_to_replace(out: Path) -> None:
+    """A probe may be hours of work: nothing but a ticket is written over by one."""
+    from selection.subset import Subset
+
+    if out.exists():
+        try:
+            Subset.load(out)
+        except Refused:
+            raise Refused(
+                f"--out {out}: there is something there that is no ticket. Give another name, or remove it."
+            ) from None
 
 
 def _nothing(options: argparse.Namespace) -> int:

@@ -1950,9 +1950,6 @@ def patch_ticket(
     from lotus.vit import saliency, tokens
     from lotus.vit.model import create
 
-    if not prepared:
-        yield from go(config, until="prepare", shelves=shelves)
-    shop = Shop(Run(config), _world(config), shelves).alone()
     own = config.train.patches
     wants = own if own is not None and own.mode == "input" else Patches(mode="input", keep=own.keep if own else 0.7)
     method = Method(name=score) if score else wants.score
@@ -1965,6 +1962,9 @@ def patch_ticket(
     share = wants.keep if keep is None else keep
     if not 0 < share <= 1:
         raise Refused(f"--keep: the part that stays lies in (0, 1], not {share:g}.")
+    if not prepared:
+        yield from go(config, until="prepare", shelves=shelves)
+    shop = Shop(Run(config), _world(config), shelves).alone()
     wants = wants.model_copy(update={"score": method, "model": ask, "cached": not asks, "keep": share})
     manifest = shop.manifest()
     plain = config.model.model_copy(update={"pretrained": False, "weights": ""})

@@ -148,7 +148,10 @@ def select(
     if start is not None:
         start.check(signals.fingerprint, total, place="start")
         if "start" not in methods.reads(picker):
-            raise Refused(f"start: {pick_name!r} draws anew and adds to no ticket. Leave out the ticket to start from.")
+            can = [name for name in methods.names(pickers) if "start" in methods.reads(getattr(pickers, name))]
+            raise Refused(
+                f"start: {pick_name!r} draws anew and adds to no ticket. Take one that adds: {', '.join(can)}."
+            )
         inside[start.rows] = True
 
     budget = affordable(signals["labels"], keep, balance)

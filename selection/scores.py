@@ -175,7 +175,7 @@ def tdds(kl_step: Array, *, epochs: int | None = None, window: int = 10, decay: 
     moves = kl_step[:, 1:epochs]  # (S, T - 1, N)
     if moves.shape[1] < 2:
         raise Refused(
-            "tdds: compares how a prediction moves, and needs three epochs for that. Set score.epochs=3 or more."
+            "tdds: compares how a prediction moves, and needs three epochs for that. Run the probe again with score.epochs=3 or more."
         )
     length = min(window - 1, moves.shape[1])
     windows = moves.shape[1] - length + 1
@@ -390,7 +390,7 @@ def _over_windows(method: str, watched: Array, window: int, of: Callable[[Scores
     seeds, epochs, images = watched.shape
     if epochs < 2:
         raise Refused(
-            f"{method}: measures how a prediction moves from epoch to epoch, and there is one. Set score.epochs=2 or more."
+            f"{method}: measures how a prediction moves from epoch to epoch, and there is one. Run the probe again with score.epochs=2 or more, or take el2n."
         )
     length = min(window, epochs)
     starts = range(epochs - length + 1)

@@ -197,7 +197,7 @@ def test_one_probe_serves_every_score_and_every_policy(finished: Path) -> None:
 
     signals = Signals.load(finished / "signals.npz")
     for score in methods.names(scores):
-        if score not in ("memorization", "tdds"):  # many runs; three epochs
+        if score not in ("memorization", "tdds", "given"):  # many runs; three epochs; from elsewhere
             drawn = lottery.select(signals, score=score, pick="top_k", keep=0.5)
             assert len(drawn.subset.rows) == 719, score
     for pick in methods.names(pickers):
@@ -224,7 +224,17 @@ def test_the_selection_command_needs_no_torch_and_no_run(finished: Path, tmp_pat
 
     ticket = Subset.load(out)
     pruned = lotus_json(
-        "select", str(finished / "signals.npz"), "--prune", "0.7", "--json", "--out", str(out) + "2.npz"
+        "select",
+        str(finished / "signals.npz"),
+        "--score",
+        "el2n",
+        "--pick",
+        "ccs",
+        "--prune",
+        "0.7",
+        "--json",
+        "--out",
+        str(out) + "2.npz",
     )
     assert pruned["kept"] == told["kept"]
     assert np.array_equal(Subset.load(str(out) + "2.npz").rows, ticket.rows)
@@ -367,7 +377,7 @@ def si_of(value: float) -> str:
 def test_a_patch_ticket_alone_and_what_training_makes_of_it(finished: Path, tmp_path: Path) -> None:
     from PIL import Image
 
-    shutil.copytree(finished / "data", tmp_path / "data")
+    shutil.copytree(finished / "data", tmp_path / "data", ignore=shutil.ignore_patterns("patches-*"))
     made = lotus_json("patches", str(tmp_path / "data"), "--score", "attention", "--model", str(finished / "baseline"),
                       "--keep", "0.5", "--picture", str(tmp_path / "sheet.png"), "--json")  # fmt: skip
     assert made["made"]
@@ -384,19 +394,29 @@ def test_a_patch_ticket_alone_and_what_training_makes_of_it(finished: Path, tmp_
                  f"train.patches.model={finished / 'baseline'}")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "data").glob("patches-*.npz"))) == 1, "training takes the ticket that was made"
-    random = [f"train.patches={{mode: input, keep: 0.5, score: random, cached: {flag}}}" for flag in ("true", "false")]
-    assert lotus("train", *words, random[0]).returncode == 0
-    assert len(list((tmp_path / "data").glob("patches-*.npz"))) == 2
-    for wrong, says in (
-        (["patches", DIGITS, "--score", "attention"], "Name one that LOTUS wrote with --model FOLDER"),
-        (["patches", DIGITS, "--score", "contrst"], "Did you mean 'contrast'?"),
-        (["patches", DIGITS, "--score", "edges", "--model", "x"], "asks no model"),
-        (["patches", str(tmp_path)], "neither a run nor prepared images"),
-        (["patches", DIGITS, "--keep", "0"], "lies in (0, 1]"),
-    ):
-        refused = lotus(*wrong, f"folder={tmp_path / 'none'}", f"data.folder={tmp_path / 'data'}")
-        assert refused.returncode == 2, refused.stderr
-        assert says in refused.stderr
+    random = lotus_json("patches", *words, "--score", "random", "--keep", "0.5", "--json")
+    assert np.ptp(random["mean_map"]) < 0.1, "any patch alike"
+    assert lotus("train", *words, "train.patches={mode: input, keep: 0.5, score: random, cached: true}").returncode == 0
+    assert len(list((tmp_path / "data").glob("patches-*.npz"))) == 2, "training takes this one too"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([DIGITS, "--score", "attention"], "Name one that LOTUS wrote with --model FOLDER"),
+        ([DIGITS, "--score", "contrst"], "Did you mean 'contrast'?"),
+        ([DIGITS, "--score", "edges", "--model", "x"], "asks no model"),
+        ([str(ROOT)], "neither a run nor prepared images"),
+        ([DIGITS, "--keep", "0"], "lies in (0, 1]"),
+        ([DIGITS, "--images", "0"], "--images: at least 1"),
+    ],
+)
+def test_a_patch_ticket_that_cannot_be(
+    words: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["patches", *words, f"folder={tmp_path / 'run'}"]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "run").exists(), "refused before anything is made"
 
 
 @pytest.mark.slow
@@ -472,6 +492,10 @@ def test_the_report_says_how_it_was_measured(finished: Path, tmp_path: Path) -> 
         (["train.patches={mode: input, model: x}"], "asks no model"),
         (["train.patches={mode: input, score: ats, model: nowhere}"], "nowhere: is no model folder"),
         (["train.patches={mode: input, score: ats, model: x, evaluate: sparse}"], "Evaluate dense"),
+        (["train.patches={mode: evit, cached: true}"], "model and cached are settings of input"),
+        (["train.patches={mode: dropout, keep: 1, joint: {}}"], "joint shares out what is left"),
+        (["train.patches={mode: dropout, keep: 0.5, joint: {least: 0.6}}"], "joint.least is below keep"),
+        (["train.patches={mode: dropout, joint: {bucket: 2}}"], "Did you mean 'buckets'?"),
     ],
 )
 def test_a_mistake_is_refused_before_anything_is_trained(

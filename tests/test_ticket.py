@@ -61,7 +61,24 @@ def run(tmp_path_factory) -> Path:
         classes=manifest.classes,
     )
     signals.save(run.signals)
-    assert main(["select", str(run.signals), "--keep", "0.4", "--out", str(run.ticket), "--json"]) == 0
+    assert (
+        main(
+            [
+                "select",
+                str(run.signals),
+                "--score",
+                "el2n",
+                "--pick",
+                "ccs",
+                "--keep",
+                "0.4",
+                "--out",
+                str(run.ticket),
+                "--json",
+            ]
+        )
+        == 0
+    )
     return run.folder
 
 
@@ -310,9 +327,42 @@ def test_a_ticket_to_start_from_stays(tmp_path, capsys):
     assert "start: it is for 60 images of data other" in capsys.readouterr().err
 
 
+def test_a_probe_is_not_written_over(run, tmp_path, capsys):
+    signals = tmp_path / "signals.npz"
+    signals.write_bytes((run / "signals.npz").read_bytes())
+    words = ["select", str(signals), "--score", "el2n", "--pick", "ccs", "--keep", "0.4", "--out"]
+    assert main([*words, str(signals)]) == 2
+    assert "there is something there that is no ticket" in capsys.readouterr().err
+    assert signals.read_bytes() == (run / "signals.npz").read_bytes()
+    assert main([*words, f"{tmp_path}/t.npz"]) == main([*words, f"{tmp_path}/t.npz", "--seed", "1"]) == 0
+
+
+def test_an_exported_list_is_not_written_over_by_a_manifest(run, tmp_path, capsys):
+    for _ in range(2):
+        assert main(["ticket", "export", str(run), f"{tmp_path}/part.beton"]) == 0
+    assert main(["ticket", "export", str(run), f"{tmp_path}/part.json"]) == 0
+    kept = (tmp_path / "part.json").read_bytes()
+    assert main(["ticket", "export", str(run), f"{tmp_path}/part.beton"]) == 2
+    assert "stands where the manifest of part.beton would go" in capsys.readouterr().err
+    assert (tmp_path / "part.json").read_bytes() == kept
+
+
 def test_selecting_and_tickets_load_no_torch(run, tmp_path):
     words = [
-        ["select", f"{run}/signals.npz", "--keep", "0.4", "--out", f"{tmp_path}/t.npz", "--max-memory", "1GB"],
+        [
+            "select",
+            f"{run}/signals.npz",
+            "--score",
+            "el2n",
+            "--pick",
+            "ccs",
+            "--keep",
+            "0.4",
+            "--out",
+            f"{tmp_path}/t.npz",
+            "--max-memory",
+            "1GB",
+        ],
         ["ticket", "show", f"{run}"],
         ["ticket", "compare", f"{run}", f"{tmp_path}/t.npz"],
         ["ticket", "export", f"{run}", f"{tmp_path}/t.csv"],

@@ -166,8 +166,13 @@ def part(file: str | os.PathLike[str], rows: npt.NDArray[np.int64], out: str | o
     if file.resolve() == out.resolve():
         raise Refused(f"{out}: is the file that is read. Give another name.")
     whole, known = opened(file), Manifest.load(file)
-    if Manifest.path(out).exists() and not out.exists():
-        raise Refused(f"{Manifest.path(out)}: stands where the manifest of {out.name} would go. Give another name.")
+    if Manifest.path(out).exists():
+        try:
+            Manifest.load(out)
+        except Refused:
+            raise Refused(
+                f"{Manifest.path(out)}: stands where the manifest of {out.name} would go. Give another name."
+            ) from None
     if len(rows) == 0 or rows.min() < 0 or rows.max() >= len(whole):
         raise Refused(f"{file}: holds {len(whole)} images, and others are asked for, or none.")
     beside = out.with_name(out.name + ".tmp")

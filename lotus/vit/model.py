@@ -177,8 +177,14 @@ def _state(path: Path) -> dict[str, Tensor]:
     file = path / "model.safetensors" if path.is_dir() else path
     try:
         found: Any = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        raise Refused(f"--weights {file}: cannot be read as tensors alone ({_reason(error)}).") from None
+    except OSError as error:
+        raise Refused(f"--weights {file}: cannot be read ({_reason(error)}).") from None
+    except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        # torch's own words would advise to run what the file holds.
+        why = "damaged, or more than tensors" if isinstance(error, pickle.UnpicklingError) else _reason(error)
+        raise Refused(
+            f"--weights {file}: no state dict of tensors alone ({why}). Save model.state_dict(), best as .safetensors."
+        ) from None
     for key in ("model", "state_dict", "model_state_dict"):  # as training scripts save it
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]

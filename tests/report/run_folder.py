@@ -75,7 +75,13 @@ def log(stages: tuple[str, ...] = ("baseline", "train", "finetune")) -> list[dic
 
 
 def make(folder: Path) -> Path:
-    settings = config.check({"name": "digits", "data": {"name": "digits", "write": "raw"}, "select": {"keep": 0.5}})
+    settings = config.check(
+        {
+            "name": "digits",
+            "data": {"name": "digits", "write": "raw"},
+            "select": {"score": "el2n", "pick": "ccs", "keep": 0.5},
+        }
+    )
     train, _ = catalog.digits("")
     (folder / "data").mkdir()
     for _ in beton.prepare(train, folder / "data" / "train.beton", settings.data):

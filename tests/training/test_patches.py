@@ -76,7 +76,7 @@ def test_a_joint_budget_is_kept_to_the_patch(tmp_path: Path, mode: str, redraw: 
             tokens.schedule(1.0, tokens.shares[mine])
             spent += len(batch) * tokens.macs()
         total = sum(round(16 * tokens.shares[one]) for one in bucket.values())
-        assert total <= round(0.6 * rows * 16) < total + 5, "the next step up would be above the budget"
+        assert total <= round(0.61 * rows * 16) < total + 5, "the next step up would be above the budget"
         order = np.argsort([SCORES[row] for row in epochs_rows])
         assert (np.diff([bucket[row] for row in epochs_rows[order].tolist()]) >= 0).all(), "easy images get few"
     assert done.fitted.images_seen == 4 * rows
@@ -163,6 +163,5 @@ def test_two_ranks_on_fewer_patches_are_as_one(tmp_path: Path, zero: int) -> Non
         found = load_file(tmp_path / f"{mode}-{joint}.safetensors")
         for name, value in alone.fitted.state.items():
             torch.testing.assert_close(found[f"w/{name}"], value, atol=2e-4, rtol=1e-3)
-        assert float(found["v/images"]) <= alone.fitted.images_seen
-        if not joint:
-            assert float(found["v/macs"]) == alone.fitted.macs
+        assert int(found["v/images"]) == alone.fitted.images_seen == 2 * ROWS
+        assert float(found["v/macs"]) == alone.fitted.macs
