@@ -24,6 +24,8 @@ from lotus.vit.anatomy import Dims
 from lotus.vit.parts import OneBranch, Select
 from selection.errors import Refused
 
+pytestmark = pytest.mark.slow  # many models: every family by every law
+
 PLAIN = [kind for kind in KINDS if anatomy.is_vit(tiny(kind))]
 IN = {"attn_in": (0, 3, 7, 20, 41), "mlp_in": (1, 2, 5, 40)}
 

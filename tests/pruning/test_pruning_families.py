@@ -19,6 +19,8 @@ from lotus.vit import model as door
 from selection import methods
 from selection.errors import Refused
 
+pytestmark = pytest.mark.slow  # many models: every family by every law
+
 # One of each way in which timm stores a block; the others differ by what stands around it.
 UNLIKE = ("eva", "eva02", "eva02_scale", "rope_apart", "beit", "swin")
 CRITERIA = [

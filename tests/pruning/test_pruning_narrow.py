@@ -16,6 +16,8 @@ from lotus.vit import anatomy, cost
 from lotus.vit import model as door
 from selection.errors import Refused
 
+pytestmark = pytest.mark.slow  # many models: every family by every law
+
 WHY_NOT = {
     "scale_norms": "norms what proj",
     "attention_pooled": "pools by attention",

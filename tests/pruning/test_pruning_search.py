@@ -18,6 +18,8 @@ from lotus.pruning.search import Judge, Judged, Tried
 from lotus.vit import anatomy, cost
 from selection.errors import Refused
 
+pytestmark = pytest.mark.slow  # many models: every family by every law
+
 
 class Toy:
     """Judges by widths alone: monotone, and known in closed form, so that every plan can be judged."""

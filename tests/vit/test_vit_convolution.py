@@ -26,6 +26,8 @@ from lotus.vit.convolution import ConvAttention
 from lotus.vit.tokens import Tokens
 from selection.errors import Refused
 
+pytestmark = pytest.mark.slow  # many models: every family by every law
+
 UNITS = tuple(range(0, 192, 3))
 
 
