@@ -628,7 +628,7 @@ def _doctor(options: argparse.Namespace) -> int:
     return 2 if any(check.fatal and check.cure for check in checks) else 0
 
 
-# ----------------------------------------------------------------------------------------------------------- helpers
+# ---------------------------------------------------------------------------------------------------- what verbs share
 
 
 def _shelves(files: Sequence[str]) -> list[ModuleType]:
