@@ -144,7 +144,12 @@ def test_probe_and_finetune_take_after_the_training() -> None:
     assert config.finetune.augment.flip
     assert not config.score.augment.flip, "a probe watches the images as they are"
     blurred = check({"train": {"mixup": 0.2, "cutmix": 1.0, "drop_path": 0.1, "smoothing": 0.1}})
-    assert (blurred.score.mixup, blurred.score.cutmix, blurred.score.drop_path, blurred.score.smoothing) == (0, 0, 0, 0.1)
+    assert (blurred.score.mixup, blurred.score.cutmix, blurred.score.drop_path, blurred.score.smoothing) == (
+        0,
+        0,
+        0,
+        0.1,
+    )
     assert (blurred.finetune.mixup, blurred.finetune.drop_path) == (0.2, 0.1)
     assert config.finetune.epochs == 10
 
