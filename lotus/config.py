@@ -486,7 +486,7 @@ class Search(Section):
     kind: Literal["ratios", "blocks"] = "ratios"
     """ratios: one for all attention, one for all MLPs (Feng et al. 2023); blocks: one for each of each block."""
     drop: float | None = Field(None, gt=0)
-    """Cut as far as ``metric`` is at most this; null: to ``prune.keep``, with the least of it."""
+    """Cut as far as ``metric`` is at most this, with no budget beside it; null: to ``prune.keep``, with the least of it."""
     metric: Literal["divergence", "loss", "agreement"] = "divergence"
     """How far a cut model is from the trained one: mean KL divergence in nats, rise of the loss in nats, or the part of the
     images that it decides otherwise."""
@@ -499,7 +499,8 @@ class Search(Section):
     rounds: int = Field(1, ge=1)
     """Cut in so many rounds, each within the one before, scored anew."""
     recovery: int = Field(0, ge=0)
-    """Optimiser steps of training between two rounds, by ``finetune``'s recipe with its teacher."""
+    """Optimiser steps of training between two rounds, by ``finetune``'s recipe with its teacher; a small ticket is gone
+    through as often as that takes."""
     compare: tuple[Fraction, ...] = ()
     """Also measure CP-ViT with these fixed ratios: the part of the heads, and of the patches, that stays."""
 
@@ -587,6 +588,14 @@ class Prune(Section):
     """More budgets (parts of the MACs) to write beside ``pruned/``, as ``pruned-0.35/``: each size is within the next larger
     one. They are not fine-tuned."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_a_budget(cls, raw: Any) -> Any:
+        """An allowed drop is a target of its own: beside it the default budget stands for nothing."""
+        asks = raw.get("search") if isinstance(raw, Mapping) else None
+        drop = isinstance(asks, Mapping) and asks.get("drop") is not None
+        return {"keep": {"macs": 1.0}, **raw} if drop else raw
+
     @model_validator(mode="after")
     def _fits(self) -> Prune:
         structured = self.method == "structured"
@@ -637,6 +646,14 @@ class Prune(Section):
             raise ValueError("convolve aims at a budget in macs: set keep.macs, and nothing else")
         if self.rank != "pool":
             raise ValueError(f"{way} goes with rank: pool; leave rank or {way} out")
+        if (
+            self.search is not None
+            and self.search.drop is not None
+            and set(self.keep.model_dump().values()) != {1, None}
+        ):
+            raise ValueError(
+                "search.drop and keep are two targets: set keep.macs=1 (or leave keep out), or search.drop=null"
+            )
         if self.width is not None:
             raise ValueError(f"{way} keeps the stream's width; leave width or {way} out")
         if way != "sizes" and (self.inputs or self.branches):
