@@ -548,9 +548,10 @@ class Prune(Section):
     """The budget: hit within one rounding step, or refused."""
     criterion: MethodOf = Method(name="fisher")
     """A criterion of lotus/pruning/criteria.py."""
-    rank: Literal["pool", "kind", "quantile"] = "pool"
+    rank: Literal["pool", "kind", "quantile", "uniform"] = "pool"
     """pool: all units compete by score a MAC; kind: heads, head dimensions and MLP units each among themselves; quantile:
-    one threshold for the scores of all sites (VTP)."""
+    one threshold for the scores of all sites (VTP); uniform: every block keeps the same widths, MLP units going first, so that
+    timm alone can load what is left."""
     round: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
     """MLP units and head dimensions stay a multiple of this; auto: the smallest of 4 to 64 at which this device is fast, by
     measurement at ``latency_batch``."""

@@ -110,6 +110,18 @@ def test_the_range_that_is_named_can_be_had(rank):
         fit_plan(WIDE, draw(WIDE, 0), {"macs": lowest - 0.0005}, rank=rank, branches=False)
 
 
+def test_where_query_and_key_dimensions_stay_whole_split_is_a_way_out():
+    for kind, helps in (("eva02", True), ("vit", False)):
+        outline = cost.outline(tiny(kind))
+        for branches in (False, None):
+            with pytest.raises(Refused, match="out of reach") as refused:
+                fit_plan(outline, draw(outline, 0), {"macs": 0.01}, round=4, branches=branches)
+            assert ("or prune.split" in str(refused.value)) == helps
+            with pytest.raises(Refused) as refused:
+                fit_plan(outline, draw(outline, 0), {"macs": 0.01}, round=4, branches=branches, split=True)
+            assert "prune.split" not in str(refused.value)
+
+
 def test_narrow_heads_stay_whole():
     outline = cost.outline(tiny(embed_dim=12, num_heads=2))  # heads of 6, below a round of 8
     plan = fit_plan(outline, draw(outline, 0), {"macs": 0.7})
@@ -150,6 +162,23 @@ def test_kind_cuts_each_kind_to_the_same_share():
     dims = sum(d.v_dim - 8 for d in plan.dims) / (4 * 56)
     units = sum(d.hidden - 8 for d in plan.dims) / (4 * 504)
     assert max(heads, dims, units) - min(heads, dims, units) < 0.08  # one head of 28, and what was put back
+
+
+@pytest.mark.parametrize(("keep", "whole"), [(0.7, True), (0.45, True), (0.2, False)])
+def test_uniform_keeps_every_block_alike_and_attention_whole_while_units_will_do(keep, whole):
+    outline = cost.Outline(17, 64, (Dims(4, 16, 16, 256),) * 3, (cost.Biases(),) * 3, 0, 0)
+    scores = draw(outline, 2)
+    plan = fit_plan(outline, scores, {"macs": keep}, rank="uniform")
+    assert len(set(plan.dims)) == 1
+    (dims, *_) = plan.dims
+    assert (dims[:3] == (4, 16, 16)) == whole
+    limit = keep * outline.cost().macs
+    more = (
+        dims._replace(hidden=dims.hidden + 8) if whole else dims._replace(qk_dim=dims.qk_dim + 8, v_dim=dims.v_dim + 8)
+    )
+    assert outline.cost(plan.dims).macs <= limit < outline.cost([more] * 3).macs
+    for i, block in enumerate(plan.blocks):
+        assert set(block.units) == set(np.argsort(-scores[f"blocks.{i}.mlp"])[: dims.hidden].tolist())
 
 
 def test_greedy_finds_the_best_subset_where_brute_force_can_tell():
