@@ -269,7 +269,7 @@ def facility_location(
         maximiser: ``"lazy"``: exactly greedy, with all n^2 similarities in memory; ``"sparse"``: exactly greedy over the nearest
             neighbours of each image only; ``"stochastic"``: greedy among a random few; ``"auto"``: lazy where ``max_memory``
             allows, else sparse.
-        neighbors: for sparse; None: 64, or four times ``n / budget`` where that is more, so that neighbourhoods overlap.
+        neighbors: for sparse; None: 32, or twice ``n / budget`` where that is more, so that neighbourhoods overlap.
         epsilon: for stochastic: the part of the value that may be lost.
         max_memory: GB. What would take more is refused before it is begun.
 
@@ -566,11 +566,13 @@ def _represent(
         matrix = dense(kernel) if need(n) <= max_memory else None
         rows = stochastic(FacilityLocation(kernel, matrix), budget, rng, epsilon=epsilon, start=start)
         return np.array(rows), lambda of: _closest(kernel, of, np.arange(n))
-    k = min(n, 1 + (neighbors or max(64, math.ceil(4 * n / budget))))
+    k = min(n, 1 + (neighbors or max(32, math.ceil(2 * n / budget))))
     what = f"{method}: the {k - 1} nearest of each of {n} images"
     within(max_memory, 40e-9 * n * k, what, "Take fewer neighbors, maximiser=stochastic, balance the classes")
     index, similar = nearest(kernel, k, rng)
-    rows = lazy(SparseFacilityLocation(index, similar), budget, order=np.arange(n), start=start)
+    greedy = SparseFacilityLocation(index, similar)
+    greedy.begin(np.array(start, np.int64))
+    rows = in_rounds(greedy, budget, list(start))
 
     def closest(of: Rows) -> Rows:
         number = np.full(n, -1)
