@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -159,7 +160,9 @@ def select(
     needed = bool(read) and budget < total
     values = None
     if needed or all(name in signals for name in methods.reads(scorer)):
-        values = scored(signals, score=score, seed=seed, shelves=shelves)
+        # What the picker does not read is told along where it can be had (of one epoch dual has nothing to say), and else not.
+        with contextlib.nullcontext() if needed else contextlib.suppress(Refused):
+            values = scored(signals, score=score, seed=seed, shelves=shelves)
 
     if budget == total:
         rows, weights = np.arange(total), np.ones(total)

@@ -16,7 +16,18 @@ SHELF = methods.names(pickers)
 
 
 @pytest.mark.parametrize(
-    ("said", "gigabytes"), [("4GB", 4), ("4", 4), (4, 4), (0.5, 0.5), ("500 MB", 0.5), ("1GiB", 1.073741824), ("2g", 2)]
+    ("said", "gigabytes"),
+    [
+        ("4GB", 4),
+        ("4", 4),
+        (4, 4),
+        (0.5, 0.5),
+        ("500 MB", 0.5),
+        ("1GiB", 1.073741824),
+        ("2g", 2),
+        ("64KB", 6.4e-5),
+        ("1kib", 1.024e-6),
+    ],
 )
 def test_amounts(said, gigabytes):
     assert memory.gigabytes(said) == pytest.approx(gigabytes)
