@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selection.errors import Refused
-from selection.gradients import EVERY, Gradients, Index
+from selection.gradients import EVERY, Gradients, Index, need_batches, need_products
 from selection.memory import within
 from selection.neighbors import Cosine, Kernel, NearGradients, nearest, slices, unit
 from selection.submodular import (
@@ -39,6 +39,8 @@ from selection.submodular import (
     in_rounds,
     lazy,
     need,
+    need_sparse,
+    neighborhood,
     stochastic,
 )
 
@@ -430,7 +432,7 @@ def grad_match(
         picks = math.ceil(budget / size)
         within(
             max_memory,
-            8 * (n / size) * errors.shape[1] * (embeddings.shape[1] + 1) / 1e9 + 8 * picks**2 / 1e9,
+            need_batches(n, budget, size, errors.shape[1], embeddings.shape[1]),
             f"grad_match: the gradients of {n} images in batches of {size}",
             "Take larger batches, balance the classes",
         )
@@ -453,7 +455,7 @@ def grad_match(
         return rows, np.repeat(weights, [len(parts[number]) for number in picked])[:budget]
     within(
         max_memory,
-        8 * budget**2 / 1e9,
+        need_products(budget),
         f"grad_match: the inner products of {budget} gradients",
         "Balance the classes, take by=batch",
     )
@@ -566,9 +568,9 @@ def _represent(
         matrix = dense(kernel) if need(n) <= max_memory else None
         rows = stochastic(FacilityLocation(kernel, matrix), budget, rng, epsilon=epsilon, start=start)
         return np.array(rows), lambda of: _closest(kernel, of, np.arange(n))
-    k = min(n, 1 + (neighbors or max(32, math.ceil(2 * n / budget))))
+    k = neighborhood(n, budget, neighbors)
     what = f"{method}: the {k - 1} nearest of each of {n} images"
-    within(max_memory, 40e-9 * n * k, what, "Take fewer neighbors, maximiser=stochastic, balance the classes")
+    within(max_memory, need_sparse(n, k), what, "Take fewer neighbors, maximiser=stochastic, balance the classes")
     index, similar = nearest(kernel, k, rng)
     greedy = SparseFacilityLocation(index, similar)
     greedy.begin(np.array(start, np.int64))

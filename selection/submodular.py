@@ -158,6 +158,16 @@ def need(n: int) -> float:
     return 4 * n * n / GB
 
 
+def neighborhood(n: int, budget: int, neighbors: int | None) -> int:
+    """How many neighbours an image has, itself included; None: 32, or twice ``n / budget`` where that is more."""
+    return min(n, 1 + (neighbors or max(32, math.ceil(2 * n / budget))))
+
+
+def need_sparse(n: int, k: int) -> float:
+    """GB that :class:`SparseFacilityLocation` takes, with the search for the k neighbours."""
+    return 40 * n * k / GB
+
+
 class Rounds(Protocol):
     """A greedy choice whose n values only fall, given a group at a time."""
 

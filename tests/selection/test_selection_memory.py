@@ -84,21 +84,29 @@ def test_it_goes_sparse_rather_than_beyond(signals, pick, monkeypatch):
         assert (built, len(drawn.subset)) == (matrices, 150)
 
 
+@pytest.mark.parametrize("limit", [0.0005, 0.01, 0.05, 0.0597])
+@pytest.mark.parametrize("balance", [True, False])
 @pytest.mark.parametrize(
-    "pick", ["herding", {"name": "grad_match"}, {"name": "facility_location", "maximiser": "lazy"}]
-)
-def test_the_figure_that_is_named_is_enough(signals, pick):
-    with pytest.raises(Refused, match=r"max_memory is 0\.0005 GB") as refusal:
-        select(signals, score="el2n", pick=pick, keep=0.3, balance=False, max_memory=0.0005)
-    limit = float(re.search(r"set max_memory=([0-9.e-]+)\.$", str(refusal.value))[1])
-    for _ in range(3):  # the copies first, then the matrices
-        try:
-            select(signals, score="el2n", pick=pick, keep=0.3, balance=False, max_memory=limit)
-            break
-        except Refused as again:
-            limit = float(re.search(r"set max_memory=([0-9.e-]+)\.$", str(again))[1])
+    "pick",
+    [
+        "herding", "craig", "grad_match", {"name": "grad_match", "by": "batch"}, "facility_location", "top_k",
+        *({"name": "facility_location", "maximiser": way} for way in ("lazy", "sparse", "stochastic")),
+    ],
+)  # fmt: skip
+def test_the_figure_that_is_named_is_enough(signals, pick, balance, limit):
+    """At once: copies and matrices together, of the class that needs most."""
+    uneven = Signals(
+        {name: np.asarray(signals[name]) for name in signals} | {"labels": np.minimum(np.arange(1500) // 100, 4)},
+        fingerprint="x",
+    )
+    try:
+        select(uneven, score="el2n", pick=pick, keep=0.3, balance=balance, max_memory=limit)
+    except Refused as refusal:
+        named = float(re.search(r"set max_memory=([0-9.e-]+)\.$", str(refusal))[1])
+        assert named > limit
+        assert len(select(uneven, score="el2n", pick=pick, keep=0.3, balance=balance, max_memory=named).subset) == 450
     else:
-        pytest.fail("no figure was enough")
+        assert limit > 0.0005 or pick == "top_k"
 
 
 def test_a_limit_of_the_method_itself_is_more_particular(signals):
