@@ -75,7 +75,11 @@ def choose(*, score: Choice, pick: Choice, keep: float, shelves: Iterable[Module
     return []
 
 
-TOLD = frozenset({"labels", "scores", "ranking", "budget", "keep", "rng", "start"})
+DEFAULT_SCORE = "el2n"
+DEFAULT_PICK = {"name": "ccs", "cut": "short"}
+"""What is taken where nothing is said: at every share within the spread of the best of ``benchmarks/selection_accuracy.py``."""
+
+TOLD = frozenset({"labels", "scores", "ranking", "budget", "keep", "quotas", "rng", "start"})
 """What methods read that is known without a probe."""
 
 
@@ -170,6 +174,9 @@ def select(
         rows, weights = np.arange(total), np.ones(total)
     else:
         groups = list(_groups(signals["labels"], budget, balance, int(seed)))
+        shares = np.array([quota for *_, quota in groups]) if balance else None
+        if "quotas" in methods.reads(picker):
+            groups = [(0, np.arange(total), budget)]
         enough = 0.0
         if max_memory is not None:
             sizes = {(len(group), quota) for _, group, quota in groups}
@@ -186,6 +193,7 @@ def select(
                 group,
                 quota,
                 keep,
+                shares,
                 inside[group],
                 (int(seed), key),
             )
@@ -241,6 +249,7 @@ def _matrices(n: int, budget: int, picker: Any, options: Mapping[str, Any], sign
 
 def _afford(signals: Signals, picker: Any, name: str, max_memory: float, balance: bool, enough: float) -> None:
     """Refuse a picker whose copies of what it reads go beyond the limit, for the largest group that it is handed."""
+    balance = balance and "quotas" not in methods.reads(picker)
     most = int(np.bincount(signals["labels"]).max()) if balance else signals.images
     cure = "Take one that reads scores alone (ccs, top_k)" if balance else "Balance the classes"
     memory.within(
@@ -351,6 +360,7 @@ def _draw(
     group: Rows,
     quota: int,
     keep: float,
+    shares: Rows | None,
     inside: npt.NDArray[np.bool_],
     stream: tuple[int, int],
 ) -> tuple[Rows, Floats]:
@@ -363,7 +373,7 @@ def _draw(
             "Raise select.keep."
         )
     rng = np.random.default_rng([seed, _PICK, key])
-    told: dict[str, Any] = {"budget": quota, "keep": float(keep), "rng": rng, "start": have}
+    told: dict[str, Any] = {"budget": quota, "keep": float(keep), "quotas": shares, "rng": rng, "start": have}
     if values is not None:
         told["scores"] = values[group]
         told["ranking"] = ranking(told["scores"], np.random.default_rng([seed, _RANKING, key]))
