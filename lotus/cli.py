@@ -353,7 +353,7 @@ def _verify(options: argparse.Namespace) -> int:
         print(json.dumps({"folder": options.folder, "faults": list(found.faults), **found.facts}))
     else:
         for fault in found.faults:
-            print(f"{options.folder}: {fault}", file=sys.stderr)
+            print(f"{options.folder}: {fault.removeprefix(f'{options.folder}: ')}", file=sys.stderr)
         if found:
             told = found.facts
             print(

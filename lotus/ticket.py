@@ -97,9 +97,8 @@ class Data:
             if gone:
                 rows = np.array([row for row in rows.tolist() if source.name(row) not in gone])
             fingerprint, labels = self._manifest.fingerprint, labels[rows]
-        names = [source.name(row) for row in rows.tolist()]
-        if source.root:
-            names = [os.path.relpath(name, source.root) for name in names]
+        # Of images that are no files the name is ours alone: nobody could read it back.
+        names = [os.path.relpath(source.name(row), source.root) for row in rows.tolist()] if source.root else None
         numbers = rows if source.rows is None else source.rows[rows]
         return Images(len(rows), fingerprint, labels, source.classes, names, numbers, source.whole or len(source))
 

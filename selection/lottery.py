@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ import numpy.typing as npt
 
 from selection import memory, methods, pickers, scores
 from selection.errors import Refused
+from selection.gradients import need_batches, need_products
 from selection.signals import VOCABULARY, Signals
+from selection.submodular import need, need_sparse, neighborhood
 from selection.subset import Subset
 
 Rows = npt.NDArray[np.int64]
@@ -163,23 +166,30 @@ def select(
     needed = bool(read) and budget < total
     values = None
     if needed or all(name in signals for name in methods.reads(scorer)):
-        values = scored(signals, score=score, seed=seed, shelves=shelves)
+        # What the picker does not read is told along where it can be had (of one epoch dual has nothing to say), and else not.
+        with contextlib.nullcontext() if needed else contextlib.suppress(Refused):
+            values = scored(signals, score=score, seed=seed, shelves=shelves)
 
     if budget == total:
         rows, weights = np.arange(total), np.ones(total)
     else:
-        if max_memory is not None:
-            _afford(signals, picker, pick_name, max_memory, balance)
         groups = list(_groups(signals["labels"], budget, balance, int(seed)))
         shares = np.array([quota for *_, quota in groups]) if balance else None
         if "quotas" in methods.reads(picker):
             groups = [(0, np.arange(total), budget)]
+        enough = 0.0
+        if max_memory is not None:
+            sizes = {(len(group), quota) for _, group, quota in groups}
+            enough = max(
+                _working(n, picker, signals) + _matrices(n, quota, picker, pick_options, signals) for n, quota in sizes
+            )
+            _afford(signals, picker, pick_name, max_memory, balance, enough)
         drawn = [
             _draw(
                 signals,
                 values,
                 picker,
-                _limited(signals, picker, pick_options, max_memory, len(group)),
+                _limited(signals, picker, pick_options, max_memory, len(group), enough),
                 group,
                 quota,
                 keep,
@@ -222,7 +232,22 @@ def _working(n: int, picker: Any, signals: Signals) -> float:
     return memory.working(n, [*watched, *(signals[name].shape[1] for name in wide)], blocks=bool(wide))
 
 
-def _afford(signals: Signals, picker: Any, name: str, max_memory: float, balance: bool) -> None:
+def _matrices(n: int, budget: int, picker: Any, options: Mapping[str, Any], signals: Signals) -> float:
+    """GB that a picker of ours takes at least for matrices of its own, which come on top; of another's nothing is known."""
+    wants = {**methods.settings(picker), **options}
+    if "max_memory" in options or picker.__module__ != pickers.__name__:
+        return 0.0
+    if "maximiser" in wants and wants["maximiser"] != "stochastic":
+        ways = {"lazy": need(n), "sparse": need_sparse(n, neighborhood(n, budget, wants["neighbors"]))}
+        return ways.get(wants["maximiser"], min(ways.values()))
+    if picker is pickers.grad_match:
+        size = min(wants["batch"], budget)
+        widths = signals["errors"].shape[1], signals["embeddings"].shape[1]
+        return need_products(budget) if wants["by"] == "image" else need_batches(n, budget, size, *widths)
+    return 0.0
+
+
+def _afford(signals: Signals, picker: Any, name: str, max_memory: float, balance: bool, enough: float) -> None:
     """Refuse a picker whose copies of what it reads go beyond the limit, for the largest group that it is handed."""
     balance = balance and "quotas" not in methods.reads(picker)
     most = int(np.bincount(signals["labels"]).max()) if balance else signals.images
@@ -232,16 +257,17 @@ def _afford(signals: Signals, picker: Any, name: str, max_memory: float, balance
         _working(most, picker, signals),
         f"select.pick ({name}), for {most} images at once",
         cure,
+        enough=enough,
     )
 
 
 def _limited(
-    signals: Signals, picker: Any, options: Mapping[str, Any], max_memory: float | None, n: int
+    signals: Signals, picker: Any, options: Mapping[str, Any], max_memory: float | None, n: int, enough: float
 ) -> Mapping[str, Any]:
     """``options`` with what the limit leaves for matrices of the picker's own; a limit in ``options`` is more particular."""
     if max_memory is None or "max_memory" not in methods.settings(picker) or "max_memory" in options:
         return options
-    return {**options, "max_memory": memory.Left(max_memory, _working(n, picker, signals))}
+    return {**options, "max_memory": memory.Left(max_memory, _working(n, picker, signals), enough)}
 
 
 def scored(signals: Signals, *, score: Choice, seed: int = 0, shelves: Iterable[ModuleType] = ()) -> Floats:

@@ -376,3 +376,22 @@ def test_selecting_and_tickets_load_no_torch(run, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_paths_of_images_that_are_no_files_are_refused_with_the_cure(capsys, tmp_path):
+    """Their names would not be found again: what stands in the text must be readable by import."""
+    x, y = np.zeros((12, 4, 4, 3), np.uint8), np.arange(12) % 2
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=y, x_test=x[:4], y_test=y[:4])
+    config = tmp_path / "c.yaml"
+    config.write_text(f"data: {{name: npz, path: {tmp_path}/d.npz}}\nfolder: {tmp_path}/none\n")
+    np.save(tmp_path / "rows.npy", np.array([1, 2, 7]))
+    ticket = tmp_path / "t.npz"
+    told(capsys, "import", tmp_path / "rows.npy", "--data", config, "--out", ticket)
+    for flag in ("--paths", "--labels"):
+        said = refused(capsys, "export", ticket, tmp_path / "t.txt", flag, "--data", config)
+        assert "no files" in said
+        assert "indices" in said
+    for name in ("t.txt", "t.csv"):  # which is the cure
+        told(capsys, "export", ticket, tmp_path / name, "--data", config)
+        told(capsys, "import", tmp_path / name, "--data", config, "--out", tmp_path / "back.npz")
+        assert Subset.load(tmp_path / "back.npz").rows.tolist() == [1, 2, 7]

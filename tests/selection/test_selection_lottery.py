@@ -440,3 +440,17 @@ def test_importing_selection_brings_neither_torch_nor_lotus_nor_sklearn():
     code = "import sys, selection; print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'lotus', 'sklearn', 'scipy', 'pandas'}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_picker_that_reads_no_scores_needs_none():
+    """Of one epoch dual says nothing, which is no reason to refuse what goes by embeddings alone."""
+    rng = np.random.default_rng(0)
+    signals = Signals(
+        {"labels": np.arange(40) % 2, "p_label": rng.random((1, 1, 40)), "embeddings": rng.normal(size=(40, 5))},
+        fingerprint="made up",
+    )
+    drawn = select(signals, score="dual", pick="facility_location", keep=0.25)
+    assert len(drawn.subset) == 10
+    assert drawn.scores is None
+    with pytest.raises(Refused, match="dual"):
+        select(signals, score="dual", pick="top_k", keep=0.5)
