@@ -18,6 +18,7 @@ SMALL = {
     "patches.py": ["--tiny"],
     "probes.py": ["--tiny"],
     "latency.py": ["--tiny"],
+    "prune_cost.py": ["--tiny"],
     "selection_accuracy.py": [
         "DATA",
         "--out",

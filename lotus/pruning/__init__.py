@@ -414,7 +414,15 @@ def study(
     passes = _passes(batches)
     dense, turned, notes = families.opened(model), 0, []
     if rotate and any(block.has_attn for block in anatomy.blocks(model)):
-        found = turns.statistics(dense, passes(), progress=progress)
+        gone = [0]  # images; of large ones not all are looked at
+
+        def told(images: int) -> None:
+            gone[0] = images
+            if progress is not None:
+                progress(images)
+
+        found = turns.statistics(dense, passes(), progress=told)
+        progress = _beyond(progress, gone[0])
         turned = next(iter(found.values())).logits.images
         learned = "gates" in reads
         dense = turns.rotate(dense, found, v=not learned)
@@ -436,7 +444,7 @@ def study(
             squares=squares,
             inputs=inputs,
             attention=watched,
-            progress=_beyond(progress, turned),
+            progress=progress,
         )
     return Study(
         model,
