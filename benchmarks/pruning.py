@@ -1,31 +1,48 @@
-"""Top-1 after a cut, ours beside every criterion and Torch-Pruning, from one checkpoint at equal MACs.
+"""Top-1 after a cut, ours beside every criterion, published systems and Torch-Pruning, from one checkpoint at equal MACs.
 
-    python benchmarks/pruning.py MODEL --data cifar10 --path data/cifar10.npz
-    python benchmarks/pruning.py MODEL --data cifar10 --path data/cifar10.npz --finetune 500 --seeds 3
+    python benchmarks/pruning.py MODEL --data cifar10 --path data/cifar10.npz --out runs/pruning      # the whole table
+    python benchmarks/pruning.py MODEL --data cifar10 --path data/cifar10.npz --out runs/pruning      # again: goes on, or only prints
+    python benchmarks/pruning.py MODEL --data cifar10 --path data/cifar10.npz --seeds 1 --finetune 0 --only ours "width 0.5"
 
 MODEL is a folder that LOTUS wrote (``runs/cifar10/baseline``), with the mean and standard deviation of its images in it. Each row of
 the table is a way to cut, each column a part of the dense model's MACs (QK^T and AV counted) that stays:
 
-    ours          what ``lotus.prune`` does by default with ``criterion="fisher"``: rotated heads, all units in one pool, affine
-    split         the same, with query/key and value dimensions cut each for itself
-    width W       the same, after the stream was turned and cut to the part W of its channels
-    branches      the same, where whole branches may go; inputs: where channels that a branch reads may
+    ours          what ``lotus.prune`` does by default: rotated heads, fisher, all units in one pool, affine
+    width search  the same on a stream as narrow as ``width="search"`` finds best
+    split         ours, with query/key and value dimensions cut each for itself
+    width W       ours, after the stream was turned and cut to the part W of its channels
+    branches      ours, where whole branches may go; inputs: where channels that a branch reads may
+    VTP           gates at four sites learn with L1 for ``--search`` steps, the weights beside them; one threshold; nothing compensated.
+                  Its published rates move no gate (docs/papers.md), so gates learn at 1e-2 here
+    auto ratio    one ratio for attention and one for MLPs, searched for on 1,000 training images by agreement; magnitude, nothing compensated
+    CP-ViT        one ratio for heads and patches
+    SPViT         attention to convolutions, MLP units: nested gates learn for ``--search`` steps towards each budget, and are projected onto it
     the others    a criterion on the dimensions as they are, nothing compensated: what the literature does
     Torch-Pruning its own pruner (heads, head dimensions, MLP units and the residual width), where it is installed
 
 Shown is top-1 on the validation images right after the cut and, with ``--finetune``, after so many steps of AdamW with the dense
-model as teacher, the same for all. Seeds change the calibration images and the fine-tune.
+model as teacher, the same images in the same order for all. Seeds change the calibration images, what is searched, and the fine-tune.
+Every training and measurement is a process' own with one thread; ``--workers`` of them run at once.
 """
 
 from __future__ import annotations
 
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch: two processes of one thread beat one of two
+
 import argparse
 import copy
 import functools
+import hashlib
 import json
 import statistics
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -38,38 +55,75 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else pruning.py of this folder is found first
 
 import lotus.pruning
-from lotus.config import Data
+from lotus.config import Data, Patches, Sparsity
 from lotus.data import augment, plain
 from lotus.data.source import Source, open_data
-from lotus.pruning import criteria, narrow, spec
+from lotus.pruning import convolve, cp_vit, criteria, narrow, search, spec
+from lotus.sparsity.gates import Gates
+from lotus.sparsity.nested import NestedGates
 from lotus.vit import anatomy, cost
 from lotus.vit.model import image_size
+from lotus.vit.tokens import Tokens
 from selection import methods
 from selection.errors import Refused
 
 Batches = list[tuple[Tensor, Tensor]]
-Cuts = Callable[[float], nn.Module | str]
+Cuts = Callable[[float], "nn.Module | Tokened | str"]
 """What a model becomes at a part of its MACs, or why it does not."""
-Way = Callable[[nn.Module, Batches, int], Cuts]
-"""A way to cut: from the model, calibration images and a seed. What does not depend on the budget is done once."""
+
+
+@dataclass
+class Tokened:
+    """A model that also leaves patches out, as long as ``tokens`` are on it."""
+
+    model: nn.Module
+    tokens: Tokens
+
+
+@dataclass
+class Bench:
+    """What every way has, with one seed: the model, and images to look at and to train on."""
+
+    told: argparse.Namespace
+    seed: int
+    dense: nn.Module
+    show: Callable[[Source, np.ndarray], Batches]
+    train: Source
+    test: Batches
+    whole: int
+    """MACs of ``dense``."""
+
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng(self.seed)
+        wanted, total = self.told.calibration, len(self.train)
+        self.calibration = self.show(self.train, np.sort(rng.choice(total, size=min(wanted, total), replace=False)))
+        self.held = np.sort(rng.choice(total, size=min(1000, total), replace=False))
+        self._lessons = {
+            what: rng.integers(total, size=(steps, self.told.batch))
+            for what, steps in (("finetune", self.told.finetune), ("search", self.told.search))
+        }
+
+    def lessons(self, what: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of training images, each mirrored or not, the same at every call."""
+        chance = torch.Generator().manual_seed(self.seed)
+        for rows in self._lessons[what]:
+            ((images, labels),) = self.show(self.train, rows)
+            mirrored = torch.rand(len(images), 1, 1, 1, generator=chance).to(images.device) < 0.5
+            yield torch.where(mirrored, images.flip(3), images), labels
+
+    @functools.cached_property
+    def taught(self) -> list[Tensor]:
+        """What the dense model says of the fine-tune's images: probabilities softened by 2."""
+        with torch.no_grad():
+            return [(self.dense(images) / 2).softmax(1) for images, _ in self.lessons("finetune")]
+
+
+Way = Callable[[Bench], Cuts]
+"""A way to cut. What does not depend on the budget is done once."""
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="a folder that LOTUS wrote, with a trained ViT")
-    parser.add_argument("--data", default="imagefolder", help="a data set of the catalog (%(default)s)")
-    parser.add_argument("--path", default="", help="where it lies")
-    parser.add_argument("--keep", type=float, nargs="+", default=[0.7, 0.5, 0.35, 0.25], help="parts of the MACs")
-    parser.add_argument("--only", nargs="+", help="only these rows")
-    parser.add_argument("--calibration", type=int, default=2000, help="training images to score by (%(default)s)")
-    parser.add_argument("--images", type=int, default=10_000, help="at most so many validation images (%(default)s)")
-    parser.add_argument("--finetune", type=int, default=0, help="steps of fine-tuning (%(default)s)")
-    parser.add_argument("--lr", type=float, default=3e-4, help="its peak learning rate (%(default)s)")
-    parser.add_argument("--batch", type=int, default=128, help="images a batch (%(default)s)")
-    parser.add_argument("--seeds", type=int, default=1, help="repeats (%(default)s)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
-    told = parser.parse_args()
+    told = _parse()
     try:
         return compare(told)
     except Refused as error:
@@ -78,118 +132,283 @@ def main() -> int:
 
 
 def compare(told: argparse.Namespace) -> int:
-    dense = lotus.pruning.load(told.model).to(told.device)
-    train, val = open_data(Data(name=told.data, path=told.path))
-    show = images_of(spec.read(told.model), image_size(dense), told)
-    test = show(val, np.arange(len(val))[: told.images])
-    whole, before = macs(dense), top1(dense, test)
-    print(f"dense: {whole / 1e6:.1f} M MACs, top-1 {before:.2f} % of {sum(len(y) for _, y in test):,} images")
-    print(f"{told.calibration} calibration images, {told.seeds} seeds, {told.finetune} steps of fine-tuning\n")
-    heads = "".join(f"{f'{keep:g}':>{16 if told.finetune else 9}}" for keep in told.keep)
-    print(f"{'top-1 at a part of the MACs':34}{heads}")
-    rows: list[dict[str, Any]] = []
-    for name, way in ways().items():
-        if told.only and name not in told.only:
-            continue
-        print(f"{name:34}", end="", flush=True)
-        found: dict[float, list[Any]] = {keep: [] for keep in told.keep}
-        for seed in range(told.seeds):
-            rng = np.random.default_rng(seed)
-            chosen = np.sort(rng.choice(len(train), size=min(told.calibration, len(train)), replace=False))
-            cuts = way(dense, show(train, chosen), seed)
-            for keep in told.keep:
-                found[keep].append(one(dense, cuts(keep), keep, rng, train, show, test, whole, told))
-        for keep, ends in found.items():
-            refused = [end for end in ends if isinstance(end, str)]
-            if refused:
-                print(f"  {refused[0]}", end="")
-                break
-            right, after, share = (statistics.fmean(end[part] for end in ends) for part in range(3))
-            rows.append({"way": name, "keep": keep, "macs": share, "cut": right, "finetuned": after, "seeds": ends})
-            print(f"{right:9.2f}" + (f" {after:6.2f}" if told.finetune else ""), end="")
-        print(flush=True)
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    book = None
+    if told.out:
+        told.out.mkdir(parents=True, exist_ok=True)
+        free = ("out", "only", "seeds", "workers", "json")
+        setting = {name: str(value) for name, value in vars(told).items() if name not in free}
+        key = hashlib.blake2b(json.dumps(setting, sort_keys=True).encode(), digest_size=6).hexdigest()
+        book = told.out / f"rows-{key}.jsonl"
+        known = [json.loads(line) for line in book.read_text().splitlines()] if book.exists() else []
+        rows = {(row["way"], row["seed"]): row for row in known}
+    names = [name for name in ways() if not told.only or name in told.only]
+    jobs = [(seed, name) for seed in range(told.seeds) for name in names]
+    missing = [job for job in jobs if job[::-1] not in rows]
+    began = time.monotonic()
+    with ProcessPoolExecutor(told.workers, mp_context=get_context("spawn")) as workers:
+        running = [workers.submit(measure, told, seed, name) for seed, name in missing]
+        for number, future in enumerate(as_completed(running), 1):
+            row = future.result()
+            rows[row["way"], row["seed"]] = row
+            if book:
+                with book.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+            left = (time.monotonic() - began) / number * (len(running) - number) / 60
+            print(f"{number}/{len(running)}  {row['way']}, seed {row['seed']}: {row['seconds']:.0f} CPU seconds ({left:.0f} min left)",
+                  file=sys.stderr, flush=True)  # fmt: skip
+    found = [rows[name, seed] for name in names for seed in range(told.seeds)]
+    print("\n".join(_table(found, told)))
     if told.json:
-        about = {"model": str(told.model), "dense": before, "macs": whole, "finetune": told.finetune}
-        told.json.write_text(json.dumps({**about, "rows": rows}, indent=1))
+        told.json.write_text(json.dumps({"model": str(told.model), "finetune": told.finetune, "rows": found}, indent=1))
     return 0
 
 
-def one(
-    dense: nn.Module,
-    small: nn.Module | str,
-    keep: float,
-    rng: np.random.Generator,
-    train: Source,
-    show: Callable[[Source, np.ndarray], Batches],
-    test: Batches,
-    whole: int,
-    told: argparse.Namespace,
-) -> tuple[float, float, float] | str:
+@functools.cache
+def _bench(key: str, seed: int) -> Bench:
+    told = argparse.Namespace(**json.loads(key))
+    dense = lotus.pruning.load(Path(told.model)).to(told.device)
+    train, val = open_data(Data(name=told.data, path=told.path))
+    show = images_of(spec.read(Path(told.model)), image_size(dense), told)
+    return Bench(told, seed, dense, show, train, show(val, np.arange(len(val))[: told.images]), macs(dense))
+
+
+def measure(told: argparse.Namespace, seed: int, name: str) -> dict[str, Any]:
+    """One way with one seed, at every part of the MACs."""
+    torch.set_num_threads(1)
+    plain_told = {key: str(value) if isinstance(value, Path) else value for key, value in vars(told).items()}
+    bench = _bench(json.dumps(plain_told, sort_keys=True), seed)
+    began = time.process_time()
+    cuts = ways()[name](bench)
+    cells = {f"{keep:g}": _cell(bench, cuts, keep) for keep in told.keep}
+    return {"way": name, "seed": seed, "dense": top1(bench.dense, bench.test), "whole": bench.whole, "cells": cells,
+            "seconds": time.process_time() - began}  # fmt: skip
+
+
+def _cell(bench: Bench, cuts: Cuts, keep: float) -> dict[str, float] | str:
     """Top-1 right after the cut and after the fine-tune, and the part of the MACs; or why there is none."""
+    small = cuts(keep)
     if isinstance(small, str):
         return small
-    share = macs(small) / whole
-    if share > keep + 1e-6:
-        return f"kept {share:.3f} of the MACs instead of {keep}"
-    right = after = top1(small, test)
-    if told.finetune:
-        rows = rng.integers(len(train), size=told.finetune * told.batch)
-        lessons = (show(train, part)[0] for part in rows.reshape(told.finetune, told.batch))
-        after = top1(finetune(small, dense, lessons, told), test)
-    return right, after, share
+    model = small.model if isinstance(small, Tokened) else small
+    spent = small.tokens.macs(training=False) if isinstance(small, Tokened) else macs(model)
+    if spent > keep * bench.whole + 1:
+        return f"kept {spent / bench.whole:.3f} of the MACs instead of {keep}"
+    cell = {"macs": spent / bench.whole, "cut": top1(model, bench.test)}
+    if bench.told.finetune:
+        cell["finetuned"] = top1(finetune(model, bench), bench.test)
+    return cell
+
+
+def _table(rows: list[dict[str, Any]], told: argparse.Namespace) -> Iterator[str]:
+    """Mean and, of several seeds, standard deviation, in Markdown; a cell is right after the cut, then fine-tuned."""
+    first = rows[0]
+    yield (
+        f"dense: {first['whole'] / 1e6:.1f} M MACs, top-1 {first['dense']:.2f} %; {told.calibration} calibration images, "
+        f"{told.seeds} seeds, {told.finetune} steps of fine-tuning at batch {told.batch}, {told.search} of search"
+    )
+    yield ""
+    yield "| top-1 at a part of the MACs | " + " | ".join(f"{keep:g}" for keep in told.keep) + " |"
+    yield "| --- |" + " --- |" * len(told.keep)
+    for name in dict.fromkeys(row["way"] for row in rows):
+        line, why = [], ""
+        for keep in told.keep:
+            cells = [row["cells"][f"{keep:g}"] for row in rows if row["way"] == name]
+            refused = [cell for cell in cells if isinstance(cell, str)]
+            if refused:
+                line.append("–")
+                why = f" ({refused[0]})"
+                continue
+            line.append(
+                " → ".join(_spread([cell[part] for cell in cells]) for part in ("cut", "finetuned") if part in cells[0])
+            )
+        yield f"| {name}{why} | " + " | ".join(line) + " |"
+    yield ""
+    yield f"{sum(row['seconds'] for row in rows) / 60:.0f} CPU minutes"
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.fmean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+
+
+# -------------------------------------------------------------------------------------------------------------- ways
 
 
 def ways() -> dict[str, Way]:
-    """Ours, every criterion of the shelf that needs no learned gates, and Torch-Pruning."""
+    """Ours, published systems, every criterion of the shelf that needs no learned gates, and Torch-Pruning."""
 
     def lottery(settings: dict[str, Any], **drawing: Any) -> Way:
-        def way(dense: nn.Module, batches: Batches, seed: int) -> Cuts:
-            studied = lotus.pruning.study(dense, batches, seed=seed, **settings)
-            return lambda keep: studied.draw({"macs": keep}, **drawing).model
+        def way(bench: Bench) -> Cuts:
+            studied = lotus.pruning.study(bench.dense, bench.calibration, seed=bench.seed, **settings)
+
+            def cuts(keep: float) -> nn.Module | str:
+                try:
+                    return studied.draw({"macs": keep}, **drawing).model
+                except Refused as refusal:
+                    return str(refusal)
+
+            return cuts
 
         return way
 
-    found = {
-        "ours": lottery({"criterion": "fisher"}),
-        "split": lottery({"criterion": "fisher"}, split=True),
+    shelf = [name for name in methods.names(criteria) if "gates" not in methods.reads(getattr(criteria, name))]
+    bare: dict[str, Any] = {"rotate": False, "compensate": "none"}
+    return {
+        "ours": lottery({}),
+        "width search": searched_width,
+        **{f"Torch-Pruning, {score}": functools.partial(torch_pruning, score) for score in ("magnitude", "taylor")},
+        "VTP": vtp,
+        "auto ratio": auto_ratio,
+        "CP-ViT": fixed_ratio,
+        "SPViT": spvit,
+        **{name: lottery({"criterion": name, **bare}) for name in shelf},
+        "fisher, affine, by index": lottery({"rotate": False}),
+        "split": lottery({}, split=True),
+        "branches": lottery({}, branches=True),
+        "inputs": lottery({"inputs": True}),
         **{f"width {part:g}": functools.partial(narrowed, part) for part in (0.875, 0.75, 0.625, 0.5)},
-        "branches": lottery({"criterion": "fisher"}, branches=True),
-        "inputs": lottery({"criterion": "fisher", "inputs": True}),
-        "fisher, affine, by index": lottery({"criterion": "fisher", "rotate": False}),
+        **{f"{name}, within kinds": lottery({"criterion": name, **bare}, rank="kind") for name in shelf},
     }
-    for name in methods.names(criteria):
-        if "gates" not in methods.reads(getattr(criteria, name)):
-            plain_ = {"criterion": name, "rotate": False, "compensate": "none"}
-            found[name] = lottery(plain_)
-            found[f"{name}, within kinds"] = lottery(plain_, rank="kind")
-    for score in ("magnitude", "taylor"):
-        found[f"Torch-Pruning, {score}"] = functools.partial(torch_pruning, score)
-    return found
 
 
-def narrowed(part: float, dense: nn.Module, batches: Batches, seed: int) -> Cuts:
+def searched_width(bench: Bench) -> Cuts:
+    """Ours, with the width that agrees best on the calibration images at each budget."""
+    found = narrow.statistics(bench.dense, bench.calibration)
+    whole, wide = cost.count(bench.dense), cost.outline(bench.dense).width
+    studies = []
+    for part in narrow.check_width("search"):
+        channels = narrow.channels(bench.dense, part, 8)
+        thin = bench.dense if channels == wide else narrow.narrow(bench.dense, found, channels)
+        studies.append(lotus.pruning.study(thin, bench.calibration, seed=bench.seed))
+
+    def cuts(keep: float) -> nn.Module | str:
+        tried: list[tuple[float, int, nn.Module]] = []
+        why = ""
+        for studied in studies:
+            try:
+                small = studied.draw({"macs": keep}, whole=whole).model
+            except Refused as refusal:
+                why = str(refusal)
+                continue
+            tried.append((narrow.apart(bench.dense, small, bench.calibration), len(tried), small))
+        return min(tried)[2] if tried else why
+
+    return cuts
+
+
+def narrowed(part: float, bench: Bench) -> Cuts:
     """Ours on a narrower stream."""
-    found = narrow.statistics(dense, batches)
-    thin = narrow.narrow(dense, found, narrow.channels(dense, part, 8))
-    studied = lotus.pruning.study(thin, batches, criterion="fisher", seed=seed)
+    found = narrow.statistics(bench.dense, bench.calibration)
+    thin = narrow.narrow(bench.dense, found, narrow.channels(bench.dense, part, 8))
+    studied = lotus.pruning.study(thin, bench.calibration, seed=bench.seed)
 
     def cuts(keep: float) -> nn.Module | str:
         try:
-            return studied.draw({"macs": keep}, whole=cost.count(dense)).model
+            return studied.draw({"macs": keep}, whole=cost.count(bench.dense)).model
         except Refused as refusal:
             return str(refusal)
 
     return cuts
 
 
-def torch_pruning(score: str, dense: nn.Module, batches: Batches, seed: int) -> Cuts:
+def vtp(bench: Bench) -> Cuts:
+    """Gates at the four sites learn under L1, then one threshold for all (2104.08500)."""
+    model = copy.deepcopy(bench.dense)
+    settings = Sparsity(inputs=True, penalty="subgradient", strength=1e-4, steer=False, lr=1e-2, start=0)
+    gates = Gates(model, settings, target=None, device=bench.told.device)
+    learn(model, gates, bench)
+    values = {site: one.detach().clone() for site, one in gates.values.items()}
+    studied = lotus.pruning.study(
+        gates.fold(model),
+        bench.calibration,
+        criterion="gate",
+        rotate=False,
+        compensate="none",
+        inputs=True,
+        gates=values,
+    )
+
+    def cuts(keep: float) -> nn.Module | str:
+        try:
+            return studied.draw({"macs": keep}, rank="quantile", split=True, round=1).model
+        except Refused as refusal:
+            return str(refusal)
+
+    return cuts
+
+
+def auto_ratio(bench: Bench) -> Cuts:
+    """One ratio for attention and one for MLPs (PRAI 2023), of the magnitudes."""
+    studied = lotus.pruning.study(
+        bench.dense, bench.calibration, criterion="magnitude", rotate=False, compensate="none"
+    )
+    judge = search.Judge(bench.dense, bench.show(bench.train, bench.held), metric="agreement")
+
+    def cuts(keep: float) -> nn.Module | str:
+        try:
+            return search.ratios(studied, judge, keep={"macs": keep}, grid=0).drawn.model
+        except Refused as refusal:
+            return str(refusal)
+
+    return cuts
+
+
+def fixed_ratio(bench: Bench) -> Cuts:
+    """CP-ViT (2203.04570): the largest ratio within the budget."""
+    scores = cp_vit.head_scores(bench.dense, bench.calibration)
+
+    def cuts(keep: float) -> Tokened | str:
+        patches = cost.outline(bench.dense).tokens - 1
+        for stay in range(patches - 1, 0, -1):  # of the patches; between two of these the ratio changes heads alone
+            part = stay / patches
+            small = cp_vit.cut_heads(bench.dense, scores, part).eval()
+            tokens = Tokens(small, Patches(mode="cumulative", keep=part, evaluate="sparse"))
+            if tokens.macs(training=False) <= keep * bench.whole:
+                return Tokened(small, tokens)
+            tokens.remove()
+        return "does not reach it: MLPs stay whole"
+
+    return cuts
+
+
+def spvit(bench: Bench) -> Cuts:
+    """Attention to convolutions (2111.11802): a search for each budget; the original weights are cut by what the gates choose."""
+
+    def cuts(keep: float) -> nn.Module | str:
+        model, told = copy.deepcopy(bench.dense), bench.told
+        gates = NestedGates(model, keep=keep, lr=5 / told.search, strength=30, seed=bench.seed, device=told.device)
+        learn(model, gates, bench)
+        try:
+            choices = convolve.project(cost.outline(bench.dense), gates.by_block(), keep)
+        except Refused as refusal:
+            return str(refusal)
+        small = convolve.convert(bench.dense, choices, gates.mixes())
+        convolve.calibrate(small, bench.calibration)
+        return small
+
+    return cuts
+
+
+def learn(model: nn.Module, gates: Gates | NestedGates, bench: Bench) -> None:
+    """The weights by AdamW and the gates by a step of their own, for the steps of the search."""
+    optimizer = torch.optim.AdamW(model.requires_grad_(True).parameters(), lr=5e-5, weight_decay=0.05)
+    model.train()
+    for step, (images, labels) in enumerate(bench.lessons("search"), 1):
+        functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        gates.step(step / bench.told.search)
+    model.eval()
+
+
+def torch_pruning(score: str, bench: Bench) -> Cuts:
     """Its pruner on a ViT as in its own example, with the ratio that meets the MACs, by bisection."""
     try:
         import torch_pruning as tp
     except ImportError:
         return lambda keep: "not installed: pip install torch-pruning"
-    images, whole = batches[0][0][:1], macs(dense)
-    dense = copy.deepcopy(dense)
+    batches, whole = bench.calibration, bench.whole
+    images, dense = batches[0][0][:1], copy.deepcopy(bench.dense)
     dense.zero_grad()
     if score == "taylor":
         for x, y in batches:
@@ -245,17 +464,16 @@ def torch_pruning(score: str, dense: nn.Module, batches: Batches, seed: int) -> 
     return cuts
 
 
-def finetune(small: nn.Module, teacher: nn.Module, lessons: Any, told: argparse.Namespace) -> nn.Module:
-    """AdamW on a cosine, flips, half of the loss from the teacher's probabilities softened by 2."""
-    steps = told.finetune
-    optimizer = torch.optim.AdamW(small.parameters(), lr=told.lr, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, told.lr, total_steps=steps, pct_start=0.1)
+# ---------------------------------------------------------------------------------------------------- what all share
+
+
+def finetune(small: nn.Module, bench: Bench) -> nn.Module:
+    """AdamW on a cosine, half of the loss from the teacher's probabilities softened by 2."""
+    told = bench.told
     small.requires_grad_(True).train()
-    torch.manual_seed(0)
-    for images, labels in lessons:
-        images = torch.where((torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5), images.flip(3), images)
-        with torch.no_grad():
-            soft = (teacher(images) / 2).softmax(1)
+    optimizer = torch.optim.AdamW(small.parameters(), lr=told.lr, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, told.lr, total_steps=told.finetune, pct_start=0.1)
+    for (images, labels), soft in zip(bench.lessons("finetune"), bench.taught, strict=True):
         logits = small(images)
         taught = functional.kl_div((logits / 2).log_softmax(1), soft, reduction="batchmean") * 4
         loss = 0.5 * functional.cross_entropy(logits, labels) + 0.5 * taught
@@ -304,6 +522,29 @@ def images_of(about: dict[str, Any], size: int, told: argparse.Namespace) -> Cal
         return batches
 
     return tensors
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="a folder that LOTUS wrote, with a trained ViT")
+    parser.add_argument("--data", default="imagefolder", help="a data set of the catalog (%(default)s)")
+    parser.add_argument("--path", default="", help="where it lies")
+    parser.add_argument("--out", type=Path, help="folder of the rows; a second run goes on there")
+    parser.add_argument("--keep", type=float, nargs="+", default=[0.7, 0.5, 0.35, 0.25], help="parts of the MACs")
+    parser.add_argument("--only", nargs="+", help="only these rows")
+    parser.add_argument("--calibration", type=int, default=2000, help="training images to score by (%(default)s)")
+    parser.add_argument("--images", type=int, default=10_000, help="at most so many validation images (%(default)s)")
+    parser.add_argument("--finetune", type=int, default=100, help="steps of fine-tuning; 0: none (%(default)s)")
+    parser.add_argument(
+        "--search", type=int, default=150, help="steps in which VTP's and SPViT's gates learn (%(default)s)"
+    )
+    parser.add_argument("--lr", type=float, default=3e-4, help="peak learning rate of the fine-tune (%(default)s)")
+    parser.add_argument("--batch", type=int, default=128, help="images a batch (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="repeats (%(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="processes at once, each with one thread (%(default)s)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def choose(*, score: Choice, pick: Choice, keep: float, shelves: Iterable[Module
     return []
 
 
-TOLD = frozenset({"labels", "scores", "ranking", "budget", "keep", "rng", "start"})
+TOLD = frozenset({"labels", "scores", "ranking", "budget", "keep", "quotas", "rng", "start"})
 """What methods read that is known without a probe."""
 
 
@@ -166,6 +166,10 @@ def select(
     else:
         if max_memory is not None:
             _afford(signals, picker, pick_name, max_memory, balance)
+        groups = list(_groups(signals["labels"], budget, balance, int(seed)))
+        shares = np.array([quota for *_, quota in groups]) if balance else None
+        if "quotas" in methods.reads(picker):
+            groups = [(0, np.arange(total), budget)]
         drawn = [
             _draw(
                 signals,
@@ -175,10 +179,11 @@ def select(
                 group,
                 quota,
                 keep,
+                shares,
                 inside[group],
                 (int(seed), key),
             )
-            for key, group, quota in _groups(signals["labels"], budget, balance, int(seed))
+            for key, group, quota in groups
         ]
         rows, weights = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
     origin = {
@@ -215,6 +220,7 @@ def _working(n: int, picker: Any, signals: Signals) -> float:
 
 def _afford(signals: Signals, picker: Any, name: str, max_memory: float, balance: bool) -> None:
     """Refuse a picker whose copies of what it reads go beyond the limit, for the largest group that it is handed."""
+    balance = balance and "quotas" not in methods.reads(picker)
     most = int(np.bincount(signals["labels"]).max()) if balance else signals.images
     cure = "Take one that reads scores alone (ccs, top_k)" if balance else "Balance the classes"
     memory.within(
@@ -324,6 +330,7 @@ def _draw(
     group: Rows,
     quota: int,
     keep: float,
+    shares: Rows | None,
     inside: npt.NDArray[np.bool_],
     stream: tuple[int, int],
 ) -> tuple[Rows, Floats]:
@@ -336,7 +343,7 @@ def _draw(
             "Raise select.keep."
         )
     rng = np.random.default_rng([seed, _PICK, key])
-    told: dict[str, Any] = {"budget": quota, "keep": float(keep), "rng": rng, "start": have}
+    told: dict[str, Any] = {"budget": quota, "keep": float(keep), "quotas": shares, "rng": rng, "start": have}
     if values is not None:
         told["scores"] = values[group]
         told["ranking"] = ranking(told["scores"], np.random.default_rng([seed, _RANKING, key]))

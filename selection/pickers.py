@@ -8,6 +8,8 @@ parameter name:
 * ``budget``: how many rows it must return, 1 to n;
 * ``keep``: the part of the whole data set that stays, in (0, 1];
 * ``rng``: the one source of chance;
+* ``quotas`` (C,) int64: how many of each class, in the order of their labels, or None where classes are not balanced. A picker that reads
+  it is handed all images at once, and keeps the quotas itself;
 * ``start`` (s,) int64: rows that are in already, from a ticket to start from; at most ``budget`` of them, and often none;
 * any signal, of these n images, e.g. ``labels`` (n,), ``embeddings`` (n, D), ``errors`` (n, C), ``p_label`` (S, E, n).
 
@@ -92,6 +94,7 @@ def window(
     labels: Rows,
     embeddings: Array,
     budget: int,
+    quotas: Rows | None,
     *,
     step: float = 0.05,
     ridge: float = 1.0,
@@ -100,32 +103,40 @@ def window(
 
     Windows of ``budget`` images start at every ``step`` of the ranking. On each, a ridge regression of the one-hot labels on the
     embeddings is fitted; the one that tells most of *all* n images right wins, among equals the one with the least squared error.
-    Among images of one class all are right, and so the error decides: how well a window spans its class.
+    Where classes are balanced, a window is the same stretch of every class' own ranking.
 
     Args:
-        step: part of the n images from one window to the next.
+        quotas: (C,) how many of each class, in the order of their labels; None: windows of the ranking of all.
+        step: part of the images from one window to the next.
         ridge: of the regression; embeddings have length 1.
     """
     _number("window", "step", step, 1e-6, 1)
     _number("window", "ridge", ridge, 1e-12, math.inf)
-    features = np.ones((len(labels), embeddings.shape[1] + 1), np.float32)
-    features[:, :-1] = unit(embeddings)
     classes, truth = np.unique(labels, return_inverse=True)
-    last = len(ranking) - budget
-    starts = sorted({*range(0, last + 1, max(1, round(step * len(ranking)))), last})
-    found = []
-    for first in starts:
-        rows = ranking[first : first + budget]
-        inside = features[rows].astype(np.float64)
-        gram = inside.T @ inside + ridge * np.eye(inside.shape[1])
-        sums = np.zeros((len(classes), inside.shape[1]))
-        np.add.at(sums, truth[rows], inside)  # inside^T onehot
-        said = features @ np.linalg.solve(gram, sums.T).astype(np.float32)  # (n, C)
-        right = int((said.argmax(1) == truth).sum())
-        error = float((said**2).sum() - 2 * said[np.arange(len(truth)), truth].sum())
-        found.append((-right, error, first))
-    first = min(found)[2]
-    return ranking[first : first + budget]
+    stretches = [(ranking, budget)]
+    if quotas is not None:
+        stretches = [(ranking[truth[ranking] == place], int(quota)) for place, quota in enumerate(quotas)]
+    found: list[tuple[int, float, int]] = []
+    windows: list[Rows] = []
+    for at in (*np.arange(0, 1 - budget / len(ranking), step), 1.0):
+        firsts = [min(round(at * len(line)), len(line) - quota) for line, quota in stretches]
+        rows = np.concatenate([line[at : at + quota] for (line, quota), at in zip(stretches, firsts, strict=True)])
+        inside = _with_one(embeddings[rows]).astype(np.float64)
+        sums = np.stack([inside[truth[rows] == place].sum(0) for place in range(len(classes))])  # (C, D + 1)
+        weights = np.linalg.solve(inside.T @ inside + ridge * np.eye(inside.shape[1]), sums.T).astype(np.float32)
+        right, error = 0, 0.0
+        for part in slices(len(truth), embeddings.shape[1] + len(classes)):
+            told, said = truth[part], _with_one(embeddings[part]) @ weights
+            right += int((said.argmax(1) == told).sum())
+            error += float((said**2).sum() - 2 * said[np.arange(len(told)), told].sum())
+        found.append((-right, error, len(windows)))
+        windows.append(rows)
+    return windows[min(found)[2]]
+
+
+def _with_one(embeddings: Array) -> npt.NDArray[np.float32]:
+    """Embeddings of length 1, and a column of ones beside them."""
+    return np.pad(unit(embeddings), ((0, 0), (0, 1)), constant_values=1.0)
 
 
 def random(labels: Rows, budget: int, rng: np.random.Generator) -> Rows:

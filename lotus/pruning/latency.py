@@ -336,7 +336,7 @@ def fit_plan(
     limits = budget.check_reach(outline, share, round=round, branches=False, whole=whole)
     if any(dims != table.of for dims in outline.dims):
         raise Refused("prune.keep.latency: the table was measured on a model of other widths. Measure this one.")
-    blocks = [budget._Block(index, outline, scores, round, inputs=False) for index in range(len(outline.dims))]
+    blocks = [budget.BlockWidths(index, outline, scores, round, inputs=False) for index in range(len(outline.dims))]
     items = [item for block in blocks for item in _items(block, outline, table, limits)]
     limit = share["latency"] * table.dense
     most = sum(max(option.saves for option in item.options) for item in items)
@@ -425,7 +425,7 @@ def _items(block: Any, outline: cost.Outline, table: Table, limits: Mapping[str,
 
 def least_plan(outline: cost.Outline, scores: Mapping[str, np.ndarray], table: Table, *, round: int = 8) -> Plan:
     """The plan that the table takes for the fastest; the arguments are those of :func:`fit_plan`."""
-    blocks = [budget._Block(index, outline, scores, round, inputs=False) for index in range(len(outline.dims))]
+    blocks = [budget.BlockWidths(index, outline, scores, round, inputs=False) for index in range(len(outline.dims))]
     items = [item for block in blocks for item in _items(block, outline, table, {})]
     return _planned([max(item.options, key=lambda option: option.saves) for item in items], blocks)
 

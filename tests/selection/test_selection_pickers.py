@@ -25,6 +25,7 @@ def drawn(name, scores, budget, keep=None, seed=0, start=(), signals=None, **opt
         "ranking": ranking(scores, np.random.default_rng([seed, 1])),
         "budget": budget,
         "keep": budget / len(scores) if keep is None else keep,
+        "quotas": None,
         "rng": rng,
         "start": np.array(start, dtype=np.int64),
         **made_up(len(scores)),
@@ -383,6 +384,26 @@ def test_window_finds_the_stretch_that_teaches():
     scores = np.arange(200.0)[::-1]
     kept = pick("window", scores, 50, signals={"labels": labels, "embeddings": embeddings})
     assert kept.min() >= 90
+
+
+def test_window_is_the_same_stretch_of_every_class():
+    """Brute force over stretches."""
+    rng = np.random.default_rng(3)
+    labels = np.repeat([0, 1, 2], [90, 60, 30])
+    place = np.concatenate(
+        [rng.permutation(size) / size for size in (90, 60, 30)]
+    )  # in its class' ranking, hardest first
+    embeddings = rng.normal(size=(180, 6))
+    embeddings += np.where(place < 2 / 3, 2, 0)[:, None] * np.eye(3, 6)[labels]
+    signals, quotas = {"labels": labels, "embeddings": embeddings}, np.array([27, 18, 9])
+    kept = pick("window", 1 - place, 54, signals=signals | {"quotas": quotas}, step=0.1)
+    assert np.bincount(labels[kept]).tolist() == quotas.tolist()
+    x, found = np.c_[embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True), np.ones(180)], []
+    for tenth in range(8):
+        rows = np.flatnonzero((place >= tenth / 10 - 1e-9) & (place < tenth / 10 + 0.3 - 1e-9))
+        w = np.linalg.solve(x[rows].T @ x[rows] + np.eye(7), x[rows].T @ np.eye(3)[labels[rows]])
+        found.append((((x @ w).argmax(1) == labels).sum(), -((x @ w - np.eye(3)[labels]) ** 2).sum(), set(rows)))
+    assert set(kept) == max(found, key=lambda one: one[:2])[2]
 
 
 def test_window_is_the_best_of_all_windows():
