@@ -120,6 +120,35 @@ def test_several_sizes_out_of_one_training(tmp_path: Path) -> None:
         assert all(a >= b for one, other in zip(large, small) for a, b in zip(one.dims[:4], other.dims[:4]))
 
 
+def test_what_an_earlier_pruning_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    from lotus.stages.prune import clear
+
+    for name in ("latency.json", "search.json", "pareto.json", "results.json"):
+        (tmp_path / name).write_text("{}")
+    for name in ("pruned-0.4", "pruned-0.35", "pruned", "pruned-notes"):
+        (tmp_path / name).mkdir()
+        if name != "pruned-notes":
+            (tmp_path / name / "spec.json").write_text("{}")
+    clear(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pruned", "pruned-notes", "results.json"]
+
+
+@pytest.mark.slow
+def test_a_budget_of_latency_is_told_and_its_file_goes_with_it(tmp_path: Path) -> None:
+    words = ["score.epochs=1", "prune.latency_batch=64", "train.sparsity.gates=false"]
+    told = run("digits.yaml", tmp_path / "run", *words, "prune.keep={latency: 0.9}")
+    kept = loaded(tmp_path / "run" / "results.json")["kept"]["latency"]
+    assert kept["asked"] == 0.9
+    assert kept["measured"] > 0
+    assert f"measured {kept['measured']:.3f}" in told
+    assert (tmp_path / "run" / "latency.json").exists()
+    run("digits.yaml", tmp_path / "run", *words, "prune.keep={macs: 0.6}", "prune.width=0.75")
+    assert not (tmp_path / "run" / "latency.json").exists()
+    kept = loaded(tmp_path / "run" / "results.json")["kept"]
+    assert kept["width"] == {"kept": 24, "of": 32}
+    assert "latency" not in kept
+
+
 def test_held_out_images_are_those_that_nothing_was_trained_on() -> None:
     rng = np.random.default_rng(0)
     ticket, calibration = np.arange(0, 80), np.arange(0, 40)

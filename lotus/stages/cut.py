@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lotus.events import Event, Said, Wrote, watched
+from lotus.run import write_text
 from lotus.stages.shop import Shop
 
 if TYPE_CHECKING:
@@ -62,7 +63,12 @@ def draw(shop: Shop, model: nn.Module, gates: Any, calibration: np.ndarray, mult
                 progress=progress,
             ),
         )
-    return Cut(drawn.model, drawn.before, drawn.after, drawn.forwards, drawn.notes), {}
+    told = {}
+    if drawn.latency is not None:
+        write_text(shop.run.folder / "latency.json", drawn.latency.table.to_json())
+        yield Wrote("prune", str(shop.run.folder / "latency.json"))
+        told = {"latency": drawn.latency.told()}
+    return Cut(drawn.model, drawn.before, drawn.after, drawn.forwards, drawn.notes), told
 
 
 def _passes(wants: Prune) -> int:
