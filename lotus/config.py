@@ -29,6 +29,7 @@ from pydantic import (
 )
 
 from selection.errors import Refused
+from selection.lottery import DEFAULT_PICK, DEFAULT_SCORE
 from selection.memory import gigabytes
 from selection.methods import nearest
 
@@ -434,9 +435,9 @@ _LINEAR: dict[str, Any] = {
 class Select(Section):
     """Which images train: the ticket."""
 
-    score: MethodOf = Method(name="dual")
+    score: MethodOf = Method(name=DEFAULT_SCORE)
     """A score of selection/scores.py: higher = keep first."""
-    pick: MethodOf = Method(name="beta")
+    pick: MethodOf = Method.model_validate(DEFAULT_PICK)
     """A policy of selection/pickers.py."""
     keep: Fraction = 1.0
     """Part of the images that stays."""
