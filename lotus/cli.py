@@ -223,9 +223,17 @@ def _prune_options(parser: argparse.ArgumentParser) -> None:
                      help="safetensors, a state dict of torch, or a folder of LOTUS; without it timm's published ones")  # fmt: skip
     own.add_argument("--data", metavar="FOLDER", help="train/CLASS/* and val/CLASS/*, or CLASS/*; or an .npz")
     own.add_argument(
-        "--keep", action="append", default=[], metavar="BUDGET=PART", help="macs=0.5, params=0.5; may be repeated"
+        "--keep",
+        action="append",
+        default=[],
+        metavar="BUDGET=PART",
+        help="macs=0.5, params=0.5 or latency=0.5 (on this device); may be repeated",
+    )
+    own.add_argument(
+        "--latency-batch", type=int, default=64, metavar="N", help="images in the passes that are timed (64)"
     )
     own.add_argument("--out", default="small", metavar="FOLDER", help="where the small model goes (small)")
+    own.add_argument("--force", action="store_true", help="write over another model of LOTUS")
     own.add_argument(
         "--arg",
         action="append",
@@ -319,9 +327,9 @@ def _prune(options: argparse.Namespace) -> int:
     for flag in ("data", "keep"):
         if not getattr(options, flag):
             raise Refused(f"lotus prune --model: --{flag} is missing, e.g. --data FOLDER --keep macs=0.5.")
-    for flag, least in (("calibration", 1), ("evaluate", 0)):
+    for flag, least in (("calibration", 1), ("evaluate", 0), ("latency_batch", 1)):
         if getattr(options, flag) < least:
-            raise Refused(f"--{flag}: a number from {least} on, not {getattr(options, flag)}.")
+            raise Refused(f"--{flag.replace('_', '-')}: a number from {least} on, not {getattr(options, flag)}.")
     from lotus import outside
     from lotus.report.terminal import Terminal, pruned_page
 
@@ -335,7 +343,7 @@ def _prune(options: argparse.Namespace) -> int:
         model=options.model, data=options.data, keep=outside.budgets(options.keep), weights=options.weights, args=args,
         out=options.out, criterion=options.criterion, rank=options.rank, round=options.round, rotate=not options.no_rotate,
         split=options.split, compensate=options.compensate, calibration=options.calibration, evaluate=options.evaluate,
-        seed=options.seed,
+        seed=options.seed, latency_batch=options.latency_batch, force=options.force,
     )  # fmt: skip
     with Terminal(plain=options.plain or None) as terminal:
         for event in outside.prune(job):

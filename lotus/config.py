@@ -637,8 +637,14 @@ class Prune(Section):
             raise ValueError("convolve aims at a budget in macs: set keep.macs, and nothing else")
         if self.rank != "pool":
             raise ValueError(f"{way} goes with rank: pool; leave rank or {way} out")
-        if self.width is not None:
-            raise ValueError(f"{way} keeps the stream's width; leave width or {way} out")
+        if way == "convolve" and self.width is not None:
+            raise ValueError("convolve keeps the stream's width; leave width or convolve out")
+        if self.width is not None and self.inputs and self.criterion.name == "gate":
+            raise ValueError(
+                "width turns the stream, and learned gates of inputs belong to its channels; leave one out"
+            )
+        if self.width == "search":
+            raise ValueError(f"width: search is a search of its own; give {way} a number, e.g. width: 0.75")
         if way != "sizes" and (self.inputs or self.branches):
             what = "inputs" if self.inputs else "branches"
             raise ValueError(f"{way} chooses among heads, dimensions and MLP units; leave {what} or {way} out")

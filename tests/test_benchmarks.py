@@ -22,6 +22,7 @@ SMALL = {
     "patches.py": ["--tiny"],
     "probes.py": ["--tiny"],
     "latency.py": ["--tiny"],
+    "prune_cost.py": ["--tiny"],
     "pruning.py": [
         "MODEL",
         "--data",

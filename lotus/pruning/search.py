@@ -455,5 +455,14 @@ def _alternate(trial: _Trial, chosen: Tried, drop: float) -> Tried:
 
 
 def _cheapest(trial: _Trial, drop: float) -> Tried:
-    """Of what is allowed, what has the fewest MACs; the better of two alike."""
+    """Of what is allowed, what has the fewest MACs; the better of two alike.
+
+    Raises:
+        Refused: nothing is, not even with all widths: the model that is cut is a worse one already.
+    """
+    least = min(one.worse for one in trial.all)
+    if least > drop:
+        raise Refused(
+            f"prune.search.drop: {drop:g} is passed before any cut ({least:.4f}). Raise it, or keep more of the stream."
+        )
     return min((one for one in trial.all if one.worse <= drop), key=lambda one: (one.macs, one.worse))

@@ -11,7 +11,7 @@ import numpy as np
 from lotus.config import Recipe
 from lotus.events import Event, Said, Wrote, watched
 from lotus.run import write_json
-from lotus.stages.cut import Cut, Cutting, study
+from lotus.stages.cut import Cut, Cutting, narrow_stream, study
 from lotus.stages.fit import fit
 from lotus.stages.shop import HELD_OUT, TRAIN_FORWARDS, Shop
 
@@ -46,6 +46,8 @@ def search_widths(shop: Shop, model: nn.Module, gates: Any, calibration: np.ndar
         forwards += judge.forwards
         log: list[dict[str, Any]] = []
         tried: list[search.Tried] = []
+        model, looked, notes = yield from narrow_stream(shop, model, calibration, multiple)
+        forwards += looked
         for number in range(asks.rounds):
             studied = yield from study(shop, model, gates if number == 0 else None, calibration)
             now, part = count(model), (number + 1) / asks.rounds
@@ -117,7 +119,7 @@ def search_widths(shop: Shop, model: nn.Module, gates: Any, calibration: np.ndar
     yield Wrote("prune", str(run.folder / "search.json"))
     brief = {name: written[name] for name in ("chosen", "equal") if name in written}
     before = {"params": whole.params, "macs": whole.macs}
-    cut = Cut(small, before, {"params": after.params, "macs": after.macs}, forwards, found.drawn.notes)
+    cut = Cut(small, before, {"params": after.params, "macs": after.macs}, forwards, (*notes, *found.drawn.notes))
     return cut, {
         "search": {**brief, "kind": asks.kind, "metric": asks.metric, "tried": len(log), "images": judge.images}
     }
