@@ -1,14 +1,15 @@
 """Greedy choices against their definition, where shortcuts matter: groups smaller than the set, near lists, a random few; and gradients."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 from test_selection_pickers import drawn, made_up, pick, unit
 
-from selection import scores
+from selection import neighbors, scores
 from selection.gradients import Gradients
-from selection.neighbors import Cosine
+from selection.neighbors import Cosine, NearGradients, nearest
 from selection.submodular import FacilityLocation, FarthestFirst, GraphCut, LogDet, dense, in_rounds, lazy, stochastic
 
 
@@ -207,6 +208,74 @@ def test_log_det_goes_on_as_greedy_does_and_heeds_the_ridge(first):
         found[ridge] = pick("log_det", np.zeros(60), 20, start=[first], ridge=ridge).tolist()
         assert found[ridge] == greedy_from(volume(X, ridge), 60, 20, [first])
     assert found[0.05] != found[20.0]
+
+
+# -- near neighbours
+
+
+def recall(kernel, index):
+    n, k = index.shape
+    block = kernel.block(np.arange(n))
+    block[np.arange(n), np.arange(n)] = np.inf
+    truth = np.argsort(-block, axis=1)[:, :k]
+    return np.mean(
+        [len(set(a[1:]) & set(b[1:])) / (k - 1) for a, b in zip(index.tolist(), truth.tolist(), strict=True)]
+    )
+
+
+def scattered(n=1500, width=32):
+    return np.random.default_rng(0).normal(size=(n, width)).astype(np.float32)
+
+
+def clustered(n=1500, width=32):
+    rng = np.random.default_rng(0)
+    return (3 * rng.normal(size=(40, width))[np.arange(n) % 40] + rng.normal(size=(n, width))).astype(np.float32)
+
+
+@pytest.mark.parametrize("make", [scattered, clustered])
+@pytest.mark.parametrize("kind", ["cosine", "gradients"])
+def test_near_lists_find_the_nearest(monkeypatch, make, kind):
+    """Nine of ten, whether images cluster or not; where they do without looking through everything."""
+    monkeypatch.setattr(neighbors, "PROBES", 3)
+    x, rng = make(), np.random.default_rng(1)
+    errors = rng.dirichlet(np.ones(4), len(x)) - np.eye(4)[0]
+    kernel = Cosine(x) if kind == "cosine" else NearGradients(Gradients(errors, x), rng)
+    compared = []
+
+    def block(rows, columns=slice(None), plain=kernel.block):
+        found = plain(rows, columns)
+        compared.append(found.size)
+        return found
+
+    monkeypatch.setattr(kernel, "block", block)
+    index, similar = nearest(kernel, 11, rng, exact=100)
+    work = sum(compared) - neighbors.SAMPLE * len(x)
+    monkeypatch.undo()
+    assert recall(kernel, index) > 0.86  # 0.9, measured on a sample
+    assert (index[:, 0] == np.arange(len(x))).all()
+    assert (np.diff(similar, axis=1) <= 0).all()
+    np.testing.assert_allclose(
+        similar[:9, 1:], kernel.block(np.arange(9))[np.arange(9)[:, None], index[:9, 1:]], atol=1e-3
+    )
+    if make is clustered and kind == "cosine":
+        assert work < 0.25 * len(x) ** 2
+
+
+def test_lists_that_may_not_be_widened_say_what_they_find(monkeypatch):
+    x = scattered()
+    monkeypatch.setattr(neighbors, "PAIRS", 0.4 * len(x) ** 2)
+    monkeypatch.setattr(neighbors, "PROBES", 3)
+    with pytest.warns(UserWarning, match=r"of the 10 neighbours of each of 1500 images some \d+% are found") as told:
+        index, _ = nearest(Cosine(x), 11, np.random.default_rng(0), exact=100)
+    said = int(re.search(r"(\d+)%", str(told[0].message))[1]) / 100
+    assert said < 0.9
+    assert recall(Cosine(x), index) == pytest.approx(said, abs=0.06)
+
+
+def test_one_neighbour_is_oneself():
+    index, similar = nearest(Cosine(scattered(300)), 1, np.random.default_rng(0), exact=100)
+    assert index.ravel().tolist() == list(range(300))
+    assert (similar == 1).all()
 
 
 # -- gradients
