@@ -29,6 +29,7 @@ from pydantic import (
 )
 
 from selection.errors import Refused
+from selection.lottery import DEFAULT_PICK, DEFAULT_SCORE
 from selection.memory import gigabytes
 from selection.methods import nearest
 
@@ -367,7 +368,7 @@ class Subsets(Section):
 
 class Score(Recipe):
     """The probe: a short training, or linear heads on frozen features, watched. What is not set here is as in ``train``,
-    without augmentation. A linear probe takes nothing from ``train`` but ``precision``."""
+    without augmentation, mixing or stochastic depth. A linear probe takes nothing from ``train`` but ``precision``."""
 
     probe: Literal["train", "linear"] = "train"
     """train: a short training of the whole model. linear: its weights stay, every image goes through it once, and linear
@@ -390,8 +391,11 @@ class Score(Recipe):
     2 bytes an image and class in signals.npz, twice that in memory meanwhile. Turn off for many images of many classes."""
 
     @model_validator(mode="after")
-    def _linear(self) -> Score:
+    def _fits(self) -> Score:
         if self.probe != "linear":
+            for name in _BLURS:
+                if getattr(self, name):
+                    raise ValueError(f"{name}: an image is scored by what is said of it as it is. Remove it")
             return self
         if self.optimizer not in LINEAR_OPTIMIZERS:
             raise ValueError(f"the heads of a linear probe take optimizer {' or '.join(LINEAR_OPTIMIZERS)}")
@@ -401,6 +405,9 @@ class Score(Recipe):
                 raise ValueError(f"{name} is a setting of a training; a linear probe sees each image once. Remove it")
         return self
 
+
+_BLURS = ("mixup", "cutmix", "drop_path")
+"""What stands between an image and what the model says of it."""
 
 LINEAR_OPTIMIZERS = ("adamw", "sgd")
 """Those that move each number by itself, so that heads that are trained at once do not meet."""
@@ -428,9 +435,9 @@ _LINEAR: dict[str, Any] = {
 class Select(Section):
     """Which images train: the ticket."""
 
-    score: MethodOf = Method(name="dual")
+    score: MethodOf = Method(name=DEFAULT_SCORE)
     """A score of selection/scores.py: higher = keep first."""
-    pick: MethodOf = Method(name="beta")
+    pick: MethodOf = Method.model_validate(DEFAULT_PICK)
     """A policy of selection/pickers.py."""
     keep: Fraction = 1.0
     """Part of the images that stays."""
@@ -683,7 +690,7 @@ class Config(Section):
         if isinstance(train, Mapping):
             own = {"epochs", "sparsity"}
             for part, also in (
-                ("score", {"augment", "warmup_epochs", "ema", "patches"}),
+                ("score", {"augment", "warmup_epochs", "ema", "patches", *_BLURS}),
                 ("finetune", {"lr", "warmup_epochs"}),
             ):
                 mine = raw.get(part)

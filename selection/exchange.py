@@ -640,14 +640,12 @@ def _text(subset: Subset, images: Images, labels: bool, paths: bool) -> bytes:
 
 
 def _comma(subset: Subset, images: Images) -> bytes:
-    weight = np.zeros(subset.total, np.float32)
-    weight[subset.rows] = subset.weights
     names = images.names or [""] * subset.total
     scores = [""] * subset.total if subset.scores is None else [f"{value:.9g}" for value in subset.scores.tolist()]
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
     table.writerow(["index", "path", "label", "score", "weight", "kept"])
-    columns = (images.numbers.tolist(), names, images.labels.tolist(), scores, weight.tolist())
+    columns = (images.numbers.tolist(), names, images.labels.tolist(), scores, subset.spread().tolist())
     for number, name, label, score, heavy in zip(*columns, strict=True):
         table.writerow([number, name, label, score, f"{heavy:.9g}", int(heavy > 0)])
     return out.getvalue().encode("utf-8", "surrogateescape")

@@ -73,6 +73,10 @@ def choose(*, score: Choice, pick: Choice, keep: float, shelves: Iterable[Module
     return []
 
 
+DEFAULT_SCORE = "el2n"
+DEFAULT_PICK = {"name": "ccs", "cut": "short"}
+"""What is taken where nothing is said: at every share within the spread of the best of ``benchmarks/selection_accuracy.py``."""
+
 TOLD = frozenset({"labels", "scores", "ranking", "budget", "keep", "quotas", "rng", "start"})
 """What methods read that is known without a probe."""
 

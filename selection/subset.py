@@ -104,6 +104,12 @@ class Subset:
         out[self.rows] = False
         return np.flatnonzero(out)
 
+    def spread(self) -> npt.NDArray[np.float32]:
+        """The weights of all ``total`` images: 0 for those that the ticket leaves out."""
+        out = np.zeros(self.total, np.float32)
+        out[self.rows] = self.weights
+        return out
+
     def check(self, fingerprint: str, total: int, *, place: str = "ticket") -> None:
         """Hold the ticket to a data set.
 

@@ -72,6 +72,7 @@ def test_resolved_page_reads_back_the_same() -> None:
             "score={probe: linear, mixup: 0.2}",
             "score: mixup is a setting of a training; a linear probe sees each image once.",
         ),
+        ("score.mixup=0.2", "score: mixup: an image is scored by what is said of it as it is. Remove it"),
         ("score={probe: linear, augment: {flip: true}}", "score: augment is a setting of a training"),
         ("score={probe: linear, optimizer: lamb}", "score: the heads of a linear probe take optimizer adamw or sgd"),
         ("score.subsets.runs=3", "score.subsets: 3 runs on 0.7 leave images that are in all or in none; 4 do not."),
@@ -142,6 +143,14 @@ def test_probe_and_finetune_take_after_the_training() -> None:
     assert config.finetune.clip == 2
     assert config.finetune.augment.flip
     assert not config.score.augment.flip, "a probe watches the images as they are"
+    blurred = check({"train": {"mixup": 0.2, "cutmix": 1.0, "drop_path": 0.1, "smoothing": 0.1}})
+    assert (blurred.score.mixup, blurred.score.cutmix, blurred.score.drop_path, blurred.score.smoothing) == (
+        0,
+        0,
+        0,
+        0.1,
+    )
+    assert (blurred.finetune.mixup, blurred.finetune.drop_path) == (0.2, 0.1)
     assert config.finetune.epochs == 10
 
 

@@ -94,8 +94,7 @@ def test_imports_go_downward(name: str) -> None:
         assert there > own or room(other) == room(name), f"{name} (floor {own}) imports {other} (floor {there})"
 
 
-def test_no_circle_at_import() -> None:
-    graph = {name: {other for other in imports(name, at_import=True) if other in MODULES} for name in MODULES}
+def check_no_circle(graph: dict[str, set[str]]) -> None:
     done: set[str] = set()
 
     def walk(name: str, path: tuple[str, ...]) -> None:
@@ -107,6 +106,33 @@ def test_no_circle_at_import() -> None:
 
     for name in graph:
         walk(name, ())
+
+
+def test_no_circle_at_import() -> None:
+    check_no_circle({name: {other for other in imports(name, at_import=True) if other in MODULES} for name in MODULES})
+
+
+def test_the_stages_stand_in_a_line() -> None:
+    """What they import inside functions counts too."""
+    own = [name for name in MODULES if name.startswith("lotus.stages")]
+    check_no_circle({name: imports(name) & set(own) for name in own})
+
+
+def test_what_another_module_uses_has_no_leading_underscore() -> None:
+    for name, path in MODULES.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        modules = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] in ("lotus", "selection", "tools"):
+                for alias in node.names:
+                    assert not alias.name.startswith("_"), f"{name} imports {alias.name} of {node.module}"
+                    if f"{node.module}.{alias.name}" in MODULES:
+                        modules.add(alias.asname or alias.name)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+                assert not node.attr.startswith("_") or node.attr.startswith("__"), (
+                    f"{name}: {node.value.id}.{node.attr}"
+                )
 
 
 @pytest.mark.parametrize("package", DOORS)

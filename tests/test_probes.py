@@ -13,6 +13,7 @@ from lotus import stages
 from lotus.cli import main
 from lotus.config import read
 from lotus.events import Said
+from lotus.stages import probe
 from selection import lottery, methods, pickers, scores
 from selection.signals import Signals
 from selection.subset import Subset
@@ -119,7 +120,7 @@ def test_a_stage_that_was_stopped_keeps_the_probes_that_are_done(
 ) -> None:
     words = ["score.epochs=2", "score.seeds=2", "score.subsets={runs: 2, part: 0.5}"]
     run("score", tmp_path / "whole", *words, f"data.folder={tmp_path / 'data'}")
-    made, one = [], stages._fit
+    made, one = [], probe.fit
 
     def fit(*given: Any, **more: Any) -> Any:
         made.append(more["seed"])
@@ -127,7 +128,7 @@ def test_a_stage_that_was_stopped_keeps_the_probes_that_are_done(
             raise KeyboardInterrupt
         return one(*given, **more)
 
-    monkeypatch.setattr(stages, "_fit", fit)
+    monkeypatch.setattr(probe, "fit", fit)
     torn = ["score", DIGITS, f"folder={tmp_path / 'torn'}", *SMALL, *words, f"data.folder={tmp_path / 'data'}"]
     assert main(torn) != 0
     assert main(torn) == 0

@@ -14,6 +14,7 @@ import pytest
 
 from lotus import stages
 from lotus.config import read
+from lotus.stages import checks, search
 from selection.errors import Refused
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -122,13 +123,13 @@ def test_several_sizes_out_of_one_training(tmp_path: Path) -> None:
 def test_held_out_images_are_those_that_nothing_was_trained_on() -> None:
     rng = np.random.default_rng(0)
     ticket, calibration = np.arange(0, 80), np.arange(0, 40)
-    rows = stages._held_out(ticket, 100, calibration, 20, rng)
+    rows = search._held_out(ticket, 100, calibration, 20, rng)
     assert set(rows) == set(range(80, 100))
-    rows = stages._held_out(ticket, 100, calibration, 30, rng)
+    rows = search._held_out(ticket, 100, calibration, 30, rng)
     assert set(rows) > set(range(80, 100))
     assert len(rows) == len(set(rows)) == 30
     assert not set(rows) & set(calibration)
-    rows = stages._held_out(np.arange(50), 50, np.arange(50), 30, rng)  # nothing else is there
+    rows = search._held_out(np.arange(50), 50, np.arange(50), 30, rng)  # nothing else is there
     assert len(rows) == 30
 
 
@@ -188,7 +189,7 @@ def test_what_one_process_does_is_refused_for_several(monkeypatch: pytest.Monkey
 def test_a_budget_out_of_reach_is_refused_before_anything_is_done(config: str, overrides: list[str]) -> None:
     small = "model.args={img_size: 8, patch_size: 2, embed_dim: 32, depth: 2, num_heads: 2}"
     with pytest.raises(Refused, match="out of reach"):
-        stages._look_ahead(read(ROOT / "configs" / config, [small, *overrides]))
+        checks.look_ahead(read(ROOT / "configs" / config, [small, *overrides]))
 
 
 def test_a_search_that_recovers_is_done_again_with_another_fine_tune() -> None:

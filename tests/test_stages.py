@@ -81,6 +81,19 @@ def test_the_shipped_model_is_what_the_report_says(finished: Path) -> None:
     assert told["top1"] == pytest.approx(results["final"]["top1"], abs=1e-6)
 
 
+@pytest.mark.slow
+def test_a_probe_records_the_images_as_they_are(tmp_path: Path) -> None:
+    """What was recorded while it trained is what it says afterwards of the images, though the training mixes them."""
+    from selection.signals import Signals
+
+    done = lotus("score", DIGITS, f"folder={tmp_path}", "score.epochs=6", "train.mixup=0.8", "train.cutmix=1.0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    signals = Signals.load(tmp_path / "signals.npz")
+    labels = signals["labels"]
+    says = (signals["errors"] + np.eye(10)[labels]).argmax(1)
+    assert signals["correct"][0, -1].mean() > (says == labels).mean() - 0.1
+
+
 def lotus_json(*words: str) -> dict:
     done = lotus(*words)
     assert done.returncode == 0, done.stderr

@@ -47,8 +47,9 @@ class Chunk:
     """What it saves."""
 
 
-class _Block:
-    """The state of one block: how many of its heads, dimensions and units are left. Counts only ever follow the order of scores."""
+class BlockWidths:
+    """One block while it is cut: how many of its heads, dimensions and units are left, what the next chunk of a kind would
+    take or bring back, and what that is worth. Counts only ever follow the order of scores."""
 
     def __init__(
         self, index: int, outline: Outline, scores: Mapping[str, np.ndarray], round: int, *, inputs: bool
@@ -235,7 +236,7 @@ def fit_plan(
     if part < 1 and rank != "quantile":
         raise Refused("prune.keep.gates: a part of all units is what one threshold leaves. Set prune.rank to quantile.")
     limits = check_reach(outline, share, round=round, split=split, inputs=inputs, branches=branches, whole=whole)
-    blocks = [_Block(index, outline, scores, round, inputs=inputs) for index in range(len(outline.dims))]
+    blocks = [BlockWidths(index, outline, scores, round, inputs=inputs) for index in range(len(outline.dims))]
     kinds = (*(SPLIT if split else KINDS), *(INPUTS if inputs else ()))
     if rank == "quantile":
         _cut_quantile(blocks, outline, limits, part, split=split)
@@ -268,7 +269,7 @@ def fit_nested(
     Raises:
         Refused: as :func:`fit_plan`, and where the budgets do not fall.
     """
-    blocks = [_Block(index, outline, scores, round, inputs=inputs) for index in range(len(outline.dims))]
+    blocks = [BlockWidths(index, outline, scores, round, inputs=inputs) for index in range(len(outline.dims))]
     kinds = (*(SPLIT if split else KINDS), *(INPUTS if inputs else ()))
     plans: list[Plan] = []
     before: dict[str, int] = {}
@@ -295,7 +296,7 @@ def fit_nested(
 
 def best(outline: Outline, scores: Mapping[str, np.ndarray], dims: Sequence[Dims]) -> Plan:
     """The plan of the widths ``dims`` (one a block) that keeps the units of the highest scores."""
-    blocks = [_Block(index, outline, scores, 1, inputs=False) for index in range(len(outline.dims))]
+    blocks = [BlockWidths(index, outline, scores, 1, inputs=False) for index in range(len(outline.dims))]
     for block, one in zip(blocks, dims, strict=True):
         block.dims = one
     return Plan(tuple(block.plan() for block in blocks))
@@ -314,7 +315,7 @@ def by_ratios(
 
     Inside of either, chunks of all blocks compete by score a saved MAC. Less of a ratio is always within more of it.
     """
-    blocks = [_Block(index, outline, scores, round, inputs=False) for index in range(len(outline.dims))]
+    blocks = [BlockWidths(index, outline, scores, round, inputs=False) for index in range(len(outline.dims))]
     floor = outline.cost(_floors(outline, round, split)).blocks
     whole = outline.cost()
     kinds = SPLIT if split else KINDS
@@ -337,7 +338,7 @@ def of_block(
     split: bool = False,
 ) -> Dims:
     """Widths of block ``index`` with at most ``share`` of its attention's or MLP's MACs, or the least there is."""
-    block = _Block(index, outline, scores, round, inputs=False)
+    block = BlockWidths(index, outline, scores, round, inputs=False)
     kinds = SPLIT if split else KINDS
     name, own = ("attn_macs", kinds[:-1]) if part == "attention" else ("mlp_macs", kinds[-1:])
     limit = share * getattr(block.cost(block.of), name)
@@ -359,7 +360,7 @@ def fill(
     split: bool = False,
 ) -> tuple[Dims, ...]:
     """``dims``, which lie within the budget, with the chunks that still fit into it: the most valuable by cost first."""
-    blocks = [_Block(index, outline, scores, round, inputs=False) for index in range(len(outline.dims))]
+    blocks = [BlockWidths(index, outline, scores, round, inputs=False) for index in range(len(outline.dims))]
     for block, one in zip(blocks, dims, strict=True):
         block.dims = one
     limits = check_reach(outline, keep, round=round, split=split, branches=False)
@@ -452,7 +453,7 @@ def _last(least: Sequence[Dims]) -> list[list[Dims]]:
     return ways
 
 
-def _cut_pool(blocks: list[_Block], outline: Outline, limits: Mapping[str, int], kinds: Sequence[str]) -> None:
+def _cut_pool(blocks: list[BlockWidths], outline: Outline, limits: Mapping[str, int], kinds: Sequence[str]) -> None:
     """Take the chunk of the least score a saved cost, until the budgets hold."""
     spent = _Spent(blocks, outline, limits)
     open_ = spent.over()
@@ -462,7 +463,7 @@ def _cut_pool(blocks: list[_Block], outline: Outline, limits: Mapping[str, int],
     stamps = [0] * len(blocks)  # a block's chunks change with it; older ones on the heap are stale
     heap: list[tuple[float, int, int, Chunk]] = []
 
-    def push(block: _Block) -> None:
+    def push(block: BlockWidths) -> None:
         for kind in kinds:
             chunk = block.chunk(kind, block.fewer(kind))
             if chunk is not None:
@@ -493,7 +494,7 @@ def _cut_pool(blocks: list[_Block], outline: Outline, limits: Mapping[str, int],
         open_ = still
 
 
-def _cut_kinds(blocks: list[_Block], outline: Outline, limits: Mapping[str, int], kinds: Sequence[str]) -> None:
+def _cut_kinds(blocks: list[BlockWidths], outline: Outline, limits: Mapping[str, int], kinds: Sequence[str]) -> None:
     """Cut every kind to the same share of its chunks: the smallest cut that meets the budgets, by bisection."""
     queues = {kind: _queue(blocks, kind) for kind in kinds}
     longest = max(len(queue) for queue in queues.values())
@@ -519,7 +520,7 @@ def _cut_kinds(blocks: list[_Block], outline: Outline, limits: Mapping[str, int]
     apply(low)
 
 
-def _queue(blocks: list[_Block], kind: str) -> list[int]:
+def _queue(blocks: list[BlockWidths], kind: str) -> list[int]:
     """Blocks in the order in which they lose chunks of ``kind``: by value a unit, least first."""
     found: list[tuple[float, int, int]] = []
     for block in blocks:
@@ -534,7 +535,7 @@ def _queue(blocks: list[_Block], kind: str) -> list[int]:
 
 
 def _cut_quantile(
-    blocks: list[_Block], outline: Outline, limits: Mapping[str, int], part: float, *, split: bool
+    blocks: list[BlockWidths], outline: Outline, limits: Mapping[str, int], part: float, *, split: bool
 ) -> None:
     """Close the units of the lowest scores of all sites, until ``part`` of them is left and the budgets hold."""
     pools: list[tuple[int, str, np.ndarray]] = []
@@ -563,7 +564,7 @@ def _cut_quantile(
         low += 1
 
 
-def _leave(block: _Block, kind: str, stays: np.ndarray, *, split: bool) -> None:
+def _leave(block: BlockWidths, kind: str, stays: np.ndarray, *, split: bool) -> None:
     """Give ``block`` the widths that ``stays`` leaves of one kind; at least one of each, and a multiple of the rounding."""
     dims, of = block.dims, block.of
 
@@ -587,7 +588,7 @@ def _leave(block: _Block, kind: str, stays: np.ndarray, *, split: bool) -> None:
 
 
 def _refill(
-    blocks: list[_Block], outline: Outline, limits: Mapping[str, int], rank: Rank, kinds: Sequence[str]
+    blocks: list[BlockWidths], outline: Outline, limits: Mapping[str, int], rank: Rank, kinds: Sequence[str]
 ) -> None:
     """Put back what still fits, since the last cut may have overshot: the most valuable by cost, or, where kinds must not be
     compared, the largest."""
@@ -613,7 +614,7 @@ def _refill(
 class _Spent:
     """What the blocks cost at their present widths, against the limits."""
 
-    def __init__(self, blocks: Sequence[_Block], outline: Outline, limits: Mapping[str, int]) -> None:
+    def __init__(self, blocks: Sequence[BlockWidths], outline: Outline, limits: Mapping[str, int]) -> None:
         cost = outline.cost([block.dims for block in blocks])
         self.limits = limits
         self.now = {what: getattr(cost, what) for what in limits}

@@ -217,7 +217,7 @@ def fit_plan(
     limits = budget.check_reach(outline, share, round=round, branches=False, whole=whole)
     if any(dims != table.of for dims in outline.dims):
         raise Refused("prune.keep.latency: the table was measured on a model of other widths. Measure this one.")
-    blocks = [budget._Block(index, outline, scores, round, inputs=False) for index in range(len(outline.dims))]
+    blocks = [budget.BlockWidths(index, outline, scores, round, inputs=False) for index in range(len(outline.dims))]
     items = [item for block in blocks for item in _items(block, outline, table, limits)]
     limit = share["latency"] * table.dense
     floor = table.dense - sum(max(option.saves for option in item.options) for item in items)

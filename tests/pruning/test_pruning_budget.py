@@ -199,17 +199,17 @@ def test_a_plan_for_vit_base_is_made_in_few_steps():
     """4,600 chunks: their number bounds the time, not a clock."""
     outline = cost.Outline(197, 768, (Dims(12, 64, 64, 3072),) * 12, (cost.Biases(),) * 12, 1_500_000, 116_000_000)
     steps = 0
-    original = budget._Block.chunk
+    original = budget.BlockWidths.chunk
 
     def counted(*args):
         nonlocal steps
         steps += 1
         return original(*args)
 
-    budget._Block.chunk = counted
+    budget.BlockWidths.chunk = counted
     try:
         plan = fit_plan(outline, draw(outline, 0), {"macs": 0.25})
     finally:
-        budget._Block.chunk = original
+        budget.BlockWidths.chunk = original
     assert 0.2498 < plan.cost(outline).macs / outline.cost().macs <= 0.25
     assert steps < 20_000

@@ -45,6 +45,15 @@ def test_the_complement_is_the_rest(case):
     assert sorted(ticket.rows.tolist() + ticket.complement.tolist()) == list(range(total))
 
 
+def test_weights_are_spread_over_all_images_and_a_copy():
+    ticket = Subset([4, 1], 6, fingerprint="f", weights=[0.5, 1.5])
+    spread = ticket.spread()
+    assert spread.dtype == np.float32
+    assert spread.tolist() == [0, 1.5, 0, 0, 0.5, 0]
+    spread[:] = 9
+    assert ticket.weights.tolist() == [1.5, 0.5]
+
+
 def test_nothing_can_be_changed_afterwards():
     rows, weights, origin = np.array([1, 2]), np.ones(2), {"seed": 1}
     ticket = Subset(rows, 5, fingerprint="f", weights=weights, origin=origin)

@@ -1,0 +1,170 @@
+"""What is asked of a run's folder outside of the order of its stages: the ticket of patches, what a model reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from lotus.config import Config
+from lotus.events import Event, Wrote
+from lotus.run import Run
+from lotus.stages.order import go
+from lotus.stages.patches import as_evaluated, patch_file
+from lotus.stages.shop import Shop
+from selection.errors import Refused
+
+
+def patch_ticket(
+    config: Config,
+    *,
+    score: str = "",
+    model: str = "",
+    keep: float | None = None,
+    prepared: bool = False,
+    picture: Path | None = None,
+    shown: int = 12,
+    shelves: Sequence[ModuleType] = (),
+) -> Generator[Event, None, dict[str, Any]]:
+    """Make the patches' scores of a run's images, or find them made, and tell what is in them.
+
+    Args:
+        score: instead of that in ``train.patches``, without options
+        model: likewise, the folder of the model to ask
+        keep: likewise
+        prepared: the .beton in ``data.folder`` is all that there is: do not look at what it was made from
+        picture: a contact sheet of ``shown`` images goes there
+
+    Raises:
+        Refused: an unknown score; a model that is missing or not asked; no images.
+    """
+    from lotus.config import Method, Patches
+    from lotus.data import tickets
+    from lotus.vit import saliency, tokens
+    from lotus.vit.model import create
+
+    own = config.train.patches
+    wants = own if own is not None and own.mode == "input" else Patches(mode="input", keep=own.keep if own else 0.7)
+    method = Method(name=score) if score else wants.score
+    asks = saliency.reads_a_model(method, shelves, place="--score")
+    ask = model or (wants.model if asks else "")
+    if asks and not ask:
+        raise Refused(f"--score {method.name}: it reads a model. Name one that LOTUS wrote with --model FOLDER.")
+    if not asks and ask:
+        raise Refused(f"--model {ask}: {method.name!r} reads the image alone and asks no model. Leave it out.")
+    share = wants.keep if keep is None else keep
+    if not 0 < share <= 1:
+        raise Refused(f"--keep: the part that stays lies in (0, 1], not {share:g}.")
+    if not prepared:
+        yield from go(config, until="prepare", shelves=shelves)
+    shop = Shop.open(Run(config), shelves).alone()
+    wants = wants.model_copy(update={"score": method, "model": ask, "cached": not asks, "keep": share})
+    manifest = shop.manifest()
+    plain = config.model.model_copy(update={"pretrained": False, "weights": ""})
+    trained: Any = create(plain, len(manifest.classes)) if not (prepared and ask) else None
+    if trained is None:  # no config says which model will train: one cut into patches like the one that is asked
+        import lotus.pruning
+
+        trained = lotus.pruning.load(ask)
+    file, _, made = yield from patch_file(shop, "patches", wants, config.train, trained)
+    maps, asked = tickets.load(file, fingerprint=manifest.fingerprint)
+    mass = tickets.load_mass(file)
+    count = int(trained.patch_embed.num_patches)
+    mean = maps.mean(0) / 255
+    stays = tokens.kept(count, share)
+    told = {
+        "file": str(file), "made": made, "score": method.name, "model": ask, "images": len(maps), "keep": share,
+        "kept": stays, "of": count, "patch": list(trained.patch_embed.patch_size), "mean_map": mean.round(4).tolist(),
+        "mass": None if mass is None else float(mass[tokens.kept(len(mass), share) - 1]),
+    }  # fmt: skip
+    if picture is not None:
+        _draw_ticket(shop, told, maps, asked, trained, picture, shown)
+        yield Wrote("patches", str(picture))
+        told["picture"] = str(picture)
+    return told
+
+
+def _draw_ticket(
+    shop: Shop, told: Mapping[str, Any], maps: np.ndarray, asked: int, trained: Any, picture: Path, shown: int
+) -> None:
+    """The contact sheet: images of as many classes as there is room for, as the model that trains will see them unaugmented."""
+    import torch
+
+    from lotus.data import beton, tickets
+    from lotus.data.format import Beton
+    from lotus.report import contact
+    from lotus.vit import tokens
+    from lotus.vit.model import image_size
+
+    run, manifest, size = shop.run, shop.manifest(), image_size(trained)
+    labels, stored = beton.labels(run.train_beton), Beton(run.train_beton)
+    rng = np.random.default_rng(shop.config.seed)
+    mixed = rng.permutation(len(labels))
+    turn = np.zeros(len(labels), np.int64)  # how many of its class come before an image
+    for label in np.unique(labels):
+        mine = mixed[labels[mixed] == label]
+        turn[mine] = np.arange(len(mine))
+    rows = np.sort(np.lexsort((labels, turn))[:shown])
+    held = tickets.Tickets(
+        maps, stored.heights, stored.widths, asked=asked, size=size, patch=tuple(told["patch"]),
+        augment=None, seed=0,
+    )  # fmt: skip
+    scores = held.pooled(held.seen(torch.from_numpy(rows), 0))
+    kept = torch.zeros_like(scores, dtype=torch.bool).scatter(1, tokens.top(scores, told["kept"]), True)
+    with shop.images(run.train_beton, rows, shop.config.train, trained) as loader:
+        shades = torch.cat([batch.images.cpu() for batch in loader.epoch(0)]).permute(0, 2, 3, 1).numpy()
+    images = ((shades * manifest.std + manifest.mean) * 255).round().clip(0, 255).astype(np.uint8)
+    grid = tuple(trained.patch_embed.grid_size)
+    by = f"{told['score']} of {told['model']}" if told["model"] else told["score"]
+    lines = [
+        f"Patches by {by}",
+        f"keep {told['keep']:g}: {told['kept']} of {told['of']} patches of {told['patch'][0]} x {told['patch'][1]} pixels",
+        f"{told['images']:,} images; the kept part has {100 * told['mass']:.1f} % of the score" if told["mass"] else "",
+        "On the left, the mean over all images: the darker, the sooner kept.",
+    ]
+    names = [f"{manifest.classes[labels[row]]}, row {row}" for row in rows]
+    drawn = contact.sheet(
+        images, kept.view(-1, *grid).numpy(), names, maps.mean(0) / 255, [line for line in lines if line]
+    )
+    try:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        drawn.save(picture)
+    except (OSError, ValueError) as error:
+        raise Refused(f"{picture}: cannot be written ({error}). Give a file like patches.png.") from None
+
+
+def evaluate_model(config: Config, which: str, shelves: Sequence[ModuleType] = ()) -> dict[str, float]:
+    """Measure a model of the run (baseline, trained, pruned, final) or of any folder on the validation images; one of the
+    run dense or sparse as its training was to be evaluated (``patches.evaluate``).
+
+    Raises:
+        Refused: no such model, or no validation images yet.
+    """
+    import lotus.pruning
+    from lotus.training import loop
+    from lotus.vit.cost import count
+
+    run = Run(config)
+    folder = {"baseline": run.baseline, "trained": run.trained, "pruned": run.pruned, "final": run.final}.get(which)
+    model = lotus.pruning.load(folder or Path(which))
+    shop = Shop.open(run, shelves)
+    classes = len(shop.manifest().classes)
+    if model.num_classes != classes:
+        raise Refused(f"--model {which}: it tells {model.num_classes} classes apart, and the data has {classes}.")
+    patches = {
+        "trained": config.train.patches,
+        "pruned": config.train.patches,
+        "final": config.finetune.patches if config.finetune.epochs else config.train.patches,
+    }.get(which)
+    model = model.to(shop.world.device)
+    cost = count(model)
+    with (
+        shop.images(run.val_beton, None, config.train, model) as loader,
+        as_evaluated(model, patches, shelves) as tokens,
+    ):
+        measured = loop.evaluate(model, loader, shop.world)
+        macs = cost.macs if tokens is None else tokens.macs(training=False)
+    return {**measured, "params": cost.params, "macs": macs}

@@ -1,0 +1,152 @@
+"""Fewer patches in a training: the model on fewer tokens, what is told of it, and the scores that patches are dropped by."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lotus.config import Recipe
+from lotus.events import Event, Step, Wrote
+from lotus.run import digest
+from lotus.stages.shop import Shop, shelves_digest
+from selection import lottery
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lotus.config import Patches
+    from lotus.data.tickets import Tickets
+    from lotus.training.joint import Joint
+    from lotus.vit.tokens import Tokens
+
+
+def fewer_tokens(model: nn.Module, patches: Patches, shelves: Sequence[ModuleType]) -> Any:
+    """Puts ``model`` on fewer tokens while it is entered."""
+    from lotus.vit import saliency
+    from lotus.vit.tokens import Tokens
+
+    alone = patches.mode == "input" and not patches.model and not patches.cached
+    return Tokens(model, patches, saliency.of_images(patches.score, shelves) if alone else None)
+
+
+def as_evaluated(model: nn.Module, patches: Patches | None, shelves: Sequence[ModuleType]) -> Any:
+    """``model`` on as few tokens as it is measured on."""
+    if patches is None or patches.evaluate == "dense":
+        return contextlib.nullcontext()
+    return fewer_tokens(model, patches, shelves)
+
+
+def told_of_patches(
+    patches: Any, tokens: Tokens, joint: Joint | None = None, rows: np.ndarray | None = None
+) -> dict[str, Any]:
+    """What is recorded of a training on fewer patches: shares are of the tokens that the average block's MLP sees."""
+    found = {
+        "mode": patches.mode,
+        "keep": patches.keep,
+        "share": tokens.share(),
+        "evaluated": patches.evaluate,
+        "evaluated_share": tokens.share(training=False),
+        "evaluated_macs": tokens.macs(training=False),
+    }
+    if joint is None or rows is None:
+        return found
+    images = np.bincount(joint.groups(rows), minlength=len(tokens.shares)).tolist()
+    seen = []
+    for share in tokens.shares:
+        tokens.schedule(1.0, share)
+        seen.append(tokens.share())
+    found["share"] = float(np.average(seen, weights=images))
+    found["joint"] = [{"keep": keep, "images": count} for keep, count in zip(tokens.shares, images, strict=True)]
+    return found
+
+
+def share_out(shop: Shop, patches: Patches, model: nn.Module, seed: int) -> Joint:
+    """Shares out the patches by what ``select.score`` says of each image."""
+    from lotus.training.joint import Joint
+
+    scores = lottery.scored(shop.signals(), score=shop.config.select.score, seed=shop.config.seed, shelves=shop.shelves)
+    count: Any = model.patch_embed.num_patches  # type: ignore[union-attr]
+    return Joint(scores, patches, patches=count, seed=seed)
+
+
+def joint_line(joint: Joint, rows: np.ndarray) -> str:
+    """How many images train on how many patches."""
+    found = joint.allot(rows)
+    parts = [f"{images:,} images on {count}" for images, count in zip(np.bincount(found.level), found.levels) if images]
+    whole = len(rows) * int(found.levels[-1])
+    return f"joint budget: {', '.join(parts)} of {found.levels[-1]} patches, {100 * found.total / whole:.2f} % of all"
+
+
+def patch_scores(
+    shop: Shop, stage: str, patches: Patches, recipe: Recipe, model: nn.Module, seed: int
+) -> Generator[Event, None, tuple[Tickets, int, float]]:
+    """The scores of the patches of all training images as ``model`` sees them; and how many images a model was shown for it
+    now, at how many MACs."""
+    from lotus.data import tickets
+    from lotus.data.format import Beton
+    from lotus.vit.cost import count
+    from lotus.vit.model import image_size
+
+    file, asked, made = yield from patch_file(shop, stage, patches, recipe, model)
+    maps, size = tickets.load(file, fingerprint=shop.manifest().fingerprint)
+    stored = Beton(shop.run.train_beton)
+    patch: Any = model.patch_embed.patch_size  # type: ignore[union-attr]
+    found = tickets.Tickets(
+        maps, stored.heights, stored.widths, asked=size, size=image_size(model), patch=tuple(patch),
+        augment=recipe.augment, seed=seed,
+    )  # fmt: skip
+    if asked is None or not made:
+        return found, 0, 0.0
+    return found, len(maps), float(len(maps) * count(asked).macs)
+
+
+def patch_file(
+    shop: Shop, stage: str, patches: Patches, recipe: Recipe, model: nn.Module
+) -> Generator[Event, None, tuple[Path, nn.Module | None, bool]]:
+    """The file of the patches' scores, made once and kept beside the .beton; the model that is asked, and whether it was now.
+
+    Where the score reads the image alone, it is cut into patches as ``model`` cuts it.
+    """
+    import lotus.pruning
+    from lotus.data import tickets
+    from lotus.vit import saliency
+    from lotus.vit.model import image_size
+
+    run, manifest = shop.run, shop.manifest()
+    folder = run.baseline if patches.model == "baseline" else Path(patches.model)
+    asked = lotus.pruning.load(folder) if patches.model else None
+    looks: Any = model if asked is None else asked
+    if asked is not None:
+        by = hashlib.blake2b((folder / "model.safetensors").read_bytes(), digest_size=12).hexdigest()
+    else:
+        reads = saliency.reads(patches.score, shop.shelves)
+        by = digest([image_size(model), list(looks.patch_embed.patch_size), shop.config.seed if "rng" in reads else 0])
+    own = [shelves_digest(shop.shelves)] if shop.shelves else []
+    file = run.data / f"patches-{digest([manifest.fingerprint, patches.score.model_dump(), by, *own])}.npz"
+    made = not file.exists()
+    shop.world.barrier()  # nobody makes it before everybody has looked
+    if shop.world.rank == 0 and made:
+        side = looks.patch_embed.grid_size
+        maps, mass, done = np.zeros((manifest.n, *side), np.uint8), tickets.Mass(int(np.prod(side))), 0
+        with shop.alone().images(run.train_beton, None, recipe, looks) as loader:
+            if asked is not None:
+                asked = asked.to(shop.world.device)
+                scored = saliency.by_model(patches.score, asked, loader.epoch(0), shop.shelves)
+            else:
+                patch = tuple(looks.patch_embed.patch_size)
+                scored = saliency.by_images(patches.score, patch, loader.epoch(0), shop.shelves, seed=shop.config.seed)
+            for rows, scores in scored:
+                maps[rows.numpy()] = tickets.ranks(scores).view(-1, *side).numpy()
+                mass.add(scores)
+                done += len(rows)
+                yield Step(stage, done, manifest.n, unit="images asked for their patches")
+        tickets.save(file, maps, size=image_size(looks), fingerprint=manifest.fingerprint, mass=mass.curve())
+        yield Wrote(stage, str(file))
+    shop.world.barrier()
+    return file, asked, made

@@ -1,0 +1,66 @@
+"""The stage ``prune``: the trained model loses dimensions, or weights."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lotus.events import Evaluated, Pruned, Said, Wrote, watched
+from lotus.run import write_text
+from lotus.stages.cut import draw, draw_sizes
+from lotus.stages.patches import as_evaluated, told_of_patches
+from lotus.stages.search import convolve_attention, search_widths
+from lotus.stages.shop import CALIBRATION, Making, Outcome, Shop
+from lotus.stages.zeros import zero_weights
+
+
+def prune(shop: Shop) -> Making:
+    from safetensors.torch import load_file
+
+    import lotus.pruning
+    from lotus.pruning import latency
+    from lotus.training import loop
+    from selection.subset import Subset
+
+    run, config, wants = shop.run, shop.config, shop.config.prune
+    if wants.method != "structured":
+        return (yield from zero_weights(shop))
+    model = lotus.pruning.load(run.trained).to(shop.world.device)
+    gates = load_file(run.gates) if config.train.sparsity.gates else None
+    rows = Subset.load(run.ticket).rows
+    rng = np.random.default_rng([config.seed, CALIBRATION])
+    calibration = np.sort(rng.choice(rows, size=min(wants.calibration, len(rows)), replace=False))
+    table, multiple = None, wants.round
+    if multiple == "auto":
+        multiple = latency.fast_multiple(model, wants.latency_batch)
+        yield Said("prune", f"Widths stay multiples of {multiple}: measured at batch {wants.latency_batch}.")
+    if wants.keep.latency is not None:
+        table = yield from watched(
+            "prune",
+            latency.timings(model),
+            lambda progress: latency.measure(model, wants.latency_batch, progress=progress),
+            unit="timings",
+        )
+        write_text(run.folder / "latency.json", table.to_json())
+    if wants.search is not None:
+        cut, more = yield from search_widths(shop, model, gates, calibration, multiple)
+    elif wants.convolve is not None:
+        cut, more = yield from convolve_attention(shop, model, calibration, multiple)
+    elif wants.sizes:
+        cut, more = yield from draw_sizes(shop, model, gates, calibration, multiple)
+    else:
+        cut, more = yield from draw(shop, model, gates, calibration, multiple, table)
+    for note in cut.notes:
+        yield Said("prune", note)
+    yield Pruned("prune", {**cut.before}, {**cut.after})
+    with (
+        shop.images(run.val_beton, None, config.train, cut.model) as loader,
+        as_evaluated(cut.model, config.train.patches, shop.shelves) as tokens,
+    ):
+        measured = loop.evaluate(cut.model, loader, shop.world)
+        patches = {} if tokens is None else {"patches": told_of_patches(config.train.patches, tokens)}
+    yield Evaluated("prune", 0, measured)
+    lotus.pruning.save(cut.model, run.pruned)
+    yield Wrote("prune", str(run.pruned))
+    spent = cut.forwards * cut.before["macs"]
+    told = {"top1": measured["top1"], "loss": measured["loss"], **cut.after, **patches, **more}
+    return Outcome(cut.forwards, spent, told)

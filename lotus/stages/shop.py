@@ -1,0 +1,136 @@
+"""What every stage has at hand: the run, the other ranks, the images; and what a stage hands back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lotus.config import Config, Recipe
+from lotus.events import Event
+from lotus.run import STAGES, Run, digest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lotus.data.beton import Manifest
+    from lotus.training.distributed import World
+    from selection.signals import Signals
+
+TRAIN_FORWARDS = 3
+"""Training an image costs a forward pass and a backward of twice its size (measured: 2.99 forwards)."""
+
+CALIBRATION = 7
+"""Stream of chance for the choice of calibration images: no other draw shares it."""
+
+PARTS = 8
+"""Likewise for the parts of the images that ``score.subsets`` trains on."""
+
+HELD_OUT = 11
+"""Stream of chance for the images that a search is judged by."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage cost and measured."""
+
+    image_forwards: float = 0.0
+    macs: float = 0.0
+    values: Mapping[str, Any] = field(default_factory=dict)
+    earlier_seconds: float = 0.0
+    """Of training before it was last taken up again."""
+
+
+Making = Generator[Event, None, Outcome]
+
+
+@dataclass
+class Shop:
+    """What every stage has at hand."""
+
+    run: Run
+    world: World
+    shelves: Sequence[ModuleType]
+    anew: bool = False
+    """The data too is to be written again, whatever stands."""
+
+    @classmethod
+    def open(cls, run: Run, shelves: Sequence[ModuleType]) -> Shop:
+        """Joins the other ranks, on the device of the config."""
+        from lotus.training.distributed import start
+
+        return cls(run, start(run.config.device), shelves)
+
+    @property
+    def config(self) -> Config:
+        return self.run.config
+
+    def alone(self) -> Shop:
+        """For a stage that one rank does while the others wait."""
+        return dataclasses.replace(self, world=dataclasses.replace(self.world, rank=0, size=1))
+
+    def manifest(self) -> Manifest:
+        from lotus.data.beton import Manifest
+
+        return Manifest.load(self.run.train_beton)
+
+    def signals(self) -> Signals:
+        """What the probe left; labels alone where nothing else is read."""
+        from lotus.data import beton
+        from selection.signals import Signals
+
+        if self.run.probed:
+            return Signals.load(self.run.signals, only=self.run.reads(self.shelves))
+        manifest = self.manifest()
+        known = {"labels": beton.labels(self.run.train_beton)}
+        return Signals(known, classes=manifest.classes, fingerprint=manifest.fingerprint)
+
+    def images(
+        self, file: Path, rows: np.ndarray | None, recipe: Recipe, model: nn.Module, *, side: int | None = None
+    ) -> Any:
+        """A loader that goes through ``rows`` (all, for None) once, in order, without augmentation."""
+        from lotus.data import beton
+        from lotus.data.loader import open_loader
+        from lotus.data.plan import SamplePlan
+        from lotus.vit.model import image_size
+
+        manifest, world = self.manifest(), self.world
+        if rows is None:
+            rows = np.arange(beton.Manifest.load(file).n)
+        order = SamplePlan.evaluation(rows, batch_size=recipe.batch_size, world=world.size, rank=world.rank)
+        return open_loader(
+            file, order, size=image_size(model) if side is None else side, augment=None, mean=manifest.mean, std=manifest.std,
+            seed=self.config.seed, device=world.device, kind=self.config.data.loader, workers=self.config.data.workers,
+        )  # fmt: skip
+
+    def new_model(self) -> nn.Module:
+        """The dense ViT of the config, the same start for the same seed."""
+        import torch
+
+        from lotus.vit.model import create
+
+        with torch.random.fork_rng():
+            torch.manual_seed(self.config.seed)
+            return create(self.config.model, len(self.manifest().classes))
+
+
+def plan(config: Config, until: str = "report") -> list[str]:
+    """The stages that lead to ``until``, in order. The dense baseline is there for the report alone, unless it is asked."""
+    run, names = Run(config), [stage.name for stage in STAGES]
+    left_out = set()
+    if not run.asks_baseline and (not config.baseline or until != "report"):
+        left_out.add("baseline")
+    if until != "score" and not run.probed:
+        left_out.add("score")
+    return [name for name in names[: names.index(until) + 1] if name not in left_out]
+
+
+def shelves_digest(shelves: Sequence[ModuleType]) -> str:
+    """Changes when the user's own methods do; empty without any."""
+    files = [Path(str(shelf.__file__)).read_text(encoding="utf-8") for shelf in shelves if shelf.__file__]
+    return digest(files) if files else ""
