@@ -101,7 +101,10 @@ def _parser() -> argparse.ArgumentParser:
     ticket.add_argument("--out", default="", help="where the ticket goes, e.g. ticket.npz")
     ticket.add_argument("--start", default="", metavar="TICKET", help="a ticket whose images all stay; more are added")
     ticket.add_argument("--no-balance", action="store_true", help="do not keep the same part of every class")
+    ticket.add_argument("--floor", type=float, metavar="PART",
+                        help="with --no-balance: the part of what balance would give it that each class keeps at least")  # fmt: skip
     ticket.add_argument("--max-memory", default="", metavar="SIZE", help="what the picker may take, e.g. 4GB or 500MB")
+    ticket.add_argument("--picture", metavar="FILE", help="the picture of `lotus ticket show`: .png, .svg or .html")
     ticket.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                         help="an option of the method: score.window=5, pick.bins=20")  # fmt: skip
     ticket.add_argument("--with", dest="shelves", action="append", default=[], metavar="FILE.py",
@@ -414,6 +417,7 @@ def _select(options: argparse.Namespace) -> int:
         pick=pick,
         keep=options.keep,
         balance=not options.no_balance,
+        floor=options.floor,
         seed=options.seed,
         start=Subset.load(options.start) if options.start else None,
         max_memory=gigabytes(options.max_memory, "--max-memory") if options.max_memory else None,
@@ -421,6 +425,12 @@ def _select(options: argparse.Namespace) -> int:
     )
     if options.out:
         _refuse_to_replace(Path(options.out))
+    if options.picture:
+        from lotus import ticket
+        from lotus.report import ticket as picture
+
+        picture.write(options.picture, drawn.subset, ticket.recorded(options.signals, drawn.subset, shelves))
+    if options.out:
         drawn.subset.save(options.out)
     classes = signals.classes or [str(number) for number in range(signals.n_classes)]
     kept, of = _per_class(signals["labels"], drawn.subset.rows, signals.n_classes)
@@ -428,6 +438,7 @@ def _select(options: argparse.Namespace) -> int:
         print(json.dumps({
             "kept": len(drawn.subset.rows), "of": len(signals["labels"]), "keep": options.keep, "seed": options.seed,
             "score": options.score, "pick": pick["name"], "out": options.out, "warnings": list(drawn.warnings),
+            "picture": options.picture,
             "classes": [{"class": name, "kept": k, "of": o} for name, k, o in zip(classes, kept, of)],
         }))  # fmt: skip
         return 0

@@ -171,6 +171,16 @@ def opened(file: str | Path, data: str = "", shelves: Sequence[ModuleType] = ())
     return subset, behind(path.parent, shelves) if (path.parent / "config.yaml").is_file() else None
 
 
+def recorded(signals: str | Path, subset: Subset, shelves: Sequence[ModuleType] = ()) -> Data:
+    """The data behind a ticket drawn from ``signals``: the run in whose folder they lie, if it is of the same, else they alone."""
+    folder = Path(signals).parent
+    if (folder / "config.yaml").is_file():
+        data = behind(folder, shelves)
+        if data.fingerprint == subset.fingerprint:
+            return data
+    return behind(signals, shelves)
+
+
 def export(
     subset: Subset,
     data: Data | None,

@@ -34,7 +34,7 @@ class Gradients:
     Args:
         errors: softmax minus one-hot label, (n, C).
         features: what the last layer reads, (n, D); the one for the bias is added here.
-        dtype: single precision keeps inner products to 1e-6 of ``|g_i| |g_j|``, double to 1e-15.
+        dtype: single precision keeps inner products to about 1e-6 of ``|g_i| |g_j|``, double to 1e-15.
     """
 
     def __init__(self, errors: Array, features: Array, *, dtype: Any = np.float32) -> None:

@@ -10,10 +10,12 @@ parameter name:
 * ``rng``: the one source of chance;
 * ``quotas`` (C,) int64: how many of each class, in the order of their labels, or None where classes are not balanced. A picker that reads
   it is handed all images at once, and keeps the quotas itself;
-* ``start`` (s,) int64: rows that are in already, from a ticket to start from; at most ``budget`` of them, and often none;
+* ``start`` (s,) int64: rows that are in already, from a ticket to start from; at most ``budget`` of them, and often none. A
+  picker that does not read it is handed the rows that are not in yet, and the smaller budget and quotas;
 * any signal, of these n images, e.g. ``labels`` (n,), ``embeddings`` (n, D), ``errors`` (n, C), ``p_label`` (S, E, n).
 
-It returns ``budget`` distinct rows in [0, n), or those and their positive weights.
+It returns ``budget`` distinct rows in [0, n), or those and their positive weights. A weight is a number of images: 1 stands for
+itself alone. Whoever calls a picker keeps ``budget`` within 1 and n, ``start`` within ``budget`` (selection/lottery.py does).
 
 Those that look at the embeddings shuffle the images first, so that ties (duplicates, say) are broken by chance and not by row.
 """
