@@ -194,6 +194,29 @@ def ccs(
     return np.concatenate(chosen)
 
 
+def reachable(
+    scores: Floats,
+    ranking: Rows,
+    correct: npt.NDArray[np.bool_],
+    budget: int,
+    keep: float,
+    rng: np.random.Generator,
+    *,
+    bins: int = 50,
+    binning: str = "width",
+) -> Rows:
+    """:func:`ccs` whose cut is the part of its looks at which the probe was wrong, of what goes. Ours.
+
+    What a short training does not learn is no use to a short training; where it learns everything, nothing is cut.
+
+    Args:
+        scores: hardest first.
+        correct: (S, E, n) whether the probe said the label.
+    """
+    wrong = 1 - float(np.mean(correct, dtype=np.float64))
+    return ccs(scores, ranking, budget, keep, rng, cut=wrong * (1 - keep), bins=bins, binning=binning)
+
+
 def beta(
     scores: Floats,
     p_label: npt.NDArray[np.floating],
