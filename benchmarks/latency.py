@@ -5,8 +5,9 @@
     python benchmarks/latency.py --tiny     # seconds; only shows that it works
 
 Dense and cut take turns; a figure is the median over the turns of what stands beside the dense model of the same turn. To be
-reached: at the large batch a speed-up of at least (MACs ratio)^0.85; at batch 1 never slower than dense; latency that the table
-of lotus/pruning/latency.py predicts within 10 % of what is measured then.
+reached: at the large batch a speed-up of at least (MACs ratio)^0.85; at batch 1 never slower than dense; latency within 10 %
+of what was told when the plan was drawn. That is what lotus.pruning.latency measured then for a budget of latency, and for
+other budgets, where nothing is measured, what its table predicts.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ def main() -> int:
             "speedup": 1 / at_large,
             "wanted": (drawn.before["macs"] / drawn.after["macs"]) ** POWER,
             "predicted": table.predict(drawn.plan.dims) / table.dense,
+            "told": None if drawn.latency is None else drawn.latency.measured,
             "measured": at_large,
             "batch_1": at_one,
         }
@@ -72,7 +74,9 @@ def main() -> int:
     else:
         _show(rows, table, multiple, options)
     missed = any(
-        row["speedup"] < row["wanted"] or row["batch_1"] > 1 or abs(row["predicted"] / row["measured"] - 1) > EXACT
+        row["speedup"] < row["wanted"]
+        or row["batch_1"] > 1
+        or abs((row["told"] or row["predicted"]) / row["measured"] - 1) > EXACT
         for row in rows
     )
     return 1 if options.check and missed else 0
@@ -93,12 +97,15 @@ def _beside(dense: nn.Module, cuts: list[nn.Module], batch: int, turns: int) -> 
 def _show(rows: list[dict[str, Any]], table: latency.Table, multiple: int, options: argparse.Namespace) -> None:
     print(f"{options.model} {options.args}, {options.device}, {torch.get_num_threads()} threads; dense {table.dense:.1f} ms "
           f"at batch {options.batch}; fast from multiples of {multiple} on")  # fmt: skip
-    print(f"{'keep':16}{'MACs saved':>12}{'speed-up':>10}{'wanted':>8}{'predicted':>11}{'measured':>10}{'batch 1':>9}")
+    print(
+        f"{'keep':16}{'MACs saved':>12}{'speed-up':>10}{'wanted':>8}{'predicted':>11}{'told':>8}{'measured':>10}{'batch 1':>9}"
+    )
     for row in rows:
         keep = ", ".join(f"{what} {part:g}" for what, part in row["keep"].items())
         print(f"{keep:16}{row['macs']:11.2f}x{row['speedup']:9.2f}x{row['wanted']:7.2f}x{row['predicted']:11.3f}"
-              f"{row['measured']:10.3f}{row['batch_1']:9.3f}")  # fmt: skip
-    print("predicted, measured, batch 1: time as a part of the dense model's")
+              f"{row['told'] or float('nan'):8.3f}{row['measured']:10.3f}{row['batch_1']:9.3f}")  # fmt: skip
+    print("predicted, told, measured, batch 1: time as a part of the dense model's. Predicted by the table; told: measured when the plan "
+          "was drawn, where latency was asked for; measured: again, afterwards.")  # fmt: skip
 
 
 def _parse() -> argparse.Namespace:

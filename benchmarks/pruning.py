@@ -447,19 +447,20 @@ def torch_pruning(score: str, bench: Bench) -> Cuts:
         return model.eval()
 
     def cuts(keep: float) -> nn.Module | str:
-        low, high, best = 0.0, 0.99, None
+        low, high, best, why = 0.0, 0.99, None, f"does not reach {keep}"
         for _ in range(8):
             middle = (low + high) / 2
             try:
                 model = at(middle)
                 spent = macs(model)
-            except Exception as error:  # its own
-                return f"fails at a ratio of {middle:.2f}: {type(error).__name__}: {error}"
+            except Exception as error:  # its own, e.g. where no head is left in a block: a smaller ratio may do
+                high, why = middle, f"fails at a ratio of {middle:.2f}: {type(error).__name__}: {error}"
+                continue
             if spent <= keep * whole:
                 high, best = middle, model
             else:
                 low = middle
-        return best if best is not None else f"does not reach {keep}"
+        return best if best is not None else why
 
     return cuts
 

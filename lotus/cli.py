@@ -101,7 +101,10 @@ def _parser() -> argparse.ArgumentParser:
     ticket.add_argument("--out", default="", help="where the ticket goes, e.g. ticket.npz")
     ticket.add_argument("--start", default="", metavar="TICKET", help="a ticket whose images all stay; more are added")
     ticket.add_argument("--no-balance", action="store_true", help="do not keep the same part of every class")
+    ticket.add_argument("--floor", type=float, metavar="PART",
+                        help="with --no-balance: the part of what balance would give it that each class keeps at least")  # fmt: skip
     ticket.add_argument("--max-memory", default="", metavar="SIZE", help="what the picker may take, e.g. 4GB or 500MB")
+    ticket.add_argument("--picture", metavar="FILE", help="the picture of `lotus ticket show`: .png, .svg or .html")
     ticket.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                         help="an option of the method: score.window=5, pick.bins=20")  # fmt: skip
     ticket.add_argument("--with", dest="shelves", action="append", default=[], metavar="FILE.py",
@@ -223,9 +226,17 @@ def _prune_options(parser: argparse.ArgumentParser) -> None:
                      help="safetensors, a state dict of torch, or a folder of LOTUS; without it timm's published ones")  # fmt: skip
     own.add_argument("--data", metavar="FOLDER", help="train/CLASS/* and val/CLASS/*, or CLASS/*; or an .npz")
     own.add_argument(
-        "--keep", action="append", default=[], metavar="BUDGET=PART", help="macs=0.5, params=0.5; may be repeated"
+        "--keep",
+        action="append",
+        default=[],
+        metavar="BUDGET=PART",
+        help="macs=0.5, params=0.5 or latency=0.5 (on this device); may be repeated",
+    )
+    own.add_argument(
+        "--latency-batch", type=int, default=64, metavar="N", help="images in the passes that are timed (64)"
     )
     own.add_argument("--out", default="small", metavar="FOLDER", help="where the small model goes (small)")
+    own.add_argument("--force", action="store_true", help="write over another model of LOTUS")
     own.add_argument(
         "--arg",
         action="append",
@@ -320,9 +331,9 @@ def _prune(options: argparse.Namespace) -> int:
     for flag in ("data", "keep"):
         if not getattr(options, flag):
             raise Refused(f"lotus prune --model: --{flag} is missing, e.g. --data FOLDER --keep macs=0.5.")
-    for flag, least in (("calibration", 1), ("evaluate", 0)):
+    for flag, least in (("calibration", 1), ("evaluate", 0), ("latency_batch", 1)):
         if getattr(options, flag) < least:
-            raise Refused(f"--{flag}: a number from {least} on, not {getattr(options, flag)}.")
+            raise Refused(f"--{flag.replace('_', '-')}: a number from {least} on, not {getattr(options, flag)}.")
     from lotus import outside
     from lotus.report.terminal import Terminal, pruned_page
 
@@ -336,7 +347,7 @@ def _prune(options: argparse.Namespace) -> int:
         model=options.model, data=options.data, keep=outside.budgets(options.keep), weights=options.weights, args=args,
         out=options.out, criterion=options.criterion, rank=options.rank, round=options.round, rotate=not options.no_rotate,
         split=options.split, compensate=options.compensate, calibration=options.calibration, evaluate=options.evaluate,
-        seed=options.seed,
+        seed=options.seed, latency_batch=options.latency_batch, force=options.force,
     )  # fmt: skip
     with Terminal(plain=options.plain or None) as terminal:
         for event in outside.prune(job):
@@ -354,7 +365,7 @@ def _verify(options: argparse.Namespace) -> int:
         print(json.dumps({"folder": options.folder, "faults": list(found.faults), **found.facts}))
     else:
         for fault in found.faults:
-            print(f"{options.folder}: {fault}", file=sys.stderr)
+            print(f"{options.folder}: {fault.removeprefix(f'{options.folder}: ')}", file=sys.stderr)
         if found:
             told = found.facts
             print(
@@ -407,6 +418,7 @@ def _select(options: argparse.Namespace) -> int:
         pick=pick,
         keep=options.keep,
         balance=not options.no_balance,
+        floor=options.floor,
         seed=options.seed,
         start=Subset.load(options.start) if options.start else None,
         max_memory=gigabytes(options.max_memory, "--max-memory") if options.max_memory else None,
@@ -414,6 +426,12 @@ def _select(options: argparse.Namespace) -> int:
     )
     if options.out:
         _refuse_to_replace(Path(options.out))
+    if options.picture:
+        from lotus import ticket
+        from lotus.report import ticket as picture
+
+        picture.write(options.picture, drawn.subset, ticket.recorded(options.signals, drawn.subset, shelves))
+    if options.out:
         drawn.subset.save(options.out)
     classes = signals.classes or [str(number) for number in range(signals.n_classes)]
     kept, of = _per_class(signals["labels"], drawn.subset.rows, signals.n_classes)
@@ -421,6 +439,7 @@ def _select(options: argparse.Namespace) -> int:
         print(json.dumps({
             "kept": len(drawn.subset.rows), "of": len(signals["labels"]), "keep": options.keep, "seed": options.seed,
             "score": options.score, "pick": pick["name"], "out": options.out, "warnings": list(drawn.warnings),
+            "picture": options.picture,
             "classes": [{"class": name, "kept": k, "of": o} for name, k, o in zip(classes, kept, of)],
         }))  # fmt: skip
         return 0

@@ -443,6 +443,8 @@ class Select(Section):
     """Part of the images that stays."""
     balance: bool = True
     """Keep the same part of every class."""
+    floor: Fraction | None = None
+    """With ``balance: false``: the part of what balance would give it that each class keeps at least. null: classes may vanish."""
     max_memory: Annotated[float, Field(gt=0)] | None = None
     """GB that the picker may take (``4GB``, ``500MB``): what needs more is refused with the figure, or takes a way that needs
     less. null: 0.5 for matrices of similarities, no limit else."""
@@ -455,6 +457,12 @@ class Select(Section):
     @classmethod
     def _gigabytes(cls, value: Any) -> Any:
         return gigabytes(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _floor(self) -> Select:
+        if self.floor is not None and self.balance:
+            raise ValueError("floor is for classes that are not balanced: set balance=false, or leave floor out")
+        return self
 
 
 class Keep(Section):
@@ -655,8 +663,14 @@ class Prune(Section):
             raise ValueError(
                 "search.drop and keep are two targets: set keep.macs=1 (or leave keep out), or search.drop=null"
             )
-        if self.width is not None:
-            raise ValueError(f"{way} keeps the stream's width; leave width or {way} out")
+        if way == "convolve" and self.width is not None:
+            raise ValueError("convolve keeps the stream's width; leave width or convolve out")
+        if self.width is not None and self.inputs and self.criterion.name == "gate":
+            raise ValueError(
+                "width turns the stream, and learned gates of inputs belong to its channels; leave one out"
+            )
+        if self.width == "search":
+            raise ValueError(f"width: search is a search of its own; give {way} a number, e.g. width: 0.75")
         if way != "sizes" and (self.inputs or self.branches):
             what = "inputs" if self.inputs else "branches"
             raise ValueError(f"{way} chooses among heads, dimensions and MLP units; leave {what} or {way} out")

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from lotus.data.source import Source
     from lotus.pruning import Drawn
 
+MADE_BY = "lotus prune --model"
+"""Stands in what this command writes, which it alone writes over."""
+
 Batches = Callable[[], Iterator[tuple["torch.Tensor", "torch.Tensor"]]]
 
 
@@ -41,6 +44,8 @@ class Job:
     args: Mapping[str, Any] = field(default_factory=dict)
     """Arguments for timm.create_model."""
     out: str = "small"
+    force: bool = False
+    """Write over a model of LOTUS in ``out`` that was not made by this command."""
     criterion: str = "fisher"
     rank: Any = "pool"
     round: int = 8
@@ -51,6 +56,8 @@ class Job:
     """Images that are looked at."""
     evaluate: int = 5000
     """At most so many validation images are measured on, before and after; 0: none."""
+    latency_batch: int = 64
+    """Images in a forward pass that is timed, for a budget of latency."""
     seed: int = 0
 
 
@@ -65,15 +72,18 @@ def prune(job: Job) -> Iterator[Event]:
     import lotus.pruning
     from lotus import export
     from lotus.data.source import open_data
-    from lotus.pruning import budget
+    from lotus.pruning import budget, latency
     from lotus.pruning.spec import WEIGHTS
     from lotus.vit import cost
     from lotus.vit import model as door
 
     began = time.monotonic()
+    _refuse_to_replace(Path(job.out), force=job.force)
     yield Began("prune", f"{job.model}, keep {', '.join(f'{what} {part:g}' for what, part in job.keep.items())}")
     model, about = door.adopt(job.model, job.args, job.weights)
     budget.check_reach(cost.outline(model), job.keep, round=job.round, split=job.split)  # before any image is read
+    if "latency" in job.keep and (job.rank != "pool" or job.split):
+        raise Refused("--keep latency: goes with --rank pool, and without --split.")
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     train, val = open_data(Data(name="npz" if job.data.endswith(".npz") else "imagefolder", path=job.data))
     labelled = len(train.classes) == model.num_classes
@@ -83,6 +93,14 @@ def prune(job: Job) -> Iterator[Event]:
             f"The data has {len(train.classes)} classes, the model tells {model.num_classes} apart: its own answers stand in for "
             "labels, and what is measured is how often the small model agrees with it.",
             level="warning",
+        )
+    table = None
+    if "latency" in job.keep:
+        table = yield from watched(
+            "prune",
+            latency.timings(model),
+            lambda progress: latency.measure(model, job.latency_batch, progress=progress),
+            unit="timings",
         )
     calibration = _batches(job, model, about, train, job.calibration, labelled)
     looked_at = min(job.calibration, len(train))
@@ -100,6 +118,7 @@ def prune(job: Job) -> Iterator[Event]:
             split=job.split,
             compensate=job.compensate,
             seed=job.seed,
+            table=table,
             progress=progress,
         ),
     )
@@ -118,11 +137,33 @@ def prune(job: Job) -> Iterator[Event]:
         told |= {"top1_before": before, "top1": after} if labelled else {"agreement": after}
     if labelled:
         about = {**about, "classes": list(train.classes)}
-    lotus.pruning.save(cut.model, job.out, about=about)
+    lotus.pruning.save(cut.model, job.out, about={**about, "made_by": MADE_BY})
     yield Wrote("prune", str(job.out))
     held = export.native(cut.model)
     alone = [] if held is None else export.lines({**held, "file": WEIGHTS}, Path(job.out))
     yield Cut("prune", time.monotonic() - began, told, plan=cut.text(), out=str(job.out), alone=tuple(alone))
+
+
+def _refuse_to_replace(out: Path, *, force: bool) -> None:
+    """A model may be days of training: this command writes over its own models alone, and with ``force`` over others of LOTUS.
+
+    Raises:
+        Refused: something else is there; before any work is done.
+    """
+    from lotus.pruning import spec
+
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        own = spec.read(out).get("about", {}).get("made_by") == MADE_BY
+    except Refused:
+        raise Refused(
+            f"--out {out}: there is something there that is no model of LOTUS. Give another folder."
+        ) from None
+    if not own and not force:
+        raise Refused(
+            f"--out {out}: there is a model there that this command did not make. Give another folder, or --force to write over it."
+        )
 
 
 @dataclass(frozen=True)

@@ -97,9 +97,8 @@ class Data:
             if gone:
                 rows = np.array([row for row in rows.tolist() if source.name(row) not in gone])
             fingerprint, labels = self._manifest.fingerprint, labels[rows]
-        names = [source.name(row) for row in rows.tolist()]
-        if source.root:
-            names = [os.path.relpath(name, source.root) for name in names]
+        # Of images that are no files the name is ours alone: nobody could read it back.
+        names = [os.path.relpath(source.name(row), source.root) for row in rows.tolist()] if source.root else None
         numbers = rows if source.rows is None else source.rows[rows]
         return Images(len(rows), fingerprint, labels, source.classes, names, numbers, source.whole or len(source))
 
@@ -170,6 +169,16 @@ def opened(file: str | Path, data: str = "", shelves: Sequence[ModuleType] = ())
     if data:
         return subset, behind(data, shelves)
     return subset, behind(path.parent, shelves) if (path.parent / "config.yaml").is_file() else None
+
+
+def recorded(signals: str | Path, subset: Subset, shelves: Sequence[ModuleType] = ()) -> Data:
+    """The data behind a ticket drawn from ``signals``: the run in whose folder they lie, if it is of the same, else they alone."""
+    folder = Path(signals).parent
+    if (folder / "config.yaml").is_file():
+        data = behind(folder, shelves)
+        if data.fingerprint == subset.fingerprint:
+            return data
+    return behind(signals, shelves)
 
 
 def export(

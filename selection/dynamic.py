@@ -130,6 +130,7 @@ def rs2(labels: Rows, epoch: int, budget: int, seed: int, *, replacement: bool =
 
 def seta(
     loss: Array,
+    seen: Array,
     epoch: int,
     epochs: int,
     rng: np.random.Generator,
@@ -138,32 +139,65 @@ def seta(
     groups: int = 5,
     window: float = 0.9,
     until: float = 0.875,
+    saving: float | None = None,
 ) -> Rows:
     """From easy to hard, again and again. Zhou et al. 2025 (arXiv 2503.13385).
 
     A random part ``drop`` is left out; the rest falls into groups by loss (k-means in one dimension), and a window over
     ``window * groups`` of them slides from the easiest to the hardest, one group an epoch. After ``until`` of the epochs only the
     random part is left out. An image that was never seen counts with the hardest.
+
+    Args:
+        saving: part of all image passes of the training to save, to the image; None: what drop and windows give. ``drop`` is then
+            solved for, epoch by epoch, from what is still to be saved. Where windows alone would save more than all of it, some
+            of the images outside come back, at random.
     """
     _part("seta", "drop", drop)
     _part("seta", "window", window, whole=True)
     _part("seta", "until", until, whole=True)
     _count("seta", "groups", groups)
     images = len(loss)
-    stay = rng.permutation(images)[: max(1, images - round(drop * images))]
     known = np.isfinite(loss)
+    if saving is not None:
+        _part("seta", "saving", saving)
+        order = rng.permutation(images)
+        inside = np.ones(images, bool)
+        if epoch < _until(until, epochs) and known.any():
+            inside = _in_window(np.where(known, loss, loss[known].max()).astype(np.float64), epoch, groups, window)
+        left, now = _to_save(saving, seen, epoch, epochs)
+        left_out = min(left, images - 1, max(now, images - int(inside.sum())))
+        return order[np.argsort(~inside[order], kind="stable")][: images - left_out]
+    stay = rng.permutation(images)[: max(1, images - round(drop * images))]
     if epoch >= _until(until, epochs) or not known.any():
         return stay
-    values = np.where(known, loss, loss[known].max())[stay].astype(np.float64)
+    return stay[_in_window(np.where(known, loss, loss[known].max())[stay].astype(np.float64), epoch, groups, window)]
+
+
+def _in_window(values: Floats, epoch: int, groups: int, window: float) -> npt.NDArray[np.bool_]:
+    """Which losses lie in seta's window of this epoch; all, where none does."""
     group = _by_loss(values, groups)
     width = max(1, round(window * groups))
     first = epoch % (groups - width + 1)
     inside = (group >= first) & (group < first + width)
-    return stay[inside] if inside.any() else stay
+    return inside if inside.any() else np.ones(len(values), bool)
+
+
+def _to_save(saving: float, seen: Array, epoch: int, epochs: int) -> tuple[int, int]:
+    """Image passes that are still to be saved, and this epoch's part of them where all that follow have the same."""
+    left = max(0, round(saving * epochs * len(seen)) - (epoch * len(seen) - int(seen.sum())))
+    return left, -(-left // (epochs - epoch))
 
 
 def repb(
-    below: Array, last: Array, seen: Array, epoch: int, rng: np.random.Generator, *, drop: float = 0.5
+    below: Array,
+    last: Array,
+    seen: Array,
+    epoch: int,
+    epochs: int,
+    rng: np.random.Generator,
+    *,
+    drop: float = 0.5,
+    saving: float | None = None,
 ) -> tuple[Rows, Floats]:
     """Judge an image within its batch, and let it weigh by how rarely it came. RePB, ICLR 2026.
 
@@ -175,8 +209,19 @@ def repb(
         below: its loss was below the mean of its batch when it was last seen.
         last: the epoch in which it was last seen, -1: never.
         seen: in how many epochs it was.
+        saving: part of all image passes of the training to save, to the image, as far as those below their batch's mean allow;
+            None: what ``drop`` gives. Epoch by epoch as many of these, and of those left out before, sit out as are still to be
+            saved: ``drop`` is solved for.
     """
     _part("repb", "drop", drop)
+    if saving is not None:
+        _part("repb", "saving", saving)
+        may = np.flatnonzero((below & (last >= 0)) | ((last < epoch - 1) & (last >= 0)))
+        _, now = _to_save(saving, seen, epoch, epochs)
+        stays = np.ones(len(seen), bool)
+        stays[rng.choice(may, min(now, len(may), len(seen) - 1), replace=False)] = False
+        rows = np.flatnonzero(stays)
+        return rows, (epoch + 1) / (np.minimum(seen[rows], epoch) + 1.0)
     chance = rng.random(len(seen))
     was_in = (last == epoch - 1) | (last < 0)
     stays = np.where(was_in, ~(below & (last >= 0) & (chance < drop)), chance >= drop)
@@ -254,6 +299,7 @@ def selective_backprop(
     *,
     start: float = 0.5,
     end: float = 0.9,
+    saving: float | None = None,
 ) -> Rows:
     """The likelier the higher its loss ranks. Jiang et al. 2019 (arXiv 1910.00762).
 
@@ -263,11 +309,26 @@ def selective_backprop(
     Args:
         loss: +inf, never seen, ranks highest.
         start, end: parts of the epochs between which it draws; else all images train (Composer's defaults).
+        saving: part of all image passes of the training to save, to the image, by the epochs between; None: what ``budget`` gives.
+
+    Raises:
+        Refused: a saving that cannot be had.
     """
     _part("selective_backprop", "start", start, whole=True)
     _part("selective_backprop", "end", end, whole=True)
     images = len(loss)
-    if not _after(start, epochs) <= epoch < _after(end, epochs):
+    first, last = _after(start, epochs), _after(end, epochs)
+    if saving is not None:
+        _part("selective_backprop", "saving", saving)
+        total, between = round(saving * epochs * images), max(0, last - first)
+        if total > between * (images - 1):
+            raise Refused(
+                f"selective_backprop(saving={saving!r}): only the epochs {first} to {last - 1} (counted from 0) draw; they can "
+                f"save {between * (images - 1) / (epochs * images):.4g} of all passes at most. Lower saving, or widen start and end."
+            )
+        if first <= epoch < last:
+            budget = images - (total * (epoch + 1 - first) // between - total * (epoch - first) // between)
+    if not first <= epoch < last:
         return np.arange(images)
     order = np.lexsort((rng.random(images), loss))  # lowest first, ties by chance
     ranks = (np.arange(images) + 0.5) / images

@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -202,9 +203,26 @@ def _table(path: Path) -> Any:
     except Exception as error:  # a damaged or foreign file can break its parser in any way
         why = " ".join(str(error).split()) or type(error).__name__
         raise Refused(
-            f"{path}: cannot be read as .npy, .npz, .csv, .json, .txt or a pickle of arrays: {why}. Save it anew with "
-            "np.save, or as text."
+            f"{path}: {_looks(path, head)}, and cannot be read: {why}. Wanted is a list of row numbers, paths, scores or truth "
+            "values: .npy, .npz, .txt, .csv, .json, or a pickle or PyTorch file of arrays. Save it anew with np.save, or as text."
         ) from None
+
+
+def _looks(path: Path, head: bytes) -> str:
+    """What a file that cannot be read looks like, whatever its name."""
+    if not head:
+        return "an empty file"
+    if head.startswith(b"\x93NUMPY"):
+        return "a .npy, cut short or of objects"
+    if head.startswith(b"PK\x03\x04"):
+        if not zipfile.is_zipfile(path):
+            return "a .npz or PyTorch file, cut short"
+        with zipfile.ZipFile(path) as archive:
+            torchs = any(name.endswith("data.pkl") for name in archive.namelist())
+        return "a PyTorch file, of more than arrays" if torchs else "a zip file, of other things than arrays"
+    if head.startswith(b"\x80"):
+        return "a pickle or PyTorch file, cut short or of more than arrays"
+    return f"a {path.suffix or 'nameless'} file" if b"\0" in head else "text"
 
 
 def _json(value: Any) -> Any:
@@ -272,6 +290,8 @@ def _lines(text: str) -> Any:
         raise ValueError("it is empty")
     if all(_is_number(line) or line.lower() in ("true", "false") for line in lines):
         return _typed(lines)
+    if all(len(cells) > 1 and all(map(_is_number, cells)) for cells in (line.split() for line in lines)):
+        raise ValueError("its lines hold several numbers each; write one a line, or a .csv with a head")
     labelled = [re.fullmatch(r"(.*\S)\s+(\d+)", line) for line in lines]
     if all(labelled):
         paths, labels = zip(*(match.groups() for match in labelled if match), strict=True)
@@ -630,7 +650,9 @@ def _text(subset: Subset, images: Images, labels: bool, paths: bool) -> bytes:
     if not paths:
         return "".join(f"{number}\n" for number in images.numbers[subset.rows].tolist()).encode()
     if images.names is None:
-        raise Refused("--paths: the images of this data have none that are known here. Give --data, or write indices.")
+        raise Refused(
+            "--paths: the images of this data are no files, or not known here. Give --data where they are files; else leave --paths and --labels out, for indices, or write a .csv."
+        )
     lines = [images.names[row] for row in subset.rows.tolist()]
     if odd := next((line for line in lines if "\n" in line or line != line.strip()), None):
         raise Refused(f"--paths: {odd!r} cannot stand on a line of a text. Write a .csv.")

@@ -14,10 +14,13 @@ Legend: n images, C classes, D width of the features.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from selection.memory import GB
 
 Array = npt.NDArray[Any]
 Index = npt.NDArray[np.int64] | slice
@@ -31,7 +34,7 @@ class Gradients:
     Args:
         errors: softmax minus one-hot label, (n, C).
         features: what the last layer reads, (n, D); the one for the bias is added here.
-        dtype: single precision keeps inner products to 1e-6 of ``|g_i| |g_j|``, double to 1e-15.
+        dtype: single precision keeps inner products to about 1e-6 of ``|g_i| |g_j|``, double to 1e-15.
     """
 
     def __init__(self, errors: Array, features: Array, *, dtype: Any = np.float32) -> None:
@@ -86,3 +89,13 @@ class Gradients:
         left = rng.standard_normal((self.errors.shape[1], width)).astype(self.errors.dtype)
         right = rng.standard_normal((self.features.shape[1], width)).astype(self.errors.dtype)
         return (self.errors @ left) * (self.features @ right) / np.sqrt(width).astype(self.errors.dtype)
+
+
+def need_products(count: int) -> float:
+    """GB that the inner products of so many gradients with one another take, in double precision."""
+    return 8 * count**2 / GB
+
+
+def need_batches(n: int, budget: int, size: int, classes: int, width: int) -> float:
+    """GB that the gradients of all batches of ``size`` take, with the inner products of those that are taken."""
+    return 8 * (n / size) * classes * (width + 1) / GB + need_products(math.ceil(budget / size))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections import ChainMap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Protocol
@@ -13,7 +15,9 @@ import numpy.typing as npt
 
 from selection import memory, methods, pickers, scores
 from selection.errors import Refused
+from selection.gradients import need_batches, need_products
 from selection.signals import VOCABULARY, Signals
+from selection.submodular import need, need_sparse, neighborhood
 from selection.subset import Subset
 
 Rows = npt.NDArray[np.int64]
@@ -117,6 +121,7 @@ def select(
     pick: Choice,
     keep: float,
     balance: bool = True,
+    floor: float | None = None,
     seed: int = 0,
     start: Subset | None = None,
     max_memory: float | None = None,
@@ -130,8 +135,11 @@ def select(
         pick: a function of selection/pickers.py.
         keep: the part that stays, in (0, 1].
         balance: share the budget among the classes in proportion to their sizes (see :func:`quotas`) and pick in each.
+        floor: where classes are not balanced, the part of what balance would give it (rounded up) that each class keeps at least,
+            in (0, 1]. Classes that the picker leaves below it are picked from alone, the others again with what is left.
         seed: everything random follows from it.
-        start: a ticket for the same images whose rows all stay; the picker adds to them. Only some pickers can.
+        start: a ticket for the same images whose rows all stay; the picker adds to them. One that does not read ``start`` is
+            handed the images that are not in yet and what is left of the budget; the rows of the ticket weigh 1.
         max_memory: GB that the picker may take beside the signals; None: its own limit, where it has one. What would take more
             is refused before it is begun, or takes a way that needs less.
         shelves: modules with scores and pickers of the user's own; they win over ours.
@@ -151,44 +159,41 @@ def select(
     inside = np.zeros(total, dtype=bool)
     if start is not None:
         start.check(signals.fingerprint, total, place="start")
-        if "start" not in methods.reads(picker):
-            can = [name for name in methods.names(pickers) if "start" in methods.reads(getattr(pickers, name))]
-            raise Refused(
-                f"start: {pick_name!r} draws anew and adds to no ticket. Take one that adds: {', '.join(can)}."
-            )
         inside[start.rows] = True
 
-    budget = affordable(signals["labels"], keep, balance)
+    _check_floor(floor, balance)
+    budget = affordable(signals["labels"], keep, balance or floor is not None)
     read = {"scores", "ranking"} & set(methods.reads(picker))
     needed = bool(read) and budget < total
     values = None
     if needed or all(name in signals for name in methods.reads(scorer)):
-        values = scored(signals, score=score, seed=seed, shelves=shelves)
+        # What the picker does not read is told along where it can be had (of one epoch dual has nothing to say), and else not.
+        with contextlib.nullcontext() if needed else contextlib.suppress(Refused):
+            values = scored(signals, score=score, seed=seed, shelves=shelves)
 
     if budget == total:
         rows, weights = np.arange(total), np.ones(total)
     else:
+        groups = list(_groups(signals["labels"], budget, balance or floor is not None, int(seed)))
+        together = floor is not None or "quotas" in methods.reads(picker)
+        enough = 0.0
         if max_memory is not None:
-            _afford(signals, picker, pick_name, max_memory, balance)
-        groups = list(_groups(signals["labels"], budget, balance, int(seed)))
-        shares = np.array([quota for *_, quota in groups]) if balance else None
-        if "quotas" in methods.reads(picker):
-            groups = [(0, np.arange(total), budget)]
-        drawn = [
-            _draw(
-                signals,
-                values,
-                picker,
-                _limited(signals, picker, pick_options, max_memory, len(group)),
-                group,
-                quota,
-                keep,
-                shares,
-                inside[group],
-                (int(seed), key),
+            sizes = {(total, budget)} if together else {(len(group), quota) for _, group, quota in groups}
+            enough = max(
+                _working(n, picker, signals) + _matrices(n, quota, picker, pick_options, signals) for n, quota in sizes
             )
-            for key, group, quota in groups
-        ]
+            _afford(signals, picker, pick_name, max_memory, balance, enough)
+
+        def draw(group: Rows, quota: int, key: int, shares: Rows | None = None) -> tuple[Rows, Floats]:
+            limited = _limited(signals, picker, pick_options, max_memory, len(group), enough)
+            return _draw(signals, values, picker, limited, group, quota, keep, shares, inside[group], (int(seed), key))
+
+        if floor is not None:
+            drawn = _above(floor, groups, budget, signals["labels"], draw)
+        elif balance and together:
+            drawn = [draw(np.arange(total), budget, 0, np.array([quota for *_, quota in groups]))]
+        else:
+            drawn = [draw(group, quota, key) for key, group, quota in groups]
         rows, weights = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
     origin = {
         "score": {
@@ -197,6 +202,7 @@ def select(
         },
         "pick": {"name": pick_name, **methods.settings(picker), **pick_options},
         "balance": bool(balance),
+        **({"floor": float(floor)} if floor is not None else {}),
         "seed": int(seed),
         **({"start": start.origin} if start is not None else {}),
     }
@@ -214,6 +220,44 @@ def select(
     return Lottery(subset, values, tuple(warnings))
 
 
+def _check_floor(floor: Any, balance: bool) -> None:
+    if floor is None:
+        return
+    if isinstance(floor, bool) or not isinstance(floor, (int, float)) or not 0 < floor <= 1:
+        raise Refused(f"select.floor: {floor!r} is no part in (0, 1]. Say 0.5 for half of what balance gives a class.")
+    if balance:
+        raise Refused(
+            "select.floor: every class keeps its share already. Set select.balance=false, or leave floor out."
+        )
+
+
+def _above(
+    floor: float,
+    groups: Sequence[tuple[int, Rows, int]],
+    budget: int,
+    labels: Rows,
+    draw: Callable[[Rows, int, int], tuple[Rows, Floats]],
+) -> list[tuple[Rows, Floats]]:
+    """Draws over all classes together in which none falls below its floor.
+
+    Classes that a draw leaves below it get it, picked from alone; then the others are drawn from again with what is left, for
+    some of them may be below theirs now. A draw that took fewer from those leaves room for the rest, so it always ends.
+    """
+    least = {key: math.ceil(floor * quota - 1e-9) for key, _, quota in groups}
+    short: set[int] = set()
+    rest, key = np.arange(len(labels)), 0
+    while True:
+        rows, weights = draw(rest, budget - sum(least[key] for key in short), key)
+        kept = np.bincount(labels[rows], minlength=int(labels.max()) + 1)
+        below = {key for key, _, _ in groups if key not in short and kept[key] < least[key]}
+        if not below:
+            alone = [draw(group, least[key], key) for key, group, _ in groups if key in short]
+            return [(rows, weights), *alone]
+        short |= below
+        rest = np.flatnonzero(~np.isin(labels, list(short)))
+        key = int(labels.max()) + 1  # another stream of chance than any class has
+
+
 def _working(n: int, picker: Any, signals: Signals) -> float:
     """GB that a picker takes for n of the images, beside matrices of its own."""
     read = [name for name in methods.reads(picker) if name in signals and len(VOCABULARY[name].dims) > 1]
@@ -222,7 +266,22 @@ def _working(n: int, picker: Any, signals: Signals) -> float:
     return memory.working(n, [*watched, *(signals[name].shape[1] for name in wide)], blocks=bool(wide))
 
 
-def _afford(signals: Signals, picker: Any, name: str, max_memory: float, balance: bool) -> None:
+def _matrices(n: int, budget: int, picker: Any, options: Mapping[str, Any], signals: Signals) -> float:
+    """GB that a picker of ours takes at least for matrices of its own, which come on top; of another's nothing is known."""
+    wants = {**methods.settings(picker), **options}
+    if "max_memory" in options or picker.__module__ != pickers.__name__:
+        return 0.0
+    if "maximiser" in wants and wants["maximiser"] != "stochastic":
+        ways = {"lazy": need(n), "sparse": need_sparse(n, neighborhood(n, budget, wants["neighbors"]))}
+        return ways.get(wants["maximiser"], min(ways.values()))
+    if picker is pickers.grad_match:
+        size = min(wants["batch"], budget)
+        widths = signals["errors"].shape[1], signals["embeddings"].shape[1]
+        return need_products(budget) if wants["by"] == "image" else need_batches(n, budget, size, *widths)
+    return 0.0
+
+
+def _afford(signals: Signals, picker: Any, name: str, max_memory: float, balance: bool, enough: float) -> None:
     """Refuse a picker whose copies of what it reads go beyond the limit, for the largest group that it is handed."""
     balance = balance and "quotas" not in methods.reads(picker)
     most = int(np.bincount(signals["labels"]).max()) if balance else signals.images
@@ -232,16 +291,17 @@ def _afford(signals: Signals, picker: Any, name: str, max_memory: float, balance
         _working(most, picker, signals),
         f"select.pick ({name}), for {most} images at once",
         cure,
+        enough=enough,
     )
 
 
 def _limited(
-    signals: Signals, picker: Any, options: Mapping[str, Any], max_memory: float | None, n: int
+    signals: Signals, picker: Any, options: Mapping[str, Any], max_memory: float | None, n: int, enough: float
 ) -> Mapping[str, Any]:
     """``options`` with what the limit leaves for matrices of the picker's own; a limit in ``options`` is more particular."""
     if max_memory is None or "max_memory" not in methods.settings(picker) or "max_memory" in options:
         return options
-    return {**options, "max_memory": memory.Left(max_memory, _working(n, picker, signals))}
+    return {**options, "max_memory": memory.Left(max_memory, _working(n, picker, signals), enough)}
 
 
 def scored(signals: Signals, *, score: Choice, seed: int = 0, shelves: Iterable[ModuleType] = ()) -> Floats:
@@ -254,7 +314,7 @@ def scored(signals: Signals, *, score: Choice, seed: int = 0, shelves: Iterable[
         Refused: no such method or option; what it reads is missing; a score that is NaN.
     """
     name, scorer, options = _scorer(score, seed, shelves)
-    values = methods.call(scorer, signals.available(), options, place="select.score")
+    values = methods.call(scorer, signals.available(), options, place="select.score", here=signals.known)
     return _checked_scores(values, signals.images, f"select.score ({name})")
 
 
@@ -341,18 +401,40 @@ def _draw(
     """Rows and weights that the picker takes out of one group, of which those ``inside`` are in already."""
     seed, key = stream
     have = np.flatnonzero(inside)
-    if len(have) > quota:
+    short = len(have) > quota
+    if shares is not None:
+        counts = np.unique(signals["labels"][group], return_inverse=True)[1]
+        begun = np.bincount(counts[have], minlength=len(shares))
+        short = bool((begun > shares).any())
+    if short:
         raise Refused(
             f"start: it has {len(have)} of {len(group)} images (class {key}, where classes are balanced), and {quota} are to stay. "
             "Raise select.keep."
         )
+    if len(have) and "start" not in methods.reads(picker):  # it adds to nothing: it is handed what is not in yet
+        if len(have) == quota:
+            return group[have], np.ones(quota)
+        left = None
+        if shares is not None:
+            left = (shares - begun)[np.bincount(counts[~inside], minlength=len(shares)) > 0]
+        others = group[~inside]
+        rows, weights = _draw(
+            signals, values, picker, options, others, quota - len(have), keep, left, np.zeros(len(others), bool), stream
+        )
+        return np.concatenate([group[have], rows]), np.concatenate([np.ones(len(have)), weights])
     rng = np.random.default_rng([seed, _PICK, key])
     told: dict[str, Any] = {"budget": quota, "keep": float(keep), "quotas": shares, "rng": rng, "start": have}
     if values is not None:
         told["scores"] = values[group]
         told["ranking"] = ranking(told["scores"], np.random.default_rng([seed, _RANKING, key]))
     place = f"select.pick ({picker.__name__})"
-    taken = methods.call(picker, ChainMap(told, signals.available(group)), options, place="select.pick")  # type: ignore[arg-type]
+    taken = methods.call(
+        picker,
+        ChainMap(told, signals.available(group)),  # type: ignore[arg-type]
+        options,
+        place="select.pick",
+        here={*told, *signals.known},
+    )
     rows, weights = taken if isinstance(taken, tuple) else (taken, np.ones(quota))
     rows, weights = np.asarray(rows), np.asarray(weights, dtype=np.float64)
     if rows.shape != (quota,) or rows.dtype.kind not in "iu" or len(np.unique(rows)) < quota:

@@ -18,10 +18,13 @@ _UNITS = {
     "": 1.0,
     "gb": 1.0,
     "g": 1.0,
+    "kb": 1e-6,
+    "k": 1e-6,
     "mb": 1e-3,
     "m": 1e-3,
     "tb": 1e3,
     "gib": 2**30 / GB,
+    "kib": 2**10 / GB,
     "mib": 2**20 / GB,
     "tib": 2**40 / GB,
 }
@@ -48,24 +51,31 @@ class Left(float):
     """GB that a limit leaves once ``taken`` of it are spoken for. A refusal names the whole limit."""
 
     taken: float
+    enough: float
+    """GB in all with which every call of the picker gets through: one class may need more than the one that is refused."""
 
-    def __new__(cls, limit: float, taken: float) -> Left:
+    def __new__(cls, limit: float, taken: float, enough: float = 0.0) -> Left:
         left = super().__new__(cls, max(0.0, limit - taken))
-        left.taken = taken
+        left.taken, left.enough = taken, enough
         return left
 
 
-def within(max_memory: float, needed: float, what: str, cure: str) -> None:
+def within(max_memory: float, needed: float, what: str, cure: str, *, enough: float = 0.0) -> None:
     """Hold what is about to be allocated to the limit.
+
+    Args:
+        enough: GB that what comes after it will need in all, where that is known: the figure to name.
 
     Raises:
         Refused: it is more; says how much, and the cure.
     """
     if needed > max_memory:
-        taken = max_memory.taken if isinstance(max_memory, Left) else 0.0
-        needed, max_memory = needed + taken, max_memory + taken
-        digits = 10.0 ** (1 - math.floor(math.log10(needed)))  # two of them, rounded up
-        enough = math.ceil(needed * digits) / digits
+        if isinstance(max_memory, Left):
+            enough, taken = max(enough, max_memory.enough), max_memory.taken
+            needed, max_memory = needed + taken, max_memory + taken
+        enough = max(enough, needed)
+        digits = 10.0 ** (1 - math.floor(math.log10(enough)))  # two of them, rounded up
+        enough = math.ceil(enough * digits) / digits
         raise Refused(
             f"{what}: {needed:.3g} GB are needed, and max_memory is {max_memory:g} GB. {cure}, or set max_memory={enough:g}."
         )

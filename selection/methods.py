@@ -74,8 +74,18 @@ def check_settings(method: Callable[..., Any], options: Mapping[str, Any], *, pl
             raise Refused(f"{place}.{option}: {method.__name__!r} has no such setting.{nearest(option, known)} {has}")
 
 
-def call(method: Callable[..., Any], available: Mapping[str, Any], options: Mapping[str, Any], *, place: str) -> Any:
+def call(
+    method: Callable[..., Any],
+    available: Mapping[str, Any],
+    options: Mapping[str, Any],
+    *,
+    place: str,
+    here: Iterable[str] | None = None,
+) -> Any:
     """Call ``method`` with what it reads out of ``available`` and with ``options``.
+
+    Args:
+        here: what a refusal says that there is; None: all of ``available``. (Of a file only what is read may be at hand.)
 
     Raises:
         Refused: something it reads is not available, or an option it does not have; or the method is the user's own and
@@ -87,7 +97,7 @@ def call(method: Callable[..., Any], available: Mapping[str, Any], options: Mapp
     if missing:
         raise Refused(
             f"{place}: {method.__name__!r} reads {', '.join(missing)}, which is not here. "
-            f"Here: {', '.join(sorted(available))}."
+            f"Here: {', '.join(sorted(available if here is None else here))}."
         )
     given = [available[name] for name in wanted]
     if (method.__module__ or "").split(".")[0] in ("selection", "lotus"):

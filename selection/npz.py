@@ -96,6 +96,12 @@ def read(
     return arrays, about
 
 
+def names(path: str | Path) -> tuple[str, ...]:
+    """The arrays of a file that :func:`read` has read, those included that it left unread."""
+    with np.load(path, allow_pickle=False) as archive:
+        return tuple(name for name in archive.files if name != ABOUT)
+
+
 def _members(file: Any, only: Collection[str] | None) -> tuple[dict[str, np.ndarray], list[str]]:
     """The arrays asked for, and the names of all that is inside. What has no ``about`` is foreign, maybe large, and not read."""
     file.seek(0)

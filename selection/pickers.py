@@ -10,10 +10,12 @@ parameter name:
 * ``rng``: the one source of chance;
 * ``quotas`` (C,) int64: how many of each class, in the order of their labels, or None where classes are not balanced. A picker that reads
   it is handed all images at once, and keeps the quotas itself;
-* ``start`` (s,) int64: rows that are in already, from a ticket to start from; at most ``budget`` of them, and often none;
+* ``start`` (s,) int64: rows that are in already, from a ticket to start from; at most ``budget`` of them, and often none. A
+  picker that does not read it is handed the rows that are not in yet, and the smaller budget and quotas;
 * any signal, of these n images, e.g. ``labels`` (n,), ``embeddings`` (n, D), ``errors`` (n, C), ``p_label`` (S, E, n).
 
-It returns ``budget`` distinct rows in [0, n), or those and their positive weights.
+It returns ``budget`` distinct rows in [0, n), or those and their positive weights. A weight is a number of images: 1 stands for
+itself alone. Whoever calls a picker keeps ``budget`` within 1 and n, ``start`` within ``budget`` (selection/lottery.py does).
 
 Those that look at the embeddings shuffle the images first, so that ties (duplicates, say) are broken by chance and not by row.
 """
@@ -28,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selection.errors import Refused
-from selection.gradients import EVERY, Gradients, Index
+from selection.gradients import EVERY, Gradients, Index, need_batches, need_products
 from selection.memory import within
 from selection.neighbors import Cosine, Kernel, NearGradients, nearest, slices, unit
 from selection.submodular import (
@@ -41,6 +43,8 @@ from selection.submodular import (
     in_rounds,
     lazy,
     need,
+    need_sparse,
+    neighborhood,
     stochastic,
 )
 
@@ -190,6 +194,29 @@ def ccs(
     return np.concatenate(chosen)
 
 
+def reachable(
+    scores: Floats,
+    ranking: Rows,
+    correct: npt.NDArray[np.bool_],
+    budget: int,
+    keep: float,
+    rng: np.random.Generator,
+    *,
+    bins: int = 50,
+    binning: str = "width",
+) -> Rows:
+    """:func:`ccs` whose cut is the part of its looks at which the probe was wrong, of what goes. Ours.
+
+    What a short training does not learn is no use to a short training; where it learns everything, nothing is cut.
+
+    Args:
+        scores: hardest first.
+        correct: (S, E, n) whether the probe said the label.
+    """
+    wrong = 1 - float(np.mean(correct, dtype=np.float64))
+    return ccs(scores, ranking, budget, keep, rng, cut=wrong * (1 - keep), bins=bins, binning=binning)
+
+
 def beta(
     scores: Floats,
     p_label: npt.NDArray[np.floating],
@@ -284,7 +311,7 @@ def facility_location(
         maximiser: ``"lazy"``: exactly greedy, with all n^2 similarities in memory; ``"sparse"``: exactly greedy over the nearest
             neighbours of each image only; ``"stochastic"``: greedy among a random few; ``"auto"``: lazy where ``max_memory``
             allows, else sparse.
-        neighbors: for sparse; None: 64, or four times ``n / budget`` where that is more, so that neighbourhoods overlap.
+        neighbors: for sparse; None: 32, or twice ``n / budget`` where that is more, so that neighbourhoods overlap.
         epsilon: for stochastic: the part of the value that may be lost.
         max_memory: GB. What would take more is refused before it is begun.
 
@@ -445,7 +472,7 @@ def grad_match(
         picks = math.ceil(budget / size)
         within(
             max_memory,
-            8 * (n / size) * errors.shape[1] * (embeddings.shape[1] + 1) / 1e9 + 8 * picks**2 / 1e9,
+            need_batches(n, budget, size, errors.shape[1], embeddings.shape[1]),
             f"grad_match: the gradients of {n} images in batches of {size}",
             "Take larger batches, balance the classes",
         )
@@ -468,7 +495,7 @@ def grad_match(
         return rows, np.repeat(weights, [len(parts[number]) for number in picked])[:budget]
     within(
         max_memory,
-        8 * budget**2 / 1e9,
+        need_products(budget),
         f"grad_match: the inner products of {budget} gradients",
         "Balance the classes, take by=batch",
     )
@@ -581,11 +608,13 @@ def _represent(
         matrix = dense(kernel) if need(n) <= max_memory else None
         rows = stochastic(FacilityLocation(kernel, matrix), budget, rng, epsilon=epsilon, start=start)
         return np.array(rows), lambda of: _closest(kernel, of, np.arange(n))
-    k = min(n, 1 + (neighbors or max(64, math.ceil(4 * n / budget))))
+    k = neighborhood(n, budget, neighbors)
     what = f"{method}: the {k - 1} nearest of each of {n} images"
-    within(max_memory, 40e-9 * n * k, what, "Take fewer neighbors, maximiser=stochastic, balance the classes")
+    within(max_memory, need_sparse(n, k), what, "Take fewer neighbors, maximiser=stochastic, balance the classes")
     index, similar = nearest(kernel, k, rng)
-    rows = lazy(SparseFacilityLocation(index, similar), budget, order=np.arange(n), start=start)
+    greedy = SparseFacilityLocation(index, similar)
+    greedy.begin(np.array(start, np.int64))
+    rows = in_rounds(greedy, budget, list(start))
 
     def closest(of: Rows) -> Rows:
         number = np.full(n, -1)

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -207,23 +207,49 @@ HALF = 0.5
 """The part of the images in an epoch where nobody says ``keep``."""
 
 
+def _resolved(
+    pick: Choice, shelves: Iterable[ModuleType], place: str
+) -> tuple[str, Callable[..., Any], dict[str, Any], float | None]:
+    """Name, function and options of a choice, and ``saving`` where the method has no such setting but reads a budget."""
+    options = dict(pick) if isinstance(pick, Mapping) else dict(getattr(pick, "options", None) or {})
+    if "saving" not in options:
+        return *resolve(dynamic, shelves, pick, place), None
+    saving = options.pop("saving")
+    wanted = options.pop("name", None) or getattr(pick, "name", None)
+    name, method, options = resolve(dynamic, shelves, {**options, "name": wanted}, place)
+    if "saving" in methods.settings(method):
+        return name, method, {**options, "saving": saving}, None
+    if saving is None:
+        return name, method, options, None
+    if "budget" not in methods.reads(method):
+        raise Refused(
+            f"{place}.saving: {name!r} finds the number of images itself and cannot be told what to save. Leave it out."
+        )
+    if isinstance(saving, bool) or not isinstance(saving, (int, float)) or not 0 <= saving < 1:
+        raise Refused(f"{place}.saving: {saving!r} is no part from 0 to 1, and less than 1.")
+    return name, method, options, float(saving)
+
+
 def choose(
     *, pick: Choice, keep: float | None, epochs: int, shelves: Iterable[ModuleType] = (), place: str = "redraw"
 ) -> float:
     """Check a choice before anything trains, by a draw of the first epoch over made-up images.
 
     Returns:
-        The part of the images in an epoch, for :func:`redraw`: ``keep``, or half where it is None.
+        The part of the images in an epoch, for :func:`redraw`: ``keep``, what ``saving`` leaves, or half where both are None.
 
     Raises:
-        Refused: see :func:`redraw`; also a ``keep`` for a method that finds its own number.
+        Refused: see :func:`redraw`; also a ``keep`` for a method that finds its own number, or beside a ``saving``.
     """
-    name, method, _ = resolve(dynamic, list(shelves), pick, place)
+    shelves = list(shelves)
+    name, method, options, saving = _resolved(pick, shelves, place)
+    if keep is not None and (saving is not None or options.get("saving") is not None):
+        raise Refused(f"{place}: keep and saving say the same thing twice. Leave one of them out.")
     if keep is not None and "budget" not in methods.reads(method):
         sets = [option for option in methods.settings(method) if option in ("saving", "prune", "drop")]
         cure = f" Set {place}.{' or '.join(sets)}." if sets else ""
         raise Refused(f"{place}.keep: {name!r} finds the number of images itself. Leave keep out.{cure}")
-    keep = HALF if keep is None else keep
+    keep = 1 - saving if saving is not None else HALF if keep is None else keep
     redraw(State(np.arange(1000) % 10), pick=pick, epoch=0, epochs=epochs, keep=keep, shelves=shelves)
     return keep
 
@@ -233,7 +259,7 @@ def rehearse(
 ) -> float:
     """The part of all image passes that a training would take, on made-up losses (exponential, the same in every epoch).
 
-    Exact, but for whole images, for methods that read a budget and for infobatch's ``saving``; else a guess.
+    Exact, but for whole images, for methods that read a budget and where ``saving`` is set; else a guess.
     """
     keep = choose(pick=pick, keep=keep, epochs=epochs, shelves=shelves)
     losses = np.random.default_rng(0).exponential(size=images)
@@ -258,7 +284,8 @@ def redraw(
     """The images of epoch ``epoch`` (from 0) of ``epochs``. The same whenever it is called for the same state and seed.
 
     Args:
-        pick: a function of selection/dynamic.py.
+        pick: a function of selection/dynamic.py. ``saving`` among its options is the part of all image passes of the training to
+            save: a setting of the method, or, for those that read a budget alone, ``1 - keep``.
         keep: part of the images in an epoch, for those that read a budget.
         seed: everything random follows from it.
         shelves: modules with lotteries of the user's own; they win over ours.
@@ -272,7 +299,8 @@ def redraw(
         raise Refused(f"seed: {seed!r} is no whole number of at least 0.")
     if not 0 <= epoch < epochs:
         raise Refused(f"redraw: there is no epoch {epoch} of {epochs}; they are 0 to {epochs - 1}.")
-    name, method, options = resolve(dynamic, list(shelves), pick, "redraw")
+    name, method, options, saving = _resolved(pick, list(shelves), "redraw")
+    keep = keep if saving is None else 1 - saving
     own = int(np.random.SeedSequence([int(seed), _STREAM]).generate_state(1, np.uint64)[0])
     told: dict[str, Any] = {
         **state.known(),

@@ -133,9 +133,20 @@ class Signals:
             raise Refused(
                 f"{place}.labels: there is a class {self._arrays['labels'].max()}, but {sizes['C'][1]} has {sizes['C'][0]}."
             )
+        self.recorded: tuple[str, ...] = tuple(self._arrays)
+        """All that the file holds, where they were loaded from one, whether it was read or not."""
         self.images = sizes["N"][0]
         self.seeds = sizes["S"][0] if "S" in sizes else 0
         self.epochs = sizes["E"][0] if "E" in sizes else 0
+
+    @property
+    def known(self) -> list[str]:
+        """All that was recorded, and what follows from it."""
+        return [
+            name
+            for name in VOCABULARY
+            if name in self.recorded or (name in DERIVED and all(part in self.recorded for part in DERIVED[name][0]))
+        ]
 
     @property
     def n_classes(self) -> int:
@@ -200,11 +211,13 @@ class Signals:
             names = {"labels", *only, *(part for name in only if name in DERIVED for part in DERIVED[name][0])}
         arrays, about = npz.read(path, kind=KIND, version=FORMAT, cure=CURE, made=MADE, only=names)
         try:
-            return cls(
+            signals = cls(
                 arrays, fingerprint=about.get("fingerprint", ""), classes=about.get("classes") or (), place=str(path)
             )
         except Refused as error:
             raise Refused(f"{error} {CURE}") from None
+        signals.recorded = npz.names(path)
+        return signals
 
 
 class _Available(Mapping[str, np.ndarray]):

@@ -22,6 +22,7 @@ SMALL = {
     "patches.py": ["--tiny"],
     "probes.py": ["--tiny"],
     "latency.py": ["--tiny"],
+    "prune_cost.py": ["--tiny"],
     "pruning.py": [
         "MODEL",
         "--data",
@@ -73,7 +74,12 @@ SMALL = {
         '{"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3}',
     ],
 }
-MODES = {"patches.py --accuracy": ["--tiny", "--accuracy"]}
+MODES = {
+    "patches.py --accuracy": ["--tiny", "--accuracy"],
+    "selection.py --gradients": ["--gradients", "--images", "200"],
+    "selection.py --value": ["--value", "--images", "300"],
+    "selection.py --redraw": ["--redraw", "--images", "3000"],
+}
 """What else a benchmark does."""
 
 
@@ -95,6 +101,7 @@ def test_it_runs(name: str, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert done.stdout.strip()
+    assert "failed" not in done.stdout  # a row that fails does not stop the others
 
 
 def test_none_is_forgotten() -> None:

@@ -199,3 +199,9 @@ def test_a_setting_has_a_sentence() -> None:
         if not field.description
     ]
     assert not silent
+
+
+def test_a_floor_is_for_classes_that_are_not_balanced() -> None:
+    assert check({"select": {"balance": False, "floor": 0.5}}).select.floor == 0.5
+    with pytest.raises(Refused, match=r"select: .*floor is for classes that are not balanced"):
+        check({"select": {"floor": 0.5}})

@@ -93,8 +93,9 @@ safetensors.torch.save_file({{"logits": model.eval()(images).detach()}}, {str(tm
 
 def events(photos: Path, tmp_path: Path, **settings) -> list:
     save_file(model(settings.pop("classes", 3)).state_dict(), tmp_path / "a.safetensors")
+    keep = settings.pop("keep", {"macs": 0.6})
     job = outside.Job(
-        "vit_tiny_patch16_224", str(photos), {"macs": 0.6}, str(tmp_path / "a.safetensors"), ARGS, str(tmp_path / "small"), **settings
+        "vit_tiny_patch16_224", str(photos), keep, str(tmp_path / "a.safetensors"), ARGS, str(tmp_path / "small"), **settings
     )  # fmt: skip
     return list(outside.prune(job))
 
@@ -169,6 +170,7 @@ def test_what_cannot_be_done_is_refused_before_an_image_is_read(photos, tmp_path
         (words(photos, file, tmp_path / "o", "--keep", "macs"), "write BUDGET=PART"),
         (words(photos, file, tmp_path / "o", "--keep", "mac=0.5"), "Did you mean 'macs'"),
         (words(photos, file, tmp_path / "o", "--keep", "macs=0.001"), "out of reach"),
+        (words(photos, file, tmp_path / "o", "--keep", "latency=0.9", "--split"), "without --split"),
         (words(photos, file, tmp_path / "o", "--criterion", "fischer"), "Did you mean 'fisher'"),
         (words(photos, tmp_path / "bad.safetensors", tmp_path / "o"), r"norm.bias is (7,), not (48,)"),
         (words(photos, tmp_path / "nan.safetensors", tmp_path / "o"), "norm.bias: holds values that are not finite"),
@@ -179,6 +181,46 @@ def test_what_cannot_be_done_is_refused_before_an_image_is_read(photos, tmp_path
         assert cli.main(given) == 2, given
         assert message in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
+
+
+def test_only_what_it_wrote_itself_is_written_over(photos, tmp_path, capsys, monkeypatch):
+    file, trained, foreign = tmp_path / "a.safetensors", tmp_path / "trained", tmp_path / "foreign"
+    save_file(model().state_dict(), file)
+    lotus.save(model(), trained)
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("all of it")
+    before = (trained / "spec.json").read_bytes()
+    with monkeypatch.context() as patched:  # refused before any work
+        patched.setattr("lotus.vit.model.adopt", lambda *_: pytest.fail("the model was loaded"))
+        for out, more, message in (
+            (trained, [], "--force to write over it"),
+            (foreign, [], "no model of LOTUS"),
+            (foreign, ["--force"], "no model of LOTUS"),
+            (file, ["--force"], "no model of LOTUS"),
+        ):
+            assert cli.main(words(photos, file, out, "--evaluate", "0", *more)) == 2
+            assert message in capsys.readouterr().err
+    assert (trained / "spec.json").read_bytes() == before
+    assert (foreign / "thesis.txt").read_text() == "all of it"
+    for keep, more in (("0.7", ["--force"]), ("0.5", [])):  # the second time it is its own
+        given = words(photos, file, trained, "--evaluate", "0", "--criterion", "magnitude", "--no-rotate", *more)
+        given[given.index("macs=0.6")] = f"macs={keep}"
+        assert cli.main(given) == 0
+    assert sum(p.numel() for p in lotus.load(trained).parameters()) < sum(p.numel() for p in model().parameters())
+
+
+def test_a_budget_of_latency(photos, tmp_path, monkeypatch):
+    from lotus.vit import cost
+
+    def clock(vit, *_, **__):
+        return 1.0 + sum(block.mlp.fc1.out_features + block.attn.qkv.out_features for block in vit.blocks) / 100
+
+    monkeypatch.setattr(cost, "latency", clock)
+    seen = events(photos, tmp_path, keep={"latency": 0.8}, latency_batch=3)
+    told = [getattr(event, "text", "") for event in seen]
+    assert any("Latency at batch 3 on cpu" in text and "asked 0.8" in text for text in told)
+    assert any(getattr(event, "unit", "") == "timings" for event in seen)
+    assert clock(lotus.load(tmp_path / "small")) / clock(model()) == pytest.approx(0.8, rel=0.04)
 
 
 def test_a_damaged_picture_is_named(photos, tmp_path):

@@ -142,6 +142,24 @@ def test_attention_becomes_convolution(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("way", ["prune.search.kind=blocks", "prune.sizes=[0.3]"])
+def test_the_stream_is_narrowed_first(tmp_path: Path, way: str) -> None:
+    import lotus
+    from lotus.vit import anatomy
+    from lotus.vit.cost import count
+
+    told = run("digits.yaml", tmp_path / "run", "score.epochs=1", "prune.width=0.75", "prune.keep.macs=0.5",
+               "train.sparsity.gates=false", way)  # fmt: skip
+    assert "Of the stream's 32 channels 24 stay, turned." in told
+    dense = count(lotus.load(tmp_path / "run" / "trained")).macs
+    for folder, part in (("final", 0.5), *((("pruned-0.3", 0.3),) if "sizes" in way else ())):
+        small = lotus.load(tmp_path / "run" / folder)
+        assert {block.width for block in anatomy.blocks(small)} == {24}
+        assert 0.8 * part * dense < count(small).macs <= part * dense  # of the dense model's, not of the narrower one's
+    assert loaded(tmp_path / "run" / "results.json")["kept"]["width"] == {"kept": 24, "of": 32}
+
+
+@pytest.mark.slow
 def test_several_sizes_out_of_one_training(tmp_path: Path) -> None:
     import lotus
     from lotus.vit import anatomy
@@ -159,6 +177,35 @@ def test_several_sizes_out_of_one_training(tmp_path: Path) -> None:
         assert f"<td>{told[f'{part}']['top1']:.2f}</td>" in page
     for large, small in itertools.pairwise([anatomy.blocks(model) for model in models]):
         assert all(a >= b for one, other in zip(large, small) for a, b in zip(one.dims[:4], other.dims[:4]))
+
+
+def test_what_an_earlier_pruning_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    from lotus.stages.prune import clear
+
+    for name in ("latency.json", "search.json", "pareto.json", "results.json"):
+        (tmp_path / name).write_text("{}")
+    for name in ("pruned-0.4", "pruned-0.35", "pruned", "pruned-notes"):
+        (tmp_path / name).mkdir()
+        if name != "pruned-notes":
+            (tmp_path / name / "spec.json").write_text("{}")
+    clear(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pruned", "pruned-notes", "results.json"]
+
+
+@pytest.mark.slow
+def test_a_budget_of_latency_is_told_and_its_file_goes_with_it(tmp_path: Path) -> None:
+    words = ["score.epochs=1", "prune.latency_batch=64", "train.sparsity.gates=false"]
+    told = run("digits.yaml", tmp_path / "run", *words, "prune.keep={latency: 0.9}")
+    kept = loaded(tmp_path / "run" / "results.json")["kept"]["latency"]
+    assert kept["asked"] == 0.9
+    assert kept["measured"] > 0
+    assert f"measured {kept['measured']:.3f}" in told
+    assert (tmp_path / "run" / "latency.json").exists()
+    run("digits.yaml", tmp_path / "run", *words, "prune.keep={macs: 0.6}", "prune.width=0.75")
+    assert not (tmp_path / "run" / "latency.json").exists()
+    kept = loaded(tmp_path / "run" / "results.json")["kept"]
+    assert kept["width"] == {"kept": 24, "of": 32}
+    assert "latency" not in kept
 
 
 def test_held_out_images_are_those_that_nothing_was_trained_on() -> None:
@@ -184,8 +231,9 @@ def test_held_out_images_are_those_that_nothing_was_trained_on() -> None:
         (["prune.convolve.epochs=2", "prune.split=true"], "MLP units alone"),
         (["prune.sizes=[0.5]", "prune.rank=kind"], "rank: pool"),
         (["prune.search.kind=blocks", "prune.rank=quantile"], "rank: pool"),
-        (["prune.search.kind=blocks", "prune.width=0.5"], "stream's width"),
-        (["prune.sizes=[0.5]", "prune.width=search"], "stream's width"),
+        (["prune.search.kind=blocks", "prune.width=search"], "a search of its own"),
+        (["prune.sizes=[0.5]", "prune.width=search"], "a search of its own"),
+        (["prune.convolve.epochs=1", "prune.width=0.5"], "stream's width"),
         (["prune.search.kind=blocks", "prune.inputs=true"], "leave inputs or search out"),
         (["prune.convolve.epochs=2", "prune.branches=true"], "leave branches or convolve out"),
         (["prune.sizes=[0.5]", "prune.keep.latency=0.5"], "not keep.latency"),

@@ -299,6 +299,40 @@ def test_a_picture(run, capsys, ending, tmp_path):
         assert tree.fromstring(text).tag.endswith("svg")
 
 
+def test_a_ticket_is_pictured_as_it_is_drawn_without_torch(run, tmp_path):
+    """What `lotus ticket show` draws of it, with the images of the run in whose folder the signals lie."""
+    code = "import sys; from lotus.cli import main; main(sys.argv[1:]); sys.exit(int('torch' in sys.modules))"
+    words = ["select", str(run / "signals.npz"), "--score", "el2n", "--pick", "k_center", "--keep", "0.5"]
+    words += ["--no-balance", "--floor", "0.5", "--out", str(tmp_path / "t.npz"), "--picture", str(tmp_path / "p.svg")]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "p.svg").read_text()
+    assert text.count("data:image/png") == 29
+    assert "Where the images lie" in text
+    ticket = Subset.load(tmp_path / "t.npz")
+    assert (ticket.origin["floor"], ticket.origin["balance"]) == (0.5, False)
+    (tmp_path / "signals.npz").write_bytes((run / "signals.npz").read_bytes())  # of no run: what signals alone can show
+    words[1] = str(tmp_path / "signals.npz")
+    assert main([*words, "--json"]) == 0
+    text = (tmp_path / "p.svg").read_text()
+    assert "Where the images lie" in text
+    assert "data:image/png" not in text
+
+
+def test_what_a_file_of_signals_lacks_is_told_with_what_it_has(run, capsys):
+    words = ["select", str(run / "signals.npz"), "--keep", "0.5"]
+    assert main([*words, "--score", "memorization"]) == 2
+    assert (
+        "'memorization' reads run_in, run_p_label, which is not here. Here: embeddings, error_norm, labels."
+        in " ".join(capsys.readouterr().err.split())
+    )
+    assert main([*words, "--score", "el2n", "--pick", "beta"]) == 2
+    assert (
+        "'beta' reads p_label, which is not here. Here: budget, embeddings, error_norm, keep, labels, quotas,"
+        in " ".join(capsys.readouterr().err.split())
+    )
+
+
 def test_a_picture_of_a_bare_ticket(run, capsys, tmp_path):
     Subset([1, 2], 9, fingerprint="d").save(tmp_path / "t.npz")
     told(capsys, "show", tmp_path / "t.npz", "--picture", tmp_path / "p.png")
@@ -376,3 +410,22 @@ def test_selecting_and_tickets_load_no_torch(run, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_paths_of_images_that_are_no_files_are_refused_with_the_cure(capsys, tmp_path):
+    """Their names would not be found again: what stands in the text must be readable by import."""
+    x, y = np.zeros((12, 4, 4, 3), np.uint8), np.arange(12) % 2
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=y, x_test=x[:4], y_test=y[:4])
+    config = tmp_path / "c.yaml"
+    config.write_text(f"data: {{name: npz, path: {tmp_path}/d.npz}}\nfolder: {tmp_path}/none\n")
+    np.save(tmp_path / "rows.npy", np.array([1, 2, 7]))
+    ticket = tmp_path / "t.npz"
+    told(capsys, "import", tmp_path / "rows.npy", "--data", config, "--out", ticket)
+    for flag in ("--paths", "--labels"):
+        said = refused(capsys, "export", ticket, tmp_path / "t.txt", flag, "--data", config)
+        assert "no files" in said
+        assert "indices" in said
+    for name in ("t.txt", "t.csv"):  # which is the cure
+        told(capsys, "export", ticket, tmp_path / name, "--data", config)
+        told(capsys, "import", tmp_path / name, "--data", config, "--out", tmp_path / "back.npz")
+        assert Subset.load(tmp_path / "back.npz").rows.tolist() == [1, 2, 7]

@@ -54,6 +54,8 @@ class Drawn:
     """Forward passes of an image that this took; a backward counts as two, squared derivatives by weights as one more."""
     notes: tuple[str, ...]
     """Where a step was not possible, and what was done instead."""
+    latency: latency.Settled | None = None
+    """What was asked of the clock, predicted and measured; None without such a budget."""
 
     def text(self) -> str:
         """The plan for people: what stays of each block, what it costs, and the notes."""
@@ -250,17 +252,21 @@ class Study:
         branches: bool | None = None,
         whole: cost.Cost | None = None,
         table: latency.Table | None = None,
+        timer: latency.Timer | None = None,
     ) -> Drawn:
         """Cut to a budget; the arguments are those of :func:`prune`.
+
+        For a budget of latency the plan is measured, and drawn again by what that shows, unless the table is of another device.
 
         Args:
             whole: What ``keep`` is a part of, where that is not the model.
             table: What widths take on this device, for a budget of latency; None: measured now, at a batch of 64.
+            timer: milliseconds of a model; None: by the clock, at the table's batch.
 
         Raises:
             Refused: a budget that is none, or out of reach.
         """
-        outline = cost.outline(self.dense)
+        outline, settled = cost.outline(self.dense), None
         if not anatomy.is_vit(self.dense):
             if branches:
                 anatomy.plain(self.dense, "prune.branches")
@@ -270,8 +276,8 @@ class Study:
                 raise Refused(
                     "prune.keep.latency: goes with prune.rank=pool, and without prune.split, prune.branches and prune.inputs."
                 )
-            table = table or latency.measure(self.dense, 64)
-            plan = latency.fit_plan(outline, self.scores, keep, table, round=round, whole=whole)
+            settled = self._settled(keep, table or latency.measure(self.dense, 64, timer=timer), timer, round, whole)
+            plan = settled.plan
         else:
             plan = budget.fit_plan(
                 outline,
@@ -288,8 +294,33 @@ class Study:
         return dataclasses.replace(
             drawn,
             before=_brief(whole or outline.cost()),
-            notes=(*drawn.notes, *_timed(table if "latency" in keep else None, plan)),
+            notes=(*drawn.notes, *([] if settled is None else [settled.text()])),
+            latency=settled,
         )
+
+    def _settled(
+        self,
+        keep: Mapping[str, float],
+        table: latency.Table,
+        timer: latency.Timer | None,
+        round: int,
+        whole: cost.Cost | None,
+    ) -> latency.Settled:
+        """The plan for a budget of latency, measured where the table is of this device."""
+        outline, here = cost.outline(self.dense), str(next(self.dense.parameters()).device)
+
+        def draw(by: latency.Table) -> Plan:
+            return latency.fit_plan(outline, self.scores, keep, by, round=round, whole=whole)
+
+        def take(plan: Plan) -> float:  # what is folded into the weights takes no time
+            small = families.close(surgery.cut(self.dense, plan), self.model)
+            return latency.beside(self.model, small, table.batch, timer=timer)
+
+        if timer is None and table.device != here:
+            plan = draw(table)
+            return latency.Settled(plan, table, keep["latency"], table.predict(plan.dims) / table.dense, None)
+        least = latency.least_plan(outline, self.scores, table, round=round)
+        return latency.settle(draw, least, table, keep["latency"], take)
 
     def nested(
         self,
@@ -383,7 +414,15 @@ def study(
     passes = _passes(batches)
     dense, turned, notes = families.opened(model), 0, []
     if rotate and any(block.has_attn for block in anatomy.blocks(model)):
-        found = turns.statistics(dense, passes(), progress=progress)
+        gone = [0]  # images; of large ones not all are looked at
+
+        def told(images: int) -> None:
+            gone[0] = images
+            if progress is not None:
+                progress(images)
+
+        found = turns.statistics(dense, passes(), progress=told)
+        progress = _beyond(progress, gone[0])
         turned = next(iter(found.values())).logits.images
         learned = "gates" in reads
         dense = turns.rotate(dense, found, v=not learned)
@@ -405,7 +444,7 @@ def study(
             squares=squares,
             inputs=inputs,
             attention=watched,
-            progress=_beyond(progress, turned),
+            progress=progress,
         )
     return Study(
         model,
@@ -455,16 +494,6 @@ def _notes(model: nn.Module, split: bool, *, rotated: bool) -> list[str]:
             "The norms before proj and fc2 take their statistics from what stays, rescaled to what they were on average."
         )
     return notes
-
-
-def _timed(table: latency.Table | None, plan: Plan) -> list[str]:
-    """What a table predicts."""
-    if table is None:
-        return []
-    then = table.predict(plan.dims)
-    return [
-        f"Predicted from timings on {table.device} at batch {table.batch}: {then:.3g} ms of {table.dense:.3g} ms ({then / table.dense:.3f})."
-    ]
 
 
 def _gone(plan: BlockPlan) -> str:

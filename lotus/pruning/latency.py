@@ -2,8 +2,12 @@
 
 Blocks of one residual width add up, so what a cut saves is what each block's attention and each block's MLP save. The table
 holds both on a small grid of widths, measured inside of the model (not a layer alone, whose caches are warm); between the
-points it is linear. The program finds the widths of least lost score among all whose predicted latency is within the budget
-(a multiple-choice knapsack over time in whole steps).
+points it is linear. Halves that are small together do not save quite what each saves alone, so a few whole models are timed
+too, and the sums are scaled to those. The program finds the widths of least lost score among all whose predicted latency is
+within the budget (a multiple-choice knapsack over time in whole steps).
+
+No table knows every plan. :func:`settle` times the very plan that was found, beside the dense model, scales the table to
+that, and draws again, until what is measured is what was asked.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import itertools
 import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,8 +30,17 @@ from selection.errors import Refused
 
 STEPS = 5000
 """Into which the program divides the time between the smallest and the dense model: a plan may miss the budget by one in so many a block."""
+CLOSE = 0.02
+"""A measured latency that differs from what was asked by so large a part of it is what was asked: two timings differ as much."""
+ROUNDS = 4
+"""Plans that are measured at most, each drawn by what the ones before it showed."""
 _DEEP = 4
 """Blocks that are enough to time one."""
+_EVEN = (0.75, 0.5, 0.25)
+"""Parts of all widths at which whole models are timed."""
+
+_TOGETHER = (0.05, 2.0)
+"""Between which :attr:`Table.together` lies; what was measured beyond it is noise."""
 
 Timer = Callable[[nn.Module], float]
 """Milliseconds of a forward pass of a model."""
@@ -50,6 +63,8 @@ class Table:
     units: tuple[int, ...]
     mlp: tuple[float, ...]
     """[units] -> the same of its MLP."""
+    together: float = 1.0
+    """What whole models save, as a part of what their halves save alone: caches and memory are shared."""
 
     def saves(self, dims: Dims) -> float:
         """Milliseconds that a block of these widths saves; linear between what was measured, and beyond it as at its end."""
@@ -66,7 +81,14 @@ class Table:
 
     def predict(self, dims: Sequence[Dims]) -> float:
         """Milliseconds of the model with blocks of these widths."""
-        return self.dense - sum(self.saves(one) for one in dims)
+        return self.dense - self.together * sum(self.saves(one) for one in dims)
+
+    def corrected(self, dims: Sequence[Dims], part: float) -> Table:
+        """As this one, but of blocks of these widths it says that they take ``part`` of the dense model's time."""
+        alone = sum(self.saves(one) for one in dims)
+        if alone <= 0:  # the dense model, or as slow as that by the table: nothing to put right
+            return self
+        return replace(self, together=float(np.clip((1 - part) * self.dense / alone, *_TOGETHER)))
 
     def to_json(self) -> str:
         """Text that :meth:`from_json` takes back."""
@@ -92,29 +114,32 @@ class Table:
             ) from None
 
 
-def timings(model: nn.Module, *, repeats: int = 3) -> int:
+def timings(model: nn.Module, *, repeats: int = 5) -> int:
     """How many forward passes :func:`measure` times.
 
     Raises:
         Refused: as :func:`measure`.
     """
     heads, dims, units = _axes(model)
-    return repeats * len(_points(anatomy.blocks(model)[0].dims, heads, dims, units))
+    of = anatomy.blocks(model)[0].dims
+    return repeats * len({*_points(of, heads, dims, units), *_even(of, dims)} - {of})
 
 
 def measure(
     model: nn.Module,
     batch: int,
     *,
-    repeats: int = 3,
+    repeats: int = 5,
     timer: Timer | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Table:
-    """Time ``model`` and smaller ones like it on its device, in turns, and take medians of what stands beside the dense one.
+    """Time ``model`` and smaller ones like it on its device, each beside the dense one, and take medians of the ratios.
+
+    A machine's pace drifts by more than some cuts save; two timings one after the other drift together.
 
     Args:
         batch: images in a forward pass.
-        repeats: rounds; in each, every width is timed once beside the dense model.
+        repeats: rounds; in each, every width is timed once.
         timer: milliseconds of a model; None: one pass over ``batch`` random images, by the clock.
         progress: told how many timings are done, out of :func:`timings`.
 
@@ -123,24 +148,24 @@ def measure(
     """
     heads, dims, units = _axes(model)
     of = anatomy.blocks(model)[0].dims
-    # A pass after another model's pays for memory that was given back: not the first counts, but the median of the next.
-    take = timer or (lambda one: cost.latency(one, batch, repeats=3, warmup=1))
-    few = _first(model, min(_DEEP, len(anatomy.blocks(model))))
+    take = timer or _clock(batch)
+    depth = len(anatomy.blocks(model))
+    few = _first(model, min(_DEEP, depth))
     smaller = {point: _like(few, point) for point in _points(of, heads, dims, units) if point != of}
-    beside: dict[Dims, list[float]] = {point: [] for point in smaller}
-    bases, whole, done = [], [], 0
+    even = {point: _like(model, point) for point in _even(of, dims)}
+    beside: dict[Dims, list[float]] = {point: [] for point in (*smaller, *even)}
+    bases, whole, done = [take(few)], [take(model)], 0
     for _ in range(repeats):
-        bases.append(take(few))
-        whole.append(bases[-1] if few is model else take(model))
-        done += 1
-        for point, one in smaller.items():
-            beside[point].append(take(one) / bases[-1])
-            done += 1
-            if progress is not None:
-                progress(done)
+        for models, dense, times in ((even, model, whole), (smaller, few, bases)):
+            for point, one in models.items():
+                times.append(take(dense))
+                beside[point].append(take(one) / times[-1])
+                done += 1
+                if progress is not None:
+                    progress(done)
     each = statistics.median(bases) / len(anatomy.blocks(few))
-    saved = {of: 0.0} | {point: each * (1 - statistics.median(ratios)) for point, ratios in beside.items()}
-    return Table(
+    saved = {of: 0.0} | {point: each * (1 - statistics.median(beside[point])) for point in smaller}
+    plain = Table(
         device=str(next(model.parameters()).device),
         batch=batch,
         dense=statistics.median(whole),
@@ -151,6 +176,100 @@ def measure(
         units=units,
         mlp=tuple(saved[of._replace(hidden=f)] for f in units),
     )
+    factors = [
+        plain.corrected([point] * depth, statistics.median(ratios)).together
+        for point, ratios in beside.items()
+        if point in even
+    ]
+    return replace(plain, together=statistics.median(factors)) if factors else plain
+
+
+def beside(dense: nn.Module, small: nn.Module, batch: int, *, turns: int = 7, timer: Timer | None = None) -> float:
+    """Time of ``small`` as a part of ``dense``'s: they take turns, and the median of the turns' ratios counts."""
+    take, ratios = timer or _clock(batch), []
+    for _ in range(turns):
+        whole = take(dense)
+        ratios.append(take(small) / whole)
+    return statistics.median(ratios)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A plan that was measured; latencies are parts of the dense model's."""
+
+    plan: Plan
+    table: Table
+    """As it was scaled to what was measured."""
+    asked: float
+    predicted: float
+    """What the table said of the plan before it was measured."""
+    measured: float | None
+    """None where the table is of another device."""
+
+    @property
+    def part(self) -> float:
+        """What is known of the plan's latency: measured, else predicted."""
+        return self.predicted if self.measured is None else self.measured
+
+    def told(self) -> dict[str, Any]:
+        """For a record."""
+        return {
+            "asked": self.asked, "predicted": self.predicted, "measured": self.measured, "dense_ms": self.table.dense,
+            "batch": self.table.batch, "device": self.table.device,
+        }  # fmt: skip
+
+    def text(self) -> str:
+        """A sentence."""
+        found = "not measured here" if self.measured is None else f"measured {self.measured:.3f}"
+        over = self.part > self.asked * (1 + CLOSE)
+        return (
+            f"Latency at batch {self.table.batch} on {self.table.device}, as a part of the dense {self.table.dense:.3g} ms: asked "
+            f"{self.asked:g}, predicted {self.predicted:.3f}, {found}.{' No plan that was measured came closer.' if over else ''}"
+        )
+
+
+def settle(
+    draw: Callable[[Table], Plan],
+    least: Plan,
+    table: Table,
+    keep: float,
+    take: Callable[[Plan], float],
+    *,
+    rounds: int = ROUNDS,
+) -> Settled:
+    """Draw a plan, measure it, correct the table by it and draw again, until ``keep`` is met to within :data:`CLOSE`.
+
+    Of all that were measured the slowest within the budget is taken, or the fastest where none is. Nothing is refused by
+    the table's word alone: the smallest plan is measured first.
+
+    Args:
+        draw: The plan by a table, as :func:`fit_plan` draws it.
+        least: The smallest that can be drawn.
+        keep: The part of the dense model's time that may stay.
+        take: Time of a plan, measured, as a part of the dense model's.
+        rounds: Plans that are measured at most.
+
+    Raises:
+        Refused: as ``draw``, where the smallest plan was measured and is beyond the budget.
+    """
+    tried: dict[tuple[Dims, ...], Settled] = {}
+    most = keep * (1 + CLOSE)
+    for _ in range(rounds):
+        try:
+            plan = draw(table)
+        except Refused:
+            plan = least
+            if least.dims in tried and tried[least.dims].part > most:
+                raise
+        if plan.dims in tried:
+            break
+        part = take(plan)
+        predicted = table.predict(plan.dims) / table.dense
+        table = table.corrected(plan.dims, part)
+        tried[plan.dims] = Settled(plan, table, keep, predicted, part)
+        if abs(part - keep) <= CLOSE * keep:
+            break
+    return max(tried.values(), key=lambda one: one.part if one.part <= most else -one.part)
 
 
 def fast_multiple(
@@ -220,18 +339,18 @@ def fit_plan(
     blocks = [budget.BlockWidths(index, outline, scores, round, inputs=False) for index in range(len(outline.dims))]
     items = [item for block in blocks for item in _items(block, outline, table, limits)]
     limit = share["latency"] * table.dense
-    floor = table.dense - sum(max(option.saves for option in item.options) for item in items)
+    most = sum(max(option.saves for option in item.options) for item in items)
+    floor = table.dense - table.together * most
     if floor > limit:
         reach = -(-10000 * floor // table.dense) / 10000
         raise Refused(
             f"prune.keep.latency: {share['latency']} is out of reach. The smallest blocks would take {reach:.4f} of the dense "
             f"{table.dense:.3g} ms at batch {table.batch}. Take {reach:.4f} to 1."
         )
-    spare = table.dense - floor
-    budgeted = limit - floor
+    room = max(0.0, most - (table.dense - limit) / table.together)  # of what can be saved, what need not be
 
     def solve(price: float) -> list[_Option]:
-        return _program(items, budgeted, spare / STEPS, price)
+        return _program(items, room, most / STEPS, price)
 
     def holds(chosen: list[_Option]) -> bool:
         now = outline.cost(_dims(chosen, blocks))
@@ -250,9 +369,7 @@ def fit_plan(
                 high, chosen = middle, found
             else:
                 low = middle
-    for block, dims in zip(blocks, _dims(chosen, blocks), strict=True):
-        block.dims = dims
-    return Plan(tuple(block.plan() for block in blocks))
+    return _planned(chosen, blocks)
 
 
 @dataclass(frozen=True)
@@ -306,6 +423,19 @@ def _items(block: Any, outline: cost.Outline, table: Table, limits: Mapping[str,
     )
 
 
+def least_plan(outline: cost.Outline, scores: Mapping[str, np.ndarray], table: Table, *, round: int = 8) -> Plan:
+    """The plan that the table takes for the fastest; the arguments are those of :func:`fit_plan`."""
+    blocks = [budget.BlockWidths(index, outline, scores, round, inputs=False) for index in range(len(outline.dims))]
+    items = [item for block in blocks for item in _items(block, outline, table, {})]
+    return _planned([max(item.options, key=lambda option: option.saves) for item in items], blocks)
+
+
+def _planned(chosen: Sequence[_Option], blocks: Sequence[Any]) -> Plan:
+    for block, dims in zip(blocks, _dims(chosen, blocks), strict=True):
+        block.dims = dims
+    return Plan(tuple(block.plan() for block in blocks))
+
+
 def _program(items: Sequence[_Item], time: float, step: float, price: float) -> list[_Option]:
     """One option an item, of least loss (and price), within ``time`` above the fastest options.
 
@@ -352,9 +482,27 @@ def _multiples(width: int, round: int) -> list[int]:
     return sorted({*range(min(round, width), width, round), width})
 
 
-def _grid(width: int, least: int) -> tuple[int, ...]:
-    """At most five widths to time, from the least to all."""
-    return tuple(sorted({max(least, round(width * part)) for part in (0.0, 0.25, 0.5, 0.75, 1.0)}))
+def _grid(width: int, least: int, parts: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0)) -> tuple[int, ...]:
+    """Widths to time, from the least to all."""
+    return tuple(sorted({max(least, round(width * part)) for part in parts}))
+
+
+def _clock(batch: int) -> Timer:
+    """A pass after another model's pays for memory that was given back: not the first counts, but those that follow."""
+    return lambda model: cost.latency(model, batch, repeats=2, warmup=1)
+
+
+def _even(of: Dims, dims: Sequence[int]) -> list[Dims]:
+    """Widths of the whole models to time: all heads with fewer dimensions, where those can go, else fewer heads; fewer units."""
+    found = []
+    for part in _EVEN:
+        point = of._replace(hidden=max(1, round(part * of.hidden)))
+        if len(dims) > 1:
+            dim = max(min(dims), round(part * of.v_dim))
+            found.append(point._replace(qk_dim=dim, v_dim=dim))
+        else:
+            found.append(point._replace(heads=max(1, round(part * of.heads))))
+    return [point for point in dict.fromkeys(found) if point != of]
 
 
 def _axes(model: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
@@ -368,7 +516,7 @@ def _axes(model: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int
             "Give a budget of macs, or cut the dense model."
         )
     dims = (of.v_dim,) if any(block.whole_qk for block in found) else _grid(of.v_dim, min(8, of.v_dim))
-    return _grid(of.heads, 1), dims, _grid(of.hidden, min(8, of.hidden))
+    return _grid(of.heads, 1, (0.0, 0.5, 1.0)), dims, _grid(of.hidden, min(8, of.hidden))
 
 
 def _points(of: Dims, heads: Sequence[int], dims: Sequence[int], units: Sequence[int]) -> list[Dims]:

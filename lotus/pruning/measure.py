@@ -7,6 +7,7 @@ parameters' own gradients are neither read nor written.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,11 @@ from selection import methods
 from selection.errors import Refused
 
 _AT_ONCE = 1 << 24  # numbers: 64 MiB
+_TOKENS = 1024
+"""Tokens of images that go through together on a CPU, where more are no faster: what a backward needs of them is held meanwhile."""
+MANY = 64
+"""Tokens of an image beyond which moments take some of them: neighbours say nearly the same, and the products of an MLP's units
+cost more than the model."""
 
 
 @dataclass
@@ -94,6 +100,7 @@ def measure(
     squares: bool = False,
     inputs: bool = False,
     attention: bool = False,
+    every: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> Measured:
     """Go through ``batches`` once, in eval mode, on the model's device.
@@ -107,7 +114,8 @@ def measure(
         squares: Record the mean square over images of the loss' derivative by every weight that can be cut.
         inputs: Gradients and moments also of what qkv and fc1 read.
         attention: Record how much each head's queries attend to what they attend to most.
-        progress: Told the images done so far after each batch.
+        every: Look at one in so many images of each batch.
+        progress: Told the images gone through so far.
 
     Raises:
         Refused: no batch came, labels are missing, or the loss is not finite.
@@ -122,10 +130,12 @@ def measure(
     gates: dict[str, Tensor] = {}
 
     def look(site: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
+        turn = itertools.count()
+
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
             (x,) = args
             if site in result.moments:
-                result.moments[site].add(x)
+                result.moments[site].add(some_tokens(x, next(turn)))
             if not gradients:
                 return None
             gates[site] = torch.ones(x.shape[0], 1, x.shape[2], dtype=x.dtype, device=x.device, requires_grad=True)
@@ -167,6 +177,7 @@ def measure(
     graph = gradients or squares
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
+        stack.enter_context(frozen(model))
         if squares:  # before the gates, whose inputs these outputs are
             for block in found:
                 for name, linear in block.linears.items():
@@ -184,7 +195,9 @@ def measure(
             for block in (block for block in found if block.has_attn):
                 count = block.dims.heads * block.dims.qk_dim
                 stack.callback(block.qkv.register_forward_hook(gate_queries(f"{block.name}.qk", count)).remove)
-        for images, labels in pairs(batches, graph):
+        for images, labels, through in _few(
+            pairs(batches, graph), model, every, apart=graph and parameter.device.type == "cpu"
+        ):
             images = images.to(parameter.device, parameter.dtype)
             with torch.set_grad_enabled(graph):
                 scores = model(images)
@@ -211,7 +224,7 @@ def measure(
                     tracked.clear()
             result.images += len(images)
             if progress is not None:
-                progress(result.images)
+                progress(through)
     if result.images == 0:
         raise Refused("prune: no calibration batch came. Give some images, e.g. 2,048.")
     for total in (*result.squares.values(), *result.attention.values()):
@@ -408,6 +421,41 @@ def evaluating(model: Any) -> Iterator[None]:
             module.training = mode
         for module in checkpointing:
             module.grad_checkpointing = True
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient, so that a graph keeps nothing for theirs."""
+    asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in asked:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asked:
+            parameter.requires_grad_(True)
+
+
+def some_tokens(x: Tensor, turn: int) -> Tensor:
+    """(B, N, U) with some of the tokens, others each ``turn``: at least :data:`MANY`, and all of no more than twice as many."""
+    stride = x.shape[1] // MANY if x.ndim == 3 else 1
+    return x[:, turn % stride :: stride] if stride > 1 else x
+
+
+def _few(
+    batches: Iterator[tuple[Tensor, Tensor | None]], model: Any, every: int, *, apart: bool
+) -> Iterator[tuple[Tensor, Tensor | None, int]]:
+    """One in ``every`` images of each batch, in small parts where they are to go through ``apart``; and how many of all are
+    done after them."""
+    tokens, done = getattr(model.patch_embed, "num_patches", None) or 1, 0
+    for images, labels in batches:
+        whole = len(images)
+        images, labels = images[::every], None if labels is None else labels[::every]
+        some = max(1, _TOKENS // tokens) if apart else len(images)
+        for start in range(0, len(images), some):
+            part = slice(start, start + some)
+            yield images[part], None if labels is None else labels[part], done + min(whole, every * (start + some))
+        done += whole
 
 
 def pairs(batches: Iterable[Any], labelled: bool) -> Iterator[tuple[Tensor, Tensor | None]]:

@@ -102,7 +102,11 @@ def statistics(
         for block in (block for block in anatomy.blocks(model) if block.has_attn):
             outputs[block.name] = Moments()
             stack.callback(block.proj.register_forward_pre_hook(_look_at(outputs[block.name])).remove)
-        found = measure.measure(model, batches, gradients=False, moments="none", logits=True, progress=progress)
+        # A head has few dimensions and an image many tokens: of large images some are enough.
+        every = max(1, (getattr(model.patch_embed, "num_patches", None) or 1) // measure.MANY)
+        found = measure.measure(
+            model, batches, gradients=False, moments="none", logits=True, every=every, progress=progress
+        )
     return {name: Statistics(found.logits[name], moments) for name, moments in outputs.items()}
 
 

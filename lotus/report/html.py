@@ -75,6 +75,7 @@ def render(folder: Path) -> str:
         costs=results.get("ledger") or {},
         kept=results.get("kept") or {},
         patches_told=ledger.patches_told((results.get("kept") or {}).get("tokens") or {}),
+        latency_told=ledger.latency_told(timed) if (timed := (results.get("kept") or {}).get("latency")) else "",
         pictures=pictures,
         attention=_attention(results.get("attention") or {}),
         compared=_compared((results.get("after_prune") or {}).get("search") or {}),

@@ -176,6 +176,12 @@ def patches_told(tokens: Mapping[str, Any]) -> str:
     return f" a block while training, by {tokens['mode']} at keep {tokens['keep']:g}{shared}; evaluated {tokens['evaluated']}"
 
 
+def latency_told(latency: Mapping[str, Any]) -> str:
+    """What was asked of the clock, predicted and measured, side by side, as parts of the dense model's time."""
+    parts = [f"{name} {latency[name]:.3f}" for name in ("asked", "predicted", "measured") if latency[name] is not None]
+    return f"{' | '.join(parts)} of the dense model's time, at a batch of {latency['batch']} on {latency['device']}"
+
+
 def _ratio(what: str, dense: float | None, lotus: float | None, show: Any) -> list[Line]:
     """The line, if both sides were measured: lower is better."""
     if not dense or lotus is None:

@@ -324,6 +324,12 @@ def kept_lines(kept: Mapping[str, Any]) -> list[str]:
             ]
             told += f": {listed(f'{count(now)} of {count(was)} {what}' for now, was, what in widths)}"
         lines.append(told)
+    if width := kept.get("width"):
+        lines.append(
+            f"width       {count(width['kept'])} of the stream's {count(width['of'])} channels ({percent(width['kept'] / width['of'])})"
+        )
+    if latency := kept.get("latency"):
+        lines.append(f"latency     {ledger.latency_told(latency)}")
     if weights:
         told = f"weights     {count(weights['kept'])} of {count(weights['of'])} ({percent(weights['kept'] / weights['of'])})"
         told += ", the others are zeros: no MACs are saved"

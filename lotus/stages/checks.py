@@ -185,7 +185,10 @@ def look_ahead(config: Config) -> None:
         elif wants.search.compare:
             anatomy.plain(model, "prune.search.compare")
         if wants.search is not None and wants.search.drop is None:
-            budget.check_reach(whole, keep, round=multiple, split=wants.split, branches=False)
+            least, (part,) = whole, narrow.check_width(wants.width)
+            if part < 1:
+                least = outline(narrow.skeleton(model, narrow.channels(model, part, multiple)))
+            budget.check_reach(least, keep, round=multiple, split=wants.split, branches=False, whole=whole.cost())
     else:
         _check_zeros(config, model)
     for name, recipe in (("score", config.score), ("train", config.train), ("finetune", config.finetune)):

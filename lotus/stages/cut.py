@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lotus.events import Event, Said, Wrote, watched
+from lotus.run import write_text
 from lotus.stages.shop import Shop
 
 if TYPE_CHECKING:
@@ -62,7 +63,12 @@ def draw(shop: Shop, model: nn.Module, gates: Any, calibration: np.ndarray, mult
                 progress=progress,
             ),
         )
-    return Cut(drawn.model, drawn.before, drawn.after, drawn.forwards, drawn.notes), {}
+    told = {}
+    if drawn.latency is not None:
+        write_text(shop.run.folder / "latency.json", drawn.latency.table.to_json())
+        yield Wrote("prune", str(shop.run.folder / "latency.json"))
+        told = {"latency": drawn.latency.told()}
+    return Cut(drawn.model, drawn.before, drawn.after, drawn.forwards, drawn.notes), told
 
 
 def _passes(wants: Prune) -> int:
@@ -77,16 +83,22 @@ def draw_sizes(shop: Shop, model: nn.Module, gates: Any, calibration: np.ndarray
     """By scores: measured once, cut to the budget and to all further sizes."""
     import lotus.pruning
     from lotus.training import loop
+    from lotus.vit.cost import count
 
     run, wants = shop.run, shop.config.prune
     keep = wants.keep.model_dump(exclude_none=True)
-    whole = all(part == 1 for part in (*keep.values(), *wants.sizes))  # then nothing is to be turned or folded
-    studied = yield from study(shop, model, gates, calibration, whole=whole)
+    dense = count(model)
+    parts = (*keep.values(), *wants.sizes, wants.width or 1)
+    model, spent, notes = yield from narrow_stream(shop, model, calibration, multiple)
+    studied = yield from study(shop, model, gates, calibration, whole=all(part == 1 for part in parts))
     shared: dict[str, Any] = {"round": multiple, "split": wants.split, "branches": wants.branches}
-    drawn = studied.draw(keep, **shared)
+    drawn = studied.draw(keep, whole=dense, **shared)
+    now = count(model)
     told: dict[str, Any] = {}
     budgets = sorted(wants.sizes, reverse=True)
-    for part, small in zip(budgets, studied.nested([{"macs": part} for part in budgets], **shared), strict=True):
+    # Of a narrower stream's MACs more may stay; sizes beyond it are as large as it.
+    keeps = [{"macs": min(1.0, part * dense.macs / now.macs)} for part in budgets]
+    for part, small in zip(budgets, studied.nested(keeps, **shared), strict=True):
         with shop.images(run.val_beton, None, shop.config.train, small.model) as loader:
             measured = loop.evaluate(small.model, loader, shop.world)
         folder = run.folder / f"pruned-{part:g}"
@@ -94,7 +106,29 @@ def draw_sizes(shop: Shop, model: nn.Module, gates: Any, calibration: np.ndarray
         yield Wrote("prune", str(folder))
         yield Said("prune", f"{part:g} of the MACs: top-1 {measured['top1']:.2f} % right after the cut")
         told[f"{part:g}"] = {"keep": part, "top1": measured["top1"], "loss": measured["loss"], **small.after}
-    return Cut(drawn.model, drawn.before, drawn.after, drawn.forwards, drawn.notes), {"sizes": told}
+    return Cut(drawn.model, drawn.before, drawn.after, spent + drawn.forwards, (*notes, *drawn.notes)), {"sizes": told}
+
+
+def narrow_stream(
+    shop: Shop, model: nn.Module, calibration: np.ndarray, multiple: int
+) -> Generator[Event, None, tuple[nn.Module, int, list[str]]]:
+    """The model with ``prune.width`` of its stream's channels, the images gone through for it, and what is to be said."""
+    from lotus.pruning import narrow
+    from lotus.vit import anatomy
+
+    (part,) = narrow.check_width(shop.config.prune.width)
+    wide = anatomy.blocks(model)[0].width
+    channels = narrow.channels(model, part, multiple)
+    if channels == wide:
+        return model, 0, []
+    with shop.images(shop.run.train_beton, calibration, shop.config.train, model) as loader:
+        found = yield from watched(
+            "prune",
+            len(calibration),
+            lambda progress: narrow.statistics(model, loader.epoch(0), progress=progress),
+        )
+    small = narrow.narrow(model, found, channels, compensate=shop.config.prune.compensate)
+    return small, found.images, [f"Of the stream's {wide} channels {channels} stay, turned."]
 
 
 def study(

@@ -26,9 +26,10 @@ def export(shop: Shop) -> Making:
         yield Said("export", note)
     for line in lines(sent["timm"], run.export):
         yield Said("export", line)
-    latency = {}
+    latency, widths = {}, []
     for number, (name, folder) in enumerate((("dense", run.trained), ("final", run.final))):
         timed = lotus.pruning.load(folder).to(device)
+        widths.append(cost.outline(timed).width)
         latency[name] = {
             "batch_1": cost.latency(timed, 1, device=device),
             "batch_N": cost.latency(timed, wants.latency_batch, device=device),
@@ -40,7 +41,7 @@ def export(shop: Shop) -> Making:
     tokens = cost.outline(model).tokens
     write_json(run.export / "export.json", {**sent, "latency_ms": latency})
     yield Wrote("export", str(run.export))
-    return Outcome(values={"latency_ms": latency, "tokens": tokens})
+    return Outcome(values={"latency_ms": latency, "tokens": tokens, "width": {"kept": widths[1], "of": widths[0]}})
 
 
 def report(shop: Shop) -> Making:
@@ -121,6 +122,11 @@ def results(run: Run) -> dict[str, Any]:
             ],
         },
     }
+    width, timed = records["export"].values.get("width"), records["prune"].values.get("latency")
+    if width is not None and width["kept"] < width["of"]:
+        found["kept"]["width"] = width
+    if timed is not None:
+        found["kept"]["latency"] = timed
     measured = final.values.get("patches") or {"evaluated": "dense"}
     found["evaluated"] = {
         "patches": measured["evaluated"],

@@ -54,7 +54,7 @@ def score(shop: Shop) -> Making:
     manifest, labels = shop.manifest(), beton.labels(run.train_beton)
     known: dict[str, np.ndarray] = {"labels": labels}
     if run.probed:  # refuse now what would be refused after the probe
-        lottery.affordable(labels, config.select.keep, config.select.balance)
+        lottery.affordable(labels, config.select.keep, config.select.balance or config.select.floor is not None)
     if (wants := config.score.subsets) is not None:
         rng = np.random.default_rng([config.seed, PARTS])
         known["run_in"] = random_parts(manifest.n, wants.runs, wants.part, rng)
@@ -83,6 +83,7 @@ def select(shop: Shop) -> Making:
             pick=wants.pick,
             keep=wants.keep,
             balance=wants.balance,
+            floor=wants.floor,
             seed=shop.config.seed,
             start=Subset.load(wants.start) if wants.start else None,
             max_memory=wants.max_memory,

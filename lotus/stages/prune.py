@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 
 from lotus.events import Evaluated, Pruned, Said, Wrote, watched
-from lotus.run import write_text
 from lotus.stages.cut import draw, draw_sizes
 from lotus.stages.patches import as_evaluated, told_of_patches
 from lotus.stages.search import convolve_attention, search_widths
 from lotus.stages.shop import CALIBRATION, Making, Outcome, Shop
 from lotus.stages.zeros import zero_weights
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier pruning left beside its model: with other settings it may not be written again."""
+    for name in ("latency.json", "search.json", "pareto.json"):
+        (folder / name).unlink(missing_ok=True)
+    for size in folder.glob("pruned-*"):
+        if (size / "spec.json").is_file():  # a folder of the user's own has none
+            shutil.rmtree(size)
 
 
 def prune(shop: Shop) -> Making:
@@ -22,6 +33,7 @@ def prune(shop: Shop) -> Making:
     from selection.subset import Subset
 
     run, config, wants = shop.run, shop.config, shop.config.prune
+    clear(run.folder)
     if wants.method != "structured":
         return (yield from zero_weights(shop))
     model = lotus.pruning.load(run.trained).to(shop.world.device)
@@ -40,7 +52,6 @@ def prune(shop: Shop) -> Making:
             lambda progress: latency.measure(model, wants.latency_batch, progress=progress),
             unit="timings",
         )
-        write_text(run.folder / "latency.json", table.to_json())
     if wants.search is not None:
         cut, more = yield from search_widths(shop, model, gates, calibration, multiple)
     elif wants.convolve is not None:

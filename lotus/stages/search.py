@@ -11,9 +11,10 @@ import numpy as np
 from lotus.config import Recipe
 from lotus.events import Event, Said, Wrote, watched
 from lotus.run import write_json
-from lotus.stages.cut import Cut, Cutting, study
+from lotus.stages.cut import Cut, Cutting, narrow_stream, study
 from lotus.stages.fit import fit
 from lotus.stages.shop import HELD_OUT, TRAIN_FORWARDS, Shop
+from selection.errors import Refused
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +47,8 @@ def search_widths(shop: Shop, model: nn.Module, gates: Any, calibration: np.ndar
         forwards += judge.forwards
         log: list[dict[str, Any]] = []
         tried: list[search.Tried] = []
+        model, looked, notes = yield from narrow_stream(shop, model, calibration, multiple)
+        forwards += looked
         for number in range(asks.rounds):
             studied = yield from study(shop, model, gates if number == 0 else None, calibration)
             now, part = count(model), (number + 1) / asks.rounds
@@ -81,6 +84,11 @@ def search_widths(shop: Shop, model: nn.Module, gates: Any, calibration: np.ndar
                 f"round {number + 1} of {asks.rounds}: {len(found.tried)} tried; of attention {chosen.attention:.2f} and of the "
                 f"MLPs {chosen.mlp:.2f} of the MACs stay; {asks.metric} {chosen.worse:.4f}, held-out top-1 {chosen.top1:.2f} %",
             )
+            if found.notes and number == 0:  # no recovery yet: it is the narrower stream that is too far already
+                raise Refused(
+                    f"prune.search.drop: {shared['drop']:g} is passed before any cut ({found.chosen.worse:.4f}). Raise it, or keep "
+                    "more of the stream (prune.width)."
+                )
             for note in found.notes:
                 yield Said("prune", f"round {number + 1}: {note}", level="warning")
             if asks.recovery and number + 1 < asks.rounds:
@@ -119,7 +127,7 @@ def search_widths(shop: Shop, model: nn.Module, gates: Any, calibration: np.ndar
     yield Wrote("prune", str(run.folder / "search.json"))
     brief = {name: written[name] for name in ("dense", "chosen", "equal", "cp_vit") if name in written}
     before = {"params": whole.params, "macs": whole.macs}
-    cut = Cut(small, before, {"params": after.params, "macs": after.macs}, forwards, found.drawn.notes)
+    cut = Cut(small, before, {"params": after.params, "macs": after.macs}, forwards, (*notes, *found.drawn.notes))
     return cut, {
         "search": {**brief, "kind": asks.kind, "metric": asks.metric, "tried": len(log), "images": judge.images}
     }

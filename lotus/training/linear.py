@@ -7,7 +7,8 @@ Legend: N images, M that a head trains on, K heads, B batch, C classes, D width 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -112,8 +113,9 @@ def fit(
     stop: StopFlag | None = None,
     before: int = 0,
     total: int = 0,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Step]:
-    """Train ``heads``; yields a sign of life an epoch.
+    """Train ``heads``; yields a sign of life an epoch, and each second of a longer one.
 
     Args:
         features: (N, D) of all images, in half precision or not
@@ -126,11 +128,18 @@ def fit(
         Refused: the heads' weights are not finite in the end.
         Stopped: ``stop`` was raised.
     """
+
+    def sign(epoch: int, part: float, log_p: Tensor, own: Tensor, lr: float) -> Step:
+        loss = -log_p.gather(2, own[..., None]).mean()
+        values = {"epoch": epoch + part, "loss": float(loss), "lr": lr}
+        return Step("score", before + epoch + int(part), max(total, recipe.epochs), unit="epochs", values=values)
+
     optimizer = make_optimizer(heads, recipe)
     if features.numel() <= _WIDENED:
         features = features.float()
     images, steps, world = len(labels), plans[0].steps(), World(device=features.device)
     first_row = torch.arange(len(plans), device=features.device)[:, None] * images  # (K, 1)
+    told = clock()
     for epoch in range(recipe.epochs):
         orders = torch.from_numpy(np.stack([plan.order(epoch) for plan in plans])).to(features.device)  # (K, M)
         for number, rows in enumerate(orders.split(recipe.batch_size, dim=1)):  # (K, B)
@@ -145,11 +154,13 @@ def fit(
                 raise Stopped(
                     f"score: stopped ({stop.reason}). The features are kept; the same command goes on from them."
                 )
+            if clock() - told >= 1 and number + 1 < steps:
+                told = clock()
+                yield sign(epoch, (number + 1) / steps, log_p, own, lr)
         if recorder is not None:
             recorder.end(epoch, world)
-        loss = -log_p.gather(2, own[..., None]).mean()
-        values = {"epoch": float(epoch + 1), "loss": float(loss), "lr": lr}
-        yield Step("score", before + epoch + 1, max(total, recipe.epochs), unit="epochs", values=values)
+        told = clock()
+        yield sign(epoch, 1.0, log_p, own, lr)
     if not all(bool(p.isfinite().all()) for p in heads.parameters()):
         raise Refused(f"score: the heads' weights are not finite. Lower score.lr ({recipe.lr:g}), or set score.clip=1.")
 

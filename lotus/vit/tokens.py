@@ -225,6 +225,13 @@ def places(settings: Patches, depth: int) -> tuple[int, ...]:
 # ------------------------------------------------------------------------------------------------- on the model
 
 
+def _process(block: Any, x: Tensor) -> Tensor:
+    """The MLP's half of timm's own block."""
+    norm_after = type(block).__name__ == "ResPostBlock"
+    processed = block.mlp(x if norm_after else block.norm2(x))
+    return x + block.drop_path2(block.norm2(processed) if norm_after else block.ls2(processed))
+
+
 class Tokens:
     """Puts a model on fewer tokens, until :meth:`remove`; a context manager.
 
@@ -392,20 +399,28 @@ class Tokens:
     def _saw_qkv(self, module: nn.Module, inputs: tuple[Tensor], qkv: Tensor) -> None:
         self._qkv = qkv
 
+    @torch.compiler.disable(recursive=False)
     def _block(self, number: int, x: Tensor) -> Tensor:
-        """timm's own block, with tokens leaving between attention and MLP."""
+        """timm's own block, with tokens leaving between attention and MLP.
+
+        Of a compiled block the halves are compiled, and what is between them is not: how many tokens leave differs from block to
+        block and as the keep falls, and each number would be a graph more, until torch gives up compiling (after eight).
+        """
         block: Any = self._blocks[number].module
-        norm_after = type(block).__name__ == "ResPostBlock"
-        more = {}
+        mask = None
         if self._sizes is not None:  # proportional attention: softmax(QK^T / sqrt(Q) + log size), 2210.09461
-            log_size = nn.functional.pad(self._sizes.log(), (self._prefix, 0))  # (B, N)
-            more["attn_mask"] = log_size[:, None, None].to(x.dtype)
+            mask = nn.functional.pad(self._sizes.log(), (self._prefix, 0))[:, None, None].to(x.dtype)  # (B, 1, 1, N)
+        x = self._attend(block, x, mask, self._watches(number))
+        return _process(block, self._leave(number, x))
+
+    def _attend(self, block: Any, x: Tensor, mask: Tensor | None, watched: bool) -> Tensor:
+        norm_after = type(block).__name__ == "ResPostBlock"
         normed = x if norm_after else block.norm1(x)
-        attended = self._watched(block.attn, normed) if self._watches(number) else block.attn(normed, **more)
-        x = x + block.drop_path1(block.norm1(attended) if norm_after else block.ls1(attended))
-        x = self._leave(number, x)
-        processed = block.mlp(x if norm_after else block.norm2(x))
-        return x + block.drop_path2(block.norm2(processed) if norm_after else block.ls2(processed))
+        if watched:
+            attended = self._watched(block.attn, normed)
+        else:
+            attended = block.attn(normed) if mask is None else block.attn(normed, attn_mask=mask)
+        return x + block.drop_path1(block.norm1(attended) if norm_after else block.ls1(attended))
 
     def _watches(self, number: int) -> bool:
         """Whether this block's attention matrix is looked at: as long as patches leave here or later."""
@@ -417,6 +432,7 @@ class Tokens:
         self._received = score if self._received is None else self._received + score
         return x
 
+    @torch.compiler.disable
     def _leave(self, number: int, x: Tensor) -> Tensor:
         if self.settings.mode == "cumulative":
             before, after = self._now[number]

@@ -171,3 +171,12 @@ def test_the_verb(tmp_path, capsys):
     assert "hook does not belong" in capsys.readouterr().err
     assert cli.main(["verify", str(tmp_path / "nowhere"), "--json"]) == 2
     assert "no model folder" in json.loads(capsys.readouterr().out)["faults"][0]
+
+
+def test_a_folder_that_is_not_there_is_said_to_be_missing_once(tmp_path, capsys):
+    from lotus.cli import main
+
+    assert main(["verify", str(tmp_path / "nosuch")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"{tmp_path / 'nosuch'}: there is no such folder.")
+    assert said.count("nosuch") == 1

@@ -11,7 +11,7 @@ import pytest
 from run_folder import BLOCKS, log, results
 
 from lotus import config
-from lotus.report import figures, html
+from lotus.report import figures, html, ledger, terminal
 from lotus.report.figures import Point, Series
 from selection.errors import Refused
 
@@ -80,6 +80,22 @@ def test_nothing_is_fetched_and_nothing_runs(finished, tmp_path):
     assert "://" not in text
     assert "<script" not in text
     assert "default-src 'none'" in text
+
+
+def test_a_narrower_stream_and_a_budget_of_latency_are_told(finished, tmp_path):
+    found = results()
+    latency = {"asked": 0.5, "predicted": 0.4876, "measured": 0.5049, "dense_ms": 31.2, "batch": 64, "device": "cpu"}
+    found["kept"] |= {"width": {"kept": 48, "of": 64}, "latency": latency}
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "results.json").write_text(json.dumps(found))
+    text = html.write(tmp_path / "run").read_text()
+    lines = terminal.kept_lines(found["kept"])
+    assert "48 of 64 channels" in text
+    assert "width       48 of the stream's 64 channels (75 %)" in lines
+    told = "asked 0.500 | predicted 0.488 | measured 0.505 of the dense model's time, at a batch of 64 on cpu"
+    assert f"latency     {told}" in lines
+    assert told in text.replace("&#39;", "'")
+    assert ledger.latency_told({**latency, "measured": None}).startswith("asked 0.500 | predicted 0.488 of")
 
 
 def test_what_is_missing_is_left_out(tmp_path):

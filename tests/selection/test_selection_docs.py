@@ -1,12 +1,18 @@
 """What docs/selection.md says can be run, and names what there is."""
 
+import json
 import re
+import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from lotus.cli import main
 from selection import dynamic, methods, pickers, scores
 from selection.redraw import State, redraw
+from selection.signals import Signals
+from selection.subset import Subset
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "selection.md").read_text(encoding="utf-8")
 
@@ -22,6 +28,22 @@ def test_every_block_of_python_runs(tmp_path, monkeypatch, capsys):
     mine = type(dynamic)("mine")
     mine.by_loss = names["by_loss"]
     assert len(redraw(State([0] * 10), pick="by_loss", epoch=0, epochs=1, keep=0.3, shelves=[mine]).rows) == 3
+
+
+def test_a_score_and_a_picker_of_ones_own_from_the_command_line(tmp_path, monkeypatch, capsys):
+    """The example's file, and its command to the letter."""
+    (file,) = [block for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if "def surprise" in block]
+    (command,) = [line for line in TEXT.splitlines() if line.startswith("lotus select signals.npz --with mine.py")]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(file)
+    loss = np.random.default_rng(0).random((2, 5, 200))
+    Signals({"labels": np.arange(200) % 4, "loss": loss}, fingerprint="f").save("signals.npz")
+    assert main([*shlex.split(command)[1:], "--json", "--out", "t.npz"]) == 0
+    assert json.loads(capsys.readouterr().out)["kept"] == 60
+    ticket = Subset.load("t.npz")
+    assert ticket.origin["score"] == {"name": "surprise", "last": 3}
+    assert ticket.origin["pick"] == {"name": "spread", "first": 0.1}
+    np.testing.assert_allclose(ticket.scores, loss[:, -3:].mean(axis=(0, 1)), atol=1e-3)
 
 
 @pytest.mark.parametrize("shelf", [dynamic, pickers, scores], ids=lambda shelf: shelf.__name__)

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -352,3 +353,21 @@ def test_what_a_ticket_holds(plain):
     assert [row["kept"] for row in told["classes"]] == [1, 1, 1]
     assert exchange.describe(Subset([1], 3, fingerprint="d"))["scores"] is None
     json.dumps(told)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "match"),
+    [
+        ("x.npz", b"PK\x03\x04 and no more", r"a \.npz or PyTorch file, cut short"),
+        ("x.pt", b"\x80\x02}q\x00", "a pickle or PyTorch file, cut short"),
+        ("x.npy", b"\x93NUMPY\x01", r"a \.npy, cut short"),
+        ("x.txt", b"", "an empty file"),
+        ("x.bin", b"", "an empty file"),
+        ("x.txt", b"1 2 3\n4 5 6\n", "text, and .* several numbers each"),
+        ("x.dat", b"a  b  c\n", "text, and"),
+    ],
+)
+def test_odd_files_are_called_what_they_are(plain, name, content, match, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(Refused, match=rf"{re.escape(name)}: {match}.*Wanted is a list"):
+        exchange.read(tmp_path / name, plain)

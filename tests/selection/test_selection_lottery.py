@@ -178,19 +178,86 @@ def test_weights_of_a_picker_reach_their_images_with_mean_1(signals):
     np.testing.assert_allclose(lottery.subset.weights, kept / kept.mean(), rtol=1e-5)
 
 
+# -- floors of classes
+
+
+@pytest.mark.parametrize("pick", PICKERS)
+@pytest.mark.parametrize("floor", [0.3, 0.8, 1.0])
+def test_no_class_falls_below_its_floor(make_arrays, pick, floor):
+    """Of what balance would give it; the budget is the budget. Classes of 3 to 60 images, the smallest of them easy and alike."""
+    labels = np.repeat(np.arange(5), [3, 8, 15, 34, 60])
+    arrays = make_arrays(images=120, classes=5)
+    arrays = {
+        **{name: array for name, array in arrays.items() if name not in ("run_in", "run_p_label")},
+        "labels": labels,
+    }
+    arrays["error_norm"] = arrays["error_norm"] * (0.3 + 0.1 * labels)
+    ours = Signals(arrays, fingerprint="f")
+    for keep in (0.1, 0.45, 0.9):
+        ticket = select(ours, score="el2n", pick=pick, keep=keep, balance=False, floor=floor).subset
+        share = np.bincount(labels[select(ours, score="el2n", pick=pick, keep=keep).subset.rows], minlength=5)
+        kept = np.bincount(labels[ticket.rows], minlength=5)
+        assert kept.sum() == round(keep * 120)
+        assert (kept >= np.ceil(floor * share - 1e-9)).all()
+        if floor == 1:
+            assert kept.tolist() == share.tolist()
+        free = select(ours, score="el2n", pick=pick, keep=keep, balance=False).subset
+        if (np.bincount(labels[free.rows], minlength=5) >= np.ceil(floor * share - 1e-9)).all():
+            assert np.array_equal(ticket.rows, free.rows)  # a floor that nobody is below changes nothing
+
+
+def test_a_floor_gives_the_best_of_a_class_and_the_rest_to_the_best_of_all():
+    """Top 20 of 100: all of class 1, whose images score highest. Half of a fair share of 10 for class 0: its 5 best."""
+    loss = np.r_[np.arange(50.0), np.arange(100.0, 150)].reshape(1, 1, 100) / 100
+    ours = Signals({"labels": np.repeat([0, 1], 50), "loss": loss}, fingerprint="f")
+    ticket = select(ours, score="loss", pick="top_k", keep=0.2, balance=False, floor=0.5).subset
+    assert ticket.rows.tolist() == [*range(45, 50), *range(85, 100)]
+    assert ticket.origin["floor"] == 0.5
+
+
+def test_classes_that_sink_only_when_others_were_raised_are_raised_too():
+    """Top 30 of 100: 18 of class 2, then 12 of class 1, which pays first for what class 0 is to have."""
+    loss = np.r_[np.full(40, 0.1), np.full(30, 0.5), np.full(18, 0.9), np.full(12, 0.05)].reshape(1, 1, 100)
+    ours = Signals({"labels": np.repeat([0, 1, 2], [40, 30, 30]), "loss": loss}, fingerprint="f")
+    for floor, expected in ((0.5, [6, 6, 18]), (0.7, [9, 7, 14]), (1.0, [12, 9, 9])):
+        rows = select(ours, score="loss", pick="top_k", keep=0.3, balance=False, floor=floor).subset.rows
+        assert np.bincount(ours["labels"][rows]).tolist() == expected
+
+
+@pytest.mark.parametrize("floor", [0, -0.5, 1.5, True, "half", float("nan")])
+def test_a_floor_that_is_none(signals, floor):
+    with pytest.raises(Refused, match=r"^select\.floor: .* is no part in \(0, 1\]"):
+        select(signals, score="el2n", pick="ccs", keep=0.5, balance=False, floor=floor)
+
+
+def test_floors_are_for_classes_that_are_not_balanced(signals):
+    with pytest.raises(
+        Refused, match=r"^select\.floor: every class keeps its share already\. Set select\.balance=false"
+    ):
+        select(signals, score="el2n", pick="ccs", keep=0.5, floor=0.5)
+    with pytest.raises(Refused, match=r"fewer than the 5 classes"):
+        select(signals, score="el2n", pick="ccs", keep=0.03, balance=False, floor=0.5)
+
+
 # -- a ticket to start from
 
-GROWS = [p for p in PICKERS if "start" in methods.reads(getattr(pickers, p))]
 
-
-@pytest.mark.parametrize("pick", GROWS)
+@pytest.mark.parametrize("pick", PICKERS)
 @pytest.mark.parametrize("balance", [True, False])
 def test_a_ticket_is_added_to(signals, pick, balance):
+    """By every picker: all rows of the ticket stay, the budget and the quotas are exact."""
+    labels = signals["labels"]
+    for first_pick, first_keep in ((pick, 0.2), ("random", 0.5)):
+        first = select(signals, score="el2n", pick=first_pick, keep=first_keep, balance=balance).subset
+        more = select(signals, score="el2n", pick=pick, keep=0.5, balance=balance, start=first).subset
+        assert len(more) == 45
+        assert set(first.rows.tolist()) <= set(more.rows.tolist())
+        assert more.origin["start"] == first.origin
+        if balance:
+            fresh = select(signals, score="el2n", pick=pick, keep=0.5).subset
+            assert np.bincount(labels[more.rows]).tolist() == np.bincount(labels[fresh.rows]).tolist()
     first = select(signals, score="el2n", pick=pick, keep=0.2, balance=balance).subset
     more = select(signals, score="el2n", pick=pick, keep=0.5, balance=balance, start=first).subset
-    assert len(more) == 45
-    assert set(first.rows.tolist()) <= set(more.rows.tolist())
-    assert more.origin["start"] == first.origin
     if pick == "k_center":  # without chance, the longer way is the same way
         assert np.array_equal(
             more.rows, select(signals, score="el2n", pick=pick, keep=0.5, balance=balance).subset.rows
@@ -199,8 +266,14 @@ def test_a_ticket_is_added_to(signals, pick, balance):
 
 def test_a_ticket_that_cannot_be_added_to(signals):
     random_half = select(signals, score="el2n", pick="random", keep=0.5).subset
-    with pytest.raises(Refused, match=r"start: 'ccs' draws anew and adds to no ticket"):
-        select(signals, score="el2n", pick="ccs", keep=0.6, start=random_half)
+    for pick in ("top_k", "window"):
+        with pytest.raises(Refused, match=r"start: it has \d+ of \d+ images \(class 0.*Raise select\.keep\."):
+            select(signals, score="el2n", pick=pick, keep=0.3, start=random_half)
+    lopped = Subset(
+        np.flatnonzero(signals["labels"] == 0), 90, fingerprint="data-1"
+    )  # all of a class: too many for its quota
+    with pytest.raises(Refused, match=r"start: it has \d+ of \d+ images"):
+        select(signals, score="el2n", pick="window", keep=0.6, start=lopped)
     with pytest.raises(Refused, match=r"start: it has \d+ of \d+ images \(class 0.*Raise select\.keep\."):
         select(signals, score="el2n", pick="k_center", keep=0.3, start=random_half)
     with pytest.raises(Refused, match=r"start: it is for 90 images of data data-2"):
@@ -211,6 +284,18 @@ def test_a_ticket_that_cannot_be_added_to(signals):
 
     with pytest.raises(Refused, match=r"was to keep the \d+ rows that it started from"):
         select(signals, score="el2n", pick="forgets", keep=0.6, start=random_half, shelves=[shelf(forgets=forgets)])
+
+
+def test_who_adds_to_no_ticket_draws_from_what_is_not_in(signals):
+    """The highest of the others; and a ticket's rows stand for themselves, which grad_match's own weights know nothing of."""
+    loss = scores.loss(signals["loss"])
+    first = Subset(np.argsort(loss)[:10], 90, fingerprint="data-1")  # the lowest ten
+    more = select(signals, score="loss", pick="top_k", keep=0.5, balance=False, start=first).subset
+    assert set(more.rows.tolist()) == set(np.argsort(loss)[:10].tolist()) | set(np.argsort(loss)[-35:].tolist())
+    matched = select(signals, score="loss", pick="grad_match", keep=0.5, balance=False, start=first).subset
+    at = np.isin(matched.rows, first.rows)
+    assert len(np.unique(matched.weights[at])) == 1
+    assert len(np.unique(matched.weights[~at])) > 5
 
 
 # -- quotas
@@ -440,3 +525,17 @@ def test_importing_selection_brings_neither_torch_nor_lotus_nor_sklearn():
     code = "import sys, selection; print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'lotus', 'sklearn', 'scipy', 'pandas'}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_picker_that_reads_no_scores_needs_none():
+    """Of one epoch dual says nothing, which is no reason to refuse what goes by embeddings alone."""
+    rng = np.random.default_rng(0)
+    signals = Signals(
+        {"labels": np.arange(40) % 2, "p_label": rng.random((1, 1, 40)), "embeddings": rng.normal(size=(40, 5))},
+        fingerprint="made up",
+    )
+    drawn = select(signals, score="dual", pick="facility_location", keep=0.25)
+    assert len(drawn.subset) == 10
+    assert drawn.scores is None
+    with pytest.raises(Refused, match="dual"):
+        select(signals, score="dual", pick="top_k", keep=0.5)

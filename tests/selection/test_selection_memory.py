@@ -16,7 +16,18 @@ SHELF = methods.names(pickers)
 
 
 @pytest.mark.parametrize(
-    ("said", "gigabytes"), [("4GB", 4), ("4", 4), (4, 4), (0.5, 0.5), ("500 MB", 0.5), ("1GiB", 1.073741824), ("2g", 2)]
+    ("said", "gigabytes"),
+    [
+        ("4GB", 4),
+        ("4", 4),
+        (4, 4),
+        (0.5, 0.5),
+        ("500 MB", 0.5),
+        ("1GiB", 1.073741824),
+        ("2g", 2),
+        ("64KB", 6.4e-5),
+        ("1kib", 1.024e-6),
+    ],
 )
 def test_amounts(said, gigabytes):
     assert memory.gigabytes(said) == pytest.approx(gigabytes)
@@ -75,21 +86,29 @@ def test_it_goes_sparse_rather_than_beyond(signals, pick, monkeypatch):
         assert (built, len(drawn.subset)) == (matrices, 150)
 
 
+@pytest.mark.parametrize("limit", [0.0005, 0.01, 0.05, 0.0597])
+@pytest.mark.parametrize("balance", [True, False])
 @pytest.mark.parametrize(
-    "pick", ["herding", {"name": "grad_match"}, {"name": "facility_location", "maximiser": "lazy"}]
-)
-def test_the_figure_that_is_named_is_enough(signals, pick):
-    with pytest.raises(Refused, match=r"max_memory is 0\.0005 GB") as refusal:
-        select(signals, score="el2n", pick=pick, keep=0.3, balance=False, max_memory=0.0005)
-    limit = float(re.search(r"set max_memory=([0-9.e-]+)\.$", str(refusal.value))[1])
-    for _ in range(3):  # the copies first, then the matrices
-        try:
-            select(signals, score="el2n", pick=pick, keep=0.3, balance=False, max_memory=limit)
-            break
-        except Refused as again:
-            limit = float(re.search(r"set max_memory=([0-9.e-]+)\.$", str(again))[1])
+    "pick",
+    [
+        "herding", "craig", "grad_match", {"name": "grad_match", "by": "batch"}, "facility_location", "top_k",
+        *({"name": "facility_location", "maximiser": way} for way in ("lazy", "sparse", "stochastic")),
+    ],
+)  # fmt: skip
+def test_the_figure_that_is_named_is_enough(signals, pick, balance, limit):
+    """At once: copies and matrices together, of the class that needs most."""
+    uneven = Signals(
+        {name: np.asarray(signals[name]) for name in signals} | {"labels": np.minimum(np.arange(1500) // 100, 4)},
+        fingerprint="x",
+    )
+    try:
+        select(uneven, score="el2n", pick=pick, keep=0.3, balance=balance, max_memory=limit)
+    except Refused as refusal:
+        named = float(re.search(r"set max_memory=([0-9.e-]+)\.$", str(refusal))[1])
+        assert named > limit
+        assert len(select(uneven, score="el2n", pick=pick, keep=0.3, balance=balance, max_memory=named).subset) == 450
     else:
-        pytest.fail("no figure was enough")
+        assert limit > 0.0005 or pick == "top_k"
 
 
 def test_a_limit_of_the_method_itself_is_more_particular(signals):

@@ -302,3 +302,61 @@ def test_a_rehearsal_tells_what_a_training_will_see():
     assert rehearse(pick={"name": "infobatch", "saving": 0.25}, keep=None, epochs=8) == pytest.approx(0.75)
     assert rehearse(pick="selective_backprop", keep=0.5, epochs=10) == pytest.approx(0.8)  # four epochs of ten at half
     assert 0.6 < rehearse(pick="infobatch", keep=None, epochs=10) < 0.9
+
+
+# -- a saving that is asked for
+
+
+@pytest.mark.parametrize("name", methods.names(dynamic))
+@pytest.mark.parametrize("saving", [0.0, 0.1, 0.3])
+def test_a_saving_that_is_asked_for_is_had(name, saving):
+    """By every lottery, over a whole training, with losses that fall at their own speeds: to the image, or half of one an epoch."""
+    n, epochs, rng = 403, 12, np.random.default_rng(2)
+    state, speed = State(np.arange(n) % 7), rng.exponential(size=n)
+    pick = {"name": name, "saving": saving}
+    keep = choose(pick=pick, keep=None, epochs=epochs)
+    for epoch in range(epochs):
+        drawn = redraw(state, pick=pick, epoch=epoch, epochs=epochs, keep=keep, seed=3)
+        for rows in np.array_split(rng.permutation(drawn.rows), 6):
+            state.add(rows, np.exp(-speed[rows] * epoch / 4) + 0.1 * rng.random(len(rows)))
+        state.end(epoch)
+    solved = "saving" in methods.settings(getattr(dynamic, name))
+    assert solved == (name in ("infobatch", "seta", "repb", "selective_backprop"))
+    assert abs(n * epochs - state.passes - saving * n * epochs) <= (0.5 if solved else 0.5 * epochs)
+
+
+def test_a_saving_of_seta_still_slides_from_easy_to_hard():
+    """Where there is more to save than the windows leave out, none outside of one comes back."""
+    state = State(np.zeros(100, int))
+    state.add(np.arange(100), np.repeat([0.0, 1.0, 2.0, 3.0, 4.0], 20))
+    state.end(0)
+    for epoch, outside in ((2, range(80, 100)), (3, range(20))):
+        rows = redraw(state, pick={"name": "seta", "saving": 0.4}, epoch=epoch, epochs=20).rows
+        assert not set(rows.tolist()) & set(outside)
+        assert 40 < len(rows) < 80
+
+
+def test_a_saving_of_repb_is_of_those_below_their_batch_alone():
+    state = State(np.zeros(100, int))
+    state.add(np.arange(100), np.repeat([0.0, 1.0], [70, 30]))
+    state.end(0)
+    drawn = redraw(state, pick={"name": "repb", "saving": 0.3}, epoch=1, epochs=10)
+    assert len(drawn.rows) == 66  # 300 passes in nine epochs
+    assert set(range(70, 100)) <= set(drawn.rows.tolist())
+    assert len(redraw(state, pick={"name": "repb", "saving": 0.9}, epoch=1, epochs=10).rows) == 30
+
+
+def test_a_saving_that_cannot_be_had_is_refused():
+    def mine(loss):
+        return np.arange(len(loss))
+
+    for pick, keep, says in (
+        ({"name": "mine", "saving": 0.3}, None, r"train\.redraw\.saving: 'mine' finds the number of images itself"),
+        ({"name": "rs2", "saving": 1.0}, None, r"saving: 1\.0 is no part"),
+        ({"name": "rs2", "saving": 0.3}, 0.5, "keep and saving say the same thing twice"),
+        ({"name": "seta", "saving": 0.3}, 0.5, "keep and saving"),
+        ({"name": "seta", "saving": 1.0}, None, "saving=1.0"),
+        ({"name": "selective_backprop", "saving": 0.5}, None, r"only the epochs 5 to 8 .* can save 0\.3996 of all"),
+    ):
+        with pytest.raises(Refused, match=says):
+            choose(pick=pick, keep=keep, epochs=10, shelves=[shelf(mine)], place="train.redraw")

@@ -94,7 +94,9 @@ def test_heads_at_once_are_heads_one_by_one(changed: dict[str, Any]) -> None:
     wants = recipe(**changed)
     heads = linear.Heads(D, C, SEEDS)
     plans = [SamplePlan(np.arange(N), seed=seed, batch_size=16) for seed in SEEDS]
-    assert len(list(linear.fit(heads, features, labels, plans, wants))) == 3, "a sign of life an epoch"
+    assert len(list(linear.fit(heads, features, labels, plans, wants, clock=lambda: 0.0))) == 3, (
+        "a sign of life an epoch"
+    )
     whole = last(linear.watched(features, labels, C, wants, seeds=SEEDS, gradients=True))
     assert not torch.allclose(heads.weight[0], heads.weight[1], atol=1e-2), "heads that differ"
     for number, seed in enumerate(SEEDS):
@@ -194,3 +196,18 @@ def test_what_many_heads_give_their_labels(correct: bool) -> None:
     p = torch.tensor([[[0.2, 0.8], [0.6, 0.4]], [[0.9, 0.1], [0.3, 0.7]]])
     expected = [[1.0, 1.0], [0.0, 0.0]] if correct else [[0.8, 0.6], [0.1, 0.3]]
     torch.testing.assert_close(says(p, torch.tensor([1, 0]), correct=correct), torch.tensor(expected))
+
+
+def test_an_epoch_longer_than_a_second_shows_where_it_is():
+    """By a clock of which each look takes 0.6 s: every second step of an epoch but its last, and the end of each."""
+    features, labels = torch.randn(40, D), torch.arange(40) % C
+    wants, now = recipe(epochs=2, batch_size=8), iter(range(1000))
+    plans = [SamplePlan(np.arange(40), seed=0, batch_size=8)]
+    heads = linear.Heads(D, C, [0])
+    signs = list(linear.fit(heads, features, labels, plans, wants, clock=lambda: 0.6 * next(now)))
+    places = [sign.values["epoch"] for sign in signs]
+    assert places == sorted(set(places))
+    assert {1.0, 2.0} < set(places)
+    assert any(0 < place < 1 for place in places)
+    assert any(1 < place < 2 for place in places)
+    assert all(sign.done == int(place) and sign.total == 2 for sign, place in zip(signs, places, strict=True))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import ROWS, Memory, Outcome, ThatRedraws, patched, recipe, same, vit
+from tiny import ROWS, Memory, Outcome, ThatRedraws, contrast, patched, recipe, same, vit
 from torch import Tensor
 
 from lotus.config import Patches
@@ -127,12 +127,40 @@ def test_every_zero_stage_trains_the_same(tmp_path: Path, mode: str, zero: int) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["input", "evit", "tome", "dropout"])
+@pytest.mark.parametrize("mode", ["input", "evit", "tome", "dropout", "cumulative"])
 def test_compiled_blocks_train_the_same(tmp_path: Path, mode: str) -> None:
     plain = fitted(tmp_path / "plain", mode)
     compiled = fitted(tmp_path / "compiled", mode, compile=True)
     for name, value in plain.items():
         torch.testing.assert_close(compiled[name], value, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["input", "evit", "tome", "dropout", "cumulative"])
+def test_few_graphs_serve_all_compiled_blocks_while_the_keep_falls(mode: str) -> None:
+    """Twelve blocks and six keeps: were each a graph, torch would stop compiling at the eighth, and say so in a log only."""
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    model = vit(patch=4, depth=12).train()
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    settings = Patches.model_validate({"mode": mode, "keep": 0.5})
+    with Tokens(model, settings, contrast if mode == "input" else None) as tokens:
+        expected = {}
+        for compiled in (False, True):
+            if compiled:
+                for block in model.blocks:
+                    block.compile(backend="eager")
+            for keep in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5):
+                tokens.keep = keep
+                torch.manual_seed(1)
+                found = model(images)
+                found.sum().backward()
+                torch.testing.assert_close(found, expected.setdefault(keep, found))
+    assert 1 <= counters["stats"]["unique_graphs"] <= 8
+    assert not counters["graph_break"]
+    assert not counters["recompile_limit"]
+    torch._dynamo.reset()
 
 
 @pytest.mark.slow

@@ -68,12 +68,12 @@ class Memory:
     def close(self) -> None: ...
 
 
-def vit(drop_path: float = 0.0, seed: int = 0, width: int = 32, patch: int = 8) -> nn.Module:
+def vit(drop_path: float = 0.0, seed: int = 0, width: int = 32, patch: int = 8, depth: int = 2) -> nn.Module:
     import timm
 
     torch.manual_seed(seed)
     return timm.create_model(
-        "vit_tiny_patch16_224", img_size=SIDE, patch_size=patch, embed_dim=width, depth=2, num_heads=2, num_classes=CLASSES,
+        "vit_tiny_patch16_224", img_size=SIDE, patch_size=patch, embed_dim=width, depth=depth, num_heads=2, num_classes=CLASSES,
         drop_path_rate=drop_path,
     )  # fmt: skip
 
