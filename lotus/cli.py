@@ -249,6 +249,10 @@ def _prune_options(parser: argparse.ArgumentParser) -> None:
                      help="what competes with what (pool); uniform: the same widths in every block, for timm alone")  # fmt: skip
     own.add_argument("--round", type=int, default=8, help="widths stay a multiple of this (8)")
     own.add_argument("--split", action="store_true", help="query/key and value dimensions may differ in number")
+    own.add_argument("--width", metavar="PART", help="part of the stream's channels that stays, or search (all)")
+    own.add_argument("--inputs", action="store_true", help="channels that attention and MLPs read may go too")
+    own.add_argument("--branches", action=argparse.BooleanOptionalAction, default=None,
+                     help="whole branches and blocks may go (only where units cannot meet the budget)")  # fmt: skip
     own.add_argument("--no-rotate", action="store_true", help="cut the dimensions of heads by index")
     own.add_argument(
         "--compensate",
@@ -348,6 +352,7 @@ def _prune(options: argparse.Namespace) -> int:
         out=options.out, criterion=options.criterion, rank=options.rank, round=options.round, rotate=not options.no_rotate,
         split=options.split, compensate=options.compensate, calibration=options.calibration, evaluate=options.evaluate,
         seed=options.seed, latency_batch=options.latency_batch, force=options.force,
+        inputs=options.inputs, branches=options.branches, width=None if options.width is None else _value(options.width),
     )  # fmt: skip
     with Terminal(plain=options.plain or None) as terminal:
         for event in outside.prune(job):

@@ -52,6 +52,10 @@ class Job:
     rotate: bool = True
     split: bool = False
     compensate: Any = "affine"
+    inputs: bool = False
+    branches: bool | None = None
+    width: Any = None
+    """The part of the stream's channels that stays, or ``search``."""
     calibration: int = 2000
     """Images that are looked at."""
     evaluate: int = 5000
@@ -72,7 +76,7 @@ def prune(job: Job) -> Iterator[Event]:
     import lotus.pruning
     from lotus import export
     from lotus.data.source import open_data
-    from lotus.pruning import budget, latency
+    from lotus.pruning import budget, latency, narrow
     from lotus.pruning.spec import WEIGHTS
     from lotus.vit import cost
     from lotus.vit import model as door
@@ -81,9 +85,13 @@ def prune(job: Job) -> Iterator[Event]:
     _refuse_to_replace(Path(job.out), force=job.force)
     yield Began("prune", f"{job.model}, keep {', '.join(f'{what} {part:g}' for what, part in job.keep.items())}")
     model, about = door.adopt(job.model, job.args, job.weights)
-    budget.check_reach(cost.outline(model), job.keep, round=job.round, split=job.split)  # before any image is read
-    if "latency" in job.keep and (job.rank != "pool" or job.split):
-        raise Refused("--keep latency: goes with --rank pool, and without --split.")
+    widths = narrow.check_width(job.width)
+    if widths == (1.0,):  # before any image is read; a narrower stream may reach further
+        budget.check_reach(
+            cost.outline(model), job.keep, round=job.round, split=job.split, inputs=job.inputs, branches=job.branches
+        )
+    if "latency" in job.keep and (job.rank != "pool" or job.split or job.inputs or job.branches or widths != (1.0,)):
+        raise Refused("--keep latency: goes with --rank pool, and without --split, --inputs, --branches and --width.")
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     train, val = open_data(Data(name="npz" if job.data.endswith(".npz") else "imagefolder", path=job.data))
     labelled = len(train.classes) == model.num_classes
@@ -106,7 +114,7 @@ def prune(job: Job) -> Iterator[Event]:
     looked_at = min(job.calibration, len(train))
     cut: Drawn = yield from watched(
         "prune",
-        looked_at * (2 if job.rotate else 1),
+        looked_at * (len(widths) * (1 + job.rotate) + any(part < 1 for part in widths)),
         lambda progress: lotus.pruning.lottery(
             model,
             calibration,
@@ -117,6 +125,9 @@ def prune(job: Job) -> Iterator[Event]:
             rotate=job.rotate,
             split=job.split,
             compensate=job.compensate,
+            inputs=job.inputs,
+            branches=job.branches,
+            width=job.width,
             seed=job.seed,
             table=table,
             progress=progress,

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import lotus
 from lotus import cli, outside
 from lotus.export import lines
+from lotus.vit import cost
 from selection.errors import Refused
 
 ARGS = {"img_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -89,6 +90,18 @@ safetensors.torch.save_file({{"logits": model.eval()(images).detach()}}, {str(tm
     assert small.blocks[0].mlp.fc1.out_features < 192
     with torch.no_grad():
         torch.testing.assert_close(load_file(tmp_path / "logits.safetensors")["logits"], small(images))
+
+
+def test_the_stream_its_inputs_and_branches_may_go_too(photos, tmp_path):
+    save_file(model().state_dict(), tmp_path / "a.safetensors")
+    shared = words(photos, tmp_path / "a.safetensors", tmp_path / "small", "--round", "4", "--evaluate", "0")
+    assert cli.main([*shared, "--width", "0.75", "--branches"]) == 0
+    assert lotus.load(tmp_path / "small").embed_dim == 36
+    assert cli.main([*shared, "--inputs", "--criterion", "magnitude"]) == 0
+    assert cost.count(lotus.load(tmp_path / "small")).macs <= 0.6 * cost.count(model()).macs
+    assert lotus.verify(tmp_path / "small")
+    assert cli.main([*shared, "--width", "2"]) == 2
+    assert cli.main([*shared, "--inputs", "--keep", "latency=0.5"]) == 2
 
 
 def events(photos: Path, tmp_path: Path, **settings) -> list:

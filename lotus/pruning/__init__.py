@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -77,7 +77,7 @@ def prune(
     *,
     criterion: str | Callable[..., np.ndarray] = "fisher",
     rank: Rank = "pool",
-    round: int = 8,
+    round: int | Literal["auto"] = 8,
     rotate: bool = True,
     split: bool = False,
     compensate: Compensate = "affine",
@@ -97,7 +97,7 @@ def prune(
         criterion: A name from :mod:`lotus.pruning.criteria`, or a function like those.
         rank: ``pool``: all units compete by score a saved cost; ``kind``: heads, head dimensions, MLP units among themselves;
             ``quantile``: one threshold for all scores, whatever a unit costs; ``uniform``: the same widths in every block.
-        round: Widths stay a multiple of this.
+        round: Widths stay a multiple of this; ``auto``: the smallest that is fast on the model's device, by measurement (seconds).
         rotate: Turn each head's query/key and value dimensions into those of which the first few carry the most, and only
             then score and cut (:mod:`lotus.pruning.rotate`).
         split: Let a block keep more value than query/key dimensions, or fewer. timm's own attention cannot hold that.
@@ -139,7 +139,7 @@ def lottery(
     criterion_options: Mapping[str, Any] | None = None,
     shelves: Iterable[ModuleType] = (),
     rank: Rank = "pool",
-    round: int = 8,
+    round: int | Literal["auto"] = 8,
     rotate: bool = True,
     split: bool = False,
     compensate: Compensate = "affine",
@@ -167,7 +167,10 @@ def lottery(
     wants = narrow.check_width(width)
     if all(part == 1 for part in (*share.values(), *wants)):  # then nothing is to be turned or folded
         rotate, compensate = False, "none"
-    passes = _passes(batches)
+    passes, notes = _passes(batches), []
+    if round == "auto":
+        round = latency.fast_multiple(model, table.batch if table is not None else 64)
+        notes.append(f"Widths stay multiples of {round}: measured.")
     if "latency" in share and (wants != (1.0,) or inputs or branches):
         raise Refused(
             "prune.keep.latency: is predicted for heads, their dimensions and MLP units alone. Leave inputs, branches and width out."
@@ -178,7 +181,7 @@ def lottery(
         )
     whole, done, found = cost.count(model), 0, None
     if any(part < 1 for part in wants):
-        found = narrow.statistics(model, passes(), progress=progress)
+        found = narrow.statistics(model, _fitting(model, passes)(), progress=progress)
         done = found.images
     wide = cost.outline(model).width
     tried: list[tuple[float, int, Drawn]] = []
@@ -217,7 +220,6 @@ def lottery(
     if not tried and beyond is not None:
         raise beyond
     _, channels, best = min(tried, key=lambda one: one[0])
-    notes = []
     if channels < wide:
         notes.append(f"Of the stream's {wide} channels {channels} stay, turned.")
     if len(tried) > 1:
@@ -411,7 +413,7 @@ def study(
         _refuse_gates(model, gates, inputs)
     squares, spread = bool(reads & {"read_squares", "write_squares"}), bool(reads & {"covariance", "gain"})
     labelled = squares or "gradients" in reads
-    passes = _passes(batches)
+    passes = _fitting(model, _passes(batches))
     dense, turned, notes = families.opened(model), 0, []
     if rotate and any(block.has_attn for block in anatomy.blocks(model)):
         gone = [0]  # images; of large ones not all are looked at
@@ -473,6 +475,29 @@ def _passes(batches: Batches) -> Callable[[], Iterable[Any]]:
     return lambda: again
 
 
+def _fitting(model: nn.Module, passes: Callable[[], Iterable[Any]]) -> Callable[[], Iterable[Any]]:
+    """The batches, refused where ``model`` cannot read their images."""
+    embed: Any = getattr(model, "patch_embed", None)
+    side, channels = getattr(embed, "img_size", None), getattr(getattr(embed, "proj", None), "in_channels", None)
+    if not getattr(embed, "strict_img_size", True):
+        side = None
+
+    def again() -> Iterable[Any]:
+        for batch in passes():
+            images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+            if isinstance(images, Tensor):
+                wrong = images.ndim != 4 or (channels is not None and images.shape[1] != channels)
+                if wrong or (side is not None and tuple(images.shape[2:]) != tuple(side)):
+                    size = " x ".join(map(str, side)) if side is not None else "any"
+                    raise Refused(
+                        f"prune: calibration images are {tuple(images.shape)}, the model reads (images, {channels}) of {size} pixels. "
+                        "Resize them, or make the model with that img_size."
+                    )
+            yield batch
+
+    return again
+
+
 def _beyond(progress: Callable[[int], None] | None, done: int) -> Callable[[int], None] | None:
     return None if progress is None else lambda images: progress(done + images)
 
@@ -511,6 +536,11 @@ def _brief(whole: cost.Cost) -> dict[str, int]:
 
 
 def _refuse_unfit(model: nn.Module) -> None:
+    if torch.is_inference_mode_enabled() or any(weight.is_inference() for weight in model.parameters()):
+        raise Refused(
+            "prune: no derivative can be taken inside of torch.inference_mode(), or of weights made there. Call it outside; "
+            "torch.no_grad() is no hindrance."
+        )
     for block in anatomy.blocks(model):
         owners = [getattr(block.module, name, None) for name in ("attn", "mlp")]
         for name, linear in (pair for owner in owners if owner is not None for pair in owner.named_modules()):

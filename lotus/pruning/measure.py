@@ -477,7 +477,14 @@ def _refuse_labels(logits: Tensor, labels: Tensor) -> None:
         raise Refused(
             f"prune: the model gives {tuple(logits.shape)}, not (images, classes): it has no classifier to take a loss of."
         )
-    if labels.ndim == 1 and len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]):
+    if labels.shape == logits.shape and labels.is_floating_point():  # a probability for each class
+        return
+    if labels.dtype != torch.int64 or labels.shape != logits.shape[:1]:
+        raise Refused(
+            f"prune: labels are {str(labels.dtype).removeprefix('torch.')} {tuple(labels.shape)}, not {len(logits)} class numbers. "
+            "Give them as labels.long(), one an image."
+        )
+    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]):
         raise Refused(
             f"prune: labels run from {int(labels.min())} to {int(labels.max())}, the model has {logits.shape[1]} classes."
         )

@@ -12,7 +12,7 @@ from tiny_vits import CLASSES, KINDS, batches, pictures, tiny
 from torch.nn import functional
 
 import lotus
-from lotus.pruning import budget, criteria, lottery, measure, prune, spec, study, surgery
+from lotus.pruning import budget, criteria, latency, lottery, measure, prune, spec, study, surgery
 from lotus.vit import anatomy, cost
 from selection import methods
 from selection.errors import Refused
@@ -281,6 +281,12 @@ def test_a_criterion_of_ones_own():
         ({"batches": [pictures()]}, "must be \\(images, labels\\)"),
         ({"batches": [{"image": pictures()}]}, "not dict"),
         ({"batches": [(pictures(), torch.full((8,), 5))]}, "labels run from 5 to 5, the model has 5 classes"),
+        ({"batches": [(pictures(), torch.ones(8))]}, r"labels are float32 \(8,\).*labels\.long"),
+        ({"batches": [(pictures(), torch.ones(7, dtype=torch.long))]}, "not 8 class numbers"),
+        ({"batches": [(pictures()[..., :24], torch.ones(8))]}, r"\(8, 3, 32, 24\).*32 x 32 pixels"),
+        ({"batches": [(pictures()[:, :1], torch.ones(8))]}, "Resize them"),
+        ({"batches": [(pictures()[0], torch.ones(3))], "width": 0.75}, "Resize them"),
+        ({"round": 2.5}, "prune.round"),
         ({"batches": [(pictures() * torch.nan, torch.zeros(8, dtype=torch.long))]}, "not finite"),
         ({"criterion": lambda units: np.ones(3)}, "shape \\(3,\\)"),
         ({"criterion": lambda souls: souls}, "reads souls"),
@@ -289,6 +295,28 @@ def test_a_criterion_of_ones_own():
 def test_what_cannot_be_done_is_refused(change, message):
     with pytest.raises(Refused, match=message):
         prune(tiny(), **{"batches": batches(), "keep": {"macs": 0.5}, **change})
+
+
+def test_inference_mode_is_refused_with_the_way_out():
+    model, data = tiny(), batches(1)
+    for way in (prune, lottery):
+        with torch.inference_mode(), pytest.raises(Refused, match="Call it outside"):
+            way(model, data, {"macs": 0.5})
+    with torch.inference_mode():
+        born = tiny()
+    with pytest.raises(Refused, match="weights made there"):
+        prune(born, data, {"macs": 0.5})
+    with torch.no_grad():
+        assert not prune(model, data, {"macs": 0.5}).training
+
+
+def test_a_fast_multiple_is_measured_where_it_is_asked_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr(latency, "fast_multiple", lambda model, batch: asked.append(batch) or 16)
+    drawn = lottery(tiny(), batches(1), {"macs": 0.6}, round="auto")
+    assert asked == [64]
+    assert all(dims.hidden % 16 == 0 for dims in drawn.plan.dims)
+    assert drawn.notes[0] == "Widths stay multiples of 16: measured."
 
 
 def test_models_that_do_not_serve_are_refused():
