@@ -245,7 +245,8 @@ def _prune_options(parser: argparse.ArgumentParser) -> None:
         help="an argument for timm.create_model, e.g. img_size=32",
     )
     own.add_argument("--criterion", default="fisher", help="a criterion of lotus/pruning/criteria.py (fisher)")
-    own.add_argument("--rank", default="pool", choices=("pool", "kind"), help="what competes with what (pool)")
+    own.add_argument("--rank", default="pool", choices=("pool", "kind", "uniform"),
+                     help="what competes with what (pool); uniform: the same widths in every block, for timm alone")  # fmt: skip
     own.add_argument("--round", type=int, default=8, help="widths stay a multiple of this (8)")
     own.add_argument("--split", action="store_true", help="query/key and value dimensions may differ in number")
     own.add_argument("--no-rotate", action="store_true", help="cut the dimensions of heads by index")

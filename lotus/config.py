@@ -494,7 +494,7 @@ class Search(Section):
     kind: Literal["ratios", "blocks"] = "ratios"
     """ratios: one for all attention, one for all MLPs (Feng et al. 2023); blocks: one for each of each block."""
     drop: float | None = Field(None, gt=0)
-    """Cut as far as ``metric`` is at most this; null: to ``prune.keep``, with the least of it."""
+    """Cut as far as ``metric`` is at most this, with no budget beside it; null: to ``prune.keep``, with the least of it."""
     metric: Literal["divergence", "loss", "agreement"] = "divergence"
     """How far a cut model is from the trained one: mean KL divergence in nats, rise of the loss in nats, or the part of the
     images that it decides otherwise."""
@@ -507,7 +507,8 @@ class Search(Section):
     rounds: int = Field(1, ge=1)
     """Cut in so many rounds, each within the one before, scored anew."""
     recovery: int = Field(0, ge=0)
-    """Optimiser steps of training between two rounds, by ``finetune``'s recipe with its teacher."""
+    """Optimiser steps of training between two rounds, by ``finetune``'s recipe with its teacher; a small ticket is gone
+    through as often as that takes."""
     compare: tuple[Fraction, ...] = ()
     """Also measure CP-ViT with these fixed ratios: the part of the heads, and of the patches, that stays."""
 
@@ -555,9 +556,10 @@ class Prune(Section):
     """The budget: hit within one rounding step, or refused."""
     criterion: MethodOf = Method(name="fisher")
     """A criterion of lotus/pruning/criteria.py."""
-    rank: Literal["pool", "kind", "quantile"] = "pool"
+    rank: Literal["pool", "kind", "quantile", "uniform"] = "pool"
     """pool: all units compete by score a MAC; kind: heads, head dimensions and MLP units each among themselves; quantile:
-    one threshold for the scores of all sites (VTP)."""
+    one threshold for the scores of all sites (VTP); uniform: every block keeps the same widths, MLP units going first, so that
+    timm alone can load what is left."""
     round: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
     """MLP units and head dimensions stay a multiple of this; auto: the smallest of 4 to 64 at which this device is fast, by
     measurement at ``latency_batch``."""
@@ -594,6 +596,14 @@ class Prune(Section):
     sizes: tuple[Fraction, ...] = ()
     """More budgets (parts of the MACs) to write beside ``pruned/``, as ``pruned-0.35/``: each size is within the next larger
     one. They are not fine-tuned."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_a_budget(cls, raw: Any) -> Any:
+        """An allowed drop is a target of its own: beside it the default budget stands for nothing."""
+        asks = raw.get("search") if isinstance(raw, Mapping) else None
+        drop = isinstance(asks, Mapping) and asks.get("drop") is not None
+        return {"keep": {"macs": 1.0}, **raw} if drop else raw
 
     @model_validator(mode="after")
     def _fits(self) -> Prune:
@@ -645,6 +655,14 @@ class Prune(Section):
             raise ValueError("convolve aims at a budget in macs: set keep.macs, and nothing else")
         if self.rank != "pool":
             raise ValueError(f"{way} goes with rank: pool; leave rank or {way} out")
+        if (
+            self.search is not None
+            and self.search.drop is not None
+            and set(self.keep.model_dump().values()) != {1, None}
+        ):
+            raise ValueError(
+                "search.drop and keep are two targets: set keep.macs=1 (or leave keep out), or search.drop=null"
+            )
         if way == "convolve" and self.width is not None:
             raise ValueError("convolve keeps the stream's width; leave width or convolve out")
         if self.width is not None and self.inputs and self.criterion.name == "gate":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import lotus
 from lotus import cli, outside
@@ -63,6 +65,30 @@ def test_weights_in_any_form(photos, tmp_path, form, capsys):
     small = lotus.load(tmp_path / "small")
     assert lotus.verify(tmp_path / "small")
     assert small.num_classes == 3
+
+
+def test_equal_widths_load_by_the_printed_lines_with_timm_alone(photos, tmp_path, capsys):
+    """In an interpreter of its own, which knows nothing of LOTUS."""
+    save_file(model().state_dict(), tmp_path / "a.safetensors")
+    assert cli.main(words(photos, tmp_path / "a.safetensors", tmp_path / "small", "--rank", "uniform")) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    first = lines.index("import timm, safetensors.torch")
+    end = next(i for i in range(first, len(lines)) if lines[i].startswith("model.load_state_dict("))
+    code = "\n".join(lines[first : end + 1])
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    save_file({"images": images}, tmp_path / "images.safetensors")
+    code += f"""
+import sys
+assert not any(name.partition(".")[0] in ("lotus", "selection") for name in sys.modules)
+images = safetensors.torch.load_file({str(tmp_path / "images.safetensors")!r})["images"]
+safetensors.torch.save_file({{"logits": model.eval()(images).detach()}}, {str(tmp_path / "logits.safetensors")!r})
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    small = lotus.load(tmp_path / "small")
+    assert len({block.mlp.fc1.out_features for block in small.blocks}) == 1
+    assert small.blocks[0].mlp.fc1.out_features < 192
+    with torch.no_grad():
+        torch.testing.assert_close(load_file(tmp_path / "logits.safetensors")["logits"], small(images))
 
 
 def events(photos: Path, tmp_path: Path, **settings) -> list:

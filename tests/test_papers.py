@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lotus.config import read
+from lotus.config import Config, read
 
 ROOT = Path(__file__).resolve().parent.parent
 PAPERS = sorted((ROOT / "configs" / "papers").glob("*.yaml"))
@@ -36,6 +36,82 @@ def test_a_published_system_names_its_source_and_its_deviations(file: Path) -> N
     assert lines[0].startswith(f"# lotus run configs/papers/{file.name}")
     assert "eviation" in head, "named in its first lines"
     assert (ROOT / "docs" / "papers.md").is_file()
+
+
+def named(stem: str, *overrides: str) -> Config:
+    """The config of a system; each override must stand in its first lines as the way to undo a deviation."""
+    file = ROOT / "configs" / "papers" / f"{stem}.yaml"
+    text = file.read_text()
+    for override in overrides:
+        assert override in text, f"{stem}: {override} is not named"
+    return read(file, list(overrides))
+
+
+def test_spvit_is_as_published() -> None:
+    page = named("spvit")
+    search, tune = page.prune.convolve, page.finetune
+    assert search is not None
+    assert (search.epochs, search.lr, search.strength) == (10, 5e-5, 30)
+    assert (tune.distill, tune.teacher_weight, tune.min_lr) == ("hard", 0.5, 1e-5)
+    assert (page.train.mixup, page.train.cutmix, tune.mixup, tune.cutmix) == (0, 0, 0, 0), "a named deviation"
+    assert tune.lr == pytest.approx(1e-3 / 3), "a named deviation"
+    whole = named("spvit", "prune.convolve.gate_lr=1e-3", "prune.convolve.lr=1.25e-5", "finetune.lr=5e-5", "train.mixup=0.8",
+                  "train.cutmix=1")  # fmt: skip
+    assert whole.prune.convolve is not None
+    assert whole.prune.convolve.gate_lr == 1e-3
+    assert whole.prune.convolve.lr == 5e-5 * whole.train.batch_size / 512
+    assert (whole.finetune.lr, whole.finetune.min_lr) == (5e-5, 1e-5)
+    assert (whole.finetune.mixup, whole.finetune.cutmix) == (0.8, 1), "the recipe is handed on"
+
+
+def test_sparse_vit_is_as_published() -> None:
+    page = named("sparse_vit")
+    train, attention = page.train, page.train.sparsity.attention
+    assert attention is not None
+    assert (attention.kind, attention.strength, attention.layers) == ("log", 0.01, "last")
+    assert (train.epochs, train.batch_size, train.optimizer, train.schedule, train.lr) == (
+        20,
+        16,
+        "momentum",
+        "onecycle",
+        1e-3,
+    )
+    assert round(train.warmup_epochs * 3125) == 500, "rising steps"
+    assert (train.weight_decay, train.augment.flip, train.augment.crop) == (1e-4, True, "none")
+    assert (page.prune.keep.weights, page.prune.weights, page.finetune.epochs) == (0.9, "sparse_vit", 0)
+    head = (ROOT / "configs" / "papers" / "sparse_vit.yaml").read_text()
+    assert "Faithful" in head
+    assert "normalise to 0.5" not in head
+
+
+def test_the_ratios_are_searched_as_published() -> None:
+    page = named(
+        "auto_ratio",
+        "prune.criterion=magnitude",
+        "prune.rotate=false",
+        "prune.compensate=none",
+        "prune.search.metric=agreement",
+    )
+    search = page.prune.search
+    assert search is not None
+    assert (search.kind, search.metric, page.prune.criterion.name, page.prune.compensate) == (
+        "ratios",
+        "agreement",
+        "magnitude",
+        "none",
+    )
+    assert search.rounds > 1
+    assert search.grid
+    assert search.recovery
+    assert min(search.compare) < 0.5 < max(search.compare)
+
+
+def test_lotus_2024_is_as_published() -> None:
+    page = named("lotus_2024")
+    assert page.train.patches is not None
+    assert (page.train.patches.mode, page.train.patches.keep) == ("input", 0.9)
+    assert (page.prune.method, page.prune.keep.weights, page.prune.sweep) == ("soup", 0.7, True)
+    assert page.prune.soup.step == 0.1
 
 
 @pytest.mark.slow

@@ -61,10 +61,47 @@ def test_ratios_are_searched_in_rounds_beside_cp_vit(tmp_path: Path) -> None:
     assert loaded(tmp_path / "run" / "pareto.json") == found["pareto"]
     assert [row["keep"] for row in found["cp_vit"]] == [0.7, 0.4]
     assert found["cp_vit"][0]["macs"] > found["cp_vit"][1]["macs"]
-    assert "What the search tried" in (tmp_path / "run" / "report.html").read_text()
+    assert results["after_prune"]["search"]["cp_vit"] == found["cp_vit"]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "What the search tried" in page
+    assert "MACs at equal accuracy compared" in page
     prune = loaded(tmp_path / "run" / "stages" / "prune.json")
     assert prune["values"]["search"]["tried"] == len(found["tried"])
     assert prune["macs"] > found["images"] * dense["macs"]
+
+
+@pytest.mark.slow
+def test_a_recovery_that_leaves_the_dense_model_behind_ends_in_what_the_first_round_left(tmp_path: Path) -> None:
+    """So quick a recovery moves even the uncut model further than is allowed; it goes through the ticket more than once."""
+    told = run("papers/auto_ratio.yaml", tmp_path / "run", "select.keep=0.1", "finetune.lr=0.05", "prune.search.drop=0.005",
+               "prune.search.images=100", "prune.search.grid=0", "prune.search.rounds=2", "prune.search.recovery=20",
+               "prune.search.compare=[]")  # fmt: skip
+    assert "nothing is cut here" in " ".join(told.split())
+    found = loaded(tmp_path / "run" / "search.json")
+    rounds = [[row for row in found["tried"] if row["round"] == number] for number in (0, 1)]
+    assert min(row["worse"] for row in rounds[1]) > 0.005
+    left = min((row for row in rounds[0] if row["worse"] <= 0.0025), key=lambda row: (row["macs"], row["worse"]))
+    assert found["chosen"]["macs"] == left["macs"] == rounds[1][0]["macs"]
+
+
+@pytest.mark.slow
+def test_a_budget_in_rounds_is_that_of_the_dense_model(tmp_path: Path) -> None:
+    run("digits.yaml", tmp_path / "run", "score.epochs=1", "prune.search.images=100", "prune.search.grid=0",
+        "prune.keep.macs=0.3", "prune.search.rounds=2", "prune.search.recovery=2", "train.sparsity.gates=false")  # fmt: skip
+    found = loaded(tmp_path / "run" / "search.json")
+    first = [row["macs"] for row in found["tried"] if row["round"] == 0 and row["how"] == "budget"]
+    assert 0.48 * found["dense"]["macs"] < max(first) <= 0.3**0.5 * found["dense"]["macs"], "half of the way"
+    assert 0.25 * found["dense"]["macs"] < found["chosen"]["macs"] <= 0.3 * found["dense"]["macs"]
+
+
+@pytest.mark.parametrize(("steps", "batch", "images"), [(20, 64, 143), (200, 64, 1380), (4, 64, 1380), (3, 64, 10)])
+def test_a_recovery_takes_its_steps_from_a_small_ticket_too(steps: int, batch: int, images: int) -> None:
+    from lotus.data.plan import SamplePlan
+
+    passes, each = search._passes(steps, batch, images)
+    assert each <= images
+    taken = passes * SamplePlan(np.arange(each), batch_size=batch).steps()
+    assert steps <= taken < steps + passes
 
 
 @pytest.mark.slow
@@ -134,6 +171,10 @@ def test_several_sizes_out_of_one_training(tmp_path: Path) -> None:
     dense = count(lotus.load(tmp_path / "run" / "trained")).macs
     for model, part in zip(models, (0.8, 0.4)):
         assert count(model).macs == told[f"{part}"]["macs"] <= part * dense
+    page = (tmp_path / "run" / "report.html").read_text()
+    for part in (0.8, 0.4):
+        assert f"<td>pruned-{part}</td>" in page
+        assert f"<td>{told[f'{part}']['top1']:.2f}</td>" in page
     for large, small in itertools.pairwise([anatomy.blocks(model) for model in models]):
         assert all(a >= b for one, other in zip(large, small) for a, b in zip(one.dims[:4], other.dims[:4]))
 
@@ -198,6 +239,8 @@ def test_held_out_images_are_those_that_nothing_was_trained_on() -> None:
         (["prune.sizes=[0.5]", "prune.keep.latency=0.5"], "not keep.latency"),
         (["prune.sizes=[0.5]", "prune.method=soup", "prune.keep={weights: 0.5}"], "method: structured"),
         (["prune.search.drop=0"], "prune.search.drop"),
+        (["prune.search.drop=0.05"], "two targets"),
+        (["prune.search.drop=0.05", "prune.keep={params: 0.5}"], "two targets"),
         (["prune.search.kid=ratios"], "Did you mean 'kind'"),
         (["prune.search.metric=accuracy"], "prune.search.metric"),
         (["prune.convolve.epoch=2"], "Did you mean 'epochs'"),
@@ -206,6 +249,19 @@ def test_held_out_images_are_those_that_nothing_was_trained_on() -> None:
 def test_settings_that_contradict_are_refused(overrides: list[str], match: str) -> None:
     with pytest.raises(Refused, match=match):
         read(ROOT / "configs" / "digits.yaml", overrides)
+
+
+def test_an_allowed_drop_stands_without_a_budget(tmp_path: Path) -> None:
+    """Written out and read again too, as a run's folder holds it."""
+    for config in (
+        read(ROOT / "configs" / "papers" / "auto_ratio.yaml", []),
+        read(ROOT / "configs" / "digits.yaml", ["prune.search.drop=0.05", "prune.keep.macs=1"]),
+    ):
+        assert config.prune.keep.macs == 1
+        (tmp_path / "config.yaml").write_text(config.yaml())
+        assert read(tmp_path / "config.yaml", []).prune == config.prune
+    back = read(ROOT / "configs" / "papers" / "auto_ratio.yaml", ["prune.search.drop=null", "prune.keep.macs=0.35"])
+    assert back.prune.keep.macs == 0.35
 
 
 def test_what_one_process_does_is_refused_for_several(monkeypatch: pytest.MonkeyPatch) -> None:

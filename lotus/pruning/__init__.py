@@ -96,7 +96,7 @@ def prune(
         keep: ``macs``, ``params``, ``latency`` (on the model's device, at a batch of 64), or several, as parts of the model's.
         criterion: A name from :mod:`lotus.pruning.criteria`, or a function like those.
         rank: ``pool``: all units compete by score a saved cost; ``kind``: heads, head dimensions, MLP units among themselves;
-            ``quantile``: one threshold for all scores, whatever a unit costs.
+            ``quantile``: one threshold for all scores, whatever a unit costs; ``uniform``: the same widths in every block.
         round: Widths stay a multiple of this.
         rotate: Turn each head's query/key and value dimensions into those of which the first few carry the most, and only
             then score and cut (:mod:`lotus.pruning.rotate`).

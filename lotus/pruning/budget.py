@@ -21,8 +21,8 @@ from lotus.vit.cost import BlockCost, Cost, Outline
 from selection.errors import Refused
 from selection.methods import nearest
 
-Rank = Literal["pool", "kind", "quantile"]
-RANKS = ("pool", "kind", "quantile")
+Rank = Literal["pool", "kind", "quantile", "uniform"]
+RANKS = ("pool", "kind", "quantile", "uniform")
 KINDS = ("heads", "dims", "units")
 SPLIT = ("heads", "qk", "v", "units")
 INPUTS = ("attn_in", "mlp_in")
@@ -214,7 +214,9 @@ def fit_plan(
         rank: ``pool``: all chunks compete by score a saved cost. ``kind``: heads, dimensions and MLP units are each cut to the
             same share, and compete only among themselves (isomorphic, Fang et al. 2024, 2407.04616). ``quantile``: one threshold
             for the scores of all sites, whatever a unit costs (VTP, Zhu et al. 2021, 2104.08500, section 3.2). Heads of a
-            block then keep equally many value dimensions: the mean of what the threshold leaves them.
+            block then keep equally many value dimensions: the mean of what the threshold leaves them. ``uniform``: all blocks
+            (of a stage, in Swin) keep the same widths, their best units by score. MLP units go first, as timm's constructor can say them; dimensions
+            only where units are not enough, and heads after those.
         round: MLP units and head dimensions stay a multiple of this, where they are cut.
         split: Query/key and value dimensions are cut each for itself, not together. By ``quantile``, query/key dimensions
             then stay whole, as in VTP.
@@ -242,12 +244,14 @@ def fit_plan(
         _cut_quantile(blocks, outline, limits, part, split=split)
     elif rank == "kind":
         _cut_kinds(blocks, outline, limits, kinds)
+    elif rank == "uniform":
+        _cut_uniform(blocks, outline, limits, kinds)
     else:
         _cut_pool(blocks, outline, limits, (*kinds, *(BRANCHES if branches else ())))
     beyond = _Spent(blocks, outline, limits).over()
     if beyond:  # units alone do not get there, as check_reach allowed
         _cut_pool(blocks, outline, limits, BRANCHES)
-    if rank != "quantile":
+    if rank not in ("quantile", "uniform"):  # which would not stay one threshold, or alike
         _refill(blocks, outline, limits, rank, (*kinds, *(BRANCHES if branches or beyond else ())))
     return Plan(tuple(block.plan() for block in blocks))
 
@@ -407,18 +411,7 @@ def check_reach(
     share.pop(OF_GATES, None)
     if type(round) is not int or round < 1:
         raise Refused(f"prune.round: must be a whole number from 1, not {round!r}.")
-    least = _floors(outline, round, split)
-    if inputs:
-        reads = min(outline.width, round)
-        least = [
-            one._replace(
-                attn_in=min(one.attn_in or reads, reads) if one.heads else None,
-                mlp_in=min(one.mlp_in or reads, reads) if one.hidden else None,
-            )
-            for one in least
-        ]
-    # Whichever branch is the last one must do: greedy cannot know beforehand which that will be.
-    alone = [outline.cost(left) for left in _last(least)] if branches is not False else [outline.cost(least)]
+    least, alone = _smallest(outline, round, split, inputs, branches)
     dense = whole or outline.cost()
     limits = {}
     for what, part in share.items():
@@ -434,11 +427,32 @@ def check_reach(
                 else f"With one head, {least[0].v_dim} head dimensions and {least[0].hidden} MLP units a block"
             )
             more = ", or prune.branches (without prune.search)" if branches is False else ""
+            apart = () if split else _smallest(outline, round, True, inputs, branches)[1]
+            if apart and max(getattr(one, what) for one in apart) < lowest:
+                more += ", or prune.split, as query/key dimensions stay whole here and hold the others back"
             raise Refused(
                 f"prune.keep.{what}: {part} is out of reach. {left}, {reach:.4f} of {of_all:,} remain. "
                 f"Take {reach:.4f} to 1, or a smaller round{more}."
             )
     return limits
+
+
+def _smallest(
+    outline: Outline, round: int, split: bool, inputs: bool, branches: bool | None
+) -> tuple[list[Dims], list[Cost]]:
+    """The least widths at which all branches stay, and what it costs when no more can go."""
+    least = _floors(outline, round, split)
+    if inputs:
+        reads = min(outline.width, round)
+        least = [
+            one._replace(
+                attn_in=min(one.attn_in or reads, reads) if one.heads else None,
+                mlp_in=min(one.mlp_in or reads, reads) if one.hidden else None,
+            )
+            for one in least
+        ]
+    # Whichever branch is the last one must do: greedy cannot know beforehand which that will be.
+    return least, [outline.cost(left) for left in (_last(least) if branches is not False else [least])]
 
 
 def _last(least: Sequence[Dims]) -> list[list[Dims]]:
@@ -518,6 +532,18 @@ def _cut_kinds(blocks: list[BlockWidths], outline: Outline, limits: Mapping[str,
         else:
             low = middle + 1
     apply(low)
+
+
+def _cut_uniform(blocks: list[BlockWidths], outline: Outline, limits: Mapping[str, int], kinds: Sequence[str]) -> None:
+    """Take a chunk of every block at once, until the budgets hold: of MLP units and inputs first, then of dimensions, of heads last."""
+    order = sorted(kinds, key=lambda kind: {"heads": 2, "dims": 1, "qk": 1, "v": 1}.get(kind, 0))
+    for kind in order:
+        while _Spent(blocks, outline, limits).over():
+            less = [(block, fewer) for block in blocks if (fewer := block.fewer(kind)) is not None]
+            if not less:
+                break
+            for block, fewer in less:
+                block.dims = fewer
 
 
 def _queue(blocks: list[BlockWidths], kind: str) -> list[int]:

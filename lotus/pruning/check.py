@@ -32,7 +32,8 @@ class Verified:
 
 
 def verify(folder: str | Path, *, against: str | Path | None = None) -> Verified:
-    """Check the folder of a model: tensors as the spec says, finite, a finite forward pass, the cost that is recorded.
+    """Check the folder of a model: tensors as the spec says and as they were written, finite, a finite forward pass, the cost
+    that is recorded.
 
     Args:
         against: The folder of the model that it was cut from. Then architecture, classes, and that no block is wider are
@@ -64,6 +65,7 @@ def _load(folder: str | Path, faults: list[str], facts: dict[str, Any]) -> nn.Mo
     except Refused as refusal:
         faults.append(str(refusal))
         return None
+    faults += specs.changed(folder)
     facts |= {"name": spec["model"]["name"], "tensors": len(model.state_dict())}
     faults += [
         f"{name}: holds values that are not finite."
@@ -122,18 +124,31 @@ def _compare(
     if faults:
         return
     same = parts.gone(model) == parts.gone(origin)
-    there = dict(zip(parts.places(origin), anatomy.blocks(origin), strict=True))
-    for number, mine in zip(parts.places(model), anatomy.blocks(model), strict=True):
+    there = dict(zip(parts.places(origin), anatomy.blocks(origin, convolved=True), strict=True))
+    for number, mine in zip(parts.places(model), anatomy.blocks(model, convolved=True), strict=True):
         theirs = there.get(number)
         if theirs is None:
             faults.append(f"{mine.name}: is gone from {against}.")
             continue
-        same &= mine.dims == theirs.dims
-        for what, now, before in zip(mine.dims._fields, mine.dims, theirs.dims, strict=True):
-            if (now or 0) > (theirs.width if before is None else before):
+        same &= (mine.dims, mine.kernel, mine.width) == (theirs.dims, theirs.kernel, theirs.width)
+        for what, now, before in _widths(mine, theirs):
+            if now > before:
                 faults.append(f"{mine.name}: {what} is {now}, more than the {before} in {against}.")
     expected = _forward(origin, images, str(against), faults)
     distance = float((logits - expected).norm() / expected.norm().clamp_min(1e-12))
     facts |= {"distance": distance, "agree": float((logits.argmax(1) == expected.argmax(1)).float().mean())}
     if same and not distance <= 1e-4:
         faults.append(f"nothing is cut, but the outputs differ from those of {against} by {distance:.2g} (relative).")
+
+
+def _widths(mine: anatomy.Block, theirs: anatomy.Block) -> list[tuple[str, int, int]]:
+    """What of a block may only have become less: (what, now, before)."""
+    found = [("width", mine.width, theirs.width)]
+    for what, now, before in zip(mine.dims._fields, mine.dims, theirs.dims, strict=True):
+        if what == "v_dim" and mine.kernel and not theirs.kernel:  # one convolution reads the values of all heads
+            before = theirs.dims.heads * theirs.dims.v_dim
+        if what in ("attn_in", "mlp_in"):
+            there = mine.has_attn if what == "attn_in" else mine.has_mlp
+            now, before = (now or mine.width) if there else 0, before or theirs.width
+        found.append((what, now or 0, before or 0))
+    return found

@@ -268,7 +268,8 @@ def ratios(
     the one that is least worse is looked for: along each of :data:`DIRECTIONS` bisection finds the cut that meets the budget,
     then the angle is bisected round the best. With ``drop`` as few MACs as possible stay while the metric is at most that:
     the largest cut along each direction by bisection, then attention and MLPs alternate, first the one that loses less a
-    saved MAC. Where the metric does not rise monotonically, the best that was seen and allowed is taken.
+    saved MAC. Where the metric does not rise monotonically, the best that was seen and allowed is taken; where nothing is
+    allowed, not even the model as it is, nothing is cut and ``notes`` say so.
 
     Args:
         grid: points of the coarse grid an axis; 0 leaves it out. With ``keep`` it serves the Pareto points alone.
@@ -292,7 +293,7 @@ def ratios(
     for part in DIRECTIONS:
         largest(functools.partial(allowed, part=part), 0.0, 1.0, FINE)
     chosen = _cheapest(trial, drop)
-    return trial.found(_alternate(trial, chosen, drop))
+    return _told(trial.found(chosen if chosen.worse > drop else _alternate(trial, chosen, drop)), drop)
 
 
 def blocks(
@@ -350,7 +351,7 @@ def blocks(
         return trial.found(min(rivals, key=lambda one: one.worse))
     assert drop is not None
     largest(lambda place: trial(path[int(place)], "greedy").worse <= drop, 0, len(path) - 1, 1)
-    return trial.found(_cheapest(trial, drop))
+    return _told(trial.found(_cheapest(trial, drop)), drop)
 
 
 def largest(allowed: Callable[[float], bool], low: float, high: float, step: float) -> float:
@@ -455,14 +456,17 @@ def _alternate(trial: _Trial, chosen: Tried, drop: float) -> Tried:
 
 
 def _cheapest(trial: _Trial, drop: float) -> Tried:
-    """Of what is allowed, what has the fewest MACs; the better of two alike.
+    """Of what is allowed, what has the fewest MACs; the better of two alike. The model as it is where nothing is allowed:
+    recovery between rounds may have moved it further from the dense one than ``drop``."""
+    allowed = [one for one in trial.all if one.worse <= drop]
+    return min(allowed, key=lambda one: (one.macs, one.worse)) if allowed else trial(trial.outline.dims, "dense")
 
-    Raises:
-        Refused: nothing is, not even with all widths: the model that is cut is a worse one already.
-    """
-    least = min(one.worse for one in trial.all)
-    if least > drop:
-        raise Refused(
-            f"prune.search.drop: {drop:g} is passed before any cut ({least:.4f}). Raise it, or keep more of the stream."
+
+def _told(found: Found, drop: float) -> Found:
+    """With a note where nothing was allowed."""
+    if found.chosen.worse > drop:
+        found.notes.append(
+            f"Nothing that was tried is within {drop:.4g} of the dense model, and what this began with is at "
+            f"{found.chosen.worse:.4g}: nothing is cut here. Allow more, or change what it recovers by."
         )
-    return min((one for one in trial.all if one.worse <= drop), key=lambda one: (one.macs, one.worse))
+    return found

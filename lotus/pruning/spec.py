@@ -6,6 +6,8 @@ imported or run. The folder is written beside its place and renamed as a whole.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib.metadata
 import itertools
 import json
@@ -75,7 +77,7 @@ def save(
         "versions": {name: _version(name) for name in ("lotus-vit", "timm", "torch")},
         "about": dict(about or {}),
     }
-    text = json.dumps(spec, indent=1)
+    json.dumps(spec)  # an ``about`` that is not JSON-ready fails here, before anything is written
     if folder.exists() and not _ours(folder):
         raise Refused(f"{folder}: holds something that LOTUS did not write. Take another folder.")
     beside = folder.with_name(f".{folder.name}.tmp")
@@ -87,7 +89,8 @@ def save(
             save_file(
                 {key: t.detach().cpu().contiguous() for key, t in tensors.items()}, beside / name, {"format": "pt"}
             )
-        (beside / SPEC).write_text(text, encoding="utf-8")
+        spec["digests"] = {name: _digest(beside / name) for name in files}
+        (beside / SPEC).write_text(json.dumps(spec, indent=1), encoding="utf-8")
         for name in (*files, SPEC):
             _sync(beside / name)
         _swap(beside, folder)
@@ -122,6 +125,28 @@ def differences(folder: str | Path) -> list[str]:
     """
     skeleton, weights, _ = _open(Path(folder))
     return [f"{fault}." for fault in _differences(skeleton.state_dict(), weights)]
+
+
+def changed(folder: str | Path) -> list[str]:
+    """What of a folder's tensor files is no longer, byte for byte, what :func:`save` wrote; nothing where an older LOTUS did,
+    which left no digests.
+
+    Raises:
+        Refused: no such folder, or a foreign, damaged or newer spec.
+    """
+    folder = Path(folder)
+    digests = read(folder).get("digests", {})
+    if not isinstance(digests, dict):
+        return [f"{SPEC}: digests are no digests by file."]
+    faults = []
+    for name, digest in digests.items():
+        if Path(name).name != name:
+            faults.append(f"{SPEC}: {name!r} is no file of this folder.")
+        elif not (folder / name).is_file():
+            faults.append(f"{name}: is missing.")
+        elif _digest(folder / name) != digest:
+            faults.append(f"{name}: was changed after it was written (its digest is another than {SPEC} says).")
+    return faults
 
 
 def dense_cost(spec: Mapping[str, Any], place: str) -> cost.Cost:
@@ -180,7 +205,8 @@ def read(folder: str | Path) -> dict[str, Any]:
         raise Refused(f"{folder}: is no model folder (it has no {SPEC}).") from None
     except (OSError, ValueError) as error:
         raise Refused(f"{file}: cannot be read ({error}). Is it whole?") from None
-    if not isinstance(spec, dict) or spec.get("kind") != KIND or type(spec.get("format")) is not int:
+    known = isinstance(spec, dict) and spec.get("kind") == KIND and type(spec.get("format")) is int
+    if not known or spec["format"] < 1:
         raise Refused(f"{file}: was not written by LOTUS.")
     if spec["format"] > FORMAT:
         raise Refused(f"{file}: has format {spec['format']}, this LOTUS reads up to {FORMAT}. Take a newer LOTUS.")
@@ -239,6 +265,12 @@ def _skeleton(
     """
     if not isinstance(origin["name"], str):
         raise Refused(f"{place}: the model's name is {origin['name']!r}.")
+    depth = origin["args"].get(
+        "depth", origin["args"].get("depths")
+    )  # counted first: thousands of blocks take long to build
+    deep = sum(d for d in depth if isinstance(d, int)) if isinstance(depth, (list, tuple)) else depth
+    if isinstance(deep, int) and deep != len(rows):
+        raise Refused(f"{place}: widths for {len(rows)} blocks, but a depth of {depth}.")
     model = door.build(origin["name"], origin["args"], meta=True, place=place)
     found = anatomy.blocks(model)
     if len(found) != len(rows):
@@ -318,6 +350,12 @@ def _recover(place: Path) -> None:
 def _sync(file: Path) -> None:
     with file.open("rb") as handle:
         os.fsync(handle.fileno())
+
+
+def _digest(file: Path) -> str:
+    """Of a file's bytes, as ``b2sum -l 256`` prints it."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, functools.partial(hashlib.blake2b, digest_size=32)).hexdigest()
 
 
 def _version(name: str) -> str:

@@ -78,6 +78,8 @@ def render(folder: Path) -> str:
         latency_told=ledger.latency_told(timed) if (timed := (results.get("kept") or {}).get("latency")) else "",
         pictures=pictures,
         attention=_attention(results.get("attention") or {}),
+        compared=_compared((results.get("after_prune") or {}).get("search") or {}),
+        sizes=_sizes(results),
         widths=Markup(figures.widths((results.get("kept") or {}).get("blocks") or [])),
         scores=Markup(figures.scores(scored.values, scored.rows, name=scored.name)) if scored else "",
         ticket=[
@@ -273,6 +275,47 @@ def _attention(found: Mapping[str, Any]) -> dict[str, Any]:
             " log(1 + a^2) costs least where a row is uniform: it is named a sparsity penalty and spreads attention."
         )
     return {"rows": rows, "told": told}
+
+
+def _compared(found: Mapping[str, Any]) -> dict[str, Any]:
+    """CP-ViT beside the searched cut: a row each, and the MACs at equal accuracy in words; empty where it was not asked for."""
+    theirs, chosen, dense = (found.get(name) for name in ("cp_vit", "chosen", "dense"))
+    if not (theirs and chosen and dense):
+        return {}
+    rows = [("dense", dense["macs"], dense["top1"], 0.0), ("searched", chosen["macs"], chosen["top1"], chosen["worse"])]
+    rows += [
+        (f"CP-ViT, {percent(one['keep'])} of heads and patches", one["macs"], one["top1"], one["worse"])
+        for one in theirs
+    ]
+    equal = found.get("equal") or {}
+    metric = {"loss": "rise of the loss", "agreement": "agreement with dense"}.get(
+        found.get("metric", ""), "divergence"
+    )
+
+    def at(level: str, macs: float | None) -> str:
+        if not macs:
+            return f"at the same {level} CP-ViT has no MACs to compare with: none of these ratios gets there"
+        return f"at the same {level} the searched cut takes {percent(chosen['macs'] / macs)} of CP-ViT's ({si(macs)})"
+
+    top1 = at(f"held-out top-1, {chosen['top1']:.2f} %,", equal.get("cp_vit_macs"))
+    told = (
+        f"MACs at equal accuracy compared: {top1}; {at(metric, equal.get('cp_vit_macs_same_metric'))}. Right after the cut, "
+        "nothing fine-tuned; between two of its ratios CP-ViT is taken to lie on a straight line."
+    )
+    return {
+        "rows": [(name, macs, macs / dense["macs"], top1, worse) for name, macs, top1, worse in rows],
+        "told": told, "images": found.get("images", 0), "metric": metric,
+    }  # fmt: skip
+
+
+def _sizes(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The sizes that were written beside the pruned model, the largest first."""
+    sizes, dense = (results.get("after_prune") or {}).get("sizes") or {}, (results.get("trained") or {}).get("macs")
+    rows = [
+        {"name": f"pruned-{name}", "share": size["macs"] / dense if dense else size["keep"], **size}
+        for name, size in sizes.items()
+    ]
+    return sorted(rows, key=lambda row: -row["macs"])
 
 
 def _search(folder: Path) -> str:

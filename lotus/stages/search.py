@@ -14,6 +14,7 @@ from lotus.run import write_json
 from lotus.stages.cut import Cut, Cutting, narrow_stream, study
 from lotus.stages.fit import fit
 from lotus.stages.shop import HELD_OUT, TRAIN_FORWARDS, Shop
+from selection.errors import Refused
 
 if TYPE_CHECKING:
     import torch
@@ -83,6 +84,13 @@ def search_widths(shop: Shop, model: nn.Module, gates: Any, calibration: np.ndar
                 f"round {number + 1} of {asks.rounds}: {len(found.tried)} tried; of attention {chosen.attention:.2f} and of the "
                 f"MLPs {chosen.mlp:.2f} of the MACs stay; {asks.metric} {chosen.worse:.4f}, held-out top-1 {chosen.top1:.2f} %",
             )
+            if found.notes and number == 0:  # no recovery yet: it is the narrower stream that is too far already
+                raise Refused(
+                    f"prune.search.drop: {shared['drop']:g} is passed before any cut ({found.chosen.worse:.4f}). Raise it, or keep "
+                    "more of the stream (prune.width)."
+                )
+            for note in found.notes:
+                yield Said("prune", f"round {number + 1}: {note}", level="warning")
             if asks.recovery and number + 1 < asks.rounds:
                 model, seen, taught = yield from _recover(shop, model, dense, ticket.rows, number)
                 forwards += seen * (TRAIN_FORWARDS * chosen.macs / whole.macs + taught)
@@ -117,7 +125,7 @@ def search_widths(shop: Shop, model: nn.Module, gates: Any, calibration: np.ndar
     write_json(run.folder / "search.json", written)
     write_json(run.folder / "pareto.json", written["pareto"])
     yield Wrote("prune", str(run.folder / "search.json"))
-    brief = {name: written[name] for name in ("chosen", "equal") if name in written}
+    brief = {name: written[name] for name in ("dense", "chosen", "equal", "cp_vit") if name in written}
     before = {"params": whole.params, "macs": whole.macs}
     cut = Cut(small, before, {"params": after.params, "macs": after.macs}, forwards, (*notes, *found.drawn.notes))
     return cut, {
@@ -135,16 +143,25 @@ def _recover(
 
     config, asks = shop.config, shop.config.prune.search
     assert asks is not None
-    off = {"epochs": 1, "warmup_epochs": 0.0, "patches": None, "compile": False, "ema": 0.0}
+    passes, images = _passes(asks.recovery, config.finetune.batch_size, len(ticket))
+    off = {"epochs": passes, "warmup_epochs": 0.0, "patches": None, "compile": False, "ema": 0.0}
     recipe = config.finetune.model_copy(update=off)
     rng = np.random.default_rng([config.seed, HELD_OUT, number])
-    rows = np.sort(rng.choice(ticket, size=min(len(ticket), asks.recovery * recipe.batch_size), replace=False))
+    rows = np.sort(rng.choice(ticket, size=images, replace=False))
     twin = copy.deepcopy(model)
     distiller = make_distiller(copy.deepcopy(dense), recipe, shop.world.device)
     fitted, _ = yield from fit(
         shop, "prune", recipe, model, rows=rows, distiller=distiller, seed=config.seed + 1 + number, evaluate=False
     )
     return fitted.load_into(twin).to(shop.world.device).eval(), fitted.images_seen, distiller is not None
+
+
+def _passes(steps: int, batch: int, images: int) -> tuple[int, int]:
+    """How often to go through how many of ``images``, so that ``steps`` optimiser steps are taken; a few more where they do
+    not fill the passes evenly."""
+    passes = -(-steps * batch // images)
+    each = -(-steps // passes)
+    return passes, min(images, each * batch)
 
 
 def _held_out(

@@ -110,6 +110,18 @@ def test_the_range_that_is_named_can_be_had(rank):
         fit_plan(WIDE, draw(WIDE, 0), {"macs": lowest - 0.0005}, rank=rank, branches=False)
 
 
+def test_where_query_and_key_dimensions_stay_whole_split_is_a_way_out():
+    for kind, helps in (("eva02", True), ("vit", False)):
+        outline = cost.outline(tiny(kind))
+        for branches in (False, None):
+            with pytest.raises(Refused, match="out of reach") as refused:
+                fit_plan(outline, draw(outline, 0), {"macs": 0.01}, round=4, branches=branches)
+            assert ("or prune.split" in str(refused.value)) == helps
+            with pytest.raises(Refused) as refused:
+                fit_plan(outline, draw(outline, 0), {"macs": 0.01}, round=4, branches=branches, split=True)
+            assert "prune.split" not in str(refused.value)
+
+
 def test_narrow_heads_stay_whole():
     outline = cost.outline(tiny(embed_dim=12, num_heads=2))  # heads of 6, below a round of 8
     plan = fit_plan(outline, draw(outline, 0), {"macs": 0.7})
@@ -152,6 +164,23 @@ def test_kind_cuts_each_kind_to_the_same_share():
     assert max(heads, dims, units) - min(heads, dims, units) < 0.08  # one head of 28, and what was put back
 
 
+@pytest.mark.parametrize(("keep", "whole"), [(0.7, True), (0.45, True), (0.2, False)])
+def test_uniform_keeps_every_block_alike_and_attention_whole_while_units_will_do(keep, whole):
+    outline = cost.Outline(17, 64, (Dims(4, 16, 16, 256),) * 3, (cost.Biases(),) * 3, 0, 0)
+    scores = draw(outline, 2)
+    plan = fit_plan(outline, scores, {"macs": keep}, rank="uniform")
+    assert len(set(plan.dims)) == 1
+    (dims, *_) = plan.dims
+    assert (dims[:3] == (4, 16, 16)) == whole
+    limit = keep * outline.cost().macs
+    more = (
+        dims._replace(hidden=dims.hidden + 8) if whole else dims._replace(qk_dim=dims.qk_dim + 8, v_dim=dims.v_dim + 8)
+    )
+    assert outline.cost(plan.dims).macs <= limit < outline.cost([more] * 3).macs
+    for i, block in enumerate(plan.blocks):
+        assert set(block.units) == set(np.argsort(-scores[f"blocks.{i}.mlp"])[: dims.hidden].tolist())
+
+
 def test_greedy_finds_the_best_subset_where_brute_force_can_tell():
     # One block, only MLP units to choose, all chunks of one unit: the best of a size are those with the largest scores.
     outline = cost.Outline(5, 8, (Dims(1, 4, 4, 9),), (cost.Biases(),), 0, 0)
@@ -159,6 +188,49 @@ def test_greedy_finds_the_best_subset_where_brute_force_can_tell():
     plan = fit_plan(outline, scores, {"macs": 0.75}, round=4)
     kept = plan.blocks[0].units
     assert set(kept) == set(np.argsort(-scores["blocks.0.mlp"])[: len(kept)].tolist())
+
+
+@pytest.mark.parametrize("keep", [0.6, 0.4])
+def test_the_pool_keeps_nearly_what_exhaustive_search_would(keep):
+    """Two blocks by heads, dimensions and units, every pair of widths tried. A unit's score is seldom in proportion to its MACs:
+    by score alone, whatever it costs, a twelfth to a quarter of what the best plan keeps is lost on some draws."""
+    outline = cost.Outline(17, 48, (Dims(4, 16, 16, 64),) * 2, (cost.Biases(),) * 2, 0, 0)
+    ways = [Dims(h, d, d, f) for h in range(1, 5) for d in range(4, 17, 4) for f in range(4, 65, 4)]
+    macs = [np.array([outline.block(i, dims).macs for dims in ways]) for i in range(2)]
+    fits = macs[0][:, None] + macs[1] <= int(keep * outline.cost().macs)
+    for seed in range(12):
+        rng, scores = np.random.default_rng(seed), {}
+        for i in range(2):  # without scores of query/key dimensions, so that what stays has one worth
+            scores[f"blocks.{i}.attn"] = rng.exponential(size=64) * rng.uniform(0.2, 5)
+            scores[f"blocks.{i}.mlp"] = rng.exponential(size=64) * rng.uniform(0.2, 5)
+
+        def worth(i: int, dims: Dims, scores: dict = scores) -> float:
+            v = -np.sort(-scores[f"blocks.{i}.attn"].reshape(4, 16), axis=1)
+            best = v[np.argsort(-v.sum(axis=1))][: dims.heads, : dims.v_dim]
+            return best.sum() - np.sort(-scores[f"blocks.{i}.mlp"])[: dims.hidden].sum()
+
+        first, second = (np.array([worth(i, dims) for dims in ways]) for i in range(2))
+        most = np.where(fits, first[:, None] + second, 0).max()
+        plan = fit_plan(outline, scores, {"macs": keep}, round=4, branches=False)
+        assert 0.975 * most <= sum(worth(i, dims) for i, dims in enumerate(plan.dims)) <= most + 1e-9
+
+
+def test_a_head_is_worth_its_outputs_whatever_its_queries_are():
+    """They go with it but act through its outputs alone, so only where dimensions go do they count."""
+    scores = draw(WIDE, 4)
+    block = budget.BlockWidths(0, WIDE, scores, 8, inputs=False)
+    qk, v = (scores[f"blocks.0.{kind}"].reshape(4, 16) for kind in ("qk", "attn"))
+    gone = {
+        "heads": v.sum(axis=1).min(),
+        "dims": sum(np.sort(rows, axis=1)[:, :8].sum() for rows in (qk, v)),
+        "units": np.sort(scores["blocks.0.mlp"])[:8].sum(),
+    }
+    for kind, value in gone.items():
+        assert block.chunk(kind, block.fewer(kind)).value == pytest.approx(value)
+    dear = {**scores, "blocks.0.qk": 1000 * scores["blocks.0.qk"]}
+    plans = [fit_plan(WIDE, one, {"macs": 0.5}, round=24) for one in (scores, dear)]  # heads are cut whole, or not
+    assert plans[0].dims == plans[1].dims
+    assert plans[0].dims[0].heads < 4
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def known(seed: int = 0) -> dict:
         "reads": rng.normal(size=(UNITS, WIDTH + 1)),
         "writes": rng.normal(size=(UNITS, WIDTH)),
         "gradients": rng.normal(size=(IMAGES, UNITS)),
-        "gates": rng.uniform(0.1, 1, size=UNITS),
+        "gates": rng.uniform(0.1, 1, size=UNITS) * rng.choice([-1, 1], size=UNITS),
         "attention": rng.uniform(0.1, 1, size=(3, UNITS)),  # heads of one unit
         "units": UNITS,
         "rng": np.random.default_rng(seed),
@@ -85,6 +85,10 @@ def test_more_of_everything_is_worth_more(name):
     available["covariance"][3] *= 100  # the unit itself, a hundred times
     available["covariance"][:, 3] *= 100
     assert score(name, available).argmax() == 3
+
+
+def test_a_gate_is_as_open_as_it_is_far_from_zero():
+    np.testing.assert_array_equal(criteria.gate(np.array([-2.0, 0.5, 0.0, -0.25])), [2, 0.5, 0, 0.25])
 
 
 def test_heads_are_scored_by_their_attention_so_far():

@@ -192,7 +192,8 @@ def test_half_precision_is_kept_through_the_disk(kind, tmp_path):
     assert torch.equal(back(pictures(dtype=torch.bfloat16)), small(pictures(dtype=torch.bfloat16)))
 
 
-@pytest.mark.parametrize("kind", UNLIKE)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_cut_model_compiles_without_breaks(kind):
     small = prune(tiny(kind), batches(1), {"macs": 0.6}, round=4)
     with torch.no_grad():

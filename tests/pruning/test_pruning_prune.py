@@ -318,6 +318,17 @@ def test_scores_of_dimensions_of_queries_matter():
         scores = lottery(model, batches(), {"macs": 0.9}, criterion=name, rotate=False).scores["blocks.0.qk"]
         assert scores.reshape(3, 16)[1].argmin() == 5
         assert scores[16 + 5] == 0
+    keys = tiny()
+    with torch.no_grad():
+        keys.blocks[0].attn.qkv.weight[48 + 32 + 7] = 0  # k of head 2, dimension 7
+        keys.blocks[0].attn.qkv.bias[48 + 32 + 7] = 0
+    for name in ("fisher", "magnitude"):
+        scores = lottery(keys, batches(), {"macs": 0.9}, criterion=name, rotate=False).scores["blocks.0.qk"]
+        assert scores[32 + 7] == pytest.approx(0, abs=1e-9)
+        assert scores.argmin() == 32 + 7
+    qkv = keys.blocks[0].attn.qkv
+    rows = torch.cat((qkv.weight, qkv.bias[:, None]), dim=1).detach().double()
+    np.testing.assert_allclose(scores, (rows[:48].norm(dim=1) * rows[48:96].norm(dim=1)).numpy(), rtol=1e-6)
     outline = cost.outline(model)
     drawn = lottery(model, batches(), {"macs": 0.3}, criterion="fisher", rotate=False)
     plan = budget.fit_plan(outline, drawn.scores, {"macs": 0.3})

@@ -102,6 +102,20 @@ def test_what_is_not_monotone_still_stays_within_what_is_allowed(studied, kind):
 
 
 @pytest.mark.parametrize("kind", ["ratios", "blocks"])
+def test_where_nothing_is_allowed_nothing_is_cut_and_that_is_said(studied, kind):
+    """As after a recovery that moved the model: what the judge is asked of is another than the one it began with."""
+    moved = tiny(seed=1)
+    dense = cost.outline(studied.dense).dims
+    found = SEARCH[kind](studied, Judge(moved, batches()), drop=1e-4, round=8)
+    assert found.chosen.dims == dense
+    assert found.chosen.worse > 1e-4
+    assert found.notes
+    assert "nothing is cut" in found.notes[0]
+    torch.testing.assert_close(found.drawn.model(pictures()), studied.model(pictures()), atol=1e-4, rtol=1e-4)
+    assert not SEARCH[kind](studied, Judge(studied.dense, batches()), drop=0.2, round=8).notes
+
+
+@pytest.mark.parametrize("kind", ["ratios", "blocks"])
 @pytest.mark.parametrize("keep", [0.7, 0.3])
 def test_a_budget_is_hit_or_refused(studied, kind, keep):
     found = SEARCH[kind](studied, Judge(studied.dense, batches()), keep={"macs": keep}, round=8)

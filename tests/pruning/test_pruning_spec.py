@@ -91,6 +91,7 @@ def edit(folder: Path, **changes) -> None:
     [
         ({"format": spec.FORMAT + 1}, "Take a newer LOTUS"),
         ({"kind": "other"}, "not written by LOTUS"),
+        ({"format": 0}, "not written by LOTUS"),
         ({"format": "1"}, "not written by LOTUS"),
         ({"blocks": []}, "widths for 0 blocks"),
         ({"blocks": [{"heads": 1}]}, "damaged"),
@@ -109,6 +110,15 @@ def test_a_spec_is_data_and_is_checked(tmp_path, changes, message):
     _, folder = saved(tmp_path)
     edit(folder, **changes)
     with pytest.raises(Refused, match=message):
+        spec.load(folder)
+
+
+@pytest.mark.parametrize("args", [{"depth": 1 << 40}, {"depths": [2, 1 << 40]}])
+def test_a_spec_of_countless_blocks_is_refused_before_one_is_built(tmp_path, args):
+    _, folder = saved(tmp_path, "swin" if "depths" in args else "vit")
+    model = spec.read(folder)["model"]
+    edit(folder, model={**model, "args": {**model["args"], **args}})
+    with pytest.raises(Refused, match="but a depth of"):
         spec.load(folder)
 
 

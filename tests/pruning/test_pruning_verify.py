@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,9 +13,14 @@ from tiny_vits import batches, tiny
 
 import lotus
 from lotus import cli
-from lotus.pruning import prune, spec
+from lotus.pruning import convolve, prune, spec, surgery
+from lotus.pruning.plan import Plan
+from lotus.vit import anatomy
+from lotus.vit import model as door
 
 KINDS = ("vit", "eva02", "swin")
+WAYS = ("width", "branches", "inputs", "convolved")
+"""Ways of cutting beside heads, dimensions and units."""
 
 
 def folders(tmp_path: Path, kind: str = "vit", keep: float = 0.6) -> tuple[Path, Path]:
@@ -38,6 +44,62 @@ def test_what_was_saved_is_whole(tmp_path, kind):
     assert found, found.faults
     assert found.facts["macs"] <= 0.6 * lotus.verify(dense).facts["macs"]
     assert found.facts["distance"] > 0
+
+
+def cut_by(way: str, model: torch.nn.Module) -> torch.nn.Module:
+    if way == "convolved":
+        choices = [convolve.Choice(kernel, tuple(range(0, 192, 3))) for kernel in (3, 0)]
+        small = convolve.convert(model, choices, [torch.zeros(block.heads, 9) for block in anatomy.blocks(model)])
+        convolve.calibrate(small, batches(1))
+        return small
+    if way == "width":  # and nothing else: the blocks' own widths stay
+        return prune(model, batches(1), {"macs": 1.0}, round=4, width=0.75)
+    first, *others = Plan.full(model).blocks
+    gone = {"heads": (), "qk": (), "v": ()} if way == "branches" else {"attn_in": tuple(range(8)), "mlp_in": (3, 5)}
+    small = surgery.cut(model, Plan((dataclasses.replace(first, **gone), *others)))
+    door.remember(small, door.origin(model))
+    return small
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_whatever_was_cut_is_less_than_what_it_was_cut_from(tmp_path, way):
+    model = tiny()
+    dense = spec.save(model, tmp_path / "dense")
+    small = spec.save(cut_by(way, model), tmp_path / "small")
+    found = lotus.verify(small, against=dense)
+    assert found, found.faults
+    assert found.facts["distance"] > 0
+    twin = spec.save(lotus.load(small), tmp_path / "twin")
+    assert lotus.verify(twin, against=small), "against itself"
+    more = " ".join(lotus.verify(dense, against=small).faults)
+    named = {"width": "width is 48, more than the 36", "branches": "heads is 3, more than the 0",
+             "convolved": "qk_dim is 16, more than the 0", "inputs": "mlp_in is 48, more than the 2"}  # fmt: skip
+    assert named[way] in more
+
+
+def test_values_that_were_changed_are_found_by_their_digest(tmp_path):
+    _, small = folders(tmp_path)
+    assert lotus.verify(small)
+    spoil(small, head__bias=load_file(small / "model.safetensors")["head.bias"] + 1e-3)
+    (fault,) = lotus.verify(small).faults
+    assert "model.safetensors: was changed after it was written" in fault
+    beside = spec.save(tiny(), tmp_path / "beside", extra={"gates.safetensors": {"g": torch.ones(3)}})
+    assert lotus.verify(beside)
+    (beside / "gates.safetensors").unlink()
+    assert lotus.verify(beside).faults == ("gates.safetensors: is missing.",)
+
+
+def test_a_folder_of_an_older_lotus_has_no_digests_and_is_whole(tmp_path):
+    _, small = folders(tmp_path)
+    told = json.loads((small / "spec.json").read_text())
+    assert told["format"] == 1
+    del told["digests"]
+    (small / "spec.json").write_text(json.dumps(told))
+    assert lotus.verify(small)
+    (small / "spec.json").write_text(json.dumps({**told, "digests": {"../x.safetensors": ""}}))
+    assert "no file of this folder" in lotus.verify(small).faults[0]
+    (small / "spec.json").write_text(json.dumps({**told, "digests": 3}))
+    assert "no digests" in lotus.verify(small).faults[0]
 
 
 def test_every_tampered_tensor_is_named(tmp_path):
@@ -96,8 +158,7 @@ def test_against_another_model(tmp_path):
     assert lotus.verify(small, against=other).faults == (f"classes: 5, but 7 in {other}.",)
     wider = lotus.verify(dense, against=small).faults
     assert any("hidden is 192, more than the" in fault for fault in wider)
-    spoil(other := spec.save(tiny(), tmp_path / "moved"), head__bias=torch.ones(5))
-    (fault,) = lotus.verify(other, against=dense).faults
+    (fault,) = lotus.verify(spec.save(tiny(seed=1), tmp_path / "moved"), against=dense).faults
     assert "nothing is cut, but the outputs differ" in fault
 
 

@@ -293,6 +293,31 @@ def test_what_a_search_tried_is_drawn(tmp_path):
         assert "What the search tried" not in html.render(folder)
 
 
+def test_macs_at_equal_accuracy_stand_beside_cp_vit_and_each_size_is_told(tmp_path):
+    found = results()["after_prune"]
+    search = {
+        "kind": "ratios", "metric": "divergence", "tried": 9, "images": 2000,
+        "dense": {"macs": 3_630_000, "params": 203_000, "top1": 97.5},
+        "chosen": {"macs": 726_000, "params": 60_000, "attention": 0.3, "mlp": 0.1, "worse": 0.05, "top1": 96.25},
+        "cp_vit": [{"keep": 0.7, "macs": 2_904_000.0, "worse": 0.04, "top1": 97.0}, {"keep": 0.4, "macs": 1_452_000.0, "worse": 0.5, "top1": 91.0}],
+        "equal": {"top1": 96.25, "cp_vit_macs": 2_420_000.0, "cp_vit_macs_same_metric": None},
+    }  # fmt: skip
+    size = {"keep": 0.4, "top1": 93.21, "loss": 0.7, "params": 81_000, "macs": 1_452_000}
+    sizes = {"0.4": size, "0.8": {**size, "keep": 0.8, "top1": 97.02, "macs": 2_904_000}}
+    text = " ".join(html.render(bare(tmp_path, after_prune={**found, "search": search, "sizes": sizes})).split())
+    assert "Beside CP-ViT with a fixed ratio" in text
+    assert "<td>CP-ViT, 70 % of heads and patches</td><td>2.9 M</td><td>80 %</td><td>97.00</td><td>0.0400</td>" in text
+    assert "<td>searched</td><td>726 k</td><td>20 %</td><td>96.25</td>" in text
+    assert "at the same held-out top-1, 96.25 %, the searched cut takes 30 % of CP-ViT&#39;s (2.42 M)" in text
+    assert "at the same divergence CP-ViT has no MACs to compare with" in text
+    assert text.index("<td>pruned-0.8</td>") < text.index("<td>pruned-0.4</td>")
+    assert "<td>pruned-0.4</td><td>1.45 M</td><td>40 %</td><td>81 k</td><td>93.21</td>" in text
+    for left_out in ({}, {"search": {key: search[key] for key in ("kind", "chosen")}}):
+        text = html.render(bare(tmp_path, after_prune={**found, **left_out}))
+        assert "Beside CP-ViT" not in text
+        assert "Sizes out of" not in text
+
+
 def test_a_block_that_convolves_says_so():
     text = figures.widths([{**BLOCKS[0], "kernel": 3, "heads": 1, "head_dim": 16}])
     assert "3x3 convolution" in text

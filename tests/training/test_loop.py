@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import PAIR, ROWS, Memory, pictures, recipe, same, train, vit
+from tiny import PAIR, ROWS, Memory, gated, pictures, recipe, same, train, vit
 
 from lotus.config import Sparsity
 from lotus.data.plan import SamplePlan
@@ -316,6 +317,41 @@ def test_two_ranks_are_as_one(tmp_path: Path) -> None:
         for key, value in whole.recorder.signals().items():
             torch.testing.assert_close(found[f"s/{key}"].numpy(), value.astype(np.float32), atol=5e-3, rtol=5e-3)
         assert float(found["v/top1"]) == pytest.approx(whole.fitted.top1, abs=2.1)
+
+
+@pytest.mark.slow
+def test_gates_of_two_ranks_are_those_of_one_under_every_zero(tmp_path: Path) -> None:
+    alone = gated(tmp_path / "alone", 0).gates
+    assert alone is not None
+    closed = sum(int((value == 0).sum()) for value in alone.values.values())
+    every = sum(value.numel() for value in alone.values.values())
+    assert 0.1 * every < closed < 0.9 * every
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    here = Path(__file__).parent
+    shared = {
+        "PATH": "/nonexistent", "HOME": str(tmp_path), "PYTHONPATH": f"{here.parent.parent}:{here}", "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
+    }  # fmt: skip
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(here / "tiny.py"), str(tmp_path), "gated"],
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        spoken = [process.communicate(timeout=300)[0].decode() for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert [process.returncode for process in ranks] == [0, 0], spoken
+    for zero, rank in itertools.product((1, 2, 3), range(2)):
+        found = load_file(tmp_path / f"{zero}-{rank}.safetensors")
+        assert found.keys() == alone.values.keys()
+        for site, value in alone.values.items():
+            torch.testing.assert_close(found[site], value.detach(), atol=1e-5, rtol=1e-5)
 
 
 def test_state_json_is_for_people(tmp_path: Path) -> None:

@@ -253,6 +253,31 @@ def masked_main(out: Path) -> None:
     world.close()
 
 
+def gated(folder: Path, zero: int, world: World | None = None) -> Outcome:
+    """A training whose penalty closes some gates. By SGD: Adam turns the rounding of gradients that are zero (those of the
+    keys' biases) into whole steps, which would hide what the gates do."""
+    model = vit()
+    settings = Sparsity(start=0.1, inputs=True, steer=False, strength=0.3, lr=0.1)
+    gates = Gates(model, settings, target=0.5, device="cpu")
+    wants = recipe(epochs=4, zero=zero, optimizer="momentum", lr=1e-2, weight_decay=0)
+    return train(folder, wants, world=world, model=model, gates=gates)._replace(gates=gates)
+
+
+def gated_main(out: Path) -> None:
+    """One rank of trainings with gates."""
+    from safetensors.torch import save_file
+
+    torch.set_num_threads(1)
+    world = distributed.start("cpu")
+    for zero in (1, 2, 3):
+        done = gated(out / str(zero), zero, world)
+        assert done.gates is not None
+        save_file(
+            {k: v.detach().clone() for k, v in done.gates.values.items()}, out / f"{zero}-{world.rank}.safetensors"
+        )
+    world.close()
+
+
 PAIR: dict[str, Any] = {"gated": True, "watched": True, "weighted": True}
 """What the test of two ranks trains; no drop_path, which draws by rank."""
 
@@ -288,4 +313,6 @@ if __name__ == "__main__":
     if words[:1] == ["patches"]:
         patches_main(Path(folder), int(words[1]))
     else:
-        {(): main, ("redraw",): redraw_main, ("masked",): masked_main}[tuple(words)](Path(folder))
+        {(): main, ("redraw",): redraw_main, ("masked",): masked_main, ("gated",): gated_main}[tuple(words)](
+            Path(folder)
+        )
