@@ -40,10 +40,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else selection.py of this folder is found first
 
-from selection.lottery import DEFAULT_PICK, DEFAULT_SCORE
 
 TICKETS: dict[str, tuple[Any, Any]] = {
-    "default": (DEFAULT_SCORE, DEFAULT_PICK),
     "random": ("random", "random"),
     "el2n, top_k": ("el2n", "top_k"),
     "el2n, bottom": ("el2n", "bottom"),
@@ -55,7 +53,7 @@ TICKETS: dict[str, tuple[Any, Any]] = {
     "herding": ("random", "herding"),
     "k_center": ("random", "k_center"),
 }
-"""Score and picker, with the settings that are theirs when nothing is said; the first is what the CLI takes then."""
+"""Score and picker, with the settings that are theirs when nothing is said."""
 EACH_EPOCH = ("rs2", "infobatch", "shorter")
 NEAR_ONE = (0.7,)
 ANY_TO_SAVE = 6

@@ -92,8 +92,8 @@ def _parser() -> argparse.ArgumentParser:
 
     ticket = verb("select", "draw a ticket (a subset of the images) from recorded signals; needs no torch", _select)
     ticket.add_argument("signals", help="signals.npz, as `lotus score` leaves it")
-    ticket.add_argument("--score", help="a score of selection/scores.py; higher = keep first (el2n)")
-    ticket.add_argument("--pick", help="a policy of selection/pickers.py (ccs with pick.cut=short)")
+    ticket.add_argument("--score", help="a score of selection/scores.py; higher = keep first (dual)")
+    ticket.add_argument("--pick", help="a policy of selection/pickers.py (beta)")
     budget = ticket.add_mutually_exclusive_group(required=True)
     budget.add_argument("--keep", type=float, help="the part of the images that stays, in (0, 1]")
     budget.add_argument("--prune", type=float, help="the part that goes, in [0, 1): the complement of --keep")
@@ -413,8 +413,8 @@ def _select(options: argparse.Namespace) -> int:
         settings[method][name] = _value(value)
     options.score = options.score or DEFAULT_SCORE
     score = {**settings["score"], "name": options.score}
-    pick = {"name": options.pick} if options.pick else DEFAULT_PICK
-    pick = {**pick, **settings["pick"]}
+    options.pick = options.pick or DEFAULT_PICK
+    pick = {**settings["pick"], "name": options.pick}
     shelves = _shelves(options.shelves)
     signals = Signals.load(options.signals, only=reads(score, pick, shelves))
     drawn = select(
@@ -443,14 +443,14 @@ def _select(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({
             "kept": len(drawn.subset.rows), "of": len(signals["labels"]), "keep": options.keep, "seed": options.seed,
-            "score": options.score, "pick": pick["name"], "out": options.out, "warnings": list(drawn.warnings),
+            "score": options.score, "pick": options.pick, "out": options.out, "warnings": list(drawn.warnings),
             "picture": options.picture,
             "classes": [{"class": name, "kept": k, "of": o} for name, k, o in zip(classes, kept, of)],
         }))  # fmt: skip
         return 0
     from lotus.report.terminal import ticket_page
 
-    ticket_page(classes, kept, of, drawn.scores, drawn.subset.rows, title=f"{options.score}, {pick['name']}",
+    ticket_page(classes, kept, of, drawn.scores, drawn.subset.rows, title=f"{options.score}, {options.pick}",
                 warnings=drawn.warnings, out=options.out)  # fmt: skip
     return 0
 

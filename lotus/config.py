@@ -437,7 +437,7 @@ class Select(Section):
 
     score: MethodOf = Method(name=DEFAULT_SCORE)
     """A score of selection/scores.py: higher = keep first."""
-    pick: MethodOf = Method.model_validate(DEFAULT_PICK)
+    pick: MethodOf = Method(name=DEFAULT_PICK)
     """A policy of selection/pickers.py."""
     keep: Fraction = 1.0
     """Part of the images that stays."""

@@ -76,9 +76,8 @@ def choose(*, score: Choice, pick: Choice, keep: float, shelves: Iterable[Module
     return []
 
 
-DEFAULT_SCORE = "el2n"
-DEFAULT_PICK = {"name": "ccs", "cut": "short"}
-"""What is taken where nothing is said: at every share within the spread of the best of ``benchmarks/selection_accuracy.py``."""
+DEFAULT_SCORE, DEFAULT_PICK = "dual", "beta"
+"""What is taken where nothing is said (docs/selection.md, which method when)."""
 
 TOLD = frozenset({"labels", "scores", "ranking", "budget", "keep", "quotas", "rng", "start"})
 """What methods read that is known without a probe."""

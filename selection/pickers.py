@@ -56,7 +56,6 @@ Rows = npt.NDArray[np.int64]
 # (0, 0, 0.1, 0.1, 0.3), on CIFAR-100 more (0.1, 0.2, 0.2, 0.4, 0.5).
 CCS_DROPPED = (0.3, 0.5, 0.7, 0.8, 0.9)
 CCS_CUT = (0.0, 0.1, 0.2, 0.2, 0.3)
-CCS_SHORT = 0.7
 
 
 def top_k(ranking: Rows, budget: int) -> Rows:
@@ -156,7 +155,7 @@ def ccs(
     keep: float,
     rng: np.random.Generator,
     *,
-    cut: float | str | None = None,
+    cut: float | None = None,
     bins: int = 50,
     binning: str = "width",
 ) -> Rows:
@@ -170,8 +169,7 @@ def ccs(
 
     Args:
         scores: hardest first. +inf joins the hardest bin that is left.
-        cut: part of the n images to drop as too hard; None: the published one for ImageNet, in between by interpolation;
-            ``"short"``: 0.7 of what goes, for trainings of a few thousand steps (docs/selection.md, which method when).
+        cut: part of the n images to drop as too hard; None: the published one for ImageNet, in between by interpolation.
         bins: number of strata; no more than the budget, for the floor of step 3 would leave the smallest with nothing.
         binning: ``"width"``: equally wide in score, the paper's; ``"quantile"``: equally many images, for scores with outliers.
 
@@ -179,8 +177,6 @@ def ccs(
         Refused: a cut that leaves fewer images than are to stay.
     """
     _count("ccs", "bins", bins, 1)
-    if cut == "short":
-        cut = CCS_SHORT * (1 - keep)
     dropped = _dropped("ccs", _ccs_cut(keep) if cut is None else cut, keep, len(scores), budget)
     rest = ranking[dropped:]
     bins = min(bins, budget)
@@ -192,29 +188,6 @@ def ccs(
         chosen.append(rng.choice(rest[stratum == bin_], share, replace=False))
         left -= share
     return np.concatenate(chosen)
-
-
-def reachable(
-    scores: Floats,
-    ranking: Rows,
-    correct: npt.NDArray[np.bool_],
-    budget: int,
-    keep: float,
-    rng: np.random.Generator,
-    *,
-    bins: int = 50,
-    binning: str = "width",
-) -> Rows:
-    """:func:`ccs` whose cut is the part of its looks at which the probe was wrong, of what goes. Ours.
-
-    What a short training does not learn is no use to a short training; where it learns everything, nothing is cut.
-
-    Args:
-        scores: hardest first.
-        correct: (S, E, n) whether the probe said the label.
-    """
-    wrong = 1 - float(np.mean(correct, dtype=np.float64))
-    return ccs(scores, ranking, budget, keep, rng, cut=wrong * (1 - keep), bins=bins, binning=binning)
 
 
 def beta(

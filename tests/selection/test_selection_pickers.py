@@ -377,15 +377,6 @@ def test_double_end_drops_the_hardest_and_keeps_the_next(keep, cut, dropped):
     assert sorted(kept.tolist()) == list(range(100 - dropped - budget, 100 - dropped))
 
 
-def test_ccs_for_short_trainings_cuts_a_share_of_what_goes():
-    scores = np.random.default_rng(0).permutation(100) / 100
-    for keep in (0.1, 0.3, 0.5, 0.9):
-        kept = [pick("ccs", scores, round(100 * keep), cut="short", seed=seed) for seed in range(3)]
-        told = [pick("ccs", scores, round(100 * keep), cut=round(0.7 * (1 - keep), 3), seed=seed) for seed in range(3)]
-        assert [one.tolist() for one in kept] == [one.tolist() for one in told]
-        assert max(scores[one].max() for one in kept) < (100 - int(70 * (1 - keep))) / 100
-
-
 def test_window_finds_the_stretch_that_teaches():
     """Half of the ranking is noise: its labels are no function of its embeddings. The window keeps clear of it."""
     rng = np.random.default_rng(0)
