@@ -149,9 +149,11 @@ def test_tampered_and_truncated_weights_are_refused(tmp_path):
 
 
 def test_no_folder_and_a_foreign_folder(tmp_path):
-    with pytest.raises(Refused, match="no model folder"):
+    with pytest.raises(Refused, match="there is no such folder"):
         spec.load(tmp_path / "nowhere")
     (tmp_path / "mine").mkdir()
+    with pytest.raises(Refused, match="no model folder"):
+        spec.load(tmp_path / "mine")
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(Refused, match="Take another folder"):
         spec.save(tiny(), tmp_path / "mine")

@@ -170,7 +170,7 @@ def test_the_verb(tmp_path, capsys):
     assert cli.main(["verify", str(small)]) == 2
     assert "hook does not belong" in capsys.readouterr().err
     assert cli.main(["verify", str(tmp_path / "nowhere"), "--json"]) == 2
-    assert "no model folder" in json.loads(capsys.readouterr().out)["faults"][0]
+    assert "there is no such folder" in json.loads(capsys.readouterr().out)["faults"][0]
 
 
 def test_a_folder_that_is_not_there_is_said_to_be_missing_once(tmp_path, capsys):
