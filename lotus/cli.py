@@ -630,6 +630,11 @@ def _evaluate(options: argparse.Namespace) -> int:
             f"{options.model}: top-1 {found['top1']:.2f} %, top-5 {found['top5']:.2f} %, loss {found['loss']:.4f} "
             f"on {found['images']:.0f} images; {found['params'] / 1e6:.3f} M parameters, {found['macs'] / 1e6:.2f} M MACs"
         )
+    if found["outdated"]:
+        print(
+            f"! {options.model} is older than what it was made from, or of other settings; lotus run makes it again",
+            file=sys.stderr,
+        )
     return 0
 
 

@@ -18,7 +18,7 @@ import platform
 import re
 import stat
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -38,7 +38,7 @@ class Stage:
 
     name: str
     settings: tuple[str, ...]
-    """Parts of the config (``"train"``, ``"prune.keep"``) that change what it makes, less those with a minus before them."""
+    """Parts of the config (``"train"``, ``"prune.keep.macs"``) that change what it makes, less those with a minus before them."""
     after: tuple[str, ...]
     """Stages whose outputs it reads."""
     outputs: tuple[str, ...]
@@ -59,7 +59,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("baseline", ("train", "-train.sparsity", "-train.redraw", "-train.patches", "model", "seed"), ("prepare",),
           ("baseline/spec.json",),
           "train the dense model on all images, to compare with"),
-    Stage("train", ("train", "model", "seed", "prune.keep"), ("select",), ("trained/spec.json",),
+    Stage("train", ("train", "model", "seed", "prune.keep.macs", "prune.keep.gates"), ("select",), ("trained/spec.json",),
           "train on the ticket under sparsity"),
     Stage("prune", ("prune", "seed"), ("train",), ("pruned/spec.json",), "cut what is not worth keeping"),
     Stage("finetune", ("finetune", "seed"), ("prune",), ("final/spec.json",), "recover, taught by the unpruned model"),
@@ -217,7 +217,7 @@ class Run:
         """Parts of the config that ``stage`` depends on in this run."""
         parts = BY_NAME[stage].settings
         if stage == "train" and not self.config.train.sparsity.gates:  # it is gates that are steered to the budget
-            return tuple(part for part in parts if part != "prune.keep")
+            return tuple(part for part in parts if not part.startswith("prune.keep"))
         prune = self.config.prune
         recovers = prune.search is not None and prune.search.recovery > 0
         if stage == "prune" and (prune.method == "soup" or recovers):  # it trains by this recipe
@@ -284,6 +284,19 @@ class Run:
             if name in now and now[name] != record.made_from.get(name):
                 return f"{name} was done again"
         return None
+
+    def outdated(self, stages: Iterable[str]) -> list[str]:
+        """Those of ``stages``, in order, that stand, and were made with other settings or from what was made again since."""
+        found: list[str] = []
+        for stage in stages:
+            if self.record(stage) is None:
+                continue
+            why = (
+                self.why(stage) or ""
+            )  # a file of the user's own that is not named this time changes nothing that stands
+            if (why and not why.startswith("--with")) or set(self.after(stage)) & set(found):
+                found.append(stage)
+        return found
 
     def finish(self, stage: str, *, seconds: float, image_forwards: float = 0, macs: float = 0,
                values: Mapping[str, Any] | None = None) -> Record:  # fmt: skip

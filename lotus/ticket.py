@@ -384,7 +384,7 @@ def bring(
         )
     if found.rows is None and keep is None:
         signals = exchange.scores(found, images, name=str(path), beside=data.signals)
-        return signals, [*told, "draw from them with: lotus select FILE --score given"]
+        return signals, [*told, "draw from them with: lotus select FILE --score given --pick ccs --keep 0.3"]
     return exchange.ticket(found, images, name=path.name, keep=keep, seed=seed, force=force), told
 
 

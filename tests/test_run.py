@@ -241,3 +241,20 @@ def test_a_training_without_gates_does_not_depend_on_the_budget(tmp_path: Path) 
     assert "train.sparsity.gates" in str(make(tmp_path, prune={"keep": {"macs": 0.3}}).why("train"))
     do(make(tmp_path / "gated"), "prepare", "score", "select", "train")
     assert make(tmp_path / "gated", prune={"keep": {"macs": 0.3}}).why("train") == "prune.keep.macs: 0.5 -> 0.3"
+
+
+def test_a_budget_of_latency_trains_nothing_again(tmp_path: Path) -> None:
+    do(make(tmp_path), "prepare", "score", "select", "train")
+    assert make(tmp_path, prune={"keep": {"macs": 0.5, "latency": 0.6}}).why("train") is None
+
+
+def test_what_is_older_than_what_it_was_made_from_is_known(tmp_path: Path) -> None:
+    names = ("prepare", "score", "select", "baseline", "train", "prune", "finetune", "export", "report")
+    do(make(tmp_path), *names)
+    assert make(tmp_path).outdated(names) == []
+    other = make(tmp_path, prune={"keep": {"macs": 0.3}})
+    do(other, "train")
+    assert other.outdated(names) == ["prune", "finetune", "export", "report"]
+    do(other, "prune")
+    assert other.outdated(names) == ["finetune", "export", "report"]
+    assert other.outdated(names[:6]) == []

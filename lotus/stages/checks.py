@@ -136,7 +136,7 @@ def look_ahead(config: Config) -> None:
     from lotus.vit import anatomy
     from lotus.vit.cost import macs, outline
     from lotus.vit.model import create
-    from lotus.vit.tokens import Tokens
+    from lotus.vit.tokens import Tokens, risen
     from selection.subset import Subset
 
     refusals = doctor.refusals()
@@ -198,6 +198,11 @@ def look_ahead(config: Config) -> None:
             raise Refused(f"{name}.deepspeed: there is no file {recipe.deepspeed}.")
         if recipe.patches is not None:
             Tokens(trained, recipe.patches).remove()
+            depth = len(anatomy.blocks(trained))
+            if recipe.patches.mode == "cumulative" and not risen(depth - 2, depth):
+                raise Refused(
+                    f"patches.mode: cumulative lets no patch go before the last of {depth} blocks. Take evit or input."
+                )
             if recipe.patches.model not in ("", "baseline"):
                 lotus.pruning.load(recipe.patches.model)
     for place, asked in (("model", config.model), ("score.model", config.score.model)):

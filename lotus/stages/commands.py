@@ -14,7 +14,7 @@ from lotus.events import Event, Wrote
 from lotus.run import Run
 from lotus.stages.order import go
 from lotus.stages.patches import as_evaluated, patch_file
-from lotus.stages.shop import Shop
+from lotus.stages.shop import Shop, plan
 from selection.errors import Refused
 
 
@@ -149,6 +149,10 @@ def evaluate_model(config: Config, which: str, shelves: Sequence[ModuleType] = (
 
     run = Run(config)
     folder = {"baseline": run.baseline, "trained": run.trained, "pruned": run.pruned, "final": run.final}.get(which)
+    if folder is None and not Path(which).is_dir():
+        raise Refused(
+            f"--model {which}: no such folder. Give baseline, trained, pruned, final, or the folder of a model."
+        )
     model = lotus.pruning.load(folder or Path(which))
     shop = Shop.open(run, shelves)
     classes = len(shop.manifest().classes)
@@ -167,4 +171,6 @@ def evaluate_model(config: Config, which: str, shelves: Sequence[ModuleType] = (
     ):
         measured = loop.evaluate(model, loader, shop.world)
         macs = cost.macs if tokens is None else tokens.macs(training=False)
-    return {**measured, "params": cost.params, "macs": macs}
+    made_by = {"baseline": "baseline", "trained": "train", "pruned": "prune", "final": "finetune"}.get(which)
+    older = made_by in run.outdated(plan(config))
+    return {**measured, "params": cost.params, "macs": macs, "outdated": older}

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from lotus.config import Config
-from lotus.events import Began, Ended, Event, Skipped
+from lotus.events import Began, Ended, Event, Said, Skipped
 from lotus.run import BY_NAME, Run
 from lotus.stages import finish, probe, prune, train
 from lotus.stages.checks import check, look_ahead
@@ -97,6 +97,11 @@ def go(
                 )
                 shutil.rmtree(run.work(name), ignore_errors=True)
                 yield _logged(run, Ended(name, seconds, _numbers(outcome.values)), lead)
+        if lead and (older := run.outdated(plan(config))):
+            text = (
+                f"what stands of {', '.join(older)} is older than this or of other settings; lotus run makes it again"
+            )
+            yield _logged(run, Said(names[-1], text, level="warning"), lead)
 
 
 def _make(name: str, shop: Shop, lead: bool) -> Making:

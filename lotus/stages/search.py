@@ -34,8 +34,10 @@ def search_widths(shop: Shop, model: nn.Module, gates: Any, calibration: np.ndar
     rng = np.random.default_rng([config.seed, HELD_OUT])
     rows = _held_out(ticket.rows, ticket.total, calibration, asks.images, rng)
     if len(rows) and np.isin(rows, ticket.rows).any():
+        left = ticket.total - len(ticket.rows)
+        cure = f"prune.search.images={left}, or a smaller select.keep" if left else "select.keep below 1 gives some"
         text = (
-            "the held-out images were trained on, since the ticket leaves too few out: select.keep below 1 gives some"
+            f"some held-out images were trained on: the ticket leaves {left} out, and {asks.images} are wanted; {cure}"
         )
         yield Said("prune", text, level="warning")
     dense, whole = model, count(model)
