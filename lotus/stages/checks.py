@@ -152,12 +152,11 @@ def look_ahead(config: Config) -> None:
             "score.precision: bf16 leaves the statistics of batch norms in fp32, and torch takes no such mixture. Set "
             "score.precision=fp32, or score.probe=linear."
         )
-    if config.score.drop_path or config.score.patches is not None:
-        what, off = ("drop_path", "0") if config.score.drop_path else ("patches", "null")
+    if config.score.patches is not None:
         try:
             anatomy.supported(proxy)
         except Refused as refusal:
-            raise Refused(f"score.{what}: {refusal} Set score.{what}={off}.") from None
+            raise Refused(f"score.patches: {refusal} Set score.patches=null.") from None
     if config.prune.method == "structured":
         wants, whole = config.prune, outline(model)
         multiple = 8 if wants.round == "auto" else wants.round
