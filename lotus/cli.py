@@ -131,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     patches.add_argument("--json", action="store_true", help="print JSON and nothing else")
 
     evaluate = verb("evaluate", "measure a model of a run on the validation images", _evaluate)
-    evaluate.add_argument("config", help="the run's config file")
+    evaluate.add_argument("config", help="the run's config file, or its folder")
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     evaluate.add_argument("--model", default="final", help="baseline, trained, pruned, final, or a folder (final)")
     evaluate.add_argument("--json", action="store_true", help="print JSON and nothing else")
@@ -575,12 +575,7 @@ def _patches(options: argparse.Namespace) -> int:
         raise Refused(
             f"{folder}: neither a run nor prepared images are here. Give a config file, or run: lotus prepare."
         )
-    if bare:
-        config = read(None, [f"data.folder={folder}", *options.overrides])
-    elif folder.is_dir():
-        config = read(folder / "config.yaml", [f"folder={folder}", *options.overrides])
-    else:
-        config = read(folder, options.overrides)
+    config = read(None, [f"data.folder={folder}", *options.overrides]) if bare else read(folder, options.overrides)
     if options.images < 1:
         raise Refused(f"--images: at least 1, not {options.images}.")
     making = stages.patch_ticket(
@@ -639,8 +634,11 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
+    from lotus.config import read
     from lotus.report import html
     from lotus.report.terminal import last_page
+    from lotus.run import Run
+    from lotus.stages import plan
 
     folder = Path(options.folder)
     results = folder / "results.json"
@@ -648,6 +646,12 @@ def _report(options: argparse.Namespace) -> int:
         raise Refused(f"{folder}: no results.json here, so no finished run. Run: lotus run CONFIG.")
     page = html.write(folder)
     last_page(json.loads(results.read_text(encoding="utf-8")), page)
+    config = read(folder)
+    if older := Run(config).outdated(plan(config)):
+        print(
+            f"! {', '.join(older)}: older than what they were made from, or of other settings; lotus run makes them again",
+            file=sys.stderr,
+        )
     return 0
 
 

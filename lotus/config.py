@@ -767,7 +767,7 @@ def _shared_defaults(part: str, train: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
-    """Read a config file, apply ``key=value`` overrides, and check it all.
+    """Read a config file, or that of a run's folder, apply ``key=value`` overrides, and check it all.
 
     Raises:
         Refused: no such file, not YAML, an unknown setting, a value of the wrong kind; says where and what is right.
@@ -775,6 +775,8 @@ def read(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
     raw: dict[str, Any] = {}
     if path is not None:
         file = Path(path)
+        if (file / "config.yaml").is_file():
+            file, overrides = file / "config.yaml", [f"folder={file}", *overrides]  # it may have been moved
         try:
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

@@ -79,6 +79,8 @@ def test_the_shipped_model_is_what_the_report_says(finished: Path) -> None:
     assert count(model).params == sum(p.numel() for p in model.parameters()) == results["final"]["params"]
     told = lotus_json("evaluate", DIGITS, f"folder={finished}", *SHORT, "--json")
     assert told["top1"] == pytest.approx(results["final"]["top1"], abs=1e-6)
+    assert told["outdated"] is False
+    assert lotus_json("evaluate", str(finished), "--json") == told, "a run's folder says it all"
 
 
 @pytest.mark.slow
