@@ -172,19 +172,28 @@ def measure(
         of=of,
         heads=heads,
         head_dims=dims,
-        attention=tuple(tuple(saved[Dims(h, d, d, of.hidden)] for d in dims) for h in heads),
+        attention=_falling([[saved[Dims(h, d, d, of.hidden)] for d in dims] for h in heads]),
         units=units,
-        mlp=tuple(saved[of._replace(hidden=f)] for f in units),
+        mlp=_falling([[saved[of._replace(hidden=f)] for f in units]])[0],
     )
-    factors = [
-        plain.corrected([point] * depth, statistics.median(ratios)).together
-        for point, ratios in beside.items()
-        if point in even
-    ]
-    return replace(plain, together=statistics.median(factors)) if factors else plain
+    # What all of them save to what their halves would: a sum, so that the deep cuts, which stand out of the noise, count most.
+    alone = sum(depth * plain.saves(point) for point in even)
+    real = sum((1 - statistics.median(beside[point])) * plain.dense for point in even)
+    return replace(plain, together=float(np.clip(real / alone, *_TOGETHER))) if alone > 0 else plain
 
 
-def beside(dense: nn.Module, small: nn.Module, batch: int, *, turns: int = 7, timer: Timer | None = None) -> float:
+def _falling(saved: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
+    """The nearest table in which a wider half never saves more: what the clock says otherwise is its noise. Rows, then columns."""
+    from sklearn.isotonic import IsotonicRegression
+
+    fit = IsotonicRegression(increasing=False)
+    table = np.array(saved, dtype=np.float64)
+    for _ in range(2):  # of one axis after the other
+        table = np.array([fit.fit_transform(np.arange(len(row)), row) for row in table]).T
+    return tuple(tuple(float(value) for value in row) for row in table)
+
+
+def beside(dense: nn.Module, small: nn.Module, batch: int, *, turns: int = 11, timer: Timer | None = None) -> float:
     """Time of ``small`` as a part of ``dense``'s: they take turns, and the median of the turns' ratios counts."""
     take, ratios = timer or _clock(batch), []
     for _ in range(turns):
@@ -488,8 +497,8 @@ def _grid(width: int, least: int, parts: Sequence[float] = (0.0, 0.25, 0.5, 0.75
 
 
 def _clock(batch: int) -> Timer:
-    """A pass after another model's pays for memory that was given back: not the first counts, but those that follow."""
-    return lambda model: cost.latency(model, batch, repeats=2, warmup=1)
+    """A pass after another model's pays for memory that was given back: not the first ones count, but those that follow."""
+    return lambda model: cost.latency(model, batch, repeats=3, warmup=3)
 
 
 def _even(of: Dims, dims: Sequence[int]) -> list[Dims]:
