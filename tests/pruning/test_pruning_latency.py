@@ -19,6 +19,8 @@ from lotus.vit import anatomy, cost
 from lotus.vit.anatomy import Dims
 from selection.errors import Refused
 
+pytestmark = pytest.mark.slow
+
 OF = Dims(2, 24, 24, 32)
 OUTLINE = cost.Outline(
     tokens=17, width=48, dims=(OF,) * 2, biases=(cost.Biases(),) * 2, fixed_params=3000, fixed_macs=40_000

@@ -18,6 +18,8 @@ from lotus.pruning.plan import Plan
 from lotus.vit import anatomy
 from lotus.vit import model as door
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("vit", "eva02", "swin")
 WAYS = ("width", "branches", "inputs", "convolved")
 """Ways of cutting beside heads, dimensions and units."""

@@ -21,6 +21,8 @@ from lotus.data.plan import SamplePlan
 from lotus.vit.tokens import Tokens, kept
 from selection.errors import Refused
 
+pytestmark = pytest.mark.slow
+
 FULL = {"ema": 0.9, "accumulate": 2, "mixup": 0.4, "cutmix": 1.0}
 
 
