@@ -140,7 +140,7 @@ def measure(
     Args:
         batch: images in a forward pass.
         repeats: rounds; in each, every width is timed once.
-        timer: milliseconds of a model; None: one pass over ``batch`` random images, by the clock.
+        timer: milliseconds of a model; None: median of three passes over ``batch`` random images, after three, by the clock.
         progress: told how many timings are done, out of :func:`timings`.
 
     Raises:
