@@ -32,7 +32,7 @@ STEPS = 5000
 """Into which the program divides the time between the smallest and the dense model: a plan may miss the budget by one in so many a block."""
 CLOSE = 0.02
 """A measured latency that differs from what was asked by so large a part of it is what was asked: two timings differ as much."""
-ROUNDS = 4
+ROUNDS = 6
 """Plans that are measured at most, each drawn by what the ones before it showed."""
 _DEEP = 4
 """Blocks that are enough to time one."""
@@ -97,8 +97,11 @@ class Table:
         alone = sum(self.saves(one) for one in dims)
         if alone <= 0:  # the dense model, or as slow as that by the table: nothing to put right
             return self
-        scale = (1 - part) * self.dense / self.in_all(alone)
-        return replace(self, together=_curve([(x, scale * y) for x, y in self.together]))
+        return self.scaled((1 - part) * self.dense / self.in_all(alone))
+
+    def scaled(self, by: float) -> Table:
+        """As this one, but all models save ``by`` times as much."""
+        return replace(self, together=_curve([(alone, by * real) for alone, real in self.together]))
 
     def to_json(self) -> str:
         """Text that :meth:`from_json` takes back."""
@@ -292,10 +295,13 @@ def settle(
         Refused: as ``draw``, where the smallest plan was measured and is beyond the budget.
     """
     tried: dict[tuple[Dims, ...], Settled] = {}
-    most = keep * (1 + CLOSE)
+    most, scale = keep * (1 + CLOSE), 1.0
+    under: tuple[float, float] | None = None  # (scale, measured part) of a plan below the budget, and of one above it
+    over: tuple[float, float] | None = None
     for _ in range(rounds):
+        now = table.scaled(scale)
         try:
-            plan = draw(table)
+            plan = draw(now)
         except Refused:
             plan = least
             if least.dims in tried and tried[least.dims].part > most:
@@ -303,11 +309,18 @@ def settle(
         if plan.dims in tried:
             break
         part = take(plan)
-        predicted = table.predict(plan.dims) / table.dense
-        table = table.corrected(plan.dims, part)
-        tried[plan.dims] = Settled(plan, table, keep, predicted, part)
+        right = now.corrected(plan.dims, part)
+        tried[plan.dims] = Settled(plan, right, keep, now.predict(plan.dims) / now.dense, part)
         if abs(part - keep) <= CLOSE * keep:
             break
+        if part < keep:
+            under = scale, part
+        else:
+            over = scale, part
+        if under and over and under[0] < over[0]:  # what the table believes, between the two
+            scale = under[0] + (keep - under[1]) / (over[1] - under[1]) * (over[0] - under[0])
+        else:
+            scale *= right.in_all(1.0) / now.in_all(1.0)
     return max(tried.values(), key=lambda one: one.part if one.part <= most else -one.part)
 
 
