@@ -10,14 +10,16 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from selection.errors import Refused
+from selection.methods import nearest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,10 +66,18 @@ def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namesp
     return options
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse, which names the nearest of its choices."""
+
+    def error(self, message: str) -> NoReturn:
+        found = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        super().error(message + (nearest(found[1], re.findall(r"[\w-]+", found[2])) if found else ""))
+
+
 def _parser() -> argparse.ArgumentParser:
     from lotus.run import STAGES
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="lotus", description="Train Vision Transformers on less data and ship them with fewer dimensions."
     )
     parser.add_argument("--version", action="version", version=f"lotus {__import__('lotus').__version__}")
@@ -103,7 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     ticket.add_argument("--no-balance", action="store_true", help="do not keep the same part of every class")
     ticket.add_argument("--floor", type=float, metavar="PART",
                         help="with --no-balance: the part of what balance would give it that each class keeps at least")  # fmt: skip
-    ticket.add_argument("--max-memory", default="", metavar="SIZE", help="what the picker may take, e.g. 4GB or 500MB")
+    ticket.add_argument(
+        "--max-memory", default="", metavar="SIZE", help="what score and picker may take, e.g. 4GB or 500MB"
+    )
     ticket.add_argument("--picture", metavar="FILE", help="the picture of `lotus ticket show`: .png, .svg or .html")
     ticket.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                         help="an option of the method: score.window=5, pick.bins=20")  # fmt: skip
@@ -396,7 +408,7 @@ def _last_page(config: Config) -> None:
 
 
 def _select(options: argparse.Namespace) -> int:
-    from selection.lottery import DEFAULT_PICK, DEFAULT_SCORE, reads, select
+    from selection.lottery import DEFAULT_PICK, DEFAULT_SCORE, Places, reads, select
     from selection.memory import gigabytes
     from selection.signals import Signals
     from selection.subset import Subset
@@ -419,6 +431,11 @@ def _select(options: argparse.Namespace) -> int:
     options.pick = options.pick or DEFAULT_PICK
     pick = {**settings["pick"], "name": options.pick}
     shelves = _shelves(options.shelves)
+    typed = Places(
+        score="--score", pick="--pick", keep="--keep" if options.prune is None else f"--prune {options.prune:g}",
+        floor="--floor", unbalanced="--no-balance", start="--start", max_memory="--max-memory",
+        options_of_score="--set score", options_of_pick="--set pick",
+    )  # fmt: skip
     signals = Signals.load(options.signals, only=reads(score, pick, shelves))
     drawn = select(
         signals,
@@ -431,6 +448,7 @@ def _select(options: argparse.Namespace) -> int:
         start=Subset.load(options.start) if options.start else None,
         max_memory=gigabytes(options.max_memory, "--max-memory") if options.max_memory else None,
         shelves=shelves,
+        places=typed,
     )
     if options.out:
         _refuse_to_replace(Path(options.out))
@@ -620,13 +638,15 @@ def _evaluate(options: argparse.Namespace) -> int:
     from lotus import stages
     from lotus.config import read
 
-    found = stages.evaluate_model(read(options.config, options.overrides), options.model)
+    config = read(options.config, options.overrides)
+    found = stages.evaluate_model(config, options.model)
+    where = "" if found["own_data"] else f" of {config.data.path or config.data.name}, not the run's own"
     if options.json:
         print(json.dumps(found))
     else:
         print(
             f"{options.model}: top-1 {found['top1']:.2f} %, top-5 {found['top5']:.2f} %, loss {found['loss']:.4f} "
-            f"on {found['images']:.0f} images; {found['params'] / 1e6:.3f} M parameters, {found['macs'] / 1e6:.2f} M MACs"
+            f"on {found['images']:.0f} images{where}; {found['params'] / 1e6:.3f} M parameters, {found['macs'] / 1e6:.2f} M MACs"
         )
     if found["outdated"]:
         print(

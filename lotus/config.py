@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -446,7 +447,7 @@ class Select(Section):
     floor: Fraction | None = None
     """With ``balance: false``: the part of what balance would give it that each class keeps at least. null: classes may vanish."""
     max_memory: Annotated[float, Field(gt=0)] | None = None
-    """GB that the picker may take (``4GB``, ``500MB``): what needs more is refused with the figure, or takes a way that needs
+    """GB that score and picker may take (``4GB``, ``500MB``): what needs more is refused with the figure, or takes a way that needs
     less. null: 0.5 for matrices of similarities, no limit else."""
     start: str = ""
     """A ticket (.npz) whose images all stay; the picker adds to them."""
@@ -814,10 +815,11 @@ def check(raw: Mapping[str, Any], place: str = "config") -> Config:
             if section is not None and fault["type"] in ("model_type", "model_attributes_type"):
                 faults.append(_no_section(".".join(map(str, fault["loc"])), section, fault["input"]))
                 continue
-            where = ".".join(str(part) for part in fault["loc"]) or place
+            where = _where(fault["loc"]) or place
             told = fault["msg"].removeprefix("Value error, ")
             given = "" if isinstance(fault["input"], (dict, BaseModel)) else f", not {fault['input']!r}"
-            faults.append(f"{where}: {told}{given}.")
+            choices = re.findall(r"'([^']*)'", fault["ctx"]["expected"]) if fault["type"] == "literal_error" else []
+            faults.append(f"{where}: {told}{given}.{nearest(str(fault['input']), choices)}")
         raise Refused("\n".join(dict.fromkeys(faults))) from None
     if faults:
         raise Refused("\n".join(dict.fromkeys(faults)))
@@ -837,6 +839,18 @@ def _at(loc: Iterable[int | str]) -> type[Section] | None:
         field = section.model_fields.get(str(step)) if section else None
         section = _section(field.annotation) if field else None
     return section
+
+
+def _where(loc: Iterable[int | str]) -> str:
+    """The setting at a place that pydantic names, without the kinds of value that it tried there."""
+    section: type[Section] | None = Config
+    steps = []
+    for step in loc:
+        field = section.model_fields.get(str(step)) if section else None
+        if field is not None or isinstance(step, int):
+            steps.append(str(step))
+            section = _section(field.annotation) if field else None
+    return ".".join(steps)
 
 
 def _no_section(where: str, section: type[Section], given: Any) -> str:

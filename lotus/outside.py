@@ -16,6 +16,7 @@ import numpy as np
 from lotus.config import Data
 from lotus.events import Began, Ended, Event, Pruned, Said, Wrote, watched
 from selection.errors import Refused
+from selection.methods import nearest
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 MADE_BY = "lotus prune --model"
 """Stands in what this command writes, which it alone writes over."""
+
+BUDGETS = ("macs", "params", "latency")
 
 Batches = Callable[[], Iterator[tuple["torch.Tensor", "torch.Tensor"]]]
 
@@ -240,6 +243,10 @@ def budgets(given: list[str]) -> dict[str, float]:
     found: dict[str, float] = {}
     for text in given:
         what, equals, part = text.partition("=")
+        if equals and what not in BUDGETS:
+            raise Refused(
+                f"--keep {text}: there is no budget {what!r}.{nearest(what, BUDGETS)} Here: {', '.join(BUDGETS)}."
+            )
         try:
             found[what] = float(part) if equals else float("nan")
         except ValueError:

@@ -18,15 +18,15 @@ import platform
 import re
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lotus.config import Config
+from lotus.config import Config, Method, Section
 from lotus.events import Event
-from selection import lottery
+from selection import lottery, methods
 from selection.errors import Refused
 
 FORMAT = 1
@@ -67,8 +67,8 @@ STAGES: tuple[Stage, ...] = (
     Stage("report", ("baseline",), ("export", "baseline"), ("results.json", "report.html"), "say what it cost"),
 )  # fmt: skip
 BY_NAME = {stage.name: stage for stage in STAGES}
-_READS_SHELVES = ("prepare", "select", "train", "prune")
 _MODEL = "patches.model"
+_OWN = "--with"
 
 
 @dataclass(frozen=True)
@@ -124,12 +124,15 @@ def write_json(file: Path, value: Any) -> None:
 class Run:
     """The folder of a run."""
 
-    def __init__(self, config: Config, own: str = "") -> None:
+    def __init__(self, config: Config, shelves: Sequence[ModuleType] = ()) -> None:
         """
         Args:
-            own: what changes when the user's own methods do
+            shelves: files of the user's own (``--with``), by which the stages that call a method of theirs were done
         """
-        self.config, self.own = config, own
+        self.config = config
+        # As they are now: an editor may be at work on them while the run is.
+        texts = [Path(shelf.__file__).read_text(encoding="utf-8") if shelf.__file__ else "" for shelf in shelves]
+        self._own = [(methods.names(shelf), digest(text)) for shelf, text in zip(shelves, texts, strict=True)]
         name = re.sub(r"[^\w.-]+", "-", config.name or "run").strip("-.") or "run"
         self.folder = Path(config.folder) if config.folder else Path("runs") / name
         self.data = Path(config.data.folder) if config.data.folder else self.folder / "data"
@@ -197,10 +200,21 @@ class Run:
 
     def settings(self, stage: str) -> dict[str, Any]:
         """The part of the config that ``stage`` depends on."""
-        found = self._settings(stage, self.config)
-        if self.own and stage in _READS_SHELVES:
-            found["--with"] = self.own
-        return found
+        own = self.own(stage)
+        return self._settings(stage, self.config) | ({_OWN: own} if own else {})
+
+    def own(self, stage: str) -> dict[str, str]:
+        """The text of the user's own files that ``stage`` calls a method of, as a hash, by the setting that names the method."""
+        left_out = {part.removeprefix("-") for part in self._parts(stage) if part.startswith("-")}
+        named = [pair for part in self._parts(stage) if not part.startswith("-")
+                 for pair in _named(functools.reduce(getattr, part.split("."), self.config), part, left_out)]  # fmt: skip
+        if stage == "prepare":
+            named.append(("data.name", self.config.data.name))
+        return {place: text for place, name in named if (text := self.own_text(name))}
+
+    def own_text(self, method: str) -> str:
+        """The text of the user's own file that has ``method``, as a hash; empty where none has."""
+        return next((text for names, text in reversed(self._own) if method in names), "")  # the last one wins
 
     def _settings(self, stage: str, config: Config) -> dict[str, Any]:
         dump = config.model_dump(mode="json")
@@ -272,11 +286,18 @@ class Run:
             if there and there != record.values.get("lies"):  # images that are gone by now have been prepared
                 return "the folder of images was changed"
         # What a record does not name is newer than it: it was made with what is the default now.
-        wanted = self.settings(stage)
+        wanted = self._settings(stage, self.config)
         stood = _filled(record.settings, self._settings(stage, Config()))
-        changed = list(_changes({part: stood[part] for part in stood if part in wanted or part == "--with"}, wanted))
+        changed = list(_changes({part: stood[part] for part in stood if part in wanted}, wanted))
         if changed:
             return f"{changed[0]}{f' and {len(changed) - 1} more' if len(changed) > 1 else ''}"
+        then, own = record.settings.get(_OWN), self.own(stage)
+        then = (
+            then if isinstance(then, dict) else {}
+        )  # once it was one hash of all files, whether they were used or not
+        for place in {**then, **own}:
+            if then.get(place) != own.get(place):
+                return f"{_OWN}: the file that {place} is in was changed, or is another"
         now = self.made_from(stage)
         if _MODEL in now and now[_MODEL] != record.made_from.get(_MODEL, now[_MODEL]):
             return f"the model in {stage}.{_MODEL} was changed"
@@ -291,10 +312,9 @@ class Run:
         for stage in stages:
             if self.record(stage) is None:
                 continue
-            why = (
-                self.why(stage) or ""
-            )  # a file of the user's own that is not named this time changes nothing that stands
-            if (why and not why.startswith("--with")) or set(self.after(stage)) & set(found):
+            why = self.why(stage) or ""
+            # A file of the user's own that is not named this time changes nothing that stands.
+            if (why and not why.startswith(_OWN)) or set(self.after(stage)) & set(found):
                 found.append(stage)
         return found
 
@@ -323,6 +343,16 @@ class Run:
         """Append to log.jsonl."""
         with open(self.log, "a", encoding="utf-8") as out:
             out.write(json.dumps({"time": round(time.time(), 3), **event.record()}) + "\n")
+
+
+def _named(part: Any, place: str, left_out: Set[str]) -> Iterator[tuple[str, str]]:
+    """(setting, name) of each method that a part of the config names."""
+    if isinstance(part, Method):
+        yield place, part.name
+    elif isinstance(part, Section):
+        for name in type(part).model_fields:
+            if f"{place}.{name}" not in left_out:
+                yield from _named(getattr(part, name), f"{place}.{name}", left_out)
 
 
 def _filled(old: Any, default: Any) -> Any:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from selection import memory, methods, pickers, scores
 from selection.errors import Refused
 from selection.gradients import need_batches, need_products
-from selection.signals import VOCABULARY, Signals
+from selection.signals import CURES, VOCABULARY, Signals
 from selection.submodular import need, need_sparse, neighborhood
 from selection.subset import Subset
 
@@ -43,6 +43,25 @@ Choice = str | Mapping[str, Any] | Named
 """``"ccs"``, ``{"name": "ccs", "bins": 20}``, or an object with ``name`` and ``options``."""
 
 
+@dataclass(frozen=True)
+class Places:
+    """What a refusal calls what the user can change: a config's settings, unless the caller asks for them in another way."""
+
+    score: str = "select.score"
+    pick: str = "select.pick"
+    keep: str = "select.keep"
+    floor: str = "select.floor"
+    unbalanced: str = "select.balance=false"
+    start: str = "select.start"
+    max_memory: str = "select.max_memory"
+    options_of_score: str = "select.score"
+    """What stands before a dot and the name of the option."""
+    options_of_pick: str = "select.pick"
+
+
+CONFIG = Places()
+
+
 @dataclass(frozen=True, eq=False)
 class Lottery:
     """What a lottery came to."""
@@ -54,8 +73,13 @@ class Lottery:
     """Sentences for the user."""
 
 
-def choose(*, score: Choice, pick: Choice, keep: float, shelves: Iterable[ModuleType] = ()) -> list[str]:
+def choose(
+    *, score: Choice, pick: Choice, keep: float, shelves: Iterable[ModuleType] = (), places: Places = CONFIG
+) -> list[str]:
     """Check a choice of methods before anything is recorded.
+
+    Args:
+        places: what refusals call what they speak of
 
     Returns:
         Sentences that the user should read: what is known to end badly.
@@ -64,13 +88,13 @@ def choose(*, score: Choice, pick: Choice, keep: float, shelves: Iterable[Module
         Refused: no such method or option, or a ``keep`` that is no part in (0, 1].
     """
     if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
-        raise Refused(f"select.keep: {keep!r} is no part in (0, 1]. Say 0.3 to keep 30 % of the images.")
+        raise Refused(f"{places.keep}: {keep!r} is no part in (0, 1]. Say 0.3 to keep 30 % of the images.")
     shelves = list(shelves)
-    score_name, _, _ = resolve(scores, shelves, score, "select.score")
-    pick_name, _, _ = resolve(pickers, shelves, pick, "select.pick")
+    score_name, _, _ = resolve(scores, shelves, score, places.score, options_place=places.options_of_score)
+    pick_name, _, _ = resolve(pickers, shelves, pick, places.pick, options_place=places.options_of_pick)
     if pick_name == "top_k" and score_name not in _NOT_DIFFICULTY and keep < 0.5:
         return [
-            f"select.pick: the {keep:.0%} that {score_name} ranks highest may train worse than a random {keep:.0%}: on CIFAR-10, "
+            f"{places.pick}: the {keep:.0%} that {score_name} ranks highest may train worse than a random {keep:.0%}: on CIFAR-10, "
             "the 10 % most forgotten gave 34 % top-1 and random ones about 79 % (Zheng et al. 2023). Take 'ccs'."
         ]
     return []
@@ -86,16 +110,16 @@ TOLD = frozenset({"labels", "scores", "ranking", "budget", "keep", "quotas", "rn
 def reads(score: Choice, pick: Choice, shelves: Iterable[ModuleType] = ()) -> set[str]:
     """The signals that a score and a picker read, labels aside. A method that is on no shelf counts as reading all of them."""
     found: set[str] = set()
-    for shelf, choice, place in ((scores, score, "select.score"), (pickers, pick, "select.pick")):
+    for shelf, choice in ((scores, score), (pickers, pick)):
         try:
-            _, method, _ = resolve(shelf, shelves, choice, place)
+            _, method, _ = resolve(shelf, shelves, choice, "")
         except Refused:
             return set(VOCABULARY) - TOLD
         found |= set(methods.reads(method)) - TOLD
     return found
 
 
-def affordable(labels: Rows, keep: float, balance: bool) -> int:
+def affordable(labels: Rows, keep: float, balance: bool, places: Places = CONFIG) -> int:
     """How many of the images ``keep`` is.
 
     Raises:
@@ -104,11 +128,11 @@ def affordable(labels: Rows, keep: float, balance: bool) -> int:
     total, classes = len(labels), len(np.unique(labels))
     budget = round(keep * total)
     if budget < 1:
-        raise Refused(f"select.keep: {keep:g} of {total} images is none. Keep at least {1 / total:.2g}.")
+        raise Refused(f"{places.keep}: {keep:g} of {total} images is none. Keep at least {1 / total:.2g}.")
     if balance and budget < classes:
         raise Refused(
-            f"select.keep: {budget} of {total} images is fewer than the {classes} classes. "
-            f"Keep at least {classes / total:.2g}, or set select.balance=false."
+            f"{places.keep}: {budget} of {total} images is fewer than the {classes} classes. "
+            f"Keep at least {classes / total:.2g}, or set {places.unbalanced}."
         )
     return budget
 
@@ -125,6 +149,7 @@ def select(
     start: Subset | None = None,
     max_memory: float | None = None,
     shelves: Iterable[ModuleType] = (),
+    places: Places = CONFIG,
 ) -> Lottery:
     """Draw the ticket: exactly ``round(keep * N)`` images.
 
@@ -139,53 +164,57 @@ def select(
         seed: everything random follows from it.
         start: a ticket for the same images whose rows all stay; the picker adds to them. One that does not read ``start`` is
             handed the images that are not in yet and what is left of the budget; the rows of the ticket weigh 1.
-        max_memory: GB that the picker may take beside the signals; None: its own limit, where it has one. What would take more
-            is refused before it is begun, or takes a way that needs less.
+        max_memory: GB that the score, and then the picker, may take beside the signals; None: the picker's own limit, where it has
+            one. What would take more is refused before it is begun, or takes a way that needs less.
         shelves: modules with scores and pickers of the user's own; they win over ours.
+        places: what refusals call what they speak of, a config's settings or the flags of a command line.
 
     Raises:
         Refused: see :func:`choose`; what a method reads is missing; a budget of no image, or of fewer than there are classes; a
             score that is NaN; a picker that does not return what it should.
     """
     shelves = list(shelves)
-    warnings = choose(score=score, pick=pick, keep=keep, shelves=shelves)
+    warnings = choose(score=score, pick=pick, keep=keep, shelves=shelves, places=places)
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise Refused(f"seed: {seed!r} is no whole number of at least 0.")
-    score_name, scorer, score_options = _scorer(score, seed, shelves)
-    pick_name, picker, pick_options = resolve(pickers, shelves, pick, "select.pick")
+    score_name, scorer, score_options = _scorer(score, seed, shelves, places)
+    pick_name, picker, pick_options = resolve(pickers, shelves, pick, places.pick)
 
     total = signals.images
     inside = np.zeros(total, dtype=bool)
     if start is not None:
-        start.check(signals.fingerprint, total, place="start")
+        start.check(signals.fingerprint, total, place=places.start)
         inside[start.rows] = True
 
-    _check_floor(floor, balance)
-    budget = affordable(signals["labels"], keep, balance or floor is not None)
+    _check_floor(floor, balance, places)
+    budget = affordable(signals["labels"], keep, balance or floor is not None, places)
     read = {"scores", "ranking"} & set(methods.reads(picker))
     needed = bool(read) and budget < total
+    together = floor is not None or "quotas" in methods.reads(picker)
+    groups = list(_groups(signals["labels"], budget, balance or floor is not None, int(seed))) if budget < total else []
+    enough = 0.0
+    if max_memory is not None:
+        sizes = {(total, budget)} if together else {(len(group), quota) for _, group, quota in groups}
+        picking = [_working(n, picker, signals) + _matrices(n, k, picker, pick_options, signals) for n, k in sizes]
+        enough = max([_scoring(scorer, score_options, signals) if needed else 0.0, *picking])
     values = None
     if needed or all(name in signals for name in methods.reads(scorer)):
         # What the picker does not read is told along where it can be had (of one epoch dual has nothing to say), and else not.
         with contextlib.nullcontext() if needed else contextlib.suppress(Refused):
-            values = scored(signals, score=score, seed=seed, shelves=shelves)
+            values = scored(
+                signals, score=score, seed=seed, shelves=shelves, max_memory=max_memory, enough=enough, places=places
+            )
 
     if budget == total:
         rows, weights = np.arange(total), np.ones(total)
     else:
-        groups = list(_groups(signals["labels"], budget, balance or floor is not None, int(seed)))
-        together = floor is not None or "quotas" in methods.reads(picker)
-        enough = 0.0
         if max_memory is not None:
-            sizes = {(total, budget)} if together else {(len(group), quota) for _, group, quota in groups}
-            enough = max(
-                _working(n, picker, signals) + _matrices(n, quota, picker, pick_options, signals) for n, quota in sizes
-            )
-            _afford(signals, picker, pick_name, max_memory, balance, enough)
+            _afford(signals, picker, f"{places.pick} ({pick_name})", max_memory, balance, enough, places)
 
         def draw(group: Rows, quota: int, key: int, shares: Rows | None = None) -> tuple[Rows, Floats]:
-            limited = _limited(signals, picker, pick_options, max_memory, len(group), enough)
-            return _draw(signals, values, picker, limited, group, quota, keep, shares, inside[group], (int(seed), key))
+            limited = _limited(signals, picker, pick_options, max_memory, len(group), enough, places)
+            stream = int(seed), key
+            return _draw(signals, values, picker, limited, group, quota, keep, shares, inside[group], stream, places)
 
         if floor is not None:
             drawn = _above(floor, groups, budget, signals["labels"], draw)
@@ -219,14 +248,16 @@ def select(
     return Lottery(subset, values, tuple(warnings))
 
 
-def _check_floor(floor: Any, balance: bool) -> None:
+def _check_floor(floor: Any, balance: bool, places: Places) -> None:
     if floor is None:
         return
     if isinstance(floor, bool) or not isinstance(floor, (int, float)) or not 0 < floor <= 1:
-        raise Refused(f"select.floor: {floor!r} is no part in (0, 1]. Say 0.5 for half of what balance gives a class.")
+        raise Refused(
+            f"{places.floor}: {floor!r} is no part in (0, 1]. Say 0.5 for half of what balance gives a class."
+        )
     if balance:
         raise Refused(
-            "select.floor: every class keeps its share already. Set select.balance=false, or leave floor out."
+            f"{places.floor}: every class keeps its share already. Set {places.unbalanced}, or leave the floor out."
         )
 
 
@@ -257,12 +288,27 @@ def _above(
         key = int(labels.max()) + 1  # another stream of chance than any class has
 
 
+def _widths(method: Any, signals: Signals) -> tuple[list[int], list[int]]:
+    """Numbers an image of each signal that a method reads: of those that were watched, or said of it by runs, and of the others."""
+    read = [name for name in methods.reads(method) if name in signals and len(VOCABULARY[name].dims) > 1]
+    wide = [signals[name].shape[1] for name in read if VOCABULARY[name].dims[0] == "N"]
+    watched = [signals.seeds * signals.epochs for name in read if VOCABULARY[name].dims == ("S", "E", "N")]
+    runs = [len(signals[name]) for name in read if VOCABULARY[name].dims == ("K", "N")]
+    return watched + runs, wide
+
+
 def _working(n: int, picker: Any, signals: Signals) -> float:
     """GB that a picker takes for n of the images, beside matrices of its own."""
-    read = [name for name in methods.reads(picker) if name in signals and len(VOCABULARY[name].dims) > 1]
-    wide = [name for name in read if VOCABULARY[name].dims[0] == "N"]
-    watched = [signals.seeds * signals.epochs for name in read if VOCABULARY[name].dims == ("S", "E", "N")]
-    return memory.working(n, [*watched, *(signals[name].shape[1] for name in wide)], blocks=bool(wide))
+    watched, wide = _widths(picker, signals)
+    return memory.working(n, watched + wide, blocks=bool(wide))
+
+
+def _scoring(scorer: Any, options: Mapping[str, Any], signals: Signals) -> float:
+    """GB that a score takes, which is handed all images at once and goes through them in parts."""
+    n, (watched, wide) = signals.images, _widths(scorer, signals)
+    k = {**methods.settings(scorer), **options}["neighbors"] if scorer is scores.cal else 0
+    lists = 8 * n * (k + 1) / memory.GB if k and isinstance(k, int) else 0.0
+    return memory.working(n, watched + wide, blocks=bool(wide)) + memory.parts(n, watched + wide) + lists
 
 
 def _matrices(n: int, budget: int, picker: Any, options: Mapping[str, Any], signals: Signals) -> float:
@@ -273,14 +319,16 @@ def _matrices(n: int, budget: int, picker: Any, options: Mapping[str, Any], sign
     if "maximiser" in wants and wants["maximiser"] != "stochastic":
         ways = {"lazy": need(n), "sparse": need_sparse(n, neighborhood(n, budget, wants["neighbors"]))}
         return ways.get(wants["maximiser"], min(ways.values()))
-    if picker is pickers.grad_match:
+    if picker is pickers.grad_match and "errors" in signals and "embeddings" in signals:
         size = min(wants["batch"], budget)
         widths = signals["errors"].shape[1], signals["embeddings"].shape[1]
         return need_products(budget) if wants["by"] == "image" else need_batches(n, budget, size, *widths)
     return 0.0
 
 
-def _afford(signals: Signals, picker: Any, name: str, max_memory: float, balance: bool, enough: float) -> None:
+def _afford(
+    signals: Signals, picker: Any, what: str, max_memory: float, balance: bool, enough: float, places: Places
+) -> None:
     """Refuse a picker whose copies of what it reads go beyond the limit, for the largest group that it is handed."""
     balance = balance and "quotas" not in methods.reads(picker)
     most = int(np.bincount(signals["labels"]).max()) if balance else signals.images
@@ -288,37 +336,64 @@ def _afford(signals: Signals, picker: Any, name: str, max_memory: float, balance
     memory.within(
         max_memory,
         _working(most, picker, signals),
-        f"select.pick ({name}), for {most} images at once",
+        f"{what}, for {most} images at once",
         cure,
         enough=enough,
+        name=places.max_memory,
     )
 
 
 def _limited(
-    signals: Signals, picker: Any, options: Mapping[str, Any], max_memory: float | None, n: int, enough: float
+    signals: Signals,
+    picker: Any,
+    options: Mapping[str, Any],
+    max_memory: float | None,
+    n: int,
+    enough: float,
+    places: Places,
 ) -> Mapping[str, Any]:
     """``options`` with what the limit leaves for matrices of the picker's own; a limit in ``options`` is more particular."""
-    if max_memory is None or "max_memory" not in methods.settings(picker) or "max_memory" in options:
+    own = methods.settings(picker).get("max_memory")
+    if own is None or "max_memory" in options:
         return options
-    return {**options, "max_memory": memory.Left(max_memory, _working(n, picker, signals), enough)}
+    if max_memory is None:
+        return {**options, "max_memory": memory.Left(own, 0.0, name=places.max_memory)}
+    return {**options, "max_memory": memory.Left(max_memory, _working(n, picker, signals), enough, places.max_memory)}
 
 
-def scored(signals: Signals, *, score: Choice, seed: int = 0, shelves: Iterable[ModuleType] = ()) -> Floats:
+def scored(
+    signals: Signals,
+    *,
+    score: Choice,
+    seed: int = 0,
+    shelves: Iterable[ModuleType] = (),
+    max_memory: float | None = None,
+    enough: float = 0.0,
+    places: Places = CONFIG,
+) -> Floats:
     """(N,) what each image scores; higher = keep first, may hold infinities.
 
     Args:
         seed: what a random score follows from, where it is not said
+        max_memory: GB that it may take beside the signals; None: as it needs
+        enough: GB that what comes after it will need, where that is known: a refusal names no less
+        places: what refusals call what they speak of
 
     Raises:
-        Refused: no such method or option; what it reads is missing; a score that is NaN.
+        Refused: no such method or option; what it reads is missing; too little memory; a score that is NaN.
     """
-    name, scorer, options = _scorer(score, seed, shelves)
-    values = methods.call(scorer, signals.available(), options, place="select.score", here=signals.known)
-    return _checked_scores(values, signals.images, f"select.score ({name})")
+    name, scorer, options = _scorer(score, seed, shelves, places)
+    what = f"{places.score} ({name})"
+    if max_memory is not None:
+        needed = _scoring(scorer, options, signals)
+        at_once = f"{what}, for {signals.images} images at once"
+        memory.within(max_memory, needed, at_once, "Take one that reads less", enough=enough, name=places.max_memory)
+    values = methods.call(scorer, signals.available(), options, place=places.score, here=signals.known, cures=CURES)
+    return _checked_scores(values, signals.images, what)
 
 
-def _scorer(score: Choice, seed: int, shelves: Iterable[ModuleType]) -> tuple[str, Any, dict[str, Any]]:
-    name, scorer, options = resolve(scores, shelves, score, "select.score")
+def _scorer(score: Choice, seed: int, shelves: Iterable[ModuleType], places: Places) -> tuple[str, Any, dict[str, Any]]:
+    name, scorer, options = resolve(scores, shelves, score, places.score)
     return name, scorer, {"seed": int(seed), **options} if "seed" in methods.settings(scorer) else options
 
 
@@ -355,9 +430,13 @@ def quotas(sizes: npt.ArrayLike, budget: int, rng: np.random.Generator) -> Rows:
 
 
 def resolve(
-    shelf: ModuleType, shelves: Iterable[ModuleType], choice: Choice, place: str
+    shelf: ModuleType, shelves: Iterable[ModuleType], choice: Choice, place: str, *, options_place: str = ""
 ) -> tuple[str, Any, dict[str, Any]]:
-    """Name, function and options of a choice, which are checked."""
+    """Name, function and options of a choice, which are checked.
+
+    Args:
+        options_place: what a refusal has before the name of an option; empty: ``place``
+    """
     name: Any
     options: Any
     if isinstance(choice, str):
@@ -370,7 +449,7 @@ def resolve(
     if not isinstance(name, str) or not isinstance(options, Mapping):
         raise Refused(f"{place}: expected a name, or a name with options like {{name: ccs, bins: 20}}, not {choice!r}.")
     method = methods.find([shelf, *shelves], name, place=place)
-    methods.check_settings(method, options, place=place)
+    methods.check_settings(method, options, place=options_place or place)
     return name, method, dict(options)
 
 
@@ -396,6 +475,7 @@ def _draw(
     shares: Rows | None,
     inside: npt.NDArray[np.bool_],
     stream: tuple[int, int],
+    places: Places,
 ) -> tuple[Rows, Floats]:
     """Rows and weights that the picker takes out of one group, of which those ``inside`` are in already."""
     seed, key = stream
@@ -407,8 +487,8 @@ def _draw(
         short = bool((begun > shares).any())
     if short:
         raise Refused(
-            f"start: it has {len(have)} of {len(group)} images (class {key}, where classes are balanced), and {quota} are to stay. "
-            "Raise select.keep."
+            f"{places.start}: it has {len(have)} of {len(group)} images (class {key}, where classes are balanced), and {quota} are to stay. "
+            "Keep more."
         )
     if len(have) and "start" not in methods.reads(picker):  # it adds to nothing: it is handed what is not in yet
         if len(have) == quota:
@@ -418,21 +498,23 @@ def _draw(
             left = (shares - begun)[np.bincount(counts[~inside], minlength=len(shares)) > 0]
         others = group[~inside]
         rows, weights = _draw(
-            signals, values, picker, options, others, quota - len(have), keep, left, np.zeros(len(others), bool), stream
-        )
+            signals, values, picker, options, others, quota - len(have), keep, left, np.zeros(len(others), bool), stream,
+            places,
+        )  # fmt: skip
         return np.concatenate([group[have], rows]), np.concatenate([np.ones(len(have)), weights])
     rng = np.random.default_rng([seed, _PICK, key])
     told: dict[str, Any] = {"budget": quota, "keep": float(keep), "quotas": shares, "rng": rng, "start": have}
     if values is not None:
         told["scores"] = values[group]
         told["ranking"] = ranking(told["scores"], np.random.default_rng([seed, _RANKING, key]))
-    place = f"select.pick ({picker.__name__})"
+    place = f"{places.pick} ({picker.__name__})"
     taken = methods.call(
         picker,
         ChainMap(told, signals.available(group)),  # type: ignore[arg-type]
         options,
-        place="select.pick",
+        place=places.pick,
         here={*told, *signals.known},
+        cures=CURES,
     )
     rows, weights = taken if isinstance(taken, tuple) else (taken, np.ones(quota))
     rows, weights = np.asarray(rows), np.asarray(weights, dtype=np.float64)

@@ -53,35 +53,45 @@ class Left(float):
     taken: float
     enough: float
     """GB in all with which every call of the picker gets through: one class may need more than the one that is refused."""
+    name: str
+    """What the user calls the limit."""
 
-    def __new__(cls, limit: float, taken: float, enough: float = 0.0) -> Left:
+    def __new__(cls, limit: float, taken: float, enough: float = 0.0, name: str = "max_memory") -> Left:
         left = super().__new__(cls, max(0.0, limit - taken))
-        left.taken, left.enough = taken, enough
+        left.taken, left.enough, left.name = taken, enough, name
         return left
 
 
-def within(max_memory: float, needed: float, what: str, cure: str, *, enough: float = 0.0) -> None:
+def within(
+    max_memory: float, needed: float, what: str, cure: str, *, enough: float = 0.0, name: str = "max_memory"
+) -> None:
     """Hold what is about to be allocated to the limit.
 
     Args:
         enough: GB that what comes after it will need in all, where that is known: the figure to name.
+        name: what the user calls the limit, where it does not say itself.
 
     Raises:
         Refused: it is more; says how much, and the cure.
     """
     if needed > max_memory:
         if isinstance(max_memory, Left):
-            enough, taken = max(enough, max_memory.enough), max_memory.taken
+            enough, taken, name = max(enough, max_memory.enough), max_memory.taken, max_memory.name
             needed, max_memory = needed + taken, max_memory + taken
         enough = max(enough, needed)
         digits = 10.0 ** (1 - math.floor(math.log10(enough)))  # two of them, rounded up
         enough = math.ceil(enough * digits) / digits
         raise Refused(
-            f"{what}: {needed:.3g} GB are needed, and max_memory is {max_memory:g} GB. {cure}, or set max_memory={enough:g}."
+            f"{what}: {needed:.3g} GB are needed, and {name} is {max_memory:g} GB. {cure}, or set {name}={enough:g}."
         )
 
 
 def working(n: int, widths: Sequence[int], *, blocks: bool) -> float:
-    """GB that a picker takes for n images beside matrices of its own: of each signal ``width`` numbers an image are cut out, and twice
+    """GB that a picker or a score takes for n images beside matrices of its own: of each signal ``width`` numbers an image are cut out, and twice
     copied to single precision; ``blocks`` of at most n by n similarities; a few numbers an image."""
     return (12 * n * sum(widths) + 100 * n) / GB + (min(BLOCKS, 24 * n * n / GB) if blocks else 0.0)
+
+
+def parts(n: int, widths: Sequence[int]) -> float:
+    """GB that going through n images in parts takes: three copies in double precision of a block of what is read of them."""
+    return min(BLOCKS, 24 * n * max(widths, default=0) / GB)

@@ -81,11 +81,13 @@ def call(
     *,
     place: str,
     here: Iterable[str] | None = None,
+    cures: Mapping[str, str] = {},
 ) -> Any:
     """Call ``method`` with what it reads out of ``available`` and with ``options``.
 
     Args:
         here: what a refusal says that there is; None: all of ``available``. (Of a file only what is read may be at hand.)
+        cures: how something is to be had, in a sentence, by its name
 
     Raises:
         Refused: something it reads is not available, or an option it does not have; or the method is the user's own and
@@ -95,8 +97,9 @@ def call(
     wanted = reads(method)
     missing = [name for name in wanted if name not in available]
     if missing:
+        cure = "".join(f"{cure} " for cure in dict.fromkeys(cures[name] for name in missing if name in cures))
         raise Refused(
-            f"{place}: {method.__name__!r} reads {', '.join(missing)}, which is not here. "
+            f"{place}: {method.__name__!r} reads {', '.join(missing)}, which is not here. {cure}"
             f"Here: {', '.join(sorted(available if here is None else here))}."
         )
     given = [available[name] for name in wanted]

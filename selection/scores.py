@@ -58,11 +58,15 @@ def forgetting(correct: Array) -> Scores:
     Args:
         correct: bool (S, E, N).
     """
-    events = (correct[:, :-1] & ~correct[:, 1:]).sum(axis=1).astype(np.float64)  # (S, N)
-    learned = correct.any(axis=1)
-    score = np.where(learned, events, correct.shape[1]).mean(axis=0)
-    score[~learned.any(axis=0)] = np.inf
-    return score
+
+    def of(correct: Array) -> Scores:
+        events = (correct[:, :-1] & ~correct[:, 1:]).sum(axis=1).astype(np.float64)  # (S, N)
+        learned = correct.any(axis=1)
+        score = np.where(learned, events, correct.shape[1]).mean(axis=0)
+        score[~learned.any(axis=0)] = np.inf
+        return score
+
+    return _in_parts(of, correct)
 
 
 def aum(margin: Array, p_label: Array, p_other: Array, *, kind: str = "logit") -> Scores:
@@ -112,7 +116,7 @@ def margin(p_label: Array, p_other: Array, *, epochs: int = 1) -> Scores:
         p_other: highest other probability, (S, E, N).
         epochs: mean over so many last epochs.
     """
-    return -_last("margin", np.abs(p_label - p_other), epochs)
+    return -_in_parts(lambda p, other: _last("margin", np.abs(p - other), epochs), p_label, p_other)
 
 
 def least_confidence(p_label: Array, p_other: Array, *, epochs: int = 1) -> Scores:
@@ -123,7 +127,7 @@ def least_confidence(p_label: Array, p_other: Array, *, epochs: int = 1) -> Scor
         p_other: highest other probability, (S, E, N).
         epochs: mean over so many last epochs.
     """
-    return 1 - _last("least_confidence", np.maximum(p_label, p_other), epochs)
+    return 1 - _in_parts(lambda p, other: _last("least_confidence", np.maximum(p, other), epochs), p_label, p_other)
 
 
 def dual(p_label: Array, *, window: int = 10) -> Scores:
@@ -179,12 +183,16 @@ def tdds(kl_step: Array, *, epochs: int | None = None, window: int = 10, decay: 
         )
     length = min(window - 1, moves.shape[1])
     windows = moves.shape[1] - length + 1
-    total = np.zeros(kl_step.shape[2])
-    for number in range(windows):
-        inside = moves[:, number : number + length].astype(np.float64)
-        uneven = np.sqrt(((inside - inside.mean(axis=1, keepdims=True)) ** 2).sum(axis=1))  # (S, N)
-        total += uneven.mean(axis=0) * decay * (1 - decay) ** (windows - 1 - number)
-    return total
+
+    def of(moves: Array) -> Scores:
+        total = np.zeros(moves.shape[2])
+        for number in range(windows):
+            inside = moves[:, number : number + length].astype(np.float64)
+            uneven = np.sqrt(((inside - inside.mean(axis=1, keepdims=True)) ** 2).sum(axis=1))  # (S, N)
+            total += uneven.mean(axis=0) * decay * (1 - decay) ** (windows - 1 - number)
+        return total
+
+    return _in_parts(of, moves)
 
 
 def grand(error_norm: Array, embeddings: Array) -> Scores:
@@ -197,8 +205,10 @@ def grand(error_norm: Array, embeddings: Array) -> Scores:
         error_norm: the last epoch of it, a mean over seeds, (S, E, N).
         embeddings: what the head reads, (N, D); they were recorded of the first seed alone.
     """
-    features = embeddings.astype(np.float64)
-    return _last("grand", error_norm, 1) * np.sqrt((features**2).sum(axis=1) + 1)
+    squares = np.empty(len(embeddings))
+    for part in slices(*embeddings.shape):
+        squares[part] = (embeddings[part].astype(np.float64) ** 2).sum(axis=1)
+    return _last("grand", error_norm, 1) * np.sqrt(squares + 1)
 
 
 def memorization(run_in: Array, run_p_label: Array) -> Scores:
@@ -222,8 +232,12 @@ def memorization(run_in: Array, run_p_label: Array) -> Scores:
             f"memorization: {len(lacking)} images, row {lacking[0]} first, were in all of the {len(run_in)} runs or in none. "
             "Let each run leave out another part."
         )
-    p = run_p_label.astype(np.float64)
-    return (p * run_in).sum(axis=0) / times - (p * ~run_in).sum(axis=0) / (len(run_in) - times)
+
+    def of(run_in: Array, run_p_label: Array, times: Array) -> Scores:
+        p = run_p_label.astype(np.float64)
+        return (p * run_in).sum(axis=0) / times - (p * ~run_in).sum(axis=0) / (len(run_in) - times)
+
+    return _in_parts(of, run_in, run_p_label, times)
 
 
 def moderate(embeddings: Array, labels: Array) -> Scores:
@@ -239,8 +253,11 @@ def moderate(embeddings: Array, labels: Array) -> Scores:
     distance = np.empty(len(labels))
     by_class = np.argsort(labels, kind="stable")
     for rows in np.split(by_class, np.flatnonzero(np.diff(labels[by_class])) + 1):
-        inside = embeddings[rows].astype(np.float64)
-        distance[rows] = np.sqrt(((inside - np.median(inside, axis=0)) ** 2).sum(axis=1))
+        inside = embeddings[rows]
+        columns = (inside[:, some].astype(np.float64) for some in slices(inside.shape[1], len(rows)))
+        middle = np.concatenate([np.median(some, axis=0) for some in columns])
+        for part in slices(*inside.shape):
+            distance[rows[part]] = np.sqrt(((inside[part].astype(np.float64) - middle) ** 2).sum(axis=1))
     order = np.sort(distance)
     below, up_to = np.searchsorted(order, distance, "left"), np.searchsorted(order, distance, "right")
     return 0.5 - np.abs((below + up_to) / (2 * len(labels)) - 0.5)  # equal distances share the mean of their ranks
@@ -263,9 +280,11 @@ def ssp(embeddings: Array, labels: Array, *, clusters: int | None = None, seed: 
     features = unit(embeddings[order])
     count = min(len(features), clusters or len(np.unique(labels)))
     centres = unit(kmeans(features, count, np.random.default_rng(seed)))
-    nearest_one = centres[assign(features, centres)]
+    belongs = assign(features, centres)
     score = np.empty(len(order))
-    score[order] = np.maximum(1 - (features.astype(np.float64) * nearest_one).sum(axis=1), 0)
+    for part in slices(*features.shape):
+        cosines = (features[part].astype(np.float64) * centres[belongs[part]]).sum(axis=1)
+        score[order[part]] = np.maximum(1 - cosines, 0)
     return score
 
 
@@ -289,9 +308,9 @@ def cal(errors: Array, labels: Array, embeddings: Array, *, neighbors: int = 10,
     p = np.maximum(p, 1e-7)
     logs = np.log(p)
     total = np.zeros(len(order))
-    for number in range(1, index.shape[1]):
-        other = index[:, number]
-        total += (p[other] * (logs[other] - logs)).sum(axis=1, dtype=np.float64)
+    for part in slices(*p.shape):
+        for other in index[part, 1:].T:
+            total[part] += (p[other] * (logs[other] - logs[part])).sum(axis=1, dtype=np.float64)
     score = np.empty(len(order))
     score[order] = np.maximum(total, 0) / max(1, index.shape[1] - 1)
     return score
@@ -341,22 +360,26 @@ def zcore(
         high = np.maximum(high, np.nextafter(low, np.inf))  # a dimension in which nothing differs
         tree = KDTree(plane, metric="manhattan")
         drawn = rng.triangular(low, mid, high, size=(points, len(dims)))
-        hits, times = np.unique(tree.query(drawn, k=1, return_distance=False)[:, 0], return_counts=True)
-        distances, near = tree.query(plane[hits], k=min(neighbors + 1, images))
-        hits = np.where(distances == 0, near, images).min(axis=1)  # of duplicates it is always the same one that gains
-        np.add.at(total, hits, times)
-        if images == 1:
-            continue
-        distances[near == hits[:, None]] = -1  # the image itself comes first
-        ranked = np.argsort(distances, axis=1, kind="stable")[:, 1:]
-        distances, near = np.take_along_axis(distances, ranked, 1), np.take_along_axis(near, ranked, 1)
-        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-            share = (distances[:, :1] / distances) ** exponent  # relative to the nearest, so that nothing overflows
-            share /= share.sum(axis=1, keepdims=True)
-        twin = distances[:, 0] <= 0
-        share[twin] = 0
-        share[twin, 0] = 1
-        np.subtract.at(total, near, share * times[:, None])
+        found, counts = np.unique(tree.query(drawn, k=1, return_distance=False)[:, 0], return_counts=True)
+        for part in slices(len(found), 4 * (neighbors + 1)):
+            times = counts[part]
+            distances, near = tree.query(plane[found[part]], k=min(neighbors + 1, images))
+            hits = np.where(distances == 0, near, images).min(
+                axis=1
+            )  # of duplicates it is always the same one that gains
+            np.add.at(total, hits, times)
+            if images == 1:
+                continue
+            distances[near == hits[:, None]] = -1  # the image itself comes first
+            ranked = np.argsort(distances, axis=1, kind="stable")[:, 1:]
+            distances, near = np.take_along_axis(distances, ranked, 1), np.take_along_axis(near, ranked, 1)
+            with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+                share = (distances[:, :1] / distances) ** exponent  # relative to the nearest, so that nothing overflows
+                share /= share.sum(axis=1, keepdims=True)
+            twin = distances[:, 0] <= 0
+            share[twin] = 0
+            share[twin, 0] = 1
+            np.subtract.at(total, near, share * times[:, None])
     spread = total.max() - total.min()
     score = np.zeros(images)
     if spread > 0:
@@ -379,6 +402,14 @@ def _mean(watched: Array) -> Scores:
     return watched.mean(axis=(0, 1), dtype=np.float64)
 
 
+def _in_parts(of: Callable[..., Scores], *watched: Array) -> Scores:
+    """``of`` what was watched (any, N), of a part of the images after the other: none is scored by what is said of another."""
+    score = np.empty(watched[0].shape[-1])
+    for part in slices(len(score), max(one.size for one in watched) // len(score)):
+        score[part] = of(*(one[..., part] for one in watched))
+    return score
+
+
 def _last(method: str, watched: Array, epochs: int) -> Scores:
     _whole(method, "epochs", epochs, 1)
     return _mean(watched[:, -epochs:])
@@ -387,18 +418,22 @@ def _last(method: str, watched: Array, epochs: int) -> Scores:
 def _over_windows(method: str, watched: Array, window: int, of: Callable[[Scores], Scores]) -> Scores:
     """Mean over seeds and all windows of successive epochs of ``of(window)``; ``of``: (J, N) -> (N,)."""
     _whole(method, "window", window, 2)
-    seeds, epochs, images = watched.shape
+    seeds, epochs, _ = watched.shape
     if epochs < 2:
         raise Refused(
             f"{method}: measures how a prediction moves from epoch to epoch, and there is one. Run the probe again with score.epochs=2 or more, or take el2n."
         )
     length = min(window, epochs)
     starts = range(epochs - length + 1)
-    total = np.zeros(images)
-    for seed in range(seeds):
-        for start in starts:
-            total += of(watched[seed, start : start + length].astype(np.float64))
-    return total / (seeds * len(starts))
+
+    def over(watched: Array) -> Scores:
+        total = np.zeros(watched.shape[2])
+        for seed in range(seeds):
+            for start in starts:
+                total += of(watched[seed, start : start + length].astype(np.float64))
+        return total / (seeds * len(starts))
+
+    return _in_parts(over, watched)
 
 
 def _whole(method: str, setting: str, value: int, least: int) -> None:

@@ -84,6 +84,17 @@ DERIVED: dict[str, tuple[tuple[str, ...], Callable[..., np.ndarray]]] = {
 }
 """What follows from other signals where it was not recorded: from which, and how."""
 
+CURES = {
+    "run_in": (
+        "run_in and run_p_label are recorded with score.subsets: lotus score CONFIG score.subsets.runs=10 "
+        "(docs/selection.md, Memorization)."
+    ),
+    "kl_step": "errors and kl_step are recorded with score.gradients: lotus score CONFIG score.gradients=true.",
+    "given": "Scores from elsewhere come by lotus ticket import.",
+}
+"""How what a probe need not record is to be had."""
+CURES |= {"run_p_label": CURES["run_in"], "errors": CURES["kl_step"]}
+
 
 class Signals:
     """Arrays by name, all of the same images. What exists is consistent, finite and in range; nothing can be changed.

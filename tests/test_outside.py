@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,32 @@ def events(photos: Path, tmp_path: Path, **settings) -> list:
         "vit_tiny_patch16_224", str(photos), keep, str(tmp_path / "a.safetensors"), ARGS, str(tmp_path / "small"), **settings
     )  # fmt: skip
     return list(outside.prune(job))
+
+
+def test_weights_for_other_images_are_refused_with_the_argument_that_fits(photos, tmp_path, capsys):
+    save_file(model().state_dict(), tmp_path / "a.safetensors")
+    asked = words(photos, tmp_path / "a.safetensors", tmp_path / "small")
+    assert cli.main([word for word in asked if "img_size" not in word]) == 2
+    assert capsys.readouterr().err.endswith(" in patches of 4: say --arg img_size=16.\n")
+
+
+def test_without_a_network_it_ends_at_once_with_a_cure(photos, monkeypatch, capsys):
+    """The hub's own attempts would go on for half a minute. The port of an address of our own answers nothing."""
+    constants = pytest.importorskip("huggingface_hub").constants
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(photos / "no cache"))
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it tries again"))
+    asked = words(photos, Path("none"), Path("small"))
+    del asked[asked.index("--weights") : asked.index("--weights") + 2]
+    began = time.monotonic()
+    assert cli.main(asked) == 2
+    assert time.monotonic() - began < 10
+    assert "Without a network give weights of your own: --weights FILE." in capsys.readouterr().err
+
+
+def test_a_budget_that_is_mistyped_is_refused_before_anything_is_fetched(photos, capsys):
+    assert cli.main(["prune", "--model", "vit_tiny_patch16_224", "--data", str(photos), "--keep", "mac=0.5"]) == 2
+    assert "--keep mac=0.5: there is no budget 'mac'. Did you mean 'macs'?" in capsys.readouterr().err
 
 
 def test_what_happens_is_told(photos, tmp_path):

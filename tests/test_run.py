@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from lotus.cli import _shelves
 from lotus.config import check
 from lotus.events import Wrote
 from lotus.run import BY_NAME, STAGES, Run, lies, write_text
@@ -60,10 +61,39 @@ def test_pictures_that_come_or_go_are_noticed(tmp_path: Path) -> None:
 
 
 def test_own_methods_that_change_are_noticed(tmp_path: Path) -> None:
-    do(make(tmp_path), "prepare", "score", "select")
-    edited = Run(make(tmp_path).config, "another")
-    assert edited.why("score") is None
-    assert "--with" in str(edited.why("select"))
+    """By the stages that call one of them: the others stay done."""
+    stages = ("prepare", "score", "select", "baseline", "train", "prune", "finetune", "export")
+    wants = {"select": {"keep": 0.5, "score": "mine"}, "train": {"redraw": "mine_too"}}
+    own, other = tmp_path / "own.py", tmp_path / "other.py"
+    own.write_text("def mine(loss): return loss[0, -1]\n")
+    other.write_text("def mine_too(labels): return labels\n")
+
+    def run(*files: Path, **settings: object) -> Run:
+        return Run(make(tmp_path, **{**wants, **settings}).config, _shelves([str(file) for file in files]))
+
+    do(run(own, other), *stages)
+    assert [name for name in stages if run(own, other).why(name)] == []
+    own.write_text("# better\n" + own.read_text())
+    assert [name for name in stages if run(own, other).why(name)] == ["select"]
+    assert run(own, other).why("select") == "--with: the file that select.score is in was changed, or is another"
+    other.write_text("# better\n" + other.read_text())
+    assert [name for name in stages if run(own, other).why(name)] == ["select", "train"]
+    do(run(own, other), "select", "train", "prune", "finetune", "export")
+    assert run(other, own).outdated(stages) == run().outdated(stages) == [], (
+        "where no file is named, what stands is not older"
+    )
+
+
+def test_a_file_of_ones_own_that_no_stage_uses_makes_nothing_again(tmp_path: Path) -> None:
+    stages = ("prepare", "score", "select", "baseline", "train", "prune", "finetune", "export")
+    do(make(tmp_path), *stages)
+    mine = tmp_path / "mine.py"
+    mine.write_text("def mine(loss): return loss[0, -1]\n")
+    assert [name for name in stages if Run(make(tmp_path).config, _shelves([str(mine)])).why(name)] == []
+    mine.write_text("def dual(loss): return loss[0, -1]\n")
+    assert [name for name in stages if Run(make(tmp_path).config, _shelves([str(mine)])).why(name)] == ["select"], (
+        "ours"
+    )
 
 
 def test_gates_do_not_concern_the_dense_baseline(tmp_path: Path) -> None:

@@ -532,6 +532,56 @@ def test_wrong_words_exit_2(words: list[str]) -> None:
     assert left.value.code == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [(["prun"], "prune"), (["run", DIGITS, "--from", "tran"], "train"), (["prune", "--rank", "pol"], "pool")],
+)
+def test_a_choice_that_is_mistyped_is_told_with_the_nearest(
+    words: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(words)
+    assert f" Did you mean {meant!r}?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--score", "eln2"], "--score: there is no 'eln2'. Did you mean 'el2n'?"),
+        (["--pick", "herdin"], "--pick: there is no 'herdin'. Did you mean 'herding'?"),
+        (["--pick", "ccs", "--set", "pick.bin=3"], "--set pick.bin: 'ccs' has no such setting. Did you mean 'bins'?"),
+        (["--score", "loss", "--set", "score.epoch=3"], "--set score.epoch: 'loss' has no such setting."),
+        (["--score", "memorization"], "--score: 'memorization' reads run_in, run_p_label, which is not here. "),
+        (["--score", "memorization"], "lotus score CONFIG score.subsets.runs=10"),
+        (["--score", "cal"], "lotus score CONFIG score.gradients=true"),
+        (["--score", "loss", "--pick", "herding"], "--pick: 'herding' reads embeddings, which is not here."),
+        (["--score", "random", "--pick", "top_k", "--floor", "0.5"], "--floor: every class keeps its share already. Set --no-balance"),
+        (["--score", "random", "--pick", "top_k", "--floor", "2", "--no-balance"], "--floor: 2.0 is no part"),
+        (["--prune", "0.96"], "--prune 0.96: 1 of 20 images is fewer than the 2 classes."),
+        (["--prune", "0.96"], "or set --no-balance."),
+        (["--keep", "0.01"], "--keep: 0.01 of 20 images is none."),
+        (["--score", "loss", "--pick", "top_k", "--max-memory", "1kb"], "--score (loss), for 20 images at once: "),
+        (["--score", "loss", "--pick", "top_k", "--max-memory", "1kb"], "or set --max-memory="),
+        (["--score", "random", "--pick", "top_k", "--start", "START"], "--start: it has 8 of 10 images (class 0, "),
+    ],
+)  # fmt: skip
+def test_select_speaks_of_what_was_typed(
+    words: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from selection.lottery import select
+    from selection.signals import Signals
+
+    known = Signals({"labels": np.arange(20) % 2, "loss": np.ones((1, 3, 20))}, fingerprint="f")
+    known.save(tmp_path / "s.npz")
+    select(known, score="random", pick="random", keep=0.8).subset.save(tmp_path / "start.npz")
+    words = [str(tmp_path / "start.npz") if word == "START" else word for word in words]
+    budget = [] if {"--keep", "--prune"} & set(words) else ["--keep", "0.5"]
+    assert main(["select", str(tmp_path / "s.npz"), *budget, *words]) == 2
+    told = capsys.readouterr().err
+    assert says in told
+    assert "select." not in told
+
+
 def test_no_such_signals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["select", str(tmp_path / "none.npz"), "--keep", "0.5"]) == 2
     assert "none.npz" in capsys.readouterr().err

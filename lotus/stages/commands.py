@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+import contextlib
+import shutil
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from lotus.config import Config
-from lotus.events import Event, Wrote
+from lotus.config import Config, Data
+from lotus.events import Event, Said, Wrote
 from lotus.run import Run
 from lotus.stages.order import go
 from lotus.stages.patches import as_evaluated, patch_file
@@ -41,7 +43,7 @@ def patch_ticket(
     Raises:
         Refused: an unknown score; a model that is missing or not asked; no images.
     """
-    from lotus.config import Method, Patches
+    from lotus.config import Method, Model, Patches
     from lotus.data import tickets
     from lotus.vit import saliency, tokens
     from lotus.vit.model import create
@@ -60,7 +62,7 @@ def patch_ticket(
         raise Refused(f"--keep: the part that stays lies in (0, 1], not {share:g}.")
     if not prepared:
         yield from go(config, until="prepare", shelves=shelves)
-    shop = Shop.open(Run(config), shelves).alone()
+    shop = Shop.open(Run(config, shelves), shelves).alone()
     wants = wants.model_copy(update={"score": method, "model": ask, "cached": not asks, "keep": share})
     manifest = shop.manifest()
     plain = config.model.model_copy(update={"pretrained": False, "weights": ""})
@@ -69,6 +71,13 @@ def patch_ticket(
         import lotus.pruning
 
         trained = lotus.pruning.load(ask)
+    if prepared and not ask and config.model == Model():
+        yield Said(
+            "patches",
+            f"no config says which model will train: the images are cut into patches as {plain.name} cuts them. Name another: "
+            "model.name=NAME model.args.img_size=SIDE.",
+            level="warning",
+        )
     file, _, made = yield from patch_file(shop, "patches", wants, config.train, trained)
     maps, asked = tickets.load(file, fingerprint=manifest.fingerprint)
     mass = tickets.load_mass(file)
@@ -77,7 +86,7 @@ def patch_ticket(
     stays = tokens.kept(count, share)
     told = {
         "file": str(file), "made": made, "score": method.name, "model": ask, "images": len(maps), "keep": share,
-        "kept": stays, "of": count, "patch": list(trained.patch_embed.patch_size), "mean_map": mean.round(4).tolist(),
+        "kept": stays, "of": count, "cut_as": "" if ask else plain.name, "patch": list(trained.patch_embed.patch_size), "mean_map": mean.round(4).tolist(),
         "mass": None if mass is None else float(mass[tokens.kept(len(mass), share) - 1]),
     }  # fmt: skip
     if picture is not None:
@@ -140,14 +149,17 @@ def evaluate_model(config: Config, which: str, shelves: Sequence[ModuleType] = (
     """Measure a model of the run (baseline, trained, pruned, final) or of any folder on the validation images; one of the
     run dense or sparse as its training was to be evaluated (``patches.evaluate``).
 
+    Where the config's ``data`` is not what the run was prepared from, those images are read for this once and thrown away; they
+    are normalised as the run's own, and the run stays as it is.
+
     Raises:
-        Refused: no such model, or no validation images yet.
+        Refused: no such model, or no validation images yet; other images of other classes.
     """
     import lotus.pruning
     from lotus.training import loop
     from lotus.vit.cost import count
 
-    run = Run(config)
+    run = Run(config, shelves)
     folder = {"baseline": run.baseline, "trained": run.trained, "pruned": run.pruned, "final": run.final}.get(which)
     if folder is None and not Path(which).is_dir():
         raise Refused(
@@ -165,12 +177,52 @@ def evaluate_model(config: Config, which: str, shelves: Sequence[ModuleType] = (
     }.get(which)
     model = model.to(shop.world.device)
     cost = count(model)
+    own = _prepared_data(run)
     with (
-        shop.images(run.val_beton, None, config.train, model) as loader,
+        contextlib.nullcontext(run.val_beton) if own == config.data else _asked_images(shop) as images,
+        shop.images(images, None, config.train, model) as loader,
         as_evaluated(model, patches, shelves) as tokens,
     ):
         measured = loop.evaluate(model, loader, shop.world)
         macs = cost.macs if tokens is None else tokens.macs(training=False)
     made_by = {"baseline": "baseline", "trained": "train", "pruned": "prune", "final": "finetune"}.get(which)
-    older = made_by in run.outdated(plan(config))
-    return {**measured, "params": cost.params, "macs": macs, "outdated": older}
+    run = Run(config.model_copy(update={"data": own}), shelves)
+    older = made_by in run.outdated(plan(run.config))
+    return {**measured, "params": cost.params, "macs": macs, "outdated": older, "own_data": own == config.data}
+
+
+def _prepared_data(run: Run) -> Data:
+    """What the run's images were prepared from; where that is not known, what its config has."""
+    record = run.record("prepare")
+    if record is None:
+        return run.config.data
+    made = {name: record.settings[f"data.{name}"] for name in Data.model_fields if f"data.{name}" in record.settings}
+    return Data.model_validate({**run.config.data.model_dump(), **made})
+
+
+@contextlib.contextmanager
+def _asked_images(shop: Shop) -> Iterator[Path]:
+    """The validation images that the config asks for, as a .beton of their own for as long as this is entered."""
+    from lotus.data import beton
+    from lotus.data.source import open_data
+
+    folder = shop.run.folder / ".evaluate"
+    _, val = open_data(shop.config.data, shop.shelves)
+    if val.classes != shop.manifest().classes:
+        raise Refused(
+            f"data: {val.where} has the classes {_few(val.classes)}, and the run {_few(shop.manifest().classes)}."
+        )
+    try:
+        if shop.world.rank == 0:
+            for _ in beton.prepare(val, folder / "val.beton", shop.config.data, anew=True):
+                pass
+        shop.world.barrier()  # nobody reads it before it is written
+        yield folder / "val.beton"
+        shop.world.barrier()
+    finally:
+        if shop.world.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _few(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"

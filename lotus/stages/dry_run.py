@@ -12,7 +12,7 @@ from lotus.config import Config
 from lotus.run import BY_NAME, Run
 from lotus.stages.checks import check, look_ahead
 from lotus.stages.probe import proxy_model
-from lotus.stages.shop import TRAIN_FORWARDS, plan, shelves_digest
+from lotus.stages.shop import TRAIN_FORWARDS, plan
 from selection import redraw
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ def forecast(
 
     check(config, shelves)
     look_ahead(config)
-    run, names = Run(config, shelves_digest(shelves)), plan(config, until)
-    train_source, val_source = open_data(config.data)
+    run, names = Run(config, shelves), plan(config, until)
+    train_source, val_source = open_data(config.data, shelves)
     n = len(train_source.labels)
     model = create(config.model, len(train_source.classes))
     macs = count(model).macs

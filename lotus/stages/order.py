@@ -15,7 +15,7 @@ from lotus.events import Began, Ended, Event, Said, Skipped
 from lotus.run import BY_NAME, Run
 from lotus.stages import finish, probe, prune, train
 from lotus.stages.checks import check, look_ahead
-from lotus.stages.shop import Making, Shop, plan, shelves_digest
+from lotus.stages.shop import Making, Shop, plan
 from selection.errors import Refused
 
 EVERY_RANK = ("score", "baseline", "train", "finetune")
@@ -54,7 +54,7 @@ def go(
         KeyboardInterrupt: stopped on request; what was trained so far is saved.
     """
     check(config, shelves)
-    run, names = Run(config, shelves_digest(shelves)), plan(config, until)
+    run, names = Run(config, shelves), plan(config, until)
     if first is not None and first not in names:
         raise Refused(f"--from {first}: this run has no such stage. It has: {', '.join(names)}.")
     asked = names if again else names[names.index(first) :] if first else []

@@ -14,7 +14,7 @@ import numpy as np
 from lotus.config import Recipe
 from lotus.events import Event, Step, Wrote
 from lotus.run import digest
-from lotus.stages.shop import Shop, shelves_digest
+from lotus.stages.shop import Shop
 from selection import lottery
 
 if TYPE_CHECKING:
@@ -70,7 +70,10 @@ def share_out(shop: Shop, patches: Patches, model: nn.Module, seed: int) -> Join
     """Shares out the patches by what ``select.score`` says of each image."""
     from lotus.training.joint import Joint
 
-    scores = lottery.scored(shop.signals(), score=shop.config.select.score, seed=shop.config.seed, shelves=shop.shelves)
+    wants = shop.config.select
+    scores = lottery.scored(
+        shop.signals(), score=wants.score, seed=shop.config.seed, shelves=shop.shelves, max_memory=wants.max_memory
+    )
     count: Any = model.patch_embed.num_patches  # type: ignore[union-attr]
     return Joint(scores, patches, patches=count, seed=seed)
 
@@ -127,7 +130,8 @@ def patch_file(
     else:
         reads = saliency.reads(patches.score, shop.shelves)
         by = digest([image_size(model), list(looks.patch_embed.patch_size), shop.config.seed if "rng" in reads else 0])
-    own = [shelves_digest(shop.shelves)] if shop.shelves else []
+    text = run.own_text(patches.score.name)
+    own = [text] if text else []
     file = run.data / f"patches-{digest([manifest.fingerprint, patches.score.model_dump(), by, *own])}.npz"
     made = not file.exists()
     shop.world.barrier()  # nobody makes it before everybody has looked

@@ -13,7 +13,7 @@ import numpy as np
 
 from lotus.config import Config, Recipe
 from lotus.events import Event
-from lotus.run import STAGES, Run, digest
+from lotus.run import STAGES, Run
 
 if TYPE_CHECKING:
     from torch import nn
@@ -128,9 +128,3 @@ def plan(config: Config, until: str = "report") -> list[str]:
     if until != "score" and not run.probed:
         left_out.add("score")
     return [name for name in names[: names.index(until) + 1] if name not in left_out]
-
-
-def shelves_digest(shelves: Sequence[ModuleType]) -> str:
-    """Changes when the user's own methods do; empty without any."""
-    files = [Path(str(shelf.__file__)).read_text(encoding="utf-8") for shelf in shelves if shelf.__file__]
-    return digest(files) if files else ""

@@ -7,11 +7,12 @@ import functools
 import importlib
 import inspect
 import json
+import math
 import pickle
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ _CUT = re.compile(r"(^|\.)blocks\.\d+\.(attn|mlp)\.")
 # A norm of which a part is read lies inside of a Select.
 _SELECTED = re.compile(r"^(blocks\.\d+\.norm[12])\.norm")
 _HEADS = ("head", "head_dist", "head.fc")
+PATIENCE = 5.0
+"""Seconds that the Hugging Face hub has for its first answer."""
 # timm's constructors, by the module that a name is registered in.
 _CLASSES = {module: kind for kind, (module, _) in anatomy.FAMILIES.items()}
 
@@ -48,7 +51,8 @@ def create(model: config.Model, classes: int, *, place: str = "model") -> nn.Mod
     """
     if "num_classes" in model.args:
         raise Refused(f"{place}.args.num_classes: the data set says how many classes there are. Remove it.")
-    vit = build(model.name, {**model.args, "num_classes": classes}, pretrained=model.pretrained, place=place)
+    args = {**model.args, "num_classes": classes}
+    vit = build(model.name, args, pretrained=model.pretrained, place=place, instead=_instead(place))
     if vit.global_pool == "":
         raise Refused(
             f"{place}.args.global_pool: '' leaves the tokens unpooled, which classifies nothing. Take token or avg."
@@ -107,11 +111,16 @@ def _any(model: config.Model, classes: int, place: str) -> nn.Module:
                 raise Refused(f"{place}.args.{key}: {model.name} takes no such argument.{nearest(key, allowed)}")
             if not _plain(value):
                 raise Refused(f"{place}.args.{key}: must be a number, text, truth value or list, not {value!r}.")
+        if model.pretrained:
+            _ask_the_hub(model.name)
         made = timm.create_model(model.name, pretrained=model.pretrained, num_classes=classes, **model.args)
     except Refused:
         raise
     except Exception as error:
-        raise Refused(f"{place}: timm cannot {what} {model.name!r} with {model.args} ({_reason(error)}).") from None
+        cure = _instead(place) if model.pretrained else ""
+        raise Refused(
+            f"{place}: timm cannot {what} {model.name!r} with {model.args} ({_reason(error)}).{cure}"
+        ) from None
     head = getattr(made, "forward_head", None)
     if head is None or "pre_logits" not in inspect.signature(head).parameters:
         raise Refused(
@@ -135,7 +144,8 @@ def adopt(name: str, args: Mapping[str, Any], weights: str) -> tuple[nn.Module, 
         Refused: as :func:`build`; weights that cannot be read or do not fit.
     """
     if not weights:
-        model = build(name, args, pretrained=True)
+        instead = " Without a network give weights of your own: --weights FILE."
+        model = build(name, args, pretrained=True, instead=instead)
     else:
         path = Path(weights)
         state = _state(path)
@@ -149,7 +159,9 @@ def adopt(name: str, args: Mapping[str, Any], weights: str) -> tuple[nn.Module, 
         fault = _difference(_shapes(own), _shapes(state))
         if fault:
             cure = " It was cut: load it by lotus.load." if path.is_dir() and _is_cut(path) else ""
-            raise Refused(f"--weights {weights}: does not fit {name}: {fault}.{cure}")
+            raise Refused(
+                f"--weights {weights}: does not fit {name}: {fault}.{cure or _other_images(model, state, '--arg ')}"
+            )
         model.load_state_dict(state)
     made_as: Any = getattr(model, "pretrained_cfg", None) or {}
     about = {"mean": list(made_as.get("mean", (0.5,) * 3)), "std": list(made_as.get("std", (0.5,) * 3))}
@@ -194,9 +206,18 @@ def _state(path: Path) -> dict[str, Tensor]:
 
 
 def build(
-    name: str, args: Mapping[str, Any], *, pretrained: bool = False, meta: bool = False, place: str = "model"
+    name: str,
+    args: Mapping[str, Any],
+    *,
+    pretrained: bool = False,
+    meta: bool = False,
+    place: str = "model",
+    instead: str = "",
 ) -> nn.Module:
     """A plain timm ViT by name and arguments; on the meta device (shapes without memory) with ``meta``.
+
+    Args:
+        instead: what to do where timm's published weights cannot be had, in a sentence
 
     Raises:
         Refused: as :func:`create`; ``place`` is the part of the config, or the file, that the message names.
@@ -223,14 +244,42 @@ def build(
         made = skeleton
     else:
         try:
+            if pretrained:
+                _ask_the_hub(name)
             made = timm.create_model(name, pretrained=pretrained, **args)
         except Exception as error:
             what = "get the published weights of" if pretrained else "make"
-            raise Refused(f"{place}: timm cannot {what} {name!r} ({_reason(error)}).") from None
+            raise Refused(
+                f"{place}: timm cannot {what} {name!r} ({_reason(error)}).{instead if pretrained else ''}"
+            ) from None
     if name != arch:  # the tag of published weights may have brought an image size of its own
         args = {**_introspected(made)["args"], **args}
     remember(made, {"name": arch, "args": args})
     return made
+
+
+def _instead(place: str) -> str:
+    return f" Without a network give weights of your own: {place}.pretrained=false {place}.weights=FILE."
+
+
+def _ask_the_hub(name: str) -> None:
+    """One short question, where the published weights of ``name`` still have to come from the Hugging Face hub.
+
+    Whatever there is no answer for raises at once; timm's own call would be repeated five times, with longer and longer pauses.
+    """
+    import huggingface_hub as hub
+    import timm
+    from huggingface_hub.errors import HfHubHTTPError
+
+    made_as: Any = timm.get_pretrained_cfg(name)
+    if made_as is None or not made_as.hf_hub_id:
+        return
+    repo, _, revision = made_as.hf_hub_id.partition("@")
+    files = [made_as.hf_hub_filename] if made_as.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+    if any(isinstance(hub.try_to_load_from_cache(repo, file, revision=revision or None), str) for file in files):
+        return
+    with suppress(HfHubHTTPError):  # it answers; what it says is for timm to read
+        hub.get_hf_file_metadata(hub.hf_hub_url(repo, files[0], revision=revision or None), timeout=PATIENCE)
 
 
 def remember(model: Any, made: Mapping[str, Any]) -> None:
@@ -450,8 +499,30 @@ def _load(vit: nn.Module, path: Path, *, place: str = "model", heads: Sequence[s
     fault = _difference(_shapes(own), _shapes(weights))
     if fault:
         cure = " It was cut: load it by lotus.load." if (path / "spec.json").is_file() and _is_cut(path) else ""
+        cure = cure or _other_images(vit, weights, f"{place}.args.")
         raise Refused(f"{place}.weights: {file} does not fit this model: {fault}.{cure}")
     vit.load_state_dict(weights)
+
+
+def _other_images(model: nn.Module, weights: Mapping[str, Tensor], argument: str) -> str:
+    """With which arguments the model would have patches as many and as large as ``weights`` are for, in a sentence; empty where
+    it has, or where their position embedding does not tell.
+
+    Args:
+        argument: what the user writes before NAME=VALUE
+    """
+    embed: Any = getattr(model, "patch_embed", None)
+    here, there = getattr(model, "pos_embed", None), weights.get("pos_embed")
+    kernel = weights.get("patch_embed.proj.weight")
+    if here is None or there is None or kernel is None or here.shape[::2] != there.shape[::2] or kernel.ndim != 4:
+        return ""
+    patches = there.shape[1] - (here.shape[1] - embed.num_patches)  # less the class token
+    side, patch = math.isqrt(max(0, patches)), kernel.shape[-1]
+    asks = {"img_size": side * patch, "patch_size": patch}
+    other = [f"{argument}{name}={asks[name]}" for name in asks if _side(getattr(embed, name)) != asks[name]]
+    if side * side != patches or not other:
+        return ""
+    return f" These weights are for images of {side * patch} pixels in patches of {patch}: say {' '.join(other)}."
 
 
 def _is_cut(folder: Path) -> bool:

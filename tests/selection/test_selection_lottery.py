@@ -267,14 +267,14 @@ def test_a_ticket_is_added_to(signals, pick, balance):
 def test_a_ticket_that_cannot_be_added_to(signals):
     random_half = select(signals, score="el2n", pick="random", keep=0.5).subset
     for pick in ("top_k", "window"):
-        with pytest.raises(Refused, match=r"start: it has \d+ of \d+ images \(class 0.*Raise select\.keep\."):
+        with pytest.raises(Refused, match=r"start: it has \d+ of \d+ images \(class 0.*Keep more\."):
             select(signals, score="el2n", pick=pick, keep=0.3, start=random_half)
     lopped = Subset(
         np.flatnonzero(signals["labels"] == 0), 90, fingerprint="data-1"
     )  # all of a class: too many for its quota
     with pytest.raises(Refused, match=r"start: it has \d+ of \d+ images"):
         select(signals, score="el2n", pick="window", keep=0.6, start=lopped)
-    with pytest.raises(Refused, match=r"start: it has \d+ of \d+ images \(class 0.*Raise select\.keep\."):
+    with pytest.raises(Refused, match=r"start: it has \d+ of \d+ images \(class 0.*Keep more\."):
         select(signals, score="el2n", pick="k_center", keep=0.3, start=random_half)
     with pytest.raises(Refused, match=r"start: it is for 90 images of data data-2"):
         select(signals, score="el2n", pick="k_center", keep=0.6, start=Subset([1], 90, fingerprint="data-2"))

@@ -6,9 +6,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from selection import memory, methods, pickers
+from selection import memory, methods, neighbors, pickers, scores
 from selection.errors import Refused
-from selection.lottery import select
+from selection.lottery import Places, scored, select
 from selection.signals import Signals
 from selection.submodular import dense
 
@@ -104,7 +104,7 @@ def test_the_figure_that_is_named_is_enough(signals, pick, balance, limit):
     try:
         select(uneven, score="el2n", pick=pick, keep=0.3, balance=balance, max_memory=limit)
     except Refused as refusal:
-        named = float(re.search(r"set max_memory=([0-9.e-]+)\.$", str(refusal))[1])
+        named = float(re.search(r"set select\.max_memory=([0-9.e-]+)\.$", str(refusal))[1])
         assert named > limit
         assert len(select(uneven, score="el2n", pick=pick, keep=0.3, balance=balance, max_memory=named).subset) == 450
     else:
@@ -114,3 +114,88 @@ def test_the_figure_that_is_named_is_enough(signals, pick, balance, limit):
 def test_a_limit_of_the_method_itself_is_more_particular(signals):
     pick = {"name": "facility_location", "maximiser": "lazy", "max_memory": 1.0}
     assert select(signals, score="el2n", pick=pick, keep=0.1, balance=False, max_memory=0.06).subset.rows.size == 150
+
+
+# zcore: so many points at once that they are looked at in parts, and few in all.
+SCORES = [
+    {"name": "zcore", "draws": 1000, "subspaces": 1} if name == "zcore" else name for name in methods.names(scores)
+]
+
+
+@pytest.fixture(scope="module")
+def many(make_arrays):
+    """So many numbers an image that what is built of them cannot hide in the few bytes an image that are always allowed."""
+    arrays = make_arrays(images=2000, classes=100, seeds=2, epochs=12)
+    arrays["embeddings"] = np.random.default_rng(0).normal(size=(2000, 200))
+    del arrays["p_label"], arrays["correct"]  # as our own probe has it: they follow from others
+    return Signals(arrays, fingerprint="made up")
+
+
+def refusal_of(signals, score, limit, **more):
+    with pytest.raises(Refused) as told:
+        scored(signals, score=score, max_memory=limit, **more)
+    return str(told.value)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_a_score_keeps_to_the_figure_that_its_refusal_names(many, score, monkeypatch):
+    """Though blocks are small, so that what is not done in blocks shows."""
+    monkeypatch.setattr(neighbors, "BLOCK", 2**16)
+    monkeypatch.setattr(memory, "BLOCKS", 2e-3)
+    told = refusal_of(many, score, 1e-9)
+    name = score if isinstance(score, str) else score["name"]
+    assert told.startswith(f"select.score ({name}), for 2000 images at once: ")
+    named = float(re.search(r"set select\.max_memory=([0-9.e-]+)\.$", told)[1])
+    free = scored(many, score=score)
+    tracemalloc.start()
+    try:
+        np.testing.assert_array_equal(scored(many, score=score, max_memory=named), free)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak <= named * 1e9
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_parts_change_no_score(many, score, monkeypatch):
+    whole = scored(many, score=score)
+    monkeypatch.setattr(neighbors, "BLOCK", 2**15)
+    np.testing.assert_allclose(scored(many, score=score), whole, rtol=1e-9, atol=1e-12)
+
+
+def test_many_neighbours_are_counted(many):
+    told = (refusal_of(many, {"name": "cal", "neighbors": k}, 1e-9) for k in (10, 1000))
+    few, more = (float(re.search(r"once: ([0-9.]+) GB", text)[1]) for text in told)
+    assert more == pytest.approx(few + 8 * 2000 * 990 / 1e9, abs=1e-3)
+
+
+def test_a_score_and_its_picker_are_refused_with_one_figure_that_does(many):
+    """The score takes less than the picker here, and is what is refused first."""
+    with pytest.raises(Refused, match=r"^select\.score \(el2n\)") as told:
+        select(many, score="el2n", pick="d2", keep=0.1, balance=False, max_memory=1e-4)
+    named = float(re.search(r"set select\.max_memory=([0-9.e-]+)\.$", str(told.value))[1])
+    assert len(select(many, score="el2n", pick="d2", keep=0.1, balance=False, max_memory=named).subset) == 200
+
+
+def test_a_score_that_no_picker_reads_is_left_out_rather_than_refused(many):
+    limit = 0.02  # zcore takes more
+    refusal_of(many, "zcore", limit)
+    drawn = select(many, score="zcore", pick="random", keep=0.1, max_memory=limit)
+    assert drawn.scores is None
+    assert len(drawn.subset) == 200
+
+
+def test_the_limit_is_called_as_the_user_calls_it(many):
+    places = Places(score="--score", pick="--pick", max_memory="--max-memory")
+    told = refusal_of(many, "ssp", 1e-9, places=places)
+    assert told.startswith("--score (ssp), for 2000 images at once: ")
+    assert " and --max-memory is 1e-09 GB." in told
+    for limit in (0.001, None):  # None: the picker's own, of 0.5 GB, is what binds
+        few = (
+            many
+            if limit
+            else Signals({"labels": np.zeros(12000, int), "embeddings": np.eye(12000, 2)}, fingerprint="x")
+        )
+        pick = {"name": "facility_location", "maximiser": "lazy"}
+        with pytest.raises(Refused, match=r"or set --max-memory=[0-9.e-]+\.$"):
+            select(few, score="random", pick=pick, keep=0.1, balance=False, max_memory=limit, places=places)

@@ -64,6 +64,17 @@ def test_call_refuses_what_is_not_recorded():
         methods.call(OURS.hard, {"rest": 0, "labels": 1}, {}, place="p")
 
 
+def test_what_can_be_recorded_is_told_with_how_once():
+    def mine(run_in, run_p_label, margin):
+        pass
+
+    cures = {"run_in": "Record it so.", "run_p_label": "Record it so."}
+    with pytest.raises(
+        Refused, match=r"reads run_in, run_p_label, margin, which is not here\. Record it so\. Here: labels\.$"
+    ):
+        methods.call(mine, {"labels": 0}, {}, place="--score", cures=cures)
+
+
 def test_call_refuses_unknown_settings():
     with pytest.raises(
         Refused, match=r"^p\.windw: 'hard' has no such setting\. Did you mean 'window'\? It has: window, kind\.$"

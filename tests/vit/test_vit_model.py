@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import timm
@@ -84,6 +85,25 @@ def test_weights_from_a_file(tmp_path):
     save_file(source.state_dict(), tmp_path / "a.safetensors")
     loaded = make(weights=str(tmp_path / "a.safetensors"), pos_embed_std=0.2)
     assert all(torch.equal(a, b) for a, b in zip(source.parameters(), loaded.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "cure"),
+    [
+        ({"img_size": 48}, r"say model\.args\.img_size=48\.$"),
+        ({"img_size": 16, "patch_size": 4}, r"say model\.args\.img_size=16 model\.args\.patch_size=4\.$"),
+        ({"img_size": (64, 32)}, r"and not|\), not \(1, 17, 48\)\.$"),  # no square: nothing that could be named
+        ({"img_size": 48, "embed_dim": 24}, r"more\.$"),  # another model altogether
+    ],
+)
+def test_weights_for_other_images_are_refused_with_the_argument_that_fits(tmp_path, theirs, cure):
+    save_file(make(args={**TINY, **theirs}).state_dict(), tmp_path / "a.safetensors")
+    with pytest.raises(Refused, match=cure) as told:
+        make(weights=str(tmp_path / "a.safetensors"))
+    if "say" in str(told.value):
+        asked = dict(word.split("=") for word in re.findall(r"args\.(\w+=\d+)", str(told.value)))
+        args = {**TINY, **{name: int(value) for name, value in asked.items()}}
+        make(args=args, weights=str(tmp_path / "a.safetensors"))  # it does
 
 
 def test_weights_of_other_classes_keep_a_new_head(tmp_path):
