@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lotus.data.source import Source
-    from lotus.pruning import Drawn
 
 MADE_BY = "lotus prune --model"
 """Stands in what this command writes, which it alone writes over."""
@@ -76,7 +75,7 @@ def prune(job: Job) -> Iterator[Event]:
     import lotus.pruning
     from lotus import export
     from lotus.data.source import open_data
-    from lotus.pruning import budget, latency, narrow
+    from lotus.pruning import budget, narrow, steps
     from lotus.pruning.spec import WEIGHTS
     from lotus.vit import cost
     from lotus.vit import model as door
@@ -104,34 +103,19 @@ def prune(job: Job) -> Iterator[Event]:
         )
     table = None
     if "latency" in job.keep:
-        table = yield from watched(
-            "prune",
-            latency.timings(model),
-            lambda progress: latency.measure(model, job.latency_batch, progress=progress),
-            unit="timings",
-        )
+        table = yield from steps.table(model, job.latency_batch)
     calibration = _batches(job, model, about, train, job.calibration, labelled)
     looked_at = min(job.calibration, len(train))
-    cut: Drawn = yield from watched(
-        "prune",
-        looked_at * (len(widths) * (1 + job.rotate) + any(part < 1 for part in widths)),
-        lambda progress: lotus.pruning.lottery(
-            model,
-            calibration,
-            job.keep,
-            criterion=job.criterion,
-            rank=job.rank,
-            round=job.round,
-            rotate=job.rotate,
-            split=job.split,
-            compensate=job.compensate,
-            inputs=job.inputs,
-            branches=job.branches,
-            width=job.width,
-            seed=job.seed,
-            table=table,
-            progress=progress,
-        ),
+    cut = yield from steps.lottery(
+        model,
+        calibration,
+        job.keep,
+        job,
+        images=looked_at,
+        criterion=job.criterion,
+        round=job.round,
+        seed=job.seed,
+        table=table,
     )
     for note in cut.notes:
         yield Said("prune", note)
