@@ -4,7 +4,7 @@
     python benchmarks/latency.py --small    # a ViT of 128 x 6 with 8-pixel patches at 32 px, batch 256 and 1
     python benchmarks/latency.py --tiny     # seconds; only shows that it works
 
-Dense and cut take turns; a figure is the median over the turns of what stands beside the dense model of the same turn. To be
+Dense and cut take turns; a figure is the median over the turns of what stands beside the dense model just before it. To be
 reached: at the large batch a speed-up of at least (MACs ratio)^0.85; at batch 1 never slower than dense; latency within 10 %
 of what was told when the plan was drawn. That is what lotus.pruning.latency measured then for a budget of latency, and for
 other budgets, where nothing is measured, what its table predicts.
@@ -14,20 +14,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else selection.py of this folder is found first
 
 import lotus.pruning
 from lotus.config import Model
 from lotus.pruning import latency
-from lotus.vit import cost
 from lotus.vit.model import create
 from selection.errors import Refused
 
@@ -52,8 +49,10 @@ def main() -> int:
             cuts.append((keep, study.draw(keep, table=table)))
         except Refused as refusal:
             print(refusal, file=sys.stderr)
-    large = _beside(dense, [drawn.model for _, drawn in cuts], options.batch, options.turns)
-    one = _beside(dense, [drawn.model for _, drawn in cuts], 1, 3 * options.turns)
+    large, one = (
+        [latency.beside(dense, drawn.model, batch, turns=options.turns) for _, drawn in cuts]
+        for batch in (options.batch, 1)
+    )
     rows = [
         {
             "keep": keep,
@@ -82,18 +81,6 @@ def main() -> int:
     return 1 if options.check and missed else 0
 
 
-def _beside(dense: nn.Module, cuts: list[nn.Module], batch: int, turns: int) -> list[float]:
-    """Time of each of ``cuts`` as a part of ``dense``'s: medians over the turns."""
-    ratios: list[list[float]] = [[] for _ in cuts]
-    for turn in range(turns + 1):  # the first warms up
-        whole = cost.latency(dense, batch, repeats=3, warmup=1)
-        for each, small in zip(ratios, cuts, strict=True):
-            ratio = cost.latency(small, batch, repeats=3, warmup=1) / whole
-            if turn:
-                each.append(ratio)
-    return [statistics.median(each) for each in ratios]
-
-
 def _show(rows: list[dict[str, Any]], table: latency.Table, multiple: int, options: argparse.Namespace) -> None:
     print(f"{options.model} {options.args}, {options.device}, {torch.get_num_threads()} threads; dense {table.dense:.1f} ms "
           f"at batch {options.batch}; fast from multiples of {multiple} on")  # fmt: skip
@@ -113,7 +100,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--model", default="deit_tiny_patch16_224")
     parser.add_argument("--args", type=json.loads, default={}, help="JSON for timm.create_model")
     parser.add_argument("--batch", type=int, default=32, help="the large batch")
-    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--turns", type=int, default=11)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--check", action="store_true", help="exit 1 where a figure is missed")

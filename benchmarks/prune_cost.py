@@ -1,6 +1,6 @@
 """What pruning itself costs: seconds of each step, and memory. One command, no data, no training (time knows no weights):
 
-    python benchmarks/prune_cost.py            # ViT-S/16 at 224 px, 2,000 images
+    python benchmarks/prune_cost.py            # ViT-S/16 at 224 px, the 512 images that LOTUS then looks at
     python benchmarks/prune_cost.py --tiny     # seconds; only shows that it works
 
 The images are noise, drawn a batch at a time while the clock is stopped. To be reached: 90 s on two cores, and no more memory at
@@ -47,7 +47,7 @@ def main() -> int:
     options = _parse()
     with multiprocessing.get_context("spawn").Pool(1) as alone:
         found = alone.apply(_measured, (vars(options),))
-    scale = options.of / options.images if options.of else 1.0
+    scale = options.of / found["images"] if options.of else 1.0
     total = sum(found["seconds"].values())
     passes = sum(found["seconds"][name] for name in ("rotation: statistics", "gradients and moments"))
     expected = total + (scale - 1) * passes
@@ -56,7 +56,7 @@ def main() -> int:
         print(json.dumps({**found, "total": total, "expected": expected, "allowed": most}))
     else:
         print(
-            f"{options.model} {options.args}, {found['side']} px, {options.images} images, batch {options.batch}, {found['threads']} threads"
+            f"{options.model} {options.args}, {found['side']} px, {found['images']} images, batch {options.batch}, {found['threads']} threads"
         )
         for name, seconds in found["seconds"].items():
             print(f"{name:24}{seconds:9.2f} s")
@@ -75,11 +75,12 @@ def _measured(options: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(0)
     model = create(Model(name=options["model"], args=options["args"]), 1000).eval()
     side, batch, taken = image_size(model), options["batch"], 0.0
+    images = options["images"] or measure.enough(model)
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         nonlocal taken
-        for start in range(0, options["images"], batch):
-            began, count = time.perf_counter(), min(batch, options["images"] - start)
+        for start in range(0, images, batch):
+            began, count = time.perf_counter(), min(batch, images - start)
             drawn = torch.randn(count, 3, side, side), torch.arange(start, start + count) % 1000
             taken += time.perf_counter() - began
             yield drawn
@@ -113,7 +114,7 @@ def _measured(options: dict[str, Any]) -> dict[str, Any]:
     for moments in study.measured.moments.values():
         held += sum(t.nbytes for t in vars(moments).values() if isinstance(t, torch.Tensor))
     return {
-        "seconds": seconds, "side": side, "threads": torch.get_num_threads(), "before": before, "peak": peak, "statistics": held,
+        "seconds": seconds, "side": side, "images": images, "threads": torch.get_num_threads(), "before": before, "peak": peak, "statistics": held,
         "model": sum(weight.nbytes for weight in model.parameters()),
     }  # fmt: skip
 
@@ -127,7 +128,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="vit_small_patch16_224")
     parser.add_argument("--args", type=json.loads, default={}, help="JSON for timm.create_model")
-    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--images", type=int, help="calibration images; without it as many as LOTUS takes by itself")
     parser.add_argument("--of", type=int, default=0, help="also tell what so many images would take at this pace")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--json", action="store_true")

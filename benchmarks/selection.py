@@ -82,6 +82,7 @@ def told(signals: dict[str, Any], budget: int, keep: float, seed: int = 0) -> di
         "ranking": ranking(signals["scores"], np.random.default_rng([seed, 1])),
         "budget": budget,
         "keep": keep,
+        "quotas": None,  # over all classes at once
         "rng": np.random.default_rng([seed, 2]),
         "start": np.empty(0, np.int64),
     }

@@ -50,10 +50,13 @@ TICKETS: dict[str, tuple[Any, Any]] = {
     "facility_location": ("random", "facility_location"),
     "herding": ("random", "herding"),
     "k_center": ("random", "k_center"),
+    "el2n, window": ("el2n", "window"),
 }
 """Score and picker, with the settings that are theirs when nothing is said."""
 EACH_EPOCH = ("rs2", "infobatch", "shorter")
-NEAR_ONE = (0.7,)
+NEAR_ONE = (0.85, 0.7)
+ROWS = ("out", "workers", "json", "seeds", "keep", "near_one")
+"""Options that say which trainings there are, and change none of them."""
 ANY_TO_SAVE = 6
 """Full epochs' worth of passes from which infobatch can save a third: its first epoch and its last eighth see all images."""
 
@@ -63,7 +66,7 @@ def main() -> int:
     options = _parse()
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
-    setting = {name: value for name, value in vars(options).items() if name not in ("out", "workers", "json", "seeds")}
+    setting = {name: value for name, value in vars(options).items() if name not in ROWS}
     key = shared.key(setting)
     book = folder / f"runs-{key}.jsonl"
     done = {_name(row["method"], row["keep"], row["seed"]): row for row in shared.rows_of(book)}

@@ -260,7 +260,9 @@ def _prune_options(parser: argparse.ArgumentParser) -> None:
         choices=("none", "mean", "affine"),
         help="how what goes is made up for (affine)",
     )
-    own.add_argument("--calibration", type=int, default=2000, metavar="N", help="images that are looked at (2000)")
+    own.add_argument(
+        "--calibration", type=int, metavar="N", help="images that are looked at (2,048; of large images 512)"
+    )
     own.add_argument("--evaluate", type=int, default=5000, metavar="N",
                      help="at most so many validation images are measured on before and after; 0: none (5000)")  # fmt: skip
     own.add_argument("--seed", type=int, default=0, help="which images are drawn (0)")
@@ -336,8 +338,9 @@ def _prune(options: argparse.Namespace) -> int:
         if not getattr(options, flag):
             raise Refused(f"lotus prune --model: --{flag} is missing, e.g. --data FOLDER --keep macs=0.5.")
     for flag, least in (("calibration", 1), ("evaluate", 0), ("latency_batch", 1)):
-        if getattr(options, flag) < least:
-            raise Refused(f"--{flag.replace('_', '-')}: a number from {least} on, not {getattr(options, flag)}.")
+        given = getattr(options, flag)
+        if given is not None and given < least:
+            raise Refused(f"--{flag.replace('_', '-')}: a number from {least} on, not {given}.")
     from lotus import outside
     from lotus.report.terminal import Terminal, pruned_page
 

@@ -576,8 +576,8 @@ class Prune(Section):
     agrees best with the dense model; null: all."""
     compensate: Literal["none", "mean", "affine"] = "affine"
     """What the cut units carried is folded into the rest: not at all, their mean, or their best affine prediction."""
-    calibration: int = Field(2048, ge=1)
-    """Training images (of the ticket) on which scores and statistics are measured."""
+    calibration: int | None = Field(None, ge=1)
+    """Training images (of the ticket) on which scores and statistics are measured; null: 2,048, of large images 512."""
     latency_batch: int = Field(64, ge=1)
     """The batch at which ``keep.latency`` counts."""
     weights: Literal["linears", "sparse_vit"] = "linears"

@@ -55,8 +55,8 @@ class Job:
     branches: bool | None = None
     width: Any = None
     """The part of the stream's channels that stays, or ``search``."""
-    calibration: int = 2000
-    """Images that are looked at."""
+    calibration: int | None = None
+    """Images that are looked at; None: 2,048, of large images 512."""
     evaluate: int = 5000
     """At most so many validation images are measured on, before and after; 0: none."""
     latency_batch: int = 64
@@ -76,6 +76,7 @@ def prune(job: Job) -> Iterator[Event]:
     from lotus import export
     from lotus.data.source import open_data
     from lotus.pruning import budget, narrow, steps
+    from lotus.pruning.measure import enough
     from lotus.pruning.spec import WEIGHTS
     from lotus.vit import cost
     from lotus.vit import model as door
@@ -104,8 +105,8 @@ def prune(job: Job) -> Iterator[Event]:
     table = None
     if "latency" in job.keep:
         table = yield from steps.table(model, job.latency_batch)
-    calibration = _batches(job, model, about, train, job.calibration, labelled)
-    looked_at = min(job.calibration, len(train))
+    looked_at = min(job.calibration or enough(model), len(train))
+    calibration = _batches(job, model, about, train, looked_at, labelled)
     cut = yield from steps.lottery(
         model,
         calibration,

@@ -18,11 +18,12 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
     "train_step.py": ["--tiny"],
     "loader.py": ["--images", "48", "--small-images", "256", "--batch", "16", "--turns", "1"],
-    "selection.py": ["herding", "k_center", "--images", "600"],
+    "selection.py": ["--images", "600"],
     "patches.py": ["--tiny"],
     "probes.py": ["--tiny"],
     "latency.py": ["--tiny"],
     "prune_cost.py": ["--tiny"],
+    "papers.py": ["DATA", "--out", "OUT", "--images", "40", "--tiny", "--only", "vtp"],
     "pruning.py": [
         "MODEL",
         "--data",

@@ -2,8 +2,8 @@
 
 Blocks of one residual width add up, so what a cut saves is what each block's attention and each block's MLP save. The table
 holds both on a small grid of widths, measured inside of the model (not a layer alone, whose caches are warm); between the
-points it is linear. Halves that are small together do not save quite what each saves alone, so a few whole models are timed
-too, and the sums are scaled to those. The program finds the widths of least lost score among all whose predicted latency is
+points it is linear. Halves that are small together do not save what each saves alone, the less so the smaller they are: a few whole
+models are timed too, and the sums are carried over by the curve through those. The program finds the widths of least lost score among all whose predicted latency is
 within the budget (a multiple-choice knapsack over time in whole steps).
 
 No table knows every plan. :func:`settle` times the very plan that was found, beside the dense model, scales the table to
@@ -40,7 +40,7 @@ _EVEN = (0.75, 0.5, 0.25)
 """Parts of all widths at which whole models are timed."""
 
 _TOGETHER = (0.05, 2.0)
-"""Between which :attr:`Table.together` lies; what was measured beyond it is noise."""
+"""Between which the slopes of :attr:`Table.together` lie; what was measured beyond them is noise."""
 
 Timer = Callable[[nn.Module], float]
 """Milliseconds of a forward pass of a model."""
@@ -63,8 +63,9 @@ class Table:
     units: tuple[int, ...]
     mlp: tuple[float, ...]
     """[units] -> the same of its MLP."""
-    together: float = 1.0
-    """What whole models save, as a part of what their halves save alone: caches and memory are shared."""
+    together: tuple[tuple[float, float], ...] = ((1.0, 1.0),)
+    """(milliseconds that the halves of a model save alone, in all; what the whole model saves), rising: caches and memory are
+    shared. Through (0, 0), straight between the points, and beyond the last as before it."""
 
     def saves(self, dims: Dims) -> float:
         """Milliseconds that a block of these widths saves; linear between what was measured, and beyond it as at its end."""
@@ -81,14 +82,23 @@ class Table:
 
     def predict(self, dims: Sequence[Dims]) -> float:
         """Milliseconds of the model with blocks of these widths."""
-        return self.dense - self.together * sum(self.saves(one) for one in dims)
+        return self.dense - self.in_all(sum(self.saves(one) for one in dims))
+
+    def in_all(self, alone: float) -> float:
+        """Milliseconds that a model saves whose halves save ``alone`` by themselves."""
+        return _along([(0.0, 0.0), *self.together], alone)
+
+    def alone(self, in_all: float) -> float:
+        """What :meth:`in_all` makes ``in_all`` of."""
+        return _along([(0.0, 0.0), *((real, alone) for alone, real in self.together)], in_all)
 
     def corrected(self, dims: Sequence[Dims], part: float) -> Table:
         """As this one, but of blocks of these widths it says that they take ``part`` of the dense model's time."""
         alone = sum(self.saves(one) for one in dims)
         if alone <= 0:  # the dense model, or as slow as that by the table: nothing to put right
             return self
-        return replace(self, together=float(np.clip((1 - part) * self.dense / alone, *_TOGETHER)))
+        scale = (1 - part) * self.dense / self.in_all(alone)
+        return replace(self, together=_curve([(x, scale * y) for x, y in self.together]))
 
     def to_json(self) -> str:
         """Text that :meth:`from_json` takes back."""
@@ -105,6 +115,7 @@ class Table:
             raw = json.loads(text)
             raw["of"] = Dims(*raw["of"])
             raw["attention"] = tuple(tuple(float(ms) for ms in row) for row in raw["attention"])
+            raw["together"] = tuple((float(alone), float(real)) for alone, real in raw["together"])
             for name in ("heads", "head_dims", "units", "mlp"):
                 raw[name] = tuple(raw[name])
             return cls(**raw)
@@ -140,7 +151,7 @@ def measure(
     Args:
         batch: images in a forward pass.
         repeats: rounds; in each, every width is timed once.
-        timer: milliseconds of a model; None: median of three passes over ``batch`` random images, after three, by the clock.
+        timer: milliseconds of a model; None: the fastest of three passes over ``batch`` random images, after two, by the clock.
         progress: told how many timings are done, out of :func:`timings`.
 
     Raises:
@@ -176,10 +187,29 @@ def measure(
         units=units,
         mlp=_falling([[saved[of._replace(hidden=f)] for f in units]])[0],
     )
-    # What all of them save to what their halves would: a sum, so that the deep cuts, which stand out of the noise, count most.
-    alone = sum(depth * plain.saves(point) for point in even)
-    real = sum((1 - statistics.median(beside[point])) * plain.dense for point in even)
-    return replace(plain, together=float(np.clip(real / alone, *_TOGETHER))) if alone > 0 else plain
+    whole_models = [
+        (depth * plain.saves(point), plain.dense * (1 - statistics.median(beside[point]))) for point in even
+    ]
+    return replace(plain, together=_curve(whole_models))
+
+
+def _curve(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    """The points in order, made to rise from (0, 0) on at a slope within :data:`_TOGETHER`; points without an extent are left out."""
+    found, (x, y) = [], (0.0, 0.0)
+    for to, reached in sorted(points):
+        if to <= x:
+            continue
+        least, most = (y + slope * (to - x) for slope in _TOGETHER)
+        x, y = to, min(max(reached, least), most)
+        found.append((x, y))
+    return tuple(found) or ((1.0, 1.0),)
+
+
+def _along(points: Sequence[tuple[float, float]], x: float) -> float:
+    """The value at ``x`` of the lines through ``points``, two or more in order; beyond the last as before it."""
+    right = next((number for number in range(1, len(points)) if x <= points[number][0]), len(points) - 1)
+    (x0, y0), (x1, y1) = points[right - 1], points[right]
+    return y0 + (x - x0) * (y1 - y0) / (x1 - x0)
 
 
 def _falling(saved: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
@@ -349,14 +379,14 @@ def fit_plan(
     items = [item for block in blocks for item in _items(block, outline, table, limits)]
     limit = share["latency"] * table.dense
     most = sum(max(option.saves for option in item.options) for item in items)
-    floor = table.dense - table.together * most
+    floor = table.dense - table.in_all(most)
     if floor > limit:
         reach = -(-10000 * floor // table.dense) / 10000
         raise Refused(
             f"prune.keep.latency: {share['latency']} is out of reach. The smallest blocks would take {reach:.4f} of the dense "
             f"{table.dense:.3g} ms at batch {table.batch}. Take {reach:.4f} to 1."
         )
-    room = max(0.0, most - (table.dense - limit) / table.together)  # of what can be saved, what need not be
+    room = max(0.0, most - table.alone(table.dense - limit))  # of what can be saved, what need not be
 
     def solve(price: float) -> list[_Option]:
         return _program(items, room, most / STEPS, price)
@@ -497,8 +527,8 @@ def _grid(width: int, least: int, parts: Sequence[float] = (0.0, 0.25, 0.5, 0.75
 
 
 def _clock(batch: int) -> Timer:
-    """A pass after another model's pays for memory that was given back: not the first ones count, but those that follow."""
-    return lambda model: cost.latency(model, batch, repeats=3, warmup=3)
+    """A pass after another model's is slower, and whatever else the machine does only adds: the fastest of those that follow counts."""
+    return lambda model: cost.latency(model, batch, repeats=3, warmup=2, fastest=True)
 
 
 def _even(of: Dims, dims: Sequence[int]) -> list[Dims]:

@@ -30,6 +30,10 @@ from selection.errors import Refused
 _AT_ONCE = 1 << 24  # numbers: 64 MiB
 _TOKENS = 1024
 """Tokens of images that go through together on a CPU, where more are no faster: what a backward needs of them is held meanwhile."""
+ENOUGH = 100_000
+"""Tokens, of all calibration images together, beyond which scores and maps did not get better (docs/log.md)."""
+FEWEST, MOST = 512, 2048
+"""Calibration images, whatever their tokens: scores are an image's, not a token's."""
 MANY = 64
 """Tokens of an image beyond which moments take some of them: neighbours say nearly the same, and the products of an MLP's units
 cost more than the model."""
@@ -88,6 +92,11 @@ class Logits:
     def keys(self) -> Tensor:
         """(H, Q, Q) float64, about each image's mean."""
         return self._keys / self.tokens
+
+
+def enough(model: Any) -> int:
+    """How many calibration images to look at where nobody says: large images have more tokens each, so fewer do."""
+    return min(MOST, max(FEWEST, ENOUGH // (getattr(model.patch_embed, "num_patches", None) or 1)))
 
 
 def measure(

@@ -31,6 +31,7 @@ def forecast(
 ) -> list[dict[str, Any]]:
     """What ``--dry-run`` tells: a row a stage, with whether it would run, why, and what it would cost."""
     from lotus.data.source import open_data
+    from lotus.pruning.measure import enough
     from lotus.vit.cost import count
     from lotus.vit.model import create
 
@@ -49,7 +50,8 @@ def forecast(
     drawn = redraw.rehearse(pick=wants, keep=wants.keep, epochs=config.train.epochs, shelves=shelves) if wants else 1.0
     teacher = macs if config.finetune.distill != "none" else 0
     probe = _forecast_probe(config, n, len(train_source.classes))
-    calibration: float = (TRAIN_FORWARDS + config.prune.rotate) * min(config.prune.calibration, kept)
+    looked_at = min(config.prune.calibration or enough(model), kept)
+    calibration: float = (TRAIN_FORWARDS + config.prune.rotate) * looked_at
     searched, convolve = config.prune.search, config.prune.convolve
     if config.prune.method != "structured":
         calibration = _forecast_zeros(config, kept, len(val_source.labels))

@@ -29,6 +29,7 @@ def prune(shop: Shop) -> Making:
 
     import lotus.pruning
     from lotus.pruning import latency, steps
+    from lotus.pruning.measure import enough
     from lotus.training import loop
     from selection.subset import Subset
 
@@ -40,7 +41,7 @@ def prune(shop: Shop) -> Making:
     gates = load_file(run.gates) if config.train.sparsity.gates else None
     rows = Subset.load(run.ticket).rows
     rng = np.random.default_rng([config.seed, CALIBRATION])
-    calibration = np.sort(rng.choice(rows, size=min(wants.calibration, len(rows)), replace=False))
+    calibration = np.sort(rng.choice(rows, size=min(wants.calibration or enough(model), len(rows)), replace=False))
     table, multiple = None, wants.round
     if multiple == "auto":
         multiple = latency.fast_multiple(model, wants.latency_batch)

@@ -198,13 +198,45 @@ def shared(model):
     )
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    points=st.lists(st.tuples(st.floats(-1, 9), st.floats(-9, 9)), max_size=4),
+    alone=st.floats(0, 20),
+    scale=st.floats(0.6, 1.5),
+)
+def test_the_curve_rises_and_turns_back(points, alone, scale):
+    """Whatever was measured: more saved alone is more in all, and what was corrected is predicted."""
+    table = dataclasses.replace(TABLE, together=latency._curve(points))
+    assert table.in_all(0) == 0
+    assert table.in_all(alone + 1) > table.in_all(alone)
+    assert table.alone(table.in_all(alone)) == pytest.approx(alone, abs=1e-9)
+    dims = [OF._replace(hidden=8), OF]  # 1.5 ms alone
+    part = 1 - scale * TABLE.in_all(1.5) / TABLE.dense
+    assert dataclasses.replace(TABLE, together=((1.0, 1.0),)).corrected(dims, part).predict(dims) == pytest.approx(
+        10 * part
+    )
+
+
+def test_whole_models_bend_the_sum_of_halves():
+    """Where the last savings are worth less, the table says of each whole model that it timed what the clock said."""
+    model = tiny(embed_dim=48, num_heads=2, depth=6)
+    table = latency.measure(model, 4, timer=shared, repeats=1)
+    of = anatomy.blocks(model)[0].dims
+    slopes = {real / alone for alone, real in table.together}
+    assert max(slopes) > 1.05 * min(slopes)
+    for part in (0.75, 0.5, 0.25):
+        dims = of._replace(qk_dim=round(part * 24), v_dim=round(part * 24), hidden=round(part * of.hidden))
+        if dims.v_dim >= 8:
+            assert table.predict([dims] * 6) == pytest.approx(shared(latency._like(model, dims)), rel=1e-6)
+
+
 @pytest.mark.parametrize("keep", [0.9, 0.85, 0.8])
 @pytest.mark.parametrize("wrong", [0.6, 1.0, 1.5])
 def test_what_is_measured_is_what_was_asked(keep, wrong):
     """However wrong the table, the plan is measured, and drawn again until it keeps the budget."""
     model = tiny(embed_dim=48, num_heads=2, depth=6)
     table = latency.measure(model, 4, timer=shared, repeats=1)
-    table = dataclasses.replace(table, together=wrong * table.together)
+    table = dataclasses.replace(table, together=tuple((alone, wrong * real) for alone, real in table.together))
     studied = lotus.pruning.study(model, [], criterion="magnitude", rotate=False, compensate="none")
     drawn = studied.draw({"latency": keep}, table=table, timer=shared)
     found = drawn.latency
@@ -220,7 +252,7 @@ def test_what_is_measured_is_what_was_asked(keep, wrong):
 def test_nothing_is_refused_by_the_tables_word_alone():
     model = tiny(embed_dim=48, num_heads=2, depth=6)
     honest = latency.measure(model, 4, timer=clock, repeats=1)
-    gloomy = dataclasses.replace(honest, together=0.1)
+    gloomy = dataclasses.replace(honest, together=((1.0, 0.1),))
     studied = lotus.pruning.study(model, [], criterion="magnitude", rotate=False, compensate="none")
     with pytest.raises(Refused, match="out of reach"):
         latency.fit_plan(cost.outline(model), studied.scores, {"latency": 0.8}, gloomy)

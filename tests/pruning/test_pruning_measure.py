@@ -93,3 +93,8 @@ def test_progress_counts_images_that_are_passed_over(batch):
     )
     assert told == [batch, 2 * batch]
     assert found.images == 2 * -(-batch // 3)
+
+
+@pytest.mark.parametrize(("side", "patch", "images"), [(32, 8, 2048), (224, 32, 2040), (224, 16, 512), (384, 16, 512)])
+def test_large_images_are_fewer(side, patch, images):
+    assert measure.enough(tiny(img_size=side, patch_size=patch)) == images
