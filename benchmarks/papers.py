@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import shared
 
 ROOT = Path(__file__).resolve().parent.parent
 SYSTEMS: dict[str, list[str]] = {
@@ -51,7 +51,8 @@ def main() -> int:
     options = _parse()
     out = Path(options.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
-    data = _part(Path(options.data), out, options.images)
+    data = out / f"images-{options.images}.npz"
+    shared.pool_of_images(options.data, options.images, data)
     dense = out / "dense"
     tiny = TINY[""] if options.tiny else []
     fine = TINY["fine"] if options.tiny else []
@@ -75,24 +76,6 @@ def main() -> int:
             done.result()
     print("\n".join(_table(out, dense, options.only or list(SYSTEMS))))
     return 0
-
-
-def _part(file: Path, out: Path, images: int) -> Path:
-    """The first images of each class, equally many, as an .npz of the catalog's."""
-    part = out / f"images-{images}.npz"
-    if not part.exists():
-        with np.load(file) as data:
-            labels = np.asarray(data["y_train"]).reshape(-1)
-            classes = np.unique(labels)
-            rows = np.sort(
-                np.concatenate([np.flatnonzero(labels == each)[: images // len(classes)] for each in classes])
-            )
-            arrays = {name: data[name] for name in data.files if not name.endswith("train")}
-            new = part.with_suffix(".new")
-            with new.open("wb") as opened:
-                np.savez(opened, x_train=data["x_train"][rows], y_train=labels[rows], **arrays)
-        new.rename(part)
-    return part
 
 
 def _lotus(out: Path, name: str, verb: str, config: str, data: Path, told: list[str]) -> None:

@@ -34,13 +34,12 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch: two processes of one thread
 import argparse
 import copy
 import functools
-import hashlib
 import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -53,6 +52,8 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else pruning.py of this folder is found first
+
+import shared
 
 import lotus.pruning
 from lotus.config import Data, Patches, Sparsity
@@ -138,25 +139,15 @@ def compare(told: argparse.Namespace) -> int:
         told.out.mkdir(parents=True, exist_ok=True)
         free = ("out", "only", "seeds", "workers", "json")
         setting = {name: str(value) for name, value in vars(told).items() if name not in free}
-        key = hashlib.blake2b(json.dumps(setting, sort_keys=True).encode(), digest_size=6).hexdigest()
-        book = told.out / f"rows-{key}.jsonl"
-        known = [json.loads(line) for line in book.read_text().splitlines()] if book.exists() else []
-        rows = {(row["way"], row["seed"]): row for row in known}
+        book = told.out / f"rows-{shared.key(setting)}.jsonl"
+        rows = {(row["way"], row["seed"]): row for row in shared.rows_of(book)}
     names = [name for name in ways() if not told.only or name in told.only]
     jobs = [(seed, name) for seed in range(told.seeds) for name in names]
     missing = [job for job in jobs if job[::-1] not in rows]
-    began = time.monotonic()
     with ProcessPoolExecutor(told.workers, mp_context=get_context("spawn")) as workers:
         running = [workers.submit(measure, told, seed, name) for seed, name in missing]
-        for number, future in enumerate(as_completed(running), 1):
-            row = future.result()
+        for row in shared.as_they_end(running, book, _told):
             rows[row["way"], row["seed"]] = row
-            if book:
-                with book.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-            left = (time.monotonic() - began) / number * (len(running) - number) / 60
-            print(f"{number}/{len(running)}  {row['way']}, seed {row['seed']}: {row['seconds']:.0f} CPU seconds ({left:.0f} min left)",
-                  file=sys.stderr, flush=True)  # fmt: skip
     found = [rows[name, seed] for name in names for seed in range(told.seeds)]
     print("\n".join(_table(found, told)))
     if told.json:
@@ -225,6 +216,10 @@ def _table(rows: list[dict[str, Any]], told: argparse.Namespace) -> Iterator[str
         yield f"| {name}{why} | " + " | ".join(line) + " |"
     yield ""
     yield f"{sum(row['seconds'] for row in rows) / 60:.0f} CPU minutes"
+
+
+def _told(row: dict[str, Any]) -> str:
+    return f"{row['way']}, seed {row['seed']}: {row['seconds']:.0f} CPU seconds"
 
 
 def _spread(values: list[float]) -> str:

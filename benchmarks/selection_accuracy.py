@@ -23,7 +23,6 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: two trainings of one thread beat one of two
 
 import argparse
-import hashlib
 import json
 import math
 import shutil
@@ -36,10 +35,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else selection.py of this folder is found first
 
+import shared
 
 TICKETS: dict[str, tuple[Any, Any]] = {
     "random": ("random", "random"),
@@ -69,14 +67,14 @@ def main() -> int:
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
     setting = {name: value for name, value in vars(options).items() if name not in ROWS}
-    key = hashlib.blake2b(json.dumps(setting, sort_keys=True).encode(), digest_size=6).hexdigest()
+    key = shared.key(setting)
     book = folder / f"runs-{key}.jsonl"
-    done = _read(book)
+    done = {_name(row["method"], row["keep"], row["seed"]): row for row in shared.rows_of(book)}
     jobs = [job for job in _jobs(options) if _name(*job) not in done]
     if jobs:
         for stale in folder.glob(f"run-{key}-*"):  # of one that was killed
             shutil.rmtree(stale)
-        _pool_of_images(options, folder)
+        shared.pool_of_images(options.data, options.pool, folder / f"pool-{options.pool}.npz")
         context = get_context("spawn")
         with ProcessPoolExecutor(options.workers, mp_context=context) as workers:
             probes = {
@@ -84,15 +82,9 @@ def main() -> int:
             }
             for future in as_completed(probes):
                 print(f"seed {probes[future]}: probe, {future.result():.0f} CPU seconds", file=sys.stderr, flush=True)
-            began, running = time.monotonic(), [workers.submit(_train, options, folder, key, *job) for job in jobs]
-            for number, future in enumerate(as_completed(running), 1):
-                row = future.result()
-                with book.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+            running = [workers.submit(_train, options, folder, key, *job) for job in jobs]
+            for row in shared.as_they_end(running, book, _told):
                 done[_name(row["method"], row["keep"], row["seed"])] = row
-                left = (time.monotonic() - began) / number * (len(running) - number)
-                print(f"{number}/{len(running)}  {row['method']}, keep {row['keep']:g}, seed {row['seed']}: "
-                      f"{row['top1']:.2f}  ({left / 60:.0f} min left)", file=sys.stderr, flush=True)  # fmt: skip
     rows = [done[_name(*job)] for job in _jobs(options)]
     print(json.dumps(rows) if options.json else "\n".join(_tables(rows, options)))
     return 0
@@ -110,22 +102,6 @@ def _jobs(options: argparse.Namespace) -> list[tuple[str, float, int]]:
         for method in methods
         if method != "infobatch" or keep * options.epochs >= ANY_TO_SAVE
     ]
-
-
-def _pool_of_images(options: argparse.Namespace, folder: Path) -> None:
-    """The first images of each class, equally many, as an .npz of the catalog's."""
-    file = folder / f"pool-{options.pool}.npz"
-    if file.exists():
-        return
-    with np.load(options.data) as data:
-        labels = np.asarray(data["y_train"]).reshape(-1)
-        each = options.pool // len(np.unique(labels))
-        rows = np.sort(np.concatenate([np.flatnonzero(labels == label)[:each] for label in np.unique(labels)]))
-        arrays = {name: data[name] for name in data.files if not name.endswith("train")}
-        new = file.with_name(f".{file.name}")
-        with new.open("wb") as out:
-            np.savez(out, x_train=data["x_train"][rows], y_train=labels[rows], **arrays)
-    new.rename(file)
 
 
 def _config(options: argparse.Namespace, folder: Path, run: Path, seed: int, **sections: Any) -> Any:
@@ -267,10 +243,8 @@ def _name(method: str, keep: float, seed: int) -> str:
     return f"{method}/{keep:g}/{seed}"
 
 
-def _read(book: Path) -> dict[str, dict[str, Any]]:
-    lines = book.read_text().splitlines() if book.exists() else []
-    rows = [json.loads(line) for line in lines]
-    return {_name(row["method"], row["keep"], row["seed"]): row for row in rows}
+def _told(row: Mapping[str, Any]) -> str:
+    return f"{row['method']}, keep {row['keep']:g}, seed {row['seed']}: {row['top1']:.2f}"
 
 
 def _parse() -> argparse.Namespace:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lotus.data.source import Source
-    from lotus.pruning import Drawn
 
 MADE_BY = "lotus prune --model"
 """Stands in what this command writes, which it alone writes over."""
@@ -79,7 +78,7 @@ def prune(job: Job) -> Iterator[Event]:
     import lotus.pruning
     from lotus import export
     from lotus.data.source import open_data
-    from lotus.pruning import budget, latency, narrow
+    from lotus.pruning import budget, narrow, steps
     from lotus.pruning.measure import enough
     from lotus.pruning.spec import WEIGHTS
     from lotus.vit import cost
@@ -108,34 +107,19 @@ def prune(job: Job) -> Iterator[Event]:
         )
     table = None
     if "latency" in job.keep:
-        table = yield from watched(
-            "prune",
-            latency.timings(model),
-            lambda progress: latency.measure(model, job.latency_batch, progress=progress),
-            unit="timings",
-        )
+        table = yield from steps.table(model, job.latency_batch)
     looked_at = min(job.calibration or enough(model), len(train))
     calibration = _batches(job, model, about, train, looked_at, labelled)
-    cut: Drawn = yield from watched(
-        "prune",
-        looked_at * (len(widths) * (1 + job.rotate) + any(part < 1 for part in widths)),
-        lambda progress: lotus.pruning.lottery(
-            model,
-            calibration,
-            job.keep,
-            criterion=job.criterion,
-            rank=job.rank,
-            round=job.round,
-            rotate=job.rotate,
-            split=job.split,
-            compensate=job.compensate,
-            inputs=job.inputs,
-            branches=job.branches,
-            width=job.width,
-            seed=job.seed,
-            table=table,
-            progress=progress,
-        ),
+    cut = yield from steps.lottery(
+        model,
+        calibration,
+        job.keep,
+        job,
+        images=looked_at,
+        criterion=job.criterion,
+        round=job.round,
+        seed=job.seed,
+        table=table,
     )
     for note in cut.notes:
         yield Said("prune", note)

@@ -6,6 +6,7 @@ import sys
 import pytest
 import timm
 import torch
+from few import few
 from safetensors.torch import load_file
 from torch import nn
 
@@ -44,13 +45,18 @@ def test_uniform_models_load_with_timm_alone(tmp_path, units):
     assert torch.equal(twin(IMAGES), model(IMAGES))
 
 
-def test_the_page_can_be_followed(tmp_path):
+@pytest.mark.parametrize("alone", few([False, True], [False]), ids=["here", "in an interpreter of its own"])
+def test_the_page_can_be_followed(tmp_path, monkeypatch, alone):
     model = narrowed(vit(), (24, 24))
     export(model, tmp_path, onnx=False)
     code = (tmp_path / "MODEL.md").read_text().split("```python\n")[1].split("```")[0]
     torch.save(IMAGES, tmp_path / "images.pt")
     code += "import torch; torch.save(model.eval()(torch.load('images.pt')), 'logits.pt')"
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env={"OMP_NUM_THREADS": "1", "PATH": ""})
+    if alone:
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env={"OMP_NUM_THREADS": "1", "PATH": ""})
+    else:
+        monkeypatch.chdir(tmp_path)
+        exec(code, {})
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), model(IMAGES))
 
 

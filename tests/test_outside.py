@@ -69,6 +69,7 @@ def test_weights_in_any_form(photos, tmp_path, form, capsys):
     assert small.num_classes == 3
 
 
+@pytest.mark.slow  # that the widths load: tests/test_export.py
 def test_equal_widths_load_by_the_printed_lines_with_timm_alone(photos, tmp_path, capsys):
     """In an interpreter of its own, which knows nothing of LOTUS."""
     save_file(model().state_dict(), tmp_path / "a.safetensors")

@@ -209,10 +209,7 @@ def part(file: str | os.PathLike[str], rows: npt.NDArray[np.int64], out: str | o
             modified=about.st_mtime_ns,
             checksum=checksum(beside),
         )
-        Manifest.path(out).unlink(missing_ok=True)
-        os.replace(beside, out)
-        manifest.save(out)
-        _sync_folder(out.parent)
+        _publish(beside, out, manifest)
     except OSError as error:
         raise _disk(error, out) from None
     finally:
@@ -370,11 +367,7 @@ def _write(source: Source, file: Path, data: config.Data, stage: str) -> Iterato
             modified=about.st_mtime_ns,
             checksum=checksum(beside),
         )
-        Manifest.path(file).unlink(missing_ok=True)  # an old manifest must never stand beside a new file
-        os.replace(beside, file)
-        _sync_folder(file.parent)
-        manifest.save(file)
-        _sync_folder(file.parent)
+        _publish(beside, file, manifest)
     except OSError as error:
         raise _disk(error, file) from None
     finally:
@@ -563,6 +556,15 @@ def _disk(error: OSError, file: Path, when: str = "") -> Refused:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return Refused(f"{file}: no space left{when}. Make room in {file.parent}, or name another data.folder.")
     return Refused(f"{file}: cannot be written{when}: {error.strerror or error}.")
+
+
+def _publish(beside: Path, file: Path, manifest: Manifest) -> None:
+    """Give what was written ``beside`` its name and its manifest; an old manifest must never stand beside a new file."""
+    Manifest.path(file).unlink(missing_ok=True)
+    os.replace(beside, file)
+    _sync_folder(file.parent)
+    manifest.save(file)
+    _sync_folder(file.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -7,6 +7,7 @@ units' scores. Query/key and value dimensions go together, so that blocks stay t
 
 from __future__ import annotations
 
+import bisect
 import heapq
 import itertools
 from collections.abc import Mapping, Sequence
@@ -524,14 +525,7 @@ def _cut_kinds(blocks: list[BlockWidths], outline: Outline, limits: Mapping[str,
                 blocks[index].dims = fewer
         return not _Spent(blocks, outline, limits).over()
 
-    low, high = 0, longest  # all chunks cut is within reach, or branches go too
-    while low < high:
-        middle = (low + high) // 2
-        if apply(middle):
-            high = middle
-        else:
-            low = middle + 1
-    apply(low)
+    apply(bisect.bisect_left(range(longest), True, key=apply))  # all chunks cut is within reach, or branches go too
 
 
 def _cut_uniform(blocks: list[BlockWidths], outline: Outline, limits: Mapping[str, int], kinds: Sequence[str]) -> None:
@@ -579,13 +573,8 @@ def _cut_quantile(
             _leave(blocks[index], kind, stays[start : start + len(found)], split=split)
         return not _Spent(blocks, outline, limits).over()
 
-    low, high = len(scores) - max(1, int(np.floor(part * len(scores) + 1e-9))), len(scores)
-    while low < high:
-        middle = (low + high) // 2
-        if apply(middle):
-            high = middle
-        else:
-            low = middle + 1
+    low = len(scores) - max(1, int(np.floor(part * len(scores) + 1e-9)))
+    low = bisect.bisect_left(range(len(scores)), True, lo=low, key=apply)
     while not apply(low) and low < len(scores):  # heads' equal shares may be rounded up on the way
         low += 1
 

@@ -61,7 +61,7 @@ def save(
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise Refused(f"{name!r}: an extra file is a plain name that ends in .safetensors.")
     skeleton = _skeleton(origin, rows, kernels, place=type(model).__name__)
-    fault = _difference(skeleton.state_dict(), state)
+    fault = door.difference(door.shapes(skeleton.state_dict()), door.shapes(state))
     if fault:
         raise Refused(f"{type(model).__name__}: would not come back from {folder} as it is: {fault}.")
     now, dense = cost.count(model), dense_cost({"model": origin}, type(model).__name__)
@@ -108,7 +108,7 @@ def load(folder: str | Path) -> nn.Module:
     """
     folder = Path(folder)
     skeleton, weights, origin = _open(folder)
-    fault = _difference(skeleton.state_dict(), weights)
+    fault = door.difference(door.shapes(skeleton.state_dict()), door.shapes(weights))
     if fault:
         raise Refused(f"{folder / WEIGHTS}: does not fit {SPEC}: {fault}.")
     # Copies own aligned memory, where the file's map need not be: kernels, and so last bits, may depend on it.
@@ -124,7 +124,8 @@ def differences(folder: str | Path) -> list[str]:
         Refused: as :func:`load`, but for these.
     """
     skeleton, weights, _ = _open(Path(folder))
-    return [f"{fault}." for fault in _differences(skeleton.state_dict(), weights)]
+    faults = door.differences(door.shapes(skeleton.state_dict()), door.shapes(weights))
+    return [f"{fault}." for fault in faults]
 
 
 def changed(folder: str | Path) -> list[str]:
@@ -303,23 +304,6 @@ def _skeleton(
         elif dims != block.dims:
             surgery.reshape(block, dims, reads)
     return families.close(opened, model) if opened is not model else model
-
-
-def _difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """The first tensors that are missing, too many or of another shape; empty where all fit."""
-    faults = _differences(expected, found)
-    return "; ".join(faults[:3]) + (f", and {len(faults) - 3} more" if len(faults) > 3 else "")
-
-
-def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    faults = [f"{name} is missing" for name in expected if name not in found]
-    faults += [f"{name} does not belong" for name in found if name not in expected]
-    faults += [
-        f"{name} is {tuple(found[name].shape)}, not {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in found and found[name].shape != tensor.shape
-    ]
-    return faults
 
 
 def _ours(folder: Path) -> bool:

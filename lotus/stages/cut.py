@@ -15,8 +15,6 @@ from lotus.stages.shop import Shop
 if TYPE_CHECKING:
     from torch import nn
 
-    from lotus.config import Prune
-
 
 @dataclass(frozen=True)
 class Cut:
@@ -35,33 +33,23 @@ Cutting = Generator[Event, None, tuple[Cut, dict[str, Any]]]
 
 def draw(shop: Shop, model: nn.Module, gates: Any, calibration: np.ndarray, multiple: int, table: Any) -> Cutting:
     """By scores, to one budget."""
-    import lotus.pruning
+    from lotus.pruning import steps
 
     config, wants = shop.config, shop.config.prune
     with shop.images(shop.run.train_beton, calibration, config.train, model) as loader:
-        drawn = yield from watched(
-            "prune",
-            len(calibration) * _passes(wants),
-            lambda progress: lotus.pruning.lottery(
-                model,
-                lambda: loader.epoch(0),
-                wants.keep.model_dump(exclude_none=True),
-                criterion=wants.criterion.name,
-                criterion_options=wants.criterion.options,
-                shelves=shop.shelves,
-                rank=wants.rank,
-                round=multiple,
-                rotate=wants.rotate,
-                split=wants.split,
-                compensate=wants.compensate,
-                inputs=wants.inputs,
-                branches=wants.branches,
-                width=wants.width,
-                gates=gates,
-                seed=config.seed,
-                table=table,
-                progress=progress,
-            ),
+        drawn = yield from steps.lottery(
+            model,
+            lambda: loader.epoch(0),
+            wants.keep.model_dump(exclude_none=True),
+            wants,
+            images=len(calibration),
+            criterion=wants.criterion.name,
+            criterion_options=wants.criterion.options,
+            shelves=shop.shelves,
+            round=multiple,
+            gates=gates,
+            seed=config.seed,
+            table=table,
         )
     told = {}
     if drawn.latency is not None:
@@ -69,14 +57,6 @@ def draw(shop: Shop, model: nn.Module, gates: Any, calibration: np.ndarray, mult
         yield Wrote("prune", str(shop.run.folder / "latency.json"))
         told = {"latency": drawn.latency.told()}
     return Cut(drawn.model, drawn.before, drawn.after, drawn.forwards, drawn.notes), told
-
-
-def _passes(wants: Prune) -> int:
-    """How often the calibration images are gone through."""
-    from lotus.pruning import narrow
-
-    tried = narrow.check_width(wants.width)
-    return len(tried) * (1 + wants.rotate) + any(part < 1 for part in tried)
 
 
 def draw_sizes(shop: Shop, model: nn.Module, gates: Any, calibration: np.ndarray, multiple: int) -> Cutting:

@@ -54,7 +54,6 @@ def fit(
     side: int | None = None,
 ) -> Generator[Event, None, tuple[Fitted, Price]]:
     """Train ``model`` on ``rows`` by ``recipe``; returns what came out and what it cost."""
-    from lotus.data.loader import open_loader
     from lotus.data.plan import SamplePlan
     from lotus.training import loop
     from lotus.training.distributed import StopFlag
@@ -86,18 +85,7 @@ def fit(
                 yield Said(stage, joint_line(joint, rows))
         tokens = None if patches is None else open_things.enter_context(fewer_tokens(model, patches, shop.shelves))
         loader = open_things.enter_context(
-            open_loader(
-                run.train_beton,
-                order,
-                size=side,
-                augment=recipe.augment,
-                mean=manifest.mean,
-                std=manifest.std,
-                seed=seed,
-                device=world.device,
-                kind=shop.config.data.loader,
-                workers=shop.config.data.workers,
-            )
+            shop.loader(run.train_beton, order, size=side, augment=recipe.augment, seed=seed)
         )
         validation = open_things.enter_context(shop.images(run.val_beton, None, recipe, model)) if evaluate else None
         fitted = yield from loop.fit(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lotus.events import Evaluated, Pruned, Said, Wrote, watched
+from lotus.events import Evaluated, Pruned, Said, Wrote
 from lotus.stages.cut import draw, draw_sizes
 from lotus.stages.patches import as_evaluated, told_of_patches
 from lotus.stages.search import convolve_attention, search_widths
@@ -28,7 +28,7 @@ def prune(shop: Shop) -> Making:
     from safetensors.torch import load_file
 
     import lotus.pruning
-    from lotus.pruning import latency
+    from lotus.pruning import latency, steps
     from lotus.pruning.measure import enough
     from lotus.training import loop
     from selection.subset import Subset
@@ -47,12 +47,7 @@ def prune(shop: Shop) -> Making:
         multiple = latency.fast_multiple(model, wants.latency_batch)
         yield Said("prune", f"Widths stay multiples of {multiple}: measured at batch {wants.latency_batch}.")
     if wants.keep.latency is not None:
-        table = yield from watched(
-            "prune",
-            latency.timings(model),
-            lambda progress: latency.measure(model, wants.latency_batch, progress=progress),
-            unit="timings",
-        )
+        table = yield from steps.table(model, wants.latency_batch)
     if wants.search is not None:
         cut, more = yield from search_widths(shop, model, gates, calibration, multiple)
     elif wants.convolve is not None:

@@ -18,7 +18,10 @@ from lotus.run import STAGES, Run
 if TYPE_CHECKING:
     from torch import nn
 
+    from lotus.config import Augment
     from lotus.data.beton import Manifest
+    from lotus.data.loader import Loader
+    from lotus.data.plan import SamplePlan
     from lotus.training.distributed import World
     from selection.signals import Signals
 
@@ -95,17 +98,24 @@ class Shop:
     ) -> Any:
         """A loader that goes through ``rows`` (all, for None) once, in order, without augmentation."""
         from lotus.data import beton
-        from lotus.data.loader import open_loader
         from lotus.data.plan import SamplePlan
         from lotus.vit.model import image_size
 
-        manifest, world = self.manifest(), self.world
         if rows is None:
             rows = np.arange(beton.Manifest.load(file).n)
-        order = SamplePlan.evaluation(rows, batch_size=recipe.batch_size, world=world.size, rank=world.rank)
+        order = SamplePlan.evaluation(rows, batch_size=recipe.batch_size, world=self.world.size, rank=self.world.rank)
+        return self.loader(
+            file, order, size=image_size(model) if side is None else side, augment=None, seed=self.config.seed
+        )
+
+    def loader(self, file: Path, order: SamplePlan, *, size: int, augment: Augment | None, seed: int) -> Loader:
+        """``file`` in an order, normalised as the training images are."""
+        from lotus.data.loader import open_loader
+
+        manifest, data = self.manifest(), self.config.data
         return open_loader(
-            file, order, size=image_size(model) if side is None else side, augment=None, mean=manifest.mean, std=manifest.std,
-            seed=self.config.seed, device=world.device, kind=self.config.data.loader, workers=self.config.data.workers,
+            file, order, size=size, augment=augment, mean=manifest.mean, std=manifest.std, seed=seed,
+            device=self.world.device, kind=data.loader, workers=data.workers,
         )  # fmt: skip
 
     def new_model(self) -> nn.Module:

@@ -96,7 +96,6 @@ def _essential(knee: float | None) -> str:
 
 def _soup(shop: Shop, model: nn.Module, rows: np.ndarray) -> Generator[Event, None, Cooked]:
     """Cook, by the fine-tune's recipe, on parts of the ticket; on all patches of an image."""
-    from lotus.data.loader import open_loader
     from lotus.data.plan import SamplePlan
     from lotus.training.objective import Objective
     from lotus.training.soup import cook
@@ -112,10 +111,7 @@ def _soup(shop: Shop, model: nn.Module, rows: np.ndarray) -> Generator[Event, No
         rng = np.random.default_rng([seed, CALIBRATION])
         some = np.sort(rng.choice(rows, size=max(1, round(part * len(rows))), replace=False))
         order = SamplePlan(some, seed=seed, batch_size=min(recipe.batch_size, len(some)), world=1, rank=0)
-        with open_loader(
-            run.train_beton, order, size=image_size(model), augment=recipe.augment, mean=manifest.mean, std=manifest.std,
-            seed=seed, device=shop.world.device, kind=shop.config.data.loader, workers=shop.config.data.workers,
-        ) as loader:  # fmt: skip
+        with shop.loader(run.train_beton, order, size=image_size(model), augment=recipe.augment, seed=seed) as loader:
             endless = (batch for epoch in itertools.count() for batch in loader.epoch(epoch))
             yield itertools.islice(endless, steps)
             endless.close()

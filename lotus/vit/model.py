@@ -156,7 +156,7 @@ def adopt(name: str, args: Mapping[str, Any], weights: str) -> tuple[nn.Module, 
         own = model.state_dict()
         beside = {where for where, _ in model.named_buffers()} - own.keys()  # tables that older timm kept in the file
         state = {where: tensor for where, tensor in state.items() if where not in beside}
-        fault = _difference(_shapes(own), _shapes(state))
+        fault = difference(shapes(own), shapes(state))
         if fault:
             cure = " It was cut: load it by lotus.load." if path.is_dir() and _is_cut(path) else ""
             raise Refused(
@@ -305,7 +305,7 @@ def origin(model: nn.Module) -> dict[str, Any]:
         strip_like(again, model)
     found = anatomy.blocks(model, convolved=True)
     besides = tuple(f"{block.name}.attn." for block in found if block.kernel)  # nothing there is timm's
-    fault = _difference(_skeleton(again, besides), _skeleton(model, besides))
+    fault = difference(_skeleton(again, besides), _skeleton(model, besides))
     if fault:
         raise Refused(
             f"{type(model).__name__}: {remembered['name']} with {remembered['args']} would come out otherwise: {fault}. "
@@ -366,10 +366,20 @@ def without_memory() -> Iterator[None]:
         yield
 
 
+_FILLS = {
+    getattr(Tensor, name)
+    for name in ("uniform_", "normal_", "erfinv_", "mul_", "add_", "div_", "clamp_", "zero_", "fill_")
+}
+"""What draws a model's start, in place."""
+
+
 class _Numbers(TorchFunctionMode):
-    """Older timm (1.0.20) reads the rates of stochastic depth back from a tensor, which must then have values."""
+    """Older timm (1.0.20) reads the rates of stochastic depth back from a tensor, which must then have values. A start that
+    nobody will see is not drawn: torch's bookkeeping of it would be most of the time."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _FILLS and args and args[0].is_meta:
+            return args[0]
         kwargs = dict(kwargs or {})
         if func is torch.linspace:
             kwargs.setdefault("device", "cpu")
@@ -496,7 +506,7 @@ def _load(vit: nn.Module, path: Path, *, place: str = "model", heads: Sequence[s
             for part in (f"{head}.weight", f"{head}.bias"):
                 if part in own:
                     weights[part] = own[part]
-    fault = _difference(_shapes(own), _shapes(weights))
+    fault = difference(shapes(own), shapes(weights))
     if fault:
         cure = " It was cut: load it by lotus.load." if (path / "spec.json").is_file() and _is_cut(path) else ""
         cure = cure or _other_images(vit, weights, f"{place}.args.")
@@ -533,7 +543,7 @@ def _is_cut(folder: Path) -> bool:
         return False
 
 
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:
+def shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
@@ -543,8 +553,8 @@ def _skeleton(model: Any, besides: tuple[str, ...] = ()) -> dict[str, Any]:
     Args:
         besides: beginnings of names that are left out
     """
-    own = {_SELECTED.sub(r"\1", name): shape for name, shape in _shapes(model.state_dict()).items()}
-    shapes = {name: shape for name, shape in own.items() if not _CUT.search(name) and not name.startswith(besides)}
+    own = {_SELECTED.sub(r"\1", name): shape for name, shape in shapes(model.state_dict()).items()}
+    uncut = {name: shape for name, shape in own.items() if not _CUT.search(name) and not name.startswith(besides)}
     found = anatomy.blocks(model, convolved=True)
     kinds: dict[str, Any] = {"model": type(model).__name__, "depth": len(found)}
     for name, module in model.named_modules():
@@ -563,7 +573,7 @@ def _skeleton(model: Any, besides: tuple[str, ...] = ()) -> dict[str, Any]:
     if rope is not None:  # its angles follow from numbers that no weight shows
         kinds["rope"] = {name: value for name, value in vars(rope).items() if _plain(value) and name != "training"}
     kinds["pool"], kinds["attn_pool"] = str(model.global_pool), pool_heads(model)
-    return {**shapes, **kinds}
+    return {**uncut, **kinds}
 
 
 def pool_heads(model: Any) -> int:
@@ -609,8 +619,14 @@ def _kind(module: nn.Module | None, *, sized: bool = True) -> str:
     return f"{type(module).__name__}({told})"
 
 
-def _difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+def difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """The first differences in words; empty where there are none."""
+    faults = differences(expected, found)
+    return "; ".join(faults[:3]) + (f", and {len(faults) - 3} more" if len(faults) > 3 else "")
+
+
+def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Every difference in words."""
     faults = [f"{name} is missing" for name in expected if name not in found]
     faults += [f"{name} does not belong" for name in found if name not in expected]
     faults += [
@@ -618,8 +634,7 @@ def _difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
         for name, want in expected.items()
         if name in found and found[name] != want
     ]
-    more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
-    return "; ".join(faults[:3]) + more
+    return faults
 
 
 def _introspected(model: nn.Module) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from tiny_vits import CLASSES, KINDS, NORMED, batches, pictures, random_plan, tiny
+from tiny_vits import CLASSES, KINDS, NORMED, UNLIKE, batches, pictures, random_plan, tiny
 
 from lotus import export
 from lotus.pruning import compensate, criteria, lottery, measure, prune, spec, surgery
@@ -21,8 +21,6 @@ from selection.errors import Refused
 
 pytestmark = pytest.mark.slow  # many models: every family by every law
 
-# One of each way in which timm stores a block; the others differ by what stands around it.
-UNLIKE = ("eva", "eva02", "eva02_scale", "rope_apart", "beit", "swin")
 CRITERIA = [
     name for name in methods.names(criteria) if not {"gates", "attention"} & set(methods.reads(getattr(criteria, name)))
 ]

@@ -8,6 +8,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from few import few
 from tiny_vits import PLAIN, batches, pictures, random_plan, tiny
 from torch import nn
 
@@ -71,8 +72,7 @@ def test_a_rotated_model_computes_what_the_model_computes(kind):
     assert other.blocks[0].mlp.fc1.weight is model.blocks[0].mlp.fc1.weight, "what is not turned is not copied"
 
 
-@pytest.mark.parametrize("kind", PLAIN)
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("kind", "seed"), few(itertools.product(PLAIN, range(2)), lambda one: one[1] == 0))
 def test_masked_equals_cut_in_the_rotated_basis(kind, seed):
     other = turned(tiny(kind))
     plan = random_plan(other, seed)

@@ -48,6 +48,10 @@ KINDS: dict[str, tuple[str, dict]] = {
 _SWIN = {"img_size": SIZE, "patch_size": 2, "embed_dim": 24, "depths": (2, 2), "num_heads": (3, 3), "window_size": 7}
 NORMED = ("scale_norms", "eva02_norm", "eva02_scale", "beitv2")
 """Kinds with a norm before proj or fc2: what is cut changes its statistics."""
+UNLIKE = ("eva", "eva02", "eva02_scale", "rope_apart", "beit", "swin")
+"""One of each way in which timm stores a block; the others differ by what stands around it."""
+FAST = ("vit", "attention_pooled", "swiglu", *UNLIKE)
+"""For laws that every kind goes through in the whole suite."""
 PLAIN = list(_PLAIN)
 """Kinds of timm's VisionTransformer without norms inside of branches."""
 

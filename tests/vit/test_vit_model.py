@@ -250,3 +250,15 @@ def test_a_probed_model_takes_weights_from_a_file(tmp_path) -> None:
         torch.equal(value, given.state_dict()[name]) for name, value in found.state_dict().items() if "fc" not in name
     )
     assert found.get_classifier().out_features == 5
+
+
+def test_without_memory_nothing_is_drawn_and_what_lies_elsewhere_is():
+    with door.without_memory():
+        made = torch.empty(3).uniform_()
+        kept = torch.zeros(3, device="cpu").fill_(2).mul_(3)
+        model = timm.create_model(NAME, **TINY)
+    assert made.is_meta
+    assert made.shape == (3,)
+    assert kept.tolist() == [6, 6, 6]
+    assert all(weight.is_meta for weight in model.parameters())
+    assert shapes(model) == shapes(timm.create_model(NAME, **TINY))
