@@ -34,7 +34,7 @@ SYSTEMS: dict[str, list[str]] = {
     "lotus_2024": [],
 }
 """What each config is told beside the data; the longest first."""
-OURS = ["select.keep=1", "train.sparsity.gates=false", "baseline=false"]
+OURS = ["select.keep=1", "train.sparsity.gates=false", "baseline=false", "prune.width=search"]
 HALF = 0.5
 """Part of the MACs at which ours stands beside a system that cuts none."""
 TINY = {
