@@ -322,10 +322,10 @@ def test_a_ticket_is_pictured_as_it_is_drawn_without_torch(run, tmp_path):
 def test_what_a_file_of_signals_lacks_is_told_with_what_it_has(run, capsys):
     words = ["select", str(run / "signals.npz"), "--keep", "0.5"]
     assert main([*words, "--score", "memorization"]) == 2
-    assert (
-        "'memorization' reads run_in, run_p_label, which is not here. Here: embeddings, error_norm, labels."
-        in " ".join(capsys.readouterr().err.split())
-    )
+    said = " ".join(capsys.readouterr().err.split())
+    assert "'memorization' reads run_in, run_p_label, which is not here." in said
+    assert "score.subsets.runs=10" in said
+    assert "Here: embeddings, error_norm, labels." in said
     assert main([*words, "--score", "el2n", "--pick", "beta"]) == 2
     assert (
         "'beta' reads p_label, which is not here. Here: budget, embeddings, error_norm, keep, labels, quotas,"
