@@ -55,7 +55,7 @@ TICKETS: dict[str, tuple[Any, Any]] = {
 """Score and picker, with the settings that are theirs when nothing is said."""
 EACH_EPOCH = ("rs2", "infobatch", "shorter")
 NEAR_ONE = (0.85, 0.7)
-ROWS = ("out", "workers", "json", "seeds", "keep", "near_one")
+ROWS = ("out", "workers", "json", "seeds", "keep", "near_one", "only")
 """Options that say which trainings there are, and change none of them."""
 ANY_TO_SAVE = 6
 """Full epochs' worth of passes from which infobatch can save a third: its first epoch and its last eighth see all images."""
@@ -100,7 +100,8 @@ def _jobs(options: argparse.Namespace) -> list[tuple[str, float, int]]:
         for seed in range(options.seeds)
         for keep, methods in table
         for method in methods
-        if method != "infobatch" or keep * options.epochs >= ANY_TO_SAVE
+        if (method != "infobatch" or keep * options.epochs >= ANY_TO_SAVE)
+        and (not options.only or method in options.only)
     ]
 
 
@@ -214,19 +215,21 @@ def _tables(rows: list[Mapping[str, Any]], options: argparse.Namespace) -> Itera
     cells: dict[tuple[str, float], list[float]] = {}
     for row in rows:
         cells.setdefault((row["method"], row["keep"]), []).append(row["top1"])
-    full = cells["shorter", 1.0]
     passes = {
         keep: statistics.mean(row["passes"] for row in rows if row["keep"] == keep)
         for keep in {r["keep"] for r in rows}
     }
     yield (f"{options.model} {options.args}, a pool of {options.pool:,} images, {options.epochs} epochs at batch {options.batch}, "
            f"{options.seeds} seeds: top-1, mean ± standard deviation")  # fmt: skip
-    yield f"all images, {options.epochs} epochs: {_cell(full)}"
+    if ("shorter", 1.0) in cells:
+        yield f"all images, {options.epochs} epochs: {_cell(cells['shorter', 1.0])}"
     for keeps, methods in ((options.keep, (*TICKETS, *EACH_EPOCH)), (options.near_one, EACH_EPOCH)):
+        if not set(keeps) <= set(passes):  # none of the rows is in this table
+            continue
         yield ""
         yield "| method | " + " | ".join(f"keep {keep:g} ({passes[keep]:,.0f} passes)" for keep in keeps) + " |"
         yield "| --- |" + " --- |" * len(keeps)
-        for method in methods:
+        for method in (each for each in methods if not options.only or each in options.only):
             yield f"| {method} | " + " | ".join(_cell(cells.get((method, keep))) for keep in keeps) + " |"
     yield ""
     cpu = sum(row["seconds"] for row in rows)
@@ -256,6 +259,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--probe", type=int, default=10, help="epochs of the probe")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=[*TICKETS, *EACH_EPOCH], metavar="ROW", help="only these rows")
     parser.add_argument("--keep", type=float, nargs="+", default=[0.1, 0.3, 0.5])
     parser.add_argument("--near-one", type=float, nargs="+", default=list(NEAR_ONE))
     parser.add_argument("--batch", type=int, default=128)
