@@ -7,7 +7,8 @@
 Each row is what ``lotus run configs/papers/NAME.yaml`` reaches with the first images of each class as its training images and all test
 images. *Ours* is ``configs/cifar10.yaml`` on all of these images, without gates, cut to the MACs that the system reached
 (half, where it cuts none), on a stream as narrow as a search finds best, and fine-tuned for as many epochs as the system (five,
-where it has none). All start from the same seed; one seed.
+where it has none). Computing is all that was spent on training, searching and asking, the dense model's that VTP and ours start from
+included. All start from the same seed; one seed.
 """
 
 from __future__ import annotations
@@ -101,20 +102,20 @@ def _results(folder: Path) -> dict[str, Any]:
 
 
 def _table(out: Path, dense: Path, names: list[str]) -> Iterator[str]:
-    base = json.loads((dense / "stages" / "train.json").read_text())["values"]
-    yield f"dense, from which VTP and ours start: {base['top1']:.2f}"
+    base = json.loads((dense / "stages" / "train.json").read_text())
+    yield f"dense, from which VTP and ours start: {base['values']['top1']:.2f}; its training is 1 of computing"
     yield ""
-    yield "| system | its dense model | trained | after the cut | final | MACs | ours at these MACs |"
-    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    yield "| system | trained | after the cut | final | MACs | computing | ours at these MACs: after the cut | final | MACs | computing |"
+    yield "| --- |" + " --- |" * 9
     for name in names:
-        theirs, ours = _results(out / name), _results(out / f"ours-{name}")
-        mine = ours["kept"]["dimensions"]["macs"]
-        yield (
-            f"| {name} | {theirs['baseline']['top1']:.2f} |" if theirs.get("baseline") else f"| {name} | |"
-        ) + (
-            f" {theirs['trained']['top1']:.2f} | {theirs['after_prune']['top1']:.2f} | {theirs['final']['top1']:.2f} "
-            f"| {theirs['kept']['dimensions']['macs']:.3f} | {ours['after_prune']['top1']:.2f} → {ours['final']['top1']:.2f} at {mine:.3f} |"
-        )  # fmt: skip
+        cells = [name]
+        for folder in (out / name, out / f"ours-{name}"):
+            found = _results(folder)
+            spent = found["ledger"]["lottery_macs"] / base["macs"] + (name.startswith("vtp") and folder.name == name)
+            tops = [found[stage]["top1"] for stage in ("trained", "after_prune", "final")][folder.name != name :]
+            part = found["kept"]["dimensions"]["macs"]
+            cells += [*(f"{top:.2f}" for top in tops), f"{part:.3f}", f"{spent:.1f}"]
+        yield f"| {' | '.join(cells)} |"
 
 
 def _parse() -> argparse.Namespace:

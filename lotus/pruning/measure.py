@@ -135,7 +135,7 @@ def measure(
     if moments != "none":
         for site in anatomy.sites(model, inputs=inputs):
             result.moments[site] = Moments(covariance=moments == "affine")
-    recorded: dict[str, list[Tensor]] = {}
+    recorded: dict[str, _Rows] = {}
     gates: dict[str, Tensor] = {}
 
     def look(site: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
@@ -221,7 +221,7 @@ def measure(
                     slopes = torch.autograd.grad(loss, [*gates.values(), *(out for *_, out in tracked)])
                     for site, slope in zip(gates, slopes, strict=False):
                         each = slope.reshape(len(images), -1, slope.shape[-1]).sum(1)  # over an image's windows
-                        recorded.setdefault(site, []).append(each.float().cpu())
+                        recorded.setdefault(site, _Rows()).add(each.float().cpu().numpy())
                     for (name, linear, x, _), slope in zip(tracked, slopes[len(gates) :], strict=True):
                         total = (
                             _squares(linear, *(t.reshape(len(images), -1, t.shape[-1]) for t in (x, slope)))
@@ -238,10 +238,31 @@ def measure(
         raise Refused("prune: no calibration batch came. Give some images, e.g. 2,048.")
     for total in (*result.squares.values(), *result.attention.values()):
         total /= result.images
-    while recorded:  # a site at a time: all of them are N times the model's width, twice would be much
-        site, parts = recorded.popitem()
-        result.gradients[site] = torch.cat(parts).numpy()
+    result.gradients = {site: rows.held for site, rows in recorded.items()}
     return result
+
+
+class _Rows:
+    """Rows that come a few at a time, in one array: small pieces between what a pass frees would keep all of it from being used again."""
+
+    def __init__(self) -> None:
+        self._room, self._count = np.empty((0, 0), np.float32), 0
+
+    def add(self, rows: np.ndarray) -> None:
+        """Take in (B, U) rows."""
+        end = self._count + len(rows)
+        if end > len(self._room):
+            more = np.empty((max(FEWEST, end, 2 * len(self._room)), rows.shape[1]), np.float32)
+            if self._count:
+                more[: self._count] = self.held
+            self._room = more
+        self._room[self._count : end] = rows
+        self._count = end
+
+    @property
+    def held(self) -> np.ndarray:
+        """(N, U)"""
+        return self._room[: self._count]
 
 
 def score(
