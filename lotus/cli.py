@@ -476,17 +476,23 @@ def _select(options: argparse.Namespace) -> int:
     return 0
 
 
-def _refuse_to_replace(out: Path) -> None:
-    """A probe may be hours of work: nothing but a ticket is written over by one."""
+def _refuse_to_replace(out: Path, *, scores: bool = False) -> None:
+    """A probe may be hours of work: a ticket is written over a ticket only, and scores over those that were imported alone."""
+    from selection.signals import Signals
     from selection.subset import Subset
 
-    if out.exists():
-        try:
-            Subset.load(out)
-        except Refused:
-            raise Refused(
-                f"--out {out}: there is something there that is no ticket. Give another name, or remove it."
-            ) from None
+    if not out.exists():
+        return
+    wanted = "file of imported scores alone" if scores else "ticket"
+    try:
+        if scores:
+            fits = set(Signals.load(out, only=()).recorded) == {"labels", "given"}
+        else:
+            fits = bool(Subset.load(out))
+    except Refused:
+        fits = False
+    if not fits:
+        raise Refused(f"--out {out}: there is something there that is no {wanted}. Give another name, or remove it.")
 
 
 def _nothing(options: argparse.Namespace) -> int:
@@ -564,6 +570,7 @@ def _ticket_import(options: argparse.Namespace) -> int:
     )  # fmt: skip
     if Path(options.out).suffix != ".npz":
         raise Refused(f"--out {options.out}: tickets and scores are .npz files. Say --out {options.out}.npz.")
+    _refuse_to_replace(Path(options.out), scores=not isinstance(made, Subset))
     made.save(options.out)
     if isinstance(made, Subset):
         return _written(options, told, kept=len(made), of=made.total)

@@ -371,6 +371,21 @@ def test_a_probe_is_not_written_over(run, tmp_path, capsys):
     assert main([*words, f"{tmp_path}/t.npz"]) == main([*words, f"{tmp_path}/t.npz", "--seed", "1"]) == 0
 
 
+@pytest.mark.parametrize("name", ["rows.npy", "scores.npy"])
+def test_an_import_writes_over_its_like_alone(run, tmp_path, capsys, name):
+    total = Subset.load(run / "subset.npz").total
+    np.save(tmp_path / "rows.npy", [1, 2])
+    np.save(tmp_path / "scores.npy", np.linspace(0, 1, total))
+    for probe in ("signals.npz", "subset.npz")[: 1 if name == "rows.npy" else 2]:
+        there = tmp_path / probe
+        there.write_bytes((run / probe).read_bytes())
+        words = ["import", tmp_path / name, "--data", run / "data" / "train.beton", "--out"]
+        assert "there is something there that is no" in refused(capsys, *words, there)
+        assert there.read_bytes() == (run / probe).read_bytes()
+    for _ in range(2):
+        told(capsys, *words, tmp_path / "t.npz")
+
+
 def test_an_exported_list_is_not_written_over_by_a_manifest(run, tmp_path, capsys):
     for _ in range(2):
         assert main(["ticket", "export", str(run), f"{tmp_path}/part.beton"]) == 0
