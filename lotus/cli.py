@@ -179,7 +179,10 @@ def _ticket_verbs(parser: argparse.ArgumentParser) -> None:
             added.add_argument("--with", dest="shelves", action="append", default=[], metavar="FILE.py",
                                help="a file of your own with the function of the data set")  # fmt: skip
         added.add_argument(
-            "--force", action="store_true", help="go on where data and ticket do not fit; says what it risks"
+            "--force",
+            action="store_true",
+            help="go on where data and ticket do not fit; says what it risks"
+            + ("; write over a file that is there" if action is _ticket_export else ""),
         )
         added.add_argument("--json", action="store_true", help="print JSON and nothing else")
         return added

@@ -387,11 +387,12 @@ def test_an_import_writes_over_its_like_alone(run, tmp_path, capsys, name):
 
 
 def test_an_exported_list_is_not_written_over_by_a_manifest(run, tmp_path, capsys):
-    for _ in range(2):
-        assert main(["ticket", "export", str(run), f"{tmp_path}/part.beton"]) == 0
-    assert main(["ticket", "export", str(run), f"{tmp_path}/part.json"]) == 0
+    words = ["ticket", "export", str(run), f"{tmp_path}/part.beton"]
+    assert [main(words), main(words), main([*words, "--force"])] == [0, 2, 0]
+    assert "part.beton: is there already" in " ".join(capsys.readouterr().err.split())
+    assert main(["ticket", "export", str(run), f"{tmp_path}/part.json", "--force"]) == 0
     kept = (tmp_path / "part.json").read_bytes()
-    assert main(["ticket", "export", str(run), f"{tmp_path}/part.beton"]) == 2
+    assert main([*words, "--force"]) == 2
     assert "stands where the manifest of part.beton would go" in capsys.readouterr().err
     assert (tmp_path / "part.json").read_bytes() == kept
 
