@@ -135,16 +135,20 @@ def ticket(
         keep: for scores: the part of the highest that stays, ties by ``seed``.
 
     Raises:
-        Refused: scores without ``keep``, or rows with one.
+        Refused: scores without ``keep``, or rows with one; a ``keep`` or ``seed`` that cannot be.
     """
     origin: dict[str, Any] = {"imported": name, "as": found.told}
     rows = found.rows
     if rows is None:
         if keep is None or found.scores is None:
             raise Refused(f"{name}: holds scores and no choice. Say --keep 0.3 to keep the highest 30 %.")
+        if not 0 < keep <= 1:
+            raise Refused(f"--keep: the part that stays lies in (0, 1], not {keep:g}.")
+        if seed < 0:
+            raise Refused(f"--seed: {seed} is no whole number of at least 0.")
         budget = round(keep * images.total)
-        if not (0 < keep <= 1 and budget):
-            raise Refused(f"--keep {keep:g}: of {images.total} images that is none, or more than all.")
+        if not budget:
+            raise Refused(f"--keep {keep:g}: of {images.total} images that is none. Keep more.")
         rows = ranking(found.scores, np.random.default_rng(seed))[:budget]
         origin |= {"seed": seed}
     elif keep is not None:
@@ -226,12 +230,12 @@ def _looks(path: Path, head: bytes) -> str:
 
 
 def _json(value: Any) -> Any:
-    """Lists as arrays; a dictionary of them as one; a dictionary of numbers by path as two columns."""
+    """Lists as arrays; a dictionary of them as one; a dictionary of numbers by index or path as two columns."""
     if isinstance(value, dict):
         if value and all(isinstance(v, (int, float, np.number)) for v in value.values()):
-            keys = list(value)
-            known = "path" if isinstance(keys[0], str) else "index"
-            return {known: _array(keys), "score": _array(list(value.values()))}
+            whole = all(re.fullmatch(r"-?[0-9]+", str(key)) for key in value)  # keys of JSON are texts always
+            keys = {"index": _array([int(key) for key in value])} if whole else {"path": _array(list(value))}
+            return {**keys, "score": _array(list(value.values()))}
         lists = {str(key): entry for key, entry in value.items() if isinstance(entry, (list, tuple, np.ndarray))}
         columns = {key: array for key, entry in lists.items() if (array := _array(entry)).ndim == 1}
         if not columns:
@@ -348,6 +352,15 @@ def _by_name(
         values = columns[others[0]] if len(others) == 1 else None
         if len(others) > 1:
             raise Refused(f"{path}: {', '.join(others)} could be the score. Say which: --column {others[0]}.")
+    kept, weights = _pick(columns, "kept"), _pick(columns, "weight")
+    if kind == "order":
+        raise Refused(f"--as order: the lines of {path} name their images themselves. Take --as rows or --as scores.")
+    if kind == "mask" and kept is None:
+        raise Refused(
+            f"--as mask: {path} has no column 'kept'. Here: {', '.join(columns)}. Name it so, or take --as rows."
+        )
+    if kind == "scores" and values is None:
+        raise Refused(f"--as scores: {path} has no score. Here: {', '.join(columns)}. Say which it is: --column NAME.")
     there = rows >= 0
     _check_once(path, rows[there])
     if index is not None and names is not None and names.dtype.kind == "U" and images.names is not None:
@@ -360,11 +373,10 @@ def _by_name(
     labels = _pick(columns, "label")
     if labels is not None:
         _check_labels(path, labels[there], images, rows[there], force, found)
-    kept, weights = _pick(columns, "kept"), _pick(columns, "weight")
     if values is not None and there.sum() == images.total:
         found.scores = np.empty(images.total)
         found.scores[rows[there]] = _numbers(path, values, "score")[there]
-    elif values is not None and kept is None and kind != "rows":
+    elif values is not None and (kind == "scores" or (kept is None and kind != "rows")):
         raise Refused(
             f"{path}: scores for {there.sum()} of {images.total} images. Every image needs one; or take those that are there "
             "for the ticket: --as rows."
@@ -373,7 +385,7 @@ def _by_name(
     if kind == "remove":
         found.rows = np.setdiff1d(np.arange(images.total), rows[there & inside])
         found.told = "images to remove"
-    elif kept is not None or found.scores is None or kind == "rows":
+    elif kind != "scores" and (kept is not None or found.scores is None or kind == "rows"):
         found.rows = rows[there & inside]
         found.told = "images that stay"
         if weights is not None:
