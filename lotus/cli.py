@@ -411,6 +411,7 @@ def _last_page(config: Config) -> None:
 
 
 def _select(options: argparse.Namespace) -> int:
+    from selection import npz
     from selection.lottery import DEFAULT_PICK, DEFAULT_SCORE, Places, reads, select
     from selection.memory import gigabytes
     from selection.signals import Signals
@@ -428,6 +429,8 @@ def _select(options: argparse.Namespace) -> int:
         method, dot, name = key.partition(".")
         if not (equals and dot and method in settings):
             raise Refused(f"--set {given}: write score.NAME=VALUE or pick.NAME=VALUE, e.g. --set pick.bins=20.")
+        if name == "name":
+            raise Refused(f"--set {given}: which one it is, is said by --{method}. Write --{method} {value}.")
         settings[method][name] = _value(value)
     options.score = options.score or DEFAULT_SCORE
     score = {**settings["score"], "name": options.score}
@@ -439,6 +442,13 @@ def _select(options: argparse.Namespace) -> int:
         floor="--floor", unbalanced="--no-balance", start="--start", max_memory="--max-memory",
         options_of_score="--set score", options_of_pick="--set pick",
     )  # fmt: skip
+    if options.out:
+        npz.check(options.out)
+        _refuse_to_replace(Path(options.out))
+    if options.picture:
+        from lotus.report import ticket as picture
+
+        picture.check(options.picture)
     signals = Signals.load(options.signals, only=reads(score, pick, shelves))
     drawn = select(
         signals,
@@ -454,14 +464,11 @@ def _select(options: argparse.Namespace) -> int:
         places=typed,
     )
     if options.out:
-        _refuse_to_replace(Path(options.out))
+        drawn.subset.save(options.out)
     if options.picture:
         from lotus import ticket
-        from lotus.report import ticket as picture
 
         picture.write(options.picture, drawn.subset, ticket.recorded(options.signals, drawn.subset, shelves))
-    if options.out:
-        drawn.subset.save(options.out)
     classes = signals.classes or [str(number) for number in range(signals.n_classes)]
     kept, of = _per_class(signals["labels"], drawn.subset.rows, signals.n_classes)
     if options.json:
