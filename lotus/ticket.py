@@ -391,11 +391,11 @@ def bring(
 
 
 def _is_ticket(path: Path) -> bool:
-    """Whether a file says of itself that it is a ticket of LOTUS: a broken one is to be told as such."""
+    """Whether a file says of itself that LOTUS wrote it. One that cannot be opened may be anything."""
     if path.suffix != ".npz":
         return False
     try:
         with np.load(path, allow_pickle=False) as archive:
             return "about" in archive.files
     except Exception:
-        return True
+        return False

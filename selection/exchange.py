@@ -185,7 +185,8 @@ def scores(found: Found, images: Images, *, name: str, beside: Signals | None = 
 def _table(path: Path) -> Any:
     """An array, or a dictionary of columns."""
     try:
-        head = path.open("rb").read(8)
+        with path.open("rb") as file:
+            head = file.read(8)
     except OSError as error:
         raise Refused(f"{path}: cannot be read ({error.strerror}). Give a file of rows or scores.") from None
     try:
@@ -209,6 +210,7 @@ def _table(path: Path) -> Any:
         raise Refused(
             f"{path}: {_looks(path, head)}, and cannot be read: {why}. Wanted is a list of row numbers, paths, scores or truth "
             "values: .npy, .npz, .txt, .csv, .json, or a pickle or PyTorch file of arrays. Save it anew with np.save, or as text."
+            + (" If it was a ticket of LOTUS, draw it again." if path.suffix == ".npz" else "")
         ) from None
 
 
@@ -390,8 +392,15 @@ def _by_name(
         found.told = "images that stay"
         if weights is not None:
             found.weights = _numbers(path, weights, "weight")[there & inside]
+            if not (np.isfinite(found.weights) & (found.weights > 0)).all():
+                raise Refused(
+                    f"{path}: the weights of images that stay are positive and finite, and these are from "
+                    f"{found.weights.min():g} to {found.weights.max():g}. Leave out the images that should weigh nothing."
+                )
     else:
         found.told = "scores"
+    if found.rows is not None and not len(found.rows):
+        raise Refused(f"{path}: no image is left. A ticket keeps at least one.")
     found.told += " by index" if index is not None else " by path"
     return found
 
@@ -609,7 +618,12 @@ def _check_labels(path: Path, labels: np.ndarray, images: Images, rows: Rows, fo
 
 def _numbers(path: Path, values: np.ndarray, what: str) -> Floats:
     if values.dtype.kind not in "biuf":
-        raise Refused(f"{path}: a {what} is a number, and there is {values[0]!r}.")
+        cells = [str(value) for value in values.tolist()]
+        at = next((at for at, cell in enumerate(cells) if not _is_number(cell)), 0)
+        raise Refused(
+            f"{path}: a {what} is a number, and {_line(path, at, len(cells))} has {cells[at].strip() or 'a blank'}. "
+            "Write a number there, or leave that image out."
+        )
     found = values.astype(np.float64)
     wrong = np.flatnonzero(np.isnan(found) | (found == -np.inf))
     if len(wrong):
@@ -617,6 +631,16 @@ def _numbers(path: Path, values: np.ndarray, what: str) -> Floats:
             f"{path}: the {what} {found[wrong[0]]} at {wrong[0]}, and {len(wrong) - 1} more. It is finite or +inf."
         )
     return found
+
+
+def _line(path: Path, at: int, values: int) -> str:
+    """Where the value ``at`` of a column stands."""
+    if path.suffix not in (".csv", ".tsv"):
+        return f"entry {at}"
+    text = path.read_text(encoding="utf-8-sig")
+    table = csv.reader(io.StringIO(text), delimiter="\t" if "\t" in text.split("\n", 1)[0] else ",")
+    ends = [table.line_num for row in table if row]
+    return f"line {ends[at - values]}"  # the head, where there is one, holds no value
 
 
 def _truth(path: Path, values: np.ndarray) -> npt.NDArray[np.bool_]:

@@ -344,6 +344,29 @@ def test_scores_by_number_or_path_in_json(plain, tmp_path):
         exchange.read(file, plain)
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("index,score\n0,0.3\n\n1,\n2,0.1\n", "line 4 has a blank"),
+        ("index\tscore\n0\t0.3\n1\thigh\n2\t0.1\n", "line 3 has high"),
+        ("index,weight\n0,0\n1,0\n", "from 0 to 0"),
+        ("index,weight\n0,1\n1,inf\n", "from 1 to inf"),
+        ("index,weight,kept\n0,1,0\n1,1,0\n", "no image is left"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_a_cell_that_cannot_be_is_named(text, says, tmp_path):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(Refused, match=says):
+        exchange.read(tmp_path / "t.csv", Images(3, "d", np.zeros(3, int)))
+
+
+def test_a_broken_npz_may_be_scores_or_a_ticket(plain, tmp_path):
+    (tmp_path / "x.npz").write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(Refused, match=r"Wanted is a list of row numbers.*If it was a ticket of LOTUS, draw it again"):
+        exchange.read(tmp_path / "x.npz", plain)
+
+
 # -- compare, show
 
 
