@@ -179,7 +179,10 @@ def _ticket_verbs(parser: argparse.ArgumentParser) -> None:
             added.add_argument("--with", dest="shelves", action="append", default=[], metavar="FILE.py",
                                help="a file of your own with the function of the data set")  # fmt: skip
         added.add_argument(
-            "--force", action="store_true", help="go on where data and ticket do not fit; says what it risks"
+            "--force",
+            action="store_true",
+            help="go on where data and ticket do not fit; says what it risks"
+            + ("; write over a file that is there" if action is _ticket_export else ""),
         )
         added.add_argument("--json", action="store_true", help="print JSON and nothing else")
         return added
@@ -408,6 +411,7 @@ def _last_page(config: Config) -> None:
 
 
 def _select(options: argparse.Namespace) -> int:
+    from selection import npz
     from selection.lottery import DEFAULT_PICK, DEFAULT_SCORE, Places, reads, select
     from selection.memory import gigabytes
     from selection.signals import Signals
@@ -425,6 +429,8 @@ def _select(options: argparse.Namespace) -> int:
         method, dot, name = key.partition(".")
         if not (equals and dot and method in settings):
             raise Refused(f"--set {given}: write score.NAME=VALUE or pick.NAME=VALUE, e.g. --set pick.bins=20.")
+        if name == "name":
+            raise Refused(f"--set {given}: which one it is, is said by --{method}. Write --{method} {value}.")
         settings[method][name] = _value(value)
     options.score = options.score or DEFAULT_SCORE
     score = {**settings["score"], "name": options.score}
@@ -436,6 +442,13 @@ def _select(options: argparse.Namespace) -> int:
         floor="--floor", unbalanced="--no-balance", start="--start", max_memory="--max-memory",
         options_of_score="--set score", options_of_pick="--set pick",
     )  # fmt: skip
+    if options.out:
+        npz.check(options.out)
+        _refuse_to_replace(Path(options.out))
+    if options.picture:
+        from lotus.report import ticket as picture
+
+        picture.check(options.picture)
     signals = Signals.load(options.signals, only=reads(score, pick, shelves))
     drawn = select(
         signals,
@@ -451,14 +464,11 @@ def _select(options: argparse.Namespace) -> int:
         places=typed,
     )
     if options.out:
-        _refuse_to_replace(Path(options.out))
+        drawn.subset.save(options.out)
     if options.picture:
         from lotus import ticket
-        from lotus.report import ticket as picture
 
         picture.write(options.picture, drawn.subset, ticket.recorded(options.signals, drawn.subset, shelves))
-    if options.out:
-        drawn.subset.save(options.out)
     classes = signals.classes or [str(number) for number in range(signals.n_classes)]
     kept, of = _per_class(signals["labels"], drawn.subset.rows, signals.n_classes)
     if options.json:
@@ -476,17 +486,23 @@ def _select(options: argparse.Namespace) -> int:
     return 0
 
 
-def _refuse_to_replace(out: Path) -> None:
-    """A probe may be hours of work: nothing but a ticket is written over by one."""
+def _refuse_to_replace(out: Path, *, scores: bool = False) -> None:
+    """A probe may be hours of work: a ticket is written over a ticket only, and scores over those that were imported alone."""
+    from selection.signals import Signals
     from selection.subset import Subset
 
-    if out.exists():
-        try:
-            Subset.load(out)
-        except Refused:
-            raise Refused(
-                f"--out {out}: there is something there that is no ticket. Give another name, or remove it."
-            ) from None
+    if not out.exists():
+        return
+    wanted = "file of imported scores alone" if scores else "ticket"
+    try:
+        if scores:
+            fits = set(Signals.load(out, only=()).recorded) == {"labels", "given"}
+        else:
+            fits = bool(Subset.load(out))
+    except Refused:
+        fits = False
+    if not fits:
+        raise Refused(f"--out {out}: there is something there that is no {wanted}. Give another name, or remove it.")
 
 
 def _nothing(options: argparse.Namespace) -> int:
@@ -564,6 +580,7 @@ def _ticket_import(options: argparse.Namespace) -> int:
     )  # fmt: skip
     if Path(options.out).suffix != ".npz":
         raise Refused(f"--out {options.out}: tickets and scores are .npz files. Say --out {options.out}.npz.")
+    _refuse_to_replace(Path(options.out), scores=not isinstance(made, Subset))
     made.save(options.out)
     if isinstance(made, Subset):
         return _written(options, told, kept=len(made), of=made.total)

@@ -198,16 +198,18 @@ def export(
     Args:
         kind: ``"folder"``, ``"beton"``; empty: by the ending of ``out``, which of a folder is none.
         copy: in a folder, copies in place of links.
-        force: of data with another fingerprint.
+        force: of data with another fingerprint, and over a file that is there.
 
     Returns:
         Sentences: what was written.
 
     Raises:
-        Refused: the ticket is of other data, or what is asked for needs data that are not at hand.
+        Refused: the ticket is of other data, there is a file already, or what is asked for needs data that are not at hand.
     """
     out = Path(out)
     kind = kind or ("folder" if not out.suffix else out.suffix[1:])
+    if kind != "folder" and out.exists() and not force:
+        raise Refused(f"{out}: is there already. Give another name, remove it, or say --force to write over it.")
     told = []
     if data is not None:
         told += held(subset, data, force=force, risk="another image may come out under each row")
@@ -389,11 +391,11 @@ def bring(
 
 
 def _is_ticket(path: Path) -> bool:
-    """Whether a file says of itself that it is a ticket of LOTUS: a broken one is to be told as such."""
+    """Whether a file says of itself that LOTUS wrote it. One that cannot be opened may be anything."""
     if path.suffix != ".npz":
         return False
     try:
         with np.load(path, allow_pickle=False) as archive:
             return "about" in archive.files
     except Exception:
-        return True
+        return False

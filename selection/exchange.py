@@ -135,16 +135,20 @@ def ticket(
         keep: for scores: the part of the highest that stays, ties by ``seed``.
 
     Raises:
-        Refused: scores without ``keep``, or rows with one.
+        Refused: scores without ``keep``, or rows with one; a ``keep`` or ``seed`` that cannot be.
     """
     origin: dict[str, Any] = {"imported": name, "as": found.told}
     rows = found.rows
     if rows is None:
         if keep is None or found.scores is None:
             raise Refused(f"{name}: holds scores and no choice. Say --keep 0.3 to keep the highest 30 %.")
+        if not 0 < keep <= 1:
+            raise Refused(f"--keep: the part that stays lies in (0, 1], not {keep:g}.")
+        if seed < 0:
+            raise Refused(f"--seed: {seed} is no whole number of at least 0.")
         budget = round(keep * images.total)
-        if not (0 < keep <= 1 and budget):
-            raise Refused(f"--keep {keep:g}: of {images.total} images that is none, or more than all.")
+        if not budget:
+            raise Refused(f"--keep {keep:g}: of {images.total} images that is none. Keep more.")
         rows = ranking(found.scores, np.random.default_rng(seed))[:budget]
         origin |= {"seed": seed}
     elif keep is not None:
@@ -181,7 +185,8 @@ def scores(found: Found, images: Images, *, name: str, beside: Signals | None = 
 def _table(path: Path) -> Any:
     """An array, or a dictionary of columns."""
     try:
-        head = path.open("rb").read(8)
+        with path.open("rb") as file:
+            head = file.read(8)
     except OSError as error:
         raise Refused(f"{path}: cannot be read ({error.strerror}). Give a file of rows or scores.") from None
     try:
@@ -205,6 +210,7 @@ def _table(path: Path) -> Any:
         raise Refused(
             f"{path}: {_looks(path, head)}, and cannot be read: {why}. Wanted is a list of row numbers, paths, scores or truth "
             "values: .npy, .npz, .txt, .csv, .json, or a pickle or PyTorch file of arrays. Save it anew with np.save, or as text."
+            + (" If it was a ticket of LOTUS, draw it again." if path.suffix == ".npz" else "")
         ) from None
 
 
@@ -226,12 +232,12 @@ def _looks(path: Path, head: bytes) -> str:
 
 
 def _json(value: Any) -> Any:
-    """Lists as arrays; a dictionary of them as one; a dictionary of numbers by path as two columns."""
+    """Lists as arrays; a dictionary of them as one; a dictionary of numbers by index or path as two columns."""
     if isinstance(value, dict):
         if value and all(isinstance(v, (int, float, np.number)) for v in value.values()):
-            keys = list(value)
-            known = "path" if isinstance(keys[0], str) else "index"
-            return {known: _array(keys), "score": _array(list(value.values()))}
+            whole = all(re.fullmatch(r"-?[0-9]+", str(key)) for key in value)  # keys of JSON are texts always
+            keys = {"index": _array([int(key) for key in value])} if whole else {"path": _array(list(value))}
+            return {**keys, "score": _array(list(value.values()))}
         lists = {str(key): entry for key, entry in value.items() if isinstance(entry, (list, tuple, np.ndarray))}
         columns = {key: array for key, entry in lists.items() if (array := _array(entry)).ndim == 1}
         if not columns:
@@ -348,6 +354,15 @@ def _by_name(
         values = columns[others[0]] if len(others) == 1 else None
         if len(others) > 1:
             raise Refused(f"{path}: {', '.join(others)} could be the score. Say which: --column {others[0]}.")
+    kept, weights = _pick(columns, "kept"), _pick(columns, "weight")
+    if kind == "order":
+        raise Refused(f"--as order: the lines of {path} name their images themselves. Take --as rows or --as scores.")
+    if kind == "mask" and kept is None:
+        raise Refused(
+            f"--as mask: {path} has no column 'kept'. Here: {', '.join(columns)}. Name it so, or take --as rows."
+        )
+    if kind == "scores" and values is None:
+        raise Refused(f"--as scores: {path} has no score. Here: {', '.join(columns)}. Say which it is: --column NAME.")
     there = rows >= 0
     _check_once(path, rows[there])
     if index is not None and names is not None and names.dtype.kind == "U" and images.names is not None:
@@ -360,11 +375,10 @@ def _by_name(
     labels = _pick(columns, "label")
     if labels is not None:
         _check_labels(path, labels[there], images, rows[there], force, found)
-    kept, weights = _pick(columns, "kept"), _pick(columns, "weight")
     if values is not None and there.sum() == images.total:
         found.scores = np.empty(images.total)
         found.scores[rows[there]] = _numbers(path, values, "score")[there]
-    elif values is not None and kept is None and kind != "rows":
+    elif values is not None and (kind == "scores" or (kept is None and kind != "rows")):
         raise Refused(
             f"{path}: scores for {there.sum()} of {images.total} images. Every image needs one; or take those that are there "
             "for the ticket: --as rows."
@@ -373,13 +387,20 @@ def _by_name(
     if kind == "remove":
         found.rows = np.setdiff1d(np.arange(images.total), rows[there & inside])
         found.told = "images to remove"
-    elif kept is not None or found.scores is None or kind == "rows":
+    elif kind != "scores" and (kept is not None or found.scores is None or kind == "rows"):
         found.rows = rows[there & inside]
         found.told = "images that stay"
         if weights is not None:
             found.weights = _numbers(path, weights, "weight")[there & inside]
+            if not (np.isfinite(found.weights) & (found.weights > 0)).all():
+                raise Refused(
+                    f"{path}: the weights of images that stay are positive and finite, and these are from "
+                    f"{found.weights.min():g} to {found.weights.max():g}. Leave out the images that should weigh nothing."
+                )
     else:
         found.told = "scores"
+    if found.rows is not None and not len(found.rows):
+        raise Refused(f"{path}: no image is left. A ticket keeps at least one.")
     found.told += " by index" if index is not None else " by path"
     return found
 
@@ -597,7 +618,12 @@ def _check_labels(path: Path, labels: np.ndarray, images: Images, rows: Rows, fo
 
 def _numbers(path: Path, values: np.ndarray, what: str) -> Floats:
     if values.dtype.kind not in "biuf":
-        raise Refused(f"{path}: a {what} is a number, and there is {values[0]!r}.")
+        cells = [str(value) for value in values.tolist()]
+        at = next((at for at, cell in enumerate(cells) if not _is_number(cell)), 0)
+        raise Refused(
+            f"{path}: a {what} is a number, and {_line(path, at, len(cells))} has {cells[at].strip() or 'a blank'}. "
+            "Write a number there, or leave that image out."
+        )
     found = values.astype(np.float64)
     wrong = np.flatnonzero(np.isnan(found) | (found == -np.inf))
     if len(wrong):
@@ -605,6 +631,16 @@ def _numbers(path: Path, values: np.ndarray, what: str) -> Floats:
             f"{path}: the {what} {found[wrong[0]]} at {wrong[0]}, and {len(wrong) - 1} more. It is finite or +inf."
         )
     return found
+
+
+def _line(path: Path, at: int, values: int) -> str:
+    """Where the value ``at`` of a column stands."""
+    if path.suffix not in (".csv", ".tsv"):
+        return f"entry {at}"
+    text = path.read_text(encoding="utf-8-sig")
+    table = csv.reader(io.StringIO(text), delimiter="\t" if "\t" in text.split("\n", 1)[0] else ",")
+    ends = [table.line_num for row in table if row]
+    return f"line {ends[at - values]}"  # the head, where there is one, holds no value
 
 
 def _truth(path: Path, values: np.ndarray) -> npt.NDArray[np.bool_]:

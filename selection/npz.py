@@ -56,6 +56,20 @@ def written(path: str | Path) -> Iterator[IO[bytes]]:
         ) from error
 
 
+def check(path: str | Path) -> None:
+    """Before the work: whether a file can be written there. Nothing is made.
+
+    Raises:
+        Refused: it is a folder, or lies in none that can be written to.
+    """
+    path = Path(path)
+    folder = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        raise Refused(f"{path}: cannot be written ({folder} is no folder that can be written to). Give another place.")
+    if path.is_dir():
+        raise Refused(f"{path}: cannot be written (it is a folder). Give another place.")
+
+
 def read(
     path: str | Path, *, kind: str, version: int, cure: str, made: str = "", only: Collection[str] | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -48,7 +48,7 @@ _WATCHED = ("S", "E", "N")
 # half precision has steps of 5e-4 and would tie every image that is well learned; so it is not recorded but follows from the
 # loss, to a part in two thousand of its distance from one. Where it is recorded, it has 24 bits.
 VOCABULARY: dict[str, Signal] = {
-    "labels": Signal(("N",), np.int64, "class of the image", low=0),
+    "labels": Signal(("N",), np.int64, "class of the image", low=0, high=2**31 - 1),
     "p_label": Signal(_WATCHED, np.float32, "probability given to the label", low=0, high=1),
     "p_other": Signal(_WATCHED, np.float16, "highest probability given to another class", low=0, high=1),
     "error_norm": Signal(_WATCHED, np.float16, "L2 norm of softmax minus one-hot label", low=0, high=math.sqrt(2)),
@@ -276,10 +276,13 @@ def _fitted(name: str, array: np.ndarray, high: float, place: str) -> np.ndarray
         slack = 1e-3 * max(1.0, high if math.isfinite(high) else 0.0) if real else 0.0  # rounding to half precision
         if not (math.isfinite(least) and math.isfinite(most)):
             raise Refused(f"{place}.{name}: not finite{_where(name, ~np.isfinite(array))}.")
+        form = "g" if real else ".0f"
         if least < signal.low - slack:
-            raise Refused(f"{place}.{name}: {least:g} is below {signal.low:g}{_where(name, array == array.min())}.")
+            raise Refused(
+                f"{place}.{name}: {least:{form}} is below {signal.low:g}{_where(name, array == array.min())}."
+            )
         if most > high + slack:
-            raise Refused(f"{place}.{name}: {most:g} is above {high:g}{_where(name, array == array.max())}.")
+            raise Refused(f"{place}.{name}: {most:{form}} is above {high:{form}}{_where(name, array == array.max())}.")
         if real:
             widest = float(np.finfo(np.dtype(signal.dtype)).max)
             low, high = max(signal.low, -widest), min(high, widest)

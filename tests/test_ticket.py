@@ -371,12 +371,59 @@ def test_a_probe_is_not_written_over(run, tmp_path, capsys):
     assert main([*words, f"{tmp_path}/t.npz"]) == main([*words, f"{tmp_path}/t.npz", "--seed", "1"]) == 0
 
 
-def test_an_exported_list_is_not_written_over_by_a_manifest(run, tmp_path, capsys):
+@pytest.mark.parametrize("name", ["rows.npy", "scores.npy"])
+def test_an_import_writes_over_its_like_alone(run, tmp_path, capsys, name):
+    total = Subset.load(run / "subset.npz").total
+    np.save(tmp_path / "rows.npy", [1, 2])
+    np.save(tmp_path / "scores.npy", np.linspace(0, 1, total))
+    for probe in ("signals.npz", "subset.npz")[: 1 if name == "rows.npy" else 2]:
+        there = tmp_path / probe
+        there.write_bytes((run / probe).read_bytes())
+        words = ["import", tmp_path / name, "--data", run / "data" / "train.beton", "--out"]
+        assert "there is something there that is no" in refused(capsys, *words, there)
+        assert there.read_bytes() == (run / probe).read_bytes()
     for _ in range(2):
-        assert main(["ticket", "export", str(run), f"{tmp_path}/part.beton"]) == 0
-    assert main(["ticket", "export", str(run), f"{tmp_path}/part.json"]) == 0
+        told(capsys, *words, tmp_path / "t.npz")
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--set", "pick.name=foo"), "Write --pick foo"),
+        (("--set", "score.name=foo"), "Write --score foo"),
+        (("--out", "{tmp}/file/t.npz"), "file is no folder that can be written to"),
+        (("--out", "{tmp}/t.npz", "--picture", "{tmp}/file/p.png"), "file is no folder that can be written to"),
+        (("--out", "{tmp}/t.npz", "--picture", "{tmp}/p.gif"), "drawn are"),
+        (("--out", "{tmp}/t.npz", "--picture", "{tmp}/folder.png"), "it is a folder"),
+    ],
+)
+def test_what_a_draw_cannot_do_is_refused_before_it(run, tmp_path, capsys, monkeypatch, more, says):
+    monkeypatch.setattr("selection.lottery.select", lambda *_, **__: pytest.fail("it was drawn"))
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.png").mkdir()
+    words = ["select", str(run / "signals.npz"), "--score", "el2n", "--pick", "ccs", "--keep", "0.4"]
+    assert main([*words, *(word.format(tmp=tmp_path) for word in more)]) == 2
+    assert says in " ".join(capsys.readouterr().err.split())
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "folder.png"]
+
+
+def test_a_ticket_is_there_though_its_picture_is_not(run, tmp_path, monkeypatch):
+    def no(*_):
+        raise Refused("picture: no. None.")
+
+    monkeypatch.setattr("lotus.report.ticket.draw", no)
+    words = ["select", str(run / "signals.npz"), "--score", "el2n", "--pick", "ccs", "--keep", "0.4"]
+    assert main([*words, "--out", f"{tmp_path}/t.npz", "--picture", f"{tmp_path}/p.png"]) == 2
+    assert len(Subset.load(tmp_path / "t.npz"))
+
+
+def test_an_exported_list_is_not_written_over_by_a_manifest(run, tmp_path, capsys):
+    words = ["ticket", "export", str(run), f"{tmp_path}/part.beton"]
+    assert [main(words), main(words), main([*words, "--force"])] == [0, 2, 0]
+    assert "part.beton: is there already" in " ".join(capsys.readouterr().err.split())
+    assert main(["ticket", "export", str(run), f"{tmp_path}/part.json", "--force"]) == 0
     kept = (tmp_path / "part.json").read_bytes()
-    assert main(["ticket", "export", str(run), f"{tmp_path}/part.beton"]) == 2
+    assert main([*words, "--force"]) == 2
     assert "stands where the manifest of part.beton would go" in capsys.readouterr().err
     assert (tmp_path / "part.json").read_bytes() == kept
 

@@ -48,9 +48,7 @@ def write(path: str | Path, subset: Subset, data: Behind | None = None) -> None:
         Refused: another ending, or it cannot be written.
     """
     path = Path(path)
-    endings = (".png", ".svg", ".html")
-    if path.suffix not in endings:
-        raise Refused(f"--picture {path}: drawn are .png, .svg and .html.{nearest(path.suffix, endings)}")
+    check(path)
     drawn = draw(subset, data)
     title = f"A ticket: {count(len(subset))} of {count(subset.total)} images"
     if path.suffix == ".png":
@@ -60,6 +58,19 @@ def write(path: str | Path, subset: Subset, data: Behind | None = None) -> None:
         content = (svg if path.suffix == ".svg" else _page(title, svg)).encode("utf-8", "replace")
     with npz.written(path) as file:
         file.write(content)
+
+
+def check(path: str | Path) -> None:
+    """Before the work: whether a picture can be written there.
+
+    Raises:
+        Refused: another ending, or it cannot be.
+    """
+    path = Path(path)
+    endings = (".png", ".svg", ".html")
+    if path.suffix not in endings:
+        raise Refused(f"--picture {path}: drawn are .png, .svg and .html.{nearest(path.suffix, endings)}")
+    npz.check(path)
 
 
 def draw(subset: Subset, data: Behind | None = None) -> Canvas:

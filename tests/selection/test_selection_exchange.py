@@ -303,6 +303,70 @@ def test_scores_want_a_keep_and_rows_do_not(plain, tmp_path):
         exchange.scores(exchange.read(tmp_path / "r.npy", plain), plain, name="r")
 
 
+@pytest.mark.parametrize("keep", [float("nan"), float("inf"), 0.0, -1.0, 1.5, 0.01])
+def test_a_keep_that_cannot_be(plain, keep, tmp_path):
+    np.save(tmp_path / "s.npy", np.linspace(0, 1, 10))
+    found = exchange.read(tmp_path / "s.npy", plain)
+    with pytest.raises(Refused, match="--keep"):
+        exchange.ticket(found, plain, name="s", keep=keep)
+    with pytest.raises(Refused, match="--seed: -1"):
+        exchange.ticket(found, plain, name="s", keep=0.5, seed=-1)
+
+
+def test_a_table_is_what_it_is_said_to_be(plain, tmp_path):
+    file = tmp_path / "t.csv"
+    file.write_text("index,score,kept\n" + "".join(f"{row},{row / 10},{int(row < 2)}\n" for row in range(10)))
+    assert exchange.read(file, plain).rows.tolist() == [0, 1]
+    assert exchange.read(file, plain, kind="mask").rows.tolist() == [0, 1]
+    found = exchange.read(file, plain, kind="scores")
+    assert (found.rows, found.told) == (None, "scores by index")
+    assert exchange.ticket(found, plain, name="t", keep=0.2).rows.tolist() == [8, 9]
+    with pytest.raises(Refused, match="--as order"):
+        exchange.read(file, plain, kind="order")
+    file.write_text("index,score,kept\n0,1,1\n1,2,0\n")
+    with pytest.raises(Refused, match="scores for 2 of 10"):
+        exchange.read(file, plain, kind="scores")
+    file.write_text("index,path\n" + f"0,{NAMES[0]}\n1,{NAMES[1]}\n")
+    assert exchange.read(file, plain, kind="rows").rows.tolist() == [0, 1]
+    for kind, says in (("mask", "no column 'kept'"), ("scores", "has no score")):
+        with pytest.raises(Refused, match=says):
+            exchange.read(file, plain, kind=kind)
+
+
+def test_scores_by_number_or_path_in_json(plain, tmp_path):
+    file = tmp_path / "s.json"
+    file.write_text(json.dumps({str(row): row / 10 for row in range(9, -1, -1)}))
+    assert exchange.read(file, plain).scores.tolist() == [row / 10 for row in range(10)]
+    file.write_text(json.dumps({name: row / 10 for row, name in enumerate(NAMES)}))
+    assert exchange.read(file, plain).scores.tolist() == [row / 10 for row in range(10)]
+    file.write_text(json.dumps({"0": 0.3, "10": 0.1}))
+    with pytest.raises(Refused, match="no image 10"):
+        exchange.read(file, plain)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("index,score\n0,0.3\n\n1,\n2,0.1\n", "line 4 has a blank"),
+        ("index\tscore\n0\t0.3\n1\thigh\n2\t0.1\n", "line 3 has high"),
+        ("index,weight\n0,0\n1,0\n", "from 0 to 0"),
+        ("index,weight\n0,1\n1,inf\n", "from 1 to inf"),
+        ("index,weight,kept\n0,1,0\n1,1,0\n", "no image is left"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_a_cell_that_cannot_be_is_named(text, says, tmp_path):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(Refused, match=says):
+        exchange.read(tmp_path / "t.csv", Images(3, "d", np.zeros(3, int)))
+
+
+def test_a_broken_npz_may_be_scores_or_a_ticket(plain, tmp_path):
+    (tmp_path / "x.npz").write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(Refused, match=r"Wanted is a list of row numbers.*If it was a ticket of LOTUS, draw it again"):
+        exchange.read(tmp_path / "x.npz", plain)
+
+
 # -- compare, show
 
 

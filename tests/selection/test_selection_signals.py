@@ -209,6 +209,10 @@ def test_out_of_range(arrays, name, value, match):
 
 def test_bad_labels(arrays):
     refused(arrays, r"labels: -1 is below 0 at row 9", labels=put(arrays["labels"], 9, -1).astype(int))
+    for huge in (2**31, 2**40, 2**63 + 5):
+        labels = arrays["labels"].astype(np.uint64)
+        labels[9] = huge
+        refused(arrays, r"labels: \d+ is above 2147483647 at row 9", labels=labels)
     refused(arrays, r"labels: expected int64, not float64", labels=arrays["labels"].astype(float))
     refused(arrays, r"labels: expected int64, not bool", labels=arrays["labels"] > 0)
     refused(arrays, r"labels: there is no row", labels=np.array([], dtype=int))
