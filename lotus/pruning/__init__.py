@@ -268,7 +268,7 @@ class Study:
         Raises:
             Refused: a budget that is none, or out of reach.
         """
-        outline, settled = cost.outline(self.dense), None
+        outline, settled = self._outline, None
         if not anatomy.is_vit(self.dense):
             if branches:
                 anatomy.plain(self.dense, "prune.branches")
@@ -309,7 +309,7 @@ class Study:
         whole: cost.Cost | None,
     ) -> latency.Settled:
         """The plan for a budget of latency, measured where the table is of this device."""
-        outline, here = cost.outline(self.dense), str(next(self.dense.parameters()).device)
+        outline, here = self._outline, str(next(self.dense.parameters()).device)
 
         def draw(by: latency.Table) -> Plan:
             return latency.fit_plan(outline, self.scores, keep, by, round=round, whole=whole)
@@ -338,7 +338,7 @@ class Study:
             Refused: as :meth:`draw`, and where the budgets do not fall.
         """
         plans = budget.fit_nested(
-            cost.outline(self.dense),
+            self._outline,
             self.scores,
             keeps,
             round=round,
@@ -347,6 +347,11 @@ class Study:
             branches=branches,
         )
         return [self.cut(plan, split=split) for plan in plans]
+
+    @property
+    def _outline(self) -> cost.Outline:
+        """Of ``model``: opened, as ``dense`` is, keys have biases that a cut model may lose again."""
+        return cost.outline(self.model)
 
     @functools.cached_property
     def _origin(self) -> dict[str, Any] | None:
@@ -364,7 +369,7 @@ class Study:
         Raises:
             Refused: a plan for another model.
         """
-        outline = cost.outline(self.dense)
+        outline = self._outline
         small = families.close(surgery.cut(self.dense, plan), self.model)
         notes = folds.carry_over(small, self.dense, plan, self.measured.moments, self.compensate)
         if self._origin is not None:

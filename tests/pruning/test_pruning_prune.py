@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from few import few
-from tiny_vits import CLASSES, FAST, KINDS, batches, pictures, tiny
+from tiny_vits import CLASSES, FAST, KINDS, UNLIKE, batches, pictures, tiny
 from torch.nn import functional
 
 import lotus
@@ -41,6 +41,22 @@ def test_any_kind_is_pruned_within_its_budget(kind, tmp_path):
     assert all(weight.grad is None for weight in model.parameters())
     with torch.no_grad():
         assert torch.equal(spec.load(spec.save(small, tmp_path / "small"))(pictures()), small(pictures()))
+
+
+@pytest.mark.parametrize("kind", few(KINDS, UNLIKE))
+def test_what_is_told_is_what_the_models_cost(kind):
+    """Whether a block keeps its heads whole (timm's own attention comes back) or not."""
+    model = tiny(kind)
+    studied = study(model, batches(1), criterion="magnitude", rotate=False, compensate="none")
+
+    def counted(one: torch.nn.Module) -> dict[str, int]:
+        found = cost.count(one)
+        return {"params": sum(weight.numel() for weight in one.parameters()), "macs": found.macs}
+
+    for part in (1.0, 0.9, 0.5):
+        for drawn in (studied.draw({"params": part}), *studied.nested([{"params": part}])):
+            assert drawn.before == counted(model)
+            assert drawn.after == counted(drawn.model)
 
 
 @pytest.mark.parametrize(
