@@ -167,10 +167,8 @@ def lottery(
     wants = narrow.check_width(width)
     if all(part == 1 for part in (*share.values(), *wants)):  # then nothing is to be turned or folded
         rotate, compensate = False, "none"
-    passes, notes = _passes(batches), []
-    if round == "auto":
-        round = latency.fast_multiple(model, table.batch if table is not None else 64)
-        notes.append(f"Widths stay multiples of {round}: measured.")
+    passes = _passes(batches)
+    round, notes = _multiple(model, round, table)
     if "latency" in share and (wants != (1.0,) or inputs or branches):
         raise Refused(
             "prune.keep.latency: is predicted for heads, their dimensions and MLP units alone. Leave inputs, branches and width out."
@@ -249,7 +247,7 @@ class Study:
         keep: Mapping[str, float],
         *,
         rank: Rank = "pool",
-        round: int = 8,
+        round: int | Literal["auto"] = 8,
         split: bool = False,
         branches: bool | None = None,
         whole: cost.Cost | None = None,
@@ -268,6 +266,7 @@ class Study:
         Raises:
             Refused: a budget that is none, or out of reach.
         """
+        round, measured = _multiple(self.model, round, table)
         outline, settled = self._outline, None
         if not anatomy.is_vit(self.dense):
             if branches:
@@ -296,7 +295,7 @@ class Study:
         return dataclasses.replace(
             drawn,
             before=_brief(whole or outline.cost()),
-            notes=(*drawn.notes, *([] if settled is None else [settled.text()])),
+            notes=(*measured, *drawn.notes, *([] if settled is None else [settled.text()])),
             latency=settled,
         )
 
@@ -472,6 +471,15 @@ def _reads(criterion: str | Callable[..., np.ndarray], shelves: Iterable[ModuleT
     return methods.reads(found)
 
 
+def _multiple(model: nn.Module, round: int | Literal["auto"], table: latency.Table | None) -> tuple[int, list[str]]:
+    """The number that ``round`` stands for, and what is to be said of it."""
+    if round == "auto":
+        round = latency.fast_multiple(model, table.batch if table is not None else 64)
+        return round, [f"Widths stay multiples of {round}: measured."]
+    budget.check_round(round)
+    return round, []
+
+
 def _passes(batches: Batches) -> Callable[[], Iterable[Any]]:
     """The batches, as often as they are asked for."""
     if callable(batches):
@@ -553,7 +561,12 @@ def _refuse_unfit(model: nn.Module) -> None:
                 raise Refused(
                     f"{block.name}: {name} carries a forward hook, which a cut would lose. Take it off first (gates: remove())."
                 )
+    first = next(iter(model.parameters())).dtype
     for where, weight in model.named_parameters():
+        if weight.dtype != first:
+            raise Refused(
+                f"{where}: is {weight.dtype}, other weights are {first}. Bring all to one, e.g. model.float()."
+            )
         if weight.is_meta:
             raise Refused(f"{where}: has no memory (meta device). Load the weights first.")
         if not torch.isfinite(weight).all():
