@@ -177,6 +177,7 @@ def lottery(
         raise Refused(
             "prune.width: turns the stream, and learned gates of inputs belong to its channels. Leave one out."
         )
+    widths = narrow.useful(model, wants, share, round)
     whole, done, found = cost.count(model), 0, None
     if any(part < 1 for part in wants):
         found = narrow.statistics(model, _fitting(model, passes)(), progress=progress)
@@ -184,7 +185,7 @@ def lottery(
     wide = cost.outline(model).width
     tried: list[tuple[float, int, Drawn]] = []
     forwards, beyond = done, None
-    for channels in dict.fromkeys(narrow.channels(model, part, round) for part in wants):
+    for channels in widths:
         start = model
         if channels < wide and found is not None:
             start = narrow.narrow(model, found, channels, compensate=compensate)
