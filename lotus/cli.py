@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from selection.errors import Refused
 from selection.methods import nearest
@@ -262,7 +262,8 @@ def _prune_options(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--criterion", default="fisher", help="a criterion of lotus/pruning/criteria.py (fisher)")
     own.add_argument("--rank", default="pool", choices=("pool", "kind", "uniform"),
                      help="what competes with what (pool); uniform: the same widths in every block, for timm alone")  # fmt: skip
-    own.add_argument("--round", type=int, default=8, help="widths stay a multiple of this (8)")
+    own.add_argument("--round", type=_multiple, default=8, metavar="N",
+                     help="widths stay a multiple of this, or auto: of what is fast here (8)")  # fmt: skip
     own.add_argument("--split", action="store_true", help="query/key and value dimensions may differ in number")
     own.add_argument("--width", metavar="PART", help="part of the stream's channels that stays, or search (all)")
     own.add_argument("--inputs", action="store_true", help="channels that attention and MLPs read may go too")
@@ -722,6 +723,13 @@ def _shelves(files: Sequence[str]) -> list[ModuleType]:
             raise Refused(f"--with {file}: it cannot be imported: {type(error).__name__}: {error}") from error
         shelves.append(module)
     return shelves
+
+
+def _multiple(text: str) -> int | Literal["auto"]:
+    try:
+        return "auto" if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a whole number or auto, not {text!r}") from None
 
 
 def _value(text: str) -> Any:

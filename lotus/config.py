@@ -671,7 +671,10 @@ class Prune(Section):
                 "width turns the stream, and learned gates of inputs belong to its channels; leave one out"
             )
         if self.width == "search":
-            raise ValueError(f"width: search is a search of its own; give {way} a number, e.g. width: 0.75")
+            without = f"prune.{way}={'[]' if way == 'sizes' else 'null'}"
+            raise ValueError(
+                f"width: search is a search of its own; give width a number, or leave {way} out ({without})"
+            )
         if way != "sizes" and (self.inputs or self.branches):
             what = "inputs" if self.inputs else "branches"
             raise ValueError(f"{way} chooses among heads, dimensions and MLP units; leave {what} or {way} out")

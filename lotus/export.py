@@ -67,9 +67,7 @@ def export(
         for stale in (_TIMM, _ONNX, _PAGE):
             (folder / stale).unlink(missing_ok=True)
         if held is None:
-            convolved = any(block.kernel for block in anatomy.blocks(model, convolved=True))
-            why = "some blocks convolve" if convolved else "the blocks' widths differ"
-            notes.append(f"{why}, which timm's constructor cannot say: load the model by lotus.load")
+            notes.append(f"{why_not(model)}, which timm's constructor cannot say: load the model by lotus.load")
         else:
             weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
             with _beside(folder / _TIMM) as beside:
@@ -124,6 +122,25 @@ def native(model: nn.Module) -> dict[str, Any] | None:
     same &= door.pool_heads(model) == door.pool_heads(twin)
     same &= all(a.dims == b.dims for a, b in zip(anatomy.blocks(model), anatomy.blocks(twin), strict=True))
     return {"name": made["name"], "args": args} if same else None
+
+
+def why_not(model: nn.Module) -> str:
+    """What of a model for which :func:`native` is None timm's constructor cannot say."""
+    found = anatomy.blocks(model, convolved=True)
+    first, stages = found[0], len(getattr(model, "layers", (0,)))
+    if any(block.kernel for block in found):
+        return "some blocks convolve"
+    if not all(block.has_attn and block.has_mlp for block in found):
+        return "some blocks lost a branch"
+    if any(block.dims.qk_dim != block.dims.v_dim for block in found):
+        return "query/key and value dimensions differ in number"
+    if any(block.reads(branch) is not None for block in found for branch in ("attn", "mlp")):
+        return "some blocks read a part of the stream"
+    if stages > 1 or len({block.dims for block in found}) > 1:
+        return "the blocks' widths differ"
+    if first.heads * first.head_dim != first.width:
+        return f"{first.heads} heads of {first.head_dim} dimensions do not fill the {first.width} channels"
+    return "the weights have other shapes"
 
 
 def _to_onnx(model: nn.Module, file: Path, size: int, example: Tensor | None) -> dict[str, Any]:
@@ -197,7 +214,7 @@ def _page(model: nn.Module, size: int, sent: dict[str, Any]) -> str:
     else:
         parts += [
             "## With LOTUS",
-            "Its blocks keep different widths or convolve, which timm's constructor cannot say.",
+            f"Here {why_not(model)}, which timm's constructor cannot say.",
             '```python\nimport lotus\nmodel = lotus.load("final")  # the folder of spec.json and model.safetensors\n```',
         ]
     if sent["onnx"]:

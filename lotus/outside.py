@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -50,7 +51,7 @@ class Job:
     """Write over a model of LOTUS in ``out`` that was not made by this command."""
     criterion: str = "fisher"
     rank: Any = "pool"
-    round: int = 8
+    round: int | Literal["auto"] = 8
     rotate: bool = True
     split: bool = False
     compensate: Any = "affine"
@@ -78,7 +79,7 @@ def prune(job: Job) -> Iterator[Event]:
     import lotus.pruning
     from lotus import export
     from lotus.data.source import open_data
-    from lotus.pruning import budget, narrow, steps
+    from lotus.pruning import budget, latency, narrow, steps
     from lotus.pruning.measure import enough
     from lotus.pruning.spec import WEIGHTS
     from lotus.vit import cost
@@ -88,14 +89,19 @@ def prune(job: Job) -> Iterator[Event]:
     _refuse_to_replace(Path(job.out), force=job.force)
     yield Began("prune", f"{job.model}, keep {', '.join(f'{what} {part:g}' for what, part in job.keep.items())}")
     model, about = door.adopt(job.model, job.args, job.weights)
-    widths = narrow.check_width(job.width)
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    widths, multiple = narrow.check_width(job.width), job.round
+    if multiple == "auto":
+        multiple = latency.fast_multiple(model, job.latency_batch)
+        yield Said("prune", f"Widths stay multiples of {multiple}: measured at batch {job.latency_batch}.")
+    budget.check_round(multiple)
     if widths == (1.0,):  # before any image is read; a narrower stream may reach further
         budget.check_reach(
-            cost.outline(model), job.keep, round=job.round, split=job.split, inputs=job.inputs, branches=job.branches
+            cost.outline(model), job.keep, round=multiple, split=job.split, inputs=job.inputs, branches=job.branches
         )
+    narrow.useful(model, widths, budget.check_keep(job.keep), multiple)
     if "latency" in job.keep and (job.rank != "pool" or job.split or job.inputs or job.branches or widths != (1.0,)):
         raise Refused("--keep latency: goes with --rank pool, and without --split, --inputs, --branches and --width.")
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     train, val = open_data(Data(name="npz" if job.data.endswith(".npz") else "imagefolder", path=job.data))
     labelled = len(train.classes) == model.num_classes
     if not labelled:
@@ -117,7 +123,7 @@ def prune(job: Job) -> Iterator[Event]:
         job,
         images=looked_at,
         criterion=job.criterion,
-        round=job.round,
+        round=multiple,
         seed=job.seed,
         table=table,
     )
@@ -140,6 +146,10 @@ def prune(job: Job) -> Iterator[Event]:
     yield Wrote("prune", str(job.out))
     held = export.native(cut.model)
     alone = [] if held is None else export.lines({**held, "file": WEIGHTS}, Path(job.out))
+    if held is None:
+        yield Said(
+            "prune", f"timm alone cannot load it: {export.why_not(cut.model)}, which its constructor cannot say."
+        )
     yield Cut("prune", time.monotonic() - began, told, plan=cut.text(), out=str(job.out), alone=tuple(alone))
 
 
@@ -147,10 +157,15 @@ def _refuse_to_replace(out: Path, *, force: bool) -> None:
     """A model may be days of training: this command writes over its own models alone, and with ``force`` over others of LOTUS.
 
     Raises:
-        Refused: something else is there; before any work is done.
+        Refused: something else is there, or nothing can be written; before any work is done.
     """
     from lotus.pruning import spec
 
+    try:  # a folder beside it is what the model is written to first
+        near = next(parent for parent in out.absolute().parents if parent.exists())
+        tempfile.TemporaryDirectory(dir=near).cleanup()
+    except OSError as error:
+        raise Refused(f"--out {out}: cannot be written ({error.strerror or error}). Give another folder.") from None
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:
@@ -227,6 +242,8 @@ def budgets(given: list[str]) -> dict[str, float]:
     found: dict[str, float] = {}
     for text in given:
         what, equals, part = text.partition("=")
+        if equals and what in found:
+            raise Refused(f"--keep {text}: there is a --keep {what} already. Give one of them.")
         if equals and what not in BUDGETS:
             raise Refused(
                 f"--keep {text}: there is no budget {what!r}.{nearest(what, BUDGETS)} Here: {', '.join(BUDGETS)}."

@@ -64,8 +64,21 @@ def test_blocks_of_different_widths_are_for_lotus(tmp_path):
     sent = export(narrowed(vit(), (24, 40)), tmp_path, onnx=False)
     assert sent["timm"] is None
     assert "lotus.load" in sent["notes"][0]
+    assert "widths differ" in sent["notes"][0]
     assert "lotus.load" in (tmp_path / "MODEL.md").read_text()
     assert not (tmp_path / "timm.safetensors").exists()
+
+
+def test_why_timm_cannot_hold_heads_is_told(tmp_path):
+    """All blocks alike, in heads that do not fill the stream."""
+    kept = ((0, 1, 2, 3),) * 2
+    plans = [BlockPlan(**{**vars(BlockPlan.full(b.dims)), "qk": kept, "v": kept}) for b in anatomy.blocks(vit())]
+    model = surgery.cut(vit(), Plan(tuple(plans))).eval()
+    why = "2 heads of 4 dimensions do not fill the 16 channels"
+    assert export(model, tmp_path, onnx=False)["notes"] == [
+        f"{why}, which timm's constructor cannot say: load the model by lotus.load"
+    ]
+    assert f"Here {why}" in (tmp_path / "MODEL.md").read_text()
 
 
 def test_onnx_takes_any_batch_and_agrees(tmp_path):

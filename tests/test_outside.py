@@ -94,16 +94,43 @@ safetensors.torch.save_file({{"logits": model.eval()(images).detach()}}, {str(tm
         torch.testing.assert_close(load_file(tmp_path / "logits.safetensors")["logits"], small(images))
 
 
-def test_the_stream_its_inputs_and_branches_may_go_too(photos, tmp_path):
+def test_the_stream_its_inputs_and_branches_may_go_too(photos, tmp_path, capsys):
     save_file(model().state_dict(), tmp_path / "a.safetensors")
     shared = words(photos, tmp_path / "a.safetensors", tmp_path / "small", "--round", "4", "--evaluate", "0")
     assert cli.main([*shared, "--width", "0.75", "--branches"]) == 0
     assert lotus.load(tmp_path / "small").embed_dim == 36
+    assert "timm alone cannot load it: " in capsys.readouterr().out
     assert cli.main([*shared, "--inputs", "--criterion", "magnitude"]) == 0
     assert cost.count(lotus.load(tmp_path / "small")).macs <= 0.6 * cost.count(model()).macs
     assert lotus.verify(tmp_path / "small")
     assert cli.main([*shared, "--width", "2"]) == 2
     assert cli.main([*shared, "--inputs", "--keep", "latency=0.5"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--width", "0.05"], "prune.width: 8 of 48 channels leave 0."),
+        (["--keep", "macs=0.7"], "--keep macs=0.7: there is a --keep macs already"),
+        (["--out", "/proc/foo"], "--out /proc/foo: cannot be written"),
+    ],
+)
+def test_a_request_that_cannot_be_met_is_refused_before_an_image_is_read(
+    photos, tmp_path, capsys, monkeypatch, more, message
+):
+    save_file(model().state_dict(), tmp_path / "a.safetensors")
+    monkeypatch.setattr("lotus.data.source.open_data", lambda *_: pytest.fail("the data were opened"))
+    assert cli.main(words(photos, tmp_path / "a.safetensors", tmp_path / "small", *more)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_fast_multiple_is_measured(photos, tmp_path, monkeypatch, capsys):
+    save_file(model().state_dict(), tmp_path / "a.safetensors")
+    monkeypatch.setattr("lotus.pruning.latency.fast_multiple", lambda model, batch: 16)
+    given = ["--round", "auto", "--evaluate", "0", "--criterion", "magnitude", "--no-rotate"]
+    assert cli.main(words(photos, tmp_path / "a.safetensors", tmp_path / "small", *given)) == 0
+    assert "multiples of 16" in capsys.readouterr().out
+    assert all(block.mlp.fc1.out_features % 16 == 0 for block in lotus.load(tmp_path / "small").blocks)
 
 
 def events(photos: Path, tmp_path: Path, **settings) -> list:
@@ -210,7 +237,7 @@ def test_what_cannot_be_done_is_refused_before_an_image_is_read(photos, tmp_path
         (words(photos, file, tmp_path / "o")[:5], "--data is missing"),
         (words(photos, file, tmp_path / "o", "--keep", "macs"), "write BUDGET=PART"),
         (words(photos, file, tmp_path / "o", "--keep", "mac=0.5"), "Did you mean 'macs'"),
-        (words(photos, file, tmp_path / "o", "--keep", "macs=0.001"), "out of reach"),
+        (words(photos, file, tmp_path / "o", "--keep", "params=0.001"), "out of reach"),
         (words(photos, file, tmp_path / "o", "--keep", "latency=0.9", "--split"), "without --split"),
         (words(photos, file, tmp_path / "o", "--criterion", "fischer"), "Did you mean 'fisher'"),
         (words(photos, tmp_path / "bad.safetensors", tmp_path / "o"), r"norm.bias is (7,), not (48,)"),

@@ -232,7 +232,7 @@ def test_held_out_images_are_those_that_nothing_was_trained_on() -> None:
         (["prune.sizes=[0.5]", "prune.rank=kind"], "rank: pool"),
         (["prune.search.kind=blocks", "prune.rank=quantile"], "rank: pool"),
         (["prune.search.kind=blocks", "prune.width=search"], "a search of its own"),
-        (["prune.sizes=[0.5]", "prune.width=search"], "a search of its own"),
+        (["prune.sizes=[0.5]", "prune.width=search"], r"a search of its own.*prune\.sizes=\[\]"),
         (["prune.convolve.epochs=1", "prune.width=0.5"], "stream's width"),
         (["prune.search.kind=blocks", "prune.inputs=true"], "leave inputs or search out"),
         (["prune.convolve.epochs=2", "prune.branches=true"], "leave branches or convolve out"),
@@ -294,6 +294,12 @@ def test_a_budget_out_of_reach_is_refused_before_anything_is_done(config: str, o
     small = "model.args={img_size: 8, patch_size: 2, embed_dim: 32, depth: 2, num_heads: 2}"
     with pytest.raises(Refused, match="out of reach"):
         checks.look_ahead(read(ROOT / "configs" / config, [small, *overrides]))
+
+
+def test_a_width_below_the_budget_is_refused_before_anything_is_done() -> None:
+    words = ["model.args={img_size: 8, patch_size: 2, embed_dim: 32, depth: 2, num_heads: 2}", "prune.width=0.25"]
+    with pytest.raises(Refused, match=r"prune\.width: 8 of 32 channels leave"):
+        checks.look_ahead(read(ROOT / "configs" / "digits.yaml", [*words, "prune.keep={macs: 0.9}"]))
 
 
 def test_a_search_that_recovers_is_done_again_with_another_fine_tune() -> None:

@@ -167,10 +167,8 @@ def lottery(
     wants = narrow.check_width(width)
     if all(part == 1 for part in (*share.values(), *wants)):  # then nothing is to be turned or folded
         rotate, compensate = False, "none"
-    passes, notes = _passes(batches), []
-    if round == "auto":
-        round = latency.fast_multiple(model, table.batch if table is not None else 64)
-        notes.append(f"Widths stay multiples of {round}: measured.")
+    passes = _passes(batches)
+    round, notes = _multiple(model, round, table)
     if "latency" in share and (wants != (1.0,) or inputs or branches):
         raise Refused(
             "prune.keep.latency: is predicted for heads, their dimensions and MLP units alone. Leave inputs, branches and width out."
@@ -179,6 +177,7 @@ def lottery(
         raise Refused(
             "prune.width: turns the stream, and learned gates of inputs belong to its channels. Leave one out."
         )
+    widths = narrow.useful(model, wants, share, round)
     whole, done, found = cost.count(model), 0, None
     if any(part < 1 for part in wants):
         found = narrow.statistics(model, _fitting(model, passes)(), progress=progress)
@@ -186,7 +185,7 @@ def lottery(
     wide = cost.outline(model).width
     tried: list[tuple[float, int, Drawn]] = []
     forwards, beyond = done, None
-    for channels in dict.fromkeys(narrow.channels(model, part, round) for part in wants):
+    for channels in widths:
         start = model
         if channels < wide and found is not None:
             start = narrow.narrow(model, found, channels, compensate=compensate)
@@ -249,7 +248,7 @@ class Study:
         keep: Mapping[str, float],
         *,
         rank: Rank = "pool",
-        round: int = 8,
+        round: int | Literal["auto"] = 8,
         split: bool = False,
         branches: bool | None = None,
         whole: cost.Cost | None = None,
@@ -268,7 +267,8 @@ class Study:
         Raises:
             Refused: a budget that is none, or out of reach.
         """
-        outline, settled = cost.outline(self.dense), None
+        round, measured = _multiple(self.model, round, table)
+        outline, settled = self._outline, None
         if not anatomy.is_vit(self.dense):
             if branches:
                 anatomy.plain(self.dense, "prune.branches")
@@ -296,7 +296,7 @@ class Study:
         return dataclasses.replace(
             drawn,
             before=_brief(whole or outline.cost()),
-            notes=(*drawn.notes, *([] if settled is None else [settled.text()])),
+            notes=(*measured, *drawn.notes, *([] if settled is None else [settled.text()])),
             latency=settled,
         )
 
@@ -309,7 +309,7 @@ class Study:
         whole: cost.Cost | None,
     ) -> latency.Settled:
         """The plan for a budget of latency, measured where the table is of this device."""
-        outline, here = cost.outline(self.dense), str(next(self.dense.parameters()).device)
+        outline, here = self._outline, str(next(self.dense.parameters()).device)
 
         def draw(by: latency.Table) -> Plan:
             return latency.fit_plan(outline, self.scores, keep, by, round=round, whole=whole)
@@ -338,7 +338,7 @@ class Study:
             Refused: as :meth:`draw`, and where the budgets do not fall.
         """
         plans = budget.fit_nested(
-            cost.outline(self.dense),
+            self._outline,
             self.scores,
             keeps,
             round=round,
@@ -347,6 +347,11 @@ class Study:
             branches=branches,
         )
         return [self.cut(plan, split=split) for plan in plans]
+
+    @property
+    def _outline(self) -> cost.Outline:
+        """Of ``model``: opened, as ``dense`` is, keys have biases that a cut model may lose again."""
+        return cost.outline(self.model)
 
     @functools.cached_property
     def _origin(self) -> dict[str, Any] | None:
@@ -364,7 +369,7 @@ class Study:
         Raises:
             Refused: a plan for another model.
         """
-        outline = cost.outline(self.dense)
+        outline = self._outline
         small = families.close(surgery.cut(self.dense, plan), self.model)
         notes = folds.carry_over(small, self.dense, plan, self.measured.moments, self.compensate)
         if self._origin is not None:
@@ -467,6 +472,15 @@ def _reads(criterion: str | Callable[..., np.ndarray], shelves: Iterable[ModuleT
     return methods.reads(found)
 
 
+def _multiple(model: nn.Module, round: int | Literal["auto"], table: latency.Table | None) -> tuple[int, list[str]]:
+    """The number that ``round`` stands for, and what is to be said of it."""
+    if round == "auto":
+        round = latency.fast_multiple(model, table.batch if table is not None else 64)
+        return round, [f"Widths stay multiples of {round}: measured."]
+    budget.check_round(round)
+    return round, []
+
+
 def _passes(batches: Batches) -> Callable[[], Iterable[Any]]:
     """The batches, as often as they are asked for."""
     if callable(batches):
@@ -548,7 +562,12 @@ def _refuse_unfit(model: nn.Module) -> None:
                 raise Refused(
                     f"{block.name}: {name} carries a forward hook, which a cut would lose. Take it off first (gates: remove())."
                 )
+    first = next(iter(model.parameters())).dtype
     for where, weight in model.named_parameters():
+        if weight.dtype != first:
+            raise Refused(
+                f"{where}: is {weight.dtype}, other weights are {first}. Bring all to one, e.g. model.float()."
+            )
         if weight.is_meta:
             raise Refused(f"{where}: has no memory (meta device). Load the weights first.")
         if not torch.isfinite(weight).all():

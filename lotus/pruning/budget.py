@@ -393,6 +393,16 @@ def check_keep(keep: Mapping[str, float]) -> dict[str, float]:
     return share
 
 
+def check_round(round: object) -> None:
+    """Refuse what widths cannot be multiples of.
+
+    Raises:
+        Refused: it is no whole number from 1.
+    """
+    if type(round) is not int or round < 1:
+        raise Refused(f"prune.round: must be a whole number from 1, or auto, not {round!r}.")
+
+
 def check_reach(
     outline: Outline,
     keep: Mapping[str, float],
@@ -410,8 +420,7 @@ def check_reach(
     """
     share = check_keep(keep) if keep else {}
     share.pop(OF_GATES, None)
-    if type(round) is not int or round < 1:
-        raise Refused(f"prune.round: must be a whole number from 1, not {round!r}.")
+    check_round(round)
     least, alone = _smallest(outline, round, split, inputs, branches)
     dense = whole or outline.cost()
     limits = {}

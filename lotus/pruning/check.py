@@ -49,7 +49,7 @@ def verify(folder: str | Path, *, against: str | Path | None = None) -> Verified
         return Verified(tuple(faults), facts)
     images = _drawn(model)
     logits = _forward(model, images, str(folder), faults)
-    if against is not None:
+    if against is not None and logits is not None:
         _compare(folder, model, against, images, logits, faults, facts)
     return Verified(tuple(faults), facts)
 
@@ -88,8 +88,13 @@ def _drawn(model: Any) -> Tensor:
 
 
 @torch.no_grad()
-def _forward(model: nn.Module, images: Tensor, where: str, faults: list[str]) -> Tensor:
-    logits = model(images.to(next(model.parameters()).dtype)).float()
+def _forward(model: nn.Module, images: Tensor, where: str, faults: list[str]) -> Tensor | None:
+    """The logits; None where the model cannot compute them."""
+    try:
+        logits = model(images.to(next(model.parameters()).dtype)).float()
+    except (RuntimeError, TypeError, ValueError) as error:
+        faults.append(f"{where}: drawn images do not go through the model ({' '.join(str(error).split())[:200]}).")
+        return None
     if not torch.isfinite(logits).all():
         faults.append(f"{where}: the model's output for drawn images is not finite.")
     return logits
@@ -135,6 +140,8 @@ def _compare(
             if now > before:
                 faults.append(f"{mine.name}: {what} is {now}, more than the {before} in {against}.")
     expected = _forward(origin, images, str(against), faults)
+    if expected is None:
+        return
     distance = float((logits - expected).norm() / expected.norm().clamp_min(1e-12))
     facts |= {"distance": distance, "agree": float((logits.argmax(1) == expected.argmax(1)).float().mean())}
     if same and not distance <= 1e-4:

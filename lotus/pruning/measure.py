@@ -212,7 +212,7 @@ def measure(
                 scores = model(images)
                 if not torch.isfinite(scores).all():
                     raise Refused(
-                        f"The model's output is not finite after {result.images} calibration images. Are its weights?"
+                        f"The model's output is not finite after {result.images} calibration images. Are these finite, and the weights?"
                     )
                 if graph:
                     assert labels is not None

@@ -19,7 +19,7 @@ of a smaller ``embed_dim`` with ``norm_layer: rmsnorm``, and heads of the widths
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from lotus.pruning import measure, surgery
 from lotus.pruning.compensate import Compensate, Known, Moments, fold
-from lotus.vit import anatomy, parts
+from lotus.vit import anatomy, cost, parts
 from lotus.vit import model as door
 from selection.errors import Refused
 
@@ -62,6 +62,40 @@ def channels(model: nn.Module, part: float, round: int) -> int:
     round = max(round, 1)
     near = max(1, int(part * width / round + 0.5)) * round
     return min(near, width)
+
+
+def useful(model: nn.Module, wants: Sequence[float], keep: Mapping[str, float], round: int) -> list[int]:
+    """The channels of ``wants`` (:func:`channels`), but for those so few that the budgets would be missed from below: with
+    ``round`` more of them, and nothing else cut, the model would lie within every budget still.
+
+    Args:
+        keep: parts of the model's; where one is 1, or of something else than macs and params, none is missed.
+
+    Raises:
+        Refused: none is left, or the stream cannot be turned.
+    """
+    wide, whole = anatomy.blocks(model)[0].width, cost.count(model)
+    every = list(dict.fromkeys(channels(model, part, round) for part in wants))
+    if not keep or not set(keep) <= {"macs", "params"} or 1 in keep.values():
+        return every
+    budgets = {what: part * getattr(whole, what) for what, part in keep.items()}
+
+    def idle(width: int) -> bool:
+        more = min(width + round, wide)
+        if more == wide:
+            return False
+        found = cost.count(skeleton(model, more))
+        return all(getattr(found, what) <= limit for what, limit in budgets.items())
+
+    found = [width for width in every if not idle(width)]
+    if not found:
+        left = cost.count(skeleton(model, every[0]))
+        told = " and ".join(f"{getattr(left, what) / getattr(whole, what):.3f} of {what}" for what in budgets)
+        raise Refused(
+            f"prune.width: {every[0]} of {wide} channels leave {told} before anything else is cut, less than prune.keep asks for. "
+            "Take a larger width, or search, or a smaller budget."
+        )
+    return found
 
 
 @dataclass

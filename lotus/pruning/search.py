@@ -198,7 +198,7 @@ class _Trial:
         if studied.inputs:
             raise Refused("prune.search: chooses heads, dimensions and MLP units, not inputs. Study without inputs.")
         self.studied, self.judge, self.round, self.split = studied, judge, round, split
-        self.outline = cost.outline(studied.dense)
+        self.outline = cost.outline(studied.model)
         whole = self.outline.cost()
         self.whole = whole
         self._attention = max(1, sum(block.attn_macs for block in whole.blocks))  # 0 where all of it was cut out before

@@ -13,10 +13,12 @@ import itertools
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lotus.pruning import surgery
@@ -31,6 +33,7 @@ FORMAT = 2
 SPEC, WEIGHTS = "spec.json", "model.safetensors"
 _WIDTHS = ("heads", "qk_dim", "v_dim", "hidden")
 _NONE, _ALL = (False,) * 3, (True,) * 3
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _WIDEST = 1 << 20  # no block of ours has more units; a spec that asks for them is not ours
 
 
@@ -61,7 +64,7 @@ def save(
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise Refused(f"{name!r}: an extra file is a plain name that ends in .safetensors.")
     skeleton = _skeleton(origin, rows, kernels, place=type(model).__name__)
-    fault = door.difference(door.shapes(skeleton.state_dict()), door.shapes(state))
+    fault = door.few(_faults(skeleton, state))
     if fault:
         raise Refused(f"{type(model).__name__}: would not come back from {folder} as it is: {fault}.")
     now, dense = cost.count(model), dense_cost({"model": origin}, type(model).__name__)
@@ -108,7 +111,7 @@ def load(folder: str | Path) -> nn.Module:
     """
     folder = Path(folder)
     skeleton, weights, origin = _open(folder)
-    fault = door.difference(door.shapes(skeleton.state_dict()), door.shapes(weights))
+    fault = door.few(_faults(skeleton, weights))
     if fault:
         raise Refused(f"{folder / WEIGHTS}: does not fit {SPEC}: {fault}.")
     # Copies own aligned memory, where the file's map need not be: kernels, and so last bits, may depend on it.
@@ -118,14 +121,35 @@ def load(folder: str | Path) -> nn.Module:
 
 
 def differences(folder: str | Path) -> list[str]:
-    """Every tensor of a folder that is missing, too many or of another shape than its spec says.
+    """Every tensor of a folder that is missing, too many, of another shape than its spec says or of another dtype than most.
 
     Raises:
         Refused: as :func:`load`, but for these.
     """
     skeleton, weights, _ = _open(Path(folder))
-    faults = door.differences(door.shapes(skeleton.state_dict()), door.shapes(weights))
-    return [f"{fault}." for fault in faults]
+    return [f"{fault}." for fault in _faults(skeleton, weights)]
+
+
+def _faults(skeleton: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
+    """How tensors differ from what ``skeleton`` holds: by name and shape, or else by dtype. Numbers with a fraction are all of
+    one, of any width."""
+    expected = skeleton.state_dict()
+    faults = door.differences(door.shapes(expected), door.shapes(weights))
+    if faults:
+        return faults
+    real = [name for name, tensor in expected.items() if tensor.is_floating_point()]
+    told = Counter(weights[name].dtype for name in real if weights[name].dtype in _DTYPES)
+    most = told.most_common(1)[0][0] if told else torch.float32
+    wants = {name: most if name in real else tensor.dtype for name, tensor in expected.items()}
+    return [
+        f"{name} is {_said(weights[name].dtype)}, not {_said(dtype)} as it should be"
+        for name, dtype in wants.items()
+        if weights[name].dtype != dtype
+    ]
+
+
+def _said(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def changed(folder: str | Path) -> list[str]:
@@ -204,7 +228,7 @@ def read(folder: str | Path) -> dict[str, Any]:
         if not folder.exists():
             raise Refused(f"{folder}: there is no such folder. Give the folder of a model, e.g. RUN/final.") from None
         raise Refused(f"{folder}: is no model folder (it has no {SPEC}).") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Refused(f"{file}: cannot be read ({error}). Is it whole?") from None
     known = isinstance(spec, dict) and spec.get("kind") == KIND and type(spec.get("format")) is int
     if not known or spec["format"] < 1:

@@ -181,6 +181,8 @@ def look_ahead(config: Config) -> None:
                     branches=wants.branches if anatomy.is_vit(model) else False,
                     whole=whole.cost(),
                 )
+            if not wants.sizes:
+                narrow.useful(model, narrow.check_width(wants.width), keep, multiple)
         elif wants.search.compare:
             anatomy.plain(model, "prune.search.compare")
         if wants.search is not None and wants.search.drop is None:

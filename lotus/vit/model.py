@@ -621,7 +621,10 @@ def _kind(module: nn.Module | None, *, sized: bool = True) -> str:
 
 def difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """The first differences in words; empty where there are none."""
-    faults = differences(expected, found)
+    return few(differences(expected, found))
+
+
+def few(faults: Sequence[str]) -> str:
     return "; ".join(faults[:3]) + (f", and {len(faults) - 3} more" if len(faults) > 3 else "")
 
 

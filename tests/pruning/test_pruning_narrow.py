@@ -139,6 +139,17 @@ def test_a_width_joins_a_budget_and_the_search_takes_what_agrees_best():
         assert torch.equal(plain(pictures()), model(pictures())), "nothing is turned where all stays"
 
 
+def test_a_stream_that_misses_the_budget_from_below_is_refused_and_not_searched():
+    model, data = tiny(depth=3), batches(1)
+    with pytest.raises(Refused, match=r"prune\.width: 8 of 48 channels leave 0\.\d+ of macs .* Take a larger width"):
+        pruning.prune(model, data, {"macs": 0.8}, width=0.2)
+    found = pruning.lottery(model, data, {"macs": 0.8}, width="search")
+    (told,) = [note for note in found.notes if note.startswith("Widths tried")]
+    assert "48: " in told
+    assert "24: " not in told
+    assert narrow.useful(model, (0.2,), {"macs": 1.0}, 8) == [8], "nothing is asked but the width"
+
+
 @pytest.mark.parametrize("width", [0, 1.5, True, "wide", -1])
 def test_what_is_no_width_is_refused(width):
     with pytest.raises(Refused, match=r"prune\.width"):

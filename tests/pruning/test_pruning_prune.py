@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from few import few
-from tiny_vits import CLASSES, FAST, KINDS, batches, pictures, tiny
+from tiny_vits import CLASSES, FAST, KINDS, UNLIKE, batches, pictures, tiny
 from torch.nn import functional
 
 import lotus
@@ -41,6 +41,22 @@ def test_any_kind_is_pruned_within_its_budget(kind, tmp_path):
     assert all(weight.grad is None for weight in model.parameters())
     with torch.no_grad():
         assert torch.equal(spec.load(spec.save(small, tmp_path / "small"))(pictures()), small(pictures()))
+
+
+@pytest.mark.parametrize("kind", few(KINDS, UNLIKE))
+def test_what_is_told_is_what_the_models_cost(kind):
+    """Whether a block keeps its heads whole (timm's own attention comes back) or not."""
+    model = tiny(kind)
+    studied = study(model, batches(1), criterion="magnitude", rotate=False, compensate="none")
+
+    def counted(one: torch.nn.Module) -> dict[str, int]:
+        found = cost.count(one)
+        return {"params": sum(weight.numel() for weight in one.parameters()), "macs": found.macs}
+
+    for part in (1.0, 0.9, 0.5):
+        for drawn in (studied.draw({"params": part}), *studied.nested([{"params": part}])):
+            assert drawn.before == counted(model)
+            assert drawn.after == counted(drawn.model)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +307,8 @@ def test_a_criterion_of_ones_own():
         ({"batches": [(pictures()[:, :1], torch.ones(8))]}, "Resize them"),
         ({"batches": [(pictures()[0], torch.ones(3))], "width": 0.75}, "Resize them"),
         ({"round": 2.5}, "prune.round"),
-        ({"batches": [(pictures() * torch.nan, torch.zeros(8, dtype=torch.long))]}, "not finite"),
+        ({"round": "fast"}, "prune.round.*or auto"),
+        ({"batches": [(pictures() * torch.nan, torch.zeros(8, dtype=torch.long))]}, "not finite.*Are these finite"),
         ({"criterion": lambda units: np.ones(3)}, "shape \\(3,\\)"),
         ({"criterion": lambda souls: souls}, "reads souls"),
     ],
@@ -321,9 +338,15 @@ def test_a_fast_multiple_is_measured_where_it_is_asked_for(monkeypatch):
     assert asked == [64]
     assert all(dims.hidden % 16 == 0 for dims in drawn.plan.dims)
     assert drawn.notes[0] == "Widths stay multiples of 16: measured."
+    again = study(tiny(), batches(1)).draw({"macs": 0.6}, round="auto")
+    assert (again.plan, again.notes) == (drawn.plan, drawn.notes)
 
 
 def test_models_that_do_not_serve_are_refused():
+    mixed = tiny()
+    mixed.blocks[0].half()
+    with pytest.raises(Refused, match=r"blocks\.0\.norm1\.weight: is torch\.float16.*model\.float"):
+        prune(mixed, batches(), {"macs": 0.5})
     broken = tiny()
     broken.blocks[1].mlp.fc1.weight.data[3, 3] = torch.nan
     with pytest.raises(Refused, match=r"blocks\.1\.mlp\.fc1\.weight: holds values that are not finite"):

@@ -144,8 +144,18 @@ def test_tampered_and_truncated_weights_are_refused(tmp_path):
         file.write_bytes(whole[:cut])
         with pytest.raises(Refused, match="Is it whole"):
             spec.load(folder)
+    for dtype in (torch.int8, torch.float16, torch.complex64):
+        save_file({**good, "head.weight": good["head.weight"].to(dtype)}, file)
+        with pytest.raises(Refused, match=r"head\.weight is .*, not float32"):
+            spec.load(folder)
+    save_file({name: tensor.to(torch.int8) for name, tensor in good.items()}, file)
+    with pytest.raises(Refused, match="int8, not float32"):
+        spec.load(folder)
     file.unlink()
     with pytest.raises(Refused, match="cannot be read"):
+        spec.load(folder)
+    (folder / "spec.json").write_text("[" * 100_000)
+    with pytest.raises(Refused, match="Is it whole"):
         spec.load(folder)
     (folder / "spec.json").write_text("{")
     with pytest.raises(Refused, match="Is it whole"):

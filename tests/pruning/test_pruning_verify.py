@@ -120,6 +120,18 @@ def test_every_tampered_tensor_is_named(tmp_path):
         assert name in told
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float16, torch.complex64])
+def test_a_tensor_of_another_dtype_is_named(tmp_path, dtype, capsys):
+    """By its digest nothing was changed."""
+    _, small = folders(tmp_path)
+    spoil(small, head__weight=load_file(small / "model.safetensors")["head.weight"].to(dtype))
+    told = json.loads((small / "spec.json").read_text())
+    digests = {"model.safetensors": spec._digest(small / "model.safetensors")}
+    (small / "spec.json").write_text(json.dumps({**told, "digests": digests}))
+    assert cli.main(["verify", str(small)]) == 2
+    assert f"head.weight is {str(dtype)[6:]}, not float32" in capsys.readouterr().err
+
+
 def test_values_and_costs_are_checked(tmp_path):
     _, small = folders(tmp_path)
     spoil(small, norm__bias=torch.full((48,), torch.nan))
