@@ -1,6 +1,6 @@
 """The published systems' configs as they stand, every epoch of them, on a part of CIFAR-10, and ours beside each. One command:
 
-    python benchmarks/papers.py CIFAR10.npz --out runs/papers                    # six configs; three hours of one core
+    python benchmarks/papers.py CIFAR10.npz --out runs/papers                    # six configs; hours
     python benchmarks/papers.py CIFAR10.npz --out runs/papers --only spvit vtp   # these
     python benchmarks/papers.py CIFAR10.npz --out runs/papers                    # again: goes on, or only prints
 
