@@ -328,7 +328,7 @@ class Study:
         self,
         keeps: Sequence[Mapping[str, float]],
         *,
-        round: int = 8,
+        round: int | Literal["auto"] = 8,
         split: bool = False,
         branches: bool | None = None,
     ) -> list[Drawn]:
@@ -337,6 +337,7 @@ class Study:
         Raises:
             Refused: as :meth:`draw`, and where the budgets do not fall.
         """
+        round, measured = _multiple(self.model, round, None)
         plans = budget.fit_nested(
             self._outline,
             self.scores,
@@ -346,7 +347,8 @@ class Study:
             inputs=self.inputs,
             branches=branches,
         )
-        return [self.cut(plan, split=split) for plan in plans]
+        drawn = (self.cut(plan, split=split) for plan in plans)
+        return [dataclasses.replace(one, notes=(*measured, *one.notes)) for one in drawn]
 
     @property
     def _outline(self) -> cost.Outline:
