@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -199,6 +200,21 @@ def test_other_classes_are_answered_by_the_model_itself(photos, tmp_path):
     assert lotus.load(tmp_path / "small").num_classes == 7
 
 
+@pytest.mark.parametrize("form", ["folder", "npz"])
+def test_images_of_one_class_will_do_where_the_model_answers_itself(photos, tmp_path, form):
+    for part in ("train", "val"):
+        shutil.copytree(photos / part / "a", tmp_path / "some" / part / "pictures")
+    if form == "npz":
+        pixels = np.zeros((12, 20, 24, 3), np.uint8)
+        np.savez(
+            tmp_path / "some.npz", x_train=pixels, y_train=np.zeros(12, int), x_test=pixels, y_test=np.zeros(12, int)
+        )
+    seen = events(tmp_path / ("some.npz" if form == "npz" else "some"), tmp_path)
+    assert any("The data has 1 class, the model tells 3 apart" in getattr(event, "text", "") for event in seen)
+    assert seen[-1].values["images"] == (12 if form == "npz" else 8)
+    assert set(seen[-1].values) == {"images", "agreement"}
+
+
 def test_one_folder_of_classes_is_split_and_said(photos, tmp_path):
     seen = events(photos / "train", tmp_path, calibration=5)
     assert any("There is no val folder" in getattr(event, "text", "") for event in seen)
@@ -292,8 +308,6 @@ def test_a_budget_of_latency(photos, tmp_path, monkeypatch):
 
 
 def test_a_damaged_picture_is_named(photos, tmp_path):
-    import shutil
-
     shutil.copytree(photos, tmp_path / "some")
     (tmp_path / "some" / "train" / "a" / "3.png").write_bytes(b"no picture")
     with pytest.raises(Refused, match=r"a/3\.png: cannot be read"):
