@@ -240,28 +240,20 @@ def _prune_options(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--weights", default="", metavar="FILE",
                      help="safetensors, a state dict of torch, or a folder of LOTUS; without it timm's published ones")  # fmt: skip
     own.add_argument("--data", metavar="FOLDER", help="train/CLASS/* and val/CLASS/*, or CLASS/*; or an .npz")
-    own.add_argument(
-        "--keep",
-        action="append",
-        default=[],
-        metavar="BUDGET=PART",
-        help="macs=0.5, params=0.5 or latency=0.5 (on this device); may be repeated",
-    )
+    own.add_argument("--keep", action="extend", nargs="+", default=[], metavar="BUDGET=PART",
+                     help="macs=0.5, params=0.5, latency=0.5 (on this device), or several, all of which then hold; "
+                          "gates=0.5, with --rank quantile: of all that is scored")  # fmt: skip
     own.add_argument(
         "--latency-batch", type=int, default=64, metavar="N", help="images in the passes that are timed (64)"
     )
     own.add_argument("--out", default="small", metavar="FOLDER", help="where the small model goes (small)")
     own.add_argument("--force", action="store_true", help="write over another model of LOTUS")
-    own.add_argument(
-        "--arg",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="an argument for timm.create_model, e.g. img_size=32",
-    )
+    own.add_argument("--arg", action="extend", nargs="+", default=[], metavar="NAME=VALUE",
+                     help="arguments for timm.create_model, e.g. img_size=32")  # fmt: skip
     own.add_argument("--criterion", default="fisher", help="a criterion of lotus/pruning/criteria.py (fisher)")
-    own.add_argument("--rank", default="pool", choices=("pool", "kind", "uniform"),
-                     help="what competes with what (pool); uniform: the same widths in every block, for timm alone")  # fmt: skip
+    own.add_argument("--rank", default="pool", choices=("pool", "kind", "quantile", "uniform"),
+                     help="what competes with what (pool); quantile: one threshold for all scores, whatever a unit costs; "
+                          "uniform: the same widths in every block, for timm alone")  # fmt: skip
     own.add_argument("--round", type=_multiple, default=8, metavar="N",
                      help="widths stay a multiple of this, or auto: of what is fast here (8)")  # fmt: skip
     own.add_argument("--split", action="store_true", help="query/key and value dimensions may differ in number")
