@@ -412,8 +412,7 @@ def study(
     )
     options = dict(criterion_options or {})
     methods.check_settings(method, options, place="prune.criterion")
-    if compensate not in folds.HOW:
-        raise Refused(f"prune.compensate: there is no {compensate!r}. Here: {', '.join(folds.HOW)}.")
+    methods.check_choice(compensate, folds.HOW, place="prune.compensate")
     _refuse_unfit(model)
     reads = set(methods.reads(method))
     if "gates" in reads:
