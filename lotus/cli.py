@@ -92,8 +92,12 @@ def _parser() -> argparse.ArgumentParser:
     _run_options(whole, until="report")
     whole.add_argument("--from", dest="first", choices=[stage.name for stage in STAGES], metavar="STAGE",
                        help=f"run again from this stage on: {', '.join(stage.name for stage in STAGES)}")  # fmt: skip
-    for name in ("prepare", "score", "train", "finetune", "export"):
+    for name in ("prepare", "score", "train", "finetune"):
         _run_options(verb(name, f"run the stages up to '{name}' that are not done yet", _run), until=name)
+    out = verb(
+        "export", "run the stages up to 'export' that are not done yet, or export the model in a folder", _export
+    )
+    _run_options(out, until="export")
     cut = verb(
         "prune", "run the stages up to 'prune', or, with --model, prune a model that LOTUS never trained", _prune
     )
@@ -370,6 +374,27 @@ def _prune(options: argparse.Namespace) -> int:
             terminal.show(event)
     if isinstance(event, outside.Cut):
         pruned_page(event.plan, event.values, event.out, event.alone)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    """Of a run, or of the folder of a model: then into ``export`` inside of it."""
+    folder = Path(options.config)
+    if not (folder / "spec.json").is_file() or (folder / "config.yaml").is_file():
+        return _run(options)
+    strange = [
+        *options.overrides,
+        *(f"--{flag.replace('_', '-')}" for flag in ("again", "dry_run") if vars(options)[flag]),
+    ]
+    if strange:
+        raise Refused(f"lotus export {folder}: is a model, not a run, and takes no {strange[0]}. Leave it out.")
+    from lotus import export, pruning
+
+    sent = export.export(pruning.load(folder), folder / "export", source=folder.resolve().name)
+    files = [sent[kind]["file"] for kind in ("timm", "onnx") if sent[kind]]
+    print(f"{folder / 'export'}: {', '.join([*files, 'MODEL.md'])}")
+    for line in [*sent["notes"], *export.lines(sent["timm"], folder / "export")]:
+        print(f"  {line}")
     return 0
 
 

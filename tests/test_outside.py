@@ -363,6 +363,21 @@ def test_a_damaged_picture_is_named(photos, tmp_path):
         events(tmp_path / "some", tmp_path)
 
 
+def test_its_folder_is_exported_as_a_run_is(photos, tmp_path, capsys):
+    lotus.save(
+        lotus.prune(model(), [torch.randn(4, 3, 16, 16)], {"macs": 0.6}, criterion="magnitude"), tmp_path / "small"
+    )
+    assert cli.main(["export", str(tmp_path / "small")]) == 0
+    told, written = capsys.readouterr().out, {file.name for file in (tmp_path / "small" / "export").iterdir()}
+    assert "MODEL.md" in written
+    assert all(name in told for name in written)
+    page = (tmp_path / "small" / "export" / "MODEL.md").read_text()
+    assert 'lotus.load("small")' in page or "timm.safetensors" in written
+    assert lotus.verify(tmp_path / "small")
+    assert cli.main(["export", str(tmp_path / "small"), "seed=1"]) == 2
+    assert "is a model, not a run, and takes no seed=1" in capsys.readouterr().err
+
+
 def test_where_timm_holds_the_widths_its_lines_are_printed(capsys):
     from lotus.report.terminal import pruned_page
 
