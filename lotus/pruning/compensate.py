@@ -26,6 +26,8 @@ from lotus.vit.anatomy import Block
 
 Compensate = Literal["none", "mean", "affine"]
 HOW = ("none", "mean", "affine")
+_ROWS = 256
+"""Rows of a covariance that are worked out at once: pieces larger than the activations would keep a heap from using theirs again."""
 
 
 class Moments:
@@ -57,7 +59,9 @@ class Moments:
         assert self._sum is not None
         self._sum += x.sum(dim=0, dtype=torch.float64)
         if self._outer is not None:
-            self._outer += x.T @ x
+            for start in range(0, x.shape[1], _ROWS):
+                rows = slice(start, start + _ROWS)
+                self._outer[rows] += x[:, rows].T @ x
         self.count += len(x)
 
     @property

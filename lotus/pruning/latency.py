@@ -136,7 +136,7 @@ def timings(model: nn.Module, *, repeats: int = 5) -> int:
     """
     heads, dims, units = _axes(model)
     of = anatomy.blocks(model)[0].dims
-    return repeats * len({*_points(of, heads, dims, units), *_even(of, dims)} - {of})
+    return repeats * len({*_points(of, heads, dims, units), *_whole(of, dims, units)} - {of})
 
 
 def measure(
@@ -166,11 +166,11 @@ def measure(
     depth = len(anatomy.blocks(model))
     few = _first(model, min(_DEEP, depth))
     smaller = {point: _like(few, point) for point in _points(of, heads, dims, units) if point != of}
-    even = {point: _like(model, point) for point in _even(of, dims)}
-    beside: dict[Dims, list[float]] = {point: [] for point in (*smaller, *even)}
+    entire = {point: _like(model, point) for point in _whole(of, dims, units)}
+    beside: dict[Dims, list[float]] = {point: [] for point in (*smaller, *entire)}
     bases, whole, done = [take(few)], [take(model)], 0
     for _ in range(repeats):
-        for models, dense, times in ((even, model, whole), (smaller, few, bases)):
+        for models, dense, times in ((entire, model, whole), (smaller, few, bases)):
             for point, one in models.items():
                 times.append(take(dense))
                 beside[point].append(take(one) / times[-1])
@@ -191,7 +191,7 @@ def measure(
         mlp=_falling([[saved[of._replace(hidden=f)] for f in units]])[0],
     )
     whole_models = [
-        (depth * plain.saves(point), plain.dense * (1 - statistics.median(beside[point]))) for point in even
+        (depth * plain.saves(point), plain.dense * (1 - statistics.median(beside[point]))) for point in entire
     ]
     return replace(plain, together=_curve(whole_models))
 
@@ -544,9 +544,10 @@ def _clock(batch: int) -> Timer:
     return lambda model: cost.latency(model, batch, repeats=3, warmup=2, fastest=True)
 
 
-def _even(of: Dims, dims: Sequence[int]) -> list[Dims]:
-    """Widths of the whole models to time: all heads with fewer dimensions, where those can go, else fewer heads; fewer units."""
-    found = []
+def _whole(of: Dims, dims: Sequence[int], units: Sequence[int]) -> list[Dims]:
+    """Widths of the whole models to time: the least there are, or plans beyond the others would be guessed; then all heads with
+    fewer dimensions, where those can go, else fewer heads, and fewer units."""
+    found = [Dims(1, min(dims), min(dims), min(units))]
     for part in _EVEN:
         point = of._replace(hidden=max(1, round(part * of.hidden)))
         if len(dims) > 1:

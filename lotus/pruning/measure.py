@@ -28,8 +28,8 @@ from selection import methods
 from selection.errors import Refused
 
 _AT_ONCE = 1 << 24  # numbers: 64 MiB
-_TOKENS = 1024
-"""Tokens of images that go through together on a CPU, where more are no faster: what a backward needs of them is held meanwhile."""
+_TOKENS = 400
+"""Tokens of images that go through together on a CPU, where more are hardly faster: what a backward needs of them is held meanwhile."""
 ENOUGH = 100_000
 """Tokens, of all calibration images together, beyond which scores and maps did not get better (docs/log.md)."""
 FEWEST, MOST = 512, 2048

@@ -228,6 +228,27 @@ def test_whole_models_bend_the_sum_of_halves():
         dims = of._replace(qk_dim=round(part * 24), v_dim=round(part * 24), hidden=round(part * of.hidden))
         if dims.v_dim >= 8:
             assert table.predict([dims] * 6) == pytest.approx(shared(latency._like(model, dims)), rel=1e-6)
+    least = Dims(1, 8, 8, 8)  # beyond all others: nothing is left to be guessed
+    assert table.predict([least] * 6) == pytest.approx(shared(latency._like(model, least)), rel=1e-6)
+
+
+@pytest.mark.parametrize("keep", [0.45, 0.5, 0.55])
+def test_a_machine_that_answers_three_times_as_hard_as_the_table_says_is_pinned_from_both_sides(keep):
+    """Scaling by the last plan alone swings ever further here: its slope at the answer is -1.4 to -1.7."""
+    wide = dataclasses.replace(OUTLINE, dims=(OF._replace(hidden=512),) * 4, biases=(cost.Biases(),) * 4)
+    table = dataclasses.replace(TABLE, of=wide.dims[0], units=(1, 512), mlp=(2.0, 0.0), attention=((0.4,) * 3, (0.0,) * 3), together=((1.0, 1.0),))  # fmt: skip
+    scores, asked = draw(0, wide), []
+
+    def take(plan):
+        asked.append(min(1.0, max(0.05, 0.5 + 3 * (table.predict(plan.dims) / table.dense - 0.6))))
+        return asked[-1]
+
+    found = latency.settle(
+        lambda now: latency.fit_plan(wide, scores, {"latency": keep}, now, round=1),
+        latency.least_plan(wide, scores, table, round=1), table, keep, take,
+    )  # fmt: skip
+    assert found.measured == pytest.approx(keep, rel=latency.CLOSE)
+    assert max(asked) > keep > min(asked)  # it was met from both sides
 
 
 @pytest.mark.parametrize("keep", [0.9, 0.85, 0.8])
