@@ -12,7 +12,7 @@ import os
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from selection.errors import Refused
 
@@ -72,16 +72,25 @@ def settings(method: Callable[..., Any]) -> dict[str, Any]:
 
 
 def check_settings(method: Callable[..., Any], options: Mapping[str, Any], *, place: str) -> None:
-    """Refuse options that ``method`` does not have.
+    """Refuse options that ``method`` does not have, and words that its annotations (``Literal``) do not name.
 
     Raises:
-        Refused: an unknown option, with the nearest right name.
+        Refused: an unknown option or word, with the nearest right one.
     """
-    known = settings(method)
+    known, hints = settings(method), _hints(method)
     for option in options:
         if option not in known:
             has = f"It has: {', '.join(known)}." if known else "It has none."
             raise Refused(f"{place}.{option}: {method.__name__!r} has no such setting.{nearest(option, known)} {has}")
+        if get_origin(hints.get(option)) is Literal:
+            check_choice(options[option], get_args(hints[option]), place=f"{place}.{option}")
+
+
+def _hints(method: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(method)
+    except (NameError, TypeError):  # a method of one's own may be annotated with what is nowhere
+        return {}
 
 
 def call(

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +52,7 @@ from selection.submodular import (
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
+Maximiser = Literal["auto", "lazy", "sparse", "stochastic"]
 
 # Zheng et al. 2023, grid search on ImageNet-1k: the part cut off, by the part that is *not* kept. On CIFAR-10 they cut less
 # (0, 0, 0.1, 0.1, 0.3), on CIFAR-100 more (0.1, 0.2, 0.2, 0.4, 0.5).
@@ -158,7 +159,7 @@ def ccs(
     *,
     cut: float | None = None,
     bins: int = 50,
-    binning: str = "width",
+    binning: Literal["width", "quantile"] = "width",
 ) -> Rows:
     """Coverage-centric: drop the hardest, then draw evenly along the score. Zheng et al. 2023 (arXiv 2210.15809), alg. 1.
 
@@ -274,7 +275,7 @@ def facility_location(
     rng: np.random.Generator,
     start: Rows,
     *,
-    maximiser: str = "auto",
+    maximiser: Maximiser = "auto",
     neighbors: int | None = None,
     epsilon: float = 0.05,
     max_memory: float = 0.5,
@@ -380,7 +381,7 @@ def craig(
     rng: np.random.Generator,
     start: Rows,
     *,
-    maximiser: str = "auto",
+    maximiser: Maximiser = "auto",
     neighbors: int | None = None,
     epsilon: float = 0.05,
     max_memory: float = 0.5,
@@ -412,7 +413,7 @@ def grad_match(
     rng: np.random.Generator,
     *,
     ridge: float = 0.5,
-    by: str = "image",
+    by: Literal["image", "batch"] = "image",
     batch: int = 32,
     at_once: int | None = None,
     max_memory: float = 0.5,
@@ -556,13 +557,13 @@ def _represent(
     budget: int,
     rng: np.random.Generator,
     start: list[int],
-    maximiser: str,
+    maximiser: Maximiser,
     neighbors: int | None,
     epsilon: float,
     max_memory: float,
 ) -> tuple[Rows, Callable[[Rows], Rows]]:
     """Facility location over ``kernel``: the rows, and a function that says which of them (its number) each image is nearest to."""
-    check_choice(maximiser, ("auto", "lazy", "sparse", "stochastic"), place=f"{method}(maximiser)")
+    check_choice(maximiser, get_args(Maximiser), place=f"{method}(maximiser)")
     _number(method, "epsilon", epsilon, 1e-6, 1 - 1e-6)
     _number(method, "max_memory", max_memory, 0, math.inf)
     if neighbors is not None:

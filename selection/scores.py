@@ -12,7 +12,7 @@ there is in them (the start of k-means, say) falls to an image and not to its ro
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -70,7 +70,7 @@ def forgetting(correct: Array) -> Scores:
     return _in_parts(of, correct)
 
 
-def aum(margin: Array, p_label: Array, p_other: Array, *, kind: str = "logit") -> Scores:
+def aum(margin: Array, p_label: Array, p_other: Array, *, kind: Literal["logit", "probability"] = "logit") -> Scores:
     """Area under the margin, negated: a small area is a hard (or mislabelled) image. Pleiss et al. 2020 (arXiv 2001.10528).
 
     Args:
