@@ -235,6 +235,13 @@ def test_ccs_by_quantile_is_not_led_by_an_outlier():
     assert not all(99 in pick("ccs", scores, 10, cut=0.0, bins=10, binning="quantile", seed=seed) for seed in range(20))
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["ccs", "d2"])
+def test_scores_so_large_that_their_difference_overflows(name):
+    scores = np.repeat([1e308, -1e308, 1e300], [10, 10, 20])
+    assert len(set(pick(name, scores, 10, cut=0.0).tolist())) == 10
+
+
 def test_ccs_negative_scores_all_find_a_bin():
     """The published code widens the last edge by max * 1.0001, which narrows it where scores are negative."""
     scores = -np.arange(1.0, 101.0)
