@@ -619,7 +619,11 @@ def written_out(n, errors=None):
     return (errors.astype(float)[:, :, None] * features[:, None, :]).reshape(n, -1)
 
 
-@pytest.mark.parametrize("options", [{}, {"maximiser": "sparse", "neighbors": 39}])
+@pytest.mark.parametrize("options", [
+    {},
+    {"maximiser": "sparse", "neighbors": 39},
+    {"maximiser": "stochastic", "epsilon": 1e-6, "max_memory": 1e-9},  # looks at all of them, without the matrix
+])  # fmt: skip
 def test_craig_takes_and_weighs_images_by_their_explicit_gradients(options):
     g = written_out(40)
     away = np.linalg.norm(g[:, None] - g, axis=2)
