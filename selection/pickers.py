@@ -59,6 +59,8 @@ Maximiser = Literal["auto", "lazy", "sparse", "stochastic"]
 CCS_DROPPED = (0.3, 0.5, 0.7, 0.8, 0.9)
 CCS_CUT = (0.0, 0.1, 0.2, 0.2, 0.3)
 
+_LARGE = 1e-6 * float(np.finfo(np.float64).max)
+
 
 def top_k(ranking: Rows, budget: int) -> Rows:
     """The highest scores. For difficulty scores it is worse than chance where less than half stays (Zheng et al. 2023)."""
@@ -725,9 +727,9 @@ def _count(method: str, setting: str, value: Any, least: int) -> None:
 
 
 def _finite(scores: Floats) -> Floats:
-    """``scores`` with +inf as the highest finite one (0 where there is none)."""
+    """``scores`` with +inf as the highest finite one (0 where there is none), and none so large that a sum of some overflows."""
     finite = scores[np.isfinite(scores)]
-    return np.minimum(scores, finite.max() if len(finite) else 0.0)
+    return np.minimum(scores, finite.max() if len(finite) else 0.0).clip(-_LARGE, _LARGE)
 
 
 def _strata(scores: Floats, bins: int, binning: str) -> Rows:

@@ -66,6 +66,11 @@ class Subset:
             )
         _check_rows(rows, total, place)
         weights = np.ones(len(rows), np.float32) if weights is None else np.asarray(weights)
+        if weights.dtype.kind == "f":
+            with np.errstate(over="ignore"):
+                weights = weights.astype(
+                    np.float32
+                )  # as they are written: 1e-60 is 0 then, and nobody could read it back
         _check_weights(weights, len(rows), place)
         keep = len(rows) / total if keep is None else keep
         if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
@@ -203,7 +208,9 @@ def _check_weights(weights: np.ndarray, rows: int, place: str) -> None:
     if weights.shape != (rows,) or weights.dtype.kind not in "fiu":
         raise Refused(f"{place}: {rows} rows want {rows} weights, not {weights.dtype} {weights.shape}.")
     if not np.isfinite(weights).all() or weights.min() <= 0:
-        raise Refused(f"{place}: weights are positive and finite. Leave out an image that should weigh nothing.")
+        raise Refused(
+            f"{place}: weights are positive and finite, in single precision. Leave out an image that should weigh nothing."
+        )
     mean = weights.mean(dtype=np.float64)
     if abs(mean - 1) > 1e-3:
         raise Refused(

@@ -279,10 +279,12 @@ def test_setas_groups_are_k_means():
     assert np.array_equal(dynamic._by_loss(values, 5), rank[means.labels_])
 
 
-def test_setas_window_slides_from_easy_to_hard():
+@pytest.mark.parametrize("window", [0.55, 0.6, 0.65])
+def test_setas_window_slides_from_easy_to_hard(window):
+    """Of ``round(window * groups)`` groups."""
     loss = np.repeat([0.0, 10.0, 20.0, 30.0, 40.0], 20) + np.tile(np.linspace(0, 1, 20), 5)
     loss[99] = np.inf
-    options = {"drop": 0.0, "groups": 5, "window": 0.6}
+    options = {"drop": 0.0, "groups": 5, "window": window}
     for epoch in range(8):
         rows, weights = draw("seta", loss=loss, epoch=epoch, options=options)
         first = epoch % 3
@@ -388,6 +390,13 @@ def test_rcap_no_class_is_lost_for_good():
         state.end(epoch)
 
 
+def test_rcap_a_class_that_was_left_out_comes_back():
+    """None of it was in the last epoch: by the formula its share is 0, and would be from then on."""
+    labels = np.repeat([0, 1], [50, 5])
+    rows, _ = draw("rcap", loss=np.ones(55), labels=labels, last=np.where(labels == 1, 0, 2), epoch=3, budget=10)
+    assert np.bincount(labels[rows]).tolist() == [9, 1]
+
+
 @given(st.data())
 @settings(max_examples=80, deadline=None)
 def test_shares_are_exact_and_fit(data):
@@ -406,9 +415,10 @@ def test_shares_are_exact_and_fit(data):
 def test_ucb_is_mean_plus_deviation():
     rng = np.random.default_rng(0)
     mean, variance = rng.random(40), rng.random(40)
-    rows, _ = draw("ucb", mean=mean, variance=variance, budget=7, options={"confidence": 2.0})
     bound = [m + 2 * math.sqrt(v) for m, v in zip(mean, variance)]
-    assert sorted(rows.tolist()) == sorted(sorted(range(40), key=lambda i: -bound[i])[:7])
+    for budget in range(1, 40):
+        rows, _ = draw("ucb", mean=mean, variance=variance, budget=budget, options={"confidence": 2.0})
+        assert sorted(rows.tolist()) == sorted(sorted(range(40), key=lambda i: -bound[i])[:budget])
     mean[3] = np.inf
     assert 3 in draw("ucb", mean=mean, variance=variance, budget=1)[0]
 
@@ -425,6 +435,10 @@ def test_selective_backprop_draws_by_the_power_of_the_rank():
         times[draw("selective_backprop", loss=loss, budget=1, epoch=6, seed=seed)[0]] += 1
     ranks = (np.argsort(np.argsort(loss)) + 0.5) / n
     np.testing.assert_allclose(times / 800, ranks ** (n - 1) / (ranks ** (n - 1)).sum(), atol=0.07)
+    harder = sum(
+        int(draw("selective_backprop", loss=[0, 1], budget=1, epoch=6, seed=seed)[0][0]) for seed in range(800)
+    )
+    assert harder / 800 == pytest.approx(0.75, abs=0.06)  # 3/4 over 1/4 + 3/4: the power is 2 / 1 - 1
 
 
 def test_selective_backprop_keeps_all_at_both_ends():

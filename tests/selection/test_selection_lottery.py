@@ -287,6 +287,22 @@ def test_a_ticket_is_added_to(signals, pick, balance):
         )
 
 
+def test_what_a_ticket_adds_to_weighs_one_image_each(signals):
+    first = select(signals, score="el2n", pick="random", keep=0.2).subset
+    assert (select(signals, score="el2n", pick="ccs", keep=0.5, start=first).subset.weights == 1).all()
+    more = select(signals, score="el2n", pick="grad_match", keep=0.5, start=first).subset
+    old = np.isin(more.rows, first.rows)
+    assert np.ptp(more.weights[~old]) > 0
+    # All weights are divided by their mean, and so those of the others are what grad_match gave them once the old ones are 1.
+    one = more.weights[old][0]
+    assert (more.weights[old] == one).all()
+    others, labels = np.setdiff1d(np.arange(signals.images), first.rows), signals["labels"]
+    for of in np.unique(labels):
+        new = more.weights[~old & (labels[more.rows] == of)] / one
+        count = (labels[others] == of).sum()
+        assert 0.3 * count < new.sum() < 1.5 * count  # they stand for the images of their class that were not in yet
+
+
 def test_a_ticket_that_cannot_be_added_to(signals):
     random_half = select(signals, score="el2n", pick="random", keep=0.5).subset
     for pick in ("top_k", "window"):

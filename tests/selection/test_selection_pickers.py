@@ -235,6 +235,13 @@ def test_ccs_by_quantile_is_not_led_by_an_outlier():
     assert not all(99 in pick("ccs", scores, 10, cut=0.0, bins=10, binning="quantile", seed=seed) for seed in range(20))
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["ccs", "d2"])
+def test_scores_so_large_that_their_difference_overflows(name):
+    scores = np.repeat([1e308, -1e308, 1e300], [10, 10, 20])
+    assert len(set(pick(name, scores, 10, cut=0.0).tolist())) == 10
+
+
 def test_ccs_negative_scores_all_find_a_bin():
     """The published code widens the last edge by max * 1.0001, which narrows it where scores are negative."""
     scores = -np.arange(1.0, 101.0)
@@ -398,7 +405,8 @@ def test_window_is_the_same_stretch_of_every_class():
     embeddings = rng.normal(size=(180, 6))
     embeddings += np.where(place < 2 / 3, 2, 0)[:, None] * np.eye(3, 6)[labels]
     signals, quotas = {"labels": labels, "embeddings": embeddings}, np.array([27, 18, 9])
-    kept = pick("window", 1 - place, 54, signals=signals | {"quotas": quotas}, step=0.1)
+    # A class whose scores are all higher: windows of the ranking of all would be of one class.
+    kept = pick("window", 2 * labels + 1 - place, 54, signals=signals | {"quotas": quotas}, step=0.1)
     assert np.bincount(labels[kept]).tolist() == quotas.tolist()
     x, found = np.c_[embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True), np.ones(180)], []
     for tenth in range(8):
@@ -408,15 +416,16 @@ def test_window_is_the_same_stretch_of_every_class():
     assert set(kept) == max(found, key=lambda one: one[:2])[2]
 
 
-def test_window_is_the_best_of_all_windows():
+@pytest.mark.parametrize("ridge", [0.01, 0.5, 30])
+def test_window_is_the_best_of_all_windows(ridge):
     rng = np.random.default_rng(1)
     labels, embeddings, scores = rng.integers(0, 4, 120), rng.normal(size=(120, 5)), rng.random(120)
-    kept = pick("window", scores, 30, signals={"labels": labels, "embeddings": embeddings}, step=0.1, ridge=0.5)
+    kept = pick("window", scores, 30, signals={"labels": labels, "embeddings": embeddings}, step=0.1, ridge=ridge)
     x = np.c_[embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True), np.ones(120)]
     order, onehot, found = np.argsort(-scores), np.eye(4)[labels], []
     for first in [*range(0, 91, 12), 90]:
         rows = order[first : first + 30]
-        w = np.linalg.solve(x[rows].T @ x[rows] + 0.5 * np.eye(6), x[rows].T @ onehot[rows])
+        w = np.linalg.solve(x[rows].T @ x[rows] + ridge * np.eye(6), x[rows].T @ onehot[rows])
         found.append((((x @ w).argmax(1) == labels).sum(), -((x @ w - onehot) ** 2).sum(), first))
     first = max(found)[2]
     assert set(kept.tolist()) == set(order[first : first + 30].tolist())
@@ -586,8 +595,9 @@ def d2_by_the_paper(scores, x, budget, k, forward, reverse):
 ])  # fmt: skip
 def test_d2_passes_the_messages_of_the_paper(options, k, forward, reverse):
     scores, x = np.random.default_rng(3).random(50), unit(made_up(50)["embeddings"])
-    kept = pick("d2", scores, 20, cut=0.0, **options)
-    assert kept.tolist() == d2_by_the_paper(scores, x, 20, k, forward, reverse)
+    expected = d2_by_the_paper(scores, x, 20, k, forward, reverse)
+    for lowest in (-2, 0, 2):  # scores count from the lowest, wherever that is
+        assert pick("d2", scores + lowest, 20, cut=0.0, **options).tolist() == expected
 
 
 def test_d2_cuts_as_ccs_does():
@@ -602,13 +612,18 @@ def test_d2_cuts_as_ccs_does():
 # -- gradients
 
 
-def written_out(n):
+def written_out(n, errors=None):
     made = made_up(n)
+    errors = made["errors"] if errors is None else errors
     features = np.c_[made["embeddings"].astype(float), np.ones(n)]
-    return (made["errors"].astype(float)[:, :, None] * features[:, None, :]).reshape(n, -1)
+    return (errors.astype(float)[:, :, None] * features[:, None, :]).reshape(n, -1)
 
 
-@pytest.mark.parametrize("options", [{}, {"maximiser": "sparse", "neighbors": 39}])
+@pytest.mark.parametrize("options", [
+    {},
+    {"maximiser": "sparse", "neighbors": 39},
+    {"maximiser": "stochastic", "epsilon": 1e-6, "max_memory": 1e-9},  # looks at all of them, without the matrix
+])  # fmt: skip
 def test_craig_takes_and_weighs_images_by_their_explicit_gradients(options):
     g = written_out(40)
     away = np.linalg.norm(g[:, None] - g, axis=2)
@@ -657,6 +672,22 @@ def test_grad_match_is_orthogonal_matching_pursuit_on_the_explicit_gradients(rid
     assert matched(g, rows, weights, ridge) <= 1.01 * matched(g, expected, truth, ridge) + 1e-3
 
 
+@pytest.mark.parametrize("ridge", [1e-3, 0.5])
+def test_grad_match_fits_the_weights_anew_where_some_would_be_negative(ridge):
+    rng = np.random.default_rng(4)
+    labels = rng.integers(0, 3, 60)
+    errors = (rng.dirichlet(np.ones(3), 60) - np.eye(3)[labels]).astype(np.float16)
+    g = written_out(60, errors)
+    rows, weights = drawn("grad_match", np.zeros(60), 30, ridge=ridge, signals={"errors": errors})
+    a, target = g[rows], g.sum(0)
+    unbound = np.linalg.solve(a @ a.T + ridge * np.eye(30), a @ target)
+    truth = scipy.optimize.nnls(np.r_[a.T, np.sqrt(ridge) * np.eye(30)], np.r_[target, np.zeros(30)])[0]
+    assert unbound.min() < 0 == truth.min()
+    np.testing.assert_allclose(
+        weights, np.maximum(truth, 0.01 * truth[truth > 0].mean()), rtol=1e-3, atol=3e-3 * truth.mean()
+    )
+
+
 def test_grad_match_with_and_without_the_matrix_and_several_at_once():
     g = written_out(60)
     rows, weights = drawn("grad_match", np.zeros(60), 20, at_once=4)
@@ -677,7 +708,15 @@ def test_grad_match_by_batch_takes_whole_batches_at_one_weight():
     rows, weights = drawn("grad_match", np.zeros(60), 20, by="batch", batch=5)
     assert len(np.unique(weights)) <= 4
     assert all(len(set(weights[first : first + 5])) == 1 for first in range(0, 20, 5))
-    assert matched(g, rows, weights, 0) < matched(g, rows, np.full(20, 1e-6), 0)
+    order = np.random.default_rng(0).permutation(60)
+    sums = np.stack([g[order[first : first + 5]].sum(0) for first in range(0, 60, 5)])
+    picked, truth = grad_match_by_the_paper(sums, 4, 0.5)
+    assert rows.tolist() == [row for number in picked for row in order[5 * number : 5 * number + 5]]
+    np.testing.assert_allclose(weights[::5], np.maximum(truth, 0.01 * truth[truth > 0].mean()), rtol=1e-3)
+    # One image is all that matters, and it would be in the short batch at the end.
+    alone = np.zeros((33, 3))
+    alone[np.random.default_rng(0).permutation(33)[-1]] = 1, -0.5, -0.5
+    assert len(pick("grad_match", np.zeros(33), 32, by="batch", signals={"errors": alone})) == 32
     for n, budget, batch in ((60, 59, 7), (13, 5, 32), (33, 32, 32), (60, 60, 8)):
         assert len(set(pick("grad_match", np.zeros(n), budget, by="batch", batch=batch).tolist())) == budget
 

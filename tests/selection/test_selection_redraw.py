@@ -336,6 +336,17 @@ def test_a_saving_of_seta_still_slides_from_easy_to_hard():
         assert 40 < len(rows) < 80
 
 
+def test_a_small_saving_of_seta_leaves_out_all_that_its_window_does_until_it_is_had():
+    state, seen = State(np.zeros(100, int)), []
+    for epoch in range(20):
+        rows = redraw(state, pick={"name": "seta", "saving": 0.05, "window": 0.6}, epoch=epoch, epochs=20).rows
+        seen.append(len(rows))
+        state.add(rows, np.repeat([0.0, 1.0, 2.0, 3.0, 4.0], 20)[rows])
+        state.end(epoch)
+    # Epoch 0 has no losses and leaves out 5, which then count with the hardest; after it some 40 lie outside of the window.
+    assert seen == [95, 58, 60, 87, *[100] * 16]
+
+
 def test_a_saving_of_repb_is_of_those_below_their_batch_alone():
     state = State(np.zeros(100, int))
     state.add(np.arange(100), np.repeat([0.0, 1.0], [70, 30]))
@@ -344,6 +355,13 @@ def test_a_saving_of_repb_is_of_those_below_their_batch_alone():
     assert len(drawn.rows) == 66  # 300 passes in nine epochs
     assert set(range(70, 100)) <= set(drawn.rows.tolist())
     assert len(redraw(state, pick={"name": "repb", "saving": 0.9}, epoch=1, epochs=10).rows) == 30
+    assert (drawn.weights == 1).all()  # all were in every epoch so far
+    state.add(drawn.rows, np.arange(66))
+    state.end(1)
+    after = redraw(state, pick={"name": "repb", "saving": 0.3}, epoch=2, epochs=10)
+    missed = ~np.isin(after.rows, drawn.rows)
+    assert missed.any()
+    np.testing.assert_allclose(after.weights, np.where(missed, 3 / 2, 1))  # epochs so far over those that it was in
 
 
 def test_a_saving_that_cannot_be_had_is_refused():

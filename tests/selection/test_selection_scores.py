@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from selection import methods, scores
 from selection.errors import Refused
@@ -305,6 +306,14 @@ def test_ssp_puts_the_far_first():
     np.testing.assert_allclose(values[others], 1 - (unit @ means.T).max(1)[others], atol=1e-3)
 
 
+def test_ssp_of_one_prototype_is_the_cosine_to_the_mean():
+    embeddings = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float16) + np.float16(0.5)
+    unit = embeddings.astype(float) / np.linalg.norm(embeddings.astype(float), axis=1, keepdims=True)
+    mean = unit.mean(0)
+    values = score("ssp", {"labels": np.arange(50) % 5, "embeddings": embeddings}, clusters=1)
+    np.testing.assert_allclose(values, 1 - unit @ mean / np.linalg.norm(mean), atol=1e-5)
+
+
 def cal_by_the_paper(p, embeddings, k):
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     found = []
@@ -356,6 +365,30 @@ def test_zcore_agrees_with_every_neighbour_looked_at():
         away[hit] = np.inf
         slow -= away**-4.0 / (away**-4.0).sum()
     assert np.corrcoef(fast, slow)[0, 1] > 0.93
+
+
+@pytest.mark.parametrize("exponent", [0.0, 1.0, 4.0])
+def test_zcore_draws_from_triangles_and_weighs_by_the_exponent(exponent):
+    """Beside the expectation, by numerical integration: where values are skewed, the median is far from the mean."""
+    x = (np.random.default_rng(0).random((60, 2)) ** 4).astype(np.float16).astype(float)
+    values = score(
+        "zcore",
+        {"labels": np.zeros(60, int), "embeddings": x},
+        draws=40_000,
+        subspaces=20,
+        neighbors=59,
+        exponent=exponent,
+    )
+    at = (np.arange(120) + 0.5) / 120
+    grid = [scipy.stats.triang.ppf(at, (np.median(v) - v.min()) / np.ptp(v), v.min(), np.ptp(v)) for v in x.T]
+    points = np.stack(np.meshgrid(*grid), -1).reshape(-1, 2)
+    hits = np.bincount(np.abs(points[:, None] - x).sum(2).argmin(1), minlength=60) / len(points)
+    apart = np.abs(x[:, None] - x).sum(2)
+    np.fill_diagonal(apart, np.inf)
+    share = np.maximum(apart, 1e-12) ** -exponent * (apart < np.inf)
+    expected = hits - hits @ (share / share.sum(1, keepdims=True))
+    expected = (expected - expected.min()) / np.ptp(expected)
+    np.testing.assert_allclose(values, expected, atol=0.04)
 
 
 def test_zcore_leaves_one_of_two_twins():

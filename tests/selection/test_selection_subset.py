@@ -85,6 +85,8 @@ def test_nothing_can_be_changed_afterwards():
         ([1, 2], {"weights": [-1.0, 3.0]}, "positive and finite"),
         ([1, 2], {"weights": [np.nan, 1.0]}, "positive and finite"),
         ([1, 2], {"weights": [np.inf, 1.0]}, "positive and finite"),
+        ([1, 2], {"weights": [1e-60, 2.0]}, "positive and finite, in single precision"),  # 0 in the file
+        ([1, 2], {"weights": [1e300, 1.0]}, "positive and finite"),
         ([1, 2], {"weights": [1.0, 3.0]}, "mean is 2, not 1"),
         ([1, 2], {"weights": ["1", "1"]}, "2 rows want 2 weights"),
         ([1, 2], {"keep": 0}, "keep=0 is no part"),
