@@ -29,9 +29,14 @@ _UNKNOWN = 127.5  # of what the asked model did not see: as good as the middle p
 Bytes = npt.NDArray[np.uint8]
 
 
-def ranks(scores: Tensor) -> Tensor:
-    """(B, n) scores -> (B, n) uint8: 255 for the best patch of its image, 0 for the worst; exact up to 256 patches."""
-    places = scores.argsort(dim=1, stable=True).argsort(1)  # 0 for the worst
+def ranks(scores: Tensor, rng: torch.Generator) -> Tensor:
+    """(B, n) scores -> (B, n) uint8: 255 for the best patch of its image, 0 for the worst; exact up to 256 patches.
+
+    Among equals, such as the patches of a black border, chance decides: by their place, one side of every image would win.
+    """
+    mixed = torch.rand(scores.shape, generator=rng).argsort(dim=1)
+    found = scores.cpu().gather(1, mixed).argsort(dim=1, stable=True).argsort(1)  # 0 for the worst
+    places = torch.empty_like(found).scatter_(1, mixed, found)
     return (places * 255.0 / max(scores.shape[1] - 1, 1)).round().to(torch.uint8)
 
 

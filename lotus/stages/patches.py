@@ -116,6 +116,8 @@ def patch_file(
 
     Where the score reads the image alone, it is cut into patches as ``model`` cuts it.
     """
+    import torch
+
     import lotus.pruning
     from lotus.data import tickets
     from lotus.vit import saliency
@@ -138,6 +140,7 @@ def patch_file(
     if shop.world.rank == 0 and made:
         side = looks.patch_embed.grid_size
         maps, mass, done = np.zeros((manifest.n, *side), np.uint8), tickets.Mass(int(np.prod(side))), 0
+        ties = torch.Generator().manual_seed(0)  # not the run's: the file serves all seeds
         with shop.alone().images(run.train_beton, None, recipe, looks) as loader:
             if asked is not None:
                 asked = asked.to(shop.world.device)
@@ -146,7 +149,7 @@ def patch_file(
                 patch = tuple(looks.patch_embed.patch_size)
                 scored = saliency.by_images(patches.score, patch, loader.epoch(0), shop.shelves, seed=shop.config.seed)
             for rows, scores in scored:
-                maps[rows.numpy()] = tickets.ranks(scores).view(-1, *side).numpy()
+                maps[rows.numpy()] = tickets.ranks(scores, ties).view(-1, *side).numpy()
                 mass.add(scores)
                 done += len(rows)
                 yield Step(stage, done, manifest.n, unit="images asked for their patches")

@@ -89,9 +89,21 @@ def test_what_was_not_scored_counts_as_the_middle() -> None:
 
 def test_ranks() -> None:
     scores = torch.tensor([[0.1, 5.0, -2.0, 0.3], [1e9, 0.0, 1.0, 2.0]])
-    assert tickets.ranks(scores).tolist() == [[85, 255, 0, 170], [255, 0, 85, 170]]
+    rng = torch.Generator().manual_seed(1)
+    assert tickets.ranks(scores, rng).tolist() == [[85, 255, 0, 170], [255, 0, 85, 170]]
     many = torch.randperm(196, generator=torch.Generator().manual_seed(0)).float()[None]
-    assert torch.equal(tickets.ranks(many)[0].argsort(), many[0].argsort())
+    assert torch.equal(tickets.ranks(many, rng)[0].argsort(), many[0].argsort())
+
+
+def test_no_place_wins_among_equals() -> None:
+    """A black border all round a digit: its patches stand below the digit, and each of them is the last one as often as another."""
+    scores = torch.zeros(4000, 16)
+    scores[:, [5, 6, 9, 10]] = torch.tensor([3.0, 1.0, 2.0, 4.0])
+    found = tickets.ranks(scores, torch.Generator().manual_seed(0)).double()
+    assert (found[:, [5, 6, 9, 10]] == torch.tensor([238.0, 204.0, 221.0, 255.0])).all()
+    border = [place for place in range(16) if place not in (5, 6, 9, 10)]
+    assert (found[:, border].mean(0) - 17 * 5.5).abs().max() < 5 * 17 * 3.46 / 4000**0.5  # five standard errors
+    assert found[:, border].sort(1).values.unique(dim=0).tolist() == [[17.0 * place for place in range(12)]]
 
 
 def test_the_file_comes_back_and_others_are_refused(tmp_path: Path) -> None:
