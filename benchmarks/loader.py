@@ -1,7 +1,7 @@
 """Images a second: LOTUS' loader beside a torchvision DataLoader, in one run.
 
-    python benchmarks/loader.py                           pictures that it draws itself
-    python benchmarks/loader.py IMAGES --cifar CIFAR10    a folder of class folders, and CIFAR-10 (.npz or a folder)
+    python benchmarks/loader.py                           # pictures that it draws itself
+    python benchmarks/loader.py IMAGES --cifar CIFAR10    # a folder of class folders, and CIFAR-10 (.npz or a folder)
 
 Two stories, each a whole training input: decode, augment, normalise, batch of float32 tensors in order of a shuffle.
 

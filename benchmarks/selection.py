@@ -1,13 +1,13 @@
 """How fast, how large and how good the pickers are, on made-up embeddings. Needs no training and no torch.
 
-    python benchmarks/selection.py                  every picker: 50,000 images, 384 wide, a tenth kept, over all classes at once
-    python benchmarks/selection.py herding d2       these only
-    python benchmarks/selection.py --imagenet       facility_location, k_center, craig: 1,281,167 images, class by class,
+    python benchmarks/selection.py                  # every picker: 50,000 images, 384 wide, a tenth kept, over all classes at once
+    python benchmarks/selection.py herding d2       # these only
+    python benchmarks/selection.py --imagenet       # facility_location, k_center, craig: 1,281,167 images, class by class,
                                                     from a file of 3.5 GB
-    python benchmarks/selection.py --value          facility_location's value against exact greedy's, 5,000 images
-    python benchmarks/selection.py --apricot        the same problem as apricot-select (pip install apricot-select), 20,000 images
-    python benchmarks/selection.py --gradients      closed forms against gradients that are written out
-    python benchmarks/selection.py --redraw         the lotteries of each epoch, at ImageNet's size
+    python benchmarks/selection.py --value          # facility_location's value against exact greedy's, 5,000 images
+    python benchmarks/selection.py --apricot        # the same problem as apricot-select (pip install apricot-select), 20,000 images
+    python benchmarks/selection.py --gradients      # closed forms against gradients that are written out
+    python benchmarks/selection.py --redraw         # the lotteries of each epoch, at ImageNet's size
 
 Every row is measured in a process of its own: seconds are of the picker alone (with --imagenet, of all that `lotus select` does,
 reading the file included); peak memory is of the whole process, Python and the data included. Set OMP_NUM_THREADS to say how many cores.

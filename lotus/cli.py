@@ -92,8 +92,12 @@ def _parser() -> argparse.ArgumentParser:
     _run_options(whole, until="report")
     whole.add_argument("--from", dest="first", choices=[stage.name for stage in STAGES], metavar="STAGE",
                        help=f"run again from this stage on: {', '.join(stage.name for stage in STAGES)}")  # fmt: skip
-    for name in ("prepare", "score", "train", "finetune", "export"):
+    for name in ("prepare", "score", "train", "finetune"):
         _run_options(verb(name, f"run the stages up to '{name}' that are not done yet", _run), until=name)
+    out = verb(
+        "export", "run the stages up to 'export' that are not done yet, or export the model in a folder", _export
+    )
+    _run_options(out, until="export")
     cut = verb(
         "prune", "run the stages up to 'prune', or, with --model, prune a model that LOTUS never trained", _prune
     )
@@ -240,28 +244,20 @@ def _prune_options(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--weights", default="", metavar="FILE",
                      help="safetensors, a state dict of torch, or a folder of LOTUS; without it timm's published ones")  # fmt: skip
     own.add_argument("--data", metavar="FOLDER", help="train/CLASS/* and val/CLASS/*, or CLASS/*; or an .npz")
-    own.add_argument(
-        "--keep",
-        action="append",
-        default=[],
-        metavar="BUDGET=PART",
-        help="macs=0.5, params=0.5 or latency=0.5 (on this device); may be repeated",
-    )
+    own.add_argument("--keep", action="extend", nargs="+", default=[], metavar="BUDGET=PART",
+                     help="macs=0.5, params=0.5, latency=0.5 (on this device), or several, all of which then hold; "
+                          "gates=0.5, with --rank quantile: of all that is scored")  # fmt: skip
     own.add_argument(
         "--latency-batch", type=int, default=64, metavar="N", help="images in the passes that are timed (64)"
     )
     own.add_argument("--out", default="small", metavar="FOLDER", help="where the small model goes (small)")
     own.add_argument("--force", action="store_true", help="write over another model of LOTUS")
-    own.add_argument(
-        "--arg",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="an argument for timm.create_model, e.g. img_size=32",
-    )
+    own.add_argument("--arg", action="extend", nargs="+", default=[], metavar="NAME=VALUE",
+                     help="arguments for timm.create_model, e.g. img_size=32")  # fmt: skip
     own.add_argument("--criterion", default="fisher", help="a criterion of lotus/pruning/criteria.py (fisher)")
-    own.add_argument("--rank", default="pool", choices=("pool", "kind", "uniform"),
-                     help="what competes with what (pool); uniform: the same widths in every block, for timm alone")  # fmt: skip
+    own.add_argument("--rank", default="pool", choices=("pool", "kind", "quantile", "uniform"),
+                     help="what competes with what (pool); quantile: one threshold for all scores, whatever a unit costs; "
+                          "uniform: the same widths in every block, for timm alone")  # fmt: skip
     own.add_argument("--round", type=_multiple, default=8, metavar="N",
                      help="widths stay a multiple of this, or auto: of what is fast here (8)")  # fmt: skip
     own.add_argument("--split", action="store_true", help="query/key and value dimensions may differ in number")
@@ -378,6 +374,27 @@ def _prune(options: argparse.Namespace) -> int:
             terminal.show(event)
     if isinstance(event, outside.Cut):
         pruned_page(event.plan, event.values, event.out, event.alone)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    """Of a run, or of the folder of a model: then into ``export`` inside of it."""
+    folder = Path(options.config)
+    if not (folder / "spec.json").is_file() or (folder / "config.yaml").is_file():
+        return _run(options)
+    strange = [
+        *options.overrides,
+        *(f"--{flag.replace('_', '-')}" for flag in ("again", "dry_run") if vars(options)[flag]),
+    ]
+    if strange:
+        raise Refused(f"lotus export {folder}: is a model, not a run, and takes no {strange[0]}. Leave it out.")
+    from lotus import export, pruning
+
+    sent = export.export(pruning.load(folder), folder / "export", source=folder.resolve().name)
+    files = [sent[kind]["file"] for kind in ("timm", "onnx") if sent[kind]]
+    print(f"{folder / 'export'}: {', '.join([*files, 'MODEL.md'])}")
+    for line in [*sent["notes"], *export.lines(sent["timm"], folder / "export")]:
+        print(f"  {line}")
     return 0
 
 

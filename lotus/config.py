@@ -629,12 +629,12 @@ class Prune(Section):
                 )
         if self.keep.gates is not None and self.rank != "quantile":
             raise ValueError("keep.gates is a budget of rank: quantile alone")
-        if self.keep.latency is not None and (self.inputs or self.branches or self.width is not None):
+        others = self.inputs or self.branches or self.width is not None
+        if self.keep.latency is not None and (others or self.split or self.rank != "pool"):
             raise ValueError(
-                "keep.latency is predicted for heads, their dimensions and MLP units alone: without inputs, branches and width"
+                "keep.latency is predicted for heads, their dimensions and MLP units alone: with rank: pool, and without split, "
+                "inputs, branches and width"
             )
-        if self.keep.latency is not None and (self.split or self.rank != "pool"):
-            raise ValueError("keep.latency goes with rank: pool, and without split")
         self._refuse_two_ways()
         return self
 

@@ -38,6 +38,7 @@ def export(
     onnx: bool = True,
     image_size: int | None = None,
     example: Tensor | None = None,
+    source: str = "final",
 ) -> dict[str, Any]:
     """Write ``model`` into ``folder`` in forms that need no LOTUS.
 
@@ -45,6 +46,7 @@ def export(
         onnx: write ``model.onnx`` too, with any batch size, where the extra ``onnx`` is installed
         image_size: side in pixels; None asks the model
         example: (B, 3, S, S) normalised images on which both sides must agree; None draws some
+        source: the model's own folder, as the page names it where LOTUS alone can load it
 
     Returns:
         timm: ``{"file", "name", "args"}``, or None where timm's classes cannot hold the widths
@@ -79,7 +81,7 @@ def export(
             exported = _to_onnx(model, folder / _ONNX, size, example)
         sent = {"timm": held, "onnx": exported, "notes": notes}
         with _beside(folder / _PAGE) as beside:
-            beside.write_text(_page(model, size, sent), encoding="utf-8")
+            beside.write_text(_page(model, size, sent, source), encoding="utf-8")
     except OSError as error:
         raise Refused(f"{folder}: cannot be written ({error.strerror or error}). Free space there.") from None
     return sent
@@ -194,7 +196,7 @@ def _difference(model: nn.Module, file: Path, images: Tensor) -> float:
     return float(gap) if torch.isfinite(gap) else math.inf
 
 
-def _page(model: nn.Module, size: int, sent: dict[str, Any]) -> str:
+def _page(model: nn.Module, size: int, sent: dict[str, Any], source: str) -> str:
     """MODEL.md: what lies here and the lines that load it."""
     cost = count(model)
     widths = ["| block | heads | head dimension | MLP units |", "|---|---|---|---|"]
@@ -215,7 +217,7 @@ def _page(model: nn.Module, size: int, sent: dict[str, Any]) -> str:
         parts += [
             "## With LOTUS",
             f"Here {why_not(model)}, which timm's constructor cannot say.",
-            '```python\nimport lotus\nmodel = lotus.load("final")  # the folder of spec.json and model.safetensors\n```',
+            f'```python\nimport lotus\nmodel = lotus.load("{source}")  # the folder of spec.json and model.safetensors\n```',
         ]
     if sent["onnx"]:
         parts += [

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MADE_BY = "lotus prune --model"
 """Stands in what this command writes, which it alone writes over."""
 
-BUDGETS = ("macs", "params", "latency")
+BUDGETS = ("macs", "params", "latency", "gates")
 
 Batches = Callable[[], Iterator[tuple["torch.Tensor", "torch.Tensor"]]]
 
@@ -102,12 +102,17 @@ def prune(job: Job) -> Iterator[Event]:
     narrow.useful(model, widths, budget.check_keep(job.keep), multiple)
     if "latency" in job.keep and (job.rank != "pool" or job.split or job.inputs or job.branches or widths != (1.0,)):
         raise Refused("--keep latency: goes with --rank pool, and without --split, --inputs, --branches and --width.")
-    train, val = open_data(Data(name="npz" if job.data.endswith(".npz") else "imagefolder", path=job.data))
+    if job.keep.get("gates", 1) < 1 and job.rank != "quantile":
+        raise Refused(
+            "--keep gates: a part of all units is what one threshold leaves. Add --rank quantile, or keep macs or params."
+        )
+    images = Data(name="npz" if job.data.endswith(".npz") else "imagefolder", path=job.data)
+    train, val = open_data(images, learned=False)
     labelled = len(train.classes) == model.num_classes
     if not labelled:
         yield Said(
             "prune",
-            f"The data has {len(train.classes)} classes, the model tells {model.num_classes} apart: its own answers stand in for "
+            f"The data has {len(train.classes)} class{'es' if len(train.classes) > 1 else ''}, the model tells {model.num_classes} apart: its own answers stand in for "
             "labels, and what is measured is how often the small model agrees with it.",
             level="warning",
         )

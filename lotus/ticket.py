@@ -360,6 +360,13 @@ def bring(
     """
     path = Path(file)
     if _is_ticket(path):
+        given = {"--as": kind, "--column": column, "--order": order != "index", "--index": index}
+        given |= {"--negate": negate, "--keep": keep is not None, "--seed": seed != 0}
+        if strange := [flag for flag, said in given.items() if said]:
+            raise Refused(
+                f"{', '.join(strange)}: {file} is a ticket of LOTUS, which says itself which images stay. Leave it out; lotus select "
+                "draws another, and lotus ticket export makes a list of its rows."
+            )
         subset = Subset.load(path)
         told = held(
             subset, data, force=force, risk="its rows stand for other images, and training goes on them unnoticed"

@@ -378,10 +378,10 @@ def _by_name(
     if values is not None and there.sum() == images.total:
         found.scores = np.empty(images.total)
         found.scores[rows[there]] = _numbers(path, values, "score")[there]
-    elif values is not None and (kind == "scores" or (kept is None and kind != "rows")):
+    elif values is not None and (kind == "scores" or (kept is None and kind not in ("rows", "remove"))):
         raise Refused(
             f"{path}: scores for {there.sum()} of {images.total} images. Every image needs one; or take those that are there "
-            "for the ticket: --as rows."
+            "for the ticket: --as rows, or out of it: --as remove."
         )
     inside = np.ones(len(rows), bool) if kept is None else _truth(path, kept)
     if kind == "remove":

@@ -10,7 +10,7 @@ import difflib
 import inspect
 import os
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -30,6 +30,16 @@ def nearest(word: str, words: Iterable[str]) -> str:
     """``" Did you mean 'x'?"`` for the closest of ``words``, or an empty string."""
     close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def check_choice(value: Any, among: Sequence[str], *, place: str) -> None:
+    """Refuse a word that is none of ``among``.
+
+    Raises:
+        Refused: with the nearest of them, and all.
+    """
+    if not isinstance(value, str) or value not in among:
+        raise Refused(f"{place}: there is no {value!r}.{nearest(str(value), among)} Here: {', '.join(among)}.")
 
 
 def find(shelves: ModuleType | Iterable[ModuleType], name: str, *, place: str) -> Callable[..., Any]:

@@ -32,6 +32,7 @@ import numpy.typing as npt
 from selection.errors import Refused
 from selection.gradients import EVERY, Gradients, Index, need_batches, need_products
 from selection.memory import within
+from selection.methods import check_choice
 from selection.neighbors import Cosine, Kernel, NearGradients, nearest, slices, unit
 from selection.submodular import (
     FacilityLocation,
@@ -436,8 +437,7 @@ def grad_match(
     _count("grad_match", "batch", batch, 1)
     if at_once is not None:
         _count("grad_match", "at_once", at_once, 1)
-    if by not in ("image", "batch"):
-        raise Refused(f"grad_match(by={by!r}): it goes by 'image' or by 'batch'.")
+    check_choice(by, ("image", "batch"), place="grad_match(by)")
     n = len(errors)
     order = rng.permutation(n)
     if by == "batch":
@@ -562,8 +562,7 @@ def _represent(
     max_memory: float,
 ) -> tuple[Rows, Callable[[Rows], Rows]]:
     """Facility location over ``kernel``: the rows, and a function that says which of them (its number) each image is nearest to."""
-    if maximiser not in ("auto", "lazy", "sparse", "stochastic"):
-        raise Refused(f"{method}(maximiser={maximiser!r}): there are 'auto', 'lazy', 'sparse' and 'stochastic'.")
+    check_choice(maximiser, ("auto", "lazy", "sparse", "stochastic"), place=f"{method}(maximiser)")
     _number(method, "epsilon", epsilon, 1e-6, 1 - 1e-6)
     _number(method, "max_memory", max_memory, 0, math.inf)
     if neighbors is not None:
@@ -732,10 +731,9 @@ def _finite(scores: Floats) -> Floats:
 
 def _strata(scores: Floats, bins: int, binning: str) -> Rows:
     """The bin in [0, bins) of each score, hardest bin first; ``scores`` come highest first."""
+    check_choice(binning, ("width", "quantile"), place="ccs(binning)")
     if binning == "quantile":
         return np.arange(len(scores)) * bins // len(scores)
-    if binning != "width":
-        raise Refused(f"ccs(binning={binning!r}): bins are of one 'width', or 'quantile'.")
     easy = -_finite(scores)  # as the paper has it (AUM): the hardest lowest
     low, high = easy.min(), easy.max()
     if high == low:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selection.errors import Refused
+from selection.methods import check_choice
 from selection.neighbors import Cosine, assign, kmeans, nearest, slices, unit
 
 Array = npt.NDArray[Any]
@@ -78,11 +79,8 @@ def aum(margin: Array, p_label: Array, p_other: Array, *, kind: str = "logit") -
         p_other: highest other probability, (S, E, N).
         kind: ``"logit"``, the paper's, or ``"probability"``: the difference of the probabilities (Zheng et al. 2023).
     """
-    if kind == "logit":
-        return -_mean(margin)
-    if kind == "probability":
-        return _mean(p_other) - _mean(p_label)
-    raise Refused(f"aum(kind={kind!r}): a margin is of 'logit' or 'probability'.")
+    check_choice(kind, ("logit", "probability"), place="aum(kind)")
+    return -_mean(margin) if kind == "logit" else _mean(p_other) - _mean(p_label)
 
 
 def loss(loss: Array, *, epochs: int = 1) -> Scores:

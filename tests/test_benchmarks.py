@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import re
+import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,6 +108,33 @@ def test_it_runs(name: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert done.stdout.strip()
     assert "failed" not in done.stdout  # a row that fails does not stop the others
+
+
+def commands() -> list[tuple[str, ...]]:
+    """What the pages and the benchmarks' own heads say to type."""
+    pages = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.py")]
+    lines = [line for page in pages for line in re.findall(r"python (benchmarks/[^`#\n]+)", page.read_text("utf-8"))]
+    return sorted({tuple(shlex.split(line)) for line in lines})
+
+
+@pytest.mark.slow  # ten seconds, of imports
+def test_every_command_that_is_written_down_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the benchmark's own parser, which ends with 2 where it is not."""
+    understood = []
+
+    def stop(parser: argparse.ArgumentParser, *given: Any) -> None:
+        whole(parser, *given)
+        understood.append(sys.argv)
+        raise KeyboardInterrupt
+
+    whole = argparse.ArgumentParser.parse_args
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    for script, *words in (found := commands()):
+        monkeypatch.setattr(sys, "argv", [script, *words])
+        with pytest.raises(KeyboardInterrupt):
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert len(understood) == len(found) > 20
 
 
 def test_none_is_forgotten() -> None:

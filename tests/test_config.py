@@ -60,6 +60,8 @@ def test_resolved_page_reads_back_the_same() -> None:
         ),
         ("prune={method: unstructured, keep: {weights: 0.5}, pattern: '4:2'}", "prune: pattern is N:M, e.g. 2:4"),
         ("prune={method: soup, keep: {weights: 0.5}, pattern: '2:4'}", "prune: pattern is a setting of unstructured"),
+        ("prune={keep: {latency: 0.5}, rank: kind}", "prune: keep.latency is predicted for heads"),
+        ("prune={keep: {latency: 0.5}, split: true}", "prune: keep.latency is predicted for heads"),
         ("train.sparsity.attention.kind=l1", "train.sparsity.attention.kind: Input should be 'log' or 'entropy'"),
         ("prune.keep.macs=true", "prune.keep.macs: expected a number, not True."),
         ("train.epochs=true", "train.epochs: expected a number, not True."),

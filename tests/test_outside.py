@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 import lotus
 from lotus import cli, outside
 from lotus.export import lines
+from lotus.pruning import budget
 from lotus.vit import cost
 from selection.errors import Refused
 
@@ -112,6 +114,12 @@ def test_the_stream_its_inputs_and_branches_may_go_too(photos, tmp_path, capsys)
     [
         (["--width", "0.05"], "prune.width: 8 of 48 channels leave 0."),
         (["--keep", "macs=0.7"], "--keep macs=0.7: there is a --keep macs already"),
+        (["--keep", "params=0.7", "params=0.8"], "--keep params=0.8: there is a --keep params already"),
+        (
+            ["--keep", "gates=0.7"],
+            "--keep gates: a part of all units is what one threshold leaves. Add --rank quantile",
+        ),
+        (["--keep", "latency=0.7", "--rank", "kind"], "--keep latency: goes with --rank pool"),
         (["--out", "/proc/foo"], "--out /proc/foo: cannot be written"),
     ],
 )
@@ -122,6 +130,27 @@ def test_a_request_that_cannot_be_met_is_refused_before_an_image_is_read(
     monkeypatch.setattr("lotus.data.source.open_data", lambda *_: pytest.fail("the data were opened"))
     assert cli.main(words(photos, tmp_path / "a.safetensors", tmp_path / "small", *more)) == 2
     assert message in capsys.readouterr().err
+
+
+def test_every_rank_and_budget_is_offered(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["prune", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"--rank {{{','.join(budget.RANKS)}}}" in told
+    assert set(outside.BUDGETS) == {*budget.BUDGETS, budget.OF_GATES}
+
+
+def test_one_threshold_leaves_a_part_of_all_units(photos, tmp_path):
+    save_file(model().state_dict(), tmp_path / "a.safetensors")
+    asked = words(
+        photos, tmp_path / "a.safetensors", tmp_path / "small", "--rank", "quantile", "--round", "1", "--evaluate", "0"
+    )
+    asked[asked.index("macs=0.6")] = "gates=0.6"
+    assert cli.main([*asked, "--no-rotate", "--criterion", "magnitude"]) == 0
+    left = sum(
+        b.attn.num_heads * b.attn.head_dim + b.mlp.fc1.out_features for b in lotus.load(tmp_path / "small").blocks
+    )
+    assert left / (2 * (48 + 192)) == pytest.approx(0.6, abs=0.03)
 
 
 def test_a_fast_multiple_is_measured(photos, tmp_path, monkeypatch, capsys):
@@ -197,6 +226,21 @@ def test_other_classes_are_answered_by_the_model_itself(photos, tmp_path):
     assert any("its own answers stand in for labels" in getattr(event, "text", "") for event in seen)
     assert set(seen[-1].values) == {"images", "agreement"}
     assert lotus.load(tmp_path / "small").num_classes == 7
+
+
+@pytest.mark.parametrize("form", ["folder", "npz"])
+def test_images_of_one_class_will_do_where_the_model_answers_itself(photos, tmp_path, form):
+    for part in ("train", "val"):
+        shutil.copytree(photos / part / "a", tmp_path / "some" / part / "pictures")
+    if form == "npz":
+        pixels = np.zeros((12, 20, 24, 3), np.uint8)
+        np.savez(
+            tmp_path / "some.npz", x_train=pixels, y_train=np.zeros(12, int), x_test=pixels, y_test=np.zeros(12, int)
+        )
+    seen = events(tmp_path / ("some.npz" if form == "npz" else "some"), tmp_path)
+    assert any("The data has 1 class, the model tells 3 apart" in getattr(event, "text", "") for event in seen)
+    assert seen[-1].values["images"] == (12 if form == "npz" else 8)
+    assert set(seen[-1].values) == {"images", "agreement"}
 
 
 def test_one_folder_of_classes_is_split_and_said(photos, tmp_path):
@@ -277,12 +321,11 @@ def test_only_what_it_wrote_itself_is_written_over(photos, tmp_path, capsys, mon
     assert sum(p.numel() for p in lotus.load(trained).parameters()) < sum(p.numel() for p in model().parameters())
 
 
+def clock(vit, *_, **__):
+    return 1.0 + sum(block.mlp.fc1.out_features + block.attn.qkv.out_features for block in vit.blocks) / 100
+
+
 def test_a_budget_of_latency(photos, tmp_path, monkeypatch):
-    from lotus.vit import cost
-
-    def clock(vit, *_, **__):
-        return 1.0 + sum(block.mlp.fc1.out_features + block.attn.qkv.out_features for block in vit.blocks) / 100
-
     monkeypatch.setattr(cost, "latency", clock)
     seen = events(photos, tmp_path, keep={"latency": 0.8}, latency_batch=3)
     told = [getattr(event, "text", "") for event in seen]
@@ -291,13 +334,48 @@ def test_a_budget_of_latency(photos, tmp_path, monkeypatch):
     assert clock(lotus.load(tmp_path / "small")) / clock(model()) == pytest.approx(0.8, rel=0.04)
 
 
-def test_a_damaged_picture_is_named(photos, tmp_path):
-    import shutil
+def test_several_budgets_hold_together(photos, tmp_path, monkeypatch, capsys):
+    """However they are written, and whichever of them is the tighter one."""
+    monkeypatch.setattr(cost, "latency", clock)
+    save_file(model().state_dict(), tmp_path / "a.safetensors")
+    asked = words(photos, tmp_path / "a.safetensors", tmp_path / "small", "--latency-batch", "3", "--round", "2")
+    asked += ["--criterion", "magnitude", "--no-rotate", "--evaluate", "0"]
+    at = asked.index("macs=0.6")
+    for given, tight in (
+        (["macs=0.5", "latency=0.95"], "macs"),
+        (["macs=0.95", "--keep", "latency=0.6"], "latency"),
+    ):
+        assert cli.main([*asked[:at], *given, *asked[at + 1 :]]) == 0
+        told = capsys.readouterr().out
+        assert f"asked {given[-1].partition('=')[2]}, predicted" in told
+        small = lotus.load(tmp_path / "small")
+        left = {"macs": cost.count(small).macs / cost.count(model()).macs, "latency": clock(small) / clock(model())}
+        want = {one.partition("=")[0]: float(one.partition("=")[2]) for one in given if "=" in one}
+        assert all(left[what] <= part * 1.02 for what, part in want.items())
+        assert left[tight] > want[tight] - 0.05
+        assert f"({left['macs']:.3f})" in told
 
+
+def test_a_damaged_picture_is_named(photos, tmp_path):
     shutil.copytree(photos, tmp_path / "some")
     (tmp_path / "some" / "train" / "a" / "3.png").write_bytes(b"no picture")
     with pytest.raises(Refused, match=r"a/3\.png: cannot be read"):
         events(tmp_path / "some", tmp_path)
+
+
+def test_its_folder_is_exported_as_a_run_is(photos, tmp_path, capsys):
+    lotus.save(
+        lotus.prune(model(), [torch.randn(4, 3, 16, 16)], {"macs": 0.6}, criterion="magnitude"), tmp_path / "small"
+    )
+    assert cli.main(["export", str(tmp_path / "small")]) == 0
+    told, written = capsys.readouterr().out, {file.name for file in (tmp_path / "small" / "export").iterdir()}
+    assert "MODEL.md" in written
+    assert all(name in told for name in written)
+    page = (tmp_path / "small" / "export" / "MODEL.md").read_text()
+    assert 'lotus.load("small")' in page or "timm.safetensors" in written
+    assert lotus.verify(tmp_path / "small")
+    assert cli.main(["export", str(tmp_path / "small"), "seed=1"]) == 2
+    assert "is a model, not a run, and takes no seed=1" in capsys.readouterr().err
 
 
 def test_where_timm_holds_the_widths_its_lines_are_printed(capsys):

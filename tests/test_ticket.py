@@ -264,6 +264,21 @@ def test_what_cannot_be_done_says_so(run, capsys, words, says, tmp_path):
     assert says in refused(capsys, *(word.format(**names) for word in words))
 
 
+@pytest.mark.parametrize(
+    "flag",
+    [
+        ("--keep", "0.1"), ("--as", "remove"), ("--seed", "3"), ("--negate",), ("--column", "x"), ("--order", "class"),
+        ("--index", "row"),
+    ],
+)  # fmt: skip
+def test_a_ticket_of_ours_takes_no_flag_for_files_of_others(run, capsys, flag, tmp_path):
+    words = ("import", run / "subset.npz", "--data", run, "--out", tmp_path / "t.npz")
+    assert f"{flag[0]}: {run / 'subset.npz'} is a ticket of LOTUS" in refused(capsys, *words, *flag)
+    assert not list(tmp_path.iterdir())
+    told(capsys, *words)
+    assert np.array_equal(Subset.load(tmp_path / "t.npz").rows, Subset.load(run / "subset.npz").rows)
+
+
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.7, 0.99])
 def test_a_ticket_cut_short(run, capsys, part, tmp_path):
     whole = (run / "subset.npz").read_bytes()

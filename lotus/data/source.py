@@ -25,13 +25,13 @@ class Source:
 
     Attributes:
         labels: (N,) int64, into ``classes``.
-        classes: names, at least two.
+        classes: names.
         read: image ``i`` as (H, W, 3) uint8 RGB; raises whatever a damaged image makes it raise. Called from threads.
         name: what image ``i`` is called in messages: its path, or ``"digits train 17"``.
         fingerprint: changes when an image, a label or a class does.
 
     Raises:
-        Refused: labels that do not fit the classes, one class only, a class without an image.
+        Refused: labels that do not fit the classes, a class without an image.
     """
 
     labels: npt.NDArray[np.int64]
@@ -58,8 +58,6 @@ class Source:
             )
         if len(labels) == 0:
             raise Refused(f"{self.where}: no images.")
-        if len(self.classes) < 2:
-            raise Refused(f"{self.where}: one class, {', '.join(self.classes)}. There is nothing to learn: give two.")
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= len(self.classes):
             raise Refused(
@@ -125,8 +123,11 @@ def digest(*parts: str | bytes | npt.NDArray[np.generic] | Iterable[str]) -> str
     return hashed.hexdigest()
 
 
-def open_data(data: config.Data, shelves: Iterable[ModuleType] = ()) -> tuple[Source, Source]:
+def open_data(data: config.Data, shelves: Iterable[ModuleType] = (), *, learned: bool = True) -> tuple[Source, Source]:
     """``(train, val)`` of the data set that a config names: one of the catalog, of ``shelves``, or ``hf:NAME``.
+
+    Args:
+        learned: whether the classes are to be learned, which takes two.
 
     Raises:
         Refused: no such data set, an option it does not have, or images and labels that it refuses.
@@ -142,6 +143,8 @@ def open_data(data: config.Data, shelves: Iterable[ModuleType] = ()) -> tuple[So
     available = {"path": data.path, "name": remote}
     methods.check_settings(method, data.options, place="data.options")
     train, val = methods.call(method, available, _typed(method, data.options), place="data.options")
+    if learned and len(train.classes) < 2:
+        raise Refused(f"{train.where}: one class, {', '.join(train.classes)}. There is nothing to learn: give two.")
     if train.classes != val.classes:
         raise Refused(f"{data.name}: train and val do not have the same classes.")
     return train, val

@@ -355,7 +355,7 @@ class Study:
             Refused: as :meth:`draw`, and where the budgets do not fall.
         """
         shares = budget.check_nested(keeps)
-        round, _ = _multiple(self.model, round, table)
+        round, measured = _multiple(self.model, round, table)
         if table is None and any("latency" in share for share in shares):
             table = latency.measure(self.beside or self.dense, 64, timer=timer)
         found: list[Drawn] = []
@@ -364,7 +364,7 @@ class Study:
             found.append(
                 self.draw(keep, round=round, split=split, branches=branches, within=within, table=table, timer=timer)
             )
-        return found
+        return [dataclasses.replace(one, notes=(*measured, *one.notes)) for one in found]
 
     @property
     def _outline(self) -> cost.Outline:
@@ -428,8 +428,7 @@ def study(
     )
     options = dict(criterion_options or {})
     methods.check_settings(method, options, place="prune.criterion")
-    if compensate not in folds.HOW:
-        raise Refused(f"prune.compensate: there is no {compensate!r}. Here: {', '.join(folds.HOW)}.")
+    methods.check_choice(compensate, folds.HOW, place="prune.compensate")
     _refuse_unfit(model)
     reads = set(methods.reads(method))
     if "gates" in reads:

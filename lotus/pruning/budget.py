@@ -20,7 +20,7 @@ from lotus.pruning.plan import BlockPlan, Plan
 from lotus.vit.anatomy import Dims
 from lotus.vit.cost import BlockCost, Cost, Outline
 from selection.errors import Refused
-from selection.methods import nearest
+from selection.methods import check_choice, nearest
 
 Rank = Literal["pool", "kind", "quantile", "uniform"]
 RANKS = ("pool", "kind", "quantile", "uniform")
@@ -236,8 +236,7 @@ def fit_plan(
     share = check_keep(keep)
     if "latency" in share:
         raise Refused("prune.keep.latency: milliseconds are not counted but measured; see lotus.pruning.latency.")
-    if rank not in RANKS:
-        raise Refused(f"prune.rank: there is no {rank!r}. Here: {', '.join(RANKS)}.")
+    check_choice(rank, RANKS, place="prune.rank")
     if within is not None and rank != "pool":
         raise Refused(f"prune.sizes: {rank!r} draws each budget for itself. Set prune.rank to pool.")
     part = share.pop(OF_GATES, 1.0)

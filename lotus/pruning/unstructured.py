@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from lotus.vit import anatomy
 from selection.errors import Refused
+from selection.methods import check_choice
 
 Weights = Literal["linears", "sparse_vit"]
 Masks = Mapping[str, Tensor]
@@ -39,8 +40,7 @@ def listed(model: nn.Module, weights: Weights = "linears") -> dict[str, nn.Param
     Raises:
         Refused: no such list, or no supported ViT.
     """
-    if weights not in ("linears", "sparse_vit"):
-        raise Refused(f"prune.weights: there is no list {weights!r}. Here: linears, sparse_vit.")
+    check_choice(weights, ("linears", "sparse_vit"), place="prune.weights")
     everything = dict(model.named_parameters())
     parts: tuple[str, ...] = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
     if weights == "linears":

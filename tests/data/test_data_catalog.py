@@ -212,7 +212,7 @@ def test_npz(tmp_path: Path) -> None:
     [
         ({"y_train": None}, "has no y_train"),
         ({"y_train": np.arange(11) % 3}, "12 images but 11 labels"),
-        ({"y_train": np.zeros(12, int)}, "one class"),
+        ({"y_train": np.zeros(12, int), "y_test": np.zeros(5, int)}, "one class"),
         ({"y_train": np.array([0, 2] * 6)}, "class '1' is empty"),
         ({"y_train": np.linspace(0, 2, 12)}, "whole numbers"),
         ({"y_test": np.full(5, 7)}, "labels from 7 to 7, but 3 classes"),

@@ -340,6 +340,11 @@ def test_a_fast_multiple_is_measured_where_it_is_asked_for(monkeypatch):
     assert drawn.notes[0] == "Widths stay multiples of 16: measured."
     again = study(tiny(), batches(1)).draw({"macs": 0.6}, round="auto")
     assert (again.plan, again.notes) == (drawn.plan, drawn.notes)
+    asked.clear()
+    nested = study(tiny(), batches(1)).nested([{"macs": 0.8}, {"macs": 0.6}], round="auto")
+    assert asked == [64]
+    assert all(dims.hidden % 16 == 0 for one in nested for dims in one.plan.dims)
+    assert all(one.notes[0] == "Widths stay multiples of 16: measured." for one in nested)
 
 
 def test_models_that_do_not_serve_are_refused():

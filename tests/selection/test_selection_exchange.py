@@ -154,6 +154,17 @@ def test_ids_to_remove_as_moderate_leaves_them(plain, tmp_path):
     assert exchange.read(tmp_path / "drop.bin", plain, kind="remove").rows.tolist() == [1, 3, 5, 6, 7, 8, 9]
 
 
+def test_a_table_of_some_images_may_say_which_go(plain, tmp_path):
+    """Their scores say nothing of the others, and are not needed where what is there stays, or goes."""
+    file = tmp_path / "worst.csv"
+    file.write_text("index,score\n0,0.5\n2,0.25\n4,0.125\n")
+    assert exchange.read(file, plain, kind="remove").rows.tolist() == [1, 3, 5, 6, 7, 8, 9]
+    assert exchange.read(file, plain, kind="rows").rows.tolist() == [0, 2, 4]
+    for kind in ("", "scores"):
+        with pytest.raises(Refused, match=r"3 of 10 images.*--as rows, or out of it: --as remove"):
+            exchange.read(file, plain, kind=kind)
+
+
 def test_paths_and_labels_as_dyn_unc_leaves_them(plain, tmp_path):
     lines = [f"/somewhere/train/{NAMES[row]} {LABELS[row]}" for row in (4, 1)]
     (tmp_path / "list.txt").write_text("\n".join(lines) + "\n")

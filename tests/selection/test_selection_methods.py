@@ -2,10 +2,13 @@
 
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 from selection import methods
 from selection.errors import Refused
+from selection.lottery import select
+from selection.signals import Signals
 
 
 def shelf(source, name="shelf"):
@@ -87,6 +90,30 @@ def test_call_refuses_unknown_settings():
 def test_nearest_is_silent_where_nothing_is_near():
     assert methods.nearest("kep", ["keep", "seed"]) == " Did you mean 'keep'?"
     assert methods.nearest("zzz", ["keep", "seed"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("score", "pick", "says"),
+    [
+        ("el2n", {"name": "ccs", "bin": 20}, "select.pick.bin: 'ccs' has no such setting. Did you mean 'bins'?"),
+        ("el2n", {"name": "ccs", "binning": "widht"}, "ccs(binning): there is no 'widht'. Did you mean 'width'? Here: "),
+        ("el2n", {"name": "grad_match", "by": "imag"}, "grad_match(by): there is no 'imag'. Did you mean 'image'?"),
+        ("el2n", {"name": "facility_location", "maximiser": "laxy"}, "(maximiser): there is no 'laxy'. Did you mean 'lazy'?"),
+        ("el2n", {"name": "ccs", "binning": 3}, "ccs(binning): there is no 3. Here: width, quantile."),
+        ({"name": "aum", "kind": "logits"}, "ccs", "aum(kind): there is no 'logits'. Did you mean 'logit'?"),
+    ],
+)  # fmt: skip
+def test_an_option_that_is_misspelt_is_told_with_the_nearest(score, pick, says):
+    rng = np.random.default_rng(0)
+    drawn = {
+        "labels": np.arange(30) % 3,
+        "embeddings": rng.normal(size=(30, 4)),
+        "errors": rng.uniform(-0.3, 0.3, (30, 3)),
+    }
+    drawn |= {name: rng.random((1, 2, 30)) / 2 for name in ("error_norm", "margin", "p_label", "p_other")}
+    with pytest.raises(Refused) as refusal:
+        select(Signals(drawn, fingerprint="drawn"), score=score, pick=pick, keep=0.5)
+    assert says in str(refusal.value)
 
 
 def test_what_a_method_of_the_users_own_raises_is_told_with_its_place():

@@ -403,7 +403,7 @@ def test_random_follows_its_seed_and_nothing_else():
         ("cal", {"neighbors": 0}, "neighbors=0"),
         ("zcore", {"draws": 0}, "draws=0"),
         ("zcore", {"exponent": -1}, "exponent=-1"),
-        ("aum", {"kind": "logits"}, "kind='logits'.*'logit' or 'probability'"),
+        ("aum", {"kind": "logits"}, "kind.: there is no 'logits'. Did you mean 'logit'"),
     ],
 )
 def test_bad_settings_are_refused(name, options, match, make_arrays):
