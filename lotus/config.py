@@ -595,7 +595,7 @@ class Prune(Section):
     convolve: Convolve | None = None
     """Let attention become 1x1 or 3x3 convolution; null: it stays attention. Gates choose, not ``criterion``."""
     sizes: tuple[Fraction, ...] = ()
-    """More budgets (parts of the MACs) to write beside ``pruned/``, as ``pruned-0.35/``: each size is within the next larger
+    """More budgets (parts of the MACs, or of the latency where that is kept) to write beside ``pruned/``, as ``pruned-0.35/``: each size is within the next larger
     one. They are not fine-tuned."""
 
     @model_validator(mode="before")
@@ -638,6 +638,12 @@ class Prune(Section):
         self._refuse_two_ways()
         return self
 
+    @property
+    def more_sizes(self) -> list[dict[str, float]]:
+        """The budgets of ``sizes``, the largest first."""
+        what = "macs" if self.keep.latency is None else "latency"
+        return [{what: part} for part in sorted(self.sizes, reverse=True)]
+
     def _refuse_two_ways(self) -> None:
         """Refuse settings of two ways to choose what stays."""
         ways = [name for name in ("search", "convolve", "sizes") if getattr(self, name)]
@@ -652,8 +658,6 @@ class Prune(Section):
         (way,) = ways
         if self.method != "structured":
             raise ValueError(f"{way} cuts dimensions: set method: structured, or leave {way} out")
-        if self.keep.latency is not None:
-            raise ValueError("search, convolve and sizes know macs and params, not keep.latency")
         if way == "convolve" and set(self.keep.model_dump(exclude_none=True)) != {"macs"}:
             raise ValueError("convolve aims at a budget in macs: set keep.macs, and nothing else")
         if self.rank != "pool":

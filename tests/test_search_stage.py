@@ -208,6 +208,44 @@ def test_a_budget_of_latency_is_told_and_its_file_goes_with_it(tmp_path: Path) -
     assert "latency" not in kept
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "way",
+    [
+        ["prune.search.kind=blocks", "prune.search.images=100", "prune.search.rounds=2"],
+        ["prune.search.kind=ratios", "prune.search.images=100", "prune.search.grid=0"],
+        ["prune.sizes=[0.85, 0.95]"],
+    ],
+)
+def test_a_budget_of_latency_is_searched_and_drawn_in_sizes(tmp_path: Path, way: list[str]) -> None:
+    """By the clock: nothing is said of how exact it is while tests share the machine."""
+    import lotus
+    from lotus.pruning.latency import Table
+    from lotus.vit.cost import count
+
+    told = run("digits.yaml", tmp_path / "run", "score.epochs=1", "prune.latency_batch=64", "train.sparsity.gates=false",
+               "prune.keep={latency: 0.9}", *way)  # fmt: skip
+    values, results = (
+        loaded(tmp_path / "run" / "stages" / "prune.json")["values"],
+        loaded(tmp_path / "run" / "results.json"),
+    )
+    kept = results["kept"]["latency"]
+    assert kept == values["latency"]
+    assert kept["asked"] == 0.9
+    assert f"measured {kept['measured']:.3f}" in told
+    Table.from_json((tmp_path / "run" / "latency.json").read_text())
+    if "sizes" in values:
+        for part in (0.95, 0.85):
+            assert values["sizes"][f"{part}"]["latency"]["measured"] > 0
+            assert values["sizes"][f"{part}"]["latency"]["asked"] == part
+        large, small = (count(lotus.load(tmp_path / "run" / f"pruned-{part}")) for part in (0.95, 0.85))
+        assert small.macs <= large.macs
+    else:
+        found = loaded(tmp_path / "run" / "search.json")
+        assert found["chosen"]["macs"] == results["final"]["macs"] < found["dense"]["macs"]
+        assert {row["round"] for row in found["tried"]} == ({0, 1} if "rounds" in way[-1] else {0})
+
+
 def test_held_out_images_are_those_that_nothing_was_trained_on() -> None:
     rng = np.random.default_rng(0)
     ticket, calibration = np.arange(0, 80), np.arange(0, 40)
@@ -236,7 +274,9 @@ def test_held_out_images_are_those_that_nothing_was_trained_on() -> None:
         (["prune.convolve.epochs=1", "prune.width=0.5"], "stream's width"),
         (["prune.search.kind=blocks", "prune.inputs=true"], "leave inputs or search out"),
         (["prune.convolve.epochs=2", "prune.branches=true"], "leave branches or convolve out"),
-        (["prune.sizes=[0.5]", "prune.keep.latency=0.5"], "not keep.latency"),
+        (["prune.convolve.epochs=2", "prune.keep.latency=0.5"], "budget in macs"),
+        (["prune.keep.latency=0.5", "prune.split=true"], "without split"),
+        (["prune.keep.latency=0.5", "prune.rank=kind"], "rank: pool"),
         (["prune.sizes=[0.5]", "prune.method=soup", "prune.keep={weights: 0.5}"], "method: structured"),
         (["prune.search.drop=0"], "prune.search.drop"),
         (["prune.search.drop=0.05"], "two targets"),
@@ -294,6 +334,13 @@ def test_a_budget_out_of_reach_is_refused_before_anything_is_done(config: str, o
     small = "model.args={img_size: 8, patch_size: 2, embed_dim: 32, depth: 2, num_heads: 2}"
     with pytest.raises(Refused, match="out of reach"):
         checks.look_ahead(read(ROOT / "configs" / config, [small, *overrides]))
+
+
+def test_a_latency_of_uneven_blocks_is_refused_before_anything_is_done() -> None:
+    words = ["model.name=swin_tiny_patch4_window7_224", "model.pos_embed_std=null",
+             "model.args={img_size: 32, patch_size: 2, embed_dim: 24, depths: [1, 1], num_heads: [1, 2], window_size: 4}"]  # fmt: skip
+    with pytest.raises(Refused, match="blocks differ in width"):
+        checks.look_ahead(read(ROOT / "configs" / "digits.yaml", [*words, "prune.keep={latency: 0.9}"]))
 
 
 def test_a_width_below_the_budget_is_refused_before_anything_is_done() -> None:

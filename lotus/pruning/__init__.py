@@ -242,6 +242,8 @@ class Study:
     notes: tuple[str, ...]
     inputs: bool = False
     rotated: bool = True
+    beside: nn.Module | None = None
+    """What a budget of latency is a part of, where that is not ``model``, which was cut from it before."""
 
     def draw(
         self,
@@ -252,6 +254,7 @@ class Study:
         split: bool = False,
         branches: bool | None = None,
         whole: cost.Cost | None = None,
+        within: Plan | None = None,
         table: latency.Table | None = None,
         timer: latency.Timer | None = None,
     ) -> Drawn:
@@ -261,6 +264,7 @@ class Study:
 
         Args:
             whole: What ``keep`` is a part of, where that is not the model.
+            within: A plan of a larger model, of which all that this one keeps is to be a part; of the same settings.
             table: What widths take on this device, for a budget of latency; None: measured now, at a batch of 64.
             timer: milliseconds of a model; None: by the clock, at the table's batch.
 
@@ -273,12 +277,17 @@ class Study:
             if branches:
                 anatomy.plain(self.dense, "prune.branches")
             branches = False
+        large = None if within is None else within.dims
         if "latency" in budget.check_keep(keep):
             if rank != "pool" or split or branches or self.inputs:
                 raise Refused(
                     "prune.keep.latency: goes with prune.rank=pool, and without prune.split, prune.branches and prune.inputs."
                 )
-            settled = self._settled(keep, table or latency.measure(self.dense, 64, timer=timer), timer, round, whole)
+            table = table or latency.measure(self.beside or self.dense, 64, timer=timer)
+            fit = functools.partial(
+                latency.fit_plan, outline, self.scores, keep, round=round, whole=whole, within=large
+            )
+            settled = self.settle(fit, keep["latency"], table, timer=timer, round=round)
             plan = settled.plan
         else:
             plan = budget.fit_plan(
@@ -291,6 +300,7 @@ class Study:
                 inputs=self.inputs,
                 branches=branches,
                 whole=whole,
+                within=large,
             )
         drawn = self.cut(plan, split=split)
         return dataclasses.replace(
@@ -300,29 +310,34 @@ class Study:
             latency=settled,
         )
 
-    def _settled(
+    def settle(
         self,
-        keep: Mapping[str, float],
+        draw: Callable[[latency.Table], Plan],
+        keep: float,
         table: latency.Table,
-        timer: latency.Timer | None,
-        round: int,
-        whole: cost.Cost | None,
+        *,
+        timer: latency.Timer | None = None,
+        round: int = 8,
     ) -> latency.Settled:
-        """The plan for a budget of latency, measured where the table is of this device."""
-        outline, here = self._outline, str(next(self.dense.parameters()).device)
+        """What :func:`lotus.pruning.latency.settle` makes of ``draw``, timed by ``timer``; where the table is of another device,
+        what it says itself.
 
-        def draw(by: latency.Table) -> Plan:
-            return latency.fit_plan(outline, self.scores, keep, by, round=round, whole=whole)
+        Raises:
+            Refused: as ``draw``; a table of another model.
+        """
+        whole, here = self.beside or self.model, str(next(self.dense.parameters()).device)
+        if any(dims != table.of for dims in cost.outline(whole).dims):
+            raise Refused("prune.keep.latency: the table was measured on a model of other widths. Measure this one.")
 
         def take(plan: Plan) -> float:  # what is folded into the weights takes no time
             small = families.close(surgery.cut(self.dense, plan), self.model)
-            return latency.beside(self.model, small, table.batch, timer=timer)
+            return latency.beside(whole, small, table.batch, timer=timer)
 
         if timer is None and table.device != here:
             plan = draw(table)
-            return latency.Settled(plan, table, keep["latency"], table.predict(plan.dims) / table.dense, None)
-        least = latency.least_plan(outline, self.scores, table, round=round)
-        return latency.settle(draw, least, table, keep["latency"], take)
+            return latency.Settled(plan, table, keep, table.predict(plan.dims) / table.dense, None)
+        least = latency.least_plan(self._outline, self.scores, table, round=round)
+        return latency.settle(draw, least, table, keep, take)
 
     def nested(
         self,
@@ -331,24 +346,25 @@ class Study:
         round: int | Literal["auto"] = 8,
         split: bool = False,
         branches: bool | None = None,
+        table: latency.Table | None = None,
+        timer: latency.Timer | None = None,
     ) -> list[Drawn]:
         """Cut to several budgets, the largest first: what a smaller model keeps, all larger ones keep.
 
         Raises:
             Refused: as :meth:`draw`, and where the budgets do not fall.
         """
-        round, measured = _multiple(self.model, round, None)
-        plans = budget.fit_nested(
-            self._outline,
-            self.scores,
-            keeps,
-            round=round,
-            split=split,
-            inputs=self.inputs,
-            branches=branches,
-        )
-        drawn = (self.cut(plan, split=split) for plan in plans)
-        return [dataclasses.replace(one, notes=(*measured, *one.notes)) for one in drawn]
+        shares = budget.check_nested(keeps)
+        round, measured = _multiple(self.model, round, table)
+        if table is None and any("latency" in share for share in shares):
+            table = latency.measure(self.beside or self.dense, 64, timer=timer)
+        found: list[Drawn] = []
+        for keep in shares:
+            within = found[-1].plan if found else None
+            found.append(
+                self.draw(keep, round=round, split=split, branches=branches, within=within, table=table, timer=timer)
+            )
+        return [dataclasses.replace(one, notes=(*measured, *one.notes)) for one in found]
 
     @property
     def _outline(self) -> cost.Outline:

@@ -202,6 +202,7 @@ def fit_plan(
     inputs: bool = False,
     branches: bool | None = None,
     whole: Cost | None = None,
+    within: Sequence[Dims] | None = None,
 ) -> Plan:
     """The plan that keeps the most valuable units within a budget.
 
@@ -226,6 +227,8 @@ def fit_plan(
         branches: Whether a branch may go as a whole, and with both the block. None: only where the budget asks for less
             than units can give. By ``kind`` and ``quantile`` True too means no more than that.
         whole: What ``keep`` is a part of, where that is not the present model.
+        within: Widths of the blocks of a larger plan, all of whose units may stay (``pool`` alone): what this one keeps, that
+            one keeps. It may keep a little less of the score than a plan that is free.
 
     Raises:
         Refused: a budget that is none, one out of reach (with the range that is not), scores that do not fit or are not finite.
@@ -234,11 +237,16 @@ def fit_plan(
     if "latency" in share:
         raise Refused("prune.keep.latency: milliseconds are not counted but measured; see lotus.pruning.latency.")
     check_choice(rank, RANKS, place="prune.rank")
+    if within is not None and rank != "pool":
+        raise Refused(f"prune.sizes: {rank!r} draws each budget for itself. Set prune.rank to pool.")
     part = share.pop(OF_GATES, 1.0)
     if part < 1 and rank != "quantile":
         raise Refused("prune.keep.gates: a part of all units is what one threshold leaves. Set prune.rank to quantile.")
     limits = check_reach(outline, share, round=round, split=split, inputs=inputs, branches=branches, whole=whole)
     blocks = [BlockWidths(index, outline, scores, round, inputs=inputs) for index in range(len(outline.dims))]
+    if within is not None:
+        for block, most in zip(blocks, within, strict=True):
+            block.dims = block.most = most
     kinds = (*(SPLIT if split else KINDS), *(INPUTS if inputs else ()))
     if rank == "quantile":
         _cut_quantile(blocks, outline, limits, part, split=split)
@@ -254,45 +262,6 @@ def fit_plan(
     if rank not in ("quantile", "uniform"):  # which would not stay one threshold, or alike
         _refill(blocks, outline, limits, rank, (*kinds, *(BRANCHES if branches or beyond else ())))
     return Plan(tuple(block.plan() for block in blocks))
-
-
-def fit_nested(
-    outline: Outline,
-    scores: Mapping[str, np.ndarray],
-    keeps: Sequence[Mapping[str, float]],
-    *,
-    round: int = 8,
-    split: bool = False,
-    inputs: bool = False,
-    branches: bool | None = None,
-) -> list[Plan]:
-    """A plan for each budget, the largest first, each within the one before: what a smaller one keeps, all larger ones keep.
-
-    The first is :func:`fit_plan`'s; the others may keep a little less of the score than a plan that is free.
-
-    Raises:
-        Refused: as :func:`fit_plan`, and where the budgets do not fall.
-    """
-    blocks = [BlockWidths(index, outline, scores, round, inputs=inputs) for index in range(len(outline.dims))]
-    kinds = (*(SPLIT if split else KINDS), *(INPUTS if inputs else ()))
-    plans: list[Plan] = []
-    before: dict[str, int] = {}
-    for keep in keeps:
-        if not check_keep(keep).keys() <= set(COUNTED):
-            raise Refused(f"prune.keep: nested budgets are of macs or params, not {dict(keep)}.")
-        limits = check_reach(outline, keep, round=round, split=split, inputs=inputs, branches=branches)
-        if any(limit > before.get(what, limit) for what, limit in limits.items()):
-            raise Refused(f"prune.keep: nested budgets go from the largest to the smallest, not {list(keeps)}.")
-        before = limits
-        _cut_pool(blocks, outline, limits, (*kinds, *(BRANCHES if branches else ())))
-        beyond = _Spent(blocks, outline, limits).over()
-        if beyond:  # units alone do not get there
-            _cut_pool(blocks, outline, limits, BRANCHES)
-        _refill(blocks, outline, limits, "pool", (*kinds, *(BRANCHES if branches or beyond else ())))
-        plans.append(Plan(tuple(block.plan() for block in blocks)))
-        for block in blocks:
-            block.most = block.dims
-    return plans
 
 
 # ----------------------------------------------------------------------- widths that a search chooses, not the scores
@@ -390,6 +359,22 @@ def check_keep(keep: Mapping[str, float]) -> dict[str, float]:
     if not share:
         raise Refused(f"prune.keep: say one of {', '.join(BUDGETS)}, or several, e.g. {{'macs': 0.5}}.")
     return share
+
+
+def check_nested(keeps: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """The budgets that are set, where each can lie within the one before.
+
+    Raises:
+        Refused: one that is none, one that is larger than an earlier one, or a latency beside budgets without.
+    """
+    found, before = [check_keep(keep) for keep in keeps], dict.fromkeys(BUDGETS, 1.0)
+    for share in found:
+        if not share.keys() <= set(BUDGETS) or ("latency" in share) != ("latency" in found[0]):
+            raise Refused(f"prune.keep: nested budgets are of macs and params, or all of latency, not {list(keeps)}.")
+        if any(part > before[what] for what, part in share.items()):
+            raise Refused(f"prune.keep: nested budgets go from the largest to the smallest, not {list(keeps)}.")
+        before |= share
+    return found
 
 
 def check_round(round: object) -> None:

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import operator
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import nn
@@ -253,6 +254,11 @@ class Settled:
         """What is known of the plan's latency: measured, else predicted."""
         return self.predicted if self.measured is None else self.measured
 
+    @property
+    def over(self) -> bool:
+        """Whether it is beyond the budget."""
+        return self.part > self.asked * (1 + CLOSE)
+
     def told(self) -> dict[str, Any]:
         """For a record."""
         return {
@@ -263,10 +269,9 @@ class Settled:
     def text(self) -> str:
         """A sentence."""
         found = "not measured here" if self.measured is None else f"measured {self.measured:.3f}"
-        over = self.part > self.asked * (1 + CLOSE)
         return (
             f"Latency at batch {self.table.batch} on {self.table.device}, as a part of the dense {self.table.dense:.3g} ms: asked "
-            f"{self.asked:g}, predicted {self.predicted:.3f}, {found}.{' No plan that was measured came closer.' if over else ''}"
+            f"{self.asked:g}, predicted {self.predicted:.3f}, {found}.{' No plan that was measured came closer.' if self.over else ''}"
         )
 
 
@@ -367,33 +372,85 @@ def fit_plan(
     *,
     round: int = 8,
     whole: cost.Cost | None = None,
+    within: Sequence[Dims] | None = None,
+    least: Sequence[Dims] | None = None,
 ) -> Plan:
     """The plan that loses the least score within ``keep["latency"]`` of the dense model's time, as the table predicts it.
-
-    With other budgets beside it, the same program is run with a price on what they count, and the lowest price at which they
-    hold is taken: then the plan is the best for that price.
 
     Args:
         outline: The model, as :func:`lotus.vit.cost.outline` reads it.
         scores: As of :func:`lotus.pruning.budget.fit_plan`.
         keep: ``latency``, and what else is to hold; parts in (0, 1].
-        table: Of this model, on the device that it is for.
+        table: Of this model, or of the one that it was cut from, on the device that it is for.
         round: Widths stay a multiple of this, where they are cut.
         whole: What the budgets beside ``latency`` are a part of, where that is not the present model.
+        within: Widths of each block that may stay; None: all.
+        least: Widths of each block that have to stay, and are within the budgets; None: the smallest.
 
     Raises:
         Refused: a budget that is none or out of reach, with what can be reached; a table of another model.
     """
+    blocks = [budget.BlockWidths(index, outline, scores, round, inputs=False) for index in range(len(outline.dims))]
+    halves = [half for block in blocks for half in _halves(block)]
+    if within is not None:
+        halves = _only(halves, operator.le, within)
+    if least is not None:
+        halves = _only(halves, operator.ge, least)
+    return _planned(allocate(outline, halves, keep, table, round=round, whole=whole), blocks)
+
+
+def _only(
+    halves: Sequence[list[Option]], holds: Callable[[Any, Any], bool], bounds: Sequence[Dims]
+) -> list[list[Option]]:
+    """The options with widths that hold against those of the blocks."""
+    own = (("heads", "qk_dim", "v_dim"), ("hidden",))  # widths of an attention, of an MLP
+    return [
+        [
+            option
+            for option in half
+            if all(holds(getattr(option.dims, name), getattr(bounds[i // 2], name)) for name in own[i % 2])
+        ]
+        for i, half in enumerate(halves)
+    ]
+
+
+class Option(NamedTuple):
+    """What one half of a block, its attention or its MLP, may become."""
+
+    dims: Dims
+    """The block's widths; those of the other half are not looked at."""
+    loss: float
+    """What is lost by it, in any unit."""
+
+
+def allocate(
+    outline: cost.Outline,
+    halves: Sequence[Sequence[Option]],
+    keep: Mapping[str, float],
+    table: Table,
+    *,
+    round: int = 8,
+    whole: cost.Cost | None = None,
+) -> list[Dims]:
+    """The widths of each block, one option for each of its halves, that lose the least in all within the budgets.
+
+    With other budgets beside ``latency``, the same program is run with a price on what they count, and the lowest price at
+    which they hold is taken: then the widths are the best for that price.
+
+    Args:
+        halves: The options of the first block's attention, of its MLP, of the second block's attention, and so on.
+
+    The other arguments, and what is refused, are those of :func:`fit_plan`.
+    """
     share = budget.check_keep(keep)
     limits = budget.check_reach(outline, share, round=round, branches=False, whole=whole)
-    if any(dims != table.of for dims in outline.dims):
+    if any(now > of for dims in outline.dims for now, of in zip(dims[:4], table.of[:4], strict=True)):
         raise Refused("prune.keep.latency: the table was measured on a model of other widths. Measure this one.")
-    blocks = [budget.BlockWidths(index, outline, scores, round, inputs=False) for index in range(len(outline.dims))]
-    items = [item for block in blocks for item in _items(block, outline, table, limits)]
+    items = [_item(half, number, outline, table, limits) for number, half in enumerate(halves)]
     limit = share["latency"] * table.dense
     most = sum(max(option.saves for option in item.options) for item in items)
     floor = table.dense - table.in_all(most)
-    if floor > limit:
+    if floor > limit * (1 + 1e-9):  # what was found within it may be asked for again
         reach = -(-10000 * floor // table.dense) / 10000
         raise Refused(
             f"prune.keep.latency: {share['latency']} is out of reach. The smallest blocks would take {reach:.4f} of the dense "
@@ -405,7 +462,7 @@ def fit_plan(
         return _program(items, room, most / STEPS, price)
 
     def holds(chosen: list[_Option]) -> bool:
-        now = outline.cost(_dims(chosen, blocks))
+        now = outline.cost(_dims(chosen))
         return all(getattr(now, what) <= most for what, most in limits.items())
 
     chosen = solve(0.0)
@@ -421,7 +478,7 @@ def fit_plan(
                 high, chosen = middle, found
             else:
                 low = middle
-    return _planned(chosen, blocks)
+    return _dims(chosen)
 
 
 @dataclass(frozen=True)
@@ -444,46 +501,51 @@ class _Item:
     options: tuple[_Option, ...]
 
 
-def _items(block: Any, outline: cost.Outline, table: Table, limits: Mapping[str, int]) -> Iterator[_Item]:
-    """The attention of a block, then its MLP."""
-    of: Dims = block.of
+def _halves(block: budget.BlockWidths) -> Iterator[list[Option]]:
+    """All widths of a block's attention, then of its MLP, and the scores that go with them."""
+    of = block.of
     heads, qk_dim, v_dim, hidden = of[:4]
     dims = [v_dim] if block.whole_qk else _multiples(v_dim, block.round)
-
-    def option(to: Dims, loss: float, saves: float) -> _Option:
-        now = outline.block(block.index, to)
-        return _Option(to, loss, saves, sum(getattr(now, what) / max(1, limit) for what, limit in limits.items()))
-
-    yield _Item(
-        tuple(
-            option(
-                Dims(h, qk_dim if block.whole_qk else d, d, hidden),
-                # A head takes its query/key dimensions along, but they act through its outputs alone: they are no extra loss.
-                float(block.v_sums[:, v_dim].sum() - block.v_sums[:h, d].sum())
-                + (0.0 if block.whole_qk else float(block.qk_sums[:h, qk_dim].sum() - block.qk_sums[:h, d].sum())),
-                table.attention_saves(h, d),
-            )
-            for h in range(1, heads + 1)
-            for d in dims
+    yield [
+        Option(
+            Dims(h, qk_dim if block.whole_qk else d, d, hidden),
+            # A head takes its query/key dimensions along, but they act through its outputs alone: they are no extra loss.
+            float(block.v_sums[:, v_dim].sum() - block.v_sums[:h, d].sum())
+            + (0.0 if block.whole_qk else float(block.qk_sums[:h, qk_dim].sum() - block.qk_sums[:h, d].sum())),
         )
-    )
-    yield _Item(
-        tuple(
-            option(of._replace(hidden=f), float(block.unit_sums[hidden] - block.unit_sums[f]), table.mlp_saves(f))
-            for f in _multiples(hidden, block.round)
-        )
-    )
+        for h in range(1, heads + 1)
+        for d in dims
+    ]
+    yield [
+        Option(of._replace(hidden=f), float(block.unit_sums[hidden] - block.unit_sums[f]))
+        for f in _multiples(hidden, block.round)
+    ]
+
+
+def _item(half: Sequence[Option], number: int, outline: cost.Outline, table: Table, limits: Mapping[str, int]) -> _Item:
+    """A half's options with what they save and cost; attention and MLPs take turns."""
+    index, found = number // 2, []
+    for dims, loss in half:
+        to, saves = outline.dims[index]._replace(hidden=dims.hidden), table.mlp_saves(dims.hidden)
+        if number % 2 == 0:
+            to = dims._replace(hidden=outline.dims[index].hidden)
+            saves = table.attention_saves(dims.heads, (dims.qk_dim + dims.v_dim) / 2)
+        now = outline.block(index, to)
+        price = sum(getattr(now, what) / max(1, limit) for what, limit in limits.items())
+        found.append(_Option(to, loss, saves, price))
+    return _Item(tuple(found))
 
 
 def least_plan(outline: cost.Outline, scores: Mapping[str, np.ndarray], table: Table, *, round: int = 8) -> Plan:
     """The plan that the table takes for the fastest; the arguments are those of :func:`fit_plan`."""
     blocks = [budget.BlockWidths(index, outline, scores, round, inputs=False) for index in range(len(outline.dims))]
-    items = [item for block in blocks for item in _items(block, outline, table, {})]
-    return _planned([max(item.options, key=lambda option: option.saves) for item in items], blocks)
+    halves = [half for block in blocks for half in _halves(block)]
+    items = [_item(half, number, outline, table, {}) for number, half in enumerate(halves)]
+    return _planned(_dims([max(item.options, key=lambda option: option.saves) for item in items]), blocks)
 
 
-def _planned(chosen: Sequence[_Option], blocks: Sequence[Any]) -> Plan:
-    for block, dims in zip(blocks, _dims(chosen, blocks), strict=True):
+def _planned(found: Sequence[Dims], blocks: Sequence[budget.BlockWidths]) -> Plan:
+    for block, dims in zip(blocks, found, strict=True):
         block.dims = dims
     return Plan(tuple(block.plan() for block in blocks))
 
@@ -523,7 +585,7 @@ def _program(items: Sequence[_Item], time: float, step: float, price: float) -> 
     return fastest
 
 
-def _dims(chosen: Sequence[_Option], blocks: Sequence[Any]) -> list[Dims]:
+def _dims(chosen: Sequence[_Option]) -> list[Dims]:
     """Attention and MLP of each block put together."""
     pairs = zip(chosen[::2], chosen[1::2], strict=True)
     return [attention.dims._replace(hidden=mlp.dims.hidden) for attention, mlp in pairs]

@@ -6,7 +6,8 @@
 
 ``ratios`` is our realisation of Feng, Huang, Wang & Dong (PRAI 2023, doi 10.1109/PRAI59366.2023.10332058): one ratio for all
 attention and one for all MLPs, a coarse grid, bisection along directions, rounds with nested masks. Of the paper only the
-abstract could be had. ``blocks`` lets every block have its own: greedy by what each loses a saved MAC.
+abstract could be had. ``blocks`` lets every block have its own: greedy by what each loses a saved MAC, or, for a budget of
+latency, by the exact program of :mod:`lotus.pruning.latency` over what each was measured to lose.
 
 What is tried is judged right after the cut, compensated, by how far it is from the dense model on fixed images that neither
 training nor calibration saw: of 2,000 images, accuracy has a standard error of half a point or more, which decides a
@@ -21,14 +22,14 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lotus.pruning import Drawn, Study, budget
+from lotus.pruning import Drawn, Study, budget, latency
 from lotus.vit import cost
 from lotus.vit.anatomy import Dims
 from selection.errors import Refused
@@ -144,7 +145,7 @@ class Tried:
     """Widths that were measured."""
 
     how: str
-    """dense, grid, bisect, budget, alternate, sensitivity, greedy or scores."""
+    """dense, grid, bisect, budget, alternate, sensitivity, greedy, program or scores."""
     dims: tuple[Dims, ...]
     attention: float
     """Part of the attention's MACs that stays."""
@@ -193,7 +194,17 @@ class _Trial:
     """Tries widths of a studied model, each once."""
 
     def __init__(
-        self, studied: Study, judge: Judge, *, round: int, split: bool, progress: Callable[[int], None] | None
+        self,
+        studied: Study,
+        judge: Judge,
+        keep: Mapping[str, float] | None,
+        drop: float | None,
+        *,
+        round: int,
+        split: bool,
+        table: latency.Table | None,
+        timer: latency.Timer | None,
+        progress: Callable[[int], None] | None,
     ) -> None:
         if studied.inputs:
             raise Refused("prune.search: chooses heads, dimensions and MLP units, not inputs. Study without inputs.")
@@ -206,6 +217,13 @@ class _Trial:
         self._known: dict[tuple[Dims, ...], Tried] = {}
         self._done = 0.0
         self._progress = progress
+        self.keep = _target(keep, drop)
+        self.limits = budget.check_reach(self.outline, self.keep, round=round, split=split, branches=False)
+        self._table, self._timer = None, timer
+        if "latency" in self.keep:
+            if split:
+                raise Refused("prune.keep.latency: goes without prune.split.")
+            self._table = table or latency.measure(studied.beside or studied.dense, 64, timer=timer)
 
     @property
     def all(self) -> list[Tried]:
@@ -232,23 +250,60 @@ class _Trial:
     def ratios(self, attention: float, mlp: float) -> tuple[Dims, ...]:
         return budget.by_ratios(self.outline, self.studied.scores, attention, mlp, round=self.round, split=self.split)
 
-    def fits(self, dims: Sequence[Dims], limits: Mapping[str, int]) -> bool:
+    def fits(self, dims: Sequence[Dims], table: latency.Table | None) -> bool:
         spent = self.outline.cost(dims)
-        return all(getattr(spent, what) <= limit for what, limit in limits.items())
+        counted = all(getattr(spent, what) <= limit for what, limit in self.limits.items())
+        return counted and (table is None or table.predict(dims) <= self.keep["latency"] * table.dense)
 
-    def fill(self, dims: tuple[Dims, ...], keep: Mapping[str, float]) -> tuple[Dims, ...]:
-        return budget.fill(self.outline, self.studied.scores, dims, keep, round=self.round, split=self.split)
+    def fill(self, dims: Sequence[Dims], table: latency.Table | None) -> tuple[Dims, ...]:
+        """Widths within the budget, with what else the scores put into it."""
+        scores = self.studied.scores
+        if table is None:
+            return budget.fill(self.outline, scores, dims, self.keep, round=self.round, split=self.split)
+        return latency.fit_plan(self.outline, scores, self.keep, table, round=self.round, least=dims).dims
 
-    def by_scores(self, keep: Mapping[str, float]) -> tuple[Dims, ...]:
+    def by_scores(self, table: latency.Table | None) -> tuple[Dims, ...]:
         """What the scores alone would make of the budget; no branch goes as a whole."""
         scores = self.studied.scores
-        return budget.fit_plan(self.outline, scores, keep, round=self.round, split=self.split, branches=False).dims
+        if table is None:
+            fit = functools.partial(budget.fit_plan, split=self.split, branches=False)
+        else:
+            fit = functools.partial(latency.fit_plan, table=table)
+        return fit(self.outline, scores, self.keep, round=self.round).dims
+
+    def settle(self, how: str, choose: Callable[[latency.Table | None], Sequence[Dims]]) -> _Rival:
+        """The widths that ``choose`` makes of the budget; those for a budget of latency have been timed too."""
+        if self._table is None:
+            return _Rival(self(tuple(choose(None)), how), None)
+        settled = self.studied.settle(
+            lambda table: budget.best(self.outline, self.studied.scores, choose(table)),
+            self.keep["latency"],
+            self._table,
+            timer=self._timer,
+            round=self.round,
+        )
+        return _Rival(self(settled.plan.dims, how), settled)
 
     def draw(self, dims: Sequence[Dims]) -> Drawn:
         return self.studied.cut(budget.best(self.outline, self.studied.scores, dims), split=self.split)
 
-    def found(self, chosen: Tried) -> Found:
-        return Found(self.draw(chosen.dims), chosen, self.all, self._done / self.whole.macs)
+    def found(self, chosen: Tried, settled: latency.Settled | None = None) -> Found:
+        drawn = self.draw(chosen.dims)
+        if settled is not None:
+            drawn = replace(drawn, notes=(*drawn.notes, settled.text()), latency=settled)
+        return Found(drawn, chosen, self.all, self._done / self.whole.macs)
+
+
+class _Rival(NamedTuple):
+    """Widths for a budget, judged, and timed where it is of latency."""
+
+    tried: Tried
+    settled: latency.Settled | None
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """The lowest is the best: within the budget, and the least worse."""
+        return self.settled is not None and self.settled.over, self.tried.worse
 
 
 def ratios(
@@ -260,31 +315,34 @@ def ratios(
     grid: int = 8,
     round: int = 8,
     split: bool = False,
+    table: latency.Table | None = None,
+    timer: latency.Timer | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Found:
     """Two ratios, one for all attention and one for all MLPs.
 
     With ``keep`` the budget is hit as :func:`lotus.pruning.prune` hits it, and of all splits of it between attention and MLPs
     the one that is least worse is looked for: along each of :data:`DIRECTIONS` bisection finds the cut that meets the budget,
-    then the angle is bisected round the best. With ``drop`` as few MACs as possible stay while the metric is at most that:
+    then the angle is bisected round the best. For a budget of latency a table says which cut meets it, the best is timed, and
+    all is done again by what that shows. With ``drop`` as few MACs as possible stay while the metric is at most that:
     the largest cut along each direction by bisection, then attention and MLPs alternate, first the one that loses less a
     saved MAC. Where the metric does not rise monotonically, the best that was seen and allowed is taken; where nothing is
     allowed, not even the model as it is, nothing is cut and ``notes`` say so.
 
     Args:
         grid: points of the coarse grid an axis; 0 leaves it out. With ``keep`` it serves the Pareto points alone.
+        table: As of :meth:`Study.draw`, and so ``timer``.
         progress: told how many widths have been tried.
 
     Raises:
         Refused: not one target, or a budget out of reach.
     """
-    trial = _Trial(studied, judge, round=round, split=split, progress=progress)
-    limits = _limits(trial, keep, drop)
+    trial = _Trial(studied, judge, keep, drop, round=round, split=split, table=table, timer=timer, progress=progress)
     trial(trial.outline.dims, "dense")
     for a, m in itertools.product(range(grid), repeat=2):
         trial(trial.ratios(1 - COARSE * a, 1 - COARSE * m), "grid")
     if keep is not None:
-        return trial.found(_on_budget(trial, keep, limits))
+        return trial.found(*trial.settle("budget", lambda table: _on_budget(trial, table)))
     assert drop is not None
 
     def allowed(scale: float, *, part: float) -> bool:
@@ -305,6 +363,8 @@ def blocks(
     levels: int = 4,
     round: int = 8,
     split: bool = False,
+    table: latency.Table | None = None,
+    timer: latency.Timer | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Found:
     """A ratio for the attention and the MLP of each block.
@@ -312,16 +372,21 @@ def blocks(
     Each is cut alone to ``levels`` widths and measured. On the lower convex hull of (MACs saved, worse) the steps of all of
     them are then taken in the order of what they lose a saved MAC, as if losses added up: a path from the whole model to the
     least, each plan within the one before. Where the budget is met it is filled; for ``drop`` the path is bisected, measured
-    as a whole. With ``keep`` the plan that the scores alone would have made is measured too, and kept where it is better.
+    as a whole. For a budget of latency there is no path: of all ways to combine the widths that were measured, the one of the
+    least sum within what a table predicts is filled, timed, and found again by what that shows. With ``keep`` the plan that
+    the scores alone would have made is measured too, and kept where it is better.
+
+    Args:
+        table: As of :meth:`Study.draw`, and so ``timer``.
 
     Raises:
         Refused: not one target, or a budget out of reach.
     """
-    trial = _Trial(studied, judge, round=round, split=split, progress=progress)
-    limits = _limits(trial, keep, drop)
+    trial = _Trial(studied, judge, keep, drop, round=round, split=split, table=table, timer=timer, progress=progress)
     dense = trial.outline.dims
     trial(dense, "dense")
     steps: list[tuple[float, int, int, str, Dims]] = []
+    halves: list[list[latency.Option]] = []
     parts: tuple[Literal["attention", "mlp"], ...] = ("attention", "mlp")
     for index, part in itertools.product(range(len(dense)), parts):
         points: list[tuple[float, float, Dims]] = []
@@ -333,6 +398,7 @@ def blocks(
                 continue
             tried = trial((*dense[:index], to, *dense[index + 1 :]), "sensitivity")
             points.append((trial.whole.macs - tried.macs, tried.worse, to))
+        halves.append([latency.Option(to, max(0.0, worse)) for _, worse, to in [(0, 0.0, dense[index]), *points]])
         # Slopes rise along a hull, so that sorting by slope keeps the order of a module's own steps.
         steps += [(slope, index, place, part, to) for place, (slope, to) in enumerate(hull(points))]
     path = [dense]
@@ -343,12 +409,17 @@ def blocks(
         )
         path.append((*path[-1][:index], both, *path[-1][index + 1 :]))
     if keep is not None:
-        within = next((dims for dims in path if trial.fits(dims, limits)), None)
-        plain = trial.by_scores(keep)
-        rivals = [trial(plain, "scores")]
-        if within is not None:  # the path's end is the least that can stay, unless qk-norm keeps it wider
-            rivals.append(trial(trial.fill(within, keep), "greedy"))
-        return trial.found(min(rivals, key=lambda one: one.worse))
+
+        def combine(table: latency.Table | None) -> Sequence[Dims]:
+            if table is not None:
+                return trial.fill(latency.allocate(trial.outline, halves, keep, table, round=round), table)
+            within = next((dims for dims in path if trial.fits(dims, None)), None)
+            # The path's end is the least that can stay, unless qk-norm keeps it wider.
+            return trial.by_scores(None) if within is None else trial.fill(within, None)
+
+        how = "program" if "latency" in trial.keep else "greedy"
+        rivals = (trial.settle("scores", trial.by_scores), trial.settle(how, combine))
+        return trial.found(*min(rivals, key=lambda rival: rival.rank))
     assert drop is not None
     largest(lambda place: trial(path[int(place)], "greedy").worse <= drop, 0, len(path) - 1, 1)
     return _told(trial.found(_cheapest(trial, drop)), drop)
@@ -391,16 +462,16 @@ def hull(points: Sequence[tuple[float, float, Any]]) -> list[tuple[float, Any]]:
     return [(max(0.0, (b[1] - a[1]) / (b[0] - a[0])), b[2]) for a, b in itertools.pairwise(corners) if b[0] > a[0]]
 
 
-def _limits(trial: _Trial, keep: Mapping[str, float] | None, drop: float | None) -> dict[str, int]:
+def _target(keep: Mapping[str, float] | None, drop: float | None) -> dict[str, float]:
+    """The budgets; none where ``drop`` is the target."""
     if (keep is None) == (drop is None):
         raise Refused("prune.search: either a budget (keep) or an allowed drop, not both and not none.")
     if drop is not None and not drop > 0:
         raise Refused(f"prune.search.drop: how much worse the cut model may be, above 0, not {drop!r}.")
-    if keep is None:
-        return {}
-    if not budget.check_keep(keep).keys() <= set(budget.COUNTED):
-        raise Refused(f"prune.search: knows budgets of macs and params, not {dict(keep)}. Take those.")
-    return budget.check_reach(trial.outline, keep, round=trial.round, split=trial.split, branches=False)
+    share = {} if keep is None else budget.check_keep(keep)
+    if not share.keys() <= set(budget.BUDGETS):
+        raise Refused(f"prune.search: knows budgets of {', '.join(budget.BUDGETS)}, not {share}. Take those.")
+    return share
 
 
 def _along(trial: _Trial, part: float, scale: float) -> tuple[Dims, ...]:
@@ -409,28 +480,28 @@ def _along(trial: _Trial, part: float, scale: float) -> tuple[Dims, ...]:
     return trial.ratios(1 - scale * (1 - part) / most, 1 - scale * part / most)
 
 
-def _on_budget(trial: _Trial, keep: Mapping[str, float], limits: Mapping[str, int]) -> Tried:
-    """The best split of a budget between attention and MLPs."""
+def _on_budget(trial: _Trial, table: latency.Table | None) -> tuple[Dims, ...]:
+    """The best split of the budget between attention and MLPs."""
     seen: dict[float, Tried] = {}
 
     def look(part: float) -> None:
         """The smallest cut along a direction that meets the budget: counted, not measured."""
-        stays = largest(lambda scale: trial.fits(_along(trial, part, 1 - scale), limits), 0.0, 1.0, 2.0**-12)
+        stays = largest(lambda scale: trial.fits(_along(trial, part, 1 - scale), table), 0.0, 1.0, 2.0**-12)
         dims = _along(trial, part, 1 - stays)
-        if trial.fits(dims, limits):  # else one of the two alone cannot save so much
-            seen[part] = trial(trial.fill(dims, keep), "budget")
+        if trial.fits(dims, table):  # else one of the two alone cannot save so much
+            seen[part] = trial(trial.fill(dims, table), "budget")
 
     for part in DIRECTIONS:
         look(part)
     if not seen:  # e.g. a budget near the least, which lies between two directions
-        return trial(trial.by_scores(keep), "scores")
+        return trial(trial.by_scores(table), "scores").dims
     for _ in range(2):
         chosen = min(seen, key=lambda part: seen[part].worse)
         known = sorted(seen)
         place = known.index(chosen)
         for other in known[max(0, place - 1) : place] + known[place + 1 : place + 2]:
             look((chosen + other) / 2)
-    return min(seen.values(), key=lambda one: one.worse)
+    return min(seen.values(), key=lambda one: one.worse).dims
 
 
 def _alternate(trial: _Trial, chosen: Tried, drop: float) -> Tried:

@@ -131,7 +131,7 @@ def _check_patches(patches: Patches, place: str, shelves: Sequence[ModuleType]) 
 def look_ahead(config: Config) -> None:
     """Refuse now what would only fail after an hour: the machine, the model, the budget, the recipes."""
     import lotus.pruning
-    from lotus.pruning import budget, convolve, narrow
+    from lotus.pruning import budget, convolve, latency, narrow
     from lotus.training.optim import make_optimizer
     from lotus.vit import anatomy
     from lotus.vit.cost import macs, outline
@@ -163,6 +163,8 @@ def look_ahead(config: Config) -> None:
         if wants.inputs:
             anatomy.sites(model, inputs=True)
         keep = wants.keep.model_dump(exclude_none=True)
+        if wants.keep.latency is not None:
+            latency.timings(model)
         if wants.convolve is not None:
             convolve.refuse(model)
             convolve.check_reach(whole, wants.keep.macs or 1, round=multiple)
@@ -171,7 +173,7 @@ def look_ahead(config: Config) -> None:
             least = whole
             if narrowest < 1:
                 least = outline(narrow.skeleton(model, narrow.channels(model, narrowest, multiple)))
-            for budgets in (keep, *({"macs": part} for part in wants.sizes)):
+            for budgets in (keep, *wants.more_sizes):
                 budget.check_reach(
                     least,
                     budgets,

@@ -51,15 +51,20 @@ def draw(shop: Shop, model: nn.Module, gates: Any, calibration: np.ndarray, mult
             seed=config.seed,
             table=table,
         )
-    told = {}
-    if drawn.latency is not None:
-        write_text(shop.run.folder / "latency.json", drawn.latency.table.to_json())
-        yield Wrote("prune", str(shop.run.folder / "latency.json"))
-        told = {"latency": drawn.latency.told()}
+    told = yield from timed(shop, drawn)
     return Cut(drawn.model, drawn.before, drawn.after, drawn.forwards, drawn.notes), told
 
 
-def draw_sizes(shop: Shop, model: nn.Module, gates: Any, calibration: np.ndarray, multiple: int) -> Cutting:
+def timed(shop: Shop, drawn: Any) -> Generator[Event, None, dict[str, Any]]:
+    """What is told of a budget of latency, where there was one; leaves latency.json."""
+    if drawn.latency is None:
+        return {}
+    write_text(shop.run.folder / "latency.json", drawn.latency.table.to_json())
+    yield Wrote("prune", str(shop.run.folder / "latency.json"))
+    return {"latency": drawn.latency.told()}
+
+
+def draw_sizes(shop: Shop, model: nn.Module, gates: Any, calibration: np.ndarray, multiple: int, table: Any) -> Cutting:
     """By scores: measured once, cut to the budget and to all further sizes."""
     import lotus.pruning
     from lotus.training import loop
@@ -71,22 +76,27 @@ def draw_sizes(shop: Shop, model: nn.Module, gates: Any, calibration: np.ndarray
     parts = (*keep.values(), *wants.sizes, wants.width or 1)
     model, spent, notes = yield from narrow_stream(shop, model, calibration, multiple)
     studied = yield from study(shop, model, gates, calibration, whole=all(part == 1 for part in parts))
-    shared: dict[str, Any] = {"round": multiple, "split": wants.split, "branches": wants.branches}
+    shared: dict[str, Any] = {"round": multiple, "split": wants.split, "branches": wants.branches, "table": table}
     drawn = studied.draw(keep, whole=dense, **shared)
     now = count(model)
     told: dict[str, Any] = {}
-    budgets = sorted(wants.sizes, reverse=True)
     # Of a narrower stream's MACs more may stay; sizes beyond it are as large as it.
-    keeps = [{"macs": min(1.0, part * dense.macs / now.macs)} for part in budgets]
-    for part, small in zip(budgets, studied.nested(keeps, **shared), strict=True):
+    keeps = [{what: min(1.0, part * dense.macs / now.macs) for what, part in keep.items()} for keep in wants.more_sizes]
+    for part, small in zip(sorted(wants.sizes, reverse=True), studied.nested(keeps, **shared), strict=True):
         with shop.images(run.val_beton, None, shop.config.train, small.model) as loader:
             measured = loop.evaluate(small.model, loader, shop.world)
         folder = run.folder / f"pruned-{part:g}"
         lotus.pruning.save(small.model, folder)
         yield Wrote("prune", str(folder))
-        yield Said("prune", f"{part:g} of the MACs: top-1 {measured['top1']:.2f} % right after the cut")
+        of = "MACs" if small.latency is None else "latency"
+        yield Said("prune", f"{part:g} of the {of}: top-1 {measured['top1']:.2f} % right after the cut")
         told[f"{part:g}"] = {"keep": part, "top1": measured["top1"], "loss": measured["loss"], **small.after}
-    return Cut(drawn.model, drawn.before, drawn.after, spent + drawn.forwards, (*notes, *drawn.notes)), {"sizes": told}
+        if small.latency is not None:
+            yield Said("prune", small.latency.text())
+            told[f"{part:g}"]["latency"] = small.latency.told()
+    more = yield from timed(shop, drawn)
+    cut = Cut(drawn.model, drawn.before, drawn.after, spent + drawn.forwards, (*notes, *drawn.notes))
+    return cut, {"sizes": told, **more}
 
 
 def narrow_stream(

@@ -49,11 +49,11 @@ def prune(shop: Shop) -> Making:
     if wants.keep.latency is not None:
         table = yield from steps.table(model, wants.latency_batch)
     if wants.search is not None:
-        cut, more = yield from search_widths(shop, model, gates, calibration, multiple)
+        cut, more = yield from search_widths(shop, model, gates, calibration, multiple, table)
     elif wants.convolve is not None:
         cut, more = yield from convolve_attention(shop, model, calibration, multiple)
     elif wants.sizes:
-        cut, more = yield from draw_sizes(shop, model, gates, calibration, multiple)
+        cut, more = yield from draw_sizes(shop, model, gates, calibration, multiple, table)
     else:
         cut, more = yield from draw(shop, model, gates, calibration, multiple, table)
     for note in cut.notes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import numpy as np
 from lotus.config import Recipe
 from lotus.events import Event, Said, Wrote, watched
 from lotus.run import write_json
-from lotus.stages.cut import Cut, Cutting, narrow_stream, study
+from lotus.stages.cut import Cut, Cutting, narrow_stream, study, timed
 from lotus.stages.fit import fit
 from lotus.stages.shop import HELD_OUT, TRAIN_FORWARDS, Shop
 from selection.errors import Refused
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def search_widths(shop: Shop, model: nn.Module, gates: Any, calibration: np.ndarray, multiple: int) -> Cutting:
+def search_widths(
+    shop: Shop, model: nn.Module, gates: Any, calibration: np.ndarray, multiple: int, table: Any
+) -> Cutting:
     """By trying: rounds of study, search and, between two, a little training. Leaves search.json and pareto.json."""
     from lotus.pruning import cp_vit, search
     from lotus.vit.cost import count
@@ -53,10 +56,13 @@ def search_widths(shop: Shop, model: nn.Module, gates: Any, calibration: np.ndar
         forwards += looked
         for number in range(asks.rounds):
             studied = yield from study(shop, model, gates if number == 0 else None, calibration)
+            if table is not None:  # of the dense model, whatever earlier rounds left
+                studied = dataclasses.replace(studied, beside=dense)
             now, part = count(model), (number + 1) / asks.rounds
-            # MACs fall by the same factor a round; what is allowed rises by the same step.
+            # Budgets fall by the same factor a round; what is allowed rises by the same step. Latency stays a part of the dense
+            # model's, the others are of the present one's.
             keep = {
-                what: min(1.0, share**part * getattr(whole, what) / getattr(now, what))
+                what: min(1.0, share**part * (1 if what == "latency" else getattr(whole, what) / getattr(now, what)))
                 for what, share in budget.items()
             }
             shared: dict[str, Any] = {
@@ -64,6 +70,7 @@ def search_widths(shop: Shop, model: nn.Module, gates: Any, calibration: np.ndar
                 "drop": None if asks.drop is None else asks.drop * part,
                 "round": multiple,
                 "split": wants.split,
+                "table": table,
             }
             if asks.kind == "ratios":
                 grid = asks.grid if number == 0 else 0
@@ -127,12 +134,12 @@ def search_widths(shop: Shop, model: nn.Module, gates: Any, calibration: np.ndar
     write_json(run.folder / "search.json", written)
     write_json(run.folder / "pareto.json", written["pareto"])
     yield Wrote("prune", str(run.folder / "search.json"))
-    brief = {name: written[name] for name in ("dense", "chosen", "equal", "cp_vit") if name in written}
+    more = yield from timed(shop, found.drawn)
+    brief: dict[str, Any] = {name: written[name] for name in ("dense", "chosen", "equal", "cp_vit") if name in written}
     before = {"params": whole.params, "macs": whole.macs}
     cut = Cut(small, before, {"params": after.params, "macs": after.macs}, forwards, (*notes, *found.drawn.notes))
-    return cut, {
-        "search": {**brief, "kind": asks.kind, "metric": asks.metric, "tried": len(log), "images": judge.images}
-    }
+    told = {**brief, "kind": asks.kind, "metric": asks.metric, "tried": len(log), "images": judge.images}
+    return cut, {"search": told, **more}
 
 
 def _recover(

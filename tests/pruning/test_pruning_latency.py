@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 
 import numpy as np
 import pytest
@@ -86,6 +87,65 @@ def test_no_plan_within_the_budget_loses_less(seed, keep):
     near = [lost(scores, plan) for plan in plans if TABLE.predict(plan) <= limit - slack]
     assert min(lost(scores, plan) for plan in reach) - 1e-9 <= lost(scores, found)
     assert not near or lost(scores, found) <= min(near) + 1e-9
+
+
+HALVES = [
+    [Dims(1, 8, 8, 32), Dims(1, 24, 24, 32), Dims(2, 16, 16, 32), OF],
+    [OF._replace(hidden=units) for units in (8, 16, 32)],
+]
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), keep=st.floats(0.3, 1.0), macs=st.sampled_from([1.0, 0.75]))
+def test_no_choice_of_measured_widths_within_the_budgets_loses_less(seed, keep, macs):
+    """Losses of any kind, not even falling with the width; every choice is looked at."""
+    rng = np.random.default_rng(seed)
+    halves = [[latency.Option(dims, float(rng.exponential())) for dims in half] for half in HALVES * 2]
+    limit, whole, slack = keep * TABLE.dense, OUTLINE.cost().macs, 4 * TABLE.dense / latency.STEPS
+    lost, near = {}, []
+    for one in itertools.product(*halves):
+        dims = tuple(one[i].dims._replace(hidden=one[i + 1].dims.hidden) for i in (0, 2))
+        if OUTLINE.cost(dims).macs <= macs * whole and TABLE.predict(dims) <= limit + 1e-9:
+            lost[dims] = sum(option.loss for option in one)
+            near += [lost[dims]] if TABLE.predict(dims) <= limit - slack else []
+    try:
+        found = tuple(latency.allocate(OUTLINE, halves, {"latency": keep, "macs": macs}, TABLE))
+    except Refused:
+        assert not near
+        return
+    assert found in lost
+    # A price on MACs finds the best plan for that price, which is no plan's better that costs no more.
+    spent = OUTLINE.cost(found).macs
+    rivals = [lost[dims] for dims in lost if macs == 1.0 or OUTLINE.cost(dims).macs <= spent]
+    assert min(rivals) - 1e-9 <= lost[found]
+    assert macs < 1 or not near or lost[found] <= min(near) + 1e-9
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), keep=st.floats(0.45, 0.7))
+def test_no_plan_within_a_larger_one_loses_less(seed, keep):
+    scores = draw(seed)
+    large = latency.fit_plan(OUTLINE, scores, {"latency": 0.8}, TABLE)
+    small = latency.fit_plan(OUTLINE, scores, {"latency": keep}, TABLE, within=large.dims)
+    limit, slack = keep * TABLE.dense, 4 * TABLE.dense / latency.STEPS
+    inside = [
+        plan
+        for plan in itertools.product(EVERY, repeat=2)
+        if all(a <= b for one, other in zip(plan, large.dims) for a, b in zip(one[:4], other[:4]))
+    ]
+    assert small.dims in inside
+    assert TABLE.predict(small.dims) <= limit + 1e-9
+    near = [lost(scores, plan) for plan in inside if TABLE.predict(plan) <= limit - slack]
+    assert not near or lost(scores, small.dims) <= min(near) + 1e-9
+    for one, other in zip(small.blocks, large.blocks):
+        assert set(one.outputs) <= set(other.outputs)
+        assert set(one.units) <= set(other.units)
+    filled = latency.fit_plan(OUTLINE, scores, {"latency": 0.8}, TABLE, least=small.dims)
+    over = [plan for plan in itertools.product(EVERY, repeat=2)
+            if all(a >= b for one, other in zip(plan, small.dims) for a, b in zip(one[:4], other[:4]))]  # fmt: skip
+    assert filled.dims in over
+    near = [lost(scores, plan) for plan in over if TABLE.predict(plan) <= 0.8 * TABLE.dense - slack]
+    assert lost(scores, filled.dims) <= min(near, default=math.inf) + 1e-9
 
 
 @pytest.mark.parametrize("keep", [{"latency": 0.8, "macs": 0.6}, {"latency": 0.9, "params": 0.7}, {"latency": 0.7, "macs": 0.6, "params": 0.8}])  # fmt: skip
@@ -268,6 +328,48 @@ def test_what_is_measured_is_what_was_asked(keep, wrong):
     first = latency.fit_plan(cost.outline(model), studied.scores, {"latency": keep}, table)
     if wrong != 1.0:  # the table's own word would have missed it
         assert abs(shared(lotus.pruning.surgery.cut(model, first)) / shared(model) - keep) > latency.CLOSE * keep
+
+
+@pytest.mark.parametrize("wrong", [0.6, 1.5])
+def test_every_nested_size_is_measured_and_lies_within_the_larger(wrong):
+    model = tiny(embed_dim=48, num_heads=2, depth=6)
+    table = latency.measure(model, 4, timer=shared, repeats=1)
+    table = dataclasses.replace(table, together=tuple((alone, wrong * real) for alone, real in table.together))
+    studied = lotus.pruning.study(model, [], criterion="magnitude", rotate=False, compensate="none")
+    keeps = [{"latency": 0.9}, {"latency": 0.85, "macs": 0.7}, {"latency": 0.8}]
+    sizes = studied.nested(keeps, table=table, timer=shared)
+    for size, keep in zip(sizes, keeps):
+        assert size.latency.measured == pytest.approx(shared(size.model) / shared(model))
+        assert 0.95 * keep["latency"] < size.latency.measured <= keep["latency"] * (1 + latency.CLOSE) or "macs" in keep
+    assert sizes[1].after["macs"] <= 0.7 * sizes[1].before["macs"]
+    assert sizes[0].plan == studied.draw(keeps[0], table=table, timer=shared).plan
+    for large, small in itertools.pairwise(sizes):
+        for one, other in zip(small.plan.blocks, large.plan.blocks):
+            assert set(one.outputs) <= set(other.outputs)
+            assert set(one.queries) <= set(other.queries)
+            assert set(one.units) <= set(other.units)
+    with pytest.raises(Refused, match="largest to the smallest"):
+        studied.nested([{"latency": 0.8}, {"latency": 0.9}], table=table, timer=shared)
+    with pytest.raises(Refused, match="out of reach"):
+        studied.nested([{"latency": 0.8}, {"latency": 0.1}], table=table, timer=shared)
+    assert [
+        size.latency.measured for size in studied.nested(keeps[:1], table=dataclasses.replace(table, device="x"))
+    ] == [None]
+
+
+def test_a_model_that_was_cut_is_drawn_by_the_table_of_the_whole_one():
+    """As the rounds of a search do: what is asked and measured is a part of the model that all began with."""
+    whole = tiny(embed_dim=48, num_heads=2, depth=6)
+    table = latency.measure(whole, 4, timer=shared, repeats=1)
+    studied = lotus.pruning.study(whole, [], criterion="magnitude", rotate=False, compensate="none")
+    cut = studied.draw({"latency": 0.9}, table=table, timer=shared).model
+    again = lotus.pruning.study(cut, [], criterion="magnitude", rotate=False, compensate="none")
+    with pytest.raises(Refused, match="measured on a model of other widths"):
+        again.draw({"latency": 0.8}, table=table, timer=shared)
+    again = dataclasses.replace(again, beside=whole)
+    drawn = again.draw({"latency": 0.8}, table=table, timer=shared)
+    assert drawn.latency.measured == pytest.approx(shared(drawn.model) / shared(whole))
+    assert 0.95 * 0.8 < drawn.latency.measured <= 0.8 * (1 + latency.CLOSE)
 
 
 def test_nothing_is_refused_by_the_tables_word_alone():

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_vits import batches, pictures, random_plan, tiny
 
-from lotus.pruning import budget, cp_vit, search, study, surgery
+from lotus.pruning import budget, cp_vit, latency, search, study, surgery
 from lotus.pruning.plan import BlockPlan, Plan
 from lotus.pruning.search import Judge, Judged, Tried
 from lotus.vit import anatomy, cost
@@ -247,6 +247,100 @@ def test_the_pareto_points():
     assert [(one.macs, one.worse) for one in search.pareto(points)] == [(5, 1.0), (3, 1.1), (2, 9)]
 
 
+# ------------------------------------------------------------------------------------------------ budgets of latency
+
+
+def pace(dims) -> float:
+    """A machine on which widths add up."""
+    return 1.0 + sum(0.01 * one.heads * one.v_dim + 0.02 * one.heads + 0.004 * one.hidden for one in dims)
+
+
+def clock(model) -> float:
+    return pace([block.dims for block in anatomy.blocks(model)])
+
+
+def shared(model) -> float:
+    """One on which the last savings of a block are worth less, which no sum of halves knows."""
+    return 1.0 + sum(
+        (0.01 * b.heads * b.head_dim + 0.02 * b.heads + 0.004 * b.hidden) ** 0.6 for b in anatomy.blocks(model)
+    )
+
+
+class Halves:
+    """Judges by widths: each half of each block loses by a law of its own, and losses add up."""
+
+    images, forwards = 1, 0
+
+    def __init__(self, seed: int) -> None:
+        self.rates = np.random.default_rng(seed).exponential(size=(2, 2))
+        self.outline = cost.outline(tiny())
+
+    def of(self, dims) -> float:
+        pairs = zip(self.rates, self.outline.cost(dims).blocks, self.outline.cost().blocks)
+        return sum(
+            rates[0] * (1 - now.attn_macs / of.attn_macs) ** 2 + rates[1] * (1 - now.mlp_macs / of.mlp_macs) ** 1.5
+            for rates, now, of in pairs
+        )
+
+    def __call__(self, model) -> Judged:
+        return Judged(self.of(tuple(block.dims for block in anatomy.blocks(model))), 0.0)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("keep", [0.8, 0.6, 0.5])
+def test_blocks_lose_no_more_than_the_best_of_all_choices_within_a_latency(studied, seed, keep):
+    judge, whole = Halves(seed), clock(studied.model)
+    outline, scores = cost.outline(studied.dense), studied.scores
+    table = latency.measure(studied.dense, 4, timer=clock, repeats=1)
+    found = search.blocks(studied, judge, keep={"latency": keep}, levels=4, table=table, timer=clock)
+    assert found.drawn.latency.measured == pytest.approx(clock(found.drawn.model) / whole)
+    assert found.drawn.latency.measured <= keep * (1 + latency.CLOSE)
+    assert found.drawn.latency.text() in found.drawn.notes
+    halves = [
+        {budget.of_block(outline, scores, index, part, 1 - level / 4) for level in range(5)}
+        for index in range(2)
+        for part in ("attention", "mlp")
+    ]
+    choices = [tuple(one[i]._replace(hidden=one[i + 1].hidden) for i in (0, 2)) for one in itertools.product(*halves)]
+    slack = 4 * table.dense / latency.STEPS
+    reach = [dims for dims in choices if pace(dims) <= keep * whole - slack]
+    assert len(reach) > 10
+    assert found.chosen.worse <= min(judge.of(dims) for dims in reach) + 1e-9
+    plain = studied.draw({"latency": keep}, table=table, timer=clock)
+    assert found.chosen.worse <= judge(plain.model).worse
+
+
+@pytest.mark.parametrize(("weights", "keep"), [((1.0, 0.01), 0.8), ((0.01, 1.0), 0.7), ((1.0, 1.0), 0.5)])
+def test_ratios_split_a_latency_as_well_as_can_be(studied, every, weights, keep):
+    toy, whole = Toy(weights), clock(studied.model)
+    table = latency.measure(studied.dense, 4, timer=clock, repeats=1)
+    found = search.ratios(studied, toy, keep={"latency": keep}, grid=0, table=table, timer=clock)
+    assert found.drawn.latency.measured == pytest.approx(clock(found.drawn.model) / whole)
+    assert found.drawn.latency.measured <= keep * (1 + latency.CLOSE)
+    best = min(toy.of(dims) for dims in every if table.predict(dims) <= keep * table.dense)
+    assert found.chosen.worse <= best + 0.03
+
+
+@pytest.mark.parametrize("kind", ["ratios", "blocks"])
+@pytest.mark.parametrize("wrong", [0.6, 1.5])
+def test_what_a_search_tells_was_measured_however_wrong_the_table(studied, kind, wrong):
+    table = latency.measure(studied.dense, 4, timer=shared, repeats=1)
+    table = replace(table, together=tuple((alone, wrong * real) for alone, real in table.together))
+    keep = {"latency": 0.8, "params": 0.75}
+    find = functools.partial(SEARCH[kind], studied, Halves(1), table=table)
+    found = find(keep=keep, timer=shared)
+    assert found.drawn.latency.measured == pytest.approx(shared(found.drawn.model) / shared(studied.model))
+    assert found.drawn.latency.measured <= 0.8 * (1 + latency.CLOSE)
+    assert found.drawn.after["params"] <= 0.75 * found.drawn.before["params"]
+    with pytest.raises(Refused, match=r"latency: 0\.1 is out of reach"):
+        find(keep={"latency": 0.1}, timer=shared)
+    away = SEARCH[kind](studied, Halves(1), keep=keep, table=replace(table, device="cuda:0")).drawn.latency
+    assert away.measured is None
+    assert away.predicted <= 0.8
+    with pytest.raises(Refused, match=r"without prune\.split"):
+        find(keep=keep, split=True)
+
+
 # -------------------------------------------------------------------------------------------------------------- CP-ViT
 
 
@@ -325,7 +419,10 @@ def test_nested_sizes_lie_in_one_another_where_inputs_and_branches_go(branches):
     model = tiny(depth=4)
     outline = cost.outline(model)
     keeps = [{"macs": part} for part in (0.7, 0.4, 0.2, 0.11, 0.09)]
-    plans = budget.fit_nested(outline, reads(model), keeps, inputs=True, branches=branches)
+    plans = []
+    for keep in keeps:
+        within = plans[-1].dims if plans else None
+        plans.append(budget.fit_plan(outline, reads(model), keep, inputs=True, branches=branches, within=within))
     assert plans[0] == budget.fit_plan(outline, reads(model), keeps[0], inputs=True, branches=branches)
     for plan, keep in zip(plans, keeps):
         assert plan.cost(outline).macs <= keep["macs"] * outline.cost().macs
@@ -353,10 +450,10 @@ def test_a_search_goes_by_units_alone():
     for find in SEARCH.values():
         with pytest.raises(Refused, match=r"without prune\.search"):
             find(studied, judge, keep={"macs": 0.09})
-        with pytest.raises(Refused, match="macs and params"):
-            find(studied, judge, keep={"latency": 0.5})
-    with pytest.raises(Refused, match="macs or params"):
-        studied.nested([{"latency": 0.5}])
+        with pytest.raises(Refused, match="macs, params, latency"):
+            find(studied, judge, keep={"gates": 0.5})
+    with pytest.raises(Refused, match="or all of latency"):
+        studied.nested([{"macs": 0.5}, {"latency": 0.5}])
 
 
 @pytest.mark.parametrize("kind", ["ratios", "blocks"])
