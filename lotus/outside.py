@@ -179,6 +179,8 @@ def _refuse_to_replace(out: Path, *, force: bool) -> None:
         raise Refused(
             f"--out {out}: there is something there that is no model of LOTUS. Give another folder."
         ) from None
+    if not spec.ours(out):
+        raise Refused(f"--out {out}: beside a model there are files that LOTUS did not write. Give another folder.")
     if not own and not force:
         raise Refused(
             f"--out {out}: there is a model there that this command did not make. Give another folder, or --force to write over it."

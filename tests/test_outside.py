@@ -321,6 +321,22 @@ def test_only_what_it_wrote_itself_is_written_over(photos, tmp_path, capsys, mon
     assert sum(p.numel() for p in lotus.load(trained).parameters()) < sum(p.numel() for p in model().parameters())
 
 
+def test_an_exported_folder_is_written_over_and_files_of_others_are_not(photos, tmp_path, capsys, monkeypatch):
+    file, out = tmp_path / "a.safetensors", tmp_path / "small"
+    save_file(model().state_dict(), file)
+    lotus.save(model(), out, about={"made_by": outside.MADE_BY})
+    assert cli.main(["export", str(out)]) == 0
+    assert cli.main(words(photos, file, out)) == 0
+    assert not (out / "export").exists(), "of the older model"
+    (out / "export").mkdir()
+    (out / "export" / "notes.txt").write_text("mine")
+    monkeypatch.setattr(outside, "_batches", lambda *_: pytest.fail("an image was read"))
+    capsys.readouterr()
+    assert cli.main(words(photos, file, out)) == 2
+    assert "files that LOTUS did not write" in capsys.readouterr().err
+    assert (out / "export" / "notes.txt").read_text() == "mine"
+
+
 def clock(vit, *_, **__):
     return 1.0 + sum(block.mlp.fc1.out_features + block.attn.qkv.out_features for block in vit.blocks) / 100
 

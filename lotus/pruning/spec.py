@@ -31,6 +31,8 @@ KIND = "lotus-vit"
 FORMAT = 2
 """Of a model that lost branches, reads a part of the stream or convolves; any other is written as 1, which older versions read."""
 SPEC, WEIGHTS = "spec.json", "model.safetensors"
+EXPORTED = ("timm.safetensors", "model.onnx", "MODEL.md")
+"""What ``lotus export`` writes to ``export`` in a model's folder: of the older model, it goes with it."""
 _WIDTHS = ("heads", "qk_dim", "v_dim", "hidden")
 _NONE, _ALL = (False,) * 3, (True,) * 3
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -81,7 +83,7 @@ def save(
         "about": dict(about or {}),
     }
     json.dumps(spec)  # an ``about`` that is not JSON-ready fails here, before anything is written
-    if folder.exists() and not _ours(folder):
+    if folder.exists() and not ours(folder):
         raise Refused(f"{folder}: holds something that LOTUS did not write. Take another folder.")
     beside = folder.with_name(f".{folder.name}.tmp")
     try:
@@ -330,11 +332,14 @@ def _skeleton(
     return families.close(opened, model) if opened is not model else model
 
 
-def _ours(folder: Path) -> bool:
-    """Whether ``folder`` is empty or holds nothing but what :func:`save` writes."""
+def ours(folder: Path) -> bool:
+    """Whether ``folder`` is empty or holds nothing but what :func:`save` writes, and what ``lotus export`` made of it."""
     if not folder.is_dir():
         return False
     names = {path.name for path in folder.iterdir()}
+    sent = folder / "export"
+    if sent.is_dir() and {path.name for path in sent.iterdir()} <= set(EXPORTED):
+        names.remove("export")
     return not names or (SPEC in names and all(name == SPEC or name.endswith(".safetensors") for name in names))
 
 
