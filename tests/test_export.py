@@ -12,7 +12,7 @@ from torch import nn
 
 from lotus import export as module
 from lotus.export import Mismatch, export
-from lotus.pruning import surgery
+from lotus.pruning import spec, surgery
 from lotus.pruning.plan import BlockPlan, Plan
 from lotus.vit import anatomy
 from lotus.vit import model as door
@@ -58,6 +58,10 @@ def test_the_page_can_be_followed(tmp_path, monkeypatch, alone):
         monkeypatch.chdir(tmp_path)
         exec(code, {})
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), model(IMAGES))
+
+
+def test_a_models_folder_may_hold_all_that_an_export_writes() -> None:
+    assert set(spec.EXPORTED) == {module._TIMM, module._ONNX, module._PAGE}
 
 
 def test_blocks_of_different_widths_are_for_lotus(tmp_path):
