@@ -126,7 +126,8 @@ def _accuracy(options: argparse.Namespace) -> int:
     """Train every arm with every seed; a row each as it ends, and then the table."""
     work, seeds, epochs = Path(options.work), range(options.seeds), options.epochs
     ticket = work / "pool" / "subset.npz"
-    _done(_config(options, work / "pool", 0, epochs, select={"score": "random", "keep": options.pool}), "select")
+    pool = {"score": "random", "pick": "ccs", "keep": options.pool}  # any images; both said, whatever the defaults are
+    _done(_config(options, work / "pool", 0, epochs, select=pool), "select")
     recipe = functools.partial(_config, options, select={"ticket": str(ticket)})
     asked = _done(recipe(work / "probe", PROBE, epochs), "train")
     print(f"asked for its attention: a dense model of seed {PROBE}, top-1 {asked.values['top1']:.2f}", flush=True)

@@ -263,13 +263,22 @@ class Run:
         return found
 
     def made_from(self, stage: str) -> dict[str, str]:
-        """Identity of each stage that ``stage`` reads from, and of the model that it asks about patches, if one is there."""
+        """Identity of each stage that ``stage`` reads from, and of the files that its settings name, if they are there."""
         records = {name: self.record(name) for name in self.after(stage)}
         found = {name: record.identity for name, record in records.items() if record is not None}
-        patches = getattr(getattr(self.config, stage, None), "patches", None)
-        if patches is not None and patches.model not in ("", "baseline") and (weights := _weights(patches.model)):
-            found[_MODEL] = weights
-        return found
+        return found | {name: text for name, path in self._named(stage).items() if (text := _content(path))}
+
+    def _named(self, stage: str) -> dict[str, str]:
+        """The files, or folders of models, that settings of ``stage`` name for it to read, by the setting."""
+        config, found = self.config, dict[str, str]()
+        patches = getattr(getattr(config, stage, None), "patches", None)
+        if patches is not None and patches.model != "baseline":
+            found[_MODEL] = patches.model
+        if stage == "select":
+            found |= {"select.ticket": config.select.ticket or "", "select.start": config.select.start or ""}
+        if stage in ("score", "baseline", "train"):
+            found["model.weights"] = config.model.weights
+        return {name: path for name, path in found.items() if path}
 
     def why(self, stage: str) -> str | None:
         """Why ``stage`` has to run, in a few words; None when it is done."""
@@ -299,8 +308,13 @@ class Run:
             if then.get(place) != own.get(place):
                 return f"{_OWN}: the file that {place} is in was changed, or is another"
         now = self.made_from(stage)
-        if _MODEL in now and now[_MODEL] != record.made_from.get(_MODEL, now[_MODEL]):
-            return f"the model in {stage}.{_MODEL} was changed"
+        for name in self._named(stage):  # what a record does not name is newer than it
+            if name in now and now[name] != record.made_from.get(name, now[name]):
+                return (
+                    f"the model in {stage}.{_MODEL} was changed"
+                    if name == _MODEL
+                    else f"the file in {name} was changed"
+                )
         for name in self.after(stage):
             if name in now and now[name] != record.made_from.get(name):
                 return f"{name} was done again"
@@ -392,13 +406,14 @@ def lies(path: str) -> str:
         return ""
 
 
-def _weights(folder: str) -> str:
-    """Changes when the model in ``folder`` does; empty where none lies there."""
+def _content(path: str) -> str:
+    """Changes when the file, or the model in the folder, does; empty where none lies there."""
     try:
-        stands = [(path.stat().st_size, path.stat().st_mtime_ns) for path in _model_files(folder)]
+        files = tuple(_model_files(path)) if Path(path).is_dir() else (Path(path),)
+        stands = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     except OSError:
         return ""
-    return _hashed(folder, tuple(stands))
+    return _hashed(files, tuple(stands))
 
 
 def _model_files(folder: str) -> list[Path]:
@@ -406,9 +421,9 @@ def _model_files(folder: str) -> list[Path]:
 
 
 @functools.lru_cache(8)
-def _hashed(folder: str, stands: tuple[tuple[int, int], ...]) -> str:
+def _hashed(files: tuple[Path, ...], stands: tuple[tuple[int, int], ...]) -> str:
     found = hashlib.blake2b(digest_size=12)
-    for path in _model_files(folder):
+    for path in files:
         with open(path, "rb") as opened:
             while block := opened.read(1 << 20):
                 found.update(block)

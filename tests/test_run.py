@@ -133,6 +133,26 @@ def test_what_was_made_from_something_else_is_made_again(tmp_path: Path) -> None
     assert other.why("prepare") is None
 
 
+@pytest.mark.parametrize(
+    ("setting", "stage"),
+    [("select.ticket", "select"), ("select.start", "select"), ("model.weights", "train"), ("model.weights", "score")],
+)
+def test_another_file_under_the_same_name_is_noticed(setting: str, stage: str, tmp_path: Path) -> None:
+    """A ticket that was drawn again, weights that were trained on: the config is the same, what it names is not."""
+    file = tmp_path / "file"
+    file.write_bytes(b"one")
+    section, name = setting.split(".")
+    run = make(tmp_path / "run", **{section: {name: str(file)}})
+    do(run, "prepare", "score", "select", "train")
+    assert run.why(stage) is None
+    file.write_bytes(b"two")
+    assert run.why(stage) == f"the file in {setting} was changed"
+    file.write_bytes(b"one")
+    assert run.why(stage) is None, "what counts is what is in the file"
+    file.unlink()
+    assert run.why(stage) is None, "what was made from it stands"
+
+
 def test_other_weights_of_the_model_that_is_asked_are_noticed(tmp_path: Path) -> None:
     asked = tmp_path / "asked"
     asked.mkdir()
