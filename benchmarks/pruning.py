@@ -490,8 +490,9 @@ def top1(model: nn.Module, batches: Batches) -> float:
 def macs(model: nn.Module) -> int:
     """Counted by torch as the model runs, attention unfused, so that one count holds for all."""
     other: Any = copy.deepcopy(model)
-    for block in other.blocks:
-        block.attn.fused_attn = False
+    for module in other.modules():
+        if hasattr(module, "fused_attn"):  # a block may have lost its attention
+            module.fused_attn = False
     embed = other.patch_embed
     image = torch.zeros(1, embed.proj.in_channels, *embed.img_size, device=next(other.parameters()).device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
