@@ -6,8 +6,7 @@
 
 Each row is what ``lotus run configs/papers/NAME.yaml`` reaches with the first images of each class as its training images and all test
 images. *Ours* is ``configs/cifar10.yaml`` on all of these images, without gates, cut to the MACs that the system reached
-(half, where it cuts none), on a stream as narrow as a search finds best, and fine-tuned for as many epochs as the system (five,
-where it has none). Where a system trains a dense model on while its gates learn (VTP), ours has that very training too, without gates.
+(half, where it cuts none), and fine-tuned for as many epochs as the system (five, where it has none). Where a system trains a dense model on while its gates learn (VTP), ours has that very training too, without gates.
 Computing is all that was spent on training, searching and asking, the dense model's that VTP and ours start from included. All start
 from the same seed; one seed.
 """
@@ -40,7 +39,7 @@ SYSTEMS: dict[str, list[str]] = {
 """What each config is told beside the data; the longest first."""
 TRAIN_ON = ("vtp", "vtp_proximal")
 """Those that start from the dense model, and train it on."""
-OURS = ["select.keep=1", "train.sparsity.gates=false", "baseline=false", "prune.width=search"]
+OURS = ["select.keep=1", "train.sparsity.gates=false", "baseline=false"]
 HALF = 0.5
 """Part of the MACs at which ours stands beside a system that cuts none."""
 TINY = {
@@ -74,7 +73,7 @@ def main() -> int:
         ours = out / f"ours-{name}"
         keep = round(part, 4) if part < 1 else HALF
         if name in TRAIN_ON:
-            here = ["train.sparsity={gates: false}", f"prune={{keep: {{macs: {keep}}}, width: search}}"]
+            here = ["train.sparsity={gates: false}", f"prune={{keep: {{macs: {keep}}}}}"]
             _lotus(out, ours.name, "run", f"papers/{name}", data, [*told, *here, *shortened])
             return
         if not ours.exists():

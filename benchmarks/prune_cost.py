@@ -1,6 +1,7 @@
 """What pruning itself costs: seconds of each step, and memory. One command, no data, no training (time knows no weights):
 
     python benchmarks/prune_cost.py            # ViT-S/16 at 224 px, the 512 images that LOTUS then looks at
+    python benchmarks/prune_cost.py --width    # where cutting units alone goes too far, and a narrower stream is tried in vain
     python benchmarks/prune_cost.py --tiny     # seconds; only shows that it works
 
 The images are noise, drawn a batch at a time while the clock is stopped. To be reached: 90 s on two cores, and no more memory at
@@ -27,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else selectio
 
 import lotus.pruning
 from lotus.config import Model
-from lotus.pruning import budget, compensate, measure, rotate, surgery
+from lotus.pruning import budget, compensate, measure, narrow, rotate, surgery
 from lotus.vit.model import create, image_size
 
 SECONDS, COPIES = 90.0, 2.0
@@ -39,6 +40,7 @@ STEPS: dict[str, tuple[Any, str]] = {
     "plan": (budget, "fit_plan"),
     "cut": (surgery, "cut"),
     "compensation": (compensate, "carry_over"),
+    "beside the dense model": (narrow, "apart"),
 }
 
 
@@ -107,12 +109,21 @@ def _measured(options: dict[str, Any]) -> dict[str, Any]:
     with torch.inference_mode():
         model(torch.randn(1, 3, side, side))
     before = _peak()
-    study = lotus.pruning.study(model, batches)
-    study.draw({"macs": 0.5})
+    held = 0
+
+    def weighed(*args: Any, **more: Any) -> measure.Measured:
+        nonlocal held
+        found = gone_through(*args, **more)
+        arrays = [*found.gradients.values()]
+        for moments in found.moments.values():
+            arrays += [t for t in vars(moments).values() if isinstance(t, torch.Tensor)]
+        held = max(held, sum(array.nbytes for array in arrays))
+        return found
+
+    gone_through = measure.measure
+    measure.measure = weighed  # type: ignore[assignment]
+    lotus.pruning.lottery(model, batches, {"macs": 0.5}, width="auto" if options["width"] else None)
     peak = _peak()
-    held = sum(array.nbytes for array in study.measured.gradients.values())
-    for moments in study.measured.moments.values():
-        held += sum(t.nbytes for t in vars(moments).values() if isinstance(t, torch.Tensor))
     return {
         "seconds": seconds, "side": side, "images": images, "threads": torch.get_num_threads(), "before": before, "peak": peak, "statistics": held,
         "model": sum(weight.nbytes for weight in model.parameters()),
@@ -131,6 +142,11 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--images", type=int, help="calibration images; without it as many as LOTUS takes by itself")
     parser.add_argument("--of", type=int, default=0, help="also tell what so many images would take at this pace")
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument(
+        "--width",
+        action="store_true",
+        help="try narrower streams too, as is the default; noise never leaves it at all channels",
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--check", action="store_true", help="exit 1 where a figure is missed")
     parser.add_argument("--tiny", action="store_true", help="seconds; only shows that it works")

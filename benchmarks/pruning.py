@@ -7,11 +7,11 @@
 MODEL is a folder that LOTUS wrote (``runs/cifar10/baseline``), with the mean and standard deviation of its images in it. Each row of
 the table is a way to cut, each column a part of the dense model's MACs (QK^T and AV counted) that stays:
 
-    ours          what ``lotus.prune`` does by default: rotated heads, fisher, all units in one pool, affine
-    width search  the same on a stream as narrow as ``width="search"`` finds best
-    split         ours, with query/key and value dimensions cut each for itself
-    width W       ours, after the stream was turned and cut to the part W of its channels
-    branches      ours, where whole branches may go; inputs: where channels that a branch reads may
+    ours          what ``lotus.prune`` does by default: rotated heads, fisher, all units in one pool, affine; a narrower stream where that helps
+    units alone   ours, with all channels of the stream; the rows below too
+    split         with query/key and value dimensions cut each for itself
+    width W       after the stream was turned and cut to the part W of its channels
+    branches      where whole branches may go; inputs: where channels that a branch reads may
     VTP           gates at four sites learn with L1 for ``--search`` steps, the weights beside them; one threshold; nothing compensated.
                   Its published rates move no gate (docs/papers.md), so gates learn at 1e-2 here
     auto ratio    one ratio for attention and one for MLPs, searched for on 1,000 training images by agreement; magnitude, nothing compensated
@@ -232,6 +232,15 @@ def _spread(values: list[float]) -> str:
 def ways() -> dict[str, Way]:
     """Ours, published systems, every criterion of the shelf that needs no learned gates, and Torch-Pruning."""
 
+    def ours(bench: Bench) -> Cuts:
+        def cuts(keep: float) -> nn.Module | str:
+            try:
+                return lotus.pruning.lottery(bench.dense, bench.calibration, {"macs": keep}, seed=bench.seed).model
+            except Refused as refusal:
+                return str(refusal)
+
+        return cuts
+
     def lottery(settings: dict[str, Any], **drawing: Any) -> Way:
         def way(bench: Bench) -> Cuts:
             studied = lotus.pruning.study(bench.dense, bench.calibration, seed=bench.seed, **settings)
@@ -249,8 +258,8 @@ def ways() -> dict[str, Way]:
     shelf = [name for name in methods.names(criteria) if "gates" not in methods.reads(getattr(criteria, name))]
     bare: dict[str, Any] = {"rotate": False, "compensate": "none"}
     return {
-        "ours": lottery({}),
-        "width search": searched_width,
+        "ours": ours,
+        "units alone": lottery({}),
         **{f"Torch-Pruning, {score}": functools.partial(torch_pruning, score) for score in ("magnitude", "taylor")},
         "VTP": vtp,
         "auto ratio": auto_ratio,
@@ -264,31 +273,6 @@ def ways() -> dict[str, Way]:
         **{f"width {part:g}": functools.partial(narrowed, part) for part in (0.875, 0.75, 0.625, 0.5)},
         **{f"{name}, within kinds": lottery({"criterion": name, **bare}, rank="kind") for name in shelf},
     }
-
-
-def searched_width(bench: Bench) -> Cuts:
-    """Ours, with the width that agrees best on the calibration images at each budget."""
-    found = narrow.statistics(bench.dense, bench.calibration)
-    whole, wide = cost.count(bench.dense), cost.outline(bench.dense).width
-    studies = []
-    for part in narrow.check_width("search"):
-        channels = narrow.channels(bench.dense, part, 8)
-        thin = bench.dense if channels == wide else narrow.narrow(bench.dense, found, channels)
-        studies.append(lotus.pruning.study(thin, bench.calibration, seed=bench.seed))
-
-    def cuts(keep: float) -> nn.Module | str:
-        tried: list[tuple[float, int, nn.Module]] = []
-        why = ""
-        for studied in studies:
-            try:
-                small = studied.draw({"macs": keep}, whole=whole).model
-            except Refused as refusal:
-                why = str(refusal)
-                continue
-            tried.append((narrow.apart(bench.dense, small, bench.calibration), len(tried), small))
-        return min(tried)[2] if tried else why
-
-    return cuts
 
 
 def narrowed(part: float, bench: Bench) -> Cuts:

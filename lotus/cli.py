@@ -261,7 +261,9 @@ def _prune_options(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--round", type=_multiple, default=8, metavar="N",
                      help="widths stay a multiple of this, or auto: of what is fast here (8)")  # fmt: skip
     own.add_argument("--split", action="store_true", help="query/key and value dimensions may differ in number")
-    own.add_argument("--width", metavar="PART", help="part of the stream's channels that stays, or search (all)")
+    own.add_argument("--width", default="auto", metavar="PART",
+                     help="part of the stream's channels that stays (1: all); search: the best of six; auto: those one after the "
+                          "other, while all are not good enough and fewer are better (auto)")  # fmt: skip
     own.add_argument("--inputs", action="store_true", help="channels that attention and MLPs read may go too")
     own.add_argument("--branches", action=argparse.BooleanOptionalAction, default=None,
                      help="whole branches and blocks may go (only where units cannot meet the budget)")  # fmt: skip
@@ -367,7 +369,7 @@ def _prune(options: argparse.Namespace) -> int:
         out=options.out, criterion=options.criterion, rank=options.rank, round=options.round, rotate=not options.no_rotate,
         split=options.split, compensate=options.compensate, calibration=options.calibration, evaluate=options.evaluate,
         seed=options.seed, latency_batch=options.latency_batch, force=options.force,
-        inputs=options.inputs, branches=options.branches, width=None if options.width is None else _value(options.width),
+        inputs=options.inputs, branches=options.branches, width=_value(options.width),
     )  # fmt: skip
     with Terminal(plain=options.plain or None) as terminal:
         for event in outside.prune(job):

@@ -572,9 +572,10 @@ class Prune(Section):
     """Channels that attention and the MLP read may go too; the stream keeps its width, and an index_select takes the rest."""
     branches: bool | None = None
     """Whether whole attention and MLP branches, and blocks, may go; null: only where units alone cannot meet the budget."""
-    width: Fraction | Literal["search"] | None = None
-    """Part of the stream's channels that stays, the rest being turned out of the way; search: try 1 to 0.5 and take what
-    agrees best with the dense model; null: all."""
+    width: Fraction | Literal["auto", "search"] | None = "auto"
+    """Part of the stream's channels that stays, the rest being turned out of the way; search: try 1 to 0.375 and take what
+    agrees best with the dense model; auto: the same one after the other, while all channels are not good enough and fewer are
+    better (all of them with search, convolve, sizes, inputs, branches or a budget of latency); null: all."""
     compensate: Literal["none", "mean", "affine"] = "affine"
     """What the cut units carried is folded into the rest: not at all, their mean, or their best affine prediction."""
     calibration: int | None = Field(None, ge=1)
@@ -629,7 +630,7 @@ class Prune(Section):
                 )
         if self.keep.gates is not None and self.rank != "quantile":
             raise ValueError("keep.gates is a budget of rank: quantile alone")
-        others = self.inputs or self.branches or self.width is not None
+        others = self.inputs or self.branches or self.width not in (None, "auto")
         if self.keep.latency is not None and (others or self.split or self.rank != "pool"):
             raise ValueError(
                 "keep.latency is predicted for heads, their dimensions and MLP units alone: with rank: pool, and without split, "
@@ -637,6 +638,11 @@ class Prune(Section):
             )
         self._refuse_two_ways()
         return self
+
+    @property
+    def stream(self) -> float:
+        """The part of the channels that stays whatever a search, convolutions or sizes do to the rest: those take no ``auto``."""
+        return self.width if isinstance(self.width, float) else 1.0
 
     @property
     def more_sizes(self) -> list[dict[str, float]]:
@@ -670,9 +676,9 @@ class Prune(Section):
             raise ValueError(
                 "search.drop and keep are two targets: set keep.macs=1 (or leave keep out), or search.drop=null"
             )
-        if way == "convolve" and self.width is not None:
+        if way == "convolve" and self.width not in (None, "auto"):
             raise ValueError("convolve keeps the stream's width; leave width or convolve out")
-        if self.width is not None and self.inputs and self.criterion.name == "gate":
+        if self.width not in (None, "auto") and self.inputs and self.criterion.name == "gate":
             raise ValueError(
                 "width turns the stream, and learned gates of inputs belong to its channels; leave one out"
             )

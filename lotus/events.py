@@ -101,7 +101,10 @@ class Skipped(Event):
 def watched(
     stage: str, total: int, work: Callable[[Callable[[int], None]], T], unit: str = "images"
 ) -> Generator[Event, None, T]:
-    """Do ``work`` in a thread while its progress, which it reports through its argument, is passed on as events."""
+    """Do ``work`` in a thread while its progress, which it reports through its argument, is passed on as events.
+
+    Work that goes on beyond ``total`` is taken to go through as much once more.
+    """
     told: queue.SimpleQueue[int | None] = queue.SimpleQueue()
     result: list[T] = []
     fault: list[BaseException] = []
@@ -117,7 +120,7 @@ def watched(
     worker = threading.Thread(target=thread, daemon=True)
     worker.start()
     while (done := told.get()) is not None:
-        yield Step(stage, done, total, unit=unit)
+        yield Step(stage, done, total * max(1, -(-done // max(1, total))), unit=unit)
     worker.join()
     if fault:
         raise fault[0]

@@ -57,8 +57,8 @@ class Job:
     compensate: Any = "affine"
     inputs: bool = False
     branches: bool | None = None
-    width: Any = None
-    """The part of the stream's channels that stays, or ``search``."""
+    width: Any = "auto"
+    """The part of the stream's channels that stays, ``search`` or ``auto``; None: all."""
     calibration: int | None = None
     """Images that are looked at; None: 2,048, of large images 512."""
     evaluate: int = 5000
@@ -90,7 +90,8 @@ def prune(job: Job) -> Iterator[Event]:
     yield Began("prune", f"{job.model}, keep {', '.join(f'{what} {part:g}' for what, part in job.keep.items())}")
     model, about = door.adopt(job.model, job.args, job.weights)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-    widths, multiple = narrow.check_width(job.width), job.round
+    widths = narrow.tries(model, job.width, budget.check_keep(job.keep), plain=not (job.inputs or job.branches))
+    multiple = job.round
     if multiple == "auto":
         multiple = latency.fast_multiple(model, job.latency_batch)
         yield Said("prune", f"Widths stay multiples of {multiple}: measured at batch {job.latency_batch}.")

@@ -55,7 +55,7 @@ SMALL = {
         "1",
         "--only",
         "ours",
-        "width search",
+        "units alone",
         "VTP",
         "auto ratio",
         "CP-ViT",

@@ -42,7 +42,7 @@ def test_resolved_page_reads_back_the_same() -> None:
         ("train.precision=fp8", "train.precision"),
         ("train.patches.mode=evitt", ", not 'evitt'. Did you mean 'evit'?"),
         ("prune.round=aut", "prune.round: Input should be 'auto', not 'aut'. Did you mean 'auto'?"),
-        ("prune.width=serch", "prune.width: Input should be 'search', not 'serch'. Did you mean 'search'?"),
+        ("prune.width=serch", "prune.width: Input should be 'auto' or 'search', not 'serch'. Did you mean 'search'?"),
         ("prune.keep=0.5", "prune.keep: a section, not 0.5. Say prune.keep.macs=0.5."),
         ("prune.keep=half", "prune.keep: a section, not 'half'. Say e.g. prune.keep.macs=0.5."),
         ("select.pick=3", "select.pick: the name of a method, not 3."),

@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal
@@ -34,6 +35,8 @@ from selection.errors import Refused
 __all__ = ["Drawn", "Plan", "Study", "Verified", "load", "lottery", "prune", "save", "study", "verify"]
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
+_SOME = 8
+"""One in so many calibration images tries a narrower stream, and another one in so many tells how good it is."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def prune(
     compensate: Compensate = "affine",
     inputs: bool = False,
     branches: bool | None = None,
-    width: Width = None,
+    width: Width = "auto",
     gates: Mapping[str, Tensor] | None = None,
     seed: int = 0,
 ) -> nn.Module:
@@ -104,8 +107,10 @@ def prune(
         compensate: ``none``, ``mean`` or ``affine``: how what was cut is folded into what stays.
         inputs: Channels that attention and the MLP read of the stream may go too; the stream keeps its width.
         branches: Whether whole branches, and blocks, may go. None: only where units alone cannot meet the budget.
-        width: The part of the stream's channels that stays (:mod:`lotus.pruning.narrow`); ``"search"`` tries some and
-            takes the one that agrees best with the model on the calibration images. None: all stay.
+        width: The part of the stream's channels that stays (:mod:`lotus.pruning.narrow`); ``"search"`` tries six and takes the
+            one that agrees best with the model on the calibration images; ``"auto"`` looks beyond all channels only where
+            what is left by cutting units is more than :data:`narrow.CLOSE` from the model, and stops where fewer channels
+            agree less. None: all stay.
         gates: Learned gates by site, for the criterion ``gate``.
         seed: For the criterion ``random``.
 
@@ -145,11 +150,11 @@ def lottery(
     compensate: Compensate = "affine",
     inputs: bool = False,
     branches: bool | None = None,
-    width: Width = None,
+    width: Width = "auto",
     gates: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     table: latency.Table | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[..., None] | None = None,
 ) -> Drawn:
     """As :func:`prune`, with all that came to light on the way.
 
@@ -164,7 +169,7 @@ def lottery(
     """
     _refuse_unfit(model)
     share = budget.check_keep(keep)
-    wants = narrow.check_width(width)
+    wants = narrow.tries(model, width, share, plain=not (inputs or branches))
     if all(part == 1 for part in (*share.values(), *wants)):  # then nothing is to be turned or folded
         rotate, compensate = False, "none"
     passes = _passes(batches)
@@ -178,53 +183,126 @@ def lottery(
             "prune.width: turns the stream, and learned gates of inputs belong to its channels. Leave one out."
         )
     widths = narrow.useful(model, wants, share, round)
-    whole, done, found = cost.count(model), 0, None
-    if any(part < 1 for part in wants):
-        found = narrow.statistics(model, _fitting(model, passes)(), progress=progress)
-        done = found.images
-    wide = cost.outline(model).width
-    tried: list[tuple[float, int, Drawn]] = []
-    forwards, beyond = done, None
-    for channels in widths:
-        start = model
-        if channels < wide and found is not None:
-            start = narrow.narrow(model, found, channels, compensate=compensate)
-        studied = study(
-            start,
-            passes,
-            criterion=criterion,
-            criterion_options=criterion_options,
-            shelves=shelves,
-            rotate=rotate,
-            compensate=compensate,
-            inputs=inputs,
-            gates=gates,
-            seed=seed,
-            progress=_beyond(progress, done),
-        )
+    learn = functools.partial(
+        study,
+        criterion=criterion,
+        criterion_options=criterion_options,
+        shelves=shelves,
+        rotate=rotate,
+        compensate=compensate,
+        inputs=inputs,
+        gates=gates,
+        seed=seed,
+    )
+    cut = functools.partial(
+        Study.draw, keep=share, rank=rank, round=round, split=split, branches=branches, whole=cost.count(model), table=table
+    )  # fmt: skip
+    streams = _Streams(model, passes, learn, cut, compensate, progress)
+    if width == "auto" and len(widths) > 1:
+        streams.descend(widths)
+    else:
+        for channels in widths:
+            streams.take(channels, judged_by=1 if len(widths) > 1 else None)
+    best = streams.best()
+    return dataclasses.replace(best, notes=(*notes, *best.notes))
+
+
+class _Streams:
+    """A model cut to one budget at several widths of its stream, and how far each is from the model."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        passes: Callable[[], Iterable[Any]],
+        learn: Callable[..., Study],
+        cut: Callable[[Study], Drawn],
+        compensate: Compensate,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        """
+        Args:
+            learn: :func:`study`, but for the model, the images and the progress.
+            cut: :meth:`Study.draw` to the budget.
+        """
+        self.model, self.passes, self.learn, self.cut = model, passes, learn, cut
+        self.compensate, self.progress = compensate, progress
+        self.wide = cost.outline(model).width
+        self.done = self.forwards = 0
+        self.apart: dict[int, float] = {}
+        """Width -> nats an image from the model."""
+        self.drawn: dict[int, Drawn] = {}
+        """By all images."""
+        self._stream: dict[int, narrow.Statistics] = {}
+        self._beyond: Refused | None = None
+
+    def descend(self, widths: Sequence[int]) -> None:
+        """All channels; where that is too far from the model fewer, as long as that is nearer, tried with some of the images; and
+        the last of those with all of them."""
+        least, nearest = self.take(widths[0], judged_by=_SOME), None
+        if least <= narrow.CLOSE:
+            return
+        for channels in widths[1:]:
+            apart = self.take(channels, every=_SOME, judged_by=_SOME)
+            if apart > least:
+                break
+            least, nearest = apart, channels
+        if nearest is not None:
+            self.take(nearest, judged_by=_SOME)
+
+    def take(self, channels: int, *, every: int = 1, judged_by: int | None = None) -> float:
+        """Cut with so many channels, as one in ``every`` image has it, and tell how far that is from the model, infinite where the
+        budget cannot be met so; by one in ``judged_by`` of the images, of which ``every`` saw none, and without it not at all."""
+        given = self.passes if every == 1 else functools.partial(_thinned, self.passes, every)
+        start = self.model
+        if channels < self.wide:
+            if every not in self._stream:
+                self._stream[every] = narrow.statistics(
+                    self.model, _fitting(self.model, given)(), progress=_beyond(self.progress, self.done)
+                )
+                self.done += self._stream[every].images
+                self.forwards += self._stream[every].images
+            start = narrow.narrow(self.model, self._stream[every], channels, compensate=self.compensate)
+        studied = self.learn(start, given, progress=_beyond(self.progress, self.done))
+        self.done += (1 + studied.rotated) * studied.images
+        self.forwards += studied.forwards
         try:
-            drawn = studied.draw(
-                share, rank=rank, round=round, split=split, branches=branches, whole=whole, table=table
-            )
+            drawn = self.cut(studied)
         except Refused as refusal:  # a narrower stream may do it
-            beyond = refusal
-            continue
-        done += (1 + rotate) * drawn.images
-        forwards += drawn.forwards
+            self._beyond = refusal
+            return math.inf
+        finally:
+            del studied  # or the next one's statistics would come on top of these
         apart = 0.0
-        if len(wants) > 1:
-            apart = narrow.apart(model, drawn.model, passes())
-            forwards += 2 * drawn.images
-        tried.append((apart, channels, drawn))
-    if not tried and beyond is not None:
-        raise beyond
-    _, channels, best = min(tried, key=lambda one: one[0])
-    if channels < wide:
-        notes.append(f"Of the stream's {wide} channels {channels} stay, turned.")
-    if len(tried) > 1:
-        lines = ", ".join(f"{channels}: {apart:.4f}" for apart, channels, _ in tried)
-        notes.append(f"Widths tried, and how far each is from the dense model (nats an image): {lines}.")
-    return dataclasses.replace(best, forwards=forwards, notes=(*notes, *best.notes))
+        if judged_by is not None:
+            apart, images = narrow.apart(self.model, drawn.model, _thinned(self.passes, judged_by, judged_by - 1))
+            self.forwards += 2 * images
+        self.apart[channels] = apart
+        if every == 1:
+            self.drawn[channels] = drawn
+        return apart
+
+    def best(self) -> Drawn:
+        """The nearest of those by all images, with what was found on the way."""
+        if not self.drawn and self._beyond is not None:
+            raise self._beyond
+        channels = min(self.drawn, key=lambda width: self.apart[width])
+        found, notes = self.drawn[channels], []
+        if channels < self.wide:
+            notes.append(f"Of the stream's {self.wide} channels {channels} stay, turned.")
+        if len(self.apart) > 1:
+            lines = ", ".join(f"{width}: {apart:.4f}" for width, apart in self.apart.items())
+            notes.append(f"Widths tried, and how far each is from the dense model (nats an image): {lines}.")
+        return dataclasses.replace(found, forwards=self.forwards, notes=(*notes, *found.notes))
+
+
+def _thinned(passes: Callable[[], Iterable[Any]], every: int, first: int = 0) -> Iterator[Any]:
+    """The batches with one in ``every`` of their images, from number ``first`` on."""
+    done = 0
+    for batch in passes():
+        parts = batch if isinstance(batch, (tuple, list)) else (batch,)
+        start, done = (first - done) % every, done + len(parts[0])
+        if start < len(parts[0]):
+            yield tuple(None if part is None else part[start::every] for part in parts[:2])
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ class Moments:
     """Mean and covariance of a stream of vectors.
 
     Sums are kept in float64 about the first batch's mean, so that large means do not swallow small variances; a batch's own
-    products are taken in float32 (float64 for float64 activations), whose error lies far below the ridge.
+    products are taken in float32 (float64 for float64 activations), whose error lies far below the ridge. Of the sums of
+    products only those from the diagonal on are kept up to date.
     """
 
     def __init__(self, *, covariance: bool = True) -> None:
@@ -61,7 +62,7 @@ class Moments:
         if self._outer is not None:
             for start in range(0, x.shape[1], _ROWS):
                 rows = slice(start, start + _ROWS)
-                self._outer[rows] += x[:, rows].T @ x
+                self._outer[rows, start:] += x[:, rows].T @ x[:, start:]
         self.count += len(x)
 
     @property
@@ -77,7 +78,9 @@ class Moments:
         assert self._sum is not None, "no vectors were added"
         assert self._outer is not None, "only the mean was asked for"
         drift = self._sum / self.count
-        return self._outer / self.count - torch.outer(drift, drift)
+        upper = self._outer.triu()
+        upper += upper.triu(1).T
+        return upper.div_(self.count).sub_(torch.outer(drift, drift))
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,18 @@ A pre-norm ViT with LayerNorm computes the same in any orthogonal basis of its s
 
     folded        the gain and bias of each norm go into the Linear that reads it, LayerScale into the one that writes
     mean-free     every writer is multiplied by M = I - 1 1' / D: then LayerNorm is RMSNorm, n = x / sqrt(mean x^2)
-    turned        x -> Q' x at every writer, W -> W Q at every reader, with one orthogonal Q for the whole stream. Q' is that
-                  of the largest eigenvalues of E[n n'], the mean over tokens, images and all norms: what readers see.
-    cut           the first D' rows of Q'. A norm then divides by the root of the mean over D' channels, where it was over D:
-                  where what was cut is 0, x_S / rms(x) = sqrt(D / D') x_S / rms(x_S), and so readers are multiplied by
-                  sqrt(D / D').
+    turned        x -> Q' x at every writer, W -> W Q at every reader, with one Q, (D, D' - 1) of orthonormal columns, for the
+                  whole stream: the eigenvectors of the largest eigenvalues of E[n n'], the mean over tokens, images and all
+                  norms: what readers see.
+    laid out      in D' channels whose sum is 0: x -> Z Q' x at every writer, W -> W Q Z' at every reader, Z (D', D' - 1) of
+                  orthonormal columns that are orthogonal to (1, 1, ..., 1). Of such channels LayerNorm is RMSNorm again, so
+                  timm's LayerNorm stays (SliceGPT goes on with RMSNorm, and keeps D' axes in place of D' - 1).
+    cut           A norm divides by the root of the mean over D' channels, where it was over D: where what was cut is 0,
+                  x_S / rms(x) = sqrt(D / D') x_S / rms(x_S), and so readers are multiplied by sqrt(D / D').
 
-Nothing is lost while D' is at least the rank of the stream; D - 1 always is. What is cut beyond that is made up for in each
+Nothing is lost while D' - 1 is at least the rank of the stream; D - 1 always is. What is cut beyond that is made up for in each
 reader by its best affine prediction from what stays (:mod:`lotus.pruning.compensate`). The model that comes out is timm's own
-of a smaller ``embed_dim`` with ``norm_layer: rmsnorm``, and heads of the widths that they had. D channels, N tokens.
+of a smaller ``embed_dim``, and heads of the widths that they had. D channels, N tokens.
 """
 
 from __future__ import annotations
@@ -34,34 +37,50 @@ from lotus.vit import anatomy, cost, parts
 from lotus.vit import model as door
 from selection.errors import Refused
 
-Width = float | Literal["search"] | None
-GRID = (1.0, 0.875, 0.75, 0.625, 0.5)
-"""What ``width: search`` tries."""
+Width = float | Literal["auto", "search"] | None
+GRID = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375)
+"""What ``width: search`` tries, and ``auto`` from the first on while that helps."""
+CLOSE = 0.001
+"""Nats an image. A model no further than this from the dense one is as good as that (docs/pruning.md): ``auto`` tries no other."""
+
+
+def tries(model: nn.Module, width: Width, keep: Mapping[str, float], *, plain: bool) -> tuple[float, ...]:
+    """As :func:`check_width`; ``auto`` stands for all channels where there is no choice: for a budget that says nothing of the
+    stream, with inputs or branches (not ``plain``), and for a model whose stream cannot be turned."""
+    if width != "auto":
+        return check_width(width)
+    if not plain or not set(keep) <= {"macs", "params"} or all(part == 1 for part in keep.values()):
+        return (1.0,)
+    try:
+        skeleton(model, anatomy.blocks(model)[0].width)
+    except Refused:
+        return (1.0,)
+    return GRID
 
 
 def check_width(width: Width) -> tuple[float, ...]:
     """The parts of the stream that are to be tried.
 
     Raises:
-        Refused: it is neither a part nor ``search``.
+        Refused: it is neither a part nor a word for some.
     """
     if width is None:
         return (1.0,)
-    if width == "search":
+    if width in ("auto", "search"):
         return GRID
     if isinstance(width, bool) or not isinstance(width, (int, float)) or not 0 < width <= 1:
         raise Refused(
-            f"prune.width: the part of the channels that stays, above 0 and up to 1, or search; not {width!r}."
+            f"prune.width: the part of the channels that stays, above 0 and up to 1, auto or search; not {width!r}."
         )
     return (float(width),)
 
 
 def channels(model: nn.Module, part: float, round: int) -> int:
-    """D': ``part`` of the stream's channels, as the nearest multiple of ``round``, at least one of them."""
+    """D': ``part`` of the stream's channels, as the nearest multiple of ``round``; at least two, which carry one axis."""
     width = anatomy.blocks(model)[0].width
     round = max(round, 1)
     near = max(1, int(part * width / round + 0.5)) * round
-    return min(near, width)
+    return min(max(near, 2), width)
 
 
 def useful(model: nn.Module, wants: Sequence[float], keep: Mapping[str, float], round: int) -> list[int]:
@@ -147,7 +166,8 @@ def narrow(model: nn.Module, found: Statistics, width: int, *, compensate: Compe
     mean_free = torch.eye(wide, dtype=second.dtype, device=second.device) - 1 / wide
     _, basis = torch.linalg.eigh(mean_free @ second @ mean_free)
     turn = mean_free @ basis.flip(1)  # (D, D), best first; norms give nothing along (1, 1, ...), to the last bit
-    write = turn[:, :width].T  # (D', D)
+    layout = _mean_free(width).to(turn)
+    write = layout @ turn[:, : width - 1].T  # (D', D)
     small: Any = skeleton(model, width)
     state: dict[str, Tensor] = {}
 
@@ -182,13 +202,15 @@ def narrow(model: nn.Module, found: Statistics, width: int, *, compensate: Compe
         for name, linear in linears.items():
             old = linear.weight.detach().to(turn)
             bias = old @ shift if linear.bias is None else linear.bias.detach().to(turn) + old @ shift
-            weight, bias = fold((old * gain) @ turn, bias, range(width), turned, compensate)
-            state[f"{name}.weight"] = (weight * math.sqrt(wide / width)).to(linear.weight.device, linear.weight.dtype)
+            weight, bias = fold((old * gain) @ turn, bias, range(width - 1), turned, compensate)
+            weight = weight @ layout.T * math.sqrt(wide / width)
+            state[f"{name}.weight"] = weight.to(linear.weight.device, linear.weight.dtype)
             assert bias is not None
             state[f"{name}.bias"] = bias.to(linear.weight.device, linear.weight.dtype)
     for name, tensor in small.state_dict().items():
-        if name not in state:  # the norms' gains, which are folded: they start anew at 1
-            state[name] = torch.ones(tensor.shape, dtype=embed.weight.dtype, device=embed.weight.device)
+        if name not in state:  # of the norms, whose gains and biases are folded: they start anew
+            start = torch.zeros if name.endswith("bias") else torch.ones
+            state[name] = start(tensor.shape, dtype=embed.weight.dtype, device=embed.weight.device)
     small.load_state_dict({name: tensor.contiguous() for name, tensor in state.items()}, assign=True)
     for weight in small.parameters():
         weight.requires_grad_(True)
@@ -206,8 +228,8 @@ def skeleton(model: nn.Module, width: int) -> nn.Module:
     args = {
         **made["args"],
         "embed_dim": width,
-        "num_heads": 1,  # whatever divides it: the blocks are given their own heads
-        "norm_layer": "rmsnorm",
+        "num_heads": 1,  # whatever divides it: the blocks are given their own heads and units
+        "mlp_ratio": 4.0,
         "init_values": 0,  # LayerScale is folded
         "qkv_bias": True,  # for what the norms' biases leave
         "proj_bias": True,
@@ -219,8 +241,17 @@ def skeleton(model: nn.Module, width: int) -> nn.Module:
     return small
 
 
-def apart(one: nn.Module, other: nn.Module, batches: Iterable[Any]) -> float:
-    """How far ``other`` is from ``one``: the mean over images of KL(one || other) in nats, in eval mode."""
+def _mean_free(width: int) -> Tensor:
+    """Z, (D', D' - 1) float64: all but the last column of the reflection that takes the last axis to (1, 1, ..., 1) / sqrt(D'),
+    so that channels stay close to the axes that they lay out."""
+    normal = torch.full((width,), -1 / math.sqrt(width), dtype=torch.float64)
+    normal[-1] += 1
+    normal /= normal.norm()
+    return (torch.eye(width, dtype=torch.float64) - 2 * torch.outer(normal, normal))[:, :-1]
+
+
+def apart(one: nn.Module, other: nn.Module, batches: Iterable[Any]) -> tuple[float, int]:
+    """How far ``other`` is from ``one``: the mean over images of KL(one || other) in nats, in eval mode; and how many images there were."""
     total, images = 0.0, 0
     where = next(one.parameters())
     with torch.no_grad(), measure.evaluating(one), measure.evaluating(other):
@@ -229,7 +260,7 @@ def apart(one: nn.Module, other: nn.Module, batches: Iterable[Any]) -> float:
             told = [functional.log_softmax(model(x).double(), dim=-1) for model in (one, other)]
             total += float(functional.kl_div(told[1], told[0], reduction="sum", log_target=True))
             images += len(x)
-    return total / max(images, 1)
+    return total / max(images, 1), images
 
 
 def _second(moments: Moments) -> Tensor:

@@ -36,7 +36,7 @@ def lottery(
         images: how many ``batches`` hold
         more: its other arguments
     """
-    tried = narrow.check_width(wants.width)
+    tried = (1.0,) if wants.width == "auto" else narrow.check_width(wants.width)  # auto: others perhaps, later
     passes = len(tried) * (1 + wants.rotate) + any(part < 1 for part in tried)
     alike = {name: getattr(wants, name) for name in ALIKE}
     return (

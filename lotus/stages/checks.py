@@ -169,8 +169,10 @@ def look_ahead(config: Config) -> None:
             convolve.refuse(model)
             convolve.check_reach(whole, wants.keep.macs or 1, round=multiple)
         elif wants.search is None:
-            narrowest = min(narrow.check_width(wants.width))
-            least = whole
+            widths: tuple[float, ...] = (wants.stream,)
+            if not wants.sizes:
+                widths = narrow.tries(model, wants.width, keep, plain=not (wants.inputs or wants.branches))
+            narrowest, least = min(widths), whole
             if narrowest < 1:
                 least = outline(narrow.skeleton(model, narrow.channels(model, narrowest, multiple)))
             for budgets in (keep, *wants.more_sizes):
@@ -184,13 +186,13 @@ def look_ahead(config: Config) -> None:
                     whole=whole.cost(),
                 )
             if not wants.sizes:
-                narrow.useful(model, narrow.check_width(wants.width), keep, multiple)
+                narrow.useful(model, widths, keep, multiple)
         elif wants.search.compare:
             anatomy.plain(model, "prune.search.compare")
         if wants.search is not None and wants.search.drop is None:
-            least, (part,) = whole, narrow.check_width(wants.width)
-            if part < 1:
-                least = outline(narrow.skeleton(model, narrow.channels(model, part, multiple)))
+            least = whole
+            if wants.stream < 1:
+                least = outline(narrow.skeleton(model, narrow.channels(model, wants.stream, multiple)))
             budget.check_reach(least, keep, round=multiple, split=wants.split, branches=False, whole=whole.cost())
     else:
         _check_zeros(config, model)

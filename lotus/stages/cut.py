@@ -73,7 +73,7 @@ def draw_sizes(shop: Shop, model: nn.Module, gates: Any, calibration: np.ndarray
     run, wants = shop.run, shop.config.prune
     keep = wants.keep.model_dump(exclude_none=True)
     dense = count(model)
-    parts = (*keep.values(), *wants.sizes, wants.width or 1)
+    parts = (*keep.values(), *wants.sizes, wants.stream)
     model, spent, notes = yield from narrow_stream(shop, model, calibration, multiple)
     studied = yield from study(shop, model, gates, calibration, whole=all(part == 1 for part in parts))
     shared: dict[str, Any] = {"round": multiple, "split": wants.split, "branches": wants.branches, "table": table}
@@ -106,9 +106,8 @@ def narrow_stream(
     from lotus.pruning import narrow
     from lotus.vit import anatomy
 
-    (part,) = narrow.check_width(shop.config.prune.width)
     wide = anatomy.blocks(model)[0].width
-    channels = narrow.channels(model, part, multiple)
+    channels = narrow.channels(model, shop.config.prune.stream, multiple)
     if channels == wide:
         return model, 0, []
     with shop.images(shop.run.train_beton, calibration, shop.config.train, model) as loader:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 import pytest
+import timm
 import torch
 from tiny_vits import KINDS, batches, pictures, random_plan, tiny
 from torch import nn
@@ -28,7 +29,7 @@ WHY_NOT = {
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if anatomy.is_vit(tiny(kind))])
 def test_nothing_is_lost_until_the_stream_is_cut(kind):
-    """All channels; and one less, since a mean-free stream has one to spare. Random norms, LayerScale, biases or none."""
+    """Random norms, LayerScale, biases or none; the stream stays without a mean, and timm's LayerNorm is the norm."""
     model = tiny(kind)
     if kind in WHY_NOT:
         with pytest.raises(Refused, match=WHY_NOT[kind]):
@@ -36,13 +37,16 @@ def test_nothing_is_lost_until_the_stream_is_cut(kind):
         return
     found = narrow.statistics(model, batches())
     images = pictures(seed=5)
-    for width in (48, 47):
-        small = narrow.narrow(model, found, width)
-        with torch.no_grad():
-            torch.testing.assert_close(small(images), model(images), rtol=0, atol=1e-4)
-    assert small.embed_dim == 47
-    assert {type(norm).__name__ for name, norm in small.named_modules() if name.endswith(("norm1", "norm2"))} == {
-        "RmsNorm"
+    small = narrow.narrow(model, found, 48)
+    means = []
+    for block in small.blocks:
+        block.register_forward_pre_hook(lambda _, args: means.append(float(args[0].mean(dim=-1).abs().max())))
+    with torch.no_grad():
+        torch.testing.assert_close(small(images), model(images), rtol=0, atol=1e-4)
+    assert max(means) < 1e-5
+    assert {type(norm) for name, norm in small.named_modules() if name.endswith(("norm1", "norm2"))} <= {
+        nn.LayerNorm,
+        timm.layers.LayerNorm,
     }
     assert not any(module._forward_pre_hooks for module in model.modules())
 
@@ -66,11 +70,13 @@ def shaped(spread: torch.Tensor, **args) -> nn.Module:
 
 
 def test_a_stream_of_low_rank_is_cut_to_it_without_loss():
-    """Writers that reach 20 directions only: 20 channels are enough, whatever they are."""
+    """Writers that reach 20 directions only: 21 channels, whose sum is 0, are enough, whatever they are; 20 are not."""
     model = shaped((torch.arange(48) < 20).float())
-    small = narrow.narrow(model, narrow.statistics(model, batches()), 20)
+    found = narrow.statistics(model, batches())
     with torch.no_grad():
-        torch.testing.assert_close(small(pictures()), model(pictures()), rtol=0, atol=1e-4)
+        dense, enough, few = (one(pictures()) for one in (model, *(narrow.narrow(model, found, n) for n in (21, 20))))
+    torch.testing.assert_close(enough, dense, rtol=0, atol=1e-4)
+    assert (few - dense).abs().max() > 1e-3
 
 
 def test_the_leading_axes_keep_more_than_others_and_compensation_helps():
@@ -78,7 +84,7 @@ def test_the_leading_axes_keep_more_than_others_and_compensation_helps():
     found = narrow.statistics(model, data)
     held = [(pictures(32, 99), None)]
     apart = {
-        how: narrow.apart(model, narrow.narrow(model, found, 32, compensate=how), [images for images, _ in held])
+        how: narrow.apart(model, narrow.narrow(model, found, 32, compensate=how), [images for images, _ in held])[0]
         for how in ("none", "affine")
     }
     turned = {}
@@ -87,7 +93,7 @@ def test_the_leading_axes_keep_more_than_others_and_compensation_helps():
             torch.randn(48, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         ).Q
         fake = narrow.Statistics(found.images, {site: Turned(basis) for site in found.moments})
-        turned[seed] = narrow.apart(model, narrow.narrow(model, fake, 32, compensate="none"), [held[0][0]])
+        turned[seed] = narrow.apart(model, narrow.narrow(model, fake, 32, compensate="none"), [held[0][0]])[0]
     assert apart["none"] < min(turned.values())
     assert apart["affine"] < apart["none"]
 
@@ -129,7 +135,7 @@ def test_a_width_joins_a_budget_and_the_search_takes_what_agrees_best():
     assert drawn.notes[0] == "Of the stream's 48 channels 40 stay, turned."
     found = pruning.lottery(model, batches(), {"macs": 0.4}, width="search")
     each = {part: pruning.lottery(model, batches(), {"macs": 0.4}, width=part) for part in narrow.GRID}
-    apart = {part: narrow.apart(model, one.model, batches()) for part, one in each.items()}
+    apart = {part: narrow.apart(model, one.model, batches())[0] for part, one in each.items()}
     best = min(apart, key=lambda part: apart[part])
     assert cost.outline(found.model).width == cost.outline(each[best].model).width
     assert any(note.startswith("Widths tried") for note in found.notes)
@@ -154,3 +160,56 @@ def test_a_stream_that_misses_the_budget_from_below_is_refused_and_not_searched(
 def test_what_is_no_width_is_refused(width):
     with pytest.raises(Refused, match=r"prune\.width"):
         pruning.prune(tiny(), batches(), {"macs": 0.5}, width=width)
+
+
+def told_widths(drawn: pruning.Drawn) -> list[int]:
+    """The widths that were tried, as the note lists them; empty where only one was."""
+    found = [note for note in drawn.notes if note.startswith("Widths tried")]
+    return [int(pair.split(":")[0]) for pair in found[0].split("): ")[1].split(", ")] if found else []
+
+
+def test_auto_looks_at_narrower_streams_only_where_units_alone_lead_too_far(monkeypatch):
+    """And stops where a narrower one agrees less, with the best of those that it saw."""
+    model, data = shaped(0.8 ** torch.arange(48), depth=3), batches()
+    near = pruning.lottery(model, data, {"macs": 0.9})
+    assert cost.outline(near.model).width == 48
+    assert told_widths(near) == []
+    monkeypatch.setattr(narrow, "CLOSE", 0.0)
+    found = pruning.lottery(model, data, {"macs": 0.35})
+    seen = told_widths(found)
+    assert seen == [48, 40, 32, 24, 16][: len(seen)]
+    assert len(seen) > 1
+    # All channels by all images, fewer by every eighth; each judged by another eighth.
+    some, others = ([tuple(part[at::8] for part in batch) for batch in data] for at in (0, 7))
+    trials = {48: pruning.lottery(model, data, {"macs": 0.35}, width=None)}
+    trials |= {width: pruning.lottery(model, some, {"macs": 0.35}, width=width / 48) for width in seen[1:]}
+    apart = [narrow.apart(model, trials[width].model, others)[0] for width in seen]
+    nearest = [one for one in apart if one == min(apart)]
+    assert apart[:-1] == sorted(apart[:-1], reverse=True), "else it had ended before"
+    ended = apart[-1] > apart[-2]
+    assert ended or seen[-1] == 16
+    assert len(nearest) == 1
+    best = seen[-2] if ended else seen[-1]
+    whole = {width: pruning.lottery(model, data, {"macs": 0.35}, width=width / 48).model for width in {48, best}}
+    judged = {width: narrow.apart(model, one, others)[0] for width, one in whole.items()}
+    assert cost.outline(found.model).width == min(judged, key=lambda width: judged[width])
+    assert found.forwards > near.forwards
+
+
+@pytest.mark.parametrize("settings", [{"inputs": True}, {"branches": True}, {"width": None}, {"width": 1}])
+def test_auto_keeps_all_channels_where_there_is_no_choice(monkeypatch, settings):
+    monkeypatch.setattr(narrow, "CLOSE", 0.0)
+    drawn = pruning.lottery(tiny(depth=3), batches(), {"macs": 0.4}, **settings)
+    assert cost.outline(drawn.model).width == 48
+    assert told_widths(drawn) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_auto_takes_what_the_model_allows(monkeypatch, kind):
+    """Every family: what cannot be turned keeps its stream and is not refused."""
+    monkeypatch.setattr(narrow, "CLOSE", 0.0)
+    model = tiny(kind)
+    drawn = pruning.lottery(model, batches(), {"macs": 0.6})
+    assert drawn.after["macs"] <= 0.6 * drawn.before["macs"]
+    turns = anatomy.is_vit(model) and kind not in WHY_NOT
+    assert bool(told_widths(drawn)) == turns

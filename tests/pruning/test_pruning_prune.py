@@ -78,7 +78,7 @@ def test_one_study_serves_any_budget():
     model, data = tiny(), batches()
     studied = study(model, data, criterion="fisher")
     for keep in (0.7, 0.4):
-        drawn = lottery(model, data, {"macs": keep}, criterion="fisher", round=4)
+        drawn = lottery(model, data, {"macs": keep}, criterion="fisher", round=4, width=None)
         again = studied.draw({"macs": keep}, round=4)
         assert again.plan == drawn.plan
         assert (again.forwards, again.images) == (drawn.forwards, drawn.images) == (96, 24)
@@ -220,7 +220,7 @@ def test_compensation_brings_what_a_cut_mlp_writes_closer():
 
 def test_a_cut_without_compensation_is_the_surgeons():
     model = tiny("registers")
-    drawn = lottery(model, batches(), {"macs": 0.5}, rotate=False, compensate="none")
+    drawn = lottery(model, batches(), {"macs": 0.5}, rotate=False, compensate="none", width=None)
     with torch.no_grad():
         torch.testing.assert_close(
             drawn.model(pictures()), surgery.masked(model, drawn.plan)(pictures()), rtol=0, atol=1e-5
@@ -252,17 +252,20 @@ def test_the_models_mode_and_the_callers_grad_mode_are_left_alone():
 def test_batches_may_be_anything_that_begins_with_images_and_labels():
     model, data = tiny(), batches()
     plans = [
-        lottery(model, given, {"macs": 0.5}).plan
+        lottery(model, given, {"macs": 0.5}).plan  # widths are tried too
         for given in (data, iter(data), [(x, y, torch.arange(8)) for x, y in data], lambda: iter(data))
     ]
     assert all(plan == plans[0] for plan in plans)
     prune(model, [x for x, _ in data], {"macs": 0.5}, criterion="magnitude")
     told: list[int] = []
-    assert lottery(model, data, {"macs": 0.5}, progress=told.append).images == 24
+    assert lottery(model, data, {"macs": 0.5}, width=None, progress=told.append).images == 24
     assert told == [8, 16, 24, 32, 40, 48]
     told.clear()
-    lottery(model, iter(data), {"macs": 0.5}, rotate=False, progress=told.append)
+    lottery(model, iter(data), {"macs": 0.5}, rotate=False, width=None, progress=told.append)
     assert told == [8, 16, 24]
+    told.clear()
+    lottery(model, iter(data), {"macs": 0.5}, rotate=False, width=0.75, progress=told.append)
+    assert told == [8, 16, 24, 32, 40, 48], "the stream, then the units"
 
 
 def test_a_half_precision_model_stays_one():
@@ -334,7 +337,7 @@ def test_inference_mode_is_refused_with_the_way_out():
 def test_a_fast_multiple_is_measured_where_it_is_asked_for(monkeypatch):
     asked = []
     monkeypatch.setattr(latency, "fast_multiple", lambda model, batch: asked.append(batch) or 16)
-    drawn = lottery(tiny(), batches(1), {"macs": 0.6}, round="auto")
+    drawn = lottery(tiny(), batches(1), {"macs": 0.6}, round="auto", width=None)
     assert asked == [64]
     assert all(dims.hidden % 16 == 0 for dims in drawn.plan.dims)
     assert drawn.notes[0] == "Widths stay multiples of 16: measured."

@@ -274,13 +274,13 @@ def test_a_cut_of_heads_is_closer_rotated_than_by_index(kind):
 
 def test_it_is_the_default_and_changes_the_cut():
     model, data = tiny(), batches()
-    drawn = lottery(model, data, {"macs": 0.5}, criterion="fisher")
+    drawn = lottery(model, data, {"macs": 0.5}, criterion="fisher", width=None)
     other = turned(model, data)
-    by_hand = lottery(other, data, {"macs": 0.5}, criterion="fisher", rotate=False)
+    by_hand = lottery(other, data, {"macs": 0.5}, criterion="fisher", rotate=False, width=None)
     assert drawn.plan == by_hand.plan
     with torch.no_grad():
         torch.testing.assert_close(drawn.model(pictures()), by_hand.model(pictures()), rtol=0, atol=1e-6)
-        plain = prune(model, data, {"macs": 0.5}, criterion="fisher", rotate=False)
+        plain = prune(model, data, {"macs": 0.5}, criterion="fisher", rotate=False, width=None)
         assert (plain(pictures()) - drawn.model(pictures())).abs().max() > 1e-2
     assert drawn.images == by_hand.images == 24
     assert (drawn.forwards, by_hand.forwards) == (4 * 24, 3 * 24)
