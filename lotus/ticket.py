@@ -386,6 +386,10 @@ def bring(
         return bound, told or ["it is a ticket of this data already"]
     images = data.images(index=index)
     found = exchange.read(path, images, kind=kind, column=column, order=order, negate=negate, force=force)
+    if seed and (found.rows is not None or keep is None):
+        raise Refused(
+            f"--seed {seed}: decides among equal scores when --keep takes the highest, and nothing is drawn from {file}. Leave it out."
+        )
     told = [f"taken for {found.told}", *found.warnings]
     if order == "class":
         told.append(

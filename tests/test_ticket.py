@@ -279,6 +279,23 @@ def test_a_ticket_of_ours_takes_no_flag_for_files_of_others(run, capsys, flag, t
     assert np.array_equal(Subset.load(tmp_path / "t.npz").rows, Subset.load(run / "subset.npz").rows)
 
 
+def test_a_seed_is_refused_where_nothing_is_drawn(run, capsys, tmp_path):
+    np.save(tmp_path / "rows.npy", [1, 2])
+    np.save(tmp_path / "scores.npy", np.zeros(Subset.load(run / "subset.npz").total))
+    rows, scores = (
+        ("import", tmp_path / name, "--data", run / "signals.npz", "--out", tmp_path / "t.npz")
+        for name in ("rows.npy", "scores.npy")
+    )
+    for words in (rows, scores):
+        assert "--seed 3: decides among equal scores" in refused(capsys, *words, "--seed", "3")
+        assert not (tmp_path / "t.npz").exists()
+    drawn = []
+    for seed in ("3", "4"):
+        told(capsys, *scores, "--keep", "0.5", "--seed", seed)
+        drawn.append(Subset.load(tmp_path / "t.npz").rows.tolist())
+    assert drawn[0] != drawn[1]
+
+
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.7, 0.99])
 def test_a_ticket_cut_short(run, capsys, part, tmp_path):
     whole = (run / "subset.npz").read_bytes()
