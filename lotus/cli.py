@@ -348,6 +348,8 @@ def _prune(options: argparse.Namespace) -> int:
         raise Refused(
             f"lotus prune --model takes no config ({options.config}). Arguments of the model: --arg NAME=VALUE."
         )
+    if strange := _flags_of_a_run(options):
+        raise Refused(f"lotus prune --model: is no run, and takes no {strange[0]}. Leave it out.")
     for flag in ("data", "keep"):
         if not getattr(options, flag):
             raise Refused(f"lotus prune --model: --{flag} is missing, e.g. --data FOLDER --keep macs=0.5.")
@@ -379,16 +381,21 @@ def _prune(options: argparse.Namespace) -> int:
     return 0
 
 
+def _flags_of_a_run(options: argparse.Namespace) -> list[str]:
+    """Those that were given, of what a verb takes for a run alone."""
+    said = {
+        "--again": options.again, "--dry-run": options.dry_run, "--with": options.shelves,
+        "--deepspeed_config": options.deepspeed_config,
+    }  # fmt: skip
+    return [flag for flag, given in said.items() if given]
+
+
 def _export(options: argparse.Namespace) -> int:
     """Of a run, or of the folder of a model: then into ``export`` inside of it."""
     folder = Path(options.config)
     if not (folder / "spec.json").is_file() or (folder / "config.yaml").is_file():
         return _run(options)
-    strange = [
-        *options.overrides,
-        *(f"--{flag.replace('_', '-')}" for flag in ("again", "dry_run") if vars(options)[flag]),
-    ]
-    if strange:
+    if strange := [*options.overrides, *_flags_of_a_run(options), *(["--plain"] if options.plain else [])]:
         raise Refused(f"lotus export {folder}: is a model, not a run, and takes no {strange[0]}. Leave it out.")
     from lotus import export, pruning
 
