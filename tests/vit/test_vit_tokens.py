@@ -131,7 +131,7 @@ def test_among_equals_chance_takes_any_patch_alike(training):
     taken = []
     digit = [5, 6, 9, 10]
 
-    def enters(module: nn.Module, inputs: tuple[Tensor], embedded: Tensor) -> None:
+    def enters(module: nn.Module, inputs: tuple[Tensor], embedded: Tensor) -> Tensor:
         prefix, patches = embedded[:, :-16], embedded[:, -16:]
         marked = torch.arange(16.0)[None, :, None].expand_as(patches)
         return torch.cat([prefix, marked], 1)
