@@ -123,9 +123,8 @@ def _parser() -> argparse.ArgumentParser:
     ticket.add_argument("--picture", metavar="FILE", help="the picture of `lotus ticket show`: .png, .svg or .html")
     ticket.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                         help="an option of the method: score.window=5, pick.bins=20")  # fmt: skip
-    ticket.add_argument("--with", dest="shelves", action="append", default=[], metavar="FILE.py",
-                        help="a file of your own whose functions join the shelves")  # fmt: skip
-    ticket.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    _with(ticket)
+    _json(ticket)
 
     _ticket_verbs(
         verb("ticket", "look at a ticket, compare tickets, bring them in and out as files of others", _nothing)
@@ -133,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
 
     patches = verb("patches", "make the patch ticket of a run: what each patch of each training image scores", _patches)
     patches.add_argument("config", help="the run's config file, its folder, or a folder with a train.beton")
-    patches.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
+    _overrides(patches)
     patches.add_argument("--score", default="", help="a score of lotus/vit/patch_scores.py (train.patches.score)")
     patches.add_argument(
         "--model", default="", help="a folder written by LOTUS: the model to ask (train.patches.model)"
@@ -141,22 +140,21 @@ def _parser() -> argparse.ArgumentParser:
     patches.add_argument("--keep", type=float, help="the part of the patches that stays (train.patches.keep, else 0.7)")
     patches.add_argument("--picture", metavar="OUT.png", help="a contact sheet: what leaves is dimmed")
     patches.add_argument("--images", type=int, default=12, help="images on it (12)")
-    patches.add_argument("--with", dest="shelves", action="append", default=[], metavar="FILE.py",
-                         help="a file of your own whose functions join the shelves")  # fmt: skip
+    _with(patches)
     patches.add_argument("--plain", action="store_true", help="plain lines instead of live progress")
-    patches.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    _json(patches)
 
     evaluate = verb("evaluate", "measure a model of a run on the validation images", _evaluate)
     evaluate.add_argument("config", help="the run's config file, or its folder")
-    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
+    _overrides(evaluate)
     evaluate.add_argument("--model", default="final", help="baseline, trained, pruned, final, or a folder (final)")
-    evaluate.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    _json(evaluate)
     evaluate.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
 
     verify = verb("verify", "check that the folder of a model is what its spec says", _verify)
     verify.add_argument("folder", help="a folder of spec.json and model.safetensors")
     verify.add_argument("--against", metavar="FOLDER", help="the folder of the model that it was cut from")
-    verify.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    _json(verify)
 
     report = verb("report", "write report.html of a run again and show its last page", _report)
     report.add_argument("folder", help="the run's folder, e.g. runs/digits")
@@ -164,6 +162,20 @@ def _parser() -> argparse.ArgumentParser:
     doctor = verb("doctor", "check this machine and say what to do", _doctor)
     doctor.add_argument("--brief", action="store_true", help="say only what is wrong")
     return parser
+
+
+def _overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, e.g. train.lr=3e-4")
+
+
+def _with(parser: argparse.ArgumentParser, what: str = "whose functions join the shelves") -> None:
+    parser.add_argument(
+        "--with", dest="shelves", action="append", default=[], metavar="FILE.py", help=f"a file of your own {what}"
+    )
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
 
 
 def _ticket_verbs(parser: argparse.ArgumentParser) -> None:
@@ -180,15 +192,14 @@ def _ticket_verbs(parser: argparse.ArgumentParser) -> None:
                 required=data == "must",
                 help="a run's folder, a config, signals.npz, train.beton, or a folder of pictures",
             )
-            added.add_argument("--with", dest="shelves", action="append", default=[], metavar="FILE.py",
-                               help="a file of your own with the function of the data set")  # fmt: skip
+            _with(added, "with the function of the data set")
         added.add_argument(
             "--force",
             action="store_true",
             help="go on where data and ticket do not fit; says what it risks"
             + ("; write over a file that is there" if action is _ticket_export else ""),
         )
-        added.add_argument("--json", action="store_true", help="print JSON and nothing else")
+        _json(added)
         return added
 
     def index(added: argparse.ArgumentParser) -> None:
@@ -284,12 +295,11 @@ def _prune_options(parser: argparse.ArgumentParser) -> None:
 
 def _run_options(parser: argparse.ArgumentParser, until: str, config: str | None = None) -> None:
     parser.add_argument("config", nargs=config, help="a YAML file, e.g. configs/digits.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, e.g. train.lr=3e-4")
+    _overrides(parser)
     parser.add_argument("--again", action="store_true", help="run every stage again")
     parser.add_argument("--dry-run", action="store_true", help="only say what would run, and what it would cost")
     parser.add_argument("--plain", action="store_true", help="plain lines instead of live progress")
-    parser.add_argument("--with", dest="shelves", action="append", default=[], metavar="FILE.py",
-                        help="a file of your own whose functions join the shelves")  # fmt: skip
+    _with(parser)
     # What DeepSpeed's launcher and its users pass.
     parser.add_argument("--deepspeed", action="store_true", help="accepted for DeepSpeed's sake: it is always on")
     parser.add_argument("--deepspeed_config", metavar="JSON", help="DeepSpeed settings of your own (train.deepspeed)")
@@ -348,6 +358,8 @@ def _prune(options: argparse.Namespace) -> int:
         raise Refused(
             f"lotus prune --model takes no config ({options.config}). Arguments of the model: --arg NAME=VALUE."
         )
+    if strange := _flags_of_a_run(options):
+        raise Refused(f"lotus prune --model: is no run, and takes no {strange[0]}. Leave it out.")
     for flag in ("data", "keep"):
         if not getattr(options, flag):
             raise Refused(f"lotus prune --model: --{flag} is missing, e.g. --data FOLDER --keep macs=0.5.")
@@ -358,14 +370,10 @@ def _prune(options: argparse.Namespace) -> int:
     from lotus import outside
     from lotus.report.terminal import Terminal, pruned_page
 
-    args = {}
-    for given in options.arg:
-        name, equals, value = given.partition("=")
-        if not equals:
-            raise Refused(f"--arg {given}: write NAME=VALUE, e.g. --arg img_size=32.")
-        args[name] = _value(value)
+    args = {name: _value(value) for name, value in _pairs("--arg", options.arg, "NAME=VALUE, e.g. --arg img_size=32")}
+    keep = outside.budgets(_pairs("--keep", options.keep, "BUDGET=PART, e.g. --keep macs=0.5"))
     job = outside.Job(
-        model=options.model, data=options.data, keep=outside.budgets(options.keep), weights=options.weights, args=args,
+        model=options.model, data=options.data, keep=keep, weights=options.weights, args=args,
         out=options.out, criterion=options.criterion, rank=options.rank, round=options.round, rotate=not options.no_rotate,
         split=options.split, compensate=options.compensate, calibration=options.calibration, evaluate=options.evaluate,
         seed=options.seed, latency_batch=options.latency_batch, force=options.force,
@@ -379,16 +387,21 @@ def _prune(options: argparse.Namespace) -> int:
     return 0
 
 
+def _flags_of_a_run(options: argparse.Namespace) -> list[str]:
+    """Those that were given, of what a verb takes for a run alone."""
+    said = {
+        "--again": options.again, "--dry-run": options.dry_run, "--with": options.shelves,
+        "--deepspeed_config": options.deepspeed_config,
+    }  # fmt: skip
+    return [flag for flag, given in said.items() if given]
+
+
 def _export(options: argparse.Namespace) -> int:
     """Of a run, or of the folder of a model: then into ``export`` inside of it."""
     folder = Path(options.config)
     if not (folder / "spec.json").is_file() or (folder / "config.yaml").is_file():
         return _run(options)
-    strange = [
-        *options.overrides,
-        *(f"--{flag.replace('_', '-')}" for flag in ("again", "dry_run") if vars(options)[flag]),
-    ]
-    if strange:
+    if strange := [*options.overrides, *_flags_of_a_run(options), *(["--plain"] if options.plain else [])]:
         raise Refused(f"lotus export {folder}: is a model, not a run, and takes no {strange[0]}. Leave it out.")
     from lotus import export, pruning
 
@@ -444,13 +457,13 @@ def _select(options: argparse.Namespace) -> int:
     if not 0 < options.keep <= 1:
         raise Refused(f"--keep: the part that stays lies in (0, 1], not {options.keep}.")
     settings: dict[str, dict[str, Any]] = {"score": {}, "pick": {}}
-    for given in options.set:
-        key, equals, value = given.partition("=")
+    form = "score.NAME=VALUE or pick.NAME=VALUE, e.g. --set pick.bins=20"
+    for key, value in _pairs("--set", options.set, form):
         method, dot, name = key.partition(".")
-        if not (equals and dot and method in settings):
-            raise Refused(f"--set {given}: write score.NAME=VALUE or pick.NAME=VALUE, e.g. --set pick.bins=20.")
+        if not (dot and method in settings):
+            raise Refused(f"--set {key}={value}: write {form}.")
         if name == "name":
-            raise Refused(f"--set {given}: which one it is, is said by --{method}. Write --{method} {value}.")
+            raise Refused(f"--set {key}={value}: which one it is, is said by --{method}. Write --{method} {value}.")
         settings[method][name] = _value(value)
     options.score = options.score or DEFAULT_SCORE
     score = {**settings["score"], "name": options.score}
@@ -742,6 +755,15 @@ def _shelves(files: Sequence[str]) -> list[ModuleType]:
             raise Refused(f"--with {file}: it cannot be imported: {type(error).__name__}: {error}") from error
         shelves.append(module)
     return shelves
+
+
+def _pairs(flag: str, given: Sequence[str], form: str) -> Iterator[tuple[str, str]]:
+    """(NAME, VALUE) of each ``NAME=VALUE`` that a flag was given; ``form`` says how it is written."""
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise Refused(f"{flag} {text}: write {form}.")
+        yield name, value
 
 
 def _multiple(text: str) -> int | Literal["auto"]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -241,25 +241,21 @@ def _top1(models: tuple[nn.Module, nn.Module], batches: Batches, progress: Calla
     return [100 * count / seen for count in right]
 
 
-def budgets(given: list[str]) -> dict[str, float]:
-    """``["macs=0.5"]`` -> ``{"macs": 0.5}``.
+def budgets(given: Iterable[tuple[str, str]]) -> dict[str, float]:
+    """``[("macs", "0.5")]`` -> ``{"macs": 0.5}``.
 
     Raises:
-        Refused: another form.
+        Refused: no such budget, one that is there twice, or no number.
     """
     found: dict[str, float] = {}
-    for text in given:
-        what, equals, part = text.partition("=")
-        if equals and what in found:
-            raise Refused(f"--keep {text}: there is a --keep {what} already. Give one of them.")
-        if equals and what not in BUDGETS:
-            raise Refused(
-                f"--keep {text}: there is no budget {what!r}.{nearest(what, BUDGETS)} Here: {', '.join(BUDGETS)}."
-            )
+    for what, part in given:
+        place = f"--keep {what}={part}"
+        if what in found:
+            raise Refused(f"{place}: there is a --keep {what} already. Give one of them.")
+        if what not in BUDGETS:
+            raise Refused(f"{place}: there is no budget {what!r}.{nearest(what, BUDGETS)} Here: {', '.join(BUDGETS)}.")
         try:
-            found[what] = float(part) if equals else float("nan")
+            found[what] = float(part)
         except ValueError:
-            raise Refused(f"--keep {text}: write a part, e.g. --keep macs=0.5.") from None
-        if not equals:
-            raise Refused(f"--keep {text}: write BUDGET=PART, e.g. --keep macs=0.5.")
+            raise Refused(f"{place}: write a part, e.g. --keep macs=0.5.") from None
     return found

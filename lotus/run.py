@@ -276,7 +276,9 @@ class Run:
             found[_MODEL] = patches.model
         if stage == "select":
             found |= {"select.ticket": config.select.ticket or "", "select.start": config.select.start or ""}
-        if stage in ("score", "baseline", "train"):
+        if stage == "score" and config.score.model is not None:  # the probe's own, in place of the run's
+            found["score.model.weights"] = config.score.model.weights
+        elif stage in ("score", "baseline", "train"):
             found["model.weights"] = config.model.weights
         return {name: path for name, path in found.items() if path}
 

@@ -100,7 +100,8 @@ class Data:
         # Of images that are no files the name is ours alone: nobody could read it back.
         names = [os.path.relpath(source.name(row), source.root) for row in rows.tolist()] if source.root else None
         numbers = rows if source.rows is None else source.rows[rows]
-        return Images(len(rows), fingerprint, labels, source.classes, names, numbers, source.whole or len(source))
+        counted = source.whole or len(source)
+        return Images(len(rows), fingerprint, labels, source.classes, names, numbers, counted, said=index == "source")
 
     def _own(self) -> tuple[str, npt.NDArray[np.int64], tuple[str, ...]]:
         """Fingerprint, labels and classes of the images that LOTUS counts."""
@@ -227,7 +228,7 @@ def export(
         assert data is not None
         told.append(_folder(subset, data, out, copy))
     else:
-        images = _numbered(subset, data, index, needs=paths or labels)
+        images = _numbered(subset, data, index, out, needs=paths or labels)
         exchange.write(subset, out, images, labels=labels, paths=paths)
         count = "the data set as it comes" if images.index is not None else "the images that LOTUS trains on"
         told.append(f"{len(subset)} images by {'path' if paths or labels else 'their index in ' + count}")
@@ -260,7 +261,14 @@ def held(subset: Subset, data: Data, *, force: bool, risk: str) -> list[str]:
     return [f"forced: the ticket is of data {subset.fingerprint} and this is {fingerprint}; {risk}"]
 
 
-def _numbered(subset: Subset, data: Data | None, index: str, *, needs: bool) -> Images:
+def _numbered(subset: Subset, data: Data | None, index: str, out: Path, *, needs: bool) -> Images:
+    """How the images of a list are counted. LOTUS' own rows have to be asked for: a reader would take them for others'."""
+    if not (index or needs) and (data is None or data.settings is None):
+        raise Refused(
+            f"{out}: {'the ticket' if data is None else data.where} does not say how the data set comes, with the images that were held "
+            f"out or damaged. Give --data a run, a config or a folder; or --index row for the rows of those that train, with which "
+            "lotus ticket import takes it back."
+        )
     if data is not None:
         return data.images(index="" if needs else index)
     if index == "source":
@@ -386,6 +394,10 @@ def bring(
         return bound, told or ["it is a ticket of this data already"]
     images = data.images(index=index)
     found = exchange.read(path, images, kind=kind, column=column, order=order, negate=negate, force=force)
+    if seed and (found.rows is not None or keep is None):
+        raise Refused(
+            f"--seed {seed}: decides among equal scores when --keep takes the highest, and nothing is drawn from {file}. Leave it out."
+        )
     told = [f"taken for {found.told}", *found.warnings]
     if order == "class":
         told.append(

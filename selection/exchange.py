@@ -60,6 +60,8 @@ class Images:
     """(N,) the number of each image as others count it: with those that LOTUS held out for validation or found damaged. None: ours."""
     counted: int = 0
     """How many others count; 0: N."""
+    said: bool = False
+    """Whether it was said that the file counts as ``index`` does, so that nothing in it speaks against it."""
 
     @property
     def numbers(self) -> Rows:
@@ -548,6 +550,12 @@ def _ours(path: Path, numbers: np.ndarray, images: Images, found: Found) -> Rows
     row[images.numbers] = np.arange(images.total)
     rows = row[numbers.astype(np.int64)]
     gone = int((rows < 0).sum())
+    if gone and not images.said and numbers.max() < images.total:
+        raise Refused(
+            f"{path}: {gone} of its numbers are of images that are held out for validation, or damaged, and none is above "
+            f"{images.total - 1}, the last row of those that train. So it may count these alone, as a ticket does that was exported with "
+            "--index row. Say --index row if it does, --index source if it counts the data set as it comes."
+        )
     if gone:
         found.warnings.append(f"{gone} of them are held out for validation, or damaged, and are left out")
     return rows

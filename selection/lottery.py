@@ -430,12 +430,19 @@ def quotas(sizes: npt.ArrayLike, budget: int, rng: np.random.Generator) -> Rows:
 
 
 def resolve(
-    shelf: ModuleType, shelves: Iterable[ModuleType], choice: Choice, place: str, *, options_place: str = ""
+    shelf: ModuleType,
+    shelves: Iterable[ModuleType],
+    choice: Choice,
+    place: str,
+    *,
+    options_place: str = "",
+    also: Callable[[Callable[..., Any]], Iterable[str]] = lambda method: (),
 ) -> tuple[str, Any, dict[str, Any]]:
     """Name, function and options of a choice, which are checked.
 
     Args:
         options_place: what a refusal has before the name of an option; empty: ``place``
+        also: what can be said beside a method's own settings, and was taken out of the options, for a refusal to name
     """
     name: Any
     options: Any
@@ -449,7 +456,7 @@ def resolve(
     if not isinstance(name, str) or not isinstance(options, Mapping):
         raise Refused(f"{place}: expected a name, or a name with options like {{name: ccs, bins: 20}}, not {choice!r}.")
     method = methods.find([shelf, *shelves], name, place=place)
-    methods.check_settings(method, options, place=options_place or place)
+    methods.check_settings(method, options, place=options_place or place, also=also(method))
     return name, method, dict(options)
 
 

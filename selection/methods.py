@@ -71,15 +71,21 @@ def settings(method: Callable[..., Any]) -> dict[str, Any]:
     }
 
 
-def check_settings(method: Callable[..., Any], options: Mapping[str, Any], *, place: str) -> None:
+def check_settings(
+    method: Callable[..., Any], options: Mapping[str, Any], *, place: str, also: Iterable[str] = ()
+) -> None:
     """Refuse options that ``method`` does not have, and words that its annotations (``Literal``) do not name.
+
+    Args:
+        also: what can be said in the same place beside the method's own settings, for a refusal to name
 
     Raises:
         Refused: an unknown option or word, with the nearest right one.
     """
-    known, hints = settings(method), _hints(method)
+    own, hints = settings(method), _hints(method)
+    known = dict.fromkeys([*own, *also])
     for option in options:
-        if option not in known:
+        if option not in own:
             has = f"It has: {', '.join(known)}." if known else "It has none."
             raise Refused(f"{place}.{option}: {method.__name__!r} has no such setting.{nearest(option, known)} {has}")
         if get_origin(hints.get(option)) is Literal:

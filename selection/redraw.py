@@ -211,12 +211,19 @@ def _resolved(
     pick: Choice, shelves: Iterable[ModuleType], place: str
 ) -> tuple[str, Callable[..., Any], dict[str, Any], float | None]:
     """Name, function and options of a choice, and ``saving`` where the method has no such setting but reads a budget."""
+
+    def also(method: Callable[..., Any]) -> list[str]:
+        """Two ways to say a budget; the second is a setting of a config's, an argument elsewhere."""
+        if "budget" not in methods.reads(method):
+            return []
+        return ["saving", "keep"] if hasattr(pick, "keep") else ["saving"]
+
     options = dict(pick) if isinstance(pick, Mapping) else dict(getattr(pick, "options", None) or {})
     if "saving" not in options:
-        return *resolve(dynamic, shelves, pick, place), None
+        return *resolve(dynamic, shelves, pick, place, also=also), None
     saving = options.pop("saving")
     wanted = options.pop("name", None) or getattr(pick, "name", None)
-    name, method, options = resolve(dynamic, shelves, {**options, "name": wanted}, place)
+    name, method, options = resolve(dynamic, shelves, {**options, "name": wanted}, place, also=also)
     if "saving" in methods.settings(method):
         return name, method, {**options, "saving": saving}, None
     if saving is None:

@@ -24,6 +24,7 @@ from lotus.vit import cost
 from selection.errors import Refused
 
 ARGS = {"img_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3}
+FLAGS_OF_A_RUN = [["--again"], ["--dry-run"], ["--with", "mine.py"], ["--deepspeed_config", "mine.json"]]
 
 
 def model(classes: int = 3) -> torch.nn.Module:
@@ -289,6 +290,10 @@ def test_what_cannot_be_done_is_refused_before_an_image_is_read(photos, tmp_path
         (words(photos, tmp_path / "absent.pth", tmp_path / "o"), "cannot be read"),
         (words(tmp_path / "nowhere", file, tmp_path / "o"), "nowhere"),
         (words(photos, file, tmp_path / "o", "--calibration", "0"), "--calibration"),
+        *(
+            (words(photos, file, tmp_path / "o", *flag), f"is no run, and takes no {flag[0]}")
+            for flag in FLAGS_OF_A_RUN
+        ),
     ):
         assert cli.main(given) == 2, given
         assert message in capsys.readouterr().err
@@ -392,6 +397,9 @@ def test_its_folder_is_exported_as_a_run_is(photos, tmp_path, capsys):
     assert lotus.verify(tmp_path / "small")
     assert cli.main(["export", str(tmp_path / "small"), "seed=1"]) == 2
     assert "is a model, not a run, and takes no seed=1" in capsys.readouterr().err
+    for flag in [*FLAGS_OF_A_RUN, ["--plain"]]:
+        assert cli.main(["export", str(tmp_path / "small"), *flag]) == 2
+        assert f"is a model, not a run, and takes no {flag[0]}. Leave it out." in capsys.readouterr().err
 
 
 def test_where_timm_holds_the_widths_its_lines_are_printed(capsys):

@@ -135,14 +135,20 @@ def test_what_was_made_from_something_else_is_made_again(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("setting", "stage"),
-    [("select.ticket", "select"), ("select.start", "select"), ("model.weights", "train"), ("model.weights", "score")],
-)
+    [
+        ("select.ticket", "select"), ("select.start", "select"), ("model.weights", "train"), ("model.weights", "score"),
+        ("score.model.weights", "score"),
+    ],
+)  # fmt: skip
 def test_another_file_under_the_same_name_is_noticed(setting: str, stage: str, tmp_path: Path) -> None:
     """A ticket that was drawn again, weights that were trained on: the config is the same, what it names is not."""
     file = tmp_path / "file"
     file.write_bytes(b"one")
-    section, name = setting.split(".")
-    run = make(tmp_path / "run", **{section: {name: str(file)}})
+    section, *way = setting.split(".")
+    named: object = str(file)
+    for name in reversed(way):
+        named = {name: named}
+    run = make(tmp_path / "run", **{section: named})
     do(run, "prepare", "score", "select", "train")
     assert run.why(stage) is None
     file.write_bytes(b"two")
@@ -151,6 +157,16 @@ def test_another_file_under_the_same_name_is_noticed(setting: str, stage: str, t
     assert run.why(stage) is None, "what counts is what is in the file"
     file.unlink()
     assert run.why(stage) is None, "what was made from it stands"
+
+
+def test_a_probe_of_its_own_model_does_not_read_the_runs_weights(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"one")
+    run = make(tmp_path / "run", model={"weights": str(file)}, score={"model": {"name": "resnet18"}})
+    do(run, "prepare", "score", "select", "train")
+    file.write_bytes(b"two")
+    assert run.why("score") is None
+    assert run.why("train") == "the file in model.weights was changed"
 
 
 def test_other_weights_of_the_model_that_is_asked_are_noticed(tmp_path: Path) -> None:

@@ -124,6 +124,24 @@ def test_indices_of_the_source_are_those_of_its_files(run, capsys, tmp_path):
     assert not np.array_equal(np.load(tmp_path / "t.npy"), subset.rows)
 
 
+@pytest.mark.parametrize("name", ["t.npy", "t.json", "t.txt", "t.csv"])
+def test_rows_of_ours_are_not_taken_for_indices_of_the_source(run, capsys, name, tmp_path):
+    """A ticket alone does not know what was held out; the run does, and would find other images under its rows."""
+    before = Subset.load(run / "subset.npz")
+    before.save(tmp_path / "bare.npz")
+    file, back = tmp_path / name, tmp_path / "back.npz"
+    assert "--index row" in refused(capsys, "export", tmp_path / "bare.npz", file)
+    assert not file.exists()
+    told(capsys, "export", tmp_path / "bare.npz", file, "--index", "row")
+    words = ("import", file, "--data", run, "--out", back)
+    assert "Say --index row if it does" in refused(capsys, *words)
+    assert not back.exists()
+    told(capsys, *words, "--index", "row")
+    assert np.array_equal(Subset.load(back).rows, before.rows)
+    if name != "t.csv":  # whose labels say that it is not so
+        assert "held out for validation" in str(told(capsys, *words, "--index", "source"))
+
+
 def test_paths_and_labels(run, capsys, tmp_path):
     told(capsys, "export", run, tmp_path / "t.txt", "--labels")
     lines = (tmp_path / "t.txt").read_text().splitlines()
@@ -245,7 +263,12 @@ def test_data_are_named_in_any_of_these_ways(run, capsys, where, tmp_path):
         (("export", "{bare}", "{tmp}/folder"), "needs the images"),
         (("export", "{bare}", "{tmp}/x.txt", "--paths"), "needs the images"),
         (("export", "{bare}", "{tmp}/x.npy", "--index", "source"), "how the data set comes"),
-        (("export", "{bare}", "{tmp}/x.pdf"), "written are"),
+        (("export", "{bare}", "{tmp}/x.npy"), "the ticket does not say how the data set comes"),
+        (
+            ("export", "{bare}", "{tmp}/x.csv", "--data", "{run}/signals.npz"),
+            "--index row for the rows of those that train",
+        ),
+        (("export", "{bare}", "{tmp}/x.pdf", "--index", "row"), "written are"),
         (("export", "{bare}", "{tmp}/x.beton", "--data", "{run}/signals.npz"), "no train.beton"),
         (("export", "{bare}", "{tmp}/x", "--data", "{run}/signals.npz"), "holds none"),
         (("show", "{run}/signals.npz"), "not a ticket"),
@@ -277,6 +300,23 @@ def test_a_ticket_of_ours_takes_no_flag_for_files_of_others(run, capsys, flag, t
     assert not list(tmp_path.iterdir())
     told(capsys, *words)
     assert np.array_equal(Subset.load(tmp_path / "t.npz").rows, Subset.load(run / "subset.npz").rows)
+
+
+def test_a_seed_is_refused_where_nothing_is_drawn(run, capsys, tmp_path):
+    np.save(tmp_path / "rows.npy", [1, 2])
+    np.save(tmp_path / "scores.npy", np.zeros(Subset.load(run / "subset.npz").total))
+    rows, scores = (
+        ("import", tmp_path / name, "--data", run / "signals.npz", "--out", tmp_path / "t.npz")
+        for name in ("rows.npy", "scores.npy")
+    )
+    for words in (rows, scores):
+        assert "--seed 3: decides among equal scores" in refused(capsys, *words, "--seed", "3")
+        assert not (tmp_path / "t.npz").exists()
+    drawn = []
+    for seed in ("3", "4"):
+        told(capsys, *scores, "--keep", "0.5", "--seed", seed)
+        drawn.append(Subset.load(tmp_path / "t.npz").rows.tolist())
+    assert drawn[0] != drawn[1]
 
 
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.7, 0.99])

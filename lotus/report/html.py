@@ -79,7 +79,7 @@ def render(folder: Path) -> str:
         pictures=pictures,
         attention=_attention(results.get("attention") or {}),
         compared=_compared((results.get("after_prune") or {}).get("search") or {}),
-        sizes=_sizes(results),
+        sizes=ledger.sizes(results),
         widths=Markup(figures.widths((results.get("kept") or {}).get("blocks") or [])),
         scores=Markup(figures.scores(scored.values, scored.rows, name=scored.name)) if scored else "",
         ticket=[
@@ -306,16 +306,6 @@ def _compared(found: Mapping[str, Any]) -> dict[str, Any]:
         "rows": [(name, macs, macs / dense["macs"], top1, worse) for name, macs, top1, worse in rows],
         "told": told, "images": found.get("images", 0), "metric": metric,
     }  # fmt: skip
-
-
-def _sizes(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The sizes that were written beside the pruned model, the largest first."""
-    sizes, dense = (results.get("after_prune") or {}).get("sizes") or {}, (results.get("trained") or {}).get("macs")
-    rows = [
-        {"name": f"pruned-{name}", "share": size["macs"] / dense if dense else size["keep"], **size}
-        for name, size in sizes.items()
-    ]
-    return sorted(rows, key=lambda row: -row["macs"])
 
 
 def _search(folder: Path) -> str:

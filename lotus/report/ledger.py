@@ -182,6 +182,19 @@ def latency_told(latency: Mapping[str, Any]) -> str:
     return f"{' | '.join(parts)} of the dense model's time, at a batch of {latency['batch']} on {latency['device']}"
 
 
+def sizes(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The sizes that were written beside the pruned model, the largest first, with the part of the MACs and, where they were drawn
+    by it, of the latency that each takes."""
+    found, dense = (results.get("after_prune") or {}).get("sizes") or {}, (results.get("trained") or {}).get("macs")
+    rows = []
+    for name, size in found.items():
+        row = {"name": f"pruned-{name}", "share": size["macs"] / dense if dense else size["keep"], **size}
+        if timed := size.get("latency"):
+            row["time"] = timed["predicted"] if timed["measured"] is None else timed["measured"]
+        rows.append(row)
+    return sorted(rows, key=lambda row: -row["macs"])
+
+
 def _ratio(what: str, dense: float | None, lotus: float | None, show: Any) -> list[Line]:
     """The line, if both sides were measured: lower is better."""
     if not dense or lotus is None:

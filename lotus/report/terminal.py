@@ -280,6 +280,8 @@ def last_page(results: Mapping[str, Any], report_path: str | Path, console: Cons
 
     for told in kept_lines(results.get("kept", {})):
         console.print(Text(told))
+    for told in size_lines(results):
+        console.print(Text(told))
     costs = results.get("ledger", {})
     if costs.get("stages"):
         console.print()
@@ -337,6 +339,16 @@ def kept_lines(kept: Mapping[str, Any]) -> list[str]:
             told += f", the compressed file takes {si(weights['bytes'])}B instead of {si(weights['of_bytes'])}B"
         lines.append(told)
     return lines
+
+
+def size_lines(results: Mapping[str, Any]) -> list[str]:
+    """The sizes that were written beside the pruned model, a line each."""
+    return [
+        f"{one['name']:<11} {percent(one['share'])} of the MACs, "
+        + (f"{percent(one['time'])} of the latency, " if "time" in one else "")
+        + f"{si(one['params'])} parameters, top-1 {one['top1']:.2f} % right after the cut"
+        for one in ledger.sizes(results)
+    ]
 
 
 def ticket_page(

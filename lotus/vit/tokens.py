@@ -37,6 +37,17 @@ def top(scores: Tensor, count: int) -> Tensor:
     return scores.topk(count, dim=1).indices.sort(1).values
 
 
+def top_by_chance(scores: Tensor, count: int, rng: torch.Generator | None = None) -> Tensor:
+    """As :func:`top`. Among equals, such as the patches of a black border, chance decides: by their place, one side of every
+    image would win.
+
+    Args:
+        rng: on the scores' device; None: torch's own
+    """
+    mixed = torch.rand(scores.shape, generator=rng, device=scores.device).argsort(1)
+    return mixed.gather(1, top(scores.gather(1, mixed), count)).sort(1).values
+
+
 def evit(x: Tensor, scores: Tensor, count: int, prefix: int, *, fuse: bool) -> Tensor:
     """Keep the ``count`` most attended patches -> (B, P + K, D), or (B, P + K + 1, D) with the rest fused.
 
@@ -386,11 +397,15 @@ class Tokens:
         keep = self._keep_in(self._model.training)
         if keep >= 1:
             return None
+        count = kept(self._count, keep)
         if self.settings.mode == "dropout":
             scores = torch.rand(len(x), self._count, device=x.device)  # seeded with all other dropout, step by step
+            return keep_rows(x, top(scores, count), self._prefix)
         if scores is None:
             raise RuntimeError("nobody said which patches are to be kept: call choose before the forward pass")
-        return keep_rows(x, top(scores, kept(self._count, keep)), self._prefix)
+        # Ties fall as dropout does while training; a model that is measured twice is measured alike.
+        ties = None if self._model.training else torch.Generator(scores.device).manual_seed(0)
+        return keep_rows(x, top_by_chance(scores, count, ties), self._prefix)
 
     def _begin(self, module: nn.Module, inputs: tuple[Tensor], x: Tensor) -> None:
         self._sizes = self._received = None

@@ -1,5 +1,6 @@
 """The report: whole, escaped, self-contained, and silent about what a run did not leave."""
 
+import io
 import json
 import re
 import shutil
@@ -8,6 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from rich.console import Console
 from run_folder import BLOCKS, log, results
 
 from lotus import config
@@ -223,7 +225,6 @@ def test_ticks_are_round():
 
 def test_small_images_keep_their_pixels_and_large_ones_shrink():
     import base64
-    import io
 
     from PIL import Image
 
@@ -316,6 +317,25 @@ def test_macs_at_equal_accuracy_stand_beside_cp_vit_and_each_size_is_told(tmp_pa
         text = html.render(bare(tmp_path, after_prune={**found, **left_out}))
         assert "Beside CP-ViT" not in text
         assert "Sizes out of" not in text
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_sizes_that_were_drawn_by_latency_tell_it(measured, tmp_path):
+    timed = {"asked": 0.4, "predicted": 0.41, "measured": 0.427 if measured else None, "dense_ms": 31.2, "batch": 64, "device": "cpu"}  # fmt: skip
+    size = {"keep": 0.4, "top1": 93.21, "loss": 0.7, "params": 81_000, "macs": 1_452_000, "latency": timed}
+    after = {**results()["after_prune"], "sizes": {"0.4": size}}
+    text = " ".join(html.render(bare(tmp_path, after_prune=after)).split())
+    share = "42.7 %" if measured else "41 %"
+    assert "<th>of dense</th><th>latency of dense</th><th>parameters</th>" in text
+    assert f"<td>1.45 M</td><td>40 %</td><td>{share}</td><td>81 k</td>" in text
+    assert f"Latency at a batch of 64 on cpu{'' if measured else ', predicted'}." in text
+    page = Console(width=120, file=io.StringIO())
+    terminal.last_page({**results(), "after_prune": after}, "report.html", page)
+    line = f"pruned-0.4  40 % of the MACs, {share} of the latency, 81 k parameters, top-1 93.21 % right after the cut"
+    assert line in page.file.getvalue()
+    del size["latency"]
+    assert terminal.size_lines({**results(), "after_prune": after}) == [line.replace(f"{share} of the latency, ", "")]
+    assert "latency of dense" not in html.render(bare(tmp_path, after_prune=after))
 
 
 def test_a_block_that_convolves_says_so():

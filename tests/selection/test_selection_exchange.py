@@ -1,5 +1,6 @@
 """Tickets and scores as files of others: round trips, what published code leaves, and what must be refused."""
 
+import dataclasses
 import json
 import pickle
 import re
@@ -82,6 +83,10 @@ def test_others_count_what_is_held_out(images, tmp_path):
     found = exchange.read(tmp_path / "some.npy", images)
     assert found.rows.tolist() == [3, 9]
     assert "2 of them are held out" in found.warnings[0]
+    np.save(tmp_path / "some.npy", [3, 4, 7, 9])  # none above LOTUS' last row: it may be these that are counted
+    with pytest.raises(Refused, match=r"2 of its numbers are of images that are held out .* --index source if"):
+        exchange.read(tmp_path / "some.npy", images)
+    assert exchange.read(tmp_path / "some.npy", dataclasses.replace(images, said=True)).rows.tolist() == [3, 7]
 
 
 def test_a_table_has_every_image(images, tmp_path):

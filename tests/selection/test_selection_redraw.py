@@ -1,7 +1,7 @@
 """What is known while images train, kept exactly; and the one place that checks a draw."""
 
 import math
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -295,6 +295,26 @@ def test_a_choice_is_checked_before_anything_trains():
     ):  # fmt: skip
         with pytest.raises(Refused, match=says):
             choose(**wrong, epochs=5, place="train.redraw")
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "says"),
+    [
+        ("rs2", "savng", "Did you mean 'saving'? It has: replacement, saving, keep."),
+        ("rs2", "kep", "Did you mean 'keep'? It has: replacement, saving, keep."),
+        ("infobatch", "savng", "Did you mean 'saving'? It has: prune, until, saving."),
+        ("infobatch", "kep", "It has: prune, until, saving."),
+    ],
+)
+def test_a_budget_that_is_misspelt_is_told_with_the_nearest_way_to_say_it(name, option, says):
+    """``saving`` and ``keep`` are no settings of a method that reads a budget, and yet can be said of it."""
+    pick = SimpleNamespace(name=name, options={option: 0.3}, keep=None)  # as a config has it
+    with pytest.raises(Refused) as refusal:
+        choose(pick=pick, keep=None, epochs=5, place="train.redraw")
+    assert str(refusal.value) == f"train.redraw.{option}: {name!r} has no such setting. {says}"
+    with pytest.raises(Refused) as refusal:
+        choose(pick={"name": name, option: 0.3}, keep=None, epochs=5)
+    assert str(refusal.value).endswith("saving."), "keep is an argument here, no option"
 
 
 def test_a_rehearsal_tells_what_a_training_will_see():

@@ -123,6 +123,37 @@ def test_scores_are_asked_of_the_images_themselves():
         assert len(seen) == 1, "a choice that is given is not asked for"
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_among_equals_chance_takes_any_patch_alike(training):
+    """A black border all round a digit: what the digit leaves room for comes from all of it; and as often as it is asked,
+    a model that is measured takes the same."""
+    model, x = tiny().train(training), pictures(400)
+    taken = []
+    digit = [5, 6, 9, 10]
+
+    def enters(module: nn.Module, inputs: tuple[Tensor], embedded: Tensor) -> Tensor:
+        prefix, patches = embedded[:, :-16], embedded[:, -16:]
+        marked = torch.arange(16.0)[None, :, None].expand_as(patches)
+        return torch.cat([prefix, marked], 1)
+
+    handle = model.patch_drop.register_forward_hook(enters)  # before the patches leave: each says its place
+
+    def score(images: Tensor, patch: tuple[int, int]) -> Tensor:
+        return torch.zeros(len(images), 16).index_fill_(1, torch.tensor(digit), 1.0)
+
+    with Tokens(model, settings(mode="input", keep=0.5), score):
+        model.norm_pre.register_forward_hook(lambda module, inputs, out: taken.append(inputs[0][:, -8:, 0].long()))
+        torch.manual_seed(0)
+        model(x)
+        model(x)
+    handle.remove()
+    assert torch.equal(taken[0], taken[1]) != training
+    counted = torch.bincount(taken[0].flatten(), minlength=16).double()
+    assert (counted[digit] == 400).all()
+    border = counted[[place for place in range(16) if place not in digit]]
+    assert (border - 400 / 3).abs().max() < 5 * (400 * (1 / 3) * (2 / 3)) ** 0.5  # five standard errors
+
+
 def test_dropout_takes_any_patch_alike_and_only_in_training():
     model, x = tiny().train(), pictures(4)
     dense = tiny()(x)
