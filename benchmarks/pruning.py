@@ -270,7 +270,7 @@ def ways() -> dict[str, Way]:
         "split": lottery({}, split=True),
         "branches": lottery({}, branches=True),
         "inputs": lottery({"inputs": True}),
-        **{f"width {part:g}": functools.partial(narrowed, part) for part in (0.875, 0.75, 0.625, 0.5)},
+        **{f"width {part:g}": functools.partial(narrowed, part) for part in narrow.GRID[1:]},
         **{f"{name}, within kinds": lottery({"criterion": name, **bare}, rank="kind") for name in shelf},
     }
 

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from lotus.cli import main
+from lotus.config import read
+from lotus.stages.dry_run import forecast
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = str(ROOT / "configs" / "digits.yaml")
@@ -148,6 +150,14 @@ def test_a_dry_run_names_what_would_run_and_writes_nothing(finished: Path) -> No
     assert done.returncode == 0, done.stderr
     assert "0.5 -> 0.6" in done.stdout
     assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+
+
+def test_a_dry_run_counts_every_width_that_a_search_tries():
+    told = {}
+    for width in ("auto", "search", "0.75"):
+        rows = forecast(read(Path(DIGITS), [f"prune.width={width}", "folder=none"]))
+        told[width] = next(row["image_forwards"] for row in rows if row["stage"] == "prune")
+    assert told == {"auto": told["0.75"], "search": 6 * told["0.75"], "0.75": told["0.75"]}
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ def forecast(
     """What ``--dry-run`` tells: a row a stage, with whether it would run, why, and what it would cost."""
     from lotus.data.source import open_data
     from lotus.pruning.measure import enough
+    from lotus.pruning.narrow import GRID
     from lotus.vit.cost import count
     from lotus.vit.model import create
 
@@ -63,6 +64,8 @@ def forecast(
         calibration = searched.rounds * calibration + round(searched.images * tries / 2)
     elif convolve is not None:
         calibration = 1.5 * TRAIN_FORWARDS * convolve.epochs * kept
+    elif config.prune.width == "search":  # auto: at least the first of these
+        calibration *= len(GRID)
     costs = {
         "score": probe,
         "baseline": _training(config.train.epochs * n, macs),
