@@ -36,7 +36,7 @@ __all__ = ["Drawn", "Plan", "Study", "Verified", "load", "lottery", "prune", "sa
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 _SOME = 8
-"""One in so many calibration images tries a narrower stream, and another one in so many tells how good it is."""
+"""One in so many calibration images tries a narrower stream, and another one in so many tells how good it is; of few images all do."""
 
 
 @dataclass(frozen=True)
