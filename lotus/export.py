@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lotus.run import write_tensors
 from lotus.vit import anatomy
 from lotus.vit import model as door
 from lotus.vit.cost import count
@@ -57,8 +58,6 @@ def export(
         Mismatch: ONNX and torch disagree; the file is not kept.
         Refused: the folder cannot be written.
     """
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     size = image_size or door.image_size(model)
     model = model.eval()
@@ -71,9 +70,8 @@ def export(
         if held is None:
             notes.append(f"{why_not(model)}, which timm's constructor cannot say: load the model by lotus.load")
         else:
-            weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
             with _beside(folder / _TIMM) as beside:
-                save_file(weights, beside, metadata={"format": "pt"})
+                write_tensors(model.state_dict(), beside)
             held = {"file": _TIMM, **held}
         if onnx and any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxruntime")):
             notes.append("no model.onnx, as the extra onnx is not installed: pip install 'lotus-vit[onnx]'")

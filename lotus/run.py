@@ -7,6 +7,7 @@ unchanged, and so is what it was made from. Nothing here needs torch: a finished
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import functools
 import hashlib
@@ -98,6 +99,25 @@ class Record:
 def digest(value: Any) -> str:
     """Short hash of anything that JSON can hold."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+
+def write_tensors(tensors: Mapping[str, Any], file: Path) -> None:
+    """As a .safetensors.
+
+    Raises:
+        OSError: it cannot be written, which safetensors tells by an error of its own.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file, {"format": "pt"}
+        )
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, os.strerror(code) if number else str(error)) from error
 
 
 def write_text(file: Path, text: str) -> None:

@@ -36,7 +36,7 @@ __all__ = ["Drawn", "Plan", "Study", "Verified", "load", "lottery", "prune", "sa
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 _SOME = 8
-"""One in so many calibration images tries a narrower stream, and another one in so many tells how good it is."""
+"""One in so many calibration images tries a narrower stream, and another one in so many tells how good it is; of few images all do."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,9 @@ def lottery(
         streams.descend(widths)
     else:
         for channels in widths:
-            streams.take(channels, judged_by=1 if len(widths) > 1 else None)
+            drawn = streams.take(channels)
+            if len(widths) > 1:
+                streams.judge(channels, drawn, 1)
     best = streams.best()
     return dataclasses.replace(best, notes=(*notes, *best.notes))
 
@@ -233,25 +235,27 @@ class _Streams:
         self.drawn: dict[int, Drawn] = {}
         """By all images."""
         self._stream: dict[int, narrow.Statistics] = {}
+        self._images = 0
         self._beyond: Refused | None = None
 
     def descend(self, widths: Sequence[int]) -> None:
         """All channels; where that is too far from the model fewer, as long as that is nearer, tried with some of the images; and
-        the last of those with all of them."""
-        least, nearest = self.take(widths[0], judged_by=_SOME), None
+        the last of those with all of them. Few images are all looked at each time."""
+        drawn = self.take(widths[0])
+        some = _SOME if self._count() >= measure.FEWEST else 1
+        least, nearest = self.judge(widths[0], drawn, some), None
         if least <= narrow.CLOSE:
             return
         for channels in widths[1:]:
-            apart = self.take(channels, every=_SOME, judged_by=_SOME)
+            apart = self.judge(channels, self.take(channels, some), some)
             if apart > least:
                 break
             least, nearest = apart, channels
-        if nearest is not None:
-            self.take(nearest, judged_by=_SOME)
+        if nearest is not None and some > 1:
+            self.judge(nearest, self.take(nearest), some)
 
-    def take(self, channels: int, *, every: int = 1, judged_by: int | None = None) -> float:
-        """Cut with so many channels, as one in ``every`` image has it, and tell how far that is from the model, infinite where the
-        budget cannot be met so; by one in ``judged_by`` of the images, of which ``every`` saw none, and without it not at all."""
+    def take(self, channels: int, every: int = 1) -> Drawn | None:
+        """Cut with so many channels, as one in ``every`` image has it; None where the budget cannot be met so."""
         given = self.passes if every == 1 else functools.partial(_thinned, self.passes, every)
         start = self.model
         if channels < self.wide:
@@ -265,27 +269,38 @@ class _Streams:
         studied = self.learn(start, given, progress=_beyond(self.progress, self.done))
         self.done += (1 + studied.rotated) * studied.images
         self.forwards += studied.forwards
+        if every == 1:
+            self._images = studied.images
         try:
             drawn = self.cut(studied)
         except Refused as refusal:  # a narrower stream may do it
             self._beyond = refusal
-            return math.inf
+            return None
         finally:
             del studied  # or the next one's statistics would come on top of these
-        apart = 0.0
-        if judged_by is not None:
-            apart, images = narrow.apart(self.model, drawn.model, _thinned(self.passes, judged_by, judged_by - 1))
-            self.forwards += 2 * images
-        self.apart[channels] = apart
         if every == 1:
             self.drawn[channels] = drawn
-        return apart
+        return drawn
+
+    def judge(self, channels: int, drawn: Drawn | None, every: int) -> float:
+        """How far it is from the model, infinite where there is none: by one in ``every`` image, others than a trial saw."""
+        if drawn is None:
+            return math.inf
+        self.apart[channels], images = narrow.apart(self.model, drawn.model, _thinned(self.passes, every, every - 1))
+        self.forwards += 2 * images
+        return self.apart[channels]
+
+    def _count(self) -> int:
+        """How many images there are, which nothing may have read yet."""
+        if not self._images:
+            self._images = sum(len(images) for images, _ in measure.pairs(self.passes(), labelled=False))
+        return self._images
 
     def best(self) -> Drawn:
         """The nearest of those by all images, with what was found on the way."""
         if not self.drawn and self._beyond is not None:
             raise self._beyond
-        channels = min(self.drawn, key=lambda width: self.apart[width])
+        channels = min(self.drawn, key=lambda width: self.apart.get(width, 0.0))
         found, notes = self.drawn[channels], []
         if channels < self.wide:
             notes.append(f"Of the stream's {self.wide} channels {channels} stay, turned.")

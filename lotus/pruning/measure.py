@@ -498,6 +498,11 @@ def pairs(batches: Iterable[Any], labelled: bool) -> Iterator[tuple[Tensor, Tens
             raise Refused(f"prune: a calibration batch is (images, labels), not {type(batch).__name__}.")
         if labelled and labels is None:
             raise Refused("prune: this criterion reads gradients of the loss, so a batch must be (images, labels).")
+        for what, part in (("images", images), *([("labels", labels)] if labelled else [])):
+            if not isinstance(part, Tensor):
+                raise Refused(
+                    f"prune: {what} of a calibration batch are a {type(part).__name__}, not a tensor. Give torch.as_tensor({what})."
+                )
         if len(images):
             yield images, labels
 

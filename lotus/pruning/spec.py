@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lotus.pruning import surgery
+from lotus.run import write_tensors
 from lotus.vit import anatomy, convolution, cost, families, parts
 from lotus.vit import model as door
 from lotus.vit.anatomy import Dims
@@ -55,8 +56,6 @@ def save(
     Raises:
         Refused: a model that could not be built again from a spec, a folder that holds something else, no space.
     """
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     origin = door.origin(model)
     rows, kernels = _rows(model)
@@ -91,9 +90,7 @@ def save(
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
         for name, tensors in files.items():
-            save_file(
-                {key: t.detach().cpu().contiguous() for key, t in tensors.items()}, beside / name, {"format": "pt"}
-            )
+            write_tensors(tensors, beside / name)
         spec["digests"] = {name: _digest(beside / name) for name in files}
         (beside / SPEC).write_text(json.dumps(spec, indent=1), encoding="utf-8")
         for name in (*files, SPEC):
@@ -204,7 +201,8 @@ def _fill(skeleton: nn.Module, origin: Mapping[str, Any]) -> None:
     """Give what no file keeps, since it follows from the architecture (rotary angles, masks of windows), its values."""
     if not any(buffer.is_meta for buffer in skeleton.buffers()):
         return
-    made = door.build(origin["name"], origin["args"]).to(next(skeleton.parameters()).dtype)
+    # None of it depends on the MLPs, whose weights would be most of the memory: and of a tampered spec, as much as that asks for.
+    made = door.build(origin["name"], {**origin["args"], "mlp_ratio": 1.0}).to(next(skeleton.parameters()).dtype)
     for name, buffer in made.named_buffers():
         where, _, last = name.rpartition(".")
         try:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lotus.run import write_tensors
 from lotus.stages.fit import fit, keep_model, outcome
 from lotus.stages.shop import Making, Outcome, Shop
+from selection.errors import Refused
 
 if TYPE_CHECKING:
     import torch
@@ -75,11 +77,13 @@ def train(shop: Shop) -> Making:
 
 def _save_gates(file: Path, gates: Mapping[str, torch.Tensor]) -> None:
     """What the gates learned, for the criterion that reads it; the model has them folded in."""
-    from safetensors.torch import save_file
-
     beside = file.with_name(f".{file.name}.tmp")
-    save_file({name: value.detach().cpu().contiguous() for name, value in gates.items()}, beside)
-    os.replace(beside, file)
+    try:
+        write_tensors(gates, beside)
+        os.replace(beside, file)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise Refused(f"{file}: cannot be written ({error.strerror or error}).") from None
 
 
 def finetune(shop: Shop) -> Making:

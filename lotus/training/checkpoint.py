@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from lotus.run import write_tensors
 from lotus.training.distributed import World
 from selection.errors import Refused
 
@@ -191,13 +191,7 @@ def _write(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Map
     files = {}
     for name, group in tensors.items():
         file = folder / f"{name}.safetensors"
-        try:
-            save_file(dict(group), file)
-        except SafetensorError as error:  # an OSError in disguise
-            full = "os error 28" in str(error)
-            raise OSError(
-                errno.ENOSPC if full else errno.EIO, os.strerror(errno.ENOSPC) if full else str(error)
-            ) from error
+        write_tensors(group, file)
         files[file.name] = _sync(file)
     for name, content in ((_STATE, state), (_MANIFEST, {"format": FORMAT, "files": files})):
         file = folder / name

@@ -12,7 +12,7 @@ from torch import nn
 
 from lotus import pruning
 from lotus.export import export
-from lotus.pruning import narrow, spec, surgery
+from lotus.pruning import measure, narrow, spec, surgery
 from lotus.vit import anatomy, cost
 from lotus.vit import model as door
 from selection.errors import Refused
@@ -170,6 +170,7 @@ def told_widths(drawn: pruning.Drawn) -> list[int]:
 
 def test_auto_looks_at_narrower_streams_only_where_units_alone_lead_too_far(monkeypatch):
     """And stops where a narrower one agrees less, with the best of those that it saw."""
+    monkeypatch.setattr(measure, "FEWEST", 24)
     model, data = shaped(0.8 ** torch.arange(48), depth=3), batches()
     near = pruning.lottery(model, data, {"macs": 0.9})
     assert cost.outline(near.model).width == 48
@@ -194,6 +195,33 @@ def test_auto_looks_at_narrower_streams_only_where_units_alone_lead_too_far(monk
     judged = {width: narrow.apart(model, one, others)[0] for width, one in whole.items()}
     assert cost.outline(found.model).width == min(judged, key=lambda width: judged[width])
     assert found.forwards > near.forwards
+
+
+@pytest.mark.parametrize("images", [1, 7, 20])
+@pytest.mark.parametrize("settings", [{}, {"criterion": "magnitude", "rotate": False, "compensate": "none"}])
+def test_few_images_try_every_width_all_together(monkeypatch, images, settings):
+    """One in eight of them would say nothing, or be too few for a narrower stream to show what it can do."""
+    monkeypatch.setattr(narrow, "CLOSE", 0.0)
+    model, data = shaped(0.8 ** torch.arange(48)), [(pictures(images), torch.arange(images) % 5)]
+    found = pruning.lottery(model, iter(data), {"macs": 0.35}, **settings)
+    seen = told_widths(found)
+    assert len(seen) > 1
+    each = [pruning.lottery(model, data, {"macs": 0.35}, width=width / 48, **settings).model for width in seen]
+    apart = [narrow.apart(model, one, data)[0] for one in each]
+    assert min(apart) > 0
+    assert cost.outline(found.model).width == seen[apart.index(min(apart))]
+
+
+def test_out_of_reach_of_all_channels_few_images_still_judge():
+    """The nearest of those that meet it, not the narrowest."""
+    model, data = shaped(0.8 ** torch.arange(48)), [(pictures(5), torch.arange(5))]
+    found = pruning.lottery(model, data, {"macs": 0.125}, branches=False)
+    seen = told_widths(found)
+    assert len(seen) > 1
+    assert 48 not in seen
+    each = [pruning.lottery(model, data, {"macs": 0.125}, branches=False, width=width / 48).model for width in seen]
+    apart = [narrow.apart(model, one, data)[0] for one in each]
+    assert cost.outline(found.model).width == seen[apart.index(min(apart))]
 
 
 @pytest.mark.parametrize("settings", [{"inputs": True}, {"branches": True}, {"width": None}, {"width": 1}])

@@ -303,6 +303,8 @@ def test_a_criterion_of_ones_own():
         ({"batches": []}, "no calibration batch"),
         ({"batches": [pictures()]}, "must be \\(images, labels\\)"),
         ({"batches": [{"image": pictures()}]}, "not dict"),
+        ({"batches": [(pictures().numpy(), torch.ones(8).long())]}, "images of a calibration batch are a ndarray"),
+        ({"batches": [(pictures(), [1] * 8)]}, "labels of a calibration batch are a list, not a tensor"),
         ({"batches": [(pictures(), torch.full((8,), 5))]}, "labels run from 5 to 5, the model has 5 classes"),
         ({"batches": [(pictures(), torch.ones(8))]}, r"labels are float32 \(8,\).*labels\.long"),
         ({"batches": [(pictures(), torch.ones(7, dtype=torch.long))]}, "not 8 class numbers"),

@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import resource
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny_vits import FAST, KINDS, pictures, random_plan, tiny
 
 from lotus import config
+from lotus.export import export
 from lotus.pruning import spec, surgery
 from lotus.vit import model as door
 from selection.errors import Refused
@@ -185,6 +189,47 @@ def test_an_older_folder_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     second, _ = saved(tmp_path, seed=2)
     assert spec.load(folder).state_dict()["blocks.0.mlp.fc1.weight"].shape == second.blocks[0].mlp.fc1.weight.shape
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_FSIZE as a full disk")
+def test_a_disk_that_is_full_for_real(tmp_path):
+    """safetensors tells it by an error of its own."""
+    first, folder = saved(tmp_path, seed=1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+        with pytest.raises(Refused, match=r"small: cannot be written \(File too large\)"):
+            spec.save(tiny(), folder)
+        with pytest.raises(Refused, match=r"sent: cannot be written \(File too large\)"):
+            export(tiny(), tmp_path / "sent", onnx=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sent", "small"]
+    assert not list((tmp_path / "sent").iterdir())
+    assert torch.equal(spec.load(folder).head.weight, first.head.weight)
+
+
+def test_what_no_file_keeps_is_made_without_the_widths_that_a_spec_asks_for(tmp_path, monkeypatch):
+    """Else a tampered number takes all memory."""
+    model = tiny("eva02")
+    folder = spec.save(model, tmp_path / "model")
+    told = json.loads((folder / "spec.json").read_text())
+    told["model"]["args"]["mlp_ratio"] = 1000.0
+    (folder / "spec.json").write_text(json.dumps(told))
+    made, build = [], door.build
+
+    def watched(*args, **more):
+        made.append(build(*args, **more))
+        return made[-1]
+
+    monkeypatch.setattr(door, "build", watched)
+    back = spec.load(folder)
+    with torch.no_grad():
+        assert torch.equal(back(pictures()), model(pictures()))
+    held = [w.numel() for one in made for w in one.parameters() if not w.is_meta]
+    assert 0 < sum(held) <= sum(weight.numel() for weight in model.parameters())
 
 
 def test_a_kill_between_the_two_renames_loses_nothing(tmp_path):
