@@ -349,9 +349,11 @@ def _run(options: argparse.Namespace) -> int:
 def _prune(options: argparse.Namespace) -> int:
     """Of a run, or of a model of one's own."""
     if not options.model:
-        strange = [flag for flag in ("weights", "data", "keep", "arg") if getattr(options, flag)]
+        own = argparse.ArgumentParser(add_help=False)
+        _prune_options(own)
+        strange = [flag for flag, default in vars(own.parse_args([])).items() if getattr(options, flag) != default]
         if options.config is None or strange:
-            named = f"--{strange[0]} belongs to --model NAME. " if strange else ""
+            named = f"--{strange[0].replace('_', '-')} belongs to --model NAME. " if strange else ""
             raise Refused(f"lotus prune: {named}Give a CONFIG, or --model NAME --data FOLDER --keep macs=0.5.")
         return _run(options)
     if options.config is not None or options.overrides:
@@ -776,7 +778,10 @@ def _multiple(text: str) -> int | Literal["auto"]:
 def _value(text: str) -> Any:
     import yaml
 
-    return yaml.safe_load(text)
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise Refused(f"{text}: is no value in YAML. Write a number, a word, or a list like [1, 2].") from None
 
 
 @contextlib.contextmanager

@@ -278,6 +278,9 @@ def test_what_cannot_be_done_is_refused_before_an_image_is_read(photos, tmp_path
     for given, message in (
         (["prune"], "Give a CONFIG, or --model NAME"),
         (["prune", "--keep", "macs=0.5"], "--keep belongs to --model"),
+        (["prune", "a.yaml", "--latency-batch", "8"], "--latency-batch belongs to --model"),
+        (["prune", "a.yaml", "--criterion", "taylor"], "--criterion belongs to --model"),
+        (words(photos, file, tmp_path / "o", "--width", "[1"), "[1: is no value in YAML"),
         (["prune", "a.yaml", *words(photos, file, tmp_path)[1:]], "takes no config"),
         (words(photos, file, tmp_path / "o")[:5], "--data is missing"),
         (words(photos, file, tmp_path / "o", "--keep", "macs"), "write BUDGET=PART"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,10 +26,10 @@ WAYS = ("width", "branches", "inputs", "convolved")
 """Ways of cutting beside heads, dimensions and units."""
 
 
-def folders(tmp_path: Path, kind: str = "vit", keep: float = 0.6) -> tuple[Path, Path]:
-    """A dense model's folder and that of what was cut from it."""
+def folders(tmp_path: Path, kind: str = "vit", keep: float = 0.6, **settings: Any) -> tuple[Path, Path]:
+    """A dense model's folder and that of what was cut from it: of units alone, unless ``settings`` say otherwise."""
     model = tiny(kind)
-    small = prune(model, batches(1), {"macs": keep}, round=4)
+    small = prune(model, batches(1), {"macs": keep}, **{"round": 4, "width": None, **settings})
     return spec.save(model, tmp_path / "dense"), spec.save(small, tmp_path / "small")
 
 
@@ -39,9 +40,10 @@ def spoil(folder: Path, **tensors: torch.Tensor | None) -> None:
     save_file({name: tensor for name, tensor in state.items() if tensor is not None}, file)
 
 
+@pytest.mark.parametrize("width", ["auto", None])
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_was_saved_is_whole(tmp_path, kind):
-    dense, small = folders(tmp_path, kind)
+def test_what_was_saved_is_whole(tmp_path, kind, width):
+    dense, small = folders(tmp_path, kind, width=width)
     found = lotus.verify(small, against=dense)
     assert found, found.faults
     assert found.facts["macs"] <= 0.6 * lotus.verify(dense).facts["macs"]
