@@ -154,7 +154,7 @@ def lottery(
     gates: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     table: latency.Table | None = None,
-    progress: Callable[..., None] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Drawn:
     """As :func:`prune`, with all that came to light on the way.
 

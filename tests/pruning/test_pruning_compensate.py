@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -130,3 +131,14 @@ def test_apply_writes_in_place_and_keeps_the_dtype():
     nothing = nn.Linear(4, 5).bfloat16()
     compensate.apply(nothing, dense, KEPT, None, "none")
     assert torch.equal(nothing.weight, dense.weight[:, KEPT])
+
+
+def test_a_covariance_that_is_worked_out_in_pieces_is_whole():
+    """More units than go through at once, in uneven batches: numpy's covariance, and symmetric."""
+    x = torch.randn(90, 600, generator=torch.Generator().manual_seed(0)).cumsum(1) + 5
+    moments = Moments()
+    for part in x.split(37):
+        moments.add(part)
+    found = moments.covariance
+    torch.testing.assert_close(found.numpy(), np.cov(x.double().numpy().T, bias=True), rtol=1e-4, atol=1e-3)
+    assert torch.equal(found, found.T)
