@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 spec = importlib.util.spec_from_file_location("figures_of_the_house", ROOT / "tools" / "house.py")
-assert spec is not None and spec.loader is not None
+assert spec is not None
+assert spec.loader is not None
 house = importlib.util.module_from_spec(spec)
 sys.modules[spec.name] = house
 spec.loader.exec_module(house)
