@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. Each installs what is missing first; a second time it starts at once.
+# `make demo`, `make test`, `make docs`: each installs what is missing first; a second time it starts at once.
 PYTHON ?= python3
 VENV   ?= .venv
 RUN    := $(VENV)/bin/python
@@ -6,7 +6,7 @@ RUN    := $(VENV)/bin/python
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 export VENV PYTHON
 
-.PHONY: demo test check fast format lint types setup doctor clean
+.PHONY: demo test check fast format lint types docs setup doctor clean
 
 demo: setup   ## every stage on scikit-learn's digits, ends with the report
 	@$(RUN) tools/run.py configs/digits.yaml
@@ -25,6 +25,9 @@ lint:
 
 types:
 	@$(RUN) -m mypy
+
+docs: setup   ## the guides and the reference as pages in build/docs; a warning is an error
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict
 
 format:
 	@$(RUN) -m ruff format .

@@ -18,10 +18,17 @@ __all__ = ["Refused", "load", "prune", "save", "verify"]
 __version__ = "0.1.0"
 
 
+_LATE = ("load", "prune", "save", "verify")
+
+
 def __getattr__(name: str) -> Any:
     """torch and timm take seconds to import; ``lotus --help`` must not wait for them."""
-    if name in ("prune", "save", "load", "verify"):
+    if name in _LATE:
         import lotus.pruning
 
         return getattr(lotus.pruning, name)
     raise AttributeError(f"module 'lotus' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATE})

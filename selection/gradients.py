@@ -51,7 +51,8 @@ class Gradients:
     @property
     def norms(self) -> Array:
         """(n,)"""
-        return np.sqrt(self.squares)
+        norms: Array = np.sqrt(self.squares)
+        return norms
 
     def inner(self, rows: Index, columns: Index = EVERY, *, dtype: Any = None) -> Array:
         """``<g_i, g_j>``: (rows, columns); computed in ``dtype`` where that is said."""
@@ -78,17 +79,21 @@ class Gradients:
         if weights is not None:
             errors = errors * weights[:, None].astype(errors.dtype)
         # Turned round: OpenBLAS takes ten times as long for few rows times many columns.
-        return (self.features[rows].T @ errors).T
+        total: Array = (self.features[rows].T @ errors).T
+        return total
 
     def along(self, direction: Array, rows: Index = EVERY) -> Array:
         """``<g_i, direction>`` of each of ``rows``; ``direction``: (C, D + 1)."""
-        return np.einsum("nc,nc->n", self.features[rows] @ direction.astype(self.errors.dtype).T, self.errors[rows])
+        turned = self.features[rows] @ direction.astype(self.errors.dtype).T
+        products: Array = np.einsum("nc,nc->n", turned, self.errors[rows])
+        return products
 
     def sketch(self, width: int, rng: np.random.Generator) -> Array:
         """(n, width) whose inner products are those of the gradients on average: a random projection, itself factorised."""
         left = rng.standard_normal((self.errors.shape[1], width)).astype(self.errors.dtype)
         right = rng.standard_normal((self.features.shape[1], width)).astype(self.errors.dtype)
-        return (self.errors @ left) * (self.features @ right) / np.sqrt(width).astype(self.errors.dtype)
+        sketched: Array = (self.errors @ left) * (self.features @ right) / np.sqrt(width).astype(self.errors.dtype)
+        return sketched
 
 
 def need_products(count: int) -> float:

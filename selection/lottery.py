@@ -552,14 +552,14 @@ def _as_read(scorer: Any, settings: Mapping[str, Any], epochs: int) -> dict[str,
 
 
 def _checked_scores(values: Any, total: int, place: str) -> Floats:
-    values = np.asarray(values)
-    if values.shape != (total,) or values.dtype.kind not in "fiu":
-        raise Refused(f"{place}: was to return {total} numbers, one an image, and gave {values.dtype} {values.shape}.")
-    values = values.astype(np.float64)
-    wrong = np.flatnonzero(np.isnan(values) | (values == -np.inf))
+    given = np.asarray(values)
+    if given.shape != (total,) or given.dtype.kind not in "fiu":
+        raise Refused(f"{place}: was to return {total} numbers, one an image, and gave {given.dtype} {given.shape}.")
+    checked: Floats = given.astype(np.float64)
+    wrong = np.flatnonzero(np.isnan(checked) | (checked == -np.inf))
     if len(wrong):
         raise Refused(
-            f"{place}: {values[wrong[0]]} for {len(wrong)} images, the first is row {wrong[0]}. A score is finite or +inf."
+            f"{place}: {checked[wrong[0]]} for {len(wrong)} images, the first is row {wrong[0]}. A score is finite or +inf."
         )
-    values.setflags(write=False)
-    return values
+    checked.setflags(write=False)
+    return checked

@@ -51,7 +51,8 @@ def find(shelves: ModuleType | Iterable[ModuleType], name: str, *, place: str) -
     shelves = [shelves] if isinstance(shelves, ModuleType) else list(shelves)
     for shelf in reversed(shelves):
         if name in names(shelf):
-            return getattr(shelf, name)
+            method: Callable[..., Any] = getattr(shelf, name)
+            return method
     known = sorted({known for shelf in shelves for known in names(shelf)})
     raise Refused(f"{place}: there is no {name!r}.{nearest(name, known)} Here: {', '.join(known)}.")
 

@@ -595,7 +595,7 @@ def _represent(
         number = np.full(n, -1)
         number[of] = np.arange(len(of))
         known = number[index] >= 0  # neighbours are in order, the most similar first
-        found = number[index[np.arange(n), known.argmax(1)]]
+        found: Rows = number[index[np.arange(n), known.argmax(1)]]
         alone = np.flatnonzero(~known.any(1))
         found[alone] = _closest(kernel, of, alone)
         return found
@@ -741,4 +741,5 @@ def _strata(scores: Floats, bins: int, binning: str) -> Rows:
     low, high = easy.min(), easy.max()
     if high == low:
         return np.zeros(len(scores), dtype=np.int64)
-    return np.minimum(((easy - low) / (high - low) * bins).astype(np.int64), bins - 1)
+    binned: Rows = np.minimum(((easy - low) / (high - low) * bins).astype(np.int64), bins - 1)
+    return binned

@@ -63,7 +63,7 @@ def forgetting(correct: Array) -> Scores:
     def of(correct: Array) -> Scores:
         events = (correct[:, :-1] & ~correct[:, 1:]).sum(axis=1).astype(np.float64)  # (S, N)
         learned = correct.any(axis=1)
-        score = np.where(learned, events, correct.shape[1]).mean(axis=0)
+        score: Scores = np.where(learned, events, correct.shape[1]).mean(axis=0)
         score[~learned.any(axis=0)] = np.inf
         return score
 
@@ -233,7 +233,8 @@ def memorization(run_in: Array, run_p_label: Array) -> Scores:
 
     def of(run_in: Array, run_p_label: Array, times: Array) -> Scores:
         p = run_p_label.astype(np.float64)
-        return (p * run_in).sum(axis=0) / times - (p * ~run_in).sum(axis=0) / (len(run_in) - times)
+        gained: Scores = (p * run_in).sum(axis=0) / times - (p * ~run_in).sum(axis=0) / (len(run_in) - times)
+        return gained
 
     return _in_parts(of, run_in, run_p_label, times)
 
@@ -397,7 +398,8 @@ def _canonical(embeddings: Array) -> npt.NDArray[np.int64]:
 
 def _mean(watched: Array) -> Scores:
     """Over seeds and epochs, in double precision: (S, E, N) -> (N,)."""
-    return watched.mean(axis=(0, 1), dtype=np.float64)
+    mean: Scores = watched.mean(axis=(0, 1), dtype=np.float64)
+    return mean
 
 
 def _in_parts(of: Callable[..., Scores], *watched: Array) -> Scores:
@@ -429,7 +431,8 @@ def _over_windows(method: str, watched: Array, window: int, of: Callable[[Scores
         for seed in range(seeds):
             for start in starts:
                 total += of(watched[seed, start : start + length].astype(np.float64))
-        return total / (seeds * len(starts))
+        mean: Scores = total / (seeds * len(starts))
+        return mean
 
     return _in_parts(over, watched)
 

@@ -355,9 +355,10 @@ class LogDet:
 
     def open(self, group: Rows) -> Array:
         self._group, self._members = group, self.features[group].astype(np.float64)
-        self._worth = np.einsum("nd,nd->n", self._members @ self.inverse, self._members)
-        self._worth[self.values[group] == -np.inf] = -np.inf
-        return self._worth
+        worth: Array = np.einsum("nd,nd->n", self._members @ self.inverse, self._members)
+        worth[self.values[group] == -np.inf] = -np.inf
+        self._worth = worth
+        return worth
 
     def take(self, at: int) -> None:
         worth = float(self._worth[at])

@@ -4,11 +4,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${VENV:-.venv} python=${PYTHON:-python3} ffcv=${FFCV:-yes}
-extras=dev,onnx; [ "$ffcv" = no ] || extras=ffcv,$extras
+extras=dev,docs,onnx; [ "$ffcv" = no ] || extras=ffcv,$extras
 say() { printf '\033[2msetup:\033[0m %s\n' "$*"; }
 die() { printf 'setup: %s\n' "$*" >&2; exit 2; }
 
-stamp=$( (echo "$extras"; cat pyproject.toml constraints.txt "$0") | sha256sum | cut -c1-32)
+stamp=$( (echo "$extras"; cat pyproject.toml constraints.txt "$0"; grep ^__version__ lotus/__init__.py) | sha256sum | cut -c1-32)
 [ "$(cat "$venv/.lotus" 2>/dev/null)" = "$stamp" ] && exit 0
 
 # 1. A Python that fits: the one named, else the newest of those that are here.

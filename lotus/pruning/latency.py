@@ -60,7 +60,7 @@ class Table:
     heads: tuple[int, ...]
     head_dims: tuple[int, ...]
     attention: tuple[tuple[float, ...], ...]
-    """[heads][head dimension] -> milliseconds that one block takes less than at its dense attention."""
+    """``[heads][head dimension]`` -> milliseconds that one block takes less than at its dense attention."""
     units: tuple[int, ...]
     mlp: tuple[float, ...]
     """[units] -> the same of its MLP."""
