@@ -27,6 +27,7 @@ from selection.errors import Refused
 _PART = re.compile(r"\..*\.[0-9a-f]{16}\.part", re.DOTALL)
 _OLDER = ".was-before"  # in a folder of ours: the folder that gives way, for the moment between two renames
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 _LOCKED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _MANY = 1000  # files of a folder that are made to last one by one; beyond, all at once
 
@@ -49,7 +50,7 @@ def beside(path: str | Path) -> Iterator[Path]:
         yield part / path.name
         _last(part / path.name)
         os.replace(part / path.name, path)
-        _last(path.parent)
+        _last_rename(path)
 
 
 @contextlib.contextmanager
@@ -70,11 +71,11 @@ def folder_beside(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
         _last_all(new)
         try:
             os.replace(new, path)  # nothing there, or an empty folder
-        except OSError:
-            if not replace or not path.is_dir():
+        except OSError as error:
+            if not replace or not (error.errno in _TAKEN or path.is_dir()):  # a link to a folder gives way too
                 raise
             _swap(new, path, part)
-        _last(path.parent)
+        _last_rename(path)
 
 
 @contextlib.contextmanager
@@ -299,15 +300,21 @@ def _locked(part: Path) -> Iterator[bool]:
 
 
 def _swap(new: Path, path: Path, part: Path) -> None:
-    """Rename ``new`` to ``path``, where a folder stands."""
+    """Rename ``new`` to ``path``, where a folder stands; others may do the same just now, and the last one wins."""
     older = part / _OLDER / path.name
     older.parent.mkdir()
-    os.replace(path, older)
-    try:
-        os.replace(new, path)
-    except BaseException:
-        os.replace(older, path)
-        raise
+    for tries in range(1000, -1, -1):
+        with contextlib.suppress(FileNotFoundError):  # somebody else has it aside
+            os.replace(path, older)
+        try:
+            os.replace(new, path)
+            return
+        except BaseException as error:
+            if not (isinstance(error, OSError) and error.errno in _TAKEN and tries):
+                if os.path.lexists(older):
+                    os.replace(older, path)
+                raise
+        shutil.rmtree(older, ignore_errors=True)  # what somebody else has put there is newer
 
 
 def _last(path: Path) -> None:
@@ -315,11 +322,14 @@ def _last(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that cannot do so for a folder
-            raise
     finally:
         os.close(handle)
+
+
+def _last_rename(path: Path) -> None:
+    """Make the new name last. It stands already, so that no fault may be told as if it did not."""
+    with contextlib.suppress(OSError):  # a folder that may not be read, a file system that knows no fsync of one
+        _last(path.parent)
 
 
 def _last_all(folder: Path) -> None:
@@ -334,7 +344,7 @@ def _last_all(folder: Path) -> None:
         if stat.S_ISREG(about.st_mode) and about.st_nlink == 1:
             _last(path)
     for where, _ in inside:
-        _last(where)
+        _last_rename(where / "any")
 
 
 def _unsound(value: Any, place: str = "") -> str:
