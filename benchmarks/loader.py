@@ -17,7 +17,6 @@ shown is the median over the turns. To be reached: 2.0 times at 224 pixels, 4.0 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -35,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else selectio
 from lotus.config import Augment, Data
 from lotus.data import beton
 from lotus.data.source import Source, open_data
+from selection import files
 from selection.errors import Refused
 
 TARGETS = {"224 px JPEG": 2.0, "CIFAR-10": 4.0}
@@ -73,7 +73,7 @@ def main() -> int:
             f"{row['story']:14}{row['torchvision']:14,.0f}{row['lotus']:16,.0f}{row['ratio']:8.2f}{row['wanted']:8.1f}"
         )
     if told.json:
-        told.json.write_text(json.dumps({"cores": cores, "batch": told.batch, "workers": told.workers, "rows": rows}))
+        files.write_json(told.json, {"cores": cores, "batch": told.batch, "workers": told.workers, "rows": rows})
     return 0
 
 

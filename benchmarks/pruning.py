@@ -65,7 +65,7 @@ from lotus.sparsity.nested import NestedGates
 from lotus.vit import anatomy, cost
 from lotus.vit.model import image_size
 from lotus.vit.tokens import Tokens
-from selection import methods
+from selection import files, methods
 from selection.errors import Refused
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -151,7 +151,7 @@ def compare(told: argparse.Namespace) -> int:
     found = [rows[name, seed] for name in names for seed in range(told.seeds)]
     print("\n".join(_table(found, told)))
     if told.json:
-        told.json.write_text(json.dumps({"model": str(told.model), "finetune": told.finetune, "rows": found}, indent=1))
+        files.write_json(told.json, {"model": str(told.model), "finetune": told.finetune, "rows": found})
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import time
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from selection import files
 
 
 def pool_of_images(data: str | Path, count: int, file: Path) -> None:
@@ -23,15 +24,13 @@ def pool_of_images(data: str | Path, count: int, file: Path) -> None:
         classes = np.unique(labels)
         rows = np.sort(np.concatenate([np.flatnonzero(labels == label)[: count // len(classes)] for label in classes]))
         others = {name: whole[name] for name in whole.files if not name.endswith("train")}
-        beside = file.with_name(f".{file.name}")
-        with beside.open("wb") as out:
+        with files.opened(file) as out:
             np.savez(out, x_train=whole["x_train"][rows], y_train=labels[rows], **others)
-    beside.rename(file)
 
 
 def key(settings: Mapping[str, Any]) -> str:
     """By which the rows of the same settings find each other."""
-    return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=6).hexdigest()
+    return files.digest(settings, size=6)
 
 
 def rows_of(book: Path) -> list[dict[str, Any]]:
@@ -47,8 +46,7 @@ def as_they_end(
     for number, future in enumerate(as_completed(running), 1):
         row = future.result()
         if book is not None:
-            with book.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            files.append(book, json.dumps(row))
         left = (time.monotonic() - began) / number * (len(running) - number) / 60
         print(f"{number}/{len(running)}  {told(row)} ({left:.0f} min left)", file=sys.stderr, flush=True)
         yield row

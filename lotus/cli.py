@@ -446,7 +446,7 @@ def _last_page(config: Config) -> None:
 
 
 def _select(options: argparse.Namespace) -> int:
-    from selection import npz
+    from selection import files
     from selection.lottery import DEFAULT_PICK, DEFAULT_SCORE, Places, reads, select
     from selection.memory import gigabytes
     from selection.signals import Signals
@@ -478,7 +478,7 @@ def _select(options: argparse.Namespace) -> int:
         options_of_score="--set score", options_of_pick="--set pick",
     )  # fmt: skip
     if options.out:
-        npz.check(options.out)
+        files.check(options.out)
         _refuse_to_replace(Path(options.out))
     if options.picture:
         from lotus.report import ticket as picture

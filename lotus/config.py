@@ -7,8 +7,6 @@ methods by name, never run code.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
 import types
@@ -30,6 +28,7 @@ from pydantic import (
 )
 
 from selection.errors import Refused
+from selection.files import digest
 from selection.lottery import DEFAULT_PICK, DEFAULT_SCORE
 from selection.memory import gigabytes
 from selection.methods import nearest
@@ -764,7 +763,7 @@ class Config(Section):
             for step in part.split("."):
                 value = value[step]
             chosen[part] = value
-        return hashlib.blake2b(json.dumps(chosen, sort_keys=True).encode(), digest_size=12).hexdigest()
+        return digest(chosen)
 
     def yaml(self) -> str:
         """The resolved page, as YAML that :func:`read` takes back."""

@@ -7,7 +7,6 @@ import importlib.util
 import io
 import logging
 import math
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lotus.run import write_tensors
+from lotus import files
 from lotus.vit import anatomy
 from lotus.vit import model as door
 from lotus.vit.cost import count
@@ -63,25 +62,23 @@ def export(
     model = model.eval()
     notes: list[str] = []
     held, exported = native(model), None
-    try:
+    with files.refusing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for stale in (_TIMM, _ONNX, _PAGE):
             (folder / stale).unlink(missing_ok=True)
         if held is None:
             notes.append(f"{why_not(model)}, which timm's constructor cannot say: load the model by lotus.load")
         else:
-            with _beside(folder / _TIMM) as beside:
-                write_tensors(model.state_dict(), beside)
+            with files.beside(folder / _TIMM) as beside:
+                files.put_tensors(model.state_dict(), beside)
             held = {"file": _TIMM, **held}
         if onnx and any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxruntime")):
             notes.append("no model.onnx, as the extra onnx is not installed: pip install 'lotus-vit[onnx]'")
         elif onnx:
             exported = _to_onnx(model, folder / _ONNX, size, example)
         sent = {"timm": held, "onnx": exported, "notes": notes}
-        with _beside(folder / _PAGE) as beside:
+        with files.beside(folder / _PAGE) as beside:
             beside.write_text(_page(model, size, sent, source), encoding="utf-8")
-    except OSError as error:
-        raise Refused(f"{folder}: cannot be written ({error.strerror or error}). Free space there.") from None
     return sent
 
 
@@ -150,7 +147,7 @@ def _to_onnx(model: nn.Module, file: Path, size: int, example: Tensor | None) ->
         draw = torch.Generator().manual_seed(0)
         example = torch.randn(3, model.patch_embed.proj.in_channels, size, size, generator=draw)  # type: ignore[union-attr, arg-type]
     example = example.to(where)
-    with _beside(file) as beside:
+    with files.beside(file) as beside:
         opset = _trace(model, example[:2], beside)
         # A batch of one and one that was not traced: a size that got baked in would show.
         worst = max(_difference(model, beside, batch) for batch in (example, example[:1]))
@@ -227,17 +224,6 @@ def _page(model: nn.Module, size: int, sent: dict[str, Any], source: str) -> str
             '(logits,) = session.run(None, {"images": images})\n```',
         ]
     return "\n\n".join(parts) + "\n"
-
-
-@contextlib.contextmanager
-def _beside(file: Path) -> Iterator[Path]:
-    """A path to write to that becomes ``file`` when all went well, and is gone otherwise."""
-    beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        yield beside
-        os.replace(beside, file)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -7,12 +7,11 @@ unchanged, and so is what it was made from. Nothing here needs torch: a finished
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import functools
-import hashlib
 import importlib.metadata
 import json
+import math
 import operator
 import os
 import platform
@@ -27,6 +26,7 @@ from typing import Any
 
 from lotus.config import Config, Method, Section
 from lotus.events import Event
+from lotus.files import append, digest, digest_of, tidy, write_json, write_text
 from selection import lottery, methods
 from selection.errors import Refused
 
@@ -69,6 +69,8 @@ STAGES: tuple[Stage, ...] = (
 )  # fmt: skip
 BY_NAME = {stage.name: stage for stage in STAGES}
 _MODEL = "patches.model"
+_DATA = "{data}/"
+_ROOM = "Make room there, or make it writable; the same command goes on."
 _OWN = "--with"
 
 
@@ -94,51 +96,6 @@ class Record:
     def identity(self) -> str:
         """Changes when the settings, what it was made from or the data change."""
         return digest([self.stage, self.settings, self.made_from, self.values.get("fingerprint")])
-
-
-def digest(value: Any) -> str:
-    """Short hash of anything that JSON can hold."""
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=12).hexdigest()
-
-
-def write_tensors(tensors: Mapping[str, Any], file: Path) -> None:
-    """As a .safetensors.
-
-    Raises:
-        OSError: it cannot be written, which safetensors tells by an error of its own.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file, {"format": "pt"}
-        )
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        code = int(number[1]) if number else errno.EIO
-        raise OSError(code, os.strerror(code) if number else str(error)) from error
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write beside, then rename: a kill leaves the old file or the new one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with open(beside, "w", encoding="utf-8") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(beside, file)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise Refused(
-            f"{file}: cannot be written ({error.strerror}). Free space there or give another folder."
-        ) from error
-
-
-def write_json(file: Path, value: Any) -> None:
-    write_text(file, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 class Run:
@@ -194,7 +151,20 @@ class Run:
                 raise Refused(
                     f"{self.folder}: another run is at work in this folder. Wait for it, or give another with folder=PATH."
                 ) from None
+            self._check_kinds()
+            for folder in (self.folder, self.folder / "stages", self.export):
+                tidy(folder)
             yield
+
+    def _check_kinds(self) -> None:
+        """Refuse a file where the run has a folder, and the other way round, before any work is done."""
+        folders = [self.folder / "stages", self.folder / "checkpoints", self.export]
+        files = [self.log, self.signals, self.features, self.ticket, self.gates, self.results, self.report]
+        for path, kind in [*((path, "folder") for path in folders), *((path, "file") for path in files)]:
+            if path.exists() and not (path.is_dir() if kind == "folder" else path.is_file()):
+                raise Refused(
+                    f"{path}: is no {kind}, and the run has one there. Move it away, or give another folder=PATH."
+                )
 
     def settle(self) -> None:
         """Write down what this run is: the resolved config and the versions it runs on."""
@@ -209,14 +179,22 @@ class Run:
             stored = json.loads((self.folder / "stages" / f"{stage}.json").read_text(encoding="utf-8"))
             if stored.pop("format") != FORMAT:
                 return None
-            return Record(**stored)
+            record = Record(**stored)
+            return record if isinstance(record.outputs, dict) else None
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
     def outputs(self, stage: str) -> dict[str, Path]:
         """Where each output of ``stage`` lies, by its name."""
-        return {name: Path(name.format(data=self.data)) if name.startswith("{data}") else self.folder / name
-                for name in BY_NAME[stage].outputs}  # fmt: skip
+        return {name: self._place(name) for name in BY_NAME[stage].outputs}
+
+    def _place(self, output: str) -> Path:
+        """Where an output lies; its name begins with ``{data}`` for the folder of the images, else with that of the run."""
+        return self.data / output.removeprefix(_DATA) if output.startswith(_DATA) else self.folder / output
+
+    def _name(self, path: Path) -> str:
+        """The name of an output, by which :meth:`_place` finds it."""
+        return _DATA + path.name if path.parent == self.data else str(path.relative_to(self.folder))
 
     def settings(self, stage: str) -> dict[str, Any]:
         """The part of the config that ``stage`` depends on."""
@@ -307,7 +285,8 @@ class Run:
         record = self.record(stage)
         if record is None:
             return "not done yet"
-        for name, path in self.outputs(stage).items():
+        for name in {**self.outputs(stage), **record.outputs}:
+            path = self._place(name)
             if not path.exists():
                 return f"{path.name} is gone"
             if path.stat().st_size != record.outputs.get(name):
@@ -355,13 +334,18 @@ class Run:
         return found
 
     def finish(self, stage: str, *, seconds: float, image_forwards: float = 0, macs: float = 0,
-               values: Mapping[str, Any] | None = None) -> Record:  # fmt: skip
-        """Write the record of a stage whose outputs stand."""
+               values: Mapping[str, Any] | None = None, left: Iterable[Path] = ()) -> Record:  # fmt: skip
+        """Write the record of a stage whose outputs stand.
+
+        Args:
+            left: outputs that it has with these settings, beside those on its list
+        """
+        outputs = {**self.outputs(stage), **{self._name(path): path for path in left}}
         record = Record(
             stage=stage,
             settings=self.settings(stage),
             made_from=self.made_from(stage),
-            outputs={name: path.stat().st_size for name, path in self.outputs(stage).items()},
+            outputs={name: path.stat().st_size for name, path in outputs.items()},
             seconds=round(seconds, 3),
             image_forwards=image_forwards,
             macs=macs,
@@ -376,9 +360,22 @@ class Run:
             (self.folder / "stages" / f"{stage}.json").unlink(missing_ok=True)
 
     def write_event(self, event: Event) -> None:
-        """Append to log.jsonl."""
-        with open(self.log, "a", encoding="utf-8") as out:
-            out.write(json.dumps({"time": round(time.time(), 3), **event.record()}) + "\n")
+        """Append to log.jsonl, a whole line or none.
+
+        Raises:
+            Refused: it cannot be written.
+        """
+        told = {"time": round(time.time(), 3), **event.record()}
+        append(self.log, json.dumps(_sound(told), allow_nan=False), _ROOM)
+
+
+def _sound(value: Any) -> Any:
+    """``value`` as JSON knows it: no number, for one that is infinite or none."""
+    if isinstance(value, Mapping):
+        return {name: _sound(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_sound(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _named(part: Any, place: str, left_out: Set[str]) -> Iterator[tuple[str, str]]:
@@ -444,12 +441,7 @@ def _model_files(folder: str) -> list[Path]:
 
 @functools.lru_cache(8)
 def _hashed(files: tuple[Path, ...], stands: tuple[tuple[int, int], ...]) -> str:
-    found = hashlib.blake2b(digest_size=12)
-    for path in files:
-        with open(path, "rb") as opened:
-            while block := opened.read(1 << 20):
-                found.update(block)
-    return found.hexdigest()
+    return digest_of(*files)
 
 
 def versions() -> str:

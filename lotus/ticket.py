@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lotus import config
+from lotus import config, files
 from lotus.config import Config
 from lotus.data import beton
 from lotus.data.pictures import Pixels
@@ -282,26 +282,24 @@ def _folder(subset: Subset, data: Data, out: Path, copy: bool) -> str:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Refused(f"{out}: is there and not empty. Give another place, or delete it.")
     images = data.images() if data.settings is not None else None
-    files = images.names if images is not None and data.source is not None and data.source.root else None
+    names = images.names if images is not None and data.source is not None and data.source.root else None
     read = data.reader()
-    if files is None and read is None:
+    if names is None and read is None:
         raise Refused(f"{out}: needs the images, and {data.where} holds none. Give --data a run, a config or a folder.")
     labels = (images.labels if images is not None else data._own()[1])[subset.rows]
     classes = images.classes if images is not None else data._own()[2]
     folders = [_plain(classes[label] if label < len(classes) else str(label)) for label in range(labels.max() + 1)]
     if len(set(folders)) < len(folders):
         folders = [f"{number:04d}-{name}" for number, name in enumerate(folders)]
-    beside = out.with_name(out.name + ".tmp")
     kinds: dict[str, int] = {}
-    try:
-        shutil.rmtree(beside, ignore_errors=True)
+    with files.refusing(out), files.folder_beside(out) as beside:
         for label in np.unique(labels).tolist():
             (beside / folders[label]).mkdir(parents=True)
         for row, label in zip(subset.rows.tolist(), labels.tolist(), strict=True):
             home = beside / folders[label]
-            if files is not None and data.source is not None:
-                file = Path(data.source.root) / files[row]
-                inside = Path(files[row]).parts
+            if names is not None and data.source is not None:
+                file = Path(data.source.root) / names[row]
+                inside = Path(names[row]).parts
                 # class/picture.jpg, whatever lies between; two of one name in folders of a class stay apart by theirs.
                 name = "-".join(inside[1:]) if len(inside) > 1 else inside[0]
                 way = _link(file, home / name, copy)
@@ -312,15 +310,6 @@ def _folder(subset: Subset, data: Data, out: Path, copy: bool) -> str:
                 Image.fromarray(read(row)).save(home / f"{row:07d}.png")
                 way = "pictures"
             kinds[way] = kinds.get(way, 0) + 1
-        if out.exists():
-            out.rmdir()
-        os.replace(beside, out)
-    except OSError as error:
-        raise Refused(
-            f"{out}: cannot be written ({error.strerror or error}). Make room, or give another place."
-        ) from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return f"{len(subset)} images in {len(set(labels.tolist()))} folders: {', '.join(f'{n} {way}' for way, n in kinds.items())}"
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from selection import npz, pickles
+from selection import files, pickles
 from selection.errors import Refused
 from selection.lottery import ranking
 from selection.methods import nearest
@@ -679,9 +679,7 @@ def write(subset: Subset, path: str | Path, images: Images, *, labels: bool = Fa
     }
     if path.suffix not in kinds:
         raise Refused(f"{path}: written are .npy, .json, .txt, .csv, .beton, or a folder.{nearest(path.suffix, kinds)}")
-    content = kinds[path.suffix]()
-    with npz.written(path) as file:
-        file.write(content)
+    files.write_bytes(path, kinds[path.suffix]())
 
 
 def _npy(array: np.ndarray) -> bytes:

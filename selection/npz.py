@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
+from selection import files
 from selection.errors import Refused
 
 ABOUT = "about"
@@ -27,47 +26,8 @@ def write(
     """
     members: dict[str, Any] = dict(arrays)
     members[ABOUT] = np.array(json.dumps({"kind": kind, "format": version, **about}, sort_keys=True))
-    with written(path) as file:
+    with files.opened(path) as file:
         np.savez(file, **members)
-
-
-@contextlib.contextmanager
-def written(path: str | Path) -> Iterator[IO[bytes]]:
-    """A file to write, which takes the name ``path`` once it is whole; its folder is made where it is missing.
-
-    Raises:
-        Refused: it cannot be written there; what stood there before still stands.
-    """
-    path = Path(path)
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with beside.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise Refused(
-            f"{path}: cannot be written ({error.strerror}). Make room there, or give another place."
-        ) from error
-
-
-def check(path: str | Path) -> None:
-    """Before the work: whether a file can be written there. Nothing is made.
-
-    Raises:
-        Refused: it is a folder, or lies in none that can be written to.
-    """
-    path = Path(path)
-    folder = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
-    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
-        raise Refused(f"{path}: cannot be written ({folder} is no folder that can be written to). Give another place.")
-    if path.is_dir():
-        raise Refused(f"{path}: cannot be written (it is a folder). Give another place.")
 
 
 def read(

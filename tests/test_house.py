@@ -19,7 +19,7 @@ FLOORS = [
     {"lotus.training"},
     {"lotus.sparsity", "lotus.pruning", "lotus.report", "lotus.export", "lotus.ticket"},
     {"lotus.vit", "lotus.data", "lotus.run"},
-    {"lotus.config", "lotus.doctor"},
+    {"lotus.config", "lotus.doctor", "lotus.files"},
     {"selection", "lotus.events"},
 ]
 FACADE = "lotus"  # lotus/__init__.py hands out its names late and stands on no floor

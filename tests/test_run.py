@@ -13,7 +13,8 @@ import pytest
 from lotus.cli import _shelves
 from lotus.config import check
 from lotus.events import Wrote
-from lotus.run import BY_NAME, STAGES, Run, lies, write_text
+from lotus.files import write_text
+from lotus.run import BY_NAME, STAGES, Run, lies
 from selection.errors import Refused
 
 

@@ -50,7 +50,7 @@ def test_a_run_leaves_what_the_design_says(finished: Path) -> None:
                  "pruned/spec.json", "final/model.safetensors", "results.json", "report.html", "log.jsonl",
                  "config.yaml", "versions.txt"):  # fmt: skip
         assert (finished / name).stat().st_size > 0, name
-    assert not list(finished.rglob("*.tmp"))
+    assert not list(finished.rglob("*.part"))
     assert not [path for path in (finished / "checkpoints").rglob("*") if path.is_file()], "gone when a stage is done"
 
 

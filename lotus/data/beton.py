@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import errno
 import functools
-import hashlib
 import json
 import os
 import shutil
@@ -27,7 +26,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from lotus import config
+from lotus import config, files
 from lotus.data import format, pictures, threads
 from lotus.data.augment import uniform
 from lotus.data.format import Beton, PlainWriter, Stored, TooLarge, Writer
@@ -120,16 +119,8 @@ class Manifest:
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write the manifest of ``file``, whole or not at all."""
-        path = self.path(file)
-        beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            with beside.open("w", encoding="utf-8") as opened:
-                json.dump({"format": FORMAT, **dataclasses.asdict(self)}, opened, indent=1, ensure_ascii=False)
-                opened.flush()
-                os.fsync(opened.fileno())
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
+        with files.beside(self.path(file)) as beside, beside.open("w", encoding="utf-8") as opened:
+            json.dump({"format": FORMAT, **dataclasses.asdict(self)}, opened, indent=1, ensure_ascii=False)
 
 
 def labels(file: str | os.PathLike[str]) -> npt.NDArray[np.int64]:
@@ -175,10 +166,8 @@ def part(file: str | os.PathLike[str], rows: npt.NDArray[np.int64], out: str | o
             ) from None
     if len(rows) == 0 or rows.min() < 0 or rows.max() >= len(whole):
         raise Refused(f"{file}: holds {len(whole)} images, and others are asked for, or none.")
-    beside = out.with_name(out.name + ".tmp")
     written = _Written()
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    with _new(out) as beside:
         largest = int(whole.sizes[rows].max())
         small = int(whole.sizes[rows].sum()) <= 2 * format.USUAL_PAGE and largest <= format.SMALLEST_PAGE
         writer = PlainWriter(beside, len(rows), format.SMALLEST_PAGE if small else format.page_for(largest))
@@ -194,8 +183,6 @@ def part(file: str | os.PathLike[str], rows: npt.NDArray[np.int64], out: str | o
         finally:
             writer.abandon()
         _read_back(beside, written)
-        with beside.open("rb") as opened_:
-            os.fsync(opened_.fileno())
         about = beside.stat()
         fingerprint = digest(known.fingerprint, rows)
         manifest = dataclasses.replace(
@@ -209,21 +196,13 @@ def part(file: str | os.PathLike[str], rows: npt.NDArray[np.int64], out: str | o
             modified=about.st_mtime_ns,
             checksum=checksum(beside),
         )
-        _publish(beside, out, manifest)
-    except OSError as error:
-        raise _disk(error, out) from None
-    finally:
-        beside.unlink(missing_ok=True)
+    _tell(out, manifest)
     return manifest
 
 
 def checksum(file: str | os.PathLike[str]) -> str:
     """Of the file's bytes; about a second a gigabyte."""
-    hashed = hashlib.blake2b(digest_size=16)
-    with open(file, "rb") as opened_:
-        while piece := opened_.read(1 << 22):
-            hashed.update(piece)
-    return hashed.hexdigest()
+    return files.digest_of(os.fspath(file), size=16)
 
 
 def settings(data: config.Data) -> dict[str, Any]:
@@ -263,6 +242,7 @@ def prepare(
         return
     claim = yield from _claim(file.parent, stage)
     try:
+        files.tidy(file.parent)
         if not anew and _stands(source, file, data):
             yield Said(stage, f"{file}: written by another run just now")
             return
@@ -329,9 +309,8 @@ def _write(source: Source, file: Path, data: config.Data, stage: str) -> Iterato
     if note:
         yield Said(stage, note, level="warning")
     needed = _check_room(source, file, data)
-    beside = file.with_name(file.name + ".tmp")
     page = format.USUAL_PAGE if needed > 2 * format.USUAL_PAGE else format.SMALLEST_PAGE
-    try:
+    with _new(file) as beside:
         while True:
             try:
                 written = yield from _fill(source, file, beside, data, stage, make, page)
@@ -343,8 +322,6 @@ def _write(source: Source, file: Path, data: config.Data, stage: str) -> Iterato
                 )
         _check_classes(source, written)
         _read_back(beside, written)
-        with beside.open("rb") as opened_:
-            os.fsync(opened_.fileno())
         moments = np.mean(written.moments, axis=0)
         deviation = np.sqrt(np.maximum(moments[1] - moments[0] ** 2, 0))
         # Images of one colour have no deviation, and normalising divides by it.
@@ -367,11 +344,7 @@ def _write(source: Source, file: Path, data: config.Data, stage: str) -> Iterato
             modified=about.st_mtime_ns,
             checksum=checksum(beside),
         )
-        _publish(beside, file, manifest)
-    except OSError as error:
-        raise _disk(error, file) from None
-    finally:
-        beside.unlink(missing_ok=True)
+    _tell(file, manifest)
     if written.skipped:
         first = written.skipped[0]
         rest = (
@@ -558,20 +531,19 @@ def _disk(error: OSError, file: Path, when: str = "") -> Refused:
     return Refused(f"{file}: cannot be written{when}: {error.strerror or error}.")
 
 
-def _publish(beside: Path, file: Path, manifest: Manifest) -> None:
-    """Give what was written ``beside`` its name and its manifest; an old manifest must never stand beside a new file."""
-    Manifest.path(file).unlink(missing_ok=True)
-    os.replace(beside, file)
-    _sync_folder(file.parent)
-    manifest.save(file)
-    _sync_folder(file.parent)
+@contextlib.contextmanager
+def _new(file: Path) -> Iterator[Path]:
+    """Where to write ``file``, which loses its old manifest with its old content: that must never stand beside a new file."""
+    try:
+        with files.beside(file) as beside:
+            yield beside
+            Manifest.path(file).unlink(missing_ok=True)
+    except OSError as error:
+        raise _disk(error, file) from None
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut."""
-    with contextlib.suppress(OSError):  # not every file system can
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def _tell(file: Path, manifest: Manifest) -> None:
+    try:
+        manifest.save(file)
+    except OSError as error:
+        raise _disk(error, Manifest.path(file)) from None

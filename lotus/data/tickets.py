@@ -8,7 +8,6 @@ Shapes: N images, B of a batch, G x G patches of the model that was asked, S sid
 
 from __future__ import annotations
 
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lotus import files
 from lotus.config import Augment
 from lotus.data.augment import DOWN, FLIP, HEIGHT, LEFT, RIGHT, TOP, WIDTH, centre, parameters
 from selection.errors import Refused
@@ -63,7 +63,7 @@ class Mass:
 
 
 def save(file: Path, maps: Bytes, *, size: int, fingerprint: str, mass: npt.NDArray[np.float64] | None = None) -> None:
-    """Write (N, G, G) scores, beside and then renamed.
+    """Write (N, G, G) scores.
 
     Args:
         size: side in pixels of what the asked model saw: the centre view of each image
@@ -71,14 +71,13 @@ def save(file: Path, maps: Bytes, *, size: int, fingerprint: str, mass: npt.NDAr
         mass: what :class:`Mass` found
     """
     told: dict[str, Any] = {} if mass is None else {"mass": mass}
-    beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with open(beside, "wb") as out:
-            np.savez(out, format=FORMAT, maps=maps, size=size, fingerprint=np.array(fingerprint), **told)
-        os.replace(beside, file)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise Refused(f"{file}: cannot be written ({error.strerror}). Free space there.") from None
+    with files.opened(file) as out:
+        np.savez(out, format=FORMAT, maps=maps, size=size, fingerprint=np.array(fingerprint), **told)
+
+
+def stands(file: Path) -> bool:
+    """Whether :func:`save` wrote ``file`` and it is not cut short."""
+    return zipfile.is_zipfile(file)
 
 
 def load(file: Path, *, fingerprint: str) -> tuple[Bytes, int]:

@@ -6,13 +6,9 @@ imported or run. The folder is written beside its place and renamed as a whole.
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import importlib.metadata
 import itertools
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lotus import files
 from lotus.pruning import surgery
-from lotus.run import write_tensors
 from lotus.vit import anatomy, convolution, cost, families, parts
 from lotus.vit import model as door
 from lotus.vit.anatomy import Dims
@@ -60,8 +56,8 @@ def save(
     origin = door.origin(model)
     rows, kernels = _rows(model)
     state = model.state_dict()
-    files = {WEIGHTS: state, **(extra or {})}
-    for name in files:
+    groups = {WEIGHTS: state, **(extra or {})}
+    for name in groups:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise Refused(f"{name!r}: an extra file is a plain name that ends in .safetensors.")
     skeleton = _skeleton(origin, rows, kernels, place=type(model).__name__)
@@ -84,21 +80,11 @@ def save(
     json.dumps(spec)  # an ``about`` that is not JSON-ready fails here, before anything is written
     if folder.exists() and not ours(folder):
         raise Refused(f"{folder}: holds something that LOTUS did not write. Take another folder.")
-    beside = folder.with_name(f".{folder.name}.tmp")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir()
-        for name, tensors in files.items():
-            write_tensors(tensors, beside / name)
-        spec["digests"] = {name: _digest(beside / name) for name in files}
+    with files.refusing(folder), files.folder_beside(folder, replace=True) as beside:
+        for name, tensors in groups.items():
+            files.put_tensors(tensors, beside / name)
+        spec["digests"] = {name: files.digest_of(beside / name, size=32) for name in groups}
         (beside / SPEC).write_text(json.dumps(spec, indent=1), encoding="utf-8")
-        for name in (*files, SPEC):
-            _sync(beside / name)
-        _swap(beside, folder)
-    except OSError as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise Refused(f"{folder}: cannot be written ({error.strerror or error}).") from None
     return folder
 
 
@@ -168,7 +154,7 @@ def changed(folder: str | Path) -> list[str]:
             faults.append(f"{SPEC}: {name!r} is no file of this folder.")
         elif not (folder / name).is_file():
             faults.append(f"{name}: is missing.")
-        elif _digest(folder / name) != digest:
+        elif files.digest_of(folder / name, size=32) != digest:
             faults.append(f"{name}: was changed after it was written (its digest is another than {SPEC} says).")
     return faults
 
@@ -221,7 +207,7 @@ def read(folder: str | Path) -> dict[str, Any]:
         Refused: no such folder, or a foreign, damaged or newer spec.
     """
     folder = Path(folder)
-    _recover(folder)
+    files.recover(folder)
     file = folder / SPEC
     try:
         spec = json.loads(file.read_text(encoding="utf-8"))
@@ -340,34 +326,6 @@ def ours(folder: Path) -> bool:
     if sent.is_dir() and {path.name for path in sent.iterdir()} <= set(EXPORTED):
         names.remove("export")
     return not names or (SPEC in names and all(name == SPEC or name.endswith(".safetensors") for name in names))
-
-
-def _swap(new: Path, place: Path) -> None:
-    """Rename ``new`` to ``place``, which may hold an older folder."""
-    old = place.with_name(f".{place.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if place.exists():
-        os.rename(place, old)
-    os.rename(new, place)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _recover(place: Path) -> None:
-    """Put back the older folder where a kill fell between the two renames."""
-    old = place.with_name(f".{place.name}.old")
-    if not place.exists() and old.is_dir():
-        os.rename(old, place)
-
-
-def _sync(file: Path) -> None:
-    with file.open("rb") as handle:
-        os.fsync(handle.fileno())
-
-
-def _digest(file: Path) -> str:
-    """Of a file's bytes, as ``b2sum -l 256`` prints it."""
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, functools.partial(hashlib.blake2b, digest_size=32)).hexdigest()
 
 
 def _version(name: str) -> str:

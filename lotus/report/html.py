@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.resources
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lotus import config
+from lotus import config, files
 from lotus.report import figures, ledger, ticket
 from lotus.report.figures import Point, Series
 from lotus.report.numbers import count, percent, si
@@ -39,15 +38,8 @@ def write(folder: str | Path) -> Path:
         Refused: there is no results.json, or it cannot be read; the page cannot be written.
     """
     folder = Path(folder)
-    page = render(folder)
     file = folder / "report.html"
-    beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_text(page, encoding="utf-8")
-        os.replace(beside, file)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise Refused(f"{file}: cannot be written ({error.strerror}). Free space there.") from None
+    files.write_text(file, render(folder), "Make room there, or take a copy of the run that can be written to.")
     return file
 
 

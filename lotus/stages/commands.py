@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lotus import files
 from lotus.config import Config, Data
 from lotus.events import Event, Said, Wrote
 from lotus.run import Run
@@ -139,9 +140,11 @@ def _draw_ticket(
         images, kept.view(-1, *grid).numpy(), names, maps.mean(0) / 255, [line for line in lines if line]
     )
     try:
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        drawn.save(picture)
-    except (OSError, ValueError) as error:
+        with files.whole(picture) as beside:
+            drawn.save(beside)
+    except ValueError as error:
+        if isinstance(error, Refused):
+            raise
         raise Refused(f"{picture}: cannot be written ({error}). Give a file like patches.png.") from None
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lotus.events import Event, Said, Wrote, watched
-from lotus.run import write_text
+from lotus.files import write_text
 from lotus.stages.shop import Shop
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from lotus.events import Said, Step, Wrote
-from lotus.run import Run, write_json
+from lotus.files import write_json
+from lotus.run import Run
 from lotus.stages.shop import Making, Outcome, Shop, plan
 
 

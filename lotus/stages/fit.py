@@ -12,7 +12,7 @@ import numpy as np
 
 from lotus.config import Recipe
 from lotus.events import Event, Said, Wrote
-from lotus.run import digest
+from lotus.files import digest
 from lotus.stages.patches import fewer_tokens, joint_line, patch_scores, share_out, told_of_patches
 from lotus.stages.shop import TRAIN_FORWARDS, Outcome, Shop
 from selection.errors import Refused
@@ -34,6 +34,8 @@ class Price:
     asked: int = 0
     """Images that another model was shown for its opinion of their patches."""
     asked_macs: float = 0.0
+    left: tuple[Path, ...] = ()
+    """Files that it read and that have to stand for as long as what came of it does."""
 
 
 def fit(
@@ -52,8 +54,16 @@ def fit(
     seed: int | None = None,
     evaluate: bool = True,
     side: int | None = None,
+    place: str = "",
 ) -> Generator[Event, None, tuple[Fitted, Price]]:
-    """Train ``model`` on ``rows`` by ``recipe``; returns what came out and what it cost."""
+    """Train ``model`` on ``rows`` by ``recipe``; returns what came out and what it cost.
+
+    Args:
+        place: where the settings of ``recipe`` stand; empty: the stage's name
+
+    Raises:
+        Refused: also where it ended in weights or a loss that are not finite; nothing is kept of them.
+    """
     from lotus.data.plan import SamplePlan
     from lotus.training import loop
     from lotus.training.distributed import StopFlag
@@ -75,9 +85,9 @@ def fit(
     key = digest([run.settings(stage), run.made_from(stage), seed])
     with contextlib.ExitStack() as open_things:
         stop = open_things.enter_context(StopFlag())
-        tickets, asked, asked_macs = None, 0, 0.0
+        tickets, asked, asked_macs, left = None, 0, 0.0, tuple[Path, ...]()
         if patches is not None and (patches.model or patches.cached):
-            tickets, asked, asked_macs = yield from patch_scores(shop, stage, patches, recipe, model, seed)
+            tickets, asked, asked_macs, left = yield from patch_scores(shop, stage, patches, recipe, model, seed)
         joint = None
         if patches is not None and patches.joint is not None:
             joint = share_out(shop, patches, model, seed)
@@ -110,11 +120,28 @@ def fit(
             stop=stop,
             key=key,
         )
+        _check_sound(fitted, stage, place or stage, evaluated=evaluate)
         told = {} if patches is None or tokens is None else told_of_patches(patches, tokens, joint, rows)
     if patches is None or tokens is None:
         return fitted, Price(macs(model, side))
     mean = fitted.macs / fitted.images_seen if fitted.images_seen else float(tokens.macs())
-    return fitted, Price(mean, {**told, "train_macs": mean}, asked, asked_macs)
+    return fitted, Price(mean, {**told, "train_macs": mean}, asked, asked_macs, left)
+
+
+def _check_sound(fitted: Fitted, stage: str, place: str, *, evaluated: bool) -> None:
+    """Refuse what a training left that diverged without that three steps in a row showed it."""
+    import math
+
+    import torch
+
+    wrong = next((name for name, weight in fitted.state.items() if not torch.isfinite(weight).all()), "")
+    if not wrong and not (evaluated and not (math.isfinite(fitted.loss) and math.isfinite(fitted.top1))):
+        return
+    what = f"{wrong} is not finite" if wrong else f"the loss on the validation images is {fitted.loss}"
+    raise Refused(
+        f"{stage}: the training ended diverged: {what}. What stood there before stands. Lower {place}.lr, or set {place}.clip=1 "
+        f"and a longer {place}.warmup_epochs."
+    )
 
 
 def keep_model(
@@ -145,4 +172,4 @@ def outcome(
     }  # fmt: skip
     if price.patches:
         values["patches"] = dict(price.patches)
-    return Outcome(forwards + price.asked, spent + price.asked_macs, values, fitted.earlier_seconds)
+    return Outcome(forwards + price.asked, spent + price.asked_macs, values, fitted.earlier_seconds, price.left)

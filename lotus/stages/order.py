@@ -94,6 +94,7 @@ def go(
                     image_forwards=outcome.image_forwards,
                     macs=outcome.macs,
                     values=outcome.values,
+                    left=outcome.left,
                 )
                 shutil.rmtree(run.work(name), ignore_errors=True)
                 yield _logged(run, Ended(name, seconds, _numbers(outcome.values)), lead)
@@ -105,13 +106,38 @@ def go(
 
 
 def _make(name: str, shop: Shop, lead: bool) -> Making:
-    """Carry out a stage, writing down what happens."""
+    """Carry out a stage, writing down what happens. Where that cannot be, a training is saved before it is refused."""
     making = MAKERS[name](shop)
+    full: Refused | None = None
     while True:
         try:
-            yield _logged(shop.run, next(making), lead)
-        except StopIteration as stop:
-            return stop.value
+            event = next(making)
+        except StopIteration as end:
+            return end.value
+        except KeyboardInterrupt as stopped:
+            if full is None:
+                raise
+            raise Refused(f"{full} {stopped}") from None
+        if lead and full is None:
+            full = _unwritten(shop.run, event)
+        yield event
+
+
+def _unwritten(run: Run, event: Event) -> Refused | None:
+    """Write ``event`` down; why that cannot be, where somebody was at work who is asked to save it now and stop.
+
+    Raises:
+        Refused: it cannot be, and nobody was.
+    """
+    try:
+        run.write_event(event)
+    except Refused as refusal:
+        from lotus.training.distributed import StopFlag
+
+        if not StopFlag.ask("the log cannot be written"):
+            raise
+        return refusal
+    return None
 
 
 def _wait(shop: Shop | None) -> None:

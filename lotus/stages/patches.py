@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +12,7 @@ import numpy as np
 
 from lotus.config import Recipe
 from lotus.events import Event, Step, Wrote
-from lotus.run import digest
+from lotus.files import digest, digest_of
 from lotus.stages.shop import Shop
 from selection import lottery
 
@@ -88,9 +87,9 @@ def joint_line(joint: Joint, rows: np.ndarray) -> str:
 
 def patch_scores(
     shop: Shop, stage: str, patches: Patches, recipe: Recipe, model: nn.Module, seed: int
-) -> Generator[Event, None, tuple[Tickets, int, float]]:
+) -> Generator[Event, None, tuple[Tickets, int, float, tuple[Path, ...]]]:
     """The scores of the patches of all training images as ``model`` sees them; and how many images a model was shown for it
-    now, at how many MACs."""
+    now, at how many MACs; and the file that they lie in."""
     from lotus.data import tickets
     from lotus.data.format import Beton
     from lotus.vit.cost import count
@@ -105,8 +104,8 @@ def patch_scores(
         augment=recipe.augment, seed=seed,
     )  # fmt: skip
     if asked is None or not made:
-        return found, 0, 0.0
-    return found, len(maps), float(len(maps) * count(asked).macs)
+        return found, 0, 0.0, (file,)
+    return found, len(maps), float(len(maps) * count(asked).macs), (file,)
 
 
 def patch_file(
@@ -128,15 +127,14 @@ def patch_file(
     asked = lotus.pruning.load(folder) if patches.model else None
     looks: Any = model if asked is None else asked
     if asked is not None:
-        by = hashlib.blake2b((folder / "model.safetensors").read_bytes(), digest_size=12).hexdigest()
+        by = digest_of(folder / "model.safetensors")
     else:
         reads = saliency.reads(patches.score, shop.shelves)
         by = digest([image_size(model), list(looks.patch_embed.patch_size), shop.config.seed if "rng" in reads else 0])
     text = run.own_text(patches.score.name)
     own = [text] if text else []
     file = run.data / f"patches-{digest([manifest.fingerprint, patches.score.model_dump(), by, *own])}.npz"
-    made = not file.exists()
-    shop.world.barrier()  # nobody makes it before everybody has looked
+    made = bool(shop.world.main(not tickets.stands(file)))  # nobody makes it before rank 0 has looked
     if shop.world.rank == 0 and made:
         side = looks.patch_embed.grid_size
         maps, mass, done = np.zeros((manifest.n, *side), np.uint8), tickets.Mass(int(np.prod(side))), 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import shutil
 import time
 from collections.abc import Generator, Mapping
@@ -15,7 +14,8 @@ import numpy as np
 
 from lotus.config import Config, Recipe
 from lotus.events import Event, Said, Step, Wrote
-from lotus.run import digest, lies
+from lotus.files import digest, digest_of
+from lotus.run import lies
 from lotus.stages.fit import fit
 from lotus.stages.shop import PARTS, TRAIN_FORWARDS, Making, Outcome, Shop
 from selection import lottery, npz
@@ -284,8 +284,7 @@ def _weights_hash(wants: Any) -> str:
         return ""
     path = Path(wants.weights)
     try:
-        with open(path / "model.safetensors" if path.is_dir() else path, "rb") as file:
-            return hashlib.file_digest(file, "blake2b").hexdigest()
+        return digest_of(path / "model.safetensors" if path.is_dir() else path, size=64)
     except OSError:
         return ""  # refused with its reason where it is loaded
 

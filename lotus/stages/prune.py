@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lotus.events import Evaluated, Pruned, Said, Wrote
+from lotus.files import read_tensors
 from lotus.stages.cut import draw, draw_sizes
 from lotus.stages.patches import as_evaluated, told_of_patches
 from lotus.stages.search import convolve_attention, search_widths
@@ -25,8 +26,6 @@ def clear(folder: Path) -> None:
 
 
 def prune(shop: Shop) -> Making:
-    from safetensors.torch import load_file
-
     import lotus.pruning
     from lotus.pruning import latency, steps
     from lotus.pruning.measure import enough
@@ -38,7 +37,8 @@ def prune(shop: Shop) -> Making:
     if wants.method != "structured":
         return (yield from zero_weights(shop))
     model = lotus.pruning.load(run.trained).to(shop.world.device)
-    gates = load_file(run.gates) if config.train.sparsity.gates else None
+    again = "Make it again: lotus run CONFIG --from train."
+    gates = read_tensors(run.gates, again) if config.train.sparsity.gates else None
     rows = Subset.load(run.ticket).rows
     rng = np.random.default_rng([config.seed, CALIBRATION])
     calibration = np.sort(rng.choice(rows, size=min(wants.calibration or enough(model), len(rows)), replace=False))

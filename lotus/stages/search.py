@@ -11,7 +11,7 @@ import numpy as np
 
 from lotus.config import Recipe
 from lotus.events import Event, Said, Wrote, watched
-from lotus.run import write_json
+from lotus.files import write_json
 from lotus.stages.cut import Cut, Cutting, narrow_stream, study, timed
 from lotus.stages.fit import fit
 from lotus.stages.shop import HELD_OUT, TRAIN_FORWARDS, Shop
@@ -160,7 +160,15 @@ def _recover(
     twin = copy.deepcopy(model)
     distiller = make_distiller(copy.deepcopy(dense), recipe, shop.world.device)
     fitted, _ = yield from fit(
-        shop, "prune", recipe, model, rows=rows, distiller=distiller, seed=config.seed + 1 + number, evaluate=False
+        shop,
+        "prune",
+        recipe,
+        model,
+        rows=rows,
+        distiller=distiller,
+        seed=config.seed + 1 + number,
+        evaluate=False,
+        place="finetune",
     )
     return fitted.load_into(twin).to(shop.world.device).eval(), fitted.images_seen, distiller is not None
 

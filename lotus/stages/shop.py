@@ -47,6 +47,8 @@ class Outcome:
     values: Mapping[str, Any] = field(default_factory=dict)
     earlier_seconds: float = 0.0
     """Of training before it was last taken up again."""
+    left: tuple[Path, ...] = ()
+    """What it left beside the outputs on its list, with these settings: one that is missing or torn is made again."""
 
 
 Making = Generator[Event, None, Outcome]

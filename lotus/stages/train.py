@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from lotus.run import write_tensors
+from lotus.files import write_tensors
 from lotus.stages.fit import fit, keep_model, outcome
 from lotus.stages.shop import Making, Outcome, Shop
-from selection.errors import Refused
-
-if TYPE_CHECKING:
-    import torch
 
 
 def baseline(shop: Shop) -> Making:
     """The dense model on all images, by the same recipe: what everything is compared with."""
     run, config = shop.run, shop.config
     model = shop.new_model()
-    fitted, price = yield from fit(shop, "baseline", config.train, model, rows=np.arange(shop.manifest().n))
+    fitted, price = yield from fit(
+        shop, "baseline", config.train, model, rows=np.arange(shop.manifest().n), place="train"
+    )
     yield from keep_model(shop, "baseline", model, run.baseline)
     return outcome(fitted, price, model)
 
@@ -70,20 +65,10 @@ def train(shop: Shop) -> Making:
         more["zero_gates"] = gates.summary()["zero_gates"]
         gates.fold(model)
         if shop.world.rank == 0:
-            _save_gates(run.gates, gates.values)
+            write_tensors(run.gates, gates.values)
+        price = dataclasses.replace(price, left=(*price.left, run.gates))
     yield from keep_model(shop, "train", model, run.trained)
     return outcome(fitted, price, model, more)
-
-
-def _save_gates(file: Path, gates: Mapping[str, torch.Tensor]) -> None:
-    """What the gates learned, for the criterion that reads it; the model has them folded in."""
-    beside = file.with_name(f".{file.name}.tmp")
-    try:
-        write_tensors(gates, beside)
-        os.replace(beside, file)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise Refused(f"{file}: cannot be written ({error.strerror or error}).") from None
 
 
 def finetune(shop: Shop) -> Making:

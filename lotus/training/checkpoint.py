@@ -7,12 +7,11 @@ only then are older ones removed; what counts is the newest folder whose manifes
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,8 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lotus.run import write_tensors
+from lotus import files
+from lotus.files import put_tensors
 from lotus.training.distributed import World
 from selection.errors import Refused
 
@@ -70,15 +70,11 @@ class Checkpoints:
         fault: OSError | None = None
         path = self.folder / f"{(self._numbers() or [0])[-1] + 1:06d}"
         if self._world.is_main:
-            beside = self.folder / f".writing-{path.name}"
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                self._tidy()
-                _write(beside, tensors, {"format": FORMAT, "key": self.key, "state": dict(state)})
-                os.replace(beside, path)
-                _sync(self.folder)
+                files.tidy(self.folder)
+                with files.folder_beside(path) as beside:
+                    _write(beside, tensors, {"format": FORMAT, "key": self.key, "state": dict(state)})
             except OSError as error:
-                shutil.rmtree(beside, ignore_errors=True)
                 fault = error
         if self._world.any(fault):
             why = fault.strerror or str(fault) if fault else "rank 0 could not write it"
@@ -88,8 +84,9 @@ class Checkpoints:
                 f"{path}: the checkpoint cannot be written: {why}. {cure}; the same command goes on from the last one."
             )
         if self._world.is_main:
-            for number in self._numbers()[: -self.keep]:
-                self._remove(self.folder / f"{number:06d}")
+            with contextlib.suppress(OSError):  # it only takes room
+                for number in self._numbers()[: -self.keep]:
+                    files.remove(self.folder / f"{number:06d}")
         return path
 
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
@@ -115,23 +112,8 @@ class Checkpoints:
     def _numbers(self) -> list[int]:
         try:
             return sorted(int(name) for name in os.listdir(self.folder) if _NAME.fullmatch(name))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
-
-    def _tidy(self) -> None:
-        """Take away what a kill left behind."""
-        for name in os.listdir(self.folder):
-            if name.startswith((".writing-", ".removing-")):
-                shutil.rmtree(self.folder / name)
-
-    def _remove(self, path: Path) -> None:
-        """Rename first: half of a checkpoint never bears a checkpoint's name."""
-        going = self.folder / f".removing-{path.name}"
-        try:
-            os.replace(path, going)
-        except OSError:
-            return  # it only takes room
-        shutil.rmtree(going, ignore_errors=True)
 
 
 def verify(path: Path) -> dict[str, Any]:
@@ -152,7 +134,7 @@ def verify(path: Path) -> dict[str, Any]:
             size = (path / name).stat().st_size
             if size != told["bytes"]:
                 raise Damaged(f"{name} has {size} bytes of {told['bytes']}")
-            if _sha256(path / name) != told["sha256"]:
+            if files.digest_of(path / name, sha256=True) != told["sha256"]:
                 raise Damaged(f"{name} is not what was written")
         return json.loads((path / _STATE).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -187,30 +169,17 @@ def check_fits(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) 
 
 
 def _write(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-    folder.mkdir()
-    files = {}
+    told = {}
     for name, group in tensors.items():
         file = folder / f"{name}.safetensors"
-        write_tensors(group, file)
-        files[file.name] = _sync(file)
-    for name, content in ((_STATE, state), (_MANIFEST, {"format": FORMAT, "files": files})):
-        file = folder / name
-        with open(file, "w", encoding="utf-8") as out:
+        put_tensors(group, file)
+        told[file.name] = _told(file)
+    for name, content in ((_STATE, state), (_MANIFEST, {"format": FORMAT, "files": told})):
+        with open(folder / name, "w", encoding="utf-8") as out:
             json.dump(content, out, indent=1)
-        files[name] = _sync(file)
-    _sync(folder)
+        told[name] = _told(folder / name)
 
 
-def _sync(path: Path) -> dict[str, Any]:
-    """Force a file or folder to the disk; what the manifest tells of a file."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    return {} if path.is_dir() else {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _told(file: Path) -> dict[str, Any]:
+    """What the manifest tells of a file."""
+    return {"bytes": file.stat().st_size, "sha256": files.digest_of(file, sha256=True)}

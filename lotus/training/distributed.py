@@ -16,7 +16,7 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -177,6 +177,8 @@ class StopFlag:
     ...     while work() and not stop: ...
     """
 
+    _open: ClassVar[list[StopFlag]] = []
+
     def __init__(self, *, every: float = 1.0) -> None:
         """
         Args:
@@ -192,11 +194,19 @@ class StopFlag:
     def __bool__(self) -> bool:
         return bool(self.reason)
 
+    @classmethod
+    def ask(cls, reason: str) -> bool:
+        """Ask whoever works in a long loop now to stop; False where nobody does."""
+        for flag in cls._open:
+            flag.set(reason)
+        return bool(cls._open)
+
     def set(self, reason: str) -> None:
         """Ask to stop; ``reason`` is shown. The first one stays."""
         self.reason = self.reason or reason
 
     def __enter__(self) -> StopFlag:
+        self._open.append(self)
         if threading.current_thread() is threading.main_thread():  # only there python takes signals
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._signalled)
@@ -210,6 +220,7 @@ class StopFlag:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._done.set()
+        self._open.remove(self)
         for number, handler in self._before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         self._before.clear()

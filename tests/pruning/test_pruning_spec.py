@@ -180,7 +180,7 @@ def test_no_folder_and_a_foreign_folder(tmp_path):
 
 def test_an_older_folder_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     first, folder = saved(tmp_path, seed=1)
-    monkeypatch.setattr(spec, "_sync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(Refused, match="No space left"):
         spec.save(tiny(), folder)
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
@@ -234,7 +234,9 @@ def test_what_no_file_keeps_is_made_without_the_widths_that_a_spec_asks_for(tmp_
 
 def test_a_kill_between_the_two_renames_loses_nothing(tmp_path):
     first, folder = saved(tmp_path)
-    os.rename(folder, tmp_path / ".small.old")
+    older = tmp_path / ".small.0123456789abcdef.part" / ".was-before"
+    older.mkdir(parents=True)
+    os.rename(folder, older / "small")
     assert torch.equal(spec.load(folder).head.weight, first.head.weight)
 
 

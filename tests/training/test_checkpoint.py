@@ -151,7 +151,7 @@ def faults(patch: pytest.MonkeyPatch, after: int, error: type[BaseException] | O
     for name in ("replace", "open", "fsync"):
         patch.setattr(os, name, failing(getattr(os, name)))
     patch.setattr(builtins, "open", failing(builtins.open))
-    patch.setattr(checkpoint, "write_tensors", failing(checkpoint.write_tensors))
+    patch.setattr(checkpoint, "put_tensors", failing(checkpoint.put_tensors))
     return calls
 
 

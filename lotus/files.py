@@ -1,0 +1,87 @@
+"""How LOTUS writes: all of :mod:`selection.files`, and what holds tensors. Needs torch where tensors are written or read alone."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selection.errors import Refused
+from selection.files import (
+    append,
+    beside,
+    check,
+    digest,
+    digest_of,
+    folder_beside,
+    opened,
+    recover,
+    refusing,
+    remove,
+    tidy,
+    whole,
+    write_bytes,
+    write_json,
+    write_text,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "append", "beside", "check", "digest", "digest_of", "folder_beside", "opened", "put_tensors", "read_tensors", "recover",
+    "refusing", "remove", "tidy", "whole", "write_bytes", "write_json", "write_tensors", "write_text",
+]  # fmt: skip
+
+
+def put_tensors(tensors: Mapping[str, Any], file: Path) -> None:
+    """As a .safetensors, into a folder that :func:`folder_beside` or :func:`beside` gave.
+
+    Raises:
+        OSError: it cannot be written, which safetensors tells by an error of its own.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    file.touch()
+    mode = file.stat().st_mode & 0o777  # as the umask says; safetensors' own file is closed to all others
+    try:
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file, {"format": "pt"}
+        )
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, os.strerror(code) if number else str(error)) from error
+    file.chmod(mode)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any], cure: str = "") -> None:
+    """Write ``tensors`` to ``path`` as a .safetensors.
+
+    Raises:
+        Refused: it cannot be written there; what stood there before still stands.
+    """
+    with whole(path, cure) as new:
+        put_tensors(tensors, new)
+
+
+def read_tensors(path: Path, cure: str) -> dict[str, Tensor]:
+    """What :func:`write_tensors` wrote, on the CPU.
+
+    Args:
+        cure: how it comes back where it is gone or damaged
+
+    Raises:
+        Refused: it is missing, cut short, or of another kind.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise Refused(f"{path}: cannot be read ({error}). {cure}") from None
