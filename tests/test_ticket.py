@@ -124,6 +124,19 @@ def test_indices_of_the_source_are_those_of_its_files(run, capsys, tmp_path):
     assert not np.array_equal(np.load(tmp_path / "t.npy"), subset.rows)
 
 
+def test_a_pickle_of_addresses_is_refused(run, tmp_path):
+    """In a process of its own, which it would end."""
+    objects = b"c__builtin__\nset\n((cnumpy\nndarray\n((I1\ntVO\nC\x08AAAAAAAAtRtltR."
+    (tmp_path / "t.pickle").write_bytes(b"\x80\x03" + objects)
+    words = ["ticket", "import", tmp_path / "t.pickle", "--data", run, "--out", tmp_path / "t.npz"]
+    done = subprocess.run(
+        [sys.executable, "-m", "lotus", *map(str, words)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done
+    assert "by hand" in done.stderr
+    assert not (tmp_path / "t.npz").exists()
+
+
 @pytest.mark.parametrize("name", ["t.npy", "t.json", "t.txt", "t.csv"])
 def test_rows_of_ours_are_not_taken_for_indices_of_the_source(run, capsys, name, tmp_path):
     """A ticket alone does not know what was held out; the run does, and would find other images under its rows."""

@@ -3,6 +3,8 @@ from __future__ import annotations
 import builtins
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -294,6 +296,18 @@ def test_a_pickle_cannot_run_code(tmp_path: Path) -> None:
     bad.write_bytes(b"\x80\x02garbage")
     with pytest.raises(Refused, match="not read"):
         open_data(Data(name="cifar10", path=str(tmp_path)))
+
+
+def test_a_pickle_cannot_reach_memory(tmp_path: Path) -> None:
+    """numpy would take the bytes of an array of objects for addresses; so it is asked in a process of its own."""
+    batches(tmp_path, "CIFAR10", "python")
+    objects = b"c__builtin__\nset\n((cnumpy\nndarray\n((I1\ntVO\nC\x08AAAAAAAAtRtltR."
+    (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"\x80\x03" + objects)
+    code = "import sys; from lotus.config import Data; from lotus.data.source import open_data; "
+    code += "open_data(Data(name='cifar10', path=sys.argv[1]))"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Refused" in done.stderr.splitlines()[-1]
 
 
 def test_cifar_from_npz_or_folders_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
