@@ -100,7 +100,8 @@ class Manifest:
                 | {"classes": tuple(found["classes"]), "skipped": tuple(found["skipped"])}
                 | {"mean": tuple(found["mean"]), "std": tuple(found["std"]), "size": tuple(size) if size else None}
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            manifest._check()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, Refused):
                 raise
             raise Refused(f"{path}: not a manifest ({error}). Delete it and run prepare.") from None
@@ -117,6 +118,34 @@ class Manifest:
             with contextlib.suppress(OSError):  # a read-only folder
                 manifest.save(file)  # so that the next one need not read it through
         return manifest
+
+    def _check(self) -> None:
+        """Hold what was read to its kinds.
+
+        Raises:
+            ValueError: it is of another kind, or no number that a file can have.
+        """
+        counts = {"n": self.n, "bytes": self.bytes, "modified": self.modified}
+        texts = {"fingerprint": self.fingerprint, "source": self.source, "checksum": self.checksum}
+        for name, count in counts.items():
+            if type(count) is not int or not 0 < count < 1 << 63:
+                raise ValueError(f"{name} is {count!r:.40}")
+        for name, text in texts.items():
+            if not isinstance(text, str):
+                raise ValueError(f"{name} is {text!r:.40}")
+        if not self.classes or not all(isinstance(name, str) for name in self.classes):
+            raise ValueError("its classes are no names")
+        for name, three in (("mean", self.mean), ("std", self.std)):
+            if len(three) != 3 or not all(type(v) in (int, float) and 0 <= v <= 1 for v in three):
+                raise ValueError(f"{name} is {three!r:.80}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std is {self.std}")
+        if self.size is not None and (len(self.size) != 2 or not all(type(side) is int for side in self.size)):
+            raise ValueError(f"size is {self.size!r:.40}")
+        if not isinstance(self.settings, dict) or not all(
+            isinstance(entry, dict) and set(entry) == {"name", "reason"} for entry in self.skipped
+        ):
+            raise ValueError("settings or skipped are of another kind")
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write the manifest of ``file``, whole or not at all."""
@@ -143,10 +172,22 @@ def image(file: str | os.PathLike[str], row: int) -> Pixels:
 
 
 def opened(file: str | os.PathLike[str]) -> Beton:
-    """The .beton itself, checked; kept open for the next call."""
-    Manifest.load(file)
+    """The .beton itself, checked, and held to its manifest; kept open for the next call.
+
+    Raises:
+        Refused: it is not whole, or does not hold the images and classes of which its manifest speaks.
+    """
+    manifest = Manifest.load(file)
     about = os.stat(file)
-    return _opened(os.fspath(file), about.st_mtime_ns, about.st_size)
+    found = _opened(os.fspath(file), about.st_mtime_ns, about.st_size)
+    if len(found) != manifest.n:
+        raise Refused(f"{file}: {len(found)} images, and its manifest says {manifest.n}. Delete it and run prepare.")
+    if (highest := int(found.labels.max())) >= len(manifest.classes):
+        raise Refused(
+            f"{file}: a label of {highest}, and its manifest has {len(manifest.classes)} classes, counted from 0. "
+            "Delete it and run prepare."
+        )
+    return found
 
 
 @functools.lru_cache(maxsize=4)
@@ -459,6 +500,8 @@ def _checked(pixels: Pixels) -> Pixels:
         raise ValueError(f"{pixels.shape} of {pixels.dtype}, expected (H, W, 3) of uint8")
     if min(pixels.shape) < 1 or max(pixels.shape) > pictures.MAX_SIDE:
         raise ValueError(f"{pixels.shape[1]} x {pixels.shape[0]} pixels; a side is 1 to {pictures.MAX_SIDE}")
+    if pixels.shape[0] * pixels.shape[1] > pictures.MAX_PIXELS:
+        raise ValueError(f"{pixels.shape[1]} x {pixels.shape[0]} pixels; at most {pictures.MAX_PIXELS:,} are stored")
     return pixels
 
 

@@ -22,6 +22,10 @@ MAX_SIDE = 65535
 """A .beton keeps a side in 16 bits."""
 
 
+MAX_PIXELS = 178_956_970
+"""Of one picture: what Pillow opens at most, before it takes a file for a bomb."""
+
+
 def read(file: str | os.PathLike[str] | bytes) -> Pixels:
     """The picture as (H, W, 3) uint8 RGB, upright, as a person would see it.
 

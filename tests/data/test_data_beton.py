@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -301,16 +301,124 @@ def test_the_file_alone_shows_most_of_it(make: Make, how: str) -> None:
         Beton(file)
 
 
-@pytest.mark.parametrize("field", ["mode", "width", "height", "pointer"])
-def test_metadata_that_point_elsewhere(make: Make, field: str) -> None:
+Spoil = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
+
+
+def rewritten(file: Path, spoil: Spoil) -> Path:
+    """The file with its header, metadata or table changed; its manifest goes with it."""
+    content = bytearray(file.read_bytes())
+    header = np.frombuffer(content, format.HEADER, 1)
+    images, table = int(header["images"][0]), int(header["table"][0])
+    meta = np.frombuffer(content, format.META, images, format.START)
+    places = np.frombuffer(content, format.PLACE, images, table)
+    spoil(header, meta, places)
+    del header, meta, places
+    file.write_bytes(content)
+    vouched(file)
+    return file
+
+
+def vouched(file: Path) -> None:
+    """A manifest that says that the file is as it should be: whoever spoils the one may write the other."""
+    about = file.stat()
+    known = json.loads(Manifest.path(file).read_text())
+    known |= {"bytes": about.st_size, "modified": about.st_mtime_ns, "checksum": beton.checksum(file)}
+    Manifest.path(file).write_text(json.dumps(known))
+
+
+def at(column: str, value: int, row: int = 11) -> Spoil:
+    """Change one number of one image's metadata."""
+
+    def spoil(_: np.ndarray, meta: np.ndarray, places: np.ndarray) -> None:
+        where = places if column == "size" else meta["image"] if column in format.PICTURE.names else meta  # type: ignore[operator]
+        where[column][row] = value
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("mode", 7), ("width", 9), ("height", 0), ("index", 12), ("size", 0), ("size", 1), ("pointer", 0),
+     ("pointer", format.START + 5), *[("pointer", v) for v in (1 << 40, (1 << 63) - 1, (1 << 63) - 100, 1 << 63, (1 << 64) - 1)],
+     *[("size", v) for v in ((1 << 63) - 1, 1 << 63, (1 << 64) - 192)]],
+)  # fmt: skip
+@pytest.mark.parametrize("write", ["raw", "jpg"])
+def test_metadata_that_point_elsewhere(make: Make, column: str, value: int, write: str) -> None:
+    """Nothing that is added or multiplied may come round to a place inside of the file."""
+    if write == "jpg" and (column, value) in (("width", 9), ("size", 1)):
+        return  # decoding tells
+    file = make(source(20), loader="torch", write=write)
+    with pytest.raises(Refused, match=r"wrong places.*run prepare"):
+        Beton(rewritten(file, at(column, value)))
+
+
+@pytest.mark.parametrize("rows", [(1 << 63, 0), (1 << 64, -1), (20, 0), (5, 6)])
+def test_a_table_that_names_others(make: Make, rows: tuple[int, int]) -> None:
+    def spoil(_: np.ndarray, __: np.ndarray, places: np.ndarray) -> None:
+        places["row"][rows[1]] = min(rows[0], (1 << 64) - 1)
+
+    with pytest.raises(Refused, match=r"each image once.*run prepare"):
+        Beton(rewritten(make(source(20), loader="torch"), spoil))
+
+
+@pytest.mark.parametrize("label", [-1, -(1 << 63), 3, (1 << 31) - 1, 1 << 31, (1 << 63) - 1])
+def test_a_label_of_no_class(make: Make, label: int) -> None:
+    file = rewritten(make(source(20), loader="torch"), at("label", label))
+    with pytest.raises(Refused, match=r"label.*un prepare"):
+        beton.labels(file)
+
+
+@pytest.mark.parametrize(("images", "table"), [(1 << 60, 0), (1 << 63, 1 << 63), ((1 << 64) - 1, 24), (21, 0), (19, 0)])
+def test_a_header_that_counts_others(make: Make, images: int, table: int) -> None:
+    def spoil(header: np.ndarray, _: np.ndarray, __: np.ndarray) -> None:
+        header["images"], header["table"] = images, table or header["table"]
+
+    with pytest.raises(Refused, match=r"cut off or half-written.*run prepare"):
+        Beton(rewritten(make(source(20), loader="torch"), spoil))
+
+
+def test_pages_that_begin_inside_the_metadata(make: Make) -> None:
+    """A file in which all else is as it should be."""
     file = make(source(20), loader="torch", write="raw")
-    meta = np.fromfile(file, format.META, count=20, offset=format.START)
-    meta["image"][field][11] = {"mode": 7, "width": 9, "height": 0, "pointer": 1 << 40}[field]
-    with file.open("r+b") as opened:
-        opened.seek(format.START)
-        opened.write(meta.tobytes())
+
+    def spoil(header: np.ndarray, meta: np.ndarray, _: np.ndarray) -> None:
+        meta["image"]["pointer"] = format.START
+
     with pytest.raises(Refused, match="wrong places"):
-        Beton(file)
+        Beton(rewritten(file, spoil))
+
+
+def test_a_file_of_holes_claims_a_billion_images(make: Make) -> None:
+    """It has the size of what it claims and takes no room on the disk; nor does it take any in memory."""
+    file = make(source(20), loader="torch")
+    images = 10**9
+    pages = format.START + images * format.META.itemsize
+    header, fields = format.head(format.USUAL_PAGE, images, pages)
+    file.write_bytes(header.tobytes() + fields.tobytes())
+    os.truncate(file, pages + images * format.PLACE.itemsize)
+    code = (
+        "import resource, sys\n"
+        "from lotus.data.format import Beton\n"
+        "taken = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (taken + (1 << 29),) * 2)\n"
+        "Beton(sys.argv[1])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=False)
+    assert "Refused" in done.stderr.splitlines()[-1], done.stderr
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"n": "20"}, {"n": -1}, {"n": 21}, {"classes": []}, {"classes": [1, 2, 3]}, {"mean": [0.5]}, {"std": [0, 0, 0]},
+     {"std": ["a", "b", "c"]}, {"mean": [float("nan")] * 3}, {"size": [8, "x"]}, {"modified": 1e300}, {"checksum": 5},
+     {"skipped": [5]}, {"settings": 5}],
+)  # fmt: skip
+def test_manifests_of_another_kind(make: Make, change: dict[str, Any]) -> None:
+    file = make(source(20), loader="torch")
+    path = Manifest.path(file)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(Refused, match="un prepare"):
+        beton.labels(file)
 
 
 def test_manifests_that_are_missing_or_no_manifests(make: Make) -> None:
