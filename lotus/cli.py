@@ -776,12 +776,12 @@ def _multiple(text: str) -> int | Literal["auto"]:
 
 
 def _value(text: str) -> Any:
-    import yaml
+    from lotus import yaml_safe
 
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise Refused(f"{text}: is no value in YAML. Write a number, a word, or a list like [1, 2].") from None
+        return yaml_safe.load(text, "value")
+    except Refused:
+        raise Refused(f"{text[:80]}: is no value in YAML. Write a number, a word, or a list like [1, 2].") from None
 
 
 @contextlib.contextmanager

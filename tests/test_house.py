@@ -20,6 +20,7 @@ FLOORS = [
     {"lotus.sparsity", "lotus.pruning", "lotus.report", "lotus.export", "lotus.ticket"},
     {"lotus.vit", "lotus.data", "lotus.run"},
     {"lotus.config", "lotus.doctor"},
+    {"lotus.yaml_safe"},
     {"selection", "lotus.events"},
 ]
 FACADE = "lotus"  # lotus/__init__.py hands out its names late and stands on no floor
