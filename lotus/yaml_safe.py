@@ -28,7 +28,7 @@ class _Reader(yaml.SafeLoader):
         if self._depth == DEEPEST:
             raise Refused(f"{self._place}: more than {DEEPEST} brackets in one another. Write it flatter.")
         self._depth += 1
-        node = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+        node: Any = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
         self._depth -= 1
         if node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float") and len(node.value) > LONGEST:
             raise Refused(f"{self._place}: a number of {len(node.value)} signs. Write one that can be meant.")

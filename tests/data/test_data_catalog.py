@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,21 @@ def test_npz(tmp_path: Path) -> None:
 def test_npz_that_does_not_fit(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     with pytest.raises(Refused, match=says):
         open_data(saved(tmp_path, **changes))
+
+
+def test_npz_that_claims_a_hundred_gigabytes(tmp_path: Path) -> None:
+    """Packed zeros of four images, of which the head says that they are very many."""
+    data = saved(tmp_path)
+    with zipfile.ZipFile(data.path) as whole:
+        members = {name: whole.read(name) for name in whole.namelist()}
+    head = members["x_train.npy"]
+    members["x_train.npy"] = head.replace(b"(12, 4, 4, 3), }        ", b"(2083333333, 4, 4, 3), }")
+    assert members["x_train.npy"] != head
+    with zipfile.ZipFile(data.path, "w", zipfile.ZIP_DEFLATED) as changed:
+        for name, content in members.items():
+            changed.writestr(name, content)
+    with pytest.raises(Refused, match=r"'x_train' claims \d{11} bytes"):
+        open_data(data)
 
 
 def test_npz_that_is_cut_off(tmp_path: Path) -> None:
