@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from selection import npz, pickles
+from selection import npz, pickles, regular
 from selection.errors import Refused
 from selection.lottery import ranking
 from selection.methods import nearest
@@ -187,7 +187,7 @@ def scores(found: Found, images: Images, *, name: str, beside: Signals | None = 
 def _table(path: Path) -> Any:
     """An array, or a dictionary of columns."""
     try:
-        with path.open("rb") as file:
+        with regular.check(path).open("rb") as file:
             head = file.read(8)
     except OSError as error:
         raise Refused(f"{path}: cannot be read ({error.strerror}). Give a file of rows or scores.") from None

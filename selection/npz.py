@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from selection import memory
+from selection import memory, regular
 from selection.errors import Refused
 
 ABOUT = "about"
@@ -92,7 +92,7 @@ def read(
     made = made or cure
     path = Path(path)
     try:
-        file = path.open("rb")
+        file = regular.check(path).open("rb")
     except OSError as error:
         raise Refused(f"{path}: cannot be read ({error.strerror}). {made}") from error
     with file:
@@ -156,7 +156,7 @@ def arrays(file: Any, only: Collection[str] | None = None, *, what: str = "") ->
 
 def array(path: str | Path) -> np.ndarray:
     """The array of a .npy from anywhere; as :func:`arrays`."""
-    with Path(path).open("rb") as file:
+    with regular.check(path).open("rb") as file:
         claimed, start = _header(file)
         there = os.fstat(file.fileno()).st_size - start
         if claimed > there:

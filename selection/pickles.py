@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from selection import regular
+
 _ZIP = b"PK\x03\x04"
 _MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of a file that torch.save wrote before it wrote zip files
 _TYPE = re.compile(r"[biufSU][0-9]{1,9}")
@@ -44,7 +46,7 @@ def load(file: Path, *, encoding: str = "ASCII") -> Any:
     Raises:
         Exception: any, where it is damaged or holds something else; the caller says what that means for the user.
     """
-    content = Path(file).read_bytes()
+    content = regular.check(file).read_bytes()
     found = _zipped(content) if content.startswith(_ZIP) else _stream(io.BytesIO(content), encoding)
     return _Finished(_SPREAD * len(content)).of(found)
 

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import time
 import zlib
 from collections import deque
@@ -34,6 +35,7 @@ from lotus.data.format import Beton, PlainWriter, Stored, TooLarge, Writer
 from lotus.data.pictures import Pixels
 from lotus.data.source import Source, digest
 from lotus.events import Event, Said, Step, Wrote
+from selection import regular
 from selection.errors import Refused
 
 FORMAT = 1
@@ -42,6 +44,7 @@ SAMPLE = 10_000
 
 _TRIED = 16  # images encoded to guess how large the file will be
 _READ_BACK = 64  # images compared after writing
+_BLOCK = 1 << 22  # pixels of which moments are taken at a time
 _EVERY = 0.5, 1000  # seconds, images: a sign of life after either
 
 
@@ -91,7 +94,8 @@ class Manifest:
         if not path.exists():
             raise Refused(f"{file}: no {path.name} beside it, so it is half-written or not from LOTUS. Run prepare.")
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            regular.check(file)
+            found = json.loads(regular.check(path).read_text(encoding="utf-8"))
             if found.pop("format") != FORMAT:
                 raise Refused(f"{path}: written by another version of LOTUS. Run prepare again.")
             size = found["size"]
@@ -363,6 +367,7 @@ class _Written:
     sizes: set[tuple[int, int]] = dataclasses.field(default_factory=set)
     skipped: list[dict[str, str]] = dataclasses.field(default_factory=list)
     moments: list[npt.NDArray[np.float64]] = dataclasses.field(default_factory=list)  # (2, 3) a sampled image
+    odd: dict[str, str] = dataclasses.field(default_factory=dict)  # by name: what is wrong beside its pixels
 
 
 def _write(source: Source, file: Path, data: config.Data, stage: str) -> Iterator[Event]:
@@ -413,6 +418,10 @@ def _write(source: Source, file: Path, data: config.Data, stage: str) -> Iterato
         raise _disk(error, file) from None
     finally:
         beside.unlink(missing_ok=True)
+    if written.odd:
+        some, more = list(written.odd)[:3], len(written.odd) - 3
+        names = ", ".join(some) + (f" and {more} more" if more > 0 else "")
+        yield Said(stage, f"{file.name}: read, though {written.odd[some[0]]}: {names}", level="warning")
     if written.skipped:
         first = written.skipped[0]
         rest = (
@@ -436,7 +445,9 @@ def _fill(
     began = then = time.perf_counter()
     last = 0
     try:
-        for i, (stored, moments, fault) in enumerate(_encoded(source, data)):
+        for i, (stored, moments, fault, notes) in enumerate(_encoded(source, data)):
+            if notes:
+                written.odd[source.name(i)] = notes[0]
             if stored is None:
                 name = source.name(i)
                 if data.damaged == "fatal":
@@ -468,30 +479,64 @@ def _fill(
     return written
 
 
-def _encoded(source: Source, data: config.Data) -> Iterator[tuple[Stored | None, npt.NDArray[np.float64] | None, str]]:
-    """Each image ready to be written, in order, with its moments where it is in the sample; or why it cannot be."""
+_Encoded = tuple[Stored | None, npt.NDArray[np.float64] | None, str, list[str]]
+
+
+class _InTurn:
+    """Room for what is decoded and not yet written, handed out so that the image whose turn it is to be written always gets in.
+
+    Args:
+        most: pixels, apart from those of that image.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._next = most, 0
+        self._held: dict[int, int] = {}
+        self._changed = threading.Condition()
+
+    def enter(self, number: int, pixels: int) -> None:
+        """Wait until ``pixels`` of image ``number`` have room."""
+        with self._changed:
+            self._changed.wait_for(lambda: number <= self._next or sum(self._held.values()) + pixels <= self._most)
+            self._held[number] = pixels
+
+    def leave(self, number: int) -> None:
+        """Image ``number`` is written, or nobody waits for it any more."""
+        with self._changed:
+            self._held.pop(number, None)
+            self._next = number + 1
+            self._changed.notify_all()
+
+
+def _encoded(source: Source, data: config.Data) -> Iterator[_Encoded]:
+    """Each image ready to be written, in order, with its moments where it is in the sample; or why it cannot be; and what was
+    noted of it."""
     total = len(source)
     # Row i is in the sample where the running count i * SAMPLE / N passes a whole number: evenly spread.
     sampled = np.diff(np.arange(total + 1) * min(SAMPLE, total) // total) > 0
+    room = _InTurn(pictures.AT_ONCE)
 
-    def one(i: int) -> tuple[Stored | None, npt.NDArray[np.float64] | None, str]:
+    def one(i: int) -> _Encoded:
+        notes: list[str] = []
         try:
-            pixels = pictures.fit(_checked(source.read(i)), data.max_side)
-            return _stored(pixels, i, data), _moments(pixels) if sampled[i] else None, ""
+            with pictures.watched(lambda pixels: room.enter(i, pixels), notes):
+                pixels = pictures.fit(_checked(source.read(i)), data.max_side)
+            return _stored(pixels, i, data), _moments(pixels) if sampled[i] else None, "", notes
         except Exception as error:  # a damaged picture can raise anything
-            return None, None, " ".join(f"{type(error).__name__}: {error}".split())
+            return None, None, " ".join(f"{type(error).__name__}: {error}".split()), notes
 
     workers = threads.count(data.workers)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="lotus-prepare")
-    pending: deque[Future[Any]] = deque()
+    pending: deque[Future[_Encoded]] = deque()
     try:
-        for i in range(total):
-            pending.append(pool.submit(one, i))
-            if len(pending) >= 8 * workers:
+        for i in range(total + 8 * workers):
+            if i < total:
+                pending.append(pool.submit(one, i))
+            if pending and i >= 8 * workers:
                 yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+                room.leave(i - 8 * workers)
     finally:
+        room.leave(total)  # whoever still waits for room gets it
         pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -520,8 +565,13 @@ def _stored(pixels: Pixels, row: int, data: config.Data) -> Stored:
 
 def _moments(pixels: Pixels) -> npt.NDArray[np.float64]:
     """(2, 3): mean and mean square of each channel, in 0..1. Every image weighs the same, whatever its size."""
-    flat = pixels.reshape(-1, 3) / 255.0
-    return np.stack([flat.mean(axis=0), (flat * flat).mean(axis=0)])
+    flat = pixels.reshape(-1, 3)
+    sums = np.zeros((2, 3))
+    for start in range(0, len(flat), _BLOCK):
+        part = flat[start : start + _BLOCK] / 255.0
+        share = len(part) / len(flat)  # 1 where there is one part
+        sums += share * np.stack([part.mean(axis=0), (part * part).mean(axis=0)])
+    return sums
 
 
 def _first_good(source: Source, written: _Written) -> int:

@@ -19,7 +19,7 @@ from lotus.data import pictures
 from lotus.data.pictures import Pixels
 from lotus.data.source import Source, digest, open_data, split
 from selection import npz as archives
-from selection import pickles
+from selection import pickles, regular
 from selection.errors import Refused
 
 __all__ = ["Source", "cifar10", "cifar100", "digits", "hf", "imagefolder", "npz", "open_data"]
@@ -75,7 +75,7 @@ def npz(path: str, *, val_fraction: float = 0.1, seed: int = 0) -> tuple[Source,
     """
     file = _existing(path, "npz")
     try:
-        with file.open("rb") as opened:
+        with regular.check(file).open("rb") as opened:
             head = opened.read(4)
     except OSError as error:
         raise Refused(f"data.path: {path} cannot be read as .npz: {error.strerror}.") from None
@@ -387,7 +387,7 @@ def _binary_batches(folder: Path, names: list[str], which: str) -> tuple[Pixels,
     rows = []
     for name in names:
         try:
-            flat = np.fromfile(folder / name, np.uint8)
+            flat = np.fromfile(regular.check(folder / name), np.uint8)
         except OSError as error:
             raise Refused(f"{folder / name}: cannot be read ({error.strerror}).") from None
         if len(flat) == 0 or len(flat) % (before + 3072):

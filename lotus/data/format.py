@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from lotus.data import pictures
 from lotus.data.pictures import Pixels
+from selection import regular
 from selection.errors import Refused
 
 VERSION = 2
@@ -163,7 +164,7 @@ class Beton:
     def __init__(self, file: Path) -> None:
         self.file = Path(file)
         try:
-            total = os.path.getsize(self.file)
+            total = os.path.getsize(regular.check(self.file))
             header = np.fromfile(self.file, HEADER, count=1)
         except OSError as error:
             raise Refused(f"{file}: cannot be read ({error.strerror}). Run prepare.") from None

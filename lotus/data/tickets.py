@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from lotus.config import Augment
 from lotus.data.augment import DOWN, FLIP, HEIGHT, LEFT, RIGHT, TOP, WIDTH, centre, parameters
-from selection import npz
+from selection import npz, regular
 from selection.errors import Refused
 
 FORMAT = 1
@@ -88,7 +88,7 @@ def load(file: Path, *, fingerprint: str) -> tuple[Bytes, int]:
         Refused: it cannot be read, or was made from other data.
     """
     try:
-        found = npz.arrays(file)
+        found = npz.arrays(regular.check(file))
         if int(found["format"]) != FORMAT:
             raise ValueError(f"format {int(found['format'])}")
         maps, size, of = found["maps"], int(found["size"]), str(found["fingerprint"])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +21,13 @@ from typing import Any
 import numpy as np
 import pytest
 from drawn_data import Make, drawn, source
+from PIL import Image
 
 from lotus.config import Data
 from lotus.data import beton, format, pictures
 from lotus.data.beton import Manifest
 from lotus.data.format import Beton, PlainWriter
-from lotus.data.source import Source
+from lotus.data.source import Source, open_data
 from lotus.events import Said, Step, Wrote
 from selection.errors import Refused
 
@@ -168,6 +172,103 @@ def test_what_a_source_must_not_give(tmp_path: Path, odd: Any) -> None:
                 replace(source(4), read=lambda i: odd), tmp_path / "x.beton", Data(loader="torch", max_side=0)
             )
         )
+
+
+def folder_of(root: Path, files: dict[str, bytes]) -> Source:
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return open_data(Data(path=str(root)))[0]
+
+
+def packed(height: int, width: int, shade: int = 0, **more: Any) -> bytes:
+    out = io.BytesIO()
+    Image.new("L", (width, height), shade).save(out, "PNG", **more)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_pipe_among_the_pictures_is_named_and_not_waited_for(tmp_path: Path, kind: str) -> None:
+    root = tmp_path / "photos"
+    folder_of(root, {f"{name}/{i}.png": packed(4, 4, i) for name in "ab" for i in range(4)})
+    os.mkfifo(root / "a" / "x.png") if kind == "pipe" else (root / "a" / "x.png").symlink_to("/dev/zero")
+    what = open_data(Data(path=str(root), options={"val_fraction": 0.01}))[0]
+    told = list(beton.prepare(what, tmp_path / "x.beton", Data(damaged="skip", loader="torch")))
+    texts = [event.text for event in told if isinstance(event, Said)]
+    assert not texts or (
+        "x.png" in texts[0] and f"a {'named pipe' if kind == 'pipe' else 'device'}, not a file" in texts[0]
+    )
+    assert {Manifest.load(tmp_path / "x.beton").n} <= {6, 7}
+
+
+def test_damaged_exif_is_one_line_that_names_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    entry = b"\x0f\x01\x02\x00\xff\x00\x00\x00\xff\xff\x00\x00"
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + entry + b"\0\0\0\0"
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(out, "JPEG", exif=exif)
+    what = folder_of(tmp_path / "photos", {f"{name}/{i:03}.jpg": out.getvalue() for name in "ab" for i in range(100)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        told = list(beton.prepare(what, tmp_path / "x.beton", Data(loader="torch", workers=8)))
+    texts = [event.text for event in told if isinstance(event, Said)]
+    assert len(texts) == 1
+    assert re.search(r"their metadata \(EXIF\) are damaged: .*a/\d{3}.jpg, .* and 177 more", texts[0])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_moments_of_a_large_picture_are_those_of_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 41, 3), dtype=np.uint8)
+    flat = pixels.reshape(-1, 3) / 255
+    whole = beton._moments(pixels)
+    assert np.array_equal(whole, np.stack([flat.mean(0), (flat * flat).mean(0)]))
+    monkeypatch.setattr(beton, "_BLOCK", 100)
+    assert beton._moments(pixels) == pytest.approx(whole, rel=1e-12)
+
+
+def test_pictures_that_are_decoded_and_not_yet_written_have_bounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for three at a time, sixteen threads, the largest beyond all room: each is written, in order, and no more are held."""
+    monkeypatch.setattr(pictures, "AT_ONCE", 3 * 64)
+    what = folder_of(
+        tmp_path / "photos",
+        {f"{name}/{i:02}.png": packed(8, 8 if i % 7 else 80, 5 * i) for name in "ab" for i in range(40)},
+    )
+    most = 0
+    real = beton._InTurn.enter
+
+    def enter(self: Any, number: int, pixels: int) -> None:
+        nonlocal most
+        real(self, number, pixels)
+        most = max(most, sum(list(self._held.values())))
+
+    monkeypatch.setattr(beton._InTurn, "enter", enter)
+    file = tmp_path / "x.beton"
+    list(beton.prepare(what, file, Data(loader="torch", workers=16, write="raw")))
+    assert len(Beton(file)) == len(what)
+    for row in (0, 13, len(what) - 1):
+        assert np.array_equal(beton.image(file, row), what.read(row))
+    assert 64 <= most <= 3 * 64 + 640
+
+
+@pytest.mark.slow
+def test_pictures_of_a_hundred_megapixels_take_bounded_memory(tmp_path: Path) -> None:
+    small = {f"{name}/{i}.png": packed(4, 4) for name in "ab" for i in range(2)}
+    large = packed(10_000, 10_000, 9)
+    folder_of(tmp_path / "photos", small | {f"a/large{i}.png": large for i in range(4)})
+    code = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from lotus.config import Data\n"
+        "from lotus.data import beton\n"
+        "from lotus.data.source import open_data\n"
+        "source = open_data(Data(path=sys.argv[1]))[0]\n"
+        "list(beton.prepare(source, Path(sys.argv[2]), Data(loader='torch', workers=16)))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)\n"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "photos"), str(tmp_path / "x.beton")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 4, "GB, of which 0.5 are the program; without bound they take 7"
 
 
 @pytest.fixture
