@@ -34,7 +34,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else selectio
 
 from lotus.config import Augment, Data
 from lotus.data import beton
-from lotus.data.source import Source, open_data
+from lotus.data.dataset import open_data
+from lotus.data.source import Source
 from selection.errors import Refused
 
 TARGETS = {"224 px JPEG": 2.0, "CIFAR-10": 4.0}

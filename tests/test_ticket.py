@@ -13,7 +13,7 @@ from PIL import Image
 from lotus import ticket
 from lotus.cli import main
 from lotus.config import Config
-from lotus.data import beton, source
+from lotus.data import beton, dataset
 from lotus.run import Run
 from selection.errors import Refused
 from selection.signals import Signals
@@ -43,9 +43,9 @@ def run(tmp_path_factory) -> Path:
         }
     )  # fmt: skip
     run = Run(settings)
-    train = source.open_data(settings.data)[0]
+    train = dataset.open_data(settings.data)[0]
     Path(train.name(4)).write_bytes(b"no picture")
-    train = source.open_data(settings.data)[0]
+    train = dataset.open_data(settings.data)[0]
     for _ in beton.prepare(train, run.train_beton, settings.data):
         pass
     run.settle()

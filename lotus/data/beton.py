@@ -589,7 +589,7 @@ def _writer(data: config.Data, images: int) -> tuple[Callable[[Path, int, int], 
     if data.loader == "torch":
         return PlainWriter, ""
     try:
-        from lotus.data.fast import FfcvWriter
+        from lotus.data.ffcv import FfcvWriter
     except (ImportError, OSError) as error:
         if data.loader == "ffcv":
             raise Refused(

@@ -17,12 +17,12 @@ import numpy.typing as npt
 
 from lotus.data import pictures
 from lotus.data.pictures import Pixels
-from lotus.data.source import Source, digest, open_data, split
+from lotus.data.source import Source, digest, split
 from selection import npz as archives
 from selection import pickles, regular
 from selection.errors import Refused
 
-__all__ = ["Source", "cifar10", "cifar100", "digits", "hf", "imagefolder", "npz", "open_data"]
+__all__ = ["Source", "cifar10", "cifar100", "digits", "hf", "imagefolder", "npz"]
 
 _TRAIN = ("train", "training")
 _VAL = ("val", "validation", "valid", "test")

@@ -26,8 +26,9 @@ from PIL import Image
 from lotus.config import Data
 from lotus.data import beton, format, pictures
 from lotus.data.beton import Manifest
+from lotus.data.dataset import open_data
 from lotus.data.format import Beton, PlainWriter
-from lotus.data.source import Source, open_data
+from lotus.data.source import Source
 from lotus.events import Said, Step, Wrote
 from selection.errors import Refused
 
@@ -261,7 +262,7 @@ def test_pictures_of_a_hundred_megapixels_take_bounded_memory(tmp_path: Path) ->
         "from pathlib import Path\n"
         "from lotus.config import Data\n"
         "from lotus.data import beton\n"
-        "from lotus.data.source import open_data\n"
+        "from lotus.data.dataset import open_data\n"
         "source = open_data(Data(path=sys.argv[1]))[0]\n"
         "list(beton.prepare(source, Path(sys.argv[2]), Data(loader='torch', workers=16)))\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)\n"
@@ -291,7 +292,7 @@ def test_a_full_disk(tmp_path: Path, writer: str, n: int) -> None:
 
 def test_ffcv_s_shared_memory_is_given_back(tmp_path: Path) -> None:
     pytest.importorskip("ffcv")
-    from lotus.data.fast import FfcvWriter
+    from lotus.data.ffcv import FfcvWriter
 
     writer = FfcvWriter(tmp_path / "x", 10, format.SMALLEST_PAGE)
     name = writer._writer.metadata_sm.name

@@ -16,7 +16,7 @@ from PIL import Image
 
 from lotus.config import Data
 from lotus.data import catalog
-from lotus.data.catalog import open_data
+from lotus.data.dataset import open_data
 from lotus.data.source import Source
 from selection import methods
 from selection.errors import Refused
@@ -319,7 +319,7 @@ def test_a_pickle_cannot_reach_memory(tmp_path: Path) -> None:
     batches(tmp_path, "CIFAR10", "python")
     objects = b"c__builtin__\nset\n((cnumpy\nndarray\n((I1\ntVO\nC\x08AAAAAAAAtRtltR."
     (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"\x80\x03" + objects)
-    code = "import sys; from lotus.config import Data; from lotus.data.source import open_data; "
+    code = "import sys; from lotus.config import Data; from lotus.data.dataset import open_data; "
     code += "open_data(Data(name='cifar10', path=sys.argv[1]))"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 1
