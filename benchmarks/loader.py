@@ -33,7 +33,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else selectio
 
 from lotus.config import Augment, Data
 from lotus.data import beton
-from lotus.data.source import Source, open_data
+from lotus.data.dataset import open_data
+from lotus.data.source import Source
 from selection import files
 from selection.errors import Refused
 

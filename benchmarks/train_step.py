@@ -34,7 +34,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else selectio
 
 from lotus.config import Augment, Data, Model, Sparsity, Train
 from lotus.data import beton
-from lotus.data.loader import Batch, open_loader
+from lotus.data.base import Batch
+from lotus.data.loader import open_loader
 from lotus.data.plan import SamplePlan
 from lotus.data.source import Source
 from lotus.sparsity.gates import Gates

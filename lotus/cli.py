@@ -16,10 +16,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TextIO
 
 from selection.errors import Refused
 from selection.methods import nearest
+from selection.shown import shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _told(why: object, code: int) -> int:
     """Say why on rank 0; the others would only repeat it."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"lotus: {why}", file=sys.stderr)
+        _tell(f"lotus: {why}", file=sys.stderr)
     return code
 
 
@@ -409,9 +410,9 @@ def _export(options: argparse.Namespace) -> int:
 
     sent = export.export(pruning.load(folder), folder / "export", source=folder.resolve().name)
     files = [sent[kind]["file"] for kind in ("timm", "onnx") if sent[kind]]
-    print(f"{folder / 'export'}: {', '.join([*files, 'MODEL.md'])}")
+    _tell(f"{folder / 'export'}: {', '.join([*files, 'MODEL.md'])}")
     for line in [*sent["notes"], *export.lines(sent["timm"], folder / "export")]:
-        print(f"  {line}")
+        _tell(f"  {line}")
     return 0
 
 
@@ -423,14 +424,14 @@ def _verify(options: argparse.Namespace) -> int:
         print(json.dumps({"folder": options.folder, "faults": list(found.faults), **found.facts}))
     else:
         for fault in found.faults:
-            print(f"{options.folder}: {fault.removeprefix(f'{options.folder}: ')}", file=sys.stderr)
+            _tell(f"{options.folder}: {fault.removeprefix(f'{options.folder}: ')}", file=sys.stderr)
         if found:
             told = found.facts
-            print(
+            _tell(
                 f"{options.folder}: whole. {told['name']}, {told['tensors']} tensors, {told['params']:,} parameters, {told['macs']:,} MACs."
             )
             if options.against:
-                print(
+                _tell(
                     f"Against {options.against}: names the same class for {100 * told['agree']:.0f} % of a few drawn images, "
                     f"logits differ by {told['distance']:.2g} (relative)."
                 )
@@ -631,9 +632,9 @@ def _written(options: argparse.Namespace, told: list[str], **numbers: int) -> in
         if "kept" in numbers
         else f"scores of {numbers['scores']:,} images"
     )
-    print(f"{options.out}: {words}")
+    _tell(f"{options.out}: {words}")
     for line in told:
-        print(f"  {line}")
+        _tell(f"  {line}")
     return 0
 
 
@@ -696,12 +697,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(found))
     else:
-        print(
+        _tell(
             f"{options.model}: top-1 {found['top1']:.2f} %, top-5 {found['top5']:.2f} %, loss {found['loss']:.4f} "
             f"on {found['images']:.0f} images{where}; {found['params'] / 1e6:.3f} M parameters, {found['macs'] / 1e6:.2f} M MACs"
         )
     if found["outdated"]:
-        print(
+        _tell(
             f"! {options.model} is older than what it was made from, or of other settings; lotus run makes it again",
             file=sys.stderr,
         )
@@ -723,7 +724,7 @@ def _report(options: argparse.Namespace) -> int:
     last_page(json.loads(results.read_text(encoding="utf-8")), page)
     config = read(folder)
     if older := Run(config).outdated(plan(config)):
-        print(
+        _tell(
             f"! {', '.join(older)}: older than what they were made from, or of other settings; lotus run makes them again",
             file=sys.stderr,
         )
@@ -776,12 +777,17 @@ def _multiple(text: str) -> int | Literal["auto"]:
 
 
 def _value(text: str) -> Any:
-    import yaml
+    from lotus import yaml_safe
 
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise Refused(f"{text}: is no value in YAML. Write a number, a word, or a list like [1, 2].") from None
+        return yaml_safe.load(text, "value")
+    except Refused:
+        raise Refused(f"{text[:80]}: is no value in YAML. Write a number, a word, or a list like [1, 2].") from None
+
+
+def _tell(text: object, *, file: TextIO | None = None) -> None:
+    """A message, whatever names are in it; one of :func:`print` would hand their escapes to the terminal."""
+    print(shown(text, lines=True), file=file)
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from pydantic import (
     model_validator,
 )
 
+from lotus import yaml_safe
 from selection.errors import Refused
 from selection.files import digest
 from selection.lottery import DEFAULT_PICK, DEFAULT_SCORE
@@ -880,13 +881,7 @@ def _no_section(where: str, section: type[Section], given: Any) -> str:
 
 
 def _load_yaml(text: str, place: str) -> dict[str, Any]:
-    try:
-        # An alias can blow a small file up to gigabytes, and no config of ours needs one.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise Refused(f"{place}: YAML aliases (*name) are not taken. Write the values out.")
-        loaded = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise Refused(f"{place}: not valid YAML: {' '.join(str(error).split())}") from None
+    loaded = yaml_safe.load(text, place)
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
@@ -895,10 +890,7 @@ def _load_yaml(text: str, place: str) -> dict[str, Any]:
 
 
 def _scalar(text: str, override: str) -> Any:
-    try:
-        return yaml.safe_load(text) if text.strip() else ""
-    except yaml.YAMLError:
-        raise Refused(f"{override!r}: the value is not valid YAML.") from None
+    return yaml_safe.load(text, repr(override[:80])) if text.strip() else ""
 
 
 def _set(raw: dict[str, Any], path: list[str], value: Any, override: str) -> None:

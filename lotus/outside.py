@@ -78,7 +78,7 @@ def prune(job: Job) -> Iterator[Event]:
 
     import lotus.pruning
     from lotus import export
-    from lotus.data.source import open_data
+    from lotus.data.dataset import open_data
     from lotus.pruning import budget, latency, narrow, steps
     from lotus.pruning.measure import enough
     from lotus.pruning.spec import WEIGHTS
@@ -203,7 +203,7 @@ def _batches(job: Job, model: Any, about: Mapping[str, Any], source: Source, mos
     """The same images each time it is called: ``most`` of ``source``, drawn by the seed."""
     import torch
 
-    from lotus.data import direct
+    from lotus.data import unpacked
     from lotus.vit.model import image_size
 
     size = image_size(model)
@@ -211,7 +211,7 @@ def _batches(job: Job, model: Any, about: Mapping[str, Any], source: Source, mos
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         device = next(model.parameters()).device
-        for images, labels in direct.batches(source, rows, size, mean=about["mean"], std=about["std"]):
+        for images, labels in unpacked.batches(source, rows, size, mean=about["mean"], std=about["std"]):
             images, labels = images.to(device), labels.to(device)
             if not labelled:
                 training = model.training

@@ -22,8 +22,9 @@ import numpy.typing as npt
 from lotus import config, files
 from lotus.config import Config
 from lotus.data import beton
+from lotus.data.dataset import open_data
 from lotus.data.pictures import Pixels
-from lotus.data.source import Source, open_data
+from lotus.data.source import Source
 from lotus.run import Run
 from selection import exchange
 from selection.errors import Refused

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from selection import files, pickles
+from selection import files, npz, pickles, regular
 from selection.errors import Refused
 from selection.lottery import ranking
 from selection.methods import nearest
@@ -187,13 +187,13 @@ def scores(found: Found, images: Images, *, name: str, beside: Signals | None = 
 def _table(path: Path) -> Any:
     """An array, or a dictionary of columns."""
     try:
-        with path.open("rb") as file:
+        with regular.check(path).open("rb") as file:
             head = file.read(8)
     except OSError as error:
         raise Refused(f"{path}: cannot be read ({error.strerror}). Give a file of rows or scores.") from None
     try:
         if head.startswith(b"\x93NUMPY"):
-            return np.load(path, allow_pickle=False)
+            return npz.array(path)
         if path.suffix == ".json":
             return _json(json.loads(path.read_text(encoding="utf-8")))
         if path.suffix in (".csv", ".tsv"):
@@ -201,9 +201,10 @@ def _table(path: Path) -> Any:
         if path.suffix in (".txt", ".lst", ".list"):
             return _lines(path.read_text(encoding="utf-8-sig"))
         if head.startswith(b"PK\x03\x04"):
-            with np.load(path, allow_pickle=False) as archive:
-                if archive.files and "data.pkl" not in str(archive.files):
-                    return {name: archive[name] for name in archive.files}
+            with zipfile.ZipFile(path) as archive:
+                held = archive.namelist()
+            if held and not any(name.endswith("data.pkl") for name in held):
+                return npz.arrays(path)
         return _json(pickles.load(path))
     except Refused:
         raise
@@ -497,7 +498,7 @@ def _in_order(values: np.ndarray, images: Images, order: str) -> np.ndarray:
         at = np.argsort(images.labels[np.argsort(images.numbers)], kind="stable")  # others' numbers, class by class
     else:
         try:
-            at = np.load(order, allow_pickle=False)
+            at = npz.array(order)
         except (OSError, ValueError, EOFError) as error:
             raise Refused(
                 f"--order {order}: 'index', 'class', or a .npy of the index of each value ({error})."
@@ -514,7 +515,10 @@ def _check_pair(path: Path, found: Floats, images: Images) -> None:
     beside = path.with_name(path.name.replace("_score.npy", "_mask.npy"))
     if not path.name.endswith("_score.npy") or not beside.is_file() or images.of != images.total:
         return
-    order = np.load(beside, allow_pickle=False)
+    try:
+        order = npz.array(beside)
+    except (OSError, ValueError, EOFError) as error:
+        raise Refused(f"{beside}: cannot be read ({error}). Mend it, or take it away.") from None
     if order.shape != found.shape or order.dtype.kind not in "iu":
         return
     if (

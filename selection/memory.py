@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from selection.errors import Refused
@@ -45,6 +47,27 @@ def gigabytes(value: Any, place: str = "max_memory") -> float:
         if 0 < amount < math.inf:
             return amount
     raise Refused(f"{place}: {value!r} is no amount of memory. Say 4GB or 500MB.")
+
+
+def available() -> float:
+    """GB that this process may still take, as far as the system says; infinite where it does not."""
+    found = [math.inf]
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found += [float(line.split()[1]) * 1024 / GB for line in lines if line.startswith("MemAvailable:")]
+    with contextlib.suppress(OSError, ValueError):  # a container's limit; "max" is none
+        found.append(float(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")) / GB)
+    return min(found)
+
+
+def there(needed: float, what: str, cure: str) -> None:
+    """Hold ``needed`` GB, which a file asks for, to what the machine has, before it is taken.
+
+    Raises:
+        Refused: it is more; says how much, and the cure.
+    """
+    if needed > (free := available()):
+        raise Refused(f"{what}: takes {needed:.3g} GB of memory, and {free:.3g} GB are free. {cure}")
 
 
 class Left(float):

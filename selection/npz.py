@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
-from selection import files
+from selection import files, memory, regular
 from selection.errors import Refused
 
 ABOUT = "about"
 _ZIP = b"PK\x03\x04"
+_NPY = b"\x93NUMPY"
+_PACKED = 1100
+"""Bytes that one of a packed file can unfold to, by the format's own limit of 1032."""
 
 
 def write(
@@ -46,7 +52,7 @@ def read(
     made = made or cure
     path = Path(path)
     try:
-        file = path.open("rb")
+        file = regular.check(path).open("rb")
     except OSError as error:
         raise Refused(f"{path}: cannot be read ({error.strerror}). {made}") from error
     with file:
@@ -55,6 +61,8 @@ def read(
         try:
             arrays, names = _members(file, only)
             about = json.loads(str(arrays.pop(ABOUT)[()])) if ABOUT in arrays else None
+        except Refused:
+            raise
         # A file from elsewhere may break the zip, npy or JSON parser in more ways than can be listed.
         except Exception as error:
             raise Refused(f"{path}: damaged, cut short, or not {kind} ({error}). If it was: {cure}") from error
@@ -72,8 +80,7 @@ def read(
 
 def names(path: str | Path) -> tuple[str, ...]:
     """The arrays of a file that :func:`read` has read, those included that it left unread."""
-    with np.load(path, allow_pickle=False) as archive:
-        return tuple(name for name in archive.files if name != ABOUT)
+    return tuple(name for name in _names(path) if name != ABOUT)
 
 
 def _members(file: Any, only: Collection[str] | None) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -82,14 +89,77 @@ def _members(file: Any, only: Collection[str] | None) -> tuple[dict[str, np.ndar
     if file.read(len(_ZIP)) != _ZIP:
         raise ValueError("not an .npz file")
     file.seek(0)
+    names = _names(file)
+    file.seek(0)
+    wanted = None if only is None else {*only, ABOUT}
+    return (arrays(file, wanted, what=str(file.name)) if ABOUT in names else {}), names
+
+
+def arrays(file: Any, only: Collection[str] | None = None, *, what: str = "") -> dict[str, np.ndarray]:
+    """The arrays of an .npz from anywhere, once each is sure to have the bytes that it claims and all to fit into memory.
+
+    Args:
+        file: its path, or the open file.
+        only: those to read, as far as they are there; None: all.
+        what: its name, for messages.
+
+    Raises:
+        Refused: they do not fit into memory.
+        Exception: any other, where the file is damaged, or holds Python objects.
+    """
     with np.load(file, allow_pickle=False) as archive:
-        names = list(archive.files)
-        wanted = [name for name in names if only is None or name in only or name == ABOUT]
-        arrays = {name: archive[name] for name in wanted} if ABOUT in names else {}
-    foreign = [name for name, value in arrays.items() if not isinstance(value, np.ndarray)]
-    if foreign:
-        raise ValueError(f"{foreign[0]!r} is no array")
-    return arrays, names
+        wanted = [name for name in archive.files if only is None or name in only]
+        needed = sum(_claimed(archive.zip, name) for name in wanted)
+        memory.there(needed / memory.GB, what or str(file), "Take a part of it.")
+        return {name: _truthful(archive[name]) for name in wanted}
+
+
+def array(path: str | Path) -> np.ndarray:
+    """The array of a .npy from anywhere; as :func:`arrays`."""
+    with regular.check(path).open("rb") as file:
+        claimed, start = _header(file)
+        there = os.fstat(file.fileno()).st_size - start
+        if claimed > there:
+            raise ValueError(f"it claims {claimed} bytes of numbers and has {there}")
+        memory.there(claimed / memory.GB, str(path), "Take a part of it.")
+        file.seek(0)
+        return _truthful(np.lib.format.read_array(file, allow_pickle=False))
+
+
+def _claimed(archive: zipfile.ZipFile, name: str) -> int:
+    """Bytes that a member's array takes."""
+    held = set(archive.namelist())
+    member = archive.getinfo(name if name in held and f"{name}.npy" not in held else f"{name}.npy")
+    with archive.open(member) as opened:
+        if opened.read(len(_NPY)) != _NPY:
+            raise ValueError(f"{name!r} is no array")
+        opened.seek(0)
+        claimed, start = _header(opened)
+    if claimed > member.file_size - start or member.file_size > _PACKED * (member.compress_size + 1):
+        raise ValueError(f"{name!r} claims {claimed} bytes, which are not there")
+    return claimed
+
+
+def _header(file: IO[bytes]) -> tuple[int, int]:
+    """Of an opened .npy: the bytes of its array, one at least for each thing in it, and where they begin."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    if dtype.hasobject:
+        raise ValueError("Object arrays cannot be loaded: they are pickled")
+    if min(shape, default=0) < 0:
+        raise ValueError(f"a shape of {shape}")
+    return math.prod(shape) * max(1, dtype.itemsize), file.tell()
+
+
+def _truthful(array: np.ndarray) -> np.ndarray:
+    """Truth values are 0 or 1: numpy adds their bytes up to know how many are true."""
+    return array.view(np.uint8) != 0 if array.dtype == np.bool_ and array.ndim else array
+
+
+def _names(file: Any) -> list[str]:
+    with np.load(file, allow_pickle=False) as archive:
+        return list(archive.files)
 
 
 def _few(names: list[str]) -> str:

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from selection import npz
+from selection import memory, npz
 from selection.errors import Refused
 
 KIND, FORMAT = "a ticket of LOTUS", 1
 CURE = "Give another ticket, or run the select stage again."
 REBIND = "If the images are the same, in the same order: lotus ticket import TICKET --data WHERE --force."
+_MANY = 10_000_000
 MADE = "Give a ticket, which is what the select stage and `lotus select --out` write."
 
 
@@ -57,6 +58,8 @@ class Subset:
     ) -> None:
         if not isinstance(total, int) or isinstance(total, bool) or total < 1:
             raise Refused(f"{place}: of {total!r} images in all; that is a whole number of at least 1.")
+        if total > _MANY:  # whoever looks at a ticket has some numbers of each image, those that it leaves out included
+            memory.there(9 * total / memory.GB, f"{place}: of {total} images in all, which", "Is it whole?")
         if not isinstance(fingerprint, str) or not fingerprint:
             raise Refused(f"{place}: the fingerprint of the data is missing. Take the data set's own.")
         rows = np.asarray(rows)

@@ -110,7 +110,7 @@ def test_a_criterion_is_added() -> None:
 
 def test_a_data_set_is_added() -> None:
     from lotus.config import Data
-    from lotus.data.source import open_data
+    from lotus.data.dataset import open_data
 
     train, val = open_data(Data(name="stripes", options={"images": 20}), [shelf("stripes")])
     assert (len(train), len(val)) == (16, 4)

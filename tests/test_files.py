@@ -18,7 +18,7 @@ import torch
 
 from lotus import export, files
 from lotus.config import Data
-from lotus.data import beton, catalog, tickets
+from lotus.data import beton, catalog, patch_maps
 from lotus.pruning import spec
 from lotus.report import ticket as picture
 from lotus.training.checkpoint import Checkpoints
@@ -51,7 +51,7 @@ def images(size: int, file: Path) -> None:
 
 
 def maps(size: int, file: Path) -> None:
-    tickets.save(file, np.zeros((size, 2, 2), np.uint8), size=8, fingerprint="some")
+    patch_maps.save(file, np.zeros((size, 2, 2), np.uint8), size=8, fingerprint="some")
 
 
 def exported(size: int, file: Path) -> None:

@@ -128,7 +128,7 @@ def test_a_request_that_cannot_be_met_is_refused_before_an_image_is_read(
     photos, tmp_path, capsys, monkeypatch, more, message
 ):
     save_file(model().state_dict(), tmp_path / "a.safetensors")
-    monkeypatch.setattr("lotus.data.source.open_data", lambda *_: pytest.fail("the data were opened"))
+    monkeypatch.setattr("lotus.data.dataset.open_data", lambda *_: pytest.fail("the data were opened"))
     assert cli.main(words(photos, tmp_path / "a.safetensors", tmp_path / "small", *more)) == 2
     assert message in capsys.readouterr().err
 

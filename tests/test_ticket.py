@@ -13,7 +13,7 @@ from PIL import Image
 from lotus import ticket
 from lotus.cli import main
 from lotus.config import Config
-from lotus.data import beton, source
+from lotus.data import beton, dataset
 from lotus.run import Run
 from selection.errors import Refused
 from selection.signals import Signals
@@ -43,9 +43,9 @@ def run(tmp_path_factory) -> Path:
         }
     )  # fmt: skip
     run = Run(settings)
-    train = source.open_data(settings.data)[0]
+    train = dataset.open_data(settings.data)[0]
     Path(train.name(4)).write_bytes(b"no picture")
-    train = source.open_data(settings.data)[0]
+    train = dataset.open_data(settings.data)[0]
     for _ in beton.prepare(train, run.train_beton, settings.data):
         pass
     run.settle()
@@ -122,6 +122,19 @@ def test_indices_of_the_source_are_those_of_its_files(run, capsys, tmp_path):
     for name, pixels in zip(taken, rows, strict=True):
         assert np.array_equal(np.asarray(Image.open(run.parent / "photos" / name)), pixels)
     assert not np.array_equal(np.load(tmp_path / "t.npy"), subset.rows)
+
+
+def test_a_pickle_of_addresses_is_refused(run, tmp_path):
+    """In a process of its own, which it would end."""
+    objects = b"c__builtin__\nset\n((cnumpy\nndarray\n((I1\ntVO\nC\x08AAAAAAAAtRtltR."
+    (tmp_path / "t.pickle").write_bytes(b"\x80\x03" + objects)
+    words = ["ticket", "import", tmp_path / "t.pickle", "--data", run, "--out", tmp_path / "t.npz"]
+    done = subprocess.run(
+        [sys.executable, "-m", "lotus", *map(str, words)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done
+    assert "by hand" in done.stderr
+    assert not (tmp_path / "t.npz").exists()
 
 
 @pytest.mark.parametrize("name", ["t.npy", "t.json", "t.txt", "t.csv"])

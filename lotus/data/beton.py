@@ -14,6 +14,7 @@ import functools
 import json
 import os
 import shutil
+import threading
 import time
 import zlib
 from collections import deque
@@ -33,6 +34,7 @@ from lotus.data.format import Beton, PlainWriter, Stored, TooLarge, Writer
 from lotus.data.pictures import Pixels
 from lotus.data.source import Source, digest
 from lotus.events import Event, Said, Step, Wrote
+from selection import regular
 from selection.errors import Refused
 
 FORMAT = 1
@@ -41,6 +43,7 @@ SAMPLE = 10_000
 
 _TRIED = 16  # images encoded to guess how large the file will be
 _READ_BACK = 64  # images compared after writing
+_BLOCK = 1 << 22  # pixels of which moments are taken at a time
 _EVERY = 0.5, 1000  # seconds, images: a sign of life after either
 
 
@@ -90,7 +93,8 @@ class Manifest:
         if not path.exists():
             raise Refused(f"{file}: no {path.name} beside it, so it is half-written or not from LOTUS. Run prepare.")
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            regular.check(file)
+            found = json.loads(regular.check(path).read_text(encoding="utf-8"))
             if found.pop("format") != FORMAT:
                 raise Refused(f"{path}: written by another version of LOTUS. Run prepare again.")
             size = found["size"]
@@ -99,7 +103,8 @@ class Manifest:
                 | {"classes": tuple(found["classes"]), "skipped": tuple(found["skipped"])}
                 | {"mean": tuple(found["mean"]), "std": tuple(found["std"]), "size": tuple(size) if size else None}
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            manifest._check()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, Refused):
                 raise
             raise Refused(f"{path}: not a manifest ({error}). Delete it and run prepare.") from None
@@ -116,6 +121,34 @@ class Manifest:
             with contextlib.suppress(OSError):  # a read-only folder
                 manifest.save(file)  # so that the next one need not read it through
         return manifest
+
+    def _check(self) -> None:
+        """Hold what was read to its kinds.
+
+        Raises:
+            ValueError: it is of another kind, or no number that a file can have.
+        """
+        counts = {"n": self.n, "bytes": self.bytes, "modified": self.modified}
+        texts = {"fingerprint": self.fingerprint, "source": self.source, "checksum": self.checksum}
+        for name, count in counts.items():
+            if type(count) is not int or not 0 < count < 1 << 63:
+                raise ValueError(f"{name} is {count!r:.40}")
+        for name, text in texts.items():
+            if not isinstance(text, str):
+                raise ValueError(f"{name} is {text!r:.40}")
+        if not self.classes or not all(isinstance(name, str) for name in self.classes):
+            raise ValueError("its classes are no names")
+        for name, three in (("mean", self.mean), ("std", self.std)):
+            if len(three) != 3 or not all(type(v) in (int, float) and 0 <= v <= 1 for v in three):
+                raise ValueError(f"{name} is {three!r:.80}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std is {self.std}")
+        if self.size is not None and (len(self.size) != 2 or not all(type(side) is int for side in self.size)):
+            raise ValueError(f"size is {self.size!r:.40}")
+        if not isinstance(self.settings, dict) or not all(
+            isinstance(entry, dict) and set(entry) == {"name", "reason"} for entry in self.skipped
+        ):
+            raise ValueError("settings or skipped are of another kind")
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write the manifest of ``file``, whole or not at all."""
@@ -134,10 +167,22 @@ def image(file: str | os.PathLike[str], row: int) -> Pixels:
 
 
 def opened(file: str | os.PathLike[str]) -> Beton:
-    """The .beton itself, checked; kept open for the next call."""
-    Manifest.load(file)
+    """The .beton itself, checked, and held to its manifest; kept open for the next call.
+
+    Raises:
+        Refused: it is not whole, or does not hold the images and classes of which its manifest speaks.
+    """
+    manifest = Manifest.load(file)
     about = os.stat(file)
-    return _opened(os.fspath(file), about.st_mtime_ns, about.st_size)
+    found = _opened(os.fspath(file), about.st_mtime_ns, about.st_size)
+    if len(found) != manifest.n:
+        raise Refused(f"{file}: {len(found)} images, and its manifest says {manifest.n}. Delete it and run prepare.")
+    if (highest := int(found.labels.max())) >= len(manifest.classes):
+        raise Refused(
+            f"{file}: a label of {highest}, and its manifest has {len(manifest.classes)} classes, counted from 0. "
+            "Delete it and run prepare."
+        )
+    return found
 
 
 @functools.lru_cache(maxsize=4)
@@ -302,6 +347,7 @@ class _Written:
     sizes: set[tuple[int, int]] = dataclasses.field(default_factory=set)
     skipped: list[dict[str, str]] = dataclasses.field(default_factory=list)
     moments: list[npt.NDArray[np.float64]] = dataclasses.field(default_factory=list)  # (2, 3) a sampled image
+    odd: dict[str, str] = dataclasses.field(default_factory=dict)  # by name: what is wrong beside its pixels
 
 
 def _write(source: Source, file: Path, data: config.Data, stage: str) -> Iterator[Event]:
@@ -345,6 +391,10 @@ def _write(source: Source, file: Path, data: config.Data, stage: str) -> Iterato
             checksum=checksum(beside),
         )
     _tell(file, manifest)
+    if written.odd:
+        some, more = list(written.odd)[:3], len(written.odd) - 3
+        names = ", ".join(some) + (f" and {more} more" if more > 0 else "")
+        yield Said(stage, f"{file.name}: read, though {written.odd[some[0]]}: {names}", level="warning")
     if written.skipped:
         first = written.skipped[0]
         rest = (
@@ -368,7 +418,9 @@ def _fill(
     began = then = time.perf_counter()
     last = 0
     try:
-        for i, (stored, moments, fault) in enumerate(_encoded(source, data)):
+        for i, (stored, moments, fault, notes) in enumerate(_encoded(source, data)):
+            if notes:
+                written.odd[source.name(i)] = notes[0]
             if stored is None:
                 name = source.name(i)
                 if data.damaged == "fatal":
@@ -400,30 +452,64 @@ def _fill(
     return written
 
 
-def _encoded(source: Source, data: config.Data) -> Iterator[tuple[Stored | None, npt.NDArray[np.float64] | None, str]]:
-    """Each image ready to be written, in order, with its moments where it is in the sample; or why it cannot be."""
+_Encoded = tuple[Stored | None, npt.NDArray[np.float64] | None, str, list[str]]
+
+
+class _InTurn:
+    """Room for what is decoded and not yet written, handed out so that the image whose turn it is to be written always gets in.
+
+    Args:
+        most: pixels, apart from those of that image.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._next = most, 0
+        self._held: dict[int, int] = {}
+        self._changed = threading.Condition()
+
+    def enter(self, number: int, pixels: int) -> None:
+        """Wait until ``pixels`` of image ``number`` have room."""
+        with self._changed:
+            self._changed.wait_for(lambda: number <= self._next or sum(self._held.values()) + pixels <= self._most)
+            self._held[number] = pixels
+
+    def leave(self, number: int) -> None:
+        """Image ``number`` is written, or nobody waits for it any more."""
+        with self._changed:
+            self._held.pop(number, None)
+            self._next = number + 1
+            self._changed.notify_all()
+
+
+def _encoded(source: Source, data: config.Data) -> Iterator[_Encoded]:
+    """Each image ready to be written, in order, with its moments where it is in the sample; or why it cannot be; and what was
+    noted of it."""
     total = len(source)
     # Row i is in the sample where the running count i * SAMPLE / N passes a whole number: evenly spread.
     sampled = np.diff(np.arange(total + 1) * min(SAMPLE, total) // total) > 0
+    room = _InTurn(pictures.AT_ONCE)
 
-    def one(i: int) -> tuple[Stored | None, npt.NDArray[np.float64] | None, str]:
+    def one(i: int) -> _Encoded:
+        notes: list[str] = []
         try:
-            pixels = pictures.fit(_checked(source.read(i)), data.max_side)
-            return _stored(pixels, i, data), _moments(pixels) if sampled[i] else None, ""
+            with pictures.watched(lambda pixels: room.enter(i, pixels), notes):
+                pixels = pictures.fit(_checked(source.read(i)), data.max_side)
+            return _stored(pixels, i, data), _moments(pixels) if sampled[i] else None, "", notes
         except Exception as error:  # a damaged picture can raise anything
-            return None, None, " ".join(f"{type(error).__name__}: {error}".split())
+            return None, None, " ".join(f"{type(error).__name__}: {error}".split()), notes
 
     workers = threads.count(data.workers)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="lotus-prepare")
-    pending: deque[Future[Any]] = deque()
+    pending: deque[Future[_Encoded]] = deque()
     try:
-        for i in range(total):
-            pending.append(pool.submit(one, i))
-            if len(pending) >= 8 * workers:
+        for i in range(total + 8 * workers):
+            if i < total:
+                pending.append(pool.submit(one, i))
+            if pending and i >= 8 * workers:
                 yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+                room.leave(i - 8 * workers)
     finally:
+        room.leave(total)  # whoever still waits for room gets it
         pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -432,6 +518,8 @@ def _checked(pixels: Pixels) -> Pixels:
         raise ValueError(f"{pixels.shape} of {pixels.dtype}, expected (H, W, 3) of uint8")
     if min(pixels.shape) < 1 or max(pixels.shape) > pictures.MAX_SIDE:
         raise ValueError(f"{pixels.shape[1]} x {pixels.shape[0]} pixels; a side is 1 to {pictures.MAX_SIDE}")
+    if pixels.shape[0] * pixels.shape[1] > pictures.MAX_PIXELS:
+        raise ValueError(f"{pixels.shape[1]} x {pixels.shape[0]} pixels; at most {pictures.MAX_PIXELS:,} are stored")
     return pixels
 
 
@@ -450,8 +538,13 @@ def _stored(pixels: Pixels, row: int, data: config.Data) -> Stored:
 
 def _moments(pixels: Pixels) -> npt.NDArray[np.float64]:
     """(2, 3): mean and mean square of each channel, in 0..1. Every image weighs the same, whatever its size."""
-    flat = pixels.reshape(-1, 3) / 255.0
-    return np.stack([flat.mean(axis=0), (flat * flat).mean(axis=0)])
+    flat = pixels.reshape(-1, 3)
+    sums = np.zeros((2, 3))
+    for start in range(0, len(flat), _BLOCK):
+        part = flat[start : start + _BLOCK] / 255.0
+        share = len(part) / len(flat)  # 1 where there is one part
+        sums += share * np.stack([part.mean(axis=0), (part * part).mean(axis=0)])
+    return sums
 
 
 def _first_good(source: Source, written: _Written) -> int:
@@ -469,7 +562,7 @@ def _writer(data: config.Data, images: int) -> tuple[Callable[[Path, int, int], 
     if data.loader == "torch":
         return PlainWriter, ""
     try:
-        from lotus.data.fast import FfcvWriter
+        from lotus.data.ffcv import FfcvWriter
     except (ImportError, OSError) as error:
         if data.loader == "ffcv":
             raise Refused(

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from lotus.data import pictures
 from lotus.data.pictures import Pixels
+from selection import regular
 from selection.errors import Refused
 
 VERSION = 2
@@ -35,6 +36,9 @@ PLACE = np.dtype([("row", "<u8"), ("pointer", "<u8"), ("size", "<u8")])
 
 START = HEADER.itemsize + len(FIELDS) * FIELD.itemsize
 """Where the metadata begin."""
+
+MOST_CLASSES = 1 << 31
+_PIECE = 1 << 16  # rows of metadata that are read at a time
 
 SMALLEST_PAGE = 1 << 21
 USUAL_PAGE = 1 << 23
@@ -160,7 +164,7 @@ class Beton:
     def __init__(self, file: Path) -> None:
         self.file = Path(file)
         try:
-            total = os.path.getsize(self.file)
+            total = os.path.getsize(regular.check(self.file))
             header = np.fromfile(self.file, HEADER, count=1)
         except OSError as error:
             raise Refused(f"{file}: cannot be read ({error.strerror}). Run prepare.") from None
@@ -169,29 +173,35 @@ class Beton:
         described = np.fromfile(self.file, FIELD, count=len(FIELDS), offset=HEADER.itemsize)
         if not np.array_equal(described["name"], head(0, 0, 0)[1]["name"]) or list(described["type"]) != list(TYPES):
             raise self._broken("it has other fields than image, label, index")
-        images, table = int(header["images"][0]), int(header["table"][0])
-        if images == 0 or START + images * META.itemsize > total or table + images * PLACE.itemsize != total:
+        images, table = int(header["images"][0]), int(header["table"][0])  # Python's own: they do not overflow
+        pages = START + images * META.itemsize
+        if images == 0 or table < pages or table + images * PLACE.itemsize != total:
             raise self._broken(f"it is cut off or half-written ({total} bytes for {images} images)")
+        self._counted(images)
         meta = np.fromfile(self.file, META, count=images, offset=START)
         places = np.fromfile(self.file, PLACE, count=images, offset=table)
         picture = meta["image"]
         self.modes = np.ascontiguousarray(picture["mode"])
         self.heights = picture["height"].astype(np.int64)
         self.widths = picture["width"].astype(np.int64)
-        self.pointers = picture["pointer"].astype(np.int64)
         self.labels = np.ascontiguousarray(meta["label"])
         self.index = np.ascontiguousarray(meta["index"])
-        self.sizes = np.zeros(images, np.int64)
-        rows = places["row"].astype(np.int64)
-        if not np.array_equal(np.sort(rows), np.arange(images)):
+        if not np.array_equal(np.sort(places["row"]), np.arange(images, dtype=np.uint64)):
             raise self._broken("its table does not name each image once")
-        self.sizes[rows] = places["size"]
+        pointers, sizes = picture["pointer"].astype(np.uint64), np.zeros(images, np.uint64)
+        sizes[places["row"].astype(np.int64)] = places["size"]
+        # Nothing is added to what the file says, since 64 bits may not hold the sum: table - pointer is at least 0 where
+        # the pointer is before the table, and elsewhere it does not count.
+        inside = (pointers >= pages) & (pointers <= table) & (sizes > 0) & (sizes <= table - pointers)
+        self.pointers, self.sizes = pointers.astype(np.int64), sizes.astype(np.int64)
         raw = self.modes == RAW
-        inside = (self.pointers >= START) & (self.sizes > 0) & (self.pointers + self.sizes <= table)
-        whole = ~raw | (self.sizes == 3 * self.heights * self.widths)
-        sane = (raw | (self.modes == JPEG)) & (self.heights > 0) & (self.widths > 0)
-        if not (inside & whole & sane & (self.index == np.arange(images))).all():
+        area = self.heights * self.widths  # of 16 bits each
+        whole = ~raw | (self.sizes == 3 * area)
+        sane = (raw | (self.modes == JPEG)) & (area > 0) & (area <= pictures.MAX_PIXELS)
+        if not (inside & whole & sane).all():
             raise self._broken("its metadata point to the wrong places")
+        if int(self.labels.min()) < 0 or int(self.labels.max()) >= MOST_CLASSES:
+            raise self._broken(f"its labels go from {self.labels.min()} to {self.labels.max()}")
         self.data: npt.NDArray[np.uint8] = np.asarray(np.memmap(self.file, np.uint8, mode="c"))
 
     def __len__(self) -> int:
@@ -221,6 +231,16 @@ class Beton:
         if pixels.shape != shape:
             raise damaged(self.file, row, f"it is {pixels.shape[1]} x {pixels.shape[0]}, not {shape[1]} x {shape[0]}")
         return pixels
+
+    def _counted(self, images: int) -> None:
+        """Go through the metadata in small pieces before any memory is taken for them: each row has its own number, and
+        a file of holes, which may claim any number of images and take no room, has not.
+        """
+        for start in range(0, images, _PIECE):
+            count = min(_PIECE, images - start)
+            rows = np.fromfile(self.file, META, count=count, offset=START + start * META.itemsize)["index"]
+            if not np.array_equal(rows, np.arange(start, start + count)):
+                raise self._broken("its metadata point to the wrong places")
 
     def _broken(self, why: str) -> Refused:
         return Refused(f"{self.file}: {why}. Delete it and run prepare.")

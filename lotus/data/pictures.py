@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
+
+from selection import regular
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -22,26 +28,104 @@ MAX_SIDE = 65535
 """A .beton keeps a side in 16 bits."""
 
 
+MAX_PIXELS = 178_956_970
+"""Of one picture: what Pillow opens at most, before it takes a file for a bomb."""
+
+
+AT_ONCE = 128_000_000
+"""Pixels that are decoded at a time, by all threads together, beside a picture that alone has more: about a gigabyte."""
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+"""What makes a picture upright, by its EXIF orientation."""
+
+
+class _Room:
+    """Pixels that may be held at once. Who comes first is served first, and one that asks for more than there is, alone."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._held = most, 0
+        self._turn, self._changed = threading.Lock(), threading.Condition()
+
+    @contextmanager
+    def of(self, pixels: int) -> Iterator[None]:
+        with self._turn, self._changed:
+            self._changed.wait_for(lambda: self._held == 0 or self._held + pixels <= self._most)
+            self._held += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held -= pixels
+                self._changed.notify_all()
+
+
+_SMALL = 1 << 26  # bytes of a file that is read in one go
+_room = _Room(AT_ONCE)
+_thread = threading.local()
+_quiet = threading.Lock()
+
+
+@contextmanager
+def watched(room: Callable[[int], object], notes: list[str]) -> Iterator[None]:
+    """What this thread reads inside asks ``room`` for its pixels before it decodes them, and notes what it finds odd."""
+    _thread.watch = room, notes
+    try:
+        yield
+    finally:
+        del _thread.watch
+
+
 def read(file: str | os.PathLike[str] | bytes) -> Pixels:
     """The picture as (H, W, 3) uint8 RGB, upright, as a person would see it.
 
-    * EXIF orientation is carried out.
+    * EXIF orientation is carried out; damaged EXIF is passed over, and noted where somebody is :func:`watched`.
     * Transparency is laid over white: what has transparency (logos, cut-outs, web graphics) was drawn for a white page,
       and the colour stored under transparent pixels is arbitrary.
     * 16 bits a channel are scaled to 8 (65535 is white), not cut off.
     * Greyscale, palette, CMYK and YCbCr become RGB. Of an animation the first frame is taken.
 
     Raises:
-        Exception: whatever Pillow raises for a damaged file (OSError, SyntaxError, ValueError, ...).
+        Exception: whatever Pillow raises for a damaged file (OSError, SyntaxError, ValueError, ...); OSError for a pipe or a
+            device, on which it would wait.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", Image.DecompressionBombWarning
-        )  # large is no fault; twice as large still raises
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as picture:
-            picture.load()
-            upright = ImageOps.exif_transpose(picture)
-            return rgb(upright)
+    ask, notes = getattr(_thread, "watch", (None, []))
+    if not isinstance(file, bytes) and regular.check(file).stat().st_size <= _SMALL:
+        file = Path(file).read_bytes()  # nobody else waits for this disk below
+    with _silenced(notes):
+        opened = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+    with opened as picture:
+        pixels = picture.width * picture.height
+        if ask is None:
+            with _room.of(pixels):
+                return _decoded(picture, notes)
+        ask(pixels)
+        return _decoded(picture, notes)
+
+
+def _decoded(picture: Image.Image, notes: list[str]) -> Pixels:
+    picture.load()
+    with _silenced(notes):
+        turn = _UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    return rgb(picture if turn is None else picture.transpose(turn))
+
+
+@contextmanager
+def _silenced(notes: list[str]) -> Iterator[None]:
+    """Pillow warns of no file by name, and of each several times: that is noted once, and not said. Python's warnings are of
+    the whole process; so this is short, one thread after another, and what others say meanwhile is said afterwards.
+    """
+    with _quiet, warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        yield
+    for warning in heard:
+        if f"{os.sep}PIL{os.sep}" not in warning.filename:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        elif not notes and not issubclass(warning.category, Image.DecompressionBombWarning):  # large is no fault
+            notes.append("their metadata (EXIF) are damaged")
 
 
 def rgb(picture: Image.Image) -> Pixels:
@@ -52,7 +136,7 @@ def rgb(picture: Image.Image) -> Pixels:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture)
-    return np.array(picture.convert("RGB"))
+    return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
 def from_array(array: npt.NDArray[np.generic]) -> Pixels:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable
-from html import escape
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
+
+from lotus.report.names import escape
+from selection.shown import shown
 
 PALETTE = {
     "page": "#fbfaf8", "card": "#ffffff", "ink": "#22252b", "faint": "#6b7079", "grid": "#e9e7e2", "rule": "#dedbd4",
@@ -133,7 +135,7 @@ class Canvas:
 
     def svg(self, title: str, *, alone: bool = False) -> str:
         """The drawing as SVG; ``alone``: a file of its own, which brings its colours, for day and night."""
-        told = escape(title, quote=True)
+        told = escape(title)
         style, more = "", ""
         if alone:
             style = f"<style>svg{{{_variables(PALETTE)}font-family:{FONT}}}@media (prefers-color-scheme:dark){{svg{{{_variables(NIGHT)}}}}}</style>"
@@ -161,4 +163,4 @@ def _variables(palette: dict[str, str]) -> str:
 
 def _drawable(words: str, font: Any) -> str:
     """``words`` as far as the font that comes with Pillow has them; a class may be named in any script."""
-    return "".join(letter if ord(letter) < 0x250 else "?" for letter in words)
+    return "".join(letter if ord(letter) < 0x250 else "?" for letter in shown(words))

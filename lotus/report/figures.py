@@ -10,13 +10,13 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from lotus.report.names import escape
 from lotus.report.numbers import count, percent, si
 
 _WIDTH, _HEIGHT = 460, 270

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from lotus import config, files
 from lotus.report import figures, ledger, ticket
 from lotus.report.figures import Point, Series
+from lotus.report.names import plain
 from lotus.report.numbers import count, percent, si
 from selection import methods
 from selection.errors import Refused
@@ -50,7 +51,7 @@ def render(folder: Path) -> str:
 
     results = _results(folder)
     source = importlib.resources.files("lotus.report").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=plain)
     environment.filters |= {"si": si, "count": count, "percent": percent}
     log, settings = list(_events(folder)), _settings(folder)
     scored = _scored(folder, settings)

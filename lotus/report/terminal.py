@@ -24,11 +24,12 @@ from rich.live import Live
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
+from rich.text import Text as _Text
 
 from lotus.events import Began, Ended, Evaluated, Event, Pruned, Said, Skipped, Step
 from lotus.report import ledger
 from lotus.report.numbers import count, duration, listed, percent, si, times
+from selection.shown import shown
 
 _PLAIN_EVERY = 10.0  # seconds between two plain lines of a stage
 _DRAW_EVERY = 0.1  # seconds between two frames of the live display
@@ -65,7 +66,14 @@ def _console() -> Console:
     """Standard output, which must not fail on a class name that its encoding does not know."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
-    return Console(highlight=False)
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+class Text(_Text):
+    """A text as it is: never markup, and without what would act on the terminal. Names of one line go through ``shown`` first."""
+
+    def __init__(self, text: str = "", style: str = "", **more: Any) -> None:
+        super().__init__(shown(text, lines=True), style, **more)
 
 
 class Terminal:
@@ -375,14 +383,16 @@ def ticket_page(
     table.add_column("class")
     for name in ("kept", "of", ""):
         table.add_column(name, justify="right")
-    shown = len(classes) if len(classes) <= _CLASSES else _CLASSES - 1
-    for name, k, n in list(zip(classes, kept, of, strict=True))[:shown]:
-        table.add_row(Text(name, overflow="ellipsis", no_wrap=True), count(k), count(n), percent(k / n) if n else "")
-    if shown < len(classes):
-        shares = [k / n for k, n in zip(kept[shown:], of[shown:], strict=True) if n]
+    most = len(classes) if len(classes) <= _CLASSES else _CLASSES - 1
+    for name, k, n in list(zip(classes, kept, of, strict=True))[:most]:
+        table.add_row(
+            Text(shown(name), overflow="ellipsis", no_wrap=True), count(k), count(n), percent(k / n) if n else ""
+        )
+    if most < len(classes):
+        shares = [k / n for k, n in zip(kept[most:], of[most:], strict=True) if n]
         span = f"{percent(min(shares))} to {percent(max(shares))}" if shares else ""
         table.add_row(
-            Text(f"and {len(classes) - shown} more", "dim"), count(sum(kept[shown:])), count(sum(of[shown:])), span
+            Text(f"and {len(classes) - most} more", "dim"), count(sum(kept[most:])), count(sum(of[most:])), span
         )
     total = sum(of)
     table.add_section()
@@ -418,10 +428,10 @@ def ticket_told(
     pairs.add_column("", overflow="fold")
     pairs.add_row("images", f"{count(told['kept'])} of {count(told['of'])}, {percent(told['kept'] / told['of'])}")
     for name, value in told["origin"].items():
-        pairs.add_row(name, _flat(value))
+        pairs.add_row(Text(shown(name)), Text(_flat(value)))
     low, high = told["weights"]["low"], told["weights"]["high"]
     pairs.add_row("weights", "1 each" if low == high else f"{low:.3g} to {high:.3g}, mean 1")
-    pairs.add_row("data", told["fingerprint"])
+    pairs.add_row("data", Text(shown(told["fingerprint"])))
     for name, values in (told["scores"] or {}).items():
         parts = [f"{values[at]:.4g}" for at in ("low", "q25", "median", "q75", "high") if values[at] is not None]
         more = f", {count(values['unbounded'])} without bound" if values["unbounded"] else ""
@@ -466,7 +476,7 @@ def compare_page(
         rows = told["classes"]
         for row in rows[:_CLASSES]:
             table.add_row(
-                Text(row["class"], overflow="ellipsis", no_wrap=True), *map(count, row["kept"]), count(row["of"])
+                Text(shown(row["class"]), overflow="ellipsis", no_wrap=True), *map(count, row["kept"]), count(row["of"])
             )
         if len(rows) > _CLASSES:
             table.add_row(Text(f"and {len(rows) - _CLASSES} more, see --json", "dim"))
@@ -562,17 +572,16 @@ def patches_page(told: Mapping[str, Any], console: Console | None = None) -> Non
     by = f"{told['score']} of {told['model']}" if told["model"] else told["score"]
     console.print(Text(f"patches by {by}", "bold"))
     side = " x ".join(map(str, told["patch"]))
-    console.print(
-        f"keep {told['keep']:g}: {told['kept']} of {told['of']} patches of {side} pixels, of each of {count(told['images'])} images"
-    )
+    kept = f"keep {told['keep']:g}: {told['kept']} of {told['of']} patches of {side} pixels"
+    console.print(Text(f"{kept}, of each of {count(told['images'])} images"))
     if told["mass"] is not None:
-        console.print(f"the kept part has {percent(told['mass'])} of the score")
+        console.print(Text(f"the kept part has {percent(told['mass'])} of the score"))
     console.print(Text("mean place of each patch, in per cent: 100 comes first in every image", "dim"))
     for row in told["mean_map"]:
-        console.print(" ".join(f"{100 * value:3.0f}" for value in row))
-    console.print(f"{'written to' if told['made'] else 'was made before:'} {told['file']}")
+        console.print(Text(" ".join(f"{100 * value:3.0f}" for value in row)))
+    console.print(Text(f"{'written to' if told['made'] else 'was made before:'} {told['file']}"), soft_wrap=True)
     if told.get("picture"):
-        console.print(f"picture: {told['picture']}")
+        console.print(Text(f"picture: {told['picture']}"), soft_wrap=True)
 
 
 def doctor_page(checks: Iterable[Check], console: Console | None = None) -> None:

@@ -45,7 +45,7 @@ def patch_ticket(
         Refused: an unknown score; a model that is missing or not asked; no images.
     """
     from lotus.config import Method, Model, Patches
-    from lotus.data import tickets
+    from lotus.data import patch_maps
     from lotus.vit import saliency, tokens
     from lotus.vit.model import create
 
@@ -80,8 +80,8 @@ def patch_ticket(
             level="warning",
         )
     file, _, made = yield from patch_file(shop, "patches", wants, config.train, trained)
-    maps, asked = tickets.load(file, fingerprint=manifest.fingerprint)
-    mass = tickets.load_mass(file)
+    maps, asked = patch_maps.load(file, fingerprint=manifest.fingerprint)
+    mass = patch_maps.load_mass(file)
     count = int(trained.patch_embed.num_patches)
     mean = maps.mean(0) / 255
     stays = tokens.kept(count, share)
@@ -103,7 +103,7 @@ def _draw_ticket(
     """The contact sheet: images of as many classes as there is room for, as the model that trains will see them unaugmented."""
     import torch
 
-    from lotus.data import beton, tickets
+    from lotus.data import beton, patch_maps
     from lotus.data.format import Beton
     from lotus.report import contact
     from lotus.vit import tokens
@@ -118,7 +118,7 @@ def _draw_ticket(
         mine = mixed[labels[mixed] == label]
         turn[mine] = np.arange(len(mine))
     rows = np.sort(np.lexsort((labels, turn))[:shown])
-    held = tickets.Tickets(
+    held = patch_maps.Tickets(
         maps, stored.heights, stored.widths, asked=asked, size=size, patch=tuple(told["patch"]),
         augment=None, seed=0,
     )  # fmt: skip
@@ -207,7 +207,7 @@ def _prepared_data(run: Run) -> Data:
 def _asked_images(shop: Shop) -> Iterator[Path]:
     """The validation images that the config asks for, as a .beton of their own for as long as this is entered."""
     from lotus.data import beton
-    from lotus.data.source import open_data
+    from lotus.data.dataset import open_data
 
     folder = shop.run.folder / ".evaluate"
     _, val = open_data(shop.config.data, shop.shelves)

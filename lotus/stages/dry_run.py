@@ -30,7 +30,7 @@ def forecast(
     shelves: Sequence[ModuleType] = (),
 ) -> list[dict[str, Any]]:
     """What ``--dry-run`` tells: a row a stage, with whether it would run, why, and what it would cost."""
-    from lotus.data.source import open_data
+    from lotus.data.dataset import open_data
     from lotus.pruning.measure import enough
     from lotus.pruning.narrow import GRID
     from lotus.vit.cost import count

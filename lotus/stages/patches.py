@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lotus.config import Patches
-    from lotus.data.tickets import Tickets
+    from lotus.data.patch_maps import Tickets
     from lotus.training.joint import Joint
     from lotus.vit.tokens import Tokens
 
@@ -90,16 +90,16 @@ def patch_scores(
 ) -> Generator[Event, None, tuple[Tickets, int, float, tuple[Path, ...]]]:
     """The scores of the patches of all training images as ``model`` sees them; and how many images a model was shown for it
     now, at how many MACs; and the file that they lie in."""
-    from lotus.data import tickets
+    from lotus.data import patch_maps
     from lotus.data.format import Beton
     from lotus.vit.cost import count
     from lotus.vit.model import image_size
 
     file, asked, made = yield from patch_file(shop, stage, patches, recipe, model)
-    maps, size = tickets.load(file, fingerprint=shop.manifest().fingerprint)
+    maps, size = patch_maps.load(file, fingerprint=shop.manifest().fingerprint)
     stored = Beton(shop.run.train_beton)
     patch: Any = model.patch_embed.patch_size  # type: ignore[union-attr]
-    found = tickets.Tickets(
+    found = patch_maps.Tickets(
         maps, stored.heights, stored.widths, asked=size, size=image_size(model), patch=tuple(patch),
         augment=recipe.augment, seed=seed,
     )  # fmt: skip
@@ -118,7 +118,7 @@ def patch_file(
     import torch
 
     import lotus.pruning
-    from lotus.data import tickets
+    from lotus.data import patch_maps
     from lotus.vit import saliency
     from lotus.vit.model import image_size
 
@@ -134,10 +134,10 @@ def patch_file(
     text = run.own_text(patches.score.name)
     own = [text] if text else []
     file = run.data / f"patches-{digest([manifest.fingerprint, patches.score.model_dump(), by, *own])}.npz"
-    made = bool(shop.world.main(not tickets.stands(file)))  # nobody makes it before rank 0 has looked
+    made = bool(shop.world.main(not patch_maps.stands(file)))  # nobody makes it before rank 0 has looked
     if shop.world.rank == 0 and made:
         side = looks.patch_embed.grid_size
-        maps, mass, done = np.zeros((manifest.n, *side), np.uint8), tickets.Mass(int(np.prod(side))), 0
+        maps, mass, done = np.zeros((manifest.n, *side), np.uint8), patch_maps.Mass(int(np.prod(side))), 0
         ties = torch.Generator().manual_seed(0)  # not the run's: the file serves all seeds
         with shop.alone().images(run.train_beton, None, recipe, looks) as loader:
             if asked is not None:
@@ -147,11 +147,11 @@ def patch_file(
                 patch = tuple(looks.patch_embed.patch_size)
                 scored = saliency.by_images(patches.score, patch, loader.epoch(0), shop.shelves, seed=shop.config.seed)
             for rows, scores in scored:
-                maps[rows.numpy()] = tickets.ranks(scores, ties).view(-1, *side).numpy()
+                maps[rows.numpy()] = patch_maps.ranks(scores, ties).view(-1, *side).numpy()
                 mass.add(scores)
                 done += len(rows)
                 yield Step(stage, done, manifest.n, unit="images asked for their patches")
-        tickets.save(file, maps, size=image_size(looks), fingerprint=manifest.fingerprint, mass=mass.curve())
+        patch_maps.save(file, maps, size=image_size(looks), fingerprint=manifest.fingerprint, mass=mass.curve())
         yield Wrote(stage, str(file))
     shop.world.barrier()
     return file, asked, made

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 def prepare(shop: Shop) -> Making:
     from lotus.data import beton
-    from lotus.data.source import open_data
+    from lotus.data.dataset import open_data
 
     run, data = shop.run, shop.config.data
     here = lies(data.path)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lotus.config import Augment
+    from lotus.data.base import Loader
     from lotus.data.beton import Manifest
-    from lotus.data.loader import Loader
     from lotus.data.plan import SamplePlan
     from lotus.training.distributed import World
     from selection.signals import Signals

@@ -32,9 +32,9 @@ from lotus.training.optim import lr_at, make_optimizer, momentum_at
 from selection.errors import Refused
 
 if TYPE_CHECKING:
-    from lotus.data.loader import Batch, Loader
+    from lotus.data.base import Batch, Loader
+    from lotus.data.patch_maps import Tickets
     from lotus.data.plan import SamplePlan
-    from lotus.data.tickets import Tickets
     from lotus.sparsity.attention import AttentionPenalty
     from lotus.sparsity.gates import Gates
     from lotus.training.distill import Distiller

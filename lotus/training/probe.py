@@ -19,7 +19,7 @@ from selection.errors import Refused
 from selection.signals import VOCABULARY
 
 if TYPE_CHECKING:
-    from lotus.data.loader import Loader
+    from lotus.data.base import Loader
 
 WATCHED = ("p_other", "error_norm", "loss", "entropy", "margin")
 """What is recorded, names of :data:`selection.signals.VOCABULARY`; from these the probability of the label follows, and whether it

@@ -32,7 +32,7 @@ from lotus.training.optim import make_optimizer
 from selection.errors import Refused
 
 if TYPE_CHECKING:
-    from lotus.data.loader import Batch
+    from lotus.data.base import Batch
 
 LITTLE = 0.05
 """Of all weights: when less is still to go it goes at once (the paper's code)."""

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from lotus import config
 from lotus.vit import anatomy
 from lotus.vit.parts import Select, branches, gone, places, strip_like
+from selection import memory
 from selection.errors import Refused
 from selection.methods import nearest
 
@@ -33,6 +34,7 @@ _CUT = re.compile(r"(^|\.)blocks\.\d+\.(attn|mlp)\.")
 # A norm of which a part is read lies inside of a Select.
 _SELECTED = re.compile(r"^(blocks\.\d+\.norm[12])\.norm")
 _HEADS = ("head", "head_dist", "head.fc")
+_DEEPEST, _WIDEST = 1000, 1 << 20  # blocks; units of a layer or pixels of a side: no model has as many
 PATIENCE = 5.0
 """Seconds that the Hugging Face hub has for its first answer."""
 # timm's constructors, by the module that a name is registered in.
@@ -102,6 +104,7 @@ def _any(model: config.Model, classes: int, place: str) -> nn.Module:
             f"{place}: pos_embed_std and patch_embed_init are of plain ViTs, not of {model.name}. Remove them."
         )
     what = "get the published weights of" if model.pretrained else "make"
+    _check_sizes(model.args, place)
     try:
         allowed = (
             set(inspect.signature(_class_of(model.name).__init__).parameters) - _CALLABLES - {"num_classes", "kwargs"}
@@ -225,6 +228,7 @@ def build(
     import timm
 
     arch = _known(name, place)
+    _check_sizes(args, place)
     allowed = _arguments(timm.model_entrypoint(arch).__module__)
     for key, value in args.items():
         if key not in allowed:
@@ -243,6 +247,8 @@ def build(
     if meta:
         made = skeleton
     else:
+        numbers = sum(tensor.numel() for tensor in skeleton.state_dict().values())
+        memory.there(4 * numbers / memory.GB, f"{place}: {name!r} with {dict(args)}", "Take a smaller model.")
         try:
             if pretrained:
                 _ask_the_hub(name)
@@ -256,6 +262,20 @@ def build(
         args = {**_introspected(made)["args"], **args}
     remember(made, {"name": arch, "args": args})
     return made
+
+
+def _check_sizes(args: Mapping[str, Any], place: str) -> None:
+    """Before anything is built: thousands of blocks take minutes, even without memory for their weights.
+
+    Raises:
+        Refused: a model deeper or wider than any.
+    """
+    for key, value in args.items():
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        whole = [number for number in numbers if isinstance(number, int)]
+        most, of = (_DEEPEST, "blocks") if key in ("depth", "depths") else (_WIDEST, "units or pixels")
+        if len(numbers) > _DEEPEST or max([*whole, sum(whole) if key == "depths" else 0], default=0) > most:
+            raise Refused(f"{place}.args.{key}: {value!r:.60} is beyond any model; at most {most} {of}.")
 
 
 def _instead(place: str) -> str:

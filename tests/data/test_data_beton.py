@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +21,12 @@ from typing import Any
 import numpy as np
 import pytest
 from drawn_data import Make, drawn, source
+from PIL import Image
 
 from lotus.config import Data
 from lotus.data import beton, format, pictures
 from lotus.data.beton import Manifest
+from lotus.data.dataset import open_data
 from lotus.data.format import Beton, PlainWriter
 from lotus.data.source import Source
 from lotus.events import Said, Step, Wrote
@@ -170,6 +175,103 @@ def test_what_a_source_must_not_give(tmp_path: Path, odd: Any) -> None:
         )
 
 
+def folder_of(root: Path, files: dict[str, bytes]) -> Source:
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return open_data(Data(path=str(root)))[0]
+
+
+def packed(height: int, width: int, shade: int = 0, **more: Any) -> bytes:
+    out = io.BytesIO()
+    Image.new("L", (width, height), shade).save(out, "PNG", **more)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_pipe_among_the_pictures_is_named_and_not_waited_for(tmp_path: Path, kind: str) -> None:
+    root = tmp_path / "photos"
+    folder_of(root, {f"{name}/{i}.png": packed(4, 4, i) for name in "ab" for i in range(4)})
+    os.mkfifo(root / "a" / "x.png") if kind == "pipe" else (root / "a" / "x.png").symlink_to("/dev/zero")
+    what = open_data(Data(path=str(root), options={"val_fraction": 0.01}))[0]
+    told = list(beton.prepare(what, tmp_path / "x.beton", Data(damaged="skip", loader="torch")))
+    texts = [event.text for event in told if isinstance(event, Said)]
+    assert not texts or (
+        "x.png" in texts[0] and f"a {'named pipe' if kind == 'pipe' else 'device'}, not a file" in texts[0]
+    )
+    assert {Manifest.load(tmp_path / "x.beton").n} <= {6, 7}
+
+
+def test_damaged_exif_is_one_line_that_names_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    entry = b"\x0f\x01\x02\x00\xff\x00\x00\x00\xff\xff\x00\x00"
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + entry + b"\0\0\0\0"
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(out, "JPEG", exif=exif)
+    what = folder_of(tmp_path / "photos", {f"{name}/{i:03}.jpg": out.getvalue() for name in "ab" for i in range(100)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        told = list(beton.prepare(what, tmp_path / "x.beton", Data(loader="torch", workers=8)))
+    texts = [event.text for event in told if isinstance(event, Said)]
+    assert len(texts) == 1
+    assert re.search(r"their metadata \(EXIF\) are damaged: .*a/\d{3}.jpg, .* and 177 more", texts[0])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_moments_of_a_large_picture_are_those_of_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 41, 3), dtype=np.uint8)
+    flat = pixels.reshape(-1, 3) / 255
+    whole = beton._moments(pixels)
+    assert np.array_equal(whole, np.stack([flat.mean(0), (flat * flat).mean(0)]))
+    monkeypatch.setattr(beton, "_BLOCK", 100)
+    assert beton._moments(pixels) == pytest.approx(whole, rel=1e-12)
+
+
+def test_pictures_that_are_decoded_and_not_yet_written_have_bounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for three at a time, sixteen threads, the largest beyond all room: each is written, in order, and no more are held."""
+    monkeypatch.setattr(pictures, "AT_ONCE", 3 * 64)
+    what = folder_of(
+        tmp_path / "photos",
+        {f"{name}/{i:02}.png": packed(8, 8 if i % 7 else 80, 5 * i) for name in "ab" for i in range(40)},
+    )
+    most = 0
+    real = beton._InTurn.enter
+
+    def enter(self: Any, number: int, pixels: int) -> None:
+        nonlocal most
+        real(self, number, pixels)
+        most = max(most, sum(list(self._held.values())))
+
+    monkeypatch.setattr(beton._InTurn, "enter", enter)
+    file = tmp_path / "x.beton"
+    list(beton.prepare(what, file, Data(loader="torch", workers=16, write="raw")))
+    assert len(Beton(file)) == len(what)
+    for row in (0, 13, len(what) - 1):
+        assert np.array_equal(beton.image(file, row), what.read(row))
+    assert 64 <= most <= 3 * 64 + 640
+
+
+@pytest.mark.slow
+def test_pictures_of_a_hundred_megapixels_take_bounded_memory(tmp_path: Path) -> None:
+    small = {f"{name}/{i}.png": packed(4, 4) for name in "ab" for i in range(2)}
+    large = packed(10_000, 10_000, 9)
+    folder_of(tmp_path / "photos", small | {f"a/large{i}.png": large for i in range(4)})
+    code = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from lotus.config import Data\n"
+        "from lotus.data import beton\n"
+        "from lotus.data.dataset import open_data\n"
+        "source = open_data(Data(path=sys.argv[1]))[0]\n"
+        "list(beton.prepare(source, Path(sys.argv[2]), Data(loader='torch', workers=16)))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)\n"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "photos"), str(tmp_path / "x.beton")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 4, "GB, of which 0.5 are the program; without bound they take 7"
+
+
 @pytest.fixture
 def small_disk() -> Iterator[None]:
     """No file of this process may grow beyond 5 MB: as a full disk, the write fails when it is under way."""
@@ -190,7 +292,7 @@ def test_a_full_disk(tmp_path: Path, writer: str, n: int) -> None:
 
 def test_ffcv_s_shared_memory_is_given_back(tmp_path: Path) -> None:
     pytest.importorskip("ffcv")
-    from lotus.data.fast import FfcvWriter
+    from lotus.data.ffcv import FfcvWriter
 
     writer = FfcvWriter(tmp_path / "x", 10, format.SMALLEST_PAGE)
     name = writer._writer.metadata_sm.name
@@ -301,16 +403,124 @@ def test_the_file_alone_shows_most_of_it(make: Make, how: str) -> None:
         Beton(file)
 
 
-@pytest.mark.parametrize("field", ["mode", "width", "height", "pointer"])
-def test_metadata_that_point_elsewhere(make: Make, field: str) -> None:
+Spoil = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
+
+
+def rewritten(file: Path, spoil: Spoil) -> Path:
+    """The file with its header, metadata or table changed; its manifest goes with it."""
+    content = bytearray(file.read_bytes())
+    header = np.frombuffer(content, format.HEADER, 1)
+    images, table = int(header["images"][0]), int(header["table"][0])
+    meta = np.frombuffer(content, format.META, images, format.START)
+    places = np.frombuffer(content, format.PLACE, images, table)
+    spoil(header, meta, places)
+    del header, meta, places
+    file.write_bytes(content)
+    vouched(file)
+    return file
+
+
+def vouched(file: Path) -> None:
+    """A manifest that says that the file is as it should be: whoever spoils the one may write the other."""
+    about = file.stat()
+    known = json.loads(Manifest.path(file).read_text())
+    known |= {"bytes": about.st_size, "modified": about.st_mtime_ns, "checksum": beton.checksum(file)}
+    Manifest.path(file).write_text(json.dumps(known))
+
+
+def at(column: str, value: int, row: int = 11) -> Spoil:
+    """Change one number of one image's metadata."""
+
+    def spoil(_: np.ndarray, meta: np.ndarray, places: np.ndarray) -> None:
+        where = places if column == "size" else meta["image"] if column in format.PICTURE.names else meta  # type: ignore[operator]
+        where[column][row] = value
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("mode", 7), ("width", 9), ("height", 0), ("index", 12), ("size", 0), ("size", 1), ("pointer", 0),
+     ("pointer", format.START + 5), *[("pointer", v) for v in (1 << 40, (1 << 63) - 1, (1 << 63) - 100, 1 << 63, (1 << 64) - 1)],
+     *[("size", v) for v in ((1 << 63) - 1, 1 << 63, (1 << 64) - 192)]],
+)  # fmt: skip
+@pytest.mark.parametrize("write", ["raw", "jpg"])
+def test_metadata_that_point_elsewhere(make: Make, column: str, value: int, write: str) -> None:
+    """Nothing that is added or multiplied may come round to a place inside of the file."""
+    if write == "jpg" and (column, value) in (("width", 9), ("size", 1)):
+        return  # decoding tells
+    file = make(source(20), loader="torch", write=write)
+    with pytest.raises(Refused, match=r"wrong places.*run prepare"):
+        Beton(rewritten(file, at(column, value)))
+
+
+@pytest.mark.parametrize("rows", [(1 << 63, 0), (1 << 64, -1), (20, 0), (5, 6)])
+def test_a_table_that_names_others(make: Make, rows: tuple[int, int]) -> None:
+    def spoil(_: np.ndarray, __: np.ndarray, places: np.ndarray) -> None:
+        places["row"][rows[1]] = min(rows[0], (1 << 64) - 1)
+
+    with pytest.raises(Refused, match=r"each image once.*run prepare"):
+        Beton(rewritten(make(source(20), loader="torch"), spoil))
+
+
+@pytest.mark.parametrize("label", [-1, -(1 << 63), 3, (1 << 31) - 1, 1 << 31, (1 << 63) - 1])
+def test_a_label_of_no_class(make: Make, label: int) -> None:
+    file = rewritten(make(source(20), loader="torch"), at("label", label))
+    with pytest.raises(Refused, match=r"label.*un prepare"):
+        beton.labels(file)
+
+
+@pytest.mark.parametrize(("images", "table"), [(1 << 60, 0), (1 << 63, 1 << 63), ((1 << 64) - 1, 24), (21, 0), (19, 0)])
+def test_a_header_that_counts_others(make: Make, images: int, table: int) -> None:
+    def spoil(header: np.ndarray, _: np.ndarray, __: np.ndarray) -> None:
+        header["images"], header["table"] = images, table or header["table"]
+
+    with pytest.raises(Refused, match=r"cut off or half-written.*run prepare"):
+        Beton(rewritten(make(source(20), loader="torch"), spoil))
+
+
+def test_pages_that_begin_inside_the_metadata(make: Make) -> None:
+    """A file in which all else is as it should be."""
     file = make(source(20), loader="torch", write="raw")
-    meta = np.fromfile(file, format.META, count=20, offset=format.START)
-    meta["image"][field][11] = {"mode": 7, "width": 9, "height": 0, "pointer": 1 << 40}[field]
-    with file.open("r+b") as opened:
-        opened.seek(format.START)
-        opened.write(meta.tobytes())
+
+    def spoil(header: np.ndarray, meta: np.ndarray, _: np.ndarray) -> None:
+        meta["image"]["pointer"] = format.START
+
     with pytest.raises(Refused, match="wrong places"):
-        Beton(file)
+        Beton(rewritten(file, spoil))
+
+
+def test_a_file_of_holes_claims_a_billion_images(make: Make) -> None:
+    """It has the size of what it claims and takes no room on the disk; nor does it take any in memory."""
+    file = make(source(20), loader="torch")
+    images = 10**9
+    pages = format.START + images * format.META.itemsize
+    header, fields = format.head(format.USUAL_PAGE, images, pages)
+    file.write_bytes(header.tobytes() + fields.tobytes())
+    os.truncate(file, pages + images * format.PLACE.itemsize)
+    code = (
+        "import resource, sys\n"
+        "from lotus.data.format import Beton\n"
+        "taken = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (taken + (1 << 29),) * 2)\n"
+        "Beton(sys.argv[1])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=False)
+    assert "Refused" in done.stderr.splitlines()[-1], done.stderr
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"n": "20"}, {"n": -1}, {"n": 21}, {"classes": []}, {"classes": [1, 2, 3]}, {"mean": [0.5]}, {"std": [0, 0, 0]},
+     {"std": ["a", "b", "c"]}, {"mean": [float("nan")] * 3}, {"size": [8, "x"]}, {"modified": 1e300}, {"checksum": 5},
+     {"skipped": [5]}, {"settings": 5}],
+)  # fmt: skip
+def test_manifests_of_another_kind(make: Make, change: dict[str, Any]) -> None:
+    file = make(source(20), loader="torch")
+    path = Manifest.path(file)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(Refused, match="un prepare"):
+        beton.labels(file)
 
 
 def test_manifests_that_are_missing_or_no_manifests(make: Make) -> None:

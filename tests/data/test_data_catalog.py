@@ -3,6 +3,9 @@ from __future__ import annotations
 import builtins
 import os
 import pickle
+import subprocess
+import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from PIL import Image
 
 from lotus.config import Data
 from lotus.data import catalog
-from lotus.data.catalog import open_data
+from lotus.data.dataset import open_data
 from lotus.data.source import Source
 from selection import methods
 from selection.errors import Refused
@@ -228,6 +231,21 @@ def test_npz_that_does_not_fit(tmp_path: Path, changes: dict[str, Any], says: st
         open_data(saved(tmp_path, **changes))
 
 
+def test_npz_that_claims_a_hundred_gigabytes(tmp_path: Path) -> None:
+    """Packed zeros of four images, of which the head says that they are very many."""
+    data = saved(tmp_path)
+    with zipfile.ZipFile(data.path) as whole:
+        members = {name: whole.read(name) for name in whole.namelist()}
+    head = members["x_train.npy"]
+    members["x_train.npy"] = head.replace(b"(12, 4, 4, 3), }        ", b"(2083333333, 4, 4, 3), }")
+    assert members["x_train.npy"] != head
+    with zipfile.ZipFile(data.path, "w", zipfile.ZIP_DEFLATED) as changed:
+        for name, content in members.items():
+            changed.writestr(name, content)
+    with pytest.raises(Refused, match=r"'x_train' claims \d{11} bytes"):
+        open_data(data)
+
+
 def test_npz_that_is_cut_off(tmp_path: Path) -> None:
     data = saved(tmp_path)
     whole = Path(data.path).read_bytes()
@@ -294,6 +312,18 @@ def test_a_pickle_cannot_run_code(tmp_path: Path) -> None:
     bad.write_bytes(b"\x80\x02garbage")
     with pytest.raises(Refused, match="not read"):
         open_data(Data(name="cifar10", path=str(tmp_path)))
+
+
+def test_a_pickle_cannot_reach_memory(tmp_path: Path) -> None:
+    """numpy would take the bytes of an array of objects for addresses; so it is asked in a process of its own."""
+    batches(tmp_path, "CIFAR10", "python")
+    objects = b"c__builtin__\nset\n((cnumpy\nndarray\n((I1\ntVO\nC\x08AAAAAAAAtRtltR."
+    (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"\x80\x03" + objects)
+    code = "import sys; from lotus.config import Data; from lotus.data.dataset import open_data; "
+    code += "open_data(Data(name='cifar10', path=sys.argv[1]))"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Refused" in done.stderr.splitlines()[-1]
 
 
 def test_cifar_from_npz_or_folders_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

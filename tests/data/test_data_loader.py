@@ -17,11 +17,12 @@ from few import few
 from lotus.config import Augment, Data
 from lotus.data import beton, loader
 from lotus.data.augment import parameters
-from lotus.data.catalog import open_data
-from lotus.data.loader import Batch, Loader, open_loader
-from lotus.data.plain import resize_area, view
+from lotus.data.base import Batch, Loader
+from lotus.data.dataset import open_data
+from lotus.data.loader import open_loader
 from lotus.data.plan import SamplePlan
 from lotus.data.source import split
+from lotus.data.torch_loader import resize_area, view
 from selection.errors import Refused
 
 MEAN, STD = (0.5, 0.45, 0.4), (0.25, 0.22, 0.2)
@@ -392,7 +393,7 @@ def test_without_ffcv_the_torch_loader_stands_in_and_says_so(
 ) -> None:
     import sys
 
-    monkeypatch.setitem(sys.modules, "lotus.data.fast", None)  # importing it raises ImportError
+    monkeypatch.setitem(sys.modules, "lotus.data.ffcv", None)  # importing it raises ImportError
     monkeypatch.setattr(loader, "_warned", set())
     with pytest.warns(UserWarning, match="stands in.*2.4 times on JPEG"):
         opened = open_(stored["square"], training(), "auto")

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import io
+import os
+import socket
+import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from lotus.data import pictures
 
@@ -119,3 +126,92 @@ def test_fit_keeps_the_shape_and_never_enlarges() -> None:
     assert pictures.fit(picture, 0) is picture
     assert pictures.fit(picture, 300) is picture
     assert pictures.fit(np.zeros((1000, 1, 3), np.uint8), 10).shape == (10, 1, 3)
+
+
+# ------------------------------------------------------------------------------------------- what is no picture at all
+
+
+def special(folder: Path, kind: str) -> Path:
+    """A file by its name alone."""
+    file = folder / "x.png"
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(os.path.relpath(file))  # a socket's name is short
+    elif kind == "device":
+        file.symlink_to("/dev/zero")
+    else:
+        file.mkdir()
+    return file
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "folder"])
+def test_what_has_no_end_is_not_waited_for(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=f"{kind}, not a file"):
+        pictures.read(special(tmp_path, kind))
+
+
+# -------------------------------------------------------------------------------------------------- odd and too large
+
+
+def broken_exif(number: int = 0) -> bytes:
+    """A JPEG whose EXIF names an entry beyond its end."""
+    entry = b"\x0f\x01\x02\x00\xff\x00\x00\x00\xff\xff\x00\x00"
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + entry + b"\0\0\0\0"
+    return saved(Image.new("RGB", (8, 8), (number, 0, 0)), "JPEG", exif=exif)
+
+
+def test_damaged_exif_is_noted_and_nobody_is_warned() -> None:
+    notes: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pictures.watched(lambda pixels: None, notes):
+            assert pictures.read(broken_exif()).shape == (8, 8, 3)
+        assert pictures.read(broken_exif()).shape == (8, 8, 3)
+    assert notes == ["their metadata (EXIF) are damaged"]
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_every_orientation_is_what_pillow_makes_of_it(orientation: int) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[274] = orientation
+    packed = saved(picture, exif=exif)
+    with Image.open(io.BytesIO(packed)) as again:
+        assert np.array_equal(pictures.read(packed), np.asarray(ImageOps.exif_transpose(again)))
+
+
+def test_other_warnings_are_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Image.open
+
+    def noisy(*args: Any) -> Image.Image:
+        warnings.warn("somebody else's", stacklevel=1)
+        return real(*args)
+
+    monkeypatch.setattr(Image, "open", noisy)
+    with pytest.warns(UserWarning, match="somebody else's"):
+        pictures.read(saved(Image.new("RGB", (4, 4))))
+
+
+def test_large_pictures_take_turns() -> None:
+    """Never more pixels at a time than there is room for, but one that alone has more; and none is passed by for ever."""
+    room = pictures._Room(100)
+    held, most, done, lock = 0, 0, [], threading.Lock()
+
+    def work(pixels: int) -> None:
+        nonlocal held, most
+        with room.of(pixels):
+            with lock:
+                held += pixels
+                most = max(most, held)
+            time.sleep(0.002)
+            with lock:
+                held -= pixels
+                done.append(pixels)
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(work, [10] * 40 + [70] * 8 + [300] + [10] * 40))
+    assert len(done) == 89
+    assert most == 300
+    assert done.index(300) < 60

@@ -130,6 +130,17 @@ def test_a_spec_of_countless_blocks_is_refused_before_one_is_built(tmp_path, arg
         spec.load(folder)
 
 
+def test_a_spec_that_has_a_row_for_each_of_countless_blocks(tmp_path):
+    _, folder = saved(tmp_path)
+    model = spec.read(folder)["model"]
+    row = {"heads": 1, "qk_dim": 8, "v_dim": 8, "hidden": 8}
+    edit(folder, model={**model, "args": {**model["args"], "depth": 100_000}}, blocks=[row] * 100_000)
+    with pytest.raises(Refused, match=r"spec.json.args.depth: .* beyond any model"):
+        spec.load(folder)
+    with pytest.raises(Refused, match="beyond any model"):
+        spec.dense_cost(spec.read(folder), "here")
+
+
 def test_tampered_and_truncated_weights_are_refused(tmp_path):
     _, folder = saved(tmp_path)
     file = folder / "model.safetensors"

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from lotus.config import Augment, Data, Recipe
-from lotus.data import beton, tickets
+from lotus.data import beton, patch_maps
 from lotus.data.format import Beton
 from lotus.data.loader import open_loader
+from lotus.data.patch_maps import Tickets
 from lotus.data.plan import SamplePlan
 from lotus.data.source import Source
-from lotus.data.tickets import Tickets
 from lotus.training.objective import Objective
 from selection.errors import Refused
 
@@ -90,16 +90,16 @@ def test_what_was_not_scored_counts_as_the_middle() -> None:
 def test_ranks() -> None:
     scores = torch.tensor([[0.1, 5.0, -2.0, 0.3], [1e9, 0.0, 1.0, 2.0]])
     rng = torch.Generator().manual_seed(1)
-    assert tickets.ranks(scores, rng).tolist() == [[85, 255, 0, 170], [255, 0, 85, 170]]
+    assert patch_maps.ranks(scores, rng).tolist() == [[85, 255, 0, 170], [255, 0, 85, 170]]
     many = torch.randperm(196, generator=torch.Generator().manual_seed(0)).float()[None]
-    assert torch.equal(tickets.ranks(many, rng)[0].argsort(), many[0].argsort())
+    assert torch.equal(patch_maps.ranks(many, rng)[0].argsort(), many[0].argsort())
 
 
 def test_no_place_wins_among_equals() -> None:
     """A black border all round a digit: its patches stand below the digit, and each of them is the last one as often as another."""
     scores = torch.zeros(4000, 16)
     scores[:, [5, 6, 9, 10]] = torch.tensor([3.0, 1.0, 2.0, 4.0])
-    found = tickets.ranks(scores, torch.Generator().manual_seed(0)).double()
+    found = patch_maps.ranks(scores, torch.Generator().manual_seed(0)).double()
     assert (found[:, [5, 6, 9, 10]] == torch.tensor([238.0, 204.0, 221.0, 255.0])).all()
     border = [place for place in range(16) if place not in (5, 6, 9, 10)]
     assert (found[:, border].mean(0) - 17 * 5.5).abs().max() < 5 * 17 * 3.46 / 4000**0.5  # five standard errors
@@ -109,15 +109,15 @@ def test_no_place_wins_among_equals() -> None:
 def test_the_file_comes_back_and_others_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "patches.npz"
     maps = np.random.default_rng(0).integers(0, 256, (5, 3, 3)).astype(np.uint8)
-    tickets.save(file, maps, size=24, fingerprint="f")
-    found, size = tickets.load(file, fingerprint="f")
+    patch_maps.save(file, maps, size=24, fingerprint="f")
+    found, size = patch_maps.load(file, fingerprint="f")
     assert np.array_equal(found, maps)
     assert size == 24
     assert file.stat().st_size < maps.nbytes + 1500, "one byte a patch"
     with pytest.raises(Refused, match="other data"):
-        tickets.load(file, fingerprint="g")
+        patch_maps.load(file, fingerprint="g")
     file.write_bytes(file.read_bytes()[:-30])
     with pytest.raises(Refused, match="cannot be read"):
-        tickets.load(file, fingerprint="f")
+        patch_maps.load(file, fingerprint="f")
     with pytest.raises(Refused, match="5 images, and the data has 4"):
         Tickets(maps, np.ones(4, int), np.ones(4, int), asked=3, size=3, patch=(1, 1), augment=None, seed=0)

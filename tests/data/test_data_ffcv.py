@@ -18,13 +18,14 @@ from drawn_data import source
 
 from lotus.config import Augment
 from lotus.data import threads
-from lotus.data.loader import Loader, open_loader
+from lotus.data.base import Loader
+from lotus.data.loader import open_loader
 from lotus.data.plan import SamplePlan
 from selection.errors import Refused
 
 ffcv = pytest.importorskip("ffcv")
 
-from lotus.data import fast  # noqa: E402
+from lotus.data import ffcv as door  # noqa: E402
 
 
 def open_(
@@ -38,7 +39,7 @@ def open_(
 def test_one_compilation_serves_every_loader(stored: dict[str, Path]) -> None:
     with open_(stored["square"]) as opened:
         list(opened.epoch(0))
-    before = len(fast._paint.signatures)
+    before = len(door._paint.signatures)
     for name, augment, size, workers in (
         ("mixed", Augment(crop="resized"), 16, 1),
         ("jpeg", Augment(crop="pad", flip=True), 24, 3),
@@ -47,9 +48,9 @@ def test_one_compilation_serves_every_loader(stored: dict[str, Path]) -> None:
         with open_(stored[name], range(9, 60), size=size, workers=workers, augment=augment) as opened:
             for epoch in range(3):
                 assert sum(len(batch.labels) for batch in opened.epoch(epoch)) == 51
-    assert len(fast._paint.signatures) == before
+    assert len(door._paint.signatures) == before
     assert numba.types.uint8[::1].mutable, "which FFCV would have changed, for the whole process"
-    assert fast._paint.stats.cache_path, "and it is kept on disk for the next process"
+    assert door._paint.stats.cache_path, "and it is kept on disk for the next process"
 
 
 def test_thread_counts_stay(stored: dict[str, Path]) -> None:
@@ -117,7 +118,7 @@ def test_an_exception_in_the_thread_reaches_the_consumer(
     with open_(stored["square"], workers=workers) as opened:
         first = opened.epoch(0)
         next(first)
-        monkeypatch.setattr(fast, "_paint", broken)
+        monkeypatch.setattr(door, "_paint", broken)
         with pytest.raises(ZeroDivisionError, match="in the pipeline"):
             within(20, lambda: list(opened.epoch(1)))
         monkeypatch.undo()
@@ -125,7 +126,7 @@ def test_an_exception_in_the_thread_reaches_the_consumer(
 
 
 def test_a_thread_that_vanishes_is_noticed(stored: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast._Epoch, "run", lambda self: None)
+    monkeypatch.setattr(door._Epoch, "run", lambda self: None)
     with open_(stored["square"]) as opened, pytest.raises(RuntimeError, match="ended without a word"):
         within(20, lambda: list(opened.epoch(0)))
 

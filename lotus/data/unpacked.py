@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lotus.data.augment import TOP, centre
 from lotus.data.pictures import Pixels
-from lotus.data.plain import view
 from lotus.data.source import Source
+from lotus.data.torch_loader import view
 from selection.errors import Refused
 
 

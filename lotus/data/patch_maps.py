@@ -21,6 +21,7 @@ from torch.nn import functional
 from lotus import files
 from lotus.config import Augment
 from lotus.data.augment import DOWN, FLIP, HEIGHT, LEFT, RIGHT, TOP, WIDTH, centre, parameters
+from selection import npz, regular
 from selection.errors import Refused
 
 FORMAT = 1
@@ -87,13 +88,15 @@ def load(file: Path, *, fingerprint: str) -> tuple[Bytes, int]:
         Refused: it cannot be read, or was made from other data.
     """
     try:
-        with np.load(file, allow_pickle=False) as found:
-            if int(found["format"]) != FORMAT:
-                raise ValueError(f"format {int(found['format'])}")
-            maps, size, of = found["maps"], int(found["size"]), str(found["fingerprint"])
+        found = npz.arrays(regular.check(file))
+        if int(found["format"]) != FORMAT:
+            raise ValueError(f"format {int(found['format'])}")
+        maps, size, of = found["maps"], int(found["size"]), str(found["fingerprint"])
         if maps.dtype != np.uint8 or maps.ndim != 3:
             raise ValueError(f"{maps.dtype} of {maps.ndim} dimensions")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        if size < 1 or 0 in maps.shape:
+            raise ValueError(f"no patches: {maps.shape} of {size} pixels")
+    except Exception as error:  # a damaged file can break its parsers in any way
         raise Refused(f"{file}: cannot be read ({error}). Delete it; it is made again.") from None
     if of != fingerprint:
         raise Refused(f"{file}: was made from other data. Delete it; it is made again.")
@@ -102,8 +105,7 @@ def load(file: Path, *, fingerprint: str) -> tuple[Bytes, int]:
 
 def load_mass(file: Path) -> npt.NDArray[np.float64] | None:
     """What :class:`Mass` found; None where it is not in the file."""
-    with np.load(file, allow_pickle=False) as found:
-        return found.get("mass")
+    return npz.arrays(file, {"mass"}).get("mass")
 
 
 class Tickets:

@@ -38,8 +38,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from lotus.data.augment import DOWN, FLIP, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Table
+from lotus.data.base import BaseLoader, Raw
 from lotus.data.format import FIELDS, JPEG, META, Stored, TooLarge, damaged
-from lotus.data.loader import BaseLoader, Raw
 from lotus.data.plan import Rows
 
 

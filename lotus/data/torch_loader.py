@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 
 from lotus.data.augment import Table
+from lotus.data.base import BaseLoader, Raw
 from lotus.data.format import RAW
-from lotus.data.loader import BaseLoader, Raw
 from lotus.data.pictures import Pixels
 from lotus.data.plan import Rows
 

@@ -1,0 +1,181 @@
+"""What a loader promises, and what both loaders share.
+
+Letters: B images of a batch, S side of the model's input.
+"""
+
+from __future__ import annotations
+
+import atexit
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from typing import Any, NamedTuple, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lotus.config import Augment
+from lotus.data.augment import Table, parameters
+from lotus.data.format import Beton
+from lotus.data.plan import Rows, SamplePlan
+
+
+class Batch(NamedTuple):
+    """Images with what belongs to them. The receiver owns it: nothing is a view of a buffer that is used again."""
+
+    images: Tensor
+    """(B, 3, S, S) float32, normalised, contiguous."""
+    labels: Tensor
+    """(B,) int64."""
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody asks a batch for
+    """(B,) int64: row numbers, an image's name for ever."""
+
+
+class Loader(Protocol):
+    """Goes through the rows of a sample plan. A context manager; leaving it closes it."""
+
+    kind: str
+    """``ffcv`` or ``torch``."""
+
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from number ``skip`` on: those before were gone through before a restart.
+
+        Beginning another epoch, or :meth:`close`, ends this one.
+        """
+
+    def close(self) -> None:
+        """End the epoch under way and let go of the threads. May be called twice."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *fault: object) -> None: ...
+
+
+class Raw(NamedTuple):
+    """A batch as a loader's threads make it, on the CPU."""
+
+    planes: Tensor
+    """(B, 3, S, S): float32 and normalised where the batch stays on the CPU, else uint8."""
+    labels: Tensor
+    index: Tensor  # type: ignore[assignment]
+
+
+_open: weakref.WeakSet[BaseLoader] = weakref.WeakSet()
+
+
+class BaseLoader(ABC):
+    """What both loaders share: the order, the table of augmentations, the device, and the end of things.
+
+    Args:
+        beton: the open file.
+        plan: which rows, in which order.
+        size: S.
+        augment: ``None`` for evaluation: the centre view, :func:`lotus.data.augment.centre`.
+        mean: of each channel, in 0..1.
+        std: likewise.
+        seed: of the augmentations.
+        device: where batches go. Elsewhere than on the CPU they are normalised there and travel as bytes.
+        workers: threads that decode.
+    """
+
+    kind = ""
+
+    def __init__(
+        self,
+        beton: Beton,
+        plan: SamplePlan,
+        *,
+        size: int,
+        augment: Augment | None,
+        mean: Sequence[float],
+        std: Sequence[float],
+        seed: int,
+        device: torch.device,
+        workers: int,
+    ) -> None:
+        self.beton, self.plan, self.size, self.augment = beton, plan, size, augment
+        self.seed, self.device, self.workers = seed, device, workers
+        # float32 throughout, subtract then divide: the table and the device's arithmetic give the same bits.
+        self._mean = np.asarray(mean, np.float32) * np.float32(255)
+        self._std = np.asarray(std, np.float32) * np.float32(255)
+        grey = np.arange(256, dtype=np.float32)
+        self.stays = device.type == "cpu"
+        if self.stays:
+            self.levels: npt.NDArray[Any] = (grey - self._mean[:, None]) / self._std[:, None]  # (3, 256)
+        else:
+            self.levels = np.repeat(np.arange(256, dtype=np.uint8)[None], 3, axis=0)
+        self.fill = np.clip(np.rint(self._mean), 0, 255).astype(np.uint8)  # beyond the border: the mean colour
+        self._live: Generator[Batch, None, None] | None = None
+        self._closed = False
+        _open.add(self)
+
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """See :meth:`Loader.epoch`.
+
+        Raises:
+            ValueError: a negative epoch, or ``skip`` beyond the epoch's end.
+            RuntimeError: the loader is closed.
+        """
+        if self._closed:
+            raise RuntimeError("the loader is closed")
+        self._end_epoch()
+        sizes = self.plan.sizes(epoch) if epoch >= 0 else None
+        if sizes is None or not 0 <= skip <= len(sizes):
+            raise ValueError(f"no batch {skip} in epoch {epoch}")
+        self._live = self._batches(epoch, self.plan.order(epoch)[sum(sizes[:skip]) :], sizes[skip:])
+        return self._live
+
+    def close(self) -> None:
+        self._end_epoch()
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def _ahead(self, rows: Rows, table: Table, sizes: Sequence[int]) -> Generator[Raw, None, None]:
+        """Batches of ``sizes`` of ``rows``, one after another, made ahead by threads that are gone when the generator is closed.
+
+        ``table`` (len(rows), 7) goes with ``rows``, whose number is the sum of ``sizes``.
+        """
+
+    def _end_epoch(self) -> None:
+        live, self._live = self._live, None
+        if live is not None:
+            live.close()
+
+    def _batches(self, epoch: int, rows: Rows, sizes: Sequence[int]) -> Generator[Batch, None, None]:
+        if not len(rows):
+            return
+        table = parameters(
+            self.augment, self.seed, epoch, rows, self.beton.heights[rows], self.beton.widths[rows], self.size
+        )
+        with closing(self._ahead(rows, table, sizes)) as ahead:
+            for raw in ahead:
+                yield self._delivered(raw)
+
+    def _delivered(self, raw: Raw) -> Batch:
+        if self.stays:
+            return Batch(*raw)
+        images = raw.planes.to(self.device, non_blocking=True).to(torch.float32)
+        images -= torch.from_numpy(self._mean).to(self.device).view(3, 1, 1)
+        images /= torch.from_numpy(self._std).to(self.device).view(3, 1, 1)
+        return Batch(images, raw.labels.to(self.device), raw.index.to(self.device))
+
+    def blank(self, count: int) -> Tensor:
+        """Memory for ``count`` images (count, 3, S, S), of the kind that ``levels`` gives; new, so that it can be given away."""
+        dtype = torch.float32 if self.stays else torch.uint8
+        return torch.empty((count, 3, self.size, self.size), dtype=dtype, pin_memory=self.device.type == "cuda")
+
+
+@atexit.register
+def _close_all() -> None:
+    """An FFCV thread that is alive when the interpreter ends aborts the process (exit code 134)."""
+    for loader in list(_open):
+        loader.close()
