@@ -387,7 +387,7 @@ def _named(part: Any, place: str, left_out: Set[str]) -> Iterator[tuple[str, str
         yield place, part.name
     elif isinstance(part, tuple):
         for one in part:
-            yield from _named(one, place, left_out)
+            yield from _named(one, f"{place}.{one.name}" if isinstance(one, Method) else place, left_out)
     elif isinstance(part, Section):
         for name in type(part).model_fields:
             if f"{place}.{name}" not in left_out:
