@@ -105,7 +105,8 @@ def check(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
             )
     pressing(config.train.sparsity.penalty, shelves)
     for part, recipe in (("train", config.train), ("score", config.score), ("finetune", config.finetune)):
-        make_schedule(recipe, shelves, place=part)
+        linear = part == "score" and config.score.probe == "linear"  # whose heads go by our own schedules alone
+        make_schedule(recipe, () if linear else shelves, place=part)
         guests.check(recipe.guests, shelves, place=f"{part}.guests")
         if recipe.patches is not None:
             _check_patches(recipe.patches, f"{part}.patches", shelves)

@@ -111,9 +111,10 @@ def fit(
         job = loop.Job(stage, folder, key, world, place=place, stop=stop, shelves=shop.shelves)
         fitted = yield from loop.fit(model, recipe, data, job, joined)
         told = {} if patches is None or tokens is None else told_of_patches(patches, tokens, joint, images.rows)
+    counted = fitted.macs / fitted.images_seen if fitted.images_seen and fitted.macs else None
     if patches is None or tokens is None:
-        return fitted, Price(macs(model, side))
-    mean = fitted.macs / fitted.images_seen if fitted.images_seen else float(tokens.macs())
+        return fitted, Price(macs(fitted.model, side) if counted is None else counted)
+    mean = float(tokens.macs()) if counted is None else counted
     return fitted, Price(mean, {**told, "train_macs": mean}, asked, asked_macs)
 
 

@@ -71,6 +71,7 @@ def train(shop: Shop) -> Making:
     fitted, price = yield from fit(
         shop, "train", config.train, model, Images(ticket.rows, ticket.spread()), guests
     )  # fmt: skip
+    model = fitted.model
     if penalty is not None:
         price = dataclasses.replace(price, macs=price.macs + penalty.macs())
         penalty.remove()
@@ -121,6 +122,7 @@ def finetune(shop: Shop) -> Making:
         fitted, price = yield from fit(
             shop, "finetune", recipe, model, Images(ticket.rows, ticket.spread()), guests
         )  # fmt: skip
+    model = fitted.model
     more: dict[str, Any] = {}
     if masks:
         unstructured.check(model, masks)

@@ -228,7 +228,7 @@ class Guest:
         return {}
 
     def macs(self, macs: float) -> float:
-        """Of an image's forward pass now, given what those before this guest said; 0: nobody counts."""
+        """Of an image's whole forward pass now, given what those before this guest said; 0: nobody has counted it."""
         return macs
 
 

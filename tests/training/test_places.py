@@ -8,15 +8,17 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import recipe, train, vit
 
 import lotus.training
-from lotus.config import check
+from lotus.config import Patches, check
 from lotus.stages.checks import look_ahead
 from lotus.training.distributed import World
 from lotus.training.engine import Engine, settings
+from lotus.training.joint import Joint
 from lotus.training.optim import make_optimizer
 from selection.errors import Refused
 
@@ -73,6 +75,12 @@ def test_a_mistyped_optimizer_is_refused_where_it_was_written(place: str) -> Non
     """What stands in ``train`` is inherited, and is named there."""
     with pytest.raises(Refused, match=rf"^{place}\.optimizer: timm has no .*'adamww'.*Did you mean 'adamw'"):
         look_ahead(check({place: {"optimizer": "adamww"}}))
+
+
+def test_a_joint_budget_names_the_place_it_was_given() -> None:
+    wants = Patches.model_validate({"keep": 0.5, "joint": {"least": 0.49}})
+    with pytest.raises(Refused, match=r"^finetune\.patches\.joint\.least: "):
+        Joint(np.arange(8.0), wants, patches=4, seed=0, place="finetune.patches.joint").groups(np.arange(8))
 
 
 def test_no_low_room_spells_the_name_of_a_top_floor() -> None:
