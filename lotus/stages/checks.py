@@ -29,7 +29,7 @@ def check(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
     """
     from lotus.pruning import criteria
     from lotus.sparsity.gates import pressing
-    from lotus.training import guests
+    from lotus.training import named
     from lotus.training.optim import make_schedule
 
     wants = config.select
@@ -107,7 +107,7 @@ def check(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
     for part, recipe in (("train", config.train), ("score", config.score), ("finetune", config.finetune)):
         linear = part == "score" and config.score.probe == "linear"  # whose heads go by our own schedules alone
         make_schedule(recipe, () if linear else shelves, place=part)
-        guests.check(recipe.guests, shelves, place=f"{part}.guests")
+        named.check(recipe.guests, shelves, place=f"{part}.guests")
         if recipe.patches is not None:
             _check_patches(recipe.patches, f"{part}.patches", shelves)
 

@@ -139,7 +139,7 @@ def _own_guests(
 ) -> list[Guest]:
     """Those that the config names. They join the training whose recipe it is, and no other that goes by it."""
     from lotus.data import beton
-    from lotus.training import guests
+    from lotus.training import named
 
     wanted = getattr(recipe, "guests", ()) if stage == place else ()
     if not wanted:
@@ -148,7 +148,7 @@ def _own_guests(
         "model": model, "recipe": recipe, "rows": images.rows, "labels": beton.labels(shop.run.train_beton),
         "classes": len(shop.manifest().classes), "seed": seed, "world": shop.world,
     }  # fmt: skip
-    return guests.chosen(wanted, here, shop.shelves, place=f"{place}.guests")
+    return named.chosen(wanted, here, shop.shelves, place=f"{place}.guests")
 
 
 def keep_model(

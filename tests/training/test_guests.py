@@ -22,7 +22,7 @@ from lotus.data.plan import SamplePlan
 from lotus.events import Evaluated, Said, Step
 from lotus.sparsity.attention import AttentionPenalty
 from lotus.sparsity.gates import Gates
-from lotus.training import guests, shelf
+from lotus.training import guests, named, shelf
 from lotus.training.average import LateAverage, MovingAverage
 from lotus.training.checkpoint import Checkpoints
 from lotus.training.distill import Distiller, Taught
@@ -148,12 +148,12 @@ def test_each_goes_on_bit_for_bit(tmp_path: Path, kind: type[Guest]) -> None:
 def test_each_of_the_shelf_goes_on_bit_for_bit(tmp_path: Path, name: str) -> None:
     def make(model: nn.Module) -> list[Guest]:
         wanted = (Method(name=name),)
-        guests.check(wanted, (), place="train.guests")
+        named.check(wanted, (), place="train.guests")
         here = {
             "model": model, "recipe": recipe(**FULL), "rows": np.arange(ROWS), "labels": np.arange(ROWS) % CLASSES,
             "classes": CLASSES, "seed": 5, "world": None,
         }  # fmt: skip
-        return guests.chosen(wanted, here, (), place="train.guests")
+        return named.chosen(wanted, here, (), place="train.guests")
 
     goes_on(tmp_path, make)
 
@@ -420,15 +420,15 @@ def test_what_a_config_names_is_found_or_refused_with_its_place(tmp_path: Path) 
     page = check({"train": {"guests": ["late_average", {"name": "plain", "often": 4}]}})
     assert [one.name for one in page.train.guests] == ["late_average", "plain"]
     assert page.finetune.guests == page.score.guests == (), "they join the training that names them alone"
-    guests.check(page.train.guests, [mine], place="train.guests")
+    named.check(page.train.guests, [mine], place="train.guests")
     for wanted, says in (
         ({"name": "late_avrage"}, r"train\.guests: there is no 'late_avrage'.*late_average"),
         ({"name": "late_average", "evry": 2}, r"train\.guests\.late_average\.evry.*every"),
         ({"name": "odd"}, r"train\.guests: 'odd' reads weather"),
     ):
         with pytest.raises(Refused, match=says):
-            guests.check([Method(**wanted)], [mine], place="train.guests")
+            named.check([Method(**wanted)], [mine], place="train.guests")
     with pytest.raises(Refused, match=r"train\.guests: 'plain' makes a tuple, not a guest"):
-        guests.chosen([Method(name="plain")], {"recipe": recipe()}, [mine], place="train.guests")
+        named.chosen([Method(name="plain")], {"recipe": recipe()}, [mine], place="train.guests")
     with pytest.raises(Refused, match=r"score\.?.*guests"):
         check({"score": {"probe": "linear", "guests": ["late_average"]}})

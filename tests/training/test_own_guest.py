@@ -17,7 +17,7 @@ from lotus.cli import main
 from lotus.config import Method, check
 from lotus.events import Step
 from lotus.run import Run
-from lotus.training import guests
+from lotus.training import named
 from lotus.training.guests import Guest, Seen
 from selection.errors import Refused
 
@@ -46,8 +46,8 @@ def loaded(file: Path) -> ModuleType:
 def test_the_guides_guest_trains_on_the_hardest(tmp_path: Path, mine: Path) -> None:
     module = loaded(mine)
     wanted = (Method.model_validate({"name": "hardest", "part": 0.25}),)
-    guests.check(wanted, [module], place="train.guests")
-    (hardest,) = guests.chosen(wanted, {}, [module], place="train.guests")
+    named.check(wanted, [module], place="train.guests")
+    (hardest,) = named.chosen(wanted, {}, [module], place="train.guests")
     losses = torch.tensor([1.0, 3.0, 0.5, 2.0, 4.0, 0.1, 0.2, 0.3])
     assert hardest.losses(losses, None).tolist() == [0, 3, 0, 0, 4, 0, 0, 0]  # type: ignore[arg-type]
 
