@@ -41,7 +41,8 @@ from lotus.data.source import Source
 from lotus.sparsity.gates import Gates
 from lotus.training.distributed import World, start
 from lotus.training.engine import Engine
-from lotus.training.loop import Lesson, Position
+from lotus.training.guests import Position
+from lotus.training.lesson import Lesson
 from lotus.training.objective import Objective
 from lotus.training.optim import make_optimizer
 from lotus.vit.model import create

@@ -21,6 +21,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -85,6 +86,14 @@ def _method(value: Any) -> Any:
 
 
 MethodOf = Annotated[Method, BeforeValidator(_method)]
+
+
+def _brief(method: Method) -> Any:
+    """As it is written: a name alone where nothing is set."""
+    return method.model_dump(mode="json") if method.options else method.name
+
+
+BriefMethod = Annotated[Method, BeforeValidator(_method), PlainSerializer(_brief)]
 
 
 class Redraw(Method):
@@ -238,11 +247,13 @@ class Recipe(Section):
     """A timm optimiser name."""
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate, at this batch size."""
-    schedule: Literal["cosine", "onecycle"] = "cosine"
-    """cosine: a linear warm-up, then half a cosine down to ``min_lr``. onecycle: torch's OneCycleLR, up along half a cosine
-    from lr / 25 within ``warmup_epochs``, down to lr / 250000, momentum moving against it from 0.95 to 0.85 and back."""
+    schedule: BriefMethod = Method(name="cosine")
+    """A schedule of lotus/training/schedules.py. cosine: a linear warm-up, then half a cosine down to ``min_lr``. linear: a
+    straight line down to zero. wsd: stays at the peak, and falls to ``min_lr`` in the last part. onecycle: torch's OneCycleLR, up
+    along half a cosine from lr / 25 within ``warmup_epochs``, down to lr / 250000, momentum moving against it from 0.95 to
+    0.85 and back."""
     min_lr: float = Field(1e-5, ge=0)
-    """Learning rate at the end of the cosine."""
+    """Learning rate at the end of the schedules ``cosine`` and ``wsd``."""
     warmup_epochs: float = Field(2, ge=0)
     """Epochs of linear warm-up; may be a fraction."""
     weight_decay: float = Field(0.05, ge=0)
@@ -307,8 +318,9 @@ class Sparsity(Section):
     """Learn gates while training. Needed by ``prune.criterion: gate``."""
     inputs: bool = False
     """Also gate what attention and the MLP read of the stream: VTP's four sites a block. For ``prune.inputs``."""
-    penalty: Literal["proximal", "subgradient"] = "proximal"
-    """How L1 acts: a proximal step reaches exact zeros, a subgradient (the papers' way) does not."""
+    penalty: BriefMethod = Method(name="proximal")
+    """How L1 acts, of lotus/sparsity/penalties.py: a proximal step reaches exact zeros, a subgradient (the papers' way) does
+    not."""
     strength: float = Field(1e-3, ge=0)
     """Lambda: where it starts, or where it stays with ``steer: false``."""
     steer: bool = True
@@ -331,6 +343,8 @@ class Train(Recipe):
     """Sparsity regularisation while training."""
     redraw: RedrawBy | None = None
     """A lottery of selection/dynamic.py that draws each epoch's images out of the ticket; null: all of it, every epoch."""
+    guests: tuple[BriefMethod, ...] = ()
+    """Guests of lotus/training/shelf.py, or of your own, that join this training alone (docs/training.md)."""
 
 
 class Finetune(Recipe):
@@ -344,6 +358,8 @@ class Finetune(Recipe):
     """Softening of both sides for ``distill: soft``."""
     teacher_weight: float = Field(0.7, ge=0, le=1)
     """Part of the loss that comes from the teacher; the labels have the rest."""
+    guests: tuple[BriefMethod, ...] = ()
+    """Guests of lotus/training/shelf.py, or of your own, that join this training alone (docs/training.md)."""
 
 
 class Subsets(Section):
@@ -390,6 +406,8 @@ class Score(Recipe):
     gradients: bool = True
     """Also record the last layer's gradients and how predictions move, which tdds, cal, craig, grad_match and glister read:
     2 bytes an image and class in signals.npz, twice that in memory meanwhile. Turn off for many images of many classes."""
+    guests: tuple[BriefMethod, ...] = ()
+    """Guests of lotus/training/shelf.py, or of your own, that join this training alone (docs/training.md)."""
 
     @model_validator(mode="after")
     def _fits(self) -> Score:
@@ -421,6 +439,7 @@ _OF_IMAGES = (
     "deepspeed",
     "drop_path",
     "ema",
+    "guests",
     "layer_decay",
     "mixup",
     "patches",

@@ -57,7 +57,7 @@ STAGES: tuple[Stage, ...] = (
           "write the images as .beton files"),
     Stage("score", ("score", "model", "seed"), ("prepare",), ("signals.npz",), "probe the images: watch what is said of each"),
     Stage("select", ("select", "seed"), ("prepare", "score"), ("subset.npz",), "draw the ticket: the images worth training on"),
-    Stage("baseline", ("train", "-train.sparsity", "-train.redraw", "-train.patches", "model", "seed"), ("prepare",),
+    Stage("baseline", ("train", "-train.sparsity", "-train.redraw", "-train.patches", "-train.guests", "model", "seed"), ("prepare",),
           ("baseline/spec.json",),
           "train the dense model on all images, to compare with"),
     Stage("train", ("train", "model", "seed", "prune.keep.macs", "prune.keep.gates"), ("select",), ("trained/spec.json",),
@@ -382,6 +382,9 @@ def _named(part: Any, place: str, left_out: Set[str]) -> Iterator[tuple[str, str
     """(setting, name) of each method that a part of the config names."""
     if isinstance(part, Method):
         yield place, part.name
+    elif isinstance(part, tuple):
+        for one in part:
+            yield from _named(one, f"{place}.{one.name}" if isinstance(one, Method) else place, left_out)
     elif isinstance(part, Section):
         for name in type(part).model_fields:
             if f"{place}.{name}" not in left_out:

@@ -69,7 +69,7 @@ def test_sparse_vit_is_as_published() -> None:
     train, attention = page.train, page.train.sparsity.attention
     assert attention is not None
     assert (attention.kind, attention.strength, attention.layers) == ("log", 0.01, "last")
-    assert (train.epochs, train.batch_size, train.optimizer, train.schedule, train.lr) == (
+    assert (train.epochs, train.batch_size, train.optimizer, train.schedule.name, train.lr) == (
         20,
         16,
         "momentum",

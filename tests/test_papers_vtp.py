@@ -42,7 +42,7 @@ def test_the_config_is_what_its_first_lines_say(name: str) -> None:
     assert yaml.safe_load(text)["model"]["weights"] == "runs/cifar10-dense/trained"
     if name == "vtp":
         gates = page.train.sparsity
-        assert (gates.penalty, gates.strength, gates.lr, gates.steer) == ("subgradient", 1e-4, 6.25e-6, False)
+        assert (gates.penalty.name, gates.strength, gates.lr, gates.steer) == ("subgradient", 1e-4, 6.25e-6, False)
         assert (page.train.lr, page.train.epochs, page.finetune.epochs) == (6.25e-6, 100, 100)
         assert page.finetune.distill == "none"
 

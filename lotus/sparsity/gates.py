@@ -33,17 +33,18 @@ epoch to epoch, the search is over (You et al. 2020, 1909.11957, section 3.2; fo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from lotus.config import Sparsity
+from lotus.config import Method, Sparsity
 from lotus.sparsity import penalties
 from lotus.vit import anatomy, cost
 from selection.errors import Refused
-from selection.methods import find
+from selection.methods import call, find, reads
 
 _BETAS = (0.9, 0.999)  # Adam's own defaults (1412.6980)
 _EPS = 1e-8
@@ -53,6 +54,45 @@ _ARRIVAL = 0.85  # part of training by which the budget should be met, so that t
 _LARGEST = 1e3  # of lambda: far beyond any step of Adam, so that no gate leaves zero
 
 Target = TypeVar("Target", nn.Module, dict[str, Tensor])
+
+
+Press = Callable[[Tensor, Tensor, penalties.Descend, float, float | Tensor], Tensor]
+"""(G,) gates, (G,) gradient, the optimizer's step, learning rate, lambda -> (G,)."""
+
+
+def pressing(wants: Method, shelves: Sequence[ModuleType] = (), *, place: str = "train.sparsity.penalty") -> Press:
+    """The penalty of a config: a function of :mod:`lotus.sparsity.penalties`, or of the user's own.
+
+    Raises:
+        Refused: there is no such penalty, or no such setting of it; it reads what is not here, or gives no gates.
+    """
+    method = find([penalties, *shelves], wants.name, place=place)
+    names, gates = reads(method), torch.ones(2)
+    tried = {
+        "values": gates,
+        "gradient": gates,
+        "descend": lambda gradient: gates - gradient,
+        "lr": 0.1,
+        "strength": 0.1,
+    }
+    found = call(method, tried, wants.options, place=place)
+    if not isinstance(found, Tensor) or found.shape != gates.shape:
+        raise Refused(f"{place}: {wants.name!r} gives no gates after the step. Return a tensor of the shape of values.")
+
+    def press(
+        values: Tensor, gradient: Tensor, descend: penalties.Descend, lr: float, strength: float | Tensor
+    ) -> Tensor:
+        here = {"values": values, "gradient": gradient, "descend": descend, "lr": lr, "strength": strength}
+        moved: Tensor = method(*(here[name] for name in names), **wants.options)
+        return moved
+
+    return press
+
+
+def reaches_zero(press: Press) -> bool:
+    """Whether a gate that the gradient leaves alone comes to rest at exact zero: tried on one that is half a step away."""
+    half = torch.tensor([0.5])
+    return bool(press(half, torch.zeros(1), lambda gradient: half - gradient, 1.0, 1.0) == 0)
 
 
 class Gates:
@@ -75,20 +115,22 @@ class Gates:
         target: float | None,
         of_gates: float | None = None,
         device: torch.device | str = "cpu",
+        shelves: Sequence[ModuleType] = (),
     ) -> None:
         """
         Args:
             target: part of the model's MACs that is to stay open, or None where the budget is not in MACs
             of_gates: part of the gates that is to stay open, where that is the budget. Without either lambda stays as it
                 is set.
+            shelves: files of the user's own, for a penalty of theirs
 
         Raises:
-            Refused: a target that no closing of gates can reach.
+            Refused: a target that no closing of gates can reach; a penalty that is on no shelf.
         """
         self.settings = settings
         self.device = torch.device(device)
-        self._penalty = find(penalties, settings.penalty, place="train.sparsity.penalty")
-        self.tau = 0.0 if settings.penalty == "proximal" else 2 * settings.lr
+        self._penalty = pressing(settings.penalty, shelves)
+        self.tau = 0.0 if reaches_zero(self._penalty) else 2 * settings.lr
         self.strength = settings.strength
         self._model = model
         self._sites = anatomy.sites(model, inputs=settings.inputs)

@@ -153,17 +153,6 @@ class NestedGates:
             for leaf in pair:
                 leaf.grad = None
 
-    def end_epoch(self, epoch: int) -> None:
-        """Nothing is drawn between epochs."""
-
-    def settled(self) -> bool:
-        """The search takes all of its epochs."""
-        return False
-
-    def distances(self) -> list[float]:
-        """None: masks of successive epochs are not compared."""
-        return []
-
     def open_macs(self) -> float:
         """Part of the model's MACs behind the gates that are open at evaluation."""
         with torch.no_grad():

@@ -9,6 +9,7 @@ A penalty makes one penalised step over all G gates at once. It reads
     strength  lambda, >= 0: one number, or (G,) with one for each gate
 
 and returns the gates after the step, (G,). What a config may set would be keyword-only; these two have nothing to set.
+:class:`lotus.sparsity.gates.Gates` takes one by its name, a user's own as well.
 """
 
 from __future__ import annotations

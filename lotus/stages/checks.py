@@ -28,6 +28,9 @@ def check(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
         Refused: an unknown method or option, with its place and the nearest right name.
     """
     from lotus.pruning import criteria
+    from lotus.sparsity.gates import pressing
+    from lotus.training import named
+    from lotus.training.optim import make_schedule
 
     wants = config.select
     lottery.choose(score=wants.score, pick=wants.pick, keep=wants.keep, shelves=shelves)
@@ -100,7 +103,11 @@ def check(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
             raise Refused(
                 "train.patches.evaluate: sparse leaves patches out, and prune.convolve needs all in their places. Evaluate dense."
             )
-    for part, recipe in (("score", config.score), ("train", config.train), ("finetune", config.finetune)):
+    pressing(config.train.sparsity.penalty, shelves)
+    for part, recipe in (("train", config.train), ("score", config.score), ("finetune", config.finetune)):
+        linear = part == "score" and config.score.probe == "linear"  # whose heads go by our own schedules alone
+        make_schedule(recipe, () if linear else shelves, place=part)
+        named.check(recipe.guests, shelves, place=f"{part}.guests")
         if recipe.patches is not None:
             _check_patches(recipe.patches, f"{part}.patches", shelves)
 
@@ -196,9 +203,9 @@ def look_ahead(config: Config) -> None:
             budget.check_reach(least, keep, round=multiple, split=wants.split, branches=False, whole=whole.cost())
     else:
         _check_zeros(config, model)
-    for name, recipe in (("score", config.score), ("train", config.train), ("finetune", config.finetune)):
+    for name, recipe in (("train", config.train), ("score", config.score), ("finetune", config.finetune)):
         trained = proxy if name == "score" else model
-        make_optimizer(trained, recipe)
+        make_optimizer(trained, recipe, place=name)
         if recipe.deepspeed and not Path(recipe.deepspeed).is_file():
             raise Refused(f"{name}.deepspeed: there is no file {recipe.deepspeed}.")
         if recipe.patches is not None:
@@ -230,7 +237,7 @@ def _check_zeros(config: Config, model: nn.Module) -> None:
         unstructured.n_of_m(listed, *unstructured.pattern(config.prune.pattern))
     if config.finetune.epochs:
         small = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
-        optimizer = make_optimizer(small, config.finetune.model_copy(update={"layer_decay": 1.0}))
+        optimizer = make_optimizer(small, config.finetune.model_copy(update={"layer_decay": 1.0}), place="finetune")
         if not unstructured.keeps_zeros(optimizer):
             raise Refused(
                 f"finetune.optimizer: {config.finetune.optimizer!r} moves weights that were pruned, since it does not work number "

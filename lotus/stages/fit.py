@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ from selection.errors import Refused
 if TYPE_CHECKING:
     from torch import nn
 
+    from lotus.data.plan import SamplePlan
+    from lotus.training.guests import Guest
     from lotus.training.loop import Fitted
 
 
@@ -38,51 +40,58 @@ class Price:
     """Files that it read and that have to stand for as long as what came of it does."""
 
 
+@dataclass(frozen=True)
+class Images:
+    """What a training goes through."""
+
+    rows: np.ndarray
+    """(K,) of the data set."""
+    weights: np.ndarray | None = None
+    """(N,) what each row of the data set counts in the loss; None for 1 each."""
+    side: int | None = None
+    """In pixels; None: the model's own."""
+
+
 def fit(
     shop: Shop,
     stage: str,
     recipe: Recipe,
     model: nn.Module,
+    images: Images,
+    guests: Sequence[Guest] = (),
     *,
-    rows: np.ndarray,
-    weights: np.ndarray | None = None,
-    gates: Any = None,
-    penalty: Any = None,
-    distiller: Any = None,
-    recorder: Any = None,
-    redrawing: Any = None,
+    place: str = "",
     seed: int | None = None,
     evaluate: bool = True,
-    side: int | None = None,
-    place: str = "",
 ) -> Generator[Event, None, tuple[Fitted, Price]]:
-    """Train ``model`` on ``rows`` by ``recipe``; returns what came out and what it cost.
+    """Train ``model`` by ``recipe``; returns what came out and what it cost.
 
     Args:
-        place: where the settings of ``recipe`` stand; empty: the stage's name
+        guests: who joins besides those that the recipe names
+        place: where ``recipe`` stands in the config; empty: under the stage's name
+        seed: of this training; None: the run's
+        evaluate: measure it on the validation images
 
     Raises:
         Refused: also where it ended in weights or a loss that are not finite; nothing is kept of them.
     """
-    from lotus.data.plan import SamplePlan
     from lotus.training import loop
+    from lotus.training.average import MovingAverage
     from lotus.training.distributed import StopFlag
+    from lotus.training.fewer import FewerPatches
     from lotus.training.objective import Objective
     from lotus.vit.cost import macs
-    from lotus.vit.model import image_size, set_drop_path
+    from lotus.vit.model import image_size
 
-    run, world = shop.run, shop.world
-    manifest = shop.manifest()
+    run, world, place = shop.run, shop.world, place or stage
     seed = shop.config.seed if seed is None else seed
     patches = None if stage == "baseline" else recipe.patches
-    side = image_size(model) if side is None else side
-    with contextlib.nullcontext() if recipe.drop_path else contextlib.suppress(Refused):
-        set_drop_path(model, recipe.drop_path)  # a probe of another kind has none that could be turned off
-    order = SamplePlan(
-        rows, seed=seed, batch_size=recipe.batch_size, world=world.size, rank=world.rank, accumulate=recipe.accumulate
-    )
-    folder = run.work(stage) / str(seed) if stage == "score" else run.work(stage)
-    key = digest([run.settings(stage), run.made_from(stage), seed])
+    side = image_size(model) if images.side is None else images.side
+    _set_drop_path(model, recipe)
+    order = _order(shop, recipe, images.rows, seed)
+    joined = [*guests, *_own_guests(shop, stage, place, recipe, model, images, seed)]
+    if recipe.ema:
+        joined.append(MovingAverage(recipe.ema))
     with contextlib.ExitStack() as open_things:
         stop = open_things.enter_context(StopFlag())
         tickets, asked, asked_macs, left = None, 0, 0.0, tuple[Path, ...]()
@@ -90,41 +99,28 @@ def fit(
             tickets, asked, asked_macs, left = yield from patch_scores(shop, stage, patches, recipe, model, seed)
         joint = None
         if patches is not None and patches.joint is not None:
-            joint = share_out(shop, patches, model, seed)
+            joint = share_out(shop, patches, model, seed, place=f"{place}.patches.joint")
             if world.is_main:
-                yield Said(stage, joint_line(joint, rows))
+                yield Said(stage, joint_line(joint, images.rows))
         tokens = None if patches is None else open_things.enter_context(fewer_tokens(model, patches, shop.shelves))
+        if tokens is not None:
+            joined.append(FewerPatches(tokens, tickets, joint))
         loader = open_things.enter_context(
             shop.loader(run.train_beton, order, size=side, augment=recipe.augment, seed=seed)
         )
         validation = open_things.enter_context(shop.images(run.val_beton, None, recipe, model)) if evaluate else None
-        fitted = yield from loop.fit(
-            model,
-            stage=stage,
-            recipe=recipe,
-            loader=loader,
-            plan=order,
-            validation=validation,
-            objective=Objective(recipe, len(manifest.classes), seed),
-            weights=weights,
-            gates=gates,
-            penalty=penalty,
-            distiller=distiller,
-            recorder=recorder,
-            redrawing=redrawing,
-            tokens=tokens,
-            tickets=tickets,
-            joint=joint,
-            folder=folder,
-            world=world,
-            stop=stop,
-            key=key,
-        )
-        _check_sound(fitted, stage, place or stage, evaluated=evaluate)
-        told = {} if patches is None or tokens is None else told_of_patches(patches, tokens, joint, rows)
+        objective = Objective(recipe, len(shop.manifest().classes), seed)
+        data = loop.Data(loader, order, objective, validation, images.weights)
+        folder = run.work(stage) / str(seed) if stage == "score" else run.work(stage)
+        key = digest([run.settings(stage), run.made_from(stage), seed])
+        job = loop.Job(stage, folder, key, world, place=place, stop=stop, shelves=shop.shelves)
+        fitted = yield from loop.fit(model, recipe, data, job, joined)
+        _check_sound(fitted, stage, place, evaluated=evaluate)
+        told = {} if patches is None or tokens is None else told_of_patches(patches, tokens, joint, images.rows)
+    counted = fitted.macs / fitted.images_seen if fitted.images_seen and fitted.macs else None
     if patches is None or tokens is None:
-        return fitted, Price(macs(model, side))
-    mean = fitted.macs / fitted.images_seen if fitted.images_seen else float(tokens.macs())
+        return fitted, Price(macs(fitted.model, side) if counted is None else counted)
+    mean = float(tokens.macs()) if counted is None else counted
     return fitted, Price(mean, {**told, "train_macs": mean}, asked, asked_macs, left)
 
 
@@ -142,6 +138,39 @@ def _check_sound(fitted: Fitted, stage: str, place: str, *, evaluated: bool) -> 
         f"{stage}: the training ended diverged: {what}. What stood there before stands. Lower {place}.lr, or set {place}.clip=1 "
         f"and a longer {place}.warmup_epochs."
     )
+
+
+def _set_drop_path(model: nn.Module, recipe: Recipe) -> None:
+    from lotus.vit.model import set_drop_path
+
+    with contextlib.nullcontext() if recipe.drop_path else contextlib.suppress(Refused):
+        set_drop_path(model, recipe.drop_path)  # a proxy of another kind has none that could be turned off
+
+
+def _order(shop: Shop, recipe: Recipe, rows: np.ndarray, seed: int) -> SamplePlan:
+    from lotus.data.plan import SamplePlan
+
+    return SamplePlan(
+        rows, seed=seed, batch_size=recipe.batch_size, world=shop.world.size, rank=shop.world.rank,
+        accumulate=recipe.accumulate,
+    )  # fmt: skip
+
+
+def _own_guests(
+    shop: Shop, stage: str, place: str, recipe: Recipe, model: nn.Module, images: Images, seed: int
+) -> list[Guest]:
+    """Those that the config names. They join the training whose recipe it is, and no other that goes by it."""
+    from lotus.data import beton
+    from lotus.training import named
+
+    wanted = getattr(recipe, "guests", ()) if stage == place else ()
+    if not wanted:
+        return []
+    here = {
+        "model": model, "recipe": recipe, "rows": images.rows, "labels": beton.labels(shop.run.train_beton),
+        "classes": len(shop.manifest().classes), "seed": seed, "world": shop.world,
+    }  # fmt: skip
+    return named.chosen(wanted, here, shop.shelves, place=f"{place}.guests")
 
 
 def keep_model(

@@ -65,7 +65,7 @@ def told_of_patches(
     return found
 
 
-def share_out(shop: Shop, patches: Patches, model: nn.Module, seed: int) -> Joint:
+def share_out(shop: Shop, patches: Patches, model: nn.Module, seed: int, *, place: str) -> Joint:
     """Shares out the patches by what ``select.score`` says of each image."""
     from lotus.training.joint import Joint
 
@@ -74,7 +74,7 @@ def share_out(shop: Shop, patches: Patches, model: nn.Module, seed: int) -> Join
         shop.signals(), score=wants.score, seed=shop.config.seed, shelves=shop.shelves, max_memory=wants.max_memory
     )
     count: Any = model.patch_embed.num_patches  # type: ignore[union-attr]
-    return Joint(scores, patches, patches=count, seed=seed)
+    return Joint(scores, patches, patches=count, seed=seed, place=place)
 
 
 def joint_line(joint: Joint, rows: np.ndarray) -> str:

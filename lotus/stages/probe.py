@@ -16,7 +16,7 @@ from lotus.config import Config, Recipe
 from lotus.events import Event, Said, Step, Wrote
 from lotus.files import digest, digest_of
 from lotus.run import lies
-from lotus.stages.fit import fit
+from lotus.stages.fit import Images, fit
 from lotus.stages.shop import PARTS, TRAIN_FORWARDS, Making, Outcome, Shop
 from selection import lottery, npz
 from selection.errors import Refused
@@ -159,9 +159,10 @@ def _probe(shop: Shop, seed: int, *, rows: np.ndarray | None = None, embed: bool
     recorder = None
     if rows is None:
         recorder = probe.Recorder(manifest.n, config.score.epochs, len(manifest.classes), steps=config.score.gradients)
+    images = Images(every if rows is None else rows, side=side)
+    guests = [] if recorder is None else [probe.Watched(recorder)]
     fitted, price = yield from fit(
-        shop, "score", config.score, model, rows=every if rows is None else rows, recorder=recorder, seed=seed,
-        evaluate=False, side=side,
+        shop, "score", config.score, model, images, guests, seed=seed, evaluate=False
     )  # fmt: skip
     for buffer in model.buffers():  # what batch norms saw, each rank of its own images
         if buffer.is_floating_point():

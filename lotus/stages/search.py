@@ -13,7 +13,7 @@ from lotus.config import Recipe
 from lotus.events import Event, Said, Wrote, watched
 from lotus.files import write_json
 from lotus.stages.cut import Cut, Cutting, narrow_stream, study, timed
-from lotus.stages.fit import fit
+from lotus.stages.fit import Images, fit
 from lotus.stages.shop import HELD_OUT, TRAIN_FORWARDS, Shop
 from selection.errors import Refused
 
@@ -148,7 +148,7 @@ def _recover(
     """A little training after a round, by the fine-tune's recipe: the model, the images that it saw, and whether ``dense`` taught."""
     import copy
 
-    from lotus.training.distill import make_distiller
+    from lotus.training.distill import Taught, make_distiller
 
     config, asks = shop.config, shop.config.prune.search
     assert asks is not None
@@ -160,16 +160,9 @@ def _recover(
     twin = copy.deepcopy(model)
     distiller = make_distiller(copy.deepcopy(dense), recipe, shop.world.device)
     fitted, _ = yield from fit(
-        shop,
-        "prune",
-        recipe,
-        model,
-        rows=rows,
-        distiller=distiller,
-        seed=config.seed + 1 + number,
-        evaluate=False,
-        place="finetune",
-    )
+        shop, "prune", recipe, model, Images(rows), [] if distiller is None else [Taught(distiller)], place="finetune",
+        seed=config.seed + 1 + number, evaluate=False,
+    )  # fmt: skip
     return fitted.load_into(twin).to(shop.world.device).eval(), fitted.images_seen, distiller is not None
 
 
@@ -201,6 +194,7 @@ def convolve_attention(shop: Shop, model: nn.Module, calibration: np.ndarray, mu
 
     from lotus.pruning import convolve
     from lotus.sparsity.nested import NestedGates
+    from lotus.training.regularize import Gating
     from lotus.vit.convolution import macs as conv_macs
     from lotus.vit.cost import count, outline
     from selection.subset import Subset
@@ -221,8 +215,9 @@ def convolve_attention(shop: Shop, model: nn.Module, calibration: np.ndarray, mu
         "patches": None, "compile": False, "ema": 0.0, "zero": min(1, config.train.zero), "evaluate_every": 0,
     }  # fmt: skip
     fitted, _ = yield from fit(
-        shop, "prune", Recipe(**{**train, **changed}), searched, rows=ticket.rows, weights=ticket.spread(), gates=gates
-    )
+        shop, "prune", Recipe(**{**train, **changed}), searched, Images(ticket.rows, ticket.spread()), [Gating(gates)],
+        place="train",
+    )  # fmt: skip
     chances, mixes, reached = gates.by_block(), gates.mixes(), gates.open_macs()
     gates.remove()
     patches = shape.tokens - shape.prefix

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lotus.files import write_tensors
-from lotus.stages.fit import fit, keep_model, outcome
+from lotus.stages.fit import Images, fit, keep_model, outcome
 from lotus.stages.shop import Making, Outcome, Shop
 
 
@@ -16,9 +16,8 @@ def baseline(shop: Shop) -> Making:
     """The dense model on all images, by the same recipe: what everything is compared with."""
     run, config = shop.run, shop.config
     model = shop.new_model()
-    fitted, price = yield from fit(
-        shop, "baseline", config.train, model, rows=np.arange(shop.manifest().n), place="train"
-    )
+    images = Images(np.arange(shop.manifest().n))
+    fitted, price = yield from fit(shop, "baseline", config.train, model, images, place="train")
     yield from keep_model(shop, "baseline", model, run.baseline)
     return outcome(fitted, price, model)
 
@@ -28,19 +27,29 @@ def train(shop: Shop) -> Making:
     from lotus.data import beton
     from lotus.sparsity.attention import AttentionPenalty
     from lotus.sparsity.gates import Gates
-    from lotus.training.redraw import Redrawing
+    from lotus.training.guests import Guest
+    from lotus.training.redraw import Redrawing, Redrawn
+    from lotus.training.regularize import EarlyBird, Gating, Penalized
     from selection.subset import Subset
 
     run, config = shop.run, shop.config
     ticket = Subset.load(run.ticket)
     ticket.check(fingerprint=shop.manifest().fingerprint, total=shop.manifest().n)
     model = shop.new_model()
+    guests: list[Guest] = []
     gates = penalty = None
     if config.train.sparsity.gates:
         keep = config.prune.keep
-        gates = Gates(model, config.train.sparsity, target=keep.macs, of_gates=keep.gates, device=shop.world.device)
+        gates = Gates(
+            model, config.train.sparsity, target=keep.macs, of_gates=keep.gates, device=shop.world.device,
+            shelves=shop.shelves,
+        )  # fmt: skip
+        guests.append(Gating(gates))
+        if config.train.sparsity.early_bird is not None:
+            guests.append(EarlyBird(gates))
     if config.train.sparsity.attention is not None:
         penalty = AttentionPenalty(model, config.train.sparsity.attention)
+        guests.append(Penalized(penalty))
     redrawing = None
     if config.train.redraw is not None:
         redrawing = Redrawing(
@@ -51,10 +60,11 @@ def train(shop: Shop) -> Making:
             seed=config.seed,
             shelves=shop.shelves,
         )
+        guests.append(Redrawn(redrawing))
     fitted, price = yield from fit(
-        shop, "train", config.train, model,
-        rows=ticket.rows, weights=ticket.spread(), gates=gates, penalty=penalty, redrawing=redrawing,
+        shop, "train", config.train, model, Images(ticket.rows, ticket.spread()), guests
     )  # fmt: skip
+    model = fitted.model
     if penalty is not None:
         price = dataclasses.replace(price, macs=price.macs + penalty.macs())
         penalty.remove()
@@ -74,7 +84,7 @@ def train(shop: Shop) -> Making:
 def finetune(shop: Shop) -> Making:
     import lotus.pruning
     from lotus.pruning import unstructured
-    from lotus.training.distill import make_distiller
+    from lotus.training.distill import Taught, make_distiller
     from lotus.vit.cost import count
     from selection.subset import Subset
 
@@ -91,9 +101,11 @@ def finetune(shop: Shop) -> Making:
     wants = shop.config.prune
     masks = {} if wants.method == "structured" else unstructured.zeros(model, wants.weights)
     with unstructured.held(model, masks):
+        guests = [] if distiller is None else [Taught(distiller)]
         fitted, price = yield from fit(
-            shop, "finetune", recipe, model, rows=ticket.rows, weights=ticket.spread(), distiller=distiller
-        )
+            shop, "finetune", recipe, model, Images(ticket.rows, ticket.spread()), guests
+        )  # fmt: skip
+    model = fitted.model
     more: dict[str, Any] = {}
     if masks:
         unstructured.check(model, masks)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lotus.config import Finetune
+from lotus.training.guests import Guest, Seen, Turn
 from selection.errors import Refused
 
 
@@ -75,6 +76,19 @@ class Distiller:
         else:
             taught = hard(student_logits, teacher_logits)
         return torch.lerp(base_losses.float(), taught, self.weight)
+
+
+class Taught(Guest):
+    """Lets a teacher have its part of each image's loss."""
+
+    name = "teacher"
+    turn = Turn.TEACH
+
+    def __init__(self, distiller: Distiller) -> None:
+        self._distiller = distiller
+
+    def losses(self, losses: Tensor, seen: Seen) -> Tensor:
+        return self._distiller.losses(seen.logits, seen.images, losses)
 
 
 def soft(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:

@@ -41,11 +41,12 @@ NOT_FLAT = frozenset(
 _LARGEST_BUCKET = int(5e8)  # numbers, DeepSpeed's own default
 
 
-def settings(recipe: Recipe, world: World, numbers: int = _LARGEST_BUCKET) -> dict[str, Any]:
+def settings(recipe: Recipe, world: World, numbers: int = _LARGEST_BUCKET, *, place: str = "train") -> dict[str, Any]:
     """The DeepSpeed config of a recipe, with the user's own JSON merged over it.
 
     Args:
         numbers: how many the model has; DeepSpeed's communication buffers need not be larger
+        place: where the recipe's settings stand, for a refusal to name them
 
     Raises:
         Refused: a batch that does not divide; a JSON that cannot be read, or that contradicts the recipe.
@@ -53,7 +54,7 @@ def settings(recipe: Recipe, world: World, numbers: int = _LARGEST_BUCKET) -> di
     ranks = world.size * recipe.accumulate
     if recipe.batch_size % ranks:
         raise Refused(
-            f"train.batch_size: {recipe.batch_size} does not divide by {world.size} ranks x {recipe.accumulate} "
+            f"{place}.batch_size: {recipe.batch_size} does not divide by {world.size} ranks x {recipe.accumulate} "
             f"(accumulate). Take {max(recipe.batch_size // ranks, 1) * ranks}."
         )
     bucket = min(numbers + numbers % 2, _LARGEST_BUCKET)  # DeepSpeed wants it even
@@ -76,66 +77,70 @@ def settings(recipe: Recipe, world: World, numbers: int = _LARGEST_BUCKET) -> di
         "timers": {"throughput": {"enabled": False}},
     }
     if recipe.deepspeed:
-        _merge(ours, _read(Path(recipe.deepspeed)), recipe.deepspeed, ())
+        _merge(ours, _read(Path(recipe.deepspeed), place), recipe.deepspeed, (), place)
     stage = ours["zero_optimization"]["stage"]
     if bf16 and stage > 0:
         ours.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
     if recipe.ema and stage == 3:
         raise Refused(
-            "train.ema: under ZeRO 3 no rank has the weights that are averaged. Use train.ema=0, or ZeRO 0 to 2."
+            f"{place}.ema: under ZeRO 3 no rank has the weights that are averaged. Use {place}.ema=0, or ZeRO 0 to 2."
         )
     if recipe.compile and stage > 1:
         raise Refused(
-            f"train.compile: under ZeRO {stage} the compiled blocks break. Use train.zero=1, or compile=false."
+            f"{place}.compile: under ZeRO {stage} the compiled blocks break. Use {place}.zero=1, or compile=false."
         )
     return ours
 
 
 _SAME = {
-    ("train_batch_size",): "train.batch_size",
-    ("train_micro_batch_size_per_gpu",): "train.batch_size and train.accumulate",
-    ("gradient_accumulation_steps",): "train.accumulate",
-    ("bf16", "enabled"): "train.precision",
+    ("train_batch_size",): "{place}.batch_size",
+    ("train_micro_batch_size_per_gpu",): "{place}.batch_size and {place}.accumulate",
+    ("gradient_accumulation_steps",): "{place}.accumulate",
+    ("bf16", "enabled"): "{place}.precision",
 }
 """Where a JSON may say nothing else than the recipe says, and what to set instead."""
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path, place: str) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise Refused(f"train.deepspeed: {file} cannot be read ({error}). Give a DeepSpeed JSON, or nothing.") from None
+        raise Refused(
+            f"{place}.deepspeed: {file} cannot be read ({error}). Give a DeepSpeed JSON, or nothing."
+        ) from None
     except json.JSONDecodeError as error:
-        raise Refused(f"train.deepspeed: {file} is no JSON: {error}.") from None
+        raise Refused(f"{place}.deepspeed: {file} is no JSON: {error}.") from None
     if not isinstance(found, dict):
-        raise Refused(f"train.deepspeed: {file} holds a {type(found).__name__}, not settings in {{}}.")
-    for section, cure in (("optimizer", "train.optimizer, lr and weight_decay"), ("scheduler", "train.lr and min_lr")):
+        raise Refused(f"{place}.deepspeed: {file} holds a {type(found).__name__}, not settings in {{}}.")
+    for section, cure in (("optimizer", "optimizer, lr and weight_decay"), ("scheduler", "lr and min_lr")):
         given = found.pop(section, None)
         if isinstance(given, dict) and any(value != "auto" for value in given.get("params", {}).values()):
             raise Refused(
-                f"train.deepspeed: {file}: {section}: the recipe makes it. Take the section out and set {cure}."
+                f"{place}.deepspeed: {file}: {section}: the recipe makes it. Take the section out and set {place}.{cure}."
             )
     fp16 = found.pop("fp16", None)
     if isinstance(fp16, dict) and fp16.get("enabled") is True:
-        raise Refused(f"train.deepspeed: {file}: fp16: not supported. Take it out and set train.precision=bf16.")
+        raise Refused(f"{place}.deepspeed: {file}: fp16: not supported. Take it out and set {place}.precision=bf16.")
     return found
 
 
-def _merge(ours: dict[str, Any], theirs: Mapping[str, Any], file: str, place: tuple[str, ...]) -> None:
+def _merge(ours: dict[str, Any], theirs: Mapping[str, Any], file: str, inside: tuple[str, ...], place: str) -> None:
     """Put ``theirs`` over ``ours``, in place; ``"auto"`` is ours."""
     for name, value in theirs.items():
-        here = (*place, name)
+        here = (*inside, name)
         if value == "auto":
             continue
         if isinstance(value, Mapping) and isinstance(ours.setdefault(name, {}), dict):
-            _merge(ours[name], value, file, here)
+            _merge(ours[name], value, file, here, place)
         elif here in _SAME and value != ours[name]:
             raise Refused(
-                f"train.deepspeed: {file}: {'.'.join(here)} is {json.dumps(value)}, and the recipe comes to "
-                f'{json.dumps(ours[name])}. Set {_SAME[here]}, and write "auto" in the JSON.'
+                f"{place}.deepspeed: {file}: {'.'.join(here)} is {json.dumps(value)}, and the recipe comes to "
+                f'{json.dumps(ours[name])}. Set {_SAME[here].format(place=place)}, and write "auto" in the JSON.'
             )
         elif here == ("zero_optimization", "stage") and value not in (0, 1, 2, 3):
-            raise Refused(f"train.deepspeed: {file}: zero_optimization.stage is 0, 1, 2 or 3, not {json.dumps(value)}.")
+            raise Refused(
+                f"{place}.deepspeed: {file}: zero_optimization.stage is 0, 1, 2 or 3, not {json.dumps(value)}."
+            )
         else:
             ours[name] = value
 
@@ -164,19 +169,27 @@ class Engine:
         masters: this rank's part of the fp32 numbers that the optimiser moves
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, world: World) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        recipe: Recipe,
+        world: World,
+        *,
+        place: str = "train",
+    ) -> None:
         """
         Raises:
             Refused: the recipe and the user's DeepSpeed JSON contradict each other; an optimiser that ZeRO cannot cut up.
         """
         numbers = sum(parameter.numel() for parameter in model.parameters())
-        config = settings(recipe, world, numbers)
+        config = settings(recipe, world, numbers, place=place)
         self.world, self.module = world, model
         self.stage: int = config["zero_optimization"]["stage"]
         if self.stage > 0 and type(optimizer).__name__ in NOT_FLAT:
             raise Refused(
-                f"train.optimizer: {recipe.optimizer!r} goes wrong under ZeRO {self.stage}, which lays tensors end to end "
-                "in one vector. Use train.zero=0, or an optimiser such as adamw."
+                f"{place}.optimizer: {recipe.optimizer!r} goes wrong under ZeRO {self.stage}, which lays tensors end to end "
+                f"in one vector. Use {place}.zero=0, or an optimiser such as adamw."
             )
         self._dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
         # ZeRO 0 in fp32 steps without asking whether the gradient is finite, and one NaN stays in the weights for good.

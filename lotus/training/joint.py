@@ -14,14 +14,24 @@ Rows = npt.NDArray[np.int64]
 class Joint:
     """Shares the patches out among the rows of an epoch."""
 
-    def __init__(self, scores: npt.NDArray[np.float64], settings: Patches, *, patches: int, seed: int) -> None:
+    def __init__(
+        self,
+        scores: npt.NDArray[np.float64],
+        settings: Patches,
+        *,
+        patches: int,
+        seed: int,
+        place: str = "train.patches.joint",
+    ) -> None:
         """
         Args:
             scores: (N,) of all images of the data set, higher = more patches
             patches: n, of the model that is trained
             seed: of the order of ties
+            place: where the settings stand
         """
-        self._scores, self._settings, self._patches, self._seed = scores, settings, patches, seed
+        self._scores, self._settings, self._patches = scores, settings, patches
+        self._seed, self._place = seed, place
 
     def groups(self, rows: Rows) -> Rows:
         """The bucket of each of ``rows``. Their mean share is ``keep``, also where a lottery draws other rows each epoch.
@@ -42,5 +52,5 @@ class Joint:
             buckets=joint.buckets,
             least=joint.least,
             seed=self._seed,
-            place="train.patches.joint",
+            place=self._place,
         )

@@ -21,7 +21,7 @@ from lotus.events import Step
 from lotus.training.distributed import StopFlag, World
 from lotus.training.loop import Stopped
 from lotus.training.objective import soft_targets
-from lotus.training.optim import lr_at, make_optimizer, set_lr
+from lotus.training.optim import make_optimizer, make_schedule, set_lr
 from lotus.training.probe import Recorder, says
 from selection.errors import Refused
 
@@ -134,7 +134,8 @@ def fit(
         values = {"epoch": epoch + part, "loss": float(loss), "lr": lr}
         return Step("score", before + epoch + int(part), max(total, recipe.epochs), unit="epochs", values=values)
 
-    optimizer = make_optimizer(heads, recipe)
+    optimizer = make_optimizer(heads, recipe, place="score")
+    rate = make_schedule(recipe, place="score")
     if features.numel() <= _WIDENED:
         features = features.float()
     images, steps, world = len(labels), plans[0].steps(), World(device=features.device)
@@ -147,7 +148,7 @@ def fit(
             logits, log_p = heads.descend(features[rows].float(), own, recipe)
             if recorder is not None:
                 recorder.add((rows + first_row).flatten(), logits.flatten(0, 1), own.flatten(), log_p.flatten(0, 1))
-            lr = lr_at(epoch * steps + number, steps, recipe)
+            lr, _ = rate(epoch * steps + number, steps)
             set_lr(optimizer, lr)
             optimizer.step()
             if stop:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import inspect
-import math
+from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
 from lotus.config import Recipe
+from lotus.training import schedules
 from selection.errors import Refused
-from selection.methods import nearest
+from selection.methods import call, find, nearest, reads
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe, *, fused: bool | None = None) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, recipe: Recipe, *, fused: bool | None = None, place: str = "train"
+) -> torch.optim.Optimizer:
     """timm's optimiser by name, over ``model``'s trainable parameters.
 
     Weight decay falls on matrices and kernels alone: not on biases, norms, class and register tokens or position
@@ -24,13 +28,14 @@ def make_optimizer(model: nn.Module, recipe: Recipe, *, fused: bool | None = Non
     Args:
         fused: one kernel for all parameters; None takes it where the optimiser has it (a third of the time of a loop
             over tensors, on a CPU as well).
+        place: where the recipe's settings stand, for a refusal to name them
 
     Raises:
         Refused: no optimiser of this name, one whose package is missing, or one that needs second derivatives.
     """
     from timm.optim import create_optimizer_v2, get_optimizer_class, get_optimizer_info, list_optimizers
 
-    place = "train.optimizer"
+    place = f"{place}.optimizer"
     name = recipe.optimizer.lower().removeprefix("lookahead_")
     try:
         info = get_optimizer_info(name)
@@ -75,47 +80,33 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float, momentum: float | None =
             group["betas"] = (momentum, *group["betas"][1:])
 
 
-def lr_at(step: int, steps_per_epoch: int, recipe: Recipe) -> float:
-    """Learning rate of optimiser step ``step``, counted from 0 over the whole training.
+Rate = tuple[float, float | None]
+"""Learning rate of a step, and its momentum; None: the optimizer's own stays."""
 
-    W = warm-up steps, T = all steps. Linear up to the peak, which step W is the first to have; then half a cosine that
-    reaches ``min_lr`` at step T, one after the last (SGDR, 1608.03983, eq. 5, without restarts). Step 0 is not wasted
-    on a rate of zero: it has the peak / (W + 1). A ``min_lr`` above the peak counts as the peak.
 
-    ``onecycle`` is torch's OneCycleLR with its defaults, whose rising part is the W warm-up steps.
+def make_schedule(
+    recipe: Recipe, shelves: Sequence[ModuleType] = (), *, place: str = "train"
+) -> Callable[[int, int], Rate]:
+    """The recipe's schedule, a function of :mod:`lotus.training.schedules` or of the user's own, by its name.
+
+    Returns:
+        (step, counted from 0 over the whole training; steps an epoch) -> learning rate and momentum. A ``min_lr`` above the
+        peak counts as the peak.
+
+    Raises:
+        Refused: there is no such schedule, or it has no such setting, or it reads what is not here.
     """
-    if recipe.schedule == "onecycle":
-        start = recipe.lr / _DIVIDE_FIRST
-        return _one_cycle(step, steps_per_epoch, recipe, start, recipe.lr, start / _DIVIDE_LAST)
-    warm = recipe.warmup_epochs * steps_per_epoch
-    total = recipe.epochs * steps_per_epoch
-    if step < warm:
-        return recipe.lr * (step + 1) / (warm + 1)
-    low = min(recipe.min_lr, recipe.lr)
-    part = min(1.0, (step - warm) / (total - warm)) if total > warm else 1.0
-    return low + 0.5 * (recipe.lr - low) * (1 + math.cos(math.pi * part))
+    wants, where = recipe.schedule, f"{place}.schedule"
+    method = find([schedules, *shelves], wants.name, place=where)
+    known = {"peak": recipe.lr, "low": min(recipe.min_lr, recipe.lr)}
+    # Called by the law of the shelves here, so that what would fail at the first step is refused now, and plainly from then on.
+    call(method, {**known, "step": 0, "warm": recipe.warmup_epochs, "total": recipe.epochs}, wants.options, place=where)
+    names = reads(method)
 
+    def rate(step: int, steps_per_epoch: int) -> Rate:
+        warm, total = recipe.warmup_epochs * steps_per_epoch, recipe.epochs * steps_per_epoch
+        here = {**known, "step": step, "warm": warm, "total": total}
+        found = method(*(here[name] for name in names), **wants.options)
+        return found if isinstance(found, tuple) else (found, None)
 
-# torch.optim.lr_scheduler.OneCycleLR: div_factor, final_div_factor, max_momentum, base_momentum.
-_DIVIDE_FIRST, _DIVIDE_LAST = 25.0, 1e4
-_CALM, _FAST = 0.95, 0.85
-
-
-def momentum_at(step: int, steps_per_epoch: int, recipe: Recipe) -> float | None:
-    """Momentum of an optimiser step, where the schedule moves it: ``onecycle``, against the learning rate (1803.09820)."""
-    if recipe.schedule != "onecycle":
-        return None
-    return _one_cycle(step, steps_per_epoch, recipe, _CALM, _FAST, _CALM)
-
-
-def _one_cycle(step: int, steps_per_epoch: int, recipe: Recipe, first: float, middle: float, last: float) -> float:
-    """Half a cosine from ``first`` to ``middle``, which the last step of the warm-up has, and one on to ``last``, at the last step."""
-    end = max(recipe.epochs * steps_per_epoch - 1, 0)
-    turn = min(recipe.warmup_epochs * steps_per_epoch - 1, end)
-    if step <= turn:
-        return _cosine(first, middle, step / turn if turn > 0 else 1.0)
-    return _cosine(middle, last, min(1.0, (step - turn) / (end - turn)) if end > turn else 1.0)
-
-
-def _cosine(low: float, high: float, part: float) -> float:
-    return high + (low - high) / 2 * (1 + math.cos(math.pi * part))
+    return rate

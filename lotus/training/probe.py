@@ -5,7 +5,7 @@ Legend: N images, E epochs, B batch, C classes, D width of the features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lotus.training.distributed import World
+from lotus.training.guests import Guest, Seen, Training, Turn
 from selection.errors import Refused
 from selection.signals import VOCABULARY
 
@@ -161,6 +162,32 @@ class Recorder:
         assert self._before is not None
         own = self._after if self._after is not None else torch.zeros_like(self._before)
         return world.sum_(own.clone()).cpu()
+
+
+class Watched(Guest):
+    """Shows a recorder every batch of a training."""
+
+    name = "recorder"
+    turn = Turn.WATCH
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def attach(self, training: Training) -> None:
+        self._world = training.world
+
+    def losses(self, losses: Tensor, seen: Seen) -> Tensor:
+        self._recorder.add(seen.batch.index, seen.logits, seen.batch.labels)
+        return losses
+
+    def end_epoch(self, epoch: int) -> None:
+        self._recorder.end(epoch, self._world)
+
+    def state(self) -> dict[str, Tensor]:
+        return self._recorder.state(self._world)
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self._recorder.load_state(dict(state), self._world)
 
 
 def watch(logits: Tensor, labels: Tensor, log_p: Tensor | None = None) -> Tensor:

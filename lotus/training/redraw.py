@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor
 
 from lotus.config import Redraw
+from lotus.training import guests
 from lotus.training.distributed import World
+from lotus.training.guests import Epoch, Guest, Position, Training, Turn
 from selection.errors import Refused
 from selection.redraw import Drawn, Seen, State, choose, redraw
 
@@ -110,3 +113,38 @@ class Redrawing:
             return [mine]
         told = [world.gather(torch.from_numpy(np.ascontiguousarray(part))) for part in mine]
         return [Seen(*(part.numpy() for part in parts)) for parts in zip(*told, strict=True)]
+
+
+class Redrawn(Guest):
+    """Lets a lottery say which rows each epoch of a training goes through, and what they weigh besides the ticket's weights."""
+
+    name = "redraw"
+    turn = Turn.WATCH
+
+    def __init__(self, redrawing: Redrawing) -> None:
+        self._redrawing = redrawing
+        self._drawn = 0
+
+    def attach(self, training: Training) -> None:
+        self._world = training.world
+
+    def before_epoch(self, epoch: Epoch) -> Epoch:
+        drawn = self._redrawing.draw(epoch.number)
+        self._drawn = len(drawn.rows)
+        return dataclasses.replace(epoch, rows=drawn.rows, weights=drawn.weights)
+
+    def losses(self, losses: Tensor, seen: guests.Seen) -> Tensor:
+        self._redrawing.add(seen.batch.index, losses)
+        return losses
+
+    def close_epoch(self, at: Position) -> Iterable[str]:
+        # Not sooner: whoever is stopped while evaluating must draw this epoch again.
+        self._redrawing.end(at.epoch, self._world)
+        saved = self._redrawing.saved(at.images, at.epoch + 1)
+        yield f"{self._drawn:,} of {len(self._redrawing.rows):,} images, {100 * saved:.1f} % of all passes saved"
+
+    def state(self) -> dict[str, Tensor]:
+        return self._redrawing.state(self._world)
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self._redrawing.load_state(state, self._world)

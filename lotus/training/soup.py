@@ -76,7 +76,7 @@ def cook(
     """
     listed = unstructured.listed(model, weights)
     masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in listed.items()}
-    optimizer = make_optimizer(model, recipe)
+    optimizer = make_optimizer(model, recipe, place="finetune")
     rng = np.random.default_rng([seed, 0x50])
     own_steps = _own_steps(settings, images, recipe.batch_size)
     course = _Course(stage, sum(steps(keep, recipe.batch_size, settings, images)))
@@ -91,7 +91,7 @@ def cook(
         found = [unstructured.magnitude(listed, target, within=masks)]
         for _ in range(settings.copies):
             ahead = copy.deepcopy(model)
-            scout = make_optimizer(ahead, recipe)
+            scout = make_optimizer(ahead, recipe, place="finetune")
             scout.load_state_dict(copy.deepcopy(optimizer.state_dict()))
             _vary(scout, rng, settings.vary)
             with batches(span, settings.data, settings.steps) as given:

@@ -1,9 +1,15 @@
 """What each penalty does to a vector of gates, by closed form."""
 
+import types
+
+import pytest
 import torch
 
+from lotus.config import Method
 from lotus.sparsity import penalties
+from lotus.sparsity.gates import pressing, reaches_zero
 from selection import methods
+from selection.errors import Refused
 
 VALUES = torch.tensor([0.5, -0.5, 0.02, -0.02, 0.0, 1.0])
 
@@ -51,3 +57,32 @@ def test_proximal_reaches_zero_and_subgradient_does_not():
             values = getattr(penalties, name)(values, torch.zeros(4), lambda g, v=values: v - 0.01 * g, 0.01, 1.0)
         assert bool((values == 0).all()) is zero
         assert values.abs().max() <= 0.011
+
+
+@pytest.mark.parametrize("name", methods.names(penalties))
+def test_whether_it_reaches_zero_is_what_the_gates_find_out(name):
+    """By hand: gates that nothing but the penalty moves, for long."""
+    press = pressing(Method(name=name))
+    values = torch.full((4,), 0.9503)
+    for _ in range(200):
+        values = press(values, torch.zeros(4), lambda g, v=values: v - 0.01 * g, 0.01, 1.0)
+    assert reaches_zero(press) is bool((values == 0).all())
+
+
+def test_one_of_ones_own_is_found_and_what_is_none_is_refused():
+    mine = types.ModuleType("mine")
+    exec(
+        "def clipped(gradient, descend, *, floor: float = 0.5):\n    return descend(gradient).clamp(min=floor)\n\n"
+        "def nothing(values):\n    return None\n",
+        vars(mine),
+    )
+    press = pressing(Method(name="clipped", floor=0.7), [mine])
+    moved = press(VALUES, torch.zeros(6), sgd(0.1), 0.1, 1.0)
+    torch.testing.assert_close(moved, VALUES.clamp(min=0.7))
+    for wants, says in (
+        ({"name": "proximl"}, r"train\.sparsity\.penalty: there is no 'proximl'.*'proximal'"),
+        ({"name": "clipped", "flor": 1}, r"train\.sparsity\.penalty\.flor.*floor"),
+        ({"name": "nothing"}, r"train\.sparsity\.penalty: 'nothing' gives no gates"),
+    ):
+        with pytest.raises(Refused, match=says):
+            pressing(Method(**wants), [mine])

@@ -15,7 +15,7 @@ from lotus.data.plan import SamplePlan
 from lotus.training import linear
 from lotus.training.distributed import StopFlag, World
 from lotus.training.loop import Stopped
-from lotus.training.optim import lr_at
+from lotus.training.optim import make_schedule
 from lotus.training.probe import Recorder
 from selection import lottery, methods, scores
 from selection.errors import Refused
@@ -76,7 +76,7 @@ def alone(
             if wants.clip:
                 nn.utils.clip_grad_norm_(head.parameters(), wants.clip)
             for group in optimizer.param_groups:
-                group["lr"] = lr_at(step, plan.steps(), wants)
+                group["lr"] = make_schedule(wants)(step, plan.steps())[0]
             optimizer.step()
             step += 1
         if recorder is not None:

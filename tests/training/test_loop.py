@@ -93,7 +93,7 @@ def test_killed_and_started_again_ends_the_same(tmp_path: Path, straight, kills:
     events: list = []
     done = train(tmp_path, wants, clock=minutes(), events=events, **ALL)
     assert same(done.fitted.state, straight.fitted.state)
-    assert same(done.fitted.gates, straight.fitted.gates)
+    assert same(done.gates.state(), straight.gates.state())
     assert done.fitted.images_seen == 2 * ROWS
     assert done.fitted.steps == 14
     ends = [[e.values for e in run if isinstance(e, Evaluated)][-1] for run in (events, straight.events)]
@@ -276,7 +276,7 @@ def test_every_layout_goes_on_exactly(tmp_path: Path, changed: dict) -> None:
         train(tmp_path / "torn", wants, at={8: kill}, clock=minutes(), **ALL)
     torn = train(tmp_path / "torn", wants, **ALL)
     assert same(whole.fitted.state, torn.fitted.state)
-    assert same(whole.fitted.gates, torn.fitted.gates)
+    assert same(whole.gates.state(), torn.gates.state())
     assert same(dict(whole.model.state_dict()), whole.fitted.state)
     assert whole.fitted.top1 > 50
 

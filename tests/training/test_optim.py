@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from timm.scheduler import CosineLRScheduler
 
 from lotus.config import Recipe
-from lotus.training.optim import lr_at, make_optimizer, momentum_at, set_lr
+from lotus.training.optim import make_optimizer, make_schedule, set_lr
 from selection.errors import Refused
 
 
@@ -93,8 +93,8 @@ def test_lr_is_timms_cosine_with_a_warm_up(warmup, epochs, steps):
     )
     for step in range(total + 1):
         oracle.step_update(step)
-        assert lr_at(step, steps, recipe) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), step
-    assert lr_at(total, steps, recipe) == pytest.approx(recipe.min_lr)
+        assert make_schedule(recipe)(step, steps)[0] == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), step
+    assert make_schedule(recipe)(total, steps)[0] == pytest.approx(recipe.min_lr)
 
 
 @settings(max_examples=100, deadline=None)
@@ -103,7 +103,7 @@ def test_lr_is_timms_cosine_with_a_warm_up(warmup, epochs, steps):
 )
 def test_lr_rises_then_falls_within_its_bounds(epochs, steps, warmup, low, peak):
     recipe = Recipe(epochs=epochs, warmup_epochs=warmup, min_lr=low, lr=peak)
-    rates = [lr_at(step, steps, recipe) for step in range(epochs * steps + 2)]
+    rates = [make_schedule(recipe)(step, steps)[0] for step in range(epochs * steps + 2)]
     top = rates.index(max(rates))
     assert all(0 < rate <= peak * (1 + 1e-12) or low == 0 for rate in rates)
     assert all(a <= b for a, b in pairwise(rates[: top + 1]))
@@ -122,7 +122,7 @@ def test_onecycle_is_torchs_with_its_momentum(warmup, epochs, steps, name):
         theirs, max_lr=recipe.lr, total_steps=total, pct_start=warmup * steps / total
     )
     for step in range(total):
-        set_lr(optimizer, lr_at(step, steps, recipe), momentum_at(step, steps, recipe))
+        set_lr(optimizer, *make_schedule(recipe)(step, steps))
         for ours in optimizer.param_groups:
             group = theirs.param_groups[0]
             assert ours["lr"] == pytest.approx(group["lr"], rel=1e-9), step
@@ -131,8 +131,8 @@ def test_onecycle_is_torchs_with_its_momentum(warmup, epochs, steps, name):
         theirs.step()
         if step < total - 1:
             oracle.step()
-    assert lr_at(total, steps, recipe) == pytest.approx(recipe.lr / 25e4), "one too many stays at the end"
-    assert momentum_at(0, steps, Recipe()) is None, "a cosine leaves momentum alone"
+    assert make_schedule(recipe)(total, steps)[0] == pytest.approx(recipe.lr / 25e4), "one too many stays at the end"
+    assert make_schedule(Recipe())(0, steps)[1] is None, "a cosine leaves momentum alone"
 
 
 def test_timms_momentum_is_torchs_sgd():

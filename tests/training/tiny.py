@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +19,16 @@ from lotus.pruning import unstructured
 from lotus.sparsity.attention import AttentionPenalty
 from lotus.sparsity.gates import Gates
 from lotus.training import distributed, loop
+from lotus.training.average import MovingAverage
+from lotus.training.distill import Distiller, Taught
 from lotus.training.distributed import World
+from lotus.training.fewer import FewerPatches
+from lotus.training.guests import Guest
 from lotus.training.joint import Joint
 from lotus.training.objective import Objective
-from lotus.training.probe import Recorder
-from lotus.training.redraw import Redrawing
+from lotus.training.probe import Recorder, Watched
+from lotus.training.redraw import Redrawing, Redrawn
+from lotus.training.regularize import EarlyBird, Gating, Penalized
 from lotus.vit.patch_scores import contrast
 from lotus.vit.tokens import Tokens
 
@@ -117,6 +122,32 @@ class Outcome(NamedTuple):
     model: nn.Module
 
 
+def guests_of(
+    wants: Train,
+    *,
+    gates: Any = None,
+    penalty: AttentionPenalty | None = None,
+    distiller: Distiller | None = None,
+    recorder: Recorder | None = None,
+    redrawing: Redrawing | None = None,
+    tokens: Tokens | None = None,
+    tickets: Any = None,
+    joint: Joint | None = None,
+) -> list[Guest]:
+    """Guests that hook these into a training."""
+    found: list[Guest | None] = [
+        None if gates is None else Gating(gates),
+        EarlyBird(gates) if isinstance(gates, Gates) else None,
+        None if penalty is None else Penalized(penalty),
+        None if distiller is None else Taught(distiller),
+        None if recorder is None else Watched(recorder),
+        None if redrawing is None else Redrawn(redrawing),
+        None if tokens is None else FewerPatches(tokens, tickets, joint),
+        MovingAverage(wants.ema) if wants.ema else None,
+    ]
+    return [guest for guest in found if guest is not None]
+
+
 def train(
     folder: Path,
     wants: Train,
@@ -129,9 +160,11 @@ def train(
     drop_path: float = 0.0,
     model: nn.Module | None = None,
     events: list[Event] | None = None,
+    guests: Sequence[Guest] = (),
     **more: Any,
 ) -> Outcome:
-    """One fit from start to end. ``events`` also gets what came before an exception."""
+    """One fit from start to end. ``events`` also gets what came before an exception; ``more`` are parts of the loop's data and
+    job, and what :func:`guests_of` makes guests of."""
     world = world or distributed.start("cpu")
     model = model or vit(drop_path)
     split = {"batch_size": wants.batch_size, "world": world.size, "rank": world.rank}
@@ -139,15 +172,15 @@ def train(
     gates = Gates(model, Sparsity(start=0.1, inputs=True), target=0.5, device="cpu") if gated else None
     recorder = Recorder(ROWS, wants.epochs, CLASSES, steps=True) if watched else None
     weights = np.linspace(0.5, 1.5, ROWS, dtype=np.float32) if weighted else None
-    making = loop.fit(
-        model,
-        **{
-            "stage": "train", "recipe": wants, "loader": Memory(plan), "plan": plan,
-            "validation": Memory(SamplePlan.evaluation(np.arange(ROWS), **split)), "objective": Hooked(wants, at),
-            "weights": weights, "gates": gates, "recorder": recorder, "folder": folder, "world": world, "stop": None,
-            "key": "k", **more,
-        },
-    )  # fmt: skip
+    data = {
+        "loader": Memory(plan), "plan": plan, "validation": Memory(SamplePlan.evaluation(np.arange(ROWS), **split)),
+        "objective": Hooked(wants, at), "weights": weights,
+    }  # fmt: skip
+    job = {"stage": "train", "folder": folder, "world": world, "key": "k"}
+    here, made = ({name: more.pop(name, value) for name, value in group.items()} for group in (data, job))
+    made |= {name: more.pop(name) for name in ("stop", "clock", "place", "shelves") if name in more}
+    joined = [*guests_of(wants, gates=more.pop("gates", gates), recorder=recorder, **more), *guests]
+    making = loop.fit(model, wants, loop.Data(**here), loop.Job(**made), joined)
     events = [] if events is None else events
     while True:
         try:

@@ -1,0 +1,105 @@
+"""Averages of the weights: what is measured and kept in place of where the last step ended."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lotus.training.engine import Average, Engine
+from lotus.training.guests import Guest, Position, Training
+from selection.errors import Refused
+
+
+class MovingAverage(Guest):
+    """An exponential moving average over all steps; it begins anew where the model is replaced."""
+
+    name = "average"
+
+    def __init__(self, decay: float) -> None:
+        self._decay = decay
+
+    def attach(self, training: Training) -> None:
+        self._average = Average(training.engine, self._decay)
+
+    def after_step(self, at: Position, progress: float, finite: bool) -> None:
+        if finite:
+            self._average.update(at.applied)
+
+    def evaluating(self) -> contextlib.AbstractContextManager[None]:
+        return self._average.carried()
+
+    def weights(self) -> dict[str, Tensor]:
+        return self._average.weights()
+
+    def state(self) -> dict[str, Tensor]:
+        return self._average.weights()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self._average.load_weights(state)
+
+
+class LateAverage(Guest):
+    """The plain mean of the weights, taken every few steps over the last part of the training."""
+
+    name = "late_average"
+
+    def __init__(self, start: float, every: int) -> None:
+        """
+        Args:
+            start: part of the training before the first weights are taken, in [0, 1)
+            every: steps between two that are taken
+
+        Raises:
+            Refused: a start outside of the training.
+        """
+        if not 0 <= start < 1 or every < 1:
+            raise Refused(f"late_average: start {start:g} is in [0, 1), and every {every} at least 1.")
+        self._start, self._every = start, every
+        self._mean: list[Tensor] = []
+        self._taken = 0
+        self._engine: Engine | None = None
+
+    def attach(self, training: Training) -> None:
+        if training.engine.stage == 3:
+            raise Refused(
+                f"{training.place}.guests: late_average: under ZeRO 3 no rank has the weights. Use ZeRO 0 to 2."
+            )
+        self._engine, self._taken = training.engine, 0
+        self._mean = [master.detach().clone() for master in training.engine.masters]
+
+    def after_step(self, at: Position, progress: float, finite: bool) -> None:
+        if finite and progress >= self._start and at.applied % self._every == 0:
+            self._taken += 1
+            with torch.no_grad():
+                torch._foreach_lerp_(self._mean, self._engine_now().masters, 1 / self._taken)
+
+    def evaluating(self) -> contextlib.AbstractContextManager[None]:
+        return self._engine_now().carrying(self._mean) if self._taken else contextlib.nullcontext()
+
+    def weights(self) -> dict[str, Tensor] | None:
+        return self._whole() if self._taken else None
+
+    def state(self) -> dict[str, Tensor]:
+        return {**self._whole(), _TAKEN: torch.tensor(self._taken)} if self._taken else {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        engine = self._engine_now()
+        self._taken = int(state[_TAKEN])
+        with engine.carrying(self._mean):
+            engine.load_weights({name: value for name, value in state.items() if name != _TAKEN})
+            self._mean = [master.detach().clone() for master in engine.masters]
+
+    def _whole(self) -> dict[str, Tensor]:
+        with self._engine_now().carrying(self._mean):
+            return self._engine_now().weights()
+
+    def _engine_now(self) -> Engine:
+        assert self._engine is not None, "attached first"
+        return self._engine
+
+
+_TAKEN = "late_average.taken"
+"""Beside the weights' names in a checkpoint."""

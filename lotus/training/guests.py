@@ -1,0 +1,259 @@
+"""Who may join a training, and when it is asked.
+
+The loop trains a model on images and knows nothing else. A technique (gates, a teacher, an average of the weights, a
+lottery drawn anew each epoch) is a *guest*: an object with a few moments, all of which do nothing by default. Once an epoch
+
+    before_epoch                      which rows, of what weight, in which groups, at which side
+        once a step
+        before_step                   how far the training is
+            once a micro-batch
+            show, losses              what the model is shown; what each image's loss is
+        after_backward
+        after_step                    it moved the weights, or it was not finite
+        due, replace                  another model takes the place of this one
+    end_epoch, ended                  before the evaluation; whether the training ends here
+        evaluating                    around the evaluation
+    close_epoch                       after it; what there is to tell
+
+and besides ``attach`` at the start, ``state`` and ``load_state`` around each checkpoint, ``summary`` and ``macs`` for what is
+told and billed, ``weights`` for what leaves in the end, and ``leave`` however it ends.
+
+Every rank asks every guest, in the same order, so that a moment may be collective.
+
+Letters: B batch, C classes, K rows of an epoch, N rows of the data set, S side of an image in pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn
+
+from selection.errors import Refused
+
+if TYPE_CHECKING:
+    from lotus.config import Recipe
+    from lotus.data.base import Batch
+    from lotus.data.plan import SamplePlan
+    from lotus.training.distributed import World
+    from lotus.training.engine import Engine
+    from lotus.training.objective import Objective
+
+Rows = npt.NDArray[np.int64]
+
+
+class Turn(enum.IntEnum):
+    """When a guest is asked, before and after whom: the order in which they meet a loss is this, and stands nowhere else.
+
+    Among guests of the same turn it is the order in which they are given. What each image weighs multiplies at the very end.
+    """
+
+    TEACH = 0
+    """Blends what the labels ask for with another model's opinion: whoever remembers a loss wants the one that is trained."""
+    WATCH = 1
+    """Remembers what was said of each image, before any penalty: a penalty chooses no images. Says who trains in an epoch."""
+    PENALIZE = 2
+    """Adds what the model itself costs, whatever the image."""
+    LAST = 3
+    """Asks for no particular place."""
+
+
+@dataclass
+class Position:
+    """How far a training is: what a checkpoint says beside its tensors."""
+
+    epoch: int = 0
+    micro: int = 0
+    """Micro-batches of this epoch that are done."""
+    step: int = 0
+    """Optimizer steps that were tried; :attr:`applied` of them were finite and moved the weights."""
+    applied: int = 0
+    failed: int = 0
+    """The last steps in a row that were not finite."""
+    images: int = 0
+    seconds: float = 0.0
+    macs: float = 0.0
+    """Of all training images' forward passes, where a guest counts them; 0 where none does."""
+    top1: float = float("nan")
+    loss: float = float("nan")
+
+
+@dataclass
+class Training:
+    """What a guest may look at. ``engine`` is another one after the model was replaced."""
+
+    stage: str
+    place: str
+    """Where the recipe's settings stand: ``train``, ``finetune``, ``score``."""
+    recipe: Recipe
+    world: World
+    plan: SamplePlan
+    objective: Objective
+    engine: Engine
+
+    @property
+    def model(self) -> nn.Module:
+        return self.engine.module
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What an epoch goes through."""
+
+    number: int
+    """From 0."""
+    rows: Rows
+    """(K,) of the data set."""
+    weights: npt.NDArray[np.float32] | None = None
+    """(K,) what each row counts in the loss, besides its weight in the ticket; None for 1 each."""
+    groups: Rows | None = None
+    """(K,) from 0; a step is of one group alone. None: they are one."""
+    side: int | None = None
+    """S; None: what the loader was opened with. Only for a loader whose ``epoch`` takes ``side``."""
+
+
+@dataclass(frozen=True)
+class Micro:
+    """Which micro-batch this is."""
+
+    epoch: int
+    number: int
+    """In the epoch, from 0."""
+    rank: int
+    objective: Objective
+
+    def mix(self, pictures: Tensor, labels: Tensor) -> Tensor:
+        """(B, any, S, S) mixed by the very lambda or box that the images are mixed by."""
+        return self.objective.mix(pictures, labels, epoch=self.epoch, step=self.number, rank=self.rank)[0]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A micro-batch after its forward pass."""
+
+    batch: Batch
+    images: Tensor
+    """(B, 3, S, S) as the model saw them, mixed ones too."""
+    logits: Tensor
+    """(B, C)"""
+
+
+class Guest:
+    """One who joins a training; a subclass overrides the moments that it wants."""
+
+    name: ClassVar[str] = ""
+    """Of its file in a checkpoint, unlike any other's; empty: the class' name in lower case."""
+    turn: ClassVar[Turn] = Turn.LAST
+
+    def attach(self, training: Training) -> None:
+        """Once before the first step, and again when the model was replaced: what was held of the old one is of no use."""
+
+    def leave(self) -> None:
+        """The training is over, finished or not."""
+
+    def before_epoch(self, epoch: Epoch) -> Epoch:
+        """What is gone through, given what those before this guest said. The same however often it is asked."""
+        return epoch
+
+    def before_step(self, progress: float, group: int) -> None:
+        """``progress`` is the part of the training that is done, 0 to 1; ``group`` is that of the step's images."""
+
+    def show(self, batch: Batch, micro: Micro) -> Batch:
+        """What is trained on in place of ``batch``, e.g. a part of it; not mixed yet."""
+        return batch
+
+    def losses(self, losses: Tensor, seen: Seen) -> Tensor:
+        """(B,) float32 of each image, before weights -> (B,)."""
+        return losses
+
+    def after_backward(self) -> None:
+        """The step's gradients are there."""
+
+    def after_step(self, at: Position, progress: float, finite: bool) -> None:
+        """The weights have moved; or, where the step was not ``finite``, nothing has."""
+
+    def due(self, at: Position, progress: float) -> bool:
+        """Whether the model is to be replaced now, between two steps. All ranks must agree."""
+        return False
+
+    def replace(self, model: nn.Module, moments: Mapping[str, Tensor]) -> tuple[nn.Module, Mapping[str, Tensor]]:
+        """The model that takes ``model``'s place, and what its optimizer is to remember.
+
+        Args:
+            model: as plain as before the training, with the weights of now
+            moments: as :meth:`lotus.training.engine.Engine.moments` gives them; nothing for an optimizer that begins anew
+        """
+        return model, moments
+
+    def rebuilt(self, model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+        """The model of the shape that it had when ``state`` was taken; asked before a checkpoint is taken up."""
+        return model
+
+    def end_epoch(self, epoch: int) -> None:
+        """Its steps are through, its evaluation is to come; asked again where that was interrupted."""
+
+    def ended(self) -> bool:
+        """Whether the training ends with the last epoch that was closed. All ranks must agree."""
+        return False
+
+    def close_epoch(self, at: Position) -> Iterable[str]:
+        """After the evaluation: sentences to tell. ``at.epoch`` is the epoch that closes."""
+        return ()
+
+    def evaluating(self) -> contextlib.AbstractContextManager[None]:
+        """Around an evaluation, e.g. with other weights."""
+        return contextlib.nullcontext()
+
+    def weights(self) -> dict[str, Tensor] | None:
+        """What leaves in the end in place of the weights that were trained; None: those. The first guest that has some wins."""
+        return None
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a resumed training needs, whatever the number of ranks; nothing: there is nothing to keep."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what :meth:`state` gave; comes after :meth:`attach`."""
+
+    def summary(self) -> dict[str, float]:
+        """Values to show with a step. Only rank 0 is asked."""
+        return {}
+
+    def macs(self, macs: float) -> float:
+        """Of an image's whole forward pass now, given what those before this guest said; 0: nobody has counted it."""
+        return macs
+
+
+_TAKEN = ("weights", "moments")
+"""Files of a checkpoint that are the loop's own."""
+
+
+def name_of(guest: Guest) -> str:
+    """Under which a guest's state stands in a checkpoint."""
+    return guest.name or type(guest).__name__.lower()
+
+
+def in_order(guests: Iterable[Guest]) -> tuple[Guest, ...]:
+    """As they are asked, by :class:`Turn`.
+
+    Raises:
+        Refused: two of one name, or a name that is no file's.
+    """
+    found = tuple(sorted(guests, key=lambda guest: guest.turn))
+    names = [name_of(guest) for guest in found]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise Refused(
+                f"guests: two are called {name!r}, and their states would share a file. Give one another name."
+            )
+        if name in _TAKEN or not name.replace("-", "_").isidentifier():
+            raise Refused(
+                f"guests: {name!r} cannot name a file of a checkpoint. Take another name, of letters and digits."
+            )
+    return found

@@ -1,0 +1,61 @@
+"""Guests that a config names: found on the shelf or in a file of the user's own, and made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+from lotus.config import Method
+from lotus.training import shelf
+from lotus.training.guests import Guest
+from selection import methods
+from selection.errors import Refused
+
+READS = ("model", "recipe", "rows", "labels", "classes", "seed", "world")
+"""What a function that makes a guest may read: the model; its recipe; (K,) rows of the ticket; (N,) labels of the data set;
+the number of classes; the training's seed; the ranks."""
+
+
+def check(wanted: Sequence[Method], shelves: Sequence[ModuleType], *, place: str) -> None:
+    """Refuse guests that are not on a shelf, or are given what they do not have, before anything is made.
+
+    Args:
+        place: where they are named, e.g. ``train.guests``
+
+    Raises:
+        Refused: with the nearest right name.
+    """
+    for wants in wanted:
+        method = _found(wants, shelves, place)
+        methods.check_settings(method, wants.options, place=f"{place}.{wants.name}")
+        if missing := [name for name in methods.reads(method) if name not in READS]:
+            raise Refused(
+                f"{place}: {wants.name!r} reads {', '.join(missing)}, which is not here. Here: {', '.join(READS)}."
+            )
+
+
+def chosen(
+    wanted: Sequence[Method], available: Mapping[str, Any], shelves: Sequence[ModuleType], *, place: str
+) -> list[Guest]:
+    """The guests that a config names: each a function of a shelf, called with what it reads and what the config sets.
+
+    Raises:
+        Refused: there is no such function, or it makes no guest.
+    """
+    found = []
+    for wants in wanted:
+        guest = methods.call(
+            _found(wants, shelves, place), available, wants.options, place=f"{place}.{wants.name}", here=READS
+        )
+        if not isinstance(guest, Guest):
+            raise Refused(
+                f"{place}: {wants.name!r} makes a {type(guest).__name__}, not a guest. Return an instance of a subclass of "
+                "lotus.training.guests.Guest."
+            )
+        found.append(guest)
+    return found
+
+
+def _found(wants: Method, shelves: Sequence[ModuleType], place: str) -> Any:
+    return methods.find([shelf, *shelves], wants.name, place=place)

@@ -1,0 +1,102 @@
+"""How far a training is, and when to tell of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from lotus.events import Step
+from lotus.training.guests import Guest, Position
+
+if TYPE_CHECKING:
+    from lotus.data.plan import SamplePlan
+
+_SHOW_SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class Way:
+    """How far a training is, in steps of the epoch at hand.
+
+    Every epoch is as long a part of the schedules as any other, however many steps a redrawn lottery gives it: how many the
+    later ones will have, nobody knows. Steps that were not finite do not count. Where all epochs have the same number of
+    steps, :meth:`gone` is the number of steps that moved the weights.
+    """
+
+    steps: int
+    """Of this epoch."""
+    before: int
+    """Steps that were tried in the epochs before it."""
+    total: int
+    """Of all epochs, if those after this one have as many."""
+    epochs: int
+
+    @classmethod
+    def of(cls, plan: SamplePlan, at: Position, epochs: int) -> Way:
+        """At ``at``, in an epoch whose rows ``plan`` has."""
+        parts = plan.batches(at.epoch)
+        before = at.step - (len(parts) - len(left(parts, at.micro)))
+        return cls(len(parts), before, before + len(parts) * (epochs - at.epoch), epochs)
+
+    def gone(self, at: Position) -> int:
+        return max(0, at.epoch * self.steps + at.step - self.before - (at.step - at.applied))
+
+    def progress(self, at: Position) -> float:
+        """Part of the training that is done, 0 to 1."""
+        return self.gone(at) / (self.epochs * self.steps)
+
+
+class Pace:
+    """When to tell of a step, and what: the mean loss of rank 0's images and the speed of all since it last told."""
+
+    def __init__(self, stage: str, ranks: int, clock: Callable[[], float]) -> None:
+        self._stage, self._ranks, self._clock = stage, ranks, clock
+        self._ticked = self._told = clock()
+        self._loss: Tensor | float = 0.0
+        self._images, self._seconds = 0, 0.0
+
+    def resume(self) -> None:
+        """Time before this does not count."""
+        self._ticked = self._clock()
+
+    def spent(self) -> float:
+        """Seconds since this, or :meth:`resume`, was last called."""
+        now = self._clock()
+        seconds, self._ticked = now - self._ticked, now
+        self._seconds += seconds
+        return seconds
+
+    def saw(self, loss: Tensor, images: int) -> None:
+        self._loss = self._loss + loss  # not read here: a GPU would have to be waited for
+        self._images += images
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self._loss, self._images, self._seconds = 0.0, 0, 0.0
+
+    def due(self, *, last: bool) -> bool:
+        return last or self._clock() - self._told >= _SHOW_SECONDS
+
+    def event(self, at: Position, lr: float, guests: Sequence[Guest], total: int) -> Step:
+        values = {
+            "epoch": float(at.epoch + 1),
+            "loss": float(self._loss) / max(self._images, 1),
+            "lr": lr,
+            "images_per_second": self._images * self._ranks / self._seconds if self._seconds else 0.0,
+            **{name: value for guest in guests for name, value in guest.summary().items()},
+        }
+        self.forget()
+        self._told = self._clock()
+        return Step(self._stage, at.step, total, values=values)
+
+
+def left(parts: list[int], done: int) -> list[int]:
+    """Micro-batches of each optimiser step that is still to come, when ``done`` micro-batches are through."""
+    step = 0
+    while step < len(parts) and done > 0:
+        done -= parts[step]
+        step += 1
+    return parts[step:]

@@ -1,0 +1,92 @@
+"""Schedules: a law over the shelf, and each against its closed form."""
+
+from __future__ import annotations
+
+import types
+from pathlib import Path
+
+import pytest
+from tiny import recipe, same, train
+
+from lotus.config import Recipe, check
+from lotus.events import Step
+from lotus.training import schedules
+from lotus.training.optim import make_schedule
+from selection import methods
+from selection.errors import Refused
+
+READS = {"step", "warm", "total", "peak", "low"}
+
+
+def rates(steps: int, **wants: object) -> list[float]:
+    recipe = Recipe.model_validate({"lr": 2.0, "min_lr": 0.5, "epochs": 4, "warmup_epochs": 1, **wants})
+    rate = make_schedule(recipe)
+    return [rate(step, steps)[0] for step in range(4 * steps + 2)]
+
+
+@pytest.mark.parametrize("name", methods.names(schedules))
+@pytest.mark.parametrize("warm", [0, 0.5, 2])
+def test_every_schedule_is_sound(name: str, warm: float) -> None:
+    """Positive until the end, never above the peak, which it reaches, and down to where it ends; it stays there."""
+    assert set(methods.reads(getattr(schedules, name))) <= READS
+    found = rates(10, schedule=name, warmup_epochs=warm, min_lr=0.0)
+    assert all(0 < rate <= 2.0 * (1 + 1e-12) for rate in found[:39])
+    assert max(found) == pytest.approx(2.0, rel=0.01), "between two steps, where there is no warm-up"
+    assert found[39] < 0.2 * 2.0
+    assert found[40] == found[41] <= found[39]
+    turn = found.index(max(found))
+    assert found[: turn + 1] == sorted(found[: turn + 1])
+    assert found[turn:] == sorted(found[turn:], reverse=True)
+    assert rates(10, schedule=name, warmup_epochs=4)[-1] >= 0, "nothing but a warm-up"
+
+
+def test_linear_is_a_straight_line_to_zero() -> None:
+    found = rates(10, schedule="linear")
+    assert found[:10] == pytest.approx([2.0 * (step + 1) / 11 for step in range(10)])
+    assert found[10:41] == pytest.approx([2.0 * (40 - step) / 30 for step in range(10, 41)])
+
+
+@pytest.mark.parametrize("decay", [0.2, 0.5, 1.0])
+def test_wsd_stays_and_then_falls(decay: float) -> None:
+    found = rates(10, schedule={"name": "wsd", "decay": decay})
+    falls = max(10, round(40 * (1 - decay)))
+    assert found[:10] == pytest.approx([2.0 * (step + 1) / 11 for step in range(10)])
+    assert found[10 : falls + 1] == [2.0] * (falls + 1 - 10)
+    down = [2.0 - 1.5 * (step - falls) / (40 - falls) for step in range(falls, 41)]
+    assert found[falls:41] == pytest.approx(down)
+    assert found[41] == pytest.approx(0.5)
+
+
+def test_it_is_named_in_a_config_with_its_options_and_written_back_as_it_was() -> None:
+    page = check({"train": {"schedule": {"name": "wsd", "decay": 0.3}}, "score": {"schedule": "linear"}})
+    assert page.train.schedule.options == {"decay": 0.3}
+    dump = page.model_dump(mode="json")
+    assert dump["train"]["schedule"] == {"name": "wsd", "decay": 0.3}
+    assert dump["score"]["schedule"] == "linear", "a name alone, as in records of earlier versions"
+    assert dump["finetune"]["schedule"] == dump["train"]["schedule"], "what is not set there is as in train"
+    assert check({}).model_dump(mode="json")["train"]["schedule"] == "cosine"
+
+
+def test_one_of_ones_own_is_found_in_training(tmp_path: Path) -> None:
+    mine = types.ModuleType("mine")
+    exec("def steady(peak, *, part: float = 1.0):\n    return part * peak, 0.5\n", vars(mine))
+    wants = recipe(epochs=1, schedule={"name": "steady", "part": 0.25}, optimizer="momentum")
+    done = train(tmp_path / "a", wants, shelves=[mine])
+    assert {event.values["lr"] for event in done.events if isinstance(event, Step)} == {0.25 * 3e-3}
+    slow = recipe(epochs=1, schedule="steady", lr=0.25 * 3e-3, optimizer="momentum")
+    assert same(done.fitted.state, train(tmp_path / "b", slow, shelves=[mine]).fitted.state)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "says"),
+    [
+        ("cosin", r"finetune\.schedule: there is no 'cosin'.*'cosine'"),
+        ({"name": "wsd", "decai": 1}, r"finetune\.schedule\.decai.*decay"),
+        ("weather", r"finetune\.schedule: 'weather' reads wind"),
+    ],
+)
+def test_what_is_not_there_is_refused_with_its_place(schedule: object, says: str) -> None:
+    mine = types.ModuleType("mine")
+    exec("def weather(wind):\n    return wind\n", vars(mine))
+    with pytest.raises(Refused, match=says):
+        make_schedule(Recipe.model_validate({"schedule": schedule}), [mine], place="finetune")
