@@ -238,6 +238,8 @@ class Recipe(Section):
     """A timm optimiser name."""
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate, at this batch size."""
+    adamw_lr: float | None = Field(None, gt=0)
+    """Peak rate of what muon leaves to AdamW: head, patch embedding, positions, tokens, norms, biases; null: as ``lr``."""
     schedule: Literal["cosine", "onecycle"] = "cosine"
     """cosine: a linear warm-up, then half a cosine down to ``min_lr``. onecycle: torch's OneCycleLR, up along half a cosine
     from lr / 25 within ``warmup_epochs``, down to lr / 250000, momentum moving against it from 0.95 to 0.85 and back."""

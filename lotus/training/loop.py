@@ -28,7 +28,7 @@ from lotus.training.checkpoint import Checkpoints, check_fits
 from lotus.training.distributed import StopFlag, World
 from lotus.training.engine import Average, Engine
 from lotus.training.objective import Objective
-from lotus.training.optim import lr_at, make_optimizer, momentum_at
+from lotus.training.optim import lr_at, make_optimizer, momentum_at, unusual
 from selection.errors import Refused
 
 if TYPE_CHECKING:
@@ -158,6 +158,7 @@ def fit(
         checkpoints = Checkpoints(folder / "checkpoints", key=key, world=world)
         book = _Book(engine, average, gates, recorder, redrawing, checkpoints)
         at, notes = book.restore()
+        notes += [(text, "warning") for text in unusual(recipe, "train" if stage == "baseline" else stage)]
         earlier = at.seconds
         yield from told(*(Said(stage, text, level) for text, level in notes))
         counts = None if weights is None else torch.as_tensor(weights, dtype=torch.float32, device=world.device)
