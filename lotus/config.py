@@ -141,6 +141,8 @@ class Model(Section):
     """Standard deviation at which position embeddings start; timm's own is 0.02. Tiny images want more (0.2)."""
     patch_embed_init: Literal["timm", "xavier"] = "timm"
     """How the patch embedding starts."""
+    start: MethodOf = Method(name="timm")
+    """A start of lotus/vit/starts.py for weights that are not given: timm, xavier, mimetic, or ``{name: mimetic, beta_vo: 0.2}``."""
 
 
 class Augment(Section):
