@@ -237,7 +237,7 @@ class Recipe(Section):
     accumulate: int = Field(1, ge=1)
     """Parts in which a rank goes through its share of a batch, to save memory."""
     optimizer: str = "adamw"
-    """A timm optimiser name."""
+    """A timm optimizer name. muon is LOTUS' own, under every ZeRO stage; it leaves what is no hidden matrix to AdamW."""
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate, at this batch size."""
     adamw_lr: float | None = Field(None, gt=0)

@@ -313,7 +313,7 @@ def newton_schulz(
     """
     buffer = buffer or (lambda _, size: x.new_empty(size))
     count, rows, columns = x.shape
-    x.div_(torch.linalg.matrix_norm(x, keepdim=True).clamp_(min=_TINY))
+    x.div_(torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=torch.float32).clamp_(min=_TINY))
     small = (count, rows, rows)
     a_, b_, other = buffer("a", small), buffer("b", small), buffer("y", (count, rows, columns))
     if x.dtype == torch.float32 and columns >= 2 * rows:

@@ -72,6 +72,14 @@ def test_it_is_the_plain_iteration(shape: tuple[int, int, int], kind: str) -> No
     assert (newton_schulz(x.float()).double() - plain).norm() < 1e-3 * plain.norm()
 
 
+@pytest.mark.parametrize("shape", [(4, 32, 32), (4, 32, 96)])
+def test_in_bfloat16_as_on_a_gpu_it_stays_near(shape: tuple[int, int, int]) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    near, exact = newton_schulz(x.bfloat16()).float(), newton_schulz(x.clone())
+    assert near.dtype == torch.float32
+    assert (torch.cosine_similarity(near.flatten(1), exact.flatten(1)) > 0.98).all()
+
+
 def test_zero_stays_zero() -> None:
     assert not newton_schulz(torch.zeros(2, 4, 16)).any()
 
