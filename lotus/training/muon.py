@@ -203,7 +203,7 @@ class Muon(torch.optim.Optimizer):
         parameters = [p for _, p in moved]
         grads, buffers = [p.grad for p in parameters], [self._momentum(p) for p in parameters]
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
-        updates = list(torch._foreach_lerp(grads, buffers, momentum))
+        updates = [update.contiguous() for update in torch._foreach_lerp(grads, buffers, momentum)]
         if id(parameters[0]) in self._flat:
             for p, update in zip(parameters, updates, strict=True):
                 for part, scale in self._parts(p):
