@@ -150,6 +150,8 @@ class Model(Section):
     """Standard deviation at which position embeddings start; timm's own is 0.02. Tiny images want more (0.2)."""
     patch_embed_init: Literal["timm", "xavier"] = "timm"
     """How the patch embedding starts."""
+    start: MethodOf = Method(name="timm")
+    """A start of lotus/vit/starts.py for weights that are not given: timm, xavier, mimetic, or ``{name: mimetic, beta_vo: 0.2}``."""
 
 
 class Augment(Section):
@@ -244,9 +246,11 @@ class Recipe(Section):
     accumulate: int = Field(1, ge=1)
     """Parts in which a rank goes through its share of a batch, to save memory."""
     optimizer: str = "adamw"
-    """A timm optimiser name."""
+    """A timm optimizer name. muon is LOTUS' own, under every ZeRO stage; it leaves what is no hidden matrix to AdamW."""
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate, at this batch size."""
+    adamw_lr: float | None = Field(None, gt=0)
+    """Peak rate of what muon leaves to AdamW: head, patch embedding, positions, tokens, norms, biases; null: as ``lr``."""
     schedule: BriefMethod = Method(name="cosine")
     """A schedule of lotus/training/schedules.py. cosine: a linear warm-up, then half a cosine down to ``min_lr``. linear: a
     straight line down to zero. wsd: stays at the peak, and falls to ``min_lr`` in the last part. onecycle: torch's OneCycleLR, up

@@ -13,6 +13,7 @@ import contextlib
 import functools
 import gc
 import io
+import itertools
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 
 from lotus.config import Recipe
 from lotus.training.distributed import World
+from lotus.training.muon import Muon, Place
 from lotus.training.optim import set_lr
 from selection.errors import Refused
 
@@ -186,7 +188,7 @@ class Engine:
         config = settings(recipe, world, numbers, place=place)
         self.world, self.module = world, model
         self.stage: int = config["zero_optimization"]["stage"]
-        if self.stage > 0 and type(optimizer).__name__ in NOT_FLAT:
+        if self.stage > 0 and type(optimizer).__name__ in NOT_FLAT and not isinstance(optimizer, Muon):
             raise Refused(
                 f"{place}.optimizer: {recipe.optimizer!r} goes wrong under ZeRO {self.stage}, which lays tensors end to end "
                 f"in one vector. Use {place}.zero=0, or an optimiser such as adamw."
@@ -210,6 +212,9 @@ class Engine:
         self._optimizer = self._engine.optimizer
         self._base: torch.optim.Optimizer = getattr(self._optimizer, "optimizer", self._optimizer)  # torch's, or timm's
         self.masters, self._own = self._lay_out()
+        self._places = {} if self._own else self._find_places()
+        if isinstance(self._base, Muon):
+            self._base.join(world, self._places, in_shards=self.stage == 3)
         if start:
             # DeepSpeed makes the fp32 masters out of weights that it has rounded to bf16, and at ZeRO 0 takes a first step
             # there and then, which decays them.
@@ -288,10 +293,9 @@ class Engine:
             self._link()
         with torch.no_grad():
             for name, p in self._named.items():
-                own = self._own.get(name)
-                state = self._base.state.get(self.masters[0] if own is None else own, {})
-                for key, value in state.items():
-                    if own is None and torch.is_tensor(value) and value.shape == self.masters[0].shape:
+                master = self._own[name] if self._own else self._flat_of(name)
+                for key, value in self._base.state.get(master, {}).items():
+                    if not self._own and torch.is_tensor(value) and value.shape == master.shape:
                         value = self._deepspeed.utils.safe_get_full_optimizer_state(p, key)
                     found[f"{name}/{key}"] = _to_cpu(torch.as_tensor(value, dtype=_scalar_type(value)), cast=False)
         return found
@@ -310,13 +314,17 @@ class Engine:
                     own = self._own[name]
                     self._base.state[own] = {k: self._placed(k, v, own) for k, v in state.items()}
                 return
-            first = next(iter(by_parameter))
-            shape = tuple(self._shape(self._named[first]))
-            scalars = {key for key, value in by_parameter[first].items() if tuple(value.shape) != shape or not shape}
-            for flat in self.masters:
+            scalars = {
+                key
+                for name, state in by_parameter.items()
+                for key, value in state.items()
+                if tuple(value.shape) != tuple(self._shape(self._named[name]))
+            }
+            flats = {id(flat): (flat, state) for name, state in by_parameter.items() for flat in [self._flat_of(name)]}
+            for flat, state in flats.values():
                 self._base.state[flat] = {
                     key: self._placed(key, value, flat) if key in scalars else torch.zeros_like(flat)
-                    for key, value in by_parameter[first].items()
+                    for key, value in state.items()
                 }
             self._link()
             utils = self._deepspeed.utils
@@ -387,6 +395,24 @@ class Engine:
             copies |= {id(p): copy for p, copy in zip(low, high, strict=True)}
         named = {name: copies[id(p)] for name, p in self._named.items()}
         return list(named.values()), named
+
+    def _flat_of(self, name: str) -> Tensor:
+        return self._places[id(self._named[name])].flat
+
+    def _find_places(self) -> dict[int, Place]:
+        """Where each parameter lies in the masters of ZeRO 1 to 3, by its id."""
+        own = self._optimizer
+        if self.stage == 3:
+            found = {id(p): own.grad_position[own.get_param_id(p)] for p in self._named.values()}
+            return {key: Place(self.masters[group], start, length) for key, (group, start, length) in found.items()}
+        places: dict[int, Place] = {}
+        groups = getattr(own, "round_robin_bit16_groups", None) or own.bf16_groups
+        for flat, group, starts in zip(
+            self.masters, groups, getattr(own, "round_robin_bit16_offsets", [None] * len(groups)), strict=True
+        ):
+            starts = starts or [0, *itertools.accumulate(p.numel() for p in group)]
+            places |= {id(p): Place(flat, start, p.numel()) for p, start in zip(group, starts, strict=False)}
+        return places
 
     def _spread(self) -> None:
         """Bring the masters into the parameters that the model computes with."""

@@ -31,7 +31,7 @@ from lotus.training.engine import Engine
 from lotus.training.guests import Epoch, Guest, Position, Training, in_order, name_of
 from lotus.training.lesson import Lesson, counts_of
 from lotus.training.objective import Objective
-from lotus.training.optim import make_optimizer, make_schedule
+from lotus.training.optim import make_optimizer, make_schedule, unusual
 from lotus.training.pace import Pace, Way, left
 from selection.errors import Refused
 
@@ -168,6 +168,7 @@ class _Course:
         found, notes = self._book.find()
         if found is not None:
             self.model = self._book.rebuilt(self.model, found)
+        notes += [(text, "warning") for text in unusual(self._recipe, self._job.place)]
         engine = self._engage(self.model)
         if found is not None:
             self.at = self._book.restore(found, engine)

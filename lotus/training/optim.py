@@ -11,15 +11,39 @@ import torch
 from torch import nn
 
 from lotus.config import Recipe
-from lotus.training import schedules
+from lotus.training import muon, schedules
 from selection.errors import Refused
 from selection.methods import call, find, nearest, reads
+
+USUAL = {
+    "adamw": (1e-5, 1e-2), "nadamw": (1e-5, 1e-2), "adam": (1e-5, 1e-2), "muon": (1e-4, 1e-2), "lion": (1e-6, 2e-3),
+    "lamb": (1e-4, 3e-2), "sgd": (1e-4, 5.0), "momentum": (1e-4, 5.0),
+}  # fmt: skip
+"""Peak rates within which published recipes for ViTs lie, with a margin of three. Muon's are AdamW's, since its updates
+are scaled to the same size (2502.16982, section 2.2); the 0.02 of its authors goes with another scale."""
+
+
+def unusual(recipe: Recipe, place: str = "train") -> list[str]:
+    """A sentence for each peak rate that is far outside what is usual for its optimizer.
+
+    Args:
+        place: of the recipe, as in "train"
+    """
+    name = recipe.optimizer.lower()
+    asked = [("lr", name, recipe.lr)]
+    if name == "muon" and recipe.adamw_lr is not None:
+        asked.append(("adamw_lr", "adamw", recipe.adamw_lr))
+    return [
+        f"{place}.{key}: {rate:g} is far outside what is usual for {one}, {USUAL[one][0]:g} to {USUAL[one][1]:g}"
+        for key, one, rate in asked
+        if one in USUAL and not USUAL[one][0] <= rate <= USUAL[one][1]
+    ]
 
 
 def make_optimizer(
     model: nn.Module, recipe: Recipe, *, fused: bool | None = None, place: str = "train"
 ) -> torch.optim.Optimizer:
-    """timm's optimiser by name, over ``model``'s trainable parameters.
+    """timm's optimiser by name, over ``model``'s trainable parameters; ``muon`` is ours (:mod:`lotus.training.muon`).
 
     Weight decay falls on matrices and kernels alone: not on biases, norms, class and register tokens or position
     embeddings. With ``recipe.layer_decay`` below 1 each group carries ``lr_scale`` (BEiT, 2106.08254, section A), which
@@ -31,10 +55,16 @@ def make_optimizer(
         place: where the recipe's settings stand, for a refusal to name them
 
     Raises:
-        Refused: no optimiser of this name, one whose package is missing, or one that needs second derivatives.
+        Refused: no optimiser of this name, one whose package is missing, one that needs second derivatives, or muon for a
+            model without matrices.
     """
     from timm.optim import create_optimizer_v2, get_optimizer_class, get_optimizer_info, list_optimizers
 
+    if recipe.optimizer.lower() == "muon":
+        groups = _groups(model, recipe)
+        made = muon.make(model, groups, lr=recipe.lr, adamw_lr=recipe.adamw_lr, place=place, fused=fused is not False)
+        set_lr(made, recipe.lr)
+        return made
     place = f"{place}.optimizer"
     name = recipe.optimizer.lower().removeprefix("lookahead_")
     try:
@@ -64,6 +94,18 @@ def make_optimizer(
         raise Refused(f"{place}: {name!r} cannot be made here ({error}). 'adamw' needs nothing more.") from None
     set_lr(optimizer, recipe.lr)  # timm leaves the scales to its scheduler
     return optimizer
+
+
+def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """timm's groups of one weight decay and one ``lr_scale`` each."""
+    from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+
+    spared: set[str] = getattr(model, "no_weight_decay", set)()
+    if recipe.layer_decay < 1:
+        return param_groups_layer_decay(
+            model, recipe.weight_decay, no_weight_decay_list=spared, layer_decay=recipe.layer_decay
+        )
+    return param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=spared)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float, momentum: float | None = None) -> None:

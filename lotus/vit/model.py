@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lotus import config
-from lotus.vit import anatomy
+from lotus.vit import anatomy, starts
 from lotus.vit.parts import Select, branches, gone, places, strip_like
 from selection import memory
 from selection.errors import Refused
-from selection.methods import nearest
+from selection.methods import call, find, nearest
 
 # What an argument may be: data, never something that timm would import, open or call.
 _CALLABLES = {"embed_layer", "block_fn", "mlp_layer", "attn_layer", "device", "dtype", "self"}
@@ -45,7 +45,7 @@ def create(model: config.Model, classes: int, *, place: str = "model") -> nn.Mod
     """A timm ViT in training mode, with a classifier for ``classes``; ``lotus_origin`` tells how it was made.
 
     Random starts come from torch's global generator: seed it first. Published or loaded weights win over the
-    ``pos_embed_std`` and ``patch_embed_init`` starts.
+    ``pos_embed_std``, ``patch_embed_init`` and ``start`` starts.
 
     Raises:
         Refused: an unknown name, an architecture that is no plain ViT, arguments that timm does not take, weights that do
@@ -99,9 +99,9 @@ def _class_of(name: str) -> type[nn.Module]:
 def _any(model: config.Model, classes: int, place: str) -> nn.Module:
     import timm
 
-    if model.pos_embed_std is not None or model.patch_embed_init != "timm":
+    if model.pos_embed_std is not None or model.patch_embed_init != "timm" or model.start.name != "timm":
         raise Refused(
-            f"{place}: pos_embed_std and patch_embed_init are of plain ViTs, not of {model.name}. Remove them."
+            f"{place}: start, pos_embed_std and patch_embed_init are of plain ViTs, not of {model.name}. Remove them."
         )
     what = "get the published weights of" if model.pretrained else "make"
     _check_sizes(model.args, place)
@@ -492,11 +492,9 @@ def _start(vit: Any, model: config.Model) -> None:
         std = model.pos_embed_std
         nn.init.trunc_normal_(vit.pos_embed, std=std, a=-3 * std, b=3 * std)
     if model.patch_embed_init == "xavier":
-        # As if it were a Linear over flattened patches, as in MAE (2111.06377) and big_vision.
-        embed = vit.patch_embed.proj
-        nn.init.xavier_uniform_(embed.weight.view(embed.weight.shape[0], -1))
-        if embed.bias is not None:
-            nn.init.zeros_(embed.bias)
+        starts.xavier(vit)
+    begin = find(starts, model.start.name, place="model.start")
+    call(begin, {"model": vit}, model.start.options, place="model.start")
 
 
 def _load(vit: nn.Module, path: Path, *, place: str = "model", heads: Sequence[str] = _HEADS) -> None:

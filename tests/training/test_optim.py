@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from timm.scheduler import CosineLRScheduler
 
 from lotus.config import Recipe
-from lotus.training.optim import make_optimizer, make_schedule, set_lr
+from lotus.training.optim import USUAL, make_optimizer, make_schedule, set_lr, unusual
 from selection.errors import Refused
 
 
@@ -75,6 +75,24 @@ def test_an_unknown_optimizer_is_refused_with_the_nearest():
         make_optimizer(vit(), Recipe(optimizer="adamww"))
     with pytest.raises(Refused, match="second derivatives"):
         make_optimizer(vit(), Recipe(optimizer="adahessian"))
+
+
+@pytest.mark.parametrize("name", USUAL)
+def test_a_rate_far_outside_the_usual_is_told(name):
+    low, high = USUAL[name]
+    make_optimizer(vit(), Recipe(optimizer=name))  # there is one of this name
+    assert not any(unusual(Recipe(optimizer=name, lr=lr)) for lr in (low, high))
+    for lr in (low / 2, high * 2):
+        (told,) = unusual(Recipe(optimizer=name, lr=lr), "finetune")
+        assert told == f"finetune.lr: {lr:g} is far outside what is usual for {name}, {low:g} to {high:g}"
+
+
+def test_what_rates_are_told():
+    assert unusual(Recipe(optimizer="muon", lr=0.02))
+    assert unusual(Recipe(lr=0.1))
+    assert unusual(Recipe(optimizer="muon", lr=3e-3, adamw_lr=0.1))[0].startswith("train.adamw_lr: 0.1")
+    assert not unusual(Recipe(lr=1e-3, adamw_lr=0.1)), "muon's alone"
+    assert not unusual(Recipe(optimizer="adabelief", lr=0.1)), "nothing is known of it"
 
 
 @pytest.mark.parametrize(("warmup", "epochs", "steps"), [(2, 10, 7), (0, 3, 5), (1, 2, 1), (5, 20, 13)])
