@@ -49,6 +49,8 @@ def boxes(
         parts = AREA[1] - AREA[0]
         shares = counts[counts > number]
         for attempt in range(_TRIES):
+            if not len(open_):
+                break
             stream = _BOX + 64 * number + 4 * attempt
             one, two, three, four = (uniform(seed, epoch, rows[open_], stream + place) for place in range(4))
             area = (AREA[0] + parts * one) * side * side / shares
