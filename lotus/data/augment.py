@@ -39,6 +39,7 @@ def parameters(
     heights: npt.ArrayLike,
     widths: npt.ArrayLike,
     size: int,
+    side: int | None = None,
 ) -> Table:
     """The table (n, 7) for n images; see ``COLUMNS``.
 
@@ -49,6 +50,8 @@ def parameters(
         heights: (n,) of the stored images, in pixels.
         widths: (n,) likewise.
         size: S, the side of the model's input.
+        side: what the view is shown at in this epoch, where it is not S: the boxes stay, and the padding shrinks or grows
+            with the picture.
     """
     rows = np.asarray(index, dtype=np.uint64)
     high, wide = np.asarray(heights, dtype=np.int64), np.asarray(widths, dtype=np.int64)
@@ -60,8 +63,9 @@ def parameters(
     if augment is None:
         return table
     if augment.crop == "pad":
+        pad = augment.pad if side is None else round(augment.pad * side / size)
         for column, stream in ((DOWN, _DOWN), (RIGHT, _RIGHT)):
-            table[:, column] = _below(uniform(seed, epoch, rows, stream), 2 * augment.pad + 1) - augment.pad
+            table[:, column] = _below(uniform(seed, epoch, rows, stream), 2 * pad + 1) - pad
     if augment.flip:
         table[:, FLIP] = uniform(seed, epoch, rows, _FLIP) < 0.5
     return table

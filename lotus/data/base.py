@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lotus.config import Augment
+from lotus.data import erasing, policies
 from lotus.data.augment import Table, parameters
 from lotus.data.format import Beton
 from lotus.data.plan import Rows, SamplePlan
@@ -40,10 +41,14 @@ class Loader(Protocol):
     kind: str
     """``ffcv`` or ``torch``."""
 
-    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, skip: int = 0, *, side: int | None = None, strength: float = 1.0) -> Iterator[Batch]:
         """The batches of an epoch, from number ``skip`` on: those before were gone through before a restart.
 
         Beginning another epoch, or :meth:`close`, ends this one.
+
+        Args:
+            side: S of this epoch; None: what the loader was opened with.
+            strength: a factor, 0 to 1, of how strongly pixels are changed; see :func:`lotus.data.policies.changes`.
         """
 
     def close(self) -> None:
@@ -58,7 +63,7 @@ class Raw(NamedTuple):
     """A batch as a loader's threads make it, on the CPU."""
 
     planes: Tensor
-    """(B, 3, S, S): float32 and normalised where the batch stays on the CPU, else uint8."""
+    """(B, 3, S, S): float32 and normalised where nothing more is done to bytes, else uint8."""
     labels: Tensor
     index: Tensor  # type: ignore[assignment]
 
@@ -77,7 +82,7 @@ class BaseLoader(ABC):
         mean: of each channel, in 0..1.
         std: likewise.
         seed: of the augmentations.
-        device: where batches go. Elsewhere than on the CPU they are normalised there and travel as bytes.
+        device: where batches go. Elsewhere than on the CPU they are augmented and normalised there and travel as bytes.
         workers: threads that decode.
     """
 
@@ -97,13 +102,14 @@ class BaseLoader(ABC):
         workers: int,
     ) -> None:
         self.beton, self.plan, self.size, self.augment = beton, plan, size, augment
+        self.side = size  # of the epoch under way
         self.seed, self.device, self.workers = seed, device, workers
         # float32 throughout, subtract then divide: the table and the device's arithmetic give the same bits.
         self._mean = np.asarray(mean, np.float32) * np.float32(255)
         self._std = np.asarray(std, np.float32) * np.float32(255)
         grey = np.arange(256, dtype=np.float32)
-        self.stays = device.type == "cpu"
-        if self.stays:
+        self.in_bytes = device.type != "cpu" or (augment is not None and augment.recolors)
+        if not self.in_bytes:
             self.levels: npt.NDArray[Any] = (grey - self._mean[:, None]) / self._std[:, None]  # (3, 256)
         else:
             self.levels = np.repeat(np.arange(256, dtype=np.uint8)[None], 3, axis=0)
@@ -112,11 +118,11 @@ class BaseLoader(ABC):
         self._closed = False
         _open.add(self)
 
-    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, skip: int = 0, *, side: int | None = None, strength: float = 1.0) -> Iterator[Batch]:
         """See :meth:`Loader.epoch`.
 
         Raises:
-            ValueError: a negative epoch, or ``skip`` beyond the epoch's end.
+            ValueError: a negative epoch, ``skip`` beyond the epoch's end, no side, or a strength outside 0 to 1.
             RuntimeError: the loader is closed.
         """
         if self._closed:
@@ -125,7 +131,10 @@ class BaseLoader(ABC):
         sizes = self.plan.sizes(epoch) if epoch >= 0 else None
         if sizes is None or not 0 <= skip <= len(sizes):
             raise ValueError(f"no batch {skip} in epoch {epoch}")
-        self._live = self._batches(epoch, self.plan.order(epoch)[sum(sizes[:skip]) :], sizes[skip:])
+        if (side is not None and side < 1) or not 0 <= strength <= 1:
+            raise ValueError(f"a side of {side} and a strength of {strength}: not at least 1, and 0 to 1")
+        self.side = self.size if side is None else side
+        self._live = self._batches(epoch, self.plan.order(epoch)[sum(sizes[:skip]) :], sizes[skip:], strength)
         return self._live
 
     def close(self) -> None:
@@ -150,28 +159,35 @@ class BaseLoader(ABC):
         if live is not None:
             live.close()
 
-    def _batches(self, epoch: int, rows: Rows, sizes: Sequence[int]) -> Generator[Batch, None, None]:
+    def _batches(self, epoch: int, rows: Rows, sizes: Sequence[int], strength: float) -> Generator[Batch, None, None]:
         if not len(rows):
             return
-        table = parameters(
-            self.augment, self.seed, epoch, rows, self.beton.heights[rows], self.beton.widths[rows], self.size
-        )
+        high, wide = self.beton.heights[rows], self.beton.widths[rows]
+        table = parameters(self.augment, self.seed, epoch, rows, high, wide, self.size, self.side)
         with closing(self._ahead(rows, table, sizes)) as ahead:
             for raw in ahead:
-                yield self._delivered(raw)
+                yield self._delivered(raw, epoch, strength)
 
-    def _delivered(self, raw: Raw) -> Batch:
-        if self.stays:
-            return Batch(*raw)
-        images = raw.planes.to(self.device, non_blocking=True).to(torch.float32)
-        images -= torch.from_numpy(self._mean).to(self.device).view(3, 1, 1)
-        images /= torch.from_numpy(self._std).to(self.device).view(3, 1, 1)
+    def _delivered(self, raw: Raw, epoch: int, strength: float) -> Batch:
+        """On the device, augmented and normalised. Here rather than in the threads, so that a GPU does it."""
+        images, told, rows = raw.planes, self.augment, raw.index.numpy()
+        if self.in_bytes:
+            images = images.to(self.device, non_blocking=True)
+            if told is not None and told.recolors:
+                made = policies.changes(told, self.seed, epoch, rows, size=self.size, strength=strength)
+                policies.change(images, made, fill=self.fill, size=self.size)
+            images = images.to(torch.float32)
+            images -= torch.from_numpy(self._mean).to(self.device).view(3, 1, 1)
+            images /= torch.from_numpy(self._std).to(self.device).view(3, 1, 1)
+        if told is not None and told.erase:
+            where = erasing.boxes(told, self.seed, epoch, rows, self.side, strength=strength)
+            erasing.erase(images, where, told.erase_mode)
         return Batch(images, raw.labels.to(self.device), raw.index.to(self.device))
 
     def blank(self, count: int) -> Tensor:
         """Memory for ``count`` images (count, 3, S, S), of the kind that ``levels`` gives; new, so that it can be given away."""
-        dtype = torch.float32 if self.stays else torch.uint8
-        return torch.empty((count, 3, self.size, self.size), dtype=dtype, pin_memory=self.device.type == "cuda")
+        dtype = torch.uint8 if self.in_bytes else torch.float32
+        return torch.empty((count, 3, self.side, self.side), dtype=dtype, pin_memory=self.device.type == "cuda")
 
 
 @atexit.register

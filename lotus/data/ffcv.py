@@ -305,6 +305,8 @@ class _Decoder(SimpleRGBImageDecoder):
 
             def piece(start: int) -> int:
                 desk = self._desks.get()
+                if len(desk[1]) < 3 * planes.shape[-1] ** 2:  # a larger side than in the epochs before
+                    desk = desk[0], np.empty(3 * planes.shape[-1] ** 2, np.uint8)
                 try:
                     return int(
                         _paint(planes[start : start + step], rows[start : start + step], data, *self._columns,

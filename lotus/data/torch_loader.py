@@ -57,7 +57,7 @@ class TorchLoader(BaseLoader):
     def _paint(self, planes: npt.NDArray[Any], rows: Rows, table: Table) -> None:
         """Fill ``planes`` (n, 3, S, S) with the images ``rows``, as ``table`` says."""
         for out, row, line in zip(planes, rows, table):
-            seen = view(self._pixels(int(row)), line, self.size, self.fill)
+            seen = view(self._pixels(int(row)), line, self.side, self.fill)
             for channel in range(3):
                 np.take(self.levels[channel], seen[:, :, channel], out=out[channel])
 
