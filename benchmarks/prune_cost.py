@@ -27,7 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else selection.py of this folder is found first
 
 import lotus.pruning
-from lotus.config import Model
+from lotus.config import Model, request
 from lotus.pruning import budget, compensate, measure, narrow, rotate, surgery
 from lotus.vit.model import create, image_size
 
@@ -122,7 +122,9 @@ def _measured(options: dict[str, Any]) -> dict[str, Any]:
 
     gone_through = measure.measure
     measure.measure = weighed  # type: ignore[assignment]
-    lotus.pruning.lottery(model, batches, {"macs": 0.5}, width="auto" if options["width"] else None)
+    lotus.pruning.lottery(
+        model, batches, request({"keep": {"macs": 0.5}, "width": "auto" if options["width"] else None})
+    )
     peak = _peak()
     return {
         "seconds": seconds, "side": side, "images": images, "threads": torch.get_num_threads(), "before": before, "peak": peak, "statistics": held,

@@ -5,8 +5,8 @@ here is refused with its place and the nearest right one. A config may come from
 methods by name, never run code.
 """
 
-from lotus.config.page import Config, Data, Export, Model, Score, Select, Subsets
-from lotus.config.reader import check, read, request
+from lotus.config.page import Config, Data, Export, Model, OneCut, Score, Select, Subsets
+from lotus.config.reader import check, one_cut, read, request
 from lotus.config.recipes import (
     Attention,
     Augment,
@@ -25,6 +25,6 @@ from lotus.config.section import Fraction, Method, Section
 
 __all__ = [
     "LINEAR_OPTIMIZERS", "Attention", "Augment", "Config", "Convolve", "Data", "EarlyBird", "Export", "Finetune", "Fraction",
-    "Joint", "Keep", "Method", "Model", "Patches", "Prune", "Recipe", "Redraw", "Rule", "Score", "Search", "Section", "Select",
-    "Soup", "Sparsity", "Subsets", "Train", "check", "read", "request",
+    "Joint", "Keep", "Method", "Model", "OneCut", "Patches", "Prune", "Recipe", "Redraw", "Rule", "Score", "Search", "Section", "Select",
+    "Soup", "Sparsity", "Subsets", "Train", "check", "one_cut", "read", "request",
 ]  # fmt: skip

@@ -218,6 +218,16 @@ class Config(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+class OneCut(Section):
+    """What is read of the page where a model that LOTUS never trained is pruned, without a run."""
+
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Which images are drawn."""
+    data: Data = Data()
+    model: Model = Model()
+    prune: Prune = Prune()
+
+
 def _shared_defaults(part: str, train: Mapping[str, Any]) -> dict[str, Any]:
     """A fine-tune starts at a third of the peak learning rate, with half an epoch of warm-up."""
     if part != "finetune":

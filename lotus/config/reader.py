@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from lotus.config import rules
-from lotus.config.page import Config
+from lotus.config.page import Config, OneCut
 from lotus.config.request import Keep, Prune
 from lotus.config.section import Method, Section
 from selection.errors import Refused
@@ -76,6 +76,21 @@ def request(raw: Mapping[str, Any]) -> Prune:
         Refused: with every fault, a line each.
     """
     return _checked(Prune, raw, ("prune",), "prune")
+
+
+def one_cut(overrides: Iterable[str]) -> OneCut:
+    """What to prune of a model that LOTUS never trained, of ``key=value`` settings.
+
+    Raises:
+        Refused: as :func:`read`; nothing says how much is to stay, or a setting is for a run.
+    """
+    raw = over({}, overrides)
+    asked = _checked(OneCut, raw, (), "prune")
+    if "keep" not in (raw.get("prune") or {}):
+        raise Refused("prune.keep: nothing says how much is to stay. Say e.g. prune.keep.macs=0.5.")
+    for place, section in rules.sections(asked):
+        rules.refuse(section, rules.WITHOUT_A_RUN, place=place)
+    return asked
 
 
 S = TypeVar("S", bound=Section)

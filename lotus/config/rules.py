@@ -308,6 +308,9 @@ WITHOUT_A_RUN = (
           ("convolve", "prune.convolve={epochs: 1} train.sparsity.gates=false"),
           ("sizes", "prune.sizes=[0.3]"),
       )),
+    *(Rule("Model", name, lambda it, *, name=name: getattr(it, name) != type(it).model_fields[name].default,  # type: ignore[misc]
+           "is how a model starts that is trained here. Leave it out", bad, "")
+      for name, bad in (("pos_embed_std", "model.pos_embed_std=0.2"), ("patch_embed_init", "model.patch_embed_init=xavier"))),
 )  # fmt: skip
 """What is asked beside that of a model that LOTUS never trained: at ``lotus prune --model`` and :func:`lotus.prune`."""
 

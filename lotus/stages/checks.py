@@ -85,41 +85,32 @@ def look_ahead(config: Config) -> None:
             raise Refused(f"score.patches: {refusal} Set score.patches=null.") from None
     if config.prune.method == "structured":
         wants, whole = config.prune, outline(model)
-        multiple = 8 if wants.round == "auto" else wants.round
+        if wants.round == "auto":
+            wants = wants.model_copy(update={"round": 8})
         if wants.inputs:
             anatomy.sites(model, inputs=True)
-        keep = wants.keep.model_dump(exclude_none=True)
         if wants.keep.latency is not None:
             latency.timings(model)
         if wants.convolve is not None:
             convolve.refuse(model)
-            convolve.check_reach(whole, wants.keep.macs or 1, round=multiple)
+            convolve.check_reach(whole, wants.keep.macs or 1, round=wants.multiple)
         elif wants.search is None:
-            widths: tuple[float, ...] = (wants.stream,)
-            if not wants.sizes:
-                widths = narrow.tries(model, wants.width, keep, plain=not (wants.inputs or wants.branches))
+            widths = (wants.stream,) if wants.sizes else narrow.tries(model, wants)
             narrowest, least = min(widths), whole
             if narrowest < 1:
-                least = outline(narrow.skeleton(model, narrow.channels(model, narrowest, multiple)))
-            for budgets in (keep, *wants.more_sizes):
-                budget.check_reach(
-                    least,
-                    budgets,
-                    round=multiple,
-                    split=wants.split,
-                    inputs=wants.inputs,
-                    branches=wants.branches if anatomy.is_vit(model) else False,
-                    whole=whole.cost(),
-                )
+                least = outline(narrow.skeleton(model, narrow.channels(model, narrowest, wants.multiple)))
+            branches = wants.branches if anatomy.is_vit(model) else False
+            for keep in (wants.keep.asked, *wants.more_sizes):
+                budget.check_reach(least, wants.at(keep, branches=branches), whole=whole.cost())
             if not wants.sizes:
-                narrow.useful(model, widths, keep, multiple)
+                narrow.useful(model, widths, wants)
         elif wants.search.compare:
             anatomy.plain(model, "prune.search.compare")
         if wants.search is not None and wants.search.drop is None:
             least = whole
             if wants.stream < 1:
-                least = outline(narrow.skeleton(model, narrow.channels(model, wants.stream, multiple)))
-            budget.check_reach(least, keep, round=multiple, split=wants.split, branches=False, whole=whole.cost())
+                least = outline(narrow.skeleton(model, narrow.channels(model, wants.stream, wants.multiple)))
+            budget.check_reach(least, wants.model_copy(update={"branches": False}), whole=whole.cost())
     else:
         _check_zeros(config, model)
     for name, recipe in (("score", config.score), ("train", config.train), ("finetune", config.finetune)):
