@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else selectio
 
 import lotus.pruning
 from lotus.config import Model, request
-from lotus.pruning import budget, compensate, measure, narrow, rotate, surgery
+from lotus.pruning import budget, compensate, measure, narrow, rotate, scoring, surgery
 from lotus.vit.model import create, image_size
 
 SECONDS, COPIES = 90.0, 2.0
@@ -36,7 +36,7 @@ STEPS: dict[str, tuple[Any, str]] = {
     "rotation: statistics": (rotate, "statistics"),
     "rotation": (rotate, "rotate"),
     "gradients and moments": (measure, "measure"),
-    "scores": (measure, "score"),
+    "scores": (scoring, "score"),
     "plan": (budget, "fit_plan"),
     "cut": (surgery, "cut"),
     "compensation": (compensate, "carry_over"),

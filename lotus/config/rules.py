@@ -85,7 +85,7 @@ OF_TRAINING = (
          "two numbers with 0 < low <= high",
          "train.augment.ratio=[2,1]", "train.augment.ratio=[1,2]"),
     Rule("Patches", "evaluate", lambda it: it.mode == "dropout" and it.evaluate == "sparse",
-         "dropout drops patches in training alone; set evaluate=dense",
+         "dropout drops patches in training alone. Set evaluate: dense",
          _patches("dropout", "train.patches.evaluate=sparse"), _patches("evit", "train.patches.evaluate=sparse")),
     Rule("Patches", "ramp", lambda it: it.warmup + it.ramp > 1,
          "warmup and ramp are parts of the training, together at most 1",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lotus.config import Prune
-from lotus.pruning import budget, criteria, latency, measure, program, surgery
+from lotus.pruning import budget, criteria, latency, measure, program, scoring, surgery
 from lotus.pruning import compensate as folds
 from lotus.pruning import rotate as turns
 from lotus.pruning.plan import BlockPlan, Plan
@@ -261,7 +261,7 @@ def study(
         model,
         dense,
         measured,
-        measure.score(
+        scoring.score(
             dense, method, wants.criterion.options, measured=measured, gates=gates, inputs=wants.inputs, seed=seed
         ),
         wants,
