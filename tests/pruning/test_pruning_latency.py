@@ -83,7 +83,7 @@ def test_no_plan_within_the_budget_loses_less(seed, keep):
     found = program.fit_plan(OUTLINE, scores, wants({"latency": keep}), TABLE).dims
     assert TABLE.predict(found) <= limit + 1e-9
     # Times are rounded, by less than one step for each half of a block.
-    slack = 4 * TABLE.dense / latency.STEPS
+    slack = 4 * TABLE.dense / program.STEPS
     near = [lost(scores, plan) for plan in plans if TABLE.predict(plan) <= limit - slack]
     assert min(lost(scores, plan) for plan in reach) - 1e-9 <= lost(scores, found)
     assert not near or lost(scores, found) <= min(near) + 1e-9
@@ -101,7 +101,7 @@ def test_no_choice_of_measured_widths_within_the_budgets_loses_less(seed, keep, 
     """Losses of any kind, not even falling with the width; every choice is looked at."""
     rng = np.random.default_rng(seed)
     halves = [[program.Option(dims, float(rng.exponential())) for dims in half] for half in HALVES * 2]
-    limit, whole, slack = keep * TABLE.dense, OUTLINE.cost().macs, 4 * TABLE.dense / latency.STEPS
+    limit, whole, slack = keep * TABLE.dense, OUTLINE.cost().macs, 4 * TABLE.dense / program.STEPS
     lost, near = {}, []
     for one in itertools.product(*halves):
         dims = tuple(one[i].dims._replace(hidden=one[i + 1].dims.hidden) for i in (0, 2))
@@ -127,7 +127,7 @@ def test_no_plan_within_a_larger_one_loses_less(seed, keep):
     scores = draw(seed)
     large = program.fit_plan(OUTLINE, scores, wants({"latency": 0.8}), TABLE)
     small = program.fit_plan(OUTLINE, scores, wants({"latency": keep}), TABLE, within=large.dims)
-    limit, slack = keep * TABLE.dense, 4 * TABLE.dense / latency.STEPS
+    limit, slack = keep * TABLE.dense, 4 * TABLE.dense / program.STEPS
     inside = [
         plan
         for plan in itertools.product(EVERY, repeat=2)

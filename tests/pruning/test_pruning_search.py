@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_vits import batches, pictures, random_plan, tiny, wants
 
-from lotus.pruning import budget, cp_vit, latency, search, study, surgery, widths
+from lotus.pruning import budget, cp_vit, latency, program, search, study, surgery, widths
 from lotus.pruning import judge as judging
 from lotus.pruning.judge import Judge, Judged
 from lotus.pruning.plan import BlockPlan, Plan
@@ -53,7 +53,12 @@ def studied():
     return study(tiny(), batches(), wants(criterion="magnitude", rotate=False, compensate="none"))
 
 
-SEARCH = {"ratios": functools.partial(search.ratios, grid=3), "blocks": functools.partial(search.blocks, levels=3)}
+def searched(kind, studied, judge, keep=None, *, drop=None, table=None, timer=None, **settings):
+    asked = wants(keep, search={"kind": kind, "grid": 3, "levels": 3, "drop": drop}, **settings)
+    return getattr(search, kind)(studied, judge, asked, table=table, timer=timer)
+
+
+SEARCH = {kind: functools.partial(searched, kind) for kind in ("ratios", "blocks")}
 
 
 @pytest.fixture(scope="module")
@@ -143,11 +148,11 @@ def test_blocks_never_end_worse_than_the_scores_alone(studied):
 
 def test_either_a_budget_or_a_drop(studied):
     judge = Judge(studied.dense, batches())
-    for target in ({}, {"keep": {"macs": 0.5}, "drop": 0.1}):
-        with pytest.raises(Refused, match="either"):
-            search.ratios(studied, judge, wants(**target))
-    with pytest.raises(Refused, match="above 0"):
-        search.blocks(studied, judge, wants(search={"drop": 0.0}))
+    for find in SEARCH.values():
+        with pytest.raises(Refused, match=r"prune\.search\.drop: is a target of its own"):
+            find(studied, judge, keep={"macs": 0.5}, drop=0.1)
+        with pytest.raises(Refused, match=r"prune\.search\.drop: Input should be greater than 0"):
+            find(studied, judge, drop=0.0)
     with pytest.raises(Refused, match="no 'accuracy'"):
         Judge(studied.dense, batches(), "accuracy")
     with pytest.raises(Refused, match="no held-out image"):
@@ -311,7 +316,7 @@ def test_blocks_lose_no_more_than_the_best_of_all_choices_within_a_latency(studi
         for part in ("attention", "mlp")
     ]
     choices = [tuple(one[i]._replace(hidden=one[i + 1].hidden) for i in (0, 2)) for one in itertools.product(*halves)]
-    slack = 4 * table.dense / latency.STEPS
+    slack = 4 * table.dense / program.STEPS
     reach = [dims for dims in choices if pace(dims) <= keep * whole - slack]
     assert len(reach) > 10
     assert found.chosen.worse <= min(judge.of(dims) for dims in reach) + 1e-9
@@ -452,14 +457,16 @@ def test_nested_sizes_lie_in_one_another_where_inputs_and_branches_go(branches):
 def test_a_search_goes_by_units_alone():
     model = tiny(depth=4)
     judge = Judge(model, batches())
-    with pytest.raises(Refused, match="without inputs"):
-        search.ratios(study(model, batches(), wants(inputs=True)), judge, wants(keep={"macs": 0.5}))
+    for find in (search.ratios, search.blocks):
+        asked = wants({"macs": 0.5}, inputs=True)
+        with pytest.raises(Refused, match=r"prune\.inputs: search and convolve choose among heads"):
+            find(study(model, batches(), asked), judge, asked)
     studied = study(model, batches(), wants(criterion="magnitude", rotate=False, compensate="none"))
     assert studied.draw(wants({"macs": 0.09})).after["macs"] <= 0.09 * studied.draw(wants({"macs": 1.0})).after["macs"]
     for find in SEARCH.values():
         with pytest.raises(Refused, match=r"without prune\.search"):
             find(studied, judge, keep={"macs": 0.09})
-        with pytest.raises(Refused, match="macs, params, latency"):
+        with pytest.raises(Refused, match=r"prune\.keep\.gates: a part of all units"):
             find(studied, judge, keep={"gates": 0.5})
     with pytest.raises(Refused, match="or all of latency"):
         studied.nested(wants(), [{"macs": 0.5}, {"latency": 0.5}])
