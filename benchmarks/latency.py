@@ -23,7 +23,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else selection.py of this folder is found first
 
 import lotus.pruning
-from lotus.config import Model
+from lotus.config import Model, request
 from lotus.pruning import latency
 from lotus.vit.model import create
 from selection.errors import Refused
@@ -42,11 +42,12 @@ def main() -> int:
     dense = create(Model(name=options.model, args=options.args), 10).to(options.device).eval()
     table = latency.measure(dense, options.batch)
     multiple = latency.fast_multiple(dense, options.batch)
-    study = lotus.pruning.study(dense, [], criterion="magnitude", rotate=False, compensate="none")
+    wants = request({"criterion": "magnitude", "rotate": False, "compensate": "none"})
+    study = lotus.pruning.study(dense, [], wants)
     cuts = []
     for keep in BUDGETS:
         try:
-            cuts.append((keep, study.draw(keep, table=table)))
+            cuts.append((keep, study.draw(wants.at(keep), table=table)))
         except Refused as refusal:
             print(refusal, file=sys.stderr)
     large, one = (

@@ -27,8 +27,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else selection.py of this folder is found first
 
 import lotus.pruning
-from lotus.config import Model
-from lotus.pruning import budget, compensate, measure, narrow, rotate, surgery
+from lotus.config import Model, request
+from lotus.pruning import budget, compensate, measure, narrow, rotate, scoring, surgery
 from lotus.vit.model import create, image_size
 
 SECONDS, COPIES = 90.0, 2.0
@@ -36,7 +36,7 @@ STEPS: dict[str, tuple[Any, str]] = {
     "rotation: statistics": (rotate, "statistics"),
     "rotation": (rotate, "rotate"),
     "gradients and moments": (measure, "measure"),
-    "scores": (measure, "score"),
+    "scores": (scoring, "score"),
     "plan": (budget, "fit_plan"),
     "cut": (surgery, "cut"),
     "compensation": (compensate, "carry_over"),
@@ -122,7 +122,9 @@ def _measured(options: dict[str, Any]) -> dict[str, Any]:
 
     gone_through = measure.measure
     measure.measure = weighed  # type: ignore[assignment]
-    lotus.pruning.lottery(model, batches, {"macs": 0.5}, width="auto" if options["width"] else None)
+    lotus.pruning.lottery(
+        model, batches, request({"keep": {"macs": 0.5}, "width": "auto" if options["width"] else None})
+    )
     peak = _peak()
     return {
         "seconds": seconds, "side": side, "images": images, "threads": torch.get_num_threads(), "before": before, "peak": peak, "statistics": held,

@@ -56,11 +56,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else pruning.
 import shared
 
 import lotus.pruning
-from lotus.config import Data, Patches, Sparsity
+from lotus.config import Data, Patches, Prune, Sparsity, request
 from lotus.data import augment, torch_loader
 from lotus.data.dataset import open_data
 from lotus.data.source import Source
 from lotus.pruning import convolve, cp_vit, criteria, narrow, search, spec
+from lotus.pruning.judge import Judge
 from lotus.sparsity.gates import Gates
 from lotus.sparsity.nested import NestedGates
 from lotus.vit import anatomy, cost
@@ -236,19 +237,22 @@ def ways() -> dict[str, Way]:
     def ours(bench: Bench) -> Cuts:
         def cuts(keep: float) -> nn.Module | str:
             try:
-                return lotus.pruning.lottery(bench.dense, bench.calibration, {"macs": keep}, seed=bench.seed).model
+                return lotus.pruning.lottery(
+                    bench.dense, bench.calibration, request({"keep": {"macs": keep}}), seed=bench.seed
+                ).model
             except Refused as refusal:
                 return str(refusal)
 
         return cuts
 
-    def lottery(settings: dict[str, Any], **drawing: Any) -> Way:
+    def lottery(**settings: Any) -> Way:
         def way(bench: Bench) -> Cuts:
-            studied = lotus.pruning.study(bench.dense, bench.calibration, seed=bench.seed, **settings)
+            wants = request(settings)
+            studied = lotus.pruning.study(bench.dense, bench.calibration, wants, seed=bench.seed)
 
             def cuts(keep: float) -> nn.Module | str:
                 try:
-                    return studied.draw({"macs": keep}, **drawing).model
+                    return studied.draw(wants.at({"macs": keep})).model
                 except Refused as refusal:
                     return str(refusal)
 
@@ -260,19 +264,19 @@ def ways() -> dict[str, Way]:
     bare: dict[str, Any] = {"rotate": False, "compensate": "none"}
     return {
         "ours": ours,
-        "units alone": lottery({}),
+        "units alone": lottery(),
         **{f"Torch-Pruning, {score}": functools.partial(torch_pruning, score) for score in ("magnitude", "taylor")},
         "VTP": vtp,
         "auto ratio": auto_ratio,
         "CP-ViT": fixed_ratio,
         "SPViT": spvit,
-        **{name: lottery({"criterion": name, **bare}) for name in shelf},
-        "fisher, affine, by index": lottery({"rotate": False}),
-        "split": lottery({}, split=True),
-        "branches": lottery({}, branches=True),
-        "inputs": lottery({"inputs": True}),
+        **{name: lottery(criterion=name, **bare) for name in shelf},
+        "fisher, affine, by index": lottery(rotate=False),
+        "split": lottery(split=True),
+        "branches": lottery(branches=True),
+        "inputs": lottery(inputs=True),
         **{f"width {part:g}": functools.partial(narrowed, part) for part in narrow.GRID[1:]},
-        **{f"{name}, within kinds": lottery({"criterion": name, **bare}, rank="kind") for name in shelf},
+        **{f"{name}, within kinds": lottery(criterion=name, rank="kind", **bare) for name in shelf},
     }
 
 
@@ -280,11 +284,12 @@ def narrowed(part: float, bench: Bench) -> Cuts:
     """Ours on a narrower stream."""
     found = narrow.statistics(bench.dense, bench.calibration)
     thin = narrow.narrow(bench.dense, found, narrow.channels(bench.dense, part, 8))
-    studied = lotus.pruning.study(thin, bench.calibration, seed=bench.seed)
+    wants = Prune()
+    studied = lotus.pruning.study(thin, bench.calibration, wants, seed=bench.seed)
 
     def cuts(keep: float) -> nn.Module | str:
         try:
-            return studied.draw({"macs": keep}, whole=cost.count(bench.dense)).model
+            return studied.draw(wants.at({"macs": keep}), whole=cost.count(bench.dense)).model
         except Refused as refusal:
             return str(refusal)
 
@@ -298,19 +303,13 @@ def vtp(bench: Bench) -> Cuts:
     gates = Gates(model, settings, target=None, device=bench.told.device)
     learn(model, gates, bench)
     values = {site: one.detach().clone() for site, one in gates.values.items()}
-    studied = lotus.pruning.study(
-        gates.fold(model),
-        bench.calibration,
-        criterion="gate",
-        rotate=False,
-        compensate="none",
-        inputs=True,
-        gates=values,
-    )
+    bare = {"criterion": "gate", "rotate": False, "compensate": "none", "inputs": True}
+    wants = request({**bare, "rank": "quantile", "split": True, "round": 1})
+    studied = lotus.pruning.study(gates.fold(model), bench.calibration, wants, gates=values)
 
     def cuts(keep: float) -> nn.Module | str:
         try:
-            return studied.draw({"macs": keep}, rank="quantile", split=True, round=1).model
+            return studied.draw(wants.at({"macs": keep})).model
         except Refused as refusal:
             return str(refusal)
 
@@ -319,14 +318,13 @@ def vtp(bench: Bench) -> Cuts:
 
 def auto_ratio(bench: Bench) -> Cuts:
     """One ratio for attention and one for MLPs (PRAI 2023), of the magnitudes."""
-    studied = lotus.pruning.study(
-        bench.dense, bench.calibration, criterion="magnitude", rotate=False, compensate="none"
-    )
-    judge = search.Judge(bench.dense, bench.show(bench.train, bench.held), metric="agreement")
+    wants = request({"criterion": "magnitude", "rotate": False, "compensate": "none", "search": {"grid": 0}})
+    studied = lotus.pruning.study(bench.dense, bench.calibration, wants)
+    judge = Judge(bench.dense, bench.show(bench.train, bench.held), metric="agreement")
 
     def cuts(keep: float) -> nn.Module | str:
         try:
-            return search.ratios(studied, judge, keep={"macs": keep}, grid=0).drawn.model
+            return search.ratios(studied, judge, wants.at({"macs": keep})).drawn.model
         except Refused as refusal:
             return str(refusal)
 

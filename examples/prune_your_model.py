@@ -19,6 +19,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 import lotus
+from lotus.config import Prune
 from lotus.pruning import study
 
 KEEP = 0.35  # of the multiply-accumulates of an image
@@ -82,7 +83,8 @@ def main(epochs: int = 20) -> dict[str, float]:
         assert torch.equal(again(test_images), small(test_images))
 
     # Measured once, cut to as many budgets as you like: here the plan is read before it is taken.
-    drawn = study(model, batches).draw({"macs": KEEP})
+    wants = Prune(keep={"macs": KEEP})
+    drawn = study(model, batches, wants).draw(wants)
     print(drawn.text())
     reached["macs"] = drawn.after["macs"] / drawn.before["macs"]
     print(f"top-1: dense {reached['dense']:.1f} %, cut to {KEEP} of the operations {reached['cut']:.1f} %")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from lotus.config import Config, check, read
+from lotus.config import Config, Rule, check, read, reader, request, rules, table
 from selection.errors import Refused
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,18 +51,18 @@ def test_resolved_page_reads_back_the_same() -> None:
         ("select.keep=true", "select.keep: expected a number, not True."),
         (
             "prune.method=unstructured",
-            "prune: unstructured pruning keeps a part of the weights: say keep={weights: 0.7}",
+            "prune.keep: unstructured pruning keeps a part of the weights. Say prune.keep.weights=0.7",
         ),
-        ("prune.keep={weights: 0.7}", "prune: keep.weights is the budget of unstructured pruning"),
-        ("prune.sweep=true", "prune: sweep is a setting of unstructured pruning and of soup"),
+        ("prune.keep={weights: 0.7}", "prune.keep.weights: is the budget of unstructured pruning"),
+        ("prune.sweep=true", "prune.sweep: is a setting of unstructured pruning and of soup"),
         (
             "prune={method: unstructured, keep: {weights: 0.7}, pattern: '2:4'}",
-            "prune: pattern 2:4 keeps 0.5 of the weights",
+            "prune.pattern: 2:4 keeps 0.5 of the weights. Say prune.keep.weights=0.5",
         ),
-        ("prune={method: unstructured, keep: {weights: 0.5}, pattern: '4:2'}", "prune: pattern is N:M, e.g. 2:4"),
-        ("prune={method: soup, keep: {weights: 0.5}, pattern: '2:4'}", "prune: pattern is a setting of unstructured"),
-        ("prune={keep: {latency: 0.5}, rank: kind}", "prune: keep.latency is predicted for heads"),
-        ("prune={keep: {latency: 0.5}, split: true}", "prune: keep.latency is predicted for heads"),
+        ("prune={method: unstructured, keep: {weights: 0.5}, pattern: '4:2'}", "prune.pattern: is N:M, e.g. 2:4"),
+        ("prune={method: soup, keep: {weights: 0.5}, pattern: '2:4'}", "prune.pattern: is a setting of unstructured"),
+        ("prune={keep: {latency: 0.5}, rank: kind}", "prune.keep.latency: is predicted for heads"),
+        ("prune={keep: {latency: 0.5}, split: true}", "prune.keep.latency: is predicted for heads"),
         ("train.sparsity.attention.kind=l1", "train.sparsity.attention.kind: Input should be 'log' or 'entropy'"),
         ("prune.keep.macs=true", "prune.keep.macs: expected a number, not True."),
         ("train.epochs=true", "train.epochs: expected a number, not True."),
@@ -75,12 +76,18 @@ def test_resolved_page_reads_back_the_same() -> None:
         ("score.probe=linea", "score.probe: Input should be 'train' or 'linear'"),
         (
             "score={probe: linear, mixup: 0.2}",
-            "score: mixup is a setting of a training; a linear probe sees each image once.",
+            "score.mixup: a setting of a training; a linear probe sees each image once.",
         ),
-        ("score.mixup=0.2", "score: mixup: an image is scored by what is said of it as it is. Remove it"),
-        ("score={probe: linear, augment: {flip: true}}", "score: augment is a setting of a training"),
-        ("score={probe: linear, optimizer: lamb}", "score: the heads of a linear probe take optimizer adamw or sgd"),
-        ("score.subsets.runs=3", "score.subsets: 3 runs on 0.7 leave images that are in all or in none; 4 do not."),
+        ("score.mixup=0.2", "score.mixup: an image is scored by what is said of it as it is. Remove it"),
+        ("score={probe: linear, augment: {flip: true}}", "score.augment: a setting of a training"),
+        (
+            "score={probe: linear, optimizer: lamb}",
+            "score.optimizer: the heads of a linear probe take optimizer adamw or sgd",
+        ),
+        (
+            "score.subsets.runs=3",
+            "score.subsets.runs: 3 runs on 0.7 leave images that are in all or in none; 4 do not.",
+        ),
         ("score.subsets={runs: 4, part: 1}", "score.subsets.part: Input should be less than 1"),
     ],
 )
@@ -208,5 +215,75 @@ def test_a_setting_has_a_sentence() -> None:
 
 def test_a_floor_is_for_classes_that_are_not_balanced() -> None:
     assert check({"select": {"balance": False, "floor": 0.5}}).select.floor == 0.5
-    with pytest.raises(Refused, match=r"select: .*floor is for classes that are not balanced"):
+    with pytest.raises(Refused, match=r"select\.floor: floor is for classes that are not balanced"):
         check({"select": {"floor": 0.5}})
+
+
+ROWS = [*rules.ROWS, *rules.WITHOUT_A_RUN, *rules.CALLED]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.of}-{row.place}")
+def test_every_row_of_the_table_refuses_its_example_and_not_the_one_beside_it(row: Rule) -> None:
+    place, told = table.sentence(row)
+    facts = {name: row.facts[name] for name in row.needs}
+    where, bad = table.example(row, row.bad)
+    with pytest.raises(Refused) as refusal:
+        rules.refuse(bad, [row], place=where, **facts)
+    assert str(refusal.value) == f"{place}: {told}."
+    assert not any(rules.broken(table.example(row, row.good)[1], [row], **facts))
+    good = read(None, table.words(row.good))
+    if row in rules.ROWS:
+        for _, section in rules.sections(good):
+            assert not any(rules.broken(section, **facts))
+    if row in rules.ROWS and not row.needs:
+        with pytest.raises(Refused) as refusal:
+            read(None, table.words(row.bad))
+        assert f"{place}: {told}." in str(refusal.value).splitlines(), "no other row comes before it"
+    else:
+        read(None, table.words(row.bad))
+
+
+def test_the_page_of_rules_is_printed_from_the_table() -> None:
+    """Else: python -m lotus.config.table > docs/settings.md"""
+    assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == table.markdown()
+
+
+def test_rows_of_ones_own_join_the_table() -> None:
+    mine = SimpleNamespace(
+        RULES=[Rule("Train", "lr", lambda it, moon: moon and it.lr > 1, "wanes in {place}", "train.lr=2", "")]
+    )
+    page = read(None, ["train.lr=2"])
+    with pytest.raises(Refused, match=r"^train\.lr: wanes in train\.$"):
+        rules.refuse(page.train, rules.of([mine]), place="train", moon=True)
+    rules.refuse(page.train, rules.of([mine]), place="train", moon=False)
+    rules.refuse(page.train, rules.of([mine]), place="train")
+
+
+def test_an_old_name_is_refused_with_the_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(reader.OLD, "prune.breadth", "prune.width")
+    monkeypatch.setitem(reader.OLD, "probe", "score")
+    with pytest.raises(Refused) as refusal:
+        read(None, ["prune.breadth=0.5", "probe.epochs=3", "prune.wdth=1"])
+    assert set(str(refusal.value).splitlines()) == {
+        "prune.breadth: is called prune.width now. Say that.",
+        "probe: is called score now. Say that.",
+        "prune.wdth: no such setting. Did you mean 'width'?",
+    }
+    with pytest.raises(Refused, match=r"prune\.breadth: is called prune\.width now"):
+        request({"breadth": 0.5})
+
+
+def test_a_request_is_refused_as_the_section_of_a_config_is() -> None:
+    asked = request({"keep": {"macs": 0.4}, "criterion": "taylor", "round": 16})
+    assert asked == read(None, ["prune.keep.macs=0.4", "prune.criterion=taylor", "prune.round=16"]).prune
+    for settings, says in (
+        ({"rond": 8}, "prune.rond: no such setting. Did you mean 'round'?"),
+        ({"keep": 0.5}, "prune.keep: a section, not 0.5. Say prune.keep.macs=0.5."),
+        ({"keep": {"mac": 0.5}}, "prune.keep.mac: no such setting. Did you mean 'macs'?"),
+        ({"keep": {}}, "prune.keep: say macs, params or latency"),
+        ({"round": "aut"}, "prune.round: Input should be 'auto', not 'aut'. Did you mean 'auto'?"),
+        ({"keep": {"latency": 0.5}, "split": True}, "prune.keep.latency: is predicted for heads"),
+    ):
+        with pytest.raises(Refused) as refusal:
+            request(settings)
+        assert says in str(refusal.value)

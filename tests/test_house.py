@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"tools", "lotus.__main__"},
     {"lotus.cli"},
-    {"lotus.stages", "lotus.outside"},
+    {"lotus.stages"},
     {"lotus.training"},
     {"lotus.sparsity", "lotus.pruning", "lotus.report", "lotus.export", "lotus.ticket"},
     {"lotus.vit", "lotus.data", "lotus.run"},

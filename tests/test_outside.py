@@ -17,14 +17,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import lotus
-from lotus import cli, outside
+from lotus import cli
+from lotus.config import one_cut
 from lotus.export import lines
-from lotus.pruning import budget
+from lotus.stages import outside
 from lotus.vit import cost
 from selection.errors import Refused
 
 ARGS = {"img_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3}
-FLAGS_OF_A_RUN = [["--again"], ["--dry-run"], ["--with", "mine.py"], ["--deepspeed_config", "mine.json"]]
+FLAGS_OF_A_RUN = [["--again"], ["--dry-run"], ["--deepspeed_config", "mine.json"]]
 
 
 def model(classes: int = 3) -> torch.nn.Module:
@@ -45,7 +46,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words(photos: Path, weights: Path, out: Path, *more: str) -> list[str]:
-    given = [f"--arg={name}={value}" for name, value in ARGS.items()]
+    given = [f"model.args.{name}={value}" for name, value in ARGS.items()]
     return ["prune", "--model", "vit_tiny_patch16_224", "--weights", str(weights), "--data", str(photos), "--keep", "macs=0.6",
             "--out", str(out), *given, *more]  # fmt: skip
 
@@ -76,7 +77,7 @@ def test_weights_in_any_form(photos, tmp_path, form, capsys):
 def test_equal_widths_load_by_the_printed_lines_with_timm_alone(photos, tmp_path, capsys):
     """In an interpreter of its own, which knows nothing of LOTUS."""
     save_file(model().state_dict(), tmp_path / "a.safetensors")
-    assert cli.main(words(photos, tmp_path / "a.safetensors", tmp_path / "small", "--rank", "uniform")) == 0
+    assert cli.main(words(photos, tmp_path / "a.safetensors", tmp_path / "small", "prune.rank=uniform")) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     first = lines.index("import timm, safetensors.torch")
     end = next(i for i in range(first, len(lines)) if lines[i].startswith("model.load_state_dict("))
@@ -99,29 +100,35 @@ safetensors.torch.save_file({{"logits": model.eval()(images).detach()}}, {str(tm
 
 def test_the_stream_its_inputs_and_branches_may_go_too(photos, tmp_path, capsys):
     save_file(model().state_dict(), tmp_path / "a.safetensors")
-    shared = words(photos, tmp_path / "a.safetensors", tmp_path / "small", "--round", "4", "--evaluate", "0")
-    assert cli.main([*shared, "--width", "0.75", "--branches"]) == 0
+    shared = words(photos, tmp_path / "a.safetensors", tmp_path / "small", "prune.round=4", "--evaluate", "0")
+    assert cli.main([*shared, "prune.width=0.75", "prune.branches=true"]) == 0
     assert lotus.load(tmp_path / "small").embed_dim == 36
     assert "timm alone cannot load it: " in capsys.readouterr().out
-    assert cli.main([*shared, "--inputs", "--criterion", "magnitude"]) == 0
+    assert cli.main([*shared, "prune.inputs=true", "prune.criterion=magnitude"]) == 0
     assert cost.count(lotus.load(tmp_path / "small")).macs <= 0.6 * cost.count(model()).macs
     assert lotus.verify(tmp_path / "small")
-    assert cli.main([*shared, "--width", "2"]) == 2
-    assert cli.main([*shared, "--inputs", "--keep", "latency=0.5"]) == 2
+    assert cli.main([*shared, "prune.width=2"]) == 2
+    assert cli.main([*shared, "prune.inputs=true", "--keep", "latency=0.5"]) == 2
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--width", "0.05"], "prune.width: 8 of 48 channels leave 0."),
+        (["prune.width=0.05"], "prune.width: 8 of 48 channels leave 0."),
         (["--keep", "macs=0.7"], "--keep macs=0.7: there is a --keep macs already"),
         (["--keep", "params=0.7", "params=0.8"], "--keep params=0.8: there is a --keep params already"),
         (
             ["--keep", "gates=0.7"],
-            "--keep gates: a part of all units is what one threshold leaves. Add --rank quantile",
+            "prune.keep.gates: a part of all units is what one threshold leaves. Set prune.rank=quantile",
         ),
-        (["--keep", "latency=0.7", "--rank", "kind"], "--keep latency: goes with --rank pool"),
+        (["--keep", "latency=0.7", "prune.rank=kind"], "prune.keep.latency: is predicted for heads"),
         (["--out", "/proc/foo"], "--out /proc/foo: cannot be written"),
+        (["prune.rond=4"], "prune.rond: no such setting. Did you mean 'round'?"),
+        (["train.lr=0.1"], "train: no such setting. Here: seed, data, model, prune."),
+        (["prune.search.kind=ratios"], "prune.search: is done by a run"),
+        (["prune.method=soup", "prune.keep={weights: 0.5}"], "prune.method: soup pruning makes zeros"),
+        (["model.pos_embed_std=0.2"], "model.pos_embed_std: is how a model starts that is trained here"),
+        (["prune.criterion=mine", "--with", "nowhere.py"], "--with nowhere.py: no such Python file"),
     ],
 )
 def test_a_request_that_cannot_be_met_is_refused_before_an_image_is_read(
@@ -133,21 +140,19 @@ def test_a_request_that_cannot_be_met_is_refused_before_an_image_is_read(
     assert message in capsys.readouterr().err
 
 
-def test_every_rank_and_budget_is_offered(capsys):
-    with pytest.raises(SystemExit):
-        cli.main(["prune", "--help"])
-    told = " ".join(capsys.readouterr().out.split())
-    assert f"--rank {{{','.join(budget.RANKS)}}}" in told
-    assert set(outside.BUDGETS) == {*budget.BUDGETS, budget.OF_GATES}
-
-
 def test_one_threshold_leaves_a_part_of_all_units(photos, tmp_path):
     save_file(model().state_dict(), tmp_path / "a.safetensors")
     asked = words(
-        photos, tmp_path / "a.safetensors", tmp_path / "small", "--rank", "quantile", "--round", "1", "--evaluate", "0"
+        photos,
+        tmp_path / "a.safetensors",
+        tmp_path / "small",
+        "prune.rank=quantile",
+        "prune.round=1",
+        "--evaluate",
+        "0",
     )
     asked[asked.index("macs=0.6")] = "gates=0.6"
-    assert cli.main([*asked, "--no-rotate", "--criterion", "magnitude"]) == 0
+    assert cli.main([*asked, "prune.rotate=false", "prune.criterion=magnitude"]) == 0
     left = sum(
         b.attn.num_heads * b.attn.head_dim + b.mlp.fc1.out_features for b in lotus.load(tmp_path / "small").blocks
     )
@@ -157,26 +162,43 @@ def test_one_threshold_leaves_a_part_of_all_units(photos, tmp_path):
 def test_a_fast_multiple_is_measured(photos, tmp_path, monkeypatch, capsys):
     save_file(model().state_dict(), tmp_path / "a.safetensors")
     monkeypatch.setattr("lotus.pruning.latency.fast_multiple", lambda model, batch: 16)
-    given = ["--round", "auto", "--evaluate", "0", "--criterion", "magnitude", "--no-rotate"]
+    given = ["prune.round=auto", "--evaluate", "0", "prune.criterion=magnitude", "prune.rotate=false"]
     assert cli.main(words(photos, tmp_path / "a.safetensors", tmp_path / "small", *given)) == 0
     assert "multiples of 16" in capsys.readouterr().out
     assert all(block.mlp.fc1.out_features % 16 == 0 for block in lotus.load(tmp_path / "small").blocks)
 
 
-def events(photos: Path, tmp_path: Path, **settings) -> list:
-    save_file(model(settings.pop("classes", 3)).state_dict(), tmp_path / "a.safetensors")
-    keep = settings.pop("keep", {"macs": 0.6})
-    job = outside.Job(
-        "vit_tiny_patch16_224", str(photos), keep, str(tmp_path / "a.safetensors"), ARGS, str(tmp_path / "small"), **settings
-    )  # fmt: skip
-    return list(outside.prune(job))
+def events(
+    photos: Path, tmp_path: Path, *, keep: str = "macs=0.6", classes: int = 3, settings: tuple[str, ...] = ()
+) -> list:
+    save_file(model(classes).state_dict(), tmp_path / "a.safetensors")
+    page = one_cut([
+        "model.name=vit_tiny_patch16_224", f"model.args={ARGS}", f"model.weights={tmp_path / 'a.safetensors'}",
+        f"data.path={photos}", f"data.name={'npz' if photos.suffix == '.npz' else 'imagefolder'}", f"prune.keep.{keep}", *settings,
+    ])  # fmt: skip
+    return list(outside.prune(outside.Job(page, str(tmp_path / "small"))))
+
+
+def test_a_criterion_of_ones_own(photos, tmp_path):
+    save_file(model().state_dict(), tmp_path / "a.safetensors")
+    mine = tmp_path / "mine.py"
+    mine.write_text("import numpy as np\n\ndef last(units):\n    return np.arange(units)\n")
+    asked = words(photos, tmp_path / "a.safetensors", tmp_path / "small", "--evaluate", "0", "prune.criterion=last")
+    assert cli.main(asked) == 2
+    assert (
+        cli.main([*asked, "--with", str(mine), "prune.rotate=false", "prune.compensate=none", "prune.width=null"]) == 0
+    )
+    small, dense = lotus.load(tmp_path / "small"), model()
+    units = small.blocks[0].mlp.fc1.out_features
+    assert units < 192
+    torch.testing.assert_close(small.blocks[0].mlp.fc1.weight, dense.blocks[0].mlp.fc1.weight[-units:])
 
 
 def test_weights_for_other_images_are_refused_with_the_argument_that_fits(photos, tmp_path, capsys):
     save_file(model().state_dict(), tmp_path / "a.safetensors")
     asked = words(photos, tmp_path / "a.safetensors", tmp_path / "small")
     assert cli.main([word for word in asked if "img_size" not in word]) == 2
-    assert capsys.readouterr().err.endswith(" in patches of 4: say --arg img_size=16.\n")
+    assert capsys.readouterr().err.endswith(" in patches of 4: say model.args.img_size=16.\n")
 
 
 def test_without_a_network_it_ends_at_once_with_a_cure(photos, monkeypatch, capsys):
@@ -190,12 +212,12 @@ def test_without_a_network_it_ends_at_once_with_a_cure(photos, monkeypatch, caps
     began = time.monotonic()
     assert cli.main(asked) == 2
     assert time.monotonic() - began < 10
-    assert "Without a network give weights of your own: --weights FILE." in capsys.readouterr().err
+    assert "Without a network give weights of your own: model.weights=FILE." in capsys.readouterr().err
 
 
 def test_a_budget_that_is_mistyped_is_refused_before_anything_is_fetched(photos, capsys):
     assert cli.main(["prune", "--model", "vit_tiny_patch16_224", "--data", str(photos), "--keep", "mac=0.5"]) == 2
-    assert "--keep mac=0.5: there is no budget 'mac'. Did you mean 'macs'?" in capsys.readouterr().err
+    assert "prune.keep.mac: no such setting. Did you mean 'macs'?" in capsys.readouterr().err
 
 
 def test_what_happens_is_told(photos, tmp_path):
@@ -245,7 +267,7 @@ def test_images_of_one_class_will_do_where_the_model_answers_itself(photos, tmp_
 
 
 def test_one_folder_of_classes_is_split_and_said(photos, tmp_path):
-    seen = events(photos / "train", tmp_path, calibration=5)
+    seen = events(photos / "train", tmp_path, settings=("prune.calibration=5",))
     assert any("There is no val folder" in getattr(event, "text", "") for event in seen)
     assert seen[-1].values["images"] == 5
 
@@ -278,21 +300,21 @@ def test_what_cannot_be_done_is_refused_before_an_image_is_read(photos, tmp_path
     for given, message in (
         (["prune"], "Give a CONFIG, or --model NAME"),
         (["prune", "--keep", "macs=0.5"], "--keep belongs to --model"),
-        (["prune", "a.yaml", "--latency-batch", "8"], "--latency-batch belongs to --model"),
-        (["prune", "a.yaml", "--criterion", "taylor"], "--criterion belongs to --model"),
-        (words(photos, file, tmp_path / "o", "--width", "[1"), "[1: is no value in YAML"),
+        (["prune", "a.yaml", "--evaluate", "8"], "--evaluate belongs to --model"),
+        (["prune", "prune.round=8"], "prune.round=8: cannot be read"),
+        (words(photos, file, tmp_path / "o", "prune.width=[1"), "not valid YAML"),
         (["prune", "a.yaml", *words(photos, file, tmp_path)[1:]], "takes no config"),
         (words(photos, file, tmp_path / "o")[:5], "--data is missing"),
         (words(photos, file, tmp_path / "o", "--keep", "macs"), "write BUDGET=PART"),
         (words(photos, file, tmp_path / "o", "--keep", "mac=0.5"), "Did you mean 'macs'"),
         (words(photos, file, tmp_path / "o", "--keep", "params=0.001"), "out of reach"),
-        (words(photos, file, tmp_path / "o", "--keep", "latency=0.9", "--split"), "without --split"),
-        (words(photos, file, tmp_path / "o", "--criterion", "fischer"), "Did you mean 'fisher'"),
+        (words(photos, file, tmp_path / "o", "--keep", "latency=0.9", "prune.split=true"), "without prune.split"),
+        (words(photos, file, tmp_path / "o", "prune.criterion=fischer"), "Did you mean 'fisher'"),
         (words(photos, tmp_path / "bad.safetensors", tmp_path / "o"), r"norm.bias is (7,), not (48,)"),
         (words(photos, tmp_path / "nan.safetensors", tmp_path / "o"), "norm.bias: holds values that are not finite"),
         (words(photos, tmp_path / "absent.pth", tmp_path / "o"), "cannot be read"),
         (words(tmp_path / "nowhere", file, tmp_path / "o"), "nowhere"),
-        (words(photos, file, tmp_path / "o", "--calibration", "0"), "--calibration"),
+        (words(photos, file, tmp_path / "o", "prune.calibration=0"), "prune.calibration"),
         *(
             (words(photos, file, tmp_path / "o", *flag), f"is no run, and takes no {flag[0]}")
             for flag in FLAGS_OF_A_RUN
@@ -323,7 +345,9 @@ def test_only_what_it_wrote_itself_is_written_over(photos, tmp_path, capsys, mon
     assert (trained / "spec.json").read_bytes() == before
     assert (foreign / "thesis.txt").read_text() == "all of it"
     for keep, more in (("0.7", ["--force"]), ("0.5", [])):  # the second time it is its own
-        given = words(photos, file, trained, "--evaluate", "0", "--criterion", "magnitude", "--no-rotate", *more)
+        given = words(
+            photos, file, trained, "--evaluate", "0", "prune.criterion=magnitude", "prune.rotate=false", *more
+        )
         given[given.index("macs=0.6")] = f"macs={keep}"
         assert cli.main(given) == 0
     assert sum(p.numel() for p in lotus.load(trained).parameters()) < sum(p.numel() for p in model().parameters())
@@ -351,7 +375,7 @@ def clock(vit, *_, **__):
 
 def test_a_budget_of_latency(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(cost, "latency", clock)
-    seen = events(photos, tmp_path, keep={"latency": 0.8}, latency_batch=3)
+    seen = events(photos, tmp_path, keep="latency=0.8", settings=("prune.latency_batch=3",))
     told = [getattr(event, "text", "") for event in seen]
     assert any("Latency at batch 3 on cpu" in text and "asked 0.8" in text for text in told)
     assert any(getattr(event, "unit", "") == "timings" for event in seen)
@@ -362,8 +386,8 @@ def test_several_budgets_hold_together(photos, tmp_path, monkeypatch, capsys):
     """However they are written, and whichever of them is the tighter one."""
     monkeypatch.setattr(cost, "latency", clock)
     save_file(model().state_dict(), tmp_path / "a.safetensors")
-    asked = words(photos, tmp_path / "a.safetensors", tmp_path / "small", "--latency-batch", "3", "--round", "2")
-    asked += ["--criterion", "magnitude", "--no-rotate", "--evaluate", "0"]
+    asked = words(photos, tmp_path / "a.safetensors", tmp_path / "small", "prune.latency_batch=3", "prune.round=2")
+    asked += ["prune.criterion=magnitude", "prune.rotate=false", "--evaluate", "0"]
     at = asked.index("macs=0.6")
     for given, tight in (
         (["macs=0.5", "latency=0.95"], "macs"),

@@ -149,7 +149,7 @@ def test_a_stage_that_was_stopped_keeps_the_probes_that_are_done(
         (["score.side=16"], "score.side: 16, but this model reads images of 8 pixels alone. Remove it"),
         (["score.model=resnet10t", "score.patches.mode=evit"], "Set score.patches=null"),
         (["score.model=resnet10t", "train.precision=bf16"], "Set score.precision=fp32, or score.probe=linear"),
-        (["score={probe: linear, accumulate: 2}"], "score: accumulate is a setting of a training"),
+        (["score={probe: linear, accumulate: 2}"], "score.accumulate: a setting of a training"),
     ],
 )
 def test_a_probe_that_cannot_be_is_refused_before_it_begins(

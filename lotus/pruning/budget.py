@@ -1,7 +1,6 @@
 """From scores and a budget to a plan: greedy, by chunks that keep every width a multiple of ``round``.
 
-A chunk is ``round`` MLP units of a block, a head, or ``round`` dimensions in all heads of a block; where that is asked for,
-``round`` channels that a branch reads, or a branch as a whole. The least valuable one goes first; its value is the sum of its
+The chunks are those of :mod:`lotus.pruning.widths`. The least valuable one goes first; its value is the sum of its
 units' scores. Query/key and value dimensions go together, so that blocks stay timm's, or, split, each for itself.
 """
 
@@ -11,196 +10,28 @@ import bisect
 import heapq
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from lotus.pruning.plan import BlockPlan, Plan
+from lotus.config import Prune
+from lotus.pruning.plan import Plan
+from lotus.pruning.widths import BRANCHES, INPUTS, KINDS, SPLIT, BlockWidths, Chunk, least_of
 from lotus.vit.anatomy import Dims
-from lotus.vit.cost import BlockCost, Cost, Outline
+from lotus.vit.cost import Cost, Outline
 from selection.errors import Refused
-from selection.methods import check_choice, nearest
 
-Rank = Literal["pool", "kind", "quantile", "uniform"]
-RANKS = ("pool", "kind", "quantile", "uniform")
-KINDS = ("heads", "dims", "units")
-SPLIT = ("heads", "qk", "v", "units")
-INPUTS = ("attn_in", "mlp_in")
-BRANCHES = ("attn", "mlp")
 COUNTED = ("macs", "params")
 BUDGETS = (*COUNTED, "latency")
-OF_GATES = "gates"
-"""The budget of ``quantile`` alone: the part of all scored units that stays."""
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A cut that can be done, or undone, next: block ``index`` takes on ``dims``."""
-
-    index: int
-    kind: str
-    dims: Dims
-    value: float
-    """Scores that go with it."""
-    macs: int
-    params: int
-    """What it saves."""
-
-
-class BlockWidths:
-    """One block while it is cut: how many of its heads, dimensions and units are left, what the next chunk of a kind would
-    take or bring back, and what that is worth. Counts only ever follow the order of scores."""
-
-    def __init__(
-        self, index: int, outline: Outline, scores: Mapping[str, np.ndarray], round: int, *, inputs: bool
-    ) -> None:
-        self.index, self.outline, self.round = index, outline, round
-        self.of = self.dims = outline.dims[index]
-        self.most = self.of  # what may come back; less than all where a plan has to lie within another
-        self.whole_qk = bool(outline.whole_qk) and outline.whole_qk[index]
-        heads, qk_dim, v_dim, hidden = self.of[:4]
-        name = f"blocks.{index}"
-        self.reads: dict[str, int] = {}
-        """Channels that each branch reads now, where some of them may go."""
-        self.read_scores: dict[str, np.ndarray] = {}
-        if inputs:
-            for kind, there, of in (("attn_in", heads, self.of.attn_in), ("mlp_in", hidden, self.of.mlp_in)):
-                if there:
-                    self.reads[kind] = of or outline.width
-                    self.read_scores[kind] = _scores(scores, f"{name}.{kind}", (self.reads[kind],))
-        self.read_order = {kind: np.argsort(-found, kind="stable") for kind, found in self.read_scores.items()}
-        self.read_sums = {kind: _sums(found[self.read_order[kind]]) for kind, found in self.read_scores.items()}
-        self.qk = _scores(scores, f"{name}.qk", (heads, qk_dim))
-        self.v = _scores(scores, f"{name}.attn", (heads, v_dim))
-        self.units = _scores(scores, f"{name}.mlp", (hidden,))
-        # Best first; ties go by index, so that a plan depends on nothing but the scores.
-        self.head_order = np.argsort(-self.v.sum(axis=1), kind="stable")
-        self.qk_order = np.argsort(-self.qk, axis=1, kind="stable")
-        self.v_order = np.argsort(-self.v, axis=1, kind="stable")
-        self.unit_order = np.argsort(-self.units, kind="stable")
-        # Sums over the best k: what is left of the scores when k stay.
-        self.unit_sums = _sums(self.units[self.unit_order])  # (F + 1,)
-        self.qk_sums = _sums(np.take_along_axis(self.qk, self.qk_order, 1))[
-            self.head_order
-        ]  # (H, Q + 1), best head first
-        self.v_sums = _sums(np.take_along_axis(self.v, self.v_order, 1))[self.head_order]
-
-    def fewer(self, kind: str) -> Dims | None:
-        """The widths after one chunk of ``kind`` less; None where nothing more may go."""
-        heads, qk_dim, v_dim, hidden = self.dims[:4]
-        if kind == "mlp":
-            return self.dims._replace(hidden=0, mlp_in=None) if hidden else None
-        if kind in self.reads:
-            there = heads if kind == "attn_in" else hidden
-            now = getattr(self.dims, kind) or self.reads[kind]
-            less = _less(now, self.round)
-            return self.dims._replace(**{kind: less}) if there and less != now else None
-        if kind == "units":
-            units = _less(hidden, self.round) if hidden else 0
-            return self.dims._replace(hidden=units) if units != hidden else None
-        if not heads or kind in INPUTS:
-            return None
-        if kind == "attn":
-            return Dims(0, 0, 0, hidden, None, self.dims.mlp_in)
-        if kind == "heads":
-            return self.dims._replace(heads=heads - 1) if heads > 1 else None
-        if kind in ("dims", "qk") and self.whole_qk:
-            return None
-        if kind in ("dims", "qk", "v"):
-            qk = qk_dim if kind == "v" else _less(qk_dim, self.round)
-            v = v_dim if kind == "qk" else _less(v_dim, self.round)
-            return self.dims._replace(qk_dim=qk, v_dim=v) if (qk, v) != (qk_dim, v_dim) else None
-        raise AssertionError(kind)
-
-    def more(self, kind: str) -> Dims | None:
-        """The widths with one chunk of ``kind`` more; None where all are there that may be. A branch comes
-        back as small as it can be."""
-        heads, qk_dim, v_dim, hidden = self.dims[:4]
-        least = self.least()
-        if kind == "mlp":
-            back = self.dims._replace(hidden=least.hidden, mlp_in=least.mlp_in)
-            return back if self.most.hidden and not hidden else None
-        if kind == "attn":
-            back = Dims(least.heads, least.qk_dim, least.v_dim, hidden, least.attn_in, self.dims.mlp_in)
-            return back if self.most.heads and not heads else None
-        if kind in self.reads:
-            there, now = (heads if kind == "attn_in" else hidden), getattr(self.dims, kind)
-            if not there or now is None or now == getattr(self.most, kind):
-                return None
-            wide = _more(now, getattr(self.most, kind) or self.reads[kind], self.round)
-            return self.dims._replace(**{kind: getattr(self.of, kind) if wide == self.reads[kind] else wide})
-        if kind == "units":
-            units = _more(hidden, self.most.hidden, self.round) if hidden else 0
-            return self.dims._replace(hidden=units) if units != hidden else None
-        if not heads or kind in INPUTS:
-            return None
-        if kind == "heads":
-            return self.dims._replace(heads=heads + 1) if heads < self.most.heads else None
-        if kind in ("dims", "qk") and self.whole_qk:
-            return None
-        if kind in ("dims", "qk", "v"):
-            qk = qk_dim if kind == "v" else _more(qk_dim, self.most.qk_dim, self.round)
-            v = v_dim if kind == "qk" else _more(v_dim, self.most.v_dim, self.round)
-            return self.dims._replace(qk_dim=qk, v_dim=v) if (qk, v) != (qk_dim, v_dim) else None
-        raise AssertionError(kind)
-
-    def least(self) -> Dims:
-        """The smallest widths at which both branches are still there."""
-        reads = {kind: min(wide, self.round) for kind, wide in self.reads.items()}
-        return _least(self.of, self.round, whole_qk=self.whole_qk)._replace(
-            **{kind: getattr(self.of, kind) if less == self.reads[kind] else less for kind, less in reads.items()}
-        )
-
-    def worth(self, dims: Dims, *, keys: bool, reads: bool) -> float:
-        """Sum of the scores that stay with ``dims``; of query/key dimensions too with ``keys``, of inputs with ``reads``."""
-        attention = self.v_sums[: dims.heads, dims.v_dim].sum()
-        if keys:
-            attention += self.qk_sums[: dims.heads, dims.qk_dim].sum()
-        beside = sum(self.read_sums[kind][getattr(dims, kind) or wide] for kind, wide in self.reads.items() if reads)
-        return float(attention + self.unit_sums[dims.hidden] + beside)
-
-    def cost(self, dims: Dims) -> BlockCost:
-        return self.outline.block(self.index, dims)
-
-    def chunk(self, kind: str, to: Dims | None) -> Chunk | None:
-        """The chunk between the present widths and ``to``."""
-        if to is None:
-            return None
-        here, there = self.cost(self.dims), self.cost(to)
-        # A head takes its query/key dimensions along, but they act through its outputs alone: they are no extra loss.
-        # So does a branch with all that it reads.
-        keys, reads = kind in ("dims", "qk"), kind in INPUTS
-        value = abs(self.worth(self.dims, keys=keys, reads=reads) - self.worth(to, keys=keys, reads=reads))
-        return Chunk(self.index, kind, to, value, abs(here.macs - there.macs), abs(here.params - there.params))
-
-    def plan(self) -> BlockPlan:
-        heads = sorted(int(h) for h in self.head_order[: self.dims.heads])
-        cut = {
-            kind: _kept(order, count)
-            for kind, order in self.read_order.items()
-            if (count := getattr(self.dims, kind)) is not None and count < self.reads[kind]
-        }
-        return BlockPlan(
-            of=self.of,
-            heads=tuple(heads),
-            qk=tuple(_kept(self.qk_order[h], self.dims.qk_dim) for h in heads),
-            v=tuple(_kept(self.v_order[h], self.dims.v_dim) for h in heads),
-            units=_kept(self.unit_order, self.dims.hidden),
-            **cut,
-        )
+ALONE = Prune(round=1)
+"""For widths that come from elsewhere: nothing is to be rounded."""
 
 
 def fit_plan(
     outline: Outline,
     scores: Mapping[str, np.ndarray],
-    keep: Mapping[str, float],
+    wants: Prune,
     *,
-    rank: Rank = "pool",
-    round: int = 8,
-    split: bool = False,
-    inputs: bool = False,
-    branches: bool | None = None,
     whole: Cost | None = None,
     within: Sequence[Dims] | None = None,
 ) -> Plan:
@@ -210,58 +41,60 @@ def fit_plan(
 
     Args:
         outline: The model, as :func:`lotus.vit.cost.outline` reads it.
-        scores: ``"blocks.3.attn"`` -> (H * V,), ``"blocks.3.mlp"`` -> (F,), ``"blocks.3.qk"`` -> (H * Q,) or absent (all equal).
-        keep: ``{"macs": 0.5}``, ``{"params": 0.5}`` or both: parts of the present model's, in (0, 1]. ``{"gates": 0.6}``, for
-            ``quantile``: the part of all units that stays.
-        rank: ``pool``: all chunks compete by score a saved cost. ``kind``: heads, dimensions and MLP units are each cut to the
-            same share, and compete only among themselves (isomorphic, Fang et al. 2024, 2407.04616). ``quantile``: one threshold
-            for the scores of all sites, whatever a unit costs (VTP, Zhu et al. 2021, 2104.08500, section 3.2). Heads of a
-            block then keep equally many value dimensions: the mean of what the threshold leaves them. ``uniform``: all blocks
-            (of a stage, in Swin) keep the same widths, their best units by score. MLP units go first, as timm's constructor can say them; dimensions
-            only where units are not enough, and heads after those.
-        round: MLP units and head dimensions stay a multiple of this, where they are cut.
-        split: Query/key and value dimensions are cut each for itself, not together. By ``quantile``, query/key dimensions
-            then stay whole, as in VTP.
-        inputs: Channels that attention and the MLP read of the stream may go too; scores at ``"blocks.3.attn_in"`` (D,) and
-            ``"blocks.3.mlp_in"`` (D,).
-        branches: Whether a branch may go as a whole, and with both the block. None: only where the budget asks for less
+        scores: ``"blocks.3.attn"`` -> (H * V,), ``"blocks.3.mlp"`` -> (F,), ``"blocks.3.qk"`` -> (H * Q,) or absent (all equal);
+            with ``inputs`` also ``"blocks.3.attn_in"`` (D,) and ``"blocks.3.mlp_in"`` (D,).
+        wants: The budget, in macs, params or gates, and of its other settings:
+            ``rank``. ``pool``: all chunks compete by score a saved cost. ``kind``: heads, dimensions and MLP units are each cut to
+            the same share, and compete only among themselves (isomorphic, Fang et al. 2024, 2407.04616). ``quantile``: one
+            threshold for the scores of all sites, whatever a unit costs (VTP, Zhu et al. 2021, 2104.08500, section 3.2). Heads
+            of a block then keep equally many value dimensions: the mean of what the threshold leaves them. ``uniform``: all
+            blocks (of a stage, in Swin) keep the same widths, their best units by score. MLP units go first, as timm's
+            constructor can say them; dimensions only where units are not enough, and heads after those.
+            ``round``: MLP units and head dimensions stay a multiple of it, where they are cut.
+            ``split``: query/key and value dimensions are cut each for itself, not together. By ``quantile``, query/key
+            dimensions then stay whole, as in VTP.
+            ``inputs``: channels that attention and the MLP read of the stream may go too.
+            ``branches``: whether a branch may go as a whole, and with both the block. None: only where the budget asks for less
             than units can give. By ``kind`` and ``quantile`` True too means no more than that.
-        whole: What ``keep`` is a part of, where that is not the present model.
+        whole: What the budget is a part of, where that is not the present model.
         within: Widths of the blocks of a larger plan, all of whose units may stay (``pool`` alone): what this one keeps, that
             one keeps. It may keep a little less of the score than a plan that is free.
 
     Raises:
-        Refused: a budget that is none, one out of reach (with the range that is not), scores that do not fit or are not finite.
+        Refused: a budget out of reach (with the range that is not), or of milliseconds; scores that do not fit or are not finite.
     """
-    share = check_keep(keep)
-    if "latency" in share:
+    if wants.keep.latency is not None:
         raise Refused("prune.keep.latency: milliseconds are not counted but measured; see lotus.pruning.latency.")
-    check_choice(rank, RANKS, place="prune.rank")
-    if within is not None and rank != "pool":
-        raise Refused(f"prune.sizes: {rank!r} draws each budget for itself. Set prune.rank to pool.")
-    part = share.pop(OF_GATES, 1.0)
-    if part < 1 and rank != "quantile":
-        raise Refused("prune.keep.gates: a part of all units is what one threshold leaves. Set prune.rank to quantile.")
-    limits = check_reach(outline, share, round=round, split=split, inputs=inputs, branches=branches, whole=whole)
-    blocks = [BlockWidths(index, outline, scores, round, inputs=inputs) for index in range(len(outline.dims))]
+    if within is not None and wants.rank != "pool":
+        raise Refused(f"prune.sizes: {wants.rank!r} draws each budget for itself. Set prune.rank to pool.")
+    limits = check_reach(outline, wants, whole=whole)
+    blocks = of_outline(outline, scores, wants)
     if within is not None:
         for block, most in zip(blocks, within, strict=True):
             block.dims = block.most = most
-    kinds = (*(SPLIT if split else KINDS), *(INPUTS if inputs else ()))
-    if rank == "quantile":
-        _cut_quantile(blocks, outline, limits, part, split=split)
-    elif rank == "kind":
+    kinds = (*(SPLIT if wants.split else KINDS), *(INPUTS if wants.inputs else ()))
+    if wants.rank == "quantile":
+        _cut_quantile(blocks, outline, limits, wants.keep.gates or 1.0, split=wants.split)
+    elif wants.rank == "kind":
         _cut_kinds(blocks, outline, limits, kinds)
-    elif rank == "uniform":
+    elif wants.rank == "uniform":
         _cut_uniform(blocks, outline, limits, kinds)
     else:
-        _cut_pool(blocks, outline, limits, (*kinds, *(BRANCHES if branches else ())))
+        _cut_pool(blocks, outline, limits, (*kinds, *(BRANCHES if wants.branches else ())))
     beyond = _Spent(blocks, outline, limits).over()
     if beyond:  # units alone do not get there, as check_reach allowed
         _cut_pool(blocks, outline, limits, BRANCHES)
-    if rank not in ("quantile", "uniform"):  # which would not stay one threshold, or alike
-        _refill(blocks, outline, limits, rank, (*kinds, *(BRANCHES if branches or beyond else ())))
+    if wants.rank in ("pool", "kind"):  # the others would not stay one threshold, or alike
+        branches = BRANCHES if wants.branches or beyond else ()
+        _refill(blocks, outline, limits, (*kinds, *branches), by_value=wants.rank == "pool")
     return Plan(tuple(block.plan() for block in blocks))
+
+
+def of_outline(outline: Outline, scores: Mapping[str, np.ndarray], wants: Prune) -> list[BlockWidths]:
+    """The blocks at their present widths."""
+    return [
+        BlockWidths(index, outline, scores, wants.multiple, inputs=wants.inputs) for index in range(len(outline.dims))
+    ]
 
 
 # ----------------------------------------------------------------------- widths that a search chooses, not the scores
@@ -269,7 +102,7 @@ def fit_plan(
 
 def best(outline: Outline, scores: Mapping[str, np.ndarray], dims: Sequence[Dims]) -> Plan:
     """The plan of the widths ``dims`` (one a block) that keeps the units of the highest scores."""
-    blocks = [BlockWidths(index, outline, scores, 1, inputs=False) for index in range(len(outline.dims))]
+    blocks = of_outline(outline, scores, ALONE)
     for block, one in zip(blocks, dims, strict=True):
         block.dims = one
     return Plan(tuple(block.plan() for block in blocks))
@@ -278,20 +111,19 @@ def best(outline: Outline, scores: Mapping[str, np.ndarray], dims: Sequence[Dims
 def by_ratios(
     outline: Outline,
     scores: Mapping[str, np.ndarray],
+    wants: Prune,
+    *,
     attention: float,
     mlp: float,
-    *,
-    round: int = 8,
-    split: bool = False,
 ) -> tuple[Dims, ...]:
     """Widths that keep at most ``attention`` of the MACs of all attention and ``mlp`` of those of all MLPs, or the least there is.
 
     Inside of either, chunks of all blocks compete by score a saved MAC. Less of a ratio is always within more of it.
     """
-    blocks = [BlockWidths(index, outline, scores, round, inputs=False) for index in range(len(outline.dims))]
-    floor = outline.cost(_floors(outline, round, split)).blocks
+    blocks = of_outline(outline, scores, wants)
+    floor = outline.cost(_floors(outline, wants)).blocks
     whole = outline.cost()
-    kinds = SPLIT if split else KINDS
+    kinds = SPLIT if wants.split else KINDS
     spent = whole.macs
     for part, name, own in ((attention, "attn_macs", kinds[:-1]), (mlp, "mlp_macs", kinds[-1:])):
         of, least = (sum(getattr(block, name) for block in cost) for cost in (whole.blocks, floor))
@@ -303,16 +135,15 @@ def by_ratios(
 def of_block(
     outline: Outline,
     scores: Mapping[str, np.ndarray],
+    wants: Prune,
+    *,
     index: int,
     part: Literal["attention", "mlp"],
     share: float,
-    *,
-    round: int = 8,
-    split: bool = False,
 ) -> Dims:
     """Widths of block ``index`` with at most ``share`` of its attention's or MLP's MACs, or the least there is."""
-    block = BlockWidths(index, outline, scores, round, inputs=False)
-    kinds = SPLIT if split else KINDS
+    block = of_outline(outline, scores, wants)[index]
+    kinds = SPLIT if wants.split else KINDS
     name, own = ("attn_macs", kinds[:-1]) if part == "attention" else ("mlp_macs", kinds[-1:])
     limit = share * getattr(block.cost(block.of), name)
     while getattr(block.cost(block.dims), name) > limit:
@@ -326,118 +157,80 @@ def of_block(
 def fill(
     outline: Outline,
     scores: Mapping[str, np.ndarray],
+    wants: Prune,
     dims: Sequence[Dims],
-    keep: Mapping[str, float],
-    *,
-    round: int = 8,
-    split: bool = False,
 ) -> tuple[Dims, ...]:
     """``dims``, which lie within the budget, with the chunks that still fit into it: the most valuable by cost first."""
-    blocks = [BlockWidths(index, outline, scores, round, inputs=False) for index in range(len(outline.dims))]
+    blocks = of_outline(outline, scores, wants)
     for block, one in zip(blocks, dims, strict=True):
         block.dims = one
-    limits = check_reach(outline, keep, round=round, split=split, branches=False)
-    _refill(blocks, outline, limits, "pool", SPLIT if split else KINDS)
+    limits = check_reach(outline, wants.model_copy(update={"branches": False}))
+    _refill(blocks, outline, limits, SPLIT if wants.split else KINDS, by_value=True)
     return tuple(block.dims for block in blocks)
 
 
-def check_keep(keep: Mapping[str, float]) -> dict[str, float]:
-    """The budgets that are set.
+def check_nested(keeps: Sequence[Mapping[str, float]]) -> None:
+    """Refuse budgets that cannot each lie within the one before.
 
     Raises:
-        Refused: none is set, an unknown one, or a part outside of (0, 1].
+        Refused: one that is larger than an earlier one, of gates or weights, or a latency beside budgets without.
     """
-    if not isinstance(keep, Mapping):
-        example = keep if isinstance(keep, float) else 0.5
-        raise Refused(f"prune.keep: say which budget, e.g. {{'macs': {example}}}, not {keep!r}.")
-    share = {what: part for what, part in keep.items() if part is not None}
-    for what, part in share.items():
-        if what not in (*BUDGETS, OF_GATES):
-            raise Refused(f"prune.keep.{what}: no such budget.{nearest(what, BUDGETS)} Here: {', '.join(BUDGETS)}.")
-        if isinstance(part, bool) or not isinstance(part, (int, float)) or not 0 < part <= 1:
-            raise Refused(f"prune.keep.{what}: the part that stays, above 0 and up to 1, not {part!r}.")
-    if not share:
-        raise Refused(f"prune.keep: say one of {', '.join(BUDGETS)}, or several, e.g. {{'macs': 0.5}}.")
-    return share
-
-
-def check_nested(keeps: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
-    """The budgets that are set, where each can lie within the one before.
-
-    Raises:
-        Refused: one that is none, one that is larger than an earlier one, or a latency beside budgets without.
-    """
-    found, before = [check_keep(keep) for keep in keeps], dict.fromkeys(BUDGETS, 1.0)
-    for share in found:
-        if not share.keys() <= set(BUDGETS) or ("latency" in share) != ("latency" in found[0]):
+    before = dict.fromkeys(BUDGETS, 1.0)
+    for share in keeps:
+        if not share.keys() <= set(BUDGETS) or ("latency" in share) != ("latency" in keeps[0]):
             raise Refused(f"prune.keep: nested budgets are of macs and params, or all of latency, not {list(keeps)}.")
         if any(part > before[what] for what, part in share.items()):
             raise Refused(f"prune.keep: nested budgets go from the largest to the smallest, not {list(keeps)}.")
         before |= share
-    return found
 
 
-def check_round(round: object) -> None:
-    """Refuse what widths cannot be multiples of.
-
-    Raises:
-        Refused: it is no whole number from 1.
-    """
-    if type(round) is not int or round < 1:
-        raise Refused(f"prune.round: must be a whole number from 1, or auto, not {round!r}.")
-
-
-def check_reach(
-    outline: Outline,
-    keep: Mapping[str, float],
-    *,
-    round: int = 8,
-    split: bool = False,
-    inputs: bool = False,
-    branches: bool | None = None,
-    whole: Cost | None = None,
-) -> dict[str, int]:
+def check_reach(outline: Outline, wants: Prune, *, whole: Cost | None = None) -> dict[str, int]:
     """The budgets that are counted as whole numbers; needs no scores, so that one can be refused before anything is trained.
 
     Raises:
-        Refused: a budget that is none, or one that no plan meets; names the range that can be reached.
+        Refused: a budget that no plan meets; names the range that can be reached.
     """
-    share = check_keep(keep) if keep else {}
-    share.pop(OF_GATES, None)
-    check_round(round)
-    least, alone = _smallest(outline, round, split, inputs, branches)
+    found = counted(outline, wants, whole)
+    if beyond := out_of_reach(outline, wants, whole=whole):
+        raise Refused(beyond)
+    return found
+
+
+def counted(outline: Outline, wants: Prune, whole: Cost | None = None) -> dict[str, int]:
+    """The budgets that are counted, as whole numbers."""
     dense = whole or outline.cost()
-    limits = {}
-    for what, part in share.items():
-        if what not in COUNTED:
-            continue
+    return {what: int(part * getattr(dense, what)) for what, part in wants.keep.asked.items() if what in COUNTED}
+
+
+def out_of_reach(outline: Outline, wants: Prune, *, whole: Cost | None = None) -> str:
+    """Why no plan meets a budget that is counted, with the range that can be reached; empty where one does."""
+    dense, least, alone = whole or outline.cost(), _floors(outline, wants), _smallest(outline, wants)
+    for what, limit in counted(outline, wants, dense).items():
         lowest, of_all = max(getattr(one, what) for one in alone), getattr(dense, what)
-        limits[what] = int(part * of_all)
-        if lowest > limits[what]:
-            reach = -(-10000 * lowest // of_all) / 10000  # rounded up, so that the number that is named can be had
-            left = (
-                "With one branch in all"
-                if branches is not False
-                else f"With one head, {least[0].v_dim} head dimensions and {least[0].hidden} MLP units a block"
-            )
-            more = ", or prune.branches (without prune.search)" if branches is False else ""
-            apart = () if split else _smallest(outline, round, True, inputs, branches)[1]
-            if apart and max(getattr(one, what) for one in apart) < lowest:
-                more += ", or prune.split, as query/key dimensions stay whole here and hold the others back"
-            raise Refused(
-                f"prune.keep.{what}: {part} is out of reach. {left}, {reach:.4f} of {of_all:,} remain. "
-                f"Take {reach:.4f} to 1, or a smaller round{more}."
-            )
-    return limits
+        if lowest <= limit:
+            continue
+        reach = -(-10000 * lowest // of_all) / 10000  # rounded up, so that the number that is named can be had
+        left = (
+            "With one branch in all"
+            if wants.branches is not False
+            else f"With one head, {least[0].v_dim} head dimensions and {least[0].hidden} MLP units a block"
+        )
+        more = ", or prune.branches (without prune.search)" if wants.branches is False else ""
+        apart = () if wants.split else _smallest(outline, wants.model_copy(update={"split": True}))
+        if apart and max(getattr(one, what) for one in apart) < lowest:
+            more += ", or prune.split, as query/key dimensions stay whole here and hold the others back"
+        return (
+            f"prune.keep.{what}: {getattr(wants.keep, what)} is out of reach. {left}, {reach:.4f} of {of_all:,} remain. "
+            f"Take {reach:.4f} to 1, or a smaller round{more}."
+        )
+    return ""
 
 
-def _smallest(
-    outline: Outline, round: int, split: bool, inputs: bool, branches: bool | None
-) -> tuple[list[Dims], list[Cost]]:
-    """The least widths at which all branches stay, and what it costs when no more can go."""
-    least = _floors(outline, round, split)
-    if inputs:
-        reads = min(outline.width, round)
+def _smallest(outline: Outline, wants: Prune) -> list[Cost]:
+    """What it costs when no more can go."""
+    least = _floors(outline, wants)
+    if wants.inputs:
+        reads = min(outline.width, wants.multiple)
         least = [
             one._replace(
                 attn_in=min(one.attn_in or reads, reads) if one.heads else None,
@@ -446,7 +239,7 @@ def _smallest(
             for one in least
         ]
     # Whichever branch is the last one must do: greedy cannot know beforehand which that will be.
-    return least, [outline.cost(left) for left in (_last(least) if branches is not False else [least])]
+    return [outline.cost(left) for left in (_last(least) if wants.branches is not False else [least])]
 
 
 def _last(least: Sequence[Dims]) -> list[list[Dims]]:
@@ -596,10 +389,10 @@ def _leave(block: BlockWidths, kind: str, stays: np.ndarray, *, split: bool) -> 
 
 
 def _refill(
-    blocks: list[BlockWidths], outline: Outline, limits: Mapping[str, int], rank: Rank, kinds: Sequence[str]
+    blocks: list[BlockWidths], outline: Outline, limits: Mapping[str, int], kinds: Sequence[str], *, by_value: bool
 ) -> None:
     """Put back what still fits, since the last cut may have overshot: the most valuable by cost, or, where kinds must not be
-    compared, the largest."""
+    compared (not ``by_value``), the largest."""
     spent = _Spent(blocks, outline, limits)
     while True:
         fits = [
@@ -611,9 +404,7 @@ def _refill(
         if not fits:
             return
         sizes = [spent.relative(chunk, list(limits)) for chunk in fits]
-        keys = [
-            (c.value / size, 0.0) if rank == "pool" else (size, c.value) for c, size in zip(fits, sizes, strict=True)
-        ]
+        keys = [(c.value / size, 0.0) if by_value else (size, c.value) for c, size in zip(fits, sizes, strict=True)]
         best = fits[max(range(len(fits)), key=keys.__getitem__)]
         blocks[best.index].dims = best.dims
         spent.put(best)
@@ -647,49 +438,10 @@ class _Spent:
         return sum(getattr(chunk, what) / max(1, self.limits[what]) for what in budgets)
 
 
-def _scores(scores: Mapping[str, np.ndarray], site: str, shape: tuple[int, ...]) -> np.ndarray:
-    found = scores.get(site)
-    if found is None:
-        if site.endswith(".qk") or 0 in shape:  # a branch that is gone has no units
-            return np.zeros(shape)
-        raise Refused(f"{site}: has no scores. Here: {', '.join(sorted(scores)) or 'none'}.")
-    array = np.asarray(found, dtype=np.float64)
-    if array.size != np.prod(shape):
-        raise Refused(f"{site}: {array.size} scores for {int(np.prod(shape))} units.")
-    if not np.isfinite(array).all():
-        raise Refused(f"{site}: scores are not finite. Are the weights and the calibration images?")
-    return array.reshape(shape)
-
-
-def _sums(best_first: np.ndarray) -> np.ndarray:
-    """Sums over the first 0, 1, 2, ... along the last axis."""
-    zero = np.zeros((*best_first.shape[:-1], 1))
-    return np.concatenate([zero, np.cumsum(best_first, axis=-1)], axis=-1)
-
-
-def _floors(outline: Outline, round: int, split: bool) -> list[Dims]:
+def _floors(outline: Outline, wants: Prune) -> list[Dims]:
     """The least that may stay of each block, its branches included."""
     normed = outline.whole_qk or (False,) * len(outline.dims)
-    return [_least(of, round, whole_qk=qk, split=split) for of, qk in zip(outline.dims, normed, strict=True)]
-
-
-def _least(of: Dims, round: int, *, whole_qk: bool = False, split: bool = False) -> Dims:
-    """The smallest widths at which the branches that are there stay."""
-    heads, hidden = min(of.heads, 1), min(of.hidden, round)
-    if whole_qk:
-        return of._replace(heads=heads, v_dim=min(of.v_dim, round) if split else of.v_dim, hidden=hidden)
-    return of._replace(heads=heads, qk_dim=min(of.qk_dim, round), v_dim=min(of.v_dim, round), hidden=hidden)
-
-
-def _less(width: int, round: int) -> int:
-    """The next smaller multiple of ``round``; the width itself where there is none."""
-    return max((width - 1) // round * round, min(width, round))
-
-
-def _more(width: int, of: int, round: int) -> int:
-    """The next larger multiple of ``round``, or all."""
-    return min((width // round + 1) * round, of)
-
-
-def _kept(order: np.ndarray, count: int) -> tuple[int, ...]:
-    return tuple(sorted(int(i) for i in order[:count]))
+    return [
+        least_of(of, wants.multiple, whole_qk=qk, split=wants.split)
+        for of, qk in zip(outline.dims, normed, strict=True)
+    ]

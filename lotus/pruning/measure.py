@@ -8,7 +8,7 @@ parameters' own gradients are neither read nor written.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,13 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lotus.pruning import criteria
 from lotus.pruning.compensate import Compensate, Moments
 from lotus.vit import anatomy
 from lotus.vit.anatomy import Block
 from lotus.vit.attention import matrix
-from lotus.vit.parts import Select
-from selection import methods
 from selection.errors import Refused
 
 _AT_ONCE = 1 << 24  # numbers: 64 MiB
@@ -99,147 +96,182 @@ def enough(model: Any) -> int:
     return min(MOST, max(FEWEST, ENOUGH // (getattr(model.patch_embed, "num_patches", None) or 1)))
 
 
+@dataclass(frozen=True)
+class What:
+    """What to record as the images go through."""
+
+    gradients: bool
+    """The loss' derivative by every gate, an image at a time."""
+    moments: Compensate
+    """What to keep of the activations: nothing, means, or means and covariances."""
+    logits: bool = False
+    """The moments of queries and keys too."""
+    squares: bool = False
+    """The mean square over images of the loss' derivative by every weight that can be cut."""
+    inputs: bool = False
+    """Gradients and moments also of what qkv and fc1 read."""
+    attention: bool = False
+    """How much each head's queries attend to what they attend to most."""
+
+    @property
+    def graph(self) -> bool:
+        """Whether there has to be a backward."""
+        return self.gradients or self.squares
+
+
 def measure(
     model: nn.Module,
     batches: Iterable[Any],
     *,
-    gradients: bool,
-    moments: Compensate,
-    logits: bool = False,
-    squares: bool = False,
-    inputs: bool = False,
-    attention: bool = False,
     every: int = 1,
     progress: Callable[[int], None] | None = None,
+    **what: Any,
 ) -> Measured:
     """Go through ``batches`` once, in eval mode, on the model's device.
 
     Args:
         model: A supported ViT; its mode is put back afterwards.
-        batches: Of (images, labels, ...) or, without ``gradients``, of images alone.
-        gradients: Record the loss' derivative by every gate, an image at a time.
-        moments: What to keep of the activations: nothing, means, or means and covariances.
-        logits: Keep the moments of queries and keys too.
-        squares: Record the mean square over images of the loss' derivative by every weight that can be cut.
-        inputs: Gradients and moments also of what qkv and fc1 read.
-        attention: Record how much each head's queries attend to what they attend to most.
+        batches: Of (images, labels, ...) or, without ``gradients`` and ``squares``, of images alone.
         every: Look at one in so many images of each batch.
         progress: Told the images gone through so far.
+        what: What to record: the fields of :class:`What`.
 
     Raises:
         Refused: no batch came, labels are missing, or the loss is not finite.
     """
-    found = anatomy.blocks(model)
-    parameter = next(model.parameters())
-    result = Measured()
-    if moments != "none":
-        for site in anatomy.sites(model, inputs=inputs):
-            result.moments[site] = Moments(covariance=moments == "affine")
-    recorded: dict[str, _Rows] = {}
-    gates: dict[str, Tensor] = {}
-
-    def look(site: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
-        turn = itertools.count()
-
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-            (x,) = args
-            if site in result.moments:
-                result.moments[site].add(some_tokens(x, next(turn)))
-            if not gradients:
-                return None
-            gates[site] = torch.ones(x.shape[0], 1, x.shape[2], dtype=x.dtype, device=x.device, requires_grad=True)
-            return (x * gates[site],)
-
-        return hook
-
-    def gate_queries(site: str, count: int) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-        def hook(_: nn.Module, __: Any, out: Tensor) -> Tensor:
-            gates[site] = torch.ones(out.shape[0], 1, count, dtype=out.dtype, device=out.device, requires_grad=True)
-            return torch.cat((out[..., :count] * gates[site], out[..., count:]), dim=-1)
-
-        return hook
-
-    def keep_attention(block: Block) -> Callable[[nn.Module, Any, Tensor], None]:
-        result.attention[block.name] = np.zeros(block.heads)
-
-        def hook(_: nn.Module, __: Any, out: Tensor) -> None:
-            most = matrix(block.attn, out.detach()).amax(dim=-1).mean(dim=-1)  # (B, H)
-            result.attention[block.name] += most.sum(dim=0).double().cpu().numpy()
-
-        return hook
-
-    tracked: list[tuple[str, nn.Linear, Tensor, Tensor]] = []
-
-    def keep_logits(into: Logits) -> Callable[[nn.Module, Any, Tensor], None]:
-        return lambda _, __, out: into.add(out)
-
-    def track(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        def hook(linear: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-            if not out.requires_grad:  # nothing before it does: frozen, or the first block
-                out = out.detach().requires_grad_()
-            assert isinstance(linear, nn.Linear)
-            tracked.append((name, linear, args[0].detach(), out))
-            return out
-
-        return hook
-
-    graph = gradients or squares
+    watching, parameter = _Watching(model, What(**what)), next(model.parameters())
+    result, graph = watching.result, watching.what.graph
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
         stack.enter_context(frozen(model))
-        if squares:  # before the gates, whose inputs these outputs are
-            for block in found:
-                for name, linear in block.linears.items():
-                    stack.callback(linear.register_forward_hook(track(f"{block.name}.{name}")).remove)
-        if logits:
-            for block in (block for block in found if block.has_attn):
-                result.logits[block.name] = Logits(block)
-                stack.callback(block.qkv.register_forward_hook(keep_logits(result.logits[block.name])).remove)
-        if attention:
-            for block in (block for block in found if block.has_attn):
-                stack.callback(block.qkv.register_forward_hook(keep_attention(block)).remove)
-        for site, linear in anatomy.sites(model, inputs=inputs).items():
-            stack.callback(linear.register_forward_pre_hook(look(site)).remove)
-        if gradients:
-            for block in (block for block in found if block.has_attn):
-                count = block.dims.heads * block.dims.qk_dim
-                stack.callback(block.qkv.register_forward_hook(gate_queries(f"{block.name}.qk", count)).remove)
-        for images, labels, through in _few(
-            pairs(batches, graph), model, every, apart=graph and parameter.device.type == "cpu"
-        ):
-            images = images.to(parameter.device, parameter.dtype)
+        watching.hook(model, stack)
+        apart = graph and parameter.device.type == "cpu"
+        for images, labels, through in _few(pairs(batches, graph), model, every, apart=apart):
             with torch.set_grad_enabled(graph):
-                scores = model(images)
+                scores = model(images.to(parameter.device, parameter.dtype))
                 if not torch.isfinite(scores).all():
                     raise Refused(
                         f"The model's output is not finite after {result.images} calibration images. Are these finite, and the weights?"
                     )
                 if graph:
                     assert labels is not None
-                    _refuse_labels(scores, labels)
-                    loss = functional.cross_entropy(scores.float(), labels.to(scores.device), reduction="sum")
-                    slopes = torch.autograd.grad(loss, [*gates.values(), *(out for *_, out in tracked)])
-                    for site, slope in zip(gates, slopes, strict=False):
-                        each = slope.reshape(len(images), -1, slope.shape[-1]).sum(1)  # over an image's windows
-                        recorded.setdefault(site, _Rows()).add(each.float().cpu().numpy())
-                    for (name, linear, x, _), slope in zip(tracked, slopes[len(gates) :], strict=True):
-                        total = (
-                            _squares(linear, *(t.reshape(len(images), -1, t.shape[-1]) for t in (x, slope)))
-                            .cpu()
-                            .numpy()
-                        )
-                        result.squares[name] = result.squares.get(name, 0) + total
-                    gates.clear()
-                    tracked.clear()
+                    watching.back(scores, labels)
             result.images += len(images)
             if progress is not None:
                 progress(through)
-    if result.images == 0:
-        raise Refused("prune: no calibration batch came. Give some images, e.g. 2,048.")
-    for total in (*result.squares.values(), *result.attention.values()):
-        total /= result.images
-    result.gradients = {site: rows.held for site, rows in recorded.items()}
-    return result
+    return watching.done()
+
+
+class _Watching:
+    """Hooks that record a pass, and what they recorded."""
+
+    def __init__(self, model: nn.Module, what: What) -> None:
+        self.what, self.result = what, Measured()
+        if what.moments != "none":
+            for site in anatomy.sites(model, inputs=what.inputs):
+                self.result.moments[site] = Moments(covariance=what.moments == "affine")
+        self._recorded: dict[str, _Rows] = {}
+        self._gates: dict[str, Tensor] = {}
+        self._tracked: list[tuple[str, nn.Linear, Tensor, Tensor]] = []
+
+    def hook(self, model: nn.Module, stack: ExitStack) -> None:
+        """Hook on to ``model`` until ``stack`` is left."""
+        found, what = anatomy.blocks(model), self.what
+        attentive = [block for block in found if block.has_attn]
+        if what.squares:  # before the gates, whose inputs these outputs are
+            for block in found:
+                for name, linear in block.linears.items():
+                    stack.callback(linear.register_forward_hook(self._track(f"{block.name}.{name}")).remove)
+        if what.logits:
+            for block in attentive:
+                stack.callback(block.qkv.register_forward_hook(self._keep_logits(block)).remove)
+        if what.attention:
+            for block in attentive:
+                stack.callback(block.qkv.register_forward_hook(self._keep_attention(block)).remove)
+        for site, linear in anatomy.sites(model, inputs=what.inputs).items():
+            stack.callback(linear.register_forward_pre_hook(self._look(site)).remove)
+        if what.gradients:
+            for block in attentive:
+                stack.callback(block.qkv.register_forward_hook(self._gate_queries(block)).remove)
+
+    def _look(self, site: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
+        turn = itertools.count()
+
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+            (x,) = args
+            if site in self.result.moments:
+                self.result.moments[site].add(some_tokens(x, next(turn)))
+            if not self.what.gradients:
+                return None
+            self._gates[site] = torch.ones(
+                x.shape[0], 1, x.shape[2], dtype=x.dtype, device=x.device, requires_grad=True
+            )
+            return (x * self._gates[site],)
+
+        return hook
+
+    def _gate_queries(self, block: Block) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+        site, count = f"{block.name}.qk", block.dims.heads * block.dims.qk_dim
+
+        def hook(_: nn.Module, __: Any, out: Tensor) -> Tensor:
+            self._gates[site] = torch.ones(
+                out.shape[0], 1, count, dtype=out.dtype, device=out.device, requires_grad=True
+            )
+            return torch.cat((out[..., :count] * self._gates[site], out[..., count:]), dim=-1)
+
+        return hook
+
+    def _keep_attention(self, block: Block) -> Callable[[nn.Module, Any, Tensor], None]:
+        self.result.attention[block.name] = np.zeros(block.heads)
+
+        def hook(_: nn.Module, __: Any, out: Tensor) -> None:
+            most = matrix(block.attn, out.detach()).amax(dim=-1).mean(dim=-1)  # (B, H)
+            self.result.attention[block.name] += most.sum(dim=0).double().cpu().numpy()
+
+        return hook
+
+    def _keep_logits(self, block: Block) -> Callable[[nn.Module, Any, Tensor], None]:
+        into = self.result.logits[block.name] = Logits(block)
+        return lambda _, __, out: into.add(out)
+
+    def _track(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def hook(linear: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+            if not out.requires_grad:  # nothing before it does: frozen, or the first block
+                out = out.detach().requires_grad_()
+            assert isinstance(linear, nn.Linear)
+            self._tracked.append((name, linear, args[0].detach(), out))
+            return out
+
+        return hook
+
+    def back(self, scores: Tensor, labels: Tensor) -> None:
+        """Take the derivatives of the loss of a part that has gone through."""
+        _refuse_labels(scores, labels)
+        count, gates, tracked = len(scores), self._gates, self._tracked
+        loss = functional.cross_entropy(scores.float(), labels.to(scores.device), reduction="sum")
+        slopes = torch.autograd.grad(loss, [*gates.values(), *(out for *_, out in tracked)])
+        for site, slope in zip(gates, slopes, strict=False):
+            each = slope.reshape(count, -1, slope.shape[-1]).sum(1)  # over an image's windows
+            self._recorded.setdefault(site, _Rows()).add(each.float().cpu().numpy())
+        for (name, linear, x, _), slope in zip(tracked, slopes[len(gates) :], strict=True):
+            total = _squares(linear, *(t.reshape(count, -1, t.shape[-1]) for t in (x, slope))).cpu().numpy()
+            self.result.squares[name] = self.result.squares.get(name, 0) + total
+        gates.clear()
+        tracked.clear()
+
+    def done(self) -> Measured:
+        """What was recorded.
+
+        Raises:
+            Refused: nothing went through.
+        """
+        result = self.result
+        if result.images == 0:
+            raise Refused("prune: no calibration batch came. Give some images, e.g. 2,048.")
+        for total in (*result.squares.values(), *result.attention.values()):
+            total /= result.images
+        result.gradients = {site: rows.held for site, rows in self._recorded.items()}
+        return result
 
 
 class _Rows:
@@ -265,134 +297,6 @@ class _Rows:
         return self._room[: self._count]
 
 
-def score(
-    model: nn.Module,
-    criterion: Callable[..., np.ndarray],
-    options: Mapping[str, Any],
-    *,
-    measured: Measured,
-    gates: Mapping[str, Tensor] | None = None,
-    inputs: bool = False,
-    seed: int = 0,
-) -> dict[str, np.ndarray]:
-    """Scores of every unit by site, float64: what :func:`lotus.pruning.budget.fit_plan` reads.
-
-    A criterion that reads learned gates says nothing of query/key dimensions, which have none: they are ranked by magnitude,
-    and a head's are together worth as much as its outputs. One that reads attention says nothing of MLP units and inputs:
-    they are ranked by magnitude, and a block's are together worth as much as the attention before them.
-
-    Raises:
-        Refused: the criterion reads what is not here, has no such option, or returns something else than a score a unit.
-    """
-    rng = np.random.default_rng(seed)
-    scores: dict[str, np.ndarray] = {}
-    reads = methods.reads(criterion)
-    watched: list[np.ndarray] = []  # attention of the blocks so far
-    worth = 1.0
-    for block in anatomy.blocks(model):
-        heads, qk_dim, v_dim, _ = block.dims[:4]
-        if block.name in measured.attention:
-            watched.append(measured.attention[block.name])
-        for site, known in _weights(block, inputs).items():
-            units = len(known["reads"])
-            known = {**known, "units": units, "rng": rng}
-            if site in measured.gradients:
-                known["gradients"] = measured.gradients[site].astype(np.float64)
-            known |= _spread(block, site, known["writes"], measured)
-            known |= _squares_of(block, site, measured)
-            if gates is not None and site in gates:
-                known["gates"] = gates[site].detach().double().cpu().numpy()
-            if "attention" in reads and site.endswith(".attn"):
-                known["attention"] = np.stack([one for one in watched if len(one) == heads])
-            if site.endswith(".qk") and {"gates", "attention"} & set(reads):
-                continue
-            if "attention" in reads and not site.endswith(".attn"):
-                size = criteria.magnitude(known["reads"], known["writes"])
-                scores[site] = worth * size / max(size.sum(), np.finfo(np.float64).tiny)
-                continue
-            found = np.asarray(methods.call(criterion, known, options, place="prune.criterion"), dtype=np.float64)
-            if found.shape != (units,):
-                raise Refused(f"{site}: the criterion gave scores of shape {found.shape}, not ({units},).")
-            scores[site] = found
-            worth = float(found.sum()) if site.endswith(".attn") else worth
-        site = f"{block.name}.qk"
-        if site not in scores and block.has_attn:
-            known = _weights(block, inputs)[site]
-            size = criteria.magnitude(known["reads"], known["writes"]).reshape(heads, qk_dim)
-            of_heads = scores[f"{block.name}.attn"].reshape(heads, v_dim).sum(axis=1, keepdims=True)
-            total = size.sum(axis=1, keepdims=True)
-            scores[site] = (of_heads * size / np.where(total > 0, total, 1)).reshape(-1)
-    return scores
-
-
-def _weights(block: Block, inputs: bool) -> dict[str, dict[str, Any]]:
-    """What makes each unit and what it writes, by site: ``reads`` and ``writes``, (U, ...) float64 arrays."""
-    found: dict[str, dict[str, Any]] = {}
-    if block.has_attn:
-        heads, qk_dim, _, _ = block.dims[:4]
-        inner = heads * qk_dim
-        qkv = _with_bias(block.qkv)
-        found |= {
-            f"{block.name}.qk": {"reads": qkv[:inner], "writes": qkv[inner : 2 * inner]},
-            f"{block.name}.attn": {"reads": qkv[2 * inner :], "writes": _columns(block, "attn")},
-        }
-    if block.has_mlp:
-        found[f"{block.name}.mlp"] = {"reads": _units(_with_bias(block.fc1), block), "writes": _columns(block, "mlp")}
-    for branch, norm, linear in (("attn", "norm1", "qkv"), ("mlp", "norm2", "fc1")):
-        if inputs and linear in block.linears:
-            found[f"{block.name}.{branch}_in"] = {
-                "reads": _gain(getattr(block.module, norm), block.reads(branch)),
-                "writes": getattr(block, linear).weight.detach().double().T.cpu().numpy(),
-            }
-    return found
-
-
-def _gain(norm: Any, channels: tuple[int, ...] | None) -> np.ndarray:
-    """(U, 2): gain and bias of the norm's channels that are read."""
-    norm = norm.norm if isinstance(norm, Select) else norm
-    gain = norm.weight.detach().double()
-    bias = torch.zeros_like(gain) if getattr(norm, "bias", None) is None else norm.bias.detach().double()
-    both = torch.stack((gain, bias), dim=1).cpu().numpy()
-    return both if channels is None else both[list(channels)]
-
-
-def _spread(block: Block, site: str, writes: np.ndarray, measured: Measured) -> dict[str, np.ndarray]:
-    """``covariance`` and ``gain`` of a site, where they were measured."""
-    if site.endswith(".qk"):
-        if block.name not in measured.logits:
-            return {}
-        logits = measured.logits[block.name]
-        products = (logits.queries * logits.keys).cpu()
-        return {"covariance": torch.block_diag(*products).numpy(), "gain": np.ones(logits.heads * logits.dim)}
-    if site not in measured.moments or not measured.moments[site].with_covariance:
-        return {}
-    return {"covariance": measured.moments[site].covariance.cpu().numpy(), "gain": (writes**2).sum(axis=1)}
-
-
-def _squares_of(block: Block, site: str, measured: Measured) -> dict[str, np.ndarray]:
-    """``read_squares`` and ``write_squares`` of a site, where they were measured, as ``reads`` and ``writes`` lie."""
-    if not measured.squares:
-        return {}
-    inner = block.dims.heads * block.dims.qk_dim
-    of = {name: measured.squares[f"{block.name}.{name}"] for name in block.linears}
-    if site.endswith(".qk"):
-        return {"read_squares": of["qkv"][:inner], "write_squares": of["qkv"][inner : 2 * inner]}
-    if site.endswith("_in"):  # of the norm's own weights nothing is measured: they count nothing
-        columns = of["qkv" if site.endswith(".attn_in") else "fc1"][:, :-1].T
-        return {"read_squares": np.zeros((len(columns), 2)), "write_squares": columns}
-    reads, columns, branch = (
-        (of["qkv"][2 * inner :], of["proj"], "attn")
-        if site.endswith(".attn")
-        else (_units(of["fc1"], block), of["fc2"], "mlp")
-    )
-    gamma = block.gamma(branch)
-    squares = columns[:, :-1].T  # without the bias, which stays
-    if gamma is not None:  # the derivative by gamma w is that by w over gamma
-        g = gamma.detach().double().cpu().numpy() ** 2
-        squares = np.divide(squares, g, out=np.zeros_like(squares), where=g > 0)
-    return {"read_squares": reads, "write_squares": squares}
-
-
 def _squares(linear: nn.Linear, x: Tensor, slope: Tensor) -> Tensor:
     """(out, in + 1) sum over images of the squared derivative by each weight, from (B, N, in) inputs and (B, N, out) slopes."""
     x = torch.cat((x, torch.ones_like(x[..., :1])), dim=-1)
@@ -413,27 +317,6 @@ def _exact(x: Tensor) -> Tensor:
     """At least float32, where float64 sums can be kept (mps has none)."""
     x = x.cpu() if x.device.type == "mps" else x
     return x if x.dtype == torch.float64 else x.float()
-
-
-def _with_bias(linear: nn.Linear) -> np.ndarray:
-    """(out, in + 1): a unit's row and its bias."""
-    weight = linear.weight.detach().double()
-    bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias.detach().double()
-    return torch.cat((weight, bias[:, None]), dim=1).cpu().numpy()
-
-
-def _units(rows: np.ndarray, block: Block) -> np.ndarray:
-    """(F, R): a row a unit; of a gated MLP both halves side by side."""
-    return np.concatenate(np.split(rows, 1 + block.glu), axis=1)
-
-
-def _columns(block: Block, branch: str) -> np.ndarray:
-    """(in, out): what a unit writes, times LayerScale."""
-    weight = (block.proj if branch == "attn" else block.fc2).weight.detach().double()
-    gamma = block.gamma(branch)
-    if gamma is not None:
-        weight = weight * gamma.detach().double()[:, None]
-    return weight.T.cpu().numpy()
 
 
 @contextmanager

@@ -22,57 +22,45 @@ of a smaller ``embed_dim``, and heads of the widths that they had. D channels, N
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lotus.config import Prune
 from lotus.pruning import measure, surgery
 from lotus.pruning.compensate import Compensate, Known, Moments, fold
 from lotus.vit import anatomy, cost, parts
 from lotus.vit import model as door
 from selection.errors import Refused
 
-Width = float | Literal["auto", "search"] | None
 GRID = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375)
 """What ``width: search`` tries, and ``auto`` from the first on while that helps."""
 CLOSE = 0.001
 """Nats an image. A model no further than this from the dense one is as good as that (docs/pruning.md): ``auto`` tries no other."""
 
 
-def tries(model: nn.Module, width: Width, keep: Mapping[str, float], *, plain: bool) -> tuple[float, ...]:
-    """As :func:`check_width`; ``auto`` stands for all channels where there is no choice: for a budget that says nothing of the
-    stream, with inputs or branches (not ``plain``), and for a model whose stream cannot be turned."""
-    if width != "auto":
-        return check_width(width)
-    if not plain or not set(keep) <= {"macs", "params"} or all(part == 1 for part in keep.values()):
+def tries(model: nn.Module, wants: Prune) -> tuple[float, ...]:
+    """The parts of the stream that are to be tried. ``auto`` stands for all channels where there is no choice: for a budget that
+    says nothing of the stream, with inputs or branches, and for a model whose stream cannot be turned."""
+    if wants.width is None:
         return (1.0,)
-    try:
-        skeleton(model, anatomy.blocks(model)[0].width)
-    except Refused:
-        return (1.0,)
-    return GRID
-
-
-def check_width(width: Width) -> tuple[float, ...]:
-    """The parts of the stream that are to be tried.
-
-    Raises:
-        Refused: it is neither a part nor a word for some.
-    """
-    if width is None:
-        return (1.0,)
-    if width in ("auto", "search"):
+    if wants.width == "search":
         return GRID
-    if isinstance(width, bool) or not isinstance(width, (int, float)) or not 0 < width <= 1:
-        raise Refused(
-            f"prune.width: the part of the channels that stays, above 0 and up to 1, auto or search; not {width!r}."
-        )
-    return (float(width),)
+    if wants.width != "auto":
+        return (wants.width,)
+    parts = wants.keep.asked
+    free = parts.keys() <= {"macs", "params"} and any(part < 1 for part in parts.values())
+    return GRID if free and not (wants.inputs or wants.branches) and can_turn(model) else (1.0,)
+
+
+def can_turn(model: nn.Module) -> bool:
+    """Whether the stream can be turned."""
+    return anatomy.is_vit(model) and not _fault(model) and door.remade(model) is not None
 
 
 def channels(model: nn.Module, part: float, round: int) -> int:
@@ -83,19 +71,18 @@ def channels(model: nn.Module, part: float, round: int) -> int:
     return min(max(near, 2), width)
 
 
-def useful(model: nn.Module, wants: Sequence[float], keep: Mapping[str, float], round: int) -> list[int]:
-    """The channels of ``wants`` (:func:`channels`), but for those so few that the budgets would be missed from below: with
-    ``round`` more of them, and nothing else cut, the model would lie within every budget still.
-
-    Args:
-        keep: parts of the model's; where one is 1, or of something else than macs and params, none is missed.
+def useful(model: nn.Module, parts: Sequence[float], wants: Prune) -> list[int]:
+    """The channels of ``parts`` (:func:`channels`), but for those so few that the budgets would be missed from below: with
+    ``round`` more of them, and nothing else cut, the model would lie within every budget still. Where a budget is 1, or of
+    something else than macs and params, none is missed.
 
     Raises:
         Refused: none is left, or the stream cannot be turned.
     """
-    wide, whole = anatomy.blocks(model)[0].width, cost.count(model)
-    every = list(dict.fromkeys(channels(model, part, round) for part in wants))
-    if not keep or not set(keep) <= {"macs", "params"} or 1 in keep.values():
+    wide, whole, round = anatomy.blocks(model)[0].width, cost.count(model), wants.multiple
+    keep = wants.keep.asked
+    every = list(dict.fromkeys(channels(model, part, round) for part in parts))
+    if not set(keep) <= {"macs", "params"} or 1 in keep.values():
         return every
     budgets = {what: part * getattr(whole, what) for what, part in keep.items()}
 
@@ -274,39 +261,53 @@ def _readers(model: Any) -> dict[str, tuple[Any, dict[str, nn.Linear]]]:
     Raises:
         Refused: a model whose stream cannot be turned; names what stands in the way.
     """
-    found: dict[str, tuple[Any, dict[str, nn.Linear]]] = {}
-    fault = ""
     anatomy.plain(model, "prune.width")
+    if fault := _fault(model):
+        raise Refused(
+            f"prune.width: {type(model).__name__}: {fault}, so its stream cannot be turned. Leave prune.width out."
+        )
+    return _norms(model)
+
+
+def _norms(model: Any) -> dict[str, tuple[Any, dict[str, nn.Linear]]]:
+    """As :func:`_readers`, of a model that may have others yet."""
+    found: dict[str, tuple[Any, dict[str, nn.Linear]]] = {}
     for block in anatomy.blocks(model):
-        if block.norm_after:
-            fault = f"{block.name} norms what its branches give"
-        if block.norm("attn") is not None or block.norm("mlp") is not None:
-            fault = f"{block.name} norms what proj or fc2 reads"
-        if block.qk_norm:
-            fault = f"{block.name} norms queries and keys"
-        if block.reads("attn") is not None or block.reads("mlp") is not None:
-            fault = f"{block.name} reads only some of the stream's channels"
         if block.has_attn:
             found[f"{block.name}.attn"] = (block.module.norm1, {f"{block.name}.attn.qkv": block.qkv})
         if block.has_mlp:
             found[f"{block.name}.mlp"] = (block.module.norm2, {f"{block.name}.mlp.fc1": block.fc1})
-    if getattr(model, "attn_pool", None) is not None:
-        fault = "it pools by attention"
-    if not isinstance(model.norm_pre, nn.Identity):
-        fault = "a norm writes the stream (norm_pre)"
-    if not isinstance(getattr(model.patch_embed, "norm", nn.Identity()), nn.Identity):
-        fault = "a norm writes the stream (patch_embed.norm)"
-    last = [norm for norm in (model.norm, model.fc_norm) if not isinstance(norm, nn.Identity)]
     heads = {name: getattr(model, name, None) for name in ("head", "head_dist")}
-    linears = {name: head for name, head in heads.items() if isinstance(head, nn.Linear)}
-    if len(last) != 1 or "head" not in linears:
-        fault = "it does not end in one norm and a classifier"
-    else:
-        found["head"] = (last[0], linears)
-    if not fault and any(type(norm).__name__ != "LayerNorm" for norm, _ in found.values()):
-        fault = "its norms are no LayerNorms"
-    if fault:
-        raise Refused(
-            f"prune.width: {type(model).__name__}: {fault}, so its stream cannot be turned. Leave prune.width out."
-        )
+    last = [norm for norm in (model.norm, model.fc_norm) if not isinstance(norm, nn.Identity)]
+    if len(last) == 1 and isinstance(heads["head"], nn.Linear):
+        found["head"] = (last[0], {name: head for name, head in heads.items() if isinstance(head, nn.Linear)})
     return found
+
+
+def _fault(model: Any) -> str:
+    """Why the stream of a plain ViT cannot be turned; empty where it can."""
+    norms = _norms(model)
+    if "head" not in norms:
+        return "it does not end in one norm and a classifier"
+    if not isinstance(getattr(model.patch_embed, "norm", nn.Identity()), nn.Identity):
+        return "a norm writes the stream (patch_embed.norm)"
+    if not isinstance(model.norm_pre, nn.Identity):
+        return "a norm writes the stream (norm_pre)"
+    if getattr(model, "attn_pool", None) is not None:
+        return "it pools by attention"
+    faults = [f"{block.name} {fault}" for block in anatomy.blocks(model) if (fault := _fault_of_block(block))]
+    if faults:
+        return faults[-1]
+    if any(type(norm).__name__ != "LayerNorm" for norm, _ in norms.values()):
+        return "its norms are no LayerNorms"
+    return ""
+
+
+def _fault_of_block(block: anatomy.Block) -> str:
+    if block.reads("attn") is not None or block.reads("mlp") is not None:
+        return "reads only some of the stream's channels"
+    if block.qk_norm:
+        return "norms queries and keys"
+    if block.norm("attn") is not None or block.norm("mlp") is not None:
+        return "norms what proj or fc2 reads"
+    return "norms what its branches give" if block.norm_after else ""

@@ -1,7 +1,8 @@
 """How much of the attention and of the MLPs stays, found by trying rather than by one ratio for both.
 
-    studied = study(model, calibration)
-    found = search.ratios(studied, Judge(model, held_out), keep={"macs": 0.5})
+    wants = Prune(keep={"macs": 0.5}, search={"kind": "ratios"})
+    studied = study(model, calibration, wants)
+    found = search.ratios(studied, Judge(model, held_out), wants)
     small = found.drawn.model
 
 ``ratios`` is our realisation of Feng et al. (PRAI 2023, doi 10.1109/PRAI59366.2023.10332058): one ratio for all
@@ -9,9 +10,7 @@ attention and one for all MLPs, a coarse grid, bisection along directions, round
 abstract could be had. ``blocks`` lets every block have its own: greedy by what each loses a saved MAC, or, for a budget of
 latency, by the exact program of :mod:`lotus.pruning.latency` over what each was measured to lose.
 
-What is tried is judged right after the cut, compensated, by how far it is from the dense model on fixed images that neither
-training nor calibration saw: of 2,000 images, accuracy has a standard error of half a point or more, which decides a
-bisection by chance; divergence and loss have a tenth of that.
+What is tried is judged right after the cut, compensated, by :class:`lotus.pruning.judge.Judge`.
 
 A ratio here is the part of the module's MACs that *stays*: the same ratio of attention and of MLPs is a very different budget.
 """
@@ -21,20 +20,17 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
-
-from lotus.pruning import Drawn, Study, budget, latency
+from lotus.config import Prune, Search, rules
+from lotus.pruning import budget, latency, program
+from lotus.pruning.judge import Judge
+from lotus.pruning.plan import Plan
+from lotus.pruning.study import Drawn, Study
 from lotus.vit import cost
 from lotus.vit.anatomy import Dims
-from selection.errors import Refused
-
-Metric = Literal["divergence", "loss", "agreement"]
 
 DIRECTIONS = (0.0, 1 / 3, 1 / 2, 2 / 3, 1.0)
 """Where attention goes to MLP as 1:0, 2:1, 1:1, 1:2, 0:1: the MLPs' part of both."""
@@ -42,102 +38,6 @@ COARSE = 0.1
 """Between two points of the coarse grid: 0, 0.1, ..., 0.7 of the MACs go."""
 FINE = 1 / 64
 """A bisection that looks at images ends when a ratio is known to this."""
-_KEEP_BYTES = 1 << 28  # of held-out images that are kept in memory
-
-
-def divergence(logits: Tensor, dense: Tensor, labels: Tensor) -> Tensor:
-    """KL(dense || cut) of an image in nats: 0 where the cut model says what the dense one says. Needs no labels."""
-    return functional.kl_div(logits.log_softmax(-1), dense.log_softmax(-1), reduction="none", log_target=True).sum(-1)
-
-
-def loss(logits: Tensor, dense: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of an image in nats, beyond the dense model's; below 0 where the cut model is better."""
-    return functional.cross_entropy(logits, labels, reduction="none") - functional.cross_entropy(
-        dense, labels, reduction="none"
-    )
-
-
-def agreement(logits: Tensor, dense: Tensor, labels: Tensor) -> Tensor:
-    """1 where the cut model decides otherwise than the dense one, else 0."""
-    return (logits.argmax(-1) != dense.argmax(-1)).float()
-
-
-METRICS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "divergence": divergence,
-    "loss": loss,
-    "agreement": agreement,
-}
-
-
-class Judged(NamedTuple):
-    """What the held-out images say of a model."""
-
-    worse: float
-    """Mean of the metric: 0 is as the dense model."""
-    top1: float
-    """Per cent. Told, never searched by."""
-
-
-class Judge:
-    """Measures models beside the dense one, always on the same images.
-
-    Attributes:
-        images: how many held-out images there are
-        forwards: image-forwards so far
-    """
-
-    def __init__(
-        self, dense: nn.Module, batches: Iterable[Any] | Callable[[], Iterable[Any]], metric: Metric = "divergence"
-    ) -> None:
-        """
-        Args:
-            dense: The model to stay close to; it is asked once.
-            batches: Of (images, labels), or a function that gives them again and again.
-
-        Raises:
-            Refused: no such metric, or no image.
-        """
-        if metric not in METRICS:
-            raise Refused(f"prune.search.metric: there is no {metric!r}. Here: {', '.join(METRICS)}.")
-        self.metric = metric
-        self._measure = METRICS[metric]
-        again = list(batches) if not callable(batches) and iter(batches) is batches else batches
-        self._batches = again if callable(again) else lambda: again
-        self._held: list[tuple[Tensor, Tensor]] | None = []
-        self.forwards, self._dense, labels, size = 0, [], [], 0
-        for images, answers, logits in self._through(dense):
-            self._dense.append(logits)
-            labels.append(answers)
-            size += images.numel() * images.element_size()
-            if size > _KEEP_BYTES:
-                self._held = None
-            if self._held is not None:
-                self._held.append((images.clone(), answers))  # a loader's ring buffer is written over
-        self.images = self.forwards
-        if not self.images:
-            raise Refused("prune.search: no held-out image came. Give some, e.g. 2,048.")
-        right = sum(int((d.argmax(-1) == a).sum()) for d, a in zip(self._dense, labels, strict=True))
-        self.dense = Judged(0.0, 100 * right / self.images)
-
-    def __call__(self, model: nn.Module) -> Judged:
-        worse = right = 0.0
-        for (_, labels, logits), dense in zip(self._through(model), self._dense, strict=True):
-            worse += float(self._measure(logits, dense, labels).double().sum())
-            right += float((logits.argmax(-1) == labels).sum())
-        return Judged(worse / self.images, 100 * right / self.images)
-
-    def _through(self, model: nn.Module) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
-        where, training = next(model.parameters()), model.training
-        model.eval()
-        try:
-            for batch in self._held or self._batches():
-                images, labels = batch[0], batch[1].cpu().clone()
-                with torch.no_grad():
-                    logits = model(images.to(where.device, where.dtype)).float().cpu()
-                self.forwards += len(images)
-                yield images, labels, logits
-        finally:
-            model.train(training)
 
 
 @dataclass(frozen=True)
@@ -197,18 +97,16 @@ class _Trial:
         self,
         studied: Study,
         judge: Judge,
-        keep: Mapping[str, float] | None,
-        drop: float | None,
+        wants: Prune,
         *,
-        round: int,
-        split: bool,
         table: latency.Table | None,
         timer: latency.Timer | None,
         progress: Callable[[int], None] | None,
     ) -> None:
-        if studied.inputs:
-            raise Refused("prune.search: chooses heads, dimensions and MLP units, not inputs. Study without inputs.")
-        self.studied, self.judge, self.round, self.split = studied, judge, round, split
+        self.asks = wants.search or Search()
+        rules.refuse(wants.model_copy(update={"search": self.asks}), place="prune")
+        # No branch goes as a whole.
+        self.studied, self.judge, self.wants = studied, judge, wants.model_copy(update={"branches": False})
         self.outline = cost.outline(studied.model)
         whole = self.outline.cost()
         self.whole = whole
@@ -217,13 +115,10 @@ class _Trial:
         self._known: dict[tuple[Dims, ...], Tried] = {}
         self._done = 0.0
         self._progress = progress
-        self.keep = _target(keep, drop)
-        self.limits = budget.check_reach(self.outline, self.keep, round=round, split=split, branches=False)
+        self.limits = budget.check_reach(self.outline, self.wants)
         self._table, self._timer = None, timer
-        if "latency" in self.keep:
-            if split:
-                raise Refused("prune.keep.latency: goes without prune.split.")
-            self._table = table or latency.measure(studied.beside or studied.dense, 64, timer=timer)
+        if wants.keep.latency is not None:
+            self._table = table or latency.measure(studied.beside or studied.dense, wants.latency_batch, timer=timer)
 
     @property
     def all(self) -> list[Tried]:
@@ -248,50 +143,53 @@ class _Trial:
         return self._known[dims]
 
     def ratios(self, attention: float, mlp: float) -> tuple[Dims, ...]:
-        return budget.by_ratios(self.outline, self.studied.scores, attention, mlp, round=self.round, split=self.split)
+        return budget.by_ratios(self.outline, self.studied.scores, self.wants, attention=attention, mlp=mlp)
 
     def fits(self, dims: Sequence[Dims], table: latency.Table | None) -> bool:
-        spent = self.outline.cost(dims)
+        spent, milliseconds = self.outline.cost(dims), self.wants.keep.latency
         counted = all(getattr(spent, what) <= limit for what, limit in self.limits.items())
-        return counted and (table is None or table.predict(dims) <= self.keep["latency"] * table.dense)
+        return counted and (table is None or milliseconds is None or table.predict(dims) <= milliseconds * table.dense)
 
-    def fill(self, dims: Sequence[Dims], table: latency.Table | None) -> tuple[Dims, ...]:
-        """Widths within the budget, with what else the scores put into it."""
+    def fill(self, dims: Sequence[Dims], table: latency.Table | None) -> tuple[Dims, ...] | str:
+        """Widths within the budget, with what else the scores put into it; why the table puts it out of reach, where it does."""
         scores = self.studied.scores
         if table is None:
-            return budget.fill(self.outline, scores, dims, self.keep, round=self.round, split=self.split)
-        return latency.fit_plan(self.outline, scores, self.keep, table, round=self.round, least=dims).dims
+            return budget.fill(self.outline, scores, self.wants, dims)
+        return _dims(program.attempt(self.outline, scores, self.wants, table, least=dims))
 
-    def by_scores(self, table: latency.Table | None) -> tuple[Dims, ...]:
-        """What the scores alone would make of the budget; no branch goes as a whole."""
+    def by_scores(self, table: latency.Table | None) -> tuple[Dims, ...] | str:
+        """What the scores alone would make of the budget; or why, as :meth:`fill`."""
         scores = self.studied.scores
         if table is None:
-            fit = functools.partial(budget.fit_plan, split=self.split, branches=False)
-        else:
-            fit = functools.partial(latency.fit_plan, table=table)
-        return fit(self.outline, scores, self.keep, round=self.round).dims
+            return budget.fit_plan(self.outline, scores, self.wants).dims
+        return _dims(program.attempt(self.outline, scores, self.wants, table))
 
-    def settle(self, how: str, choose: Callable[[latency.Table | None], Sequence[Dims]]) -> _Rival:
+    def settle(self, how: str, choose: Callable[[latency.Table | None], Sequence[Dims] | str]) -> _Rival:
         """The widths that ``choose`` makes of the budget; those for a budget of latency have been timed too."""
+
+        def draw(table: latency.Table | None) -> Plan | str:
+            dims = choose(table)
+            return dims if isinstance(dims, str) else budget.best(self.outline, self.studied.scores, dims)
+
         if self._table is None:
-            return _Rival(self(tuple(choose(None)), how), None)
-        settled = self.studied.settle(
-            lambda table: budget.best(self.outline, self.studied.scores, choose(table)),
-            self.keep["latency"],
-            self._table,
-            timer=self._timer,
-            round=self.round,
-        )
+            plan = draw(None)
+            assert not isinstance(plan, str), "there is no table"
+            return _Rival(self(plan.dims, how), None)
+        settled = self.studied.settle(draw, self.wants, self._table, timer=self._timer)
         return _Rival(self(settled.plan.dims, how), settled)
 
     def draw(self, dims: Sequence[Dims]) -> Drawn:
-        return self.studied.cut(budget.best(self.outline, self.studied.scores, dims), split=self.split)
+        return self.studied.cut(budget.best(self.outline, self.studied.scores, dims), split=self.wants.split)
 
     def found(self, chosen: Tried, settled: latency.Settled | None = None) -> Found:
         drawn = self.draw(chosen.dims)
         if settled is not None:
             drawn = replace(drawn, notes=(*drawn.notes, settled.text()), latency=settled)
         return Found(drawn, chosen, self.all, self._done / self.whole.macs)
+
+
+def _dims(plan: Plan | str) -> tuple[Dims, ...] | str:
+    return plan if isinstance(plan, str) else plan.dims
 
 
 class _Rival(NamedTuple):
@@ -309,41 +207,38 @@ class _Rival(NamedTuple):
 def ratios(
     studied: Study,
     judge: Judge,
+    wants: Prune,
     *,
-    keep: Mapping[str, float] | None = None,
-    drop: float | None = None,
-    grid: int = 8,
-    round: int = 8,
-    split: bool = False,
     table: latency.Table | None = None,
     timer: latency.Timer | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Found:
     """Two ratios, one for all attention and one for all MLPs.
 
-    With ``keep`` the budget is hit as :func:`lotus.pruning.prune` hits it, and of all splits of it between attention and MLPs
+    A budget is hit as :func:`lotus.pruning.prune` hits it, and of all splits of it between attention and MLPs
     the one that is least worse is looked for: along each of :data:`DIRECTIONS` bisection finds the cut that meets the budget,
     then the angle is bisected round the best. For a budget of latency a table says which cut meets it, the best is timed, and
-    all is done again by what that shows. With ``drop`` as few MACs as possible stay while the metric is at most that:
-    the largest cut along each direction by bisection, then attention and MLPs alternate, first the one that loses less a
+    all is done again by what that shows. With ``wants.search.drop`` as few MACs as possible stay while the metric is at most
+    that: the largest cut along each direction by bisection, then attention and MLPs alternate, first the one that loses less a
     saved MAC. Where the metric does not rise monotonically, the best that was seen and allowed is taken; where nothing is
     allowed, not even the model as it is, nothing is cut and ``notes`` say so.
 
     Args:
-        grid: points of the coarse grid an axis; 0 leaves it out. With ``keep`` it serves the Pareto points alone.
+        wants: The budget, or the allowed drop; ``search.grid``: points of the coarse grid an axis, 0 leaves it out (with a
+            budget it serves the Pareto points alone).
         table: As of :meth:`Study.draw`, and so ``timer``.
         progress: told how many widths have been tried.
 
     Raises:
-        Refused: not one target, or a budget out of reach.
+        Refused: a budget out of reach.
     """
-    trial = _Trial(studied, judge, keep, drop, round=round, split=split, table=table, timer=timer, progress=progress)
+    trial = _Trial(studied, judge, wants, table=table, timer=timer, progress=progress)
     trial(trial.outline.dims, "dense")
-    for a, m in itertools.product(range(grid), repeat=2):
+    for a, m in itertools.product(range(trial.asks.grid), repeat=2):
         trial(trial.ratios(1 - COARSE * a, 1 - COARSE * m), "grid")
-    if keep is not None:
+    drop = trial.asks.drop
+    if drop is None:
         return trial.found(*trial.settle("budget", lambda table: _on_budget(trial, table)))
-    assert drop is not None
 
     def allowed(scale: float, *, part: float) -> bool:
         return trial(_along(trial, part, scale), "bisect").worse <= drop
@@ -357,50 +252,31 @@ def ratios(
 def blocks(
     studied: Study,
     judge: Judge,
+    wants: Prune,
     *,
-    keep: Mapping[str, float] | None = None,
-    drop: float | None = None,
-    levels: int = 4,
-    round: int = 8,
-    split: bool = False,
     table: latency.Table | None = None,
     timer: latency.Timer | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Found:
     """A ratio for the attention and the MLP of each block.
 
-    Each is cut alone to ``levels`` widths and measured. On the lower convex hull of (MACs saved, worse) the steps of all of
-    them are then taken in the order of what they lose a saved MAC, as if losses added up: a path from the whole model to the
-    least, each plan within the one before. Where the budget is met it is filled; for ``drop`` the path is bisected, measured
-    as a whole. For a budget of latency there is no path: of all ways to combine the widths that were measured, the one of the
-    least sum within what a table predicts is filled, timed, and found again by what that shows. With ``keep`` the plan that
-    the scores alone would have made is measured too, and kept where it is better.
+    Each is cut alone to ``wants.search.levels`` widths and measured. On the lower convex hull of (MACs saved, worse) the steps
+    of all of them are then taken in the order of what they lose a saved MAC, as if losses added up: a path from the whole
+    model to the least, each plan within the one before. Where the budget is met it is filled; for an allowed drop the path is
+    bisected, measured as a whole. For a budget of latency there is no path: of all ways to combine the widths that were
+    measured, the one of the least sum within what a table predicts is filled, timed, and found again by what that shows. With
+    a budget the plan that the scores alone would have made is measured too, and kept where it is better.
 
     Args:
         table: As of :meth:`Study.draw`, and so ``timer``.
 
     Raises:
-        Refused: not one target, or a budget out of reach.
+        Refused: a budget out of reach.
     """
-    trial = _Trial(studied, judge, keep, drop, round=round, split=split, table=table, timer=timer, progress=progress)
+    trial = _Trial(studied, judge, wants, table=table, timer=timer, progress=progress)
     dense = trial.outline.dims
     trial(dense, "dense")
-    steps: list[tuple[float, int, int, str, Dims]] = []
-    halves: list[list[latency.Option]] = []
-    parts: tuple[Literal["attention", "mlp"], ...] = ("attention", "mlp")
-    for index, part in itertools.product(range(len(dense)), parts):
-        points: list[tuple[float, float, Dims]] = []
-        for level in range(1, levels + 1):
-            to = budget.of_block(
-                trial.outline, studied.scores, index, part, 1 - level / levels, round=round, split=split
-            )
-            if to == dense[index] or any(to == known for *_, known in points):
-                continue
-            tried = trial((*dense[:index], to, *dense[index + 1 :]), "sensitivity")
-            points.append((trial.whole.macs - tried.macs, tried.worse, to))
-        halves.append([latency.Option(to, max(0.0, worse)) for _, worse, to in [(0, 0.0, dense[index]), *points]])
-        # Slopes rise along a hull, so that sorting by slope keeps the order of a module's own steps.
-        steps += [(slope, index, place, part, to) for place, (slope, to) in enumerate(hull(points))]
+    halves, steps = _alone(trial)
     path = [dense]
     for _, index, _, kind, to in sorted(steps):
         now = path[-1][index]
@@ -408,21 +284,43 @@ def blocks(
             to._replace(hidden=now.hidden, mlp_in=now.mlp_in) if kind == "attention" else now._replace(hidden=to.hidden)
         )
         path.append((*path[-1][:index], both, *path[-1][index + 1 :]))
-    if keep is not None:
+    drop = trial.asks.drop
+    if drop is not None:
+        largest(lambda place: trial(path[int(place)], "greedy").worse <= drop, 0, len(path) - 1, 1)
+        return _told(trial.found(_cheapest(trial, drop)), drop)
 
-        def combine(table: latency.Table | None) -> Sequence[Dims]:
-            if table is not None:
-                return trial.fill(latency.allocate(trial.outline, halves, keep, table, round=round), table)
-            within = next((dims for dims in path if trial.fits(dims, None)), None)
-            # The path's end is the least that can stay, unless qk-norm keeps it wider.
-            return trial.by_scores(None) if within is None else trial.fill(within, None)
+    def combine(table: latency.Table | None) -> Sequence[Dims] | str:
+        if table is not None:
+            found = program.allocate(trial.outline, halves, trial.wants, table)
+            return found if isinstance(found, str) else trial.fill(found, table)
+        within = next((dims for dims in path if trial.fits(dims, None)), None)
+        # The path's end is the least that can stay, unless qk-norm keeps it wider.
+        return trial.by_scores(None) if within is None else trial.fill(within, None)
 
-        how = "program" if "latency" in trial.keep else "greedy"
-        rivals = (trial.settle("scores", trial.by_scores), trial.settle(how, combine))
-        return trial.found(*min(rivals, key=lambda rival: rival.rank))
-    assert drop is not None
-    largest(lambda place: trial(path[int(place)], "greedy").worse <= drop, 0, len(path) - 1, 1)
-    return _told(trial.found(_cheapest(trial, drop)), drop)
+    how = "greedy" if wants.keep.latency is None else "program"
+    rivals = (trial.settle("scores", trial.by_scores), trial.settle(how, combine))
+    return trial.found(*min(rivals, key=lambda rival: rival.rank))
+
+
+def _alone(trial: _Trial) -> tuple[list[list[program.Option]], list[tuple[float, int, int, str, Dims]]]:
+    """Each attention and each MLP cut alone and measured: its options, and its steps along the hull as (loss a saved MAC, block,
+    place, part, widths)."""
+    dense, scores, levels = trial.outline.dims, trial.studied.scores, trial.asks.levels
+    steps: list[tuple[float, int, int, str, Dims]] = []
+    halves: list[list[program.Option]] = []
+    parts: tuple[Literal["attention", "mlp"], ...] = ("attention", "mlp")
+    for index, part in itertools.product(range(len(dense)), parts):
+        points: list[tuple[float, float, Dims]] = []
+        for level in range(1, levels + 1):
+            to = budget.of_block(trial.outline, scores, trial.wants, index=index, part=part, share=1 - level / levels)
+            if to == dense[index] or any(to == known for *_, known in points):
+                continue
+            tried = trial((*dense[:index], to, *dense[index + 1 :]), "sensitivity")
+            points.append((trial.whole.macs - tried.macs, tried.worse, to))
+        halves.append([program.Option(to, max(0.0, worse)) for _, worse, to in [(0, 0.0, dense[index]), *points]])
+        # Slopes rise along a hull, so that sorting by slope keeps the order of a module's own steps.
+        steps += [(slope, index, place, part, to) for place, (slope, to) in enumerate(hull(points))]
+    return halves, steps
 
 
 def largest(allowed: Callable[[float], bool], low: float, high: float, step: float) -> float:
@@ -462,25 +360,13 @@ def hull(points: Sequence[tuple[float, float, Any]]) -> list[tuple[float, Any]]:
     return [(max(0.0, (b[1] - a[1]) / (b[0] - a[0])), b[2]) for a, b in itertools.pairwise(corners) if b[0] > a[0]]
 
 
-def _target(keep: Mapping[str, float] | None, drop: float | None) -> dict[str, float]:
-    """The budgets; none where ``drop`` is the target."""
-    if (keep is None) == (drop is None):
-        raise Refused("prune.search: either a budget (keep) or an allowed drop, not both and not none.")
-    if drop is not None and not drop > 0:
-        raise Refused(f"prune.search.drop: how much worse the cut model may be, above 0, not {drop!r}.")
-    share = {} if keep is None else budget.check_keep(keep)
-    if not share.keys() <= set(budget.BUDGETS):
-        raise Refused(f"prune.search: knows budgets of {', '.join(budget.BUDGETS)}, not {share}. Take those.")
-    return share
-
-
 def _along(trial: _Trial, part: float, scale: float) -> tuple[Dims, ...]:
     """Widths when ``scale`` of what a direction can take goes; ``part`` is the MLPs' part of the direction."""
     most = max(part, 1 - part)
     return trial.ratios(1 - scale * (1 - part) / most, 1 - scale * part / most)
 
 
-def _on_budget(trial: _Trial, table: latency.Table | None) -> tuple[Dims, ...]:
+def _on_budget(trial: _Trial, table: latency.Table | None) -> tuple[Dims, ...] | str:
     """The best split of the budget between attention and MLPs."""
     seen: dict[float, Tried] = {}
 
@@ -489,12 +375,14 @@ def _on_budget(trial: _Trial, table: latency.Table | None) -> tuple[Dims, ...]:
         stays = largest(lambda scale: trial.fits(_along(trial, part, 1 - scale), table), 0.0, 1.0, 2.0**-12)
         dims = _along(trial, part, 1 - stays)
         if trial.fits(dims, table):  # else one of the two alone cannot save so much
-            seen[part] = trial(trial.fill(dims, table), "budget")
+            full = trial.fill(dims, table)
+            seen[part] = trial(dims if isinstance(full, str) else full, "budget")
 
     for part in DIRECTIONS:
         look(part)
     if not seen:  # e.g. a budget near the least, which lies between two directions
-        return trial(trial.by_scores(table), "scores").dims
+        dims = trial.by_scores(table)
+        return dims if isinstance(dims, str) else trial(dims, "scores").dims
     for _ in range(2):
         chosen = min(seen, key=lambda part: seen[part].worse)
         known = sorted(seen)

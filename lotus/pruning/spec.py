@@ -225,6 +225,14 @@ def read(folder: str | Path) -> dict[str, Any]:
     return spec
 
 
+def images_of(folder: Path) -> dict[str, list[float]]:
+    """Mean and standard deviation of the images that a model of LOTUS wants, where they lie beside it."""
+    if not (folder / SPEC).is_file():
+        return {}
+    told = read(folder).get("about", {})
+    return {name: [float(number) for number in told[name]] for name in ("mean", "std") if name in told}
+
+
 def _rows(model: nn.Module) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """The widths of each block as a spec holds them: 0 heads or units where a branch is gone, all 0 where the block is; the
     channels that a branch reads where those are not all. And the side of each convolution, by the block's number as text."""

@@ -8,6 +8,7 @@ Each module stands on those before it::
     shop, patches, fit            what stages share: the run at hand, fewer patches, a training
     probe, train                  the stages prepare, score and select; baseline, train and finetune
     cut, search, zeros, prune     the stage prune: by scores, by trying, to zeros
+    outside                       the same for a model that LOTUS never trained, without a run
     finish                        the stages export and report
     checks, order                 what is refused before anything is done; the run itself
     dry_run, commands             what a run would cost; what is asked of a run's folder outside of the order

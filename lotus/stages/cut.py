@@ -1,4 +1,7 @@
-"""Structured pruning by scores: measured on calibration images, cut to one budget or to several."""
+"""Structured pruning by scores: measured on calibration images, cut to one budget or to several.
+
+What takes long tells its progress as events, for a run's model and for one that LOTUS never trained alike.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,32 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lotus.config import Prune
 from lotus.events import Event, Said, Wrote, watched
 from lotus.files import write_text
 from lotus.stages.shop import Shop
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from lotus.pruning import Batches, Drawn, Study
+    from lotus.pruning.latency import Table
+
+
+@dataclass(frozen=True)
+class Uncut:
+    """What is to be cut, and what is known of it before."""
+
+    shop: Shop
+    model: nn.Module
+    gates: Any
+    """Learned gates by site; None without."""
+    calibration: np.ndarray
+    """Rows of the training images that are looked at."""
+    wants: Prune
+    """With a whole number for ``round``."""
+    table: Table | None = None
+    """What widths take on this device, for a budget of latency."""
 
 
 @dataclass(frozen=True)
@@ -31,25 +54,61 @@ class Cut:
 Cutting = Generator[Event, None, tuple[Cut, dict[str, Any]]]
 
 
-def draw(shop: Shop, model: nn.Module, gates: Any, calibration: np.ndarray, multiple: int, table: Any) -> Cutting:
-    """By scores, to one budget."""
-    from lotus.pruning import steps
+def known_here(model: nn.Module, wants: Prune) -> Generator[Event, None, tuple[Prune, Table | None]]:
+    """What this device has to say: the number that ``round: auto`` stands for, and, for a budget of latency, what widths take."""
+    from lotus.pruning import latency
 
-    config, wants = shop.config, shop.config.prune
-    with shop.images(shop.run.train_beton, calibration, config.train, model) as loader:
-        drawn = yield from steps.lottery(
-            model,
+    if wants.round == "auto":
+        multiple = latency.fast_multiple(model, wants.latency_batch)
+        yield Said("prune", f"Widths stay multiples of {multiple}: measured at batch {wants.latency_batch}.")
+        wants = wants.model_copy(update={"round": multiple})
+    if wants.keep.latency is None:
+        return wants, None
+    table = yield from watched(
+        "prune",
+        latency.timings(model),
+        lambda progress: latency.measure(model, wants.latency_batch, progress=progress),
+        unit="timings",
+    )
+    return wants, table
+
+
+def lottery(
+    model: nn.Module, batches: Batches, wants: Prune, *, images: int, **more: Any
+) -> Generator[Event, None, Drawn]:
+    """:func:`lotus.pruning.lottery`, with its progress.
+
+    Args:
+        images: how many ``batches`` hold
+        more: its other arguments
+    """
+    from lotus import pruning
+    from lotus.pruning import narrow
+
+    tried = narrow.GRID if wants.width == "search" else (wants.stream,)  # auto: others perhaps, later
+    passes = len(tried) * (1 + wants.rotate) + any(part < 1 for part in tried)
+    return (
+        yield from watched(
+            "prune",
+            images * passes,
+            lambda progress: pruning.lottery(model, batches, wants, **more, progress=progress),
+        )
+    )
+
+
+def draw(uncut: Uncut) -> Cutting:
+    """By scores, to one budget."""
+    shop, calibration = uncut.shop, uncut.calibration
+    with shop.images(shop.run.train_beton, calibration, shop.config.train, uncut.model) as loader:
+        drawn = yield from lottery(
+            uncut.model,
             lambda: loader.epoch(0),
-            wants.keep.model_dump(exclude_none=True),
-            wants,
+            uncut.wants,
             images=len(calibration),
-            criterion=wants.criterion.name,
-            criterion_options=wants.criterion.options,
             shelves=shop.shelves,
-            round=multiple,
-            gates=gates,
-            seed=config.seed,
-            table=table,
+            gates=uncut.gates,
+            seed=shop.config.seed,
+            table=uncut.table,
         )
     told = yield from timed(shop, drawn)
     return Cut(drawn.model, drawn.before, drawn.after, drawn.forwards, drawn.notes), told
@@ -64,50 +123,57 @@ def timed(shop: Shop, drawn: Any) -> Generator[Event, None, dict[str, Any]]:
     return {"latency": drawn.latency.told()}
 
 
-def draw_sizes(shop: Shop, model: nn.Module, gates: Any, calibration: np.ndarray, multiple: int, table: Any) -> Cutting:
+def draw_sizes(uncut: Uncut) -> Cutting:
     """By scores: measured once, cut to the budget and to all further sizes."""
-    import lotus.pruning
-    from lotus.training import loop
     from lotus.vit.cost import count
 
-    run, wants = shop.run, shop.config.prune
-    keep = wants.keep.model_dump(exclude_none=True)
-    dense = count(model)
-    parts = (*keep.values(), *wants.sizes, wants.stream)
-    model, spent, notes = yield from narrow_stream(shop, model, calibration, multiple)
-    studied = yield from study(shop, model, gates, calibration, whole=all(part == 1 for part in parts))
-    shared: dict[str, Any] = {"round": multiple, "split": wants.split, "branches": wants.branches, "table": table}
-    drawn = studied.draw(keep, whole=dense, **shared)
+    shop, wants, table = uncut.shop, uncut.wants, uncut.table
+    keep = wants.keep.asked
+    dense = count(uncut.model)
+    if all(part == 1 for part in (*keep.values(), *wants.sizes, wants.stream)):  # nothing is to be turned or folded
+        wants = wants.model_copy(update={"rotate": False, "compensate": "none"})
+    model, spent, notes = yield from narrow_stream(shop, uncut.model, uncut.calibration, wants)
+    studied = yield from study(shop, model, uncut.gates, uncut.calibration, wants)
+    drawn = studied.draw(wants, whole=dense, table=table)
     now = count(model)
     told: dict[str, Any] = {}
     # Of a narrower stream's MACs more may stay; sizes beyond it are as large as it.
     keeps = [{what: min(1.0, part * dense.macs / now.macs) for what, part in keep.items()} for keep in wants.more_sizes]
-    for part, small in zip(sorted(wants.sizes, reverse=True), studied.nested(keeps, **shared), strict=True):
-        with shop.images(run.val_beton, None, shop.config.train, small.model) as loader:
-            measured = loop.evaluate(small.model, loader, shop.world)
-        folder = run.folder / f"pruned-{part:g}"
-        lotus.pruning.save(small.model, folder)
-        yield Wrote("prune", str(folder))
-        of = "MACs" if small.latency is None else "latency"
-        yield Said("prune", f"{part:g} of the {of}: top-1 {measured['top1']:.2f} % right after the cut")
-        told[f"{part:g}"] = {"keep": part, "top1": measured["top1"], "loss": measured["loss"], **small.after}
-        if small.latency is not None:
-            yield Said("prune", small.latency.text())
-            told[f"{part:g}"]["latency"] = small.latency.told()
+    for part, small in zip(sorted(wants.sizes, reverse=True), studied.nested(wants, keeps, table=table), strict=True):
+        told[f"{part:g}"] = yield from _keep_size(shop, part, small)
     more = yield from timed(shop, drawn)
     cut = Cut(drawn.model, drawn.before, drawn.after, spent + drawn.forwards, (*notes, *drawn.notes))
     return cut, {"sizes": told, **more}
 
 
+def _keep_size(shop: Shop, part: float, small: Drawn) -> Generator[Event, None, dict[str, Any]]:
+    """Measure and write one of several sizes."""
+    import lotus.pruning
+    from lotus.training import loop
+
+    with shop.images(shop.run.val_beton, None, shop.config.train, small.model) as loader:
+        measured = loop.evaluate(small.model, loader, shop.world)
+    folder = shop.run.folder / f"pruned-{part:g}"
+    lotus.pruning.save(small.model, folder)
+    yield Wrote("prune", str(folder))
+    of = "MACs" if small.latency is None else "latency"
+    yield Said("prune", f"{part:g} of the {of}: top-1 {measured['top1']:.2f} % right after the cut")
+    told = {"keep": part, "top1": measured["top1"], "loss": measured["loss"], **small.after}
+    if small.latency is None:
+        return told
+    yield Said("prune", small.latency.text())
+    return {**told, "latency": small.latency.told()}
+
+
 def narrow_stream(
-    shop: Shop, model: nn.Module, calibration: np.ndarray, multiple: int
+    shop: Shop, model: nn.Module, calibration: np.ndarray, wants: Prune
 ) -> Generator[Event, None, tuple[nn.Module, int, list[str]]]:
     """The model with ``prune.width`` of its stream's channels, the images gone through for it, and what is to be said."""
     from lotus.pruning import narrow
     from lotus.vit import anatomy
 
     wide = anatomy.blocks(model)[0].width
-    channels = narrow.channels(model, shop.config.prune.stream, multiple)
+    channels = narrow.channels(model, wants.stream, wants.multiple)
     if channels == wide:
         return model, 0, []
     with shop.images(shop.run.train_beton, calibration, shop.config.train, model) as loader:
@@ -121,27 +187,21 @@ def narrow_stream(
 
 
 def study(
-    shop: Shop, model: nn.Module, gates: Any, calibration: np.ndarray, *, whole: bool = False
-) -> Generator[Event, None, Any]:
-    """The model rotated, measured and scored; with ``whole`` nothing is to go, so nothing is turned or folded."""
+    shop: Shop, model: nn.Module, gates: Any, calibration: np.ndarray, wants: Prune
+) -> Generator[Event, None, Study]:
+    """The model rotated, measured and scored."""
     import lotus.pruning
 
-    wants = shop.config.prune
-    rotate = wants.rotate and not whole
     with shop.images(shop.run.train_beton, calibration, shop.config.train, model) as loader:
         return (
             yield from watched(
                 "prune",
-                len(calibration) * (2 if rotate else 1),
+                len(calibration) * (2 if wants.rotate else 1),
                 lambda progress: lotus.pruning.study(
                     model,
                     lambda: loader.epoch(0),
-                    criterion=wants.criterion.name,
-                    criterion_options=wants.criterion.options,
+                    wants,
                     shelves=shop.shelves,
-                    rotate=rotate,
-                    compensate="none" if whole else wants.compensate,
-                    inputs=wants.inputs,
                     gates=gates,
                     seed=shop.config.seed,
                     progress=progress,

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from lotus.events import Evaluated, Pruned, Said, Wrote
 from lotus.files import read_tensors
-from lotus.stages.cut import draw, draw_sizes
+from lotus.stages.cut import Cutting, Uncut, draw, draw_sizes, known_here
 from lotus.stages.patches import as_evaluated, told_of_patches
 from lotus.stages.search import convolve_attention, search_widths
 from lotus.stages.shop import CALIBRATION, Making, Outcome, Shop
 from lotus.stages.zeros import zero_weights
+
+WAYS: dict[str, Callable[[Uncut], Cutting]] = {
+    "search": search_widths,
+    "convolve": convolve_attention,
+    "sizes": draw_sizes,
+}
+"""Settings of ``prune`` that are another way to choose what stays than by scores to one budget."""
 
 
 def clear(folder: Path) -> None:
@@ -27,7 +35,6 @@ def clear(folder: Path) -> None:
 
 def prune(shop: Shop) -> Making:
     import lotus.pruning
-    from lotus.pruning import latency, steps
     from lotus.pruning.measure import enough
     from lotus.training import loop
     from selection.subset import Subset
@@ -42,20 +49,9 @@ def prune(shop: Shop) -> Making:
     rows = Subset.load(run.ticket).rows
     rng = np.random.default_rng([config.seed, CALIBRATION])
     calibration = np.sort(rng.choice(rows, size=min(wants.calibration or enough(model), len(rows)), replace=False))
-    table, multiple = None, wants.round
-    if multiple == "auto":
-        multiple = latency.fast_multiple(model, wants.latency_batch)
-        yield Said("prune", f"Widths stay multiples of {multiple}: measured at batch {wants.latency_batch}.")
-    if wants.keep.latency is not None:
-        table = yield from steps.table(model, wants.latency_batch)
-    if wants.search is not None:
-        cut, more = yield from search_widths(shop, model, gates, calibration, multiple, table)
-    elif wants.convolve is not None:
-        cut, more = yield from convolve_attention(shop, model, calibration, multiple)
-    elif wants.sizes:
-        cut, more = yield from draw_sizes(shop, model, gates, calibration, multiple, table)
-    else:
-        cut, more = yield from draw(shop, model, gates, calibration, multiple, table)
+    wants, table = yield from known_here(model, wants)
+    way = next((way for name, way in WAYS.items() if getattr(wants, name)), draw)
+    cut, more = yield from way(Uncut(shop, model, gates, calibration, wants, table))
     for note in cut.notes:
         yield Said("prune", note)
     yield Pruned("prune", {**cut.before}, {**cut.after})

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lotus.config import Recipe
+from lotus.config import Recipe, Search
 from lotus.events import Event, Said, Wrote, watched
 from lotus.files import write_json
-from lotus.stages.cut import Cut, Cutting, narrow_stream, study, timed
+from lotus.stages.cut import Cut, Cutting, Uncut, narrow_stream, study, timed
 from lotus.stages.fit import Images, fit
 from lotus.stages.shop import HELD_OUT, TRAIN_FORWARDS, Shop
 from selection.errors import Refused
@@ -21,20 +21,180 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from lotus.pruning import Study
+    from lotus.pruning.judge import Judge, Judged
+    from lotus.pruning.search import Found, Tried
+    from selection.subset import Subset
 
-def search_widths(
-    shop: Shop, model: nn.Module, gates: Any, calibration: np.ndarray, multiple: int, table: Any
-) -> Cutting:
+
+def search_widths(uncut: Uncut) -> Cutting:
     """By trying: rounds of study, search and, between two, a little training. Leaves search.json and pareto.json."""
-    from lotus.pruning import cp_vit, search
+    from lotus.pruning import search
+    from lotus.pruning.judge import Judge
     from lotus.vit.cost import count
     from selection.subset import Subset
 
-    run, config, wants = shop.run, shop.config, shop.config.prune
-    asks = wants.search
+    shop, dense, asks = uncut.shop, uncut.model, uncut.wants.search
     assert asks is not None
-    ticket = Subset.load(run.ticket)
-    rng = np.random.default_rng([config.seed, HELD_OUT])
+    run, whole = shop.run, count(dense)
+    rows = yield from _held_out_images(shop, uncut.calibration, Subset.load(run.ticket), asks)
+    with shop.images(run.train_beton, rows, shop.config.train, dense) as held:
+        judge = Judge(dense, lambda: held.epoch(0), asks.metric)
+        searched = _Searched(dense, float(judge.forwards))
+        yield from _rounds(uncut, judge, searched)
+        after = count(searched.model)
+        theirs = _compare(uncut, judge, lambda: held.epoch(0), searched)
+        last = judge(searched.model)
+    found = searched.last
+    assert found is not None
+    chosen = found.chosen
+    best = search.pareto(searched.tried)
+    written = {
+        "format": 1, "kind": asks.kind, "metric": asks.metric, "images": judge.images, "rounds": asks.rounds,
+        "dense": {"macs": whole.macs, "params": whole.params, "top1": judge.dense.top1},
+        "chosen": {"macs": after.macs, "params": after.params, "attention": chosen.attention, "mlp": chosen.mlp, **last._asdict()},
+        "tried": searched.log, "pareto": [one.record() for one in best], "cp_vit": theirs,
+    }  # fmt: skip
+    if theirs:
+        written["equal"], text = _equal(theirs, (whole.macs, judge.dense.top1), after.macs, last)
+        yield Said("prune", text)
+    write_json(run.folder / "search.json", written)
+    write_json(run.folder / "pareto.json", written["pareto"])
+    yield Wrote("prune", str(run.folder / "search.json"))
+    more = yield from timed(shop, found.drawn)
+    brief: dict[str, Any] = {name: written[name] for name in ("dense", "chosen", "equal", "cp_vit") if name in written}
+    before = {"params": whole.params, "macs": whole.macs}
+    notes = (*searched.notes, *found.drawn.notes)
+    cut = Cut(searched.model, before, {"params": after.params, "macs": after.macs}, searched.forwards, notes)
+    told = {**brief, "kind": asks.kind, "metric": asks.metric, "tried": len(searched.log), "images": judge.images}
+    return cut, {"search": told, **more}
+
+
+@dataclass
+class _Searched:
+    """Where a search stands."""
+
+    model: nn.Module
+    forwards: float
+    """In units of the dense model's forward pass of an image."""
+    notes: list[str] = field(default_factory=list)
+    log: list[dict[str, Any]] = field(default_factory=list)
+    tried: list[Tried] = field(default_factory=list)
+    last: Found | None = None
+
+
+def _rounds(uncut: Uncut, judge: Judge, searched: _Searched) -> Generator[Event, None, None]:
+    """Study and search, and between two rounds recover."""
+    from lotus.vit.cost import count
+    from selection.subset import Subset
+
+    shop, dense, wants, asks = uncut.shop, uncut.model, uncut.wants, uncut.wants.search
+    assert asks is not None
+    ticket, whole = Subset.load(shop.run.ticket), count(dense)
+    searched.model, looked, searched.notes = yield from narrow_stream(shop, dense, uncut.calibration, wants)
+    searched.forwards += looked
+    for number in range(asks.rounds):
+        gates = uncut.gates if number == 0 else None
+        studied = yield from study(shop, searched.model, gates, uncut.calibration, wants)
+        if uncut.table is not None:  # of the dense model, whatever earlier rounds left
+            studied = dataclasses.replace(studied, beside=dense)
+        now = count(searched.model)
+        found = yield from _one_round(uncut, judge, studied, number)
+        searched.last, searched.model = found, found.drawn.model
+        searched.forwards += (studied.forwards + found.forwards) * now.macs / whole.macs
+        searched.log += [{"round": number, **one.record()} for one in found.tried]
+        searched.tried += found.tried
+        if asks.recovery and number + 1 < asks.rounds:
+            searched.model, seen, taught = yield from _recover(shop, searched.model, dense, ticket.rows, number)
+            searched.forwards += seen * (TRAIN_FORWARDS * found.chosen.macs / whole.macs + taught)
+
+
+def _one_round(uncut: Uncut, judge: Judge, studied: Study, number: int) -> Generator[Event, None, Found]:
+    """Search once, and tell what was found.
+
+    Raises:
+        Refused: an allowed drop is passed before any cut.
+    """
+    from lotus.pruning import search
+    from lotus.vit.cost import count
+
+    whole, now, wants, asks = count(uncut.model), count(studied.model), uncut.wants, uncut.wants.search
+    assert asks is not None
+    part = (number + 1) / asks.rounds
+    # Budgets fall by the same factor a round; what is allowed rises by the same step. Latency stays a part of the dense
+    # model's, the others are of the present one's.
+    keep = {
+        what: min(1.0, share**part * (1 if what == "latency" else getattr(whole, what) / getattr(now, what)))
+        for what, share in wants.keep.asked.items()
+    }
+    drop = None if asks.drop is None else asks.drop * part
+    grid = asks.grid if number == 0 else 0
+    wants = wants.at(keep, search=asks.model_copy(update={"drop": drop, "grid": grid}))
+    find = search.ratios if asks.kind == "ratios" else search.blocks
+    most = grid**2 + 55 if asks.kind == "ratios" else 2 * asks.levels * len(whole.blocks) + 10
+    found = yield from watched(
+        "prune",
+        most,
+        lambda progress: find(studied, judge, wants, table=uncut.table, progress=progress),
+        unit="cuts tried, at most",
+    )
+    chosen = found.chosen
+    yield Said(
+        "prune",
+        f"round {number + 1} of {asks.rounds}: {len(found.tried)} tried; of attention {chosen.attention:.2f} and of the "
+        f"MLPs {chosen.mlp:.2f} of the MACs stay; {asks.metric} {chosen.worse:.4f}, held-out top-1 {chosen.top1:.2f} %",
+    )
+    if found.notes and number == 0:  # no recovery yet: it is the narrower stream that is too far already
+        raise Refused(
+            f"prune.search.drop: {drop:g} is passed before any cut ({found.chosen.worse:.4f}). Raise it, or keep "
+            "more of the stream (prune.width)."
+        )
+    for note in found.notes:
+        yield Said("prune", f"round {number + 1}: {note}", level="warning")
+    return found
+
+
+def _compare(
+    uncut: Uncut, judge: Judge, held: Callable[[], Iterable[Any]], searched: _Searched
+) -> list[dict[str, float]]:
+    """CP-ViT with each of the fixed ratios that are to be compared."""
+    from lotus.pruning import cp_vit
+    from lotus.vit.cost import count
+
+    asks, whole = uncut.wants.search, count(uncut.model)
+    assert asks is not None
+    if not asks.compare:
+        return []
+    theirs = cp_vit.sweep(uncut.model, held, judge, sorted(asks.compare, reverse=True))
+    searched.forwards += judge.images * sum(1 + row["macs"] / whole.macs for row in theirs)
+    return theirs
+
+
+def _equal(
+    theirs: list[dict[str, float]], dense: tuple[float, float], macs: int, last: Judged
+) -> tuple[dict[str, Any], str]:
+    """Of fixed ratios, the MACs at which they are as good as what was found, and a sentence.
+
+    Args:
+        dense: MACs and held-out top-1 of the dense model.
+        macs: Of what was found.
+    """
+    from lotus.pruning import cp_vit
+
+    equal = cp_vit.macs_at([*((row["macs"], row["top1"]) for row in theirs), dense], last.top1)
+    close = cp_vit.macs_at([*((row["macs"], -row["worse"]) for row in theirs), (dense[0], 0.0)], -last.worse)
+    ratio = f"{macs / equal:.4f} of its MACs" if equal else "it is not in the range of the ratios that were compared"
+    return (
+        {"top1": last.top1, "cp_vit_macs": equal, "cp_vit_macs_same_metric": close},
+        f"CP-ViT with a fixed ratio at the same held-out top-1 ({last.top1:.2f} %), nothing fine-tuned: {ratio}",
+    )
+
+
+def _held_out_images(
+    shop: Shop, calibration: np.ndarray, ticket: Subset, asks: Search
+) -> Generator[Event, None, np.ndarray]:
+    """Rows to search by; says where some of them were trained on."""
+    rng = np.random.default_rng([shop.config.seed, HELD_OUT])
     rows = _held_out(ticket.rows, ticket.total, calibration, asks.images, rng)
     if len(rows) and np.isin(rows, ticket.rows).any():
         left = ticket.total - len(ticket.rows)
@@ -43,103 +203,7 @@ def search_widths(
             f"some held-out images were trained on: the ticket leaves {left} out, and {asks.images} are wanted; {cure}"
         )
         yield Said("prune", text, level="warning")
-    dense, whole = model, count(model)
-    depth = len(whole.blocks)
-    budget = wants.keep.model_dump(exclude_none=True)
-    forwards = float(0)
-    with shop.images(run.train_beton, rows, config.train, model) as held:
-        judge = search.Judge(dense, lambda: held.epoch(0), asks.metric)
-        forwards += judge.forwards
-        log: list[dict[str, Any]] = []
-        tried: list[search.Tried] = []
-        model, looked, notes = yield from narrow_stream(shop, model, calibration, multiple)
-        forwards += looked
-        for number in range(asks.rounds):
-            studied = yield from study(shop, model, gates if number == 0 else None, calibration)
-            if table is not None:  # of the dense model, whatever earlier rounds left
-                studied = dataclasses.replace(studied, beside=dense)
-            now, part = count(model), (number + 1) / asks.rounds
-            # Budgets fall by the same factor a round; what is allowed rises by the same step. Latency stays a part of the dense
-            # model's, the others are of the present one's.
-            keep = {
-                what: min(1.0, share**part * (1 if what == "latency" else getattr(whole, what) / getattr(now, what)))
-                for what, share in budget.items()
-            }
-            shared: dict[str, Any] = {
-                "keep": keep if asks.drop is None else None,
-                "drop": None if asks.drop is None else asks.drop * part,
-                "round": multiple,
-                "split": wants.split,
-                "table": table,
-            }
-            if asks.kind == "ratios":
-                grid = asks.grid if number == 0 else 0
-                find, most = functools.partial(search.ratios, grid=grid), grid**2 + 55
-            else:
-                find, most = functools.partial(search.blocks, levels=asks.levels), 2 * asks.levels * depth + 10
-            found = yield from watched(
-                "prune",
-                most,
-                lambda progress: find(studied, judge, progress=progress, **shared),  # noqa: B023 - done before the next round
-                unit="cuts tried, at most",
-            )
-            forwards += (studied.forwards + found.forwards) * now.macs / whole.macs
-            log += [{"round": number, **one.record()} for one in found.tried]
-            tried += found.tried
-            model = found.drawn.model
-            chosen = found.chosen
-            yield Said(
-                "prune",
-                f"round {number + 1} of {asks.rounds}: {len(found.tried)} tried; of attention {chosen.attention:.2f} and of the "
-                f"MLPs {chosen.mlp:.2f} of the MACs stay; {asks.metric} {chosen.worse:.4f}, held-out top-1 {chosen.top1:.2f} %",
-            )
-            if found.notes and number == 0:  # no recovery yet: it is the narrower stream that is too far already
-                raise Refused(
-                    f"prune.search.drop: {shared['drop']:g} is passed before any cut ({found.chosen.worse:.4f}). Raise it, or keep "
-                    "more of the stream (prune.width)."
-                )
-            for note in found.notes:
-                yield Said("prune", f"round {number + 1}: {note}", level="warning")
-            if asks.recovery and number + 1 < asks.rounds:
-                model, seen, taught = yield from _recover(shop, model, dense, ticket.rows, number)
-                forwards += seen * (TRAIN_FORWARDS * chosen.macs / whole.macs + taught)
-        small, after = model, count(model)
-        theirs: list[dict[str, float]] = []
-        if asks.compare:
-            theirs = cp_vit.sweep(dense, lambda: held.epoch(0), judge, sorted(asks.compare, reverse=True))
-            forwards += judge.images * sum(1 + row["macs"] / whole.macs for row in theirs)
-        last = judge(small)
-    best = search.pareto(tried)
-    written = {
-        "format": 1, "kind": asks.kind, "metric": asks.metric, "images": judge.images, "rounds": asks.rounds,
-        "dense": {"macs": whole.macs, "params": whole.params, "top1": judge.dense.top1},
-        "chosen": {"macs": after.macs, "params": after.params, "attention": chosen.attention, "mlp": chosen.mlp, **last._asdict()},
-        "tried": log, "pareto": [one.record() for one in best], "cp_vit": theirs,
-    }  # fmt: skip
-    if theirs:
-        points = [(row["macs"], row["top1"]) for row in theirs]
-        points.append((whole.macs, judge.dense.top1))
-        equal = cp_vit.macs_at(points, last.top1)
-        close = cp_vit.macs_at([(row["macs"], -row["worse"]) for row in theirs] + [(whole.macs, 0.0)], -last.worse)
-        written["equal"] = {"top1": last.top1, "cp_vit_macs": equal, "cp_vit_macs_same_metric": close}
-        ratio = (
-            f"{after.macs / equal:.4f} of its MACs"
-            if equal
-            else "it is not in the range of the ratios that were compared"
-        )
-        yield Said(
-            "prune",
-            f"CP-ViT with a fixed ratio at the same held-out top-1 ({last.top1:.2f} %), nothing fine-tuned: {ratio}",
-        )
-    write_json(run.folder / "search.json", written)
-    write_json(run.folder / "pareto.json", written["pareto"])
-    yield Wrote("prune", str(run.folder / "search.json"))
-    more = yield from timed(shop, found.drawn)
-    brief: dict[str, Any] = {name: written[name] for name in ("dense", "chosen", "equal", "cp_vit") if name in written}
-    before = {"params": whole.params, "macs": whole.macs}
-    cut = Cut(small, before, {"params": after.params, "macs": after.macs}, forwards, (*notes, *found.drawn.notes))
-    told = {**brief, "kind": asks.kind, "metric": asks.metric, "tried": len(log), "images": judge.images}
-    return cut, {"search": told, **more}
+    return rows
 
 
 def _recover(
@@ -188,7 +252,7 @@ def _held_out(
     return np.sort(chosen)
 
 
-def convolve_attention(shop: Shop, model: nn.Module, calibration: np.ndarray, multiple: int) -> Cutting:
+def convolve_attention(uncut: Uncut) -> Cutting:
     """SPViT: nested gates search on a copy, the original weights are cut and convolved by them. Leaves search.json."""
     import copy
 
@@ -199,7 +263,8 @@ def convolve_attention(shop: Shop, model: nn.Module, calibration: np.ndarray, mu
     from lotus.vit.cost import count, outline
     from selection.subset import Subset
 
-    run, config, wants = shop.run, shop.config, shop.config.prune
+    shop, model, wants = uncut.shop, uncut.model, uncut.wants
+    run, config = shop.run, shop.config
     asks, keep = wants.convolve, wants.keep.macs
     assert asks is not None
     assert keep is not None
@@ -222,9 +287,9 @@ def convolve_attention(shop: Shop, model: nn.Module, calibration: np.ndarray, mu
     gates.remove()
     patches = shape.tokens - shape.prefix
     both = sum(conv_macs(patches, shape.width, one.v_dim, kernel) for one in shape.dims for kernel in (1, 3))
-    choices = convolve.project(shape, chances, keep, round=multiple)
+    choices = convolve.project(shape, chances, keep, round=wants.multiple)
     small = convolve.convert(model, choices, mixes)
-    with shop.images(run.train_beton, calibration, config.train, small) as loader:
+    with shop.images(run.train_beton, uncut.calibration, config.train, small) as loader:
         images = convolve.calibrate(small, loader.epoch(0))
     after = count(small)
     kinds = ["attention" if choice.kernel == 0 else f"{choice.kernel}x{choice.kernel}" for choice in choices]

@@ -258,9 +258,14 @@ def supported(model: nn.Module, *, convolved: bool = False) -> None:
     Raises:
         Refused: names the model's class, the part that stands in the way, and what is supported.
     """
+    if fault := why_not(model, convolved=convolved):
+        raise Refused(fault)
+
+
+def why_not(model: nn.Module, *, convolved: bool = False) -> str:
+    """Why ``model`` cannot be cut, as :func:`supported` tells it; empty where it can."""
     fault = _fault(model, convolved)
-    if fault:
-        raise Refused(f"{type(model).__name__}: {fault}. Supported: {SUPPORTED}.")
+    return f"{type(model).__name__}: {fault}. Supported: {SUPPORTED}." if fault else ""
 
 
 def plain(model: nn.Module, what: str) -> None:

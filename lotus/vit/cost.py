@@ -336,10 +336,9 @@ def macs(model: nn.Module, side: int, *, place: str = "model") -> int:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    try:
+    embed: Any = getattr(model, "patch_embed", None)
+    if not anatomy.why_not(model, convolved=True) and embed.num_patches is not None:
         return count(model).macs
-    except Refused:
-        pass
     training, here = model.training, next(model.parameters())
     fused = [m for m in model.modules() if getattr(m, "fused_attn", False)]  # which the counter does not see on a CPU
     try:

@@ -6,7 +6,6 @@ import difflib
 import functools
 import importlib
 import inspect
-import json
 import math
 import pickle
 import re
@@ -77,11 +76,7 @@ def proxy(model: config.Model, classes: int, *, place: str = "model") -> nn.Modu
     arch = model.name.partition(".")[0]
     if ":" in model.name or not timm.is_model(arch):
         raise Refused(f"{place}.name: timm has no model {model.name!r}.{nearest(arch, timm.list_models())}")
-    try:
-        _refuse_other_kinds(arch, place)
-    except Refused:
-        return _any(model, classes, place)
-    return create(model, classes, place=place)
+    return _any(model, classes, place) if _other_kind(arch) else create(model, classes, place=place)
 
 
 def _class_of(name: str) -> type[nn.Module]:
@@ -103,27 +98,28 @@ def _any(model: config.Model, classes: int, place: str) -> nn.Module:
         raise Refused(
             f"{place}: start, pos_embed_std and patch_embed_init are of plain ViTs, not of {model.name}. Remove them."
         )
-    what = "get the published weights of" if model.pretrained else "make"
+
+    def failed(error: Exception) -> Refused:
+        what, cure = ("get the published weights of", _instead(place)) if model.pretrained else ("make", "")
+        return Refused(f"{place}: timm cannot {what} {model.name!r} with {model.args} ({_reason(error)}).{cure}")
+
     _check_sizes(model.args, place)
     try:
-        allowed = (
-            set(inspect.signature(_class_of(model.name).__init__).parameters) - _CALLABLES - {"num_classes", "kwargs"}
-        )
-        for key, value in model.args.items():
-            if key not in allowed:
-                raise Refused(f"{place}.args.{key}: {model.name} takes no such argument.{nearest(key, allowed)}")
-            if not _plain(value):
-                raise Refused(f"{place}.args.{key}: must be a number, text, truth value or list, not {value!r}.")
+        allowed = set(inspect.signature(_class_of(model.name).__init__).parameters)
+    except Exception as error:
+        raise failed(error) from None
+    allowed -= {*_CALLABLES, "num_classes", "kwargs"}
+    for key, value in model.args.items():
+        if key not in allowed:
+            raise Refused(f"{place}.args.{key}: {model.name} takes no such argument.{nearest(key, allowed)}")
+        if not _plain(value):
+            raise Refused(f"{place}.args.{key}: must be a number, text, truth value or list, not {value!r}.")
+    try:
         if model.pretrained:
             _ask_the_hub(model.name)
         made = timm.create_model(model.name, pretrained=model.pretrained, num_classes=classes, **model.args)
-    except Refused:
-        raise
     except Exception as error:
-        cure = _instead(place) if model.pretrained else ""
-        raise Refused(
-            f"{place}: timm cannot {what} {model.name!r} with {model.args} ({_reason(error)}).{cure}"
-        ) from None
+        raise failed(error) from None
     head = getattr(made, "forward_head", None)
     if head is None or "pre_logits" not in inspect.signature(head).parameters:
         raise Refused(
@@ -136,7 +132,9 @@ def _any(model: config.Model, classes: int, place: str) -> nn.Module:
     return made
 
 
-def adopt(name: str, args: Mapping[str, Any], weights: str) -> tuple[nn.Module, dict[str, Any]]:
+def adopt(
+    name: str, args: Mapping[str, Any], weights: str, *, place: str = "model"
+) -> tuple[nn.Module, dict[str, Any]]:
     """A model that was trained elsewhere, and what is known of the images that it wants: ``mean`` and ``std``, for pixels in 0 to 1.
 
     Args:
@@ -147,40 +145,29 @@ def adopt(name: str, args: Mapping[str, Any], weights: str) -> tuple[nn.Module, 
         Refused: as :func:`build`; weights that cannot be read or do not fit.
     """
     if not weights:
-        instead = " Without a network give weights of your own: --weights FILE."
-        model = build(name, args, pretrained=True, instead=instead)
+        instead = f" Without a network give weights of your own: {place}.weights=FILE."
+        model = build(name, args, pretrained=True, place=place, instead=instead)
     else:
         path = Path(weights)
-        state = _state(path)
+        state = _state(path, f"{place}.weights")
         for head in ("head.weight", "head.fc.weight"):
             if head in state and "num_classes" not in args:
                 args = {**args, "num_classes": len(state[head])}
-        model = build(name, args)
+        model = build(name, args, place=place)
         own = model.state_dict()
         beside = {where for where, _ in model.named_buffers()} - own.keys()  # tables that older timm kept in the file
         state = {where: tensor for where, tensor in state.items() if where not in beside}
         fault = difference(shapes(own), shapes(state))
         if fault:
-            cure = " It was cut: load it by lotus.load." if path.is_dir() and _is_cut(path) else ""
-            raise Refused(
-                f"--weights {weights}: does not fit {name}: {fault}.{cure or _other_images(model, state, '--arg ')}"
-            )
+            cure = _other_images(model, state, f"{place}.args.") or _was_it_cut(path)
+            raise Refused(f"{place}.weights: {weights} does not fit {name}: {fault}.{cure}")
         model.load_state_dict(state)
     made_as: Any = getattr(model, "pretrained_cfg", None) or {}
     about = {"mean": list(made_as.get("mean", (0.5,) * 3)), "std": list(made_as.get("std", (0.5,) * 3))}
-    return model.eval(), {**about, **_about(Path(weights))} if weights else about
+    return model.eval(), about
 
 
-def _about(folder: Path) -> dict[str, Any]:
-    """Mean and standard deviation that LOTUS wrote beside a model."""
-    try:
-        told = json.loads((folder / "spec.json").read_text(encoding="utf-8"))["about"]
-        return {name: [float(number) for number in told[name]] for name in ("mean", "std")}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
-def _state(path: Path) -> dict[str, Tensor]:
+def _state(path: Path, place: str) -> dict[str, Tensor]:
     """Weights by name, from a .safetensors, a state dict that torch saved, or a folder.
 
     Raises:
@@ -193,18 +180,18 @@ def _state(path: Path) -> dict[str, Tensor]:
     try:
         found: Any = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
     except OSError as error:
-        raise Refused(f"--weights {file}: cannot be read ({_reason(error)}).") from None
+        raise Refused(f"{place}: {file} cannot be read ({_reason(error)}).") from None
     except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
         # torch's own words would advise to run what the file holds.
         why = "damaged, or more than tensors" if isinstance(error, pickle.UnpicklingError) else _reason(error)
         raise Refused(
-            f"--weights {file}: no state dict of tensors alone ({why}). Save model.state_dict(), best as .safetensors."
+            f"{place}: {file} no state dict of tensors alone ({why}). Save model.state_dict(), best as .safetensors."
         ) from None
     for key in ("model", "state_dict", "model_state_dict"):  # as training scripts save it
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
     if not isinstance(found, Mapping) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        raise Refused(f"--weights {file}: holds no state dict. Save model.state_dict().")
+        raise Refused(f"{place}: {file} holds no state dict. Save model.state_dict().")
     return {str(name).removeprefix("module."): tensor for name, tensor in found.items()}
 
 
@@ -241,7 +228,7 @@ def build(
             skeleton = timm.create_model(name, **args)
     except Exception as error:
         # Does the bare name stand for a ViT at all? Otherwise the arguments are not what is wrong.
-        _refuse_other_kinds(arch, place)
+        _refuse_other_kinds(arch, place, None)
         raise Refused(f"{place}: timm cannot make {name!r} with {dict(args)} ({_reason(error)}).") from None
     _refuse_other_kinds(arch, place, skeleton)
     if meta:
@@ -332,6 +319,14 @@ def origin(model: nn.Module) -> dict[str, Any]:
             "Make it by timm.create_model or lotus, unchanged but for its weights."
         )
     return {"name": remembered["name"], "args": dict(remembered["args"])}
+
+
+def remade(model: nn.Module) -> dict[str, Any] | None:
+    """As :func:`origin`; None where timm would not make ``model`` so again, which it then cannot be saved as."""
+    try:
+        return origin(model)
+    except Refused:  # timm tells what it cannot make by failing to make it
+        return None
 
 
 def image_size(model: nn.Module) -> int:
@@ -459,7 +454,13 @@ def _plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-def _refuse_other_kinds(arch: str, place: str, made: nn.Module | None = None) -> None:
+def _refuse_other_kinds(arch: str, place: str, made: nn.Module | None) -> None:
+    if fault := _other_kind(arch, made):
+        raise Refused(f"{place}.name: {arch!r} {fault}")
+
+
+def _other_kind(arch: str, made: nn.Module | None = None) -> str:
+    """Why the architecture is none that LOTUS supports, in the rest of a sentence; empty where it is one."""
     import timm
 
     if made is None:
@@ -468,15 +469,10 @@ def _refuse_other_kinds(arch: str, place: str, made: nn.Module | None = None) ->
                 made = timm.create_model(arch)
         except Exception:  # some other architectures cannot be made without memory
             entry = timm.model_entrypoint(arch).__module__
-            if entry in (*_CLASSES, "timm.models.deit"):
-                return
-            raise Refused(
-                f"{place}.name: {arch!r} is of {entry}, no family of ours. Supported: {anatomy.SUPPORTED}."
-            ) from None
-    try:
-        anatomy.supported(made)
-    except Refused as refusal:
-        raise Refused(f"{place}.name: {arch!r} is not supported. {refusal}") from None
+            ours = entry in (*_CLASSES, "timm.models.deit")
+            return "" if ours else f"is of {entry}, no family of ours. Supported: {anatomy.SUPPORTED}."
+    fault = anatomy.why_not(made)
+    return f"is not supported. {fault}" if fault else ""
 
 
 def _reason(error: Exception) -> str:
@@ -526,8 +522,7 @@ def _load(vit: nn.Module, path: Path, *, place: str = "model", heads: Sequence[s
                     weights[part] = own[part]
     fault = difference(shapes(own), shapes(weights))
     if fault:
-        cure = " It was cut: load it by lotus.load." if (path / "spec.json").is_file() and _is_cut(path) else ""
-        cure = cure or _other_images(vit, weights, f"{place}.args.")
+        cure = _other_images(vit, weights, f"{place}.args.") or _was_it_cut(path)
         raise Refused(f"{place}.weights: {file} does not fit this model: {fault}.{cure}")
     vit.load_state_dict(weights)
 
@@ -553,12 +548,8 @@ def _other_images(model: nn.Module, weights: Mapping[str, Tensor], argument: str
     return f" These weights are for images of {side * patch} pixels in patches of {patch}: say {' '.join(other)}."
 
 
-def _is_cut(folder: Path) -> bool:
-    try:
-        spec = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
-        return bool(spec["cost"] != spec["dense_cost"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+def _was_it_cut(path: Path) -> str:
+    return " Was it cut? Then load the folder by lotus.load." if path.is_dir() else ""
 
 
 def shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:

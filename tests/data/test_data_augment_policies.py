@@ -290,7 +290,7 @@ def test_timm_s_words() -> None:
         ("auto=rand-p2", "auto.p: .* less than or equal to 1"),
         ("auto=trivial-m9", "auto: m is a setting of rand, not of trivial"),
         ("auto=7", "auto: a section"),
-        ("color_jitter=[1,2]", "color_jitter is a number, or three"),
+        ("color_jitter=[1,2]", "color_jitter: a number, or three"),
         ("color_jitter=[0.1,0.1,0.1,0.7]", "at most 0.5"),
         ("color_jitter=-1", "color_jitter.0: .* greater than or equal to 0"),
         ("erase=2", "erase: .* less than or equal to 1"),
@@ -304,6 +304,6 @@ def test_what_is_not_known_is_refused(written: str, told: str) -> None:
 
 def test_scores_of_stored_images_do_not_follow_a_rotation() -> None:
     settings = ["data.name=digits", "train.patches.mode=input", "train.patches.cached=true"]
-    with pytest.raises(Refused, match=r"train: patches\.cached: .*augment\.auto=3a"):
+    with pytest.raises(Refused, match=r"train\.patches: .*augment\.auto=3a"):
         read(None, [*settings, "train.augment.auto=rand-m9"])
     read(None, [*settings, "train.augment.auto=3a"])

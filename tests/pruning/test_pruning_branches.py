@@ -10,7 +10,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny_vits import KINDS, batches, pictures, random_plan, tiny
+from tiny_vits import KINDS, batches, pictures, random_plan, tiny, wants
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -169,12 +169,12 @@ def test_branches_are_chosen_by_their_score_a_mac():
     whole = outline.dims[0]
     mine = [whole, whole._replace(hidden=0), Dims(0, 0, 0, whole.hidden), whole]
     part = (outline.cost(mine).macs + 0.5) / outline.cost().macs
-    plan = budget.fit_plan(outline, scores, {"macs": part}, branches=True)
+    plan = budget.fit_plan(outline, scores, wants({"macs": part}, branches=True))
     assert [(bool(block.heads), bool(block.units)) for block in plan.blocks] == [
         (True, True), (True, False), (False, True), (True, True),
     ]  # fmt: skip
     assert list(plan.dims) == mine
-    never = budget.fit_plan(outline, scores, {"macs": part}, branches=False)
+    never = budget.fit_plan(outline, scores, wants({"macs": part}, branches=False))
     assert all(block.heads and block.units for block in never.blocks)
 
 
@@ -186,15 +186,15 @@ def test_below_what_units_can_give_branches_go_by_themselves(rank, inputs):
     wide = {"attn": 48, "mlp": 192, "attn_in": 48, "mlp_in": 48}
     scores = {f"blocks.{i}.{site}": rng.exponential(size=wide[site]) for i in range(4) for site in wide}
     with pytest.raises(Refused, match=r"or prune\.branches"):
-        budget.fit_plan(outline, scores, {"macs": 0.02}, rank=rank, inputs=inputs, branches=False)
+        budget.fit_plan(outline, scores, wants({"macs": 0.02}, rank=rank, inputs=inputs, branches=False))
     whole = outline.cost().macs
-    floor = budget.check_reach(outline, {"macs": 1.0}, inputs=inputs)["macs"]
+    floor = budget.check_reach(outline, wants({"macs": 1.0}, inputs=inputs))["macs"]
     assert floor == whole
     with pytest.raises(Refused, match=r"With one branch in all") as refusal:
-        budget.fit_plan(outline, scores, {"macs": 0.001}, rank=rank, inputs=inputs)
+        budget.fit_plan(outline, scores, wants({"macs": 0.001}, rank=rank, inputs=inputs))
     lowest = float(str(refusal.value).split("Take ")[1].split(" to")[0])
     for part in (lowest, lowest + 0.01):
-        plan = budget.fit_plan(outline, scores, {"macs": part}, rank=rank, inputs=inputs)
+        plan = budget.fit_plan(outline, scores, wants({"macs": part}, rank=rank, inputs=inputs))
         assert plan.cost(outline).macs <= part * whole
         assert any(block.heads or block.units for block in plan.blocks)
         assert not all(block.heads and block.units for block in plan.blocks)
@@ -206,7 +206,7 @@ def test_inputs_are_cut_where_they_are_worth_least():
     wide = {"attn": 48, "mlp": 192, "attn_in": 48, "mlp_in": 48}
     scores = {f"blocks.{i}.{site}": 10 + rng.exponential(size=wide[site]) for i in range(2) for site in wide}
     scores["blocks.1.mlp_in"] = scores["blocks.1.mlp_in"] / 1000
-    plan = budget.fit_plan(outline, scores, {"macs": 0.8}, inputs=True, branches=False)
+    plan = budget.fit_plan(outline, scores, wants({"macs": 0.8}, inputs=True, branches=False))
     kept = plan.blocks[1].mlp_in
     assert kept is not None
     assert len(kept) < 48, "some of them may have come back, where nothing dearer fitted"
@@ -214,7 +214,9 @@ def test_inputs_are_cut_where_they_are_worth_least():
     assert scores["blocks.1.mlp_in"][list(kept)].min() >= scores["blocks.1.mlp_in"][gone].max()
     assert plan.cost(outline).macs <= 0.8 * outline.cost().macs
     with pytest.raises(Refused, match=r"blocks\.0\.attn_in: has no scores"):
-        budget.fit_plan(outline, {k: v for k, v in scores.items() if not k.endswith("_in")}, {"macs": 0.8}, inputs=True)
+        budget.fit_plan(
+            outline, {k: v for k, v in scores.items() if not k.endswith("_in")}, wants({"macs": 0.8}, inputs=True)
+        )
 
 
 # ------------------------------------------------------------------------------------------------- one threshold
@@ -227,7 +229,7 @@ def test_a_quantile_is_one_threshold_over_all_sites():
     wide = {"attn": 48, "mlp": 192, "attn_in": 48, "mlp_in": 48}
     scores = {f"blocks.{i}.{site}": rng.uniform(size=wide[site]) * (1 + i) for i in range(2) for site in wide}
     plan = budget.fit_plan(
-        outline, scores, {"gates": 0.6}, rank="quantile", inputs=True, split=True, round=1, branches=False
+        outline, scores, wants({"gates": 0.6}, rank="quantile", inputs=True, split=True, round=1, branches=False)
     )
     tau = np.quantile(np.concatenate(list(scores.values())), 0.4)
     for i, block in enumerate(plan.blocks):
@@ -237,10 +239,10 @@ def test_a_quantile_is_one_threshold_over_all_sites():
         left = int((scores[f"blocks.{i}.attn"] > tau).sum())
         assert abs(block.dims.heads * block.dims.v_dim - left) <= block.dims.heads / 2
         assert block.dims.qk_dim == 16, "VTP cuts no queries and keys"
-    by_macs = budget.fit_plan(outline, scores, {"macs": 0.5}, rank="quantile", inputs=True, split=True, round=1)
+    by_macs = budget.fit_plan(outline, scores, wants({"macs": 0.5}, rank="quantile", inputs=True, split=True, round=1))
     assert 0.45 < by_macs.cost(outline).macs / outline.cost().macs <= 0.5
     with pytest.raises(Refused, match=r"prune\.keep\.gates"):
-        budget.fit_plan(outline, scores, {"gates": 0.6}, inputs=True)
+        budget.fit_plan(outline, scores, wants({"gates": 0.6}, inputs=True))
 
 
 # ----------------------------------------------------------------------------------------------- what is made up for
@@ -329,7 +331,7 @@ def test_inputs_are_made_up_for_as_least_squares_would():
 )
 def test_pruned_saved_and_loaded(tmp_path, settings):
     model = tiny("layerscale", depth=3)
-    drawn = pruning.lottery(model, batches(), **settings)
+    drawn = pruning.lottery(model, batches(), wants(**settings))
     keep = settings["keep"].get("macs", 1)
     assert drawn.after["macs"] <= keep * drawn.before["macs"]
     assert drawn.after["macs"] == cost.count(drawn.model).macs

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_vits import tiny
+from tiny_vits import tiny, wants
 
-from lotus.pruning import budget
+from lotus.pruning import prune, widths
 from lotus.pruning.budget import fit_plan
 from lotus.vit import cost
 from lotus.vit.anatomy import Dims
@@ -67,7 +67,7 @@ def one_more(plan, outline, round_, split):
 )
 @settings(max_examples=120, deadline=None)
 def test_every_budget_is_hit_within_one_chunk(keep, rank, seed, round_, split):
-    plan = fit_plan(WIDE, draw(WIDE, seed), keep, rank=rank, round=round_, split=split)
+    plan = fit_plan(WIDE, draw(WIDE, seed), wants(keep, rank=rank, round=round_, split=split))
     dense, now = WIDE.cost(), plan.cost(WIDE)
 
     def holds(spent) -> bool:
@@ -82,32 +82,32 @@ def test_every_budget_is_hit_within_one_chunk(keep, rank, seed, round_, split):
 @pytest.mark.parametrize("split", [False, True])
 def test_query_and_key_dimensions_stay_whole_under_qk_norm_in_what_is_reachable_too(split):
     outline = dataclasses.replace(WIDE, whole_qk=(True, True, True))
-    plan = fit_plan(outline, draw(outline, 0), {"macs": 0.4}, split=split)
+    plan = fit_plan(outline, draw(outline, 0), wants({"macs": 0.4}, split=split))
     assert [kept.qk_dim for kept in plan.dims] == [16, 16, 24]
     assert ([kept.v_dim for kept in plan.dims] == [16, 16, 24]) != split
     with pytest.raises(Refused, match="out of reach") as refusal:
-        fit_plan(outline, draw(outline, 0), {"macs": 0.05}, split=split, branches=False)
+        fit_plan(outline, draw(outline, 0), wants({"macs": 0.05}, split=split, branches=False))
     lowest = float(re.search(r"Take ([\d.]+) to 1", str(refusal.value))[1])
     v = [8, 8, 8] if split else [16, 16, 24]
     least = [Dims(1, of.qk_dim, v_dim, 8) for of, v_dim in zip(WIDE.dims, v, strict=True)]
-    assert fit_plan(outline, draw(outline, 0), {"macs": lowest}, split=split).dims == tuple(least)
+    assert fit_plan(outline, draw(outline, 0), wants({"macs": lowest}, split=split)).dims == tuple(least)
 
 
 @pytest.mark.parametrize("rank", ["pool", "kind"])
 def test_keeping_all_is_the_full_plan(rank):
-    plan = fit_plan(WIDE, draw(WIDE, 0), {"macs": 1, "params": 1.0}, rank=rank)
+    plan = fit_plan(WIDE, draw(WIDE, 0), wants({"macs": 1, "params": 1.0}, rank=rank))
     assert plan.dims == WIDE.dims
 
 
 @pytest.mark.parametrize("rank", ["pool", "kind"])
 def test_the_range_that_is_named_can_be_had(rank):
     with pytest.raises(Refused, match=r"prune\.keep\.macs: 0\.05 is out of reach") as refusal:
-        fit_plan(WIDE, draw(WIDE, 0), {"macs": 0.05}, rank=rank, branches=False)
+        fit_plan(WIDE, draw(WIDE, 0), wants({"macs": 0.05}, rank=rank, branches=False))
     lowest = float(re.search(r"Take ([\d.]+) to 1", str(refusal.value))[1])
-    plan = fit_plan(WIDE, draw(WIDE, 0), {"macs": lowest}, rank=rank)
+    plan = fit_plan(WIDE, draw(WIDE, 0), wants({"macs": lowest}, rank=rank))
     assert all(kept == Dims(1, 8, 8, 8) for kept in plan.dims)
     with pytest.raises(Refused, match="out of reach"):
-        fit_plan(WIDE, draw(WIDE, 0), {"macs": lowest - 0.0005}, rank=rank, branches=False)
+        fit_plan(WIDE, draw(WIDE, 0), wants({"macs": lowest - 0.0005}, rank=rank, branches=False))
 
 
 def test_where_query_and_key_dimensions_stay_whole_split_is_a_way_out():
@@ -115,22 +115,22 @@ def test_where_query_and_key_dimensions_stay_whole_split_is_a_way_out():
         outline = cost.outline(tiny(kind))
         for branches in (False, None):
             with pytest.raises(Refused, match="out of reach") as refused:
-                fit_plan(outline, draw(outline, 0), {"macs": 0.01}, round=4, branches=branches)
+                fit_plan(outline, draw(outline, 0), wants({"macs": 0.01}, round=4, branches=branches))
             assert ("or prune.split" in str(refused.value)) == helps
             with pytest.raises(Refused) as refused:
-                fit_plan(outline, draw(outline, 0), {"macs": 0.01}, round=4, branches=branches, split=True)
+                fit_plan(outline, draw(outline, 0), wants({"macs": 0.01}, round=4, branches=branches, split=True))
             assert "prune.split" not in str(refused.value)
 
 
 def test_narrow_heads_stay_whole():
     outline = cost.outline(tiny(embed_dim=12, num_heads=2))  # heads of 6, below a round of 8
-    plan = fit_plan(outline, draw(outline, 0), {"macs": 0.7})
+    plan = fit_plan(outline, draw(outline, 0), wants({"macs": 0.7}))
     assert {kept.v_dim for kept in plan.dims} == {6}
 
 
 def test_the_most_valuable_units_stay():
     scores = draw(WIDE, 3)
-    plan = fit_plan(WIDE, scores, {"macs": 0.5})
+    plan = fit_plan(WIDE, scores, wants({"macs": 0.5}))
     for i, block in enumerate(plan.blocks):
         units = scores[f"blocks.{i}.mlp"]
         gone = np.setdiff1d(np.arange(len(units)), block.units)
@@ -147,17 +147,17 @@ def test_the_most_valuable_units_stay():
 def test_pool_spares_a_block_that_matters_and_kind_only_compares_alike():
     scores = draw(WIDE, 0)
     scores["blocks.0.mlp"] = scores["blocks.0.mlp"] + 1000
-    assert fit_plan(WIDE, scores, {"macs": 0.6}).dims[0].hidden == 192
+    assert fit_plan(WIDE, scores, wants({"macs": 0.6})).dims[0].hidden == 192
     dear = {site: 1000 * v if site.endswith("mlp") else v for site, v in draw(WIDE, 0).items()}
     assert (
-        fit_plan(WIDE, dear, {"macs": 0.7}, rank="kind").dims
-        == fit_plan(WIDE, draw(WIDE, 0), {"macs": 0.7}, rank="kind").dims
+        fit_plan(WIDE, dear, wants({"macs": 0.7}, rank="kind")).dims
+        == fit_plan(WIDE, draw(WIDE, 0), wants({"macs": 0.7}, rank="kind")).dims
     )
 
 
 def test_kind_cuts_each_kind_to_the_same_share():
     outline = cost.Outline(17, 48, (Dims(8, 64, 64, 512),) * 4, (cost.Biases(),) * 4, 0, 0)
-    plan = fit_plan(outline, draw(outline, 1), {"macs": 0.4}, rank="kind")
+    plan = fit_plan(outline, draw(outline, 1), wants({"macs": 0.4}, rank="kind"))
     heads = sum(d.heads - 1 for d in plan.dims) / (4 * 7)
     dims = sum(d.v_dim - 8 for d in plan.dims) / (4 * 56)
     units = sum(d.hidden - 8 for d in plan.dims) / (4 * 504)
@@ -168,7 +168,7 @@ def test_kind_cuts_each_kind_to_the_same_share():
 def test_uniform_keeps_every_block_alike_and_attention_whole_while_units_will_do(keep, whole):
     outline = cost.Outline(17, 64, (Dims(4, 16, 16, 256),) * 3, (cost.Biases(),) * 3, 0, 0)
     scores = draw(outline, 2)
-    plan = fit_plan(outline, scores, {"macs": keep}, rank="uniform")
+    plan = fit_plan(outline, scores, wants({"macs": keep}, rank="uniform"))
     assert len(set(plan.dims)) == 1
     (dims, *_) = plan.dims
     assert (dims[:3] == (4, 16, 16)) == whole
@@ -185,7 +185,7 @@ def test_greedy_finds_the_best_subset_where_brute_force_can_tell():
     # One block, only MLP units to choose, all chunks of one unit: the best of a size are those with the largest scores.
     outline = cost.Outline(5, 8, (Dims(1, 4, 4, 9),), (cost.Biases(),), 0, 0)
     scores = draw(outline, 7)
-    plan = fit_plan(outline, scores, {"macs": 0.75}, round=4)
+    plan = fit_plan(outline, scores, wants({"macs": 0.75}, round=4))
     kept = plan.blocks[0].units
     assert set(kept) == set(np.argsort(-scores["blocks.0.mlp"])[: len(kept)].tolist())
 
@@ -211,14 +211,14 @@ def test_the_pool_keeps_nearly_what_exhaustive_search_would(keep):
 
         first, second = (np.array([worth(i, dims) for dims in ways]) for i in range(2))
         most = np.where(fits, first[:, None] + second, 0).max()
-        plan = fit_plan(outline, scores, {"macs": keep}, round=4, branches=False)
+        plan = fit_plan(outline, scores, wants({"macs": keep}, round=4, branches=False))
         assert 0.975 * most <= sum(worth(i, dims) for i, dims in enumerate(plan.dims)) <= most + 1e-9
 
 
 def test_a_head_is_worth_its_outputs_whatever_its_queries_are():
     """They go with it but act through its outputs alone, so only where dimensions go do they count."""
     scores = draw(WIDE, 4)
-    block = budget.BlockWidths(0, WIDE, scores, 8, inputs=False)
+    block = widths.BlockWidths(0, WIDE, scores, 8, inputs=False)
     qk, v = (scores[f"blocks.0.{kind}"].reshape(4, 16) for kind in ("qk", "attn"))
     gone = {
         "heads": v.sum(axis=1).min(),
@@ -228,7 +228,9 @@ def test_a_head_is_worth_its_outputs_whatever_its_queries_are():
     for kind, value in gone.items():
         assert block.chunk(kind, block.fewer(kind)).value == pytest.approx(value)
     dear = {**scores, "blocks.0.qk": 1000 * scores["blocks.0.qk"]}
-    plans = [fit_plan(WIDE, one, {"macs": 0.5}, round=24) for one in (scores, dear)]  # heads are cut whole, or not
+    plans = [
+        fit_plan(WIDE, one, wants({"macs": 0.5}, round=24)) for one in (scores, dear)
+    ]  # heads are cut whole, or not
     assert plans[0].dims == plans[1].dims
     assert plans[0].dims[0].heads < 4
 
@@ -236,52 +238,53 @@ def test_a_head_is_worth_its_outputs_whatever_its_queries_are():
 @pytest.mark.parametrize(
     ("keep", "message"),
     [
-        ({}, "say one of macs, params, latency"),
-        (0.5, r"say which budget, e\.g\. \{'macs': 0\.5\}, not 0\.5"),
-        (None, "say which budget"),
-        ({"macs": None}, "say one of macs, params, latency"),
+        ({}, r"prune\.keep: say macs, params or latency"),
+        (0.5, r"prune\.keep: a section, not 0\.5\. Say prune\.keep\.macs=0\.5"),
+        (None, r"prune\.keep: a section, not None\. Say e\.g\. prune\.keep\.macs"),
+        ({"macs": None}, r"prune\.keep: say macs, params or latency"),
         ({"macs": 0}, "not 0"),
         ({"macs": 1.5}, "not 1.5"),
         ({"macs": "half"}, "not 'half'"),
         ({"macs": True}, "not True"),
         ({"mac": 0.5}, "Did you mean 'macs'"),
-        ({"latncy": 0.5}, "Here: macs, params, latency"),
+        ({"latncy": 0.5}, "Did you mean 'latency'"),
+        ({"moons": 0.5}, "Here: macs, params, latency"),
     ],
 )
 def test_what_is_no_budget_is_refused(keep, message):
     with pytest.raises(Refused, match=message):
-        fit_plan(WIDE, draw(WIDE, 0), keep)
+        prune(tiny(), [], keep)
 
 
 def test_scores_that_do_not_fit_are_refused():
     good = draw(WIDE, 0)
     with pytest.raises(Refused, match=r"blocks\.1\.mlp: 99 scores for 100"):
-        fit_plan(WIDE, {**good, "blocks.1.mlp": np.ones(99)}, {"macs": 0.5})
+        fit_plan(WIDE, {**good, "blocks.1.mlp": np.ones(99)}, wants({"macs": 0.5}))
     with pytest.raises(Refused, match=r"blocks\.1\.mlp: scores are not finite"):
-        fit_plan(WIDE, {**good, "blocks.1.mlp": np.full(100, np.nan)}, {"macs": 0.5})
+        fit_plan(WIDE, {**good, "blocks.1.mlp": np.full(100, np.nan)}, wants({"macs": 0.5}))
     with pytest.raises(Refused, match=r"blocks\.0\.attn: has no scores"):
-        fit_plan(WIDE, {}, {"macs": 0.5})
+        fit_plan(WIDE, {}, wants({"macs": 0.5}))
     with pytest.raises(Refused, match=r"prune\.rank"):
-        fit_plan(WIDE, good, {"macs": 0.5}, rank="global")
+        fit_plan(WIDE, good, wants({"macs": 0.5}, rank="global"))
     with pytest.raises(Refused, match=r"prune\.round"):
-        fit_plan(WIDE, good, {"macs": 0.5}, round=0)
+        fit_plan(WIDE, good, wants({"macs": 0.5}, round=0))
 
 
 def test_a_plan_for_vit_base_is_made_in_few_steps():
     """4,600 chunks: their number bounds the time, not a clock."""
     outline = cost.Outline(197, 768, (Dims(12, 64, 64, 3072),) * 12, (cost.Biases(),) * 12, 1_500_000, 116_000_000)
     steps = 0
-    original = budget.BlockWidths.chunk
+    original = widths.BlockWidths.chunk
 
     def counted(*args):
         nonlocal steps
         steps += 1
         return original(*args)
 
-    budget.BlockWidths.chunk = counted
+    widths.BlockWidths.chunk = counted
     try:
-        plan = fit_plan(outline, draw(outline, 0), {"macs": 0.25})
+        plan = fit_plan(outline, draw(outline, 0), wants({"macs": 0.25}))
     finally:
-        budget.BlockWidths.chunk = original
+        widths.BlockWidths.chunk = original
     assert 0.2498 < plan.cost(outline).macs / outline.cost().macs <= 0.25
     assert steps < 20_000

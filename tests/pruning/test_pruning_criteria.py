@@ -8,7 +8,7 @@ import torch
 from tiny_vits import batches, tiny
 
 from lotus.pruning import compensate as compensation
-from lotus.pruning import criteria, measure
+from lotus.pruning import criteria, measure, scoring
 from selection import methods
 
 UNITS, IMAGES, WIDTH = 12, 50, 7
@@ -95,7 +95,7 @@ def test_heads_are_scored_by_their_attention_so_far():
     """Measured on a model: the largest entry of each row of softmax(QK^T), its mean, added up over the blocks."""
     model, data = tiny(), batches()
     found = measure.measure(model, data, gradients=False, moments="none", attention=True)
-    scores = measure.score(model, criteria.cumulative_attention, {}, measured=found)
+    scores = scoring.score(model, criteria.cumulative_attention, {}, measured=found)
     images, total = torch.cat([images for images, _ in data]), torch.zeros(3)
     for i, block in enumerate(model.blocks):
         kept = {}

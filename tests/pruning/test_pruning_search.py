@@ -10,11 +10,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_vits import batches, pictures, random_plan, tiny
+from tiny_vits import batches, pictures, random_plan, tiny, wants
 
-from lotus.pruning import budget, cp_vit, latency, search, study, surgery
+from lotus.pruning import budget, cp_vit, latency, program, search, study, surgery, widths
+from lotus.pruning import judge as judging
+from lotus.pruning.judge import Judge, Judged
 from lotus.pruning.plan import BlockPlan, Plan
-from lotus.pruning.search import Judge, Judged, Tried
+from lotus.pruning.search import Tried
 from lotus.vit import anatomy, cost
 from selection.errors import Refused
 
@@ -48,24 +50,32 @@ class Toy:
 
 @pytest.fixture(scope="module")
 def studied():
-    return study(tiny(), batches(), criterion="magnitude", rotate=False, compensate="none")
+    return study(tiny(), batches(), wants(criterion="magnitude", rotate=False, compensate="none"))
 
 
-SEARCH = {"ratios": functools.partial(search.ratios, grid=3), "blocks": functools.partial(search.blocks, levels=3)}
+def searched(kind, studied, judge, keep=None, *, drop=None, table=None, timer=None, **settings):
+    asked = wants(keep, search={"kind": kind, "grid": 3, "levels": 3, "drop": drop}, **settings)
+    return getattr(search, kind)(studied, judge, asked, table=table, timer=timer)
+
+
+SEARCH = {kind: functools.partial(searched, kind) for kind in ("ratios", "blocks")}
 
 
 @pytest.fixture(scope="module")
 def every(studied):
     """All that two ratios, to 1/16, can ask for, and its MACs."""
     outline, steps = cost.outline(studied.dense), [step / 16 for step in range(17)]
-    found = {budget.by_ratios(outline, studied.scores, a, m, round=8) for a, m in itertools.product(steps, steps)}
+    found = {
+        budget.by_ratios(outline, studied.scores, wants(round=8), attention=a, mlp=m)
+        for a, m in itertools.product(steps, steps)
+    }
     return {dims: outline.cost(dims).macs for dims in found}
 
 
 @pytest.mark.parametrize(("drop", "power"), [(0.05, 1.5), (0.3, 3.0), (0.9, 2.0)])
 def test_bisection_gets_as_far_as_trying_everything(studied, every, drop, power):
     toy, whole = Toy((1.0, 0.6), power), cost.outline(studied.dense).cost().macs
-    found = search.ratios(studied, toy, drop=drop, grid=0, round=8)
+    found = search.ratios(studied, toy, wants(round=8, search={"drop": drop, "grid": 0}))
     asked = toy.asked
     assert found.chosen.worse <= drop
     # Five directions and one step aside do not see every pair of ratios: within 4 % of the whole of the best pair.
@@ -83,10 +93,12 @@ def test_bisection_gets_as_far_as_trying_everything(studied, every, drop, power)
 @pytest.mark.parametrize(("weights", "keep"), [((1.0, 0.01), 0.8), ((0.01, 1.0), 0.6), ((1.0, 1.0), 0.35)])
 def test_a_budget_is_hit_and_split_as_well_as_can_be(studied, every, weights, keep):
     toy, outline = Toy(weights), cost.outline(studied.dense)
-    found = search.ratios(studied, toy, keep={"macs": keep}, grid=0, round=8)
+    found = search.ratios(studied, toy, wants(keep={"macs": keep}, round=8, search={"grid": 0}))
     limit = int(keep * outline.cost().macs)
     assert found.drawn.after["macs"] == found.chosen.macs <= limit
-    assert found.chosen.dims == budget.fill(outline, studied.scores, found.chosen.dims, {"macs": keep}, round=8), "full"
+    assert found.chosen.dims == budget.fill(
+        outline, studied.scores, wants({"macs": keep}, round=8), found.chosen.dims
+    ), "full"
     best = min(toy.of(dims) for dims, macs in every.items() if macs <= limit)
     assert found.chosen.worse <= best + 0.03
     if weights[0] != weights[1]:  # what costs nothing goes first
@@ -121,7 +133,7 @@ def test_a_budget_is_hit_or_refused(studied, kind, keep):
     found = SEARCH[kind](studied, Judge(studied.dense, batches()), keep={"macs": keep}, round=8)
     outline = cost.outline(studied.dense)
     assert cost.count(found.drawn.model).macs == found.chosen.macs <= keep * outline.cost().macs
-    assert found.chosen.dims == budget.fill(outline, studied.scores, found.chosen.dims, {"macs": keep}, round=8)
+    assert found.chosen.dims == budget.fill(outline, studied.scores, wants({"macs": keep}, round=8), found.chosen.dims)
     with pytest.raises(Refused, match="out of reach"):
         SEARCH[kind](studied, Judge(studied.dense, batches()), keep={"macs": 0.01}, round=8)
 
@@ -129,18 +141,18 @@ def test_a_budget_is_hit_or_refused(studied, kind, keep):
 def test_blocks_never_end_worse_than_the_scores_alone(studied):
     judge = Judge(studied.dense, batches())
     for keep in (0.8, 0.4):
-        found = search.blocks(studied, judge, keep={"macs": keep}, round=8)
-        plain = studied.draw({"macs": keep}, round=8).model
+        found = search.blocks(studied, judge, wants(keep={"macs": keep}, round=8))
+        plain = studied.draw(wants({"macs": keep}, round=8)).model
         assert found.chosen.worse <= judge(plain).worse + 1e-6
 
 
 def test_either_a_budget_or_a_drop(studied):
     judge = Judge(studied.dense, batches())
-    for target in ({}, {"keep": {"macs": 0.5}, "drop": 0.1}):
-        with pytest.raises(Refused, match="either"):
-            search.ratios(studied, judge, **target)
-    with pytest.raises(Refused, match="above 0"):
-        search.blocks(studied, judge, drop=0.0)
+    for find in SEARCH.values():
+        with pytest.raises(Refused, match=r"prune\.search\.drop: is a target of its own"):
+            find(studied, judge, keep={"macs": 0.5}, drop=0.1)
+        with pytest.raises(Refused, match=r"prune\.search\.drop: Input should be greater than 0"):
+            find(studied, judge, drop=0.0)
     with pytest.raises(Refused, match="no 'accuracy'"):
         Judge(studied.dense, batches(), "accuracy")
     with pytest.raises(Refused, match="no held-out image"):
@@ -154,10 +166,10 @@ def test_the_metrics_against_their_formulas():
     p, q = dense.double().softmax(1), cut.double().softmax(1)
     for row in range(7):
         kl = sum(float(p[row, c]) * math.log(float(p[row, c] / q[row, c])) for c in range(4))
-        assert search.divergence(cut, dense, labels)[row] == pytest.approx(kl, abs=1e-5)
+        assert judging.divergence(cut, dense, labels)[row] == pytest.approx(kl, abs=1e-5)
         rise = -math.log(float(q[row, labels[row]])) + math.log(float(p[row, labels[row]]))
-        assert search.loss(cut, dense, labels)[row] == pytest.approx(rise, abs=1e-5)
-        assert search.agreement(cut, dense, labels)[row] == float(p[row].argmax() != q[row].argmax())
+        assert judging.loss(cut, dense, labels)[row] == pytest.approx(rise, abs=1e-5)
+        assert judging.agreement(cut, dense, labels)[row] == float(p[row].argmax() != q[row].argmax())
 
 
 @pytest.mark.parametrize("metric", ["divergence", "loss", "agreement"])
@@ -179,14 +191,16 @@ def test_less_of_a_ratio_lies_within_more_of_it(studied, split):
     for _ in range(6):
         (a, b), (m, n) = np.sort(rng.random((2, 2)), axis=1)
         small, large = (
-            budget.best(outline, scores, budget.by_ratios(outline, scores, x, y, round=8, split=split))
+            budget.best(
+                outline, scores, budget.by_ratios(outline, scores, wants(round=8, split=split), attention=x, mlp=y)
+            )
             for x, y in ((a, m), (b, n))
         )
         assert_within(small, large)
         spent, whole = outline.cost(large.dims).blocks, outline.cost().blocks
         for name, part in (("attn_macs", b), ("mlp_macs", n)):
             now, of = (sum(getattr(block, name) for block in blocks) for blocks in (spent, whole))
-            least = sum(getattr(outline.block(i, budget._least(one, 8)), name) for i, one in enumerate(outline.dims))
+            least = sum(getattr(outline.block(i, widths.least_of(one, 8)), name) for i, one in enumerate(outline.dims))
             assert now <= max(part * of + 0.5, least)
 
 
@@ -199,16 +213,16 @@ def assert_within(small: Plan, large: Plan) -> None:
 
 def test_nested_sizes_lie_in_one_another_and_hit_their_budgets(studied):
     keeps = [0.9, 0.7, 0.5, 0.3]
-    drawn = studied.nested([{"macs": keep} for keep in keeps], round=8)
+    drawn = studied.nested(wants(round=8), [{"macs": keep} for keep in keeps])
     outline = cost.outline(studied.dense)
     for keep, one in zip(keeps, drawn):
         assert one.after["macs"] <= keep * outline.cost().macs
         assert one.after["macs"] > (keep - 0.05) * outline.cost().macs
     for large, small in itertools.pairwise(drawn):
         assert_within(small.plan, large.plan)
-    assert drawn[0].plan == studied.draw({"macs": 0.9}, round=8).plan
+    assert drawn[0].plan == studied.draw(wants({"macs": 0.9}, round=8)).plan
     with pytest.raises(Refused, match="largest to the smallest"):
-        studied.nested([{"macs": 0.5}, {"macs": 0.7}])
+        studied.nested(wants(), [{"macs": 0.5}, {"macs": 0.7}])
 
 
 def test_the_hull_is_the_lower_convex_hull():
@@ -292,21 +306,21 @@ def test_blocks_lose_no_more_than_the_best_of_all_choices_within_a_latency(studi
     judge, whole = Halves(seed), clock(studied.model)
     outline, scores = cost.outline(studied.dense), studied.scores
     table = latency.measure(studied.dense, 4, timer=clock, repeats=1)
-    found = search.blocks(studied, judge, keep={"latency": keep}, levels=4, table=table, timer=clock)
+    found = search.blocks(studied, judge, wants(keep={"latency": keep}, search={"levels": 4}), table=table, timer=clock)
     assert found.drawn.latency.measured == pytest.approx(clock(found.drawn.model) / whole)
     assert found.drawn.latency.measured <= keep * (1 + latency.CLOSE)
     assert found.drawn.latency.text() in found.drawn.notes
     halves = [
-        {budget.of_block(outline, scores, index, part, 1 - level / 4) for level in range(5)}
+        {budget.of_block(outline, scores, wants(), index=index, part=part, share=1 - level / 4) for level in range(5)}
         for index in range(2)
         for part in ("attention", "mlp")
     ]
     choices = [tuple(one[i]._replace(hidden=one[i + 1].hidden) for i in (0, 2)) for one in itertools.product(*halves)]
-    slack = 4 * table.dense / latency.STEPS
+    slack = 4 * table.dense / program.STEPS
     reach = [dims for dims in choices if pace(dims) <= keep * whole - slack]
     assert len(reach) > 10
     assert found.chosen.worse <= min(judge.of(dims) for dims in reach) + 1e-9
-    plain = studied.draw({"latency": keep}, table=table, timer=clock)
+    plain = studied.draw(wants({"latency": keep}), table=table, timer=clock)
     assert found.chosen.worse <= judge(plain.model).worse
 
 
@@ -314,7 +328,7 @@ def test_blocks_lose_no_more_than_the_best_of_all_choices_within_a_latency(studi
 def test_ratios_split_a_latency_as_well_as_can_be(studied, every, weights, keep):
     toy, whole = Toy(weights), clock(studied.model)
     table = latency.measure(studied.dense, 4, timer=clock, repeats=1)
-    found = search.ratios(studied, toy, keep={"latency": keep}, grid=0, table=table, timer=clock)
+    found = search.ratios(studied, toy, wants(keep={"latency": keep}, search={"grid": 0}), table=table, timer=clock)
     assert found.drawn.latency.measured == pytest.approx(clock(found.drawn.model) / whole)
     assert found.drawn.latency.measured <= keep * (1 + latency.CLOSE)
     best = min(toy.of(dims) for dims in every if table.predict(dims) <= keep * table.dense)
@@ -422,8 +436,8 @@ def test_nested_sizes_lie_in_one_another_where_inputs_and_branches_go(branches):
     plans = []
     for keep in keeps:
         within = plans[-1].dims if plans else None
-        plans.append(budget.fit_plan(outline, reads(model), keep, inputs=True, branches=branches, within=within))
-    assert plans[0] == budget.fit_plan(outline, reads(model), keeps[0], inputs=True, branches=branches)
+        plans.append(budget.fit_plan(outline, reads(model), wants(keep, inputs=True, branches=branches), within=within))
+    assert plans[0] == budget.fit_plan(outline, reads(model), wants(keeps[0], inputs=True, branches=branches))
     for plan, keep in zip(plans, keeps):
         assert plan.cost(outline).macs <= keep["macs"] * outline.cost().macs
         assert cost.count(surgery.cut(model, plan)) == plan.cost(outline)
@@ -443,17 +457,19 @@ def test_nested_sizes_lie_in_one_another_where_inputs_and_branches_go(branches):
 def test_a_search_goes_by_units_alone():
     model = tiny(depth=4)
     judge = Judge(model, batches())
-    with pytest.raises(Refused, match="without inputs"):
-        search.ratios(study(model, batches(), inputs=True), judge, keep={"macs": 0.5})
-    studied = study(model, batches(), criterion="magnitude", rotate=False, compensate="none")
-    assert studied.draw({"macs": 0.09}).after["macs"] <= 0.09 * studied.draw({"macs": 1.0}).after["macs"]
+    for find in (search.ratios, search.blocks):
+        asked = wants({"macs": 0.5}, inputs=True)
+        with pytest.raises(Refused, match=r"prune\.inputs: search and convolve choose among heads"):
+            find(study(model, batches(), asked), judge, asked)
+    studied = study(model, batches(), wants(criterion="magnitude", rotate=False, compensate="none"))
+    assert studied.draw(wants({"macs": 0.09})).after["macs"] <= 0.09 * studied.draw(wants({"macs": 1.0})).after["macs"]
     for find in SEARCH.values():
         with pytest.raises(Refused, match=r"without prune\.search"):
             find(studied, judge, keep={"macs": 0.09})
-        with pytest.raises(Refused, match="macs, params, latency"):
+        with pytest.raises(Refused, match=r"prune\.keep\.gates: a part of all units"):
             find(studied, judge, keep={"gates": 0.5})
     with pytest.raises(Refused, match="or all of latency"):
-        studied.nested([{"macs": 0.5}, {"latency": 0.5}])
+        studied.nested(wants(), [{"macs": 0.5}, {"latency": 0.5}])
 
 
 @pytest.mark.parametrize("kind", ["ratios", "blocks"])
@@ -461,7 +477,7 @@ def test_a_model_that_lost_branches_can_be_searched(kind):
     full = Plan.full(tiny(depth=3))
     blocks = [replace(full.blocks[0], units=()), replace(full.blocks[1], heads=(), qk=(), v=()), full.blocks[2]]
     less = surgery.cut(tiny(depth=3), Plan(tuple(blocks)))
-    studied = study(less, batches(), criterion="cumulative_attention")
+    studied = study(less, batches(), wants(criterion="cumulative_attention"))
     found = SEARCH[kind](studied, Judge(less, batches()), keep={"macs": 0.6}, round=8)
     assert cost.count(found.drawn.model).macs == found.chosen.macs <= 0.6 * cost.count(less).macs
     assert [(bool(d.heads), bool(d.hidden)) for d in found.chosen.dims] == [(True, False), (False, True), (True, True)]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import timm
 import torch
 from torch import Tensor, nn
 
+from lotus.config import Prune, request
 from lotus.pruning.plan import BlockPlan, Plan
 from lotus.vit import anatomy
 from lotus.vit.anatomy import Dims
@@ -102,3 +105,15 @@ def random_plan(model: nn.Module | Sequence[Dims], seed: int, *, split: bool = F
             )
         )
     return Plan(tuple(plans))
+
+
+def wants(keep: Mapping[str, float] | None = None, **settings: Any) -> Prune:
+    """What to prune, of the settings of a config's section."""
+    return request({**({} if keep is None else {"keep": keep}), **settings})
+
+
+def shelf(function: Callable[..., Any]) -> ModuleType:
+    """A module of the user's own with one criterion."""
+    made = ModuleType(function.__module__)
+    setattr(made, function.__name__, function)
+    return made

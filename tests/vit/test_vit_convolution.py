@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pruning"))
 from tiny_vits import PLAIN, pictures, tiny
 
-from lotus.config import Patches
+from lotus.config import Patches, Prune
 from lotus.pruning import convolve, load, save, spec, surgery
 from lotus.pruning.convolve import Choice
 from lotus.pruning.plan import Plan
@@ -177,7 +177,7 @@ def test_what_reads_attention_refuses_a_convolution():
     small = convolved()
     for use in (
         lambda: anatomy.blocks(small),
-        lambda: study(small, [(pictures(), torch.zeros(8, dtype=torch.long))]),
+        lambda: study(small, [(pictures(), torch.zeros(8, dtype=torch.long))], Prune()),
         lambda: Tokens(small, Patches(mode="evit", keep=0.5)),
     ):
         with pytest.raises(Refused, match=r"blocks\.0\.attn became a convolution"):

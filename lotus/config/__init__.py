@@ -1,0 +1,30 @@
+"""Every knob of a run on one page, what goes with what, and the strict reader: a face of names.
+
+A config is YAML; ``key=value`` on the command line overrides it (``train.lr=3e-4 select.pick=ccs``). A name that is not
+here is refused with its place and the nearest right one. A config may come from elsewhere: it can only choose among
+methods by name, never run code.
+"""
+
+from lotus.config.augment import Augment, Auto
+from lotus.config.page import Config, Data, Export, Model, OneCut, Score, Select, Subsets
+from lotus.config.reader import check, one_cut, read, request
+from lotus.config.recipes import (
+    Attention,
+    EarlyBird,
+    Finetune,
+    Joint,
+    Patches,
+    Recipe,
+    Redraw,
+    Sparsity,
+    Train,
+)
+from lotus.config.request import Convolve, Keep, Prune, Search, Soup
+from lotus.config.rules import LINEAR_OPTIMIZERS, Rule
+from lotus.config.section import Fraction, Method, Section
+
+__all__ = [
+    "LINEAR_OPTIMIZERS", "Attention", "Augment", "Auto", "Config", "Convolve", "Data", "EarlyBird", "Export", "Finetune", "Fraction",
+    "Joint", "Keep", "Method", "Model", "OneCut", "Patches", "Prune", "Recipe", "Redraw", "Rule", "Score", "Search", "Section", "Select",
+    "Soup", "Sparsity", "Subsets", "Train", "check", "one_cut", "read", "request",
+]  # fmt: skip

@@ -1,0 +1,242 @@
+"""Every knob of a run on one page. What is trained by and what is pruned have modules of their own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from lotus.config.recipes import Finetune, Recipe, Train
+from lotus.config.request import Prune
+from lotus.config.rules import BLURS
+from lotus.config.section import BriefMethod, Fraction, Method, MethodOf, Section, by_name
+from selection.files import digest
+from selection.lottery import DEFAULT_PICK, DEFAULT_SCORE
+from selection.memory import gigabytes
+
+
+class Data(Section):
+    """Which images, and how they lie on disk."""
+
+    name: str = "imagefolder"
+    """A data set of the catalog: digits, cifar10, cifar100, npz, imagefolder, or ``hf:NAME``."""
+    path: str = ""
+    """Where the images lie: a folder or an .npz. Empty for digits."""
+    options: dict[str, Any] = Field({})
+    """What the catalog's function may be told, e.g. ``val_fraction: 0.2``."""
+    write: Literal["raw", "jpg", "smart", "proportion"] = "smart"
+    """How pixels are stored: raw (fast, large), jpg, smart (JPEG only above ``smart_threshold`` bytes), or a mix of both."""
+    max_side: int = Field(256, ge=0)
+    """Longest side of a stored image, in pixels; 0 keeps every image as it is."""
+    jpeg_quality: int = Field(90, ge=1, le=100)
+    """Quality of stored JPEGs."""
+    smart_threshold: int = Field(16384, ge=0)
+    """With ``write: smart``, images of more raw bytes than this are stored as JPEG."""
+    jpeg_share: float = Field(0.5, ge=0, le=1)
+    """With ``write: proportion``, the part of the images that is stored as JPEG."""
+    damaged: Literal["fatal", "skip"] = "fatal"
+    """An image that cannot be read ends the run with its path, or is skipped and counted."""
+    folder: str = ""
+    """Where train.beton and val.beton go; empty: ``data/`` in the run's folder. Runs may share one."""
+    loader: Literal["auto", "ffcv", "torch"] = "auto"
+    """auto takes FFCV where it is installed, else the plain torch loader, with a warning."""
+    workers: int = Field(0, ge=0)
+    """Threads that decode; 0: as many as this process may use."""
+
+
+class Model(Section):
+    """The ViT."""
+
+    name: str = "deit_tiny_patch16_224"
+    """A timm model name."""
+    args: dict[str, Any] = Field({})
+    """Arguments for timm.create_model: ``img_size``, ``patch_size``, ``embed_dim``, ``depth``, ``num_heads``, ..."""
+    pretrained: bool = False
+    """Start from timm's published weights (needs a network or a local cache)."""
+    weights: str = ""
+    """A .safetensors file, or a folder written by LOTUS, to start from."""
+    pos_embed_std: float | None = Field(None, gt=0)
+    """Standard deviation at which position embeddings start; timm's own is 0.02. Tiny images want more (0.2)."""
+    patch_embed_init: Literal["timm", "xavier"] = "timm"
+    """How the patch embedding starts."""
+    start: MethodOf = Method(name="timm")
+    """A start of lotus/vit/starts.py for weights that are not given: timm, xavier, mimetic, or ``{name: mimetic, beta_vo: 0.2}``."""
+
+
+class Subsets(Section):
+    """Probes on random parts of the images, which ``select.score: memorization`` reads (Feldman and Zhang 2020)."""
+
+    runs: int = Field(10, ge=2)
+    """How many. The paper has thousands; few are noisy."""
+    part: float = Field(0.7, gt=0, lt=1)
+    """Part of the images that each trains on, drawn over all classes; every image is in some runs and out of others."""
+    record: Literal["probability", "correct"] = "probability"
+    """What each run says of every image at its end: the probability of its label, or, as the paper has it, whether it was
+    right, which takes more runs."""
+
+    @property
+    def least(self) -> int:
+        """Fewer runs on such parts leave images that are in all or in none."""
+        return math.ceil(1 / min(self.part, 1 - self.part) - 1e-6)
+
+
+class Score(Recipe):
+    """The probe: a short training, or linear heads on frozen features, watched. What is not set here is as in ``train``,
+    without augmentation, mixing or stochastic depth. A linear probe takes nothing from ``train`` but ``precision``."""
+
+    probe: Literal["train", "linear"] = "train"
+    """train: a short training of the whole model. linear: its weights stay, every image goes through it once, and linear
+    heads learn from the features."""
+    model: Annotated[Model, BeforeValidator(by_name)] | None = None
+    """What is probed: any timm model, by name or with ``model``'s settings; null: the run's. Without a name it is the run's
+    with what is set here, e.g. ``score.model.weights=FILE``."""
+    side: int = Field(0, ge=0)
+    """Side in pixels of the images that it sees, where it reads any size; 0: that of the run's model."""
+    epochs: int = Field(5, ge=1)
+    """Epochs that the probe trains and is recorded. Linear: 20."""
+    seeds: int = Field(2, ge=1)
+    """Short trainings, each from another start; their signals stand side by side."""
+    heads: int = Field(4, ge=1)
+    """Heads of a linear probe, trained at once: each has its own start and order of images, as ``seeds`` have."""
+    subsets: Subsets | None = None
+    """Further probes on random parts of the images, e.g. ``{runs: 10}``; null: none."""
+    gradients: bool = True
+    """Also record the last layer's gradients and how predictions move, which tdds, cal, craig, grad_match and glister read:
+    2 bytes an image and class in signals.npz, twice that in memory meanwhile. Turn off for many images of many classes."""
+    guests: tuple[BriefMethod, ...] = ()
+    """Guests of lotus/training/shelf.py, or of your own, that join this training alone (docs/training.md)."""
+
+
+# A few thousand steps on features whose every dimension has mean 0 and variance 1.
+_LINEAR: dict[str, Any] = {
+    "epochs": 20, "batch_size": 256, "lr": 5e-3, "min_lr": 0.0, "warmup_epochs": 0, "weight_decay": 0.0, "clip": 0,
+    "smoothing": 0.0,
+}  # fmt: skip
+
+
+class Select(Section):
+    """Which images train: the ticket."""
+
+    score: MethodOf = Method(name=DEFAULT_SCORE)
+    """A score of selection/scores.py: higher = keep first."""
+    pick: MethodOf = Method(name=DEFAULT_PICK)
+    """A policy of selection/pickers.py."""
+    keep: Fraction = 1.0
+    """Part of the images that stays."""
+    balance: bool = True
+    """Keep the same part of every class."""
+    floor: Fraction | None = None
+    """With ``balance: false``: the part of what balance would give it that each class keeps at least. null: classes may vanish."""
+    max_memory: Annotated[float, Field(gt=0)] | None = None
+    """GB that score and picker may take (``4GB``, ``500MB``): what needs more is refused with the figure, or takes a way that needs
+    less. null: 0.5 for matrices of similarities, no limit else."""
+    start: str = ""
+    """A ticket (.npz) whose images all stay; the picker adds to them."""
+    ticket: str = ""
+    """A ticket made elsewhere (.npz); then nothing is scored."""
+
+    @field_validator("max_memory", mode="before")
+    @classmethod
+    def _gigabytes(cls, value: Any) -> Any:
+        return gigabytes(value) if isinstance(value, str) else value
+
+
+class Export(Section):
+    """What leaves the house."""
+
+    onnx: bool = True
+    """Write model.onnx where the extra ``onnx`` is installed; parity is checked."""
+    latency_batch: int = Field(64, ge=1)
+    """The large batch at which latency is measured, beside batch 1."""
+
+
+class Config(Section):
+    """A run."""
+
+    name: str = ""
+    """The run's name; empty: the config file's."""
+    folder: str = ""
+    """The run's folder; empty: ``runs/NAME``."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Everything random follows from it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes a GPU where there is one."""
+    baseline: bool = True
+    """Also train the dense model on all images by ``train``'s recipe, to compare with."""
+    tensorboard: bool = False
+    """Also write TensorBoard files under ``tensorboard/`` in the run's folder (extra ``tensorboard``)."""
+    data: Data = Data()
+    model: Model = Model()
+    score: Score = Score()
+    select: Select = Select()
+    train: Train = Train()
+    prune: Prune = Prune()
+    finetune: Finetune = Finetune()
+    export: Export = Export()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit(cls, raw: Any) -> Any:
+        """score and finetune take from ``train`` what they do not set themselves."""
+        if not isinstance(raw, Mapping):
+            return raw
+        raw = dict(raw)
+        train = raw.get("train") or {}
+        if isinstance(train, Mapping):
+            own = {"epochs", "sparsity"}
+            for part, also in (
+                ("score", {"augment", "warmup_epochs", "ema", "patches", *BLURS}),
+                ("finetune", {"lr", "warmup_epochs"}),
+            ):
+                mine = raw.get(part)
+                if mine is None or isinstance(mine, Mapping):
+                    mine = mine or {}
+                    shared = {k: v for k, v in train.items() if k in Recipe.model_fields and k not in own | also}
+                    shared |= _shared_defaults(part, train)
+                    if mine.get("probe") == "linear":
+                        shared = {**_LINEAR, **{k: v for k, v in train.items() if k == "precision"}}
+                    raw[part] = {**shared, **mine}
+        score, model = raw.get("score"), raw.get("model") or {}
+        asked = score.get("model") if isinstance(score, Mapping) else None
+        if isinstance(asked, Mapping) and isinstance(model, Mapping) and "name" not in asked:
+            raw["score"] = {**score, "model": {**model, **asked}}
+        return raw
+
+    def key(self, *parts: str) -> str:
+        """Hash of the named parts (``"train"``, ``"prune.keep"``), by which a stage knows that its settings changed."""
+        dump = self.model_dump(mode="json")
+        chosen = {}
+        for part in parts:
+            value: Any = dump
+            for step in part.split("."):
+                value = value[step]
+            chosen[part] = value
+        return digest(chosen)
+
+    def yaml(self) -> str:
+        """The resolved page, as YAML that :func:`read` takes back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class OneCut(Section):
+    """What is read of the page where a model that LOTUS never trained is pruned, without a run."""
+
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Which images are drawn."""
+    data: Data = Data()
+    model: Model = Model()
+    prune: Prune = Prune()
+
+
+def _shared_defaults(part: str, train: Mapping[str, Any]) -> dict[str, Any]:
+    """A fine-tune starts at a third of the peak learning rate, with half an epoch of warm-up."""
+    if part != "finetune":
+        return {"warmup_epochs": 0.5}
+    lr = train.get("lr", Recipe.model_fields["lr"].default)
+    try:
+        return {"lr": float(lr) / 3, "warmup_epochs": 0.5}
+    except (TypeError, ValueError):
+        return {"warmup_epochs": 0.5}  # train.lr is refused in its own place

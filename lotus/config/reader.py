@@ -1,0 +1,227 @@
+"""The strict reader: YAML, ``key=value`` over it, and refusals that name the place and the nearest right name."""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from lotus import yaml_safe
+from lotus.config import rules
+from lotus.config.page import Config, OneCut
+from lotus.config.request import Keep, Prune
+from lotus.config.section import Method, Section
+from selection.errors import Refused
+from selection.methods import nearest
+
+OLD: dict[str, str] = {}
+"""A setting's old name and its new one, where the nearest-name refusal would not find it: ``{"prune.old": "prune.new"}``. A
+section's stands for all inside of it."""
+
+
+def read(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
+    """Read a config file, or that of a run's folder, apply ``key=value`` overrides, and check it all.
+
+    Raises:
+        Refused: no such file, not YAML, an unknown setting, a value of the wrong kind; says where and what is right.
+    """
+    raw: dict[str, Any] = {}
+    if path is not None:
+        file = Path(path)
+        if (file / "config.yaml").is_file():
+            file, overrides = file / "config.yaml", [f"folder={file}", *overrides]  # it may have been moved
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise Refused(f"{path}: cannot be read ({error}). Give a config file, e.g. configs/digits.yaml.") from None
+        if len(text) > 1 << 20:
+            raise Refused(f"{path}: larger than 1 MiB, which no config is.")
+        raw = _load_yaml(text, str(path))
+        raw.setdefault("name", file.stem)
+    return check(over(raw, overrides), place=str(path) if path else "config")
+
+
+def over(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """``raw`` with ``key=value`` settings over it; it is changed.
+
+    Raises:
+        Refused: what is no ``key=value``, or sets something inside of a value.
+    """
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key.strip():
+            raise Refused(f"{override!r}: an override is key=value, e.g. train.lr=3e-4.")
+        _set(raw, key.strip().split("."), _scalar(value, override), override)
+    return raw
+
+
+def check(raw: Mapping[str, Any], place: str = "config") -> Config:
+    """The typed page for a dictionary.
+
+    Raises:
+        Refused: with every fault, a line each.
+    """
+    return _checked(Config, raw, (), place)
+
+
+def request(raw: Mapping[str, Any]) -> Prune:
+    """What to prune, of settings by name, as they stand in a config's section ``prune``.
+
+    Raises:
+        Refused: with every fault, a line each.
+    """
+    return _checked(Prune, raw, ("prune",), "prune")
+
+
+def one_cut(overrides: Iterable[str]) -> OneCut:
+    """What to prune of a model that LOTUS never trained, of ``key=value`` settings.
+
+    Raises:
+        Refused: as :func:`read`; nothing says how much is to stay, or a setting is for a run.
+    """
+    raw = over({}, overrides)
+    asked = _checked(OneCut, raw, (), "prune")
+    if "keep" not in (raw.get("prune") or {}):
+        raise Refused("prune.keep: nothing says how much is to stay. Say e.g. prune.keep.macs=0.5.")
+    for place, section in rules.sections(asked):
+        rules.refuse(section, rules.WITHOUT_A_RUN, place=place)
+    return asked
+
+
+S = TypeVar("S", bound=Section)
+
+
+def _checked(kind: type[S], raw: Mapping[str, Any], at: tuple[str, ...], place: str) -> S:
+    """The section ``kind``, which stands at ``at`` of the page, for a dictionary; ``place`` is named where there is no setting to."""
+    faults = list(_unknown(raw, kind, at))
+    try:
+        section = kind.model_validate(raw)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        places = {fault["loc"] for fault in found}
+        for fault in found:
+            if fault["type"] == "extra_forbidden":
+                continue  # named above, with the nearest right name
+            if _inherited(fault["loc"], raw) and ("train", *fault["loc"][1:]) in places:
+                continue  # named at train
+            faults.append(_fault({**fault, "loc": (*at, *fault["loc"])}, place))
+        raise Refused("\n".join(dict.fromkeys(faults))) from None
+    if faults:
+        raise Refused("\n".join(dict.fromkeys(faults)))
+    return section
+
+
+def _fault(fault: Mapping[str, Any], place: str) -> str:
+    """What pydantic found, in a sentence with its place."""
+    below = _at(fault["loc"])
+    if below is not None and fault["type"] in ("model_type", "model_attributes_type"):
+        return _no_section(".".join(map(str, fault["loc"])), below, fault["input"])
+    where = _where(fault["loc"])
+    if fault["type"] == "rule":
+        row, value = fault["ctx"]["row"], fault["ctx"]["value"]
+        return f"{rules.join(where, row.place) or place}: {row.told(value, where)}."
+    told = fault["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(fault["input"], (dict, BaseModel)) else f", not {fault['input']!r}"
+    choices = re.findall(r"'([^']*)'", fault["ctx"]["expected"]) if fault["type"] == "literal_error" else []
+    return f"{where or place}: {told}{given}.{nearest(str(fault['input']), choices)}"
+
+
+def _inherited(loc: tuple[int | str, ...], raw: Mapping[str, Any]) -> bool:
+    """Whether the user did not write this setting of score or finetune."""
+    own = raw.get(str(loc[0])) if loc else None
+    return len(loc) > 1 and loc[0] in ("score", "finetune") and not (isinstance(own, Mapping) and loc[1] in own)
+
+
+def _at(loc: Iterable[int | str]) -> type[Section] | None:
+    """The Section that stands at a place of the page, if one does."""
+    section: type[Section] | None = Config
+    for step in loc:
+        field = section.model_fields.get(str(step)) if section else None
+        section = _section(field.annotation) if field else None
+    return section
+
+
+def _where(loc: Iterable[int | str]) -> str:
+    """The setting at a place that pydantic names, without the kinds of value that it tried there."""
+    section: type[Section] | None = Config
+    steps = []
+    for step in loc:
+        field = section.model_fields.get(str(step)) if section else None
+        if field is not None or isinstance(step, int):
+            steps.append(str(step))
+            section = _section(field.annotation) if field else None
+    return ".".join(steps)
+
+
+def _no_section(where: str, section: type[Section], given: Any) -> str:
+    if issubclass(section, Method):
+        return f"{where}: the name of a method, not {given!r}."
+    if section is Keep:
+        number = isinstance(given, (int, float)) and not isinstance(given, bool)
+        return (
+            f"{where}: a section, not {given!r}. Say {f'{where}.macs={given}' if number else f'e.g. {where}.macs=0.5'}."
+        )
+    name, field = next(iter(section.model_fields.items()))
+    return f"{where}: a section, not {given!r}. Say e.g. {where}.{name}={field.get_default()}."
+
+
+def _load_yaml(text: str, place: str) -> dict[str, Any]:
+    loaded = yaml_safe.load(text, place)
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise Refused(f"{place}: expected settings like 'seed: 0', not {type(loaded).__name__}.")
+    return loaded
+
+
+def _scalar(text: str, override: str) -> Any:
+    return yaml_safe.load(text, repr(override[:80])) if text.strip() else ""
+
+
+def _set(raw: dict[str, Any], path: list[str], value: Any, override: str) -> None:
+    here = raw
+    for depth, step in enumerate(path[:-1]):
+        below = here.get(step)
+        if below is None:
+            below = {}
+        elif isinstance(below, str):
+            below = {"name": below}  # select.pick.bins=20 over 'pick: ccs'
+        elif not isinstance(below, dict):
+            raise Refused(f"{override!r}: {'.'.join(path[: depth + 1])} is a value, not a section.")
+        here[step] = dict(below)
+        here = here[step]
+    here[path[-1]] = value
+
+
+def _unknown(raw: Any, section: type[BaseModel], place: tuple[str, ...]) -> Iterable[str]:
+    """A sentence for each setting that does not exist."""
+    if not isinstance(raw, Mapping) or section.model_config.get("extra") != "forbid":
+        return
+    fields = section.model_fields
+    for key, value in raw.items():
+        where = ".".join((*place, str(key)))
+        if where in OLD:
+            yield f"{where}: is called {OLD[where]} now. Say that."
+        elif key not in fields:
+            known = ", ".join(fields)
+            yield f"{where}: no such setting.{nearest(str(key), fields) or f' Here: {known}.'}"
+        else:
+            below = _section(fields[key].annotation)
+            if below is not None:
+                yield from _unknown(value, below, (*place, str(key)))
+
+
+def _section(annotation: Any) -> type[Section] | None:
+    """The Section inside an annotation like ``Section | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    if typing.get_origin(annotation) is Annotated:
+        return _section(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return next((found for found in map(_section, typing.get_args(annotation)) if found), None)
+    return None

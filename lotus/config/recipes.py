@@ -1,0 +1,192 @@
+"""How a model is trained: the recipe, and what the probe, the training and the fine-tune add to it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from lotus.config.augment import Augment
+from lotus.config.section import BriefMethod, Fraction, Method, MethodOf, Section, by_name
+
+
+class Redraw(Method):
+    """A lottery redrawn each epoch: ``rs2``, ``{name: rs2, keep: 0.3}`` or ``{name: infobatch, saving: 0.3}``."""
+
+    keep: Fraction | None = None
+    """Part of the images in an epoch, for a method that reads a budget: null is a half. Others find their own number."""
+
+
+RedrawBy = Annotated[Redraw, BeforeValidator(by_name)]
+
+
+class Joint(Section):
+    """A joint budget of images and patches: images of a high ``select.score`` get more patches, the others fewer."""
+
+    buckets: int = Field(3, ge=2)
+    """Numbers of patches that there are, evenly from ``least`` to all. A batch has images of one bucket alone."""
+    least: Fraction | None = None
+    """Part of its patches that the easiest image keeps; null: half of ``keep``."""
+
+
+class Patches(Section):
+    """Which patches of an image a training goes through: fewer tokens, so that a step takes less time."""
+
+    mode: Literal["input", "evit", "tome", "cumulative", "dropout"] = "evit"
+    """input: those of the highest ``score`` enter the model (Data-LTH); evit: the class token's attention chooses, inside
+    the model, at the blocks ``at``; tome: the most alike are merged, in every block; cumulative: attention summed over queries, heads and
+    blocks so far chooses, in the later blocks (CP-ViT); dropout: any, by chance (the control)."""
+    keep: Fraction = 0.7
+    """input, dropout: part of the patches that enters. evit: part that stays at each block of ``at``. tome: tokens that
+    the average block's MLP sees, as a part of the patches. cumulative: part that is left after the last block."""
+    at: tuple[int, ...] = ()
+    """evit: blocks (from 0) in which patches leave, between attention and MLP; empty: at 1/4, 1/2 and 3/4 of the depth,
+    which is 3, 6 and 9 of 12."""
+    fuse: bool = True
+    """evit: what leaves becomes one token, weighted by attention, instead of nothing."""
+    score: MethodOf = Method(name="contrast")
+    """input: a score of lotus/vit/patch_scores.py: higher = keep first."""
+    model: str = ""
+    """input: a folder written by LOTUS: the model that is asked where ``score`` reads one; or ``baseline``, the run's own
+    dense model. Each training image is shown to it once; its scores are then cropped and mirrored as the pixels are."""
+    cached: bool = False
+    """input: likewise score each stored image once where ``score`` reads the image alone, instead of what augmentation and
+    mixing made of it in every epoch. A random ticket is then the same in every epoch."""
+    joint: Joint | None = None
+    """Share the patches out among the images by their score, the mean being ``keep``; null: as many of each image."""
+    evaluate: Literal["dense", "sparse"] = "dense"
+    """Whether the model is measured on all patches, or on as few as it was trained on."""
+    warmup: float = Field(0, ge=0, lt=1)
+    """Part of the training that goes through all patches first."""
+    ramp: float = Field(0, ge=0, le=1)
+    """Part of the training, after the warm-up, in which what stays falls to ``keep``, along a cosine."""
+
+
+class Recipe(Section):
+    """How a model is trained. The same for the dense baseline, the lottery's training, the probe and the fine-tune."""
+
+    epochs: int = Field(20, ge=1)
+    """Times that the rows of the ticket are gone through."""
+    batch_size: int = Field(128, ge=1)
+    """Images an optimiser step: all ranks and accumulation together."""
+    accumulate: int = Field(1, ge=1)
+    """Parts in which a rank goes through its share of a batch, to save memory."""
+    optimizer: str = "adamw"
+    """A timm optimizer name. muon is LOTUS' own, under every ZeRO stage; it leaves what is no hidden matrix to AdamW."""
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate, at this batch size."""
+    adamw_lr: float | None = Field(None, gt=0)
+    """Peak rate of what muon leaves to AdamW: head, patch embedding, positions, tokens, norms, biases; null: as ``lr``."""
+    schedule: BriefMethod = Method(name="cosine")
+    """A schedule of lotus/training/schedules.py. cosine: a linear warm-up, then half a cosine down to ``min_lr``. linear: a
+    straight line down to zero. wsd: stays at the peak, and falls to ``min_lr`` in the last part. onecycle: torch's OneCycleLR, up
+    along half a cosine from lr / 25 within ``warmup_epochs``, down to lr / 250000, momentum moving against it from 0.95 to
+    0.85 and back."""
+    min_lr: float = Field(1e-5, ge=0)
+    """Learning rate at the end of the schedules ``cosine`` and ``wsd``."""
+    warmup_epochs: float = Field(2, ge=0)
+    """Epochs of linear warm-up; may be a fraction."""
+    weight_decay: float = Field(0.05, ge=0)
+    """Decoupled; not on biases, norms, class token and position embeddings."""
+    layer_decay: Fraction = 1.0
+    """Each block towards the input learns this much slower than the next."""
+    clip: float = Field(1.0, ge=0)
+    """Largest norm of the gradient; 0: no clipping."""
+    smoothing: float = Field(0.1, ge=0, lt=1)
+    """Label smoothing."""
+    mixup: float = Field(0, ge=0)
+    """Mixup's alpha; 0: off."""
+    cutmix: float = Field(0, ge=0)
+    """CutMix' alpha; 0: off."""
+    drop_path: float = Field(0, ge=0, lt=1)
+    """Stochastic depth, rising to this rate at the last block."""
+    ema: float = Field(0, ge=0, lt=1)
+    """Decay of the moving average of the weights; 0: off. Where on, the average is what is evaluated and kept."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 keeps fp32 master weights."""
+    augment: Augment = Augment()
+    """What happens to the training images."""
+    patches: Patches | None = None
+    """Train on a part of each image's patches; null: on all. The baseline sees all of them always, and so
+    does the probe where it is not set there."""
+    evaluate_every: int = Field(1, ge=0)
+    """Epochs between evaluations; 0: only after the last."""
+    zero: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed's ZeRO stage. 1 skips a step that is not finite; 2 and 3 are for models that do not fit."""
+    deepspeed: str = ""
+    """A DeepSpeed JSON of your own, merged over ours; ``"auto"`` in it means ours."""
+    compile: bool = False
+    """torch.compile the blocks (ZeRO 0 and 1)."""
+    save_minutes: float = Field(10, gt=0)
+    """Minutes between checkpoints inside an epoch; one is always written at the end of an epoch."""
+
+
+class EarlyBird(Section):
+    """End the search once the mask that the gates draw at the budget hardly changes any more (2020, 1909.11957)."""
+
+    epsilon: float = Field(0.1, gt=0, le=1)
+    """Largest part of the gates in which the masks of two successive epochs may differ."""
+    epochs: int = Field(5, ge=1)
+    """Successive epochs in which that has to hold."""
+
+
+class Attention(Section):
+    """A penalty on attention probabilities while training."""
+
+    kind: Literal["log", "entropy"] = "log"
+    """log: log(1 + a^2), as Sparse-ViT has it, which spreads attention; entropy: which makes it sparse."""
+    strength: float = Field(0.01, ge=0)
+    """Lambda: what it counts in the loss."""
+    layers: Literal["last", "all"] = "all"
+    """Which blocks are penalised; published is the last alone."""
+
+
+class Sparsity(Section):
+    """Gates that training drives to zero, on attention outputs and MLP units."""
+
+    gates: bool = True
+    """Learn gates while training. Needed by ``prune.criterion: gate``."""
+    inputs: bool = False
+    """Also gate what attention and the MLP read of the stream: VTP's four sites a block. For ``prune.inputs``."""
+    penalty: BriefMethod = Method(name="proximal")
+    """How L1 acts, of lotus/sparsity/penalties.py: a proximal step reaches exact zeros, a subgradient (the papers' way) does
+    not."""
+    strength: float = Field(1e-3, ge=0)
+    """Lambda: where it starts, or where it stays with ``steer: false``."""
+    steer: bool = True
+    """Steer lambda so that the open gates' MACs approach ``prune.keep.macs``."""
+    lr: float = Field(2e-2, gt=0)
+    """Learning rate of the gates (Adam, no weight decay). Times the steps after ``start`` it should be 2 or more: a gate
+    goes from 1 to 0 by steps of at most about this."""
+    start: float = Field(0.25, ge=0, lt=1)
+    """Part of training before the penalty sets in."""
+    early_bird: EarlyBird | None = None
+    """End the training early, when the masks have settled; null: all epochs."""
+    attention: Attention | None = None
+    """Also penalise attention; null: not."""
+
+
+class Train(Recipe):
+    """The lottery's training."""
+
+    sparsity: Sparsity = Sparsity()
+    """Sparsity regularisation while training."""
+    redraw: RedrawBy | None = None
+    """A lottery of selection/dynamic.py that draws each epoch's images out of the ticket; null: all of it, every epoch."""
+    guests: tuple[BriefMethod, ...] = ()
+    """Guests of lotus/training/shelf.py, or of your own, that join this training alone (docs/training.md)."""
+
+
+class Finetune(Recipe):
+    """The recovery after the cut. What is not set here is as in ``train``, but for epochs, lr and warm-up."""
+
+    epochs: int = Field(10, ge=0)
+    """0: no fine-tuning."""
+    distill: Literal["none", "soft", "hard"] = "soft"
+    """The unpruned model teaches: its softened probabilities, its decisions, or not at all."""
+    temperature: float = Field(2.0, gt=0)
+    """Softening of both sides for ``distill: soft``."""
+    teacher_weight: float = Field(0.7, ge=0, le=1)
+    """Part of the loss that comes from the teacher; the labels have the rest."""
+    guests: tuple[BriefMethod, ...] = ()
+    """Guests of lotus/training/shelf.py, or of your own, that join this training alone (docs/training.md)."""

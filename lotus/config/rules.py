@@ -1,0 +1,383 @@
+"""What goes with what, in one table: a row is a place, a condition under which it is refused, and one sentence with the cure.
+
+The reader, :func:`lotus.prune` and the command line ask it; docs/settings.md is printed from it, and one test walks it. A row
+reads one section of the page, and may read what the page cannot know, by the names of its condition's further parameters:
+
+    ranks     processes that work at this run
+    recorded  names of what the score and the picker would read of the probe; empty where nothing is probed
+    reads     names of what ``prune.criterion`` reads
+    asks      whether the score of patches asks a model
+
+Rows that read these are asked once they are known. A file of one's own (``--with``) joins rows as a list ``RULES``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from selection import methods
+from selection.errors import Refused
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A row."""
+
+    of: str
+    """The section that it reads: the name of its class."""
+    place: str
+    """The setting that is refused, from that section on; empty: the section."""
+    broken: Callable[..., bool]
+    """Whether a section breaks it; what it reads beside the section are further parameters."""
+    says: str
+    """What is wrong, and the cure. ``{it}`` is the section, ``{place}`` where it stands."""
+    bad: str
+    """Settings that break it, as ``key=value`` words of a config."""
+    good: str
+    """Settings near those that do not."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What the page cannot know, for these examples."""
+
+    @property
+    def needs(self) -> list[str]:
+        """What it reads beside the section."""
+        return methods.reads(self.broken)[1:]
+
+    def told(self, section: Any, place: str) -> str:
+        return self.says.format(it=section, place=place)
+
+
+def _patches(place: str, words: str) -> str:
+    """Words for ``train.patches``, with the mode that they are of."""
+    return f"train.patches.mode={place} {words}".strip()
+
+
+BLURS = ("mixup", "cutmix", "drop_path")
+"""What stands between an image and what the model says of it."""
+
+LINEAR_OPTIMIZERS = ("adamw", "sgd")
+"""Those that move each number by itself, so that heads that are trained at once do not meet."""
+
+OF_IMAGES = {
+    "accumulate": 2, "augment": "{flip: true}", "compile": "true", "cutmix": 1, "deepspeed": "mine.json", "drop_path": 0.1,
+    "ema": 0.9, "guests": "[late_average]", "layer_decay": 0.9, "mixup": 0.2, "patches": "{keep: 0.5}",
+}  # fmt: skip
+"""What a linear probe has none of, since it sees each image once; each with another value than its own."""
+
+ZEROS = "prune.method=unstructured prune.keep.weights=0.5 train.sparsity.gates=false"
+
+
+def _changed(name: str) -> Callable[[Any], bool]:
+    return lambda it: it.probe == "linear" and getattr(it, name) != type(it).model_fields[name].default
+
+
+def _blurred(name: str) -> Callable[[Any], bool]:
+    return lambda it: it.probe != "linear" and bool(getattr(it, name))
+
+
+OF_TRAINING = (
+    Rule("Augment", "scale", lambda it: not 0 < it.scale[0] <= it.scale[1] <= 1,
+         "two numbers with 0 < low <= high <= 1",
+         "train.augment.scale=[0.5,0.4]", "train.augment.scale=[0.4,0.5]"),
+    Rule("Augment", "ratio", lambda it: not 0 < it.ratio[0] <= it.ratio[1],
+         "two numbers with 0 < low <= high",
+         "train.augment.ratio=[2,1]", "train.augment.ratio=[1,2]"),
+    Rule("Augment", "color_jitter", lambda it: len(it.color_jitter) not in (3, 4) or it.jitter[3] > 0.5,
+         "a number, or three, or four of which the last is at most 0.5",
+         "train.augment.color_jitter=[0.1,0.2]", "train.augment.color_jitter=[0.1,0.2,0.3]"),
+    Rule("Auto", "", lambda it: bool(it.alien),
+         "{it.alien} is a setting of rand, not of {it.name}. Leave it out",
+         "train.augment.auto={name: trivial, m: 5}", "train.augment.auto={name: rand, m: 5}"),
+    Rule("Auto", "n", lambda it: it.t in ("3aw", "weights") and it.n > 14,
+         "a weighted set has no 15 operations, and takes none twice. Take 14 or fewer",
+         "train.augment.auto={name: rand, t: weights, n: 15}", "train.augment.auto={name: rand, t: weights, n: 14}"),
+    Rule("Recipe", "patches",
+         lambda it: it.patches is not None and bool(it.patches.model or it.patches.cached)
+         and it.augment.auto is not None and it.augment.auto.moves,
+         "scores of stored images (model, cached) follow crops and mirroring, not augment.auto's rotations. Remove it, or take "
+         "augment.auto=3a",
+         _patches("input", "train.patches.cached=true train.augment.auto=trivial"),
+         _patches("input", "train.patches.cached=true train.augment.auto=3a")),
+    Rule("Patches", "evaluate", lambda it: it.mode == "dropout" and it.evaluate == "sparse",
+         "dropout drops patches in training alone. Set evaluate: dense",
+         _patches("dropout", "train.patches.evaluate=sparse"), _patches("evit", "train.patches.evaluate=sparse")),
+    Rule("Patches", "ramp", lambda it: it.warmup + it.ramp > 1,
+         "warmup and ramp are parts of the training, together at most 1",
+         "train.patches.warmup=0.5 train.patches.ramp=0.6", "train.patches.warmup=0.5 train.patches.ramp=0.5"),
+    Rule("Patches", "mode", lambda it: it.mode != "evit" and bool(it.at or not it.fuse),
+         "at and fuse are settings of evit, not of {it.mode}. Leave them out",
+         _patches("tome", "train.patches.at=[1]"), _patches("evit", "train.patches.at=[1]")),
+    Rule("Patches", "mode", lambda it: it.mode != "input" and bool(it.model or it.cached),
+         "model and cached are settings of input, not of {it.mode}. Leave them out",
+         _patches("evit", "train.patches.cached=true"), _patches("input", "train.patches.cached=true")),
+    Rule("Patches", "joint", lambda it: it.joint is not None and it.keep == 1,
+         "shares out what is left at a keep below 1. Set {place}.keep, or leave it out",
+         "train.patches.joint={} train.patches.keep=1", "train.patches.joint={} train.patches.keep=0.5"),
+    Rule("Patches", "joint.least", lambda it: it.joint is not None and (it.joint.least or 0) >= it.keep,
+         "lies below {place}.keep, the mean, which is {it.keep:g}",
+         "train.patches.joint.least=0.7 train.patches.keep=0.5", "train.patches.joint.least=0.3 train.patches.keep=0.5"),
+    Rule("Patches", "score", lambda it, asks: it.mode == "input" and asks and not it.model,
+         "{it.score.name!r} reads a model. Give {place}.model, a folder written by LOTUS, or take contrast",
+         _patches("input", "train.patches.score=gradient"), _patches("input", "train.patches.score=gradient train.patches.model=there"),
+         {"asks": True}),
+    Rule("Patches", "model", lambda it, asks: it.mode == "input" and not asks and bool(it.model),
+         "{it.score.name!r} reads the image alone and asks no model. Remove one of the two",
+         _patches("input", "train.patches.model=there"), _patches("input", ""), {"asks": False}),
+    Rule("Patches", "evaluate",
+         lambda it, asks: it.mode == "input" and (asks or it.cached) and it.evaluate == "sparse",
+         "sparse: {it.score.name!r} is known of the training images alone. Evaluate dense, or take contrast",
+         _patches("input", "train.patches.cached=true train.patches.evaluate=sparse"),
+         _patches("input", "train.patches.evaluate=sparse"), {"asks": False}),
+    Rule("Subsets", "runs", lambda it: it.runs < it.least,
+         "{it.runs} runs on {it.part:g} leave images that are in all or in none; {it.least} do not",
+         "score.subsets.runs=3", "score.subsets.runs=4"),
+    *(Rule("Score", name, _blurred(name), "an image is scored by what is said of it as it is. Remove it",
+           f"score.{name}=0.2", f"train.{name}=0.2") for name in BLURS),
+    Rule("Score", "optimizer", lambda it: it.probe == "linear" and it.optimizer not in LINEAR_OPTIMIZERS,
+         f"the heads of a linear probe take optimizer {' or '.join(LINEAR_OPTIMIZERS)}",
+         "score.probe=linear score.optimizer=lamb", "score.probe=linear score.optimizer=sgd"),
+    *(Rule("Score", name, _changed(name), "a setting of a training; a linear probe sees each image once. Remove it",
+           f"score.probe=linear score.{name}={value}", f"score.probe=linear train.{name}={value}")
+      for name, value in OF_IMAGES.items()),
+    Rule("Select", "floor", lambda it: it.floor is not None and it.balance,
+         "floor is for classes that are not balanced: set {place}.balance=false, or leave floor out",
+         "select.floor=0.5", "select.floor=0.5 select.balance=false"),
+    Rule("Config", "score.patches.joint", lambda it: it.score.patches is not None and it.score.patches.joint is not None,
+         "what the images score is known only after this training. Set it in train.patches alone",
+         "score.patches.joint={}", "train.patches.joint={}"),
+    Rule("Config", "score.patches.model",
+         lambda it: it.score.patches is not None and it.score.patches.model == "baseline",
+         "the probe comes before the baseline. Give a folder written by LOTUS, or take contrast",
+         "score.patches.mode=input score.patches.model=baseline", _patches("input", "train.patches.model=baseline")),
+    Rule("Config", "score.subsets",
+         lambda it, recorded: it.score.subsets is None and bool(recorded & {"run_in", "run_p_label"}),
+         "what runs on random parts of the images said would be read (run_in, run_p_label). Set score.subsets.runs=10 (nearly "
+         "free with score.probe=linear), or take another score",
+         "select.score=memorization", "select.score=memorization score.subsets.runs=10", {"recorded": {"run_in", "labels"}}),
+    Rule("Config", "select", lambda it, recorded: not it.select.ticket and "given" in recorded,
+         "given would be read, and no probe records it: it comes from elsewhere. Take another score, or draw the ticket from "
+         "signals of your own: lotus select",
+         "select.score=given", "select.score=given select.ticket=mine.npz", {"recorded": {"given"}}),
+    Rule("Config", "score.gradients",
+         lambda it, recorded: not it.score.gradients and bool(recorded & {"errors", "kl_step"}),
+         "errors or kl_step would be read, which are recorded with them. Turn it on, or take another method",
+         "score.gradients=false", "score.gradients=true", {"recorded": {"kl_step"}}),
+    Rule("Config", "train.sparsity.early_bird",
+         lambda it: it.train.sparsity.early_bird is not None
+         and not (it.train.sparsity.gates and (it.prune.keep.macs or it.prune.keep.gates)),
+         "draws masks of gates at a budget of MACs or gates. Turn gates on and set prune.keep.macs, or leave it out",
+         "train.sparsity.early_bird={} train.sparsity.gates=false", "train.sparsity.early_bird={}"),
+    Rule("Config", "train.sparsity.attention",
+         lambda it: it.train.sparsity.attention is not None and it.train.compile,
+         "compiled blocks do not show their attention. Set train.compile=false",
+         "train.sparsity.attention={} train.compile=true", "train.sparsity.attention={}"),
+    Rule("Config", "train.sparsity.attention",
+         lambda it: it.train.sparsity.attention is not None
+         and it.train.patches is not None and it.train.patches.mode == "tome",
+         "tome's attention is weighted by merged patches. Take another train.patches.mode",
+         _patches("tome", "train.sparsity.attention={}"), _patches("evit", "train.sparsity.attention={}")),
+)  # fmt: skip
+
+LATENCY = lambda it: (  # noqa: E731 - a condition like the others, too long for its row
+    it.keep.latency is not None
+    and (it.inputs or it.split or bool(it.branches) or it.rank != "pool" or it.width not in (None, "auto", 1))
+)
+
+
+def _numbered(pattern: str) -> bool:
+    """Whether it is N:M with 0 < N < M."""
+    n, _, m = pattern.partition(":")
+    return n.isdigit() and m.isdigit() and 0 < int(n) < int(m)
+
+
+def _ways(it: Any) -> list[str]:
+    """The settings of a way to choose what stays that are set."""
+    return [name for name in ("search", "convolve", "sizes") if getattr(it, name)]
+
+
+def _fixed(it: Any) -> bool:
+    """Whether the stream's width is asked for: a part, or to be searched for."""
+    return it.width not in (None, "auto")
+
+
+OF_PRUNING = (
+    Rule("Keep", "", lambda it: not it.asked,
+         "say macs, params or latency, or several, e.g. {place}.macs=0.5",
+         "prune.keep={}", "prune.keep.params=0.5"),
+    Rule("Prune", "keep.weights", lambda it: it.method == "structured" and it.keep.weights is not None,
+         "is the budget of unstructured pruning. Set {place}.method, or another budget, e.g. {place}.keep.macs=0.5",
+         "prune.keep.weights=0.7", ZEROS),
+    Rule("Prune", "keep", lambda it: it.method != "structured" and set(it.keep.asked) != {"weights"},
+         "{it.method} pruning keeps a part of the weights. Say {place}.keep.weights=0.7, and nothing else",
+         "prune.method=unstructured", ZEROS),
+    Rule("Prune", "sweep", lambda it: it.method == "structured" and it.sweep,
+         "is a setting of unstructured pruning and of soup. Set {place}.method, or leave it out",
+         "prune.sweep=true", f"{ZEROS} prune.sweep=true"),
+    Rule("Prune", "pattern", lambda it: bool(it.pattern) and it.method != "unstructured",
+         "is a setting of unstructured pruning. Set {place}.method=unstructured, or leave it out",
+         "prune.pattern='2:4'", f"{ZEROS} prune.pattern='2:4'"),
+    Rule("Prune", "pattern", lambda it: bool(it.pattern) and not _numbered(it.pattern),
+         "is N:M, e.g. 2:4, which keeps 2 of every 4",
+         f"{ZEROS} prune.pattern='4:2'", f"{ZEROS} prune.pattern='2:4'"),
+    Rule("Prune", "pattern",
+         lambda it: _numbered(it.pattern) and it.keep.weights != it.part_of_pattern,
+         "{it.pattern} keeps {it.part_of_pattern:g} of the weights. Say {place}.keep.weights={it.part_of_pattern:g}",
+         f"{ZEROS} prune.pattern='1:4'", f"{ZEROS} prune.pattern='2:4'"),
+    Rule("Prune", "keep.gates", lambda it: it.keep.gates is not None and it.rank != "quantile",
+         "a part of all units is what one threshold leaves. Set {place}.rank=quantile, or keep macs or params",
+         "prune.keep.gates=0.6", "prune.keep.gates=0.6 prune.rank=quantile"),
+    Rule("Prune", "keep.latency", LATENCY,
+         "is predicted for heads, their dimensions and MLP units alone: it goes with {place}.rank=pool, and without "
+         "{place}.split, inputs, branches and width. Leave those out, or keep macs or params",
+         "prune.keep.latency=0.5 prune.split=true", "prune.keep.latency=0.5"),
+    Rule("Prune", "search", lambda it: _ways(it)[:2] == ["search", "convolve"],
+         "search and convolve are two ways to choose. Set one of them",
+         "prune.search={kind: ratios} prune.convolve={epochs: 1} train.sparsity.gates=false", "prune.search={kind: ratios}"),
+    Rule("Prune", "sizes", lambda it: len(_ways(it)) > 1 and bool(it.sizes),
+         "are drawn by scores alone. Leave out search and convolve, or the sizes",
+         "prune.sizes=[0.3] prune.search={kind: ratios}", "prune.sizes=[0.3]"),
+    Rule("Prune", "method", lambda it: bool(_ways(it)) and it.method != "structured",
+         "search, convolve and sizes cut dimensions. Set {place}.method=structured, or leave them out",
+         f"{ZEROS} prune.sizes=[0.3]", ZEROS),
+    Rule("Prune", "keep", lambda it: it.convolve is not None and set(it.keep.asked) != {"macs"},
+         "convolve aims at a budget in macs. Set {place}.keep.macs, and nothing else",
+         "prune.convolve={epochs: 1} prune.keep.params=0.5 train.sparsity.gates=false",
+         "prune.convolve={epochs: 1} train.sparsity.gates=false"),
+    Rule("Prune", "rank", lambda it: bool(_ways(it)) and it.rank != "pool",
+         "search, convolve and sizes go with rank=pool. Leave rank out, or those",
+         "prune.sizes=[0.3] prune.rank=kind", "prune.sizes=[0.3]"),
+    Rule("Prune", "search.drop",
+         lambda it: it.search is not None and it.search.drop is not None and set(it.keep.asked.values()) != {1},
+         "is a target of its own beside {place}.keep. Set {place}.keep.macs=1 (or leave keep out), or {place}.search.drop=null",
+         "prune.search.drop=0.1 prune.keep.macs=0.5", "prune.search.drop=0.1"),
+    Rule("Prune", "width", lambda it: it.convolve is not None and _fixed(it),
+         "convolve keeps the stream's width. Leave one of the two out",
+         "prune.convolve={epochs: 1} prune.width=0.5 train.sparsity.gates=false",
+         "prune.convolve={epochs: 1} prune.width=null train.sparsity.gates=false"),
+    Rule("Prune", "width",
+         lambda it: bool(_ways(it)) and it.width == "search",
+         "search is a search of its own, beside search, convolve and sizes. Give width a number, or leave those out "
+         "(null; sizes: [])",
+         "prune.sizes=[0.3] prune.width=search", "prune.sizes=[0.3] prune.width=0.75"),
+    *(Rule("Prune", name, lambda it, *, name=name: bool(it.search or it.convolve) and bool(getattr(it, name)),  # type: ignore[misc]
+           "search and convolve choose among heads, their dimensions and MLP units. Leave it out, or those",
+           f"prune.{name}=true prune.search={{kind: ratios}}", f"prune.{name}=true") for name in ("inputs", "branches")),
+    Rule("Prune", "split", lambda it: it.convolve is not None and it.split,
+         "convolve cuts MLP units alone. Leave one of the two out",
+         "prune.split=true prune.convolve={epochs: 1} train.sparsity.gates=false", "prune.split=true"),
+    Rule("Prune", "width", lambda it, reads: _fixed(it) and it.width != 1 and it.inputs and "gates" in reads,
+         "turns the stream, and learned gates of inputs belong to its channels. Leave one out",
+         "prune.width=0.5 prune.inputs=true prune.criterion=gate train.sparsity.inputs=true",
+         "prune.width=1.0 prune.inputs=true prune.criterion=gate train.sparsity.inputs=true", {"reads": {"gates"}}),
+    Rule("Prune", "search.rounds",
+         lambda it, reads: it.search is not None and it.search.rounds > 1 and "gates" in reads,
+         "{it.criterion.name!r} reads learned gates, which know the first round alone. Take one round, or fisher",
+         "prune.search.rounds=2 prune.criterion=gate", "prune.search.rounds=1 prune.criterion=gate",
+         {"reads": {"gates"}}),
+    Rule("Config", "prune.criterion", lambda it, reads: "gates" in reads and not it.train.sparsity.gates,
+         "{it.prune.criterion.name!r} reads gates, and train.sparsity.gates is off. Turn it on, or use fisher",
+         "prune.criterion=gate train.sparsity.gates=false", "prune.criterion=gate", {"reads": {"gates"}}),
+    Rule("Config", "prune.inputs",
+         lambda it, reads: "gates" in reads and it.prune.inputs and not it.train.sparsity.inputs,
+         "{it.prune.criterion.name!r} would read gates of inputs, and train.sparsity.inputs is off. Turn it on, or use fisher",
+         "prune.criterion=gate prune.inputs=true", "prune.criterion=gate prune.inputs=true train.sparsity.inputs=true",
+         {"reads": {"gates"}}),
+    Rule("Config", "prune.method", lambda it: it.prune.method != "structured" and it.train.sparsity.gates,
+         "{it.prune.method} pruning cuts no dimension, and gates are for those. Set train.sparsity.gates=false",
+         "prune.method=unstructured prune.keep.weights=0.5", ZEROS),
+    Rule("Config", "prune.convolve", lambda it, ranks: ranks > 1 and it.prune.convolve is not None,
+         "trains inside of the prune stage, which one process does. Run `lotus prune` as one process, then go on with all",
+         "prune.convolve={epochs: 1} train.sparsity.gates=false", "", {"ranks": 2}),
+    Rule("Config", "prune.search.recovery",
+         lambda it, ranks: ranks > 1 and it.prune.search is not None
+         and bool(it.prune.search.recovery) and it.prune.search.rounds > 1,
+         "trains inside of the prune stage, which one process does. Run `lotus prune` as one process, then go on with all",
+         "prune.search.recovery=9 prune.search.rounds=2", "prune.search.rounds=2", {"ranks": 2}),
+    Rule("Config", "train.sparsity.gates", lambda it: it.prune.convolve is not None and it.train.sparsity.gates,
+         "are not read by prune.convolve. Turn them off",
+         "prune.convolve={epochs: 1}", "prune.convolve={epochs: 1} train.sparsity.gates=false"),
+    Rule("Config", "finetune.patches", lambda it: it.prune.convolve is not None and it.finetune.patches is not None,
+         "cannot be left out of prune.convolve. Turn them off",
+         "prune.convolve={epochs: 1} train.sparsity.gates=false finetune.patches={keep: 0.5}",
+         "prune.convolve={epochs: 1} train.sparsity.gates=false train.patches={keep: 0.5} finetune.patches=null"),
+    Rule("Config", "train.patches.evaluate",
+         lambda it: it.prune.convolve is not None
+         and it.train.patches is not None and it.train.patches.evaluate == "sparse",
+         "sparse leaves patches out, and prune.convolve needs all in their places. Evaluate dense",
+         "prune.convolve={epochs: 1} train.sparsity.gates=false train.patches.evaluate=sparse finetune.patches=null",
+         "prune.convolve={epochs: 1} train.sparsity.gates=false train.patches.evaluate=dense finetune.patches=null"),
+)  # fmt: skip
+
+ROWS = (*OF_TRAINING, *OF_PRUNING)
+"""What the page is asked."""
+
+_OF_A_RUN = "is done by a run. Leave it out, or say it in a config: lotus prune CONFIG"
+
+WITHOUT_A_RUN = (
+    Rule("Prune", "method", lambda it: it.method != "structured",
+         "{it.method} pruning makes zeros, which a training goes on with: " + _OF_A_RUN, ZEROS, ""),
+    *(Rule("Prune", name, lambda it, *, name=name: bool(getattr(it, name)), _OF_A_RUN, bad, "")  # type: ignore[misc]
+      for name, bad in (
+          ("search", "prune.search={kind: ratios}"),
+          ("convolve", "prune.convolve={epochs: 1} train.sparsity.gates=false"),
+          ("sizes", "prune.sizes=[0.3]"),
+      )),
+    *(Rule("Model", name, lambda it, *, name=name: getattr(it, name) != type(it).model_fields[name].default,  # type: ignore[misc]
+           "is how a model starts that is trained here. Leave it out", bad, "")
+      for name, bad in (("pos_embed_std", "model.pos_embed_std=0.2"), ("patch_embed_init", "model.patch_embed_init=xavier"))),
+)  # fmt: skip
+"""What is asked beside that of a model that LOTUS never trained: at ``lotus prune --model`` and :func:`lotus.prune`."""
+
+CALLED = (
+    Rule("Prune", "calibration", lambda it: it.calibration is not None,
+         "the images are those of the batches that are given. Give fewer, or more", "prune.calibration=9", ""),
+)  # fmt: skip
+"""What is asked beside both where batches are given."""
+
+
+UNASKED = {"rules": "not asked"}
+"""Pydantic's context of a page that may break rows, so that it can be looked at."""
+
+
+def broken(section: Any, rows: Iterable[Rule] = ROWS, **facts: Any) -> Iterator[Rule]:
+    """The rows that ``section`` breaks, in order; those that read more than ``facts`` are passed over."""
+    kinds = {kind.__name__ for kind in type(section).__mro__}
+    for row in rows:
+        needs = row.needs
+        if row.of in kinds and set(needs) <= set(facts) and row.broken(section, *(facts[name] for name in needs)):
+            yield row
+
+
+def refuse(section: Any, rows: Iterable[Rule] = ROWS, *, place: str, **facts: Any) -> None:
+    """Refuse what a row refuses.
+
+    Args:
+        section: A part of the page, or the page.
+        place: Where it stands, e.g. ``train.patches``; empty: the page.
+        facts: What the page cannot know, by the names that rows read.
+
+    Raises:
+        Refused: by the first row that it breaks.
+    """
+    for row in broken(section, rows, **facts):
+        raise Refused(f"{join(place, row.place)}: {row.told(section, place)}.")
+
+
+def of(shelves: Iterable[Any]) -> tuple[Rule, ...]:
+    """The table with the rows that the user's own modules add."""
+    return (*ROWS, *(row for shelf in shelves for row in getattr(shelf, "RULES", ())))
+
+
+def sections(section: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """``section`` and all that are inside of it, each with its place."""
+    yield place, section
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if hasattr(type(value), "model_fields"):
+            yield from sections(value, join(place, name))
+
+
+def join(place: str, name: str) -> str:
+    return ".".join(part for part in (place, name) if part)

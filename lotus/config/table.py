@@ -1,0 +1,66 @@
+"""The table of rules for readers: ``python -m lotus.config.table > docs/settings.md``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from lotus.config import rules
+from lotus.config.page import Config
+from lotus.config.reader import over
+
+HEAD = """# What goes with what
+
+This page is printed from lotus/config/rules.py by `python -m lotus.config.table`: the rows that a config,
+`lotus prune --model` and `lotus.prune` are asked. Each is shown by an example that is refused, and one near
+it that is not. A file of your own (`--with mine.py`) adds rows as a list `RULES` of `lotus.config.Rule`.
+"""
+
+PARTS = (
+    ("Training, scores and the ticket of images", rules.OF_TRAINING),
+    ("Pruning", rules.OF_PRUNING),
+    ("Pruning without a run: `lotus prune --model` and `lotus.prune`", rules.WITHOUT_A_RUN),
+    ("Pruning by `lotus.prune` alone", rules.CALLED),
+)
+
+
+def markdown() -> str:
+    """The page."""
+    return "\n".join([HEAD, *(f"## {title}\n\n{_table(rows)}\n" for title, rows in PARTS)])
+
+
+def _table(rows: Iterable[rules.Rule]) -> str:
+    lines = ["| setting | why it is refused, and the cure | refused | not refused |", "| --- | --- | --- | --- |"]
+    return "\n".join([*lines, *(" | ".join(["", *_cells(row), ""]).strip() for row in rows)])
+
+
+def _cells(row: rules.Rule) -> list[str]:
+    place, told = sentence(row)
+    return [f"`{place}`", f"{told}.".replace("|", "\\|"), f"`{row.bad}`", f"`{row.good}`" if row.good else "without it"]
+
+
+def sentence(row: rules.Rule) -> tuple[str, str]:
+    """The place that a row refuses and what it says, by its example."""
+    place, section = example(row, row.bad)
+    return rules.join(place, row.place), row.told(section, place)
+
+
+def example(row: rules.Rule, settings: str) -> tuple[str, Any]:
+    """The section that ``row`` reads of a page with these settings, which may break rows, and its place: the first where it is
+    refused, if any."""
+    page = Config.model_validate(over({}, words(settings)), context=rules.UNASKED)
+    facts = {name: row.facts[name] for name in row.needs}
+    found = [
+        (place, one) for place, one in rules.sections(page) if row.of in {kind.__name__ for kind in type(one).__mro__}
+    ]
+    return next((pair for pair in found if any(rules.broken(pair[1], [row], **facts))), found[0])
+
+
+def words(settings: str) -> list[str]:
+    """``key=value`` words of a line; a value may have spaces."""
+    return re.split(r" (?=[a-z_.]+=)", settings) if settings else []
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

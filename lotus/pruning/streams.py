@@ -1,0 +1,256 @@
+"""A model cut to one budget at several widths of its stream, of which the nearest to the model is taken."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from lotus.config import Prune, request, rules
+from lotus.pruning import budget, latency, measure, narrow
+from lotus.pruning.study import (
+    Batches,
+    Drawn,
+    Progress,
+    Study,
+    beyond,
+    criterion,
+    fitting,
+    passes_of,
+    refuse_unfit,
+    rounded,
+    study,
+)
+from lotus.vit import anatomy, cost
+from selection import methods
+from selection.errors import Refused
+
+_SOME = 8
+"""One in so many calibration images tries a narrower stream, and another one in so many tells how good it is; of few images all do."""
+
+
+def prune(
+    model: nn.Module,
+    batches: Batches,
+    keep: Mapping[str, float],
+    *,
+    criterion: Any = "fisher",
+    gates: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> nn.Module:
+    """A smaller model within the budget, in eval mode, on the model's device; the model itself is left as it was.
+
+    Args:
+        model: Any supported timm ViT, trained by LOTUS or not.
+        batches: Calibration data: tuples that begin with images and labels, some 2,000 images; or a function that gives them.
+            With ``rotate`` they are gone through twice; a plain iterator's are kept in memory until then.
+        keep: ``macs``, ``params``, ``latency`` (on the model's device), or several, as parts of the model's.
+        criterion: A name from :mod:`lotus.pruning.criteria`, a mapping of ``name`` and its settings, or a function like those.
+        gates: Learned gates by site, for the criterion ``gate``.
+        seed: For the criterion ``random``.
+        settings: Further settings of the section ``prune`` of a config (:class:`lotus.config.Prune`), with the same defaults:
+            ``rank``, ``round``, ``rotate``, ``split``, ``compensate``, ``inputs``, ``branches``, ``width``, ``latency_batch``.
+
+    Raises:
+        Refused: a setting that there is not, or that does not go with another; a model that cannot be cut, a budget out of
+            reach, calibration data that do not serve; says what would.
+    """
+    shelves = []
+    if callable(criterion):
+        shelf, criterion = _shelf(criterion)
+        shelves.append(shelf)
+    keep = dict(keep) if isinstance(keep, Mapping) else keep
+    wants = request({"keep": keep, "criterion": criterion, **settings})
+    rules.refuse(wants, rules.CALLED, place="prune")
+    return lottery(model, batches, wants, shelves=shelves, gates=gates, seed=seed).model
+
+
+def _shelf(function: Callable[..., np.ndarray]) -> tuple[ModuleType, str]:
+    """A function of the user's own on a shelf of its own, and its name there."""
+    name = getattr(function, "__name__", "").lstrip("_") or "criterion"
+    if not inspect.isfunction(function):  # a partial, or an object that is called
+        given = function
+
+        @functools.wraps(given)
+        def function(*args: Any, **options: Any) -> np.ndarray:
+            return given(*args, **options)
+
+    shelf = ModuleType(function.__module__)
+    setattr(shelf, name, function)
+    return shelf, name
+
+
+def lottery(
+    model: nn.Module,
+    batches: Batches,
+    wants: Prune,
+    *,
+    shelves: Iterable[ModuleType] = (),
+    gates: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    table: latency.Table | None = None,
+    progress: Progress | None = None,
+) -> Drawn:
+    """As :func:`prune`, with all that came to light on the way.
+
+    Args:
+        wants: What to keep, and how.
+        shelves: Modules with criteria of the user's own.
+        gates: Learned gates by site, for a criterion that reads them.
+        seed: For the criterion ``random``.
+        table: As of :meth:`Study.draw`.
+        progress: Told the calibration images gone through so far, in all passes together.
+
+    Raises:
+        Refused: as :func:`prune`.
+    """
+    refuse_unfit(model)
+    reads = methods.reads(criterion(wants, shelves))
+    rules.refuse(wants, (*rules.ROWS, *rules.WITHOUT_A_RUN), place="prune", reads=reads)
+    tries = narrow.tries(model, wants)
+    if all(part == 1 for part in (*wants.keep.asked.values(), *tries)):  # then nothing is to be turned or folded
+        wants = wants.model_copy(update={"rotate": False, "compensate": "none"})
+    passes = passes_of(batches)
+    wants, notes = rounded(model, wants, table)
+    widths = narrow.useful(model, tries, wants)
+    lot = _Lot(model, passes, wants, tuple(shelves), gates, seed, table)
+    streams = _Streams(lot, progress)
+    if wants.width == "auto" and len(widths) > 1:
+        streams.descend(widths)
+    else:
+        for channels in widths:
+            drawn = streams.take(channels)
+            if len(widths) > 1:
+                streams.judge(channels, drawn, 1)
+    best = streams.best()
+    return dataclasses.replace(best, notes=(*notes, *best.notes))
+
+
+@dataclass(frozen=True)
+class _Lot:
+    """What is the same for every width."""
+
+    model: nn.Module
+    passes: Callable[[], Iterable[Any]]
+    wants: Prune
+    shelves: Sequence[ModuleType]
+    gates: Mapping[str, Tensor] | None
+    seed: int
+    table: latency.Table | None
+
+    def study(self, start: nn.Module, given: Callable[[], Iterable[Any]], progress: Progress | None) -> Study:
+        return study(
+            start, given, self.wants, shelves=self.shelves, gates=self.gates, seed=self.seed, progress=progress
+        )
+
+    def draw(self, studied: Study) -> Drawn:
+        return studied.draw(self.wants, whole=cost.count(self.model), table=self.table)
+
+    def out_of_reach(self, start: nn.Module) -> str:
+        """Why the budget cannot be met from ``start``, which may have fewer channels; empty where it can."""
+        wants = self.wants if anatomy.is_vit(start) else self.wants.model_copy(update={"branches": False})
+        return budget.out_of_reach(cost.outline(start), wants, whole=cost.count(self.model))
+
+
+class _Streams:
+    """A model cut to one budget at several widths of its stream, and how far each is from the model."""
+
+    def __init__(self, lot: _Lot, progress: Progress | None) -> None:
+        self.lot, self.model, self.passes, self.progress = lot, lot.model, lot.passes, progress
+        self.wide = cost.outline(lot.model).width
+        self.done = self.forwards = 0
+        self.apart: dict[int, float] = {}
+        """Width -> nats an image from the model."""
+        self.drawn: dict[int, Drawn] = {}
+        """By all images."""
+        self._stream: dict[int, narrow.Statistics] = {}
+        self._images = 0
+        self._beyond = ""
+
+    def descend(self, widths: Sequence[int]) -> None:
+        """All channels; where that is too far from the model fewer, as long as that is nearer, tried with some of the images; and
+        the last of those with all of them. Few images are all looked at each time."""
+        drawn = self.take(widths[0])
+        some = _SOME if self._count() >= measure.FEWEST else 1
+        least, nearest = self.judge(widths[0], drawn, some), None
+        if least <= narrow.CLOSE:
+            return
+        for channels in widths[1:]:
+            apart = self.judge(channels, self.take(channels, some), some)
+            if apart > least:
+                break
+            least, nearest = apart, channels
+        if nearest is not None and some > 1:
+            self.judge(nearest, self.take(nearest), some)
+
+    def take(self, channels: int, every: int = 1) -> Drawn | None:
+        """Cut with so many channels, as one in ``every`` image has it; None where the budget cannot be met so."""
+        given = self.passes if every == 1 else functools.partial(_thinned, self.passes, every)
+        start = self.model
+        if channels < self.wide:
+            if every not in self._stream:
+                self._stream[every] = narrow.statistics(
+                    self.model, fitting(self.model, given)(), progress=beyond(self.progress, self.done)
+                )
+                self.done += self._stream[every].images
+                self.forwards += self._stream[every].images
+            start = narrow.narrow(self.model, self._stream[every], channels, compensate=self.lot.wants.compensate)
+        studied = self.lot.study(start, given, beyond(self.progress, self.done))
+        self.done += (1 + studied.wants.rotate) * studied.images
+        self.forwards += studied.forwards
+        if every == 1:
+            self._images = studied.images
+        self._beyond = self.lot.out_of_reach(start)
+        if self._beyond:  # a narrower stream may do it
+            return None
+        drawn = self.lot.draw(studied)
+        del studied  # or the next one's statistics would come on top of these
+        if every == 1:
+            self.drawn[channels] = drawn
+        return drawn
+
+    def judge(self, channels: int, drawn: Drawn | None, every: int) -> float:
+        """How far it is from the model, infinite where there is none: by one in ``every`` image, others than a trial saw."""
+        if drawn is None:
+            return math.inf
+        self.apart[channels], images = narrow.apart(self.model, drawn.model, _thinned(self.passes, every, every - 1))
+        self.forwards += 2 * images
+        return self.apart[channels]
+
+    def _count(self) -> int:
+        """How many images there are, which nothing may have read yet."""
+        if not self._images:
+            self._images = sum(len(images) for images, _ in measure.pairs(self.passes(), labelled=False))
+        return self._images
+
+    def best(self) -> Drawn:
+        """The nearest of those by all images, with what was found on the way."""
+        if not self.drawn:
+            raise Refused(self._beyond)
+        channels = min(self.drawn, key=lambda width: self.apart.get(width, 0.0))
+        found, notes = self.drawn[channels], []
+        if channels < self.wide:
+            notes.append(f"Of the stream's {self.wide} channels {channels} stay, turned.")
+        if len(self.apart) > 1:
+            lines = ", ".join(f"{width}: {apart:.4f}" for width, apart in self.apart.items())
+            notes.append(f"Widths tried, and how far each is from the dense model (nats an image): {lines}.")
+        return dataclasses.replace(found, forwards=self.forwards, notes=(*notes, *found.notes))
+
+
+def _thinned(passes: Callable[[], Iterable[Any]], every: int, first: int = 0) -> Iterator[Any]:
+    """The batches with one in ``every`` of their images, from number ``first`` on."""
+    done = 0
+    for batch in passes():
+        parts = batch if isinstance(batch, (tuple, list)) else (batch,)
+        start, done = (first - done) % every, done + len(parts[0])
+        if start < len(parts[0]):
+            yield tuple(None if part is None else part[start::every] for part in parts[:2])

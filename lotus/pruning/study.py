@@ -1,0 +1,435 @@
+"""A model that is gone through once, and cut from there to any budget: rotated, measured, scored, drawn, compensated."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lotus.config import Prune
+from lotus.pruning import budget, criteria, latency, measure, program, scoring, surgery
+from lotus.pruning import compensate as folds
+from lotus.pruning import rotate as turns
+from lotus.pruning.plan import BlockPlan, Plan
+from lotus.vit import anatomy, cost, families
+from lotus.vit import model as door
+from selection import methods
+from selection.errors import Refused
+
+Batches = Iterable[Any] | Callable[[], Iterable[Any]]
+Progress = Callable[[int], None]
+"""Told the images gone through so far."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A dimension lottery's outcome."""
+
+    model: nn.Module
+    """The small model, in eval mode."""
+    plan: Plan
+    before: dict[str, int]
+    """``params`` and ``macs``."""
+    after: dict[str, int]
+    scores: dict[str, np.ndarray]
+    """Site -> a score a unit; ``blocks.3.attn`` (H * V,), ``blocks.3.mlp`` (F,), ``blocks.3.qk`` (H * Q,)."""
+    images: int
+    """Calibration images; 0 where none were needed."""
+    forwards: int
+    """Forward passes of an image that this took; a backward counts as two, squared derivatives by weights as one more."""
+    notes: tuple[str, ...]
+    """Where a step was not possible, and what was done instead."""
+    latency: latency.Settled | None = None
+    """What was asked of the clock, predicted and measured; None without such a budget."""
+
+    def text(self) -> str:
+        """The plan for people: what stays of each block, what it costs, and the notes."""
+        rows = [f"{'block':>5} {'heads':>7} {'q/k':>7} {'v':>7} {'MLP units':>11}"]
+        for i, plan in enumerate(self.plan.blocks):
+            now, of = plan.dims, plan.of
+            cells = [f"{new}/{old}" for new, old in zip(now[:4], of[:4], strict=True)]
+            rows.append(f"{i:>5} {cells[0]:>7} {cells[1]:>7} {cells[2]:>7} {cells[3]:>11}{_gone(plan)}")
+        for what, name in (("macs", "MACs an image"), ("params", "parameters")):
+            share = self.after[what] / self.before[what]
+            rows.append(f"{name}: {self.after[what]:,} of {self.before[what]:,} ({share:.3f})")
+        return "\n".join([*rows, *self.notes])
+
+
+@dataclass(frozen=True)
+class Study:
+    """A model that has been gone through and scored: it can be cut to any budgets from here, without the images."""
+
+    model: nn.Module
+    dense: nn.Module
+    """What is cut: ``model`` with its heads rotated."""
+    measured: measure.Measured
+    scores: dict[str, np.ndarray]
+    wants: Prune
+    """What it was gone through for: ``criterion``, ``rotate``, ``compensate`` and ``inputs`` are as in there whatever is drawn."""
+    images: int
+    forwards: int
+    notes: tuple[str, ...]
+    beside: nn.Module | None = None
+    """What a budget of latency is a part of, where that is not ``model``, which was cut from it before."""
+
+    def draw(
+        self,
+        wants: Prune,
+        *,
+        whole: cost.Cost | None = None,
+        within: Plan | None = None,
+        table: latency.Table | None = None,
+        timer: latency.Timer | None = None,
+    ) -> Drawn:
+        """Cut to the budget of ``wants``, by its ``rank``, ``round``, ``split`` and ``branches``, and by ``inputs`` where they are
+        scored.
+
+        For a budget of latency the plan is measured, and drawn again by what that shows, unless the table is of another device.
+
+        Args:
+            whole: What the budget is a part of, where that is not the model.
+            within: A plan of a larger model, of which all that this one keeps is to be a part; of the same settings.
+            table: What widths take on this device, for a budget of latency; None: measured now, at ``wants.latency_batch``.
+            timer: milliseconds of a model; None: by the clock, at the table's batch.
+
+        Raises:
+            Refused: a budget out of reach, or of another way than this one.
+        """
+        wants, measured = rounded(self.model, wants, table)
+        if not anatomy.is_vit(self.dense):
+            if wants.branches:
+                anatomy.plain(self.dense, "prune.branches")
+            wants = wants.model_copy(update={"branches": False})
+        large, settled = None if within is None else within.dims, None
+        if wants.keep.latency is not None:
+            table = table or latency.measure(self.beside or self.dense, wants.latency_batch, timer=timer)
+
+            def attempt(now: latency.Table) -> Plan | str:
+                return program.attempt(self._outline, self.scores, wants, now, whole=whole, within=large)
+
+            settled = self.settle(attempt, wants, table, timer=timer)
+            plan = settled.plan
+        else:
+            plan = budget.fit_plan(self._outline, self.scores, wants, whole=whole, within=large)
+        drawn = self.cut(plan, split=wants.split)
+        return dataclasses.replace(
+            drawn,
+            before=_brief(whole or self._outline.cost()),
+            notes=(*measured, *drawn.notes, *([] if settled is None else [settled.text()])),
+            latency=settled,
+        )
+
+    def settle(
+        self,
+        draw: Callable[[latency.Table], Plan | str],
+        wants: Prune,
+        table: latency.Table,
+        *,
+        timer: latency.Timer | None = None,
+    ) -> latency.Settled:
+        """What :func:`lotus.pruning.latency.settle` makes of ``draw``, timed by ``timer``; where the table is of another device,
+        what it says itself.
+
+        Raises:
+            Refused: a budget out of reach; a table of another model.
+        """
+        whole, here, keep = self.beside or self.model, str(next(self.dense.parameters()).device), wants.keep.latency
+        assert keep is not None
+        if any(dims != table.of for dims in cost.outline(whole).dims):
+            raise Refused("prune.keep.latency: the table was measured on a model of other widths. Measure this one.")
+
+        def take(plan: Plan) -> float:  # what is folded into the weights takes no time
+            small = families.close(surgery.cut(self.dense, plan), self.model)
+            return latency.beside(whole, small, table.batch, timer=timer)
+
+        if timer is None and table.device != here:
+            plan = draw(table)
+            if isinstance(plan, str):
+                raise Refused(plan)
+            return latency.Settled(plan, table, keep, table.predict(plan.dims) / table.dense, None)
+        least = program.least_plan(self._outline, self.scores, wants, table)
+        return latency.settle(draw, least, table, keep, take)
+
+    def nested(
+        self,
+        wants: Prune,
+        keeps: Sequence[Mapping[str, float]],
+        *,
+        table: latency.Table | None = None,
+        timer: latency.Timer | None = None,
+    ) -> list[Drawn]:
+        """Cut as ``wants``, but to several budgets, the largest first: what a smaller model keeps, all larger ones keep.
+
+        Raises:
+            Refused: as :meth:`draw`, and where the budgets do not fall.
+        """
+        each = [wants.at(keep) for keep in keeps]
+        budget.check_nested([one.keep.asked for one in each])
+        wants, measured = rounded(self.model, wants, table)
+        if table is None and any(one.keep.latency is not None for one in each):
+            table = latency.measure(self.beside or self.dense, wants.latency_batch, timer=timer)
+        found: list[Drawn] = []
+        for one in each:
+            within = found[-1].plan if found else None
+            one = one.model_copy(update={"round": wants.round})
+            found.append(self.draw(one, within=within, table=table, timer=timer))
+        return [dataclasses.replace(one, notes=(*measured, *one.notes)) for one in found]
+
+    @property
+    def _outline(self) -> cost.Outline:
+        """Of ``model``: opened, as ``dense`` is, keys have biases that a cut model may lose again."""
+        return cost.outline(self.model)
+
+    @functools.cached_property
+    def _origin(self) -> dict[str, Any] | None:
+        """How the model was made, which a cut one no longer shows; looked up once, since a search cuts a hundred times.
+
+        One that timm would not make so can be used all the same; save() says why it cannot be saved.
+        """
+        return door.remade(self.model)
+
+    def cut(self, plan: Plan, *, split: bool = False) -> Drawn:
+        """Cut by a plan for :attr:`dense`, and compensate.
+
+        Raises:
+            Refused: a plan for another model.
+        """
+        outline = self._outline
+        small = families.close(surgery.cut(self.dense, plan), self.model)
+        notes = folds.carry_over(small, self.dense, plan, self.measured.moments, self.wants.compensate)
+        if self._origin is not None:
+            door.remember(small, self._origin)
+        return Drawn(
+            small.eval(),
+            plan,
+            _brief(outline.cost()),
+            _brief(plan.cost(outline)),
+            self.scores,
+            images=self.images,
+            forwards=self.forwards,
+            notes=(*_notes(self.dense, split, rotated=self.wants.rotate), *self.notes, *notes),
+        )
+
+
+def study(
+    model: nn.Module,
+    batches: Batches,
+    wants: Prune,
+    *,
+    shelves: Iterable[ModuleType] = (),
+    gates: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Study:
+    """Rotate, measure and score, by the ``criterion``, ``rotate``, ``compensate`` and ``inputs`` of ``wants``.
+
+    Args:
+        model, batches: As of :func:`lotus.prune`.
+        shelves: Modules with criteria of the user's own.
+        gates: Learned gates by site, for a criterion that reads them.
+        seed: For the criterion ``random``.
+        progress: Told the calibration images gone through so far, in all passes together.
+
+    Raises:
+        Refused: a model that cannot be cut, no such criterion, calibration data that do not serve; says what would.
+    """
+    method = criterion(wants, shelves)
+    refuse_unfit(model)
+    reads = set(methods.reads(method))
+    if "gates" in reads:
+        _refuse_gates(model, gates, wants.inputs)
+    passes = fitting(model, passes_of(batches))
+    dense, turned, notes = families.opened(model), 0, []
+    if wants.rotate and any(block.has_attn for block in anatomy.blocks(model)):
+        learned = "gates" in reads
+        dense, turned, progress = _rotated(dense, passes, progress, v=not learned)
+        if learned:
+            notes.append(
+                "Value dimensions are cut by index, not rotated: a learned gate belongs to the dimension it was learned on."
+            )
+    if "attention" in reads:
+        anatomy.plain(model, "prune.criterion: attention")
+    measured, forwards = _measured(dense, passes, wants, reads, progress)
+    return Study(
+        model,
+        dense,
+        measured,
+        scoring.score(
+            dense, method, wants.criterion.options, measured=measured, gates=gates, inputs=wants.inputs, seed=seed
+        ),
+        wants,
+        images=max(turned, measured.images),
+        forwards=turned + forwards,
+        notes=tuple(notes),
+    )
+
+
+def _rotated(
+    dense: nn.Module, passes: Callable[[], Iterable[Any]], progress: Progress | None, *, v: bool
+) -> tuple[nn.Module, int, Progress | None]:
+    """The model with its heads turned, the images that this took, and the progress of what comes after."""
+    gone = [0]  # images; of large ones not all are looked at
+
+    def told(images: int) -> None:
+        gone[0] = images
+        if progress is not None:
+            progress(images)
+
+    found = turns.statistics(dense, passes(), progress=told)
+    return turns.rotate(dense, found, v=v), next(iter(found.values())).logits.images, beyond(progress, gone[0])
+
+
+def _measured(
+    dense: nn.Module,
+    passes: Callable[[], Iterable[Any]],
+    wants: Prune,
+    reads: set[str],
+    progress: Progress | None,
+) -> tuple[measure.Measured, int]:
+    """What the criterion reads of the images and compensation needs, and the forward passes that this took."""
+    squares, spread = bool(reads & {"read_squares", "write_squares"}), bool(reads & {"covariance", "gain"})
+    labelled = squares or "gradients" in reads
+    if not (labelled or spread or "attention" in reads or wants.compensate != "none"):
+        return measure.Measured(), 0
+    found = measure.measure(
+        dense,
+        passes(),
+        gradients="gradients" in reads,
+        moments="affine" if spread else wants.compensate,
+        logits=spread,
+        squares=squares,
+        inputs=wants.inputs,
+        attention="attention" in reads,
+        progress=progress,
+    )
+    return found, (3 + squares if labelled else 1) * found.images
+
+
+def criterion(wants: Prune, shelves: Iterable[ModuleType]) -> Callable[..., np.ndarray]:
+    """The criterion that is asked for.
+
+    Raises:
+        Refused: there is none of that name, or it has no such setting.
+    """
+    found = methods.find([criteria, *shelves], wants.criterion.name, place="prune.criterion")
+    methods.check_settings(found, wants.criterion.options, place="prune.criterion")
+    return found
+
+
+def rounded(model: nn.Module, wants: Prune, table: latency.Table | None = None) -> tuple[Prune, list[str]]:
+    """``wants`` with the number that ``round: auto`` stands for on the model's device, and what is to be said of it."""
+    if wants.round != "auto":
+        return wants, []
+    multiple = latency.fast_multiple(model, wants.latency_batch if table is None else table.batch)
+    return wants.model_copy(update={"round": multiple}), [f"Widths stay multiples of {multiple}: measured."]
+
+
+def passes_of(batches: Batches) -> Callable[[], Iterable[Any]]:
+    """The batches, as often as they are asked for."""
+    if callable(batches):
+        return batches
+    again = list(batches) if iter(batches) is batches else batches
+    return lambda: again
+
+
+def fitting(model: nn.Module, passes: Callable[[], Iterable[Any]]) -> Callable[[], Iterable[Any]]:
+    """The batches, refused where ``model`` cannot read their images."""
+    embed: Any = getattr(model, "patch_embed", None)
+    side, channels = getattr(embed, "img_size", None), getattr(getattr(embed, "proj", None), "in_channels", None)
+    if not getattr(embed, "strict_img_size", True):
+        side = None
+
+    def again() -> Iterable[Any]:
+        for batch in passes():
+            images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+            if isinstance(images, Tensor):
+                wrong = images.ndim != 4 or (channels is not None and images.shape[1] != channels)
+                if wrong or (side is not None and tuple(images.shape[2:]) != tuple(side)):
+                    size = " x ".join(map(str, side)) if side is not None else "any"
+                    raise Refused(
+                        f"prune: calibration images are {tuple(images.shape)}, the model reads (images, {channels}) of {size} pixels. "
+                        "Resize them, or make the model with that img_size."
+                    )
+            yield batch
+
+    return again
+
+
+def beyond(progress: Progress | None, done: int) -> Progress | None:
+    return None if progress is None else lambda images: progress(done + images)
+
+
+def _notes(model: nn.Module, split: bool, *, rotated: bool) -> list[str]:
+    """What the architecture rules out."""
+    found, notes = anatomy.blocks(model), []
+    rest = "Value dimensions are cut alone." if split else "Value dimensions too, since split is off."
+    for whole, why in (
+        ([block for block in found if block.qk_norm], "qk-norm reads them all"),
+        ([block for block in found if block.rotary and not block.qk_norm], "rotary positions turn them in pairs"),
+    ):
+        if whole:
+            notes.append(f"Query/key dimensions stay whole where {why} ({whole[0].name} to {whole[-1].name}). {rest}")
+    if rotated and any(block.norm("attn") is not None for block in found):
+        notes.append("Value dimensions are cut by index, not rotated: a norm stands between them and proj.")
+    if any(block.norm(branch) is not None for block in found for branch in ("attn", "mlp")):
+        notes.append(
+            "The norms before proj and fc2 take their statistics from what stays, rescaled to what they were on average."
+        )
+    return notes
+
+
+def _gone(plan: BlockPlan) -> str:
+    """What of a block is gone as a whole, and what it reads where that is not all."""
+    if not plan.heads and not plan.units:
+        return "  gone"
+    said = ["no attention" if not plan.heads else "", "no MLP" if not plan.units else ""]
+    for what, reads in (("attention", plan.attn_in), ("MLP", plan.mlp_in)):
+        said.append(f"{what} reads {len(reads)}" if reads is not None else "")
+    return "".join(f"  {one}" for one in said if one)
+
+
+def _brief(whole: cost.Cost) -> dict[str, int]:
+    return {"params": whole.params, "macs": whole.macs}
+
+
+def refuse_unfit(model: nn.Module) -> None:
+    if torch.is_inference_mode_enabled() or any(weight.is_inference() for weight in model.parameters()):
+        raise Refused(
+            "prune: no derivative can be taken inside of torch.inference_mode(), or of weights made there. Call it outside; "
+            "torch.no_grad() is no hindrance."
+        )
+    for block in anatomy.blocks(model):
+        owners = [getattr(block.module, name, None) for name in ("attn", "mlp")]
+        for name, linear in (pair for owner in owners if owner is not None for pair in owner.named_modules()):
+            if isinstance(linear, nn.Linear) and (linear._forward_pre_hooks or linear._forward_hooks):
+                raise Refused(
+                    f"{block.name}: {name} carries a forward hook, which a cut would lose. Take it off first (gates: remove())."
+                )
+    first = next(iter(model.parameters())).dtype
+    for where, weight in model.named_parameters():
+        if weight.dtype != first:
+            raise Refused(
+                f"{where}: is {weight.dtype}, other weights are {first}. Bring all to one, e.g. model.float()."
+            )
+        if weight.is_meta:
+            raise Refused(f"{where}: has no memory (meta device). Load the weights first.")
+        if not torch.isfinite(weight).all():
+            raise Refused(f"{where}: holds values that are not finite. Prune a checkpoint from before.")
+
+
+def _refuse_gates(model: nn.Module, gates: Mapping[str, Tensor] | None, inputs: bool) -> None:
+    """Refuse gates that are missing or of other widths."""
+    for site, linear in anatomy.sites(model, inputs=inputs).items():
+        if gates is None or site not in gates:
+            raise Refused(
+                f"prune.criterion: this one reads the learned gate of {site}, which is not here. Train with gates, or take another."
+            )
+        if gates[site].numel() != linear.in_features:
+            raise Refused(f"prune.criterion: {gates[site].numel()} gates for the {linear.in_features} units of {site}.")

@@ -1,0 +1,221 @@
+"""One block while it is cut: widths that only ever follow the order of scores, and the chunks by which they change.
+
+A chunk is ``round`` MLP units of a block, a head, or ``round`` dimensions in all heads of a block; where that is asked for,
+``round`` channels that a branch reads, or a branch as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from lotus.pruning.plan import BlockPlan
+from lotus.vit.anatomy import Dims
+from lotus.vit.cost import BlockCost, Outline
+from selection.errors import Refused
+
+KINDS = ("heads", "dims", "units")
+SPLIT = ("heads", "qk", "v", "units")
+INPUTS = ("attn_in", "mlp_in")
+BRANCHES = ("attn", "mlp")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A cut that can be done, or undone, next: block ``index`` takes on ``dims``."""
+
+    index: int
+    kind: str
+    dims: Dims
+    value: float
+    """Scores that go with it."""
+    macs: int
+    params: int
+    """What it saves."""
+
+
+class BlockWidths:
+    """One block while it is cut: how many of its heads, dimensions and units are left, what the next chunk of a kind would
+    take or bring back, and what that is worth. Counts only ever follow the order of scores."""
+
+    def __init__(
+        self, index: int, outline: Outline, scores: Mapping[str, np.ndarray], round: int, *, inputs: bool
+    ) -> None:
+        self.index, self.outline, self.round = index, outline, round
+        self.of = self.dims = outline.dims[index]
+        self.most = self.of  # what may come back; less than all where a plan has to lie within another
+        self.whole_qk = bool(outline.whole_qk) and outline.whole_qk[index]
+        heads, qk_dim, v_dim, hidden = self.of[:4]
+        name = f"blocks.{index}"
+        self.reads: dict[str, int] = {}
+        """Channels that each branch reads now, where some of them may go."""
+        self.read_scores: dict[str, np.ndarray] = {}
+        if inputs:
+            for kind, there, of in (("attn_in", heads, self.of.attn_in), ("mlp_in", hidden, self.of.mlp_in)):
+                if there:
+                    self.reads[kind] = of or outline.width
+                    self.read_scores[kind] = _scores(scores, f"{name}.{kind}", (self.reads[kind],))
+        self.read_order = {kind: np.argsort(-found, kind="stable") for kind, found in self.read_scores.items()}
+        self.read_sums = {kind: _sums(found[self.read_order[kind]]) for kind, found in self.read_scores.items()}
+        self.qk = _scores(scores, f"{name}.qk", (heads, qk_dim))
+        self.v = _scores(scores, f"{name}.attn", (heads, v_dim))
+        self.units = _scores(scores, f"{name}.mlp", (hidden,))
+        # Best first; ties go by index, so that a plan depends on nothing but the scores.
+        self.head_order = np.argsort(-self.v.sum(axis=1), kind="stable")
+        self.qk_order = np.argsort(-self.qk, axis=1, kind="stable")
+        self.v_order = np.argsort(-self.v, axis=1, kind="stable")
+        self.unit_order = np.argsort(-self.units, kind="stable")
+        # Sums over the best k: what is left of the scores when k stay.
+        self.unit_sums = _sums(self.units[self.unit_order])  # (F + 1,)
+        self.qk_sums = _sums(np.take_along_axis(self.qk, self.qk_order, 1))[
+            self.head_order
+        ]  # (H, Q + 1), best head first
+        self.v_sums = _sums(np.take_along_axis(self.v, self.v_order, 1))[self.head_order]
+
+    def fewer(self, kind: str) -> Dims | None:
+        """The widths after one chunk of ``kind`` less; None where nothing more may go."""
+        heads, qk_dim, v_dim, hidden = self.dims[:4]
+        if kind == "mlp":
+            return self.dims._replace(hidden=0, mlp_in=None) if hidden else None
+        if kind in self.reads:
+            there = heads if kind == "attn_in" else hidden
+            now = getattr(self.dims, kind) or self.reads[kind]
+            less = _less(now, self.round)
+            return self.dims._replace(**{kind: less}) if there and less != now else None
+        if kind == "units":
+            units = _less(hidden, self.round) if hidden else 0
+            return self.dims._replace(hidden=units) if units != hidden else None
+        if not heads or kind in INPUTS:
+            return None
+        if kind == "attn":
+            return Dims(0, 0, 0, hidden, None, self.dims.mlp_in)
+        if kind == "heads":
+            return self.dims._replace(heads=heads - 1) if heads > 1 else None
+        if kind in ("dims", "qk") and self.whole_qk:
+            return None
+        if kind in ("dims", "qk", "v"):
+            qk = qk_dim if kind == "v" else _less(qk_dim, self.round)
+            v = v_dim if kind == "qk" else _less(v_dim, self.round)
+            return self.dims._replace(qk_dim=qk, v_dim=v) if (qk, v) != (qk_dim, v_dim) else None
+        raise AssertionError(kind)
+
+    def more(self, kind: str) -> Dims | None:
+        """The widths with one chunk of ``kind`` more; None where all are there that may be. A branch comes
+        back as small as it can be."""
+        heads, qk_dim, v_dim, hidden = self.dims[:4]
+        least = self.least()
+        if kind == "mlp":
+            back = self.dims._replace(hidden=least.hidden, mlp_in=least.mlp_in)
+            return back if self.most.hidden and not hidden else None
+        if kind == "attn":
+            back = Dims(least.heads, least.qk_dim, least.v_dim, hidden, least.attn_in, self.dims.mlp_in)
+            return back if self.most.heads and not heads else None
+        if kind in self.reads:
+            there, now = (heads if kind == "attn_in" else hidden), getattr(self.dims, kind)
+            if not there or now is None or now == getattr(self.most, kind):
+                return None
+            wide = _more(now, getattr(self.most, kind) or self.reads[kind], self.round)
+            return self.dims._replace(**{kind: getattr(self.of, kind) if wide == self.reads[kind] else wide})
+        if kind == "units":
+            units = _more(hidden, self.most.hidden, self.round) if hidden else 0
+            return self.dims._replace(hidden=units) if units != hidden else None
+        if not heads or kind in INPUTS:
+            return None
+        if kind == "heads":
+            return self.dims._replace(heads=heads + 1) if heads < self.most.heads else None
+        if kind in ("dims", "qk") and self.whole_qk:
+            return None
+        if kind in ("dims", "qk", "v"):
+            qk = qk_dim if kind == "v" else _more(qk_dim, self.most.qk_dim, self.round)
+            v = v_dim if kind == "qk" else _more(v_dim, self.most.v_dim, self.round)
+            return self.dims._replace(qk_dim=qk, v_dim=v) if (qk, v) != (qk_dim, v_dim) else None
+        raise AssertionError(kind)
+
+    def least(self) -> Dims:
+        """The smallest widths at which both branches are still there."""
+        reads = {kind: min(wide, self.round) for kind, wide in self.reads.items()}
+        return least_of(self.of, self.round, whole_qk=self.whole_qk)._replace(
+            **{kind: getattr(self.of, kind) if less == self.reads[kind] else less for kind, less in reads.items()}
+        )
+
+    def worth(self, dims: Dims, *, keys: bool, reads: bool) -> float:
+        """Sum of the scores that stay with ``dims``; of query/key dimensions too with ``keys``, of inputs with ``reads``."""
+        attention = self.v_sums[: dims.heads, dims.v_dim].sum()
+        if keys:
+            attention += self.qk_sums[: dims.heads, dims.qk_dim].sum()
+        beside = sum(self.read_sums[kind][getattr(dims, kind) or wide] for kind, wide in self.reads.items() if reads)
+        return float(attention + self.unit_sums[dims.hidden] + beside)
+
+    def cost(self, dims: Dims) -> BlockCost:
+        return self.outline.block(self.index, dims)
+
+    def chunk(self, kind: str, to: Dims | None) -> Chunk | None:
+        """The chunk between the present widths and ``to``."""
+        if to is None:
+            return None
+        here, there = self.cost(self.dims), self.cost(to)
+        # A head takes its query/key dimensions along, but they act through its outputs alone: they are no extra loss.
+        # So does a branch with all that it reads.
+        keys, reads = kind in ("dims", "qk"), kind in INPUTS
+        value = abs(self.worth(self.dims, keys=keys, reads=reads) - self.worth(to, keys=keys, reads=reads))
+        return Chunk(self.index, kind, to, value, abs(here.macs - there.macs), abs(here.params - there.params))
+
+    def plan(self) -> BlockPlan:
+        heads = sorted(int(h) for h in self.head_order[: self.dims.heads])
+        cut = {
+            kind: _kept(order, count)
+            for kind, order in self.read_order.items()
+            if (count := getattr(self.dims, kind)) is not None and count < self.reads[kind]
+        }
+        return BlockPlan(
+            of=self.of,
+            heads=tuple(heads),
+            qk=tuple(_kept(self.qk_order[h], self.dims.qk_dim) for h in heads),
+            v=tuple(_kept(self.v_order[h], self.dims.v_dim) for h in heads),
+            units=_kept(self.unit_order, self.dims.hidden),
+            **cut,
+        )
+
+
+def _scores(scores: Mapping[str, np.ndarray], site: str, shape: tuple[int, ...]) -> np.ndarray:
+    found = scores.get(site)
+    if found is None:
+        if site.endswith(".qk") or 0 in shape:  # a branch that is gone has no units
+            return np.zeros(shape)
+        raise Refused(f"{site}: has no scores. Here: {', '.join(sorted(scores)) or 'none'}.")
+    array = np.asarray(found, dtype=np.float64)
+    if array.size != np.prod(shape):
+        raise Refused(f"{site}: {array.size} scores for {int(np.prod(shape))} units.")
+    if not np.isfinite(array).all():
+        raise Refused(f"{site}: scores are not finite. Are the weights and the calibration images?")
+    return array.reshape(shape)
+
+
+def _sums(best_first: np.ndarray) -> np.ndarray:
+    """Sums over the first 0, 1, 2, ... along the last axis."""
+    zero = np.zeros((*best_first.shape[:-1], 1))
+    return np.concatenate([zero, np.cumsum(best_first, axis=-1)], axis=-1)
+
+
+def least_of(of: Dims, round: int, *, whole_qk: bool = False, split: bool = False) -> Dims:
+    """The smallest widths at which the branches that are there stay."""
+    heads, hidden = min(of.heads, 1), min(of.hidden, round)
+    if whole_qk:
+        return of._replace(heads=heads, v_dim=min(of.v_dim, round) if split else of.v_dim, hidden=hidden)
+    return of._replace(heads=heads, qk_dim=min(of.qk_dim, round), v_dim=min(of.v_dim, round), hidden=hidden)
+
+
+def _less(width: int, round: int) -> int:
+    """The next smaller multiple of ``round``; the width itself where there is none."""
+    return max((width - 1) // round * round, min(width, round))
+
+
+def _more(width: int, of: int, round: int) -> int:
+    """The next larger multiple of ``round``, or all."""
+    return min((width // round + 1) * round, of)
+
+
+def _kept(order: np.ndarray, count: int) -> tuple[int, ...]:
+    return tuple(sorted(int(i) for i in order[:count]))
