@@ -261,27 +261,33 @@ def _reached(values: Mapping[str, float]) -> str:
 # ------------------------------------------------------------------------------------------------------------- pages
 
 
-def last_page(results: Mapping[str, Any], report_path: str | Path, console: Console | None = None) -> None:
+def last_page(
+    results: Mapping[str, Any], report_path: str | Path, stages: ledger.Stages, console: Console | None = None
+) -> None:
     """The page that ends a run: what came out, dense against lotus, what was kept, what it cost, where the report is."""
     console = console or _console()
     console.print()
     console.print(Text(f"LOTUS  {results.get('name', '')}".rstrip(), "bold"))
-    console.print(Text(ledger.headline(results)))
+    console.print(Text(ledger.headline(results, stages)))
     console.print()
 
     table = _table()
-    dense = "dense" if "baseline" in results else "before the cut"
+    dense = "dense" if ledger.has_dense(results, stages) else "before the cut"
     for name, side in (("", "left"), (dense, "right"), ("lotus", "right"), ("change", "right")):
         table.add_column(name, justify=side)  # type: ignore[arg-type]
-    for line in ledger.compared(results):
+    for line in ledger.compared(results, stages):
         style = {True: "green", False: "yellow", None: ""}[line.better]
         table.add_row(Text(line.what), line.dense, line.lotus, Text(line.change, style))
     console.print(table)
 
     for told in kept_lines(results.get("kept", {})):
         console.print(Text(told))
-    for told in size_lines(results):
+    for told in size_lines(results, stages):
         console.print(Text(told))
+    for section in results.get("sections", ()):
+        console.print(Text(f"{section['title']}: {section['text']}" if section["text"] else section["title"]))
+        for row in section["rows"]:
+            console.print(Text("  " + "  ".join(row)))
     costs = results.get("ledger", {})
     if costs.get("stages"):
         console.print()
@@ -341,13 +347,13 @@ def kept_lines(kept: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def size_lines(results: Mapping[str, Any]) -> list[str]:
+def size_lines(results: Mapping[str, Any], stages: ledger.Stages) -> list[str]:
     """The sizes that were written beside the pruned model, a line each."""
     return [
         f"{one['name']:<11} {percent(one['share'])} of the MACs, "
         + (f"{percent(one['time'])} of the latency, " if "time" in one else "")
         + f"{si(one['params'])} parameters, top-1 {one['top1']:.2f} % right after the cut"
-        for one in ledger.sizes(results)
+        for one in ledger.sizes(results, stages)
     ]
 
 
@@ -600,7 +606,7 @@ def _ledger_table(costs: Mapping[str, Any]) -> Table:
     for name in ("seconds", "image-forwards", "MACs"):
         table.add_column(name, justify="right")
     for row in costs["stages"]:
-        apart = row["stage"] == "baseline"
+        apart = row["part"] == "dense"
         table.add_row(
             Text(f"{row['stage']}{' (dense, to compare)' if apart else ''}", "dim" if apart else ""),
             f"{row['seconds']:.1f}",

@@ -85,7 +85,7 @@ def draw_sizes(shop: Shop, model: nn.Module, gates: Any, calibration: np.ndarray
     for part, small in zip(sorted(wants.sizes, reverse=True), studied.nested(keeps, **shared), strict=True):
         with shop.images(run.val_beton, None, shop.config.train, small.model) as loader:
             measured = loop.evaluate(small.model, loader, shop.world)
-        folder = run.folder / f"pruned-{part:g}"
+        folder = run.folder / f"prune-{part:g}"
         lotus.pruning.save(small.model, folder)
         yield Wrote("prune", str(folder))
         of = "MACs" if small.latency is None else "latency"

@@ -124,7 +124,7 @@ def patch_file(
     from lotus.vit.model import image_size
 
     run, manifest = shop.run, shop.manifest()
-    folder = run.baseline if patches.model == "baseline" else Path(patches.model)
+    folder = run.of("baseline") if patches.model == "baseline" else Path(patches.model)
     asked = lotus.pruning.load(folder) if patches.model else None
     looks: Any = model if asked is None else asked
     if asked is not None:

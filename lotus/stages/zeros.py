@@ -31,7 +31,7 @@ def zero_weights(shop: Shop) -> Making:
     run, config, wants = shop.run, shop.config, shop.config.prune
     keep = wants.keep.weights
     assert keep is not None  # the config's own check
-    model = lotus.pruning.load(run.trained).to(shop.world.device)
+    model = lotus.pruning.load(run.of("train")).to(shop.world.device)
     cost, listed = count(model), unstructured.listed(model, wants.weights)
     told: dict[str, Any] = {}
     forwards = 0.0
@@ -82,8 +82,8 @@ def zero_weights(shop: Shop) -> Making:
     stays, of = unstructured.counted(masks)
     yield Said("prune", f"{of - stays:,} of {of:,} weights are zeros now. The model computes as many MACs as before.")
     yield Evaluated("prune", 0, values)
-    lotus.pruning.save(model, run.pruned, about={"zeros": {"list": wants.weights, "kept": stays, "of": of}})
-    yield Wrote("prune", str(run.pruned))
+    lotus.pruning.save(model, run.of("prune"), about={"zeros": {"list": wants.weights, "kept": stays, "of": of}})
+    yield Wrote("prune", str(run.of("prune")))
     told |= {"top1": values["top1"], "loss": values["loss"], "params": cost.params, "macs": cost.macs}
     return Outcome(forwards, spent, {**told, "weights": {"kept": stays, "of": of}, **patches})
 

@@ -1,0 +1,111 @@
+"""What every stage has at hand: the run, the other ranks, the images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lotus.config import Config, Recipe
+from lotus.run import Run
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lotus.config import Augment
+    from lotus.data.beton import Manifest
+    from lotus.data.loader import Loader
+    from lotus.data.plan import SamplePlan
+    from lotus.training.distributed import World
+    from selection.signals import Signals
+
+CALIBRATION = 7
+"""Stream of chance for the choice of calibration images: no other draw shares it."""
+
+PARTS = 8
+"""Likewise for the parts of the images that ``score.subsets`` trains on."""
+
+HELD_OUT = 11
+"""Stream of chance for the images that a search is judged by."""
+
+
+@dataclass
+class Context:
+    """What every stage has at hand."""
+
+    run: Run
+    world: World
+    shelves: Sequence[ModuleType]
+    anew: bool = False
+    """The data too is to be written again, whatever stands."""
+
+    @classmethod
+    def open(cls, run: Run, shelves: Sequence[ModuleType]) -> Context:
+        """Joins the other ranks, on the device of the config."""
+        from lotus.training.distributed import start
+
+        return cls(run, start(run.config.device), shelves)
+
+    @property
+    def config(self) -> Config:
+        return self.run.config
+
+    def alone(self) -> Context:
+        """For a stage that one rank does while the others wait."""
+        return dataclasses.replace(self, world=dataclasses.replace(self.world, rank=0, size=1))
+
+    def manifest(self) -> Manifest:
+        from lotus.data.beton import Manifest
+
+        return Manifest.load(self.run.train_beton)
+
+    def signals(self) -> Signals:
+        """What the probe left; labels alone where nothing else is read."""
+        from lotus.data import beton
+        from selection.signals import Signals
+
+        if self.run.probed:
+            return Signals.load(self.run.signals, only=self.run.reads(self.shelves))
+        manifest = self.manifest()
+        known = {"labels": beton.labels(self.run.train_beton)}
+        return Signals(known, classes=manifest.classes, fingerprint=manifest.fingerprint)
+
+    def images(
+        self, file: Path, rows: np.ndarray | None, recipe: Recipe, model: nn.Module, *, side: int | None = None
+    ) -> Any:
+        """A loader that goes through ``rows`` (all, for None) once, in order, without augmentation."""
+        from lotus.data import beton
+        from lotus.data.plan import SamplePlan
+        from lotus.vit.model import image_size
+
+        if rows is None:
+            rows = np.arange(beton.Manifest.load(file).n)
+        order = SamplePlan.evaluation(rows, batch_size=recipe.batch_size, world=self.world.size, rank=self.world.rank)
+        return self.loader(
+            file, order, size=image_size(model) if side is None else side, augment=None, seed=self.config.seed
+        )
+
+    def loader(self, file: Path, order: SamplePlan, *, size: int, augment: Augment | None, seed: int) -> Loader:
+        """``file`` in an order, normalised as the training images are."""
+        from lotus.data.loader import open_loader
+
+        manifest, data = self.manifest(), self.config.data
+        return open_loader(
+            file, order, size=size, augment=augment, mean=manifest.mean, std=manifest.std, seed=seed,
+            device=self.world.device, kind=data.loader, workers=data.workers,
+        )  # fmt: skip
+
+    def new_model(self) -> nn.Module:
+        """The dense ViT of the config, the same start for the same seed."""
+        import torch
+
+        from lotus.vit.model import create
+
+        with torch.random.fork_rng():
+            torch.manual_seed(self.config.seed)
+            return create(self.config.model, len(self.manifest().classes))
