@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lotus.config import Config, Data
+from lotus.config import Config, Data, Patches
 from lotus.events import Event, Said, Wrote
 from lotus.run import Run
 from lotus.stages.context import Context
@@ -44,27 +44,16 @@ def patch_ticket(
     Raises:
         Refused: an unknown score; a model that is missing or not asked; no images.
     """
-    from lotus.config import Method, Model, Patches
+    from lotus.config import Model
     from lotus.data import tickets
-    from lotus.vit import saliency, tokens
+    from lotus.vit import tokens
     from lotus.vit.model import create
 
-    own = config.train.patches
-    wants = own if own is not None and own.mode == "input" else Patches(mode="input", keep=own.keep if own else 0.7)
-    method = Method(name=score) if score else wants.score
-    asks = saliency.reads_a_model(method, shelves, place="--score")
-    ask = model or (wants.model if asks else "")
-    if asks and not ask:
-        raise Refused(f"--score {method.name}: it reads a model. Name one that LOTUS wrote with --model FOLDER.")
-    if not asks and ask:
-        raise Refused(f"--model {ask}: {method.name!r} reads the image alone and asks no model. Leave it out.")
-    share = wants.keep if keep is None else keep
-    if not 0 < share <= 1:
-        raise Refused(f"--keep: the part that stays lies in (0, 1], not {share:g}.")
+    wants = _wanted(config, score, model, keep, shelves)
+    share, ask = wants.keep, wants.model
     if not prepared:
         yield from go(config, until="prepare", shelves=shelves)
     context = Context.open(run_of(config, shelves), shelves).alone()
-    wants = wants.model_copy(update={"score": method, "model": ask, "cached": not asks, "keep": share})
     manifest = context.manifest()
     plain = config.model.model_copy(update={"pretrained": False, "weights": ""})
     trained: Any = create(plain, len(manifest.classes)) if not (prepared and ask) else None
@@ -86,7 +75,7 @@ def patch_ticket(
     mean = maps.mean(0) / 255
     stays = tokens.kept(count, share)
     told = {
-        "file": str(file), "made": made, "score": method.name, "model": ask, "images": len(maps), "keep": share,
+        "file": str(file), "made": made, "score": wants.score.name, "model": ask, "images": len(maps), "keep": share,
         "kept": stays, "of": count, "cut_as": "" if ask else plain.name, "patch": list(trained.patch_embed.patch_size), "mean_map": mean.round(4).tolist(),
         "mass": None if mass is None else float(mass[tokens.kept(len(mass), share) - 1]),
     }  # fmt: skip
@@ -95,6 +84,30 @@ def patch_ticket(
         yield Wrote("patches", str(picture))
         told["picture"] = str(picture)
     return told
+
+
+def _wanted(config: Config, score: str, model: str, keep: float | None, shelves: Sequence[ModuleType]) -> Patches:
+    """How patches are to be scored and kept: as ``train.patches`` has it, but for what was said instead.
+
+    Raises:
+        Refused: an unknown score; a model that is missing or not asked; a part that is none.
+    """
+    from lotus.config import Method
+    from lotus.vit import saliency
+
+    own = config.train.patches
+    wants = own if own is not None and own.mode == "input" else Patches(mode="input", keep=own.keep if own else 0.7)
+    method = Method(name=score) if score else wants.score
+    asks = saliency.reads_a_model(method, shelves, place="--score")
+    ask = model or (wants.model if asks else "")
+    if asks and not ask:
+        raise Refused(f"--score {method.name}: it reads a model. Name one that LOTUS wrote with --model FOLDER.")
+    if not asks and ask:
+        raise Refused(f"--model {ask}: {method.name!r} reads the image alone and asks no model. Leave it out.")
+    share = wants.keep if keep is None else keep
+    if not 0 < share <= 1:
+        raise Refused(f"--keep: the part that stays lies in (0, 1], not {share:g}.")
+    return wants.model_copy(update={"score": method, "model": ask, "cached": not asks, "keep": share})
 
 
 def _draw_ticket(

@@ -25,6 +25,7 @@ def forecast(
     check(config, shelves)
     run, ahead = run_of(config, shelves), Ahead(config, shelves)
     look_ahead(config, run.stages.values(), shelves)
+    check_named(until, list(run.stages), "until")
     names = run.plan(until)
     check_named(first, names, "--from")
     rows: list[dict[str, Any]] = []

@@ -39,6 +39,7 @@ def go(
     """
     check(config, shelves)
     run = run_of(config, shelves)
+    check_named(until, list(run.stages), "until")
     names = run.plan(until)
     check_named(first, names, "--from")
     asked = names if again else names[names.index(first) :] if first else []

@@ -13,6 +13,7 @@ from rich.console import Console
 from run_folder import BLOCKS, STAGES, log, results
 
 from lotus.report import figures, html, ledger, terminal
+from lotus.report import lines as told_lines
 from lotus.report.figures import Point, Series
 from selection.errors import Refused
 from selection.subset import Subset
@@ -91,7 +92,7 @@ def test_a_narrower_stream_and_a_budget_of_latency_are_told(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "results.json").write_text(json.dumps(found))
     text = html.write(tmp_path / "run", STAGES).read_text()
-    lines = terminal.kept_lines(found["kept"])
+    lines = told_lines.kept_lines(found["kept"])
     assert "48 of 64 channels" in text
     assert "width       48 of the stream's 64 channels (75 %)" in lines
     told = "asked 0.500 | predicted 0.488 | measured 0.505 of the dense model's time, at a batch of 64 on cpu"
@@ -353,7 +354,9 @@ def test_sizes_that_were_drawn_by_latency_tell_it(measured, tmp_path):
     line = f"prune-0.4   40 % of the MACs, {share} of the latency, 81 k parameters, top-1 93.21 % right after the cut"
     assert line in page.file.getvalue()
     del size["latency"]
-    assert terminal.size_lines({**results(), "prune": after}, STAGES) == [line.replace(f"{share} of the latency, ", "")]
+    assert told_lines.size_lines({**results(), "prune": after}, STAGES) == [
+        line.replace(f"{share} of the latency, ", "")
+    ]
     assert "latency of dense" not in html.render(bare(tmp_path, prune=after), STAGES)
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from run_folder import STAGES, results
 
 from lotus.events import Began, Ended, Evaluated, Pruned, Said, Skipped, Step, Wrote
-from lotus.report import terminal
+from lotus.report import lines, terminal
 from lotus.report.terminal import Terminal
 
 
@@ -200,8 +200,8 @@ def test_many_classes_are_summed_up():
 
 
 def test_constant_scores_have_a_histogram():
-    assert terminal.histogram(np.ones(4), np.array([0])) == [f"{'1':>10}  {'█' * 11 + '░' * 33}  1 of 4"]
-    assert len(terminal.histogram(np.full(3, np.inf), np.array([0]))) == 1
+    assert lines.histogram(np.ones(4), np.array([0])) == [f"{'1':>10}  {'█' * 11 + '░' * 33}  1 of 4"]
+    assert len(lines.histogram(np.full(3, np.inf), np.array([0]))) == 1
 
 
 def test_the_plan_page():
