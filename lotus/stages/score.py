@@ -56,6 +56,7 @@ def _check(ahead: Ahead) -> None:
             anatomy.supported(proxy)
         except Refused as refusal:
             raise Refused(f"score.patches: {refusal} Set score.patches=null.") from None
+    check_recipe("train", ahead.config.train, ahead.shape)  # first: what it takes from there is told as that
     check_recipe("score", wants, proxy)
     if wants.model is not None:
         check_weights("score.model", wants.model)

@@ -10,6 +10,8 @@ import pytest
 from running import DIGITS, SHORT, lotus, lotus_json
 
 from lotus.config import read
+from lotus.events import Began, Said
+from lotus.stages import go
 from lotus.stages.dry_run import forecast
 
 
@@ -150,3 +152,17 @@ def test_zeros_by_a_pattern_and_by_size_after_one_training(finished: Path, tmp_p
         refused = lotus("run", *words, change)
         assert refused.returncode == 2, refused.stdout
         assert says in refused.stderr
+
+
+def test_a_folder_of_an_older_lotus_runs_again_and_its_models_stay(tmp_path: Path) -> None:
+    for name in ("trained", "final"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "spec.json").write_text("{}")
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "prepare.json").write_text('{"format": 1, "stage": "prepare"}')
+    config = read(Path(DIGITS), [f"folder={tmp_path}"])
+    said = [event for event in go(config, until="prepare") if isinstance(event, Said)]
+    assert [event.level for event in said] == ["warning"]
+    assert "its stages run again. The models in final/, trained/ stay as they are." in said[0].text
+    assert (tmp_path / "trained" / "spec.json").exists()
+    assert [event for event in go(config, until="prepare") if isinstance(event, (Said, Began))] == []
