@@ -50,7 +50,8 @@ class Outcome:
     """Of training before it was last taken up again."""
 
 
-Making = Generator[Event, None, Outcome]
+Work = Generator[Event, None, Outcome]
+"""What a stage does: yields what happens, returns what it cost."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Stage:
     """Also of its folder, of its part of results.json, and of its model for ``lotus evaluate --model``."""
     says: ByConfig[str]
     """What it does, for people."""
-    make: Callable[[Any], Making]
+    make: Callable[[Any], Work]
     """Does it, given a :class:`lotus.stages.context.Context`: yields what happens, returns what it cost."""
     settings: ByConfig[Names] = ()
     """Parts of the config (``"train"``, ``"prune.keep.macs"``) that change what it makes, less those with a minus before them."""

@@ -175,10 +175,26 @@ def _pictures(
     results: Mapping[str, Any], log: list[dict[str, Any]], settings: config.Config | None, stages: Stages
 ) -> Iterator[tuple[str, str]]:
     """Heading and SVG of each picture of the training; an empty SVG where there is nothing to draw."""
+    yield from _courses(results, log, stages)
+    # The dense model, and the lottery's on its way from trained to cut to shipped.
+    points = [
+        Point(stage.curve.point, stage.curve.style, float(results[name]["macs"]), float(results[name]["top1"]))
+        for name, stage in stages.items()
+        if stage.curve is not None and {"macs", "top1"} <= set(results.get(name) or {})
+    ]
+    yield "Accuracy for its cost", figures.trade(points)
+    _, swept = ledger.told_by(results, stages, "sweep")
+    if swept:
+        yield "Essential sparsity", _sweep(swept)
+    steps = _last_course(log, named(stages, "training"), "open_macs")
+    yield "Gates", _gates(steps, settings.prune.keep.macs if settings else None)
+
+
+def _courses(results: Mapping[str, Any], log: list[dict[str, Any]], stages: Stages) -> Iterator[tuple[str, str]]:
+    """Accuracy and loss over the images seen; what the shipped model was trained on comes after the training before it."""
     training, shipped = named(stages, "training"), named(stages, "shipped")
-    curves = {name: stage.curve for name, stage in stages.items() if stage.curve is not None}
-    measured = {name: _evaluations(log, name) for name, curve in curves.items() if curve.course}
-    across = "images seen in training"
+    curves = {name: stage.curve for name, stage in stages.items() if stage.curve is not None and stage.curve.course}
+    measured = {name: _evaluations(log, name) for name in curves}
     for key, name, unit, bounds in (
         ("top1", "Accuracy", "top-1 on the validation images, %", (0, 100)),
         ("loss", "Loss", "loss on the validation images, nats", (0, None)),
@@ -193,53 +209,39 @@ def _pictures(
             x = [start + seen * epoch / max(epochs) for epoch in epochs]
             if stage == training:
                 offset = seen
-            series.append(
-                Series(
-                    curves[stage].course, curves[stage].style, x, [values[key] for _, values in rows if key in values]
-                )
-            )
-        yield name, figures.curves(series, title=f"{name} over training", x=across, y=unit, bounds=bounds)
+            values = [values[key] for _, values in rows if key in values]
+            series.append(Series(curves[stage].course, curves[stage].style, x, values))
+        title = f"{name} over training"
+        yield name, figures.curves(series, title=title, x="images seen in training", y=unit, bounds=bounds)
 
-    # The dense model, and the lottery's on its way from trained to cut to shipped.
-    points = [
-        Point(curve.point, curve.style, float(results[name]["macs"]), float(results[name]["top1"]))
-        for name, curve in curves.items()
-        if {"macs", "top1"} <= set(results.get(name) or {})
-    ]
-    yield "Accuracy for its cost", figures.trade(points)
 
-    _, swept = ledger.told_by(results, stages, "sweep")
-    if swept:
-        at = [100 * sparsity for sparsity in swept["sparsity"]]
-        knee = swept.get("knee")
-        told = (
-            f"one-shot magnitude, essential sparsity {percent(knee, 0)}"
-            if knee is not None
-            else "one-shot magnitude, no knee"
-        )
-        yield (
-            "Essential sparsity",
-            figures.curves(
-                [Series(told, "lotus", at, swept["top1"])],
-                title="Accuracy against sparsity, right after the weights are set to zero",
-                x="weights that are zero, %", y="top-1 on the validation images, %", bounds=(0, 100),
-                level=(swept["top1"][0] - 1, "1 point below the trained model"),
-            ),
-        )  # fmt: skip
+def _sweep(swept: Mapping[str, Any]) -> str:
+    at = [100 * sparsity for sparsity in swept["sparsity"]]
+    knee = swept.get("knee")
+    told = "no knee" if knee is None else f"essential sparsity {percent(knee, 0)}"
+    return figures.curves(
+        [Series(f"one-shot magnitude, {told}", "lotus", at, swept["top1"])],
+        title="Accuracy against sparsity, right after the weights are set to zero",
+        x="weights that are zero, %",
+        y="top-1 on the validation images, %",
+        bounds=(0, 100),
+        level=(swept["top1"][0] - 1, "1 point below the trained model"),
+    )
 
-    steps = _last_course(log, training, "open_macs")
-    target = settings.prune.keep.macs if settings else None
-    yield (
-        "Gates",
-        figures.curves(
-            [
-                Series("MACs behind open gates", "lotus", [x for x, _ in steps], [100 * v["open_macs"] for _, v in steps]),
-                Series("gates closed", "dense", [x for x, _ in steps], [100 * v.get("zero_gates", 0) for _, v in steps]),
-            ],
-            title="Gates while training", x="part of training done, %", y="%", bounds=(0, 100),
-            level=(100 * target, f"budget {percent(target)}") if target else None,
-        ),
-    )  # fmt: skip
+
+def _gates(steps: list[tuple[float, dict[str, float]]], target: float | None) -> str:
+    at = [x for x, _ in steps]
+    return figures.curves(
+        [
+            Series("MACs behind open gates", "lotus", at, [100 * values["open_macs"] for _, values in steps]),
+            Series("gates closed", "dense", at, [100 * values.get("zero_gates", 0) for _, values in steps]),
+        ],
+        title="Gates while training",
+        x="part of training done, %",
+        y="%",
+        bounds=(0, 100),
+        level=(100 * target, f"budget {percent(target)}") if target else None,
+    )
 
 
 def _attention(found: Mapping[str, Any], stages: Stages) -> dict[str, Any]:

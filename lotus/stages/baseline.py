@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from lotus.config import Config
-from lotus.stage import Curve, Making, Stage
+from lotus.stage import Curve, Stage, Work
 from lotus.stages.ahead import Ahead, Cost, training
 from lotus.stages.context import Context
 from lotus.stages.fit import fit, keep_model, outcome
 
 
-def baseline(context: Context) -> Making:
+def baseline(context: Context) -> Work:
     run, config = context.run, context.config
     model = context.new_model()
     fitted, price = yield from fit(context, "baseline", config.train, model, rows=np.arange(context.manifest().n))

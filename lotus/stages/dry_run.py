@@ -32,8 +32,8 @@ def forecast(
     dirty = False
     for name in names:
         stage = run.stages[name]
-        told = again or (first is not None and names.index(name) >= names.index(first))
-        why = "asked for" if told else run.why(name)
+        asked = again or (first is not None and names.index(name) >= names.index(first))
+        why = "asked for" if asked else run.why(name)
         if why is None and dirty and any(row["why"] for row in rows if row["stage"] in run.after(name)):
             why = "what it reads is made again"
         dirty |= why is not None

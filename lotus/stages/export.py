@@ -7,19 +7,19 @@ from typing import Any
 
 from lotus.events import Said, Step, Wrote
 from lotus.run import Run, write_json
-from lotus.stage import Making, Outcome, Stage
+from lotus.stage import Outcome, Stage, Work
 from lotus.stages.context import Context
 
 
-def export(context: Context) -> Making:
+def export(context: Context) -> Work:
     import lotus.pruning
     from lotus.export import export as send
     from lotus.export import lines
     from lotus.vit import cost
 
-    run, wants, device = context.run, context.config.export, context.world.device
+    run, settings, device = context.run, context.config.export, context.world.device
     model = lotus.pruning.load(run.of("finetune"))
-    sent = send(model, run.of("export"), onnx=wants.onnx)
+    sent = send(model, run.of("export"), onnx=settings.onnx)
     for note in sent["notes"]:
         yield Said("export", note)
     for line in lines(sent["timm"], run.of("export")):
@@ -30,8 +30,8 @@ def export(context: Context) -> Making:
         widths.append(cost.outline(timed).width)
         latency[name] = {
             "batch_1": cost.latency(timed, 1, device=device),
-            "batch_N": cost.latency(timed, wants.latency_batch, device=device),
-            "batch": wants.latency_batch,
+            "batch_N": cost.latency(timed, settings.latency_batch, device=device),
+            "batch": settings.latency_batch,
             "device": str(device),
             "dtype": "fp32",
         }
@@ -42,16 +42,16 @@ def export(context: Context) -> Making:
     return Outcome(values={"latency_ms": latency, "tokens": tokens, "width": {"kept": widths[1], "of": widths[0]}})
 
 
-def _tell(run: Run, found: dict[str, Any]) -> None:
-    told = found["export"]
-    timed = told["latency_ms"]
-    found["device"] = timed["train"]["device"]
+def _tell(run: Run, results: dict[str, Any]) -> None:
+    exported = results["export"]
+    timed = exported["latency_ms"]
+    results["device"] = timed["train"]["device"]
     for name, like in (("train", "train"), ("finetune", "finetune"), ("baseline", "train")):
-        if name in found:
-            found[name]["latency_ms"] = timed[like]
-    found["kept"]["tokens"] = _tokens_kept(told["tokens"], found["train"].get("patches"))
-    if told["width"]["kept"] < told["width"]["of"]:
-        found["kept"]["width"] = told["width"]
+        if name in results:
+            results[name]["latency_ms"] = timed[like]
+    results["kept"]["tokens"] = _tokens_kept(exported["tokens"], results["train"].get("patches"))
+    if exported["width"]["kept"] < exported["width"]["of"]:
+        results["kept"]["width"] = exported["width"]
 
 
 def _tokens_kept(tokens: int, patches: Mapping[str, Any] | None) -> dict[str, Any]:

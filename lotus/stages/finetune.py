@@ -7,14 +7,14 @@ from typing import Any
 
 from lotus.config import Config
 from lotus.run import Run
-from lotus.stage import Curve, Making, Outcome, Stage
+from lotus.stage import Curve, Outcome, Stage, Work
 from lotus.stages.ahead import Ahead, Cost, asked_of_patches, check_recipe, patches_told, training
 from lotus.stages.context import Context
 from lotus.stages.fit import fit, keep_model, outcome
 from selection.errors import Refused
 
 
-def finetune(context: Context) -> Making:
+def finetune(context: Context) -> Work:
     import lotus.pruning
     from lotus.pruning import unstructured
     from lotus.training.distill import make_distiller
@@ -31,8 +31,8 @@ def finetune(context: Context) -> Making:
     teacher = lotus.pruning.load(run.of("train"))
     distiller = make_distiller(teacher, recipe, context.world.device)
     teacher_macs = count(teacher).macs if distiller is not None else 0
-    wants = context.config.prune
-    masks = {} if wants.method == "structured" else unstructured.zeros(model, wants.weights)
+    settings = context.config.prune
+    masks = {} if settings.method == "structured" else unstructured.zeros(model, settings.weights)
     with unstructured.held(model, masks):
         fitted, price = yield from fit(
             context, "finetune", recipe, model, rows=ticket.rows, weights=ticket.spread(), distiller=distiller
@@ -46,7 +46,7 @@ def finetune(context: Context) -> Making:
         "finetune",
         model,
         run.of("finetune"),
-        {"zeros": {"list": wants.weights, **more["weights"]}} if masks else {},
+        {"zeros": {"list": settings.weights, **more["weights"]}} if masks else {},
     )
     return outcome(fitted, price, model, more, teacher_macs=teacher_macs)
 
@@ -81,10 +81,10 @@ def _forecast(ahead: Ahead) -> Cost:
     return training(recipe.epochs * ahead.kept, small * ahead.share(recipe.patches), teacher)
 
 
-def _tell(run: Run, found: dict[str, Any]) -> None:
+def _tell(run: Run, results: dict[str, Any]) -> None:
     """What is left of the dimensions and weights of the model before the cut, and on how many patches it was measured."""
-    old, new = found["train"], found["finetune"]
-    kept, folders = found["kept"], (run.of("train"), run.of("finetune"))
+    old, new = results["train"], results["finetune"]
+    kept, folders = results["kept"], (run.of("train"), run.of("finetune"))
     kept["dimensions"] = {what: new[what] / old[what] for what in ("macs", "params")}
     specs = [json.loads((folder / "spec.json").read_text(encoding="utf-8")) for folder in folders]
     kernels = specs[1].get("convolutions", {})
@@ -97,7 +97,7 @@ def _tell(run: Run, found: dict[str, Any]) -> None:
         for place, (was, now) in enumerate(zip(specs[0]["blocks"], specs[1]["blocks"]))
     ]  # fmt: skip
     measured = new.get("patches") or {"evaluated": "dense"}
-    found["evaluated"] = {
+    results["evaluated"] = {
         "patches": measured["evaluated"],
         "share": measured.get("evaluated_share", 1.0),
         "macs": measured.get("evaluated_macs", new["macs"]),

@@ -13,7 +13,7 @@ from typing import Any
 from lotus.config import Config
 from lotus.events import Began, Ended, Event, Said, Skipped
 from lotus.run import Run
-from lotus.stage import Making, Stage
+from lotus.stage import Stage, Work
 from lotus.stages.checks import check, look_ahead
 from lotus.stages.context import Context
 from lotus.stages.shelf import check_named, run_of
@@ -65,25 +65,7 @@ def go(
             if context is None:
                 context = Context.open(run, shelves)
             context.anew = name in asked
-            if lead:
-                run.forget([name])
-            yield _logged(run, Began(name, why), lead)
-            began = time.perf_counter()
-            if run.stages[name].every_rank:
-                outcome = yield from _make(run.stages[name], context, lead)
-            elif lead:
-                outcome = yield from _make(run.stages[name], context.alone(), lead)
-            if lead:
-                seconds = time.perf_counter() - began + outcome.earlier_seconds
-                run.finish(
-                    name,
-                    seconds=seconds,
-                    image_forwards=outcome.image_forwards,
-                    macs=outcome.macs,
-                    values=outcome.values,
-                )
-                shutil.rmtree(run.work(name), ignore_errors=True)
-                yield _logged(run, Ended(name, seconds, _numbers(outcome.values)), lead)
+            yield from _carry_out(run.stages[name], why, context, lead)
         if lead and (older := run.outdated(run.plan())):
             text = (
                 f"what stands of {', '.join(older)} is older than this or of other settings; lotus run makes it again"
@@ -91,7 +73,31 @@ def go(
             yield _logged(run, Said(names[-1], text, level="warning"), lead)
 
 
-def _make(stage: Stage, context: Context, lead: bool) -> Making:
+def _carry_out(stage: Stage, why: str, context: Context, lead: bool) -> Iterator[Event]:
+    """A stage, from its beginning to its record."""
+    run, name = context.run, stage.name
+    if lead:
+        run.forget([name])
+    yield _logged(run, Began(name, why), lead)
+    began = time.perf_counter()
+    if stage.every_rank:
+        outcome = yield from _make(stage, context, lead)
+    elif lead:
+        outcome = yield from _make(stage, context.alone(), lead)
+    if lead:
+        seconds = time.perf_counter() - began + outcome.earlier_seconds
+        run.finish(
+            name,
+            seconds=seconds,
+            image_forwards=outcome.image_forwards,
+            macs=outcome.macs,
+            values=outcome.values,
+        )
+        shutil.rmtree(run.work(name), ignore_errors=True)
+        yield _logged(run, Ended(name, seconds, _numbers(outcome.values)), lead)
+
+
+def _make(stage: Stage, context: Context, lead: bool) -> Work:
     """Carry out a stage, writing down what happens."""
     making = stage.make(context)
     while True:

@@ -9,11 +9,11 @@ from typing import Any
 
 from lotus.config import Config
 from lotus.run import digest
-from lotus.stage import Making, Outcome, Stage
+from lotus.stage import Outcome, Stage, Work
 from lotus.stages.context import Context
 
 
-def prepare(context: Context) -> Making:
+def prepare(context: Context) -> Work:
     from lotus.data import beton
     from lotus.data.source import open_data
 
@@ -23,9 +23,9 @@ def prepare(context: Context) -> Making:
     for source, file in ((train, run.train_beton), (val, run.val_beton)):
         yield from beton.prepare(source, file, data, anew=context.anew)
     manifest = context.manifest()
-    told = {"images": manifest.n, "classes": len(manifest.classes), "skipped": len(manifest.skipped)}
+    values = {"images": manifest.n, "classes": len(manifest.classes), "skipped": len(manifest.skipped)}
     made = digest([manifest.fingerprint, beton.Manifest.load(run.val_beton).fingerprint])
-    return Outcome(values={**told, "fingerprint": made, "lies": here or lies(data.path)})
+    return Outcome(values={**values, "fingerprint": made, "lies": here or lies(data.path)})
 
 
 def lies(path: str) -> str:

@@ -10,18 +10,19 @@ import numpy as np
 from lotus.config import Config
 from lotus.events import Wrote
 from lotus.run import Run, write_json
-from lotus.stage import Making, Outcome, Stage, named
+from lotus.stage import Outcome, Stage, Work, named
 from lotus.stages.baseline import is_asked
 from lotus.stages.context import Context
 
 
-def report(context: Context) -> Making:
+def report(context: Context) -> Work:
     from lotus.report import html
 
-    run, found = context.run, results(context.run)
+    run = context.run
+    page = results(run)
     if context.config.train.sparsity.attention is not None:
-        found["attention"] = _focused(context)
-    write_json(run.results, found)
+        page["attention"] = _focused(context)
+    write_json(run.results, page)
     yield Wrote("report", str(run.results))
     html.write(run.folder, run.stages)
     yield Wrote("report", str(run.report))
@@ -33,12 +34,12 @@ def results(run: Run) -> dict[str, Any]:
     from lotus.report import ledger
 
     records = {name: record for name in run.plan() if (record := run.record(name)) is not None}
-    found: dict[str, Any] = {"format": ledger.FORMAT, "name": run.config.name, "kept": {}, "sections": []}
-    found |= {name: dict(record.values) for name, record in records.items()}
+    page: dict[str, Any] = {"format": ledger.FORMAT, "name": run.config.name, "kept": {}, "sections": []}
+    page |= {name: dict(record.values) for name, record in records.items()}
     for name in records:
-        section = run.stages[name].tell(run, found)
+        section = run.stages[name].tell(run, page)
         if section is not None:
-            found["sections"].append({"stage": name, **dataclasses.asdict(section)})
+            page["sections"].append({"stage": name, **dataclasses.asdict(section)})
     spent = [
         {"stage": name, "part": run.stages[name].part, "seconds": record.seconds,
          "image_forwards": record.image_forwards, "macs": record.macs}
@@ -46,12 +47,12 @@ def results(run: Run) -> dict[str, Any]:
     ]  # fmt: skip
     share = 1.0
     for part in ("images", "passes"):
-        if part in found["kept"]:
-            share *= found["kept"][part]["kept"] / found["kept"][part]["of"]
+        if part in page["kept"]:
+            share *= page["kept"][part]["kept"] / page["kept"][part]["of"]
     dense = named(run.stages, "dense")
     asked = any(dense in run.after(name) for name in records if run.stages[name].part not in ("dense", "apart"))
-    found["ledger"] = ledger.account(spent, kept_share=share, asks_dense=asked)
-    return found
+    page["ledger"] = ledger.account(spent, kept_share=share, asks_dense=asked)
+    return page
 
 
 LOOKED_AT = 512

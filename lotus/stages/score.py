@@ -6,7 +6,7 @@ import numpy as np
 
 from lotus.config import Config
 from lotus.events import Wrote
-from lotus.stage import TRAIN_FORWARDS, Making, Outcome, Stage
+from lotus.stage import TRAIN_FORWARDS, Outcome, Stage, Work
 from lotus.stages.ahead import Ahead, Cost, asked_of_patches, check_recipe, check_weights
 from lotus.stages.context import PARTS, Context
 from lotus.stages.probe import by_heads, by_training, has_batch_norms, proxy_model
@@ -14,7 +14,7 @@ from selection import lottery
 from selection.errors import Refused
 
 
-def score(context: Context) -> Making:
+def score(context: Context) -> Work:
     """Probes, several seeds, each watched while it trains; and those on parts of the images."""
     from lotus.data import beton
     from selection.parts import random_parts
@@ -25,13 +25,13 @@ def score(context: Context) -> Making:
     known: dict[str, np.ndarray] = {"labels": labels}
     if run.probed:  # refuse now what would be refused after the probe
         lottery.affordable(labels, config.select.keep, config.select.balance or config.select.floor is not None)
-    if (wants := config.score.subsets) is not None:
+    if (settings := config.score.subsets) is not None:
         rng = np.random.default_rng([config.seed, PARTS])
-        known["run_in"] = random_parts(manifest.n, wants.runs, wants.part, rng)
+        known["run_in"] = random_parts(manifest.n, settings.runs, settings.part, rng)
     making = by_heads if config.score.probe == "linear" else by_training
-    found, spent = yield from making(context, labels, known.get("run_in"))
+    signals, spent = yield from making(context, labels, known.get("run_in"))
     if context.world.rank == 0:
-        Signals(known | found, classes=manifest.classes, fingerprint=manifest.fingerprint).save(run.signals)
+        Signals(known | signals, classes=manifest.classes, fingerprint=manifest.fingerprint).save(run.signals)
         yield Wrote("score", str(run.signals))
     values = {"probe": config.score.probe, "epochs": config.score.epochs}
     values["seeds"] = config.score.heads if making is by_heads else config.score.seeds
@@ -42,39 +42,39 @@ def _check(ahead: Ahead) -> None:
     from lotus.vit import anatomy
     from lotus.vit.cost import macs
 
-    wants, proxy = ahead.config.score, ahead.shape
-    if wants.model is not None or wants.side:
+    settings, proxy = ahead.config.score, ahead.shape
+    if settings.model is not None or settings.side:
         proxy, side = proxy_model(ahead.config, 10, loaded=False)
         macs(proxy, side, place="score.model")
-    if wants.probe == "train" and wants.precision == "bf16" and has_batch_norms(proxy):
+    if settings.probe == "train" and settings.precision == "bf16" and has_batch_norms(proxy):
         raise Refused(
             "score.precision: bf16 leaves the statistics of batch norms in fp32, and torch takes no such mixture. Set "
             "score.precision=fp32, or score.probe=linear."
         )
-    if wants.patches is not None:
+    if settings.patches is not None:
         try:
             anatomy.supported(proxy)
         except Refused as refusal:
             raise Refused(f"score.patches: {refusal} Set score.patches=null.") from None
     check_recipe("train", ahead.config.train, ahead.shape)  # first: what it takes from there is told as that
-    check_recipe("score", wants, proxy)
-    if wants.model is not None:
-        check_weights("score.model", wants.model)
+    check_recipe("score", settings, proxy)
+    if settings.model is not None:
+        check_weights("score.model", settings.model)
 
 
 def _forecast(ahead: Ahead) -> Cost:
     from lotus.training import linear
     from lotus.vit.cost import macs
 
-    wants, n = ahead.config.score, ahead.images
+    settings, n = ahead.config.score, ahead.images
     model, side = proxy_model(ahead.config, ahead.classes, loaded=False)
     price = macs(model, side)
-    on_parts = wants.subsets.part * wants.subsets.runs * n if wants.subsets else 0.0
-    if wants.probe == "linear":
+    on_parts = settings.subsets.part * settings.subsets.runs * n if settings.subsets else 0.0
+    if settings.probe == "linear":
         width = int(model.head_hidden_size)  # type: ignore[arg-type]  # timm's own
-        return float(n), n * price + linear.macs(wants.heads * n + on_parts, wants.epochs, width, ahead.classes)
-    forwards = TRAIN_FORWARDS * wants.epochs * (wants.seeds * n + on_parts) + n
-    forwards += wants.subsets.runs * n if wants.subsets else 0
+        return float(n), n * price + linear.macs(settings.heads * n + on_parts, settings.epochs, width, ahead.classes)
+    forwards = TRAIN_FORWARDS * settings.epochs * (settings.seeds * n + on_parts) + n
+    forwards += settings.subsets.runs * n if settings.subsets else 0
     return forwards, forwards * price
 
 

@@ -7,30 +7,30 @@ from typing import Any
 from lotus.config import Config
 from lotus.events import Said, Wrote
 from lotus.run import Run, reads
-from lotus.stage import Making, Outcome, Stage
+from lotus.stage import Outcome, Stage, Work
 from lotus.stages.ahead import Ahead
 from lotus.stages.context import Context
 
 
-def select(context: Context) -> Making:
+def select(context: Context) -> Work:
     from selection.lottery import select as draw
     from selection.subset import Subset
 
-    run, wants, manifest = context.run, context.config.select, context.manifest()
-    if wants.ticket:
-        subset = Subset.load(wants.ticket)
-        subset.check(fingerprint=manifest.fingerprint, total=manifest.n, place=wants.ticket)
+    run, settings, manifest = context.run, context.config.select, context.manifest()
+    if settings.ticket:
+        subset = Subset.load(settings.ticket)
+        subset.check(fingerprint=manifest.fingerprint, total=manifest.n, place=settings.ticket)
     else:
         drawn = draw(
             context.signals(),
-            score=wants.score,
-            pick=wants.pick,
-            keep=wants.keep,
-            balance=wants.balance,
-            floor=wants.floor,
+            score=settings.score,
+            pick=settings.pick,
+            keep=settings.keep,
+            balance=settings.balance,
+            floor=settings.floor,
             seed=context.config.seed,
-            start=Subset.load(wants.start) if wants.start else None,
-            max_memory=wants.max_memory,
+            start=Subset.load(settings.start) if settings.start else None,
+            max_memory=settings.max_memory,
             shelves=context.shelves,
         )
         for warning in drawn.warnings:
@@ -57,8 +57,8 @@ def _check(ahead: Ahead) -> None:
             Subset.load(file)
 
 
-def _tell(run: Run, found: dict[str, Any]) -> None:
-    found["kept"]["images"] = {name: found["select"][name] for name in ("kept", "of")}
+def _tell(run: Run, results: dict[str, Any]) -> None:
+    results["kept"]["images"] = {name: results["select"][name] for name in ("kept", "of")}
 
 
 STAGE = Stage(

@@ -45,15 +45,15 @@ def stages(config: Config, shelves: Sequence[ModuleType] = ()) -> list[Stage]:
     Raises:
         Refused: it reads a stage that is not there, or one that comes after those that are to read it.
     """
-    found = list(STAGES)
+    joined = list(STAGES)
     for shelf in shelves:
         for stage in brought(shelf).values():
-            _join(found, stage, config, str(shelf.__file__))
-    return found
+            _join(joined, stage, config, str(shelf.__file__))
+    return joined
 
 
-def _join(found: list[Stage], stage: Stage, config: Config, file: str) -> None:
-    names = [other.name for other in found]
+def _join(joined: list[Stage], stage: Stage, config: Config, file: str) -> None:
+    names = [other.name for other in joined]
     place = f"--with {file}: the stage {stage.name!r}"
     if not stage.name.isidentifier() or stage.name in _TAKEN:
         raise Refused(f"{place} needs another name: a word that is not {', '.join(_TAKEN)}.")
@@ -62,7 +62,7 @@ def _join(found: list[Stage], stage: Stage, config: Config, file: str) -> None:
         if name not in names:
             raise Refused(f"{place} names {name!r}, which is no stage.{nearest(name, names)} Here: {', '.join(names)}.")
     if stage.name in names:
-        found[names.index(stage.name)] = stage
+        joined[names.index(stage.name)] = stage
         return
     stage = dataclasses.replace(stage, before=stage.before or (names[-1],))
     behind = max((names.index(name) + 1 for name in reads), default=0)
@@ -70,7 +70,7 @@ def _join(found: list[Stage], stage: Stage, config: Config, file: str) -> None:
         raise Refused(
             f"{place} reads {names[behind - 1]}, which comes after {stage.before[0]}, by which it is to be read."
         )
-    found.insert(behind, stage)
+    joined.insert(behind, stage)
 
 
 def check_named(name: str | None, names: Sequence[str], place: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lotus.config import Config
 from lotus.run import Run, write_tensors
-from lotus.stage import Curve, Making, Stage
+from lotus.stage import Curve, Stage, Work
 from lotus.stages.ahead import Ahead, Cost, asked_of_patches, check_recipe, check_weights, patches_told, training
 from lotus.stages.baseline import is_asked
 from lotus.stages.context import Context
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lotus.config import Patches
 
 
-def train(context: Context) -> Making:
+def train(context: Context) -> Work:
     """The lottery's training: on the ticket, or each epoch on what is drawn out of it, under sparsity."""
     from lotus.data import beton
     from lotus.sparsity.attention import AttentionPenalty
@@ -104,18 +104,18 @@ def _asked_macs(patches: Patches | None, dense: float) -> float:
 
 
 def _forecast(ahead: Ahead) -> Cost:
-    wants, n = ahead.config.train, ahead.images
-    asked = n * _asked_macs(wants.patches, ahead.macs)
-    drawn, again = 1.0, wants.redraw
+    settings, n = ahead.config.train, ahead.images
+    asked = n * _asked_macs(settings.patches, ahead.macs)
+    drawn, again = 1.0, settings.redraw
     if again is not None:
-        drawn = redraw.rehearse(pick=again, keep=again.keep, epochs=wants.epochs, shelves=ahead.shelves)
-    forwards, macs = training(round(wants.epochs * ahead.kept * drawn), ahead.macs * ahead.share(wants.patches))
+        drawn = redraw.rehearse(pick=again, keep=again.keep, epochs=settings.epochs, shelves=ahead.shelves)
+    forwards, macs = training(round(settings.epochs * ahead.kept * drawn), ahead.macs * ahead.share(settings.patches))
     return forwards + (n if asked else 0), macs + asked
 
 
-def _tell(run: Run, found: dict[str, Any]) -> None:
+def _tell(run: Run, results: dict[str, Any]) -> None:
     if run.config.train.redraw is not None:  # of all times that an epoch could have shown an image of the ticket
-        found["kept"]["passes"] = {"kept": found["train"]["images_seen"], "of": found["train"]["passes_of"]}
+        results["kept"]["passes"] = {"kept": results["train"]["images_seen"], "of": results["train"]["passes_of"]}
 
 
 STAGE = Stage(
