@@ -212,7 +212,7 @@ def _spent(record: Record) -> float:
 def _training(
     model: nn.Module, told: Tokens | None, batch: int, device: torch.device, dtype: torch.dtype
 ) -> Callable[[], None]:
-    """One optimiser step after another on the same images."""
+    """One optimizer step after another on the same images."""
     model.train()
     embed: Any = model.patch_embed
     draw = torch.Generator().manual_seed(0)

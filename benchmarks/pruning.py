@@ -484,7 +484,7 @@ def macs(model: nn.Module) -> int:
 
 
 def images_of(about: dict[str, Any], size: int, told: argparse.Namespace) -> Callable[[Source, np.ndarray], Batches]:
-    """Reads rows of a data set as the model was evaluated on them: the middle, at its size, normalised as in its folder."""
+    """Reads rows of a data set as the model was evaluated on them: the middle, at its size, normalized as in its folder."""
     mean, std = (torch.tensor(about["about"][name]).view(3, 1, 1) for name in ("mean", "std"))
     fill = np.zeros(3, np.uint8)  # nothing is shifted in evaluation
 
@@ -495,7 +495,7 @@ def images_of(about: dict[str, Any], size: int, told: argparse.Namespace) -> Cal
             for row in part:
                 pixels = source.read(int(row))
                 sides = np.array([pixels.shape[0]]), np.array([pixels.shape[1]])
-                line = np.concatenate([augment.centre(*sides, size)[0], [0, 0, 0]]).astype(np.int32)
+                line = np.concatenate([augment.center(*sides, size)[0], [0, 0, 0]]).astype(np.int32)
                 pictures.append(torch.from_numpy(torch_loader.view(pixels, line, size, fill).copy()).permute(2, 0, 1))
             images = (torch.stack(pictures).float() / 255 - mean) / std
             batches.append((images.to(told.device), torch.from_numpy(source.labels[part]).to(told.device)))

@@ -45,7 +45,7 @@ def export(
     Args:
         onnx: write ``model.onnx`` too, with any batch size, where the extra ``onnx`` is installed
         image_size: side in pixels; None asks the model
-        example: (B, 3, S, S) normalised images on which both sides must agree; None draws some
+        example: (B, 3, S, S) normalized images on which both sides must agree; None draws some
         source: the model's own folder, as the page names it where LOTUS alone can load it
 
     Returns:

@@ -339,18 +339,18 @@ def selective_backprop(
 def _by_loss(values: Floats, groups: int) -> Rows:
     """The group of each, 0 the lowest: k-means in one dimension, from the quantiles."""
     order = np.sort(values)
-    centres = np.quantile(order, (np.arange(groups) + 0.5) / groups)
+    centers = np.quantile(order, (np.arange(groups) + 0.5) / groups)
     sums = np.concatenate([[0.0], np.cumsum(order)])
     for _ in range(100):
-        edges = np.searchsorted(order, (centres[1:] + centres[:-1]) / 2)
+        edges = np.searchsorted(order, (centers[1:] + centers[:-1]) / 2)
         bounds = np.concatenate([[0], edges, [len(order)]])
         counts = np.diff(bounds)
         means = np.diff(sums[bounds]) / np.maximum(counts, 1)
-        after = np.where(counts > 0, means, centres)
-        if np.array_equal(after, centres):
+        after = np.where(counts > 0, means, centers)
+        if np.array_equal(after, centers):
             break
-        centres = after
-    return np.searchsorted((centres[1:] + centres[:-1]) / 2, values, side="right")
+        centers = after
+    return np.searchsorted((centers[1:] + centers[:-1]) / 2, values, side="right")
 
 
 def _shares(wanted: Floats, sizes: Rows, budget: int) -> Rows:

@@ -301,9 +301,9 @@ def _lines(text: str) -> Any:
         return _typed(lines)
     if all(len(cells) > 1 and all(map(_is_number, cells)) for cells in (line.split() for line in lines)):
         raise ValueError("its lines hold several numbers each; write one a line, or a .csv with a head")
-    labelled = [re.fullmatch(r"(.*\S)\s+(\d+)", line) for line in lines]
-    if all(labelled):
-        paths, labels = zip(*(match.groups() for match in labelled if match), strict=True)
+    labeled = [re.fullmatch(r"(.*\S)\s+(\d+)", line) for line in lines]
+    if all(labeled):
+        paths, labels = zip(*(match.groups() for match in labeled if match), strict=True)
         return {"path": np.array(paths), "label": np.array([int(label) for label in labels])}
     return np.array(lines)
 

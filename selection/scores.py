@@ -71,7 +71,7 @@ def forgetting(correct: Array) -> Scores:
 
 
 def aum(margin: Array, p_label: Array, p_other: Array, *, kind: Literal["logit", "probability"] = "logit") -> Scores:
-    """Area under the margin, negated: a small area is a hard (or mislabelled) image. Pleiss et al. 2020 (arXiv 2001.10528).
+    """Area under the margin, negated: a small area is a hard (or mislabeled) image. Pleiss et al. 2020 (arXiv 2001.10528).
 
     Args:
         margin: logit of the label minus the highest other one, (S, E, N).
@@ -263,7 +263,7 @@ def moderate(embeddings: Array, labels: Array) -> Scores:
 
 
 def ssp(embeddings: Array, labels: Array, *, clusters: int | None = None, seed: int = 0) -> Scores:
-    """Far from all prototypes: one minus the cosine to the nearest k-means centre. Sorscher et al. 2022 (arXiv 2206.14486).
+    """Far from all prototypes: one minus the cosine to the nearest k-means center. Sorscher et al. 2022 (arXiv 2206.14486).
 
     Keep the far ones where data are plentiful; where they are few the paper keeps the near ones (the picker ``bottom``).
 
@@ -278,11 +278,11 @@ def ssp(embeddings: Array, labels: Array, *, clusters: int | None = None, seed: 
     order = _canonical(embeddings)
     features = unit(embeddings[order])
     count = min(len(features), clusters or len(np.unique(labels)))
-    centres = unit(kmeans(features, count, np.random.default_rng(seed)))
-    belongs = assign(features, centres)
+    centers = unit(kmeans(features, count, np.random.default_rng(seed)))
+    belongs = assign(features, centers)
     score = np.empty(len(order))
     for part in slices(*features.shape):
-        cosines = (features[part].astype(np.float64) * centres[belongs[part]]).sum(axis=1)
+        cosines = (features[part].astype(np.float64) * centers[belongs[part]]).sum(axis=1)
         score[order[part]] = np.maximum(1 - cosines, 0)
     return score
 
@@ -290,14 +290,14 @@ def ssp(embeddings: Array, labels: Array, *, clusters: int | None = None, seed: 
 def cal(errors: Array, labels: Array, embeddings: Array, *, neighbors: int = 10, seed: int = 0) -> Scores:
     """Unlike in prediction those it is like in features: contrastive active learning. Margatina et al. 2021 (arXiv 2109.03764).
 
-    The mean over the nearest neighbours of the Kullback-Leibler divergence of the image's prediction from the neighbour's.
+    The mean over the nearest neighbors of the Kullback-Leibler divergence of the image's prediction from the neighbor's.
 
     Args:
         errors: softmax minus one-hot label, (N, C).
         labels: (N,), to have the softmax back.
         embeddings: (N, D), compared by cosine.
         neighbors: how many.
-        seed: of the lists in which neighbours are looked for where there are more than 20,000 images.
+        seed: of the lists in which neighbors are looked for where there are more than 20,000 images.
     """
     _whole("cal", "neighbors", neighbors, 1)
     order = _canonical(embeddings)
@@ -327,10 +327,10 @@ def zcore(
     """Covers much and repeats little; reads no label and no training. Griffin, Marks and Corso 2024 (arXiv 2411.15349).
 
     Again and again: a point is drawn in two random dimensions, in each from the triangle of the least, the median and the highest
-    value. The image nearest to it (L1) gains 1. Its neighbours lose 1 between them, in proportion to ``distance ** -exponent``; a
+    value. The image nearest to it (L1) gains 1. Its neighbors lose 1 between them, in proportion to ``distance ** -exponent``; a
     duplicate loses it alone. In the end all is scaled to 0 to 1.
 
-    The fast form: many points are drawn in each pair of dimensions, so that one tree serves them, and 64 neighbours are looked at,
+    The fast form: many points are drawn in each pair of dimensions, so that one tree serves them, and 64 neighbors are looked at,
     where the authors' code sorts all N for each point and takes 1,000. With the fourth power what comes after the 64th is worth
     about a hundredth. Their random starting value is left out: ties are broken by chance anyway.
 

@@ -352,9 +352,9 @@ def test_a_picture(run, capsys, ending, tmp_path):
     told(capsys, "show", run, "--picture", file)
     if ending == ".png":
         with Image.open(file) as drawn:
-            colours = {colour for _, colour in drawn.convert("RGB").getcolors(1 << 24)}
+            colors = {color for _, color in drawn.convert("RGB").getcolors(1 << 24)}
             assert drawn.width == 2240
-        assert {(0xB8, 0x46, 0x7F), (0xCB, 0xC5, 0xCC), (0x22, 0x25, 0x2B)} <= colours
+        assert {(0xB8, 0x46, 0x7F), (0xCB, 0xC5, 0xCC), (0x22, 0x25, 0x2B)} <= colors
         return
     text = file.read_text()
     for heading in ("Scores by el2n", "Where the images lie", "Classes", "Kept", "Left out", "14 of 29 images kept"):

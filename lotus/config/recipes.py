@@ -68,7 +68,7 @@ class Recipe(Section):
     epochs: int = Field(20, ge=1)
     """Times that the rows of the ticket are gone through."""
     batch_size: int = Field(128, ge=1)
-    """Images an optimiser step: all ranks and accumulation together."""
+    """Images an optimizer step: all ranks and accumulation together."""
     accumulate: int = Field(1, ge=1)
     """Parts in which a rank goes through its share of a batch, to save memory."""
     optimizer: str = "adamw"
@@ -138,7 +138,7 @@ class Attention(Section):
     strength: float = Field(0.01, ge=0)
     """Lambda: what it counts in the loss."""
     layers: Literal["last", "all"] = "all"
-    """Which blocks are penalised; published is the last alone."""
+    """Which blocks are penalized; published is the last alone."""
 
 
 class Sparsity(Section):
@@ -163,14 +163,14 @@ class Sparsity(Section):
     early_bird: EarlyBird | None = None
     """End the training early, when the masks have settled; null: all epochs."""
     attention: Attention | None = None
-    """Also penalise attention; null: not."""
+    """Also penalize attention; null: not."""
 
 
 class Train(Recipe):
     """The lottery's training."""
 
     sparsity: Sparsity = Sparsity()
-    """Sparsity regularisation while training."""
+    """Sparsity regularization while training."""
     redraw: RedrawBy | None = None
     """A lottery of selection/dynamic.py that draws each epoch's images out of the ticket; null: all of it, every epoch."""
     guests: tuple[BriefMethod, ...] = ()

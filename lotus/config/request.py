@@ -55,7 +55,7 @@ class Search(Section):
     rounds: int = Field(1, ge=1)
     """Cut in so many rounds, each within the one before, scored anew."""
     recovery: int = Field(0, ge=0)
-    """Optimiser steps of training between two rounds, by ``finetune``'s recipe with its teacher; a small ticket is gone
+    """Optimizer steps of training between two rounds, by ``finetune``'s recipe with its teacher; a small ticket is gone
     through as often as that takes."""
     compare: tuple[Fraction, ...] = ()
     """Also measure CP-ViT with these fixed ratios: the part of the heads, and of the patches, that stays."""
@@ -87,7 +87,7 @@ class Soup(Section):
     copies: int = Field(5, ge=1)
     """Copies that look ahead in a round."""
     steps: int = Field(50, ge=1)
-    """Optimiser steps that a copy looks ahead."""
+    """Optimizer steps that a copy looks ahead."""
     data: Fraction = 0.1
     """Part of the ticket that a copy draws its images from."""
     vary: float = Field(2.0, ge=1)
@@ -132,7 +132,7 @@ class Prune(Section):
     weights: Literal["linears", "sparse_vit"] = "linears"
     """unstructured, soup: which weights may become zero: the blocks' matrices, or also patch embedding, norms and classifier."""
     pattern: str = ""
-    """unstructured: keep N of every M neighbours, e.g. ``2:4``, instead of the largest of all."""
+    """unstructured: keep N of every M neighbors, e.g. ``2:4``, instead of the largest of all."""
     soup: Soup = Soup()
     """How the soup is cooked."""
     sweep: bool = False

@@ -281,7 +281,7 @@ def _shift(model: Any, writers: Sequence[tuple[Block, str]], by: Tensor | None) 
 
 
 def _regress(stay: Tensor, cross: Tensor, ridge: float) -> Tensor:
-    """B (P, S) = cross (P, S) @ (stay (S, S) + lambda I)^-1, with as much more lambda as the factorisation needs."""
+    """B (P, S) = cross (P, S) @ (stay (S, S) + lambda I)^-1, with as much more lambda as the factorization needs."""
     scale = stay.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
     eye = torch.eye(len(stay), dtype=stay.dtype, device=stay.device)
     while True:

@@ -242,7 +242,7 @@ def apart(one: nn.Module, other: nn.Module, batches: Iterable[Any]) -> tuple[flo
     total, images = 0.0, 0
     where = next(one.parameters())
     with torch.no_grad(), measure.evaluating(one), measure.evaluating(other):
-        for batch, _ in measure.pairs(batches, labelled=False):
+        for batch, _ in measure.pairs(batches, labeled=False):
             x = batch.to(where.device, where.dtype)
             told = [functional.log_softmax(model(x).double(), dim=-1) for model in (one, other)]
             total += float(functional.kl_div(told[1], told[0], reduction="sum", log_target=True))

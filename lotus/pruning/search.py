@@ -5,7 +5,7 @@
     found = search.ratios(studied, Judge(model, held_out), wants)
     small = found.drawn.model
 
-``ratios`` is our realisation of Feng et al. (PRAI 2023, doi 10.1109/PRAI59366.2023.10332058): one ratio for all
+``ratios`` is our realization of Feng et al. (PRAI 2023, doi 10.1109/PRAI59366.2023.10332058): one ratio for all
 attention and one for all MLPs, a coarse grid, bisection along directions, rounds with nested masks. Of the paper only the
 abstract could be had. ``blocks`` lets every block have its own: greedy by what each loses a saved MAC, or, for a budget of
 latency, by the exact program of :mod:`lotus.pruning.latency` over what each was measured to lose.

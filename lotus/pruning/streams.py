@@ -229,7 +229,7 @@ class _Streams:
     def _count(self) -> int:
         """How many images there are, which nothing may have read yet."""
         if not self._images:
-            self._images = sum(len(images) for images, _ in measure.pairs(self.passes(), labelled=False))
+            self._images = sum(len(images) for images, _ in measure.pairs(self.passes(), labeled=False))
         return self._images
 
     def best(self) -> Drawn:

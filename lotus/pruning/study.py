@@ -295,8 +295,8 @@ def _measured(
 ) -> tuple[measure.Measured, int]:
     """What the criterion reads of the images and compensation needs, and the forward passes that this took."""
     squares, spread = bool(reads & {"read_squares", "write_squares"}), bool(reads & {"covariance", "gain"})
-    labelled = squares or "gradients" in reads
-    if not (labelled or spread or "attention" in reads or wants.compensate != "none"):
+    labeled = squares or "gradients" in reads
+    if not (labeled or spread or "attention" in reads or wants.compensate != "none"):
         return measure.Measured(), 0
     found = measure.measure(
         dense,
@@ -309,7 +309,7 @@ def _measured(
         attention="attention" in reads,
         progress=progress,
     )
-    return found, (3 + squares if labelled else 1) * found.images
+    return found, (3 + squares if labeled else 1) * found.images
 
 
 def criterion(wants: Prune, shelves: Iterable[ModuleType]) -> Callable[..., np.ndarray]:

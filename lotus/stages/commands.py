@@ -167,7 +167,7 @@ def evaluate_model(config: Config, which: str, shelves: Sequence[ModuleType] = (
     run dense or sparse as its training was to be evaluated (``patches.evaluate``).
 
     Where the config's ``data`` is not what the run was prepared from, those images are read for this once and thrown away; they
-    are normalised as the run's own, and the run stays as it is.
+    are normalized as the run's own, and the run stays as it is.
 
     Raises:
         Refused: no such model, or no validation images yet; other images of other classes.

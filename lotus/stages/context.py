@@ -91,7 +91,7 @@ class Context:
         )
 
     def loader(self, file: Path, order: SamplePlan, *, size: int, augment: Augment | None, seed: int) -> Loader:
-        """``file`` in an order, normalised as the training images are."""
+        """``file`` in an order, normalized as the training images are."""
         from lotus.data.loader import open_loader
 
         manifest, data = self.manifest(), self.config.data

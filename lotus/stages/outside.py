@@ -68,8 +68,8 @@ def prune(job: Job) -> Iterator[Event]:
     model, about = _adopted(page)
     wants = yield from _within_reach(model, wants)
     train, val = open_data(page.data, job.shelves, learned=False)
-    labelled = len(train.classes) == model.num_classes
-    if not labelled:
+    labeled = len(train.classes) == model.num_classes
+    if not labeled:
         yield Said(
             "prune",
             f"The data has {len(train.classes)} class{'es' if len(train.classes) > 1 else ''}, the model tells {model.num_classes} apart: its own answers stand in for "
@@ -77,7 +77,7 @@ def prune(job: Job) -> Iterator[Event]:
             level="warning",
         )
     wants, table = yield from known_here(model, wants)
-    images = _Images(model, about["mean"], about["std"], labelled, page.seed)
+    images = _Images(model, about["mean"], about["std"], labeled, page.seed)
     looked_at = min(wants.calibration or enough(model), len(train))
     cut = yield from lottery(
         model,
@@ -100,8 +100,8 @@ def prune(job: Job) -> Iterator[Event]:
         seen = _batches(images, val, job.evaluate)
         before, after = yield from watched("prune", 2 * min(job.evaluate, len(val)), lambda progress: _top1(
             (model, cut.model), seen, progress))  # fmt: skip
-        told |= {"top1_before": before, "top1": after} if labelled else {"agreement": after}
-    if labelled:
+        told |= {"top1_before": before, "top1": after} if labeled else {"agreement": after}
+    if labeled:
         about = {**about, "classes": list(train.classes)}
     lotus.pruning.save(cut.model, job.out, about={**about, "made_by": MADE_BY})
     yield Wrote("prune", str(job.out))
@@ -191,7 +191,7 @@ class _Images:
     model: Any
     mean: Sequence[float]
     std: Sequence[float]
-    labelled: bool
+    labeled: bool
     """Whether the data's labels are the model's; else its own answers stand in."""
     seed: int
 
@@ -210,7 +210,7 @@ def _batches(images: _Images, source: Source, most: int) -> Batches:
         device = next(model.parameters()).device
         for x, labels in unpacked.batches(source, rows, size, mean=images.mean, std=images.std):
             x, labels = x.to(device), labels.to(device)
-            if not images.labelled:
+            if not images.labeled:
                 training = model.training
                 with torch.no_grad():
                     labels = model.eval()(x).argmax(dim=1)

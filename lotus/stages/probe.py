@@ -141,7 +141,7 @@ def by_heads(context: Context, labels: np.ndarray, run_in: np.ndarray | None) ->
 
     wants, classes, device = context.config.score, len(context.manifest().classes), context.world.device
     embeddings, spent = yield from _features(context)
-    found: dict[str, Any] = {"embeddings": linear.standardised(embeddings)}
+    found: dict[str, Any] = {"embeddings": linear.standardized(embeddings)}
     images, width = embeddings.shape
     trained = wants.heads * images + (0 if run_in is None else int(run_in.sum()))
     spent += Spent(macs=linear.macs(trained, wants.epochs, width, classes))

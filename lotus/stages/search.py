@@ -232,7 +232,7 @@ def _recover(
 
 
 def _passes(steps: int, batch: int, images: int) -> tuple[int, int]:
-    """How often to go through how many of ``images``, so that ``steps`` optimiser steps are taken; a few more where they do
+    """How often to go through how many of ``images``, so that ``steps`` optimizer steps are taken; a few more where they do
     not fill the passes evenly."""
     passes = -(-steps * batch // images)
     each = -(-steps // passes)

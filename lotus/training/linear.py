@@ -76,7 +76,7 @@ class Heads(nn.Module):
         return logits, log_p
 
 
-def standardised(features: npt.NDArray[np.float16]) -> npt.NDArray[np.float16]:
+def standardized(features: npt.NDArray[np.float16]) -> npt.NDArray[np.float16]:
     """Each dimension with mean 0 and variance 1 over the images, one that does not vary 0: what the heads read.
 
     A batch norm without scale and shift before the classifier, as in MAE (2111.06377, appendix A.1): one learning rate then

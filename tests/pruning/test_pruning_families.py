@@ -172,10 +172,10 @@ def test_rotary_angles_that_no_weight_shows_are_compared():
 def test_a_cut_model_trains_is_saved_and_cut_again(kind, tmp_path):
     model = tiny(kind)
     small = prune(model, batches(1), {"macs": 0.6}, round=4).train()
-    optimiser = torch.optim.SGD(small.parameters(), 0.01)
+    optimizer = torch.optim.SGD(small.parameters(), 0.01)
     torch.nn.functional.cross_entropy(small(pictures()), torch.arange(8) % CLASSES).backward()
     assert all(weight.grad is not None for weight in small.parameters())
-    optimiser.step()
+    optimizer.step()
     back = spec.load(spec.save(small, tmp_path / "a"))
     assert torch.equal(back(pictures()), small.eval()(pictures()))
     again = prune(back, batches(1), {"macs": 0.7}, round=4)

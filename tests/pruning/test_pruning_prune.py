@@ -170,7 +170,7 @@ def test_hessian_is_the_loss_lost_with_each_weight_to_second_order():
 
 
 def test_covariance_of_query_and_key_dimensions_is_that_of_what_they_add_to_a_logit():
-    """With every query of the calibration beside every centred key, as the moments have it."""
+    """With every query of the calibration beside every centered key, as the moments have it."""
     model, data = tiny(dtype=torch.float64), batches(1, 3, torch.float64)
     read = []
     with model.blocks[0].attn.qkv.register_forward_hook(lambda _, __, out: read.append(out)), torch.no_grad():

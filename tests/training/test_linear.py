@@ -169,10 +169,10 @@ def test_memorization_by_its_definition(correct: bool) -> None:
     assert found[5] > 0.3 + np.median(found), "the wrong label can only be learned by heart"
 
 
-def test_standardised_features() -> None:
+def test_standardized_features() -> None:
     rng = np.random.default_rng(0)
     features = (rng.standard_normal((400, 5)) * [1, 30, 1e-3, 0, 0] + [0, 100, 5e-3, 7.3, 0]).astype(np.float16)
-    found = linear.standardised(features)
+    found = linear.standardized(features)
     assert found.dtype == np.float16
     np.testing.assert_allclose(found[:, :3].astype(float).mean(0), 0, atol=5e-3)
     np.testing.assert_allclose(found[:, :3].astype(float).std(0), 1, atol=5e-3)
