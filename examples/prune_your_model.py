@@ -83,8 +83,8 @@ def main(epochs: int = 20) -> dict[str, float]:
         assert torch.equal(again(test_images), small(test_images))
 
     # Measured once, cut to as many budgets as you like: here the plan is read before it is taken.
-    wants = Prune(keep={"macs": KEEP})
-    drawn = study(model, batches, wants).draw(wants)
+    request = Prune(keep={"macs": KEEP})
+    drawn = study(model, batches, request).draw(request)
     print(drawn.text())
     reached["macs"] = drawn.after["macs"] / drawn.before["macs"]
     print(f"top-1: dense {reached['dense']:.1f} %, cut to {KEEP} of the operations {reached['cut']:.1f} %")

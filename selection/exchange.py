@@ -134,7 +134,7 @@ def ticket(
     """The ticket of what was found.
 
     Args:
-        keep: for scores: the part of the highest that stays, ties by ``seed``.
+        keep: for scores: the fraction of the highest that stays, ties by ``seed``.
 
     Raises:
         Refused: scores without ``keep``, or rows with one; a ``keep`` or ``seed`` that cannot be.

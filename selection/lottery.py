@@ -104,7 +104,7 @@ DEFAULT_SCORE, DEFAULT_PICK = "dual", "beta"
 """What is taken where nothing is said (docs/selection.md, which method when)."""
 
 TOLD = frozenset({"labels", "scores", "ranking", "budget", "keep", "quotas", "rng", "start"})
-"""What methods read that is known without a probe."""
+"""What methods read that is known without a proxy."""
 
 
 def reads(score: Choice, pick: Choice, shelves: Iterable[ModuleType] = ()) -> set[str]:
@@ -159,7 +159,7 @@ def select(
         pick: a function of selection/pickers.py.
         keep: the part that stays, in (0, 1].
         balance: share the budget among the classes in proportion to their sizes (see :func:`quotas`) and pick in each.
-        floor: where classes are not balanced, the part of what balance would give it (rounded up) that each class keeps at least,
+        floor: where classes are not balanced, the fraction of what balance would give it (rounded up) that each class keeps at least,
             in (0, 1]. Classes that the picker leaves below it are picked from alone, the others again with what is left.
         seed: everything random follows from it.
         start: a ticket for the same images whose rows all stay; the picker adds to them. One that does not read ``start`` is
@@ -539,7 +539,7 @@ def _draw(
 
 
 def _as_read(scorer: Any, settings: Mapping[str, Any], epochs: int) -> dict[str, Any]:
-    """``settings`` of a score of ours, with no more epochs than the probe had: what its docstrings call a shorter probe."""
+    """``settings`` of a score of ours, with no more epochs than the proxy had: what its docstrings call a shorter proxy."""
     watched = any(name in VOCABULARY and "E" in VOCABULARY[name].dims for name in methods.reads(scorer))
     if scorer.__module__ != scores.__name__ or not watched or not epochs:
         return dict(settings)

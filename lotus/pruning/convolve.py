@@ -125,7 +125,7 @@ def refuse(model: nn.Module) -> None:
             raise Refused(f"prune.convolve: {block.name} has a gated MLP, which has no gates here. Take prune.search.")
         if not (block.has_attn and block.has_mlp) or block.reads("attn") or block.reads("mlp"):
             raise Refused(
-                f"prune.convolve: {block.name} lost a branch, or reads a part of the stream. Take the model from before that cut."
+                f"prune.convolve: {block.name} lost a sublayer, or reads a part of the stream. Take the model from before that cut."
             )
 
 

@@ -108,7 +108,7 @@ class What:
     """The moments of queries and keys too."""
     squares: bool = False
     """The mean square over images of the loss' derivative by every weight that can be cut."""
-    inputs: bool = False
+    in_channels: bool = False
     """Gradients and moments also of what qkv and fc1 read."""
     attention: bool = False
     """How much each head's queries attend to what they attend to most."""
@@ -168,7 +168,7 @@ class _Watching:
     def __init__(self, model: nn.Module, what: What) -> None:
         self.what, self.result = what, Measured()
         if what.moments != "none":
-            for site in anatomy.sites(model, inputs=what.inputs):
+            for site in anatomy.sites(model, in_channels=what.in_channels):
                 self.result.moments[site] = Moments(covariance=what.moments == "affine")
         self._recorded: dict[str, _Rows] = {}
         self._gates: dict[str, Tensor] = {}
@@ -188,7 +188,7 @@ class _Watching:
         if what.attention:
             for block in attentive:
                 stack.callback(block.qkv.register_forward_hook(self._keep_attention(block)).remove)
-        for site, linear in anatomy.sites(model, inputs=what.inputs).items():
+        for site, linear in anatomy.sites(model, in_channels=what.in_channels).items():
             stack.callback(linear.register_forward_pre_hook(self._look(site)).remove)
         if what.gradients:
             for block in attentive:

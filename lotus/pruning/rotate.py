@@ -37,7 +37,7 @@ from lotus.vit import anatomy
 from lotus.vit.anatomy import Block
 
 FLOOR = 1e-7
-"""Variances below this part of the largest count as this part: a direction that calibration never saw can be turned back too."""
+"""Variances below this fraction of the largest count as this fraction: a direction that calibration never saw can be turned back too."""
 
 
 class Turn(NamedTuple):

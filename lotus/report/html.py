@@ -233,7 +233,7 @@ def _gates(steps: list[tuple[float, dict[str, float]]], target: float | None) ->
             Series("gates closed", "dense", at, [100 * values.get("zero_gates", 0) for _, values in steps]),
         ],
         title="Gates while training",
-        x="part of training done, %",
+        x="fraction of training done, %",
         y="%",
         bounds=(0, 100),
         level=(100 * target, f"budget {percent(target)}") if target else None,

@@ -30,7 +30,7 @@ _BARS = 20  # classes that are shown one by one
 _ACROSS, _DOWN = 10, 2  # tiles of a strip
 _POINTS = 3000  # of the map
 _FITTED = 4000  # images that the map's axes are fitted on
-_CLEAR = 0.9  # part of the images that a cut must tell right to be drawn as one
+_CLEAR = 0.9  # fraction of the images that a cut must tell right to be drawn as one
 
 
 class Behind(Protocol):

@@ -65,11 +65,11 @@ class Context:
         return Manifest.load(self.run.train_beton)
 
     def signals(self) -> Signals:
-        """What the probe left; labels alone where nothing else is read."""
+        """What the proxy left; labels alone where nothing else is read."""
         from lotus.data import beton
         from selection.signals import Signals
 
-        if self.run.probed:
+        if self.run.needs_proxy:
             return Signals.load(self.run.signals, only=self.run.reads(self.shelves))
         manifest = self.manifest()
         known = {"labels": beton.labels(self.run.train_beton)}

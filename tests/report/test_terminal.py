@@ -122,7 +122,7 @@ def test_a_resumed_stage_is_timed_from_where_it_went_on():
     assert "steps 90 of 100, 10 s left" in play(page, events, True)
 
 
-def test_a_second_probe_is_timed_anew():
+def test_a_second_proxy_is_timed_anew():
     text = play(Page(), [Began("score", "x"), *(step(i, "score") for i in (*range(1, 101), *range(1, 20)))], True)
     assert "steps 10 of 100, 1 min 30 s left" in text.splitlines()[-1]
 

@@ -424,7 +424,7 @@ def test_the_origin_holds_the_seed_that_was_used(signals):
 def test_the_origin_holds_the_epochs_that_were_read(signals):
     origin = select(signals, score="el2n", pick="random", keep=0.5).subset.origin
     assert origin["score"] == {"name": "el2n", "epoch": signals.epochs, "window": 1}, (
-        "the probe was shorter than 20 epochs"
+        "the proxy was shorter than 20 epochs"
     )
 
 
