@@ -205,7 +205,7 @@ def gradients(name: str, images: int, width: int, keep: float) -> dict[str, Any]
     return {"seconds": seconds, "peak_gb": peak_gb(), "note": f"error {worst:.1e}; written out {written_out:.2f} s"}
 
 
-def redrawn(name: str, images: int, width: int, keep: float) -> dict[str, Any]:
+def dynamically(name: str, images: int, width: int, keep: float) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     state = State(rng.integers(0, 1_000, images))
     for epoch in range(2):
@@ -230,7 +230,7 @@ TASKS: dict[str, tuple[Callable[..., dict[str, Any]], list[str], dict[str, Any]]
     "value": (value, ["lazy", "sparse", "stochastic", "random"], {"images": 5_000, "width": 384, "keep": 0.1}),
     "apricot": (apricot, ["apricot", "lazy", "sparse"], {"images": 20_000, "width": 384, "keep": 0.05}),
     "gradients": (gradients, ["float32", "float64"], {"images": 2_000, "width": 384, "keep": 0.1}),
-    "dynamic": (redrawn, methods.names(dynamic), {"images": IMAGENET[0], "width": 0, "keep": 0.5}),
+    "dynamic": (dynamically, methods.names(dynamic), {"images": IMAGENET[0], "width": 0, "keep": 0.5}),
 }
 
 

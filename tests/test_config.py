@@ -264,13 +264,13 @@ def test_rows_of_ones_own_join_the_table() -> None:
 
 def test_an_old_name_is_refused_with_the_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(reader.OLD, "prune.breadth", "prune.embed_dim")
-    monkeypatch.setitem(reader.OLD, "proxy", "score")
+    monkeypatch.setitem(reader.OLD, "scores", "score")
     with pytest.raises(Refused) as refusal:
-        read(None, ["prune.breadth=0.5", "proxy.epochs=3", "prune.wdth=1"])
+        read(None, ["prune.breadth=0.5", "scores.epochs=3", "prune.sublayer=1"])
     assert set(str(refusal.value).splitlines()) == {
         "prune.breadth: is called prune.embed_dim now. Say that.",
-        "proxy: is called score now. Say that.",
-        "prune.wdth: no such setting. Did you mean 'width'?",
+        "scores: is called score now. Say that.",
+        "prune.sublayer: no such setting. Did you mean 'sublayers'?",
     }
     with pytest.raises(Refused, match=r"prune\.breadth: is called prune\.embed_dim now"):
         as_request({"breadth": 0.5})

@@ -267,7 +267,7 @@ def test_scores_that_do_not_fit_are_refused():
     with pytest.raises(Refused, match=r"blocks\.0\.attn: has no scores"):
         fit_plan(WIDE, {}, asks({"macs": 0.5}))
     with pytest.raises(Refused, match=r"prune\.scope"):
-        fit_plan(WIDE, good, asks({"macs": 0.5}, scope="global"))
+        fit_plan(WIDE, good, asks({"macs": 0.5}, scope="all"))
     with pytest.raises(Refused, match=r"prune\.round"):
         fit_plan(WIDE, good, asks({"macs": 0.5}, round=0))
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from ranks import two_ranks
-from tiny import CLASSES, ROWS, Batch, Hooked, Memory, ThatRedraws, pictures, recipe, same, train, vit
+from tiny import CLASSES, ROWS, Batch, Hooked, Memory, ThatPrunes, pictures, recipe, same, train, vit
 
 from lotus.config import check
 from lotus.data.plan import SamplePlan
@@ -57,16 +57,16 @@ class Noting(Memory):
             yield batch
 
 
-def redrawn(folder: Path, wants: Any, pick: Any, **more: Any) -> tuple[Any, ThatRedraws, Noting]:
+def pruned(folder: Path, wants: Any, pick: Any, **more: Any) -> tuple[Any, ThatPrunes, Noting]:
     """A training whose epochs are drawn by ``pick``."""
     plan = SamplePlan(np.arange(ROWS), seed=5, batch_size=wants.batch_size, accumulate=wants.accumulate)
-    dynamic, loader = ThatRedraws(pick, wants.epochs), Noting(plan)
+    dynamic, loader = ThatPrunes(pick, wants.epochs), Noting(plan)
     done = train(folder, wants, plan=plan, loader=loader, dynamic=dynamic, **more)
     return done, dynamic, loader
 
 
 def test_rs2_sees_half_each_epoch_and_all_after_two(tmp_path: Path) -> None:
-    done, _, loader = redrawn(tmp_path, recipe(epochs=4), {"name": "rs2", "keep": 0.5})
+    done, _, loader = pruned(tmp_path, recipe(epochs=4), {"name": "rs2", "keep": 0.5})
     assert {epoch: len(set(rows)) for epoch, rows in loader.seen.items()} == dict.fromkeys(range(4), ROWS // 2)
     for first in (0, 2):
         assert set(loader.seen[first]) | set(loader.seen[first + 1]) == set(range(ROWS))
@@ -77,7 +77,7 @@ def test_rs2_sees_half_each_epoch_and_all_after_two(tmp_path: Path) -> None:
 
 
 def test_infobatch_saves_thirty_per_cent_and_learns(tmp_path: Path) -> None:
-    done, dynamic, loader = redrawn(tmp_path, recipe(epochs=8), INFOBATCH)
+    done, dynamic, loader = pruned(tmp_path, recipe(epochs=8), INFOBATCH)
     assert done.fitted.images_seen == 8 * ROWS - round(0.3 * 8 * ROWS)
     assert sum(map(len, loader.seen.values())) == done.fitted.images_seen
     assert len(loader.seen[0]) == len(loader.seen[7]) == ROWS
@@ -89,7 +89,7 @@ def test_infobatch_saves_thirty_per_cent_and_learns(tmp_path: Path) -> None:
 def test_a_loss_is_taken_before_weights_of_the_mixed_image_against_its_mixed_target(tmp_path: Path) -> None:
     """Against the model at its start, by the definition: the step is too small to move it."""
     still = recipe(epochs=1, optimizer="sgd", lr=1e-30, warmup_epochs=0, weight_decay=0, clip=0, zero=0, mixup=0.4, cutmix=1.0)  # fmt: skip
-    _, dynamic, loader = redrawn(tmp_path, still, "repb", weighted=True)
+    _, dynamic, loader = pruned(tmp_path, still, "repb", weighted=True)
     found = dynamic.known()
     model, (images, labels) = vit(), pictures()
     mixing, order = Hooked(still), loader.plan.order(0)
@@ -104,7 +104,7 @@ def test_a_loss_is_taken_before_weights_of_the_mixed_image_against_its_mixed_tar
         assert np.array_equal(found["below"][rows], found["loss"][rows] < found["loss"][rows].astype(float).mean())
 
 
-class Always(ThatRedraws):
+class Always(ThatPrunes):
     """All rows, each with the same weight."""
 
     def __init__(self, weight: float, epochs: int) -> None:
@@ -128,7 +128,7 @@ def test_weights_multiply_the_loss_and_the_tickets_own(tmp_path: Path) -> None:
 def test_rows_outside_the_ticket_are_never_drawn(tmp_path: Path) -> None:
     rows = np.arange(1, ROWS, 2)
     plan = SamplePlan(rows, seed=5, batch_size=8)
-    dynamic, loader = ThatRedraws({"name": "orderdp", "keep": 0.5}, 3, rows=rows), Noting(plan)
+    dynamic, loader = ThatPrunes({"name": "orderdp", "keep": 0.5}, 3, rows=rows), Noting(plan)
     train(tmp_path, recipe(epochs=3), plan=plan, loader=loader, dynamic=dynamic)
     for seen in loader.seen.values():
         assert len(seen) == 13
@@ -139,7 +139,7 @@ def test_rows_outside_the_ticket_are_never_drawn(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory):
     torch.set_num_threads(1)
-    return redrawn(tmp_path_factory.mktemp("straight"), recipe(epochs=4, **FULL), INFOBATCH, **ALL)
+    return pruned(tmp_path_factory.mktemp("straight"), recipe(epochs=4, **FULL), INFOBATCH, **ALL)
 
 
 @pytest.mark.parametrize("kills", [[5], [21, 2], [30, 3]], ids=["first epoch", "twice", "late"])
@@ -147,8 +147,8 @@ def test_killed_and_started_again_ends_the_same(tmp_path: Path, straight, kills:
     wants = recipe(epochs=4, **FULL, save_minutes=0.5)
     for after in kills:
         with pytest.raises(Killed):
-            redrawn(tmp_path, wants, INFOBATCH, at={after: kill}, clock=minutes(), **ALL)
-    done, dynamic, loader = redrawn(tmp_path, wants, INFOBATCH, clock=minutes(), **ALL)
+            pruned(tmp_path, wants, INFOBATCH, at={after: kill}, clock=minutes(), **ALL)
+    done, dynamic, loader = pruned(tmp_path, wants, INFOBATCH, clock=minutes(), **ALL)
     assert same(done.fitted.state, straight[0].fitted.state)
     assert same(done.gates.state(), straight[0].gates.state())
     assert done.fitted.images_seen == straight[0].fitted.images_seen == 4 * ROWS - round(0.3 * 4 * ROWS)
@@ -171,8 +171,8 @@ def test_stopped_while_evaluating_the_epoch_is_not_drawn_anew(tmp_path: Path, st
         stop = StopFlag()
         validation = Interrupting(SamplePlan.evaluation(np.arange(ROWS), batch_size=8))
         with pytest.raises(Stopped):
-            redrawn(tmp_path, recipe(epochs=4, **FULL), INFOBATCH, validation=validation, stop=stop, **ALL)
-    done, dynamic, _ = redrawn(tmp_path, recipe(epochs=4, **FULL), INFOBATCH, **ALL)
+            pruned(tmp_path, recipe(epochs=4, **FULL), INFOBATCH, validation=validation, stop=stop, **ALL)
+    done, dynamic, _ = pruned(tmp_path, recipe(epochs=4, **FULL), INFOBATCH, **ALL)
     assert same(done.fitted.state, straight[0].fitted.state)
     assert np.array_equal(dynamic.known()["seen"], straight[1].known()["seen"])
 
@@ -180,7 +180,7 @@ def test_stopped_while_evaluating_the_epoch_is_not_drawn_anew(tmp_path: Path, st
 def test_the_learning_rate_follows_the_steps_really_taken(tmp_path: Path) -> None:
     """Each epoch goes through an equal part of the schedule, in as many steps as it has; the last step is the end."""
     wants = recipe(epochs=6, warmup_epochs=1.5)
-    done, _, loader = redrawn(tmp_path, wants, {"name": "selective_backprop", "keep": 0.2}, clock=minutes())
+    done, _, loader = pruned(tmp_path, wants, {"name": "selective_backprop", "keep": 0.2}, clock=minutes())
     steps = [math.ceil(len(loader.seen[epoch]) / 8) for epoch in range(6)]
     assert steps == [7, 7, 7, 2, 2, 2]
     expected = []
@@ -198,7 +198,7 @@ def test_the_learning_rate_follows_the_steps_really_taken(tmp_path: Path) -> Non
 
 
 def test_a_loss_that_is_not_finite_is_not_remembered(tmp_path: Path) -> None:
-    done, dynamic, loader = redrawn(tmp_path, recipe(), "infobatch", at={1: lambda losses: losses * math.nan})
+    done, dynamic, loader = pruned(tmp_path, recipe(), "infobatch", at={1: lambda losses: losses * math.nan})
     assert np.isfinite(done.fitted.state["head.weight"]).all()
     assert np.isfinite(dynamic.known()["loss"]).all()  # seen in the second epoch
     assert (dynamic.known()["seen"][loader.seen[0][8:16]] == 1).all()
@@ -213,7 +213,7 @@ def test_another_ranks_share_of_none_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_state_of_other_images_is_refused() -> None:
-    one, other = ThatRedraws("rs2", 2), ThatRedraws("rs2", 2, rows=np.arange(0, ROWS, 2))
+    one, other = ThatPrunes("rs2", 2), ThatPrunes("rs2", 2, rows=np.arange(0, ROWS, 2))
     with pytest.raises(Refused, match="other images"):
         other.load_state(one.state(World()), World())
 
@@ -233,8 +233,8 @@ def test_the_setting_is_typed_and_the_baseline_has_none() -> None:
 def test_two_ranks_draw_the_same_and_share_it(tmp_path: Path) -> None:
     """Two processes over gloo: disjoint rows whose union is the draw; afterwards both know what both saw."""
     with pytest.raises(Killed):
-        redrawn(tmp_path / "begun", recipe(epochs=4, save_minutes=0.5), INFOBATCH, at={9: kill}, clock=minutes())
-    alone = redrawn(tmp_path / "alone", recipe(epochs=4), INFOBATCH)[1].known()
+        pruned(tmp_path / "begun", recipe(epochs=4, save_minutes=0.5), INFOBATCH, at={9: kill}, clock=minutes())
+    alone = pruned(tmp_path / "alone", recipe(epochs=4), INFOBATCH)[1].known()
     two_ranks(Path(__file__).parent / "tiny.py", tmp_path, "dynamic", timeout=280)
     for name in ("whole", "begun"):
         one, other = (np.load(tmp_path / f"{name}-{rank}.npz") for rank in range(2))
@@ -259,6 +259,6 @@ def test_two_ranks_draw_the_same_and_share_it(tmp_path: Path) -> None:
 
 
 def test_classes_of_the_pictures_are_what_rcap_balances(tmp_path: Path) -> None:
-    _, _, loader = redrawn(tmp_path, recipe(epochs=2), {"name": "rcap", "keep": 0.5})
+    _, _, loader = pruned(tmp_path, recipe(epochs=2), {"name": "rcap", "keep": 0.5})
     assert len(loader.seen[1]) == 26
     assert {row % CLASSES for row in loader.seen[1]} == set(range(CLASSES))

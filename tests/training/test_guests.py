@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import CLASSES, ROWS, Batch, Memory, Outcome, ThatRedraws, pictures, recipe, same, train, vit
+from tiny import CLASSES, ROWS, Batch, Memory, Outcome, ThatPrunes, pictures, recipe, same, train, vit
 from torch import Tensor, nn
 
 import lotus.training
@@ -86,7 +86,7 @@ MAKERS: dict[type[Guest], Callable[[nn.Module], list[Guest]]] = {
     Penalized: lambda model: [Penalized(AttentionPenalty(model, Attention(kind="entropy", strength=0.1)))],
     Taught: lambda model: [Taught(Distiller(vit(seed=3, patch=4), "soft", 2.0, 0.7))],
     Watched: lambda model: [Watched(Recorder(ROWS, EPOCHS, CLASSES, steps=True))],
-    DynamicPruning: lambda model: [DynamicPruning(ThatRedraws({"name": "infobatch", "saving": 0.3}, EPOCHS))],
+    DynamicPruning: lambda model: [DynamicPruning(ThatPrunes({"name": "infobatch", "saving": 0.3}, EPOCHS))],
     FewerPatches: _fewer,
     MovingAverage: lambda model: [MovingAverage(0.9)],
     LateAverage: lambda model: [LateAverage(0.4, 2)],
@@ -194,7 +194,7 @@ def test_the_loss_that_is_remembered_is_the_taught_one_without_penalty_and_weigh
 def test_a_redrawn_lottery_is_told_the_taught_loss_without_the_penalty(tmp_path: Path) -> None:
     """Against the definition, where the step is too small to move the model."""
     still = recipe(epochs=1, optimizer="sgd", lr=1e-30, warmup_epochs=0, weight_decay=0, clip=0, zero=0)
-    model, dynamic = vit(patch=4), ThatRedraws("repb", 1)
+    model, dynamic = vit(patch=4), ThatPrunes("repb", 1)
     inside = [*MAKERS[Penalized](model), DynamicPruning(dynamic), *MAKERS[Taught](model)]
     train(tmp_path, still, model=model, guests=inside, weighted=True)
     model, teacher, (images, labels) = vit(patch=4), vit(seed=3, patch=4), pictures()

@@ -102,7 +102,7 @@ class Hooked(Objective):
         return act(losses) if act else losses
 
 
-class ThatRedraws(DynamicSelection):
+class ThatPrunes(DynamicSelection):
     """A lottery over the pictures, which tells what it knows."""
 
     def __init__(self, pick: Any, epochs: int, rows: Any = None) -> None:
@@ -246,7 +246,7 @@ def dynamic_main(out: Path) -> None:
     wants = recipe(epochs=4)
     for name in ("whole", "begun"):
         plan = SamplePlan(np.arange(ROWS), seed=5, batch_size=8, world=world.size, rank=world.rank)
-        dynamic, kept = ThatRedraws({"name": "infobatch", "saving": 0.3}, wants.epochs), {}
+        dynamic, kept = ThatPrunes({"name": "infobatch", "saving": 0.3}, wants.epochs), {}
 
         class Noting(Memory):
             def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
