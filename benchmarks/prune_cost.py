@@ -1,7 +1,7 @@
 """What pruning itself costs: seconds of each step, and memory. One command, no data, no training (time knows no weights):
 
     python benchmarks/prune_cost.py            # ViT-S/16 at 224 px, the 512 images that LOTUS then looks at
-    python benchmarks/prune_cost.py --embed-dim    # where cutting units alone goes too far, and a narrower stream is tried in vain
+    python benchmarks/prune_cost.py --embed-dim    # where cutting units alone goes too far, and a smaller embedding dimension is tried in vain
     python benchmarks/prune_cost.py --tiny     # seconds; only shows that it works
 
 The images are noise, drawn a batch at a time while the clock is stopped. To be reached: 90 s on two cores, and no more memory at
@@ -147,7 +147,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--embed-dim",
         action="store_true",
-        help="try narrower streams too, as is the default; noise never leaves it at all channels",
+        help="try smaller embedding dimensions too, as is the default; noise never leaves it at all channels",
     )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--check", action="store_true", help="exit 1 where a figure is missed")

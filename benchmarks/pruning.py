@@ -7,7 +7,7 @@
 MODEL is a folder that LOTUS wrote (``runs/cifar10/baseline``), with the mean and standard deviation of its images in it. Each row of
 the table is a way to cut, each column a fraction of the dense model's MACs (QK^T and AV counted) that stays:
 
-    ours          what ``lotus.prune`` does by default: rotated heads, fisher, all units in one pool, affine; a narrower stream where that helps
+    ours          what ``lotus.prune`` does by default: rotated heads, fisher, all units in one pool, affine; a smaller embedding dimension where that helps
     units alone   ours, with all channels of the stream; the rows below too
     decouple_qk   with query/key and value dimensions cut each for itself
     embed_dim W   after the residual stream was turned and cut to the fraction W of its channels
@@ -281,7 +281,7 @@ def ways() -> dict[str, Way]:
 
 
 def narrowed(part: float, bench: Bench) -> Cuts:
-    """Ours on a narrower stream."""
+    """Ours on a smaller embedding dimension."""
     found = narrow.statistics(bench.dense, bench.calibration)
     thin = narrow.narrow(bench.dense, found, narrow.channels(bench.dense, part, 8))
     request = Prune()
@@ -324,7 +324,7 @@ def auto_ratio(bench: Bench) -> Cuts:
 
     def cuts(keep: float) -> nn.Module | str:
         try:
-            return search.ratios(studied, judge, request.at({"macs": keep})).drawn.model
+            return search.ratios(studied, judge, request.at({"macs": keep})).pruned.model
         except Refused as refusal:
             return str(refusal)
 

@@ -132,7 +132,7 @@ def why_not(model: nn.Module) -> str:
     if any(block.dims.qk_dim != block.dims.v_dim for block in found):
         return "query/key and value dimensions differ in number"
     if any(block.reads(sublayer) is not None for block in found for sublayer in ("attn", "mlp")):
-        return "some blocks read a part of the stream"
+        return "some blocks read a part of the residual stream"
     if stages > 1 or len({block.dims for block in found}) > 1:
         return "the blocks' widths differ"
     if first.heads * first.head_dim != first.width:

@@ -145,7 +145,7 @@ def ticket(
         if keep is None or found.scores is None:
             raise Refused(f"{name}: holds scores and no choice. Say --keep 0.3 to keep the highest 30 %.")
         if not 0 < keep <= 1:
-            raise Refused(f"--keep: the part that stays lies in (0, 1], not {keep:g}.")
+            raise Refused(f"--keep: the fraction that stays lies in (0, 1], not {keep:g}.")
         if seed < 0:
             raise Refused(f"--seed: {seed} is no whole number of at least 0.")
         budget = round(keep * images.total)

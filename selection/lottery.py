@@ -85,10 +85,10 @@ def choose(
         Sentences that the user should read: what is known to end badly.
 
     Raises:
-        Refused: no such method or option, or a ``keep`` that is no part in (0, 1].
+        Refused: no such method or option, or a ``keep`` that is no fraction in (0, 1].
     """
     if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
-        raise Refused(f"{places.keep}: {keep!r} is no part in (0, 1]. Say 0.3 to keep 30 % of the images.")
+        raise Refused(f"{places.keep}: {keep!r} is no fraction in (0, 1]. Say 0.3 to keep 30 % of the images.")
     shelves = list(shelves)
     score_name, _, _ = resolve(scores, shelves, score, places.score, options_place=places.options_of_score)
     pick_name, _, _ = resolve(pickers, shelves, pick, places.pick, options_place=places.options_of_pick)
@@ -157,7 +157,7 @@ def select(
         signals: what is known of the N images. Labels alone will do where no method reads more.
         score: a function of selection/scores.py. A setting ``seed`` that it has is ``seed`` where it is not said.
         pick: a function of selection/pickers.py.
-        keep: the part that stays, in (0, 1].
+        keep: the fraction that stays, in (0, 1].
         balance: share the budget among the classes in proportion to their sizes (see :func:`quotas`) and pick in each.
         floor: where classes are not balanced, the fraction of what balance would give it (rounded up) that each class keeps at least,
             in (0, 1]. Classes that the picker leaves below it are picked from alone, the others again with what is left.
@@ -253,7 +253,7 @@ def _check_floor(floor: Any, balance: bool, places: Places) -> None:
         return
     if isinstance(floor, bool) or not isinstance(floor, (int, float)) or not 0 < floor <= 1:
         raise Refused(
-            f"{places.floor}: {floor!r} is no part in (0, 1]. Say 0.5 for half of what balance gives a class."
+            f"{places.floor}: {floor!r} is no fraction in (0, 1]. Say 0.5 for half of what balance gives a class."
         )
     if balance:
         raise Refused(

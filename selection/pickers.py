@@ -206,7 +206,7 @@ def beta(
     """Draw by score times a Beta density that moves to easier images as fewer stay. Cho et al. 2025 (arXiv 2502.06905).
 
     P(i) is proportional to ``score_i * Beta(p_i; 16 - b, b)`` with ``b = 15 (1 - mu) (1 - r ** c_d)``, where p is the image's
-    mean probability of its label, mu the mean of p over the ten highest scores and r the part that goes. Made for ``dual``.
+    mean probability of its label, mu the mean of p over the ten highest scores and r the fraction that goes. Made for ``dual``.
 
     Args:
         scores: not negative; +inf counts as the highest finite one.

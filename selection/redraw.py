@@ -298,10 +298,10 @@ def redraw(
         shelves: modules with lotteries of the user's own; they win over ours.
 
     Raises:
-        Refused: no such method or option; a ``keep`` that is no part in (0, 1]; a method that does not return what it should.
+        Refused: no such method or option; a ``keep`` that is no fraction in (0, 1]; a method that does not return what it should.
     """
     if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
-        raise Refused(f"redraw.keep: {keep!r} is no part in (0, 1]. Say 0.3 for epochs of 30 % of the images.")
+        raise Refused(f"redraw.keep: {keep!r} is no fraction in (0, 1]. Say 0.3 for epochs of 30 % of the images.")
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise Refused(f"seed: {seed!r} is no whole number of at least 0.")
     if not 0 <= epoch < epochs:

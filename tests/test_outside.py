@@ -306,7 +306,7 @@ def test_what_cannot_be_done_is_refused_before_an_image_is_read(photos, tmp_path
         (words(photos, file, tmp_path / "o", "prune.embed_dim=[1"), "not valid YAML"),
         (["prune", "a.yaml", *words(photos, file, tmp_path)[1:]], "takes no config"),
         (words(photos, file, tmp_path / "o")[:5], "--data is missing"),
-        (words(photos, file, tmp_path / "o", "--keep", "macs"), "write BUDGET=PART"),
+        (words(photos, file, tmp_path / "o", "--keep", "macs"), "write BUDGET=FRACTION"),
         (words(photos, file, tmp_path / "o", "--keep", "mac=0.5"), "Did you mean 'macs'"),
         (words(photos, file, tmp_path / "o", "--keep", "params=0.001"), "out of reach"),
         (

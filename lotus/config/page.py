@@ -88,10 +88,10 @@ class Score(Recipe):
     without augmentation, mixing or stochastic depth. A linear probe takes nothing from ``train`` but ``precision``."""
 
     proxy: Literal["training", "linear_probe"] = "training"
-    """training: a short training of the whole model. linear_probe: its weights stay, every image goes through it once, and linear
-    heads learn from the features."""
+    """training: a short training of the whole model. linear_probe: its weights stay, every image goes through it once, and
+    linear heads learn from the features."""
     model: Annotated[Model, BeforeValidator(by_name)] | None = None
-    """Whose training is watched: any timm model, by name or with ``model``'s settings; null: the run's. Without a name it is the run's
+    """The proxy's: any timm model, by name or with ``model``'s settings; null: the run's. Without a name it is the run's
     with what is set here, e.g. ``score.model.weights=FILE``."""
     side: int = Field(0, ge=0)
     """Side in pixels of the images that it sees, where it reads any size; 0: that of the run's model."""
@@ -129,7 +129,8 @@ class Select(Section):
     balance: bool = True
     """Keep the same fraction of every class."""
     floor: Fraction | None = None
-    """With ``balance: false``: the fraction of what balance would give it that each class keeps at least. null: classes may vanish."""
+    """With ``balance: false``: the fraction of what balance would give it that each class keeps at least. null: classes may
+    vanish."""
     max_memory: Annotated[float, Field(gt=0)] | None = None
     """GB that score and picker may take (``4GB``, ``500MB``): what needs more is refused with the figure, or takes a way that needs
     less. null: 0.5 for matrices of similarities, no limit else."""

@@ -116,13 +116,14 @@ class Prune(Section):
     decouple_qk: bool = False
     """Let a block keep more value than query/key dimensions, or fewer. timm's own attention cannot hold that; LOTUS' does."""
     in_channels: bool = False
-    """Channels that attention and the MLP read may go too; the residual stream keeps its embedding dimension, and an index_select takes the rest."""
+    """Channels that attention and the MLP read may go too; the residual stream keeps its embedding dimension, and an
+    index_select takes the rest."""
     sublayers: bool | None = None
     """Whether whole attention and MLP sublayers, and blocks, may go; null: only where units alone cannot meet the budget."""
     embed_dim: Fraction | Literal["auto", "search"] | None = "auto"
-    """Fraction of the residual stream's channels (the embedding dimension) that stays, the rest being turned out of the way; search: try 1 to 0.375 and take what
-    agrees best with the dense model; auto: the same one after the other, while all channels are not good enough and fewer are
-    better (all of them with search, convolve, sizes, in_channels, sublayers or a budget of latency); null: all."""
+    """Fraction of the embedding dimension (the residual stream's channels) that stays, the rest being turned out of the way;
+    search: try 1 to 0.375 and take what agrees best with the dense model; auto: the same one after the other, while all
+    channels are not good enough and fewer are better (all of them with search, convolve, sizes, in_channels, sublayers or a budget of latency); null: all."""
     compensate: Literal["none", "mean", "affine"] = "affine"
     """What the cut units carried is folded into the rest: not at all, their mean, or their best affine prediction."""
     calibration: int | None = Field(None, ge=1)
@@ -143,8 +144,8 @@ class Prune(Section):
     convolve: Convolve | None = None
     """Let attention become 1x1 or 3x3 convolution; null: it stays attention. Gates choose, not ``criterion``."""
     sizes: tuple[Fraction, ...] = ()
-    """More budgets (fractions of the MACs, or of the latency where that is kept) to write beside ``prune/``, as ``prune-0.35/``: each size is within the next larger
-    one. They are not fine-tuned."""
+    """More budgets (fractions of the MACs, or of the latency where that is kept) to write beside ``prune/``, as
+    ``prune-0.35/``: each size is within the next larger one. They are not fine-tuned."""
 
     @model_validator(mode="before")
     @classmethod
@@ -176,8 +177,9 @@ class Prune(Section):
         return int(n) / int(m)
 
     @property
-    def stream(self) -> float:
-        """The fraction of the channels that stays whatever a search, convolutions or sizes do to the rest: those take no ``auto``."""
+    def embed_fraction(self) -> float:
+        """The fraction of the embedding dimension that stays whatever a search, convolutions or sizes do to the rest: those
+        take no ``auto``."""
         return self.embed_dim if isinstance(self.embed_dim, float) else 1.0
 
     @property

@@ -53,7 +53,7 @@ def fit_plan(
             ``round``: MLP units and head dimensions stay a multiple of it, where they are cut.
             ``decouple_qk``: query/key and value dimensions are cut each for itself, not together. By ``threshold``, query/key
             dimensions then stay whole, as in VTP.
-            ``in_channels``: channels that attention and the MLP read of the stream may go too.
+            ``in_channels``: channels that attention and the MLP read of the residual stream may go too.
             ``sublayers``: whether a sublayer may go as a whole, and with both the block. None: only where the budget asks for less
             than units can give. By ``per_type`` and ``threshold`` True too means no more than that.
         whole: What the budget is a fraction of, where that is not the present model.

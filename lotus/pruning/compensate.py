@@ -239,7 +239,7 @@ def _put(linear: nn.Linear, folded: tuple[Tensor, Tensor | None]) -> None:
 
 
 def _mean_of(block: Block, sublayer: str, moments: Moments | None) -> Tensor | None:
-    """(D,) what a sublayer adds to the stream on the average token; None where that is not known in closed form."""
+    """(D,) what a sublayer adds to the residual stream on the average token; None where no closed form knows it."""
     if moments is None or block.norm_after:
         return None
     linear = block.proj if sublayer == "attn" else block.fc2

@@ -1,6 +1,6 @@
-"""A smaller embedding dimension, fewer channels in the residual stream itself: turned into its principal axes, and cut to the first of them.
+"""A smaller embedding dimension: the residual stream turned into its principal axes, and cut to the first of them.
 
-A pre-norm ViT with LayerNorm computes the same in any orthogonal basis of its stream, once (SliceGPT, Ashkboos et al. 2024,
+A pre-norm ViT with LayerNorm computes the same in any orthogonal basis of its residual stream, once (SliceGPT, Ashkboos et al. 2024,
 2401.15024, sections 3.1 and 3.2, for a ViT):
 
     folded        the gain and bias of each norm go into the Linear that reads it, LayerScale into the one that writes
@@ -264,7 +264,7 @@ def _readers(model: Any) -> dict[str, tuple[Any, dict[str, nn.Linear]]]:
     anatomy.plain(model, "prune.embed_dim")
     if fault := _fault(model):
         raise Refused(
-            f"prune.embed_dim: {type(model).__name__}: {fault}, so its stream cannot be turned. Leave prune.embed_dim out."
+            f"prune.embed_dim: {type(model).__name__}: {fault}, so its residual stream cannot be turned. Leave prune.embed_dim out."
         )
     return _norms(model)
 
@@ -290,9 +290,9 @@ def _fault(model: Any) -> str:
     if "head" not in norms:
         return "it does not end in one norm and a classifier"
     if not isinstance(getattr(model.patch_embed, "norm", nn.Identity()), nn.Identity):
-        return "a norm writes the stream (patch_embed.norm)"
+        return "a norm writes the residual stream (patch_embed.norm)"
     if not isinstance(model.norm_pre, nn.Identity):
-        return "a norm writes the stream (norm_pre)"
+        return "a norm writes the residual stream (norm_pre)"
     if getattr(model, "attn_pool", None) is not None:
         return "it pools by attention"
     faults = [f"{block.name} {fault}" for block in anatomy.blocks(model) if (fault := _fault_of_block(block))]

@@ -132,7 +132,9 @@ class Plan:
                 raise Refused(f"{block.name}: the plan is for {plan.of}, the model has {block.dims}.")
             for sublayer, reads in (("attn", plan.attn_in), ("mlp", plan.mlp_in)):
                 if reads is not None and (block.norm_after or reads[-1] >= block.width):
-                    raise Refused(f"{block.name}: {sublayer} cannot read channel {reads[-1]} of the stream alone.")
+                    raise Refused(
+                        f"{block.name}: {sublayer} cannot read channel {reads[-1]} of the residual stream alone."
+                    )
             if block.whole_qk and plan.heads and plan.dims.qk_dim != plan.of.qk_dim:
                 why = "qk-norm, whose statistics are of" if block.qk_norm else "rotary positions, which turn"
                 raise Refused(f"{block.name}: has {why} all query/key dimensions. Keep them all.")

@@ -3,7 +3,7 @@
     request = Prune(keep={"macs": 0.5}, search={"kind": "ratios"})
     studied = study(model, calibration, request)
     found = search.ratios(studied, Judge(model, held_out), request)
-    small = found.drawn.model
+    small = found.pruned.model
 
 ``ratios`` is our realization of Feng et al. (PRAI 2023, doi 10.1109/PRAI59366.2023.10332058): one ratio for all
 attention and one for all MLPs, a coarse grid, bisection along directions, rounds with nested masks. Of the paper only the
@@ -67,7 +67,7 @@ class Tried:
 class Found:
     """What a search ended with."""
 
-    drawn: Pruned
+    pruned: Pruned
     chosen: Tried
     tried: list[Tried]
     """Everything that was measured, in order; widths that came up again are not measured again."""

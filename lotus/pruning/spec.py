@@ -26,7 +26,8 @@ from selection.errors import Refused
 
 KIND = "lotus-vit"
 FORMAT = 2
-"""Of a model that lost sublayers, reads a part of the stream or convolves; any other is written as 1, which older versions read."""
+"""Of a model that lost sublayers, reads a part of the residual stream or convolves; any other is written as 1, which older
+versions read."""
 SPEC, WEIGHTS = "spec.json", "model.safetensors"
 EXPORTED = ("timm.safetensors", "model.onnx", "MODEL.md")
 """What ``lotus export`` writes to ``export`` in a model's folder: of the older model, it goes with it."""

@@ -1,4 +1,4 @@
-"""A model cut to one budget at several embedding dimensions (widths of its residual stream), of which the nearest to the model is taken."""
+"""A model cut to one budget at several embedding dimensions (widths of its residual stream): the nearest to it is taken."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ from selection import methods
 from selection.errors import Refused
 
 _SOME = 8
-"""One in so many calibration images tries a narrower stream, and another one in so many tells how good it is; of few images all do."""
+"""One in so many calibration images tries a smaller embedding dimension, and another one in so many tells how good it is; of
+few images all do."""
 
 
 def prune(
@@ -58,7 +59,8 @@ def prune(
         gates: Learned gates by site, for the criterion ``gate``.
         seed: For the criterion ``random``.
         settings: Further settings of the section ``prune`` of a config (:class:`lotus.config.Prune`), with the same defaults:
-            ``scope``, ``round``, ``rotate``, ``decouple_qk``, ``compensate``, ``in_channels``, ``sublayers``, ``embed_dim``, ``latency_batch``.
+            ``scope``, ``round``, ``rotate``, ``decouple_qk``, ``compensate``, ``in_channels``, ``sublayers``, ``embed_dim``,
+            ``latency_batch``.
 
     Raises:
         Refused: a setting that there is not, or that does not go with another; a model that cannot be cut, a budget out of
@@ -210,7 +212,7 @@ class _Streams:
         if every == 1:
             self._images = studied.images
         self._beyond = self.lot.out_of_reach(start)
-        if self._beyond:  # a narrower stream may do it
+        if self._beyond:  # a smaller embedding dimension may do it
             return None
         drawn = self.lot.draw(studied)
         del studied  # or the next one's statistics would come on top of these

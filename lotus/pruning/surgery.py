@@ -112,7 +112,7 @@ def survivors(plan: Plan) -> list[tuple[int, BlockPlan]]:
 
 
 def _channels(block: Block, keep: BlockPlan, sublayer: str) -> tuple[int, ...] | None:
-    """The channels of the stream that a sublayer reads after the cut; None: all."""
+    """The channels of the residual stream that a sublayer reads after the cut; None: all."""
     kept, now = (keep.attn_in if sublayer == "attn" else keep.mlp_in), block.reads(sublayer)
     if kept is None or now is None:
         return now if kept is None else kept
@@ -126,7 +126,7 @@ def reshape(block: Block, dims: Dims, reads: Mapping[str, Sequence[int] | None] 
     are taken out by :func:`lotus.vit.parts.strip`, before.
 
     Args:
-        reads: ``attn``, ``mlp`` -> the channels of the stream that the sublayer reads; None or absent: all
+        reads: ``attn``, ``mlp`` -> the channels of the residual stream that the sublayer reads; None or absent: all
     """
     for sublayer, norm in (("attn", "norm1"), ("mlp", "norm2")):
         index = (reads or {}).get(sublayer)

@@ -60,13 +60,13 @@ Press = Callable[[Tensor, Tensor, penalties.Descend, float, float | Tensor], Ten
 """(G,) gates, (G,) gradient, the optimizer's step, learning rate, lambda -> (G,)."""
 
 
-def pressing(wants: Method, shelves: Sequence[ModuleType] = (), *, place: str = "train.sparsity.penalty") -> Press:
+def pressing(penalty: Method, shelves: Sequence[ModuleType] = (), *, place: str = "train.sparsity.penalty") -> Press:
     """The penalty of a config: a function of :mod:`lotus.sparsity.penalties`, or of the user's own.
 
     Raises:
         Refused: there is no such penalty, or no such setting of it; it reads what is not here, or gives no gates.
     """
-    method = find([penalties, *shelves], wants.name, place=place)
+    method = find([penalties, *shelves], penalty.name, place=place)
     names, gates = reads(method), torch.ones(2)
     tried = {
         "values": gates,
@@ -75,15 +75,17 @@ def pressing(wants: Method, shelves: Sequence[ModuleType] = (), *, place: str = 
         "lr": 0.1,
         "strength": 0.1,
     }
-    found = call(method, tried, wants.options, place=place)
+    found = call(method, tried, penalty.options, place=place)
     if not isinstance(found, Tensor) or found.shape != gates.shape:
-        raise Refused(f"{place}: {wants.name!r} gives no gates after the step. Return a tensor of the shape of values.")
+        raise Refused(
+            f"{place}: {penalty.name!r} gives no gates after the step. Return a tensor of the shape of values."
+        )
 
     def press(
         values: Tensor, gradient: Tensor, descend: penalties.Descend, lr: float, strength: float | Tensor
     ) -> Tensor:
         here = {"values": values, "gradient": gradient, "descend": descend, "lr": lr, "strength": strength}
-        moved: Tensor = method(*(here[name] for name in names), **wants.options)
+        moved: Tensor = method(*(here[name] for name in names), **penalty.options)
         return moved
 
     return press

@@ -107,7 +107,8 @@ class NestedGates:
         for block in self._blocks:
             if not (block.has_attn and block.has_mlp) or block.reads("attn") or block.reads("mlp"):
                 raise Refused(
-                    f"prune.convolve: {block.name} lost a sublayer, or reads a part of the stream. Take the model from before that cut."
+                    f"prune.convolve: {block.name} lost a sublayer, or reads a part of the residual stream. "
+                    "Take the model from before that cut."
                 )
         if not isinstance(vit.patch_drop, nn.Identity):
             raise Refused("prune.convolve: convolutions need every patch in its place. Remove patch_drop_rate.")

@@ -107,7 +107,7 @@ def _wanted(config: Config, score: str, model: str, keep: float | None, shelves:
         raise Refused(f"--model {ask}: {method.name!r} reads the image alone and asks no model. Leave it out.")
     share = request.keep if keep is None else keep
     if not 0 < share <= 1:
-        raise Refused(f"--keep: the part that stays lies in (0, 1], not {share:g}.")
+        raise Refused(f"--keep: the fraction that stays lies in (0, 1], not {share:g}.")
     return request.model_copy(update={"score": method, "model": ask, "cached": not asks, "keep": share})
 
 

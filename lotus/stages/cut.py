@@ -85,7 +85,7 @@ def lottery(
     from lotus import pruning
     from lotus.pruning import narrow
 
-    tried = narrow.GRID if request.embed_dim == "search" else (request.stream,)  # auto: others perhaps, later
+    tried = narrow.GRID if request.embed_dim == "search" else (request.embed_fraction,)  # auto: others perhaps, later
     passes = len(tried) * (1 + request.rotate) + any(part < 1 for part in tried)
     return (
         yield from watched(
@@ -130,14 +130,16 @@ def draw_sizes(uncut: Uncut) -> Cutting:
     context, request, table = uncut.context, uncut.request, uncut.table
     keep = request.keep.asked
     dense = count(uncut.model)
-    if all(part == 1 for part in (*keep.values(), *request.sizes, request.stream)):  # nothing is to be turned or folded
+    if all(
+        part == 1 for part in (*keep.values(), *request.sizes, request.embed_fraction)
+    ):  # nothing is to be turned or folded
         request = request.model_copy(update={"rotate": False, "compensate": "none"})
     model, spent, notes = yield from narrow_stream(context, uncut.model, uncut.calibration, request)
     studied = yield from study(context, model, uncut.gates, uncut.calibration, request)
     drawn = studied.draw(request, whole=dense, table=table)
     now = count(model)
     told: dict[str, Any] = {}
-    # Of a narrower stream's MACs more may stay; sizes beyond it are as large as it.
+    # Of a smaller embedding dimension's MACs more may stay; sizes beyond it are as large as it.
     keeps = [
         {what: min(1.0, part * dense.macs / now.macs) for what, part in keep.items()} for keep in request.more_sizes
     ]
@@ -177,7 +179,7 @@ def narrow_stream(
     from lotus.vit import anatomy
 
     wide = anatomy.blocks(model)[0].width
-    channels = narrow.channels(model, request.stream, request.multiple)
+    channels = narrow.channels(model, request.embed_fraction, request.multiple)
     if channels == wide:
         return model, 0, []
     with context.images(context.run.train_beton, calibration, context.config.train, model) as loader:

@@ -137,7 +137,7 @@ def _within_reach(model: nn.Module, request: Prune) -> Generator[Event, None, Pr
         yield Said("prune", f"Widths stay multiples of {multiple}: measured at batch {request.latency_batch}.")
         request = request.model_copy(update={"round": multiple})
     widths = narrow.tries(model, request)
-    if widths == (1.0,):  # a narrower stream may reach further
+    if widths == (1.0,):  # a smaller embedding dimension may reach further
         sublayers = request.sublayers if anatomy.is_vit(model) else False
         budget.check_reach(cost.outline(model), request.model_copy(update={"sublayers": sublayers}))
     narrow.useful(model, widths, request)

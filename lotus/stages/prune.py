@@ -104,7 +104,7 @@ def _check_reach(config: Config, model: nn.Module) -> None:
         convolve.refuse(model)
         convolve.check_reach(whole, request.keep.macs or 1, round=request.multiple)
     elif request.search is None:
-        widths = (request.stream,) if request.sizes else narrow.tries(model, request)
+        widths = (request.embed_fraction,) if request.sizes else narrow.tries(model, request)
         narrowest, least = min(widths), whole
         if narrowest < 1:
             least = outline(narrow.skeleton(model, narrow.channels(model, narrowest, request.multiple)))
@@ -117,8 +117,8 @@ def _check_reach(config: Config, model: nn.Module) -> None:
         anatomy.plain(model, "prune.search.compare")
     if request.search is not None and request.search.drop is None:
         least = whole
-        if request.stream < 1:
-            least = outline(narrow.skeleton(model, narrow.channels(model, request.stream, request.multiple)))
+        if request.embed_fraction < 1:
+            least = outline(narrow.skeleton(model, narrow.channels(model, request.embed_fraction, request.multiple)))
         budget.check_reach(least, request.model_copy(update={"sublayers": False}), whole=whole.cost())
 
 

@@ -62,10 +62,10 @@ def search_widths(uncut: Uncut) -> Cutting:
     write_json(run.folder / "search.json", written)
     write_json(run.folder / "pareto.json", written["pareto"])
     yield Wrote("prune", str(run.folder / "search.json"))
-    more = yield from timed(context, found.drawn)
+    more = yield from timed(context, found.pruned)
     brief: dict[str, Any] = {name: written[name] for name in ("dense", "chosen", "equal", "cp_vit") if name in written}
     before = {"params": whole.params, "macs": whole.macs}
-    notes = (*searched.notes, *found.drawn.notes)
+    notes = (*searched.notes, *found.pruned.notes)
     cut = Cut(searched.model, before, {"params": after.params, "macs": after.macs}, searched.forwards, notes)
     told = {**brief, "kind": asks.kind, "metric": asks.metric, "tried": len(searched.log), "images": judge.images}
     return cut, {"search": told, **more}
@@ -101,7 +101,7 @@ def _rounds(uncut: Uncut, judge: Judge, searched: _Searched) -> Generator[Event,
             studied = dataclasses.replace(studied, beside=dense)
         now = count(searched.model)
         found = yield from _one_round(uncut, judge, studied, number)
-        searched.last, searched.model = found, found.drawn.model
+        searched.last, searched.model = found, found.pruned.model
         searched.forwards += (studied.forwards + found.forwards) * now.macs / whole.macs
         searched.log += [{"round": number, **one.record()} for one in found.tried]
         searched.tried += found.tried
@@ -145,10 +145,10 @@ def _one_round(uncut: Uncut, judge: Judge, studied: Study, number: int) -> Gener
         f"round {number + 1} of {asks.rounds}: {len(found.tried)} tried; of attention {chosen.attention:.2f} and of the "
         f"MLPs {chosen.mlp:.2f} of the MACs stay; {asks.metric} {chosen.worse:.4f}, held-out top-1 {chosen.top1:.2f} %",
     )
-    if found.notes and number == 0:  # no recovery yet: it is the narrower stream that is too far already
+    if found.notes and number == 0:  # no recovery yet: it is the smaller embedding dimension that is too far already
         raise Refused(
             f"prune.search.drop: {drop:g} is passed before any cut ({found.chosen.worse:.4f}). Raise it, or keep "
-            "more of the stream (prune.embed_dim)."
+            "more of the residual stream (prune.embed_dim)."
         )
     for note in found.notes:
         yield Said("prune", f"round {number + 1}: {note}", level="warning")

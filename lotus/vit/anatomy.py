@@ -117,7 +117,7 @@ class Block:
         return norm_after(self.module)
 
     def reads(self, sublayer: str) -> tuple[int, ...] | None:
-        """The channels of the stream that ``attn`` or ``mlp`` reads, where those are not all; None where they are."""
+        """The channels of the residual stream that ``attn`` or ``mlp`` reads, where those are not all; None where they are."""
         norm = getattr(self.module, "norm1" if sublayer == "attn" else "norm2", None)
         return tuple(norm.index.tolist()) if isinstance(norm, Select) else None
 

@@ -45,7 +45,7 @@ class OneSublayer(nn.Module):
 
 
 class Select(nn.Module):
-    """A norm over the whole stream, of which only some channels are read on."""
+    """A norm over the whole residual stream, of which only some channels are read on."""
 
     index: Tensor
 

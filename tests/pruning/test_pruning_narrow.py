@@ -204,7 +204,7 @@ def test_auto_looks_at_narrower_streams_only_where_units_alone_lead_too_far(monk
 @pytest.mark.parametrize("images", [1, 7, 20])
 @pytest.mark.parametrize("settings", [{}, {"criterion": "magnitude", "rotate": False, "compensate": "none"}])
 def test_few_images_try_every_width_all_together(monkeypatch, images, settings):
-    """One in eight of them would say nothing, or be too few for a narrower stream to show what it can do."""
+    """One in eight of them would say nothing, or be too few for a smaller embedding dimension to show what it can do."""
     monkeypatch.setattr(narrow, "CLOSE", 0.0)
     model, data = shaped(0.8 ** torch.arange(48)), [(pictures(images), torch.arange(images) % 5)]
     found = pruning.lottery(model, iter(data), asks({"macs": 0.35}, **settings))

@@ -95,7 +95,7 @@ def test_a_budget_is_hit_and_split_as_well_as_can_be(studied, every, weights, ke
     toy, outline = Toy(weights), cost.outline(studied.dense)
     found = search.ratios(studied, toy, asks(keep={"macs": keep}, round=8, search={"grid": 0}))
     limit = int(keep * outline.cost().macs)
-    assert found.drawn.after["macs"] == found.chosen.macs <= limit
+    assert found.pruned.after["macs"] == found.chosen.macs <= limit
     assert found.chosen.dims == budget.fill(
         outline, studied.scores, asks({"macs": keep}, round=8), found.chosen.dims
     ), "full"
@@ -123,7 +123,7 @@ def test_where_nothing_is_allowed_nothing_is_cut_and_that_is_said(studied, kind)
     assert found.chosen.worse > 1e-4
     assert found.notes
     assert "nothing is cut" in found.notes[0]
-    torch.testing.assert_close(found.drawn.model(pictures()), studied.model(pictures()), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.pruned.model(pictures()), studied.model(pictures()), atol=1e-4, rtol=1e-4)
     assert not SEARCH[kind](studied, Judge(studied.dense, batches()), drop=0.2, round=8).notes
 
 
@@ -132,7 +132,7 @@ def test_where_nothing_is_allowed_nothing_is_cut_and_that_is_said(studied, kind)
 def test_a_budget_is_hit_or_refused(studied, kind, keep):
     found = SEARCH[kind](studied, Judge(studied.dense, batches()), keep={"macs": keep}, round=8)
     outline = cost.outline(studied.dense)
-    assert cost.count(found.drawn.model).macs == found.chosen.macs <= keep * outline.cost().macs
+    assert cost.count(found.pruned.model).macs == found.chosen.macs <= keep * outline.cost().macs
     assert found.chosen.dims == budget.fill(outline, studied.scores, asks({"macs": keep}, round=8), found.chosen.dims)
     with pytest.raises(Refused, match="out of reach"):
         SEARCH[kind](studied, Judge(studied.dense, batches()), keep={"macs": 0.01}, round=8)
@@ -309,9 +309,9 @@ def test_blocks_lose_no_more_than_the_best_of_all_choices_within_a_latency(studi
     outline, scores = cost.outline(studied.dense), studied.scores
     table = latency.measure(studied.dense, 4, timer=clock, repeats=1)
     found = search.blocks(studied, judge, asks(keep={"latency": keep}, search={"levels": 4}), table=table, timer=clock)
-    assert found.drawn.latency.measured == pytest.approx(clock(found.drawn.model) / whole)
-    assert found.drawn.latency.measured <= keep * (1 + latency.CLOSE)
-    assert found.drawn.latency.text() in found.drawn.notes
+    assert found.pruned.latency.measured == pytest.approx(clock(found.pruned.model) / whole)
+    assert found.pruned.latency.measured <= keep * (1 + latency.CLOSE)
+    assert found.pruned.latency.text() in found.pruned.notes
     halves = [
         {budget.of_block(outline, scores, asks(), index=index, part=part, share=1 - level / 4) for level in range(5)}
         for index in range(2)
@@ -331,8 +331,8 @@ def test_ratios_split_a_latency_as_well_as_can_be(studied, every, weights, keep)
     toy, whole = Toy(weights), clock(studied.model)
     table = latency.measure(studied.dense, 4, timer=clock, repeats=1)
     found = search.ratios(studied, toy, asks(keep={"latency": keep}, search={"grid": 0}), table=table, timer=clock)
-    assert found.drawn.latency.measured == pytest.approx(clock(found.drawn.model) / whole)
-    assert found.drawn.latency.measured <= keep * (1 + latency.CLOSE)
+    assert found.pruned.latency.measured == pytest.approx(clock(found.pruned.model) / whole)
+    assert found.pruned.latency.measured <= keep * (1 + latency.CLOSE)
     best = min(toy.of(dims) for dims in every if table.predict(dims) <= keep * table.dense)
     assert found.chosen.worse <= best + 0.03
 
@@ -345,9 +345,9 @@ def test_what_a_search_tells_was_measured_however_wrong_the_table(studied, kind,
     keep = {"latency": 0.8, "params": 0.75}
     find = functools.partial(SEARCH[kind], studied, Halves(1), table=table)
     found = find(keep=keep, timer=shared)
-    assert found.drawn.latency.measured == pytest.approx(shared(found.drawn.model) / shared(studied.model))
-    assert found.drawn.latency.measured <= 0.8 * (1 + latency.CLOSE)
-    assert found.drawn.after["params"] <= 0.75 * found.drawn.before["params"]
+    assert found.pruned.latency.measured == pytest.approx(shared(found.pruned.model) / shared(studied.model))
+    assert found.pruned.latency.measured <= 0.8 * (1 + latency.CLOSE)
+    assert found.pruned.after["params"] <= 0.75 * found.pruned.before["params"]
     with pytest.raises(Refused, match=r"latency: 0\.1 is out of reach"):
         find(keep={"latency": 0.1}, timer=shared)
     away = SEARCH[kind](studied, Halves(1), keep=keep, table=replace(table, device="cuda:0")).drawn.latency
@@ -483,5 +483,5 @@ def test_a_model_that_lost_sublayers_can_be_searched(kind):
     less = surgery.cut(tiny(depth=3), Plan(tuple(blocks)))
     studied = study(less, batches(), asks(criterion="cumulative_attention"))
     found = SEARCH[kind](studied, Judge(less, batches()), keep={"macs": 0.6}, round=8)
-    assert cost.count(found.drawn.model).macs == found.chosen.macs <= 0.6 * cost.count(less).macs
+    assert cost.count(found.pruned.model).macs == found.chosen.macs <= 0.6 * cost.count(less).macs
     assert [(bool(d.heads), bool(d.hidden)) for d in found.chosen.dims] == [(True, False), (False, True), (True, True)]
