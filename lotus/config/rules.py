@@ -236,7 +236,7 @@ OF_PRUNING = (
          "prune.keep.gates=0.6", "prune.keep.gates=0.6 prune.scope=threshold"),
     Rule("Prune", "keep.latency", LATENCY,
          "is predicted for heads, their dimensions and MLP units alone: it goes with {place}.scope=global, and without "
-         "{place}.decouple_qk, inputs, sublayers and width. Leave those out, or keep macs or params",
+         "{place}.decouple_qk, in_channels, sublayers and embed_dim. Leave those out, or keep macs or params",
          "prune.keep.latency=0.5 prune.decouple_qk=true", "prune.keep.latency=0.5"),
     Rule("Prune", "search", lambda it: _ways(it)[:2] == ["search", "convolve"],
          "search and convolve are two ways to choose. Set one of them",
