@@ -19,9 +19,24 @@ from lotus.config.section import Method, Section
 from selection.errors import Refused
 from selection.methods import nearest
 
-OLD: dict[str, str] = {}
+OLD: dict[str, str] = {
+    "score.probe": "score.proxy",
+    "train.redraw": "train.dynamic",
+    "train.sparsity.inputs": "train.sparsity.in_channels",
+    "prune.rank": "prune.scope",
+    "prune.split": "prune.decouple_qk",
+    "prune.inputs": "prune.in_channels",
+    "prune.branches": "prune.sublayers",
+    "prune.width": "prune.embed_dim",
+}
 """A setting's old name and its new one, where the nearest-name refusal would not find it: ``{"prune.old": "prune.new"}``. A
 section's stands for all inside of it."""
+
+OLD_VALUES: dict[str, dict[str, str]] = {
+    "score.proxy": {"train": "training", "linear": "linear_probe"},
+    "prune.scope": {"pool": "global", "kind": "per_type", "quantile": "threshold"},
+}
+"""A setting's old values and their new ones, by the setting's present name."""
 
 
 def read(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
@@ -69,7 +84,7 @@ def check(raw: Mapping[str, Any], place: str = "config") -> Config:
     return _checked(Config, raw, (), place)
 
 
-def request(raw: Mapping[str, Any]) -> Prune:
+def as_request(raw: Mapping[str, Any]) -> Prune:
     """What to prune, of settings by name, as they stand in a config's section ``prune``.
 
     Raises:
@@ -127,6 +142,8 @@ def _fault(fault: Mapping[str, Any], place: str) -> str:
         return f"{rules.join(where, row.place) or place}: {row.told(value, where)}."
     told = fault["msg"].removeprefix("Value error, ")
     given = "" if isinstance(fault["input"], (dict, BaseModel)) else f", not {fault['input']!r}"
+    if (now := _now(where, fault["input"])) is not None:
+        return f"{where}: {told}{given}. That is called {now!r} now."
     choices = re.findall(r"'([^']*)'", fault["ctx"]["expected"]) if fault["type"] == "literal_error" else []
     return f"{where or place}: {told}{given}.{nearest(str(fault['input']), choices)}"
 
@@ -206,7 +223,8 @@ def _unknown(raw: Any, section: type[BaseModel], place: tuple[str, ...]) -> Iter
     for key, value in raw.items():
         where = ".".join((*place, str(key)))
         if where in OLD:
-            yield f"{where}: is called {OLD[where]} now. Say that."
+            now = _now(OLD[where], value)
+            yield f"{where}: is called {OLD[where]} now. Say {'that' if now is None else f'{OLD[where]}={now}'}."
         elif key not in fields:
             known = ", ".join(fields)
             yield f"{where}: no such setting.{nearest(str(key), fields) or f' Here: {known}.'}"
@@ -214,6 +232,11 @@ def _unknown(raw: Any, section: type[BaseModel], place: tuple[str, ...]) -> Iter
             below = _section(fields[key].annotation)
             if below is not None:
                 yield from _unknown(value, below, (*place, str(key)))
+
+
+def _now(where: str, value: Any) -> str | None:
+    """What a setting's old value is called; None where it has no other name."""
+    return OLD_VALUES.get(where, {}).get(value) if isinstance(value, str) else None
 
 
 def _section(annotation: Any) -> type[Section] | None:

@@ -146,7 +146,7 @@ def test_a_file_cut_short_is_refused(ticket, tmp_path, part):
         ([1, 2, 3], {"total": "10"}, "of '10' images"),
         ([1, 2, 3], {"total": None}, "of None images"),
         ([1, 2, 3], {"fingerprint": None}, "fingerprint"),
-        ([1, 2, 3], {"keep": 2}, "no part in"),
+        ([1, 2, 3], {"keep": 2}, "no fraction in"),
         ([1, 2, 3], {"origin": "me"}, "no complete ticket"),
     ],
 )
