@@ -15,9 +15,9 @@ from selection.errors import Refused
 
 KIND, FORMAT = "a ticket of LOTUS", 1
 CURE = "Give another ticket, or run the select stage again."
-REBIND = "If the images are the same, in the same order: lotus ticket import TICKET --data WHERE --force."
+REBIND = "If the images are the same, in the same order, lotus ticket import binds it to these by force."
 _MANY = 10_000_000
-MADE = "Give a ticket, which is what the select stage and `lotus select --out` write."
+MADE = "Give a ticket, which is what the select stage and `lotus select` write."
 
 
 class Subset:
