@@ -21,8 +21,8 @@ from selection import files
 from selection.comparison import compare, describe, spearman
 from selection.errors import Refused
 from selection.images import Images, Words
-from selection.lottery import ranking
 from selection.methods import nearest
+from selection.ranks import ranking
 from selection.reading import Asked, Found, find
 from selection.signals import Signals
 from selection.subset import Subset

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from selection import dynamic, methods, npz
+from selection.choices import Choice, resolve
 from selection.errors import Refused
-from selection.lottery import Choice, resolve
 
 KIND, FORMAT = "the state of a redrawn lottery of LOTUS", 1
 CURE = "Begin the training anew."
