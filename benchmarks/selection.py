@@ -143,7 +143,7 @@ def value(name: str, images: int, width: int, keep: float) -> dict[str, Any]:
         exact.append(int(gains.argmax()))
         cover = np.maximum(cover, matrix[exact[-1]])
     available = told(signals, budget, keep)
-    options = {} if name == "random" else {"maximiser": name}
+    options = {} if name == "random" else {"maximizer": name}
     picker = pickers.random if name == "random" else pickers.facility_location
     began = time.perf_counter()
     rows = methods.call(picker, available, options, place=name)
@@ -174,7 +174,7 @@ def apricot(name: str, images: int, width: int, keep: float) -> dict[str, Any]:
     else:
         available = told(signals, budget, keep)
         began, cpu = time.perf_counter(), time.process_time()
-        rows = methods.call(pickers.facility_location, available, {"maximiser": name, "max_memory": 4.0}, place=name)
+        rows = methods.call(pickers.facility_location, available, {"maximizer": name, "max_memory": 4.0}, place=name)
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     kernel = Cosine(signals["embeddings"])
     represented = sum(

@@ -59,9 +59,9 @@ def _matrices(n: int, budget: int, picker: Method, signals: Signals) -> float:
     wants = picker.wants
     if "max_memory" in picker.options or picker.function.__module__ != pickers.__name__:
         return 0.0
-    if "maximiser" in wants and wants["maximiser"] != "stochastic":
+    if "maximizer" in wants and wants["maximizer"] != "stochastic":
         ways = {"lazy": need(n), "sparse": need_sparse(n, neighborhood(n, budget, wants["neighbors"]))}
-        return ways.get(wants["maximiser"], min(ways.values()))
+        return ways.get(wants["maximizer"], min(ways.values()))
     if picker.function is pickers.grad_match and "errors" in signals and "embeddings" in signals:
         size = min(wants["batch"], budget)
         widths = signals["errors"].shape[1], signals["embeddings"].shape[1]

@@ -1,4 +1,4 @@
-"""The one place that sorts by score."""
+"""The one place that sorts by score, and that breaks ties by chance."""
 
 from __future__ import annotations
 
@@ -22,3 +22,11 @@ def highest(values: npt.NDArray[Any], count: int) -> Rows:
         return np.empty(0, np.int64)
     rows = np.argpartition(-values, count - 1)[:count]
     return rows[np.argsort(-values[rows], kind="stable")]
+
+
+def shuffled(n: int, rng: np.random.Generator, start: Rows) -> tuple[Rows, list[int]]:
+    """The rows in random order, and where those of ``start`` stand in it."""
+    order = rng.permutation(n)
+    place = np.empty(n, np.int64)
+    place[order] = np.arange(n)
+    return order, place[np.asarray(start, np.int64)].tolist()

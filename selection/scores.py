@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from selection import options
 from selection.errors import Refused
 from selection.methods import check_choice
 from selection.neighbors import Cosine, assign, kmeans, nearest, slices, unit
@@ -43,8 +44,8 @@ def el2n(error_norm: Array, *, epoch: int = 20, window: int = 1) -> Scores:
         epoch: read at the end of this epoch, counted from 1 (the paper: 20 of 200); the last one of a shorter probe.
         window: mean over so many epochs that end there. Zheng et al. 2023 on ImageNet: ``epoch=10, window=10``.
     """
-    _whole("el2n", "epoch", epoch, 1)
-    _whole("el2n", "window", window, 1)
+    options.count("el2n", "epoch", epoch, 1)
+    options.count("el2n", "window", window, 1)
     end = min(epoch, error_norm.shape[1])
     return _mean(error_norm[:, max(0, end - window) : end])
 
@@ -71,7 +72,7 @@ def forgetting(correct: Array) -> Scores:
 
 
 def aum(margin: Array, p_label: Array, p_other: Array, *, kind: Literal["logit", "probability"] = "logit") -> Scores:
-    """Area under the margin, negated: a small area is a hard (or mislabelled) image. Pleiss et al. 2020 (arXiv 2001.10528).
+    """Area under the margin, negated: a small area is a hard (or mislabeled) image. Pleiss et al. 2020 (arXiv 2001.10528).
 
     Args:
         margin: logit of the label minus the highest other one, (S, E, N).
@@ -170,8 +171,8 @@ def tdds(kl_step: Array, *, epochs: int | None = None, window: int = 10, decay: 
         Refused: fewer than three epochs, which make fewer than two moves.
     """
     if epochs is not None:
-        _whole("tdds", "epochs", epochs, 3)
-    _whole("tdds", "window", window, 3)
+        options.count("tdds", "epochs", epochs, 3)
+    options.count("tdds", "window", window, 3)
     if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 < decay < 1:
         raise Refused(f"tdds(decay={decay!r}): a number between 0 and 1 is wanted.")
     moves = kl_step[:, 1:epochs]  # (S, T - 1, N)
@@ -263,7 +264,7 @@ def moderate(embeddings: Array, labels: Array) -> Scores:
 
 
 def ssp(embeddings: Array, labels: Array, *, clusters: int | None = None, seed: int = 0) -> Scores:
-    """Far from all prototypes: one minus the cosine to the nearest k-means centre. Sorscher et al. 2022 (arXiv 2206.14486).
+    """Far from all prototypes: one minus the cosine to the nearest k-means center. Sorscher et al. 2022 (arXiv 2206.14486).
 
     Keep the far ones where data are plentiful; where they are few the paper keeps the near ones (the picker ``bottom``).
 
@@ -274,15 +275,15 @@ def ssp(embeddings: Array, labels: Array, *, clusters: int | None = None, seed: 
         seed: of the start of k-means.
     """
     if clusters is not None:
-        _whole("ssp", "clusters", clusters, 1)
+        options.count("ssp", "clusters", clusters, 1)
     order = _canonical(embeddings)
     features = unit(embeddings[order])
     count = min(len(features), clusters or len(np.unique(labels)))
-    centres = unit(kmeans(features, count, np.random.default_rng(seed)))
-    belongs = assign(features, centres)
+    centers = unit(kmeans(features, count, np.random.default_rng(seed)))
+    belongs = assign(features, centers)
     score = np.empty(len(order))
     for part in slices(*features.shape):
-        cosines = (features[part].astype(np.float64) * centres[belongs[part]]).sum(axis=1)
+        cosines = (features[part].astype(np.float64) * centers[belongs[part]]).sum(axis=1)
         score[order[part]] = np.maximum(1 - cosines, 0)
     return score
 
@@ -290,16 +291,16 @@ def ssp(embeddings: Array, labels: Array, *, clusters: int | None = None, seed: 
 def cal(errors: Array, labels: Array, embeddings: Array, *, neighbors: int = 10, seed: int = 0) -> Scores:
     """Unlike in prediction those it is like in features: contrastive active learning. Margatina et al. 2021 (arXiv 2109.03764).
 
-    The mean over the nearest neighbours of the Kullback-Leibler divergence of the image's prediction from the neighbour's.
+    The mean over the nearest neighbors of the Kullback-Leibler divergence of the image's prediction from the neighbor's.
 
     Args:
         errors: softmax minus one-hot label, (N, C).
         labels: (N,), to have the softmax back.
         embeddings: (N, D), compared by cosine.
         neighbors: how many.
-        seed: of the lists in which neighbours are looked for where there are more than 20,000 images.
+        seed: of the lists in which neighbors are looked for where there are more than 20,000 images.
     """
-    _whole("cal", "neighbors", neighbors, 1)
+    options.count("cal", "neighbors", neighbors, 1)
     order = _canonical(embeddings)
     index, _ = nearest(Cosine(embeddings[order]), min(neighbors + 1, len(order)), np.random.default_rng(seed))
     p = errors[order].astype(np.float32)
@@ -327,10 +328,10 @@ def zcore(
     """Covers much and repeats little; reads no label and no training. Griffin, Marks and Corso 2024 (arXiv 2411.15349).
 
     Again and again: a point is drawn in two random dimensions, in each from the triangle of the least, the median and the highest
-    value. The image nearest to it (L1) gains 1. Its neighbours lose 1 between them, in proportion to ``distance ** -exponent``; a
+    value. The image nearest to it (L1) gains 1. Its neighbors lose 1 between them, in proportion to ``distance ** -exponent``; a
     duplicate loses it alone. In the end all is scaled to 0 to 1.
 
-    The fast form: many points are drawn in each pair of dimensions, so that one tree serves them, and 64 neighbours are looked at,
+    The fast form: many points are drawn in each pair of dimensions, so that one tree serves them, and 64 neighbors are looked at,
     where the authors' code sorts all N for each point and takes 1,000. With the fourth power what comes after the 64th is worth
     about a hundredth. Their random starting value is left out: ties are broken by chance anyway.
 
@@ -340,9 +341,8 @@ def zcore(
     """
     for setting, value in (("draws", draws), ("subspaces", subspaces), ("neighbors", neighbors)):
         if value is not None:
-            _whole("zcore", setting, value, 1)
-    if isinstance(exponent, bool) or not isinstance(exponent, (int, float)) or not 0 <= exponent <= 16:
-        raise Refused(f"zcore(exponent={exponent!r}): a number from 0 to 16 is wanted.")
+            options.count("zcore", setting, value, 1)
+    options.number("zcore", "exponent", exponent, 0, 16)
     from sklearn.neighbors import KDTree  # late: a second to import
 
     rng = np.random.default_rng(seed)
@@ -411,13 +411,13 @@ def _in_parts(of: Callable[..., Scores], *watched: Array) -> Scores:
 
 
 def _last(method: str, watched: Array, epochs: int) -> Scores:
-    _whole(method, "epochs", epochs, 1)
+    options.count(method, "epochs", epochs, 1)
     return _mean(watched[:, -epochs:])
 
 
 def _over_windows(method: str, watched: Array, window: int, of: Callable[[Scores], Scores]) -> Scores:
     """Mean over seeds and all windows of successive epochs of ``of(window)``; ``of``: (J, N) -> (N,)."""
-    _whole(method, "window", window, 2)
+    options.count(method, "window", window, 2)
     seeds, epochs, _ = watched.shape
     if epochs < 2:
         raise Refused(
@@ -435,8 +435,3 @@ def _over_windows(method: str, watched: Array, window: int, of: Callable[[Scores
         return mean
 
     return _in_parts(over, watched)
-
-
-def _whole(method: str, setting: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise Refused(f"{method}({setting}={value!r}): a whole number of at least {least} is wanted.")

@@ -368,8 +368,8 @@ def test_quotas_by_hand():
 
 def test_equal_classes_take_turns():
     """Three classes and a budget of 4: who has two is chance, not the first."""
-    favoured = [int(np.argmax(quotas([10, 10, 10], 4, np.random.default_rng(seed)))) for seed in range(60)]
-    assert set(favoured) == {0, 1, 2}
+    favored = [int(np.argmax(quotas([10, 10, 10], 4, np.random.default_rng(seed)))) for seed in range(60)]
+    assert set(favored) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("pick", PICKERS)

@@ -302,7 +302,7 @@ def test_ssp_puts_the_far_first():
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     means = np.array([unit[(labels == c) & (np.arange(120) != 17)].mean(0) for c in range(4)])
     means /= np.linalg.norm(means, axis=1, keepdims=True)
-    others = np.delete(np.arange(120), [*range(30)])  # 17 moved the centre of the first
+    others = np.delete(np.arange(120), [*range(30)])  # 17 moved the center of the first
     np.testing.assert_allclose(values[others], 1 - (unit @ means.T).max(1)[others], atol=1e-3)
 
 
@@ -345,7 +345,7 @@ def test_zcore_puts_the_lonely_before_the_crowded():
     assert (np.argsort(-values)[:30] >= 200).mean() > 0.8
 
 
-def test_zcore_agrees_with_every_neighbour_looked_at():
+def test_zcore_agrees_with_every_neighbor_looked_at():
     """64 of them are as good as all; and the draws of the authors' code, one by one over all images, give the same ranking."""
     embeddings = np.random.default_rng(0).normal(size=(300, 3))
     arrays = {"labels": np.zeros(300, int), "embeddings": embeddings}
