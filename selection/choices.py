@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 from selection import methods
 from selection.errors import Refused
 
@@ -54,6 +56,17 @@ class Method(NamedTuple):
     def wants(self) -> dict[str, Any]:
         """All its settings: the options, and the defaults of the others."""
         return {**methods.settings(self.function), **self.options}
+
+
+def check_seed(seed: Any) -> int:
+    """``seed`` as a whole number of at least 0.
+
+    Raises:
+        Refused: it is none.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise Refused(f"seed: {seed!r} is no whole number of at least 0.")
+    return int(seed)
 
 
 def resolve(

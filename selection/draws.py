@@ -39,8 +39,8 @@ class Drawing:
     limits: Limits
     """With the picker."""
     keep: float
-    inside: npt.NDArray[np.bool_]
-    """(N,) images that are in already."""
+    begun: Rows
+    """Images that are in already."""
     seed: int
     places: Places
 
@@ -54,7 +54,7 @@ class Drawing:
         Raises:
             Refused: more are in than are to stay; or a picker that does not return what it should.
         """
-        inside = self.inside[group]
+        inside = np.isin(group, self.begun)
         have = np.flatnonzero(inside)
         options = self.limits.options(len(group))
         short, left = len(have) > quota, None

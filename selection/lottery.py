@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -12,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selection import limits, memory, methods, pickers, scores
-from selection.choices import CONFIG, Choice, Method, Places, resolve
+from selection.choices import CONFIG, Choice, Method, Places, check_seed, resolve
 from selection.draws import QUOTAS, Drawing, Group, Weighed, above_floor
 from selection.errors import Refused
 from selection.ranks import ranking
@@ -144,19 +143,15 @@ def select(
     """
     shelves = list(shelves)
     warnings = choose(score=score, pick=pick, keep=keep, shelves=shelves, places=places)
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise Refused(f"seed: {seed!r} is no whole number of at least 0.")
-    seed = int(seed)
+    seed = check_seed(seed)
     scorer, picker = _scorer(score, seed, shelves, places), resolve(pickers, shelves, pick, places.pick)
     total = signals.images
-    inside = np.zeros(total, dtype=bool)
     if start is not None:
         start.check(signals.fingerprint, total, place=places.start)
-        inside[start.rows] = True
     _check_floor(floor, balance, places)
     by_class = balance or floor is not None
     budget = affordable(signals["labels"], keep, by_class, places)
-    groups = list(_groups(signals["labels"], budget, by_class, seed)) if budget < total else []
+    groups = list(_groups(signals["labels"], budget, by_class, seed))
 
     read = set(methods.reads(picker.function))
     needed, together = bool(groups and read & {"scores", "ranking"}), floor is not None or "quotas" in read
@@ -164,27 +159,25 @@ def select(
     if max_memory is not None:
         sizes = {(total, budget)} if together else {(len(group), quota) for _, group, quota in groups}
         enough = limits.of_all(scorer if needed else None, picker, signals, sizes)
-    values = None
-    if needed or all(name in signals for name in methods.reads(scorer.function)):
-        # What the picker does not read is told along where it can be had (of one epoch dual has nothing to say), and else not.
-        with contextlib.nullcontext() if needed else contextlib.suppress(Refused):
-            values = _scored(signals, scorer, max_memory, enough, places)
-
+    score_of = _scored if needed else _scored_if_it_can_be
+    values = score_of(signals, scorer, max_memory, enough, places)
     limit = limits.Limits(signals, picker, max_memory, places.max_memory, enough)
-    drawing = Drawing(signals, values, limit, float(keep), inside, seed, places)
+    begun = np.empty(0, np.int64) if start is None else start.rows
+    drawing = Drawing(signals, values, limit, float(keep), begun, seed, places)
     rows, weights = np.arange(total), np.ones(total)
     if groups:
         limit.check(f"{places.pick} ({picker.name})", balance)
         drawn = _drawn(drawing, groups, budget, at_once=balance and together, floor=floor)
         rows, weights = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
-    origin = {
+    told = {
         "score": {"name": scorer.name, **_as_read(scorer, signals.epochs)},
         "pick": {"name": picker.name, **picker.wants},
         "balance": bool(balance),
-        **({"floor": float(floor)} if floor is not None else {}),
+        "floor": None if floor is None else float(floor),
         "seed": seed,
-        **({"start": start.origin} if start is not None else {}),
+        "start": None if start is None else start.origin,
     }
+    origin = {name: value for name, value in told.items() if value is not None}
     subset = Subset(
         rows, total, fingerprint=signals.fingerprint, weights=weights / weights.mean(), keep=float(keep), origin=origin,
         labels=signals["labels"], classes=signals.classes, scores=values,
@@ -251,6 +244,18 @@ def _scored(signals: Signals, scorer: Method, max_memory: float | None, enough: 
     return _checked_scores(values, signals.images, what)
 
 
+def _scored_if_it_can_be(
+    signals: Signals, scorer: Method, max_memory: float | None, enough: float, places: Places
+) -> Floats | None:
+    """What the picker does not read is told along where it can be had (of one epoch dual has nothing to say), and else not."""
+    if any(name not in signals for name in methods.reads(scorer.function)):
+        return None
+    try:
+        return _scored(signals, scorer, max_memory, enough, places)
+    except Refused:
+        return None
+
+
 def _scorer(score: Choice, seed: int, shelves: Iterable[ModuleType], places: Places) -> Method:
     scorer = resolve(scores, shelves, score, places.score)
     if "seed" not in methods.settings(scorer.function):
@@ -285,7 +290,9 @@ def quotas(sizes: npt.ArrayLike, budget: int, rng: np.random.Generator) -> Rows:
 
 
 def _groups(labels: Rows, budget: int, balance: bool, seed: int) -> Iterator[Group]:
-    """(key, rows, quota) of each class; of all rows at once where classes are not balanced."""
+    """(key, rows, quota) of each class; of all rows at once where classes are not balanced; none where all stay."""
+    if budget == len(labels):
+        return
     if not balance:
         yield 0, np.arange(len(labels)), budget
         return

@@ -138,13 +138,13 @@ def _guessed(columns: list[np.ndarray]) -> dict[str, np.ndarray]:
 
 def _lines(text: str) -> Any:
     """Numbers, paths, or paths with a label."""
-    stripped = map(str.strip, text.splitlines())
-    lines = [line for line in stripped if line and not line.startswith("#")]
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
     if not lines:
         raise ValueError("it is empty")
-    if all(_is_number(line) or line.lower() in ("true", "false") for line in lines):
-        return _typed(lines)
-    if all(len(line.split()) > 1 and all(map(_is_number, line.split())) for line in lines):
+    told = _typed(lines)
+    if told.dtype.kind != "U":
+        return told
+    if all(len(cells) > 1 and all(map(_is_number, cells)) for cells in map(str.split, lines)):
         raise ValueError("its lines hold several numbers each; write one a line, or a .csv with a head")
     labeled = [match for match in (re.fullmatch(r"(.*\S)\s+(\d+)", line) for line in lines) if match]
     if len(labeled) == len(lines):

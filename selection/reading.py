@@ -77,32 +77,28 @@ def _chosen(path: Path, columns: Columns, column: str) -> np.ndarray:
 
 def _by_name(path: Path, columns: Columns, images: Images, asked: Asked) -> Found | None:
     """A table whose lines name their image, by number or by path; None where they do not."""
-    index, names, say = _pick(columns, "index"), _pick(columns, "path"), images.say
+    index, names = _pick(columns, "index"), _pick(columns, "path")
     if names is not None and names.dtype.kind != "U":
         names = None
     if index is None and names is None:
         return None
     if asked.order != "index":
-        raise Refused(f"{say('order', asked.order)}: the lines of {path} name their images themselves. Leave it out.")
+        said = images.say("order", asked.order)
+        raise Refused(f"{said}: the lines of {path} name their images themselves. Leave it out.")
     found = Found()
     rows = _lines_rows(path, index, names, images, found.warnings)
     values, kept = _score(path, columns, asked.column, images), _pick(columns, "kept")
     _check_kind(path, columns, asked.kind, values is not None, images)
     there = rows >= 0
     held.check_once(path, rows[there])
-    if index is not None and names is not None and images.names is not None:
-        _check_agree(path, names[there].tolist(), [images.names[row] for row in rows[there].tolist()])
+    if index is not None and names is not None:
+        _check_agree(path, names[there].tolist(), rows[there].tolist(), images)
     labels = _pick(columns, "label")
     if labels is not None:
         found.warnings += held.check_labels(path, labels[there], images, rows[there], asked.force)
-    if values is not None and there.sum() == images.total:
-        found.scores = np.empty(images.total)
-        found.scores[rows[there]] = parsing.numbers(path, values, "score")[there]
-    elif values is not None and (asked.kind == "scores" or (kept is None and asked.kind not in ("rows", "remove"))):
-        raise Refused(
-            f"{path}: scores for {there.sum()} of {images.total} images. Every image needs one; or take those that are there "
-            f"for the ticket: {say('kind', 'rows')}, or out of it: {say('kind', 'remove')}."
-        )
+    if values is not None:
+        needed = asked.kind == "scores" or (kept is None and asked.kind not in ("rows", "remove"))
+        found.scores = _all_scores(path, values, rows, images, needed)
     stays = there if kept is None else there & parsing.truth(path, kept)
     _choose(path, found, rows, stays, asked.kind, kept is not None, images.total)
     if found.told == "images that stay":
@@ -138,6 +134,21 @@ def _score(path: Path, columns: Columns, column: str, images: Images) -> np.ndar
     return columns[others[0]] if others else None
 
 
+def _all_scores(path: Path, values: np.ndarray, rows: Rows, images: Images, needed: bool) -> Floats | None:
+    """(N,) the scores of all images; None where some have none and the scores are not ``needed``."""
+    there = rows >= 0
+    if there.sum() != images.total:
+        if needed:
+            raise Refused(
+                f"{path}: scores for {there.sum()} of {images.total} images. Every image needs one; or take those that are "
+                f"there for the ticket: {images.say('kind', 'rows')}, or out of it: {images.say('kind', 'remove')}."
+            )
+        return None
+    scores = np.empty(images.total)
+    scores[rows[there]] = parsing.numbers(path, values, "score")[there]
+    return scores
+
+
 def _check_kind(path: Path, columns: Columns, kind: str, scored: bool, images: Images) -> None:
     """Hold a table to what it was said to be."""
     say, here = images.say, ", ".join(columns)
@@ -156,8 +167,11 @@ def _check_kind(path: Path, columns: Columns, kind: str, scored: bool, images: I
         )
 
 
-def _check_agree(path: Path, named: list[str], known: list[str]) -> None:
-    """Hold the paths in a table to those of the images with their index."""
+def _check_agree(path: Path, named: list[str], rows: list[int], images: Images) -> None:
+    """Hold the paths in a table to those of the images with their index, where these have any."""
+    if images.names is None:
+        return
+    known = [images.names[row] for row in rows]
     wrong = [a for a, b in zip(named, known, strict=True) if not held.posix(a).endswith(held.posix(b))]
     if wrong:
         raise Refused(

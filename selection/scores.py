@@ -363,27 +363,29 @@ def zcore(
         for part in slices(len(found), 4 * (neighbors + 1)):
             times = counts[part]
             distances, near = tree.query(plane[found[part]], k=min(neighbors + 1, images))
-            hits = np.where(distances == 0, near, images).min(
-                axis=1
-            )  # of duplicates it is always the same one that gains
+            hits, near, shares = _hit(distances, near, images, exponent)
             np.add.at(total, hits, times)
-            if images == 1:
-                continue
-            distances[near == hits[:, None]] = -1  # the image itself comes first
-            ranked = np.argsort(distances, axis=1, kind="stable")[:, 1:]
-            distances, near = np.take_along_axis(distances, ranked, 1), np.take_along_axis(near, ranked, 1)
-            with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-                share = (distances[:, :1] / distances) ** exponent  # relative to the nearest, so that nothing overflows
-                share /= share.sum(axis=1, keepdims=True)
-            twin = distances[:, 0] <= 0
-            share[twin] = 0
-            share[twin, 0] = 1
-            np.subtract.at(total, near, share * times[:, None])
+            np.subtract.at(total, near, shares * times[:, None])
     spread = total.max() - total.min()
     score = np.zeros(images)
     if spread > 0:
         score[order] = (total - total.min()) / spread
     return score
+
+
+def _hit(distances: Array, near: Array, images: int, exponent: float) -> tuple[Array, Array, Array]:
+    """Who gains 1, who loses by it, and how much: (m,), and twice (m, k). Of the k + 1 nearest to each of m images, itself among them."""
+    hits = np.where(distances == 0, near, images).min(axis=1)  # of duplicates it is always the same one that gains
+    distances[near == hits[:, None]] = -1  # the image itself comes first
+    ranked = np.argsort(distances, axis=1, kind="stable")[:, 1:]
+    distances, near = np.take_along_axis(distances, ranked, 1), np.take_along_axis(near, ranked, 1)
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        share = (distances[:, :1] / distances) ** exponent  # relative to the nearest, so that nothing overflows
+        share /= share.sum(axis=1, keepdims=True)
+    twin = (distances[:, :1] <= 0).any(axis=1)
+    share[twin] = 0
+    share[twin, :1] = 1
+    return hits, near, share
 
 
 def _canonical(embeddings: Array) -> npt.NDArray[np.int64]:
