@@ -2,7 +2,7 @@
 
 It reads, by parameter name:
 
-* what the state (selection/redraw.py) knows of each image: ``loss``, ``mean``, ``variance``, ``seen``, ``last``, ``below``;
+* what the state (selection/dynamic_pruning.py) knows of each image: ``loss``, ``mean``, ``variance``, ``seen``, ``last``, ``below``;
 * ``labels`` (n,) int64;
 * ``epoch``, counted from 0, and ``epochs``, how many there will be;
 * ``budget``: how many images an epoch is to have, 1 to n (those that find their own number do not read it);

@@ -12,7 +12,7 @@ from lotus import doctor
 from lotus.config import Config, Patches, rules
 from lotus.run import Run
 from lotus.stages.probe import has_batch_norms, proxy_model
-from selection import lottery, methods, redraw
+from selection import dynamic_pruning, lottery, methods
 from selection.errors import Refused
 
 if TYPE_CHECKING:
@@ -34,7 +34,9 @@ def check(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
     wants, again, criterion = config.select, config.train.redraw, config.prune.criterion
     lottery.choose(score=wants.score, pick=wants.pick, keep=wants.keep, shelves=shelves)
     if again is not None:
-        redraw.choose(pick=again, keep=again.keep, epochs=config.train.epochs, shelves=shelves, place="train.redraw")
+        dynamic_pruning.choose(
+            pick=again, keep=again.keep, epochs=config.train.epochs, shelves=shelves, place="train.redraw"
+        )
     pressing(config.train.sparsity.penalty, shelves)
     for part, recipe in (("train", config.train), ("score", config.score), ("finetune", config.finetune)):
         linear = part == "score" and config.score.probe == "linear"  # whose heads go by our own schedules alone

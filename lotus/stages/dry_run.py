@@ -13,7 +13,7 @@ from lotus.run import BY_NAME, Run
 from lotus.stages.checks import check, look_ahead
 from lotus.stages.probe import proxy_model
 from lotus.stages.shop import TRAIN_FORWARDS, plan
-from selection import redraw
+from selection import dynamic_pruning
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,7 +48,11 @@ def forecast(
     on_patches = _forecast_share(model, config.train.patches, kept)
     small = macs * (config.prune.keep.macs or 1)
     wants = config.train.redraw
-    drawn = redraw.rehearse(pick=wants, keep=wants.keep, epochs=config.train.epochs, shelves=shelves) if wants else 1.0
+    drawn = (
+        dynamic_pruning.rehearse(pick=wants, keep=wants.keep, epochs=config.train.epochs, shelves=shelves)
+        if wants
+        else 1.0
+    )
     teacher = macs if config.finetune.distill != "none" else 0
     probe = _forecast_probe(config, n, len(train_source.classes))
     looked_at = min(config.prune.calibration or enough(model), kept)
@@ -117,7 +121,7 @@ def _forecast_share(model: nn.Module, patches: Patches | None, images: int) -> f
     """Part of the dense model's MACs that a training of ``images`` on ``patches`` spends, its schedule included."""
     from lotus.vit.cost import count
     from lotus.vit.tokens import Tokens
-    from selection.joint import allot
+    from selection.joint_budget import allot
 
     if patches is None:
         return 1.0

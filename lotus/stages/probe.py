@@ -47,7 +47,7 @@ def prepare(shop: Shop) -> Making:
 def score(shop: Shop) -> Making:
     """Probes, several seeds, each watched while it trains; and those on parts of the images."""
     from lotus.data import beton
-    from selection.parts import random_parts
+    from selection.random_subsets import random_parts
     from selection.signals import Signals
 
     run, config = shop.run, shop.config

@@ -1,4 +1,4 @@
-"""A lottery redrawn each epoch (selection/redraw.py), fed by a training: who trains next, and what they said of it."""
+"""A lottery redrawn each epoch (selection/dynamic_pruning.py), fed by a training: who trains next, and what they said of it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lotus.config import Redraw
 from lotus.training import guests
 from lotus.training.distributed import World
 from lotus.training.guests import Epoch, Guest, Position, Training, Turn
+from selection.dynamic_pruning import Drawn, Seen, State, choose, redraw
 from selection.errors import Refused
-from selection.redraw import Drawn, Seen, State, choose, redraw
 
 
 class Redrawing:
@@ -45,7 +45,7 @@ class Redrawing:
             labels: (N,)
 
         Raises:
-            Refused: see :func:`selection.redraw.choose`.
+            Refused: see :func:`selection.dynamic_pruning.choose`.
         """
         self.rows, self.epochs = np.sort(rows), epochs
         self._wants, self._seed, self._shelves = wants, seed, shelves

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selection.errors import Refused
-from selection.joint import allot, levels
+from selection.joint_budget import allot, levels
 
 
 def by_factor(factor: float, images: int, patches: int, steps: np.ndarray) -> np.ndarray:
