@@ -118,7 +118,12 @@ def test_it_is_the_bare_loop(zero: int) -> None:
         optimizer.step()
         optimizer.zero_grad()
     for name, value in engine.weights().items():
-        torch.testing.assert_close(value, model.state_dict()[name], atol=1e-5, rtol=1e-4)
+        whole = model.state_dict()[name]
+        if name.endswith(
+            "qkv.bias"
+        ):  # a softmax does not see its keys' biases: AdamW makes steps of what rounding leaves
+            value, whole = (torch.cat([bias[: len(bias) // 3], bias[2 * len(bias) // 3 :]]) for bias in (value, whole))
+        torch.testing.assert_close(value, whole, atol=1e-5, rtol=1e-4)
 
 
 class Odd(nn.Module):
