@@ -7,7 +7,7 @@
     python benchmarks/selection.py --value          # facility_location's value against exact greedy's, 5,000 images
     python benchmarks/selection.py --apricot        # the same problem as apricot-select (pip install apricot-select), 20,000 images
     python benchmarks/selection.py --gradients      # closed forms against gradients that are written out
-    python benchmarks/selection.py --redraw         # the lotteries of each epoch, at ImageNet's size
+    python benchmarks/selection.py --dynamic         # dynamic data pruning, at ImageNet's size
 
 Every row is measured in a process of its own: seconds are of the picker alone (with --imagenet, of all that `lotus select` does,
 reading the file included); peak memory is of the whole process, Python and the data included. Set OMP_NUM_THREADS to say how many cores.
@@ -205,7 +205,7 @@ def gradients(name: str, images: int, width: int, keep: float) -> dict[str, Any]
     return {"seconds": seconds, "peak_gb": peak_gb(), "note": f"error {worst:.1e}; written out {written_out:.2f} s"}
 
 
-def redrawn(name: str, images: int, width: int, keep: float) -> dict[str, Any]:
+def dynamically(name: str, images: int, width: int, keep: float) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     state = State(rng.integers(0, 1_000, images))
     for epoch in range(2):
@@ -230,7 +230,7 @@ TASKS: dict[str, tuple[Callable[..., dict[str, Any]], list[str], dict[str, Any]]
     "value": (value, ["lazy", "sparse", "stochastic", "random"], {"images": 5_000, "width": 384, "keep": 0.1}),
     "apricot": (apricot, ["apricot", "lazy", "sparse"], {"images": 20_000, "width": 384, "keep": 0.05}),
     "gradients": (gradients, ["float32", "float64"], {"images": 2_000, "width": 384, "keep": 0.1}),
-    "redraw": (redrawn, methods.names(dynamic), {"images": IMAGENET[0], "width": 0, "keep": 0.5}),
+    "dynamic": (dynamically, methods.names(dynamic), {"images": IMAGENET[0], "width": 0, "keep": 0.5}),
 }
 
 

@@ -86,7 +86,7 @@ def ticket(
     """The ticket of what was found.
 
     Args:
-        keep: for scores: the part of the highest that stays, ties by ``seed``.
+        keep: for scores: the fraction of the highest that stays, ties by ``seed``.
 
     Raises:
         Refused: scores without ``keep``, or rows with one; a ``keep`` or ``seed`` that cannot be.
@@ -98,7 +98,7 @@ def ticket(
         if keep is None or found.scores is None:
             raise Refused(f"{name}: holds scores and no choice. Say {say('keep', 0.3)} to keep the highest 30 %.")
         if not 0 < keep <= 1:
-            raise Refused(f"{say('keep')}: the part that stays lies in (0, 1], not {keep:g}.")
+            raise Refused(f"{say('keep')}: the fraction that stays lies in (0, 1], not {keep:g}.")
         if seed < 0:
             raise Refused(f"{say('seed')}: {seed} is no whole number of at least 0.")
         budget = round(keep * images.total)

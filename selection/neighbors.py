@@ -28,7 +28,7 @@ PROBES = 12
 """Lists that an image looks for its neighbors in, at least."""
 
 RECALL, SAMPLE = 0.9, 200
-"""The part of the neighbors that must be found, and the images that it is measured on."""
+"""The fraction of the neighbors that must be found, and the images that it is measured on."""
 
 PAIRS = 1e10
 """Similarities that may be computed for the sake of :data:`RECALL`: all of 100,000 images."""

@@ -6,7 +6,7 @@ parameter name:
 * ``scores`` (n,) float64, higher = keep first, may hold +inf;
 * ``ranking`` (n,) int64: the n rows, highest score first, ties in random order. Pickers do not sort scores themselves;
 * ``budget``: how many rows it must return, 1 to n;
-* ``keep``: the part of the whole data set that stays, in (0, 1];
+* ``keep``: the fraction of the whole data set that stays, in (0, 1];
 * ``rng``: the one source of chance;
 * ``quotas`` (C,) int64: how many of each class, in the order of their labels, or None where classes are not balanced. A picker that reads
   it is handed all images at once, and keeps the quotas itself;
@@ -69,7 +69,7 @@ def double_end(ranking: Rows, budget: int, keep: float, *, cut: float | None = N
     """Drop the hardest, which may be mislabeled, and keep the hardest of the rest. Zheng et al. 2025, ELFS (arXiv 2406.04273).
 
     Args:
-        cut: part of the n images to drop; None: a third of the part that goes. (Where a tenth stays, the paper's grid search
+        cut: fraction of the n images to drop; None: a third of the fraction that goes. (Where a tenth stays, the paper's grid search
             found 0.4 for CIFAR-10 and 0.3 for ImageNet.)
 
     Raises:
@@ -97,7 +97,7 @@ def window(
 
     Args:
         quotas: (C,) how many of each class, in the order of their labels; None: windows of the ranking of all.
-        step: part of the images from one window to the next.
+        step: fraction of the images from one window to the next.
         ridge: of the regression; embeddings have length 1.
     """
     options.number("window", "step", step, 1e-6, 1)
@@ -143,7 +143,7 @@ def ccs(
 
     Args:
         scores: hardest first. +inf joins the hardest bin that is left.
-        cut: part of the n images to drop as too hard; None: the published one for ImageNet, in between by interpolation.
+        cut: fraction of the n images to drop as too hard; None: the published one for ImageNet, in between by interpolation.
         bins: number of strata; no more than the budget, for the floor of step 3 would leave the smallest with nothing.
         binning: ``"width"``: equally wide in score, the paper's; ``"quantile"``: equally many images, for scores with outliers.
 
@@ -176,7 +176,7 @@ def beta(
     """Draw by score times a Beta density that moves to easier images as fewer stay. Cho et al. 2025 (arXiv 2502.06905).
 
     P(i) is proportional to ``score_i * Beta(p_i; 16 - b, b)`` with ``b = 15 (1 - mu) (1 - r ** c_d)``, where p is the image's
-    mean probability of its label, mu the mean of p over the ten highest scores and r the part that goes. Made for ``dual``.
+    mean probability of its label, mu the mean of p over the ten highest scores and r the fraction that goes. Made for ``dual``.
 
     Args:
         scores: not negative; +inf counts as the highest finite one.
@@ -258,7 +258,7 @@ def facility_location(
             neighbors of each image only; ``"stochastic"``: greedy among a random few; ``"auto"``: lazy where ``max_memory``
             allows, else sparse.
         neighbors: for sparse; None: 32, or twice ``n / budget`` where that is more, so that neighborhoods overlap.
-        epsilon: for stochastic: the part of the value that may be lost.
+        epsilon: for stochastic: the fraction of the value that may be lost.
         max_memory: GB. What would take more is refused before it is begun.
 
     Raises:
@@ -322,7 +322,7 @@ def d2(
     Args:
         scores: hardest first; +inf counts as the highest finite one.
         neighbors, gamma_forward, gamma_reverse: the paper searches 1 to 15, and 0 to 1 for the last.
-        cut: part of the n images to drop as too hard before; None: as in ``ccs``, which the authors' code combines it with.
+        cut: fraction of the n images to drop as too hard before; None: as in ``ccs``, which the authors' code combines it with.
 
     Raises:
         Refused: a cut that leaves fewer images than are to stay.

@@ -5,7 +5,7 @@ table, an image's cached saliency can be cropped as its pixels were, a resumed r
 never disagree.
 
 How a row of the table is carried out: the box is cut out of the stored image and resized to S x S (``INTER_AREA``; not
-at all where it has this size); the output's pixel (y, x) shows that picture's (y + down, x + right), and the fill colour
+at all where it has this size); the output's pixel (y, x) shows that picture's (y + down, x + right), and the fill color
 beyond its border; last, the output is mirrored where ``flip`` is 1.
 """
 
@@ -20,7 +20,7 @@ TOP, LEFT, HEIGHT, WIDTH, DOWN, RIGHT, FLIP = COLUMNS = range(7)
 """Columns of the table: the box in the stored image, the shift of the picture made of it, and whether it is mirrored."""
 
 CENTRE = 7 / 8
-"""Part of the shorter side that evaluation looks at in natural images: 224 of 256, the usual ImageNet protocol."""
+"""Fraction of the shorter side that evaluation looks at in natural images: 224 of 256, the usual ImageNet protocol."""
 
 _TRIES = 10
 _FLIP, _DOWN, _RIGHT, _CROP = 0, 1, 2, 16  # streams: what a random number is for; a try of a crop takes four
@@ -44,8 +44,8 @@ def parameters(
     """The table (n, 7) for n images; see ``COLUMNS``.
 
     Args:
-        augment: ``None`` is evaluation: the centre view, see :func:`centre`. ``crop: none`` and ``pad`` start from the
-            same view; ``resized`` takes torchvision's random-resized crop instead (ten tries, then the centre).
+        augment: ``None`` is evaluation: the center view, see :func:`center`. ``crop: none`` and ``pad`` start from the
+            same view; ``resized`` takes torchvision's random-resized crop instead (ten tries, then the center).
         index: (n,) row numbers, what the hash is keyed by.
         heights: (n,) of the stored images, in pixels.
         widths: (n,) likewise.
@@ -59,7 +59,7 @@ def parameters(
     if augment is not None and augment.crop == "resized":
         table[:, :4] = _resized(augment, seed, epoch, rows, high, wide)
     else:
-        table[:, :4] = centre(high, wide, size)
+        table[:, :4] = center(high, wide, size)
     if augment is None:
         return table
     if augment.crop == "pad":
@@ -71,7 +71,7 @@ def parameters(
     return table
 
 
-def centre(heights: Ints, widths: Ints, size: int) -> Ints:
+def center(heights: Ints, widths: Ints, size: int) -> Ints:
     """Boxes (n, 4) of evaluation: a square in the middle.
 
     Its side is 7/8 of the shorter side (a 224 crop of an image resized to 256), but at least ``size`` where the image

@@ -193,7 +193,7 @@ def _opened(file: str, modified: int, size: int) -> Beton:
 def part(file: str | os.PathLike[str], rows: npt.NDArray[np.int64], out: str | os.PathLike[str]) -> Manifest:
     """Write the images ``rows`` of a .beton as one of its own, with its manifest: what is stored of each is copied byte for byte.
 
-    Mean and deviation are those of the whole, by which models of the whole normalise.
+    Mean and deviation are those of the whole, by which models of the whole normalize.
 
     Raises:
         Refused: no such row, it is the same file, or it cannot be written.
@@ -370,7 +370,7 @@ def _write(source: Source, file: Path, data: config.Data, stage: str) -> Iterato
         _read_back(beside, written)
         moments = np.mean(written.moments, axis=0)
         deviation = np.sqrt(np.maximum(moments[1] - moments[0] ** 2, 0))
-        # Images of one colour have no deviation, and normalising divides by it.
+        # Images of one color have no deviation, and normalizing divides by it.
         deviation = np.maximum(deviation, 1 / 255)
         fingerprint = source.fingerprint
         if written.skipped:

@@ -31,13 +31,13 @@ _VAL = ("val", "validation", "valid", "test")
 def digits(path: str, *, val_fraction: float = 0.2, seed: int = 0) -> tuple[Source, Source]:
     """scikit-learn's 1797 handwritten digits, 8 x 8, embedded there: no download. ``path`` is not needed.
 
-    Values 0 to 16 become 0 to 255, grey becomes RGB. A seeded fifth of every class is held out.
+    Values 0 to 16 become 0 to 255, gray becomes RGB. A seeded fifth of every class is held out.
     """
     from sklearn.datasets import load_digits
 
     found = load_digits()
-    grey = np.rint(found.images * (255 / 16)).astype(np.uint8)
-    return split(_in_memory("digits", grey, found.target, tuple("0123456789")), val_fraction, seed)
+    gray = np.rint(found.images * (255 / 16)).astype(np.uint8)
+    return split(_in_memory("digits", gray, found.target, tuple("0123456789")), val_fraction, seed)
 
 
 def imagefolder(path: str, *, val_fraction: float = 0.1, seed: int = 0) -> tuple[Source, Source]:
@@ -163,9 +163,9 @@ def hf(
     features = found[train].features
     pictured = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
     column = _column(name, "image", image, pictured, features)
-    labelled = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    labelled = labelled or [key for key in ("label", "labels") if key in features]
-    target = _column(name, "label", label, labelled, features)
+    labeled = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    labeled = labeled or [key for key in ("label", "labels") if key in features]
+    target = _column(name, "label", label, labeled, features)
     classes = tuple(getattr(features[target], "names", None) or ())
     if not classes:
         classes = tuple(map(str, sorted(set(found[train][target]))))

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from lotus import config
 from lotus.vit import anatomy, starts
-from lotus.vit.parts import Select, branches, gone, places, strip_like
+from lotus.vit.parts import Select, gone, places, strip_like, sublayers
 from selection import memory
 from selection.errors import Refused
 from selection.methods import call, find, nearest
@@ -66,7 +66,7 @@ def create(model: config.Model, classes: int, *, place: str = "model") -> nn.Mod
 
 
 def proxy(model: config.Model, classes: int, *, place: str = "model") -> nn.Module:
-    """Any timm model, to be probed and never cut; what :func:`create` makes where it is one that LOTUS supports.
+    """Any timm model, to serve as a proxy and never to be cut; what :func:`create` makes where it is one that LOTUS supports.
 
     Raises:
         Refused: as :func:`create`, but for the architecture; one that gives no features before its classifier.
@@ -615,9 +615,9 @@ def _mlp(block: anatomy.Block) -> str:
     return f"{gated}{last}{act}, {norm}{biases}, reads {_reads(block, 'mlp', fc1)}, writes {block.fc2.out_features}"
 
 
-def _reads(block: anatomy.Block, branch: str, linear: nn.Linear) -> int:
-    """Channels of the stream that a branch read before some of them were cut."""
-    return linear.in_features if block.reads(branch) is None else block.width
+def _reads(block: anatomy.Block, sublayer: str, linear: nn.Linear) -> int:
+    """Channels of the stream that a sublayer read before some of them were cut."""
+    return linear.in_features if block.reads(sublayer) is None else block.width
 
 
 def _kind(module: nn.Module | None, *, sized: bool = True) -> str:
@@ -662,9 +662,9 @@ def _introspected(model: nn.Module) -> dict[str, Any]:
             f"{type(model).__name__}: does not say which timm model it is (pretrained_cfg). Make it by timm.create_model."
         )
     found = anatomy.blocks(model, convolved=True)
-    if gone(model) or not all(all(branches(block.module)) and not block.kernel for block in found):
+    if gone(model) or not all(all(sublayers(block.module)) and not block.kernel for block in found):
         raise Refused(
-            f"{type(model).__name__}: lost whole branches, or convolves, and does not say what it was made as. Cut it by "
+            f"{type(model).__name__}: lost whole sublayers, or convolves, and does not say what it was made as. Cut it by "
             "lotus.prune."
         )
     default = _facts(build(name, {}, meta=True))

@@ -127,7 +127,7 @@ def many(make_arrays):
     """So many numbers an image that what is built of them cannot hide in the few bytes an image that are always allowed."""
     arrays = make_arrays(images=2000, classes=100, seeds=2, epochs=12)
     arrays["embeddings"] = np.random.default_rng(0).normal(size=(2000, 200))
-    del arrays["p_label"], arrays["correct"]  # as our own probe has it: they follow from others
+    del arrays["p_label"], arrays["correct"]  # as our own proxy has it: they follow from others
     return Signals(arrays, fingerprint="made up")
 
 

@@ -89,7 +89,7 @@ def test_call_refuses_unknown_settings():
 
 
 def test_a_word_that_a_setting_does_not_know_is_refused_before_anything_is_read():
-    """Settings are checked when a run is planned; the probe that a picker waits for takes minutes."""
+    """Settings are checked when a run is planned; the proxy that a picker waits for takes minutes."""
 
     def mine(labels, *, by: Literal["left", "right"] = "left", size: "Unknown" = 3):  # type: ignore[name-defined]  # noqa: F821
         return labels

@@ -45,7 +45,7 @@ def pick(name, scores, budget, keep=None, seed=0, p_label=None, **options):
 
 
 def made_up(images, classes=3, width=4):
-    """Signals of images of one class, 0, as probes record them: in half precision."""
+    """Signals of images of one class, 0, as proxies record them: in half precision."""
     rng = np.random.default_rng(98)
     errors = rng.dirichlet(np.ones(classes), images)
     errors[:, 0] -= 1

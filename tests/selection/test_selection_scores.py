@@ -14,7 +14,7 @@ from selection.signals import VOCABULARY, Signals
 
 SHELF = methods.names(scores)
 BY_CHANCE = {"random"}  # says nothing of an image
-FROM_ELSEWHERE = {"given"}  # no paper's, and recorded by no probe
+FROM_ELSEWHERE = {"given"}  # no paper's, and recorded by no proxy
 ONE_OF_TWINS = {"zcore"}  # of images that are alike it wants one
 WHERE = {
     "moderate",
@@ -94,7 +94,7 @@ def test_the_signals_are_left_alone(name, make_arrays):
 
 @pytest.mark.parametrize("name", sorted(set(SHELF) - BY_CHANCE))
 def test_a_seed_counts_like_any_other(name, make_arrays):
-    """The same probe twice changes nothing, and the order of the seeds does not matter."""
+    """The same proxy twice changes nothing, and the order of the seeds does not matter."""
     arrays = make_arrays(seeds=3)
     watched = [key for key, signal in VOCABULARY.items() if signal.dims[0] == "S"]
     doubled = {k: np.concatenate([v, v]) if k in watched else v for k, v in arrays.items()}
@@ -197,7 +197,7 @@ def test_forgetting_by_hand():
     assert scores.forgetting(np.array([[[t, f]]])).tolist() == [0, np.inf]  # one epoch: nothing to forget yet
 
 
-def test_never_learned_in_one_probe_of_two_is_above_any_that_both_learned():
+def test_never_learned_in_one_proxy_of_two_is_above_any_that_both_learned():
     t, f = True, False
     often = [[t, f, t, f, t, f], [t, f, t, f, t, f]]
     once = [[f, f, f, f, f, f], [t, t, t, t, t, t]]
