@@ -32,10 +32,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else selection.py of this folder is found first
 
 from selection import dynamic, methods, pickers
+from selection.dynamic_pruning import State, redraw
 from selection.gradients import Gradients
 from selection.lottery import ranking, reads, select
 from selection.neighbors import Cosine
-from selection.redraw import State, redraw
 from selection.signals import Signals
 
 IMAGENET = 1_281_167, 1_000

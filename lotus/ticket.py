@@ -28,11 +28,17 @@ from lotus.data.source import Source
 from lotus.run import Run
 from selection import exchange
 from selection.errors import Refused
-from selection.exchange import Images
+from selection.exchange import Images, Words
 from selection.signals import Signals
 from selection.subset import Subset
 
 WHERE = "a run's folder, a config, signals.npz, train.beton, or a folder of pictures"
+
+_FLAGS = ("column", "order", "negate", "index", "keep", "seed", "force", "paths", "labels")
+FLAGS = Words(
+    {"kind": "--as"} | {name: f"--{name}" for name in _FLAGS}, " ", "Give --data a run, a config or a folder of files."
+)
+"""What refusals of selection call what is said on the command line."""
 
 
 @dataclass(eq=False)
@@ -84,7 +90,7 @@ class Data:
             )
         if self.settings is None or index == "row":
             fingerprint, labels, classes = self._own()
-            return Images(len(labels), fingerprint, labels, classes)
+            return Images(len(labels), fingerprint, labels, classes, say=FLAGS)
         source = self.source
         assert source is not None
         rows, fingerprint, labels = np.arange(len(source)), source.fingerprint, source.labels
@@ -102,7 +108,9 @@ class Data:
         names = [os.path.relpath(source.name(row), source.root) for row in rows.tolist()] if source.root else None
         numbers = rows if source.rows is None else source.rows[rows]
         counted = source.whole or len(source)
-        return Images(len(rows), fingerprint, labels, source.classes, names, numbers, counted, said=index == "source")
+        return Images(
+            len(rows), fingerprint, labels, source.classes, names, numbers, counted, said=index == "source", say=FLAGS
+        )
 
     def _own(self) -> tuple[str, npt.NDArray[np.int64], tuple[str, ...]]:
         """Fingerprint, labels and classes of the images that LOTUS counts."""
@@ -275,7 +283,7 @@ def _numbered(subset: Subset, data: Data | None, index: str, out: Path, *, needs
     if index == "source":
         raise Refused(f"--index source: say how the data set comes: --data, {WHERE}.")
     labels = subset.labels if subset.labels is not None else np.zeros(subset.total, np.int64)
-    return Images(subset.total, subset.fingerprint, labels, subset.classes)
+    return Images(subset.total, subset.fingerprint, labels, subset.classes, say=FLAGS)
 
 
 def _folder(subset: Subset, data: Data, out: Path, copy: bool) -> str:

@@ -2,7 +2,7 @@
 
 It reads, by parameter name:
 
-* what the state (selection/redraw.py) knows of each image: ``loss``, ``mean``, ``variance``, ``seen``, ``last``, ``below``;
+* what the state (selection/dynamic_pruning.py) knows of each image: ``loss``, ``mean``, ``variance``, ``seen``, ``last``, ``below``;
 * ``labels`` (n,) int64;
 * ``epoch``, counted from 0, and ``epochs``, how many there will be;
 * ``budget``: how many images an epoch is to have, 1 to n (those that find their own number do not read it);
@@ -22,11 +22,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from selection import options
 from selection.errors import Refused
+from selection.ranks import highest
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
+
+_LARGEST = float(np.finfo(np.float64).max)
 
 
 def infobatch(
@@ -58,14 +62,14 @@ def infobatch(
     Raises:
         Refused: a saving that cannot be had.
     """
-    _part("infobatch", "prune", prune)
-    _part("infobatch", "until", until, whole=True)
+    options.part("infobatch", "prune", prune)
+    options.part("infobatch", "until", until, whole=True)
     images = len(loss)
     last = _until(until, epochs)  # the first epoch that sees all again
     known = np.flatnonzero(np.isfinite(loss))
     total = 0
     if saving is not None:  # refused in the first epoch, not in the second
-        _part("infobatch", "saving", saving)
+        options.part("infobatch", "saving", saving)
         total = round(saving * epochs * images)
         if total > max(0, last - 1) * (images - 1):
             most = max(0, last - 1) * (images - 1) / (epochs * images)
@@ -152,14 +156,14 @@ def seta(
             solved for, epoch by epoch, from what is still to be saved. Where windows alone would save more than all of it, some
             of the images outside come back, at random.
     """
-    _part("seta", "drop", drop)
-    _part("seta", "window", window, whole=True)
-    _part("seta", "until", until, whole=True)
-    _count("seta", "groups", groups)
+    options.part("seta", "drop", drop)
+    options.part("seta", "window", window, whole=True)
+    options.part("seta", "until", until, whole=True)
+    options.count("seta", "groups", groups)
     images = len(loss)
     known = np.isfinite(loss)
     if saving is not None:
-        _part("seta", "saving", saving)
+        options.part("seta", "saving", saving)
         order = rng.permutation(images)
         inside = np.ones(images, bool)
         if epoch < _until(until, epochs) and known.any():
@@ -213,9 +217,9 @@ def repb(
             None: what ``drop`` gives. Epoch by epoch as many of these, and of those left out before, sit out as are still to be
             saved: ``drop`` is solved for.
     """
-    _part("repb", "drop", drop)
+    options.part("repb", "drop", drop)
     if saving is not None:
-        _part("repb", "saving", saving)
+        options.part("repb", "saving", saving)
         may = np.flatnonzero((below & (last >= 0)) | ((last < epoch - 1) & (last >= 0)))
         _, now = _to_save(saving, seen, epoch, epochs)
         stays = np.ones(len(seen), bool)
@@ -236,9 +240,9 @@ def orderdp(loss: Array, budget: int, rng: np.random.Generator, *, take: float =
         loss: when it was last seen; +inf, never seen, counts as hardest.
         take: fraction of the pool that trains; the pool has ``budget / take`` images, or all.
     """
-    _part("orderdp", "take", take, whole=True, least=1e-9)
+    options.part("orderdp", "take", take, whole=True, least=1e-9)
     pool = rng.choice(len(loss), min(len(loss), round(budget / take)), replace=False)
-    return pool[_highest(loss[pool], budget)]
+    return pool[highest(loss[pool], budget)]
 
 
 def rcap(
@@ -262,7 +266,7 @@ def rcap(
         loss: when it was last seen; +inf, never seen, counts as ln C.
         last: the epoch in which it was last seen.
     """
-    _number("rcap", "temperature", temperature, above=True)
+    options.positive("rcap", "temperature", temperature)
     classes, of, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     top = math.log(max(2, len(classes)))
     importance = np.exp(np.clip(loss.astype(np.float64), 0, top) / temperature)
@@ -284,10 +288,10 @@ def ucb(mean: Array, variance: Array, budget: int, rng: np.random.Generator, *, 
     Args:
         mean, variance: running ones of the loss; a mean of +inf, never seen, comes first.
     """
-    _number("ucb", "confidence", confidence)
+    options.number("ucb", "confidence", confidence, 0, _LARGEST)
     shuffled = rng.permutation(len(mean))
     bound = mean[shuffled] + confidence * np.sqrt(variance[shuffled])
-    return shuffled[_highest(bound, budget)]
+    return shuffled[highest(bound, budget)]
 
 
 def selective_backprop(
@@ -314,12 +318,12 @@ def selective_backprop(
     Raises:
         Refused: a saving that cannot be had.
     """
-    _part("selective_backprop", "start", start, whole=True)
-    _part("selective_backprop", "end", end, whole=True)
+    options.part("selective_backprop", "start", start, whole=True)
+    options.part("selective_backprop", "end", end, whole=True)
     images = len(loss)
     first, last = _after(start, epochs), _after(end, epochs)
     if saving is not None:
-        _part("selective_backprop", "saving", saving)
+        options.part("selective_backprop", "saving", saving)
         total, between = round(saving * epochs * images), max(0, last - first)
         if total > between * (images - 1):
             raise Refused(
@@ -333,7 +337,7 @@ def selective_backprop(
     order = np.lexsort((rng.random(images), loss))  # lowest first, ties by chance
     ranks = (np.arange(images) + 0.5) / images
     keys = (images / budget - 1) * np.log(ranks) + rng.gumbel(size=images)
-    return order[_highest(keys, budget)]
+    return order[highest(keys, budget)]
 
 
 def _by_loss(values: Floats, groups: int) -> Rows:
@@ -370,15 +374,8 @@ def _shares(wanted: Floats, sizes: Rows, budget: int) -> Rows:
             break
     whole = np.floor(shares + 1e-9).astype(np.int64)
     remainder = np.where(whole < sizes, shares - whole, -1.0)
-    whole[_highest(remainder, budget - int(whole.sum()))] += 1
+    whole[highest(remainder, budget - int(whole.sum()))] += 1
     return whole
-
-
-def _highest(values: Array, count: int) -> Rows:
-    """The rows of the ``count`` highest values, in no order."""
-    if count <= 0:
-        return np.empty(0, np.int64)
-    return np.argpartition(-values, count - 1)[:count]
 
 
 def _after(part: float, epochs: int) -> int:
@@ -386,29 +383,6 @@ def _after(part: float, epochs: int) -> int:
     return math.ceil(part * epochs - 1e-9)
 
 
-def _part(method: str, setting: str, value: Any, *, whole: bool = False, least: float = 0.0) -> None:
-    fits = (
-        not isinstance(value, bool)
-        and isinstance(value, (int, float))
-        and (least <= value < 1 or (whole and value == 1))
-    )
-    if not fits:
-        raise Refused(
-            f"{method}({setting}={value!r}): a part from {least:g} to 1 is wanted{'' if whole else ', and less than 1'}."
-        )
-
-
 def _until(part: float, epochs: int) -> int:
     """The epochs that ``part`` of them is, rounded down, so that a short training too has an end unlike the rest."""
     return math.floor(part * epochs + 1e-9)
-
-
-def _number(method: str, setting: str, value: Any, *, above: bool = False) -> None:
-    fits = not isinstance(value, bool) and isinstance(value, (int, float)) and 0 <= value < math.inf
-    if not fits or (above and value == 0):
-        raise Refused(f"{method}({setting}={value!r}): a number {'above' if above else 'of at least'} 0 is wanted.")
-
-
-def _count(method: str, setting: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise Refused(f"{method}({setting}={value!r}): a whole number of at least 1 is wanted.")

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from selection import options
 from selection.errors import Refused
 from selection.methods import check_choice
 from selection.neighbors import Cosine, assign, kmeans, nearest, slices, unit
@@ -43,8 +44,8 @@ def el2n(error_norm: Array, *, epoch: int = 20, window: int = 1) -> Scores:
         epoch: read at the end of this epoch, counted from 1 (the paper: 20 of 200); the last one of a shorter proxy.
         window: mean over so many epochs that end there. Zheng et al. 2023 on ImageNet: ``epoch=10, window=10``.
     """
-    _whole("el2n", "epoch", epoch, 1)
-    _whole("el2n", "window", window, 1)
+    options.count("el2n", "epoch", epoch, 1)
+    options.count("el2n", "window", window, 1)
     end = min(epoch, error_norm.shape[1])
     return _mean(error_norm[:, max(0, end - window) : end])
 
@@ -170,8 +171,8 @@ def tdds(kl_step: Array, *, epochs: int | None = None, window: int = 10, decay: 
         Refused: fewer than three epochs, which make fewer than two moves.
     """
     if epochs is not None:
-        _whole("tdds", "epochs", epochs, 3)
-    _whole("tdds", "window", window, 3)
+        options.count("tdds", "epochs", epochs, 3)
+    options.count("tdds", "window", window, 3)
     if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 < decay < 1:
         raise Refused(f"tdds(decay={decay!r}): a number between 0 and 1 is wanted.")
     moves = kl_step[:, 1:epochs]  # (S, T - 1, N)
@@ -274,7 +275,7 @@ def ssp(embeddings: Array, labels: Array, *, clusters: int | None = None, seed: 
         seed: of the start of k-means.
     """
     if clusters is not None:
-        _whole("ssp", "clusters", clusters, 1)
+        options.count("ssp", "clusters", clusters, 1)
     order = _canonical(embeddings)
     features = unit(embeddings[order])
     count = min(len(features), clusters or len(np.unique(labels)))
@@ -299,7 +300,7 @@ def cal(errors: Array, labels: Array, embeddings: Array, *, neighbors: int = 10,
         neighbors: how many.
         seed: of the lists in which neighbors are looked for where there are more than 20,000 images.
     """
-    _whole("cal", "neighbors", neighbors, 1)
+    options.count("cal", "neighbors", neighbors, 1)
     order = _canonical(embeddings)
     index, _ = nearest(Cosine(embeddings[order]), min(neighbors + 1, len(order)), np.random.default_rng(seed))
     p = errors[order].astype(np.float32)
@@ -340,9 +341,8 @@ def zcore(
     """
     for setting, value in (("draws", draws), ("subspaces", subspaces), ("neighbors", neighbors)):
         if value is not None:
-            _whole("zcore", setting, value, 1)
-    if isinstance(exponent, bool) or not isinstance(exponent, (int, float)) or not 0 <= exponent <= 16:
-        raise Refused(f"zcore(exponent={exponent!r}): a number from 0 to 16 is wanted.")
+            options.count("zcore", setting, value, 1)
+    options.number("zcore", "exponent", exponent, 0, 16)
     from sklearn.neighbors import KDTree  # late: a second to import
 
     rng = np.random.default_rng(seed)
@@ -363,27 +363,29 @@ def zcore(
         for part in slices(len(found), 4 * (neighbors + 1)):
             times = counts[part]
             distances, near = tree.query(plane[found[part]], k=min(neighbors + 1, images))
-            hits = np.where(distances == 0, near, images).min(
-                axis=1
-            )  # of duplicates it is always the same one that gains
+            hits, near, shares = _hit(distances, near, images, exponent)
             np.add.at(total, hits, times)
-            if images == 1:
-                continue
-            distances[near == hits[:, None]] = -1  # the image itself comes first
-            ranked = np.argsort(distances, axis=1, kind="stable")[:, 1:]
-            distances, near = np.take_along_axis(distances, ranked, 1), np.take_along_axis(near, ranked, 1)
-            with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-                share = (distances[:, :1] / distances) ** exponent  # relative to the nearest, so that nothing overflows
-                share /= share.sum(axis=1, keepdims=True)
-            twin = distances[:, 0] <= 0
-            share[twin] = 0
-            share[twin, 0] = 1
-            np.subtract.at(total, near, share * times[:, None])
+            np.subtract.at(total, near, shares * times[:, None])
     spread = total.max() - total.min()
     score = np.zeros(images)
     if spread > 0:
         score[order] = (total - total.min()) / spread
     return score
+
+
+def _hit(distances: Array, near: Array, images: int, exponent: float) -> tuple[Array, Array, Array]:
+    """Who gains 1, who loses by it, and how much: (m,), and twice (m, k). Of the k + 1 nearest to each of m images, itself among them."""
+    hits = np.where(distances == 0, near, images).min(axis=1)  # of duplicates it is always the same one that gains
+    distances[near == hits[:, None]] = -1  # the image itself comes first
+    ranked = np.argsort(distances, axis=1, kind="stable")[:, 1:]
+    distances, near = np.take_along_axis(distances, ranked, 1), np.take_along_axis(near, ranked, 1)
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        share = (distances[:, :1] / distances) ** exponent  # relative to the nearest, so that nothing overflows
+        share /= share.sum(axis=1, keepdims=True)
+    twin = (distances[:, :1] <= 0).any(axis=1)
+    share[twin] = 0
+    share[twin, :1] = 1
+    return hits, near, share
 
 
 def _canonical(embeddings: Array) -> npt.NDArray[np.int64]:
@@ -411,13 +413,13 @@ def _in_parts(of: Callable[..., Scores], *watched: Array) -> Scores:
 
 
 def _last(method: str, watched: Array, epochs: int) -> Scores:
-    _whole(method, "epochs", epochs, 1)
+    options.count(method, "epochs", epochs, 1)
     return _mean(watched[:, -epochs:])
 
 
 def _over_windows(method: str, watched: Array, window: int, of: Callable[[Scores], Scores]) -> Scores:
     """Mean over seeds and all windows of successive epochs of ``of(window)``; ``of``: (J, N) -> (N,)."""
-    _whole(method, "window", window, 2)
+    options.count(method, "window", window, 2)
     seeds, epochs, _ = watched.shape
     if epochs < 2:
         raise Refused(
@@ -435,8 +437,3 @@ def _over_windows(method: str, watched: Array, window: int, of: Callable[[Scores
         return mean
 
     return _in_parts(over, watched)
-
-
-def _whole(method: str, setting: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise Refused(f"{method}({setting}={value!r}): a whole number of at least {least} is wanted.")

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from selection import npz
 from selection.errors import Refused
+from selection.identity import check_classes, check_fingerprint
 from selection.methods import nearest
 
 KIND, FORMAT = "signals of LOTUS", 1
@@ -124,12 +125,8 @@ class Signals:
                 )
         if "labels" not in arrays:
             raise Refused(f"{place}: labels are missing, and every image needs one.")
-        if not isinstance(fingerprint, str) or not fingerprint:
-            raise Refused(f"{place}: the fingerprint of the data is missing. Take the data set's own.")
-        if not isinstance(classes, (list, tuple)) or not all(isinstance(name, str) for name in classes):
-            raise Refused(f"{place}: classes are a list of names, not {classes!r}.")
-        self.fingerprint = fingerprint
-        self.classes = tuple(classes)
+        self.fingerprint = check_fingerprint(fingerprint, place)
+        self.classes = check_classes(classes, place)
         self._arrays: dict[str, np.ndarray] = {}
         sizes: dict[str, tuple[int, str]] = {"C": (len(self.classes), "classes")} if self.classes else {}
         for name in VOCABULARY:  # in this order: labels come first and settle N and C
@@ -272,27 +269,32 @@ def _fitted(name: str, array: np.ndarray, high: float, place: str) -> np.ndarray
     if array.dtype.kind not in ("fiu" if real else "iu" if signal.dtype is np.int64 else "b"):
         raise Refused(f"{place}.{name}: expected {np.dtype(signal.dtype).name}, not {array.dtype}.")
     if signal.dtype is not np.bool_:
-        least, most = float(array.min()), float(array.max())  # NaN where there is one
-        slack = 1e-3 * max(1.0, high if math.isfinite(high) else 0.0) if real else 0.0  # rounding to half precision
-        if not (math.isfinite(least) and math.isfinite(most)):
-            raise Refused(f"{place}.{name}: not finite{_where(name, ~np.isfinite(array))}.")
-        form = "g" if real else ".0f"
-        if least < signal.low - slack:
-            raise Refused(
-                f"{place}.{name}: {least:{form}} is below {signal.low:g}{_where(name, array == array.min())}."
-            )
-        if most > high + slack:
-            raise Refused(f"{place}.{name}: {most:{form}} is above {high:{form}}{_where(name, array == array.max())}.")
-        if real:
-            widest = float(np.finfo(np.dtype(signal.dtype)).max)
-            low, high = max(signal.low, -widest), min(high, widest)
-            if least < low or most > high:
-                array = np.clip(array, low, high)
+        array = _in_range(name, array, high, place, real)
     if array.dtype == signal.dtype and array.flags.c_contiguous and not array.flags.writeable:
         return array  # errors of a million images in a thousand classes are 2.6 GB
     fitted = np.array(array, dtype=signal.dtype, order="C")
     fitted.setflags(write=False)
     return fitted
+
+
+def _in_range(name: str, array: np.ndarray, high: float, place: str, real: bool) -> np.ndarray:
+    """``array``, whose values are in range; those of ``real`` ones that rounding took beyond it by a little are put back."""
+    low = VOCABULARY[name].low
+    least, most = float(array.min()), float(array.max())  # NaN where there is one
+    slack = 1e-3 * max(1.0, high if math.isfinite(high) else 0.0) if real else 0.0  # rounding to half precision
+    if not (math.isfinite(least) and math.isfinite(most)):
+        raise Refused(f"{place}.{name}: not finite{_where(name, ~np.isfinite(array))}.")
+    form = "g" if real else ".0f"
+    if least < low - slack:
+        raise Refused(f"{place}.{name}: {least:{form}} is below {low:g}{_where(name, array == array.min())}.")
+    if most > high + slack:
+        raise Refused(f"{place}.{name}: {most:{form}} is above {high:{form}}{_where(name, array == array.max())}.")
+    if real:
+        widest = float(np.finfo(np.dtype(VOCABULARY[name].dtype)).max)
+        low, high = max(low, -widest), min(high, widest)
+        if least < low or most > high:
+            array = np.clip(array, low, high)
+    return array
 
 
 def _where(name: str, faults: np.ndarray) -> str:

@@ -12,12 +12,13 @@ import numpy.typing as npt
 
 from selection import memory, npz
 from selection.errors import Refused
+from selection.identity import check_classes, check_fingerprint
 
 KIND, FORMAT = "a ticket of LOTUS", 1
 CURE = "Give another ticket, or run the select stage again."
-REBIND = "If the images are the same, in the same order: lotus ticket import TICKET --data WHERE --force."
+REBIND = "If the images are the same, in the same order, lotus ticket import binds it to these by force."
 _MANY = 10_000_000
-MADE = "Give a ticket, which is what the select stage and `lotus select --out` write."
+MADE = "Give a ticket, which is what the select stage and `lotus select` write."
 
 
 class Subset:
@@ -56,17 +57,9 @@ class Subset:
         scores: npt.ArrayLike | None = None,
         place: str = "ticket",
     ) -> None:
-        if not isinstance(total, int) or isinstance(total, bool) or total < 1:
-            raise Refused(f"{place}: of {total!r} images in all; that is a whole number of at least 1.")
-        if total > _MANY:  # whoever looks at a ticket has some numbers of each image, those that it leaves out included
-            memory.there(9 * total / memory.GB, f"{place}: of {total} images in all, which", "Is it whole?")
-        if not isinstance(fingerprint, str) or not fingerprint:
-            raise Refused(f"{place}: the fingerprint of the data is missing. Take the data set's own.")
+        _check_total(total, place)
+        self.total, self.fingerprint = total, check_fingerprint(fingerprint, place)
         rows = np.asarray(rows)
-        if rows.ndim != 1 or rows.dtype.kind not in "iu":
-            raise Refused(
-                f"{place}: rows are a list of row numbers, not {rows.dtype} {rows.shape}. A mask: np.flatnonzero(mask)."
-            )
         _check_rows(rows, total, place)
         weights = np.ones(len(rows), np.float32) if weights is None else np.asarray(weights)
         if weights.dtype.kind == "f":
@@ -82,9 +75,7 @@ class Subset:
             self.origin: dict[str, Any] = json.loads(json.dumps(dict(origin or {}), allow_nan=False))
         except (TypeError, ValueError) as error:
             raise Refused(f"{place}: its origin cannot be written as JSON ({error}).") from None
-        if not isinstance(classes, (list, tuple)) or not all(isinstance(name, str) for name in classes):
-            raise Refused(f"{place}: classes are a list of names, not {classes!r}.")
-        self.classes = tuple(classes)
+        self.classes = check_classes(classes, place)
         self.labels = None if labels is None else _checked_labels(np.asarray(labels), total, self.classes, place)
         self.scores = None if scores is None else _checked_scores(np.asarray(scores), total, place)
         order = np.argsort(rows)
@@ -92,7 +83,7 @@ class Subset:
         self.weights = weights[order].astype(np.float32)
         self.rows.setflags(write=False)
         self.weights.setflags(write=False)
-        self.total, self.fingerprint, self.keep = total, fingerprint, float(keep)
+        self.keep = float(keep)
 
     @classmethod
     def whole(cls, total: int, *, fingerprint: str) -> Subset:
@@ -172,7 +163,18 @@ class Subset:
             raise Refused(f"{error} {CURE}") from None
 
 
+def _check_total(total: Any, place: str) -> None:
+    if not isinstance(total, int) or isinstance(total, bool) or total < 1:
+        raise Refused(f"{place}: of {total!r} images in all; that is a whole number of at least 1.")
+    if total > _MANY:  # whoever looks at a ticket has some numbers of each image, those that it leaves out included
+        memory.there(9 * total / memory.GB, f"{place}: of {total} images in all, which", "Is it whole?")
+
+
 def _check_rows(rows: np.ndarray, total: int, place: str) -> None:
+    if rows.ndim != 1 or rows.dtype.kind not in "iu":
+        raise Refused(
+            f"{place}: rows are a list of row numbers, not {rows.dtype} {rows.shape}. A mask: np.flatnonzero(mask)."
+        )
     if len(rows) == 0:
         raise Refused(f"{place}: no rows. A ticket keeps at least one image.")
     outside = rows[(rows < 0) | (rows >= total)]

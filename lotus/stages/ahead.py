@@ -74,7 +74,7 @@ class Ahead:
     def share(self, patches: Patches | None) -> float:
         """Fraction of the dense model's MACs that a training of the ticket on ``patches`` spends, its schedule included."""
         from lotus.vit.tokens import Tokens
-        from selection.joint import allot
+        from selection.joint_budget import allot
 
         if patches is None:
             return 1.0

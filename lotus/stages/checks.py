@@ -11,7 +11,7 @@ from lotus.config import Config, Patches, rules
 from lotus.run import Run
 from lotus.stage import Stage
 from lotus.stages.ahead import Ahead
-from selection import lottery, methods, redraw
+from selection import dynamic_pruning, lottery, methods
 from selection.errors import Refused
 
 
@@ -30,7 +30,9 @@ def check(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
     wants, again, criterion = config.select, config.train.dynamic, config.prune.criterion
     lottery.choose(score=wants.score, pick=wants.pick, keep=wants.keep, shelves=shelves)
     if again is not None:
-        redraw.choose(pick=again, keep=again.keep, epochs=config.train.epochs, shelves=shelves, place="train.dynamic")
+        dynamic_pruning.choose(
+            pick=again, keep=again.keep, epochs=config.train.epochs, shelves=shelves, place="train.dynamic"
+        )
     pressing(config.train.sparsity.penalty, shelves)
     for part, recipe in (("train", config.train), ("score", config.score), ("finetune", config.finetune)):
         linear = part == "score" and config.score.proxy == "linear_probe"  # whose heads go by our own schedules alone

@@ -17,7 +17,7 @@ from selection.errors import Refused
 def score(context: Context) -> Work:
     """Proxies, several seeds, each watched while it trains; and those on parts of the images."""
     from lotus.data import beton
-    from selection.parts import random_parts
+    from selection.random_subsets import random_parts
     from selection.signals import Signals
 
     run, config = context.run, context.config

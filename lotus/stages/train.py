@@ -13,7 +13,7 @@ from lotus.stages.ahead import Ahead, Cost, asked_of_patches, check_recipe, chec
 from lotus.stages.baseline import is_asked
 from lotus.stages.context import Context
 from lotus.stages.fit import Images, fit, keep_model, outcome
-from selection import redraw
+from selection import dynamic_pruning
 
 if TYPE_CHECKING:
     from lotus.config import Patches
@@ -103,7 +103,7 @@ def _forecast(ahead: Ahead) -> Cost:
     asked = n * _asked_macs(settings.patches, ahead.macs)
     drawn, again = 1.0, settings.dynamic
     if again is not None:
-        drawn = redraw.rehearse(pick=again, keep=again.keep, epochs=settings.epochs, shelves=ahead.shelves)
+        drawn = dynamic_pruning.rehearse(pick=again, keep=again.keep, epochs=settings.epochs, shelves=ahead.shelves)
     forwards, macs = training(round(settings.epochs * ahead.kept * drawn), ahead.macs * ahead.share(settings.patches))
     return forwards + (n if asked else 0), macs + asked
 

@@ -1,4 +1,4 @@
-"""Dynamic data pruning (selection/redraw.py), fed by a training: who trains next, and what they said of it."""
+"""Dynamic data pruning (selection/dynamic_pruning.py), fed by a training: who trains next, and what they said of it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lotus.config import Dynamic
 from lotus.training import guests
 from lotus.training.distributed import World
 from lotus.training.guests import Epoch, Guest, Position, Training, Turn
+from selection.dynamic_pruning import EpochSubset, Seen, State, choose, redraw
 from selection.errors import Refused
-from selection.redraw import EpochSubset, Seen, State, choose, redraw
 
 
 class DynamicSelection:
@@ -45,7 +45,7 @@ class DynamicSelection:
             labels: (N,)
 
         Raises:
-            Refused: see :func:`selection.redraw.choose`.
+            Refused: see :func:`selection.dynamic_pruning.choose`.
         """
         self.rows, self.epochs = np.sort(rows), epochs
         self._settings, self._seed, self._shelves = settings, seed, shelves

@@ -1,4 +1,4 @@
-"""A joint budget of images and patches (selection/joint.py) in training: which images go together."""
+"""A joint budget of images and patches (selection/joint_budget.py) in training: which images go together."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lotus.config import Patches
-from selection.joint import Allotment, allot
+from selection.joint_budget import Allotment, allot
 
 Rows = npt.NDArray[np.int64]
 
@@ -37,7 +37,7 @@ class Joint:
         """The bucket of each of ``rows``. Their mean share is ``keep``, also where a lottery draws other rows each epoch.
 
         Raises:
-            Refused: see :func:`selection.joint.allot`.
+            Refused: see :func:`selection.joint_budget.allot`.
         """
         return self.allot(rows).level
 

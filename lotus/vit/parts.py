@@ -66,7 +66,7 @@ class Select(nn.Module):
 
 
 def norm_after(block: nn.Module) -> bool:
-    """Whether a block is post-norm: is post-norm, not what they read."""
+    """Whether a block is post-norm: norms what its sublayers give, not what they read."""
     return block.norm_after if isinstance(block, OneSublayer) else type(block).__name__ == "ResPostBlock"
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from lotus.config import Patches
 from lotus.vit import anatomy, attention, cost
 from selection.errors import Refused
-from selection.joint import levels
+from selection.joint_budget import levels
 
 # ------------------------------------------------------------------------------------- what is done to the tokens
 

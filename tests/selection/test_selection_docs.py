@@ -10,7 +10,7 @@ import pytest
 
 from lotus.cli import main
 from selection import dynamic, methods, pickers, scores
-from selection.redraw import State, redraw
+from selection.dynamic_pruning import State, redraw
 from selection.signals import Signals
 from selection.subset import Subset
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
 from selection import dynamic, methods
+from selection.dynamic_pruning import State, redraw
 from selection.errors import Refused
-from selection.redraw import State, redraw
 
 SHELF = methods.names(dynamic)
 READS = {name: methods.reads(getattr(dynamic, name)) for name in SHELF}

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pickle
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from selection import exchange, pickles
 from selection.errors import Refused
-from selection.exchange import Images
+from selection.exchange import Images, Words
 from selection.lottery import select
 from selection.signals import Signals
 from selection.subset import Subset
@@ -84,7 +85,7 @@ def test_others_count_what_is_held_out(images, tmp_path):
     assert found.rows.tolist() == [3, 9]
     assert "2 of them are held out" in found.warnings[0]
     np.save(tmp_path / "some.npy", [3, 4, 7, 9])  # none above LOTUS' last row: it may be these that are counted
-    with pytest.raises(Refused, match=r"2 of its numbers are of images that are held out .* --index source if"):
+    with pytest.raises(Refused, match=r"2 of its numbers are of images that are held out .* index=source if"):
         exchange.read(tmp_path / "some.npy", images)
     assert exchange.read(tmp_path / "some.npy", dataclasses.replace(images, said=True)).rows.tolist() == [3, 7]
 
@@ -132,7 +133,7 @@ def test_dictionaries_of_tensors_as_ccs_and_d2_leave_them(plain, how, tmp_path):
     else:
         torch.save(told, file, _use_new_zipfile_serialization=how == "save")
     assert np.allclose(exchange.read(file, plain, column="el2n").scores, el2n.numpy())
-    with pytest.raises(Refused, match=r"el2n, forgetting, targets.*--column"):
+    with pytest.raises(Refused, match=r"el2n, forgetting, targets.*column="):
         exchange.read(file, plain)
     with pytest.raises(Refused, match=r"Did you mean 'el2n'"):
         exchange.read(file, plain, column="elzn")
@@ -166,7 +167,7 @@ def test_a_table_of_some_images_may_say_which_go(plain, tmp_path):
     assert exchange.read(file, plain, kind="remove").rows.tolist() == [1, 3, 5, 6, 7, 8, 9]
     assert exchange.read(file, plain, kind="rows").rows.tolist() == [0, 2, 4]
     for kind in ("", "scores"):
-        with pytest.raises(Refused, match=r"3 of 10 images.*--as rows, or out of it: --as remove"):
+        with pytest.raises(Refused, match=r"3 of 10 images.*kind=rows, or out of it: kind=remove"):
             exchange.read(file, plain, kind=kind)
 
 
@@ -219,7 +220,7 @@ def test_masks(images, tmp_path):
     np.save(tmp_path / "m.npy", mask)
     assert exchange.read(tmp_path / "m.npy", images).rows.tolist() == [0, 9]
     np.save(tmp_path / "m.npy", mask.astype(int))
-    with pytest.raises(Refused, match="--as"):
+    with pytest.raises(Refused, match="kind=rows"):
         exchange.read(tmp_path / "m.npy", images)
     assert exchange.read(tmp_path / "m.npy", images, kind="mask").rows.tolist() == [0, 9]
     (tmp_path / "m.txt").write_text("\n".join(str(value) for value in mask))
@@ -310,7 +311,7 @@ def test_two_images_of_one_name_want_their_folder(tmp_path):
 
 def test_scores_want_a_keep_and_rows_do_not(plain, tmp_path):
     np.save(tmp_path / "s.npy", np.random.default_rng(0).random(10))
-    with pytest.raises(Refused, match="--keep"):
+    with pytest.raises(Refused, match="keep"):
         exchange.ticket(exchange.read(tmp_path / "s.npy", plain), plain, name="s")
     np.save(tmp_path / "r.npy", [1, 2])
     with pytest.raises(Refused, match="Leave it out"):
@@ -323,9 +324,9 @@ def test_scores_want_a_keep_and_rows_do_not(plain, tmp_path):
 def test_a_keep_that_cannot_be(plain, keep, tmp_path):
     np.save(tmp_path / "s.npy", np.linspace(0, 1, 10))
     found = exchange.read(tmp_path / "s.npy", plain)
-    with pytest.raises(Refused, match="--keep"):
+    with pytest.raises(Refused, match="keep"):
         exchange.ticket(found, plain, name="s", keep=keep)
-    with pytest.raises(Refused, match="--seed: -1"):
+    with pytest.raises(Refused, match="seed: -1"):
         exchange.ticket(found, plain, name="s", keep=0.5, seed=-1)
 
 
@@ -337,7 +338,7 @@ def test_a_table_is_what_it_is_said_to_be(plain, tmp_path):
     found = exchange.read(file, plain, kind="scores")
     assert (found.rows, found.told) == (None, "scores by index")
     assert exchange.ticket(found, plain, name="t", keep=0.2).rows.tolist() == [8, 9]
-    with pytest.raises(Refused, match="--as order"):
+    with pytest.raises(Refused, match="kind=order"):
         exchange.read(file, plain, kind="order")
     file.write_text("index,score,kept\n0,1,1\n1,2,0\n")
     with pytest.raises(Refused, match="scores for 2 of 10"):
@@ -347,6 +348,21 @@ def test_a_table_is_what_it_is_said_to_be(plain, tmp_path):
     for kind, says in (("mask", "no column 'kept'"), ("scores", "has no score")):
         with pytest.raises(Refused, match=says):
             exchange.read(file, plain, kind=kind)
+
+
+def test_refusals_speak_as_the_caller_does(plain, tmp_path):
+    flags = dataclasses.replace(plain, say=Words({"kind": "--as", "keep": "--keep"}, " "))
+    (tmp_path / "t.csv").write_text("index,score,kept\n0,1,1\n")
+    with pytest.raises(Refused, match=r"^--as order: .* Take --as rows or --as scores\."):
+        exchange.read(tmp_path / "t.csv", flags, kind="order")
+    np.save(tmp_path / "s.npy", np.linspace(0, 1, 10))
+    with pytest.raises(Refused, match=r"Say --keep 0\.3"):
+        exchange.ticket(exchange.read(tmp_path / "s.npy", flags), flags, name="s")
+
+
+def test_nothing_here_knows_a_command_line():
+    for file in Path(exchange.__file__).parent.glob("*.py"):
+        assert not re.search(r"""[\s"'`(]--[a-z]""", file.read_text()), file
 
 
 def test_scores_by_number_or_path_in_json(plain, tmp_path):

@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from selection import memory, methods, neighbors, pickers, scores
+from selection import facility, memory, methods, neighbors, pickers, scores
 from selection.errors import Refused
 from selection.lottery import Places, scored, select
 from selection.signals import Signals
@@ -76,7 +76,7 @@ def test_the_limit_is_kept(signals, pick, balance, limit):
 @pytest.mark.parametrize("pick", ["facility_location", "craig"])
 def test_it_goes_sparse_rather_than_beyond(signals, pick, monkeypatch):
     built = []
-    monkeypatch.setattr(pickers, "dense", lambda kernel: built.append(len(kernel)) or dense(kernel))
+    monkeypatch.setattr(facility, "dense", lambda kernel: built.append(len(kernel)) or dense(kernel))
     for limit, matrices in (
         (0.08, [1500]),
         (0.0605, []),

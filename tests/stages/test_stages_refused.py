@@ -102,7 +102,7 @@ def test_a_choice_that_is_mistyped_is_told_with_the_nearest(
         (["--score", "cal"], "lotus score CONFIG score.gradients=true"),
         (["--score", "loss", "--pick", "herding"], "--pick: 'herding' reads embeddings, which is not here."),
         (["--score", "random", "--pick", "top_k", "--floor", "0.5"], "--floor: every class keeps its share already. Set --no-balance"),
-        (["--score", "random", "--pick", "top_k", "--floor", "2", "--no-balance"], "--floor: 2.0 is no part"),
+        (["--score", "random", "--pick", "top_k", "--floor", "2", "--no-balance"], "--floor: 2.0 is no fraction"),
         (["--prune", "0.96"], "--prune 0.96: 1 of 20 images is fewer than the 2 classes."),
         (["--prune", "0.96"], "or set --no-balance."),
         (["--keep", "0.01"], "--keep: 0.01 of 20 images is none."),

@@ -18,8 +18,8 @@ from lotus.data.plan import SamplePlan
 from lotus.events import Said, Step
 from lotus.training.distributed import StopFlag, World
 from lotus.training.loop import Stopped
+from selection.dynamic_pruning import EpochSubset
 from selection.errors import Refused
-from selection.redraw import EpochSubset
 
 INFOBATCH = {"name": "infobatch", "saving": 0.3}
 FULL = {"ema": 0.9, "accumulate": 2, "mixup": 0.4, "cutmix": 1.0}

@@ -19,7 +19,7 @@ from lotus.training.loop import Stopped
 from lotus.training.optim import make_schedule
 from selection import lottery, methods, scores
 from selection.errors import Refused
-from selection.parts import random_parts
+from selection.random_subsets import random_parts
 from selection.signals import Signals
 
 N, D, C = 50, 12, 4  # batches of 16 and a tail of 2

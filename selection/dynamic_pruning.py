@@ -1,4 +1,4 @@
-"""Dynamic data pruning: what is known of the images while they train, and the draw. The one place that checks it.
+"""Dynamic data pruning: what is known of the images while they train, and the draw, checked here.
 
 >>> state = State(labels)
 >>> for epoch in range(epochs):
@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from selection import dynamic, methods, npz
+from selection.choices import Choice, check_seed, resolve
 from selection.errors import Refused
-from selection.lottery import Choice, resolve
 
 KIND, FORMAT = "the state of a redrawn lottery of LOTUS", 1
 CURE = "Begin the training anew."
@@ -302,13 +302,12 @@ def redraw(
     """
     if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
         raise Refused(f"redraw.keep: {keep!r} is no fraction in (0, 1]. Say 0.3 for epochs of 30 % of the images.")
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise Refused(f"seed: {seed!r} is no whole number of at least 0.")
+    seed = check_seed(seed)
     if not 0 <= epoch < epochs:
         raise Refused(f"redraw: there is no epoch {epoch} of {epochs}; they are 0 to {epochs - 1}.")
     name, method, options, saving = _resolved(pick, list(shelves), "redraw")
     keep = keep if saving is None else 1 - saving
-    own = int(np.random.SeedSequence([int(seed), _STREAM]).generate_state(1, np.uint64)[0])
+    own = int(np.random.SeedSequence([seed, _STREAM]).generate_state(1, np.uint64)[0])
     told: dict[str, Any] = {
         **state.known(),
         "epoch": int(epoch),
@@ -318,17 +317,19 @@ def redraw(
         "rng": np.random.default_rng([own, int(epoch)]),
     }
     taken = methods.call(method, told, options, place="redraw")
+    rows, weights = _checked(taken, len(state), f"redraw ({name})")
+    order = np.argsort(rows)
+    return EpochSubset(rows[order].astype(np.int64), weights[order].astype(np.float32))
+
+
+def _checked(taken: Any, n: int, place: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
+    """What a method gave for n images: rows and weights."""
     rows, weights = taken if isinstance(taken, tuple) else (taken, np.ones(np.size(taken)))
     rows, weights = np.asarray(rows), np.asarray(weights, np.float64)
     if rows.ndim != 1 or not len(rows) or rows.dtype.kind not in "iu" or len(np.unique(rows)) < len(rows):
-        raise Refused(
-            f"redraw ({name}): was to return distinct rows, at least one, and gave {rows.dtype} {rows.shape}."
-        )
-    if rows.min() < 0 or rows.max() >= len(state):
-        raise Refused(
-            f"redraw ({name}): was to return rows of 0 to {len(state) - 1}, and gave {rows.min()} to {rows.max()}."
-        )
+        raise Refused(f"{place}: was to return distinct rows, at least one, and gave {rows.dtype} {rows.shape}.")
+    if rows.min() < 0 or rows.max() >= n:
+        raise Refused(f"{place}: was to return rows of 0 to {n - 1}, and gave {rows.min()} to {rows.max()}.")
     if weights.shape != rows.shape or not np.isfinite(weights).all() or weights.min() <= 0:
-        raise Refused(f"redraw ({name}): was to return {len(rows)} positive weights.")
-    order = np.argsort(rows)
-    return EpochSubset(rows[order].astype(np.int64), weights[order].astype(np.float32))
+        raise Refused(f"{place}: was to return {len(rows)} positive weights.")
+    return rows, weights

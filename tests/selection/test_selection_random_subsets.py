@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from selection.errors import Refused
-from selection.parts import random_parts
+from selection.random_subsets import random_parts
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selection import dynamic, methods
+from selection.dynamic_pruning import Seen, State, choose, redraw, rehearse
 from selection.errors import Refused
-from selection.redraw import Seen, State, choose, redraw, rehearse
 
 LABELS = np.arange(24) % 3
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selection.errors import Refused
-from selection.lottery import ranking
+from selection.ranks import ranking
 
 
 class Allotment(NamedTuple):

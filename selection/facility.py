@@ -1,0 +1,98 @@
+"""Facility location, whichever way it is maximized: the images that represent all, and whom each of them represents.
+
+Legend: n images, k neighbors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from selection import options
+from selection.memory import within
+from selection.methods import check_choice
+from selection.neighbors import Kernel, nearest, slices
+from selection.submodular import (
+    FacilityLocation,
+    SparseFacilityLocation,
+    dense,
+    in_rounds,
+    lazy,
+    need,
+    need_sparse,
+    neighborhood,
+    stochastic,
+)  # fmt: skip
+
+Rows = npt.NDArray[np.int64]
+Maximizer = Literal["auto", "lazy", "sparse", "stochastic"]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How it is maximized; see :func:`selection.pickers.facility_location`, whose settings these are."""
+
+    maximizer: Maximizer
+    neighbors: int | None
+    epsilon: float
+    max_memory: float
+
+    def check(self, method: str) -> None:
+        """Raises:
+        Refused: a setting that cannot be.
+        """
+        check_choice(self.maximizer, get_args(Maximizer), place=f"{method}(maximizer)")
+        options.number(method, "epsilon", self.epsilon, 1e-6, 1 - 1e-6)
+        options.number(method, "max_memory", self.max_memory, 0)
+        if self.neighbors is not None:
+            options.count(method, "neighbors", self.neighbors)
+
+
+def represent(
+    method: str, kernel: Kernel, budget: int, rng: np.random.Generator, start: list[int], way: Way
+) -> tuple[Rows, Callable[[Rows], Rows]]:
+    """Facility location over ``kernel``: the rows, and a function that says which of them (its number) each image is nearest to."""
+    way.check(method)
+    n, max_memory, maximizer = len(kernel), way.max_memory, way.maximizer
+    if maximizer == "auto":
+        maximizer = "lazy" if need(n) <= max_memory else "sparse"
+    if maximizer == "lazy":
+        what = f"{method}: the similarities of {n} images with one another"
+        within(max_memory, need(n), what, "Take maximizer=sparse, balance the classes")
+        similar = dense(kernel)
+        rows = lazy(FacilityLocation(kernel, similar), budget, order=np.arange(n), start=start)
+        return np.array(rows), lambda of: similar[of].argmax(0)
+    if maximizer == "stochastic":
+        matrix = dense(kernel) if need(n) <= max_memory else None
+        rows = stochastic(FacilityLocation(kernel, matrix), budget, rng, epsilon=way.epsilon, start=start)
+        return np.array(rows), lambda of: _closest(kernel, of, np.arange(n))
+    k = neighborhood(n, budget, way.neighbors)
+    what = f"{method}: the {k - 1} nearest of each of {n} images"
+    within(max_memory, need_sparse(n, k), what, "Take fewer neighbors, maximizer=stochastic, balance the classes")
+    index, similar = nearest(kernel, k, rng)
+    greedy = SparseFacilityLocation(index, similar)
+    greedy.begin(np.array(start, np.int64))
+    rows = in_rounds(greedy, budget, list(start))
+
+    def closest(of: Rows) -> Rows:
+        number = np.full(n, -1)
+        number[of] = np.arange(len(of))
+        known = number[index] >= 0  # neighbors are in order, the most similar first
+        found: Rows = number[index[np.arange(n), known.argmax(1)]]
+        alone = np.flatnonzero(~known.any(1))
+        found[alone] = _closest(kernel, of, alone)
+        return found
+
+    return np.array(rows), closest
+
+
+def _closest(kernel: Kernel, of: Rows, rows: Rows) -> Rows:
+    """The number in ``of`` of the one most similar to each of ``rows``."""
+    found = np.empty(len(rows), np.int64)
+    for part in slices(len(rows), len(of)):
+        found[part] = kernel.block(rows[part], of).argmax(1)
+    return found
