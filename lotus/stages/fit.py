@@ -162,15 +162,17 @@ def _own_guests(
     """Those that the config names. They join the training whose recipe it is, and no other that goes by it."""
     from lotus.data import beton
     from lotus.training import named
+    from lotus.training.growing import GrowingPictures
 
-    wanted = getattr(recipe, "guests", ()) if stage == place else ()
+    wanted, sides = (getattr(recipe, name, ()) if stage == place else () for name in ("guests", "sides"))
+    growing: list[Guest] = [GrowingPictures(sides)] if sides else []
     if not wanted:
-        return []
+        return growing
     here = {
         "model": model, "recipe": recipe, "rows": images.rows, "labels": beton.labels(shop.run.train_beton),
         "classes": len(shop.manifest().classes), "seed": seed, "world": shop.world,
     }  # fmt: skip
-    return named.chosen(wanted, here, shop.shelves, place=f"{place}.guests")
+    return growing + named.chosen(wanted, here, shop.shelves, place=f"{place}.guests")
 
 
 def keep_model(

@@ -229,8 +229,12 @@ class Outline:
         )
 
 
-def outline(model: nn.Module) -> Outline:
+def outline(model: nn.Module, side: int | None = None) -> Outline:
     """Read off ``model`` what its cost depends on.
+
+    Args:
+        side: of the images in pixels, a multiple of the patch; None: the model's own. Another one is for models that
+            :mod:`lotus.vit.sides` knows.
 
     Raises:
         Refused: no supported ViT, or one without a fixed image size.
@@ -240,6 +244,8 @@ def outline(model: nn.Module) -> Outline:
     if vit.patch_embed.num_patches is None:
         raise Refused(f"{type(model).__name__}: has no fixed image size, so its cost is open. Create it with img_size.")
     patches = int(vit.patch_embed.num_patches)
+    if side is not None:
+        patches = math.prod(side // patch for patch in vit.patch_embed.patch_size)
     tokens = patches + int(getattr(vit, "num_prefix_tokens", 0))
     pooling = _pooling(vit, tokens)
     read = tokens if vit.global_pool == "" else 1  # unpooled, the classifier sees every token

@@ -314,6 +314,11 @@ class Tokens:
         """n, of the whole image."""
         return self._count
 
+    @property
+    def side(self) -> int:
+        """Of the images, in pixels."""
+        return int(self._model.patch_embed.img_size[0])
+
     def schedule(self, progress: float, keep: float | None = None) -> None:
         """Set :attr:`keep` to what it is when ``progress`` (0 to 1) of the training is done.
 

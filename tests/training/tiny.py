@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lotus.config import Attention, Patches, Redraw, Sparsity, Train
@@ -61,12 +62,13 @@ class Memory:
         self.images, self.labels = pictures()
         self.open = 0
 
-    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, skip: int = 0, side: int | None = None) -> Iterator[Batch]:
         self.open += 1
         try:
             pieces = torch.from_numpy(self.plan.order(epoch)).split(self.plan.sizes(epoch))
             for index in pieces[skip:]:
-                yield Batch(self.images[index].clone(), self.labels[index], index)
+                images = self.images[index].clone()
+                yield Batch(images if side is None else F.interpolate(images, side), self.labels[index], index)
         finally:
             self.open -= 1
 
@@ -249,7 +251,7 @@ def redraw_main(out: Path) -> None:
         redrawing, kept = ThatRedraws({"name": "infobatch", "saving": 0.3}, wants.epochs), {}
 
         class Noting(Memory):
-            def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+            def epoch(self, epoch: int, skip: int = 0, side: int | None = None) -> Iterator[Batch]:
                 kept[f"drawn/{epoch}"] = self.plan.rows  # noqa: B023 - it does not outlive the turn
                 kept[f"seen/{epoch}"] = self.plan.order(epoch)  # noqa: B023
                 return super().epoch(epoch, skip)
