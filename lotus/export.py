@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lotus import files
-from lotus.vit import anatomy
+from lotus.vit import anatomy, likeness
 from lotus.vit import model as door
 from lotus.vit.cost import count
 from lotus.vit.parts import gone
@@ -104,7 +104,7 @@ def native(model: nn.Module) -> dict[str, Any] | None:
     made = door.origin(model)
     if any(block.kernel for block in anatomy.blocks(model, convolved=True)):
         return None
-    told = door.widths(model)
+    told = likeness.widths(model)
     if not told:
         return None
     args = {**made["args"], **told}
@@ -116,7 +116,7 @@ def native(model: nn.Module) -> dict[str, Any] | None:
         return None
     own = {name: tensor.shape for name, tensor in model.state_dict().items()}
     same = own == {name: tensor.shape for name, tensor in twin.state_dict().items()}
-    same &= door.pool_heads(model) == door.pool_heads(twin)
+    same &= likeness.pool_heads(model) == likeness.pool_heads(twin)
     same &= all(a.dims == b.dims for a, b in zip(anatomy.blocks(model), anatomy.blocks(twin), strict=True))
     return {"name": made["name"], "args": args} if same else None
 

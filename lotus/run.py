@@ -180,8 +180,9 @@ class Run:
             if stored.pop("format") != FORMAT:
                 return None
             record = Record(**stored)
-            return record if isinstance(record.outputs, dict) else None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            kept = (record.settings, record.made_from, record.outputs, record.values)
+            return record if all(isinstance(part, dict) for part in kept) else None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
 
     def outputs(self, stage: str) -> dict[str, Path]:

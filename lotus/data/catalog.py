@@ -98,8 +98,10 @@ def npz(path: str, *, val_fraction: float = 0.1, seed: int = 0) -> tuple[Source,
     labels = _labels(arrays["y_train"], f"{path} y_train")
     if "classes" in arrays:
         classes = tuple(str(name) for name in arrays["classes"].reshape(-1))
+    elif (highest := int(labels.max(initial=0))) >= max(1, len(labels)):  # one of them is empty; do not count up to it
+        raise Refused(f"data.path: {path} y_train goes up to {highest} in {len(labels)} images. Count classes from 0.")
     else:
-        classes = tuple(str(number) for number in range(int(labels.max(initial=0)) + 1))
+        classes = tuple(str(number) for number in range(highest + 1))
     train = _in_memory(f"{path} train", arrays["x_train"], labels, classes)
     part = "val" if "x_val" in arrays else "test"
     if f"x_{part}" not in arrays:
@@ -195,7 +197,7 @@ def _in_memory(
     where: str, x: npt.NDArray[Any], labels: npt.NDArray[Any], classes: tuple[str, ...], *, partial: bool = False
 ) -> Source:
     """Images (N, ...) and labels (N,) that are in memory."""
-    if len(x) != len(labels):
+    if x.ndim and len(x) != len(labels):
         raise Refused(f"{where}: {len(x)} images but {len(labels)} labels.")
     if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] not in (1, 3, 4)):
         hint = " The channels come last." if x.ndim == 4 and x.shape[1] in (1, 3) else ""

@@ -70,7 +70,8 @@ def look_ahead(config: Config) -> None:
     from lotus.vit import anatomy
     from lotus.vit.cost import macs, outline
     from lotus.vit.model import create
-    from lotus.vit.tokens import Tokens, risen
+    from lotus.vit.token_plan import risen
+    from lotus.vit.tokens import Tokens
     from selection.subset import Subset
 
     refusals = doctor.refusals()

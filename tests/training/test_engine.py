@@ -15,8 +15,10 @@ from tiny import CLASSES, pictures, recipe, same, vit
 from torch import Tensor, nn
 
 from lotus.training import distributed
+from lotus.training.average import Average
+from lotus.training.deepspeed_config import settings
 from lotus.training.distributed import World
-from lotus.training.engine import Average, Engine, settings
+from lotus.training.engine import Engine
 from lotus.training.optim import make_optimizer
 from selection.errors import Refused
 
@@ -118,7 +120,13 @@ def test_it_is_the_bare_loop(zero: int) -> None:
         optimizer.step()
         optimizer.zero_grad()
     for name, value in engine.weights().items():
-        torch.testing.assert_close(value, model.state_dict()[name], atol=1e-5, rtol=1e-4)
+        other = model.state_dict()[name]
+        if name.endswith(
+            "qkv.bias"
+        ):  # softmax is blind to a key's bias: Adam makes steps of what rounding leaves there
+            queries, _, values = value.chunk(3)
+            value, other = torch.cat([queries, values]), torch.cat([*other.chunk(3)[::2]])
+        torch.testing.assert_close(value, other, atol=1e-5, rtol=1e-4)
 
 
 class Odd(nn.Module):

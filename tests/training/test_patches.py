@@ -18,7 +18,8 @@ from torch import Tensor
 
 from lotus.config import Patches
 from lotus.data.plan import SamplePlan
-from lotus.vit.tokens import Tokens, kept
+from lotus.vit.token_plan import kept
+from lotus.vit.tokens import Tokens
 from selection.errors import Refused
 
 pytestmark = pytest.mark.slow
