@@ -208,6 +208,7 @@ def _asked_images(shop: Shop) -> Iterator[Path]:
     """The validation images that the config asks for, as a .beton of their own for as long as this is entered."""
     from lotus.data import beton
     from lotus.data.dataset import open_data
+    from lotus.data.loader import writer
 
     folder = shop.run.folder / ".evaluate"
     _, val = open_data(shop.config.data, shop.shelves)
@@ -217,7 +218,7 @@ def _asked_images(shop: Shop) -> Iterator[Path]:
         )
     try:
         if shop.world.rank == 0:
-            for _ in beton.prepare(val, folder / "val.beton", shop.config.data, anew=True):
+            for _ in beton.prepare(val, folder / "val.beton", shop.config.data, choose=writer, anew=True):
                 pass
         shop.world.barrier()  # nobody reads it before it is written
         yield folder / "val.beton"

@@ -32,12 +32,13 @@ T = TypeVar("T")
 def prepare(shop: Shop) -> Making:
     from lotus.data import beton
     from lotus.data.dataset import open_data
+    from lotus.data.loader import writer
 
     run, data = shop.run, shop.config.data
     here = lies(data.path)
     train, val = open_data(data, shop.shelves)
     for source, file in ((train, run.train_beton), (val, run.val_beton)):
-        yield from beton.prepare(source, file, data, anew=shop.anew)
+        yield from beton.prepare(source, file, data, choose=writer, anew=shop.anew)
     manifest = shop.manifest()
     told = {"images": manifest.n, "classes": len(manifest.classes), "skipped": len(manifest.skipped)}
     made = digest([manifest.fingerprint, beton.Manifest.load(run.val_beton).fingerprint])

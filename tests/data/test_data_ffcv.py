@@ -181,9 +181,10 @@ def test_ffcv_alone_reads_our_files(tmp_path: Path, loader: str) -> None:
 
     from lotus.config import Data
     from lotus.data import beton
+    from lotus.data import loader as loaders
 
     file = tmp_path / "x.beton"
-    list(beton.prepare(source(20, lambda i: (10, 14)), file, Data(write="raw", loader=loader)))
+    list(beton.prepare(source(20, lambda i: (10, 14)), file, Data(write="raw", loader=loader), choose=loaders.writer))
     before = torch.get_num_threads()
     plain = ffcv.Loader(str(file), batch_size=20, num_workers=1, os_cache=True, drop_last=False)
     epoch = iter(plain)
