@@ -114,7 +114,7 @@ Epoch = Callable[[int], Iterable[int]]
 
 def lotus_epochs(file: Path, manifest: beton.Manifest, large: bool, told: argparse.Namespace) -> Epoch:
     from lotus.data.loader import open_loader
-    from lotus.data.plan import SamplePlan
+    from lotus.data.sample_plan import SamplePlan
 
     loader = open_loader(
         file,

@@ -36,7 +36,7 @@ from lotus.config import Augment, Data, Model, Sparsity, Train
 from lotus.data import beton
 from lotus.data.base import Batch
 from lotus.data.loader import open_loader, writer
-from lotus.data.plan import SamplePlan
+from lotus.data.sample_plan import SamplePlan
 from lotus.data.source import Source
 from lotus.sparsity.gates import Gates
 from lotus.training.distributed import World, start

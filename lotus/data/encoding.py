@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from lotus import config
 from lotus.data import format, pictures, threads
-from lotus.data.augment import uniform
 from lotus.data.format import Stored
 from lotus.data.pictures import Pixels
 from lotus.data.source import Source
+from lotus.data.views import uniform
 
 SAMPLE = 10_000
 """Images over which mean and standard deviation are taken."""

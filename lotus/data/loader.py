@@ -13,7 +13,7 @@ from lotus.data import threads
 from lotus.data.base import BaseLoader, Loader
 from lotus.data.beton import opened
 from lotus.data.format import PlainWriter
-from lotus.data.plan import SamplePlan
+from lotus.data.sample_plan import SamplePlan
 from lotus.data.torch_loader import TorchLoader
 from lotus.data.writing import Make
 from selection.errors import Refused

@@ -20,7 +20,7 @@ from selection.errors import Refused
 if TYPE_CHECKING:
     from torch import nn
 
-    from lotus.data.plan import SamplePlan
+    from lotus.data.sample_plan import SamplePlan
     from lotus.training.guests import Guest
     from lotus.training.loop import Fitted
 
@@ -148,7 +148,7 @@ def _set_drop_path(model: nn.Module, recipe: Recipe) -> None:
 
 
 def _order(shop: Shop, recipe: Recipe, rows: np.ndarray, seed: int) -> SamplePlan:
-    from lotus.data.plan import SamplePlan
+    from lotus.data.sample_plan import SamplePlan
 
     return SamplePlan(
         rows, seed=seed, batch_size=recipe.batch_size, world=shop.world.size, rank=shop.world.rank,

@@ -145,7 +145,7 @@ def _probe_seed(config: Config, number: int) -> int:
 def _probe(shop: Shop, seed: int, *, rows: np.ndarray | None = None, embed: bool = False) -> Probed:
     """One short training: on all images, watched (E, N), with the last layer's (N, D), (N, C) where ``embed``; or on ``rows``,
     and what it says of every image in the end (N,). One that is done is not done again when the stage is taken up."""
-    from lotus.training import probe
+    from lotus.training import recording
 
     run, config, manifest, world = shop.run, shop.config, shop.manifest(), shop.world
     file, key = run.work("score") / f"{seed}.npz", digest([run.settings("score"), run.made_from("score"), seed])
@@ -159,9 +159,11 @@ def _probe(shop: Shop, seed: int, *, rows: np.ndarray | None = None, embed: bool
     _check_batches(model, manifest.n if rows is None else len(rows), config.score, world)
     recorder = None
     if rows is None:
-        recorder = probe.Recorder(manifest.n, config.score.epochs, len(manifest.classes), steps=config.score.gradients)
+        recorder = recording.Recorder(
+            manifest.n, config.score.epochs, len(manifest.classes), steps=config.score.gradients
+        )
     images = Images(every if rows is None else rows, side=side)
-    guests = [] if recorder is None else [probe.Watched(recorder)]
+    guests = [] if recorder is None else [recording.Watched(recorder)]
     fitted, price = yield from fit(
         shop, "score", config.score, model, images, guests, seed=seed, evaluate=False
     )  # fmt: skip
@@ -175,10 +177,10 @@ def _probe(shop: Shop, seed: int, *, rows: np.ndarray | None = None, embed: bool
         model = model.to(world.device)
         with shop.images(run.train_beton, None, config.score, model, side=side) as loader:
             if rows is None:
-                found |= probe.last_layer(model, loader, manifest.n, world, errors=config.score.gradients)
+                found |= recording.last_layer(model, loader, manifest.n, world, errors=config.score.gradients)
             else:
                 correct = config.score.subsets is not None and config.score.subsets.record == "correct"
-                found["run_p_label"] = probe.label_probability(model, loader, manifest.n, world, correct=correct)
+                found["run_p_label"] = recording.label_probability(model, loader, manifest.n, world, correct=correct)
         forwards += manifest.n
         macs += manifest.n * _macs(shop, model, side)
     spent = Spent(forwards, macs, time.perf_counter() - began + fitted.earlier_seconds)
@@ -233,7 +235,7 @@ def _linear(shop: Shop, labels: np.ndarray, run_in: np.ndarray | None) -> Probed
 
 def _features(shop: Shop) -> Generator[Event, None, tuple[np.ndarray, Spent]]:
     """What the head of the frozen model reads of every image (N, D), computed once and kept in the run's folder."""
-    from lotus.training import probe
+    from lotus.training import recording
     from lotus.training.distributed import StopFlag
 
     run, config, manifest, world = shop.run, shop.config, shop.manifest(), shop.world
@@ -253,7 +255,7 @@ def _features(shop: Shop) -> Generator[Event, None, tuple[np.ndarray, Spent]]:
         cure = "Give score.model.weights or score.model.pretrained for better ones, or take score.probe=train."
         yield Said("score", f"the features are of a model that has not learned anything yet. {cure}", "warning")
     with StopFlag() as stop, shop.images(run.train_beton, None, config.score, model, side=side) as loader:
-        reading = probe.features(model, loader, manifest.n, world, bf16=config.score.precision == "bf16")
+        reading = recording.features(model, loader, manifest.n, world, bf16=config.score.precision == "bf16")
         embeddings = yield from _steps(reading, -(-manifest.n // world.size), world, stop)
     spent = Spent(manifest.n, float(manifest.n) * _macs(shop, model, side), time.perf_counter() - began)
     if world.rank == 0:

@@ -25,10 +25,10 @@ def baseline(shop: Shop) -> Making:
 def train(shop: Shop) -> Making:
     """The lottery's training: on the ticket, or each epoch on what is drawn out of it, under sparsity."""
     from lotus.data import beton
-    from lotus.sparsity.attention import AttentionPenalty
+    from lotus.sparsity.attention_penalty import AttentionPenalty
     from lotus.sparsity.gates import Gates
     from lotus.training.guests import Guest
-    from lotus.training.redraw import Redrawing, Redrawn
+    from lotus.training.redrawing import Redrawing, Redrawn
     from lotus.training.regularize import EarlyBird, Gating, Penalized
     from selection.subset import Subset
 

@@ -40,7 +40,7 @@ from selection.errors import Refused
 if TYPE_CHECKING:
     from lotus.config import Recipe
     from lotus.data.base import Batch
-    from lotus.data.plan import SamplePlan
+    from lotus.data.sample_plan import SamplePlan
     from lotus.training.distributed import World
     from lotus.training.engine import Engine
     from lotus.training.objective import Objective

@@ -37,7 +37,7 @@ from selection.errors import Refused
 
 if TYPE_CHECKING:
     from lotus.data.base import Batch, Loader
-    from lotus.data.plan import SamplePlan
+    from lotus.data.sample_plan import SamplePlan
 
 TOO_MANY = 3
 """Steps in a row that may not be finite before training is given up."""

@@ -20,7 +20,7 @@ from lotus.config import Augment
 from lotus.data import threads
 from lotus.data.base import Loader
 from lotus.data.loader import open_loader
-from lotus.data.plan import SamplePlan
+from lotus.data.sample_plan import SamplePlan
 from selection.errors import Refused
 
 ffcv = pytest.importorskip("ffcv")
@@ -159,7 +159,7 @@ def test_a_live_epoch_at_the_interpreters_end(stored: dict[str, Path]) -> None:
 import numpy as np, torch
 torch.set_num_threads(2)
 from lotus.data.loader import open_loader
-from lotus.data.plan import SamplePlan
+from lotus.data.sample_plan import SamplePlan
 loader = open_loader({str(stored["square"])!r}, SamplePlan(np.arange(70), batch_size=2), size=12, augment=None,
                      mean=(0.5,) * 3, std=(0.2,) * 3, seed=0, kind="ffcv", workers=2)
 epoch = loader.epoch(0)

@@ -13,7 +13,7 @@ from lotus.data import beton, patch_maps
 from lotus.data.format import Beton
 from lotus.data.loader import open_loader
 from lotus.data.patch_maps import Tickets
-from lotus.data.plan import SamplePlan
+from lotus.data.sample_plan import SamplePlan
 from lotus.data.source import Source
 from lotus.training.objective import Objective
 from selection.errors import Refused

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lotus.config import Augment, Data, Patches
 from lotus.data import beton
 from lotus.data.loader import open_loader
-from lotus.data.plan import SamplePlan
+from lotus.data.sample_plan import SamplePlan
 from lotus.data.source import Source
 from lotus.training import growing
 from lotus.training.fewer import FewerPatches

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 import lotus.training
 from lotus.config import Attention, Method, Patches, Sparsity, check
-from lotus.data.plan import SamplePlan
+from lotus.data.sample_plan import SamplePlan
 from lotus.events import Evaluated, Said, Step
-from lotus.sparsity.attention import AttentionPenalty
+from lotus.sparsity.attention_penalty import AttentionPenalty
 from lotus.sparsity.gates import Gates
 from lotus.training import guests, named, shelf
 from lotus.training.average import LateAverage, MovingAverage
@@ -29,9 +29,9 @@ from lotus.training.distill import Distiller, Taught
 from lotus.training.fewer import FewerPatches
 from lotus.training.growing import GrowingPictures
 from lotus.training.guests import Epoch, Guest, Micro, Position, Seen, Training, Turn
-from lotus.training.joint import Joint
-from lotus.training.probe import Recorder, Watched
-from lotus.training.redraw import Redrawn
+from lotus.training.joint_budget import Joint
+from lotus.training.recording import Recorder, Watched
+from lotus.training.redrawing import Redrawn
 from lotus.training.regularize import EarlyBird, Gating, Penalized
 from lotus.vit.tokens import Tokens
 from selection import methods

@@ -17,7 +17,7 @@ from tiny import ROWS, Memory, Outcome, ThatRedraws, contrast, patched, recipe, 
 from torch import Tensor
 
 from lotus.config import Patches
-from lotus.data.plan import SamplePlan
+from lotus.data.sample_plan import SamplePlan
 from lotus.vit.token_plan import kept
 from lotus.vit.tokens import Tokens
 from selection.errors import Refused

@@ -19,7 +19,7 @@ from lotus.stages.checks import look_ahead
 from lotus.training.deepspeed_config import settings
 from lotus.training.distributed import World
 from lotus.training.engine import Engine
-from lotus.training.joint import Joint
+from lotus.training.joint_budget import Joint
 from lotus.training.optim import make_optimizer
 from selection.errors import Refused
 

@@ -8,9 +8,9 @@ import torch
 from tiny import CLASSES, ROWS, Memory, pictures, vit
 from torch import nn
 
-from lotus.data.plan import SamplePlan
+from lotus.data.sample_plan import SamplePlan
 from lotus.training.distributed import World
-from lotus.training.probe import WATCHED, Recorder, last_layer, watch
+from lotus.training.recording import WATCHED, Recorder, last_layer, watch
 from selection.errors import Refused
 from selection.signals import VOCABULARY, Signals
 

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lotus.config import Attention, Patches, Redraw, Sparsity, Train
-from lotus.data.plan import SamplePlan
+from lotus.data.sample_plan import SamplePlan
 from lotus.events import Event
 from lotus.pruning import unstructured
-from lotus.sparsity.attention import AttentionPenalty
+from lotus.sparsity.attention_penalty import AttentionPenalty
 from lotus.sparsity.gates import Gates
 from lotus.training import distributed, loop
 from lotus.training.average import MovingAverage
@@ -25,10 +25,10 @@ from lotus.training.distill import Distiller, Taught
 from lotus.training.distributed import World
 from lotus.training.fewer import FewerPatches
 from lotus.training.guests import Guest
-from lotus.training.joint import Joint
+from lotus.training.joint_budget import Joint
 from lotus.training.objective import Objective
-from lotus.training.probe import Recorder, Watched
-from lotus.training.redraw import Redrawing, Redrawn
+from lotus.training.recording import Recorder, Watched
+from lotus.training.redrawing import Redrawing, Redrawn
 from lotus.training.regularize import EarlyBird, Gating, Penalized
 from lotus.vit.patch_scores import contrast
 from lotus.vit.tokens import Tokens
