@@ -20,7 +20,6 @@ from lotus.vit import anatomy, likeness
 from lotus.vit import model as door
 from lotus.vit.cost import count
 from lotus.vit.parts import gone
-from selection.errors import Refused
 
 TOLERANCE = 1e-4
 """Largest difference of a logit between torch and onnxruntime, absolute below 1 and relative above."""
@@ -45,7 +44,7 @@ def export(
     Args:
         onnx: write ``model.onnx`` too, with any batch size, where the extra ``onnx`` is installed
         image_size: side in pixels; None asks the model
-        example: (B, 3, S, S) normalised images on which both sides must agree; None draws some
+        example: (B, 3, S, S) normalized images on which both sides must agree; None draws some
         source: the model's own folder, as the page names it where LOTUS alone can load it
 
     Returns:
@@ -105,15 +104,14 @@ def native(model: nn.Module) -> dict[str, Any] | None:
     if any(block.kernel for block in anatomy.blocks(model, convolved=True)):
         return None
     told = likeness.widths(model)
-    if not told:
+    if not told or any(
+        block.width % block.heads for block in anatomy.blocks(model)
+    ):  # timm's heads share out the width
         return None
     args = {**made["args"], **told}
     if gone(model):
         args["depth"] = len(anatomy.blocks(model))
-    try:
-        twin = door.build(made["name"], args, meta=True)
-    except Refused:  # a number of heads that does not divide the width
-        return None
+    twin = door.build(made["name"], args, meta=True)
     own = {name: tensor.shape for name, tensor in model.state_dict().items()}
     same = own == {name: tensor.shape for name, tensor in twin.state_dict().items()}
     same &= likeness.pool_heads(model) == likeness.pool_heads(twin)

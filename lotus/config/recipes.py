@@ -68,7 +68,7 @@ class Recipe(Section):
     epochs: int = Field(20, ge=1)
     """Times that the rows of the ticket are gone through."""
     batch_size: int = Field(128, ge=1)
-    """Images an optimiser step: all ranks and accumulation together."""
+    """Images an optimizer step: all ranks and accumulation together."""
     accumulate: int = Field(1, ge=1)
     """Parts in which a rank goes through its share of a batch, to save memory."""
     optimizer: str = "adamw"

@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     """Images with what belongs to them. The receiver owns it: nothing is a view of a buffer that is used again."""
 
     images: Tensor
-    """(B, 3, S, S) float32, normalised, contiguous."""
+    """(B, 3, S, S) float32, normalized, contiguous."""
     labels: Tensor
     """(B,) int64."""
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody asks a batch for
@@ -63,7 +63,7 @@ class Raw(NamedTuple):
     """A batch as a loader's threads make it, on the CPU."""
 
     planes: Tensor
-    """(B, 3, S, S): float32 and normalised where nothing more is done to bytes, else uint8."""
+    """(B, 3, S, S): float32 and normalized where nothing more is done to bytes, else uint8."""
     labels: Tensor
     index: Tensor  # type: ignore[assignment]
 
@@ -78,11 +78,11 @@ class BaseLoader(ABC):
         beton: the open file.
         plan: which rows, in which order.
         size: S.
-        augment: ``None`` for evaluation: the centre view, :func:`lotus.data.views.centre`.
+        augment: ``None`` for evaluation: the center view, :func:`lotus.data.views.center`.
         mean: of each channel, in 0..1.
         std: likewise.
         seed: of the augmentations.
-        device: where batches go. Elsewhere than on the CPU they are augmented and normalised there and travel as bytes.
+        device: where batches go. Elsewhere than on the CPU they are augmented and normalized there and travel as bytes.
         workers: threads that decode.
     """
 
@@ -107,13 +107,13 @@ class BaseLoader(ABC):
         # float32 throughout, subtract then divide: the table and the device's arithmetic give the same bits.
         self._mean = np.asarray(mean, np.float32) * np.float32(255)
         self._std = np.asarray(std, np.float32) * np.float32(255)
-        grey = np.arange(256, dtype=np.float32)
+        gray = np.arange(256, dtype=np.float32)
         self.in_bytes = device.type != "cpu" or (augment is not None and augment.recolors)
         if not self.in_bytes:
-            self.levels: npt.NDArray[Any] = (grey - self._mean[:, None]) / self._std[:, None]  # (3, 256)
+            self.levels: npt.NDArray[Any] = (gray - self._mean[:, None]) / self._std[:, None]  # (3, 256)
         else:
             self.levels = np.repeat(np.arange(256, dtype=np.uint8)[None], 3, axis=0)
-        self.fill = np.clip(np.rint(self._mean), 0, 255).astype(np.uint8)  # beyond the border: the mean colour
+        self.fill = np.clip(np.rint(self._mean), 0, 255).astype(np.uint8)  # beyond the border: the mean color
         self._live: Generator[Batch, None, None] | None = None
         self._closed = False
         _open.add(self)
@@ -169,7 +169,7 @@ class BaseLoader(ABC):
                 yield self._delivered(raw, epoch, strength)
 
     def _delivered(self, raw: Raw, epoch: int, strength: float) -> Batch:
-        """On the device, augmented and normalised. Here rather than in the threads, so that a GPU does it."""
+        """On the device, augmented and normalized. Here rather than in the threads, so that a GPU does it."""
         images, told, rows = raw.planes, self.augment, raw.index.numpy()
         if self.in_bytes:
             images = images.to(self.device, non_blocking=True)

@@ -63,7 +63,7 @@ def _opened(file: str, modified: int, size: int) -> Beton:
 def part(file: str | os.PathLike[str], rows: npt.NDArray[np.int64], out: str | os.PathLike[str]) -> Manifest:
     """Write the images ``rows`` of a .beton as one of its own, with its manifest: what is stored of each is copied byte for byte.
 
-    Mean and deviation are those of the whole, by which models of the whole normalise.
+    Mean and deviation are those of the whole, by which models of the whole normalize.
 
     Raises:
         Refused: no such row, it is the same file, or it cannot be written.

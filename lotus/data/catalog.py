@@ -28,13 +28,13 @@ __all__ = ["Source", "cifar10", "cifar100", "digits", "hf", "imagefolder", "npz"
 def digits(path: str, *, val_fraction: float = 0.2, seed: int = 0) -> tuple[Source, Source]:
     """scikit-learn's 1797 handwritten digits, 8 x 8, embedded there: no download. ``path`` is not needed.
 
-    Values 0 to 16 become 0 to 255, grey becomes RGB. A seeded fifth of every class is held out.
+    Values 0 to 16 become 0 to 255, gray becomes RGB. A seeded fifth of every class is held out.
     """
     from sklearn.datasets import load_digits
 
     found = load_digits()
-    grey = np.rint(found.images * (255 / 16)).astype(np.uint8)
-    return split(_in_memory("digits", grey, found.target, tuple("0123456789")), val_fraction, seed)
+    gray = np.rint(found.images * (255 / 16)).astype(np.uint8)
+    return split(_in_memory("digits", gray, found.target, tuple("0123456789")), val_fraction, seed)
 
 
 def imagefolder(path: str, *, val_fraction: float = 0.1, seed: int = 0) -> tuple[Source, Source]:
@@ -73,7 +73,27 @@ def npz(path: str, *, val_fraction: float = 0.1, seed: int = 0) -> tuple[Source,
     ``classes``: (C,) names, if there; else the numbers are the names. Without a test part a seeded part of every class
     is held out. Arrays of Python objects, which would have to be unpickled, are refused.
     """
-    file = _existing(path, "npz")
+    arrays, held = _archive(_existing(path, "npz"), path)
+    labels = _labels(arrays["y_train"], f"{path} y_train")
+    if "classes" in arrays:
+        classes = tuple(str(name) for name in arrays["classes"].reshape(-1))
+    elif (highest := int(labels.max(initial=0))) >= max(1, len(labels)):  # one of them is empty; do not count up to it
+        raise Refused(f"data.path: {path} y_train goes up to {highest} in {len(labels)} images. Count classes from 0.")
+    else:
+        classes = tuple(str(number) for number in range(highest + 1))
+    train = _in_memory(f"{path} train", arrays["x_train"], labels, classes)
+    if f"x_{held}" not in arrays:
+        return split(train, val_fraction, seed)
+    labels = _labels(arrays[f"y_{held}"], f"{path} y_{held}")
+    return train, _in_memory(f"{path} {held}", arrays[f"x_{held}"], labels, classes, partial=True)
+
+
+def _archive(file: Path, path: str) -> tuple[dict[str, npt.NDArray[Any]], str]:
+    """The arrays of an ``.npz`` of images, and what its part for validation is called.
+
+    Raises:
+        Refused: it cannot be read, or lacks an array.
+    """
     try:
         with regular.check(file).open("rb") as opened:
             head = opened.read(4)
@@ -84,31 +104,18 @@ def npz(path: str, *, val_fraction: float = 0.1, seed: int = 0) -> tuple[Source,
     try:
         with np.load(file, allow_pickle=False) as found:
             known = list(found.files)
-        parts = ("train", "val" if "x_val" in known else "test")
-        arrays = archives.arrays(file, {"classes", *(f"{axis}_{part}" for part in parts for axis in "xy")})
+        held = "val" if "x_val" in known else "test"
+        arrays = archives.arrays(file, {"classes", *(f"{axis}_{part}" for part in ("train", held) for axis in "xy")})
     except Refused as error:
         raise Refused(f"data.path: {error}") from None
     except Exception as error:  # a file from elsewhere may break its parsers in any way
         why = "it holds Python objects, which could run code" if "pickle" in str(error).lower() else str(error)
         raise Refused(f"data.path: {path} cannot be read as .npz: {why}.") from None
-    for part in ("train", *(["test"] if "x_test" in arrays else []), *(["val"] if "x_val" in arrays else [])):
+    for part in ("train", *([held] if f"x_{held}" in arrays else [])):
         for name in (f"x_{part}", f"y_{part}"):
             if name not in arrays:
                 raise Refused(f"data.path: {path} has no {name}. It has: {', '.join(known) or 'nothing'}.")
-    labels = _labels(arrays["y_train"], f"{path} y_train")
-    if "classes" in arrays:
-        classes = tuple(str(name) for name in arrays["classes"].reshape(-1))
-    elif (highest := int(labels.max(initial=0))) >= max(1, len(labels)):  # one of them is empty; do not count up to it
-        raise Refused(f"data.path: {path} y_train goes up to {highest} in {len(labels)} images. Count classes from 0.")
-    else:
-        classes = tuple(str(number) for number in range(highest + 1))
-    train = _in_memory(f"{path} train", arrays["x_train"], labels, classes)
-    part = "val" if "x_val" in arrays else "test"
-    if f"x_{part}" not in arrays:
-        return split(train, val_fraction, seed)
-    return train, _in_memory(
-        f"{path} {part}", arrays[f"x_{part}"], _labels(arrays[f"y_{part}"], f"{path} y_{part}"), classes, partial=True
-    )
+    return arrays, held
 
 
 def cifar10(path: str, *, val_fraction: float = 0.1, seed: int = 0) -> tuple[Source, Source]:
@@ -157,24 +164,26 @@ def hf(
         found = datasets.load_dataset(name, config or None, revision=revision or None, cache_dir=path or None)
     except Exception as error:  # the hub, the network, a missing configuration: the library's own words say it best
         raise Refused(f"data.name: hf:{name} cannot be loaded: {' '.join(str(error).split())}") from None
-    if train not in found:
-        raise Refused(f"data.options.train: {name} has no split {train!r}. It has: {', '.join(found)}.")
-    if val and val not in found:
-        raise Refused(f"data.options.val: {name} has no split {val!r}. It has: {', '.join(found)}.")
+    for option, asked in (("train", train), ("val", val)):
+        if asked not in found and (asked or option == "train"):
+            raise Refused(f"data.options.{option}: {name} has no split {asked!r}. It has: {', '.join(found)}.")
     held = val or next((split_ for split_ in ("validation", "valid", "val", "test") if split_ in found), "")
-    features = found[train].features
-    pictured = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
-    column = _column(name, "image", image, pictured, features)
-    labelled = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    labelled = labelled or [key for key in ("label", "labels") if key in features]
-    target = _column(name, "label", label, labelled, features)
-    classes = tuple(getattr(features[target], "names", None) or ())
-    if not classes:
-        classes = tuple(map(str, sorted(set(found[train][target]))))
+    column, target, classes = _columns(datasets, name, found[train], image, label)
     first = _of_hub(datasets, found[train], f"{name} {train}", column, target, classes)
     if not held:
         return split(first, val_fraction, seed)
     return first, _of_hub(datasets, found[held], f"{name} {held}", column, target, classes, partial=True)
+
+
+def _columns(datasets: Any, name: str, rows: Any, image: str, label: str) -> tuple[str, str, tuple[str, ...]]:
+    """The columns of pictures and of labels, and the names of the classes."""
+    features = rows.features
+    pictured = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
+    labeled = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    labeled = labeled or [key for key in ("label", "labels") if key in features]
+    column, target = _column(name, "image", image, pictured, features), _column(name, "label", label, labeled, features)
+    classes = tuple(getattr(features[target], "names", None) or ())
+    return column, target, classes or tuple(map(str, sorted(set(rows[target]))))
 
 
 def _existing(path: str, kind: str) -> Path:

@@ -269,7 +269,7 @@ class _Column(IntDecoder):
 
 
 class _Decoder(SimpleRGBImageDecoder):
-    """Decode, cut, resize, shift, mirror and normalise, as the table says; see :mod:`lotus.data.views`."""
+    """Decode, cut, resize, shift, mirror and normalize, as the table says; see :mod:`lotus.data.views`."""
 
     def __init__(self, loader: BaseLoader, table: Table) -> None:
         super().__init__()
@@ -280,7 +280,7 @@ class _Decoder(SimpleRGBImageDecoder):
         self._file, self._size, self._workers = beton.file, loader.size, loader.workers
         self._blank = loader.blank
         self._columns = (beton.modes, beton.heights, beton.widths, beton.pointers, beton.sizes, table)
-        self._colours = np.ascontiguousarray(loader.levels), loader.fill
+        self._colors = np.ascontiguousarray(loader.levels), loader.fill
         self._calls = tuple(ctypes.cast(call, ctypes.c_void_p).value for call in (_LIBRARY.imdecode, _LIBRARY.resize))
         self._desks: SimpleQueue[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]] = SimpleQueue()
         for _ in range(self._workers):
@@ -310,7 +310,7 @@ class _Decoder(SimpleRGBImageDecoder):
                 try:
                     return int(
                         _paint(planes[start : start + step], rows[start : start + step], data, *self._columns,
-                               *self._colours, *desk, *self._calls)
+                               *self._colors, *desk, *self._calls)
                     )  # fmt: skip
                 finally:
                     self._desks.put(desk)

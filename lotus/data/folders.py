@@ -31,16 +31,7 @@ def part(root: Path, names: tuple[str, ...]) -> Path | None:
 
 def folder(root: Path, classes: tuple[str, ...] | None = None) -> Source:
     """``root/CLASS/**/picture``; with ``classes`` given, no others are allowed, and some may be missing."""
-    try:
-        names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
-        raise Refused(f"{root}: cannot be listed ({error.strerror}).") from None
-    if not names:
-        raise Refused(f"{root}: no class folders. Pictures lie in one folder a class: {root.name}/CLASS/picture.jpg.")
-    if classes is not None:
-        for name in names:
-            if name not in classes:
-                raise Refused(f"{root / name}: a class that train does not have. Train has: {', '.join(classes)}.")
+    names = _classes(root, classes)
     known = classes or tuple(names)
     files: list[str] = []
     sizes: list[int] = []
@@ -67,6 +58,24 @@ def folder(root: Path, classes: tuple[str, ...] | None = None) -> Source:
         partial=classes is not None,
         root=str(root),
     )
+
+
+def _classes(root: Path, allowed: tuple[str, ...] | None) -> list[str]:
+    """The folders of classes in ``root``, sorted.
+
+    Raises:
+        Refused: there is none, or one that is not allowed.
+    """
+    try:
+        names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise Refused(f"{root}: cannot be listed ({error.strerror}).") from None
+    if not names:
+        raise Refused(f"{root}: no class folders. Pictures lie in one folder a class: {root.name}/CLASS/picture.jpg.")
+    for name in names if allowed is not None else ():
+        if name not in (allowed or ()):
+            raise Refused(f"{root / name}: a class that train does not have. Train has: {', '.join(allowed or ())}.")
+    return names
 
 
 def _pictures(folder: Path, others: list[str]) -> Iterator[tuple[str, int]]:

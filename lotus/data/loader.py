@@ -36,7 +36,7 @@ def open_loader(
 
     Args:
         kind: ``ffcv``, ``torch``, or ``auto``: FFCV where it is installed, else the torch loader with a warning. Both
-            give the same batches: to the last bit for raw images that need no resizing, within two grey levels where
+            give the same batches: to the last bit for raw images that need no resizing, within two gray levels where
             they are resized, and within what two JPEG decoders differ by.
         workers: threads that decode; 0: as many as this process may use.
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from lotus import files
 from lotus.config import Augment
-from lotus.data.views import DOWN, FLIP, HEIGHT, LEFT, RIGHT, TOP, WIDTH, centre, parameters
+from lotus.data.views import DOWN, FLIP, HEIGHT, LEFT, RIGHT, TOP, WIDTH, center, parameters
 from selection import npz, regular
 from selection.errors import Refused
 
@@ -67,7 +67,7 @@ def save(file: Path, maps: Bytes, *, size: int, fingerprint: str, mass: npt.NDAr
     """Write (N, G, G) scores.
 
     Args:
-        size: side in pixels of what the asked model saw: the centre view of each image
+        size: side in pixels of what the asked model saw: the center view of each image
         fingerprint: of the data
         mass: what :class:`Mass` found
     """
@@ -150,7 +150,7 @@ class Tickets:
         rows = index.cpu().numpy()
         high, wide = self._heights[rows], self._widths[rows]
         table = parameters(self._augment, self._seed, epoch, rows, high, wide, self._size).astype(np.int64)
-        box = centre(high, wide, self._asked)  # what was scored
+        box = center(high, wide, self._asked)  # what was scored
         down, in_rows = self._places(table[:, TOP], table[:, HEIGHT], table[:, DOWN], box[:, 0], box[:, 2], 0)
         across, in_columns = self._places(table[:, LEFT], table[:, WIDTH], table[:, RIGHT], box[:, 1], box[:, 3], 1)
         mirrored = table[:, FLIP] == 1

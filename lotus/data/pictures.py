@@ -84,9 +84,9 @@ def read(file: str | os.PathLike[str] | bytes) -> Pixels:
 
     * EXIF orientation is carried out; damaged EXIF is passed over, and noted where somebody is :func:`watched`.
     * Transparency is laid over white: what has transparency (logos, cut-outs, web graphics) was drawn for a white page,
-      and the colour stored under transparent pixels is arbitrary.
+      and the color stored under transparent pixels is arbitrary.
     * 16 bits a channel are scaled to 8 (65535 is white), not cut off.
-    * Greyscale, palette, CMYK and YCbCr become RGB. Of an animation the first frame is taken.
+    * Grayscale, palette, CMYK and YCbCr become RGB. Of an animation the first frame is taken.
 
     Raises:
         Exception: whatever Pillow raises for a damaged file (OSError, SyntaxError, ValueError, ...); OSError for a pipe or a
@@ -186,18 +186,18 @@ def unjpeg(packed: bytes | memoryview) -> Pixels:
 
 
 def _deep(array: npt.NDArray[np.generic]) -> Pixels:
-    """Greyscale of 16 bits, or of 32 that hold 8 or 16, or floats from 0 to 1."""
+    """Grayscale of 16 bits, or of 32 that hold 8 or 16, or floats from 0 to 1."""
     if np.issubdtype(array.dtype, np.floating):
         if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
             raise ValueError("floating-point pixels that are not all from 0 to 1; nobody can tell what white is")
-        grey = np.rint(array * 255).astype(np.uint8)
+        gray = np.rint(array * 255).astype(np.uint8)
     else:
         low, high = int(array.min()), int(array.max())
         if low < 0 or high > 65535:
-            raise ValueError(f"greyscale from {low} to {high}, expected 16 bits: 0 to 65535")
+            raise ValueError(f"grayscale from {low} to {high}, expected 16 bits: 0 to 65535")
         # Pillow opens some 16-bit files as 32-bit whole numbers; 8-bit files it never does.
-        grey = _scaled(array.astype(np.uint16))
-    return np.repeat(grey[:, :, None], 3, axis=2)
+        gray = _scaled(array.astype(np.uint16))
+    return np.repeat(gray[:, :, None], 3, axis=2)
 
 
 def _scaled(array: npt.NDArray[np.generic]) -> Pixels:

@@ -52,15 +52,15 @@ def brightness(images: Tensor, factor: Floats) -> Tensor:
 
 
 def contrast(images: Tensor, factor: Floats) -> Tensor:
-    """0: the mean grey, 1: as it is."""
-    total = grey(images).sum(dim=(1, 2, 3), dtype=torch.int64, keepdim=True)
+    """0: the mean gray, 1: as it is."""
+    total = gray(images).sum(dim=(1, 2, 3), dtype=torch.int64, keepdim=True)
     mean = (_over(total.to(torch.float64), images[0, 0].numel()) + 0.5).to(torch.uint8)
     return _blended(mean, images, factor)
 
 
 def color(images: Tensor, factor: Floats) -> Tensor:
     """0: without color, 1: as it is."""
-    return _blended(grey(images), images, factor)
+    return _blended(gray(images), images, factor)
 
 
 def sharpness(images: Tensor, factor: Floats) -> Tensor:
@@ -254,7 +254,7 @@ def _at(images: Tensor, place: Tensor) -> Tensor:
     return found.view(n, 3, *place.shape[1:])
 
 
-def grey(images: Tensor) -> Tensor:
+def gray(images: Tensor) -> Tensor:
     """(n, 1, S, S) uint8: ITU-R 601-2 luma, in Pillow's 16 bits."""
     red, green, blue = images.to(torch.int32).unbind(1)
     return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).to(torch.uint8)[:, None]

@@ -1,6 +1,6 @@
 """Who sees which image when: the sample plan owns the order. Both loaders ask it.
 
-Letters: N images of the data set, K rows of the ticket, G images an optimiser step, of all ranks and parts together.
+Letters: N images of the data set, K rows of the ticket, G images an optimizer step, of all ranks and parts together.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def checked_rows(rows: npt.ArrayLike, *, empty: bool = False) -> Rows:
 
 
 class SamplePlan:
-    """The order of training: a fresh permutation every epoch, the same optimiser steps for any number of ranks.
+    """The order of training: a fresh permutation every epoch, the same optimizer steps for any number of ranks.
 
-    The global order of epoch ``e`` is a permutation keyed by ``SeedSequence([seed, e])``. Optimiser step ``s`` takes its
+    The global order of epoch ``e`` is a permutation keyed by ``SeedSequence([seed, e])``. Optimizer step ``s`` takes its
     rows ``[s G, (s + 1) G)``; part ``a`` of rank ``r`` is the slice number ``a * world + r`` of them. So the *set* of
     images of a step does not depend on ``world`` or ``accumulate``. What is left over at the end is a last, smaller step,
     of which every rank takes equally many rows; the at most ``world - 1`` others sit this epoch out.
@@ -143,19 +143,19 @@ class SamplePlan:
         return found
 
     def batches(self, epoch: int = 0) -> list[int]:
-        """Micro-batches of each optimiser step of the epoch: ``accumulate``, and maybe fewer where a group or the epoch ends."""
+        """Micro-batches of each optimizer step of the epoch: ``accumulate``, and maybe fewer where a group or the epoch ends."""
         return [ceil(len(rows) // self.world / self.micro) for _, rows in self._steps(epoch)]
 
     def groups(self, epoch: int = 0) -> list[int]:
-        """The group that each optimiser step of the epoch is of."""
+        """The group that each optimizer step of the epoch is of."""
         return [group for group, _ in self._steps(epoch)]
 
     def steps(self, epoch: int = 0) -> int:
-        """Optimiser steps of an epoch."""
+        """Optimizer steps of an epoch."""
         return len(self.batches(epoch))
 
     def _steps(self, epoch: int) -> list[tuple[int, Rows]]:
-        """Group and rows, of all ranks, of each optimiser step; every rank has equally many of them."""
+        """Group and rows, of all ranks, of each optimizer step; every rank has equally many of them."""
         if self._dealt is not None and self._dealt[0] == epoch:
             return self._dealt[1]
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch]))

@@ -80,7 +80,7 @@ def view(pixels: Pixels, line: npt.NDArray[np.int32], size: int, fill: Pixels) -
 
 
 def resize_area(pixels: Pixels, size: int) -> Pixels:
-    """OpenCV's ``resize(..., INTER_AREA)`` to (S, S, 3), to within one grey level; untouched where it has that size.
+    """OpenCV's ``resize(..., INTER_AREA)`` to (S, S, 3), to within one gray level; untouched where it has that size.
 
     Shrinking, a pixel is the mean of the area that it covers. Enlarging in either direction, OpenCV takes a kind of
     linear interpolation in both, and so do we. Either is a matrix for the rows and one for the columns.

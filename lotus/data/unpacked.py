@@ -17,7 +17,7 @@ from torch import Tensor
 from lotus.data.pictures import Pixels
 from lotus.data.source import Source
 from lotus.data.torch_loader import view
-from lotus.data.views import TOP, centre
+from lotus.data.views import TOP, center
 from selection.errors import Refused
 
 
@@ -30,7 +30,7 @@ def batches(
     std: Sequence[float],
     batch: int = 64,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Normalised images (B, 3, S, S) and their labels (B,), in the order of ``rows``, each seen as in evaluation.
+    """Normalized images (B, 3, S, S) and their labels (B,), in the order of ``rows``, each seen as in evaluation.
 
     Args:
         mean: Of each channel, for pixels in 0 to 1, and ``std`` likewise.
@@ -54,5 +54,5 @@ def _seen(source: Source, row: int, size: int) -> Pixels:
         raise Refused(f"{source.name(row)}: cannot be read ({type(error).__name__}: {error}). Take it away.") from None
     height, width = pixels.shape[:2]
     line = np.zeros(7, dtype=np.int32)
-    line[TOP : TOP + 4] = centre(np.array([height]), np.array([width]), size)[0]
+    line[TOP : TOP + 4] = center(np.array([height]), np.array([width]), size)[0]
     return view(pixels, line, size, np.zeros(3, dtype=np.uint8))

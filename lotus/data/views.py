@@ -5,7 +5,7 @@ table, an image's cached saliency can be cropped as its pixels were, a resumed r
 never disagree.
 
 How a row of the table is carried out: the box is cut out of the stored image and resized to S x S (``INTER_AREA``; not
-at all where it has this size); the output's pixel (y, x) shows that picture's (y + down, x + right), and the fill colour
+at all where it has this size); the output's pixel (y, x) shows that picture's (y + down, x + right), and the fill color
 beyond its border; last, the output is mirrored where ``flip`` is 1.
 """
 
@@ -19,7 +19,7 @@ from lotus.config import Augment
 TOP, LEFT, HEIGHT, WIDTH, DOWN, RIGHT, FLIP = COLUMNS = range(7)
 """Columns of the table: the box in the stored image, the shift of the picture made of it, and whether it is mirrored."""
 
-CENTRE = 7 / 8
+CENTER = 7 / 8
 """Part of the shorter side that evaluation looks at in natural images: 224 of 256, the usual ImageNet protocol."""
 
 _TRIES = 10
@@ -44,8 +44,8 @@ def parameters(
     """The table (n, 7) for n images; see ``COLUMNS``.
 
     Args:
-        augment: ``None`` is evaluation: the centre view, see :func:`centre`. ``crop: none`` and ``pad`` start from the
-            same view; ``resized`` takes torchvision's random-resized crop instead (ten tries, then the centre).
+        augment: ``None`` is evaluation: the center view, see :func:`center`. ``crop: none`` and ``pad`` start from the
+            same view; ``resized`` takes torchvision's random-resized crop instead (ten tries, then the center).
         index: (n,) row numbers, what the hash is keyed by.
         heights: (n,) of the stored images, in pixels.
         widths: (n,) likewise.
@@ -59,7 +59,7 @@ def parameters(
     if augment is not None and augment.crop == "resized":
         table[:, :4] = _resized(augment, seed, epoch, rows, high, wide)
     else:
-        table[:, :4] = centre(high, wide, size)
+        table[:, :4] = center(high, wide, size)
     if augment is None:
         return table
     if augment.crop == "pad":
@@ -71,7 +71,7 @@ def parameters(
     return table
 
 
-def centre(heights: Ints, widths: Ints, size: int) -> Ints:
+def center(heights: Ints, widths: Ints, size: int) -> Ints:
     """Boxes (n, 4) of evaluation: a square in the middle.
 
     Its side is 7/8 of the shorter side (a 224 crop of an image resized to 256), but at least ``size`` where the image
@@ -79,7 +79,7 @@ def centre(heights: Ints, widths: Ints, size: int) -> Ints:
     untouched, one of shorter side 256 gives its middle 224 pixels without resizing, and a smaller one is enlarged.
     """
     shorter = np.minimum(heights, widths)
-    side = np.minimum(shorter, np.maximum(size, np.rint(CENTRE * shorter).astype(np.int64)))
+    side = np.minimum(shorter, np.maximum(size, np.rint(CENTER * shorter).astype(np.int64)))
     return np.stack([(heights - side) // 2, (widths - side) // 2, side, side], axis=1)
 
 

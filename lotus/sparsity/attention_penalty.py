@@ -2,7 +2,7 @@
 
 A penalty reads ``attention`` (B, H, N, N), rows of sum 1, and returns a number an image, (B,). B batch, H heads, N tokens.
 
-Fused attention hides its probabilities. They are recomputed from the output of ``qkv``, in the penalised blocks alone
+Fused attention hides its probabilities. They are recomputed from the output of ``qkv``, in the penalized blocks alone
 and in training alone; the forward pass itself stays fused everywhere.
 """
 
@@ -53,13 +53,13 @@ class AttentionPenalty:
         self._handles = [block.qkv.register_forward_hook(self._hook(block.attn)) for block in self._blocks]
 
     def of_images(self) -> Tensor:
-        """(B,) float32, what the forward pass just made costs each image: lambda times the mean over the penalised blocks.
+        """(B,) float32, what the forward pass just made costs each image: lambda times the mean over the penalized blocks.
 
         Raises:
             Refused: the forward pass was not seen.
         """
         if len(self._seen) != len(self._blocks):
-            raise Refused("train.sparsity.attention: not every penalised block took part in the forward pass.")
+            raise Refused("train.sparsity.attention: not every penalized block took part in the forward pass.")
         mean = torch.stack(self._seen).mean(0)
         self._seen.clear()
         self._last = mean.detach().mean()

@@ -1,7 +1,7 @@
 """Gates: one number for each dimension that may go, learnt while the model trains and driven to zero.
 
 A gate multiplies what ``proj`` reads (an attention-output dimension) or what ``fc2`` reads (an MLP hidden unit); with
-``inputs`` also what ``qkv`` and ``fc1`` read of the stream: the four sites of VTP (2104.08500). Gates are float32 tensors outside the module, the engine and the optimiser, so that they work the same
+``inputs`` also what ``qkv`` and ``fc1`` read of the stream: the four sites of VTP (2104.08500). Gates are float32 tensors outside the module, the engine and the optimizer, so that they work the same
 under every ZeRO stage: after a backward their gradients, which lie in one flat vector, are averaged over the ranks, and
 an Adam of a few lines moves them.
 
@@ -48,7 +48,7 @@ from selection.methods import call, find, reads
 
 _BETAS = (0.9, 0.999)  # Adam's own defaults (1412.6980)
 _EPS = 1e-8
-_EVERY = 5  # optimiser steps between two looks at lambda; each look reads a number from the device
+_EVERY = 5  # optimizer steps between two looks at lambda; each look reads a number from the device
 _FASTEST = 2.5  # lambda grows or shrinks at most by this factor at a look while the target is ahead
 _ARRIVAL = 0.85  # part of training by which the budget should be met, so that the rest can settle
 _LARGEST = 1e3  # of lambda: far beyond any step of Adam, so that no gate leaves zero

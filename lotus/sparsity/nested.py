@@ -10,9 +10,9 @@ and one gate an MLP unit. In training a gate is a hard Bernoulli sample whose gr
 straight-through); else it is open above 1/2. To the loss comes lambda (keep - F)^2, F the MACs behind gates that are open now, as
 a part of the dense model's; its gradient goes through sigmoid(g - 1/2), as in the paper's code.
 
-As for other gates (:mod:`lotus.sparsity.gates`) theta is float32 and lives outside the module, the engine and the optimiser: what the forward
+As for other gates (:mod:`lotus.sparsity.gates`) theta is float32 and lives outside the module, the engine and the optimizer: what the forward
 multiplies with are leaves, whose gradients are averaged over the ranks and carried back to theta here. One draw serves an
-optimiser step, and all ranks draw alike. The mixtures Z and the batch norms are parameters of the model for as long as the gates are on it.
+optimizer step, and all ranks draw alike. The mixtures Z and the batch norms are parameters of the model for as long as the gates are on it.
 
 Shapes: B batch, N tokens, D width, H heads, d value dimensions a head, L blocks, F MLP units, G all gates.
 """

@@ -141,10 +141,11 @@ def _check_sound(fitted: Fitted, stage: str, place: str, *, evaluated: bool) -> 
 
 
 def _set_drop_path(model: nn.Module, recipe: Recipe) -> None:
+    from lotus.vit import anatomy
     from lotus.vit.model import set_drop_path
 
-    with contextlib.nullcontext() if recipe.drop_path else contextlib.suppress(Refused):
-        set_drop_path(model, recipe.drop_path)  # a proxy of another kind has none that could be turned off
+    if recipe.drop_path or not anatomy.why_not(model, convolved=True):  # a proxy of another kind has none to turn off
+        set_drop_path(model, recipe.drop_path)
 
 
 def _order(shop: Shop, recipe: Recipe, rows: np.ndarray, seed: int) -> SamplePlan:

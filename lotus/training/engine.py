@@ -1,7 +1,7 @@
 """The only door to DeepSpeed: an engine around a model, and its state by parameter name, whatever the ZeRO stage.
 
 DeepSpeed keeps fp32 numbers in five layouts (the parameters themselves, copies of each, flat partitions of groups, in
-two kinds, and flat partitions of sub-groups). Here they are all *masters*: the tensors that the optimiser moves.
+two kinds, and flat partitions of sub-groups). Here they are all *masters*: the tensors that the optimizer moves.
 
 No compiler is needed at run time: the one operation that DeepSpeed would compile on a CPU (a shared-memory all-reduce:
 a minute at the first start, and a file of 69 MB a rank left in /dev/shm) is declined, and gloo does its work.
@@ -62,7 +62,7 @@ class Engine:
     Attributes:
         module: the model
         stage: the ZeRO stage in force, which the user's JSON may have set
-        masters: this rank's part of the fp32 numbers that the optimiser moves
+        masters: this rank's part of the fp32 numbers that the optimizer moves
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Engine:
     ) -> None:
         """
         Raises:
-            Refused: the recipe and the user's DeepSpeed JSON contradict each other; an optimiser that ZeRO cannot cut up.
+            Refused: the recipe and the user's DeepSpeed JSON contradict each other; an optimizer that ZeRO cannot cut up.
         """
         numbers = sum(parameter.numel() for parameter in model.parameters())
         config = settings(recipe, world, numbers, place=place)
@@ -85,7 +85,7 @@ class Engine:
         if self.stage > 0 and type(optimizer).__name__ in NOT_FLAT and not isinstance(optimizer, Muon):
             raise Refused(
                 f"{place}.optimizer: {recipe.optimizer!r} goes wrong under ZeRO {self.stage}, which lays tensors end to end "
-                f"in one vector. Use {place}.zero=0, or an optimiser such as adamw."
+                f"in one vector. Use {place}.zero=0, or an optimizer such as adamw."
             )
         self._dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
         # ZeRO 0 in fp32 steps without asking whether the gradient is finite, and one NaN stays in the weights for good.
@@ -123,7 +123,7 @@ class Engine:
         """Add the gradient of ``loss`` / accumulate, averaged over the ranks.
 
         Args:
-            last: this is the last part of the optimiser step, which may come early in an epoch's tail
+            last: this is the last part of the optimizer step, which may come early in an epoch's tail
         """
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss)
@@ -178,7 +178,7 @@ class Engine:
             self._spread()
 
     def moments(self) -> dict[str, Tensor]:
-        """What the optimiser remembers, as ``PARAMETER/KEY``, whole and on the CPU; empty before the first step.
+        """What the optimizer remembers, as ``PARAMETER/KEY``, whole and on the CPU; empty before the first step.
 
         Plain numbers become scalars of int64 or float64. Every rank must call.
         """
@@ -328,7 +328,7 @@ class Engine:
         return self._deepspeed.utils.safe_get_full_fp32_param(p)
 
     def _link(self) -> None:
-        """Let parameters know their part of the optimiser's state.
+        """Let parameters know their part of the optimizer's state.
 
         DeepSpeed does it once, after the first group's first step, when the other groups have no state yet.
         """
@@ -356,7 +356,7 @@ class Engine:
             self._deepspeed.utils.safe_set_local_fp32_param(p, self._shard(p, value))
 
     def _placed(self, key: str, value: Tensor, master: Tensor) -> Any:
-        """A value of the optimiser's state where it belongs; torch keeps ``step`` on the CPU but for fused kernels."""
+        """A value of the optimizer's state where it belongs; torch keeps ``step`` on the CPU but for fused kernels."""
         if value.ndim == 0 and value.dtype in (torch.int64, torch.float64):
             return value.item()
         group = next(

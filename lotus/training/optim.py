@@ -1,4 +1,4 @@
-"""The optimiser of a recipe, and its learning rate as a pure function of the step."""
+"""The optimizer of a recipe, and its learning rate as a pure function of the step."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ def unusual(recipe: Recipe, place: str = "train") -> list[str]:
 def make_optimizer(
     model: nn.Module, recipe: Recipe, *, fused: bool | None = None, place: str = "train"
 ) -> torch.optim.Optimizer:
-    """timm's optimiser by name, over ``model``'s trainable parameters; ``muon`` is ours (:mod:`lotus.training.muon`).
+    """timm's optimizer by name, over ``model``'s trainable parameters; ``muon`` is ours (:mod:`lotus.training.muon`).
 
     Weight decay falls on matrices and kernels alone: not on biases, norms, class and register tokens or position
     embeddings. With ``recipe.layer_decay`` below 1 each group carries ``lr_scale`` (BEiT, 2106.08254, section A), which
-    :func:`set_lr` honours.
+    :func:`set_lr` honors.
 
     Args:
-        fused: one kernel for all parameters; None takes it where the optimiser has it (a third of the time of a loop
+        fused: one kernel for all parameters; None takes it where the optimizer has it (a third of the time of a loop
             over tensors, on a CPU as well).
         place: where the recipe's settings stand, for a refusal to name them
 
     Raises:
-        Refused: no optimiser of this name, one whose package is missing, one that needs second derivatives, or muon for a
+        Refused: no optimizer of this name, one whose package is missing, one that needs second derivatives, or muon for a
             model without matrices.
     """
     from timm.optim import create_optimizer_v2, get_optimizer_class, get_optimizer_info, list_optimizers
@@ -72,7 +72,7 @@ def make_optimizer(
     except ValueError:
         known = [str(one) for one in list_optimizers()]
         raise Refused(
-            f"{place}: timm has no optimiser {recipe.optimizer!r}.{nearest(name, known)} Among its {len(known)}: adamw, sgd, "
+            f"{place}: timm has no optimizer {recipe.optimizer!r}.{nearest(name, known)} Among its {len(known)}: adamw, sgd, "
             "lamb, lion, muon (timm.optim.list_optimizers() names all)."
         ) from None
     if info.second_order:
@@ -112,7 +112,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float, momentum: float | None =
     """Give every group ``lr``, times its own ``lr_scale`` where layer decay gave it one.
 
     Args:
-        momentum: also this momentum, or this first beta, where the optimiser has one; None leaves it
+        momentum: also this momentum, or this first beta, where the optimizer has one; None leaves it
     """
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)

@@ -94,7 +94,7 @@ class Pace:
 
 
 def left(parts: list[int], done: int) -> list[int]:
-    """Micro-batches of each optimiser step that is still to come, when ``done`` micro-batches are through."""
+    """Micro-batches of each optimizer step that is still to come, when ``done`` micro-batches are through."""
     step = 0
     while step < len(parts) and done > 0:
         done -= parts[step]

@@ -1,6 +1,6 @@
 """Instant soup (Jaiswal et al., 2306.10460): which weights become zero is asked of copies that looked a few steps ahead.
 
-A round: the model trains a little; copies of it, optimiser included, train a few steps more, each with a learning rate, a
+A round: the model trains a little; copies of it, optimizer included, train a few steps more, each with a learning rate, a
 weight decay and images of its own, and each names the weights that it would keep. What any of them keeps stays, the model's
 own choice included. Nothing is rewound. When little is left to go, it goes by magnitude, so that the budget is met exactly.
 
@@ -151,7 +151,7 @@ class _Course:
 
 
 def steps(keep: float, batch_size: int, settings: Settings, images: int) -> tuple[int, int]:
-    """Optimiser steps of the model, and of all its copies, if every union keeps no more than its masks do."""
+    """Optimizer steps of the model, and of all its copies, if every union keeps no more than its masks do."""
     rounds = _nominal(keep, settings)
     return (rounds + 1) * _own_steps(settings, images, batch_size), rounds * settings.copies * settings.steps
 

@@ -1,6 +1,6 @@
 """What can be cut out of a ViT, and which slices go together.
 
-timm's classes are recognised by their names, so that reading a model imports no timm. A class that merely inherits from
+timm's classes are recognized by their names, so that reading a model imports no timm. A class that merely inherits from
 one of a block's parts may compute something else, and is refused.
 """
 
@@ -134,7 +134,7 @@ class Block:
 
     @property
     def qk_norm(self) -> bool:
-        """Whether queries and keys are normalised: their norm reads all dimensions of a head, so that all must stay."""
+        """Whether queries and keys are normalized: their norm reads all dimensions of a head, so that all must stay."""
         if self.kernel:
             return False
         norms = (getattr(self.attn, name, None) if self.has_attn else None for name in ("q_norm", "k_norm"))
@@ -372,7 +372,7 @@ def _parts_fault(owner: Any, where: str, names: tuple[str, ...]) -> str:
         return f".{where} has a norm of a kind that is not known ({type(norm).__name__})"
     for name in names:
         linear = getattr(owner, name, None)
-        # exactly nn.Linear: a parametrised, quantised or LoRA layer computes with more than its weight
+        # exactly nn.Linear: a parametrised, quantized or LoRA layer computes with more than its weight
         if linear is not None and type(linear) is not nn.Linear:
             return f".{where}.{name} is {type(linear).__name__}, not nn.Linear"
     return ""

@@ -70,7 +70,7 @@ def token_norm(features: Tensor, prefix: int) -> Tensor:
 
 
 def contrast(images: Tensor, patch: tuple[int, int]) -> Tensor:
-    """Local contrast: root mean square of the pixels' deviation from the patch's mean colour. Needs no model.
+    """Local contrast: root mean square of the pixels' deviation from the patch's mean color. Needs no model.
 
     Args:
         images: (B, 3, S, S)
@@ -90,8 +90,8 @@ def edges(images: Tensor, patch: tuple[int, int]) -> Tensor:
     """
     smooth, slope = images.new_tensor([1, 2, 1]) / 4, images.new_tensor([-1, 0, 1]) / 2
     kernels = torch.stack([smooth[:, None] * slope, slope[:, None] * smooth])[:, None]  # (2, 1, 3, 3)
-    grey = functional.pad(images.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="replicate")  # (B 3, 1, S + 2, S + 2)
-    energy = functional.conv2d(grey, kernels).square().sum(1, keepdim=True)
+    gray = functional.pad(images.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="replicate")  # (B 3, 1, S + 2, S + 2)
+    energy = functional.conv2d(gray, kernels).square().sum(1, keepdim=True)
     return functional.avg_pool2d(energy, patch).unflatten(0, images.shape[:2]).mean(1).flatten(1)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lotus.config import Augment
-from lotus.data.views import DOWN, FLIP, HEIGHT, LEFT, RIGHT, TOP, WIDTH, centre, parameters, uniform
+from lotus.data.views import DOWN, FLIP, HEIGHT, LEFT, RIGHT, TOP, WIDTH, center, parameters, uniform
 
 N = 4000
 ROWS = np.arange(N)
@@ -60,7 +60,7 @@ def test_shifts_cover_the_padding_evenly() -> None:
         assert counts.min() > N / 5 * 0.85
     assert abs(np.corrcoef(found[:, DOWN], found[:, RIGHT])[0, 1]) < 0.06
     assert (found[:, FLIP] == 0).all()
-    assert np.array_equal(found[:, :4], centre(HIGH, WIDE, 32))
+    assert np.array_equal(found[:, :4], center(HIGH, WIDE, 32))
 
 
 @pytest.mark.parametrize(

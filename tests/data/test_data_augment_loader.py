@@ -45,7 +45,7 @@ def by_row(batches: list[Batch]) -> torch.Tensor:
     return torch.cat([batch.images for batch in batches])[torch.argsort(rows)]
 
 
-def grey(images: torch.Tensor) -> torch.Tensor:
+def gray(images: torch.Tensor) -> torch.Tensor:
     return (images * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)) * 255
 
 
@@ -140,7 +140,7 @@ def test_both_loaders_agree_at_every_side(stored: dict[str, Path], side: int) ->
         open_(stored["square"], "torch", augment=augment) as other,
     ):
         for a, b in zip(one.epoch(1, side=side), other.epoch(1, side=side), strict=True):
-            gap = (grey(a.images) - grey(b.images)).abs().max()
+            gap = (gray(a.images) - gray(b.images)).abs().max()
             assert gap < (1e-3 if side == 12 else 1.01), "as everywhere, where it resizes"
 
 

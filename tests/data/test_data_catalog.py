@@ -22,9 +22,9 @@ from selection import methods
 from selection.errors import Refused
 
 
-def picture(file: Path, colour: tuple[int, int, int] = (10, 20, 30)) -> None:
+def picture(file: Path, color: tuple[int, int, int] = (10, 20, 30)) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (6, 5), colour).save(file)
+    Image.new("RGB", (6, 5), color).save(file)
 
 
 def folder(root: Path, parts: dict[str, int]) -> Path:
@@ -204,8 +204,8 @@ def test_npz(tmp_path: Path) -> None:
     assert train.classes == ("x", "y", "z")
     assert np.array_equal(train.read(3), arrays()["x_train"][3])
     assert len(val) == 5
-    grey, _ = open_data(saved(tmp_path, x_train=np.zeros((12, 4, 4), np.uint16), x_test=np.zeros((5, 4, 4), np.uint8)))
-    assert grey.read(0).shape == (4, 4, 3)
+    gray, _ = open_data(saved(tmp_path, x_train=np.zeros((12, 4, 4), np.uint16), x_test=np.zeros((5, 4, 4), np.uint8)))
+    assert gray.read(0).shape == (4, 4, 3)
     train, val = open_data(saved(tmp_path, x_test=None, y_test=None))
     assert (len(train), len(val)) == (9, 3)
 

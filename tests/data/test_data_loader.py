@@ -57,7 +57,7 @@ def all_of(loader: Loader, epoch: int = 0, skip: int = 0) -> list[Batch]:
 
 
 def levels(batch: torch.Tensor) -> torch.Tensor:
-    """Back to grey levels, 0 to 255."""
+    """Back to gray levels, 0 to 255."""
     return (batch * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)) * 255
 
 
@@ -80,7 +80,7 @@ def test_a_batch_is_what_it_says(stored: dict[str, Path], kind: str) -> None:
         for image, row in zip(batch.images, batch.index):
             whole = beton.image(stored["square"], int(row)).astype(np.float32).transpose(2, 0, 1)
             mean, std = (np.array(v, np.float32)[:, None, None] * np.float32(255) for v in (MEAN, STD))
-            assert np.array_equal(image.numpy(), (whole - mean) / std), "normalised to the last bit"
+            assert np.array_equal(image.numpy(), (whole - mean) / std), "normalized to the last bit"
 
 
 def test_nothing_is_a_view_of_a_buffer(stored: dict[str, Path], kind: str) -> None:
@@ -236,8 +236,8 @@ def test_positions_that_are_not_there(stored: dict[str, Path], kind: str, epoch:
         opened.epoch(epoch, skip)
 
 
-def test_bytes_that_travel_are_normalised_over_there(stored: dict[str, Path], kind: str) -> None:
-    """On a GPU, images arrive as bytes and are normalised there: the same bits as on the CPU."""
+def test_bytes_that_travel_are_normalized_over_there(stored: dict[str, Path], kind: str) -> None:
+    """On a GPU, images arrive as bytes and are normalized there: the same bits as on the CPU."""
     plan = training()
     with open_(stored["mixed"], plan, kind, augment=AUGMENTS["pad"]) as opened:
         here = all_of(opened)
@@ -260,7 +260,7 @@ def test_on_a_gpu(stored: dict[str, Path], kind: str) -> None:
 
 
 def test_a_damaged_jpeg_reaches_the_consumer(make: Make, kind: str) -> None:
-    """A disk that fails after everything was checked: FFCV would give grey pixels, or wait for ever."""
+    """A disk that fails after everything was checked: FFCV would give gray pixels, or wait for ever."""
     file = make(source(12, lambda i: (24, 24)), write="jpg")
     start, about = int(beton.opened(file).pointers[7]), file.stat()
     with file.open("r+b") as raw:
@@ -357,13 +357,13 @@ def test_resizing_is_opencv_s() -> None:
         assert np.abs(theirs.astype(int) - resize_area(part, size)).max() <= 1, (height, width, size)
 
 
-def test_padding_is_the_mean_colour(stored: dict[str, Path], kind: str) -> None:
+def test_padding_is_the_mean_color(stored: dict[str, Path], kind: str) -> None:
     with open_(stored["square"], training(), kind, augment=Augment(crop="pad", pad=11)) as opened:
         batch = next(iter(opened.epoch(0)))
     table = parameters(Augment(crop="pad", pad=11), 5, 0, batch.index.numpy(), np.full(16, 12), np.full(16, 12), 12)
     for image, line in zip(batch.images, table):
         if line[4] > 0:
-            assert image[:, -1].abs().max() * 0.25 * 255 <= 0.51, "normalised nought, to half a grey level"
+            assert image[:, -1].abs().max() * 0.25 * 255 <= 0.51, "normalized nought, to half a gray level"
 
 
 # --------------------------------------------------------------------------------------------------------- refusals

@@ -27,9 +27,9 @@ def saved(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return packed.getvalue()
 
 
-def test_greyscale_and_bilevel() -> None:
-    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    assert np.array_equal(pictures.read(saved(Image.fromarray(grey))), np.repeat(grey[:, :, None], 3, 2))
+def test_grayscale_and_bilevel() -> None:
+    gray = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    assert np.array_equal(pictures.read(saved(Image.fromarray(gray))), np.repeat(gray[:, :, None], 3, 2))
     black = pictures.read(saved(Image.new("1", (4, 3), 1)))
     assert black.shape == (3, 4, 3)
     assert (black == 255).all()
@@ -45,8 +45,8 @@ def test_transparency_lies_over_white() -> None:
     assert seen[0, 1].tolist() == list(WHITE)
     assert seen[1, 0].tolist() == pytest.approx([127] * 3, abs=1)
     assert seen[1, 1].tolist() == list(WHITE)
-    with_grey = pictures.read(saved(Image.fromarray(np.array([[[0, 0], [0, 255]]], np.uint8), "LA")))
-    assert with_grey[0].tolist() == [list(WHITE), [0, 0, 0]]
+    with_gray = pictures.read(saved(Image.fromarray(np.array([[[0, 0], [0, 255]]], np.uint8), "LA")))
+    assert with_gray[0].tolist() == [list(WHITE), [0, 0, 0]]
 
 
 def test_palettes_with_and_without_transparency() -> None:
@@ -58,7 +58,7 @@ def test_palettes_with_and_without_transparency() -> None:
     assert pictures.read(saved(palette, "GIF", transparency=0)).tolist() == [[[255, 255, 255], [0, 0, 255]]]
 
 
-def test_a_transparent_colour_of_rgb() -> None:
+def test_a_transparent_color_of_rgb() -> None:
     assert pictures.read(saved(Image.new("RGB", (1, 1), RED), transparency=RED)).tolist() == [[[255, 255, 255]]]
 
 

@@ -100,7 +100,7 @@ def test_it_is_there_in_training_alone_and_comes_off() -> None:
     model = vit().eval()
     penalty = AttentionPenalty(model, Attention())
     model(IMAGES)
-    with pytest.raises(Refused, match="not every penalised block"):
+    with pytest.raises(Refused, match="not every penalized block"):
         penalty.of_images()
     with torch.no_grad():
         model.train()(IMAGES)

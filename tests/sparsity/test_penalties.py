@@ -24,7 +24,7 @@ def test_proximal_is_the_soft_threshold_after_the_step():
     assert (moved[2:5] == 0).all()
 
 
-def test_proximal_solves_its_minimisation():
+def test_proximal_solves_its_minimization():
     """softshrink is argmin_x (x - y)^2 / 2 + t |x|, checked on a grid."""
     grid = torch.linspace(-1.5, 1.5, 3001)
     moved = penalties.proximal(VALUES, torch.ones(6), sgd(0.1), 0.1, 2.0)

@@ -55,7 +55,7 @@ def test_state_goes_out_and_in_and_the_model_comes_back(zero: int, precision: st
     names, buffers = list(model.state_dict()), [name for name, _ in model.named_buffers()]
     first = made(model, **changed)
     assert first.moments() == {}
-    assert same(first.weights(), dict(vit().state_dict())), "bf16 does not round what the optimiser starts from"
+    assert same(first.weights(), dict(vit().state_dict())), "bf16 does not round what the optimizer starts from"
     go(first, range(2), accumulate=2)
     weights, moments = first.weights(), first.moments()
     assert list(weights) == names

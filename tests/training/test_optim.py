@@ -1,4 +1,4 @@
-"""The optimiser's groups, and the learning rate against timm's scheduler."""
+"""The optimizer's groups, and the learning rate against timm's scheduler."""
 
 from itertools import pairwise
 

@@ -47,7 +47,7 @@ def test_masked_weights_stay_zero_through_a_training(tmp_path: Path, zero: int, 
 
 
 @pytest.mark.slow
-def test_two_ranks_hold_masks_and_penalise_as_one(tmp_path: Path) -> None:
+def test_two_ranks_hold_masks_and_penalize_as_one(tmp_path: Path) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -107,7 +107,7 @@ def test_every_step_holds_and_a_resumed_training_too(tmp_path: Path) -> None:
 
 
 def test_an_attention_penalty_is_in_the_loss_of_the_engine(tmp_path: Path) -> None:
-    """Two trainings apart by the penalty alone: entropy is lower where it was penalised, higher under log(1 + a^2)."""
+    """Two trainings apart by the penalty alone: entropy is lower where it was penalized, higher under log(1 + a^2)."""
     from lotus.sparsity.focus import focus
 
     found, images = {}, pictures()[0]

@@ -84,7 +84,7 @@ def test_the_convolution_is_its_formula(kind, kernel):
 
 
 def test_attention_with_a_head_an_offset_is_a_convolution():
-    """The paper's reason: nine heads that each look at one neighbour compute a 3x3 convolution."""
+    """The paper's reason: nine heads that each look at one neighbor compute a 3x3 convolution."""
     draw = torch.Generator().manual_seed(0)
     heads, d, width, side = 9, 2, 18, 4
     values, out = torch.randn(heads, d, width, generator=draw), torch.randn(width, heads, d, generator=draw)
