@@ -65,7 +65,7 @@ def main() -> int:
 
     def both(name: str) -> None:
         """A system, then ours at its MACs."""
-        known = {"dense": dense / "trained", "held_out": round(0.04 * options.images)}
+        known = {"dense": dense / "train", "held_out": round(0.04 * options.images)}
         told = [each.format(**known) for each in SYSTEMS[name]]
         shortened = [*tiny, *(fine if name != "sparse_vit" else []), *TINY.get(name, [])] if options.tiny else []
         _lotus(out, name, "run", f"papers/{name}", data, [*told, *shortened])
@@ -118,7 +118,7 @@ def _table(out: Path, dense: Path, names: list[str]) -> Iterator[str]:
         for folder in (out / name, out / f"ours-{name}"):
             found = _results(folder)
             spent = found["ledger"]["lottery_macs"] / base["macs"] + (name in TRAIN_ON)
-            tops = [found[stage]["top1"] for stage in ("trained", "after_prune", "final")][folder.name != name :]
+            tops = [found[stage]["top1"] for stage in ("train", "prune", "finetune")][folder.name != name :]
             part = found["kept"]["dimensions"]["macs"]
             cells += [*(f"{top:.2f}" for top in tops), f"{part:.3f}", f"{spent:.1f}"]
         yield f"| {' | '.join(cells)} |"

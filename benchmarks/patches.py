@@ -138,7 +138,7 @@ def _accuracy(options: argparse.Namespace) -> int:
             for name in options.only or SCORED:
                 patches = {**SCORED[name], "keep": keep}
                 if name == "attention":
-                    patches["model"] = str(work / "probe" / "trained")
+                    patches["model"] = str(work / "probe" / "train")
                 folder = work / f"{name}-{keep:g}-{seed}".replace(" ", "-")
                 found = _row(recipe(folder, seed, epochs, patches=patches), name, keep)
                 rows.setdefault((name, keep), []).append(found)

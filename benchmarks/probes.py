@@ -97,11 +97,11 @@ def probes(options: argparse.Namespace, folder: Path) -> dict[str, Signals]:
     found = {"trained": probed("trained", score=short), "trained again": probed("trained again", seed=77, score=short)}
     found["random"] = probed("random", score=heads)
     own = made("own-model", "train", seed=5, train={**train, "epochs": WARM})
-    weights = {"model": {"weights": str(own.trained)}}
+    weights = {"model": {"weights": str(own.of("train"))}}
     found["own"] = probed("own", passes(own, "train"), score={**heads, **weights})
     if other:
         far = made("other-model", "train", seed=6, data=other)
-        weights = {"model": {"weights": str(far.trained)}}
+        weights = {"model": {"weights": str(far.of("train"))}}
         found["other"] = probed("other", passes(far, "train"), score={**heads, **weights})
     return found
 

@@ -27,7 +27,7 @@ class Began(Event):
 
     stage: str
     why: str
-    """Why it runs: ``"no trained/ yet"``, ``"train.lr changed"``."""
+    """Why it runs: ``"not done yet"``, ``"train.lr changed"``."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A run is a folder. All its paths stand here, and so does what is done and what is not.
+"""A run is a folder of finished stages. It is handed its stages and knows none by name.
 
 A stage is done when its record stands, its outputs stand with the sizes they were written with, its settings are
 unchanged, and so is what it was made from. Nothing here needs torch: a finished run answers at once.
@@ -10,13 +10,13 @@ import contextlib
 import fcntl
 import functools
 import importlib.metadata
+import itertools
 import json
 import math
 import operator
 import os
 import platform
 import re
-import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -27,48 +27,14 @@ from typing import Any
 from lotus.config import Config, Method, Section
 from lotus.events import Event
 from lotus.files import append, digest, digest_of, tidy, write_json, write_text
+from lotus.stage import Stage, of
 from selection import lottery, methods
 from selection.errors import Refused
 
-FORMAT = 1
+FORMAT = 2
+"""Of a record. One of another is not read, so that its stage runs again."""
 
 
-@dataclass(frozen=True)
-class Stage:
-    """What a stage depends on and what it leaves."""
-
-    name: str
-    settings: tuple[str, ...]
-    """Parts of the config (``"train"``, ``"prune.keep.macs"``) that change what it makes, less those with a minus before them."""
-    after: tuple[str, ...]
-    """Stages whose outputs it reads."""
-    outputs: tuple[str, ...]
-    """What it leaves, relative to the run's folder; a folder is named by the file that is written last in it."""
-    says: str
-    """What it does, for people."""
-
-
-# How pixels are decoded (data.loader, data.workers) and where they lie (data.folder) change no result of a stage.
-_PIXELS = tuple(f"data.{name}" for name in ("name", "path", "options", "write", "max_side", "jpeg_quality"))
-_PIXELS += tuple(f"data.{name}" for name in ("smart_threshold", "jpeg_share", "damaged"))
-
-STAGES: tuple[Stage, ...] = (
-    Stage("prepare", _PIXELS, (), ("{data}/train.json", "{data}/train.beton", "{data}/val.json", "{data}/val.beton"),
-          "write the images as .beton files"),
-    Stage("score", ("score", "model", "seed"), ("prepare",), ("signals.npz",), "probe the images: watch what is said of each"),
-    Stage("select", ("select", "seed"), ("prepare", "score"), ("subset.npz",), "draw the ticket: the images worth training on"),
-    Stage("baseline", ("train", "-train.sparsity", "-train.redraw", "-train.patches", "-train.guests", "model", "seed"), ("prepare",),
-          ("baseline/spec.json",),
-          "train the dense model on all images, to compare with"),
-    Stage("train", ("train", "model", "seed", "prune.keep.macs", "prune.keep.gates"), ("select",), ("trained/spec.json",),
-          "train on the ticket under sparsity"),
-    Stage("prune", ("prune", "seed"), ("train",), ("pruned/spec.json",), "cut what is not worth keeping"),
-    Stage("finetune", ("finetune", "seed"), ("prune",), ("final/spec.json",), "recover, taught by the unpruned model"),
-    Stage("export", ("export",), ("finetune",), ("export/export.json",), "leave the house: timm, ONNX, latency"),
-    Stage("report", ("baseline",), ("export", "baseline"), ("results.json", "report.html"), "say what it cost"),
-)  # fmt: skip
-BY_NAME = {stage.name: stage for stage in STAGES}
-_MODEL = "patches.model"
 _DATA = "{data}/"
 _ROOM = "Make room there, or make it writable; the same command goes on."
 _OWN = "--with"
@@ -81,9 +47,9 @@ class Record:
     stage: str
     settings: dict[str, Any]
     made_from: dict[str, str]
-    """Identity of each stage that it read from, and of the model that it asked about patches."""
+    """Identity of each stage that it read from, and of each file that its settings name."""
     outputs: dict[str, int]
-    """Size in bytes of each output, by its name in :data:`STAGES`: a folder that is moved is still done."""
+    """Size in bytes of each output, by its name: a folder that is moved is still done."""
     seconds: float
     image_forwards: float = 0.0
     """Forward passes of one image; training one image counts three."""
@@ -101,15 +67,20 @@ class Record:
 class Run:
     """The folder of a run."""
 
-    def __init__(self, config: Config, shelves: Sequence[ModuleType] = ()) -> None:
+    def __init__(self, config: Config, stages: Iterable[Stage] = (), shelves: Sequence[ModuleType] = ()) -> None:
         """
         Args:
+            stages: in the order in which they run
             shelves: files of the user's own (``--with``), by which the stages that call a method of theirs were done
         """
         self.config = config
+        self.stages = {stage.name: stage for stage in stages}
         # As they are now: an editor may be at work on them while the run is.
         texts = [Path(shelf.__file__).read_text(encoding="utf-8") if shelf.__file__ else "" for shelf in shelves]
-        self._own = [(methods.names(shelf), digest(text)) for shelf, text in zip(shelves, texts, strict=True)]
+        self._own = [
+            (methods.names(shelf), list(brought(shelf)), digest(text))
+            for shelf, text in zip(shelves, texts, strict=True)
+        ]
         name = re.sub(r"[^\w.-]+", "-", config.name or "run").strip("-.") or "run"
         self.folder = Path(config.folder) if config.folder else Path("runs") / name
         self.data = Path(config.data.folder) if config.data.folder else self.folder / "data"
@@ -118,15 +89,14 @@ class Run:
         self.signals = self.folder / "signals.npz"
         self.features = self.folder / "features.npz"
         self.ticket = self.folder / "subset.npz"
-        self.baseline = self.folder / "baseline"
-        self.trained = self.folder / "trained"
         self.gates = self.folder / "gates.safetensors"
-        self.pruned = self.folder / "pruned"
-        self.final = self.folder / "final"
-        self.export = self.folder / "export"
         self.results = self.folder / "results.json"
         self.report = self.folder / "report.html"
         self.log = self.folder / "log.jsonl"
+
+    def of(self, stage: str) -> Path:
+        """The folder that ``stage`` leaves."""
+        return self.folder / stage
 
     def work(self, stage: str) -> Path:
         """Where a stage keeps what it needs to resume; gone once the stage is done."""
@@ -152,19 +122,24 @@ class Run:
                     f"{self.folder}: another run is at work in this folder. Wait for it, or give another with folder=PATH."
                 ) from None
             self._check_kinds()
-            for folder in (self.folder, self.folder / "stages", self.export):
+            for folder in (self.folder, self.folder / "stages", *self._left()):
                 tidy(folder)
             yield
 
     def _check_kinds(self) -> None:
         """Refuse a file where the run has a folder, and the other way round, before any work is done."""
-        folders = [self.folder / "stages", self.folder / "checkpoints", self.export]
+        folders = [self.folder / "stages", self.folder / "checkpoints", *self._left()]
         files = [self.log, self.signals, self.features, self.ticket, self.gates, self.results, self.report]
         for path, kind in [*((path, "folder") for path in folders), *((path, "file") for path in files)]:
             if path.exists() and not (path.is_dir() if kind == "folder" else path.is_file()):
                 raise Refused(
                     f"{path}: is no {kind}, and the run has one there. Move it away, or give another folder=PATH."
                 )
+
+    def _left(self) -> list[Path]:
+        """The folders that stages leave in the run's."""
+        parents = (path.parent for name in self.stages for path in self.outputs(name).values())
+        return [folder for folder in dict.fromkeys(parents) if folder not in (self.folder, self.data)]
 
     def settle(self) -> None:
         """Write down what this run is: the resolved config and the versions it runs on."""
@@ -175,19 +150,23 @@ class Run:
 
     def record(self, stage: str) -> Record | None:
         """The record of ``stage``, or None where there is none that can be read."""
+        stored = dict(self._stored(stage))
+        if stored.pop("format", None) != FORMAT:
+            return None
+        try:
+            record = Record(**stored)
+        except TypeError:
+            return None
+        kept = (record.settings, record.made_from, record.outputs, record.values)
+        return record if all(isinstance(part, dict) for part in kept) else None
+
+    def _stored(self, stage: str) -> Mapping[str, Any]:
+        """What the file of a record holds, whatever its format; nothing where it cannot be read."""
         try:
             stored = json.loads((self.folder / "stages" / f"{stage}.json").read_text(encoding="utf-8"))
-            if stored.pop("format") != FORMAT:
-                return None
-            record = Record(**stored)
-            kept = (record.settings, record.made_from, record.outputs, record.values)
-            return record if all(isinstance(part, dict) for part in kept) else None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            return None
-
-    def outputs(self, stage: str) -> dict[str, Path]:
-        """Where each output of ``stage`` lies, by its name."""
-        return {name: self._place(name) for name in BY_NAME[stage].outputs}
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return stored if isinstance(stored, dict) else {}
 
     def _place(self, output: str) -> Path:
         """Where an output lies; its name begins with ``{data}`` for the folder of the images, else with that of the run."""
@@ -197,28 +176,61 @@ class Run:
         """The name of an output, by which :meth:`_place` finds it."""
         return _DATA + path.name if path.parent == self.data else str(path.relative_to(self.folder))
 
+    def plan(self, until: str | None = None) -> list[str]:
+        """The stages that lead to ``until``, else to the last, in order."""
+        names = list(self.stages)
+        if not names:
+            return []
+        wanted = {until or names[-1]}
+        for name in reversed(names[: names.index(until or names[-1]) + 1]):
+            wanted |= set(self.after(name)) if name in wanted else set()
+        return [name for name in names if name in wanted]
+
+    def outputs(self, stage: str) -> dict[str, Path]:
+        """Where each output of ``stage`` lies, by its name."""
+        return {name: self._place(name) for name in of(self.stages[stage].outputs, self.config)}
+
+    def models(self) -> dict[str, Path]:
+        """The folders of the models that stages leave, by the stage."""
+        return {
+            name: self.of(name) for name in self.stages if self.of(name) / "spec.json" in self.outputs(name).values()
+        }
+
+    def strangers(self) -> list[str]:
+        """Folders of models here that no stage has left, those of an older LOTUS among them."""
+        own = {path.name for path in self.models().values()}
+        return sorted(spec.parent.name for spec in self.folder.glob("*/spec.json") if spec.parent.name not in own)
+
+    @property
+    def is_older(self) -> bool:
+        """Whether records of an older LOTUS stand here."""
+        return any((stored := self._stored(name)) and stored.get("format") != FORMAT for name in self.stages)
+
     def settings(self, stage: str) -> dict[str, Any]:
         """The part of the config that ``stage`` depends on."""
         own = self.own(stage)
         return self._settings(stage, self.config) | ({_OWN: own} if own else {})
 
     def own(self, stage: str) -> dict[str, str]:
-        """The text of the user's own files that ``stage`` calls a method of, as a hash, by the setting that names the method."""
-        left_out = {part.removeprefix("-") for part in self._parts(stage) if part.startswith("-")}
-        named = [pair for part in self._parts(stage) if not part.startswith("-")
+        """The text of the user's own files that ``stage`` calls a method of, as a hash, by the setting that names the method; and of
+        the one that brought the stage, by the stage's name."""
+        parts = of(self.stages[stage].settings, self.config)
+        left_out = {part.removeprefix("-") for part in parts if part.startswith("-")}
+        named = [pair for part in parts if not part.startswith("-")
                  for pair in _named(functools.reduce(getattr, part.split("."), self.config), part, left_out)]  # fmt: skip
-        if stage == "prepare":
-            named.append(("data.name", self.config.data.name))
-        return {place: text for place, name in named if (text := self.own_text(name))}
+        named += self.stages[stage].calls(self.config).items()
+        found = {place: text for place, name in named if (text := self.own_text(name))}
+        brought_by = [text for _, stages, text in self._own if stage in stages]
+        return found | ({stage: brought_by[-1]} if brought_by else {})
 
     def own_text(self, method: str) -> str:
         """The text of the user's own file that has ``method``, as a hash; empty where none has."""
-        return next((text for names, text in reversed(self._own) if method in names), "")  # the last one wins
+        return next((text for names, _, text in reversed(self._own) if method in names), "")  # the last one wins
 
     def _settings(self, stage: str, config: Config) -> dict[str, Any]:
         dump = config.model_dump(mode="json")
         found: dict[str, Any] = {}
-        for part in self._parts(stage):
+        for part in of(self.stages[stage].settings, self.config):
             *way, last = part.removeprefix("-").split(".")
             if part.startswith("-"):
                 functools.reduce(operator.getitem, way, found).pop(last)
@@ -226,40 +238,19 @@ class Run:
                 found[part] = functools.reduce(operator.getitem, [*way, last], dump)
         return found
 
-    def _parts(self, stage: str) -> tuple[str, ...]:
-        """Parts of the config that ``stage`` depends on in this run."""
-        parts = BY_NAME[stage].settings
-        if stage == "train" and not self.config.train.sparsity.gates:  # it is gates that are steered to the budget
-            return tuple(part for part in parts if not part.startswith("prune.keep"))
-        prune = self.config.prune
-        recovers = prune.search is not None and prune.search.recovery > 0
-        if stage == "prune" and (prune.method == "soup" or recovers):  # it trains by this recipe
-            return (*parts, "finetune")
-        return parts
-
-    @property
-    def asks_baseline(self) -> bool:
-        """Whether the lottery asks the run's own dense model which patches matter, so that it is more than a comparison."""
-        recipes = (self.config.train, self.config.finetune)
-        return any(recipe.patches is not None and recipe.patches.model == "baseline" for recipe in recipes)
-
     def after(self, stage: str) -> tuple[str, ...]:
         """Stages whose outputs ``stage`` reads."""
-        return BY_NAME[stage].after + (("baseline",) if stage == "train" and self.asks_baseline else ())
+        more = tuple(name for name, other in self.stages.items() if stage in other.before)
+        return (*of(self.stages[stage].after, self.config), *more)
 
     @property
     def probed(self) -> bool:
         """Whether the ticket is drawn, or patches are shared out, by what a probe tells. One serves every score and policy."""
-        return bool(self.reads())
+        return bool(reads(self.config))
 
     def reads(self, shelves: Sequence[ModuleType] = ()) -> set[str]:
         """The signals of a probe that the ticket and a joint budget of patches are made from."""
-        wants, found = self.config.select, set[str]()
-        if not wants.ticket and wants.keep < 1:
-            found |= lottery.reads(wants.score, wants.pick, shelves)
-        if any(recipe.patches and recipe.patches.joint for recipe in (self.config.train, self.config.finetune)):
-            found |= lottery.reads(wants.score, "random", shelves)
-        return found
+        return reads(self.config, shelves)
 
     def made_from(self, stage: str) -> dict[str, str]:
         """Identity of each stage that ``stage`` reads from, and of the files that its settings name, if they are there."""
@@ -269,58 +260,52 @@ class Run:
 
     def _named(self, stage: str) -> dict[str, str]:
         """The files, or folders of models, that settings of ``stage`` name for it to read, by the setting."""
-        config, found = self.config, dict[str, str]()
-        patches = getattr(getattr(config, stage, None), "patches", None)
-        if patches is not None and patches.model != "baseline":
-            found[_MODEL] = patches.model
-        if stage == "select":
-            found |= {"select.ticket": config.select.ticket or "", "select.start": config.select.start or ""}
-        if stage == "score" and config.score.model is not None:  # the probe's own, in place of the run's
-            found["score.model.weights"] = config.score.model.weights
-        elif stage in ("score", "baseline", "train"):
-            found["model.weights"] = config.model.weights
-        return {name: path for name, path in found.items() if path}
+        return {place: path for place, path in self.stages[stage].files(self.config).items() if path}
 
     def why(self, stage: str) -> str | None:
         """Why ``stage`` has to run, in a few words; None when it is done."""
         record = self.record(stage)
         if record is None:
             return "not done yet"
-        for name in {**self.outputs(stage), **record.outputs}:
+        stale = self.stages[stage].stale(self.config, record.values)
+        reasons = itertools.chain(
+            self._lost(stage, record), [stale] if stale else [], self._set_otherwise(stage, record),
+            self._reads_otherwise(stage, record),
+        )  # fmt: skip
+        return next(reasons, None)
+
+    def _lost(self, stage: str, record: Record) -> Iterator[str]:
+        """Outputs that are not as they were left. One that only these settings leave is told by what they changed."""
+        for name, size in record.outputs.items():
             path = self._place(name)
             if not path.exists():
-                return f"{path.name} is gone"
-            if path.stat().st_size != record.outputs.get(name):
-                return f"{path.name} was changed"
-        if stage == "prepare":
-            there = lies(self.config.data.path)
-            if there and there != record.values.get("lies"):  # images that are gone by now have been prepared
-                return "the folder of images was changed"
+                yield f"{path.name} is gone"
+            elif path.stat().st_size != size:
+                yield f"{path.name} was changed"
+
+    def _set_otherwise(self, stage: str, record: Record) -> Iterator[str]:
         # What a record does not name is newer than it: it was made with what is the default now.
         wanted = self._settings(stage, self.config)
         stood = _filled(record.settings, self._settings(stage, Config()))
         changed = list(_changes({part: stood[part] for part in stood if part in wanted}, wanted))
         if changed:
-            return f"{changed[0]}{f' and {len(changed) - 1} more' if len(changed) > 1 else ''}"
-        then, own = record.settings.get(_OWN), self.own(stage)
-        then = (
-            then if isinstance(then, dict) else {}
-        )  # once it was one hash of all files, whether they were used or not
+            yield f"{changed[0]}{f' and {len(changed) - 1} more' if len(changed) > 1 else ''}"
+        then, own = record.settings.get(_OWN, {}), self.own(stage)
         for place in {**then, **own}:
             if then.get(place) != own.get(place):
-                return f"{_OWN}: the file that {place} is in was changed, or is another"
+                yield f"{_OWN}: the file that {place} is in was changed, or is another"
+
+    def _reads_otherwise(self, stage: str, record: Record) -> Iterator[str]:
         now = self.made_from(stage)
-        for name in self._named(stage):  # what a record does not name is newer than it
+        for name, read in self._named(stage).items():  # what a record does not name is newer than it
             if name in now and now[name] != record.made_from.get(name, now[name]):
-                return (
-                    f"the model in {stage}.{_MODEL} was changed"
-                    if name == _MODEL
-                    else f"the file in {name} was changed"
-                )
+                yield f"the {'model' if Path(read).is_dir() else 'file'} in {name} was changed"
         for name in self.after(stage):
             if name in now and now[name] != record.made_from.get(name):
-                return f"{name} was done again"
-        return None
+                yield f"{name} was done again"
+        for name, path in self.outputs(stage).items():
+            if name not in record.outputs:
+                yield f"{path.name} was not made then"
 
     def outdated(self, stages: Iterable[str]) -> list[str]:
         """Those of ``stages``, in order, that stand, and were made with other settings or from what was made again since."""
@@ -379,6 +364,21 @@ def _sound(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def brought(shelf: ModuleType) -> dict[str, Stage]:
+    """The stages that a file of the user's own brings, by name."""
+    return {value.name: value for value in vars(shelf).values() if isinstance(value, Stage)}
+
+
+def reads(config: Config, shelves: Sequence[ModuleType] = ()) -> set[str]:
+    """The signals of a probe that the ticket and a joint budget of patches are made from. One probe serves every score and policy."""
+    wants, found = config.select, set[str]()
+    if not wants.ticket and wants.keep < 1:
+        found |= lottery.reads(wants.score, wants.pick, shelves)
+    if any(recipe.patches and recipe.patches.joint for recipe in (config.train, config.finetune)):
+        found |= lottery.reads(wants.score, "random", shelves)
+    return found
+
+
 def _named(part: Any, place: str, left_out: Set[str]) -> Iterator[tuple[str, str]]:
     """(setting, name) of each method that a part of the config names."""
     if isinstance(part, Method):
@@ -406,27 +406,6 @@ def _changes(old: Any, new: Any, place: str = "") -> Iterator[str]:
             yield from _changes(old.get(key), new.get(key), f"{place}.{key}" if place else key)
     elif old != new:
         yield f"{place}: {json.dumps(old)} -> {json.dumps(new)}"
-
-
-def lies(path: str) -> str:
-    """Changes when pictures come or go at ``path``; empty where nothing lies there.
-
-    A file goes by its size and time, a folder by the times of the folders in it, two levels down. No picture is looked at: one
-    that is replaced under its old name is found by ``prepare --again`` alone.
-    """
-    try:
-        top = os.stat(path) if path else None
-        if top is None:
-            return ""
-        if not stat.S_ISDIR(top.st_mode):
-            return digest([top.st_size, top.st_mtime_ns])
-        times, level = [["", top.st_mtime_ns]], [path]
-        for _ in range(2):
-            level = sorted(entry.path for folder in level for entry in os.scandir(folder) if entry.is_dir())
-            times += [[os.path.relpath(folder, path), os.stat(folder).st_mtime_ns] for folder in level]
-        return digest(times)
-    except OSError:
-        return ""
 
 
 def _content(path: str) -> str:

@@ -19,6 +19,7 @@ FLOORS = [
     {"lotus.training"},
     {"lotus.sparsity", "lotus.pruning", "lotus.report", "lotus.export", "lotus.ticket"},
     {"lotus.vit", "lotus.data", "lotus.run"},
+    {"lotus.stage"},
     {"lotus.config", "lotus.doctor", "lotus.files"},
     {"lotus.yaml_safe"},
     {"selection", "lotus.events"},

@@ -125,20 +125,20 @@ def test_a_published_system_runs_end_to_end(tmp_path: Path, file: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads((folder / "results.json").read_text())
-    assert 0 <= results["final"]["top1"] <= 100
+    assert 0 <= results["finetune"]["top1"] <= 100
     page = (folder / "report.html").read_text()
     config = read(file, [*TINY, *own])
     if config.prune.keep.weights is not None:
         kept = results["kept"]["weights"]
         assert kept["kept"] == kept["of"] - round((1 - config.prune.keep.weights) * kept["of"]), "the exact rate"
         assert kept["bytes"] < kept["of_bytes"], "zeros compress"
-        assert results["final"]["macs"] == results["trained"]["macs"], "no MAC is saved, and none is claimed"
+        assert results["finetune"]["macs"] == results["train"]["macs"], "no MAC is saved, and none is claimed"
         assert "no MACs and no time are saved" in page
     if config.prune.sweep:
-        assert len(results["sweep"]["top1"]) == len(results["sweep"]["sparsity"]) == 19
+        assert len(results["prune"]["sweep"]["top1"]) == len(results["prune"]["sweep"]["sparsity"]) == 19
         assert "Essential sparsity" in page
     if config.train.sparsity.attention is not None:
-        assert set(results["attention"]["models"]) == {"start", "trained", "baseline"}
+        assert set(results["attention"]["models"]) == {"start", "train", "baseline"}
         assert "How peaked attention is" in page
     if file.stem == "lotus_2024":
         rows = {row["stage"]: row["macs"] for row in results["ledger"]["stages"]}

@@ -39,7 +39,7 @@ def test_the_config_is_what_its_first_lines_say(name: str) -> None:
     assert (page.prune.rank, page.prune.keep.gates) == ("quantile", 0.6)
     text = (PAPERS / f"{name}.yaml").read_text()
     assert f"lotus run configs/papers/{name}.yaml" in text
-    assert yaml.safe_load(text)["model"]["weights"] == "runs/cifar10-dense/trained"
+    assert yaml.safe_load(text)["model"]["weights"] == "runs/cifar10-dense/train"
     if name == "vtp":
         gates = page.train.sparsity
         assert (gates.penalty.name, gates.strength, gates.lr, gates.steer) == ("subgradient", 1e-4, 6.25e-6, False)
@@ -57,12 +57,12 @@ def test_both_forms_run_from_a_dense_model_to_a_smaller_one(tmp_path: Path) -> N
         ("vtp_proximal", ["train.sparsity.lr=0.05", "train.epochs=10", "train.batch_size=64"]),
     ):
         run = tmp_path / name
-        lotus("run", str(PAPERS / f"{name}.yaml"), f"folder={run}", f"model.weights={tmp_path / 'dense' / 'trained'}",
+        lotus("run", str(PAPERS / f"{name}.yaml"), f"folder={run}", f"model.weights={tmp_path / 'dense' / 'train'}",
               f"data.folder={tmp_path / 'dense' / 'data'}", *SHORT, *more)  # fmt: skip
         gates = load_file(run / "gates.safetensors")
         sites = {site.rpartition(".")[2] for site in gates}
         assert sites == {"attn_in", "attn", "mlp_in", "mlp"}
-        rows = json.loads((run / "final" / "spec.json").read_text())["blocks"]
+        rows = json.loads((run / "finetune" / "spec.json").read_text())["blocks"]
         assert all(row["qk_dim"] == 16 for row in rows), "queries and keys keep their dimensions"
         left = sum(row["heads"] * row["v_dim"] + row["hidden"] for row in rows if row["heads"])
         left += sum(len(row.get(f"{of}_in", range(32))) for row in rows for of in ("attn", "mlp"))
@@ -70,6 +70,6 @@ def test_both_forms_run_from_a_dense_model_to_a_smaller_one(tmp_path: Path) -> N
         assert left == pytest.approx(0.6 * every, abs=len(rows) * 2)
         kept[name] = sum(int((one == 0).sum()) for one in gates.values()) / every
         results = json.loads((run / "results.json").read_text())
-        assert results["final"]["macs"] < results["trained"]["macs"]
+        assert results["finetune"]["macs"] < results["train"]["macs"]
     assert kept["vtp"] == 0, "a subgradient of these hyper-parameters closes nothing"
     assert 0.39 <= kept["vtp_proximal"] <= 0.42, "a proximal step does, up to the budget"

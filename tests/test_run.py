@@ -10,16 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from lotus.cli import _shelves
+from lotus.cli.shared import load_shelves
 from lotus.config import check
 from lotus.events import Wrote
 from lotus.files import write_text
-from lotus.run import BY_NAME, STAGES, Run, lies
+from lotus.run import Run
+from lotus.stages import STAGES
+from lotus.stages.prepare import lies
 from selection.errors import Refused
 
 
 def make(folder: Path, **settings: object) -> Run:
-    return Run(check({"folder": str(folder), "data": {"name": "digits"}, **settings}))
+    return Run(check({"folder": str(folder), "data": {"name": "digits"}, **settings}), STAGES)
 
 
 def do(run: Run, *names: str, lies: str = "") -> None:
@@ -70,7 +72,7 @@ def test_own_methods_that_change_are_noticed(tmp_path: Path) -> None:
     other.write_text("def mine_too(labels): return labels\n")
 
     def run(*files: Path, **settings: object) -> Run:
-        return Run(make(tmp_path, **{**wants, **settings}).config, _shelves([str(file) for file in files]))
+        return Run(make(tmp_path, **{**wants, **settings}).config, STAGES, load_shelves([str(file) for file in files]))
 
     do(run(own, other), *stages)
     assert [name for name in stages if run(own, other).why(name)] == []
@@ -90,11 +92,11 @@ def test_a_file_of_ones_own_that_no_stage_uses_makes_nothing_again(tmp_path: Pat
     do(make(tmp_path), *stages)
     mine = tmp_path / "mine.py"
     mine.write_text("def mine(loss): return loss[0, -1]\n")
-    assert [name for name in stages if Run(make(tmp_path).config, _shelves([str(mine)])).why(name)] == []
+    assert [name for name in stages if Run(make(tmp_path).config, STAGES, load_shelves([str(mine)])).why(name)] == []
     mine.write_text("def dual(loss): return loss[0, -1]\n")
-    assert [name for name in stages if Run(make(tmp_path).config, _shelves([str(mine)])).why(name)] == ["select"], (
-        "ours"
-    )
+    assert [name for name in stages if Run(make(tmp_path).config, STAGES, load_shelves([str(mine)])).why(name)] == [
+        "select"
+    ], "ours"
 
 
 def test_gates_do_not_concern_the_dense_baseline(tmp_path: Path) -> None:
@@ -201,16 +203,18 @@ def test_a_joint_budget_of_patches_wants_the_probe(tmp_path: Path) -> None:
 def test_a_damaged_record_is_no_record(tmp_path: Path) -> None:
     run = make(tmp_path)
     do(run, "prepare")
-    for text in ("", "[]", '{"format": 99}', '{"format": 1, "stage": "prepare"}'):
+    for text in ("", "[]", '{"format": 99}', '{"format": 2, "stage": "prepare"}', '{"format": [], "stage": 1}'):
         (tmp_path / "stages" / "prepare.json").write_text(text)
         assert run.why("prepare") == "not done yet"
 
 
 def test_every_stage_reads_from_earlier_ones_only() -> None:
-    names = [stage.name for stage in STAGES]
-    for stage in STAGES:
-        assert all(names.index(name) < names.index(stage.name) for name in stage.after)
-    assert list(BY_NAME) == names
+    patches = {"mode": "input", "score": "attention", "model": "baseline"}
+    for settings in ({}, {"train": {"patches": patches}}, {"select": {"keep": 0.5}}):
+        run = make(Path("none"), **settings)
+        names = list(run.stages)
+        for name in names:
+            assert all(names.index(other) < names.index(name) for other in run.after(name))
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
@@ -276,15 +280,12 @@ def test_a_setting_that_is_newer_than_a_record_had_its_default(tmp_path: Path) -
 
 
 def test_the_baseline_is_read_by_the_training_that_asks_it(tmp_path: Path) -> None:
-    from lotus.stages import plan
-
     asks = {"baseline": False, "train": {"patches": {"mode": "input", "score": "attention", "model": "baseline"}}}
     run = make(tmp_path, **asks)
-    assert run.asks_baseline
     assert run.after("train") == ("select", "baseline")
-    assert plan(run.config) == plan(make(tmp_path, **{**asks, "baseline": True}).config)
-    assert "baseline" in plan(run.config, "train")
-    assert "baseline" not in plan(run.config, "select")
+    assert run.plan() == make(tmp_path, **{**asks, "baseline": True}).plan()
+    assert "baseline" in run.plan("train")
+    assert "baseline" not in run.plan("select")
     do(run, "prepare", "score", "select", "baseline", "train")
     assert run.why("train") is None
     run.finish("baseline", seconds=1.0, values={"fingerprint": "another"})
@@ -325,3 +326,36 @@ def test_what_is_older_than_what_it_was_made_from_is_known(tmp_path: Path) -> No
     do(other, "prune")
     assert other.outdated(names) == ["finetune", "export", "report"]
     assert other.outdated(names[:6]) == []
+
+
+def test_what_an_older_lotus_left_runs_again_and_its_models_stay(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    do(run, "prepare", "score", "select", "train")
+    assert not run.is_older
+    for name in ("trained", "final"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "spec.json").touch()
+    file = tmp_path / "stages" / "train.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format": 1}))
+    assert run.why("train") == "not done yet"
+    assert run.is_older
+    assert run.strangers() == ["final", "trained"]
+
+
+def test_gates_are_an_output_where_they_are_trained(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    do(run, "prepare", "score", "select", "train")
+    run.gates.unlink()
+    assert run.why("train") == "gates.safetensors is gone"
+    assert run.gates not in make(tmp_path, train={"sparsity": {"gates": False}}).outputs("train").values()
+
+
+def test_the_plan_is_what_leads_to_a_stage(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    every = [stage.name for stage in STAGES]
+    assert make(tmp_path, select={"keep": 0.5}).plan() == every
+    assert run.plan() == [name for name in every if name != "score"]
+    assert run.plan("score") == ["prepare", "score"]
+    assert run.plan("baseline") == ["prepare", "baseline"]
+    assert run.plan("export") == ["prepare", "select", "train", "prune", "finetune", "export"]
+    assert "baseline" not in make(tmp_path, baseline=False).plan()

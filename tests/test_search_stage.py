@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lotus import stages
-from lotus.config import read
+from lotus.config import Config, read
 from lotus.stages import checks, search
 from selection.errors import Refused
 
@@ -45,7 +45,7 @@ def test_ratios_are_searched_in_rounds_beside_cp_vit(tmp_path: Path) -> None:
     assert "CP-ViT" in told
     found, results = loaded(tmp_path / "run" / "search.json"), loaded(tmp_path / "run" / "results.json")
     dense, chosen = found["dense"], found["chosen"]
-    assert results["final"]["macs"] == chosen["macs"] < dense["macs"]
+    assert results["finetune"]["macs"] == chosen["macs"] < dense["macs"]
     rounds = {row["round"] for row in found["tried"]}
     assert rounds == {0, 1}
     first = [row for row in found["tried"] if row["round"] == 0]
@@ -61,7 +61,7 @@ def test_ratios_are_searched_in_rounds_beside_cp_vit(tmp_path: Path) -> None:
     assert loaded(tmp_path / "run" / "pareto.json") == found["pareto"]
     assert [row["keep"] for row in found["cp_vit"]] == [0.7, 0.4]
     assert found["cp_vit"][0]["macs"] > found["cp_vit"][1]["macs"]
-    assert results["after_prune"]["search"]["cp_vit"] == found["cp_vit"]
+    assert results["prune"]["search"]["cp_vit"] == found["cp_vit"]
     page = (tmp_path / "run" / "report.html").read_text()
     assert "What the search tried" in page
     assert "MACs at equal accuracy compared" in page
@@ -130,12 +130,12 @@ def test_attention_becomes_convolution(tmp_path: Path) -> None:
         "prune.keep.macs=0.4",
     )
     found, results = loaded(tmp_path / "run" / "search.json"), loaded(tmp_path / "run" / "results.json")
-    assert 0.3 * results["trained"]["macs"] < results["final"]["macs"] <= 0.4 * results["trained"]["macs"]
+    assert 0.3 * results["train"]["macs"] < results["finetune"]["macs"] <= 0.4 * results["train"]["macs"]
     assert set(found["attention"]) <= {"attention", "3x3", "1x1"}
     assert set(found["attention"]) != {"attention"}
-    model = lotus.load(tmp_path / "run" / "final")
+    model = lotus.load(tmp_path / "run" / "finetune")
     assert model(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
-    assert count(model).macs == results["final"]["macs"]
+    assert count(model).macs == results["finetune"]["macs"]
     kinds = [f"{k}x{k}" if (k := row.get("kernel")) else "attention" for row in results["kept"]["blocks"]]
     assert kinds == found["attention"]
     assert "convolution" in (tmp_path / "run" / "report.html").read_text()
@@ -151,8 +151,8 @@ def test_the_stream_is_narrowed_first(tmp_path: Path, way: str) -> None:
     told = run("digits.yaml", tmp_path / "run", "score.epochs=1", "prune.width=0.75", "prune.keep.macs=0.5",
                "train.sparsity.gates=false", way)  # fmt: skip
     assert "Of the stream's 32 channels 24 stay, turned." in told
-    dense = count(lotus.load(tmp_path / "run" / "trained")).macs
-    for folder, part in (("final", 0.5), *((("pruned-0.3", 0.3),) if "sizes" in way else ())):
+    dense = count(lotus.load(tmp_path / "run" / "train")).macs
+    for folder, part in (("finetune", 0.5), *((("prune-0.3", 0.3),) if "sizes" in way else ())):
         small = lotus.load(tmp_path / "run" / folder)
         assert {block.width for block in anatomy.blocks(small)} == {24}
         assert 0.8 * part * dense < count(small).macs <= part * dense  # of the dense model's, not of the narrower one's
@@ -167,13 +167,13 @@ def test_several_sizes_out_of_one_training(tmp_path: Path) -> None:
 
     run("digits.yaml", tmp_path / "run", "score.epochs=1", "prune.sizes=[0.4, 0.8]")
     told = loaded(tmp_path / "run" / "stages" / "prune.json")["values"]["sizes"]
-    models = [lotus.load(tmp_path / "run" / f"pruned-{part}") for part in (0.8, 0.4)]
-    dense = count(lotus.load(tmp_path / "run" / "trained")).macs
+    models = [lotus.load(tmp_path / "run" / f"prune-{part}") for part in (0.8, 0.4)]
+    dense = count(lotus.load(tmp_path / "run" / "train")).macs
     for model, part in zip(models, (0.8, 0.4)):
         assert count(model).macs == told[f"{part}"]["macs"] <= part * dense
     page = (tmp_path / "run" / "report.html").read_text()
     for part in (0.8, 0.4):
-        assert f"<td>pruned-{part}</td>" in page
+        assert f"<td>prune-{part}</td>" in page
         assert f"<td>{told[f'{part}']['top1']:.2f}</td>" in page
     for large, small in itertools.pairwise([anatomy.blocks(model) for model in models]):
         assert all(a >= b for one, other in zip(large, small) for a, b in zip(one.dims[:4], other.dims[:4]))
@@ -184,12 +184,12 @@ def test_what_an_earlier_pruning_left_is_removed_and_nothing_else(tmp_path: Path
 
     for name in ("latency.json", "search.json", "pareto.json", "results.json"):
         (tmp_path / name).write_text("{}")
-    for name in ("pruned-0.4", "pruned-0.35", "pruned", "pruned-notes"):
+    for name in ("prune-0.4", "prune-0.35", "prune", "prune-notes"):
         (tmp_path / name).mkdir()
-        if name != "pruned-notes":
+        if name != "prune-notes":
             (tmp_path / name / "spec.json").write_text("{}")
     clear(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["pruned", "pruned-notes", "results.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["prune", "prune-notes", "results.json"]
 
 
 @pytest.mark.slow
@@ -238,11 +238,11 @@ def test_a_budget_of_latency_is_searched_and_drawn_in_sizes(tmp_path: Path, way:
         for part in (0.95, 0.85):
             assert values["sizes"][f"{part}"]["latency"]["measured"] > 0
             assert values["sizes"][f"{part}"]["latency"]["asked"] == part
-        large, small = (count(lotus.load(tmp_path / "run" / f"pruned-{part}")) for part in (0.95, 0.85))
+        large, small = (count(lotus.load(tmp_path / "run" / f"prune-{part}")) for part in (0.95, 0.85))
         assert small.macs <= large.macs
     else:
         found = loaded(tmp_path / "run" / "search.json")
-        assert found["chosen"]["macs"] == results["final"]["macs"] < found["dense"]["macs"]
+        assert found["chosen"]["macs"] == results["finetune"]["macs"] < found["dense"]["macs"]
         assert {row["round"] for row in found["tried"]} == ({0, 1} if "rounds" in way[-1] else {0})
 
 
@@ -320,6 +320,10 @@ def test_what_one_process_does_is_refused_for_several(monkeypatch: pytest.Monkey
         read(spvit_yaml, ["train.patches={mode: evit, keep: 0.7, evaluate: sparse}", "finetune.patches=null"])
 
 
+def look_ahead(config: Config) -> None:
+    checks.look_ahead(config, stages.STAGES)
+
+
 @pytest.mark.parametrize(
     ("config", "overrides"),
     [
@@ -331,25 +335,25 @@ def test_what_one_process_does_is_refused_for_several(monkeypatch: pytest.Monkey
 def test_a_budget_out_of_reach_is_refused_before_anything_is_done(config: str, overrides: list[str]) -> None:
     small = "model.args={img_size: 8, patch_size: 2, embed_dim: 32, depth: 2, num_heads: 2}"
     with pytest.raises(Refused, match="out of reach"):
-        checks.look_ahead(read(ROOT / "configs" / config, [small, *overrides]))
+        look_ahead(read(ROOT / "configs" / config, [small, *overrides]))
 
 
 def test_a_latency_of_uneven_blocks_is_refused_before_anything_is_done() -> None:
     words = ["model.name=swin_tiny_patch4_window7_224", "model.pos_embed_std=null",
              "model.args={img_size: 32, patch_size: 2, embed_dim: 24, depths: [1, 1], num_heads: [1, 2], window_size: 4}"]  # fmt: skip
     with pytest.raises(Refused, match="blocks differ in width"):
-        checks.look_ahead(read(ROOT / "configs" / "digits.yaml", [*words, "prune.keep={latency: 0.9}"]))
+        look_ahead(read(ROOT / "configs" / "digits.yaml", [*words, "prune.keep={latency: 0.9}"]))
 
 
 def test_a_width_below_the_budget_is_refused_before_anything_is_done() -> None:
     words = ["model.args={img_size: 8, patch_size: 2, embed_dim: 32, depth: 2, num_heads: 2}", "prune.width=0.25"]
     with pytest.raises(Refused, match=r"prune\.width: 8 of 32 channels leave"):
-        checks.look_ahead(read(ROOT / "configs" / "digits.yaml", [*words, "prune.keep={macs: 0.9}"]))
+        look_ahead(read(ROOT / "configs" / "digits.yaml", [*words, "prune.keep={macs: 0.9}"]))
 
 
 def test_a_search_that_recovers_is_done_again_with_another_fine_tune() -> None:
-    from lotus.run import Run
+    from lotus.stages import run_of
 
     config = ROOT / "configs" / "papers" / "auto_ratio.yaml"
-    assert "finetune" in Run(read(config, [])).settings("prune")
-    assert "finetune" not in Run(read(config, ["prune.search.recovery=0"])).settings("prune")
+    assert "finetune" in run_of(read(config, [])).settings("prune")
+    assert "finetune" not in run_of(read(config, ["prune.search.recovery=0"])).settings("prune")

@@ -143,7 +143,7 @@ class Prune(Section):
     convolve: Convolve | None = None
     """Let attention become 1x1 or 3x3 convolution; null: it stays attention. Gates choose, not ``criterion``."""
     sizes: tuple[Fraction, ...] = ()
-    """More budgets (parts of the MACs, or of the latency where that is kept) to write beside ``pruned/``, as ``pruned-0.35/``: each size is within the next larger
+    """More budgets (parts of the MACs, or of the latency where that is kept) to write beside ``prune/``, as ``prune-0.35/``: each size is within the next larger
     one. They are not fine-tuned."""
 
     @model_validator(mode="before")

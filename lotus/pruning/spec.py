@@ -214,7 +214,9 @@ def read(folder: str | Path) -> dict[str, Any]:
         spec = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if not folder.exists():
-            raise Refused(f"{folder}: there is no such folder. Give the folder of a model, e.g. RUN/final.") from None
+            raise Refused(
+                f"{folder}: there is no such folder. Give the folder of a model, e.g. RUN/finetune."
+            ) from None
         raise Refused(f"{folder}: is no model folder (it has no {SPEC}).") from None
     except (OSError, ValueError, RecursionError) as error:
         raise Refused(f"{file}: cannot be read ({error}). Is it whole?") from None

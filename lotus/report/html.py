@@ -10,7 +10,7 @@ import importlib.resources
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,61 +18,59 @@ import numpy.typing as npt
 from lotus import config, files
 from lotus.report import figures, ledger, ticket
 from lotus.report.figures import Point, Series
+from lotus.report.ledger import Stages
 from lotus.report.names import plain
 from lotus.report.numbers import count, percent, si
-from selection import methods
+from lotus.stage import named
 from selection.errors import Refused
 
 _SHEET = 24  # images at each end of the scores
-_STYLES = {
-    "baseline": ("dense, all images", "dense"),
-    "train": ("on the ticket", "lotus"),
-    "finetune": ("fine-tune", "tune"),
-}
-_RESULT = {"baseline": "baseline", "train": "trained", "finetune": "final"}
 
 
-def write(folder: str | Path) -> Path:
+def write(folder: str | Path, stages: Stages) -> Path:
     """Write ``report.html`` into a run's folder; returns its path.
+
+    Args:
+        stages: of the run, by name, in order
 
     Raises:
         Refused: there is no results.json, or it cannot be read; the page cannot be written.
     """
     folder = Path(folder)
     file = folder / "report.html"
-    files.write_text(file, render(folder), "Make room there, or take a copy of the run that can be written to.")
+    files.write_text(file, render(folder, stages), "Make room there, or take a copy of the run that can be written to.")
     return file
 
 
-def render(folder: Path) -> str:
+def render(folder: Path, stages: Stages) -> str:
     """The page's text."""
     from jinja2 import Environment
     from markupsafe import Markup
 
-    results = _results(folder)
+    results = _results(folder, stages)
     source = importlib.resources.files("lotus.report").joinpath("report.html.jinja").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=plain)
     environment.filters |= {"si": si, "count": count, "percent": percent}
     log, settings = list(_events(folder)), _settings(folder)
-    scored = _scored(folder, settings)
+    scored = _scored(folder)
     pictures = [
         (heading, Markup(svg))  # drawn by figures, which escapes every name
-        for heading, svg in (*_pictures(results, log, settings), ("What the search tried", _search(folder)))
+        for heading, svg in (*_pictures(results, log, settings, stages), ("What the search tried", _search(folder)))
         if svg
     ]
     return environment.from_string(source).render(
         results=results,
-        headline=ledger.headline(results),
-        lines=ledger.compared(results),
-        dense_name="dense" if "baseline" in results else "before the cut",
+        headline=ledger.headline(results, stages),
+        lines=ledger.compared(results, stages),
+        has_dense=ledger.has_dense(results, stages),
         costs=results.get("ledger") or {},
         kept=results.get("kept") or {},
         patches_told=ledger.patches_told((results.get("kept") or {}).get("tokens") or {}),
         latency_told=ledger.latency_told(timed) if (timed := (results.get("kept") or {}).get("latency")) else "",
         pictures=pictures,
-        attention=_attention(results.get("attention") or {}),
-        compared=_compared((results.get("after_prune") or {}).get("search") or {}),
-        sizes=ledger.sizes(results),
+        attention=_attention(results.get("attention") or {}, stages),
+        compared=_compared(ledger.told_by(results, stages, "search")[1]),
+        sizes=ledger.sizes(results, stages),
         widths=Markup(figures.widths((results.get("kept") or {}).get("blocks") or [])),
         scores=Markup(figures.scores(scored.values, scored.rows, name=scored.name)) if scored else "",
         ticket=[
@@ -88,27 +86,22 @@ def render(folder: Path) -> str:
     )
 
 
-class _Scored:
+class _Scored(NamedTuple):
     """Scores of all images, the ticket's rows, labels and the names of the classes."""
 
-    def __init__(
-        self,
-        name: str,
-        values: npt.NDArray[np.float64],
-        rows: npt.NDArray[np.int64],
-        labels: npt.NDArray[np.int64],
-        classes: tuple[str, ...],
-        embeddings: npt.NDArray[np.floating] | None,
-    ) -> None:
-        self.name, self.values, self.rows, self.labels, self.classes = name, values, rows, labels, classes
-        self.embeddings = embeddings
+    name: str
+    values: npt.NDArray[np.float64]
+    rows: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    classes: tuple[str, ...]
+    embeddings: npt.NDArray[np.floating] | None
 
     def class_of(self, row: int) -> str:
         label = int(self.labels[row])
         return self.classes[label] if label < len(self.classes) else str(label)
 
 
-def _results(folder: Path) -> dict[str, Any]:
+def _results(folder: Path, stages: Stages) -> dict[str, Any]:
     file = folder / "results.json"
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -118,10 +111,9 @@ def _results(folder: Path) -> dict[str, Any]:
         raise Refused(
             f"{file}: cannot be read ({error}). Run the report stage again: lotus run CONFIG --from report."
         ) from None
-    if not isinstance(found, dict) or found.get("format") != 1 or not isinstance(found.get("final"), dict):
-        raise Refused(
-            f"{file}: was not written by this version of LOTUS. Run the report stage again: lotus run CONFIG --from report."
-        )
+    is_ours = isinstance(found, dict) and found.get("format") == ledger.FORMAT
+    if not is_ours or not isinstance(found.get(named(stages, "shipped")), dict):
+        raise Refused(f"{file}: was not written by this version of LOTUS. Run it again: lotus run CONFIG.")
     return found
 
 
@@ -141,6 +133,7 @@ def _events(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _settings(folder: Path) -> config.Config | None:
+    """What the run was asked for; None where that cannot be read any more: the page tells the rest."""
     try:
         return config.read(folder / "config.yaml")
     except Refused:
@@ -154,113 +147,111 @@ def _text(file: Path) -> str:
         return ""
 
 
-def _scored(folder: Path, settings: config.Config | None) -> _Scored | None:
-    """The scores of the run, computed again from its signals; None where there are none, or the score is a user's own."""
-    from selection import scores
+def _scored(folder: Path) -> _Scored | None:
+    """The scores that the ticket carries, whoever's they are; None where it has none, or labels are not known."""
     from selection.signals import Signals
     from selection.subset import Subset
 
-    if settings is None or not (folder / "signals.npz").is_file() or not (folder / "subset.npz").is_file():
+    if not (folder / "subset.npz").is_file():
         return None
-    wanted = settings.select.score
-    try:
-        signals, subset = Signals.load(folder / "signals.npz"), Subset.load(folder / "subset.npz")
-        method = methods.find(scores, wanted.name, place="select.score")
-        options = dict(wanted.options)
-        if "seed" in methods.settings(method):
-            options.setdefault("seed", settings.seed)
-        values = np.asarray(methods.call(method, signals.available(), options, place="select.score"), np.float64)
-    except Refused:
+    subset = Subset.load(folder / "subset.npz")
+    signals = Signals.load(folder / "signals.npz") if (folder / "signals.npz").is_file() else None
+    if signals is not None and (signals.fingerprint, signals.images) != (subset.fingerprint, subset.total):
+        signals = None
+    labels = subset.labels if subset.labels is not None else None if signals is None else signals["labels"]
+    if subset.scores is None or labels is None:
         return None
-    if subset.total != len(values) or settings.select.ticket:
-        return None
-    embeddings = signals.available().get("embeddings")
-    return _Scored(wanted.name, values, subset.rows, signals["labels"], signals.classes, embeddings)
+    classes = subset.classes or (signals.classes if signals is not None else ())
+    embeddings = None if signals is None else signals.available().get("embeddings")
+    name = ticket.score_name(subset)
+    return _Scored(name, subset.scores.astype(np.float64), subset.rows, labels, tuple(classes), embeddings)
 
 
 def _pictures(
-    results: Mapping[str, Any], log: list[dict[str, Any]], settings: config.Config | None
+    results: Mapping[str, Any], log: list[dict[str, Any]], settings: config.Config | None, stages: Stages
 ) -> Iterator[tuple[str, str]]:
     """Heading and SVG of each picture of the training; an empty SVG where there is nothing to draw."""
-    measured = {stage: _evaluations(log, stage) for stage in _STYLES}
-    across = "images seen in training"
+    yield from _courses(results, log, stages)
+    # The dense model, and the lottery's on its way from trained to cut to shipped.
+    points = [
+        Point(stage.curve.point, stage.curve.style, float(results[name]["macs"]), float(results[name]["top1"]))
+        for name, stage in stages.items()
+        if stage.curve is not None and {"macs", "top1"} <= set(results.get(name) or {})
+    ]
+    yield "Accuracy for its cost", figures.trade(points)
+    _, swept = ledger.told_by(results, stages, "sweep")
+    if swept:
+        yield "Essential sparsity", _sweep(swept)
+    steps = _last_course(log, named(stages, "training"), "open_macs")
+    yield "Gates", _gates(steps, settings.prune.keep.macs if settings else None)
+
+
+def _courses(results: Mapping[str, Any], log: list[dict[str, Any]], stages: Stages) -> Iterator[tuple[str, str]]:
+    """Accuracy and loss over the images seen; what the shipped model was trained on comes after the training before it."""
+    training, shipped = named(stages, "training"), named(stages, "shipped")
+    curves = {name: stage.curve for name, stage in stages.items() if stage.curve is not None and stage.curve.course}
+    measured = {name: _evaluations(log, name) for name in curves}
     for key, name, unit, bounds in (
         ("top1", "Accuracy", "top-1 on the validation images, %", (0, 100)),
         ("loss", "Loss", "loss on the validation images, nats", (0, None)),
     ):
         series, offset = [], 0.0
         for stage, rows in measured.items():
-            seen = (results.get(_RESULT[stage]) or {}).get("images_seen") or 0
+            seen = (results.get(stage) or {}).get("images_seen") or 0
             epochs = [epoch for epoch, values in rows if key in values]
             if not epochs or not seen:
                 continue
-            start = offset if stage == "finetune" else 0.0
+            start = offset if stage == shipped else 0.0
             x = [start + seen * epoch / max(epochs) for epoch in epochs]
-            if stage == "train":
+            if stage == training:
                 offset = seen
-            label, style = _STYLES[stage]
-            series.append(Series(label, style, x, [values[key] for _, values in rows if key in values]))
-        yield name, figures.curves(series, title=f"{name} over training", x=across, y=unit, bounds=bounds)
+            values = [values[key] for _, values in rows if key in values]
+            series.append(Series(curves[stage].course, curves[stage].style, x, values))
+        title = f"{name} over training"
+        yield name, figures.curves(series, title=title, x="images seen in training", y=unit, bounds=bounds)
 
-    # "Accuracy for its cost": the dense model, and the lottery's on its way from trained to cut to final.
-    names = (
-        ("baseline", "dense", "dense"),
-        ("trained", "on the ticket", "lotus"),
-        ("after_prune", "cut", "lotus"),
-        ("final", "fine-tuned", "tune"),
+
+def _sweep(swept: Mapping[str, Any]) -> str:
+    at = [100 * sparsity for sparsity in swept["sparsity"]]
+    knee = swept.get("knee")
+    told = "no knee" if knee is None else f"essential sparsity {percent(knee, 0)}"
+    return figures.curves(
+        [Series(f"one-shot magnitude, {told}", "lotus", at, swept["top1"])],
+        title="Accuracy against sparsity, right after the weights are set to zero",
+        x="weights that are zero, %",
+        y="top-1 on the validation images, %",
+        bounds=(0, 100),
+        level=(swept["top1"][0] - 1, "1 point below the trained model"),
     )
-    points = [
-        Point(name, style, float(results[part]["macs"]), float(results[part]["top1"]))
-        for part, name, style in names
-        if {"macs", "top1"} <= set(results.get(part) or {})
-    ]
-    yield "Accuracy for its cost", figures.trade(points)
-
-    swept = results.get("sweep") or {}
-    if swept:
-        at = [100 * sparsity for sparsity in swept["sparsity"]]
-        knee = swept.get("knee")
-        told = (
-            f"one-shot magnitude, essential sparsity {percent(knee, 0)}"
-            if knee is not None
-            else "one-shot magnitude, no knee"
-        )
-        yield (
-            "Essential sparsity",
-            figures.curves(
-                [Series(told, "lotus", at, swept["top1"])],
-                title="Accuracy against sparsity, right after the weights are set to zero",
-                x="weights that are zero, %", y="top-1 on the validation images, %", bounds=(0, 100),
-                level=(swept["top1"][0] - 1, "1 point below the trained model"),
-            ),
-        )  # fmt: skip
-
-    steps = _last_course(log, "train", "open_macs")
-    target = settings.prune.keep.macs if settings else None
-    yield (
-        "Gates",
-        figures.curves(
-            [
-                Series("MACs behind open gates", "lotus", [x for x, _ in steps], [100 * v["open_macs"] for _, v in steps]),
-                Series("gates closed", "dense", [x for x, _ in steps], [100 * v.get("zero_gates", 0) for _, v in steps]),
-            ],
-            title="Gates while training", x="part of training done, %", y="%", bounds=(0, 100),
-            level=(100 * target, f"budget {percent(target)}") if target else None,
-        ),
-    )  # fmt: skip
 
 
-def _attention(found: Mapping[str, Any]) -> dict[str, Any]:
+def _gates(steps: list[tuple[float, dict[str, float]]], target: float | None) -> str:
+    at = [x for x, _ in steps]
+    return figures.curves(
+        [
+            Series("MACs behind open gates", "lotus", at, [100 * values["open_macs"] for _, values in steps]),
+            Series("gates closed", "dense", at, [100 * values.get("zero_gates", 0) for _, values in steps]),
+        ],
+        title="Gates while training",
+        x="part of training done, %",
+        y="%",
+        bounds=(0, 100),
+        level=(100 * target, f"budget {percent(target)}") if target else None,
+    )
+
+
+def _attention(found: Mapping[str, Any], stages: Stages) -> dict[str, Any]:
     """How peaked attention is: a row a model, and what the penalty did to it, in words; empty where none was penalised."""
     models = found.get("models") or {}
     where = "last" if found.get("layers") == "last" else "all"
-    names = (("start", "before training"), ("trained", "penalised"), ("baseline", "dense baseline, no penalty"))
+    training, dense = named(stages, "training"), named(stages, "dense")
+    names = (("start", "before training"), (training, "penalised"), (dense, "dense baseline, no penalty"))
     rows = [(name, models[key][where]) for key, name in names if key in models]
     if not rows:
         return {}
     told = f"The penalty is {found['kind']}; measured in {'the last block' if where == 'last' else 'all blocks'}."
-    if "baseline" in models:
-        apart = models["trained"][where]["entropy"] - models["baseline"][where]["entropy"]
+    if dense in models:
+        apart = models[training][where]["entropy"] - models[dense][where]["entropy"]
         word = "spread further than" if apart > 0 else "more peaked than"
         told += f" Attention is {word} the dense baseline's: {apart:+.2g} nats of entropy a row."
     if found["kind"] == "log":

@@ -11,39 +11,43 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from lotus.report.numbers import count, duration, listed, milliseconds, percent, si, times
+from lotus.stage import Stage, named
 
-SELECTION = ("score", "select")
-"""Stages that choose images: what a ticket costs."""
-APART = ("baseline", "prepare", "export", "report")
-"""Stages that are no part of the lottery's computing: the comparison, and what has no forward pass worth counting."""
+Stages = Mapping[str, Stage]
+"""Of the run, by name, in order."""
+
+FORMAT = 2
+"""Of results.json."""
 
 
-def account(stages: Iterable[Mapping[str, Any]], *, kept_share: float, asks_baseline: bool = False) -> dict[str, Any]:
+def account(stages: Iterable[Mapping[str, Any]], *, kept_share: float, asks_dense: bool = False) -> dict[str, Any]:
     """The ledger of a run.
 
     Args:
-        stages: a row a stage that was done: ``stage``, ``seconds``, ``image_forwards``, ``macs``
+        stages: a row a stage that was done: ``stage``, ``part`` (:attr:`lotus.stage.Stage.part`), ``seconds``,
+            ``image_forwards``, ``macs``
         kept_share: part of the images that the ticket keeps, in (0, 1]
-        asks_baseline: the dense model chose patches, so that its training is a part of what the lottery cost
+        asks_dense: the dense model chose patches, so that its training is a part of what the lottery cost
 
     Returns:
         stages: the rows, as given
         dense_macs: of training the dense model on all images by the same recipe; what the baseline cost, or, where
             there was none, what the training on the ticket cost over ``kept_share``
-        lottery_macs: of score, select, train, prune and finetune together
-        selection_macs: of score and select
+        lottery_macs: of all parts of the lottery together
+        selection_macs: of choosing images
         saved_macs_a_training: what training on the ticket saves each time, 0 at least
         break_even_trainings: trainings on one ticket until choosing it has paid: selection / saved; 0.0 where
             choosing cost nothing, None where it never pays
         verdict: one honest sentence
     """
     rows = [dict(row) for row in stages]
-    macs = {row["stage"]: float(row["macs"]) for row in rows}
-    trained = macs.get("train", 0.0)
-    dense = macs.get("baseline", trained / kept_share)
-    selection = sum(macs.get(stage, 0.0) for stage in SELECTION)
-    lottery = sum(spent for stage, spent in macs.items() if stage not in APART)
-    lottery += macs.get("baseline", 0.0) if asks_baseline else 0.0
+    macs: dict[str, float] = {}
+    for row in rows:
+        macs[row["part"]] = macs.get(row["part"], 0.0) + float(row["macs"])
+    trained, selection = macs.get("training", 0.0), macs.get("choosing", 0.0)
+    dense = macs.get("dense", trained / kept_share)
+    lottery = sum(spent for part, spent in macs.items() if part not in ("apart", "dense"))
+    lottery += macs.get("dense", 0.0) if asks_dense else 0.0
     saved = max(0.0, dense - trained)
     break_even = 0.0 if selection == 0 else selection / saved if saved > 0 else None
     return {
@@ -93,13 +97,13 @@ class Line(NamedTuple):
     """Whether the change is to the better; None where there is none."""
 
 
-def compared(results: Mapping[str, Any]) -> list[Line]:
+def compared(results: Mapping[str, Any], stages: Stages) -> list[Line]:
     """The table of the report's first screen, from ``results.json``; lines without figures are left out.
 
     The dense side is the baseline, or, in a run without one, the trained model before the cut. What the lottery's
     training took is the training on the ticket and the fine-tune together.
     """
-    dense, final = reference(results), results["final"]
+    dense, final = reference(results, stages), shipped(results, stages)
     lines = []
     if "top1" in dense and "top1" in final:
         gain = final["top1"] - dense["top1"]
@@ -111,12 +115,13 @@ def compared(results: Mapping[str, Any]) -> list[Line]:
         lines.append(Line("Loss, nats", f"{dense['loss']:.4f}", f"{final['loss']:.4f}", _signed(gain, 4), _up(-gain)))
     lines += _ratio("Parameters", dense.get("params"), final.get("params"), si)
     lines += _ratio("MACs an image", dense.get("macs"), final.get("macs"), si)
-    if "baseline" in results:
+    if has_dense(results, stages):
+        trained = results.get(named(stages, "training"), {})
         for name, key, show in (
             ("Images trained on, choosing aside", "images_seen", count),
             ("Training, choosing aside", "train_seconds", duration),
         ):
-            lotus = sum(results.get(part, {}).get(key) or 0 for part in ("trained", "final"))
+            lotus = sum(one.get(key) or 0 for one in (trained, final))
             lines += _ratio(name, dense.get(key), lotus, show)
         ledger = results.get("ledger", {})
         lines += _ratio("MACs spent, choosing included", ledger.get("dense_macs"), ledger.get("lottery_macs"), si)
@@ -127,15 +132,31 @@ def compared(results: Mapping[str, Any]) -> list[Line]:
     return lines
 
 
-def reference(results: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the final model is compared with: the dense baseline, else the trained model before its cut."""
-    return results.get("baseline") or results.get("trained") or {}
+def has_dense(results: Mapping[str, Any], stages: Stages) -> bool:
+    """Whether the dense model was trained on all images, to compare with."""
+    return bool(results.get(named(stages, "dense")))
 
 
-def headline(results: Mapping[str, Any]) -> str:
+def reference(results: Mapping[str, Any], stages: Stages) -> Mapping[str, Any]:
+    """What the shipped model is compared with: the dense baseline, else the trained model before its cut."""
+    return results.get(named(stages, "dense")) or results.get(named(stages, "training")) or {}
+
+
+def shipped(results: Mapping[str, Any], stages: Stages) -> Mapping[str, Any]:
+    """What was measured of the model that ships."""
+    found: Mapping[str, Any] = results[named(stages, "shipped")]
+    return found
+
+
+def told_by(results: Mapping[str, Any], stages: Stages, what: str) -> tuple[str, Any]:
+    """The first stage that measured ``what``, and that; nothing where none has."""
+    return next(((name, results[name][what]) for name in stages if (results.get(name) or {}).get(what)), ("", {}))
+
+
+def headline(results: Mapping[str, Any], stages: Stages) -> str:
     """What came out, in one sentence."""
-    dense, final = reference(results), results["final"]
-    name = "the dense model trained on all images" if "baseline" in results else "its own model before the cut"
+    dense, final = reference(results, stages), shipped(results, stages)
+    name = "the dense model trained on all images" if has_dense(results, stages) else "its own model before the cut"
     kept = results.get("kept", {})
     shares = []
     images = kept.get("images")
@@ -182,13 +203,14 @@ def latency_told(latency: Mapping[str, Any]) -> str:
     return f"{' | '.join(parts)} of the dense model's time, at a batch of {latency['batch']} on {latency['device']}"
 
 
-def sizes(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+def sizes(results: Mapping[str, Any], stages: Stages) -> list[dict[str, Any]]:
     """The sizes that were written beside the pruned model, the largest first, with the part of the MACs and, where they were drawn
     by it, of the latency that each takes."""
-    found, dense = (results.get("after_prune") or {}).get("sizes") or {}, (results.get("trained") or {}).get("macs")
+    stage, found = told_by(results, stages, "sizes")
+    dense = results.get(named(stages, "training"), {}).get("macs")
     rows = []
     for name, size in found.items():
-        row = {"name": f"pruned-{name}", "share": size["macs"] / dense if dense else size["keep"], **size}
+        row = {"name": f"{stage}-{name}", "share": size["macs"] / dense if dense else size["keep"], **size}
         if timed := size.get("latency"):
             row["time"] = timed["predicted"] if timed["measured"] is None else timed["measured"]
         rows.append(row)

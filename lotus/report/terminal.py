@@ -27,15 +27,14 @@ from rich.table import Table
 from rich.text import Text as _Text
 
 from lotus.events import Began, Ended, Evaluated, Event, Pruned, Said, Skipped, Step
-from lotus.report import ledger
-from lotus.report.numbers import count, duration, listed, percent, si, times
+from lotus.report import ledger, lines
+from lotus.report.lines import Progress
+from lotus.report.numbers import count, duration, percent, si
 from selection.shown import shown
 
 _PLAIN_EVERY = 10.0  # seconds between two plain lines of a stage
 _DRAW_EVERY = 0.1  # seconds between two frames of the live display
 _CLASSES = 40  # rows of the ticket's table
-_BINS = 16  # of the score histogram
-_BAR = 44  # columns of its longest bar
 
 
 def pruned_page(
@@ -43,22 +42,7 @@ def pruned_page(
 ) -> None:
     """The end of ``lotus prune --model``: what stays, what it brought, how it is loaded, with LOTUS and ``alone``."""
     console = console or _console()
-    lines = ["", *plan.splitlines()]
-    if "top1" in values:
-        lines.append(
-            f"top-1: {values['top1']:.2f} % after the cut, {values['top1_before']:.2f} % before, without any fine-tuning"
-        )
-    if "agreement" in values:
-        lines.append(f"names the same class as the dense model for {values['agreement']:.2f} % of the images")
-    lines += [
-        "",
-        f"{out}: spec.json and model.safetensors. To load it:",
-        "import lotus",
-        f"model = lotus.load({out!r})",
-    ]
-    if alone:
-        lines += ["", "Without LOTUS:", *alone]
-    for line in lines:
+    for line in lines.pruned(plan, values, out, alone):
         console.print(Text(line), soft_wrap=True)
 
 
@@ -95,7 +79,7 @@ class Terminal:
         self._clock = clock
         self._live: Live | None = None
         self._drawn = self._told = -math.inf
-        self._stage = _Stage("", clock())
+        self._stage = Progress("", clock())
 
     def __enter__(self) -> Terminal:
         if not self.plain:
@@ -114,7 +98,7 @@ class Terminal:
         """Take note of one event. Kinds that say nothing to people (files written) pass in silence."""
         now = self._clock()
         if isinstance(event, Began):
-            self._stage = _Stage(event.stage, now, event.why)
+            self._stage = Progress(event.stage, now, event.why)
             self._told = now
             if self.plain:
                 self._line(event.stage, f"begins ({event.why})")
@@ -128,17 +112,17 @@ class Terminal:
             self._stage.values |= {name: value for name, value in event.values.items() if name != "loss"}
             if self.plain:
                 self._told = now
-                self._line(event.stage, f"epoch {event.epoch}: {_measured(event.values)}")
+                self._line(event.stage, f"epoch {event.epoch}: {lines.measured(event.values)}")
         elif isinstance(event, Pruned):
-            self._line(event.stage, _cut(event.before, event.after), mark="·")
+            self._line(event.stage, lines.cut(event.before, event.after), mark="·")
         elif isinstance(event, Said):
             warning = event.level != "info"
             self._line(event.stage, event.text, mark="!" if warning else "·", style="yellow" if warning else "")
         elif isinstance(event, Skipped):
             self._line(event.stage, event.why, mark="-", style="dim")
         elif isinstance(event, Ended):
-            self._stage = _Stage("", now)
-            told = _reached(event.values)
+            self._stage = Progress("", now)
+            told = lines.reached(event.values)
             self._line(event.stage, f"{duration(event.seconds)}{f'  {told}' if told else ''}", mark="✓", style="green")
         self._draw(now, at_once=isinstance(event, (Began, Ended)))
 
@@ -160,68 +144,24 @@ class Terminal:
         if self._live is None or (now - self._drawn < _DRAW_EVERY and not at_once):
             return
         self._drawn = now
-        self._live.update(self._stage.picture(now), refresh=True)
+        self._live.update(_picture(self._stage, now), refresh=True)
 
 
-class _Stage:
-    """What is known of the stage at work."""
-
-    def __init__(self, name: str, now: float, why: str = "") -> None:
-        self.name = name
-        self.why = why
-        self.began = now
-        self.done = self.total = 0
-        self.unit = "steps"
-        self.values: dict[str, float] = {}
-        self._from = (0, now)  # where the pace is taken from: a resumed stage does not start at 0
-
-    def step(self, event: Step, now: float) -> None:
-        if event.done < self.done or not self.total:  # the first step, or a second probe in the same stage
-            self._from = (event.done, now)
-        self.name, self.done, self.total, self.unit = event.stage, event.done, event.total, event.unit
-        self.values |= event.values
-
-    def left(self, now: float) -> float | None:
-        """Seconds to the end at the pace so far; None before there is one."""
-        done, since = self.done - self._from[0], now - self._from[1]
-        return (self.total - self.done) * since / done if done > 0 and since > 0 else None
-
-    def facts(self, now: float) -> list[str]:
-        values = self.values
-        facts = [] if self.total or not self.why else [self.why]
-        if "epoch" in values:
-            facts.append(f"epoch {values['epoch']:.0f}")
-        if values.get("images_per_second"):
-            facts.append(f"{count(values['images_per_second'])} images/s")
-        if "loss" in values:
-            facts.append(f"loss {values['loss']:.3f}")
-        if "top1" in values:
-            facts.append(f"top-1 {values['top1']:.2f} %")
-        if "zero_gates" in values:
-            facts.append(f"zero gates {percent(values['zero_gates'], 0)}")
-        left = self.left(now)
-        if left is not None and self.done < self.total:
-            facts.append(f"{duration(left)} left")
-        return facts
-
-    def sentence(self, now: float) -> str:
-        return ", ".join([f"{self.unit} {count(self.done)} of {count(self.total)}", *self.facts(now)])
-
-    def picture(self, now: float) -> Group | str:
-        if not self.name:
-            return ""
-        line = Table.grid(padding=(0, 1))
-        line.add_column(width=1)
-        line.add_column(width=9, no_wrap=True)
-        line.add_column(width=24)
-        line.add_column(no_wrap=True)
-        bar = ProgressBar(
-            total=self.total or None, completed=self.done, width=24, pulse=not self.total, animation_time=now
-        )
-        done = f"{count(self.done)}/{count(self.total)}" if self.total else duration(now - self.began)
-        line.add_row("", Text(self.name, "bold cyan"), bar, Text(done))
-        facts = Text("  ".join(self.facts(now)), "dim")
-        return Group(line, Padding(facts, (0, 0, 0, 12))) if facts.plain else Group(line)
+def _picture(stage: Progress, now: float) -> Group | str:
+    if not stage.name:
+        return ""
+    line = Table.grid(padding=(0, 1))
+    line.add_column(width=1)
+    line.add_column(width=9, no_wrap=True)
+    line.add_column(width=24)
+    line.add_column(no_wrap=True)
+    bar = ProgressBar(
+        total=stage.total or None, completed=stage.done, width=24, pulse=not stage.total, animation_time=now
+    )
+    done = f"{count(stage.done)}/{count(stage.total)}" if stage.total else duration(now - stage.began)
+    line.add_row("", Text(stage.name, "bold cyan"), bar, Text(done))
+    facts = Text("  ".join(stage.facts(now)), "dim")
+    return Group(line, Padding(facts, (0, 0, 0, 12))) if facts.plain else Group(line)
 
 
 def _can(console: Console, text: str) -> bool:
@@ -233,63 +173,36 @@ def _can(console: Console, text: str) -> bool:
     return True
 
 
-def _measured(values: Mapping[str, float]) -> str:
-    told = [f"top-1 {values['top1']:.2f} %"] if "top1" in values else []
-    return ", ".join([*told, *([f"loss {values['loss']:.4f}"] if "loss" in values else [])])
-
-
-def _cut(before: Mapping[str, float], after: Mapping[str, float]) -> str:
-    names = {"params": "parameters", "macs": "MACs an image"}
-    return ", ".join(
-        f"{names.get(name, name)} {si(before[name])} to {si(after[name])} ({times(after[name] / before[name])})"
-        for name in names
-        if before.get(name) and name in after
-    )
-
-
-def _reached(values: Mapping[str, float]) -> str:
-    told = []
-    if "kept" in values and "of" in values:
-        told.append(f"{count(values['kept'])} of {count(values['of'])} images")
-    elif "images" in values and "classes" in values:
-        told.append(f"{count(values['images'])} images in {count(values['classes'])} classes")
-    if values.get("skipped"):
-        told.append(f"{count(values['skipped'])} damaged image{'s' * (values['skipped'] != 1)} skipped")
-    if "top1" in values:
-        told.append(f"top-1 {values['top1']:.2f} %")
-    if "params" in values:
-        told.append(f"{si(values['params'])} parameters")
-    if "macs" in values:
-        told.append(f"{si(values['macs'])} MACs")
-    if "zero_gates" in values:
-        told.append(f"zero gates {percent(values['zero_gates'], 0)}")
-    return ", ".join(told)
-
-
 # ------------------------------------------------------------------------------------------------------------- pages
 
 
-def last_page(results: Mapping[str, Any], report_path: str | Path, console: Console | None = None) -> None:
+def last_page(
+    results: Mapping[str, Any], report_path: str | Path, stages: ledger.Stages, console: Console | None = None
+) -> None:
     """The page that ends a run: what came out, dense against lotus, what was kept, what it cost, where the report is."""
     console = console or _console()
     console.print()
     console.print(Text(f"LOTUS  {results.get('name', '')}".rstrip(), "bold"))
-    console.print(Text(ledger.headline(results)))
+    console.print(Text(ledger.headline(results, stages)))
     console.print()
 
     table = _table()
-    dense = "dense" if "baseline" in results else "before the cut"
+    dense = "dense" if ledger.has_dense(results, stages) else "before the cut"
     for name, side in (("", "left"), (dense, "right"), ("lotus", "right"), ("change", "right")):
         table.add_column(name, justify=side)  # type: ignore[arg-type]
-    for line in ledger.compared(results):
+    for line in ledger.compared(results, stages):
         style = {True: "green", False: "yellow", None: ""}[line.better]
         table.add_row(Text(line.what), line.dense, line.lotus, Text(line.change, style))
     console.print(table)
 
-    for told in kept_lines(results.get("kept", {})):
+    for told in lines.kept_lines(results.get("kept", {})):
         console.print(Text(told))
-    for told in size_lines(results):
+    for told in lines.size_lines(results, stages):
         console.print(Text(told))
+    for section in results.get("sections", ()):
+        console.print(Text(f"{section['title']}: {section['text']}" if section["text"] else section["title"]))
+        for row in section["rows"]:
+            console.print(Text("  " + "  ".join(row)))
     costs = results.get("ledger", {})
     if costs.get("stages"):
         console.print()
@@ -298,65 +211,6 @@ def last_page(results: Mapping[str, Any], report_path: str | Path, console: Cons
         console.print(Text(costs["verdict"]))
     console.print()
     console.print(Text(f"report: {report_path}"), soft_wrap=True)  # a path broken over two lines cannot be clicked
-
-
-def kept_lines(kept: Mapping[str, Any]) -> list[str]:
-    """What the three lotteries kept, a line each; without those that took no part."""
-    lines = []
-    images, passes, tokens, dimensions, blocks, weights = (
-        kept.get(name) for name in ("images", "passes", "tokens", "dimensions", "blocks", "weights")
-    )
-    if images:
-        share = percent(images["kept"] / images["of"])
-        lines.append(f"images      {count(images['kept'])} of {count(images['of'])} ({share})")
-    if passes and passes["kept"] < passes["of"]:
-        lines.append(
-            f"passes      {count(passes['kept'])} of {count(passes['of'])} ({percent(passes['kept'] / passes['of'])})"
-        )
-    if tokens and tokens["kept"] < tokens["of"]:
-        told = (
-            f"patches     {count(tokens['kept'])} of {count(tokens['of'])} ({percent(tokens['kept'] / tokens['of'])})"
-        )
-        lines.append(f"{told}{ledger.patches_told(tokens)}")
-    if dimensions:
-        told = (
-            f"dimensions  {percent(dimensions['macs'])} of the MACs, {percent(dimensions['params'])} of the parameters"
-        )
-        if blocks:
-            widths = [
-                (sum(b["heads"] for b in blocks), sum(b["of_heads"] for b in blocks), "heads"),
-                (
-                    sum(b["heads"] * b["head_dim"] for b in blocks),
-                    sum(b["of_heads"] * b["of_head_dim"] for b in blocks),
-                    "attention dimensions",
-                ),
-                (sum(b["hidden"] for b in blocks), sum(b["of_hidden"] for b in blocks), "MLP units"),
-            ]
-            told += f": {listed(f'{count(now)} of {count(was)} {what}' for now, was, what in widths)}"
-        lines.append(told)
-    if width := kept.get("width"):
-        lines.append(
-            f"width       {count(width['kept'])} of the stream's {count(width['of'])} channels ({percent(width['kept'] / width['of'])})"
-        )
-    if latency := kept.get("latency"):
-        lines.append(f"latency     {ledger.latency_told(latency)}")
-    if weights:
-        told = f"weights     {count(weights['kept'])} of {count(weights['of'])} ({percent(weights['kept'] / weights['of'])})"
-        told += ", the others are zeros: no MACs are saved"
-        if weights.get("bytes"):
-            told += f", the compressed file takes {si(weights['bytes'])}B instead of {si(weights['of_bytes'])}B"
-        lines.append(told)
-    return lines
-
-
-def size_lines(results: Mapping[str, Any]) -> list[str]:
-    """The sizes that were written beside the pruned model, a line each."""
-    return [
-        f"{one['name']:<11} {percent(one['share'])} of the MACs, "
-        + (f"{percent(one['time'])} of the latency, " if "time" in one else "")
-        + f"{si(one['params'])} parameters, top-1 {one['top1']:.2f} % right after the cut"
-        for one in ledger.sizes(results)
-    ]
 
 
 def ticket_page(
@@ -402,7 +256,7 @@ def ticket_page(
     console.print(table)
     if scores is not None and len(scores):
         console.print(Text("scores, from keep last to keep first", "dim"))
-        for line in histogram(scores, rows, unicode=_can(console, "█░")):
+        for line in lines.histogram(scores, rows, unicode=_can(console, "█░")):
             console.print(Text(line), soft_wrap=True)
     for warning in warnings:
         console.print(Text(f"! {warning}", "yellow"))
@@ -428,7 +282,7 @@ def ticket_told(
     pairs.add_column("", overflow="fold")
     pairs.add_row("images", f"{count(told['kept'])} of {count(told['of'])}, {percent(told['kept'] / told['of'])}")
     for name, value in told["origin"].items():
-        pairs.add_row(Text(shown(name)), Text(_flat(value)))
+        pairs.add_row(Text(shown(name)), Text(lines.flat(value)))
     low, high = told["weights"]["low"], told["weights"]["high"]
     pairs.add_row("weights", "1 each" if low == high else f"{low:.3g} to {high:.3g}, mean 1")
     pairs.add_row("data", Text(shown(told["fingerprint"])))
@@ -483,42 +337,6 @@ def compare_page(
         console.print(table)
     for note in notes:
         console.print(Text(f"! {note}", "yellow"))
-
-
-def _flat(value: Any) -> str:
-    """A method with its options, or whatever else, on a line."""
-    if not isinstance(value, Mapping):
-        return str(value)
-    rest = ", ".join(f"{key} {part}" for key, part in value.items() if key != "name" and part is not None)
-    return f"{value.get('name', '')}{f' ({rest})' if rest and 'name' in value else rest}"
-
-
-def histogram(
-    scores: npt.NDArray[np.floating], rows: npt.NDArray[np.integer], *, bins: int = _BINS, unicode: bool = True
-) -> list[str]:
-    """Scores (N,) in ``bins`` lines of bars: first what is kept (K,), then, paler, what is not."""
-    full, pale = ("█", "░") if unicode else ("#", ".")
-    finite = np.isfinite(scores)
-    is_kept = np.zeros(len(scores), bool)
-    is_kept[rows] = True
-    groups: list[tuple[str, int, int]] = []
-    if finite.any():
-        low, high = float(scores[finite].min()), float(scores[finite].max())
-        edges = np.linspace(low, high, bins + 1) if high > low else np.array([low, high])
-        number = np.clip(np.searchsorted(edges, scores[finite], side="right") - 1, 0, len(edges) - 2)
-        all_of = np.bincount(number, minlength=len(edges) - 1)
-        kept_of = np.bincount(number[is_kept[finite]], minlength=len(edges) - 1)
-        groups = [(f"{edge:.4g}", int(k), int(n)) for edge, k, n in zip(edges[:-1], kept_of, all_of, strict=True)]
-    if not finite.all():
-        groups.append(("no bound", int((is_kept & ~finite).sum()), int((~finite).sum())))
-    most = max(n for *_, n in groups)
-    lines = []
-    for name, k, n in groups:
-        length = math.ceil(_BAR * n / most)
-        part = round(length * k / n) if n else 0
-        bar = full * part + pale * (length - part)
-        lines.append(f"{name:>10}  {bar:<{_BAR}}  {count(k)} of {count(n)}")
-    return lines
 
 
 def plan_page(rows: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
@@ -609,7 +427,7 @@ def _ledger_table(costs: Mapping[str, Any]) -> Table:
     for name in ("seconds", "image-forwards", "MACs"):
         table.add_column(name, justify="right")
     for row in costs["stages"]:
-        apart = row["stage"] == "baseline"
+        apart = row["part"] == "dense"
         table.add_row(
             Text(f"{row['stage']}{' (dense, to compare)' if apart else ''}", "dim" if apart else ""),
             f"{row['seconds']:.1f}",

@@ -80,7 +80,14 @@ def draw(subset: Subset, data: Behind | None = None) -> Canvas:
     cards: list[tuple[str, float, Callable[[Canvas, float, float], None]]] = []
     if subset.scores is not None and np.isfinite(subset.scores).any():
         values = subset.scores.astype(np.float64)
-        cards.append((_score_name(subset), 272, lambda c, x, y: histogram(c, x, y, _INSIDE, 270, values, subset.rows)))
+        name = score_name(subset)
+        cards.append(
+            (
+                f"Scores by {name}" if name else "Scores",
+                272,
+                lambda c, x, y: histogram(c, x, y, _INSIDE, 270, values, subset.rows),
+            )
+        )
     if signals is not None and "embeddings" in signals:
         places, rows = spread(signals["embeddings"], subset.rows)
         cards.append(("Where the images lie", 272, lambda c, x, y: scatter(c, x, y, _INSIDE, 270, places, rows)))
@@ -139,9 +146,9 @@ def _named(method: Any) -> str:
     return str(method.get("name", "")) if isinstance(method, dict) else str(method)
 
 
-def _score_name(subset: Subset) -> str:
-    name = _named(subset.origin.get("score", ""))
-    return f"Scores by {name}" if name else "Scores"
+def score_name(subset: Subset) -> str:
+    """The method that a ticket's scores are of; empty where it does not say."""
+    return _named(subset.origin.get("score", ""))
 
 
 # ---------------------------------------------------------------------------------------------------------- pictures

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from lotus import files
-from lotus.config import Config, Data
+from lotus.config import Config, Data, Patches
 from lotus.events import Event, Said, Wrote
 from lotus.run import Run
+from lotus.stages.context import Context
 from lotus.stages.order import go
 from lotus.stages.patches import as_evaluated, patch_file
-from lotus.stages.shop import Shop, plan
+from lotus.stages.shelf import run_of
 from selection.errors import Refused
 
 
@@ -44,28 +45,17 @@ def patch_ticket(
     Raises:
         Refused: an unknown score; a model that is missing or not asked; no images.
     """
-    from lotus.config import Method, Model, Patches
+    from lotus.config import Model
     from lotus.data import patch_maps
-    from lotus.vit import saliency, tokens
+    from lotus.vit import tokens
     from lotus.vit.model import create
 
-    own = config.train.patches
-    wants = own if own is not None and own.mode == "input" else Patches(mode="input", keep=own.keep if own else 0.7)
-    method = Method(name=score) if score else wants.score
-    asks = saliency.reads_a_model(method, shelves, place="--score")
-    ask = model or (wants.model if asks else "")
-    if asks and not ask:
-        raise Refused(f"--score {method.name}: it reads a model. Name one that LOTUS wrote with --model FOLDER.")
-    if not asks and ask:
-        raise Refused(f"--model {ask}: {method.name!r} reads the image alone and asks no model. Leave it out.")
-    share = wants.keep if keep is None else keep
-    if not 0 < share <= 1:
-        raise Refused(f"--keep: the part that stays lies in (0, 1], not {share:g}.")
+    wants = _wanted(config, score, model, keep, shelves)
+    share, ask = wants.keep, wants.model
     if not prepared:
         yield from go(config, until="prepare", shelves=shelves)
-    shop = Shop.open(Run(config, shelves), shelves).alone()
-    wants = wants.model_copy(update={"score": method, "model": ask, "cached": not asks, "keep": share})
-    manifest = shop.manifest()
+    context = Context.open(run_of(config, shelves), shelves).alone()
+    manifest = context.manifest()
     plain = config.model.model_copy(update={"pretrained": False, "weights": ""})
     trained: Any = create(plain, len(manifest.classes)) if not (prepared and ask) else None
     if trained is None:  # no config says which model will train: one cut into patches like the one that is asked
@@ -79,26 +69,50 @@ def patch_ticket(
             "model.name=NAME model.args.img_size=SIDE.",
             level="warning",
         )
-    file, _, made = yield from patch_file(shop, "patches", wants, config.train, trained)
+    file, _, made = yield from patch_file(context, "patches", wants, config.train, trained)
     maps, asked = patch_maps.load(file, fingerprint=manifest.fingerprint)
     mass = patch_maps.load_mass(file)
     count = int(trained.patch_embed.num_patches)
     mean = maps.mean(0) / 255
     stays = tokens.kept(count, share)
     told = {
-        "file": str(file), "made": made, "score": method.name, "model": ask, "images": len(maps), "keep": share,
+        "file": str(file), "made": made, "score": wants.score.name, "model": ask, "images": len(maps), "keep": share,
         "kept": stays, "of": count, "cut_as": "" if ask else plain.name, "patch": list(trained.patch_embed.patch_size), "mean_map": mean.round(4).tolist(),
         "mass": None if mass is None else float(mass[tokens.kept(len(mass), share) - 1]),
     }  # fmt: skip
     if picture is not None:
-        _draw_ticket(shop, told, maps, asked, trained, picture, shown)
+        _draw_ticket(context, told, maps, asked, trained, picture, shown)
         yield Wrote("patches", str(picture))
         told["picture"] = str(picture)
     return told
 
 
+def _wanted(config: Config, score: str, model: str, keep: float | None, shelves: Sequence[ModuleType]) -> Patches:
+    """How patches are to be scored and kept: as ``train.patches`` has it, but for what was said instead.
+
+    Raises:
+        Refused: an unknown score; a model that is missing or not asked; a part that is none.
+    """
+    from lotus.config import Method
+    from lotus.vit import saliency
+
+    own = config.train.patches
+    wants = own if own is not None and own.mode == "input" else Patches(mode="input", keep=own.keep if own else 0.7)
+    method = Method(name=score) if score else wants.score
+    asks = saliency.reads_a_model(method, shelves, place="--score")
+    ask = model or (wants.model if asks else "")
+    if asks and not ask:
+        raise Refused(f"--score {method.name}: it reads a model. Name one that LOTUS wrote with --model FOLDER.")
+    if not asks and ask:
+        raise Refused(f"--model {ask}: {method.name!r} reads the image alone and asks no model. Leave it out.")
+    share = wants.keep if keep is None else keep
+    if not 0 < share <= 1:
+        raise Refused(f"--keep: the part that stays lies in (0, 1], not {share:g}.")
+    return wants.model_copy(update={"score": method, "model": ask, "cached": not asks, "keep": share})
+
+
 def _draw_ticket(
-    shop: Shop, told: Mapping[str, Any], maps: np.ndarray, asked: int, trained: Any, picture: Path, shown: int
+    context: Context, told: Mapping[str, Any], maps: np.ndarray, asked: int, trained: Any, picture: Path, shown: int
 ) -> None:
     """The contact sheet: images of as many classes as there is room for, as the model that trains will see them unaugmented."""
     import torch
@@ -109,9 +123,9 @@ def _draw_ticket(
     from lotus.vit import tokens
     from lotus.vit.model import image_size
 
-    run, manifest, size = shop.run, shop.manifest(), image_size(trained)
+    run, manifest, size = context.run, context.manifest(), image_size(trained)
     labels, stored = beton.labels(run.train_beton), Beton(run.train_beton)
-    rng = np.random.default_rng(shop.config.seed)
+    rng = np.random.default_rng(context.config.seed)
     mixed = rng.permutation(len(labels))
     turn = np.zeros(len(labels), np.int64)  # how many of its class come before an image
     for label in np.unique(labels):
@@ -124,7 +138,7 @@ def _draw_ticket(
     )  # fmt: skip
     scores = held.pooled(held.seen(torch.from_numpy(rows), 0))
     kept = torch.zeros_like(scores, dtype=torch.bool).scatter(1, tokens.top(scores, told["kept"]), True)
-    with shop.images(run.train_beton, rows, shop.config.train, trained) as loader:
+    with context.images(run.train_beton, rows, context.config.train, trained) as loader:
         shades = torch.cat([batch.images.cpu() for batch in loader.epoch(0)]).permute(0, 2, 3, 1).numpy()
     images = ((shades * manifest.std + manifest.mean) * 255).round().clip(0, 255).astype(np.uint8)
     grid = tuple(trained.patch_embed.grid_size)
@@ -149,7 +163,7 @@ def _draw_ticket(
 
 
 def evaluate_model(config: Config, which: str, shelves: Sequence[ModuleType] = ()) -> dict[str, float]:
-    """Measure a model of the run (baseline, trained, pruned, final) or of any folder on the validation images; one of the
+    """Measure a model of the run, by the stage that left it, or of any folder on the validation images; one of the
     run dense or sparse as its training was to be evaluated (``patches.evaluate``).
 
     Where the config's ``data`` is not what the run was prepared from, those images are read for this once and thrown away; they
@@ -162,35 +176,28 @@ def evaluate_model(config: Config, which: str, shelves: Sequence[ModuleType] = (
     from lotus.training import loop
     from lotus.vit.cost import count
 
-    run = Run(config, shelves)
-    folder = {"baseline": run.baseline, "trained": run.trained, "pruned": run.pruned, "final": run.final}.get(which)
+    run = run_of(config, shelves)
+    folder = run.models().get(which)
     if folder is None and not Path(which).is_dir():
-        raise Refused(
-            f"--model {which}: no such folder. Give baseline, trained, pruned, final, or the folder of a model."
-        )
+        raise Refused(f"--model {which}: no such folder. Give {', '.join(run.models())}, or the folder of a model.")
     model = lotus.pruning.load(folder or Path(which))
-    shop = Shop.open(run, shelves)
-    classes = len(shop.manifest().classes)
+    context = Context.open(run, shelves)
+    classes = len(context.manifest().classes)
     if model.num_classes != classes:
         raise Refused(f"--model {which}: it tells {model.num_classes} classes apart, and the data has {classes}.")
-    patches = {
-        "trained": config.train.patches,
-        "pruned": config.train.patches,
-        "final": config.finetune.patches if config.finetune.epochs else config.train.patches,
-    }.get(which)
-    model = model.to(shop.world.device)
+    patches = run.stages[which].measured_on(config) if folder is not None else None
+    model = model.to(context.world.device)
     cost = count(model)
     own = _prepared_data(run)
     with (
-        contextlib.nullcontext(run.val_beton) if own == config.data else _asked_images(shop) as images,
-        shop.images(images, None, config.train, model) as loader,
+        contextlib.nullcontext(run.val_beton) if own == config.data else _asked_images(context) as images,
+        context.images(images, None, config.train, model) as loader,
         as_evaluated(model, patches, shelves) as tokens,
     ):
-        measured = loop.evaluate(model, loader, shop.world)
+        measured = loop.evaluate(model, loader, context.world)
         macs = cost.macs if tokens is None else tokens.macs(training=False)
-    made_by = {"baseline": "baseline", "trained": "train", "pruned": "prune", "final": "finetune"}.get(which)
-    run = Run(config.model_copy(update={"data": own}), shelves)
-    older = made_by in run.outdated(plan(run.config))
+    run = run_of(config.model_copy(update={"data": own}), shelves)
+    older = which in run.outdated(run.plan())
     return {**measured, "params": cost.params, "macs": macs, "outdated": older, "own_data": own == config.data}
 
 
@@ -204,27 +211,27 @@ def _prepared_data(run: Run) -> Data:
 
 
 @contextlib.contextmanager
-def _asked_images(shop: Shop) -> Iterator[Path]:
+def _asked_images(context: Context) -> Iterator[Path]:
     """The validation images that the config asks for, as a .beton of their own for as long as this is entered."""
     from lotus.data import beton
     from lotus.data.dataset import open_data
     from lotus.data.loader import writer
 
-    folder = shop.run.folder / ".evaluate"
-    _, val = open_data(shop.config.data, shop.shelves)
-    if val.classes != shop.manifest().classes:
+    folder = context.run.folder / ".evaluate"
+    _, val = open_data(context.config.data, context.shelves)
+    if val.classes != context.manifest().classes:
         raise Refused(
-            f"data: {val.where} has the classes {_few(val.classes)}, and the run {_few(shop.manifest().classes)}."
+            f"data: {val.where} has the classes {_few(val.classes)}, and the run {_few(context.manifest().classes)}."
         )
     try:
-        if shop.world.rank == 0:
-            for _ in beton.prepare(val, folder / "val.beton", shop.config.data, choose=writer, anew=True):
+        if context.world.rank == 0:
+            for _ in beton.prepare(val, folder / "val.beton", context.config.data, choose=writer, anew=True):
                 pass
-        shop.world.barrier()  # nobody reads it before it is written
+        context.world.barrier()  # nobody reads it before it is written
         yield folder / "val.beton"
-        shop.world.barrier()
+        context.world.barrier()
     finally:
-        if shop.world.rank == 0:
+        if context.world.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
 
 

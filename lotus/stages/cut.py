@@ -14,7 +14,7 @@ import numpy as np
 from lotus.config import Prune
 from lotus.events import Event, Said, Wrote, watched
 from lotus.files import write_text
-from lotus.stages.shop import Shop
+from lotus.stages.context import Context
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Uncut:
     """What is to be cut, and what is known of it before."""
 
-    shop: Shop
+    context: Context
     model: nn.Module
     gates: Any
     """Learned gates by site; None without."""
@@ -98,28 +98,28 @@ def lottery(
 
 def draw(uncut: Uncut) -> Cutting:
     """By scores, to one budget."""
-    shop, calibration = uncut.shop, uncut.calibration
-    with shop.images(shop.run.train_beton, calibration, shop.config.train, uncut.model) as loader:
+    context, calibration = uncut.context, uncut.calibration
+    with context.images(context.run.train_beton, calibration, context.config.train, uncut.model) as loader:
         drawn = yield from lottery(
             uncut.model,
             lambda: loader.epoch(0),
             uncut.wants,
             images=len(calibration),
-            shelves=shop.shelves,
+            shelves=context.shelves,
             gates=uncut.gates,
-            seed=shop.config.seed,
+            seed=context.config.seed,
             table=uncut.table,
         )
-    told = yield from timed(shop, drawn)
+    told = yield from timed(context, drawn)
     return Cut(drawn.model, drawn.before, drawn.after, drawn.forwards, drawn.notes), told
 
 
-def timed(shop: Shop, drawn: Any) -> Generator[Event, None, dict[str, Any]]:
+def timed(context: Context, drawn: Any) -> Generator[Event, None, dict[str, Any]]:
     """What is told of a budget of latency, where there was one; leaves latency.json."""
     if drawn.latency is None:
         return {}
-    write_text(shop.run.folder / "latency.json", drawn.latency.table.to_json())
-    yield Wrote("prune", str(shop.run.folder / "latency.json"))
+    write_text(context.run.folder / "latency.json", drawn.latency.table.to_json())
+    yield Wrote("prune", str(context.run.folder / "latency.json"))
     return {"latency": drawn.latency.told()}
 
 
@@ -127,33 +127,33 @@ def draw_sizes(uncut: Uncut) -> Cutting:
     """By scores: measured once, cut to the budget and to all further sizes."""
     from lotus.vit.cost import count
 
-    shop, wants, table = uncut.shop, uncut.wants, uncut.table
+    context, wants, table = uncut.context, uncut.wants, uncut.table
     keep = wants.keep.asked
     dense = count(uncut.model)
     if all(part == 1 for part in (*keep.values(), *wants.sizes, wants.stream)):  # nothing is to be turned or folded
         wants = wants.model_copy(update={"rotate": False, "compensate": "none"})
-    model, spent, notes = yield from narrow_stream(shop, uncut.model, uncut.calibration, wants)
-    studied = yield from study(shop, model, uncut.gates, uncut.calibration, wants)
+    model, spent, notes = yield from narrow_stream(context, uncut.model, uncut.calibration, wants)
+    studied = yield from study(context, model, uncut.gates, uncut.calibration, wants)
     drawn = studied.draw(wants, whole=dense, table=table)
     now = count(model)
     told: dict[str, Any] = {}
     # Of a narrower stream's MACs more may stay; sizes beyond it are as large as it.
     keeps = [{what: min(1.0, part * dense.macs / now.macs) for what, part in keep.items()} for keep in wants.more_sizes]
     for part, small in zip(sorted(wants.sizes, reverse=True), studied.nested(wants, keeps, table=table), strict=True):
-        told[f"{part:g}"] = yield from _keep_size(shop, part, small)
-    more = yield from timed(shop, drawn)
+        told[f"{part:g}"] = yield from _keep_size(context, part, small)
+    more = yield from timed(context, drawn)
     cut = Cut(drawn.model, drawn.before, drawn.after, spent + drawn.forwards, (*notes, *drawn.notes))
     return cut, {"sizes": told, **more}
 
 
-def _keep_size(shop: Shop, part: float, small: Drawn) -> Generator[Event, None, dict[str, Any]]:
+def _keep_size(context: Context, part: float, small: Drawn) -> Generator[Event, None, dict[str, Any]]:
     """Measure and write one of several sizes."""
     import lotus.pruning
     from lotus.training import loop
 
-    with shop.images(shop.run.val_beton, None, shop.config.train, small.model) as loader:
-        measured = loop.evaluate(small.model, loader, shop.world)
-    folder = shop.run.folder / f"pruned-{part:g}"
+    with context.images(context.run.val_beton, None, context.config.train, small.model) as loader:
+        measured = loop.evaluate(small.model, loader, context.world)
+    folder = context.run.folder / f"prune-{part:g}"
     lotus.pruning.save(small.model, folder)
     yield Wrote("prune", str(folder))
     of = "MACs" if small.latency is None else "latency"
@@ -166,7 +166,7 @@ def _keep_size(shop: Shop, part: float, small: Drawn) -> Generator[Event, None, 
 
 
 def narrow_stream(
-    shop: Shop, model: nn.Module, calibration: np.ndarray, wants: Prune
+    context: Context, model: nn.Module, calibration: np.ndarray, wants: Prune
 ) -> Generator[Event, None, tuple[nn.Module, int, list[str]]]:
     """The model with ``prune.width`` of its stream's channels, the images gone through for it, and what is to be said."""
     from lotus.pruning import narrow
@@ -176,23 +176,23 @@ def narrow_stream(
     channels = narrow.channels(model, wants.stream, wants.multiple)
     if channels == wide:
         return model, 0, []
-    with shop.images(shop.run.train_beton, calibration, shop.config.train, model) as loader:
+    with context.images(context.run.train_beton, calibration, context.config.train, model) as loader:
         found = yield from watched(
             "prune",
             len(calibration),
             lambda progress: narrow.statistics(model, loader.epoch(0), progress=progress),
         )
-    small = narrow.narrow(model, found, channels, compensate=shop.config.prune.compensate)
+    small = narrow.narrow(model, found, channels, compensate=context.config.prune.compensate)
     return small, found.images, [f"Of the stream's {wide} channels {channels} stay, turned."]
 
 
 def study(
-    shop: Shop, model: nn.Module, gates: Any, calibration: np.ndarray, wants: Prune
+    context: Context, model: nn.Module, gates: Any, calibration: np.ndarray, wants: Prune
 ) -> Generator[Event, None, Study]:
     """The model rotated, measured and scored."""
     import lotus.pruning
 
-    with shop.images(shop.run.train_beton, calibration, shop.config.train, model) as loader:
+    with context.images(context.run.train_beton, calibration, context.config.train, model) as loader:
         return (
             yield from watched(
                 "prune",
@@ -201,9 +201,9 @@ def study(
                     model,
                     lambda: loader.epoch(0),
                     wants,
-                    shelves=shop.shelves,
+                    shelves=context.shelves,
                     gates=gates,
-                    seed=shop.config.seed,
+                    seed=context.config.seed,
                     progress=progress,
                 ),
             )

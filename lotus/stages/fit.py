@@ -13,8 +13,9 @@ import numpy as np
 from lotus.config import Recipe
 from lotus.events import Event, Said, Wrote
 from lotus.files import digest
+from lotus.stage import TRAIN_FORWARDS, Outcome
+from lotus.stages.context import Context
 from lotus.stages.patches import fewer_tokens, joint_line, patch_scores, share_out, told_of_patches
-from lotus.stages.shop import TRAIN_FORWARDS, Outcome, Shop
 from selection.errors import Refused
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Images:
 
 
 def fit(
-    shop: Shop,
+    context: Context,
     stage: str,
     recipe: Recipe,
     model: nn.Module,
@@ -83,37 +84,37 @@ def fit(
     from lotus.vit.cost import macs
     from lotus.vit.model import image_size
 
-    run, world, place = shop.run, shop.world, place or stage
-    seed = shop.config.seed if seed is None else seed
+    run, world, place = context.run, context.world, place or stage
+    seed = context.config.seed if seed is None else seed
     patches = None if stage == "baseline" else recipe.patches
     side = image_size(model) if images.side is None else images.side
     _set_drop_path(model, recipe)
-    order = _order(shop, recipe, images.rows, seed)
-    joined = [*guests, *_own_guests(shop, stage, place, recipe, model, images, seed)]
+    order = _order(context, recipe, images.rows, seed)
+    joined = [*guests, *_own_guests(context, stage, place, recipe, model, images, seed)]
     if recipe.ema:
         joined.append(MovingAverage(recipe.ema))
     with contextlib.ExitStack() as open_things:
         stop = open_things.enter_context(StopFlag())
         tickets, asked, asked_macs, left = None, 0, 0.0, tuple[Path, ...]()
         if patches is not None and (patches.model or patches.cached):
-            tickets, asked, asked_macs, left = yield from patch_scores(shop, stage, patches, recipe, model, seed)
+            tickets, asked, asked_macs, left = yield from patch_scores(context, stage, patches, recipe, model, seed)
         joint = None
         if patches is not None and patches.joint is not None:
-            joint = share_out(shop, patches, model, seed, place=f"{place}.patches.joint")
+            joint = share_out(context, patches, model, seed, place=f"{place}.patches.joint")
             if world.is_main:
                 yield Said(stage, joint_line(joint, images.rows))
-        tokens = None if patches is None else open_things.enter_context(fewer_tokens(model, patches, shop.shelves))
+        tokens = None if patches is None else open_things.enter_context(fewer_tokens(model, patches, context.shelves))
         if tokens is not None:
             joined.append(FewerPatches(tokens, tickets, joint))
         loader = open_things.enter_context(
-            shop.loader(run.train_beton, order, size=side, augment=recipe.augment, seed=seed)
+            context.loader(run.train_beton, order, size=side, augment=recipe.augment, seed=seed)
         )
-        validation = open_things.enter_context(shop.images(run.val_beton, None, recipe, model)) if evaluate else None
-        objective = Objective(recipe, len(shop.manifest().classes), seed)
+        validation = open_things.enter_context(context.images(run.val_beton, None, recipe, model)) if evaluate else None
+        objective = Objective(recipe, len(context.manifest().classes), seed)
         data = loop.Data(loader, order, objective, validation, images.weights)
         folder = run.work(stage) / str(seed) if stage == "score" else run.work(stage)
         key = digest([run.settings(stage), run.made_from(stage), seed])
-        job = loop.Job(stage, folder, key, world, place=place, stop=stop, shelves=shop.shelves)
+        job = loop.Job(stage, folder, key, world, place=place, stop=stop, shelves=context.shelves)
         fitted = yield from loop.fit(model, recipe, data, job, joined)
         _check_sound(fitted, stage, place, evaluated=evaluate)
         told = {} if patches is None or tokens is None else told_of_patches(patches, tokens, joint, images.rows)
@@ -148,17 +149,17 @@ def _set_drop_path(model: nn.Module, recipe: Recipe) -> None:
         set_drop_path(model, recipe.drop_path)
 
 
-def _order(shop: Shop, recipe: Recipe, rows: np.ndarray, seed: int) -> SamplePlan:
+def _order(context: Context, recipe: Recipe, rows: np.ndarray, seed: int) -> SamplePlan:
     from lotus.data.sample_plan import SamplePlan
 
     return SamplePlan(
-        rows, seed=seed, batch_size=recipe.batch_size, world=shop.world.size, rank=shop.world.rank,
+        rows, seed=seed, batch_size=recipe.batch_size, world=context.world.size, rank=context.world.rank,
         accumulate=recipe.accumulate,
     )  # fmt: skip
 
 
 def _own_guests(
-    shop: Shop, stage: str, place: str, recipe: Recipe, model: nn.Module, images: Images, seed: int
+    context: Context, stage: str, place: str, recipe: Recipe, model: nn.Module, images: Images, seed: int
 ) -> list[Guest]:
     """Those that the config names. They join the training whose recipe it is, and no other that goes by it."""
     from lotus.data import beton
@@ -170,20 +171,20 @@ def _own_guests(
     if not wanted:
         return growing
     here = {
-        "model": model, "recipe": recipe, "rows": images.rows, "labels": beton.labels(shop.run.train_beton),
-        "classes": len(shop.manifest().classes), "seed": seed, "world": shop.world,
+        "model": model, "recipe": recipe, "rows": images.rows, "labels": beton.labels(context.run.train_beton),
+        "classes": len(context.manifest().classes), "seed": seed, "world": context.world,
     }  # fmt: skip
-    return growing + named.chosen(wanted, here, shop.shelves, place=f"{place}.guests")
+    return growing + named.chosen(wanted, here, context.shelves, place=f"{place}.guests")
 
 
 def keep_model(
-    shop: Shop, stage: str, model: nn.Module, folder: Path, more: Mapping[str, Any] | None = None
+    context: Context, stage: str, model: nn.Module, folder: Path, more: Mapping[str, Any] | None = None
 ) -> Iterator[Event]:
     """Write the model's folder, with what is needed to use it."""
     import lotus.pruning
 
-    if shop.world.rank == 0:
-        manifest = shop.manifest()
+    if context.world.rank == 0:
+        manifest = context.manifest()
         about = {"classes": manifest.classes, "mean": manifest.mean, "std": manifest.std, **(more or {})}
         lotus.pruning.save(model, folder, about=about)
         yield Wrote(stage, str(folder))

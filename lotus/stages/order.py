@@ -6,44 +6,29 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 from lotus.config import Config
 from lotus.events import Began, Ended, Event, Said, Skipped
-from lotus.run import BY_NAME, Run
-from lotus.stages import finish, probe, prune, train
+from lotus.run import Run
+from lotus.stage import Stage, Work
 from lotus.stages.checks import check, look_ahead
-from lotus.stages.shop import Making, Shop, plan
+from lotus.stages.context import Context
+from lotus.stages.shelf import check_named, run_of
 from selection.errors import Refused
-
-EVERY_RANK = ("score", "baseline", "train", "finetune")
-"""Stages in which every rank works; the others are done by rank 0 while the rest wait."""
-
-MAKERS: dict[str, Callable[[Shop], Making]] = {
-    "prepare": probe.prepare,
-    "score": probe.score,
-    "select": probe.select,
-    "baseline": train.baseline,
-    "train": train.train,
-    "prune": prune.prune,
-    "finetune": train.finetune,
-    "export": finish.export,
-    "report": finish.report,
-}
-assert list(MAKERS) == list(BY_NAME)
 
 
 def go(
     config: Config,
     *,
-    until: str = "report",
+    until: str | None = None,
     first: str | None = None,
     again: bool = False,
     shelves: Sequence[ModuleType] = (),
 ) -> Iterator[Event]:
-    """Run every stage up to ``until`` that is not done, in order.
+    """Run every stage that leads to ``until`` (the last) and is not done, in order.
 
     Args:
         first: run again from this stage on.
@@ -54,60 +39,69 @@ def go(
         KeyboardInterrupt: stopped on request; what was trained so far is saved.
     """
     check(config, shelves)
-    run, names = Run(config, shelves), plan(config, until)
-    if first is not None and first not in names:
-        raise Refused(f"--from {first}: this run has no such stage. It has: {', '.join(names)}.")
+    run = run_of(config, shelves)
+    check_named(until, list(run.stages), "until")
+    names = run.plan(until)
+    check_named(first, names, "--from")
     asked = names if again else names[names.index(first) :] if first else []
     # Several ranks must take the same decisions, so they are joined before the first; one alone answers at once.
-    shop = Shop.open(run, shelves) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
-    lead = shop is None or shop.world.rank == 0
+    context = Context.open(run, shelves) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+    lead = context is None or context.world.rank == 0
     with run.held() if lead else contextlib.nullcontext():
         if asked or any(run.why(name) for name in names):
-            look_ahead(config)
-        _wait(shop)  # nobody changes what stands before everybody has looked
+            look_ahead(config, run.stages.values(), shelves)
+        _wait(context)  # nobody changes what stands before everybody has looked
         if lead:
+            if run.is_older:
+                yield _logged(run, Said(names[0], _older_told(run), level="warning"), lead)
             run.settle()
             run.forget(asked)
         for name in names:
-            _wait(shop)
+            _wait(context)
             why = run.why(name)
-            _wait(shop)  # nobody starts, and changes what stands, before everybody has looked
+            _wait(context)  # nobody starts, and changes what stands, before everybody has looked
             if why is None:
                 yield _logged(run, Skipped(name), lead)
                 continue
-            if shop is None:
-                shop = Shop.open(run, shelves)
-            shop.anew = "prepare" in asked
-            if lead:
-                run.forget([name])
-            yield _logged(run, Began(name, why), lead)
-            began = time.perf_counter()
-            if name in EVERY_RANK:
-                outcome = yield from _make(name, shop, lead)
-            elif lead:
-                outcome = yield from _make(name, shop.alone(), lead)
-            if lead:
-                seconds = time.perf_counter() - began + outcome.earlier_seconds
-                run.finish(
-                    name,
-                    seconds=seconds,
-                    image_forwards=outcome.image_forwards,
-                    macs=outcome.macs,
-                    values=outcome.values,
-                    left=outcome.left,
-                )
-                shutil.rmtree(run.work(name), ignore_errors=True)
-                yield _logged(run, Ended(name, seconds, _numbers(outcome.values)), lead)
-        if lead and (older := run.outdated(plan(config))):
+            if context is None:
+                context = Context.open(run, shelves)
+            context.anew = name in asked
+            yield from _carry_out(run.stages[name], why, context, lead)
+        if lead and (older := run.outdated(run.plan())):
             text = (
                 f"what stands of {', '.join(older)} is older than this or of other settings; lotus run makes it again"
             )
             yield _logged(run, Said(names[-1], text, level="warning"), lead)
 
 
-def _make(name: str, shop: Shop, lead: bool) -> Making:
+def _carry_out(stage: Stage, why: str, context: Context, lead: bool) -> Iterator[Event]:
+    """A stage, from its beginning to its record."""
+    run, name = context.run, stage.name
+    if lead:
+        run.forget([name])
+    yield _logged(run, Began(name, why), lead)
+    began = time.perf_counter()
+    if stage.every_rank:
+        outcome = yield from _make(stage, context, lead)
+    elif lead:
+        outcome = yield from _make(stage, context.alone(), lead)
+    if lead:
+        seconds = time.perf_counter() - began + outcome.earlier_seconds
+        run.finish(
+            name,
+            seconds=seconds,
+            image_forwards=outcome.image_forwards,
+            macs=outcome.macs,
+            values=outcome.values,
+            left=outcome.left,
+        )
+        shutil.rmtree(run.work(name), ignore_errors=True)
+        yield _logged(run, Ended(name, seconds, _numbers(outcome.values)), lead)
+
+
+def _make(stage: Stage, context: Context, lead: bool) -> Work:
     """Carry out a stage, writing down what happens. Where that cannot be, a training is saved before it is refused."""
-    making = MAKERS[name](shop)
+    making = stage.make(context)
     full: Refused | None = None
     while True:
         try:
@@ -119,7 +113,7 @@ def _make(name: str, shop: Shop, lead: bool) -> Making:
                 raise
             raise Refused(f"{full} {stopped}") from None
         if lead and full is None:
-            full = _unwritten(shop.run, event)
+            full = _unwritten(context.run, event)
         yield event
 
 
@@ -140,9 +134,17 @@ def _unwritten(run: Run, event: Event) -> Refused | None:
     return None
 
 
-def _wait(shop: Shop | None) -> None:
-    if shop is not None:
-        shop.world.barrier()
+def _older_told(run: Run) -> str:
+    models = ", ".join(f"{name}/" for name in run.strangers())
+    stay = f" The models in {models} stay as they are." if models else ""
+    return (
+        f"{run.folder} was written by an older LOTUS, whose records are not read any more: its stages run again.{stay}"
+    )
+
+
+def _wait(context: Context | None) -> None:
+    if context is not None:
+        context.world.barrier()
 
 
 def _logged(run: Run, event: Event, lead: bool) -> Event:

@@ -13,7 +13,7 @@ import numpy as np
 from lotus.config import Recipe
 from lotus.events import Event, Step, Wrote
 from lotus.files import digest, digest_of
-from lotus.stages.shop import Shop
+from lotus.stages.context import Context
 from selection import lottery
 
 if TYPE_CHECKING:
@@ -65,13 +65,17 @@ def told_of_patches(
     return found
 
 
-def share_out(shop: Shop, patches: Patches, model: nn.Module, seed: int, *, place: str) -> Joint:
+def share_out(context: Context, patches: Patches, model: nn.Module, seed: int, *, place: str) -> Joint:
     """Shares out the patches by what ``select.score`` says of each image."""
     from lotus.training.joint_budget import Joint
 
-    wants = shop.config.select
+    wants = context.config.select
     scores = lottery.scored(
-        shop.signals(), score=wants.score, seed=shop.config.seed, shelves=shop.shelves, max_memory=wants.max_memory
+        context.signals(),
+        score=wants.score,
+        seed=context.config.seed,
+        shelves=context.shelves,
+        max_memory=wants.max_memory,
     )
     count: Any = model.patch_embed.num_patches  # type: ignore[union-attr]
     return Joint(scores, patches, patches=count, seed=seed, place=place)
@@ -86,7 +90,7 @@ def joint_line(joint: Joint, rows: np.ndarray) -> str:
 
 
 def patch_scores(
-    shop: Shop, stage: str, patches: Patches, recipe: Recipe, model: nn.Module, seed: int
+    context: Context, stage: str, patches: Patches, recipe: Recipe, model: nn.Module, seed: int
 ) -> Generator[Event, None, tuple[Tickets, int, float, tuple[Path, ...]]]:
     """The scores of the patches of all training images as ``model`` sees them; and how many images a model was shown for it
     now, at how many MACs; and the file that they lie in."""
@@ -95,9 +99,9 @@ def patch_scores(
     from lotus.vit.cost import count
     from lotus.vit.model import image_size
 
-    file, asked, made = yield from patch_file(shop, stage, patches, recipe, model)
-    maps, size = patch_maps.load(file, fingerprint=shop.manifest().fingerprint)
-    stored = Beton(shop.run.train_beton)
+    file, asked, made = yield from patch_file(context, stage, patches, recipe, model)
+    maps, size = patch_maps.load(file, fingerprint=context.manifest().fingerprint)
+    stored = Beton(context.run.train_beton)
     patch: Any = model.patch_embed.patch_size  # type: ignore[union-attr]
     found = patch_maps.Tickets(
         maps, stored.heights, stored.widths, asked=size, size=image_size(model), patch=tuple(patch),
@@ -109,7 +113,7 @@ def patch_scores(
 
 
 def patch_file(
-    shop: Shop, stage: str, patches: Patches, recipe: Recipe, model: nn.Module
+    context: Context, stage: str, patches: Patches, recipe: Recipe, model: nn.Module
 ) -> Generator[Event, None, tuple[Path, nn.Module | None, bool]]:
     """The file of the patches' scores, made once and kept beside the .beton; the model that is asked, and whether it was now.
 
@@ -122,30 +126,34 @@ def patch_file(
     from lotus.vit import saliency
     from lotus.vit.model import image_size
 
-    run, manifest = shop.run, shop.manifest()
-    folder = run.baseline if patches.model == "baseline" else Path(patches.model)
+    run, manifest = context.run, context.manifest()
+    folder = run.of("baseline") if patches.model == "baseline" else Path(patches.model)
     asked = lotus.pruning.load(folder) if patches.model else None
     looks: Any = model if asked is None else asked
     if asked is not None:
         by = digest_of(folder / "model.safetensors")
     else:
-        reads = saliency.reads(patches.score, shop.shelves)
-        by = digest([image_size(model), list(looks.patch_embed.patch_size), shop.config.seed if "rng" in reads else 0])
+        reads = saliency.reads(patches.score, context.shelves)
+        by = digest(
+            [image_size(model), list(looks.patch_embed.patch_size), context.config.seed if "rng" in reads else 0]
+        )
     text = run.own_text(patches.score.name)
     own = [text] if text else []
     file = run.data / f"patches-{digest([manifest.fingerprint, patches.score.model_dump(), by, *own])}.npz"
-    made = bool(shop.world.main(not patch_maps.stands(file)))  # nobody makes it before rank 0 has looked
-    if shop.world.rank == 0 and made:
+    made = bool(context.world.main(not patch_maps.stands(file)))  # nobody makes it before rank 0 has looked
+    if context.world.rank == 0 and made:
         side = looks.patch_embed.grid_size
         maps, mass, done = np.zeros((manifest.n, *side), np.uint8), patch_maps.Mass(int(np.prod(side))), 0
         ties = torch.Generator().manual_seed(0)  # not the run's: the file serves all seeds
-        with shop.alone().images(run.train_beton, None, recipe, looks) as loader:
+        with context.alone().images(run.train_beton, None, recipe, looks) as loader:
             if asked is not None:
-                asked = asked.to(shop.world.device)
-                scored = saliency.by_model(patches.score, asked, loader.epoch(0), shop.shelves)
+                asked = asked.to(context.world.device)
+                scored = saliency.by_model(patches.score, asked, loader.epoch(0), context.shelves)
             else:
                 patch = tuple(looks.patch_embed.patch_size)
-                scored = saliency.by_images(patches.score, patch, loader.epoch(0), shop.shelves, seed=shop.config.seed)
+                scored = saliency.by_images(
+                    patches.score, patch, loader.epoch(0), context.shelves, seed=context.config.seed
+                )
             for rows, scores in scored:
                 maps[rows.numpy()] = patch_maps.ranks(scores, ties).view(-1, *side).numpy()
                 mass.add(scores)
@@ -153,5 +161,5 @@ def patch_file(
                 yield Step(stage, done, manifest.n, unit="images asked for their patches")
         patch_maps.save(file, maps, size=image_size(looks), fingerprint=manifest.fingerprint, mass=mass.curve())
         yield Wrote(stage, str(file))
-    shop.world.barrier()
+    context.world.barrier()
     return file, asked, made

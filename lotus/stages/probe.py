@@ -1,4 +1,4 @@
-"""The stages before the training: ``prepare`` the images, ``score`` them by probes, ``select`` the ticket."""
+"""The probes of the stage ``score``: short trainings that are watched, or heads on the features of a frozen model."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import numpy as np
 from lotus.config import Config, Recipe
 from lotus.events import Event, Said, Step, Wrote
 from lotus.files import digest, digest_of
-from lotus.run import lies
+from lotus.stage import TRAIN_FORWARDS
+from lotus.stages.context import Context
 from lotus.stages.fit import Images, fit
-from lotus.stages.shop import PARTS, TRAIN_FORWARDS, Making, Outcome, Shop
-from selection import lottery, npz
+from selection import npz
 from selection.errors import Refused
 
 if TYPE_CHECKING:
@@ -27,75 +27,6 @@ if TYPE_CHECKING:
     from lotus.training.distributed import World
 
 T = TypeVar("T")
-
-
-def prepare(shop: Shop) -> Making:
-    from lotus.data import beton
-    from lotus.data.dataset import open_data
-    from lotus.data.loader import writer
-
-    run, data = shop.run, shop.config.data
-    here = lies(data.path)
-    train, val = open_data(data, shop.shelves)
-    for source, file in ((train, run.train_beton), (val, run.val_beton)):
-        yield from beton.prepare(source, file, data, choose=writer, anew=shop.anew)
-    manifest = shop.manifest()
-    told = {"images": manifest.n, "classes": len(manifest.classes), "skipped": len(manifest.skipped)}
-    made = digest([manifest.fingerprint, beton.Manifest.load(run.val_beton).fingerprint])
-    return Outcome(values={**told, "fingerprint": made, "lies": here or lies(data.path)})
-
-
-def score(shop: Shop) -> Making:
-    """Probes, several seeds, each watched while it trains; and those on parts of the images."""
-    from lotus.data import beton
-    from selection.parts import random_parts
-    from selection.signals import Signals
-
-    run, config = shop.run, shop.config
-    manifest, labels = shop.manifest(), beton.labels(run.train_beton)
-    known: dict[str, np.ndarray] = {"labels": labels}
-    if run.probed:  # refuse now what would be refused after the probe
-        lottery.affordable(labels, config.select.keep, config.select.balance or config.select.floor is not None)
-    if (wants := config.score.subsets) is not None:
-        rng = np.random.default_rng([config.seed, PARTS])
-        known["run_in"] = random_parts(manifest.n, wants.runs, wants.part, rng)
-    making = _linear if config.score.probe == "linear" else _trained
-    found, spent = yield from making(shop, labels, known.get("run_in"))
-    if shop.world.rank == 0:
-        Signals(known | found, classes=manifest.classes, fingerprint=manifest.fingerprint).save(run.signals)
-        yield Wrote("score", str(run.signals))
-    values = {"probe": config.score.probe, "epochs": config.score.epochs}
-    values["seeds"] = config.score.heads if making is _linear else config.score.seeds
-    return Outcome(spent.forwards, spent.macs, values, spent.earlier)
-
-
-def select(shop: Shop) -> Making:
-    from selection.lottery import select as draw
-    from selection.subset import Subset
-
-    run, wants, manifest = shop.run, shop.config.select, shop.manifest()
-    if wants.ticket:
-        subset = Subset.load(wants.ticket)
-        subset.check(fingerprint=manifest.fingerprint, total=manifest.n, place=wants.ticket)
-    else:
-        drawn = draw(
-            shop.signals(),
-            score=wants.score,
-            pick=wants.pick,
-            keep=wants.keep,
-            balance=wants.balance,
-            floor=wants.floor,
-            seed=shop.config.seed,
-            start=Subset.load(wants.start) if wants.start else None,
-            max_memory=wants.max_memory,
-            shelves=shop.shelves,
-        )
-        for warning in drawn.warnings:
-            yield Said("select", warning, level="warning")
-        subset = drawn.subset
-    subset.save(run.ticket)
-    yield Wrote("select", str(run.ticket))
-    return Outcome(values={"kept": len(subset.rows), "of": subset.total})
 
 
 @dataclass(frozen=True)
@@ -114,14 +45,14 @@ class Spent:
 Probed = Generator[Event, None, tuple[dict[str, np.ndarray], Spent]]
 
 
-def _trained(shop: Shop, labels: np.ndarray, run_in: np.ndarray | None) -> Probed:
+def by_training(context: Context, labels: np.ndarray, run_in: np.ndarray | None) -> Probed:
     """Short trainings that are watched, and those on parts of the images."""
-    config = shop.config
+    config = context.config
     told: list[dict[str, np.ndarray]] = []
     found: dict[str, np.ndarray] = {}
     total = Spent()
     for number in range(config.score.seeds):
-        signals, spent = yield from _probe(shop, _probe_seed(config, number), embed=number == 0)
+        signals, spent = yield from _probe(context, _probe_seed(config, number), embed=number == 0)
         found |= {name: signals.pop(name) for name in ("embeddings", "errors") if name in signals}
         told.append(signals)
         total += spent
@@ -130,7 +61,7 @@ def _trained(shop: Shop, labels: np.ndarray, run_in: np.ndarray | None) -> Probe
         said = []
         for number, inside in enumerate(run_in):
             seed = _probe_seed(config, config.score.seeds + number)
-            signals, spent = yield from _probe(shop, seed, rows=np.flatnonzero(inside))
+            signals, spent = yield from _probe(context, seed, rows=np.flatnonzero(inside))
             said.append(signals["run_p_label"])
             total += spent
         found["run_p_label"] = np.stack(said)
@@ -142,30 +73,28 @@ def _probe_seed(config: Config, number: int) -> int:
     return config.seed + 1000 * (number + 1)
 
 
-def _probe(shop: Shop, seed: int, *, rows: np.ndarray | None = None, embed: bool = False) -> Probed:
+def _probe(context: Context, seed: int, *, rows: np.ndarray | None = None, embed: bool = False) -> Probed:
     """One short training: on all images, watched (E, N), with the last layer's (N, D), (N, C) where ``embed``; or on ``rows``,
     and what it says of every image in the end (N,). One that is done is not done again when the stage is taken up."""
-    from lotus.training import recording
+    from lotus.training import probe
 
-    run, config, manifest, world = shop.run, shop.config, shop.manifest(), shop.world
+    run, config, manifest, world = context.run, context.config, context.manifest(), context.world
     file, key = run.work("score") / f"{seed}.npz", digest([run.settings("score"), run.made_from("score"), seed])
     known = _recalled(file, key)
     world.barrier()  # nobody writes it before everybody has looked
     if known is not None:
         return known
     began = time.perf_counter()
-    model, side = _probe_model(shop, seed)
+    model, side = _probe_model(context, seed)
     every = np.arange(manifest.n)
     _check_batches(model, manifest.n if rows is None else len(rows), config.score, world)
     recorder = None
     if rows is None:
-        recorder = recording.Recorder(
-            manifest.n, config.score.epochs, len(manifest.classes), steps=config.score.gradients
-        )
+        recorder = probe.Recorder(manifest.n, config.score.epochs, len(manifest.classes), steps=config.score.gradients)
     images = Images(every if rows is None else rows, side=side)
-    guests = [] if recorder is None else [recording.Watched(recorder)]
+    guests = [] if recorder is None else [probe.Watched(recorder)]
     fitted, price = yield from fit(
-        shop, "score", config.score, model, images, guests, seed=seed, evaluate=False
+        context, "score", config.score, model, images, guests, seed=seed, evaluate=False
     )  # fmt: skip
     for buffer in model.buffers():  # what batch norms saw, each rank of its own images
         if buffer.is_floating_point():
@@ -175,14 +104,14 @@ def _probe(shop: Shop, seed: int, *, rows: np.ndarray | None = None, embed: bool
     macs = forwards * price.macs
     if embed or rows is not None:
         model = model.to(world.device)
-        with shop.images(run.train_beton, None, config.score, model, side=side) as loader:
+        with context.images(run.train_beton, None, config.score, model, side=side) as loader:
             if rows is None:
-                found |= recording.last_layer(model, loader, manifest.n, world, errors=config.score.gradients)
+                found |= probe.last_layer(model, loader, manifest.n, world, errors=config.score.gradients)
             else:
                 correct = config.score.subsets is not None and config.score.subsets.record == "correct"
-                found["run_p_label"] = recording.label_probability(model, loader, manifest.n, world, correct=correct)
+                found["run_p_label"] = probe.label_probability(model, loader, manifest.n, world, correct=correct)
         forwards += manifest.n
-        macs += manifest.n * _macs(shop, model, side)
+        macs += manifest.n * _macs(context, model, side)
     spent = Spent(forwards, macs, time.perf_counter() - began + fitted.earlier_seconds)
     if world.rank == 0:
         _remember(file, key, found, spent)
@@ -203,29 +132,29 @@ def _check_batches(model: nn.Module, images: int, recipe: Recipe, world: World) 
         )
 
 
-def _linear(shop: Shop, labels: np.ndarray, run_in: np.ndarray | None) -> Probed:
+def by_heads(context: Context, labels: np.ndarray, run_in: np.ndarray | None) -> Probed:
     """Heads on frozen features, watched, and those on parts of the images. Rank 0 trains them: it takes seconds."""
     import torch
 
     from lotus.training import linear
     from lotus.training.distributed import StopFlag
 
-    wants, classes, device = shop.config.score, len(shop.manifest().classes), shop.world.device
-    embeddings, spent = yield from _features(shop)
+    wants, classes, device = context.config.score, len(context.manifest().classes), context.world.device
+    embeddings, spent = yield from _features(context)
     found: dict[str, Any] = {"embeddings": linear.standardised(embeddings)}
     images, width = embeddings.shape
     trained = wants.heads * images + (0 if run_in is None else int(run_in.sum()))
     spent += Spent(macs=linear.macs(trained, wants.epochs, width, classes))
-    if shop.world.rank:
+    if context.world.rank:
         return found, spent
     features, own = torch.from_numpy(found["embeddings"]).to(device), torch.from_numpy(labels).to(device)
     with StopFlag() as stop:
-        seeds = [_probe_seed(shop.config, number) for number in range(wants.heads)]
+        seeds = [_probe_seed(context.config, number) for number in range(wants.heads)]
         found |= yield from linear.watched(
             features, own, classes, wants, seeds=seeds, gradients=wants.gradients, stop=stop
         )
         if run_in is not None and wants.subsets is not None:
-            seeds = [_probe_seed(shop.config, wants.heads + number) for number in range(len(run_in))]
+            seeds = [_probe_seed(context.config, wants.heads + number) for number in range(len(run_in))]
             correct = wants.subsets.record == "correct"
             found["run_p_label"] = yield from linear.on_parts(
                 features, own, classes, wants, run_in=run_in, seeds=seeds, correct=correct, stop=stop
@@ -233,12 +162,12 @@ def _linear(shop: Shop, labels: np.ndarray, run_in: np.ndarray | None) -> Probed
     return found, spent
 
 
-def _features(shop: Shop) -> Generator[Event, None, tuple[np.ndarray, Spent]]:
+def _features(context: Context) -> Generator[Event, None, tuple[np.ndarray, Spent]]:
     """What the head of the frozen model reads of every image (N, D), computed once and kept in the run's folder."""
-    from lotus.training import recording
+    from lotus.training import probe
     from lotus.training.distributed import StopFlag
 
-    run, config, manifest, world = shop.run, shop.config, shop.manifest(), shop.world
+    run, config, manifest, world = context.run, context.config, context.manifest(), context.world
     wants = config.score.model or config.model
     key = digest([
         manifest.fingerprint, wants.model_dump(), _weights_hash(wants), config.score.side, config.model.model_dump(),
@@ -249,15 +178,15 @@ def _features(shop: Shop) -> Generator[Event, None, tuple[np.ndarray, Spent]]:
     if known is not None:
         return known[0]["embeddings"], known[1]
     began = time.perf_counter()
-    model, side = _probe_model(shop, _probe_seed(config, 0))
+    model, side = _probe_model(context, _probe_seed(config, 0))
     model = model.to(world.device)
     if world.rank == 0 and not wants.pretrained and not wants.weights:
         cure = "Give score.model.weights or score.model.pretrained for better ones, or take score.probe=train."
         yield Said("score", f"the features are of a model that has not learned anything yet. {cure}", "warning")
-    with StopFlag() as stop, shop.images(run.train_beton, None, config.score, model, side=side) as loader:
-        reading = recording.features(model, loader, manifest.n, world, bf16=config.score.precision == "bf16")
+    with StopFlag() as stop, context.images(run.train_beton, None, config.score, model, side=side) as loader:
+        reading = probe.features(model, loader, manifest.n, world, bf16=config.score.precision == "bf16")
         embeddings = yield from _steps(reading, -(-manifest.n // world.size), world, stop)
-    spent = Spent(manifest.n, float(manifest.n) * _macs(shop, model, side), time.perf_counter() - began)
+    spent = Spent(manifest.n, float(manifest.n) * _macs(context, model, side), time.perf_counter() - began)
     if world.rank == 0:
         _remember(run.features, key, {"embeddings": embeddings}, spent)
         yield Wrote("score", str(run.features))
@@ -309,13 +238,13 @@ def _recalled(file: Path, key: str) -> tuple[dict[str, np.ndarray], Spent] | Non
         return None
 
 
-def _probe_model(shop: Shop, seed: int) -> tuple[nn.Module, int]:
+def _probe_model(context: Context, seed: int) -> tuple[nn.Module, int]:
     """What is probed, the same start for the same seed, and the side of the images that it reads."""
     import torch
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return proxy_model(shop.config, len(shop.manifest().classes))
+        return proxy_model(context.config, len(context.manifest().classes))
 
 
 def proxy_model(config: Config, classes: int, *, loaded: bool = True) -> tuple[nn.Module, int]:
@@ -344,7 +273,7 @@ def has_batch_norms(model: nn.Module) -> bool:
     return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
-def _macs(shop: Shop, model: nn.Module, side: int) -> int:
+def _macs(context: Context, model: nn.Module, side: int) -> int:
     from lotus.vit.cost import macs
 
-    return macs(model, side, place="model" if shop.config.score.model is None else "score.model")
+    return macs(model, side, place="model" if context.config.score.model is None else "score.model")

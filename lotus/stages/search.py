@@ -12,9 +12,10 @@ import numpy as np
 from lotus.config import Recipe, Search
 from lotus.events import Event, Said, Wrote, watched
 from lotus.files import write_json
+from lotus.stage import TRAIN_FORWARDS
+from lotus.stages.context import HELD_OUT, Context
 from lotus.stages.cut import Cut, Cutting, Uncut, narrow_stream, study, timed
 from lotus.stages.fit import Images, fit
-from lotus.stages.shop import HELD_OUT, TRAIN_FORWARDS, Shop
 from selection.errors import Refused
 
 if TYPE_CHECKING:
@@ -34,11 +35,11 @@ def search_widths(uncut: Uncut) -> Cutting:
     from lotus.vit.cost import count
     from selection.subset import Subset
 
-    shop, dense, asks = uncut.shop, uncut.model, uncut.wants.search
+    context, dense, asks = uncut.context, uncut.model, uncut.wants.search
     assert asks is not None
-    run, whole = shop.run, count(dense)
-    rows = yield from _held_out_images(shop, uncut.calibration, Subset.load(run.ticket), asks)
-    with shop.images(run.train_beton, rows, shop.config.train, dense) as held:
+    run, whole = context.run, count(dense)
+    rows = yield from _held_out_images(context, uncut.calibration, Subset.load(run.ticket), asks)
+    with context.images(run.train_beton, rows, context.config.train, dense) as held:
         judge = Judge(dense, lambda: held.epoch(0), asks.metric)
         searched = _Searched(dense, float(judge.forwards))
         yield from _rounds(uncut, judge, searched)
@@ -61,7 +62,7 @@ def search_widths(uncut: Uncut) -> Cutting:
     write_json(run.folder / "search.json", written)
     write_json(run.folder / "pareto.json", written["pareto"])
     yield Wrote("prune", str(run.folder / "search.json"))
-    more = yield from timed(shop, found.drawn)
+    more = yield from timed(context, found.drawn)
     brief: dict[str, Any] = {name: written[name] for name in ("dense", "chosen", "equal", "cp_vit") if name in written}
     before = {"params": whole.params, "macs": whole.macs}
     notes = (*searched.notes, *found.drawn.notes)
@@ -88,14 +89,14 @@ def _rounds(uncut: Uncut, judge: Judge, searched: _Searched) -> Generator[Event,
     from lotus.vit.cost import count
     from selection.subset import Subset
 
-    shop, dense, wants, asks = uncut.shop, uncut.model, uncut.wants, uncut.wants.search
+    context, dense, wants, asks = uncut.context, uncut.model, uncut.wants, uncut.wants.search
     assert asks is not None
-    ticket, whole = Subset.load(shop.run.ticket), count(dense)
-    searched.model, looked, searched.notes = yield from narrow_stream(shop, dense, uncut.calibration, wants)
+    ticket, whole = Subset.load(context.run.ticket), count(dense)
+    searched.model, looked, searched.notes = yield from narrow_stream(context, dense, uncut.calibration, wants)
     searched.forwards += looked
     for number in range(asks.rounds):
         gates = uncut.gates if number == 0 else None
-        studied = yield from study(shop, searched.model, gates, uncut.calibration, wants)
+        studied = yield from study(context, searched.model, gates, uncut.calibration, wants)
         if uncut.table is not None:  # of the dense model, whatever earlier rounds left
             studied = dataclasses.replace(studied, beside=dense)
         now = count(searched.model)
@@ -105,7 +106,7 @@ def _rounds(uncut: Uncut, judge: Judge, searched: _Searched) -> Generator[Event,
         searched.log += [{"round": number, **one.record()} for one in found.tried]
         searched.tried += found.tried
         if asks.recovery and number + 1 < asks.rounds:
-            searched.model, seen, taught = yield from _recover(shop, searched.model, dense, ticket.rows, number)
+            searched.model, seen, taught = yield from _recover(context, searched.model, dense, ticket.rows, number)
             searched.forwards += seen * (TRAIN_FORWARDS * found.chosen.macs / whole.macs + taught)
 
 
@@ -191,10 +192,10 @@ def _equal(
 
 
 def _held_out_images(
-    shop: Shop, calibration: np.ndarray, ticket: Subset, asks: Search
+    context: Context, calibration: np.ndarray, ticket: Subset, asks: Search
 ) -> Generator[Event, None, np.ndarray]:
     """Rows to search by; says where some of them were trained on."""
-    rng = np.random.default_rng([shop.config.seed, HELD_OUT])
+    rng = np.random.default_rng([context.config.seed, HELD_OUT])
     rows = _held_out(ticket.rows, ticket.total, calibration, asks.images, rng)
     if len(rows) and np.isin(rows, ticket.rows).any():
         left = ticket.total - len(ticket.rows)
@@ -207,14 +208,14 @@ def _held_out_images(
 
 
 def _recover(
-    shop: Shop, model: nn.Module, dense: nn.Module, ticket: np.ndarray, number: int
+    context: Context, model: nn.Module, dense: nn.Module, ticket: np.ndarray, number: int
 ) -> Generator[Event, None, tuple[nn.Module, int, bool]]:
     """A little training after a round, by the fine-tune's recipe: the model, the images that it saw, and whether ``dense`` taught."""
     import copy
 
     from lotus.training.distill import Taught, make_distiller
 
-    config, asks = shop.config, shop.config.prune.search
+    config, asks = context.config, context.config.prune.search
     assert asks is not None
     passes, images = _passes(asks.recovery, config.finetune.batch_size, len(ticket))
     off = {"epochs": passes, "warmup_epochs": 0.0, "patches": None, "compile": False, "ema": 0.0}
@@ -222,12 +223,12 @@ def _recover(
     rng = np.random.default_rng([config.seed, HELD_OUT, number])
     rows = np.sort(rng.choice(ticket, size=images, replace=False))
     twin = copy.deepcopy(model)
-    distiller = make_distiller(copy.deepcopy(dense), recipe, shop.world.device)
+    distiller = make_distiller(copy.deepcopy(dense), recipe, context.world.device)
     fitted, _ = yield from fit(
-        shop, "prune", recipe, model, Images(rows), [] if distiller is None else [Taught(distiller)], place="finetune",
+        context, "prune", recipe, model, Images(rows), [] if distiller is None else [Taught(distiller)], place="finetune",
         seed=config.seed + 1 + number, evaluate=False,
     )  # fmt: skip
-    return fitted.load_into(twin).to(shop.world.device).eval(), fitted.images_seen, distiller is not None
+    return fitted.load_into(twin).to(context.world.device).eval(), fitted.images_seen, distiller is not None
 
 
 def _passes(steps: int, batch: int, images: int) -> tuple[int, int]:
@@ -263,8 +264,8 @@ def convolve_attention(uncut: Uncut) -> Cutting:
     from lotus.vit.cost import count, outline
     from selection.subset import Subset
 
-    shop, model, wants = uncut.shop, uncut.model, uncut.wants
-    run, config = shop.run, shop.config
+    context, model, wants = uncut.context, uncut.model, uncut.wants
+    run, config = context.run, context.config
     asks, keep = wants.convolve, wants.keep.macs
     assert asks is not None
     assert keep is not None
@@ -272,7 +273,7 @@ def convolve_attention(uncut: Uncut) -> Cutting:
     whole, shape = count(model), outline(model)
     searched = copy.deepcopy(model)
     gates = NestedGates(
-        searched, keep=keep, lr=asks.gate_lr, strength=asks.strength, seed=config.seed, device=shop.world.device
+        searched, keep=keep, lr=asks.gate_lr, strength=asks.strength, seed=config.seed, device=context.world.device
     )
     train = {name: getattr(config.train, name) for name in Recipe.model_fields}
     changed = {
@@ -280,7 +281,7 @@ def convolve_attention(uncut: Uncut) -> Cutting:
         "patches": None, "compile": False, "ema": 0.0, "zero": min(1, config.train.zero), "evaluate_every": 0,
     }  # fmt: skip
     fitted, _ = yield from fit(
-        shop, "prune", Recipe(**{**train, **changed}), searched, Images(ticket.rows, ticket.spread()), [Gating(gates)],
+        context, "prune", Recipe(**{**train, **changed}), searched, Images(ticket.rows, ticket.spread()), [Gating(gates)],
         place="train",
     )  # fmt: skip
     chances, mixes, reached = gates.by_block(), gates.mixes(), gates.open_macs()
@@ -289,7 +290,7 @@ def convolve_attention(uncut: Uncut) -> Cutting:
     both = sum(conv_macs(patches, shape.width, one.v_dim, kernel) for one in shape.dims for kernel in (1, 3))
     choices = convolve.project(shape, chances, keep, round=wants.multiple)
     small = convolve.convert(model, choices, mixes)
-    with shop.images(run.train_beton, uncut.calibration, config.train, small) as loader:
+    with context.images(run.train_beton, uncut.calibration, config.train, small) as loader:
         images = convolve.calibrate(small, loader.epoch(0))
     after = count(small)
     kinds = ["attention" if choice.kernel == 0 else f"{choice.kernel}x{choice.kernel}" for choice in choices]

@@ -1,48 +1,45 @@
-"""The three trainings of a run: the dense ``baseline``, ``train`` on the ticket, ``finetune`` of what was pruned."""
+"""The stage ``train``: the lottery's training, on the ticket and under sparsity."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from lotus.config import Config
 from lotus.files import write_tensors
+from lotus.run import Run
+from lotus.stage import Curve, Stage, Work
+from lotus.stages.ahead import Ahead, Cost, asked_of_patches, check_recipe, check_weights, patches_told, training
+from lotus.stages.baseline import is_asked
+from lotus.stages.context import Context
 from lotus.stages.fit import Images, fit, keep_model, outcome
-from lotus.stages.shop import Making, Outcome, Shop
+from selection import redraw
+
+if TYPE_CHECKING:
+    from lotus.config import Patches
 
 
-def baseline(shop: Shop) -> Making:
-    """The dense model on all images, by the same recipe: what everything is compared with."""
-    run, config = shop.run, shop.config
-    model = shop.new_model()
-    images = Images(np.arange(shop.manifest().n))
-    fitted, price = yield from fit(shop, "baseline", config.train, model, images, place="train")
-    yield from keep_model(shop, "baseline", model, run.baseline)
-    return outcome(fitted, price, model)
-
-
-def train(shop: Shop) -> Making:
+def train(context: Context) -> Work:
     """The lottery's training: on the ticket, or each epoch on what is drawn out of it, under sparsity."""
     from lotus.data import beton
     from lotus.sparsity.attention_penalty import AttentionPenalty
     from lotus.sparsity.gates import Gates
     from lotus.training.guests import Guest
-    from lotus.training.redrawing import Redrawing, Redrawn
+    from lotus.training.redraw import Redrawing, Redrawn
     from lotus.training.regularize import EarlyBird, Gating, Penalized
     from selection.subset import Subset
 
-    run, config = shop.run, shop.config
+    run, config = context.run, context.config
     ticket = Subset.load(run.ticket)
-    ticket.check(fingerprint=shop.manifest().fingerprint, total=shop.manifest().n)
-    model = shop.new_model()
+    ticket.check(fingerprint=context.manifest().fingerprint, total=context.manifest().n)
+    model = context.new_model()
     guests: list[Guest] = []
     gates = penalty = None
     if config.train.sparsity.gates:
         keep = config.prune.keep
         gates = Gates(
-            model, config.train.sparsity, target=keep.macs, of_gates=keep.gates, device=shop.world.device,
-            shelves=shop.shelves,
+            model, config.train.sparsity, target=keep.macs, of_gates=keep.gates, device=context.world.device,
+            shelves=context.shelves,
         )  # fmt: skip
         guests.append(Gating(gates))
         if config.train.sparsity.early_bird is not None:
@@ -58,11 +55,11 @@ def train(shop: Shop) -> Making:
             labels=beton.labels(run.train_beton),
             epochs=config.train.epochs,
             seed=config.seed,
-            shelves=shop.shelves,
+            shelves=context.shelves,
         )
         guests.append(Redrawn(redrawing))
     fitted, price = yield from fit(
-        shop, "train", config.train, model, Images(ticket.rows, ticket.spread()), guests
+        context, "train", config.train, model, Images(ticket.rows, ticket.spread()), guests
     )  # fmt: skip
     model = fitted.model
     if penalty is not None:
@@ -74,43 +71,64 @@ def train(shop: Shop) -> Making:
     if gates is not None:
         more["zero_gates"] = gates.summary()["zero_gates"]
         gates.fold(model)
-        if shop.world.rank == 0:
+        if context.world.rank == 0:
             write_tensors(run.gates, gates.values)
-        price = dataclasses.replace(price, left=(*price.left, run.gates))
-    yield from keep_model(shop, "train", model, run.trained)
+    yield from keep_model(context, "train", model, run.of("train"))
     return outcome(fitted, price, model, more)
 
 
-def finetune(shop: Shop) -> Making:
-    import lotus.pruning
-    from lotus.pruning import unstructured
-    from lotus.training.distill import Taught, make_distiller
-    from lotus.vit.cost import count
-    from selection.subset import Subset
+def _settings(config: Config) -> tuple[str, ...]:
+    own = ("train", "model", "seed")
+    return (
+        (*own, "prune.keep.macs", "prune.keep.gates") if config.train.sparsity.gates else own
+    )  # they are steered to it
 
-    run, recipe = shop.run, shop.config.finetune
-    model = lotus.pruning.load(run.pruned)
-    if recipe.epochs == 0:
-        if shop.world.rank == 0:
-            lotus.pruning.save(model, run.final)
-        return Outcome(values={**(run.record("prune").values), "images_seen": 0, "train_seconds": 0.0})  # type: ignore[union-attr]
-    ticket = Subset.load(run.ticket)
-    teacher = lotus.pruning.load(run.trained)
-    distiller = make_distiller(teacher, recipe, shop.world.device)
-    teacher_macs = count(teacher).macs if distiller is not None else 0
-    wants = shop.config.prune
-    masks = {} if wants.method == "structured" else unstructured.zeros(model, wants.weights)
-    with unstructured.held(model, masks):
-        guests = [] if distiller is None else [Taught(distiller)]
-        fitted, price = yield from fit(
-            shop, "finetune", recipe, model, Images(ticket.rows, ticket.spread()), guests
-        )  # fmt: skip
-    model = fitted.model
-    more: dict[str, Any] = {}
-    if masks:
-        unstructured.check(model, masks)
-        more["weights"] = dict(zip(("kept", "of"), unstructured.counted(masks), strict=True))
-    yield from keep_model(
-        shop, "finetune", model, run.final, {"zeros": {"list": wants.weights, **more["weights"]}} if masks else {}
-    )
-    return outcome(fitted, price, model, more, teacher_macs=teacher_macs)
+
+def _check(ahead: Ahead) -> None:
+    check_recipe("train", ahead.config.train, ahead.shape)
+    check_weights("model", ahead.config.model)
+
+
+def _asked_macs(patches: Patches | None, dense: float) -> float:
+    """MACs of an image in the model that is asked about patches, ``dense`` in the run's own; 0 where there is none."""
+    from lotus.pruning import spec
+
+    if patches is not None and patches.model == "baseline":
+        return dense
+    return float(spec.read(patches.model)["cost"]["macs"]) if patches is not None and patches.model else 0.0
+
+
+def _forecast(ahead: Ahead) -> Cost:
+    settings, n = ahead.config.train, ahead.images
+    asked = n * _asked_macs(settings.patches, ahead.macs)
+    drawn, again = 1.0, settings.redraw
+    if again is not None:
+        drawn = redraw.rehearse(pick=again, keep=again.keep, epochs=settings.epochs, shelves=ahead.shelves)
+    forwards, macs = training(round(settings.epochs * ahead.kept * drawn), ahead.macs * ahead.share(settings.patches))
+    return forwards + (n if asked else 0), macs + asked
+
+
+def _tell(run: Run, results: dict[str, Any]) -> None:
+    if run.config.train.redraw is not None:  # of all times that an epoch could have shown an image of the ticket
+        results["kept"]["passes"] = {"kept": results["train"]["images_seen"], "of": results["train"]["passes_of"]}
+
+
+STAGE = Stage(
+    "train",
+    lambda config: "train on the ticket under sparsity" + patches_told(config.train.patches),
+    train,
+    settings=_settings,
+    after=lambda config: ("select", "baseline") if is_asked(config) else ("select",),
+    outputs=lambda config: ("train/spec.json", *(("gates.safetensors",) if config.train.sparsity.gates else ())),
+    every_rank=True,
+    part="training",
+    files=lambda config: {
+        **asked_of_patches("train.patches", config.train.patches),
+        "model.weights": config.model.weights,
+    },
+    check=_check,
+    forecast=_forecast,
+    measured_on=lambda config: config.train.patches,
+    tell=_tell,
+    curve=Curve("lotus", "on the ticket", "on the ticket"),
+)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lotus.events import Evaluated, Event, Said, Step, Wrote
+from lotus.stage import TRAIN_FORWARDS, Outcome, Work
+from lotus.stages.context import CALIBRATION, Context
 from lotus.stages.patches import as_evaluated, told_of_patches
-from lotus.stages.shop import CALIBRATION, TRAIN_FORWARDS, Making, Outcome, Shop
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from lotus.training.soup import Cooked
 
 
-def zero_weights(shop: Shop) -> Making:
+def zero_weights(context: Context) -> Work:
     """Unstructured pruning: weights become zeros."""
     import lotus.pruning
     from lotus.pruning import unstructured
@@ -28,23 +29,23 @@ def zero_weights(shop: Shop) -> Making:
     from lotus.vit.cost import count
     from selection.subset import Subset
 
-    run, config, wants = shop.run, shop.config, shop.config.prune
+    run, config, wants = context.run, context.config, context.config.prune
     keep = wants.keep.weights
     assert keep is not None  # the config's own check
-    model = lotus.pruning.load(run.trained).to(shop.world.device)
+    model = lotus.pruning.load(run.of("train")).to(context.world.device)
     cost, listed = count(model), unstructured.listed(model, wants.weights)
     told: dict[str, Any] = {}
     forwards = 0.0
     with (
-        shop.images(run.val_beton, None, config.train, model) as loader,
-        as_evaluated(model, config.train.patches, shop.shelves) as tokens,
+        context.images(run.val_beton, None, config.train, model) as loader,
+        as_evaluated(model, config.train.patches, context.shelves) as tokens,
     ):
         whole = {name: weight.detach().clone() for name, weight in listed.items()}
 
         def measured(masks: Mapping[str, torch.Tensor]) -> dict[str, float]:
             nonlocal forwards
             unstructured.put(model, masks)
-            found = loop.evaluate(model, loader, shop.world)
+            found = loop.evaluate(model, loader, context.world)
             for name, weight in whole.items():
                 listed[name].data.copy_(weight)
             forwards += found["images"]
@@ -68,22 +69,22 @@ def zero_weights(shop: Shop) -> Making:
     spent, values = forwards * cost.macs, one_shot
     if wants.method == "soup":
         told["one_shot_top1"] = one_shot["top1"]
-        cooked = yield from _soup(shop, model, Subset.load(run.ticket).rows)
+        cooked = yield from _soup(context, model, Subset.load(run.ticket).rows)
         masks = cooked.masks
         told["left"] = list(cooked.left)
         forwards += TRAIN_FORWARDS * cooked.images
         spent += TRAIN_FORWARDS * cooked.images * cost.macs
         with (
-            shop.images(run.val_beton, None, config.train, model) as loader,
-            as_evaluated(model, config.train.patches, shop.shelves),
+            context.images(run.val_beton, None, config.train, model) as loader,
+            as_evaluated(model, config.train.patches, context.shelves),
         ):
-            values = loop.evaluate(model, loader, shop.world)
+            values = loop.evaluate(model, loader, context.world)
     unstructured.put(model, masks)
     stays, of = unstructured.counted(masks)
     yield Said("prune", f"{of - stays:,} of {of:,} weights are zeros now. The model computes as many MACs as before.")
     yield Evaluated("prune", 0, values)
-    lotus.pruning.save(model, run.pruned, about={"zeros": {"list": wants.weights, "kept": stays, "of": of}})
-    yield Wrote("prune", str(run.pruned))
+    lotus.pruning.save(model, run.of("prune"), about={"zeros": {"list": wants.weights, "kept": stays, "of": of}})
+    yield Wrote("prune", str(run.of("prune")))
     told |= {"top1": values["top1"], "loss": values["loss"], "params": cost.params, "macs": cost.macs}
     return Outcome(forwards, spent, {**told, "weights": {"kept": stays, "of": of}, **patches})
 
@@ -94,14 +95,14 @@ def _essential(knee: float | None) -> str:
     return f"essential sparsity {100 * knee:.0f} %: the last before one-shot magnitude loses more than 1 point."
 
 
-def _soup(shop: Shop, model: nn.Module, rows: np.ndarray) -> Generator[Event, None, Cooked]:
+def _soup(context: Context, model: nn.Module, rows: np.ndarray) -> Generator[Event, None, Cooked]:
     """Cook, by the fine-tune's recipe, on parts of the ticket; on all patches of an image."""
     from lotus.data.sample_plan import SamplePlan
     from lotus.training.objective import Objective
     from lotus.training.soup import cook
     from lotus.vit.model import image_size
 
-    run, config, recipe, manifest = shop.run, shop.config, shop.config.finetune, shop.manifest()
+    run, config, recipe, manifest = context.run, context.config, context.config.finetune, context.manifest()
     keep = config.prune.keep.weights
     assert keep is not None
 
@@ -111,7 +112,9 @@ def _soup(shop: Shop, model: nn.Module, rows: np.ndarray) -> Generator[Event, No
         rng = np.random.default_rng([seed, CALIBRATION])
         some = np.sort(rng.choice(rows, size=max(1, round(part * len(rows))), replace=False))
         order = SamplePlan(some, seed=seed, batch_size=min(recipe.batch_size, len(some)), world=1, rank=0)
-        with shop.loader(run.train_beton, order, size=image_size(model), augment=recipe.augment, seed=seed) as loader:
+        with context.loader(
+            run.train_beton, order, size=image_size(model), augment=recipe.augment, seed=seed
+        ) as loader:
             endless = (batch for epoch in itertools.count() for batch in loader.epoch(epoch))
             yield itertools.islice(endless, steps)
             endless.close()

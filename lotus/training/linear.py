@@ -22,7 +22,7 @@ from lotus.training.distributed import StopFlag, World
 from lotus.training.loop import Stopped
 from lotus.training.objective import soft_targets
 from lotus.training.optim import make_optimizer, make_schedule, set_lr
-from lotus.training.recording import Recorder, says
+from lotus.training.probe import Recorder, says
 from selection.errors import Refused
 
 _MOST = float(np.finfo(np.float16).max)

@@ -10,9 +10,11 @@ import numpy as np
 from lotus import config
 from lotus.data import beton, catalog
 from lotus.report import ledger
+from lotus.stages.shelf import STAGES as ALL
 from selection.lottery import select
 from selection.signals import Signals
 
+STAGES = {stage.name: stage for stage in ALL}
 BLOCKS = [
     {"heads": 4, "of_heads": 4, "head_dim": 8, "of_head_dim": 16, "hidden": hidden, "of_hidden": 256}
     for hidden in (96, 152, 176, 88)
@@ -25,18 +27,18 @@ def results(name: str = "digits") -> dict:
     dense = {"top1": 98.61, "loss": 0.591, "params": 203_000, "macs": 3_630_000, "images_seen": 28_740, "train_seconds": 21.4,
              "latency_ms": latency}  # fmt: skip
     costs = [
-        {"stage": stage, "seconds": seconds, "image_forwards": forwards, "macs": macs}
+        {"stage": stage, "part": STAGES[stage].part, "seconds": seconds, "image_forwards": forwards, "macs": macs}
         for stage, seconds, forwards, macs in (
             ("prepare", 0.8, 0, 0), ("score", 13.1, 44_547, 1.62e11), ("select", 0.1, 0, 0), ("baseline", 22.0, 86_220, 3.13e11),
             ("train", 11.6, 43_080, 1.56e11), ("prune", 1.4, 2_872, 1.04e10), ("finetune", 6.2, 28_720, 6.4e10), ("export", 1.1, 0, 0),
         )
     ]  # fmt: skip
     return {
-        "format": 1, "name": name, "device": "cpu",
+        "format": 2, "name": name, "device": "cpu",
         "baseline": dense,
-        "trained": {**dense, "top1": 97.78, "loss": 0.612, "images_seen": 14_360, "train_seconds": 11.2},
-        "after_prune": {"top1": 96.94, "loss": 0.66, "params": 104_000, "macs": 1_800_000},
-        "final": {"top1": 98.06, "loss": 0.604, "params": 104_000, "macs": 1_800_000, "images_seen": 7_180, "train_seconds": 5.9,
+        "train": {**dense, "top1": 97.78, "loss": 0.612, "images_seen": 14_360, "train_seconds": 11.2},
+        "prune": {"top1": 96.94, "loss": 0.66, "params": 104_000, "macs": 1_800_000},
+        "finetune": {"top1": 98.06, "loss": 0.604, "params": 104_000, "macs": 1_800_000, "images_seen": 7_180, "train_seconds": 5.9,
                   "latency_ms": {**latency, "batch_1": 1.83, "batch_N": 17.9}},
         "kept": {"images": {"kept": 718, "of": 1437}, "tokens": {"kept": 17, "of": 17},
                  "dimensions": {"macs": 0.496, "params": 0.512}, "blocks": BLOCKS},

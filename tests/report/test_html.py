@@ -10,12 +10,13 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from rich.console import Console
-from run_folder import BLOCKS, log, results
+from run_folder import BLOCKS, STAGES, log, results
 
-from lotus import config
 from lotus.report import figures, html, ledger, terminal
+from lotus.report import lines as told_lines
 from lotus.report.figures import Point, Series
 from selection.errors import Refused
+from selection.subset import Subset
 
 NASTY = '<script>alert("1")</script>&\'[b]'
 
@@ -56,7 +57,7 @@ def bare(tmp_path, **change):
 
 def test_the_whole_report(finished, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "run")
-    file = html.write(folder)
+    file = html.write(folder, STAGES)
     assert file == folder / "report.html"
     text = file.read_text()
     page = parsed(text)
@@ -73,11 +74,11 @@ def test_the_whole_report(finished, tmp_path):
         assert said in text
     assert not list(folder.glob(".report*"))
     # the same folder gives the same page
-    assert html.write(folder).read_text() == text
+    assert html.write(folder, STAGES).read_text() == text
 
 
 def test_nothing_is_fetched_and_nothing_runs(finished, tmp_path):
-    text = html.render(finished)
+    text = html.render(finished, STAGES)
     assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:image/png;base64,)", text)
     assert "://" not in text
     assert "<script" not in text
@@ -90,8 +91,8 @@ def test_a_narrower_stream_and_a_budget_of_latency_are_told(finished, tmp_path):
     found["kept"] |= {"width": {"kept": 48, "of": 64}, "latency": latency}
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "results.json").write_text(json.dumps(found))
-    text = html.write(tmp_path / "run").read_text()
-    lines = terminal.kept_lines(found["kept"])
+    text = html.write(tmp_path / "run", STAGES).read_text()
+    lines = told_lines.kept_lines(found["kept"])
     assert "48 of 64 channels" in text
     assert "width       48 of the stream's 64 channels (75 %)" in lines
     told = "asked 0.500 | predicted 0.488 | measured 0.505 of the dense model's time, at a batch of 64 on cpu"
@@ -102,29 +103,29 @@ def test_a_narrower_stream_and_a_budget_of_latency_are_told(finished, tmp_path):
 
 def test_what_is_missing_is_left_out(tmp_path):
     folder = bare(tmp_path)
-    text = html.render(folder)
+    text = html.render(folder, STAGES)
     page = parsed(text)
     assert page.seen.count("svg") == 2  # widths and trade: all that results.json tells
     for absent in ("Which images", "config.yaml", "Gates", "Accuracy over"):
         assert absent not in text
-    few = {"format": 1, "final": {"top1": 90.0}}
+    few = {"format": 2, "finetune": {"top1": 90.0}}
     (tmp_path / "results.json").write_text(json.dumps(few))
-    assert "The model is done." in html.render(folder)
+    assert "The model is done." in html.render(folder, STAGES)
     without = {key: value for key, value in results().items() if key != "baseline"}
     (tmp_path / "results.json").write_text(json.dumps(without))
-    assert "before the cut" in html.render(folder)
-    assert "(estimated)" in html.render(folder)
+    assert "before the cut" in html.render(folder, STAGES)
+    assert "(estimated)" in html.render(folder, STAGES)
 
 
 def test_names_are_escaped(finished, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "run")
     told = results(NASTY)
-    told["ledger"]["stages"].append({"stage": NASTY, "seconds": 1, "image_forwards": 0, "macs": 0})
+    told["ledger"]["stages"].append({"stage": NASTY, "part": "apart", "seconds": 1, "image_forwards": 0, "macs": 0})
     told["ledger"]["verdict"] = NASTY
     (folder / "results.json").write_text(json.dumps(told))
     (folder / "versions.txt").write_text(NASTY)
     (folder / "log.jsonl").write_text(json.dumps({"event": "said", "stage": "x", "level": "warning", "text": NASTY}))
-    text = html.render(folder)
+    text = html.render(folder, STAGES)
     assert "<script" not in text
     assert text.count("&lt;script&gt;") >= 5
     parsed(text)
@@ -137,12 +138,12 @@ def test_names_are_escaped(finished, tmp_path):
         parsed(svg)
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"format": 2, "final": {}}', '{"format": 1}'])
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"format": 1, "final": {}}', '{"format": 2}'])
 def test_a_folder_without_results_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "results.json").write_text(content)
     with pytest.raises(Refused, match=re.escape(str(tmp_path))):
-        html.write(tmp_path)
+        html.write(tmp_path, STAGES)
     assert not (tmp_path / "report.html").exists()
 
 
@@ -156,16 +157,33 @@ def test_a_training_that_was_begun_again_is_drawn_once():
     assert html._evaluations(lines, "baseline") == []
 
 
-def test_a_score_of_the_users_own_is_left_out(finished, tmp_path):
+def test_scores_of_the_users_own_are_shown_as_the_ticket_carries_them(finished, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "run")
-    (folder / "config.yaml").write_text(config.check({"name": "x", "select": {"score": "mine", "keep": 0.5}}).yaml())
-    assert "Which images" not in html.render(folder)
+    ticket = Subset.load(folder / "subset.npz")
+    scores = np.random.default_rng(0).normal(size=ticket.total)
+    scores[-1] = 1234.5
+    own = Subset(
+        ticket.rows, ticket.total, fingerprint=ticket.fingerprint, weights=ticket.weights, labels=ticket.labels,
+        classes=ticket.classes, scores=scores, origin={"score": "mine"},
+    )  # fmt: skip
+    own.save(folder / "subset.npz")
+    text = html.render(folder, STAGES)
+    assert "Which images" in text
+    assert f"row {ticket.total - 1}" in text
+    assert "mine 1234" in text
+
+
+def test_a_ticket_without_scores_shows_none(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    ticket = Subset.load(folder / "subset.npz")
+    Subset(ticket.rows, ticket.total, fingerprint=ticket.fingerprint).save(folder / "subset.npz")
+    assert "Which images" not in html.render(folder, STAGES)
 
 
 def test_images_that_are_gone_are_left_out_and_the_scores_stay(finished, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(folder / "data")
-    page = parsed(html.render(folder))
+    page = parsed(html.render(folder, STAGES))
     assert "img" not in page.seen
     assert page.seen.count("svg") == 7
 
@@ -239,14 +257,16 @@ def test_small_images_keep_their_pixels_and_large_ones_shrink():
 def test_zeros_a_sweep_and_attention_are_told_for_what_they_are(tmp_path):
     kept = {**results()["kept"], "weights": {"kept": 900, "of": 1000, "list": "linears", "bytes": 2e5, "of_bytes": 3e5}}
     one = {"entropy": 2.5, "largest": 0.2, "above": 0.3}
-    models = {"start": one, "trained": {**one, "entropy": 2.6}, "baseline": one}
+    models = {"start": one, "train": {**one, "entropy": 2.6}, "baseline": one}
     attention = {
         "kind": "log",
         "layers": "last",
         "models": {name: {"last": m, "all": one} for name, m in models.items()},
     }
     sweep = {"sparsity": [0.0, 0.5, 0.9], "top1": [80.0, 79.5, 20.0], "knee": 0.5}
-    text = html.render(bare(tmp_path, kept=kept, attention=attention, sweep=sweep))
+    text = html.render(
+        bare(tmp_path, kept=kept, attention=attention, prune={**results()["prune"], "sweep": sweep}), STAGES
+    )
     parsed(text)
     assert "900 of 1,000; the others are zeros in matrices of the old shape: no MACs and no time are saved" in text
     assert "the compressed file takes 200 kB instead of 300 kB" in text
@@ -258,10 +278,10 @@ def test_zeros_a_sweep_and_attention_are_told_for_what_they_are(tmp_path):
 
 def test_attention_that_got_more_peaked_says_so(tmp_path):
     one = {"entropy": 2.5, "largest": 0.2, "above": 0.3}
-    models = {"trained": {"all": {**one, "entropy": 2.0}}, "baseline": {"all": one}}
-    text = html.render(bare(tmp_path, attention={"kind": "entropy", "layers": "all", "models": models}))
+    models = {"train": {"all": {**one, "entropy": 2.0}}, "baseline": {"all": one}}
+    text = html.render(bare(tmp_path, attention={"kind": "entropy", "layers": "all", "models": models}), STAGES)
     assert "more peaked than the dense baseline&#39;s: −0.5 nats" in text
-    assert "How peaked" not in html.render(bare(tmp_path))
+    assert "How peaked" not in html.render(bare(tmp_path), STAGES)
 
 
 def test_what_a_search_tried_is_drawn(tmp_path):
@@ -275,10 +295,10 @@ def test_what_a_search_tried_is_drawn(tmp_path):
         "chosen": row,
     }
     folder = bare(tmp_path)
-    assert "What the search tried" not in html.render(folder)
+    assert "What the search tried" not in html.render(folder, STAGES)
     file = folder / "search.json"
     file.write_text(json.dumps(found))
-    text = html.render(folder)
+    text = html.render(folder, STAGES)
     parsed(text)
     assert "What the search tried" in text
     assert "CP-ViT, fixed ratio" in text
@@ -291,11 +311,11 @@ def test_what_a_search_tried_is_drawn(tmp_path):
         {"format": 1, "kind": "convolve"},
     ):
         file.write_text(json.dumps(broken))
-        assert "What the search tried" not in html.render(folder)
+        assert "What the search tried" not in html.render(folder, STAGES)
 
 
 def test_macs_at_equal_accuracy_stand_beside_cp_vit_and_each_size_is_told(tmp_path):
-    found = results()["after_prune"]
+    found = results()["prune"]
     search = {
         "kind": "ratios", "metric": "divergence", "tried": 9, "images": 2000,
         "dense": {"macs": 3_630_000, "params": 203_000, "top1": 97.5},
@@ -305,16 +325,16 @@ def test_macs_at_equal_accuracy_stand_beside_cp_vit_and_each_size_is_told(tmp_pa
     }  # fmt: skip
     size = {"keep": 0.4, "top1": 93.21, "loss": 0.7, "params": 81_000, "macs": 1_452_000}
     sizes = {"0.4": size, "0.8": {**size, "keep": 0.8, "top1": 97.02, "macs": 2_904_000}}
-    text = " ".join(html.render(bare(tmp_path, after_prune={**found, "search": search, "sizes": sizes})).split())
+    text = " ".join(html.render(bare(tmp_path, prune={**found, "search": search, "sizes": sizes}), STAGES).split())
     assert "Beside CP-ViT with a fixed ratio" in text
     assert "<td>CP-ViT, 70 % of heads and patches</td><td>2.9 M</td><td>80 %</td><td>97.00</td><td>0.0400</td>" in text
     assert "<td>searched</td><td>726 k</td><td>20 %</td><td>96.25</td>" in text
     assert "at the same held-out top-1, 96.25 %, the searched cut takes 30 % of CP-ViT&#39;s (2.42 M)" in text
     assert "at the same divergence CP-ViT has no MACs to compare with" in text
-    assert text.index("<td>pruned-0.8</td>") < text.index("<td>pruned-0.4</td>")
-    assert "<td>pruned-0.4</td><td>1.45 M</td><td>40 %</td><td>81 k</td><td>93.21</td>" in text
+    assert text.index("<td>prune-0.8</td>") < text.index("<td>prune-0.4</td>")
+    assert "<td>prune-0.4</td><td>1.45 M</td><td>40 %</td><td>81 k</td><td>93.21</td>" in text
     for left_out in ({}, {"search": {key: search[key] for key in ("kind", "chosen")}}):
-        text = html.render(bare(tmp_path, after_prune={**found, **left_out}))
+        text = html.render(bare(tmp_path, prune={**found, **left_out}), STAGES)
         assert "Beside CP-ViT" not in text
         assert "Sizes out of" not in text
 
@@ -323,19 +343,21 @@ def test_macs_at_equal_accuracy_stand_beside_cp_vit_and_each_size_is_told(tmp_pa
 def test_sizes_that_were_drawn_by_latency_tell_it(measured, tmp_path):
     timed = {"asked": 0.4, "predicted": 0.41, "measured": 0.427 if measured else None, "dense_ms": 31.2, "batch": 64, "device": "cpu"}  # fmt: skip
     size = {"keep": 0.4, "top1": 93.21, "loss": 0.7, "params": 81_000, "macs": 1_452_000, "latency": timed}
-    after = {**results()["after_prune"], "sizes": {"0.4": size}}
-    text = " ".join(html.render(bare(tmp_path, after_prune=after)).split())
+    after = {**results()["prune"], "sizes": {"0.4": size}}
+    text = " ".join(html.render(bare(tmp_path, prune=after), STAGES).split())
     share = "42.7 %" if measured else "41 %"
     assert "<th>of dense</th><th>latency of dense</th><th>parameters</th>" in text
     assert f"<td>1.45 M</td><td>40 %</td><td>{share}</td><td>81 k</td>" in text
     assert f"Latency at a batch of 64 on cpu{'' if measured else ', predicted'}." in text
     page = Console(width=120, file=io.StringIO())
-    terminal.last_page({**results(), "after_prune": after}, "report.html", page)
-    line = f"pruned-0.4  40 % of the MACs, {share} of the latency, 81 k parameters, top-1 93.21 % right after the cut"
+    terminal.last_page({**results(), "prune": after}, "report.html", STAGES, page)
+    line = f"prune-0.4   40 % of the MACs, {share} of the latency, 81 k parameters, top-1 93.21 % right after the cut"
     assert line in page.file.getvalue()
     del size["latency"]
-    assert terminal.size_lines({**results(), "after_prune": after}) == [line.replace(f"{share} of the latency, ", "")]
-    assert "latency of dense" not in html.render(bare(tmp_path, after_prune=after))
+    assert told_lines.size_lines({**results(), "prune": after}, STAGES) == [
+        line.replace(f"{share} of the latency, ", "")
+    ]
+    assert "latency of dense" not in html.render(bare(tmp_path, prune=after), STAGES)
 
 
 def test_a_block_that_convolves_says_so():

@@ -5,12 +5,16 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from run_folder import STAGES
 
 from lotus.report import ledger, numbers
 
 
 def rows(**macs):
-    return [{"stage": stage, "seconds": 1.0, "image_forwards": 10, "macs": spent} for stage, spent in macs.items()]
+    return [
+        {"stage": stage, "part": STAGES[stage].part, "seconds": 1.0, "image_forwards": 10, "macs": spent}
+        for stage, spent in macs.items()
+    ]
 
 
 def test_a_ticket_that_pays_at_once():
@@ -59,8 +63,8 @@ def test_the_verdict_never_flatters(train, score, kept, baseline):
 RESULTS = {
     "baseline": {"top1": 98.6, "loss": 0.06, "params": 200_000, "macs": 4_000_000, "images_seen": 28_740,
                  "train_seconds": 20.0, "latency_ms": {"batch_1": 2.0, "batch_N": 30.0, "batch": 64, "device": "cpu", "dtype": "fp32"}},
-    "trained": {"top1": 98.0, "images_seen": 14_370, "train_seconds": 11.0},
-    "final": {"top1": 97.9, "loss": 0.07, "params": 100_000, "macs": 1_960_000, "images_seen": 7_190,
+    "train": {"top1": 98.0, "images_seen": 14_370, "train_seconds": 11.0},
+    "finetune": {"top1": 97.9, "loss": 0.07, "params": 100_000, "macs": 1_960_000, "images_seen": 7_190,
               "train_seconds": 4.0, "latency_ms": {"batch_1": 1.9, "batch_N": 17.0, "batch": 64, "device": "cpu", "dtype": "fp32"}},
     "kept": {"images": {"kept": 718, "of": 1437}},
     "ledger": {"dense_macs": 3.4e11, "lottery_macs": 2.9e11},
@@ -68,7 +72,7 @@ RESULTS = {
 
 
 def test_the_table_compares_like_with_like():
-    lines = {line.what: line for line in ledger.compared(RESULTS)}
+    lines = {line.what: line for line in ledger.compared(RESULTS, STAGES)}
     assert lines["Top-1"][1:] == ("98.60 %", "97.90 %", "-0.70 points", False)
     assert lines["Parameters"].change == "0.50 x"
     assert lines["Images trained on, choosing aside"].lotus == "21,560"  # ticket and fine-tune together
@@ -79,21 +83,21 @@ def test_the_table_compares_like_with_like():
 
 def test_without_a_baseline_training_is_not_compared():
     without = {key: value for key, value in RESULTS.items() if key != "baseline"}
-    lines = [line.what for line in ledger.compared(without)]
+    lines = [line.what for line in ledger.compared(without, STAGES)]
     assert "Top-1" in lines
     assert not [line for line in lines if "raining" in line or "spent" in line]
-    assert "its own model before the cut" in ledger.headline(without)
+    assert "its own model before the cut" in ledger.headline(without, STAGES)
 
 
 def test_the_headline_is_one_sentence():
-    assert ledger.headline(RESULTS) == (
+    assert ledger.headline(RESULTS, STAGES) == (
         "With 50 % of the images and 49 % of the MACs, LOTUS reaches 97.90 % top-1, 0.70 points below the dense model trained "
         "on all images; at a batch of 64 it is 1.76 x as fast."
     )
     redrawn = {**RESULTS, "kept": {**RESULTS["kept"], "passes": {"kept": 10_059, "of": 14_370}}}
-    assert "With 50 % of the images, 70 % of their passes and 49 % of the MACs" in ledger.headline(redrawn)
-    assert "level with" in ledger.headline({**RESULTS, "final": {**RESULTS["final"], "top1": 98.6}})
-    assert ledger.headline({"final": {}}) == "The model is done."
+    assert "With 50 % of the images, 70 % of their passes and 49 % of the MACs" in ledger.headline(redrawn, STAGES)
+    assert "level with" in ledger.headline({**RESULTS, "finetune": {**RESULTS["finetune"], "top1": 98.6}}, STAGES)
+    assert ledger.headline({"finetune": {}}, STAGES) == "The model is done."
 
 
 def test_numbers_read_well():
@@ -121,6 +125,6 @@ def test_numbers_read_well():
 def test_a_dense_model_that_was_asked_is_a_part_of_the_cost():
     spent = rows(baseline=100e9, train=50e9, prune=1e9)
     assert ledger.account(spent, kept_share=1.0)["lottery_macs"] == 51e9
-    asked = ledger.account(spent, kept_share=1.0, asks_baseline=True)
+    asked = ledger.account(spent, kept_share=1.0, asks_dense=True)
     assert (asked["lottery_macs"], asked["dense_macs"]) == (151e9, 100e9)
     assert "1.51 x the computing" in asked["verdict"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
-from run_folder import results
+from run_folder import STAGES, results
 
 from lotus.cli import main
 from lotus.events import Began, Said
@@ -94,7 +94,7 @@ def test_the_report_shows_names_and_configs_harmlessly(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text(
         json.dumps({"event": "said", "stage": "x", "level": "warning", "text": HOSTILE}) + "\n"
     )
-    seen = render(tmp_path)
+    seen = render(tmp_path, STAGES)
     assert not ACTS.search(seen)
     assert "[red]\\u202e&lt;script&gt;" in seen
     assert r"\x1b[2J" in seen

@@ -5,10 +5,10 @@ import io
 import numpy as np
 import pytest
 from rich.console import Console
-from run_folder import results
+from run_folder import STAGES, results
 
 from lotus.events import Began, Ended, Evaluated, Pruned, Said, Skipped, Step, Wrote
-from lotus.report import terminal
+from lotus.report import lines, terminal
 from lotus.report.terminal import Terminal
 
 
@@ -140,7 +140,7 @@ def test_a_console_without_unicode_gets_other_marks():
     with Terminal(console, plain=True) as shown:
         shown.show(Ended("train", 1.0))
         shown.show(Pruned("prune", {"macs": 4e6}, {"macs": 2e6}))
-    terminal.last_page(results(), "r.html", console)
+    terminal.last_page(results(), "r.html", STAGES, console)
     terminal.ticket_page(["a"], [1], [2], np.array([0.1, 0.9]), np.array([1]), console=console)
     out.seek(0)
     assert "* train" in out.read()
@@ -148,7 +148,7 @@ def test_a_console_without_unicode_gets_other_marks():
 
 def test_the_last_page_says_it_all():
     page = Page()
-    terminal.last_page(results(), "runs/[digits]/report.html", page.console)
+    terminal.last_page(results(), "runs/[digits]/report.html", STAGES, page.console)
     text = " ".join(page.text.split())
     assert "With 50 % of the images and 49.6 % of the MACs, LOTUS reaches 98.06 % top-1, 0.55 points below" in text
     assert "Top-1 98.61 % 98.06 % -0.55 points" in text
@@ -164,7 +164,7 @@ def test_the_last_page_says_it_all():
 def test_the_last_page_of_a_run_without_a_baseline():
     page = Page()
     terminal.last_page(
-        {k: v for k, v in results().items() if k not in ("baseline", "ledger")}, "report.html", page.console
+        {k: v for k, v in results().items() if k not in ("baseline", "ledger")}, "report.html", STAGES, page.console
     )
     assert "before the cut" in page.text
 
@@ -200,8 +200,8 @@ def test_many_classes_are_summed_up():
 
 
 def test_constant_scores_have_a_histogram():
-    assert terminal.histogram(np.ones(4), np.array([0])) == [f"{'1':>10}  {'█' * 11 + '░' * 33}  1 of 4"]
-    assert len(terminal.histogram(np.full(3, np.inf), np.array([0]))) == 1
+    assert lines.histogram(np.ones(4), np.array([0])) == [f"{'1':>10}  {'█' * 11 + '░' * 33}  1 of 4"]
+    assert len(lines.histogram(np.full(3, np.inf), np.array([0]))) == 1
 
 
 def test_the_plan_page():

@@ -30,8 +30,8 @@ from lotus.training.fewer import FewerPatches
 from lotus.training.growing import GrowingPictures
 from lotus.training.guests import Epoch, Guest, Micro, Position, Seen, Training, Turn
 from lotus.training.joint_budget import Joint
-from lotus.training.recording import Recorder, Watched
-from lotus.training.redrawing import Redrawn
+from lotus.training.probe import Recorder, Watched
+from lotus.training.redraw import Redrawn
 from lotus.training.regularize import EarlyBird, Gating, Penalized
 from lotus.vit.tokens import Tokens
 from selection import methods

@@ -16,7 +16,7 @@ from lotus.training import linear
 from lotus.training.distributed import StopFlag, World
 from lotus.training.loop import Stopped
 from lotus.training.optim import make_schedule
-from lotus.training.recording import Recorder
+from lotus.training.probe import Recorder
 from selection import lottery, methods, scores
 from selection.errors import Refused
 from selection.parts import random_parts
@@ -191,7 +191,7 @@ def test_a_wish_to_stop_and_a_rate_that_is_too_high() -> None:
 
 @pytest.mark.parametrize("correct", [False, True])
 def test_what_many_heads_give_their_labels(correct: bool) -> None:
-    from lotus.training.recording import says
+    from lotus.training.probe import says
 
     p = torch.tensor([[[0.2, 0.8], [0.6, 0.4]], [[0.9, 0.1], [0.3, 0.7]]])
     expected = [[1.0, 1.0], [0.0, 0.0]] if correct else [[0.8, 0.6], [0.1, 0.3]]

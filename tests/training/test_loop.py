@@ -7,9 +7,6 @@ import json
 import math
 import os
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from few import few
+from ranks import two_ranks
 from safetensors.torch import load_file
 from tiny import PAIR, ROWS, Memory, gated, pictures, recipe, same, train, vit
 
@@ -294,27 +292,9 @@ def test_two_ranks_are_as_one(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         train(tmp_path / "begun", recipe(ema=0.9, save_minutes=0.5), at={5: kill}, clock=minutes(), **PAIR)
     shm = shared_memory()
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    here = Path(__file__).parent
-    shared = {
-        "PATH": "/nonexistent", "HOME": str(tmp_path), "PYTHONPATH": f"{here.parent.parent}:{here}", "OMP_NUM_THREADS": "1",
-        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
-    }  # fmt: skip
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(here / "tiny.py"), str(tmp_path)],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        spoken = [process.communicate(timeout=120)[0].decode() for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [0, 0], spoken
+    spoken = two_ranks(
+        Path(__file__).parent / "tiny.py", tmp_path, timeout=120, base={"PATH": "/nonexistent", "HOME": str(tmp_path)}
+    )
     assert spoken == ["", ""]
     assert shared_memory() <= shm
     assert not (tmp_path / ".cache" / "torch_extensions").exists()
@@ -336,27 +316,13 @@ def test_gates_of_two_ranks_are_those_of_one_under_every_zero(tmp_path: Path) ->
     closed = sum(int((value == 0).sum()) for value in alone.values.values())
     every = sum(value.numel() for value in alone.values.values())
     assert 0.1 * every < closed < 0.9 * every
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    here = Path(__file__).parent
-    shared = {
-        "PATH": "/nonexistent", "HOME": str(tmp_path), "PYTHONPATH": f"{here.parent.parent}:{here}", "OMP_NUM_THREADS": "1",
-        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
-    }  # fmt: skip
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(here / "tiny.py"), str(tmp_path), "gated"],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        spoken = [process.communicate(timeout=300)[0].decode() for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [0, 0], spoken
+    two_ranks(
+        Path(__file__).parent / "tiny.py",
+        tmp_path,
+        "gated",
+        timeout=300,
+        base={"PATH": "/nonexistent", "HOME": str(tmp_path)},
+    )
     for zero, rank in itertools.product((1, 2, 3), range(2)):
         found = load_file(tmp_path / f"{zero}-{rank}.safetensors")
         assert found.keys() == alone.values.keys()

@@ -17,6 +17,7 @@ from lotus.cli import main
 from lotus.config import Method, check
 from lotus.events import Step
 from lotus.run import Run
+from lotus.stages import STAGES
 from lotus.training import named
 from lotus.training.guests import Guest, Seen
 from selection.errors import Refused
@@ -73,7 +74,7 @@ def test_the_guides_schedule(tmp_path: Path, mine: Path) -> None:
 
 def test_a_stage_goes_by_the_text_of_the_file(tmp_path: Path, mine: Path) -> None:
     page = check({"folder": str(tmp_path), "train": {"guests": ["hardest", "late_average"]}})
-    run = Run(page, [loaded(mine)])
+    run = Run(page, STAGES, [loaded(mine)])
     assert set(run.own("train")) == {"train.guests.hardest"}
     assert not run.own("baseline")
     assert "train.guests" not in str(run.settings("baseline"))

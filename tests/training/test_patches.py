@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from ranks import two_ranks
 from safetensors.torch import load_file
 from tiny import ROWS, Memory, Outcome, ThatRedraws, contrast, patched, recipe, same, vit
 from torch import Tensor
@@ -170,25 +167,7 @@ def test_few_graphs_serve_all_compiled_blocks_while_the_keep_falls(mode: str) ->
 @pytest.mark.parametrize("zero", [1, 2, 3])
 def test_two_ranks_on_fewer_patches_are_as_one(tmp_path: Path, zero: int) -> None:
     """Two processes over gloo: tickets by score, EViT, and a joint budget, against one process."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    here = Path(__file__).parent
-    shared = {**os.environ, "PYTHONPATH": f"{here.parent.parent}:{here}", "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2",
-              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}  # fmt: skip
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(here / "tiny.py"), str(tmp_path), "patches", str(zero)],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        spoken = [process.communicate(timeout=300)[0].decode() for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [0, 0], spoken
+    two_ranks(Path(__file__).parent / "tiny.py", tmp_path, "patches", str(zero), timeout=300)
     for mode, joint in (("input", True), ("evit", False), ("evit", True), ("tome", False)):
         alone, _, _ = patched(tmp_path / f"alone-{mode}-{joint}", recipe(epochs=2), mode, joint=joint)
         found = load_file(tmp_path / f"{mode}-{joint}.safetensors")

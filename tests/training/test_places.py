@@ -15,6 +15,7 @@ from tiny import recipe, train, vit
 
 import lotus.training
 from lotus.config import Patches, check
+from lotus.stages import STAGES
 from lotus.stages.checks import look_ahead
 from lotus.training.deepspeed_config import settings
 from lotus.training.distributed import World
@@ -75,7 +76,7 @@ def test_the_engine_names_the_place_it_was_given(tmp_path: Path, place: str) -> 
 def test_a_mistyped_optimizer_is_refused_where_it_was_written(place: str) -> None:
     """What stands in ``train`` is inherited, and is named there."""
     with pytest.raises(Refused, match=rf"^{place}\.optimizer: timm has no .*'adamww'.*Did you mean 'adamw'"):
-        look_ahead(check({place: {"optimizer": "adamww"}}))
+        look_ahead(check({place: {"optimizer": "adamww"}}), STAGES)
 
 
 def test_a_joint_budget_names_the_place_it_was_given() -> None:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ranks import two_ranks
 from tiny import CLASSES, ROWS, Batch, Hooked, Memory, ThatRedraws, pictures, recipe, same, train, vit
 
 from lotus.config import check
@@ -238,27 +235,7 @@ def test_two_ranks_draw_the_same_and_share_it(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         redrawn(tmp_path / "begun", recipe(epochs=4, save_minutes=0.5), INFOBATCH, at={9: kill}, clock=minutes())
     alone = redrawn(tmp_path / "alone", recipe(epochs=4), INFOBATCH)[1].known()
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    here = Path(__file__).parent
-    shared = {
-        **os.environ, "PYTHONPATH": f"{here.parent.parent}:{here}", "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
-    }  # fmt: skip
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(here / "tiny.py"), str(tmp_path), "redraw"],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        spoken = [process.communicate(timeout=280)[0].decode() for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [0, 0], spoken
+    two_ranks(Path(__file__).parent / "tiny.py", tmp_path, "redraw", timeout=280)
     for name in ("whole", "begun"):
         one, other = (np.load(tmp_path / f"{name}-{rank}.npz") for rank in range(2))
         for key in alone:

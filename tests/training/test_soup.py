@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from few import few
+from ranks import two_ranks
 from safetensors.torch import load_file
 from tiny import CLASSES, ROWS, Batch, masked, pictures, recipe, train, vit
 
@@ -47,28 +44,8 @@ def test_masked_weights_stay_zero_through_a_training(tmp_path: Path, zero: int, 
 
 
 @pytest.mark.slow
-def test_two_ranks_hold_masks_and_penalize_as_one(tmp_path: Path) -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    here = Path(__file__).parent
-    shared = {
-        **os.environ, "PYTHONPATH": f"{here.parent.parent}:{here}", "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
-    }  # fmt: skip
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(here / "tiny.py"), str(tmp_path), "masked"],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        spoken = [process.communicate(timeout=280)[0].decode() for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [0, 0], spoken
+def test_two_ranks_hold_masks_and_penalise_as_one(tmp_path: Path) -> None:
+    two_ranks(Path(__file__).parent / "tiny.py", tmp_path, "masked", timeout=280)
     alone = masked(tmp_path / "alone", 1).fitted.state
     for zero in (1, 2, 3):
         found = load_file(tmp_path / f"{zero}.safetensors")

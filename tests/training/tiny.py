@@ -27,8 +27,8 @@ from lotus.training.fewer import FewerPatches
 from lotus.training.guests import Guest
 from lotus.training.joint_budget import Joint
 from lotus.training.objective import Objective
-from lotus.training.recording import Recorder, Watched
-from lotus.training.redrawing import Redrawing, Redrawn
+from lotus.training.probe import Recorder, Watched
+from lotus.training.redraw import Redrawing, Redrawn
 from lotus.training.regularize import EarlyBird, Gating, Penalized
 from lotus.vit.patch_scores import contrast
 from lotus.vit.tokens import Tokens

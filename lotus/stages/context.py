@@ -1,10 +1,10 @@
-"""What every stage has at hand: the run, the other ranks, the images; and what a stage hands back."""
+"""What every stage has at hand: the run, the other ranks, the images."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -12,21 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lotus.config import Config, Recipe
-from lotus.events import Event
-from lotus.run import STAGES, Run
+from lotus.run import Run
 
 if TYPE_CHECKING:
     from torch import nn
 
     from lotus.config import Augment
-    from lotus.data.base import Loader
     from lotus.data.beton import Manifest
+    from lotus.data.loader import Loader
     from lotus.data.sample_plan import SamplePlan
     from lotus.training.distributed import World
     from selection.signals import Signals
-
-TRAIN_FORWARDS = 3
-"""Training an image costs a forward pass and a backward of twice its size (measured: 2.99 forwards)."""
 
 CALIBRATION = 7
 """Stream of chance for the choice of calibration images: no other draw shares it."""
@@ -38,24 +34,8 @@ HELD_OUT = 11
 """Stream of chance for the images that a search is judged by."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a stage cost and measured."""
-
-    image_forwards: float = 0.0
-    macs: float = 0.0
-    values: Mapping[str, Any] = field(default_factory=dict)
-    earlier_seconds: float = 0.0
-    """Of training before it was last taken up again."""
-    left: tuple[Path, ...] = ()
-    """What it left beside the outputs on its list, with these settings: one that is missing or torn is made again."""
-
-
-Making = Generator[Event, None, Outcome]
-
-
 @dataclass
-class Shop:
+class Context:
     """What every stage has at hand."""
 
     run: Run
@@ -65,7 +45,7 @@ class Shop:
     """The data too is to be written again, whatever stands."""
 
     @classmethod
-    def open(cls, run: Run, shelves: Sequence[ModuleType]) -> Shop:
+    def open(cls, run: Run, shelves: Sequence[ModuleType]) -> Context:
         """Joins the other ranks, on the device of the config."""
         from lotus.training.distributed import start
 
@@ -75,7 +55,7 @@ class Shop:
     def config(self) -> Config:
         return self.run.config
 
-    def alone(self) -> Shop:
+    def alone(self) -> Context:
         """For a stage that one rank does while the others wait."""
         return dataclasses.replace(self, world=dataclasses.replace(self.world, rank=0, size=1))
 
@@ -129,14 +109,3 @@ class Shop:
         with torch.random.fork_rng():
             torch.manual_seed(self.config.seed)
             return create(self.config.model, len(self.manifest().classes))
-
-
-def plan(config: Config, until: str = "report") -> list[str]:
-    """The stages that lead to ``until``, in order. The dense baseline is there for the report alone, unless it is asked."""
-    run, names = Run(config), [stage.name for stage in STAGES]
-    left_out = set()
-    if not run.asks_baseline and (not config.baseline or until != "report"):
-        left_out.add("baseline")
-    if until != "score" and not run.probed:
-        left_out.add("score")
-    return [name for name in names[: names.index(until) + 1] if name not in left_out]

@@ -1,0 +1,108 @@
+"""The command line. ``lotus VERB`` and ``tools/VERB.py`` are the same code; heavy packages are imported when needed.
+
+Exit codes: 0 done, 2 for what the user can mend, 75 stopped on request (the same command goes on), 1 for a fault of ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+from lotus.cli import config, look, prune, run, select, ticket
+from lotus.cli.shared import Action, tell
+from selection.errors import Refused
+from selection.methods import nearest
+
+STOPPED = 75  # sysexits' EX_TEMPFAIL: try again
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb; returns the exit code."""
+    parser = _parser()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(words[:1]) if words[:1] and words[0] in ("-h", "--help", "--version") else None
+    if options is None:
+        options = _parse(parser, words)
+    try:
+        with _terminated_like_interrupted():
+            return options.verb(options)
+    except Refused as refusal:
+        return _told(refusal, 2)
+    except KeyboardInterrupt as stop:
+        return _told(str(stop) or "stopped. The same command goes on from here.", STOPPED)
+    except BrokenPipeError:  # `lotus ... | head`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - python flushes it at exit
+        return 0
+
+
+def _told(why: object, code: int) -> int:
+    """Say why on rank 0; the others would only repeat it."""
+    if os.environ.get("RANK", "0") == "0":
+        tell(f"lotus: {why}", file=sys.stderr)
+    return code
+
+
+def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """``key=value`` may stand anywhere among the flags, which argparse alone does not allow inside sub-commands."""
+    options, rest = parser.parse_known_args(words)
+    strange = [word for word in rest if word.startswith("-") or not hasattr(options, "overrides")]
+    if strange:
+        parser.error(f"{strange[0]}: no such option. See: lotus {words[0]} --help")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, which names the nearest of its choices."""
+
+    def error(self, message: str) -> NoReturn:
+        found = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        super().error(message + (nearest(found[1], re.findall(r"[\w-]+", found[2])) if found else ""))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="lotus", description="Train Vision Transformers on less data and ship them with fewer dimensions."
+    )
+    parser.add_argument("--version", action="version", version=f"lotus {__import__('lotus').__version__}")
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    def verb(name: str, does: str, action: Action) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=does, description=does[0].upper() + does[1:] + ".")
+        added.set_defaults(verb=action)
+        return added
+
+    for group in (run, prune, select, ticket, look, config):
+        group.add(verb)
+    run.add_stages(verb, taken=tuple(verbs.choices))
+    return parser
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM unwinds like Ctrl-C, so that what is half-written is taken away. Training has its own, gentler way."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise _Interrupted
+
+    try:
+        before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not the main thread: whoever called us keeps the signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Interrupted(KeyboardInterrupt):
+    """Python ends itself by SIGINT, whatever exit code it was told, once a plain KeyboardInterrupt has left an exec'd string."""

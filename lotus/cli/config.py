@@ -1,0 +1,96 @@
+"""``lotus config``: every setting with its sentence and its default, or as a JSON schema."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import textwrap
+import typing
+from collections.abc import Iterator
+from typing import Annotated, Any, NamedTuple
+
+from lotus.cli.shared import Verbs
+from selection.errors import Refused
+from selection.methods import nearest
+
+WIDE = 100
+
+
+class Setting(NamedTuple):
+    """A setting or a section of the page."""
+
+    place: str
+    default: Any
+    sentence: str
+    annotation: Any
+    is_section: bool
+
+
+def add(verb: Verbs) -> None:
+    page = verb("config", "say what may be set: every setting with its sentence and its default", _config)
+    page.add_argument("name", nargs="?", default="", help="one setting or section, e.g. prune.keep; all without it")
+    page.add_argument("--schema", action="store_true", help="as a JSON schema")
+
+
+def settings() -> Iterator[Setting]:
+    """All of the page, in its order; a section stands before what is in it."""
+    from lotus.config import Config
+
+    yield from _below("", Config, Config())
+
+
+def _below(place: str, section: Any, values: Any) -> Iterator[Setting]:
+    """What is in ``section``; of one that is off by default (``values`` is None), with the defaults that it has when it is on."""
+    for name, field in section.model_fields.items():
+        below = _section(field.annotation)
+        required = None if field.is_required() else field.get_default(call_default_factory=True)
+        default = getattr(values, name) if values is not None else required
+        yield Setting(f"{place}{name}", default, field.description or "", field.annotation, below is not None)
+        if below is not None:
+            yield from _below(f"{place}{name}.", below, default)
+
+
+def _section(annotation: Any) -> Any:
+    """The section in an annotation like ``Section | None``; None where there is none, and for methods, which take any options."""
+    from lotus.config import Method, Section
+
+    if isinstance(annotation, type):
+        return annotation if issubclass(annotation, Section) and not issubclass(annotation, Method) else None
+    inside = typing.get_args(annotation)
+    if typing.get_origin(annotation) is Annotated:
+        inside = inside[:1]
+    return next((found for part in inside if (found := _section(part)) is not None), None)
+
+
+def _config(options: argparse.Namespace) -> int:
+    every = {one.place: one for one in settings()}
+    name = options.name.strip(".")
+    if name and name not in every:
+        raise Refused(f"{name}: no such setting.{nearest(name, every) or ' See: lotus config'}")
+    if options.schema:
+        from pydantic import TypeAdapter
+
+        from lotus.config import Config
+
+        print(json.dumps(TypeAdapter(every[name].annotation if name else Config).json_schema(), indent=1))
+        return 0
+    for one in every.values():
+        if not name or one.place == name or one.place.startswith(f"{name}."):
+            print(_told(one))
+    return 0
+
+
+def _told(one: Setting) -> str:
+    default = "" if one.is_section and one.default is not None else f" = {_value(one.default)}"
+    sentence = " ".join(one.sentence.split())
+    return "\n".join(
+        [f"{one.place}{default}", *textwrap.wrap(sentence, WIDE, initial_indent="    ", subsequent_indent="    ")]
+    )
+
+
+def _value(default: Any) -> str:
+    from lotus.config import Method
+
+    if isinstance(default, Method) and not default.options:
+        return default.name
+    return json.dumps(default.model_dump(mode="json") if hasattr(default, "model_dump") else default)

@@ -1,0 +1,122 @@
+"""The verbs over stages: ``lotus run``, and one a stage, for those that have no verb of their own."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from lotus.cli.shared import Verbs, load_shelves, overrides, tell, with_files
+from selection.errors import Refused
+
+if TYPE_CHECKING:
+    from lotus.config import Config
+
+
+def add(verb: Verbs) -> None:
+    whole = verb("run", "run every stage that is not done yet", run)
+    run_options(whole, until=None)
+    whole.add_argument("--from", dest="first", metavar="STAGE", help="run again from this stage on, whoever brings it")
+    out = verb(
+        "export", "run the stages up to 'export' that are not done yet, or export the model in a folder", _export
+    )
+    run_options(out, until="export")
+
+
+def add_stages(verb: Verbs, taken: Sequence[str]) -> None:
+    """A verb for each stage whose name is not ``taken``."""
+    from lotus.stages import STAGES
+
+    for stage in STAGES:
+        if stage.name not in taken:
+            added = verb(stage.name, f"run the stages up to {stage.name!r} that are not done yet", run)
+            run_options(added, until=stage.name)
+
+
+def run_options(parser: argparse.ArgumentParser, until: str | None, config: str | None = None) -> None:
+    parser.add_argument("config", nargs=config, help="a YAML file, e.g. configs/digits.yaml")
+    overrides(parser)
+    parser.add_argument("--again", action="store_true", help="run every stage again")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would run, and what it would cost")
+    parser.add_argument("--plain", action="store_true", help="plain lines instead of live progress")
+    with_files(parser)
+    # What DeepSpeed's launcher and its users pass.
+    parser.add_argument("--deepspeed", action="store_true", help="accepted for DeepSpeed's sake: it is always on")
+    parser.add_argument("--deepspeed_config", metavar="JSON", help="DeepSpeed settings of your own (train.deepspeed)")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    parser.set_defaults(until=until, first=None)
+
+
+def run(options: argparse.Namespace) -> int:
+    from lotus import stages
+    from lotus.config import read
+    from lotus.report.board import Board
+    from lotus.report.terminal import Terminal
+    from lotus.run import Run
+
+    if options.local_rank is not None:
+        os.environ.setdefault("LOCAL_RANK", str(options.local_rank))
+    theirs = [f"train.deepspeed={options.deepspeed_config}"] if options.deepspeed_config else []
+    config = read(options.config, [*options.overrides, *theirs])
+    shelves = load_shelves(options.shelves)
+    if options.dry_run:
+        from lotus.report.terminal import plan_page
+
+        told = stages.forecast(config, until=options.until, first=options.first, again=options.again, shelves=shelves)
+        plan_page(told)
+        return 0
+    quiet = int(os.environ.get("RANK", "0")) != 0
+    events = stages.go(config, until=options.until, first=options.first, again=options.again, shelves=shelves)
+    if quiet:
+        for _ in events:
+            pass
+        return 0
+    with contextlib.ExitStack() as open_things:
+        listeners: list[Terminal | Board] = [open_things.enter_context(Terminal(plain=options.plain or None))]
+        if config.tensorboard:
+            listeners.append(open_things.enter_context(Board(Run(config).folder / "tensorboard")))
+        for event in events:
+            for listener in listeners:
+                listener.show(event)
+    if options.until is None:
+        last_page(config, shelves)
+    return 0
+
+
+def flags_of_a_run(options: argparse.Namespace) -> list[str]:
+    """Those that were given, of what a verb takes for a run alone."""
+    said = {
+        "--again": options.again, "--dry-run": options.dry_run, "--with": options.shelves,
+        "--deepspeed_config": options.deepspeed_config,
+    }  # fmt: skip
+    return [flag for flag, given in said.items() if given]
+
+
+def _export(options: argparse.Namespace) -> int:
+    """Of a run, or of the folder of a model: then into ``export`` inside of it."""
+    folder = Path(options.config)
+    if not (folder / "spec.json").is_file() or (folder / "config.yaml").is_file():
+        return run(options)
+    if strange := [*options.overrides, *flags_of_a_run(options), *(["--plain"] if options.plain else [])]:
+        raise Refused(f"lotus export {folder}: is a model, not a run, and takes no {strange[0]}. Leave it out.")
+    from lotus import export, pruning
+
+    sent = export.export(pruning.load(folder), folder / "export", source=folder.resolve().name)
+    files = [sent[kind]["file"] for kind in ("timm", "onnx") if sent[kind]]
+    tell(f"{folder / 'export'}: {', '.join([*files, 'MODEL.md'])}")
+    for line in [*sent["notes"], *export.lines(sent["timm"], folder / "export")]:
+        tell(f"  {line}")
+    return 0
+
+
+def last_page(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
+    from lotus.report import terminal
+    from lotus.stages import run_of
+
+    run = run_of(config, shelves)
+    terminal.last_page(json.loads(run.results.read_text(encoding="utf-8")), run.report, run.stages)

@@ -1,0 +1,138 @@
+"""What is known of a run before anything is done: what its stages' checks and forecasts are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lotus.config import Config, Model, Patches, Recipe
+from lotus.stage import TRAIN_FORWARDS
+from selection.errors import Refused
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lotus.data.catalog import Source
+
+Cost = tuple[float, float]
+"""Image-forwards and MACs."""
+
+
+class Ahead:
+    """A config, with the models and data that follow from it; each is made when it is first asked for."""
+
+    def __init__(self, config: Config, shelves: Sequence[ModuleType] = ()) -> None:
+        self.config, self.shelves = config, shelves
+
+    @cached_property
+    def shape(self) -> nn.Module:
+        """The dense ViT, to look at its shape: of ten classes, with no weights of anybody's."""
+        from lotus.vit.model import create
+
+        return create(self.config.model.model_copy(update={"pretrained": False, "weights": ""}), classes=10)
+
+    @cached_property
+    def sources(self) -> tuple[Source, Source]:
+        """Where training and validation images come from."""
+        from lotus.data.dataset import open_data
+
+        return open_data(self.config.data, self.shelves)
+
+    @property
+    def images(self) -> int:
+        """To train on."""
+        return len(self.sources[0].labels)
+
+    @property
+    def kept(self) -> int:
+        """Of them, in the ticket."""
+        return round(self.config.select.keep * self.images)
+
+    @property
+    def classes(self) -> int:
+        return len(self.sources[0].classes)
+
+    @cached_property
+    def dense(self) -> nn.Module:
+        """The ViT that is trained."""
+        from lotus.vit.model import create
+
+        return create(self.config.model, self.classes)
+
+    @cached_property
+    def macs(self) -> int:
+        """Of an image in it."""
+        from lotus.vit.cost import count
+
+        return count(self.dense).macs
+
+    def share(self, patches: Patches | None) -> float:
+        """Part of the dense model's MACs that a training of the ticket on ``patches`` spends, its schedule included."""
+        from lotus.vit.tokens import Tokens
+        from selection.joint import allot
+
+        if patches is None:
+            return 1.0
+        spent, moments = 0.0, 200
+        with Tokens(self.dense, patches) as tokens:
+            ends: list[tuple[float | None, float]] = [(None, 1.0)]
+            if patches.joint is not None:  # by ranks: how many images a bucket has does not depend on what they score
+                shared = allot(
+                    np.arange(self.kept), patches=tokens.patches, keep=patches.keep, buckets=patches.joint.buckets,
+                    least=patches.joint.least, place="train.patches.joint",
+                )  # fmt: skip
+                level = np.bincount(shared.level, minlength=len(tokens.shares))
+                ends = list(zip(tokens.shares, level / self.kept, strict=True))
+            for moment in range(moments):
+                for share, part in ends:
+                    tokens.schedule((moment + 0.5) / moments, share)
+                    spent += part * tokens.macs() / moments
+        return spent / self.macs
+
+
+def training(images: float, macs: float, teacher: float = 0) -> Cost:
+    """Of going through ``images`` in all, each of ``macs``, with what a ``teacher`` of so many takes."""
+    return images * (TRAIN_FORWARDS + (1 if teacher else 0)), images * (TRAIN_FORWARDS * macs + teacher)
+
+
+def check_recipe(place: str, recipe: Recipe, model: nn.Module) -> None:
+    """Refuse what the recipe at ``place`` asks of ``model`` and cannot have."""
+    import lotus.pruning
+    from lotus.training.optim import make_optimizer
+    from lotus.vit import anatomy
+    from lotus.vit.token_plan import risen
+    from lotus.vit.tokens import Tokens
+
+    make_optimizer(model, recipe, place=place)
+    if recipe.deepspeed and not Path(recipe.deepspeed).is_file():
+        raise Refused(f"{place}.deepspeed: there is no file {recipe.deepspeed}.")
+    if recipe.patches is not None:
+        Tokens(model, recipe.patches).remove()
+        depth = len(anatomy.blocks(model))
+        if recipe.patches.mode == "cumulative" and not risen(depth - 2, depth):
+            raise Refused(
+                f"{place}.patches.mode: cumulative lets no patch go before the last of {depth} blocks. Take evit or input."
+            )
+        if recipe.patches.model not in ("", "baseline"):
+            lotus.pruning.load(recipe.patches.model)
+
+
+def check_weights(place: str, model: Model) -> None:
+    """Refuse weights that are not there."""
+    if model.weights and not Path(model.weights).exists():
+        raise Refused(f"{place}.weights: there is nothing at {model.weights}.")
+
+
+def patches_told(patches: Patches | None) -> str:
+    """What a stage says of fewer patches, behind what it does."""
+    return "" if patches is None else f", patches: {patches.mode}, keep {patches.keep:g}, evaluated {patches.evaluate}"
+
+
+def asked_of_patches(place: str, patches: Patches | None) -> dict[str, Any]:
+    """The model of another run that ``place`` asks which patches matter, by the setting."""
+    return {f"{place}.model": patches.model} if patches is not None and patches.model != "baseline" else {}

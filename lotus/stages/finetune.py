@@ -1,0 +1,128 @@
+"""The stage ``finetune``: what was pruned recovers, taught by the model before the cut. Its model is the one that ships."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from lotus.config import Config
+from lotus.run import Run
+from lotus.stage import Curve, Outcome, Stage, Work
+from lotus.stages.ahead import Ahead, Cost, asked_of_patches, check_recipe, patches_told, training
+from lotus.stages.context import Context
+from lotus.stages.fit import Images, fit, keep_model, outcome
+from selection.errors import Refused
+
+
+def finetune(context: Context) -> Work:
+    import lotus.pruning
+    from lotus.pruning import unstructured
+    from lotus.training.distill import Taught, make_distiller
+    from lotus.vit.cost import count
+    from selection.subset import Subset
+
+    run, recipe = context.run, context.config.finetune
+    model = lotus.pruning.load(run.of("prune"))
+    if recipe.epochs == 0:
+        if context.world.rank == 0:
+            lotus.pruning.save(model, run.of("finetune"))
+        return Outcome(values={**(run.record("prune").values), "images_seen": 0, "train_seconds": 0.0})  # type: ignore[union-attr]
+    ticket = Subset.load(run.ticket)
+    teacher = lotus.pruning.load(run.of("train"))
+    distiller = make_distiller(teacher, recipe, context.world.device)
+    teacher_macs = count(teacher).macs if distiller is not None else 0
+    settings = context.config.prune
+    masks = {} if settings.method == "structured" else unstructured.zeros(model, settings.weights)
+    with unstructured.held(model, masks):
+        guests = [] if distiller is None else [Taught(distiller)]
+        images = Images(ticket.rows, ticket.spread())
+        fitted, price = yield from fit(context, "finetune", recipe, model, images, guests)
+    model = fitted.model
+    more: dict[str, Any] = {}
+    if masks:
+        unstructured.check(model, masks)
+        more["weights"] = dict(zip(("kept", "of"), unstructured.counted(masks), strict=True))
+    yield from keep_model(
+        context,
+        "finetune",
+        model,
+        run.of("finetune"),
+        {"zeros": {"list": settings.weights, **more["weights"]}} if masks else {},
+    )
+    return outcome(fitted, price, model, more, teacher_macs=teacher_macs)
+
+
+def _check(ahead: Ahead) -> None:
+    config = ahead.config
+    check_recipe("finetune", config.finetune, ahead.shape)
+    if config.prune.method != "structured" and config.finetune.epochs:
+        _check_zeros_stay(config)
+
+
+def _check_zeros_stay(config: Config) -> None:
+    """Refuse a fine-tune that would move what was pruned."""
+    from torch import nn
+
+    from lotus.pruning import unstructured
+    from lotus.training.optim import make_optimizer
+
+    small = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    optimizer = make_optimizer(small, config.finetune.model_copy(update={"layer_decay": 1.0}), place="finetune")
+    if not unstructured.keeps_zeros(optimizer):
+        raise Refused(
+            f"finetune.optimizer: {config.finetune.optimizer!r} moves weights that were pruned, since it does not work number "
+            "by number. Take adamw."
+        )
+
+
+def _forecast(ahead: Ahead) -> Cost:
+    recipe = ahead.config.finetune
+    teacher = ahead.macs if recipe.distill != "none" else 0
+    small = ahead.macs * (ahead.config.prune.keep.macs or 1)
+    return training(recipe.epochs * ahead.kept, small * ahead.share(recipe.patches), teacher)
+
+
+def _tell(run: Run, results: dict[str, Any]) -> None:
+    """What is left of the dimensions and weights of the model before the cut, and on how many patches it was measured."""
+    old, new = results["train"], results["finetune"]
+    kept, folders = results["kept"], (run.of("train"), run.of("finetune"))
+    kept["dimensions"] = {what: new[what] / old[what] for what in ("macs", "params")}
+    specs = [json.loads((folder / "spec.json").read_text(encoding="utf-8")) for folder in folders]
+    kernels = specs[1].get("convolutions", {})
+    kept["blocks"] = [
+        {
+            "heads": now["heads"], "of_heads": was["heads"], "head_dim": now["v_dim"], "of_head_dim": was["v_dim"],
+            "hidden": now["hidden"], "of_hidden": was["hidden"],
+            **({"kernel": kernels[str(place)]} if str(place) in kernels else {}),
+        }
+        for place, (was, now) in enumerate(zip(specs[0]["blocks"], specs[1]["blocks"]))
+    ]  # fmt: skip
+    measured = new.get("patches") or {"evaluated": "dense"}
+    results["evaluated"] = {
+        "patches": measured["evaluated"],
+        "share": measured.get("evaluated_share", 1.0),
+        "macs": measured.get("evaluated_macs", new["macs"]),
+    }
+    if "weights" in new:
+        from lotus.pruning.unstructured import compressed
+
+        of_bytes, of_these = (compressed(folder / "model.safetensors") for folder in folders)
+        kept["weights"] = {**new["weights"], "list": run.config.prune.weights, "bytes": of_these, "of_bytes": of_bytes}
+
+
+STAGE = Stage(
+    "finetune",
+    lambda config: "recover, taught by the unpruned model" + patches_told(config.finetune.patches),
+    finetune,
+    settings=("finetune", "seed"),
+    after=("prune",),
+    outputs=("finetune/spec.json",),
+    every_rank=True,
+    part="shipped",
+    files=lambda config: asked_of_patches("finetune.patches", config.finetune.patches),
+    check=_check,
+    forecast=_forecast,
+    measured_on=lambda config: config.finetune.patches if config.finetune.epochs else config.train.patches,
+    tell=_tell,
+    curve=Curve("tune", "fine-tuned", "fine-tune"),
+)

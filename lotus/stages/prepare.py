@@ -1,0 +1,71 @@
+"""The stage ``prepare``: the images, written as .beton files."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from typing import Any
+
+from lotus.config import Config
+from lotus.run import digest
+from lotus.stage import Outcome, Stage, Work
+from lotus.stages.context import Context
+
+
+def prepare(context: Context) -> Work:
+    from lotus.data import beton
+    from lotus.data.dataset import open_data
+    from lotus.data.loader import writer
+
+    run, data = context.run, context.config.data
+    here = lies(data.path)
+    train, val = open_data(data, context.shelves)
+    for source, file in ((train, run.train_beton), (val, run.val_beton)):
+        yield from beton.prepare(source, file, data, choose=writer, anew=context.anew)
+    manifest = context.manifest()
+    values = {"images": manifest.n, "classes": len(manifest.classes), "skipped": len(manifest.skipped)}
+    made = digest([manifest.fingerprint, beton.Manifest.load(run.val_beton).fingerprint])
+    return Outcome(values={**values, "fingerprint": made, "lies": here or lies(data.path)})
+
+
+def lies(path: str) -> str:
+    """Changes when pictures come or go at ``path``; empty where nothing lies there.
+
+    A file goes by its size and time, a folder by the times of the folders in it, two levels down. No picture is looked at: one
+    that is replaced under its old name is found by ``prepare --again`` alone.
+    """
+    try:
+        top = os.stat(path) if path else None
+        if top is None:
+            return ""
+        if not stat.S_ISDIR(top.st_mode):
+            return digest([top.st_size, top.st_mtime_ns])
+        times, level = [["", top.st_mtime_ns]], [path]
+        for _ in range(2):
+            level = sorted(entry.path for folder in level for entry in os.scandir(folder) if entry.is_dir())
+            times += [[os.path.relpath(folder, path), os.stat(folder).st_mtime_ns] for folder in level]
+        return digest(times)
+    except OSError:
+        return ""
+
+
+def _stale(config: Config, values: Mapping[str, Any]) -> str | None:
+    there = lies(config.data.path)
+    if there and there != values.get("lies"):  # images that are gone by now have been prepared
+        return "the folder of images was changed"
+    return None
+
+
+# How pixels are decoded (data.loader, data.workers) and where they lie (data.folder) change no result of a stage.
+_PIXELS = ("name", "path", "options", "write", "max_side", "jpeg_quality", "smart_threshold", "jpeg_share", "damaged")
+
+STAGE = Stage(
+    "prepare",
+    "write the images as .beton files",
+    prepare,
+    settings=tuple(f"data.{name}" for name in _PIXELS),
+    outputs=("{data}/train.json", "{data}/train.beton", "{data}/val.json", "{data}/val.beton"),
+    calls=lambda config: {"data.name": config.data.name},
+    stale=_stale,
+)

@@ -1,0 +1,92 @@
+"""The stage ``report``: what was kept and what it cost, out of the records of the stages before it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from lotus.config import Config
+from lotus.events import Wrote
+from lotus.run import Run, write_json
+from lotus.stage import Outcome, Stage, Work, named
+from lotus.stages.baseline import is_asked
+from lotus.stages.context import Context
+
+
+def report(context: Context) -> Work:
+    from lotus.report import html
+
+    run = context.run
+    page = results(run)
+    if context.config.train.sparsity.attention is not None:
+        page["attention"] = _focused(context)
+    write_json(run.results, page)
+    yield Wrote("report", str(run.results))
+    html.write(run.folder, run.stages)
+    yield Wrote("report", str(run.report))
+    return Outcome()
+
+
+def results(run: Run) -> dict[str, Any]:
+    """results.json: what each stage measured, by its name, and what they tell of it together."""
+    from lotus.report import ledger
+
+    records = {name: record for name in run.plan() if (record := run.record(name)) is not None}
+    page: dict[str, Any] = {"format": ledger.FORMAT, "name": run.config.name, "kept": {}, "sections": []}
+    page |= {name: dict(record.values) for name, record in records.items()}
+    for name in records:
+        section = run.stages[name].tell(run, page)
+        if section is not None:
+            page["sections"].append({"stage": name, **dataclasses.asdict(section)})
+    spent = [
+        {"stage": name, "part": run.stages[name].part, "seconds": record.seconds,
+         "image_forwards": record.image_forwards, "macs": record.macs}
+        for name, record in records.items()
+    ]  # fmt: skip
+    share = 1.0
+    for part in ("images", "passes"):
+        if part in page["kept"]:
+            share *= page["kept"][part]["kept"] / page["kept"][part]["of"]
+    dense = named(run.stages, "dense")
+    asked = any(dense in run.after(name) for name in records if run.stages[name].part not in ("dense", "apart"))
+    page["ledger"] = ledger.account(spent, kept_share=share, asks_dense=asked)
+    return page
+
+
+LOOKED_AT = 512
+"""Validation images on which attention is measured."""
+
+
+def _focused(context: Context) -> dict[str, Any]:
+    """How peaked attention was before training, is after it, and is in the dense baseline, which saw no penalty."""
+    import lotus.pruning
+    from lotus.data import beton
+    from lotus.sparsity.focus import focus
+
+    run, config = context.run, context.config
+    models = {"start": context.new_model(), "train": lotus.pruning.load(run.of("train"))}
+    if "baseline" in run.plan():
+        models["baseline"] = lotus.pruning.load(run.of("baseline"))
+    rows = np.arange(min(LOOKED_AT, beton.Manifest.load(run.val_beton).n))
+    found: dict[str, Any] = {}
+    for name, model in models.items():
+        with context.images(run.val_beton, rows, config.train, model) as loader:
+            found[name] = focus(model, loader.epoch(0), context.world.device)
+    settings = config.train.sparsity.attention
+    return {"kind": settings.kind, "layers": settings.layers, "models": found} if settings else {}
+
+
+def _after(config: Config) -> tuple[str, ...]:
+    return ("export", "baseline") if config.baseline or is_asked(config) else ("export",)
+
+
+STAGE = Stage(
+    "report",
+    "say what it cost",
+    report,
+    settings=("baseline",),
+    after=_after,
+    outputs=("results.json", "report.html"),
+)

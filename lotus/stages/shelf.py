@@ -1,0 +1,83 @@
+"""The stages of a run: ours, in order, and those that a user's own file brings, each in its place among them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from types import ModuleType
+
+from lotus.config import Config
+from lotus.run import Run, brought
+from lotus.stage import Stage, of
+from lotus.stages import baseline, export, finetune, prepare, prune, report, score, select, train
+from selection.errors import Refused
+from selection.methods import nearest
+
+STAGES: tuple[Stage, ...] = (
+    prepare.STAGE, score.STAGE, select.STAGE, baseline.STAGE, train.STAGE, prune.STAGE, finetune.STAGE, export.STAGE,
+    report.STAGE,
+)  # fmt: skip
+_TAKEN = (
+    "name",
+    "format",
+    "device",
+    "kept",
+    "sections",
+    "ledger",
+    "evaluated",
+    "attention",
+    "stages",
+    "checkpoints",
+    "data",
+)
+"""What is something else in results.json or in a run's folder."""
+
+
+def run_of(config: Config, shelves: Sequence[ModuleType] = ()) -> Run:
+    """The run of ``config``, with its stages."""
+    return Run(config, stages(config, shelves), shelves)
+
+
+def stages(config: Config, shelves: Sequence[ModuleType] = ()) -> list[Stage]:
+    """Ours and those of ``shelves``: one of a name that is there takes its place, another stands behind the last that it reads. What
+    no other stage is to read is read by the last, the report.
+
+    Raises:
+        Refused: it reads a stage that is not there, or one that comes after those that are to read it.
+    """
+    joined = list(STAGES)
+    for shelf in shelves:
+        for stage in brought(shelf).values():
+            _join(joined, stage, config, str(shelf.__file__))
+    return joined
+
+
+def _join(joined: list[Stage], stage: Stage, config: Config, file: str) -> None:
+    names = [other.name for other in joined]
+    place = f"--with {file}: the stage {stage.name!r}"
+    if not stage.name.isidentifier() or stage.name in _TAKEN:
+        raise Refused(f"{place} needs another name: a word that is not {', '.join(_TAKEN)}.")
+    reads = of(stage.after, config)
+    for name in (*reads, *stage.before):
+        if name not in names:
+            raise Refused(f"{place} names {name!r}, which is no stage.{nearest(name, names)} Here: {', '.join(names)}.")
+    if stage.name in names:
+        joined[names.index(stage.name)] = stage
+        return
+    stage = dataclasses.replace(stage, before=stage.before or (names[-1],))
+    behind = max((names.index(name) + 1 for name in reads), default=0)
+    if behind > min(names.index(name) for name in stage.before):
+        raise Refused(
+            f"{place} reads {names[behind - 1]}, which comes after {stage.before[0]}, by which it is to be read."
+        )
+    joined.insert(behind, stage)
+
+
+def check_named(name: str | None, names: Sequence[str], place: str) -> None:
+    """Refuse a stage that is not there.
+
+    Raises:
+        Refused: with the nearest.
+    """
+    if name is not None and name not in names:
+        raise Refused(f"{place} {name}: this run has no such stage.{nearest(name, names)} It has: {', '.join(names)}.")

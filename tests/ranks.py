@@ -1,0 +1,46 @@
+"""Two processes that are the two ranks of one training."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def two_ranks(
+    script: Path, *words: str | Path, timeout: float = 300, base: Mapping[str, str] | None = None
+) -> list[str]:
+    """What each rank of ``script`` says, over gloo on this machine; both must end well.
+
+    Args:
+        base: the environment that they are started in, beside what makes them ranks; None: this process's
+    """
+    here = Path(script).parent
+    shared = {
+        **(os.environ if base is None else base), "PYTHONPATH": f"{here.parent.parent}:{here.parent}:{here}",
+        "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }  # fmt: skip
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script), *map(str, words)], env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        spoken = [process.communicate(timeout=timeout)[0].decode() for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert [process.returncode for process in ranks] == [0, 0], spoken
+    return spoken
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -1,0 +1,31 @@
+"""The command line in a process of its own, and a demo that takes seconds: for the tests of whole stages."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+DIGITS = str(ROOT / "configs" / "digits.yaml")
+# The demo's own config, shortened until it takes seconds: small ViT, few epochs.
+SHORT = [
+    "model.args.embed_dim=32", "model.args.depth=2", "model.args.num_heads=2", "score.epochs=2", "score.seeds=1",
+    "train.epochs=2", "finetune.epochs=1", "prune.calibration=128", "train.batch_size=128", "export.onnx=false",
+    "export.latency_batch=8",
+]  # fmt: skip
+
+
+def lotus(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "lotus", *words], capture_output=True, text=True, check=False, cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **more},
+    )  # fmt: skip
+
+
+def lotus_json(*words: str) -> dict:
+    done = lotus(*words)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.strip().splitlines()[-1])

@@ -1,0 +1,70 @@
+"""The command line: a verb a stage, and what ``lotus config`` says of every setting."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from lotus.cli import main
+from lotus.config import Config
+from lotus.stages import STAGES
+
+
+@pytest.mark.parametrize("stage", [stage.name for stage in STAGES])
+def test_every_stage_has_a_verb(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([stage, "--help"])
+    assert left.value.code == 0
+    assert f"lotus {stage}" in capsys.readouterr().out
+
+
+def leaves(values: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value and "name" not in value:
+            yield from leaves(value, f"{place}{name}.")
+        else:
+            yield f"{place}{name}", value
+
+
+def test_config_says_every_setting_with_its_default_and_its_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config"]) == 0
+    told = capsys.readouterr().out
+    lines = told.splitlines()
+    for place, default in leaves(Config().model_dump(mode="json")):
+        said = [line for line in lines if line.startswith(f"{place} = ")]
+        if said:  # a model or a method that has a name is a section or one word
+            shown = said[0].partition(" = ")[2]
+            if isinstance(default, Mapping):
+                assert shown == default["name"] or json.loads(shown) == default
+            else:
+                assert shown == default or json.loads(shown) == default, place
+        else:
+            assert f"\n{place}\n" in told or f"\n{place}." in told, place
+    assert "Multiply-accumulates an image." in told
+    assert "prune.search = null" in lines, "what is off says so, and what it would have is told below"
+    assert any(line.startswith("prune.search.rounds = ") for line in lines)
+
+
+def test_config_of_a_section_and_of_one_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "prune.keep"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "prune.keep"
+    assert {line.split(" ")[0] for line in told if not line.startswith(" ")} == {
+        "prune.keep", *(f"prune.keep.{name}" for name in Config().prune.keep.model_dump())
+    }  # fmt: skip
+    assert main(["config", "prune.keep.macs"]) == 0
+    assert capsys.readouterr().out == "prune.keep.macs = 0.5\n    Multiply-accumulates an image.\n"
+    assert main(["config", "prune.kep"]) == 2
+    assert "Did you mean 'prune.keep'?" in capsys.readouterr().err
+
+
+def test_the_schema_knows_every_section(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "--schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert set(schema["properties"]) == set(Config.model_fields)
+    assert schema["additionalProperties"] is False
+    assert main(["config", "export", "--schema"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["properties"]) == set(Config().export.model_dump())
