@@ -23,7 +23,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else selection.py of this folder is found first
 
 import lotus.pruning
-from lotus.config import Model, request
+from lotus.config import Model, as_request
 from lotus.pruning import latency
 from lotus.vit.model import create
 from selection.errors import Refused
@@ -42,12 +42,12 @@ def main() -> int:
     dense = create(Model(name=options.model, args=options.args), 10).to(options.device).eval()
     table = latency.measure(dense, options.batch)
     multiple = latency.fast_multiple(dense, options.batch)
-    wants = request({"criterion": "magnitude", "rotate": False, "compensate": "none"})
-    study = lotus.pruning.study(dense, [], wants)
+    request = as_request({"criterion": "magnitude", "rotate": False, "compensate": "none"})
+    study = lotus.pruning.study(dense, [], request)
     cuts = []
     for keep in BUDGETS:
         try:
-            cuts.append((keep, study.draw(wants.at(keep), table=table)))
+            cuts.append((keep, study.draw(request.at(keep), table=table)))
         except Refused as refusal:
             print(refusal, file=sys.stderr)
     large, one = (
@@ -92,7 +92,7 @@ def _show(rows: list[dict[str, Any]], table: latency.Table, multiple: int, optio
         keep = ", ".join(f"{what} {part:g}" for what, part in row["keep"].items())
         print(f"{keep:16}{row['macs']:11.2f}x{row['speedup']:9.2f}x{row['wanted']:7.2f}x{row['predicted']:11.3f}"
               f"{row['told'] or float('nan'):8.3f}{row['measured']:10.3f}{row['batch_1']:9.3f}")  # fmt: skip
-    print("predicted, told, measured, batch 1: time as a part of the dense model's. Predicted by the table; told: measured when the plan "
+    print("predicted, told, measured, batch 1: time as a fraction of the dense model's. Predicted by the table; told: measured when the plan "
           "was drawn, where latency was asked for; measured: again, afterwards.")  # fmt: skip
 
 

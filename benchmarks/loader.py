@@ -3,7 +3,7 @@
     python benchmarks/loader.py                           # pictures that it draws itself
     python benchmarks/loader.py IMAGES --cifar CIFAR10    # a folder of class folders, and CIFAR-10 (.npz or a folder)
 
-Two stories, each a whole training input: decode, augment, normalise, batch of float32 tensors in order of a shuffle.
+Two stories, each a whole training input: decode, augment, normalize, batch of float32 tensors in order of a shuffle.
 
 * 224 pixels: random-resized crop, flip. Both read the same JPEGs (longest side 256, quality 90): LOTUS from a .beton, the
   DataLoader from files through Pillow, as ``torchvision.datasets.ImageFolder`` does.
@@ -211,8 +211,8 @@ def photo(number: int) -> np.ndarray:
     draw = ImageDraw.Draw(picture)
     for _ in range(12):
         x, y, w, h = rng.integers(0, [500, 375, 160, 160])
-        colour = tuple(int(value) for value in rng.integers(0, 256, 3))
-        (draw.ellipse if rng.random() < 0.5 else draw.rectangle)((int(x), int(y), int(x + w), int(y + h)), fill=colour)
+        color = tuple(int(value) for value in rng.integers(0, 256, 3))
+        (draw.ellipse if rng.random() < 0.5 else draw.rectangle)((int(x), int(y), int(x + w), int(y + h)), fill=color)
     return np.clip(np.asarray(picture) + rng.normal(0, 9, (375, 500, 1)), 0, 255).astype(np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""What part of a training step the optimizer takes. One command, one run:
+"""What fraction of a training step the optimizer takes. One command, one run:
 
     python benchmarks/optimizer_step.py            # the figure: Muon at most 15 % of a step of the ViT 128 x 6
     python benchmarks/optimizer_step.py --width 384 --depth 12 --heads 6 --patch 16 --side 224 --batch 256 --most 0.02

@@ -41,7 +41,7 @@ TRAIN_ON = ("vtp", "vtp_proximal")
 """Those that start from the dense model, and train it on."""
 OURS = ["select.keep=1", "train.sparsity.gates=false", "baseline=false"]
 HALF = 0.5
-"""Part of the MACs at which ours stands beside a system that cuts none."""
+"""Fraction of the MACs at which ours stands beside a system that cuts none."""
 TINY = {
     "": ["train.epochs=1", "train.warmup_epochs=0", "train.evaluate_every=0", "prune.calibration=20", "export.latency_batch=4"],
     "fine": ["finetune.epochs=1"],

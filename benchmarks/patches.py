@@ -1,4 +1,4 @@
-"""What a training step on fewer patches takes, beside one on all, and what it costs in accuracy. One command each, one run:
+"""What a training step with token pruning takes, beside one on all, and what it costs in accuracy. One command each, one run:
 
     python benchmarks/patches.py            # the figures: at keep 0.7 at most 0.78 of the dense step's time
     python benchmarks/patches.py --tiny     # seconds; only shows that it works
@@ -109,7 +109,7 @@ def _speed(options: argparse.Namespace) -> int:
 
 # ---------------------------------------------------------------------------------------------------------- accuracy
 
-PROBE = 1000
+PROXY = 1000
 """Seed of the dense model that is asked for its attention: none of those that are measured."""
 SCORED: dict[str, dict[str, Any]] = {
     "dropout": {"mode": "dropout"},
@@ -129,8 +129,8 @@ def _accuracy(options: argparse.Namespace) -> int:
     pool = {"score": "random", "pick": "ccs", "keep": options.pool}  # any images; both said, whatever the defaults are
     _done(_config(options, work / "pool", 0, epochs, select=pool), "select")
     recipe = functools.partial(_config, options, select={"ticket": str(ticket)})
-    asked = _done(recipe(work / "probe", PROBE, epochs), "train")
-    print(f"asked for its attention: a dense model of seed {PROBE}, top-1 {asked.values['top1']:.2f}", flush=True)
+    asked = _done(recipe(work / "proxy", PROXY, epochs), "train")
+    print(f"asked for its attention: a dense model of seed {PROXY}, top-1 {asked.values['top1']:.2f}", flush=True)
     rows: dict[tuple[str, float], list[Record]] = {("dense", 1.0): []}
     for seed in seeds:
         rows["dense", 1.0].append(_row(recipe(work / f"dense-{seed}", seed, epochs), "dense", 1.0))
@@ -138,7 +138,7 @@ def _accuracy(options: argparse.Namespace) -> int:
             for name in options.only or SCORED:
                 patches = {**SCORED[name], "keep": keep}
                 if name == "attention":
-                    patches["model"] = str(work / "probe" / "train")
+                    patches["model"] = str(work / "proxy" / "train")
                 folder = work / f"{name}-{keep:g}-{seed}".replace(" ", "-")
                 found = _row(recipe(folder, seed, epochs, patches=patches), name, keep)
                 rows.setdefault((name, keep), []).append(found)
@@ -212,7 +212,7 @@ def _spent(record: Record) -> float:
 def _training(
     model: nn.Module, told: Tokens | None, batch: int, device: torch.device, dtype: torch.dtype
 ) -> Callable[[], None]:
-    """One optimiser step after another on the same images."""
+    """One optimizer step after another on the same images."""
     model.train()
     embed: Any = model.patch_embed
     draw = torch.Generator().manual_seed(0)
@@ -251,7 +251,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--data", default="cifar10", help="accuracy: a data set of the catalog (%(default)s)")
     parser.add_argument("--path", default="data/cifar10", help="accuracy: where it lies (%(default)s)")
     parser.add_argument("--work", default="runs/patches-accuracy", help="accuracy: folder of the runs (%(default)s)")
-    parser.add_argument("--pool", type=float, default=0.2, help="accuracy: part of the images that train (%(default)s)")
+    parser.add_argument(
+        "--pool", type=float, default=0.2, help="accuracy: fraction of the images that train (%(default)s)"
+    )
     parser.add_argument("--keeps", type=float, nargs="+", default=[0.7, 0.5], help="accuracy: parts of the patches")
     parser.add_argument("--epochs", type=int, default=6, help="accuracy (%(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="accuracy (%(default)s)")

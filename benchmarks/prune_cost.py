@@ -1,7 +1,7 @@
 """What pruning itself costs: seconds of each step, and memory. One command, no data, no training (time knows no weights):
 
     python benchmarks/prune_cost.py            # ViT-S/16 at 224 px, the 512 images that LOTUS then looks at
-    python benchmarks/prune_cost.py --width    # where cutting units alone goes too far, and a narrower stream is tried in vain
+    python benchmarks/prune_cost.py --embed-dim    # where cutting units alone goes too far, and a smaller embedding dimension is tried in vain
     python benchmarks/prune_cost.py --tiny     # seconds; only shows that it works
 
 The images are noise, drawn a batch at a time while the clock is stopped. To be reached: 90 s on two cores, and no more memory at
@@ -27,7 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else selection.py of this folder is found first
 
 import lotus.pruning
-from lotus.config import Model, request
+from lotus.config import Model, as_request
 from lotus.pruning import budget, compensate, measure, narrow, rotate, scoring, surgery
 from lotus.vit.model import create, image_size
 
@@ -123,7 +123,7 @@ def _measured(options: dict[str, Any]) -> dict[str, Any]:
     gone_through = measure.measure
     measure.measure = weighed  # type: ignore[assignment]
     lotus.pruning.lottery(
-        model, batches, request({"keep": {"macs": 0.5}, "width": "auto" if options["width"] else None})
+        model, batches, as_request({"keep": {"macs": 0.5}, "embed_dim": "auto" if options["embed_dim"] else None})
     )
     peak = _peak()
     return {
@@ -145,9 +145,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--of", type=int, default=0, help="also tell what so many images would take at this pace")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument(
-        "--width",
+        "--embed-dim",
         action="store_true",
-        help="try narrower streams too, as is the default; noise never leaves it at all channels",
+        help="try smaller embedding dimensions too, as is the default; noise never leaves it at all channels",
     )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--check", action="store_true", help="exit 1 where a figure is missed")

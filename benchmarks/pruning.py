@@ -2,16 +2,16 @@
 
     python benchmarks/pruning.py MODEL --data cifar10 --path data/cifar10.npz --out runs/pruning      # the whole table
     python benchmarks/pruning.py MODEL --data cifar10 --path data/cifar10.npz --out runs/pruning      # again: goes on, or only prints
-    python benchmarks/pruning.py MODEL --data cifar10 --path data/cifar10.npz --seeds 1 --finetune 0 --only ours "width 0.5"
+    python benchmarks/pruning.py MODEL --data cifar10 --path data/cifar10.npz --seeds 1 --finetune 0 --only ours "embed_dim 0.5"
 
 MODEL is a folder that LOTUS wrote (``runs/cifar10/baseline``), with the mean and standard deviation of its images in it. Each row of
-the table is a way to cut, each column a part of the dense model's MACs (QK^T and AV counted) that stays:
+the table is a way to cut, each column a fraction of the dense model's MACs (QK^T and AV counted) that stays:
 
-    ours          what ``lotus.prune`` does by default: rotated heads, fisher, all units in one pool, affine; a narrower stream where that helps
+    ours          what ``lotus.prune`` does by default: rotated heads, fisher, all units in one pool, affine; a smaller embedding dimension where that helps
     units alone   ours, with all channels of the stream; the rows below too
-    split         with query/key and value dimensions cut each for itself
-    width W       after the stream was turned and cut to the part W of its channels
-    branches      where whole branches may go; inputs: where channels that a branch reads may
+    decouple_qk   with query/key and value dimensions cut each for itself
+    embed_dim W   after the residual stream was turned and cut to the fraction W of its channels
+    sublayers      where whole sublayers may go; inputs: where channels that a sublayer reads may
     VTP           gates at four sites learn with L1 for ``--search`` steps, the weights beside them; one threshold; nothing compensated.
                   Its published rates move no gate (docs/papers.md), so gates learn at 1e-2 here
     auto ratio    one ratio for attention and one for MLPs, searched for on 1,000 training images by agreement; magnitude, nothing compensated
@@ -56,7 +56,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else pruning.
 import shared
 
 import lotus.pruning
-from lotus.config import Data, Patches, Prune, Sparsity, request
+from lotus.config import Data, Patches, Prune, Sparsity, as_request
 from lotus.data import torch_loader, views
 from lotus.data.dataset import open_data
 from lotus.data.source import Source
@@ -72,7 +72,7 @@ from selection.errors import Refused
 
 Batches = list[tuple[Tensor, Tensor]]
 Cuts = Callable[[float], "nn.Module | Tokened | str"]
-"""What a model becomes at a part of its MACs, or why it does not."""
+"""What a model becomes at a fraction of its MACs, or why it does not."""
 
 
 @dataclass
@@ -167,7 +167,7 @@ def _bench(key: str, seed: int) -> Bench:
 
 
 def measure(told: argparse.Namespace, seed: int, name: str) -> dict[str, Any]:
-    """One way with one seed, at every part of the MACs."""
+    """One way with one seed, at every fraction of the MACs."""
     torch.set_num_threads(1)
     plain_told = {key: str(value) if isinstance(value, Path) else value for key, value in vars(told).items()}
     bench = _bench(json.dumps(plain_told, sort_keys=True), seed)
@@ -179,7 +179,7 @@ def measure(told: argparse.Namespace, seed: int, name: str) -> dict[str, Any]:
 
 
 def _cell(bench: Bench, cuts: Cuts, keep: float) -> dict[str, float] | str:
-    """Top-1 right after the cut and after the fine-tune, and the part of the MACs; or why there is none."""
+    """Top-1 right after the cut and after the fine-tune, and the fraction of the MACs; or why there is none."""
     small = cuts(keep)
     if isinstance(small, str):
         return small
@@ -201,7 +201,7 @@ def _table(rows: list[dict[str, Any]], told: argparse.Namespace) -> Iterator[str
         f"{told.seeds} seeds, {told.finetune} steps of fine-tuning at batch {told.batch}, {told.search} of search"
     )
     yield ""
-    yield "| top-1 at a part of the MACs | " + " | ".join(f"{keep:g}" for keep in told.keep) + " |"
+    yield "| top-1 at a fraction of the MACs | " + " | ".join(f"{keep:g}" for keep in told.keep) + " |"
     yield "| --- |" + " --- |" * len(told.keep)
     for name in dict.fromkeys(row["way"] for row in rows):
         line, why = [], ""
@@ -238,7 +238,7 @@ def ways() -> dict[str, Way]:
         def cuts(keep: float) -> nn.Module | str:
             try:
                 return lotus.pruning.lottery(
-                    bench.dense, bench.calibration, request({"keep": {"macs": keep}}), seed=bench.seed
+                    bench.dense, bench.calibration, as_request({"keep": {"macs": keep}}), seed=bench.seed
                 ).model
             except Refused as refusal:
                 return str(refusal)
@@ -247,12 +247,12 @@ def ways() -> dict[str, Way]:
 
     def lottery(**settings: Any) -> Way:
         def way(bench: Bench) -> Cuts:
-            wants = request(settings)
-            studied = lotus.pruning.study(bench.dense, bench.calibration, wants, seed=bench.seed)
+            request = as_request(settings)
+            studied = lotus.pruning.study(bench.dense, bench.calibration, request, seed=bench.seed)
 
             def cuts(keep: float) -> nn.Module | str:
                 try:
-                    return studied.draw(wants.at({"macs": keep})).model
+                    return studied.draw(request.at({"macs": keep})).model
                 except Refused as refusal:
                     return str(refusal)
 
@@ -272,24 +272,24 @@ def ways() -> dict[str, Way]:
         "SPViT": spvit,
         **{name: lottery(criterion=name, **bare) for name in shelf},
         "fisher, affine, by index": lottery(rotate=False),
-        "split": lottery(split=True),
-        "branches": lottery(branches=True),
-        "inputs": lottery(inputs=True),
-        **{f"width {part:g}": functools.partial(narrowed, part) for part in narrow.GRID[1:]},
-        **{f"{name}, within kinds": lottery(criterion=name, rank="kind", **bare) for name in shelf},
+        "decouple_qk": lottery(decouple_qk=True),
+        "sublayers": lottery(sublayers=True),
+        "in_channels": lottery(in_channels=True),
+        **{f"embed_dim {part:g}": functools.partial(narrowed, part) for part in narrow.GRID[1:]},
+        **{f"{name}, within types": lottery(criterion=name, scope="per_type", **bare) for name in shelf},
     }
 
 
 def narrowed(part: float, bench: Bench) -> Cuts:
-    """Ours on a narrower stream."""
+    """Ours on a smaller embedding dimension."""
     found = narrow.statistics(bench.dense, bench.calibration)
     thin = narrow.narrow(bench.dense, found, narrow.channels(bench.dense, part, 8))
-    wants = Prune()
-    studied = lotus.pruning.study(thin, bench.calibration, wants, seed=bench.seed)
+    request = Prune()
+    studied = lotus.pruning.study(thin, bench.calibration, request, seed=bench.seed)
 
     def cuts(keep: float) -> nn.Module | str:
         try:
-            return studied.draw(wants.at({"macs": keep}), whole=cost.count(bench.dense)).model
+            return studied.draw(request.at({"macs": keep}), whole=cost.count(bench.dense)).model
         except Refused as refusal:
             return str(refusal)
 
@@ -299,17 +299,17 @@ def narrowed(part: float, bench: Bench) -> Cuts:
 def vtp(bench: Bench) -> Cuts:
     """Gates at the four sites learn under L1, then one threshold for all (2104.08500)."""
     model = copy.deepcopy(bench.dense)
-    settings = Sparsity(inputs=True, penalty="subgradient", strength=1e-4, steer=False, lr=1e-2, start=0)
+    settings = Sparsity(in_channels=True, penalty="subgradient", strength=1e-4, steer=False, lr=1e-2, start=0)
     gates = Gates(model, settings, target=None, device=bench.told.device)
     learn(model, gates, bench)
     values = {site: one.detach().clone() for site, one in gates.values.items()}
-    bare = {"criterion": "gate", "rotate": False, "compensate": "none", "inputs": True}
-    wants = request({**bare, "rank": "quantile", "split": True, "round": 1})
-    studied = lotus.pruning.study(gates.fold(model), bench.calibration, wants, gates=values)
+    bare = {"criterion": "gate", "rotate": False, "compensate": "none", "in_channels": True}
+    request = as_request({**bare, "scope": "threshold", "decouple_qk": True, "round": 1})
+    studied = lotus.pruning.study(gates.fold(model), bench.calibration, request, gates=values)
 
     def cuts(keep: float) -> nn.Module | str:
         try:
-            return studied.draw(wants.at({"macs": keep})).model
+            return studied.draw(request.at({"macs": keep})).model
         except Refused as refusal:
             return str(refusal)
 
@@ -318,13 +318,13 @@ def vtp(bench: Bench) -> Cuts:
 
 def auto_ratio(bench: Bench) -> Cuts:
     """One ratio for attention and one for MLPs (PRAI 2023), of the magnitudes."""
-    wants = request({"criterion": "magnitude", "rotate": False, "compensate": "none", "search": {"grid": 0}})
-    studied = lotus.pruning.study(bench.dense, bench.calibration, wants)
+    request = as_request({"criterion": "magnitude", "rotate": False, "compensate": "none", "search": {"grid": 0}})
+    studied = lotus.pruning.study(bench.dense, bench.calibration, request)
     judge = Judge(bench.dense, bench.show(bench.train, bench.held), metric="agreement")
 
     def cuts(keep: float) -> nn.Module | str:
         try:
-            return search.ratios(studied, judge, wants.at({"macs": keep})).drawn.model
+            return search.ratios(studied, judge, request.at({"macs": keep})).pruned.model
         except Refused as refusal:
             return str(refusal)
 
@@ -484,7 +484,7 @@ def macs(model: nn.Module) -> int:
 
 
 def images_of(about: dict[str, Any], size: int, told: argparse.Namespace) -> Callable[[Source, np.ndarray], Batches]:
-    """Reads rows of a data set as the model was evaluated on them: the middle, at its size, normalised as in its folder."""
+    """Reads rows of a data set as the model was evaluated on them: the middle, at its size, normalized as in its folder."""
     mean, std = (torch.tensor(about["about"][name]).view(3, 1, 1) for name in ("mean", "std"))
     fill = np.zeros(3, np.uint8)  # nothing is shifted in evaluation
 

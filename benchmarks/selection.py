@@ -7,7 +7,7 @@
     python benchmarks/selection.py --value          # facility_location's value against exact greedy's, 5,000 images
     python benchmarks/selection.py --apricot        # the same problem as apricot-select (pip install apricot-select), 20,000 images
     python benchmarks/selection.py --gradients      # closed forms against gradients that are written out
-    python benchmarks/selection.py --redraw         # the lotteries of each epoch, at ImageNet's size
+    python benchmarks/selection.py --dynamic         # dynamic data pruning, at ImageNet's size
 
 Every row is measured in a process of its own: seconds are of the picker alone (with --imagenet, of all that `lotus select` does,
 reading the file included); peak memory is of the whole process, Python and the data included. Set OMP_NUM_THREADS to say how many cores.
@@ -143,7 +143,7 @@ def value(name: str, images: int, width: int, keep: float) -> dict[str, Any]:
         exact.append(int(gains.argmax()))
         cover = np.maximum(cover, matrix[exact[-1]])
     available = told(signals, budget, keep)
-    options = {} if name == "random" else {"maximiser": name}
+    options = {} if name == "random" else {"maximizer": name}
     picker = pickers.random if name == "random" else pickers.facility_location
     began = time.perf_counter()
     rows = methods.call(picker, available, options, place=name)
@@ -174,7 +174,7 @@ def apricot(name: str, images: int, width: int, keep: float) -> dict[str, Any]:
     else:
         available = told(signals, budget, keep)
         began, cpu = time.perf_counter(), time.process_time()
-        rows = methods.call(pickers.facility_location, available, {"maximiser": name, "max_memory": 4.0}, place=name)
+        rows = methods.call(pickers.facility_location, available, {"maximizer": name, "max_memory": 4.0}, place=name)
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     kernel = Cosine(signals["embeddings"])
     represented = sum(
@@ -205,7 +205,7 @@ def gradients(name: str, images: int, width: int, keep: float) -> dict[str, Any]
     return {"seconds": seconds, "peak_gb": peak_gb(), "note": f"error {worst:.1e}; written out {written_out:.2f} s"}
 
 
-def redrawn(name: str, images: int, width: int, keep: float) -> dict[str, Any]:
+def dynamically(name: str, images: int, width: int, keep: float) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     state = State(rng.integers(0, 1_000, images))
     for epoch in range(2):
@@ -230,7 +230,7 @@ TASKS: dict[str, tuple[Callable[..., dict[str, Any]], list[str], dict[str, Any]]
     "value": (value, ["lazy", "sparse", "stochastic", "random"], {"images": 5_000, "width": 384, "keep": 0.1}),
     "apricot": (apricot, ["apricot", "lazy", "sparse"], {"images": 20_000, "width": 384, "keep": 0.05}),
     "gradients": (gradients, ["float32", "float64"], {"images": 2_000, "width": 384, "keep": 0.1}),
-    "redraw": (redrawn, methods.names(dynamic), {"images": IMAGENET[0], "width": 0, "keep": 0.5}),
+    "dynamic": (dynamically, methods.names(dynamic), {"images": IMAGENET[0], "width": 0, "keep": 0.5}),
 }
 
 

@@ -7,10 +7,10 @@ A small ViT is trained from scratch by ``lotus train``'s own code on a pool of i
 seed. **Cost** is what a training on the share ``keep`` of the pool for ``--epochs`` epochs takes: a ticket goes through its
 images that many times; ``rs2`` draws other images each epoch; ``infobatch`` runs fewer epochs than that and more than ``shorter``,
 with the saving that brings it to the same number of image passes; ``shorter`` sees all images, for ``keep * epochs`` epochs. A
-table beside it has the shares near 1 for the three that need no probe: how much can be saved before accuracy falls.
+table beside it has the shares near 1 for the three that need no proxy: how much can be saved before accuracy falls.
 
-A seed is a seed for all: of the probe, of the draw, of the weights and of the order of the images. Each seed has a probe of its own,
-which all tickets of the seed share; its cost (``--probe`` epochs on the pool) is *not* in the budget of the tickets, and is said.
+A seed is a seed for all: of the proxy, of the draw, of the weights and of the order of the images. Each seed has a proxy of its own,
+which all tickets of the seed share; its cost (``--proxy`` epochs on the pool) is *not* in the budget of the tickets, and is said.
 
 Every training is a process' own with one thread; ``--workers`` of them run at once. Seconds are CPU seconds of the training, so that
 what else the machine does changes them little.
@@ -77,11 +77,11 @@ def main() -> int:
         shared.pool_of_images(options.data, options.pool, folder / f"pool-{options.pool}.npz")
         context = get_context("spawn")
         with ProcessPoolExecutor(options.workers, mp_context=context) as workers:
-            probes = {
-                workers.submit(_probe, options, folder, key, seed): seed for seed in sorted({s for *_, s in jobs})
+            proxies = {
+                workers.submit(_proxy, options, folder, key, seed): seed for seed in sorted({s for *_, s in jobs})
             }
-            for future in as_completed(probes):
-                print(f"seed {probes[future]}: probe, {future.result():.0f} CPU seconds", file=sys.stderr, flush=True)
+            for future in as_completed(proxies):
+                print(f"seed {proxies[future]}: proxy, {future.result():.0f} CPU seconds", file=sys.stderr, flush=True)
             running = [workers.submit(_train, options, folder, key, *job) for job in jobs]
             for row in shared.as_they_end(running, book, _told):
                 done[_name(row["method"], row["keep"], row["seed"])] = row
@@ -116,7 +116,7 @@ def _config(options: argparse.Namespace, folder: Path, run: Path, seed: int, **s
         "data": {"name": "cifar10", "path": str(folder / f"pool-{options.pool}.npz"), "write": "raw", "workers": 1,
                  "folder": str(folder / f"images-{options.pool}")},
         "model": {"name": options.model, "args": options.args},
-        "score": {"epochs": options.probe, "seeds": 1},
+        "score": {"epochs": options.proxy, "seeds": 1},
         "train": recipe,
         "prune": {"keep": {"macs": 1.0}},  # not part of this
         **sections,
@@ -135,9 +135,9 @@ def _go(config: Any, until: str) -> tuple[list[Any], float]:
     return events, time.process_time() - began
 
 
-def _probe(options: argparse.Namespace, folder: Path, key: str, seed: int) -> float:
+def _proxy(options: argparse.Namespace, folder: Path, key: str, seed: int) -> float:
     """Watch one short training; its signals serve every ticket of the seed."""
-    run = folder / f"probe-{key}-{seed}"
+    run = folder / f"proxy-{key}-{seed}"
     file = folder / f"signals-{key}-{seed}.npz"
     if file.exists():
         return 0.0
@@ -186,13 +186,13 @@ def _train(options: argparse.Namespace, folder: Path, key: str, method: str, kee
 def _each_epoch(method: str, keep: float, epochs: int) -> dict[str, Any]:
     """The recipe's settings that make a training without a ticket cost what ``keep`` costs."""
     if method == "rs2":
-        return {"redraw": {"name": "rs2", "keep": keep}} if keep < 1 else {}
+        return {"dynamic": {"name": "rs2", "keep": keep}} if keep < 1 else {}
     if method == "shorter":
         number = round(keep * epochs)
         return {"epochs": number, "warmup_epochs": 0.1 * number}
     number = min(epochs, math.ceil(keep * epochs / 0.7))  # infobatch, at a saving of at most 0.3
     saving = round(1 - keep * epochs / number, 6)
-    return {"epochs": number, "warmup_epochs": 0.1 * number, "redraw": {"name": "infobatch", "saving": saving}}
+    return {"epochs": number, "warmup_epochs": 0.1 * number, "dynamic": {"name": "infobatch", "saving": saving}}
 
 
 class _alone:
@@ -233,7 +233,7 @@ def _tables(rows: list[Mapping[str, Any]], options: argparse.Namespace) -> Itera
             yield f"| {method} | " + " | ".join(_cell(cells.get((method, keep))) for keep in keeps) + " |"
     yield ""
     cpu = sum(row["seconds"] for row in rows)
-    yield f"{len(rows)} trainings, {cpu / 60:.0f} CPU minutes: {cpu / 60 / 2:.0f} minutes on two cores; probes of {options.probe} epochs not counted"
+    yield f"{len(rows)} trainings, {cpu / 60:.0f} CPU minutes: {cpu / 60 / 2:.0f} minutes on two cores; proxies of {options.proxy} epochs not counted"
 
 
 def _cell(values: list[float] | None) -> str:
@@ -257,7 +257,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2, help="trainings at once, each with one thread")
     parser.add_argument("--pool", type=int, default=10_000, help="images to choose from")
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--probe", type=int, default=10, help="epochs of the probe")
+    parser.add_argument("--proxy", type=int, default=10, help="epochs of the proxy")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=[*TICKETS, *EACH_EPOCH], metavar="ROW", help="only these rows")
     parser.add_argument("--keep", type=float, nargs="+", default=[0.1, 0.3, 0.5])

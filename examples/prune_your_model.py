@@ -28,8 +28,8 @@ KEEP = 0.35  # of the multiply-accumulates of an image
 def data() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images (N, 3, 8, 8) of mean 0 and deviation 1, and labels (N,): to train on, and to test with."""
     digits = load_digits()
-    grey = (digits.images / 16).astype(np.float32)[:, None].repeat(3, axis=1)
-    parts = train_test_split((grey - grey.mean()) / grey.std(), digits.target, test_size=0.3, random_state=0)
+    gray = (digits.images / 16).astype(np.float32)[:, None].repeat(3, axis=1)
+    parts = train_test_split((gray - gray.mean()) / gray.std(), digits.target, test_size=0.3, random_state=0)
     images, test_images, labels, test_labels = map(torch.from_numpy, parts)
     return images, labels, test_images, test_labels
 
@@ -83,8 +83,8 @@ def main(epochs: int = 20) -> dict[str, float]:
         assert torch.equal(again(test_images), small(test_images))
 
     # Measured once, cut to as many budgets as you like: here the plan is read before it is taken.
-    wants = Prune(keep={"macs": KEEP})
-    drawn = study(model, batches, wants).draw(wants)
+    request = Prune(keep={"macs": KEEP})
+    drawn = study(model, batches, request).draw(request)
     print(drawn.text())
     reached["macs"] = drawn.after["macs"] / drawn.before["macs"]
     print(f"top-1: dense {reached['dense']:.1f} %, cut to {KEEP} of the operations {reached['cut']:.1f} %")

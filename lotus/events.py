@@ -32,7 +32,7 @@ class Began(Event):
 
 @dataclass(frozen=True)
 class Step(Event):
-    """A unit of progress inside a stage: an optimiser step, a batch scored, a thousand images written."""
+    """A unit of progress inside a stage: an optimizer step, a batch scored, a thousand images written."""
 
     stage: str
     done: int

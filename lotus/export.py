@@ -126,11 +126,11 @@ def why_not(model: nn.Module) -> str:
     if any(block.kernel for block in found):
         return "some blocks convolve"
     if not all(block.has_attn and block.has_mlp for block in found):
-        return "some blocks lost a branch"
+        return "some blocks lost a sublayer"
     if any(block.dims.qk_dim != block.dims.v_dim for block in found):
         return "query/key and value dimensions differ in number"
-    if any(block.reads(branch) is not None for block in found for branch in ("attn", "mlp")):
-        return "some blocks read a part of the stream"
+    if any(block.reads(sublayer) is not None for block in found for sublayer in ("attn", "mlp")):
+        return "some blocks read a part of the residual stream"
     if stages > 1 or len({block.dims for block in found}) > 1:
         return "the blocks' widths differ"
     if first.heads * first.head_dim != first.width:

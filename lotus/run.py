@@ -244,12 +244,12 @@ class Run:
         return (*of(self.stages[stage].after, self.config), *more)
 
     @property
-    def probed(self) -> bool:
-        """Whether the ticket is drawn, or patches are shared out, by what a probe tells. One serves every score and policy."""
+    def needs_proxy(self) -> bool:
+        """Whether the ticket is drawn, or patches are shared out, by what a proxy tells. One serves every score and policy."""
         return bool(reads(self.config))
 
     def reads(self, shelves: Sequence[ModuleType] = ()) -> set[str]:
-        """The signals of a probe that the ticket and a joint budget of patches are made from."""
+        """The signals of a proxy that the ticket and a joint budget of patches are made from."""
         return reads(self.config, shelves)
 
     def made_from(self, stage: str) -> dict[str, str]:
@@ -370,12 +370,12 @@ def brought(shelf: ModuleType) -> dict[str, Stage]:
 
 
 def reads(config: Config, shelves: Sequence[ModuleType] = ()) -> set[str]:
-    """The signals of a probe that the ticket and a joint budget of patches are made from. One probe serves every score and policy."""
-    wants, found = config.select, set[str]()
-    if not wants.ticket and wants.keep < 1:
-        found |= lottery.reads(wants.score, wants.pick, shelves)
+    """The signals of a proxy that the ticket and a joint budget of patches are made from. One proxy serves every score and policy."""
+    request, found = config.select, set[str]()
+    if not request.ticket and request.keep < 1:
+        found |= lottery.reads(request.score, request.pick, shelves)
     if any(recipe.patches and recipe.patches.joint for recipe in (config.train, config.finetune)):
-        found |= lottery.reads(wants.score, "random", shelves)
+        found |= lottery.reads(request.score, "random", shelves)
     return found
 
 

@@ -1,4 +1,4 @@
-"""SHELF: one function a lottery that is redrawn each epoch: which of n images train in the epoch to come, and how much each weighs.
+"""SHELF: dynamic data pruning, one function a method: which of n images train in the epoch to come, and how much each weighs.
 
 It reads, by parameter name:
 
@@ -49,9 +49,9 @@ def infobatch(
     mean but as many as it takes.
 
     Args:
-        prune: part of the learned images that is left out.
-        until: part of the epochs after which all images train; below 1 that is the last epoch at least.
-        saving: part of all image passes of the training to save, to the image; None: what the mean gives. Epoch 0, which has no
+        prune: fraction of the learned images that is left out.
+        until: fraction of the epochs after which all images train; below 1 that is the last epoch at least.
+        saving: fraction of all image passes of the training to save, to the image; None: what the mean gives. Epoch 0, which has no
             losses yet, and those after ``until`` save nothing, so the others save more; where that is more than ``prune`` of all
             images, ``prune`` is raised.
 
@@ -148,7 +148,7 @@ def seta(
     random part is left out. An image that was never seen counts with the hardest.
 
     Args:
-        saving: part of all image passes of the training to save, to the image; None: what drop and windows give. ``drop`` is then
+        saving: fraction of all image passes of the training to save, to the image; None: what drop and windows give. ``drop`` is then
             solved for, epoch by epoch, from what is still to be saved. Where windows alone would save more than all of it, some
             of the images outside come back, at random.
     """
@@ -209,7 +209,7 @@ def repb(
         below: its loss was below the mean of its batch when it was last seen.
         last: the epoch in which it was last seen, -1: never.
         seen: in how many epochs it was.
-        saving: part of all image passes of the training to save, to the image, as far as those below their batch's mean allow;
+        saving: fraction of all image passes of the training to save, to the image, as far as those below their batch's mean allow;
             None: what ``drop`` gives. Epoch by epoch as many of these, and of those left out before, sit out as are still to be
             saved: ``drop`` is solved for.
     """
@@ -234,7 +234,7 @@ def orderdp(loss: Array, budget: int, rng: np.random.Generator, *, take: float =
 
     Args:
         loss: when it was last seen; +inf, never seen, counts as hardest.
-        take: part of the pool that trains; the pool has ``budget / take`` images, or all.
+        take: fraction of the pool that trains; the pool has ``budget / take`` images, or all.
     """
     _part("orderdp", "take", take, whole=True, least=1e-9)
     pool = rng.choice(len(loss), min(len(loss), round(budget / take)), replace=False)
@@ -309,7 +309,7 @@ def selective_backprop(
     Args:
         loss: +inf, never seen, ranks highest.
         start, end: parts of the epochs between which it draws; else all images train (Composer's defaults).
-        saving: part of all image passes of the training to save, to the image, by the epochs between; None: what ``budget`` gives.
+        saving: fraction of all image passes of the training to save, to the image, by the epochs between; None: what ``budget`` gives.
 
     Raises:
         Refused: a saving that cannot be had.
@@ -339,18 +339,18 @@ def selective_backprop(
 def _by_loss(values: Floats, groups: int) -> Rows:
     """The group of each, 0 the lowest: k-means in one dimension, from the quantiles."""
     order = np.sort(values)
-    centres = np.quantile(order, (np.arange(groups) + 0.5) / groups)
+    centers = np.quantile(order, (np.arange(groups) + 0.5) / groups)
     sums = np.concatenate([[0.0], np.cumsum(order)])
     for _ in range(100):
-        edges = np.searchsorted(order, (centres[1:] + centres[:-1]) / 2)
+        edges = np.searchsorted(order, (centers[1:] + centers[:-1]) / 2)
         bounds = np.concatenate([[0], edges, [len(order)]])
         counts = np.diff(bounds)
         means = np.diff(sums[bounds]) / np.maximum(counts, 1)
-        after = np.where(counts > 0, means, centres)
-        if np.array_equal(after, centres):
+        after = np.where(counts > 0, means, centers)
+        if np.array_equal(after, centers):
             break
-        centres = after
-    return np.searchsorted((centres[1:] + centres[:-1]) / 2, values, side="right")
+        centers = after
+    return np.searchsorted((centers[1:] + centers[:-1]) / 2, values, side="right")
 
 
 def _shares(wanted: Floats, sizes: Rows, budget: int) -> Rows:

@@ -134,7 +134,7 @@ def ticket(
     """The ticket of what was found.
 
     Args:
-        keep: for scores: the part of the highest that stays, ties by ``seed``.
+        keep: for scores: the fraction of the highest that stays, ties by ``seed``.
 
     Raises:
         Refused: scores without ``keep``, or rows with one; a ``keep`` or ``seed`` that cannot be.
@@ -145,7 +145,7 @@ def ticket(
         if keep is None or found.scores is None:
             raise Refused(f"{name}: holds scores and no choice. Say --keep 0.3 to keep the highest 30 %.")
         if not 0 < keep <= 1:
-            raise Refused(f"--keep: the part that stays lies in (0, 1], not {keep:g}.")
+            raise Refused(f"--keep: the fraction that stays lies in (0, 1], not {keep:g}.")
         if seed < 0:
             raise Refused(f"--seed: {seed} is no whole number of at least 0.")
         budget = round(keep * images.total)
@@ -301,9 +301,9 @@ def _lines(text: str) -> Any:
         return _typed(lines)
     if all(len(cells) > 1 and all(map(_is_number, cells)) for cells in (line.split() for line in lines)):
         raise ValueError("its lines hold several numbers each; write one a line, or a .csv with a head")
-    labelled = [re.fullmatch(r"(.*\S)\s+(\d+)", line) for line in lines]
-    if all(labelled):
-        paths, labels = zip(*(match.groups() for match in labelled if match), strict=True)
+    labeled = [re.fullmatch(r"(.*\S)\s+(\d+)", line) for line in lines]
+    if all(labeled):
+        paths, labels = zip(*(match.groups() for match in labeled if match), strict=True)
         return {"path": np.array(paths), "label": np.array([int(label) for label in labels])}
     return np.array(lines)
 

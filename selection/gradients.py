@@ -89,7 +89,7 @@ class Gradients:
         return products
 
     def sketch(self, width: int, rng: np.random.Generator) -> Array:
-        """(n, width) whose inner products are those of the gradients on average: a random projection, itself factorised."""
+        """(n, width) whose inner products are those of the gradients on average: a random projection, itself factorized."""
         left = rng.standard_normal((self.errors.shape[1], width)).astype(self.errors.dtype)
         right = rng.standard_normal((self.features.shape[1], width)).astype(self.errors.dtype)
         sketched: Array = (self.errors @ left) * (self.features @ right) / np.sqrt(width).astype(self.errors.dtype)

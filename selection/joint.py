@@ -51,9 +51,9 @@ def allot(
     Args:
         scores: (N,), higher = more patches; ties in random order, may hold infinities
         patches: n
-        keep: the mean part of its patches that an image gets, in (0, 1)
+        keep: the mean fraction of its patches that an image gets, in (0, 1)
         buckets: levels, at least 2
-        least: part of its patches that an image gets at least; None: half of ``keep``
+        least: fraction of its patches that an image gets at least; None: half of ``keep``
         seed: of the order of ties
         place: what messages begin with
 

@@ -85,10 +85,10 @@ def choose(
         Sentences that the user should read: what is known to end badly.
 
     Raises:
-        Refused: no such method or option, or a ``keep`` that is no part in (0, 1].
+        Refused: no such method or option, or a ``keep`` that is no fraction in (0, 1].
     """
     if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
-        raise Refused(f"{places.keep}: {keep!r} is no part in (0, 1]. Say 0.3 to keep 30 % of the images.")
+        raise Refused(f"{places.keep}: {keep!r} is no fraction in (0, 1]. Say 0.3 to keep 30 % of the images.")
     shelves = list(shelves)
     score_name, _, _ = resolve(scores, shelves, score, places.score, options_place=places.options_of_score)
     pick_name, _, _ = resolve(pickers, shelves, pick, places.pick, options_place=places.options_of_pick)
@@ -104,7 +104,7 @@ DEFAULT_SCORE, DEFAULT_PICK = "dual", "beta"
 """What is taken where nothing is said (docs/selection.md, which method when)."""
 
 TOLD = frozenset({"labels", "scores", "ranking", "budget", "keep", "quotas", "rng", "start"})
-"""What methods read that is known without a probe."""
+"""What methods read that is known without a proxy."""
 
 
 def reads(score: Choice, pick: Choice, shelves: Iterable[ModuleType] = ()) -> set[str]:
@@ -157,9 +157,9 @@ def select(
         signals: what is known of the N images. Labels alone will do where no method reads more.
         score: a function of selection/scores.py. A setting ``seed`` that it has is ``seed`` where it is not said.
         pick: a function of selection/pickers.py.
-        keep: the part that stays, in (0, 1].
+        keep: the fraction that stays, in (0, 1].
         balance: share the budget among the classes in proportion to their sizes (see :func:`quotas`) and pick in each.
-        floor: where classes are not balanced, the part of what balance would give it (rounded up) that each class keeps at least,
+        floor: where classes are not balanced, the fraction of what balance would give it (rounded up) that each class keeps at least,
             in (0, 1]. Classes that the picker leaves below it are picked from alone, the others again with what is left.
         seed: everything random follows from it.
         start: a ticket for the same images whose rows all stay; the picker adds to them. One that does not read ``start`` is
@@ -253,7 +253,7 @@ def _check_floor(floor: Any, balance: bool, places: Places) -> None:
         return
     if isinstance(floor, bool) or not isinstance(floor, (int, float)) or not 0 < floor <= 1:
         raise Refused(
-            f"{places.floor}: {floor!r} is no part in (0, 1]. Say 0.5 for half of what balance gives a class."
+            f"{places.floor}: {floor!r} is no fraction in (0, 1]. Say 0.5 for half of what balance gives a class."
         )
     if balance:
         raise Refused(
@@ -316,9 +316,9 @@ def _matrices(n: int, budget: int, picker: Any, options: Mapping[str, Any], sign
     wants = {**methods.settings(picker), **options}
     if "max_memory" in options or picker.__module__ != pickers.__name__:
         return 0.0
-    if "maximiser" in wants and wants["maximiser"] != "stochastic":
+    if "maximizer" in wants and wants["maximizer"] != "stochastic":
         ways = {"lazy": need(n), "sparse": need_sparse(n, neighborhood(n, budget, wants["neighbors"]))}
-        return ways.get(wants["maximiser"], min(ways.values()))
+        return ways.get(wants["maximizer"], min(ways.values()))
     if picker is pickers.grad_match and "errors" in signals and "embeddings" in signals:
         size = min(wants["batch"], budget)
         widths = signals["errors"].shape[1], signals["embeddings"].shape[1]
@@ -539,7 +539,7 @@ def _draw(
 
 
 def _as_read(scorer: Any, settings: Mapping[str, Any], epochs: int) -> dict[str, Any]:
-    """``settings`` of a score of ours, with no more epochs than the probe had: what its docstrings call a shorter probe."""
+    """``settings`` of a score of ours, with no more epochs than the proxy had: what its docstrings call a shorter proxy."""
     watched = any(name in VOCABULARY and "E" in VOCABULARY[name].dims for name in methods.reads(scorer))
     if scorer.__module__ != scores.__name__ or not watched or not epochs:
         return dict(settings)

@@ -1,6 +1,6 @@
-"""Who is near whom, in blocks: what is similar to what, k nearest neighbours, k-means. Never more than a block in memory.
+"""Who is near whom, in blocks: what is similar to what, k nearest neighbors, k-means. Never more than a block in memory.
 
-Legend: n images, D width, k neighbours.
+Legend: n images, D width, k neighbors.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ BLOCK = 2**23
 """Numbers in a block: 32 MB of single precision."""
 
 EXACT = 10_000
-"""Up to so many images, neighbours are found by comparing all with all; beyond, near lists only (see :func:`nearest`)."""
+"""Up to so many images, neighbors are found by comparing all with all; beyond, near lists only (see :func:`nearest`)."""
 
 PROBES = 12
-"""Lists that an image looks for its neighbours in, at least."""
+"""Lists that an image looks for its neighbors in, at least."""
 
 RECALL, SAMPLE = 0.9, 200
-"""The part of the neighbours that must be found, and the images that it is measured on."""
+"""The fraction of the neighbors that must be found, and the images that it is measured on."""
 
 PAIRS = 1e10
 """Similarities that may be computed for the sake of :data:`RECALL`: all of 100,000 images."""
@@ -108,9 +108,9 @@ def slices(n: int, width: int) -> Iterator[slice]:
 def nearest(kernel: Kernel, k: int, rng: np.random.Generator, *, exact: int = EXACT) -> tuple[Array, Array]:
     """The k most similar images of each, itself first, most similar first.
 
-    Up to ``exact`` images all are compared. Beyond, the images are put in lists around some ``sqrt(n)`` centres, and each is
-    compared with those in the lists whose centres are nearest to its own list's: :data:`PROBES` of them, for n = 50,000 a
-    twentieth of the work, or as many as it takes to find :data:`RECALL` of the neighbours of a sample. Where embeddings
+    Up to ``exact`` images all are compared. Beyond, the images are put in lists around some ``sqrt(n)`` centers, and each is
+    compared with those in the lists whose centers are nearest to its own list's: :data:`PROBES` of them, for n = 50,000 a
+    twentieth of the work, or as many as it takes to find :data:`RECALL` of the neighbors of a sample. Where embeddings
     cluster, :data:`PROBES` lists find more than 99 in 100; of points with no clusters at all in 64 dimensions they would find
     a quarter, and eight in ten are looked through. Beyond :data:`PAIRS` similarities no lists are added, and a warning
     says what part is found.
@@ -172,7 +172,7 @@ def _falling(values: Array) -> Array:
 
 
 def kmeans(points: Array, k: int, rng: np.random.Generator, *, rounds: int = 20, spread: bool = True) -> Array:
-    """Centres (k, D) float32: Lloyd's algorithm on a sample of at most 64 k points, from k-means++ (or any k of them).
+    """Centers (k, D) float32: Lloyd's algorithm on a sample of at most 64 k points, from k-means++ (or any k of them).
 
     Args:
         spread: start from k-means++ (Arthur and Vassilvitskii 2007), on at most 32,000 of them.
@@ -182,30 +182,30 @@ def kmeans(points: Array, k: int, rng: np.random.Generator, *, rounds: int = 20,
     sample = sample.astype(np.float32, copy=False)
     if spread:
         few = sample if len(sample) <= 32_000 else sample[rng.choice(len(sample), 32_000, replace=False)]
-        centres = few[_plus_plus(few, k, rng)]
+        centers = few[_plus_plus(few, k, rng)]
     else:
-        centres = sample[rng.choice(len(sample), k, replace=False)]
+        centers = sample[rng.choice(len(sample), k, replace=False)]
     before = None
     for _ in range(rounds):
-        belongs = assign(sample, centres)
+        belongs = assign(sample, centers)
         if before is not None and np.array_equal(belongs, before):
             break
         before = belongs
         order = np.argsort(belongs, kind="stable")
         filled, first = np.unique(belongs[order], return_index=True)
         parts = np.split(sample[order], first[1:])
-        centres[filled] = [
+        centers[filled] = [
             part.mean(0) for part in parts
         ]  # an empty one stays where it is; reduceat takes four times as long
-    return centres
+    return centers
 
 
-def assign(points: Array, centres: Array) -> Rows:
-    """The nearest centre of each point: (n,)."""
-    half = 0.5 * np.einsum("kd,kd->k", centres, centres)
+def assign(points: Array, centers: Array) -> Rows:
+    """The nearest center of each point: (n,)."""
+    half = 0.5 * np.einsum("kd,kd->k", centers, centers)
     found = np.empty(len(points), np.int64)
-    for part in slices(len(points), len(centres)):
-        closeness = points[part].astype(np.float32, copy=False) @ centres.T
+    for part in slices(len(points), len(centers)):
+        closeness = points[part].astype(np.float32, copy=False) @ centers.T
         closeness -= half
         found[part] = closeness.argmax(1)
     return found
@@ -215,12 +215,12 @@ def _lists(kernel: Kernel, k: int, rng: np.random.Generator) -> Iterator[tuple[R
     """(members, among): the images of a list, and all those that they are compared with, sorted, at least k."""
     points = kernel.coordinates()
     count = int(np.sqrt(len(points)))
-    centres = kmeans(points, count, rng, rounds=3, spread=False)
-    belongs = assign(points, centres)
+    centers = kmeans(points, count, rng, rounds=3, spread=False)
+    belongs = assign(points, centers)
     members = np.split(np.argsort(belongs, kind="stable"), np.cumsum(np.bincount(belongs, minlength=count))[:-1])
     sizes = np.array([len(rows) for rows in members])
-    half = 0.5 * np.einsum("kd,kd->k", centres, centres)
-    near = np.argsort(half - centres @ centres.T, axis=1, kind="stable")  # lists, nearest first
+    half = 0.5 * np.einsum("kd,kd->k", centers, centers)
+    near = np.argsort(half - centers @ centers.T, axis=1, kind="stable")  # lists, nearest first
     least = _probes(kernel, k, belongs, near, rng)
     for number, rows in enumerate(members):
         if len(rows):
@@ -230,7 +230,7 @@ def _lists(kernel: Kernel, k: int, rng: np.random.Generator) -> Iterator[tuple[R
 
 
 def _probes(kernel: Kernel, k: int, belongs: Rows, near: Rows, rng: np.random.Generator) -> int:
-    """How many lists each image must look in: counted from the true neighbours of a sample.
+    """How many lists each image must look in: counted from the true neighbors of a sample.
 
     Args:
         belongs: the list of each image, (n,).
@@ -246,14 +246,14 @@ def _probes(kernel: Kernel, k: int, belongs: Rows, near: Rows, rng: np.random.Ge
         block[np.arange(len(block)), rows[part]] = -np.inf  # itself is always found
         columns, _ = largest(block, k - 1)
         found.append(place[belongs[rows[part]][:, None], belongs[columns]].ravel())
-    needed = np.sort(np.concatenate(found))  # lists before the one that a neighbour lies in
+    needed = np.sort(np.concatenate(found))  # lists before the one that a neighbor lies in
     if not len(needed):
         return PROBES
     wanted = max(PROBES, int(needed[math.ceil(RECALL * len(needed)) - 1]) + 1)
     allowed = max(PROBES, int(PAIRS / n**2 * lists))
     if wanted > allowed:
         warnings.warn(
-            f"nearest: of the {k - 1} neighbours of each of {n} images some {np.mean(needed < allowed):.0%} are found: they do not "
+            f"nearest: of the {k - 1} neighbors of each of {n} images some {np.mean(needed < allowed):.0%} are found: they do not "
             "cluster. Balance the classes, and each is searched through in turn.",
             stacklevel=2,
         )
@@ -274,6 +274,6 @@ def _plus_plus(points: Array, k: int, rng: np.random.Generator) -> Rows:
             chosen.append(
                 int(np.searchsorted(weight, rng.random() * weight[-1], side="right").clip(0, len(points) - 1))
             )
-        else:  # fewer points that differ than centres
+        else:  # fewer points that differ than centers
             chosen.append(int(rng.integers(len(points))))
     return np.array(chosen)

@@ -6,7 +6,7 @@ parameter name:
 * ``scores`` (n,) float64, higher = keep first, may hold +inf;
 * ``ranking`` (n,) int64: the n rows, highest score first, ties in random order. Pickers do not sort scores themselves;
 * ``budget``: how many rows it must return, 1 to n;
-* ``keep``: the part of the whole data set that stays, in (0, 1];
+* ``keep``: the fraction of the whole data set that stays, in (0, 1];
 * ``rng``: the one source of chance;
 * ``quotas`` (C,) int64: how many of each class, in the order of their labels, or None where classes are not balanced. A picker that reads
   it is handed all images at once, and keeps the quotas itself;
@@ -52,7 +52,7 @@ from selection.submodular import (
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
-Maximiser = Literal["auto", "lazy", "sparse", "stochastic"]
+Maximizer = Literal["auto", "lazy", "sparse", "stochastic"]
 
 # Zheng et al. 2023, grid search on ImageNet-1k: the part cut off, by the part that is *not* kept. On CIFAR-10 they cut less
 # (0, 0, 0.1, 0.1, 0.3), on CIFAR-100 more (0.1, 0.2, 0.2, 0.4, 0.5).
@@ -84,10 +84,10 @@ def middle(ranking: Rows, budget: int, *, at: float = 0.5) -> Rows:
 
 
 def double_end(ranking: Rows, budget: int, keep: float, *, cut: float | None = None) -> Rows:
-    """Drop the hardest, which may be mislabelled, and keep the hardest of the rest. Zheng et al. 2025, ELFS (arXiv 2406.04273).
+    """Drop the hardest, which may be mislabeled, and keep the hardest of the rest. Zheng et al. 2025, ELFS (arXiv 2406.04273).
 
     Args:
-        cut: part of the n images to drop; None: a third of the part that goes. (Where a tenth stays, the paper's grid search
+        cut: fraction of the n images to drop; None: a third of the fraction that goes. (Where a tenth stays, the paper's grid search
             found 0.4 for CIFAR-10 and 0.3 for ImageNet.)
 
     Raises:
@@ -115,7 +115,7 @@ def window(
 
     Args:
         quotas: (C,) how many of each class, in the order of their labels; None: windows of the ranking of all.
-        step: part of the images from one window to the next.
+        step: fraction of the images from one window to the next.
         ridge: of the regression; embeddings have length 1.
     """
     _number("window", "step", step, 1e-6, 1)
@@ -173,7 +173,7 @@ def ccs(
 
     Args:
         scores: hardest first. +inf joins the hardest bin that is left.
-        cut: part of the n images to drop as too hard; None: the published one for ImageNet, in between by interpolation.
+        cut: fraction of the n images to drop as too hard; None: the published one for ImageNet, in between by interpolation.
         bins: number of strata; no more than the budget, for the floor of step 3 would leave the smallest with nothing.
         binning: ``"width"``: equally wide in score, the paper's; ``"quantile"``: equally many images, for scores with outliers.
 
@@ -206,7 +206,7 @@ def beta(
     """Draw by score times a Beta density that moves to easier images as fewer stay. Cho et al. 2025 (arXiv 2502.06905).
 
     P(i) is proportional to ``score_i * Beta(p_i; 16 - b, b)`` with ``b = 15 (1 - mu) (1 - r ** c_d)``, where p is the image's
-    mean probability of its label, mu the mean of p over the ten highest scores and r the part that goes. Made for ``dual``.
+    mean probability of its label, mu the mean of p over the ten highest scores and r the fraction that goes. Made for ``dual``.
 
     Args:
         scores: not negative; +inf counts as the highest finite one.
@@ -277,7 +277,7 @@ def facility_location(
     rng: np.random.Generator,
     start: Rows,
     *,
-    maximiser: Maximiser = "auto",
+    maximizer: Maximizer = "auto",
     neighbors: int | None = None,
     epsilon: float = 0.05,
     max_memory: float = 0.5,
@@ -285,11 +285,11 @@ def facility_location(
     """So that each image has one like it among those taken: the most of ``sum_i max_{j in S} (1 + cos_ij) / 2``.
 
     Args:
-        maximiser: ``"lazy"``: exactly greedy, with all n^2 similarities in memory; ``"sparse"``: exactly greedy over the nearest
-            neighbours of each image only; ``"stochastic"``: greedy among a random few; ``"auto"``: lazy where ``max_memory``
+        maximizer: ``"lazy"``: exactly greedy, with all n^2 similarities in memory; ``"sparse"``: exactly greedy over the nearest
+            neighbors of each image only; ``"stochastic"``: greedy among a random few; ``"auto"``: lazy where ``max_memory``
             allows, else sparse.
-        neighbors: for sparse; None: 32, or twice ``n / budget`` where that is more, so that neighbourhoods overlap.
-        epsilon: for stochastic: the part of the value that may be lost.
+        neighbors: for sparse; None: 32, or twice ``n / budget`` where that is more, so that neighborhoods overlap.
+        epsilon: for stochastic: the fraction of the value that may be lost.
         max_memory: GB. What would take more is refused before it is begun.
 
     Raises:
@@ -297,7 +297,7 @@ def facility_location(
     """
     order, chosen = _shuffled(len(embeddings), rng, start)
     kernel = Cosine(embeddings[order])
-    rows, _ = _represent("facility_location", kernel, budget, rng, chosen, maximiser, neighbors, epsilon, max_memory)
+    rows, _ = _represent("facility_location", kernel, budget, rng, chosen, maximizer, neighbors, epsilon, max_memory)
     return order[rows]
 
 
@@ -342,17 +342,17 @@ def d2(
     gamma_reverse: float = 0.1,
     cut: float | None = None,
 ) -> Rows:
-    """Hard images from all over: scores spread along a graph of neighbours. Maharana et al. 2024 (arXiv 2310.07931).
+    """Hard images from all over: scores spread along a graph of neighbors. Maharana et al. 2024 (arXiv 2310.07931).
 
-    1. Each image adds its neighbours' scores to its own, times ``exp(-gamma_forward d)``.
-    2. The highest is taken, and takes ``exp(-gamma_reverse d)`` times its score from its neighbours; again and again.
+    1. Each image adds its neighbors' scores to its own, times ``exp(-gamma_forward d)``.
+    2. The highest is taken, and takes ``exp(-gamma_reverse d)`` times its score from its neighbors; again and again.
 
     d is the distance of embeddings of length 1. Scores count from the lowest, which is 0.
 
     Args:
         scores: hardest first; +inf counts as the highest finite one.
         neighbors, gamma_forward, gamma_reverse: the paper searches 1 to 15, and 0 to 1 for the last.
-        cut: part of the n images to drop as too hard before; None: as in ``ccs``, which the authors' code combines it with.
+        cut: fraction of the n images to drop as too hard before; None: as in ``ccs``, which the authors' code combines it with.
 
     Raises:
         Refused: a cut that leaves fewer images than are to stay.
@@ -383,7 +383,7 @@ def craig(
     rng: np.random.Generator,
     start: Rows,
     *,
-    maximiser: Maximiser = "auto",
+    maximizer: Maximizer = "auto",
     neighbors: int | None = None,
     epsilon: float = 0.05,
     max_memory: float = 0.5,
@@ -395,14 +395,14 @@ def craig(
 
     Args:
         errors, embeddings: of which the gradient is the outer product; see selection/gradients.py.
-        maximiser, neighbors, epsilon, max_memory: as of ``facility_location``.
+        maximizer, neighbors, epsilon, max_memory: as of ``facility_location``.
 
     Raises:
         Refused: it does not fit into ``max_memory``; says what it takes, and the cure.
     """
     order, chosen = _shuffled(len(errors), rng, start)
     kernel = NearGradients(Gradients(errors[order], embeddings[order]), rng)
-    rows, closest = _represent("craig", kernel, budget, rng, chosen, maximiser, neighbors, epsilon, max_memory)
+    rows, closest = _represent("craig", kernel, budget, rng, chosen, maximizer, neighbors, epsilon, max_memory)
     belongs = closest(rows)
     belongs[rows] = np.arange(budget)  # of two that are equal, each stands for itself
     return order[rows], np.bincount(belongs, minlength=budget).astype(np.float64)
@@ -559,33 +559,33 @@ def _represent(
     budget: int,
     rng: np.random.Generator,
     start: list[int],
-    maximiser: Maximiser,
+    maximizer: Maximizer,
     neighbors: int | None,
     epsilon: float,
     max_memory: float,
 ) -> tuple[Rows, Callable[[Rows], Rows]]:
     """Facility location over ``kernel``: the rows, and a function that says which of them (its number) each image is nearest to."""
-    check_choice(maximiser, get_args(Maximiser), place=f"{method}(maximiser)")
+    check_choice(maximizer, get_args(Maximizer), place=f"{method}(maximizer)")
     _number(method, "epsilon", epsilon, 1e-6, 1 - 1e-6)
     _number(method, "max_memory", max_memory, 0, math.inf)
     if neighbors is not None:
         _count(method, "neighbors", neighbors, 1)
     n = len(kernel)
-    if maximiser == "auto":
-        maximiser = "lazy" if need(n) <= max_memory else "sparse"
-    if maximiser == "lazy":
+    if maximizer == "auto":
+        maximizer = "lazy" if need(n) <= max_memory else "sparse"
+    if maximizer == "lazy":
         what = f"{method}: the similarities of {n} images with one another"
-        within(max_memory, need(n), what, "Take maximiser=sparse, balance the classes")
+        within(max_memory, need(n), what, "Take maximizer=sparse, balance the classes")
         similar = dense(kernel)
         rows = lazy(FacilityLocation(kernel, similar), budget, order=np.arange(n), start=start)
         return np.array(rows), lambda of: similar[of].argmax(0)
-    if maximiser == "stochastic":
+    if maximizer == "stochastic":
         matrix = dense(kernel) if need(n) <= max_memory else None
         rows = stochastic(FacilityLocation(kernel, matrix), budget, rng, epsilon=epsilon, start=start)
         return np.array(rows), lambda of: _closest(kernel, of, np.arange(n))
     k = neighborhood(n, budget, neighbors)
     what = f"{method}: the {k - 1} nearest of each of {n} images"
-    within(max_memory, need_sparse(n, k), what, "Take fewer neighbors, maximiser=stochastic, balance the classes")
+    within(max_memory, need_sparse(n, k), what, "Take fewer neighbors, maximizer=stochastic, balance the classes")
     index, similar = nearest(kernel, k, rng)
     greedy = SparseFacilityLocation(index, similar)
     greedy.begin(np.array(start, np.int64))
@@ -594,7 +594,7 @@ def _represent(
     def closest(of: Rows) -> Rows:
         number = np.full(n, -1)
         number[of] = np.arange(len(of))
-        known = number[index] >= 0  # neighbours are in order, the most similar first
+        known = number[index] >= 0  # neighbors are in order, the most similar first
         found: Rows = number[index[np.arange(n), known.argmax(1)]]
         alone = np.flatnonzero(~known.any(1))
         found[alone] = _closest(kernel, of, alone)

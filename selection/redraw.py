@@ -1,4 +1,4 @@
-"""A lottery redrawn each epoch: what is known of the images while they train, and the draw. The one place that checks it.
+"""Dynamic data pruning: what is known of the images while they train, and the draw. The one place that checks it.
 
 >>> state = State(labels)
 >>> for epoch in range(epochs):
@@ -80,7 +80,7 @@ class State:
 
     @property
     def saved(self) -> float:
-        """The part of all image passes that was saved so far."""
+        """The fraction of all image passes that was saved so far."""
         return 1 - self.passes / (self.epochs * len(self)) if self.epochs else 0.0
 
     def add(self, rows: npt.ArrayLike, losses: npt.ArrayLike) -> None:
@@ -194,7 +194,7 @@ class State:
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
+class EpochSubset:
     """The images of one epoch."""
 
     rows: npt.NDArray[np.int64]
@@ -204,7 +204,7 @@ class Drawn:
 
 
 HALF = 0.5
-"""The part of the images in an epoch where nobody says ``keep``."""
+"""The fraction of the images in an epoch where nobody says ``keep``."""
 
 
 def _resolved(
@@ -243,7 +243,7 @@ def choose(
     """Check a choice before anything trains, by a draw of the first epoch over made-up images.
 
     Returns:
-        The part of the images in an epoch, for :func:`redraw`: ``keep``, what ``saving`` leaves, or half where both are None.
+        The fraction of the images in an epoch, for :func:`redraw`: ``keep``, what ``saving`` leaves, or half where both are None.
 
     Raises:
         Refused: see :func:`redraw`; also a ``keep`` for a method that finds its own number, or beside a ``saving``.
@@ -264,7 +264,7 @@ def choose(
 def rehearse(
     *, pick: Choice, keep: float | None, epochs: int, shelves: Iterable[ModuleType] = (), images: int = 500
 ) -> float:
-    """The part of all image passes that a training would take, on made-up losses (exponential, the same in every epoch).
+    """The fraction of all image passes that a training would take, on made-up losses (exponential, the same in every epoch).
 
     Exact, but for whole images, for methods that read a budget and where ``saving`` is set; else a guess.
     """
@@ -287,21 +287,21 @@ def redraw(
     keep: float = 1.0,
     seed: int = 0,
     shelves: Iterable[ModuleType] = (),
-) -> Drawn:
+) -> EpochSubset:
     """The images of epoch ``epoch`` (from 0) of ``epochs``. The same whenever it is called for the same state and seed.
 
     Args:
-        pick: a function of selection/dynamic.py. ``saving`` among its options is the part of all image passes of the training to
+        pick: a function of selection/dynamic.py. ``saving`` among its options is the fraction of all image passes of the training to
             save: a setting of the method, or, for those that read a budget alone, ``1 - keep``.
-        keep: part of the images in an epoch, for those that read a budget.
+        keep: fraction of the images in an epoch, for those that read a budget.
         seed: everything random follows from it.
         shelves: modules with lotteries of the user's own; they win over ours.
 
     Raises:
-        Refused: no such method or option; a ``keep`` that is no part in (0, 1]; a method that does not return what it should.
+        Refused: no such method or option; a ``keep`` that is no fraction in (0, 1]; a method that does not return what it should.
     """
     if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
-        raise Refused(f"redraw.keep: {keep!r} is no part in (0, 1]. Say 0.3 for epochs of 30 % of the images.")
+        raise Refused(f"redraw.keep: {keep!r} is no fraction in (0, 1]. Say 0.3 for epochs of 30 % of the images.")
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise Refused(f"seed: {seed!r} is no whole number of at least 0.")
     if not 0 <= epoch < epochs:
@@ -331,4 +331,4 @@ def redraw(
     if weights.shape != rows.shape or not np.isfinite(weights).all() or weights.min() <= 0:
         raise Refused(f"redraw ({name}): was to return {len(rows)} positive weights.")
     order = np.argsort(rows)
-    return Drawn(rows[order].astype(np.int64), weights[order].astype(np.float32))
+    return EpochSubset(rows[order].astype(np.int64), weights[order].astype(np.float32))

@@ -40,7 +40,7 @@ def el2n(error_norm: Array, *, epoch: int = 20, window: int = 1) -> Scores:
 
     Args:
         error_norm: ||softmax - onehot||_2, (S, E, N).
-        epoch: read at the end of this epoch, counted from 1 (the paper: 20 of 200); the last one of a shorter probe.
+        epoch: read at the end of this epoch, counted from 1 (the paper: 20 of 200); the last one of a shorter proxy.
         window: mean over so many epochs that end there. Zheng et al. 2023 on ImageNet: ``epoch=10, window=10``.
     """
     _whole("el2n", "epoch", epoch, 1)
@@ -52,8 +52,8 @@ def el2n(error_norm: Array, *, epoch: int = 20, window: int = 1) -> Scores:
 def forgetting(correct: Array) -> Scores:
     """How often it was known and then not. Toneva et al. 2019 (arXiv 1812.05159).
 
-    An event is ``correct`` in one epoch and not in the next. As in the authors' code, a probe that never learned the image
-    counts E events, which is more than any that did can have; an image that no probe ever learned has +inf.
+    An event is ``correct`` in one epoch and not in the next. As in the authors' code, a proxy that never learned the image
+    counts E events, which is more than any that did can have; an image that no proxy ever learned has +inf.
     Counting such images as never *forgotten* would make the hardest ones the easiest.
 
     Args:
@@ -71,7 +71,7 @@ def forgetting(correct: Array) -> Scores:
 
 
 def aum(margin: Array, p_label: Array, p_other: Array, *, kind: Literal["logit", "probability"] = "logit") -> Scores:
-    """Area under the margin, negated: a small area is a hard (or mislabelled) image. Pleiss et al. 2020 (arXiv 2001.10528).
+    """Area under the margin, negated: a small area is a hard (or mislabeled) image. Pleiss et al. 2020 (arXiv 2001.10528).
 
     Args:
         margin: logit of the label minus the highest other one, (S, E, N).
@@ -84,7 +84,7 @@ def aum(margin: Array, p_label: Array, p_other: Array, *, kind: Literal["logit",
 
 
 def loss(loss: Array, *, epochs: int = 1) -> Scores:
-    """Cross-entropy at the end of the probe. Coleman et al. 2020 (arXiv 1906.11829) call it the proxy's.
+    """Cross-entropy at the end of the proxy. Coleman et al. 2020 (arXiv 1906.11829) call it the proxy's.
 
     Args:
         loss: nats, (S, E, N).
@@ -94,7 +94,7 @@ def loss(loss: Array, *, epochs: int = 1) -> Scores:
 
 
 def entropy(entropy: Array, *, epochs: int = 1) -> Scores:
-    """Entropy of the prediction at the end of the probe; reads no label. Coleman et al. 2020 (arXiv 1906.11829).
+    """Entropy of the prediction at the end of the proxy; reads no label. Coleman et al. 2020 (arXiv 1906.11829).
 
     Args:
         entropy: nats, (S, E, N).
@@ -104,7 +104,7 @@ def entropy(entropy: Array, *, epochs: int = 1) -> Scores:
 
 
 def margin(p_label: Array, p_other: Array, *, epochs: int = 1) -> Scores:
-    """How near the label and its strongest rival are, ``-|p_label - p_other|``, at the end of the probe.
+    """How near the label and its strongest rival are, ``-|p_label - p_other|``, at the end of the proxy.
 
     This is the negated margin of the two most probable classes (Coleman et al. 2020, arXiv 1906.11829) where the label is one
     of the two. Where it is not, the second of them was not recorded, and the label stands in for it.
@@ -118,7 +118,7 @@ def margin(p_label: Array, p_other: Array, *, epochs: int = 1) -> Scores:
 
 
 def least_confidence(p_label: Array, p_other: Array, *, epochs: int = 1) -> Scores:
-    """One minus the highest probability, at the end of the probe; reads no label. Coleman et al. 2020 (arXiv 1906.11829).
+    """One minus the highest probability, at the end of the proxy; reads no label. Coleman et al. 2020 (arXiv 1906.11829).
 
     Args:
         p_label: probability of the label, (S, E, N).
@@ -133,7 +133,7 @@ def dual(p_label: Array, *, window: int = 10) -> Scores:
 
     Args:
         p_label: probability of the label, (S, E, N); the paper: 30 epochs of 200 on CIFAR, 60 of 90 on ImageNet.
-        window: epochs in a window; all of them in a shorter probe.
+        window: epochs in a window; all of them in a shorter proxy.
 
     Raises:
         Refused: fewer than two epochs.
@@ -146,7 +146,7 @@ def dyn_unc(p_label: Array, *, window: int = 10) -> Scores:
 
     Args:
         p_label: probability of the label, (S, E, N).
-        window: epochs in a window; all of them in a shorter probe.
+        window: epochs in a window; all of them in a shorter proxy.
 
     Raises:
         Refused: fewer than two epochs.
@@ -164,7 +164,7 @@ def tdds(kl_step: Array, *, epochs: int | None = None, window: int = 10, decay: 
         kl_step: sum over classes of ``|p ln(p / p of the epoch before)|``, (S, E, N); the first epoch's is not read.
         epochs: read so many first epochs; None: all. The paper's pairs (epochs, window), where 30, 50, 70, 80, 90 % go:
             (90, 10), (70, 10), (60, 20), (20, 10), (10, 5).
-        window: epochs in a window; all of them in a shorter probe.
+        window: epochs in a window; all of them in a shorter proxy.
 
     Raises:
         Refused: fewer than three epochs, which make fewer than two moves.
@@ -177,7 +177,7 @@ def tdds(kl_step: Array, *, epochs: int | None = None, window: int = 10, decay: 
     moves = kl_step[:, 1:epochs]  # (S, T - 1, N)
     if moves.shape[1] < 2:
         raise Refused(
-            "tdds: compares how a prediction moves, and needs three epochs for that. Run the probe again with score.epochs=3 or more."
+            "tdds: compares how a prediction moves, and needs three epochs for that. Run the proxy again with score.epochs=3 or more."
         )
     length = min(window - 1, moves.shape[1])
     windows = moves.shape[1] - length + 1
@@ -194,7 +194,7 @@ def tdds(kl_step: Array, *, epochs: int | None = None, window: int = 10, decay: 
 
 
 def grand(error_norm: Array, embeddings: Array) -> Scores:
-    """Norm of the loss's gradient by the head, at the end of the probe. Paul, Ganguli and Dziugaite 2021 (arXiv 2107.07075).
+    """Norm of the loss's gradient by the head, at the end of the proxy. Paul, Ganguli and Dziugaite 2021 (arXiv 2107.07075).
 
     In closed form ``|softmax - onehot| sqrt(|h|^2 + 1)``: weights and bias of the last layer alone, where the paper takes all
     weights, early in training. (At the very start it says little of an image: Kirsch 2023, arXiv 2303.14753.)
@@ -263,7 +263,7 @@ def moderate(embeddings: Array, labels: Array) -> Scores:
 
 
 def ssp(embeddings: Array, labels: Array, *, clusters: int | None = None, seed: int = 0) -> Scores:
-    """Far from all prototypes: one minus the cosine to the nearest k-means centre. Sorscher et al. 2022 (arXiv 2206.14486).
+    """Far from all prototypes: one minus the cosine to the nearest k-means center. Sorscher et al. 2022 (arXiv 2206.14486).
 
     Keep the far ones where data are plentiful; where they are few the paper keeps the near ones (the picker ``bottom``).
 
@@ -278,11 +278,11 @@ def ssp(embeddings: Array, labels: Array, *, clusters: int | None = None, seed: 
     order = _canonical(embeddings)
     features = unit(embeddings[order])
     count = min(len(features), clusters or len(np.unique(labels)))
-    centres = unit(kmeans(features, count, np.random.default_rng(seed)))
-    belongs = assign(features, centres)
+    centers = unit(kmeans(features, count, np.random.default_rng(seed)))
+    belongs = assign(features, centers)
     score = np.empty(len(order))
     for part in slices(*features.shape):
-        cosines = (features[part].astype(np.float64) * centres[belongs[part]]).sum(axis=1)
+        cosines = (features[part].astype(np.float64) * centers[belongs[part]]).sum(axis=1)
         score[order[part]] = np.maximum(1 - cosines, 0)
     return score
 
@@ -290,14 +290,14 @@ def ssp(embeddings: Array, labels: Array, *, clusters: int | None = None, seed: 
 def cal(errors: Array, labels: Array, embeddings: Array, *, neighbors: int = 10, seed: int = 0) -> Scores:
     """Unlike in prediction those it is like in features: contrastive active learning. Margatina et al. 2021 (arXiv 2109.03764).
 
-    The mean over the nearest neighbours of the Kullback-Leibler divergence of the image's prediction from the neighbour's.
+    The mean over the nearest neighbors of the Kullback-Leibler divergence of the image's prediction from the neighbor's.
 
     Args:
         errors: softmax minus one-hot label, (N, C).
         labels: (N,), to have the softmax back.
         embeddings: (N, D), compared by cosine.
         neighbors: how many.
-        seed: of the lists in which neighbours are looked for where there are more than 20,000 images.
+        seed: of the lists in which neighbors are looked for where there are more than 20,000 images.
     """
     _whole("cal", "neighbors", neighbors, 1)
     order = _canonical(embeddings)
@@ -327,10 +327,10 @@ def zcore(
     """Covers much and repeats little; reads no label and no training. Griffin, Marks and Corso 2024 (arXiv 2411.15349).
 
     Again and again: a point is drawn in two random dimensions, in each from the triangle of the least, the median and the highest
-    value. The image nearest to it (L1) gains 1. Its neighbours lose 1 between them, in proportion to ``distance ** -exponent``; a
+    value. The image nearest to it (L1) gains 1. Its neighbors lose 1 between them, in proportion to ``distance ** -exponent``; a
     duplicate loses it alone. In the end all is scaled to 0 to 1.
 
-    The fast form: many points are drawn in each pair of dimensions, so that one tree serves them, and 64 neighbours are looked at,
+    The fast form: many points are drawn in each pair of dimensions, so that one tree serves them, and 64 neighbors are looked at,
     where the authors' code sorts all N for each point and takes 1,000. With the fourth power what comes after the 64th is worth
     about a hundredth. Their random starting value is left out: ties are broken by chance anyway.
 
@@ -403,7 +403,7 @@ def _mean(watched: Array) -> Scores:
 
 
 def _in_parts(of: Callable[..., Scores], *watched: Array) -> Scores:
-    """``of`` what was watched (any, N), of a part of the images after the other: none is scored by what is said of another."""
+    """``of`` what was watched (any, N), of a fraction of the images after the other: none is scored by what is said of another."""
     score = np.empty(watched[0].shape[-1])
     for part in slices(len(score), max(one.size for one in watched) // len(score)):
         score[part] = of(*(one[..., part] for one in watched))
@@ -421,7 +421,7 @@ def _over_windows(method: str, watched: Array, window: int, of: Callable[[Scores
     seeds, epochs, _ = watched.shape
     if epochs < 2:
         raise Refused(
-            f"{method}: measures how a prediction moves from epoch to epoch, and there is one. Run the probe again with score.epochs=2 or more, or take el2n."
+            f"{method}: measures how a prediction moves from epoch to epoch, and there is one. Run the proxy again with score.epochs=2 or more, or take el2n."
         )
     length = min(window, epochs)
     starts = range(epochs - length + 1)

@@ -1,9 +1,9 @@
 """What is known of each image: named arrays, each with its place in one vocabulary.
 
-Legend: N images, S seeds (independent probes), E epochs of a probe, D width of an embedding, C classes, K runs on random
+Legend: N images, S seeds (independent proxies), E epochs of a proxy, D width of an embedding, C classes, K runs on random
 parts of the images.
 
-A probe need not record all of it. What each costs: one that is watched, 2 bytes an image an epoch; ``embeddings`` 2 D and
+A proxy need not record all of it. What each costs: one that is watched, 2 bytes an image an epoch; ``embeddings`` 2 D and
 ``errors`` 2 C bytes an image, once; ``kl_step`` 2 bytes an image an epoch, and while it is recorded the C probabilities of every
 image in the epoch before. Our own records five that are watched, from which two more follow (:data:`DERIVED`): 10 bytes an
 image an epoch, and two more with ``kl_step``.
@@ -59,11 +59,11 @@ VOCABULARY: dict[str, Signal] = {
     "kl_step": Signal(
         _WATCHED, np.float16, "sum over classes of |p ln(p / p of the epoch before)|, 0 in the first epoch", low=0
     ),
-    "embeddings": Signal(("N", "D"), np.float16, "features before the head, first seed, end of the probe"),
+    "embeddings": Signal(("N", "D"), np.float16, "features before the head, first seed, end of the proxy"),
     # With the embeddings it is the whole gradient of the head (selection/gradients.py). Not the probabilities themselves: see
     # above on half precision near one. They are this plus the one-hot label.
     "errors": Signal(
-        ("N", "C"), np.float16, "softmax minus one-hot label, first seed, end of the probe", low=-1, high=1
+        ("N", "C"), np.float16, "softmax minus one-hot label, first seed, end of the proxy", low=-1, high=1
     ),
     "run_in": Signal(("K", "N"), np.bool_, "the image was trained on in the run"),
     "run_p_label": Signal(
@@ -92,7 +92,7 @@ CURES = {
     "kl_step": "errors and kl_step are recorded with score.gradients: lotus score CONFIG score.gradients=true.",
     "given": "Scores from elsewhere come by lotus ticket import.",
 }
-"""How what a probe need not record is to be had."""
+"""How what a proxy need not record is to be had."""
 CURES |= {"run_p_label": CURES["run_in"], "errors": CURES["kl_step"]}
 
 

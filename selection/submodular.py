@@ -1,9 +1,9 @@
-"""Greedy maximisation of functions whose gains only fall, apart from what is maximised.
+"""Greedy maximization of functions whose gains only fall, apart from what is maximized.
 
 Three ways, one result: *lazy* looks again only at what leads, *stochastic* at a random few, *in rounds* at a leading group
-through one matrix product. Facility location is held dense, as near neighbours, or not at all.
+through one matrix product. Facility location is held dense, as near neighbors, or not at all.
 
-Legend: n images, k neighbours, D width.
+Legend: n images, k neighbors, D width.
 """
 
 from __future__ import annotations
@@ -159,12 +159,12 @@ def need(n: int) -> float:
 
 
 def neighborhood(n: int, budget: int, neighbors: int | None) -> int:
-    """How many neighbours an image has, itself included; None: 32, or twice ``n / budget`` where that is more."""
+    """How many neighbors an image has, itself included; None: 32, or twice ``n / budget`` where that is more."""
     return min(n, 1 + (neighbors or max(32, math.ceil(2 * n / budget))))
 
 
 def need_sparse(n: int, k: int) -> float:
-    """GB that :class:`SparseFacilityLocation` takes, with the search for the k neighbours."""
+    """GB that :class:`SparseFacilityLocation` takes, with the search for the k neighbors."""
     return 40 * n * k / GB
 
 
@@ -227,8 +227,8 @@ def in_rounds(greedy: Rounds, budget: int, chosen: list[int], *, group: int = 51
 class SparseFacilityLocation:
     """Facility location in which an image can be represented by its k nearest only.
 
-    What no neighbour represents counts as represented as well as by the last of them, which bounds the truth from above: a gain
-    is what an image adds to *that*. A pick changes the gains of its neighbours' neighbours alone, and so all are kept up to date.
+    What no neighbor represents counts as represented as well as by the last of them, which bounds the truth from above: a gain
+    is what an image adds to *that*. A pick changes the gains of its neighbors' neighbors alone, and so all are kept up to date.
 
     Args:
         index, similar: as :func:`selection.neighbors.nearest` gives them: (n, k).
@@ -297,9 +297,9 @@ class FarthestFirst:
     def close(self, taken: Rows) -> None:
         if not len(taken):
             return
-        centres, squares = -2 * self.features[taken], self.squares[taken]
+        centers, squares = -2 * self.features[taken], self.squares[taken]
         for part in slices(len(self.features), len(taken)):
-            apart = self.features[part] @ centres.T
+            apart = self.features[part] @ centers.T
             apart += squares
             nearest = apart.min(1) + self.squares[part]
             np.minimum(self.values[part], np.maximum(nearest, 0), out=self.values[part])

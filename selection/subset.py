@@ -77,7 +77,7 @@ class Subset:
         _check_weights(weights, len(rows), place)
         keep = len(rows) / total if keep is None else keep
         if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
-            raise Refused(f"{place}: keep={keep!r} is no part in (0, 1].")
+            raise Refused(f"{place}: keep={keep!r} is no fraction in (0, 1].")
         try:
             self.origin: dict[str, Any] = json.loads(json.dumps(dict(origin or {}), allow_nan=False))
         except (TypeError, ValueError) as error:

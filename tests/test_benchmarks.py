@@ -27,7 +27,7 @@ SMALL = {
     "loader.py": ["--images", "48", "--small-images", "256", "--batch", "16", "--turns", "1"],
     "selection.py": ["--images", "600"],
     "patches.py": ["--tiny"],
-    "probes.py": ["--tiny"],
+    "proxies.py": ["--tiny"],
     "latency.py": ["--tiny"],
     "prune_cost.py": ["--tiny"],
     "papers.py": ["DATA", "--out", "OUT", "--images", "40", "--tiny", "--only", "vtp"],
@@ -74,7 +74,7 @@ SMALL = {
         "6",
         "--keep",
         "0.5",
-        "--probe",
+        "--proxy",
         "2",
         "--seeds",
         "1",
@@ -86,7 +86,7 @@ MODES = {
     "patches.py --accuracy": ["--tiny", "--accuracy"],
     "selection.py --gradients": ["--gradients", "--images", "200"],
     "selection.py --value": ["--value", "--images", "300"],
-    "selection.py --redraw": ["--redraw", "--images", "3000"],
+    "selection.py --dynamic": ["--dynamic", "--images", "3000"],
 }
 """What else a benchmark does."""
 

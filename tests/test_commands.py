@@ -50,7 +50,7 @@ def evaluated(run: Path, *words: str, capsys: pytest.CaptureFixture[str]) -> dic
 
 
 def by_hand(run: Path, photos: Path) -> float:
-    """The loss over the files, as the run's own images are normalised."""
+    """The loss over the files, as the run's own images are normalized."""
     manifest = Manifest.load(run / "run" / "data" / "train.beton")
     files = sorted((photos / "val").rglob("*.png"))
     pixels = np.stack([np.asarray(Image.open(file)) for file in files]) / 255

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lotus.config import Config, Rule, check, read, reader, request, rules, table
+from lotus.config import Config, Rule, as_request, check, read, reader, rules, table
 from selection.errors import Refused
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +43,10 @@ def test_resolved_page_reads_back_the_same() -> None:
         ("train.precision=fp8", "train.precision"),
         ("train.patches.mode=evitt", ", not 'evitt'. Did you mean 'evit'?"),
         ("prune.round=aut", "prune.round: Input should be 'auto', not 'aut'. Did you mean 'auto'?"),
-        ("prune.width=serch", "prune.width: Input should be 'auto' or 'search', not 'serch'. Did you mean 'search'?"),
+        (
+            "prune.embed_dim=serch",
+            "prune.embed_dim: Input should be 'auto' or 'search', not 'serch'. Did you mean 'search'?",
+        ),
         ("prune.keep=0.5", "prune.keep: a section, not 0.5. Say prune.keep.macs=0.5."),
         ("prune.keep=half", "prune.keep: a section, not 'half'. Say e.g. prune.keep.macs=0.5."),
         ("select.pick=3", "select.pick: the name of a method, not 3."),
@@ -51,7 +54,7 @@ def test_resolved_page_reads_back_the_same() -> None:
         ("select.keep=true", "select.keep: expected a number, not True."),
         (
             "prune.method=unstructured",
-            "prune.keep: unstructured pruning keeps a part of the weights. Say prune.keep.weights=0.7",
+            "prune.keep: unstructured pruning keeps a fraction of the weights. Say prune.keep.weights=0.7",
         ),
         ("prune.keep={weights: 0.7}", "prune.keep.weights: is the budget of unstructured pruning"),
         ("prune.sweep=true", "prune.sweep: is a setting of unstructured pruning and of soup"),
@@ -61,8 +64,8 @@ def test_resolved_page_reads_back_the_same() -> None:
         ),
         ("prune={method: unstructured, keep: {weights: 0.5}, pattern: '4:2'}", "prune.pattern: is N:M, e.g. 2:4"),
         ("prune={method: soup, keep: {weights: 0.5}, pattern: '2:4'}", "prune.pattern: is a setting of unstructured"),
-        ("prune={keep: {latency: 0.5}, rank: kind}", "prune.keep.latency: is predicted for heads"),
-        ("prune={keep: {latency: 0.5}, split: true}", "prune.keep.latency: is predicted for heads"),
+        ("prune={keep: {latency: 0.5}, scope: per_type}", "prune.keep.latency: is predicted for heads"),
+        ("prune={keep: {latency: 0.5}, decouple_qk: true}", "prune.keep.latency: is predicted for heads"),
         ("train.sparsity.attention.kind=l1", "train.sparsity.attention.kind: Input should be 'log' or 'entropy'"),
         ("prune.keep.macs=true", "prune.keep.macs: expected a number, not True."),
         ("train.epochs=true", "train.epochs: expected a number, not True."),
@@ -73,15 +76,15 @@ def test_resolved_page_reads_back_the_same() -> None:
         ("train.lr=[", "not valid YAML"),
         ("score.model=3", "score.model: a section, not 3. Say e.g. score.model.name="),
         ("score.model={nme: resnet18}", "score.model.nme: no such setting. Did you mean 'name'?"),
-        ("score.probe=linea", "score.probe: Input should be 'train' or 'linear'"),
+        ("score.proxy=linea", "score.proxy: Input should be 'training' or 'linear_probe'"),
         (
-            "score={probe: linear, mixup: 0.2}",
+            "score={proxy: linear_probe, mixup: 0.2}",
             "score.mixup: a setting of a training; a linear probe sees each image once.",
         ),
         ("score.mixup=0.2", "score.mixup: an image is scored by what is said of it as it is. Remove it"),
-        ("score={probe: linear, augment: {flip: true}}", "score.augment: a setting of a training"),
+        ("score={proxy: linear_probe, augment: {flip: true}}", "score.augment: a setting of a training"),
         (
-            "score={probe: linear, optimizer: lamb}",
+            "score={proxy: linear_probe, optimizer: lamb}",
             "score.optimizer: the heads of a linear probe take optimizer adamw or sgd",
         ),
         (
@@ -147,14 +150,14 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         read(tmp_path / "nowhere.yaml")
 
 
-def test_probe_and_finetune_take_after_the_training() -> None:
+def test_proxy_and_finetune_take_after_the_training() -> None:
     config = check({"train": {"lr": 3e-3, "batch_size": 32, "augment": {"flip": True}}, "finetune": {"clip": 2}})
     assert config.score.batch_size == config.finetune.batch_size == 32
     assert config.score.lr == 3e-3
     assert config.finetune.lr == pytest.approx(1e-3)
     assert config.finetune.clip == 2
     assert config.finetune.augment.flip
-    assert not config.score.augment.flip, "a probe watches the images as they are"
+    assert not config.score.augment.flip, "a proxy watches the images as they are"
     blurred = check({"train": {"mixup": 0.2, "cutmix": 1.0, "drop_path": 0.1, "smoothing": 0.1}})
     assert (blurred.score.mixup, blurred.score.cutmix, blurred.score.drop_path, blurred.score.smoothing) == (
         0,
@@ -175,15 +178,15 @@ def test_a_linear_probe_takes_nothing_from_the_training() -> None:
         "optimizer": "lamb",
         "precision": "bf16",
     }
-    score = check({"train": train, "score": {"probe": "linear"}}).score
+    score = check({"train": train, "score": {"proxy": "linear_probe"}}).score
     assert (score.epochs, score.batch_size, score.lr, score.mixup, score.optimizer) == (20, 256, 5e-3, 0, "adamw")
     assert score.precision == "bf16", "of the one pass through the model"
-    mine = check({"train": train, "score": {"probe": "linear", "lr": 0.1, "epochs": 5}})
+    mine = check({"train": train, "score": {"proxy": "linear_probe", "lr": 0.1, "epochs": 5}})
     assert (mine.score.lr, mine.score.epochs) == (0.1, 5)
     assert check(__import__("yaml").safe_load(mine.yaml())) == mine
 
 
-def test_a_probe_may_have_a_model_of_its_own() -> None:
+def test_a_proxy_may_have_a_model_of_its_own() -> None:
     model = {"name": "vit_small_patch16_224", "args": {"img_size": 32}}
     assert check({"model": model}).score.model is None
     assert check({"model": model, "score": {"model": "resnet18"}}).score.model.args == {}
@@ -260,21 +263,21 @@ def test_rows_of_ones_own_join_the_table() -> None:
 
 
 def test_an_old_name_is_refused_with_the_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(reader.OLD, "prune.breadth", "prune.width")
-    monkeypatch.setitem(reader.OLD, "probe", "score")
+    monkeypatch.setitem(reader.OLD, "prune.breadth", "prune.embed_dim")
+    monkeypatch.setitem(reader.OLD, "proxy", "score")
     with pytest.raises(Refused) as refusal:
-        read(None, ["prune.breadth=0.5", "probe.epochs=3", "prune.wdth=1"])
+        read(None, ["prune.breadth=0.5", "proxy.epochs=3", "prune.wdth=1"])
     assert set(str(refusal.value).splitlines()) == {
-        "prune.breadth: is called prune.width now. Say that.",
-        "probe: is called score now. Say that.",
+        "prune.breadth: is called prune.embed_dim now. Say that.",
+        "proxy: is called score now. Say that.",
         "prune.wdth: no such setting. Did you mean 'width'?",
     }
-    with pytest.raises(Refused, match=r"prune\.breadth: is called prune\.width now"):
-        request({"breadth": 0.5})
+    with pytest.raises(Refused, match=r"prune\.breadth: is called prune\.embed_dim now"):
+        as_request({"breadth": 0.5})
 
 
 def test_a_request_is_refused_as_the_section_of_a_config_is() -> None:
-    asked = request({"keep": {"macs": 0.4}, "criterion": "taylor", "round": 16})
+    asked = as_request({"keep": {"macs": 0.4}, "criterion": "taylor", "round": 16})
     assert asked == read(None, ["prune.keep.macs=0.4", "prune.criterion=taylor", "prune.round=16"]).prune
     for settings, says in (
         ({"rond": 8}, "prune.rond: no such setting. Did you mean 'round'?"),
@@ -282,8 +285,8 @@ def test_a_request_is_refused_as_the_section_of_a_config_is() -> None:
         ({"keep": {"mac": 0.5}}, "prune.keep.mac: no such setting. Did you mean 'macs'?"),
         ({"keep": {}}, "prune.keep: say macs, params or latency"),
         ({"round": "aut"}, "prune.round: Input should be 'auto', not 'aut'. Did you mean 'auto'?"),
-        ({"keep": {"latency": 0.5}, "split": True}, "prune.keep.latency: is predicted for heads"),
+        ({"keep": {"latency": 0.5}, "decouple_qk": True}, "prune.keep.latency: is predicted for heads"),
     ):
         with pytest.raises(Refused) as refusal:
-            request(settings)
+            as_request(settings)
         assert says in str(refusal.value)

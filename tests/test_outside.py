@@ -77,7 +77,7 @@ def test_weights_in_any_form(photos, tmp_path, form, capsys):
 def test_equal_widths_load_by_the_printed_lines_with_timm_alone(photos, tmp_path, capsys):
     """In an interpreter of its own, which knows nothing of LOTUS."""
     save_file(model().state_dict(), tmp_path / "a.safetensors")
-    assert cli.main(words(photos, tmp_path / "a.safetensors", tmp_path / "small", "prune.rank=uniform")) == 0
+    assert cli.main(words(photos, tmp_path / "a.safetensors", tmp_path / "small", "prune.scope=uniform")) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     first = lines.index("import timm, safetensors.torch")
     end = next(i for i in range(first, len(lines)) if lines[i].startswith("model.load_state_dict("))
@@ -98,30 +98,30 @@ safetensors.torch.save_file({{"logits": model.eval()(images).detach()}}, {str(tm
         torch.testing.assert_close(load_file(tmp_path / "logits.safetensors")["logits"], small(images))
 
 
-def test_the_stream_its_inputs_and_branches_may_go_too(photos, tmp_path, capsys):
+def test_the_stream_its_inputs_and_sublayers_may_go_too(photos, tmp_path, capsys):
     save_file(model().state_dict(), tmp_path / "a.safetensors")
     shared = words(photos, tmp_path / "a.safetensors", tmp_path / "small", "prune.round=4", "--evaluate", "0")
-    assert cli.main([*shared, "prune.width=0.75", "prune.branches=true"]) == 0
+    assert cli.main([*shared, "prune.embed_dim=0.75", "prune.sublayers=true"]) == 0
     assert lotus.load(tmp_path / "small").embed_dim == 36
     assert "timm alone cannot load it: " in capsys.readouterr().out
-    assert cli.main([*shared, "prune.inputs=true", "prune.criterion=magnitude"]) == 0
+    assert cli.main([*shared, "prune.in_channels=true", "prune.criterion=magnitude"]) == 0
     assert cost.count(lotus.load(tmp_path / "small")).macs <= 0.6 * cost.count(model()).macs
     assert lotus.verify(tmp_path / "small")
-    assert cli.main([*shared, "prune.width=2"]) == 2
-    assert cli.main([*shared, "prune.inputs=true", "--keep", "latency=0.5"]) == 2
+    assert cli.main([*shared, "prune.embed_dim=2"]) == 2
+    assert cli.main([*shared, "prune.in_channels=true", "--keep", "latency=0.5"]) == 2
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["prune.width=0.05"], "prune.width: 8 of 48 channels leave 0."),
+        (["prune.embed_dim=0.05"], "prune.embed_dim: 8 of 48 channels leave 0."),
         (["--keep", "macs=0.7"], "--keep macs=0.7: there is a --keep macs already"),
         (["--keep", "params=0.7", "params=0.8"], "--keep params=0.8: there is a --keep params already"),
         (
             ["--keep", "gates=0.7"],
-            "prune.keep.gates: a part of all units is what one threshold leaves. Set prune.rank=quantile",
+            "prune.keep.gates: a fraction of all units is what one threshold leaves. Set prune.scope=threshold",
         ),
-        (["--keep", "latency=0.7", "prune.rank=kind"], "prune.keep.latency: is predicted for heads"),
+        (["--keep", "latency=0.7", "prune.scope=per_type"], "prune.keep.latency: is predicted for heads"),
         (["--out", "/proc/foo"], "--out /proc/foo: cannot be written"),
         (["prune.rond=4"], "prune.rond: no such setting. Did you mean 'round'?"),
         (["train.lr=0.1"], "train: no such setting. Here: seed, data, model, prune."),
@@ -146,7 +146,7 @@ def test_one_threshold_leaves_a_part_of_all_units(photos, tmp_path):
         photos,
         tmp_path / "a.safetensors",
         tmp_path / "small",
-        "prune.rank=quantile",
+        "prune.scope=threshold",
         "prune.round=1",
         "--evaluate",
         "0",
@@ -186,7 +186,8 @@ def test_a_criterion_of_ones_own(photos, tmp_path):
     asked = words(photos, tmp_path / "a.safetensors", tmp_path / "small", "--evaluate", "0", "prune.criterion=last")
     assert cli.main(asked) == 2
     assert (
-        cli.main([*asked, "--with", str(mine), "prune.rotate=false", "prune.compensate=none", "prune.width=null"]) == 0
+        cli.main([*asked, "--with", str(mine), "prune.rotate=false", "prune.compensate=none", "prune.embed_dim=null"])
+        == 0
     )
     small, dense = lotus.load(tmp_path / "small"), model()
     units = small.blocks[0].mlp.fc1.out_features
@@ -302,13 +303,16 @@ def test_what_cannot_be_done_is_refused_before_an_image_is_read(photos, tmp_path
         (["prune", "--keep", "macs=0.5"], "--keep belongs to --model"),
         (["prune", "a.yaml", "--evaluate", "8"], "--evaluate belongs to --model"),
         (["prune", "prune.round=8"], "prune.round=8: cannot be read"),
-        (words(photos, file, tmp_path / "o", "prune.width=[1"), "not valid YAML"),
+        (words(photos, file, tmp_path / "o", "prune.embed_dim=[1"), "not valid YAML"),
         (["prune", "a.yaml", *words(photos, file, tmp_path)[1:]], "takes no config"),
         (words(photos, file, tmp_path / "o")[:5], "--data is missing"),
-        (words(photos, file, tmp_path / "o", "--keep", "macs"), "write BUDGET=PART"),
+        (words(photos, file, tmp_path / "o", "--keep", "macs"), "write BUDGET=FRACTION"),
         (words(photos, file, tmp_path / "o", "--keep", "mac=0.5"), "Did you mean 'macs'"),
         (words(photos, file, tmp_path / "o", "--keep", "params=0.001"), "out of reach"),
-        (words(photos, file, tmp_path / "o", "--keep", "latency=0.9", "prune.split=true"), "without prune.split"),
+        (
+            words(photos, file, tmp_path / "o", "--keep", "latency=0.9", "prune.decouple_qk=true"),
+            "without prune.decouple_qk",
+        ),
         (words(photos, file, tmp_path / "o", "prune.criterion=fischer"), "Did you mean 'fisher'"),
         (words(photos, tmp_path / "bad.safetensors", tmp_path / "o"), r"norm.bias is (7,), not (48,)"),
         (words(photos, tmp_path / "nan.safetensors", tmp_path / "o"), "norm.bias: holds values that are not finite"),

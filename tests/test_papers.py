@@ -81,7 +81,7 @@ def test_sparse_vit_is_as_published() -> None:
     assert (page.prune.keep.weights, page.prune.weights, page.finetune.epochs) == (0.9, "sparse_vit", 0)
     head = (ROOT / "configs" / "papers" / "sparse_vit.yaml").read_text()
     assert "Faithful" in head
-    assert "normalise to 0.5" not in head
+    assert "normalize to 0.5" not in head
 
 
 def test_the_ratios_are_searched_as_published() -> None:

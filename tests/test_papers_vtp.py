@@ -34,9 +34,9 @@ def lotus(*words: str) -> None:
 def test_the_config_is_what_its_first_lines_say(name: str) -> None:
     page = config.read(PAPERS / f"{name}.yaml")
     stages.check(page)
-    assert page.train.sparsity.inputs
-    assert page.prune.inputs
-    assert (page.prune.rank, page.prune.keep.gates) == ("quantile", 0.6)
+    assert page.train.sparsity.in_channels
+    assert page.prune.in_channels
+    assert (page.prune.scope, page.prune.keep.gates) == ("threshold", 0.6)
     text = (PAPERS / f"{name}.yaml").read_text()
     assert f"lotus run configs/papers/{name}.yaml" in text
     assert yaml.safe_load(text)["model"]["weights"] == "runs/cifar10-dense/train"

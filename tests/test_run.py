@@ -66,7 +66,7 @@ def test_pictures_that_come_or_go_are_noticed(tmp_path: Path) -> None:
 def test_own_methods_that_change_are_noticed(tmp_path: Path) -> None:
     """By the stages that call one of them: the others stay done."""
     stages = ("prepare", "score", "select", "baseline", "train", "prune", "finetune", "export")
-    wants = {"select": {"keep": 0.5, "score": "mine"}, "train": {"redraw": "mine_too"}}
+    wants = {"select": {"keep": 0.5, "score": "mine"}, "train": {"dynamic": "mine_too"}}
     own, other = tmp_path / "own.py", tmp_path / "other.py"
     own.write_text("def mine(loss): return loss[0, -1]\n")
     other.write_text("def mine_too(labels): return labels\n")
@@ -106,15 +106,15 @@ def test_gates_do_not_concern_the_dense_baseline(tmp_path: Path) -> None:
     assert "train.sparsity.lr" in str(other.why("train"))
 
 
-def test_one_probe_serves_every_ticket(tmp_path: Path) -> None:
+def test_one_proxy_serves_every_ticket(tmp_path: Path) -> None:
     do(make(tmp_path, select={"keep": 0.5}), "prepare", "score", "select")
     other = make(tmp_path, select={"keep": 0.3, "score": "aum", "pick": "k_center"})
     assert other.why("score") is None
     assert other.why("select") is not None
-    assert other.probed
-    assert not make(tmp_path, select={"keep": 0.3, "score": "random", "pick": "random"}).probed
-    assert not make(tmp_path, select={"keep": 0.3, "ticket": "t.npz"}).probed
-    assert not make(tmp_path).probed, "all images stay"
+    assert other.needs_proxy
+    assert not make(tmp_path, select={"keep": 0.3, "score": "random", "pick": "random"}).needs_proxy
+    assert not make(tmp_path, select={"keep": 0.3, "ticket": "t.npz"}).needs_proxy
+    assert not make(tmp_path).needs_proxy, "all images stay"
 
 
 def test_why_names_the_setting_the_file_or_the_stage(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_another_file_under_the_same_name_is_noticed(setting: str, stage: str, t
     assert run.why(stage) is None, "what was made from it stands"
 
 
-def test_a_probe_of_its_own_model_does_not_read_the_runs_weights(tmp_path: Path) -> None:
+def test_a_proxy_of_its_own_model_does_not_read_the_runs_weights(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"one")
     run = make(tmp_path / "run", model={"weights": str(file)}, score={"model": {"name": "resnet18"}})
@@ -192,12 +192,12 @@ def test_other_weights_of_the_model_that_is_asked_are_noticed(tmp_path: Path) ->
     assert run.why("train") is None, "what is done needs it no more"
 
 
-def test_a_joint_budget_of_patches_wants_the_probe(tmp_path: Path) -> None:
+def test_a_joint_budget_of_patches_wants_the_proxy(tmp_path: Path) -> None:
     patches = {"mode": "dropout", "joint": {}}
-    assert not make(tmp_path, select={"keep": 1.0}, train={"patches": {"mode": "dropout"}}).probed
-    assert make(tmp_path, select={"keep": 1.0}, train={"patches": patches}).probed
-    assert make(tmp_path, select={"ticket": "x.npz"}, train={"patches": patches}).probed
-    assert not make(tmp_path, select={"keep": 1.0, "score": "random"}, train={"patches": patches}).probed
+    assert not make(tmp_path, select={"keep": 1.0}, train={"patches": {"mode": "dropout"}}).needs_proxy
+    assert make(tmp_path, select={"keep": 1.0}, train={"patches": patches}).needs_proxy
+    assert make(tmp_path, select={"ticket": "x.npz"}, train={"patches": patches}).needs_proxy
+    assert not make(tmp_path, select={"keep": 1.0, "score": "random"}, train={"patches": patches}).needs_proxy
 
 
 def test_a_damaged_record_is_no_record(tmp_path: Path) -> None:

@@ -148,9 +148,9 @@ def test_the_stream_is_narrowed_first(tmp_path: Path, way: str) -> None:
     from lotus.vit import anatomy
     from lotus.vit.cost import count
 
-    told = run("digits.yaml", tmp_path / "run", "score.epochs=1", "prune.width=0.75", "prune.keep.macs=0.5",
+    told = run("digits.yaml", tmp_path / "run", "score.epochs=1", "prune.embed_dim=0.75", "prune.keep.macs=0.5",
                "train.sparsity.gates=false", way)  # fmt: skip
-    assert "Of the stream's 32 channels 24 stay, turned." in told
+    assert "Of the residual stream's 32 channels 24 stay, turned." in told
     dense = count(lotus.load(tmp_path / "run" / "train")).macs
     for folder, part in (("finetune", 0.5), *((("prune-0.3", 0.3),) if "sizes" in way else ())):
         small = lotus.load(tmp_path / "run" / folder)
@@ -201,7 +201,7 @@ def test_a_budget_of_latency_is_told_and_its_file_goes_with_it(tmp_path: Path) -
     assert kept["measured"] > 0
     assert f"measured {kept['measured']:.3f}" in told
     assert (tmp_path / "run" / "latency.json").exists()
-    run("digits.yaml", tmp_path / "run", *words, "prune.keep={macs: 0.6}", "prune.width=0.75")
+    run("digits.yaml", tmp_path / "run", *words, "prune.keep={macs: 0.6}", "prune.embed_dim=0.75")
     assert not (tmp_path / "run" / "latency.json").exists()
     kept = loaded(tmp_path / "run" / "results.json")["kept"]
     assert kept["width"] == {"kept": 24, "of": 32}
@@ -266,17 +266,23 @@ def test_held_out_images_are_those_that_nothing_was_trained_on() -> None:
         (["prune.sizes=[0.5]", "prune.search.kind=ratios"], "drawn by scores alone"),
         (["prune.convolve.epochs=2", "prune.keep={params: 0.5}"], "prune.keep: convolve aims at a budget in macs"),
         (["prune.convolve.epochs=2", "prune.keep.params=0.5"], "nothing else"),
-        (["prune.convolve.epochs=2", "prune.split=true"], "MLP units alone"),
-        (["prune.sizes=[0.5]", "prune.rank=kind"], "rank=pool"),
-        (["prune.search.kind=blocks", "prune.rank=quantile"], "rank=pool"),
-        (["prune.search.kind=blocks", "prune.width=search"], "a search of its own"),
-        (["prune.sizes=[0.5]", "prune.width=search"], r"a search of its own.*sizes: \[\]"),
-        (["prune.convolve.epochs=1", "prune.width=0.5"], "stream's width"),
-        (["prune.search.kind=blocks", "prune.inputs=true"], "prune.inputs: search and convolve choose among heads"),
-        (["prune.convolve.epochs=2", "prune.branches=true"], "prune.branches: search and convolve choose among heads"),
+        (["prune.convolve.epochs=2", "prune.decouple_qk=true"], "MLP units alone"),
+        (["prune.sizes=[0.5]", "prune.scope=per_type"], "scope=global"),
+        (["prune.search.kind=blocks", "prune.scope=threshold"], "scope=global"),
+        (["prune.search.kind=blocks", "prune.embed_dim=search"], "a search of its own"),
+        (["prune.sizes=[0.5]", "prune.embed_dim=search"], r"a search of its own.*sizes: \[\]"),
+        (["prune.convolve.epochs=1", "prune.embed_dim=0.5"], "keeps the embedding dimension"),
+        (
+            ["prune.search.kind=blocks", "prune.in_channels=true"],
+            "prune.in_channels: search and convolve choose among heads",
+        ),
+        (
+            ["prune.convolve.epochs=2", "prune.sublayers=true"],
+            "prune.sublayers: search and convolve choose among heads",
+        ),
         (["prune.convolve.epochs=2", "prune.keep.latency=0.5"], "budget in macs"),
-        (["prune.keep.latency=0.5", "prune.split=true"], "without prune.split"),
-        (["prune.keep.latency=0.5", "prune.rank=kind"], "rank=pool"),
+        (["prune.keep.latency=0.5", "prune.decouple_qk=true"], "without prune.decouple_qk"),
+        (["prune.keep.latency=0.5", "prune.scope=per_type"], "scope=global"),
         (["prune.sizes=[0.5]", "prune.method=soup", "prune.keep={weights: 0.5}"], "prune.method=structured"),
         (["prune.search.drop=0"], "prune.search.drop"),
         (["prune.search.drop=0.05"], "a target of its own"),
@@ -346,8 +352,8 @@ def test_a_latency_of_uneven_blocks_is_refused_before_anything_is_done() -> None
 
 
 def test_a_width_below_the_budget_is_refused_before_anything_is_done() -> None:
-    words = ["model.args={img_size: 8, patch_size: 2, embed_dim: 32, depth: 2, num_heads: 2}", "prune.width=0.25"]
-    with pytest.raises(Refused, match=r"prune\.width: 8 of 32 channels leave"):
+    words = ["model.args={img_size: 8, patch_size: 2, embed_dim: 32, depth: 2, num_heads: 2}", "prune.embed_dim=0.25"]
+    with pytest.raises(Refused, match=r"prune\.embed_dim: 8 of 32 channels leave"):
         look_ahead(read(ROOT / "configs" / "digits.yaml", [*words, "prune.keep={macs: 0.9}"]))
 
 

@@ -24,7 +24,7 @@ CLASSES = ("apple", "pear/..", "plum")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """A run's folder over 36 pictures in three classes, of which one is damaged and a sixth held out; no probe was trained."""
+    """A run's folder over 36 pictures in three classes, of which one is damaged and a sixth held out; no proxy was trained."""
     base = tmp_path_factory.mktemp("ticket")
     rng = np.random.default_rng(0)
     for name in ("apple", "pear", "plum"):
@@ -352,9 +352,9 @@ def test_a_picture(run, capsys, ending, tmp_path):
     told(capsys, "show", run, "--picture", file)
     if ending == ".png":
         with Image.open(file) as drawn:
-            colours = {colour for _, colour in drawn.convert("RGB").getcolors(1 << 24)}
+            colors = {color for _, color in drawn.convert("RGB").getcolors(1 << 24)}
             assert drawn.width == 2240
-        assert {(0xB8, 0x46, 0x7F), (0xCB, 0xC5, 0xCC), (0x22, 0x25, 0x2B)} <= colours
+        assert {(0xB8, 0x46, 0x7F), (0xCB, 0xC5, 0xCC), (0x22, 0x25, 0x2B)} <= colors
         return
     text = file.read_text()
     for heading in ("Scores by el2n", "Where the images lie", "Classes", "Kept", "Left out", "14 of 29 images kept"):
@@ -429,7 +429,7 @@ def test_a_ticket_to_start_from_stays(tmp_path, capsys):
     assert "start: it is for 60 images of data other" in capsys.readouterr().err
 
 
-def test_a_probe_is_not_written_over(run, tmp_path, capsys):
+def test_a_proxy_is_not_written_over(run, tmp_path, capsys):
     signals = tmp_path / "signals.npz"
     signals.write_bytes((run / "signals.npz").read_bytes())
     words = ["select", str(signals), "--score", "el2n", "--pick", "ccs", "--keep", "0.4", "--out"]
@@ -444,12 +444,12 @@ def test_an_import_writes_over_its_like_alone(run, tmp_path, capsys, name):
     total = Subset.load(run / "subset.npz").total
     np.save(tmp_path / "rows.npy", [1, 2])
     np.save(tmp_path / "scores.npy", np.linspace(0, 1, total))
-    for probe in ("signals.npz", "subset.npz")[: 1 if name == "rows.npy" else 2]:
-        there = tmp_path / probe
-        there.write_bytes((run / probe).read_bytes())
+    for proxy in ("signals.npz", "subset.npz")[: 1 if name == "rows.npy" else 2]:
+        there = tmp_path / proxy
+        there.write_bytes((run / proxy).read_bytes())
         words = ["import", tmp_path / name, "--data", run / "data" / "train.beton", "--out"]
         assert "there is something there that is no" in refused(capsys, *words, there)
-        assert there.read_bytes() == (run / probe).read_bytes()
+        assert there.read_bytes() == (run / proxy).read_bytes()
     for _ in range(2):
         told(capsys, *words, tmp_path / "t.npz")
 

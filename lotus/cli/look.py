@@ -20,7 +20,9 @@ def add(verb: Verbs) -> None:
     patches.add_argument(
         "--model", default="", help="a folder written by LOTUS: the model to ask (train.patches.model)"
     )
-    patches.add_argument("--keep", type=float, help="the part of the patches that stays (train.patches.keep, else 0.7)")
+    patches.add_argument(
+        "--keep", type=float, help="the fraction of the patches that stays (train.patches.keep, else 0.7)"
+    )
     patches.add_argument("--picture", metavar="OUT.png", help="a contact sheet: what leaves is dimmed")
     patches.add_argument("--images", type=int, default=12, help="images on it (12)")
     with_files(patches)

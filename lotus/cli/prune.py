@@ -29,7 +29,7 @@ def _prune_options(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--weights", default="", metavar="FILE",
                      help="safetensors, a state dict of torch, or a folder of LOTUS; without it timm's published ones")  # fmt: skip
     own.add_argument("--data", metavar="FOLDER", help="train/CLASS/* and val/CLASS/*, or CLASS/*; or an .npz")
-    own.add_argument("--keep", action="extend", nargs="+", default=[], metavar="BUDGET=PART",
+    own.add_argument("--keep", action="extend", nargs="+", default=[], metavar="BUDGET=FRACTION",
                      help="macs=0.5, params=0.5, latency=0.5 (on this device), or several, all of which then hold: short for "
                           "prune.keep.macs=0.5")  # fmt: skip
     own.add_argument("--out", default="small", metavar="FOLDER", help="where the small model goes (small)")
@@ -82,7 +82,7 @@ def _spelled(options: argparse.Namespace) -> list[str]:
     settings = [word for word in options.keep if "." in word.partition("=")[0]]  # --keep macs=0.5 prune.round=16
     keep: dict[str, str] = {}
     budgets = [word for word in options.keep if word not in settings]
-    for what, part in pairs("--keep", budgets, "BUDGET=PART, e.g. --keep macs=0.5"):
+    for what, part in pairs("--keep", budgets, "BUDGET=FRACTION, e.g. --keep macs=0.5"):
         if what in keep:
             raise Refused(f"--keep {what}={part}: there is a --keep {what} already. Give one of them.")
         keep[what] = part

@@ -20,14 +20,14 @@ def add(verb: Verbs) -> None:
     ticket.add_argument("--score", help="a score of selection/scores.py; higher = keep first (dual)")
     ticket.add_argument("--pick", help="a policy of selection/pickers.py (beta)")
     budget = ticket.add_mutually_exclusive_group(required=True)
-    budget.add_argument("--keep", type=float, help="the part of the images that stays, in (0, 1]")
-    budget.add_argument("--prune", type=float, help="the part that goes, in [0, 1): the complement of --keep")
+    budget.add_argument("--keep", type=float, help="the fraction of the images that stays, in (0, 1]")
+    budget.add_argument("--prune", type=float, help="the fraction that goes, in [0, 1): the complement of --keep")
     ticket.add_argument("--seed", type=int, default=0, help="what is random follows from it (0)")
     ticket.add_argument("--out", default="", help="where the ticket goes, e.g. ticket.npz")
     ticket.add_argument("--start", default="", metavar="TICKET", help="a ticket whose images all stay; more are added")
-    ticket.add_argument("--no-balance", action="store_true", help="do not keep the same part of every class")
-    ticket.add_argument("--floor", type=float, metavar="PART",
-                        help="with --no-balance: the part of what balance would give it that each class keeps at least")  # fmt: skip
+    ticket.add_argument("--no-balance", action="store_true", help="do not keep the same fraction of every class")
+    ticket.add_argument("--floor", type=float, metavar="FRACTION",
+                        help="with --no-balance: the fraction of what balance would give it that each class keeps at least")  # fmt: skip
     ticket.add_argument(
         "--max-memory", default="", metavar="SIZE", help="what score and picker may take, e.g. 4GB or 500MB"
     )
@@ -47,10 +47,10 @@ def _select(options: argparse.Namespace) -> int:
 
     if options.keep is None:
         if not 0 <= options.prune < 1:
-            raise Refused(f"--prune: the part that goes lies in [0, 1), not {options.prune}.")
+            raise Refused(f"--prune: the fraction that goes lies in [0, 1), not {options.prune}.")
         options.keep = round(1 - options.prune, 12)  # 1 - 0.7 is 0.30000000000000004
     if not 0 < options.keep <= 1:
-        raise Refused(f"--keep: the part that stays lies in (0, 1], not {options.keep}.")
+        raise Refused(f"--keep: the fraction that stays lies in (0, 1], not {options.keep}.")
     settings: dict[str, dict[str, Any]] = {"score": {}, "pick": {}}
     form = "score.NAME=VALUE or pick.NAME=VALUE, e.g. --set pick.bins=20"
     for key, value in pairs("--set", options.set, form):
@@ -115,7 +115,7 @@ def _select(options: argparse.Namespace) -> int:
 
 
 def refuse_to_replace(out: Path, *, scores: bool = False) -> None:
-    """A probe may be hours of work: a ticket is written over a ticket only, and scores over those that were imported alone."""
+    """A proxy may be hours of work: a ticket is written over a ticket only, and scores over those that were imported alone."""
     from selection.signals import Signals
     from selection.subset import Subset
 

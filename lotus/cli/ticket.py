@@ -86,7 +86,7 @@ def _ticket_verbs(parser: argparse.ArgumentParser) -> None:
                        help="one value an image: by index, by class (sorted by label), or a .npy of the index of each (index)")  # fmt: skip
     bring.add_argument("--negate", action="store_true", help="low scores are those to keep")
     bring.add_argument(
-        "--keep", type=float, help="of scores, keep this part of the highest: a ticket in place of scores"
+        "--keep", type=float, help="of scores, keep this fraction of the highest: a ticket in place of scores"
     )
     bring.add_argument("--seed", type=int, default=0, help="for ties among them (0)")
     index(bring)

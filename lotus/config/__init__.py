@@ -7,15 +7,15 @@ methods by name, never run code.
 
 from lotus.config.augment import Augment, Auto
 from lotus.config.page import Config, Data, Export, Model, OneCut, Score, Select, Subsets
-from lotus.config.reader import check, one_cut, read, request
+from lotus.config.reader import as_request, check, one_cut, read
 from lotus.config.recipes import (
     Attention,
+    Dynamic,
     EarlyBird,
     Finetune,
     Joint,
     Patches,
     Recipe,
-    Redraw,
     Sparsity,
     Train,
 )
@@ -24,7 +24,7 @@ from lotus.config.rules import LINEAR_OPTIMIZERS, Rule
 from lotus.config.section import Fraction, Method, Section
 
 __all__ = [
-    "LINEAR_OPTIMIZERS", "Attention", "Augment", "Auto", "Config", "Convolve", "Data", "EarlyBird", "Export", "Finetune", "Fraction",
-    "Joint", "Keep", "Method", "Model", "OneCut", "Patches", "Prune", "Recipe", "Redraw", "Rule", "Score", "Search", "Section", "Select",
-    "Soup", "Sparsity", "Subsets", "Train", "check", "one_cut", "read", "request",
+    "LINEAR_OPTIMIZERS", "Attention", "Augment", "Auto", "Config", "Convolve", "Data", "Dynamic", "EarlyBird", "Export", "Finetune", "Fraction",
+    "Joint", "Keep", "Method", "Model", "OneCut", "Patches", "Prune", "Recipe", "Rule", "Score", "Search", "Section", "Select",
+    "Soup", "Sparsity", "Subsets", "Train", "as_request", "check", "one_cut", "read",
 ]  # fmt: skip

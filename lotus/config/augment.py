@@ -77,9 +77,9 @@ class Augment(Section):
     crop: Literal["none", "pad", "resized"] = "none"
     """none: resize to the model's size; pad: shift by up to ``pad`` pixels; resized: random-resized crop."""
     pad: int = Field(4, ge=1)
-    """Pixels of padding for ``crop: pad`` (filled with the image's mean colour of the data set)."""
+    """Pixels of padding for ``crop: pad`` (filled with the image's mean color of the data set)."""
     scale: tuple[float, float] = (0.25, 1.0)
-    """Area of a random-resized crop, as a part of the image's."""
+    """Area of a random-resized crop, as a fraction of the image's."""
     ratio: tuple[float, float] = (0.75, 4 / 3)
     """Aspect ratio (width over height) of a random-resized crop."""
     flip: bool = False

@@ -36,7 +36,7 @@ class Data(Section):
     smart_threshold: int = Field(16384, ge=0)
     """With ``write: smart``, images of more raw bytes than this are stored as JPEG."""
     jpeg_share: float = Field(0.5, ge=0, le=1)
-    """With ``write: proportion``, the part of the images that is stored as JPEG."""
+    """With ``write: proportion``, the fraction of the images that is stored as JPEG."""
     damaged: Literal["fatal", "skip"] = "fatal"
     """An image that cannot be read ends the run with its path, or is skipped and counted."""
     folder: str = ""
@@ -67,12 +67,12 @@ class Model(Section):
 
 
 class Subsets(Section):
-    """Probes on random parts of the images, which ``select.score: memorization`` reads (Feldman and Zhang 2020)."""
+    """Proxies on random parts of the images, which ``select.score: memorization`` reads (Feldman and Zhang 2020)."""
 
     runs: int = Field(10, ge=2)
     """How many. The paper has thousands; few are noisy."""
     part: float = Field(0.7, gt=0, lt=1)
-    """Part of the images that each trains on, drawn over all classes; every image is in some runs and out of others."""
+    """Fraction of the images that each trains on, drawn over all classes; every image is in some runs and out of others."""
     record: Literal["probability", "correct"] = "probability"
     """What each run says of every image at its end: the probability of its label, or, as the paper has it, whether it was
     right, which takes more runs."""
@@ -84,25 +84,25 @@ class Subsets(Section):
 
 
 class Score(Recipe):
-    """The probe: a short training, or linear heads on frozen features, watched. What is not set here is as in ``train``,
+    """The proxy: a short training, or linear heads on frozen features, watched. What is not set here is as in ``train``,
     without augmentation, mixing or stochastic depth. A linear probe takes nothing from ``train`` but ``precision``."""
 
-    probe: Literal["train", "linear"] = "train"
-    """train: a short training of the whole model. linear: its weights stay, every image goes through it once, and linear
+    proxy: Literal["training", "linear_probe"] = "training"
+    """training: a short training of the whole model. linear_probe: its weights stay, every image goes through it once, and linear
     heads learn from the features."""
     model: Annotated[Model, BeforeValidator(by_name)] | None = None
-    """What is probed: any timm model, by name or with ``model``'s settings; null: the run's. Without a name it is the run's
+    """Whose training is watched: any timm model, by name or with ``model``'s settings; null: the run's. Without a name it is the run's
     with what is set here, e.g. ``score.model.weights=FILE``."""
     side: int = Field(0, ge=0)
     """Side in pixels of the images that it sees, where it reads any size; 0: that of the run's model."""
     epochs: int = Field(5, ge=1)
-    """Epochs that the probe trains and is recorded. Linear: 20."""
+    """Epochs that the proxy trains and is recorded. linear_probe: 20."""
     seeds: int = Field(2, ge=1)
     """Short trainings, each from another start; their signals stand side by side."""
     heads: int = Field(4, ge=1)
     """Heads of a linear probe, trained at once: each has its own start and order of images, as ``seeds`` have."""
     subsets: Subsets | None = None
-    """Further probes on random parts of the images, e.g. ``{runs: 10}``; null: none."""
+    """Further proxies on random parts of the images, e.g. ``{runs: 10}``; null: none."""
     gradients: bool = True
     """Also record the last layer's gradients and how predictions move, which tdds, cal, craig, grad_match and glister read:
     2 bytes an image and class in signals.npz, twice that in memory meanwhile. Turn off for many images of many classes."""
@@ -125,11 +125,11 @@ class Select(Section):
     pick: MethodOf = Method(name=DEFAULT_PICK)
     """A policy of selection/pickers.py."""
     keep: Fraction = 1.0
-    """Part of the images that stays."""
+    """Fraction of the images that stays."""
     balance: bool = True
-    """Keep the same part of every class."""
+    """Keep the same fraction of every class."""
     floor: Fraction | None = None
-    """With ``balance: false``: the part of what balance would give it that each class keeps at least. null: classes may vanish."""
+    """With ``balance: false``: the fraction of what balance would give it that each class keeps at least. null: classes may vanish."""
     max_memory: Annotated[float, Field(gt=0)] | None = None
     """GB that score and picker may take (``4GB``, ``500MB``): what needs more is refused with the figure, or takes a way that needs
     less. null: 0.5 for matrices of similarities, no limit else."""
@@ -196,7 +196,7 @@ class Config(Section):
                     mine = mine or {}
                     shared = {k: v for k, v in train.items() if k in Recipe.model_fields and k not in own | also}
                     shared |= _shared_defaults(part, train)
-                    if mine.get("probe") == "linear":
+                    if mine.get("proxy") == "linear_probe":
                         shared = {**_LINEAR, **{k: v for k, v in train.items() if k == "precision"}}
                     raw[part] = {**shared, **mine}
         score, model = raw.get("score"), raw.get("model") or {}

@@ -69,7 +69,7 @@ def check(raw: Mapping[str, Any], place: str = "config") -> Config:
     return _checked(Config, raw, (), place)
 
 
-def request(raw: Mapping[str, Any]) -> Prune:
+def as_request(raw: Mapping[str, Any]) -> Prune:
     """What to prune, of settings by name, as they stand in a config's section ``prune``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""How a model is trained: the recipe, and what the probe, the training and the fine-tune add to it."""
+"""How a model is trained: the recipe, and what the proxy, the training and the fine-tune add to it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from lotus.config.augment import Augment
 from lotus.config.section import BriefMethod, Fraction, Method, MethodOf, Section, by_name
 
 
-class Redraw(Method):
-    """A lottery redrawn each epoch: ``rs2``, ``{name: rs2, keep: 0.3}`` or ``{name: infobatch, saving: 0.3}``."""
+class Dynamic(Method):
+    """Dynamic data pruning: ``rs2``, ``{name: rs2, keep: 0.3}`` or ``{name: infobatch, saving: 0.3}``."""
 
     keep: Fraction | None = None
-    """Part of the images in an epoch, for a method that reads a budget: null is a half. Others find their own number."""
+    """Fraction of the images in an epoch, for a method that reads a budget: null is a half. Others find their own number."""
 
 
-RedrawBy = Annotated[Redraw, BeforeValidator(by_name)]
+DynamicBy = Annotated[Dynamic, BeforeValidator(by_name)]
 
 
 class Joint(Section):
@@ -26,21 +26,21 @@ class Joint(Section):
     buckets: int = Field(3, ge=2)
     """Numbers of patches that there are, evenly from ``least`` to all. A batch has images of one bucket alone."""
     least: Fraction | None = None
-    """Part of its patches that the easiest image keeps; null: half of ``keep``."""
+    """Fraction of its patches that the easiest image keeps; null: half of ``keep``."""
 
 
 class Patches(Section):
-    """Which patches of an image a training goes through: fewer tokens, so that a step takes less time."""
+    """Token pruning, merging or dropping: which patches of an image a training goes through, so that a step takes less time."""
 
     mode: Literal["input", "evit", "tome", "cumulative", "dropout"] = "evit"
     """input: those of the highest ``score`` enter the model (Data-LTH); evit: the class token's attention chooses, inside
     the model, at the blocks ``at``; tome: the most alike are merged, in every block; cumulative: attention summed over queries, heads and
     blocks so far chooses, in the later blocks (CP-ViT); dropout: any, by chance (the control)."""
     keep: Fraction = 0.7
-    """input, dropout: part of the patches that enters. evit: part that stays at each block of ``at``. tome: tokens that
-    the average block's MLP sees, as a part of the patches. cumulative: part that is left after the last block."""
+    """input, dropout: fraction of the patches that enters. evit: fraction that stays at each block of ``at``. tome: tokens that
+    the average block's MLP sees, as a fraction of the patches. cumulative: fraction that is left after the last block."""
     at: tuple[int, ...] = ()
-    """evit: blocks (from 0) in which patches leave, between attention and MLP; empty: at 1/4, 1/2 and 3/4 of the depth,
+    """evit: blocks (from 0) in which patches are dropped, between attention and MLP; empty: at 1/4, 1/2 and 3/4 of the depth,
     which is 3, 6 and 9 of 12."""
     fuse: bool = True
     """evit: what leaves becomes one token, weighted by attention, instead of nothing."""
@@ -57,13 +57,13 @@ class Patches(Section):
     evaluate: Literal["dense", "sparse"] = "dense"
     """Whether the model is measured on all patches, or on as few as it was trained on."""
     warmup: float = Field(0, ge=0, lt=1)
-    """Part of the training that goes through all patches first."""
+    """Fraction of the training that goes through all patches first."""
     ramp: float = Field(0, ge=0, le=1)
-    """Part of the training, after the warm-up, in which what stays falls to ``keep``, along a cosine."""
+    """Fraction of the training, after the warm-up, in which what stays falls to ``keep``, along a cosine."""
 
 
 class Recipe(Section):
-    """How a model is trained. The same for the dense baseline, the lottery's training, the probe and the fine-tune."""
+    """How a model is trained. The same for the dense baseline, the lottery's training, the proxy and the fine-tune."""
 
     epochs: int = Field(20, ge=1)
     """Times that the rows of the ticket are gone through."""
@@ -107,8 +107,8 @@ class Recipe(Section):
     augment: Augment = Augment()
     """What happens to the training images."""
     patches: Patches | None = None
-    """Train on a part of each image's patches; null: on all. The baseline sees all of them always, and so
-    does the probe where it is not set there."""
+    """Train on a fraction of each image's patches; null: on all. The baseline sees all of them always, and so
+    does the proxy where it is not set there."""
     evaluate_every: int = Field(1, ge=0)
     """Epochs between evaluations; 0: only after the last."""
     zero: Literal[0, 1, 2, 3] = 1
@@ -125,7 +125,7 @@ class EarlyBird(Section):
     """End the search once the mask that the gates draw at the budget hardly changes any more (2020, 1909.11957)."""
 
     epsilon: float = Field(0.1, gt=0, le=1)
-    """Largest part of the gates in which the masks of two successive epochs may differ."""
+    """Largest fraction of the gates in which the masks of two successive epochs may differ."""
     epochs: int = Field(5, ge=1)
     """Successive epochs in which that has to hold."""
 
@@ -138,7 +138,7 @@ class Attention(Section):
     strength: float = Field(0.01, ge=0)
     """Lambda: what it counts in the loss."""
     layers: Literal["last", "all"] = "all"
-    """Which blocks are penalised; published is the last alone."""
+    """Which blocks are penalized; published is the last alone."""
 
 
 class Sparsity(Section):
@@ -146,8 +146,8 @@ class Sparsity(Section):
 
     gates: bool = True
     """Learn gates while training. Needed by ``prune.criterion: gate``."""
-    inputs: bool = False
-    """Also gate what attention and the MLP read of the stream: VTP's four sites a block. For ``prune.inputs``."""
+    in_channels: bool = False
+    """Also gate what attention and the MLP read of the residual stream: VTP's four sites a block. For ``prune.in_channels``."""
     penalty: BriefMethod = Method(name="proximal")
     """How L1 acts, of lotus/sparsity/penalties.py: a proximal step reaches exact zeros, a subgradient (the papers' way) does
     not."""
@@ -159,11 +159,11 @@ class Sparsity(Section):
     """Learning rate of the gates (Adam, no weight decay). Times the steps after ``start`` it should be 2 or more: a gate
     goes from 1 to 0 by steps of at most about this."""
     start: float = Field(0.25, ge=0, lt=1)
-    """Part of training before the penalty sets in."""
+    """Fraction of the training before the penalty sets in."""
     early_bird: EarlyBird | None = None
     """End the training early, when the masks have settled; null: all epochs."""
     attention: Attention | None = None
-    """Also penalise attention; null: not."""
+    """Also penalize attention; null: not."""
 
 
 Growth = tuple[float, int] | tuple[float, int, float]
@@ -173,11 +173,11 @@ class Train(Recipe):
     """The lottery's training."""
 
     sparsity: Sparsity = Sparsity()
-    """Sparsity regularisation while training."""
-    redraw: RedrawBy | None = None
+    """Sparsity regularization while training."""
+    dynamic: DynamicBy | None = None
     """A lottery of selection/dynamic.py that draws each epoch's images out of the ticket; null: all of it, every epoch."""
     sides: tuple[Growth, ...] = ()
-    """Growing pictures: [[0, 112], [0.4, 160], [0.7, 224]] = from this part of the training on, this side in pixels. A third
+    """Growing pictures: [[0, 112], [0.4, 160], [0.7, 224]] = from this fraction of the training on, this side in pixels. A third
     number is how strongly pixels are changed, 0 to 1. Empty: the model's own side. It is always measured at that."""
     guests: tuple[BriefMethod, ...] = ()
     """Guests of lotus/training/shelf.py, or of your own, that join this training alone (docs/training.md)."""
@@ -193,6 +193,6 @@ class Finetune(Recipe):
     temperature: float = Field(2.0, gt=0)
     """Softening of both sides for ``distill: soft``."""
     teacher_weight: float = Field(0.7, ge=0, le=1)
-    """Part of the loss that comes from the teacher; the labels have the rest."""
+    """Fraction of the loss that comes from the teacher; the labels have the rest."""
     guests: tuple[BriefMethod, ...] = ()
     """Guests of lotus/training/shelf.py, or of your own, that join this training alone (docs/training.md)."""

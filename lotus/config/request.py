@@ -16,7 +16,7 @@ from selection.errors import Refused
 
 
 class Keep(Section):
-    """The budget after the cut, each a part of the dense model's. At least one; weights stand alone."""
+    """The budget after the cut, each a fraction of the dense model's. At least one; weights stand alone."""
 
     macs: Fraction | None = None
     """Multiply-accumulates an image."""
@@ -28,7 +28,7 @@ class Keep(Section):
     weights: Fraction | None = None
     """Single weights of the list ``prune.weights`` that do not become zero: the budget of unstructured pruning."""
     gates: Fraction | None = None
-    """Scored units of all sites together, whatever they cost: for ``rank: quantile``."""
+    """Scored units of all sites together, whatever they cost: for ``scope: threshold``."""
 
     @property
     def asked(self) -> dict[str, float]:
@@ -44,7 +44,7 @@ class Search(Section):
     drop: float | None = Field(None, gt=0)
     """Cut as far as ``metric`` is at most this, with no budget beside it; null: to ``prune.keep``, with the least of it."""
     metric: Literal["divergence", "loss", "agreement"] = "divergence"
-    """How far a cut model is from the trained one: mean KL divergence in nats, rise of the loss in nats, or the part of the
+    """How far a cut model is from the trained one: mean KL divergence in nats, rise of the loss in nats, or the fraction of the
     images that it decides otherwise."""
     images: int = Field(2048, ge=1)
     """Held-out training images on which that is measured: of those that the ticket left out, where there are enough."""
@@ -55,10 +55,10 @@ class Search(Section):
     rounds: int = Field(1, ge=1)
     """Cut in so many rounds, each within the one before, scored anew."""
     recovery: int = Field(0, ge=0)
-    """Optimiser steps of training between two rounds, by ``finetune``'s recipe with its teacher; a small ticket is gone
+    """Optimizer steps of training between two rounds, by ``finetune``'s recipe with its teacher; a small ticket is gone
     through as often as that takes."""
     compare: tuple[Fraction, ...] = ()
-    """Also measure CP-ViT with these fixed ratios: the part of the heads, and of the patches, that stays."""
+    """Also measure CP-ViT with these fixed ratios: the fraction of the heads, and of the patches, that stays."""
 
 
 class Convolve(Section):
@@ -71,7 +71,7 @@ class Convolve(Section):
     gate_lr: float = Field(1e-3, gt=0)
     """Learning rate of the gates (Adam, no weight decay)."""
     strength: float = Field(30.0, gt=0)
-    """Lambda of lambda (prune.keep.macs - open MACs)^2, MACs as parts of the dense model's. The paper tunes it until this
+    """Lambda of lambda (prune.keep.macs - open MACs)^2, MACs as fractions of the dense model's. The paper tunes it until this
     is a little above the cross-entropy at the start."""
 
 
@@ -79,17 +79,17 @@ class Soup(Section):
     """Instant soup (2306.10460): masks of copies that looked ahead, joined. It trains by ``finetune``'s recipe."""
 
     step: float = Field(0.1, gt=0, lt=1)
-    """Part of the weights left that a round lets go."""
+    """Fraction of the weights left that a round lets go."""
     rounds: int = Field(10, ge=1)
     """Rounds at most; they end as soon as less than 5 % of all weights are still to go, which then go by magnitude."""
     train: Fraction = 0.1
-    """Part of the ticket that the model is trained on before each round, and before the last weights go."""
+    """Fraction of the ticket that the model is trained on before each round, and before the last weights go."""
     copies: int = Field(5, ge=1)
     """Copies that look ahead in a round."""
     steps: int = Field(50, ge=1)
-    """Optimiser steps that a copy looks ahead."""
+    """Optimizer steps that a copy looks ahead."""
     data: Fraction = 0.1
-    """Part of the ticket that a copy draws its images from."""
+    """Fraction of the ticket that a copy draws its images from."""
     vary: float = Field(2.0, ge=1)
     """A copy's learning rate and weight decay lie within this factor of the recipe's."""
 
@@ -104,8 +104,8 @@ class Prune(Section):
     """The budget: hit within one rounding step, or refused."""
     criterion: MethodOf = Method(name="fisher")
     """A criterion of lotus/pruning/criteria.py."""
-    rank: Literal["pool", "kind", "quantile", "uniform"] = "pool"
-    """pool: all units compete by score a MAC; kind: heads, head dimensions and MLP units each among themselves; quantile:
+    scope: Literal["global", "per_type", "threshold", "uniform"] = "global"
+    """global: all units compete by score a MAC; per_type: heads, head dimensions and MLP units each among themselves; threshold:
     one threshold for the scores of all sites (VTP); uniform: every block keeps the same widths, MLP units going first, so that
     timm alone can load what is left."""
     round: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
@@ -113,16 +113,16 @@ class Prune(Section):
     measurement at ``latency_batch``."""
     rotate: bool = True
     """Turn each head's dimensions into those of which the first few carry the most (whitened SVD) before any is cut."""
-    split: bool = False
+    decouple_qk: bool = False
     """Let a block keep more value than query/key dimensions, or fewer. timm's own attention cannot hold that; LOTUS' does."""
-    inputs: bool = False
-    """Channels that attention and the MLP read may go too; the stream keeps its width, and an index_select takes the rest."""
-    branches: bool | None = None
-    """Whether whole attention and MLP branches, and blocks, may go; null: only where units alone cannot meet the budget."""
-    width: Fraction | Literal["auto", "search"] | None = "auto"
-    """Part of the stream's channels that stays, the rest being turned out of the way; search: try 1 to 0.375 and take what
+    in_channels: bool = False
+    """Channels that attention and the MLP read may go too; the residual stream keeps its embedding dimension, and an index_select takes the rest."""
+    sublayers: bool | None = None
+    """Whether whole attention and MLP sublayers, and blocks, may go; null: only where units alone cannot meet the budget."""
+    embed_dim: Fraction | Literal["auto", "search"] | None = "auto"
+    """Fraction of the residual stream's channels (the embedding dimension) that stays, the rest being turned out of the way; search: try 1 to 0.375 and take what
     agrees best with the dense model; auto: the same one after the other, while all channels are not good enough and fewer are
-    better (all of them with search, convolve, sizes, inputs, branches or a budget of latency); null: all."""
+    better (all of them with search, convolve, sizes, in_channels, sublayers or a budget of latency); null: all."""
     compensate: Literal["none", "mean", "affine"] = "affine"
     """What the cut units carried is folded into the rest: not at all, their mean, or their best affine prediction."""
     calibration: int | None = Field(None, ge=1)
@@ -132,7 +132,7 @@ class Prune(Section):
     weights: Literal["linears", "sparse_vit"] = "linears"
     """unstructured, soup: which weights may become zero: the blocks' matrices, or also patch embedding, norms and classifier."""
     pattern: str = ""
-    """unstructured: keep N of every M neighbours, e.g. ``2:4``, instead of the largest of all."""
+    """unstructured: keep N of every M neighbors, e.g. ``2:4``, instead of the largest of all."""
     soup: Soup = Soup()
     """How the soup is cooked."""
     sweep: bool = False
@@ -143,7 +143,7 @@ class Prune(Section):
     convolve: Convolve | None = None
     """Let attention become 1x1 or 3x3 convolution; null: it stays attention. Gates choose, not ``criterion``."""
     sizes: tuple[Fraction, ...] = ()
-    """More budgets (parts of the MACs, or of the latency where that is kept) to write beside ``prune/``, as ``prune-0.35/``: each size is within the next larger
+    """More budgets (fractions of the MACs, or of the latency where that is kept) to write beside ``prune/``, as ``prune-0.35/``: each size is within the next larger
     one. They are not fine-tuned."""
 
     @model_validator(mode="before")
@@ -176,9 +176,9 @@ class Prune(Section):
         return int(n) / int(m)
 
     @property
-    def stream(self) -> float:
-        """The part of the channels that stays whatever a search, convolutions or sizes do to the rest: those take no ``auto``."""
-        return self.width if isinstance(self.width, float) else 1.0
+    def embed_fraction(self) -> float:
+        """The fraction of the channels that stays whatever a search, convolutions or sizes do to the rest: those take no ``auto``."""
+        return self.embed_dim if isinstance(self.embed_dim, float) else 1.0
 
     @property
     def more_sizes(self) -> list[dict[str, float]]:

@@ -4,7 +4,7 @@ The reader, :func:`lotus.prune` and the command line ask it; docs/settings.md is
 reads one section of the page, and may read what the page cannot know, by the names of its condition's further parameters:
 
     ranks     processes that work at this run
-    recorded  names of what the score and the picker would read of the probe; empty where nothing is probed
+    recorded  names of what the score and the picker would read of the proxy; empty where no proxy is asked
     reads     names of what ``prune.criterion`` reads
     asks      whether the score of patches asks a model
 
@@ -70,11 +70,11 @@ ZEROS = "prune.method=unstructured prune.keep.weights=0.5 train.sparsity.gates=f
 
 
 def _changed(name: str) -> Callable[[Any], bool]:
-    return lambda it: it.probe == "linear" and getattr(it, name) != type(it).model_fields[name].default
+    return lambda it: it.proxy == "linear_probe" and getattr(it, name) != type(it).model_fields[name].default
 
 
 def _blurred(name: str) -> Callable[[Any], bool]:
-    return lambda it: it.probe != "linear" and bool(getattr(it, name))
+    return lambda it: it.proxy != "linear_probe" and bool(getattr(it, name))
 
 
 def _rise(sides: Any) -> bool:
@@ -108,7 +108,7 @@ OF_TRAINING = (
          _patches("input", "train.patches.cached=true train.augment.auto=trivial"),
          _patches("input", "train.patches.cached=true train.augment.auto=3a")),
     Rule("Train", "sides", lambda it: bool(it.sides) and not _rise(it.sides),
-         "[part of the training, side in pixels, and if wanted a strength from 0 to 1], the parts rising from 0 to below 1",
+         "[fraction of the training, side in pixels, and if wanted a strength from 0 to 1], the parts rising from 0 to below 1",
          "train.sides=[[0.5,16],[0.2,32]]", "train.sides=[[0,16],[0.5,32,0.7]]"),
     Rule("Train", "sides", lambda it: bool(it.sides) and it.patches is not None,
          "how many patches stay is counted at one side. Leave out {place}.sides or {place}.patches",
@@ -148,11 +148,11 @@ OF_TRAINING = (
          "score.subsets.runs=3", "score.subsets.runs=4"),
     *(Rule("Score", name, _blurred(name), "an image is scored by what is said of it as it is. Remove it",
            f"score.{name}=0.2", f"train.{name}=0.2") for name in BLURS),
-    Rule("Score", "optimizer", lambda it: it.probe == "linear" and it.optimizer not in LINEAR_OPTIMIZERS,
+    Rule("Score", "optimizer", lambda it: it.proxy == "linear_probe" and it.optimizer not in LINEAR_OPTIMIZERS,
          f"the heads of a linear probe take optimizer {' or '.join(LINEAR_OPTIMIZERS)}",
-         "score.probe=linear score.optimizer=lamb", "score.probe=linear score.optimizer=sgd"),
+         "score.proxy=linear_probe score.optimizer=lamb", "score.proxy=linear_probe score.optimizer=sgd"),
     *(Rule("Score", name, _changed(name), "a setting of a training; a linear probe sees each image once. Remove it",
-           f"score.probe=linear score.{name}={value}", f"score.probe=linear train.{name}={value}")
+           f"score.proxy=linear_probe score.{name}={value}", f"score.proxy=linear_probe train.{name}={value}")
       for name, value in OF_IMAGES.items()),
     Rule("Select", "floor", lambda it: it.floor is not None and it.balance,
          "floor is for classes that are not balanced: set {place}.balance=false, or leave floor out",
@@ -162,15 +162,15 @@ OF_TRAINING = (
          "score.patches.joint={}", "train.patches.joint={}"),
     Rule("Config", "score.patches.model",
          lambda it: it.score.patches is not None and it.score.patches.model == "baseline",
-         "the probe comes before the baseline. Give a folder written by LOTUS, or take contrast",
+         "the proxy comes before the baseline. Give a folder written by LOTUS, or take contrast",
          "score.patches.mode=input score.patches.model=baseline", _patches("input", "train.patches.model=baseline")),
     Rule("Config", "score.subsets",
          lambda it, recorded: it.score.subsets is None and bool(recorded & {"run_in", "run_p_label"}),
          "what runs on random parts of the images said would be read (run_in, run_p_label). Set score.subsets.runs=10 (nearly "
-         "free with score.probe=linear), or take another score",
+         "free with score.proxy=linear_probe), or take another score",
          "select.score=memorization", "select.score=memorization score.subsets.runs=10", {"recorded": {"run_in", "labels"}}),
     Rule("Config", "select", lambda it, recorded: not it.select.ticket and "given" in recorded,
-         "given would be read, and no probe records it: it comes from elsewhere. Take another score, or draw the ticket from "
+         "given would be read, and no proxy records it: it comes from elsewhere. Take another score, or draw the ticket from "
          "signals of your own: lotus select",
          "select.score=given", "select.score=given select.ticket=mine.npz", {"recorded": {"given"}}),
     Rule("Config", "score.gradients",
@@ -195,7 +195,13 @@ OF_TRAINING = (
 
 LATENCY = lambda it: (  # noqa: E731 - a condition like the others, too long for its row
     it.keep.latency is not None
-    and (it.inputs or it.split or bool(it.branches) or it.rank != "pool" or it.width not in (None, "auto", 1))
+    and (
+        it.in_channels
+        or it.decouple_qk
+        or bool(it.sublayers)
+        or it.scope != "global"
+        or it.embed_dim not in (None, "auto", 1)
+    )
 )
 
 
@@ -211,8 +217,8 @@ def _ways(it: Any) -> list[str]:
 
 
 def _fixed(it: Any) -> bool:
-    """Whether the stream's width is asked for: a part, or to be searched for."""
-    return it.width not in (None, "auto")
+    """Whether an embedding dimension is asked for: a fraction, or to be searched for."""
+    return it.embed_dim not in (None, "auto")
 
 
 OF_PRUNING = (
@@ -223,7 +229,7 @@ OF_PRUNING = (
          "is the budget of unstructured pruning. Set {place}.method, or another budget, e.g. {place}.keep.macs=0.5",
          "prune.keep.weights=0.7", ZEROS),
     Rule("Prune", "keep", lambda it: it.method != "structured" and set(it.keep.asked) != {"weights"},
-         "{it.method} pruning keeps a part of the weights. Say {place}.keep.weights=0.7, and nothing else",
+         "{it.method} pruning keeps a fraction of the weights. Say {place}.keep.weights=0.7, and nothing else",
          "prune.method=unstructured", ZEROS),
     Rule("Prune", "sweep", lambda it: it.method == "structured" and it.sweep,
          "is a setting of unstructured pruning and of soup. Set {place}.method, or leave it out",
@@ -238,13 +244,13 @@ OF_PRUNING = (
          lambda it: _numbered(it.pattern) and it.keep.weights != it.part_of_pattern,
          "{it.pattern} keeps {it.part_of_pattern:g} of the weights. Say {place}.keep.weights={it.part_of_pattern:g}",
          f"{ZEROS} prune.pattern='1:4'", f"{ZEROS} prune.pattern='2:4'"),
-    Rule("Prune", "keep.gates", lambda it: it.keep.gates is not None and it.rank != "quantile",
-         "a part of all units is what one threshold leaves. Set {place}.rank=quantile, or keep macs or params",
-         "prune.keep.gates=0.6", "prune.keep.gates=0.6 prune.rank=quantile"),
+    Rule("Prune", "keep.gates", lambda it: it.keep.gates is not None and it.scope != "threshold",
+         "a fraction of all units is what one threshold leaves. Set {place}.scope=threshold, or keep macs or params",
+         "prune.keep.gates=0.6", "prune.keep.gates=0.6 prune.scope=threshold"),
     Rule("Prune", "keep.latency", LATENCY,
-         "is predicted for heads, their dimensions and MLP units alone: it goes with {place}.rank=pool, and without "
-         "{place}.split, inputs, branches and width. Leave those out, or keep macs or params",
-         "prune.keep.latency=0.5 prune.split=true", "prune.keep.latency=0.5"),
+         "is predicted for heads, their dimensions and MLP units alone: it goes with {place}.scope=global, and without "
+         "{place}.decouple_qk, in_channels, sublayers and embed_dim. Leave those out, or keep macs or params",
+         "prune.keep.latency=0.5 prune.decouple_qk=true", "prune.keep.latency=0.5"),
     Rule("Prune", "search", lambda it: _ways(it)[:2] == ["search", "convolve"],
          "search and convolve are two ways to choose. Set one of them",
          "prune.search={kind: ratios} prune.convolve={epochs: 1} train.sparsity.gates=false", "prune.search={kind: ratios}"),
@@ -258,32 +264,32 @@ OF_PRUNING = (
          "convolve aims at a budget in macs. Set {place}.keep.macs, and nothing else",
          "prune.convolve={epochs: 1} prune.keep.params=0.5 train.sparsity.gates=false",
          "prune.convolve={epochs: 1} train.sparsity.gates=false"),
-    Rule("Prune", "rank", lambda it: bool(_ways(it)) and it.rank != "pool",
-         "search, convolve and sizes go with rank=pool. Leave rank out, or those",
-         "prune.sizes=[0.3] prune.rank=kind", "prune.sizes=[0.3]"),
+    Rule("Prune", "scope", lambda it: bool(_ways(it)) and it.scope != "global",
+         "search, convolve and sizes go with scope=global. Leave scope out, or those",
+         "prune.sizes=[0.3] prune.scope=per_type", "prune.sizes=[0.3]"),
     Rule("Prune", "search.drop",
          lambda it: it.search is not None and it.search.drop is not None and set(it.keep.asked.values()) != {1},
          "is a target of its own beside {place}.keep. Set {place}.keep.macs=1 (or leave keep out), or {place}.search.drop=null",
          "prune.search.drop=0.1 prune.keep.macs=0.5", "prune.search.drop=0.1"),
-    Rule("Prune", "width", lambda it: it.convolve is not None and _fixed(it),
-         "convolve keeps the stream's width. Leave one of the two out",
-         "prune.convolve={epochs: 1} prune.width=0.5 train.sparsity.gates=false",
-         "prune.convolve={epochs: 1} prune.width=null train.sparsity.gates=false"),
-    Rule("Prune", "width",
-         lambda it: bool(_ways(it)) and it.width == "search",
-         "search is a search of its own, beside search, convolve and sizes. Give width a number, or leave those out "
+    Rule("Prune", "embed_dim", lambda it: it.convolve is not None and _fixed(it),
+         "convolve keeps the embedding dimension. Leave one of the two out",
+         "prune.convolve={epochs: 1} prune.embed_dim=0.5 train.sparsity.gates=false",
+         "prune.convolve={epochs: 1} prune.embed_dim=null train.sparsity.gates=false"),
+    Rule("Prune", "embed_dim",
+         lambda it: bool(_ways(it)) and it.embed_dim == "search",
+         "search is a search of its own, beside search, convolve and sizes. Give embed_dim a number, or leave those out "
          "(null; sizes: [])",
-         "prune.sizes=[0.3] prune.width=search", "prune.sizes=[0.3] prune.width=0.75"),
+         "prune.sizes=[0.3] prune.embed_dim=search", "prune.sizes=[0.3] prune.embed_dim=0.75"),
     *(Rule("Prune", name, lambda it, *, name=name: bool(it.search or it.convolve) and bool(getattr(it, name)),  # type: ignore[misc]
            "search and convolve choose among heads, their dimensions and MLP units. Leave it out, or those",
-           f"prune.{name}=true prune.search={{kind: ratios}}", f"prune.{name}=true") for name in ("inputs", "branches")),
-    Rule("Prune", "split", lambda it: it.convolve is not None and it.split,
+           f"prune.{name}=true prune.search={{kind: ratios}}", f"prune.{name}=true") for name in ("in_channels", "sublayers")),
+    Rule("Prune", "decouple_qk", lambda it: it.convolve is not None and it.decouple_qk,
          "convolve cuts MLP units alone. Leave one of the two out",
-         "prune.split=true prune.convolve={epochs: 1} train.sparsity.gates=false", "prune.split=true"),
-    Rule("Prune", "width", lambda it, reads: _fixed(it) and it.width != 1 and it.inputs and "gates" in reads,
-         "turns the stream, and learned gates of inputs belong to its channels. Leave one out",
-         "prune.width=0.5 prune.inputs=true prune.criterion=gate train.sparsity.inputs=true",
-         "prune.width=1.0 prune.inputs=true prune.criterion=gate train.sparsity.inputs=true", {"reads": {"gates"}}),
+         "prune.decouple_qk=true prune.convolve={epochs: 1} train.sparsity.gates=false", "prune.decouple_qk=true"),
+    Rule("Prune", "embed_dim", lambda it, reads: _fixed(it) and it.embed_dim != 1 and it.in_channels and "gates" in reads,
+         "turns the residual stream, and learned gates of in_channels belong to its channels. Leave one out",
+         "prune.embed_dim=0.5 prune.in_channels=true prune.criterion=gate train.sparsity.in_channels=true",
+         "prune.embed_dim=1.0 prune.in_channels=true prune.criterion=gate train.sparsity.in_channels=true", {"reads": {"gates"}}),
     Rule("Prune", "search.rounds",
          lambda it, reads: it.search is not None and it.search.rounds > 1 and "gates" in reads,
          "{it.criterion.name!r} reads learned gates, which know the first round alone. Take one round, or fisher",
@@ -292,10 +298,10 @@ OF_PRUNING = (
     Rule("Config", "prune.criterion", lambda it, reads: "gates" in reads and not it.train.sparsity.gates,
          "{it.prune.criterion.name!r} reads gates, and train.sparsity.gates is off. Turn it on, or use fisher",
          "prune.criterion=gate train.sparsity.gates=false", "prune.criterion=gate", {"reads": {"gates"}}),
-    Rule("Config", "prune.inputs",
-         lambda it, reads: "gates" in reads and it.prune.inputs and not it.train.sparsity.inputs,
-         "{it.prune.criterion.name!r} would read gates of inputs, and train.sparsity.inputs is off. Turn it on, or use fisher",
-         "prune.criterion=gate prune.inputs=true", "prune.criterion=gate prune.inputs=true train.sparsity.inputs=true",
+    Rule("Config", "prune.in_channels",
+         lambda it, reads: "gates" in reads and it.prune.in_channels and not it.train.sparsity.in_channels,
+         "{it.prune.criterion.name!r} would read gates of in_channels, and train.sparsity.in_channels is off. Turn it on, or use fisher",
+         "prune.criterion=gate prune.in_channels=true", "prune.criterion=gate prune.in_channels=true train.sparsity.in_channels=true",
          {"reads": {"gates"}}),
     Rule("Config", "prune.method", lambda it: it.prune.method != "structured" and it.train.sparsity.gates,
          "{it.prune.method} pruning cuts no dimension, and gates are for those. Set train.sparsity.gates=false",

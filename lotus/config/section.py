@@ -20,7 +20,7 @@ from pydantic_core import PydanticCustomError
 
 from lotus.config import rules
 
-# One part that stays, in (0, 1]: the one word for every budget.
+# A fraction that stays, in (0, 1]: the one word for every budget.
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Seconds = Annotated[float, Field(ge=0)]
 

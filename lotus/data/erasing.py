@@ -23,7 +23,7 @@ IMAGE, TOP, LEFT, HEIGHT, WIDTH, NOISE = range(6)
 """Columns of the boxes: place in the batch, the box in pixels, and where its noise begins."""
 
 AREA, ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)
-"""Of a box, as a part of the image (all its boxes together), and height over width: timm's."""
+"""Of a box, as a fraction of the image (all its boxes together), and height over width: timm's."""
 
 STRIP = 1 << 21
 """Normal numbers of the strip: enough for the largest box of an image of 1,400 pixels."""

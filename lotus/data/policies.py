@@ -53,7 +53,7 @@ class Changes(NamedTuple):
 
 
 Amount = Callable[[Floats, Floats], Floats]
-"""(part of the full magnitude, sign) -> amount."""
+"""(fraction of the full magnitude, sign) -> amount."""
 
 
 def _increasing(part: Floats, sign: Floats) -> Floats:
@@ -93,7 +93,7 @@ _OPS: dict[str, tuple[str, Amount]] = {
     "Desaturate": ("color", lambda part, sign: 1.0 - np.clip(0.5 + 0.5 * part, 0.5, 1.0)),
     "GaussianBlur": ("gaussian_blur", lambda part, sign: np.clip(0.1 + (2.0 - 0.1) * part, 0.1, 2.0)),
 }
-"""timm's operations: what each does, and how much of it at a part of magnitude 10."""
+"""timm's operations: what each does, and how much of it at a fraction of magnitude 10."""
 
 _PLAIN = (
     "AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "SolarizeAdd", "Color", "Contrast",

@@ -20,7 +20,7 @@ TOP, LEFT, HEIGHT, WIDTH, DOWN, RIGHT, FLIP = COLUMNS = range(7)
 """Columns of the table: the box in the stored image, the shift of the picture made of it, and whether it is mirrored."""
 
 CENTER = 7 / 8
-"""Part of the shorter side that evaluation looks at in natural images: 224 of 256, the usual ImageNet protocol."""
+"""Fraction of the shorter side that evaluation looks at in natural images: 224 of 256, the usual ImageNet protocol."""
 
 _TRIES = 10
 _FLIP, _DOWN, _RIGHT, _CROP = 0, 1, 2, 16  # streams: what a random number is for; a try of a crop takes four

@@ -7,6 +7,6 @@ from lotus.pruning.check import Verified, verify
 from lotus.pruning.plan import Plan
 from lotus.pruning.spec import load, save
 from lotus.pruning.streams import lottery, prune
-from lotus.pruning.study import Batches, Drawn, Study, study
+from lotus.pruning.study import Batches, Pruned, Study, study
 
-__all__ = ["Batches", "Drawn", "Plan", "Study", "Verified", "load", "lottery", "prune", "save", "study", "verify"]
+__all__ = ["Batches", "Plan", "Pruned", "Study", "Verified", "load", "lottery", "prune", "save", "study", "verify"]

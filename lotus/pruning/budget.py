@@ -16,7 +16,7 @@ import numpy as np
 
 from lotus.config import Prune
 from lotus.pruning.plan import Plan
-from lotus.pruning.widths import BRANCHES, INPUTS, KINDS, SPLIT, BlockWidths, Chunk, least_of
+from lotus.pruning.widths import DECOUPLED, IN_CHANNELS, KINDS, SUBLAYERS, BlockWidths, Chunk, least_of
 from lotus.vit.anatomy import Dims
 from lotus.vit.cost import Cost, Outline
 from selection.errors import Refused
@@ -30,7 +30,7 @@ ALONE = Prune(round=1)
 def fit_plan(
     outline: Outline,
     scores: Mapping[str, np.ndarray],
-    wants: Prune,
+    request: Prune,
     *,
     whole: Cost | None = None,
     within: Sequence[Dims] | None = None,
@@ -42,58 +42,59 @@ def fit_plan(
     Args:
         outline: The model, as :func:`lotus.vit.cost.outline` reads it.
         scores: ``"blocks.3.attn"`` -> (H * V,), ``"blocks.3.mlp"`` -> (F,), ``"blocks.3.qk"`` -> (H * Q,) or absent (all equal);
-            with ``inputs`` also ``"blocks.3.attn_in"`` (D,) and ``"blocks.3.mlp_in"`` (D,).
-        wants: The budget, in macs, params or gates, and of its other settings:
-            ``rank``. ``pool``: all chunks compete by score a saved cost. ``kind``: heads, dimensions and MLP units are each cut to
-            the same share, and compete only among themselves (isomorphic, Fang et al. 2024, 2407.04616). ``quantile``: one
+            with ``in_channels`` also ``"blocks.3.attn_in"`` (D,) and ``"blocks.3.mlp_in"`` (D,).
+        request: The budget, in macs, params or gates, and of its other settings:
+            ``scope``. ``global``: all chunks compete by score a saved cost. ``per_type``: heads, dimensions and MLP units are each cut to
+            the same share, and compete only among themselves (isomorphic, Fang et al. 2024, 2407.04616). ``threshold``: one
             threshold for the scores of all sites, whatever a unit costs (VTP, Zhu et al. 2021, 2104.08500, section 3.2). Heads
             of a block then keep equally many value dimensions: the mean of what the threshold leaves them. ``uniform``: all
             blocks (of a stage, in Swin) keep the same widths, their best units by score. MLP units go first, as timm's
             constructor can say them; dimensions only where units are not enough, and heads after those.
             ``round``: MLP units and head dimensions stay a multiple of it, where they are cut.
-            ``split``: query/key and value dimensions are cut each for itself, not together. By ``quantile``, query/key
+            ``decouple_qk``: query/key and value dimensions are cut each for itself, not together. By ``threshold``, query/key
             dimensions then stay whole, as in VTP.
-            ``inputs``: channels that attention and the MLP read of the stream may go too.
-            ``branches``: whether a branch may go as a whole, and with both the block. None: only where the budget asks for less
-            than units can give. By ``kind`` and ``quantile`` True too means no more than that.
-        whole: What the budget is a part of, where that is not the present model.
+            ``in_channels``: channels that attention and the MLP read of the residual stream may go too.
+            ``sublayers``: whether a sublayer may go as a whole, and with both the block. None: only where the budget asks for less
+            than units can give. By ``per_type`` and ``threshold`` True too means no more than that.
+        whole: What the budget is a fraction of, where that is not the present model.
         within: Widths of the blocks of a larger plan, all of whose units may stay (``pool`` alone): what this one keeps, that
             one keeps. It may keep a little less of the score than a plan that is free.
 
     Raises:
         Refused: a budget out of reach (with the range that is not), or of milliseconds; scores that do not fit or are not finite.
     """
-    if wants.keep.latency is not None:
+    if request.keep.latency is not None:
         raise Refused("prune.keep.latency: milliseconds are not counted but measured; see lotus.pruning.latency.")
-    if within is not None and wants.rank != "pool":
-        raise Refused(f"prune.sizes: {wants.rank!r} draws each budget for itself. Set prune.rank to pool.")
-    limits = check_reach(outline, wants, whole=whole)
-    blocks = of_outline(outline, scores, wants)
+    if within is not None and request.scope != "global":
+        raise Refused(f"prune.sizes: {request.scope!r} draws each budget for itself. Set prune.scope to pool.")
+    limits = check_reach(outline, request, whole=whole)
+    blocks = of_outline(outline, scores, request)
     if within is not None:
         for block, most in zip(blocks, within, strict=True):
             block.dims = block.most = most
-    kinds = (*(SPLIT if wants.split else KINDS), *(INPUTS if wants.inputs else ()))
-    if wants.rank == "quantile":
-        _cut_quantile(blocks, outline, limits, wants.keep.gates or 1.0, split=wants.split)
-    elif wants.rank == "kind":
+    kinds = (*(DECOUPLED if request.decouple_qk else KINDS), *(IN_CHANNELS if request.in_channels else ()))
+    if request.scope == "threshold":
+        _cut_threshold(blocks, outline, limits, request.keep.gates or 1.0, decouple_qk=request.decouple_qk)
+    elif request.scope == "per_type":
         _cut_kinds(blocks, outline, limits, kinds)
-    elif wants.rank == "uniform":
+    elif request.scope == "uniform":
         _cut_uniform(blocks, outline, limits, kinds)
     else:
-        _cut_pool(blocks, outline, limits, (*kinds, *(BRANCHES if wants.branches else ())))
+        _cut_global(blocks, outline, limits, (*kinds, *(SUBLAYERS if request.sublayers else ())))
     beyond = _Spent(blocks, outline, limits).over()
     if beyond:  # units alone do not get there, as check_reach allowed
-        _cut_pool(blocks, outline, limits, BRANCHES)
-    if wants.rank in ("pool", "kind"):  # the others would not stay one threshold, or alike
-        branches = BRANCHES if wants.branches or beyond else ()
-        _refill(blocks, outline, limits, (*kinds, *branches), by_value=wants.rank == "pool")
+        _cut_global(blocks, outline, limits, SUBLAYERS)
+    if request.scope in ("global", "per_type"):  # the others would not stay one threshold, or alike
+        sublayers = SUBLAYERS if request.sublayers or beyond else ()
+        _refill(blocks, outline, limits, (*kinds, *sublayers), by_value=request.scope == "global")
     return Plan(tuple(block.plan() for block in blocks))
 
 
-def of_outline(outline: Outline, scores: Mapping[str, np.ndarray], wants: Prune) -> list[BlockWidths]:
+def of_outline(outline: Outline, scores: Mapping[str, np.ndarray], request: Prune) -> list[BlockWidths]:
     """The blocks at their present widths."""
     return [
-        BlockWidths(index, outline, scores, wants.multiple, inputs=wants.inputs) for index in range(len(outline.dims))
+        BlockWidths(index, outline, scores, request.multiple, in_channels=request.in_channels)
+        for index in range(len(outline.dims))
     ]
 
 
@@ -111,7 +112,7 @@ def best(outline: Outline, scores: Mapping[str, np.ndarray], dims: Sequence[Dims
 def by_ratios(
     outline: Outline,
     scores: Mapping[str, np.ndarray],
-    wants: Prune,
+    request: Prune,
     *,
     attention: float,
     mlp: float,
@@ -120,14 +121,14 @@ def by_ratios(
 
     Inside of either, chunks of all blocks compete by score a saved MAC. Less of a ratio is always within more of it.
     """
-    blocks = of_outline(outline, scores, wants)
-    floor = outline.cost(_floors(outline, wants)).blocks
+    blocks = of_outline(outline, scores, request)
+    floor = outline.cost(_floors(outline, request)).blocks
     whole = outline.cost()
-    kinds = SPLIT if wants.split else KINDS
+    kinds = DECOUPLED if request.decouple_qk else KINDS
     spent = whole.macs
     for part, name, own in ((attention, "attn_macs", kinds[:-1]), (mlp, "mlp_macs", kinds[-1:])):
         of, least = (sum(getattr(block, name) for block in cost) for cost in (whole.blocks, floor))
-        _cut_pool(blocks, outline, {"macs": spent - of + max(int(part * of + 0.5), least)}, own)
+        _cut_global(blocks, outline, {"macs": spent - of + max(int(part * of + 0.5), least)}, own)
         spent = outline.cost([block.dims for block in blocks]).macs
     return tuple(block.dims for block in blocks)
 
@@ -135,15 +136,15 @@ def by_ratios(
 def of_block(
     outline: Outline,
     scores: Mapping[str, np.ndarray],
-    wants: Prune,
+    request: Prune,
     *,
     index: int,
     part: Literal["attention", "mlp"],
     share: float,
 ) -> Dims:
     """Widths of block ``index`` with at most ``share`` of its attention's or MLP's MACs, or the least there is."""
-    block = of_outline(outline, scores, wants)[index]
-    kinds = SPLIT if wants.split else KINDS
+    block = of_outline(outline, scores, request)[index]
+    kinds = DECOUPLED if request.decouple_qk else KINDS
     name, own = ("attn_macs", kinds[:-1]) if part == "attention" else ("mlp_macs", kinds[-1:])
     limit = share * getattr(block.cost(block.of), name)
     while getattr(block.cost(block.dims), name) > limit:
@@ -157,15 +158,15 @@ def of_block(
 def fill(
     outline: Outline,
     scores: Mapping[str, np.ndarray],
-    wants: Prune,
+    request: Prune,
     dims: Sequence[Dims],
 ) -> tuple[Dims, ...]:
     """``dims``, which lie within the budget, with the chunks that still fit into it: the most valuable by cost first."""
-    blocks = of_outline(outline, scores, wants)
+    blocks = of_outline(outline, scores, request)
     for block, one in zip(blocks, dims, strict=True):
         block.dims = one
-    limits = check_reach(outline, wants.model_copy(update={"branches": False}))
-    _refill(blocks, outline, limits, SPLIT if wants.split else KINDS, by_value=True)
+    limits = check_reach(outline, request.model_copy(update={"sublayers": False}))
+    _refill(blocks, outline, limits, DECOUPLED if request.decouple_qk else KINDS, by_value=True)
     return tuple(block.dims for block in blocks)
 
 
@@ -184,53 +185,53 @@ def check_nested(keeps: Sequence[Mapping[str, float]]) -> None:
         before |= share
 
 
-def check_reach(outline: Outline, wants: Prune, *, whole: Cost | None = None) -> dict[str, int]:
+def check_reach(outline: Outline, request: Prune, *, whole: Cost | None = None) -> dict[str, int]:
     """The budgets that are counted as whole numbers; needs no scores, so that one can be refused before anything is trained.
 
     Raises:
         Refused: a budget that no plan meets; names the range that can be reached.
     """
-    found = counted(outline, wants, whole)
-    if beyond := out_of_reach(outline, wants, whole=whole):
+    found = counted(outline, request, whole)
+    if beyond := out_of_reach(outline, request, whole=whole):
         raise Refused(beyond)
     return found
 
 
-def counted(outline: Outline, wants: Prune, whole: Cost | None = None) -> dict[str, int]:
+def counted(outline: Outline, request: Prune, whole: Cost | None = None) -> dict[str, int]:
     """The budgets that are counted, as whole numbers."""
     dense = whole or outline.cost()
-    return {what: int(part * getattr(dense, what)) for what, part in wants.keep.asked.items() if what in COUNTED}
+    return {what: int(part * getattr(dense, what)) for what, part in request.keep.asked.items() if what in COUNTED}
 
 
-def out_of_reach(outline: Outline, wants: Prune, *, whole: Cost | None = None) -> str:
+def out_of_reach(outline: Outline, request: Prune, *, whole: Cost | None = None) -> str:
     """Why no plan meets a budget that is counted, with the range that can be reached; empty where one does."""
-    dense, least, alone = whole or outline.cost(), _floors(outline, wants), _smallest(outline, wants)
-    for what, limit in counted(outline, wants, dense).items():
+    dense, least, alone = whole or outline.cost(), _floors(outline, request), _smallest(outline, request)
+    for what, limit in counted(outline, request, dense).items():
         lowest, of_all = max(getattr(one, what) for one in alone), getattr(dense, what)
         if lowest <= limit:
             continue
         reach = -(-10000 * lowest // of_all) / 10000  # rounded up, so that the number that is named can be had
         left = (
-            "With one branch in all"
-            if wants.branches is not False
+            "With one sublayer in all"
+            if request.sublayers is not False
             else f"With one head, {least[0].v_dim} head dimensions and {least[0].hidden} MLP units a block"
         )
-        more = ", or prune.branches (without prune.search)" if wants.branches is False else ""
-        apart = () if wants.split else _smallest(outline, wants.model_copy(update={"split": True}))
+        more = ", or prune.sublayers (without prune.search)" if request.sublayers is False else ""
+        apart = () if request.decouple_qk else _smallest(outline, request.model_copy(update={"decouple_qk": True}))
         if apart and max(getattr(one, what) for one in apart) < lowest:
-            more += ", or prune.split, as query/key dimensions stay whole here and hold the others back"
+            more += ", or prune.decouple_qk, as query/key dimensions stay whole here and hold the others back"
         return (
-            f"prune.keep.{what}: {getattr(wants.keep, what)} is out of reach. {left}, {reach:.4f} of {of_all:,} remain. "
+            f"prune.keep.{what}: {getattr(request.keep, what)} is out of reach. {left}, {reach:.4f} of {of_all:,} remain. "
             f"Take {reach:.4f} to 1, or a smaller round{more}."
         )
     return ""
 
 
-def _smallest(outline: Outline, wants: Prune) -> list[Cost]:
+def _smallest(outline: Outline, request: Prune) -> list[Cost]:
     """What it costs when no more can go."""
-    least = _floors(outline, wants)
-    if wants.inputs:
-        reads = min(outline.width, wants.multiple)
+    least = _floors(outline, request)
+    if request.in_channels:
+        reads = min(outline.width, request.multiple)
         least = [
             one._replace(
                 attn_in=min(one.attn_in or reads, reads) if one.heads else None,
@@ -238,12 +239,12 @@ def _smallest(outline: Outline, wants: Prune) -> list[Cost]:
             )
             for one in least
         ]
-    # Whichever branch is the last one must do: greedy cannot know beforehand which that will be.
-    return [outline.cost(left) for left in (_last(least) if wants.branches is not False else [least])]
+    # Whichever sublayer is the last one must do: greedy cannot know beforehand which that will be.
+    return [outline.cost(left) for left in (_last(least) if request.sublayers is not False else [least])]
 
 
 def _last(least: Sequence[Dims]) -> list[list[Dims]]:
-    """Every way to keep one branch alone, as small as it can be."""
+    """Every way to keep one sublayer alone, as small as it can be."""
     none = [Dims(0, 0, 0, 0)] * len(least)
     ways = []
     for index, one in enumerate(least):
@@ -254,7 +255,7 @@ def _last(least: Sequence[Dims]) -> list[list[Dims]]:
     return ways
 
 
-def _cut_pool(blocks: list[BlockWidths], outline: Outline, limits: Mapping[str, int], kinds: Sequence[str]) -> None:
+def _cut_global(blocks: list[BlockWidths], outline: Outline, limits: Mapping[str, int], kinds: Sequence[str]) -> None:
     """Take the chunk of the least score a saved cost, until the budgets hold."""
     spent = _Spent(blocks, outline, limits)
     open_ = spent.over()
@@ -274,11 +275,11 @@ def _cut_pool(blocks: list[BlockWidths], outline: Outline, limits: Mapping[str, 
 
     for block in blocks:
         push(block)
-    while open_ and heap:  # it runs out only where branches would have to go, and may not here
+    while open_ and heap:  # it runs out only where sublayers would have to go, and may not here
         _, _, stamp, chunk = heapq.heappop(heap)
         if stamp != stamps[chunk.index]:
             continue
-        if chunk.kind in BRANCHES and sum(bool(b.dims.heads) + bool(b.dims.hidden) for b in blocks) == 1:
+        if chunk.kind in SUBLAYERS and sum(bool(b.dims.heads) + bool(b.dims.hidden) for b in blocks) == 1:
             continue  # something must stay
         blocks[chunk.index].dims = chunk.dims
         spent.take(chunk)
@@ -311,7 +312,7 @@ def _cut_kinds(blocks: list[BlockWidths], outline: Outline, limits: Mapping[str,
                 blocks[index].dims = fewer
         return not _Spent(blocks, outline, limits).over()
 
-    apply(bisect.bisect_left(range(longest), True, key=apply))  # all chunks cut is within reach, or branches go too
+    apply(bisect.bisect_left(range(longest), True, key=apply))  # all chunks cut is within reach, or sublayers go too
 
 
 def _cut_uniform(blocks: list[BlockWidths], outline: Outline, limits: Mapping[str, int], kinds: Sequence[str]) -> None:
@@ -340,8 +341,8 @@ def _queue(blocks: list[BlockWidths], kind: str) -> list[int]:
     return [index for *_, index in sorted(found)]
 
 
-def _cut_quantile(
-    blocks: list[BlockWidths], outline: Outline, limits: Mapping[str, int], part: float, *, split: bool
+def _cut_threshold(
+    blocks: list[BlockWidths], outline: Outline, limits: Mapping[str, int], part: float, *, decouple_qk: bool
 ) -> None:
     """Close the units of the lowest scores of all sites, until ``part`` of them is left and the budgets hold."""
     pools: list[tuple[int, str, np.ndarray]] = []
@@ -356,7 +357,7 @@ def _cut_quantile(
         stays = np.ones(len(scores), bool)
         stays[order[:closed]] = False
         for (index, kind, found), start in zip(pools, starts, strict=False):
-            _leave(blocks[index], kind, stays[start : start + len(found)], split=split)
+            _leave(blocks[index], kind, stays[start : start + len(found)], decouple_qk=decouple_qk)
         return not _Spent(blocks, outline, limits).over()
 
     low = len(scores) - max(1, int(np.floor(part * len(scores) + 1e-9)))
@@ -365,7 +366,7 @@ def _cut_quantile(
         low += 1
 
 
-def _leave(block: BlockWidths, kind: str, stays: np.ndarray, *, split: bool) -> None:
+def _leave(block: BlockWidths, kind: str, stays: np.ndarray, *, decouple_qk: bool) -> None:
     """Give ``block`` the widths that ``stays`` leaves of one kind; at least one of each, and a multiple of the rounding."""
     dims, of = block.dims, block.of
 
@@ -377,11 +378,11 @@ def _leave(block: BlockWidths, kind: str, stays: np.ndarray, *, split: bool) -> 
     elif kind == "v" and of.heads:
         left = stays.reshape(of.heads, of.v_dim)
         heads = max(1, int(left.any(axis=1).sum()))
-        if block.whole_qk and not split:
+        if block.whole_qk and not decouple_qk:
             block.dims = dims._replace(heads=heads)
             return
         v_dim = wide(int(np.rint(left.sum() / heads)), of.v_dim)
-        qk_dim = of.qk_dim if split else v_dim if of.qk_dim == of.v_dim else wide(v_dim, of.qk_dim)
+        qk_dim = of.qk_dim if decouple_qk else v_dim if of.qk_dim == of.v_dim else wide(v_dim, of.qk_dim)
         block.dims = dims._replace(heads=heads, qk_dim=qk_dim, v_dim=v_dim)
     elif kind in block.reads:
         count = wide(int(stays.sum()), block.reads[kind])
@@ -434,14 +435,14 @@ class _Spent:
         return all(self.now[what] + getattr(chunk, what) <= limit for what, limit in self.limits.items())
 
     def relative(self, chunk: Chunk, budgets: Sequence[str]) -> float:
-        """What ``chunk`` saves, each budget as a part of its limit."""
+        """What ``chunk`` saves, each budget as a fraction of its limit."""
         return sum(getattr(chunk, what) / max(1, self.limits[what]) for what in budgets)
 
 
-def _floors(outline: Outline, wants: Prune) -> list[Dims]:
-    """The least that may stay of each block, its branches included."""
+def _floors(outline: Outline, request: Prune) -> list[Dims]:
+    """The least that may stay of each block, its sublayers included."""
     normed = outline.whole_qk or (False,) * len(outline.dims)
     return [
-        least_of(of, wants.multiple, whole_qk=qk, split=wants.split)
+        least_of(of, request.multiple, whole_qk=qk, decouple_qk=request.decouple_qk)
         for of, qk in zip(outline.dims, normed, strict=True)
     ]

@@ -24,7 +24,7 @@ class Verified:
     faults: tuple[str, ...]
     """Each difference in a sentence."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What was looked at: ``name``, ``params``, ``macs``, ``tensors``; with ``against`` also ``agree`` (part of the drawn images
+    """What was looked at: ``name``, ``params``, ``macs``, ``tensors``; with ``against`` also ``agree`` (fraction of the drawn images
     for which both models name the same class) and ``distance`` (of the logits, relative)."""
 
     def __bool__(self) -> bool:

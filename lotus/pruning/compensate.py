@@ -112,7 +112,7 @@ def fold(
         kept: The inputs that stay, in order.
         moments: Of the Linear's inputs, in the model before the cut. Not needed for ``none``.
         how: ``none``, ``mean`` or ``affine``.
-        ridge: lambda, as a part of the kept inputs' mean variance.
+        ridge: lambda, as a fraction of the kept inputs' mean variance.
     """
     stay = torch.as_tensor(kept, dtype=torch.long)
     gone_mask = torch.ones(weight.shape[1], dtype=torch.bool)
@@ -197,7 +197,7 @@ def carry_over(
 ) -> list[str]:
     """Fold what ``plan`` cut out of ``dense`` into ``small``, which is what was left; in place.
 
-    Of a branch that is gone, its mean stays: added to the bias of whatever wrote to the stream last before it, where
+    Of a sublayer that is gone, its mean stays: added to the bias of whatever wrote to the stream last before it, where
     nothing reads in between.
 
     Args:
@@ -212,22 +212,22 @@ def carry_over(
     writers: list[tuple[Block, str]] = []
     for index, (old, kept) in enumerate(zip(before, plan.blocks, strict=True)):
         block = after.get(index)
-        for branch, last, first, stays, reads in (
+        for sublayer, last, first, stays, reads in (
             ("attn", "proj", "qkv", kept.outputs, kept.attn_in),
             ("mlp", "fc2", "fc1", list(kept.units), kept.mlp_in),
         ):
             if last not in old.linears:
                 continue
-            site = f"{old.name}.{branch}"
+            site = f"{old.name}.{sublayer}"
             if block is not None and stays:
-                rescale(block.norm(branch), old.norm(branch), stays, moments.get(site))
+                rescale(block.norm(sublayer), old.norm(sublayer), stays, moments.get(site))
                 apply(getattr(block, last), getattr(old, last), stays, moments.get(site), how)
                 if reads is not None:
                     whole = surgery.cut_weights(old, dataclasses.replace(kept, attn_in=None, mlp_in=None))[first]
                     _put(getattr(block, first), fold(*whole, reads, moments.get(f"{site}_in"), how))
-                writers.append((block, branch))
-            elif how != "none" and not _shift(small, writers, _mean_of(old, branch, moments.get(site))):
-                notes.append(f"{old.name}: the mean of its {branch} could not be folded anywhere, and is dropped.")
+                writers.append((block, sublayer))
+            elif how != "none" and not _shift(small, writers, _mean_of(old, sublayer, moments.get(site))):
+                notes.append(f"{old.name}: the mean of its {sublayer} could not be folded anywhere, and is dropped.")
     return notes
 
 
@@ -238,14 +238,14 @@ def _put(linear: nn.Linear, folded: tuple[Tensor, Tensor | None]) -> None:
             linear.bias.copy_(folded[1])
 
 
-def _mean_of(block: Block, branch: str, moments: Moments | None) -> Tensor | None:
-    """(D,) what a branch adds to the stream on the average token; None where that is not known in closed form."""
+def _mean_of(block: Block, sublayer: str, moments: Moments | None) -> Tensor | None:
+    """(D,) what a sublayer adds to the residual stream on the average token; None where that is not known in closed form."""
     if moments is None or block.norm_after:
         return None
-    linear = block.proj if branch == "attn" else block.fc2
+    linear = block.proj if sublayer == "attn" else block.fc2
     mean = linear.weight.detach().to(moments.mean) @ moments.mean
     mean = mean if linear.bias is None else mean + linear.bias.detach().to(mean)
-    gamma = block.gamma(branch)
+    gamma = block.gamma(sublayer)
     return mean if gamma is None else mean * gamma.to(mean)
 
 
@@ -255,9 +255,9 @@ def _shift(model: Any, writers: Sequence[tuple[Block, str]], by: Tensor | None) 
         return False
     with torch.no_grad():
         if writers:
-            block, branch = writers[-1]
-            bias = (block.proj if branch == "attn" else block.fc2).bias
-            gamma = block.gamma(branch)
+            block, sublayer = writers[-1]
+            bias = (block.proj if sublayer == "attn" else block.fc2).bias
+            gamma = block.gamma(sublayer)
             if bias is None or block.norm_after or (gamma is not None and bool((gamma == 0).any())):
                 return False
             bias.add_((by if gamma is None else by / gamma.to(by)).to(bias))
@@ -281,7 +281,7 @@ def _shift(model: Any, writers: Sequence[tuple[Block, str]], by: Tensor | None) 
 
 
 def _regress(stay: Tensor, cross: Tensor, ridge: float) -> Tensor:
-    """B (P, S) = cross (P, S) @ (stay (S, S) + lambda I)^-1, with as much more lambda as the factorisation needs."""
+    """B (P, S) = cross (P, S) @ (stay (S, S) + lambda I)^-1, with as much more lambda as the factorization needs."""
     scale = stay.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
     eye = torch.eye(len(stay), dtype=stay.dtype, device=stay.device)
     while True:

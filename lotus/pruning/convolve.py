@@ -96,7 +96,7 @@ def check_reach(outline: Outline, keep: float, *, round: int = 8) -> int:
     if type(round) is not int or round < 1:
         raise Refused(f"prune.round: must be a whole number from 1, not {round!r}.")
     if not 0 < keep <= 1:
-        raise Refused(f"prune.keep.macs: the part that stays, above 0 and up to 1, not {keep!r}.")
+        raise Refused(f"prune.keep.macs: the fraction that stays, above 0 and up to 1, not {keep!r}.")
     whole = outline.cost().macs
     states = [
         _State(outline, index, torch.zeros(3), torch.zeros(of.hidden), round) for index, of in enumerate(outline.dims)
@@ -125,7 +125,7 @@ def refuse(model: nn.Module) -> None:
             raise Refused(f"prune.convolve: {block.name} has a gated MLP, which has no gates here. Take prune.search.")
         if not (block.has_attn and block.has_mlp) or block.reads("attn") or block.reads("mlp"):
             raise Refused(
-                f"prune.convolve: {block.name} lost a branch, or reads a part of the stream. Take the model from before that cut."
+                f"prune.convolve: {block.name} lost a sublayer, or reads a part of the residual stream. Take the model from before that cut."
             )
 
 

@@ -2,7 +2,7 @@
 
 Of the paper only the abstract could be had; the scores are those of its released code, with its faults left out
 (the class token and registers stay, images of a batch keep equally many patches, what is masked there is removed here):
-patches leave by :class:`lotus.vit.tokens.Tokens` in mode ``cumulative``, heads by the surgeon. Nothing is compensated, as there.
+patches are dropped by :class:`lotus.vit.tokens.Tokens` in mode ``cumulative``, heads by the surgeon. Nothing is compensated, as there.
 """
 
 from __future__ import annotations

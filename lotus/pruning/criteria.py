@@ -89,7 +89,7 @@ def obs(covariance: Array, gain: Array, *, ridge: float = 1e-4) -> Array:
     """What is lost when the unit goes and all others make up for it as well as they can: gain / [C^-1]_uu.
 
     Optimal brain surgeon (Hassibi & Stork 1993, equation 5) with the squared error of the site's output as the loss; the change
-    of weights that goes with it is ``compensate: affine``. ``ridge``: as a part of the mean variance, as there.
+    of weights that goes with it is ``compensate: affine``. ``ridge``: as a fraction of the mean variance, as there.
     """
     scale = np.diag(covariance).mean()
     if scale == 0:

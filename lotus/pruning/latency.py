@@ -29,7 +29,7 @@ from lotus.vit.anatomy import Dims
 from selection.errors import Refused
 
 CLOSE = 0.02
-"""A measured latency that differs from what was asked by so large a part of it is what was asked: two timings differ as much."""
+"""A measured latency that differs from what was asked by so large a fraction of it is what was asked: two timings differ as much."""
 ROUNDS = 6
 """Plans that are measured at most, each drawn by what the ones before it showed."""
 _DEEP = 4
@@ -225,7 +225,7 @@ def _falling(saved: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
 
 
 def beside(dense: nn.Module, small: nn.Module, batch: int, *, turns: int = 11, timer: Timer | None = None) -> float:
-    """Time of ``small`` as a part of ``dense``'s: they take turns, and the median of the turns' ratios counts."""
+    """Time of ``small`` as a fraction of ``dense``'s: they take turns, and the median of the turns' ratios counts."""
     take, ratios = timer or _clock(batch), []
     for _ in range(turns):
         whole = take(dense)
@@ -267,7 +267,7 @@ class Settled:
         """A sentence."""
         found = "not measured here" if self.measured is None else f"measured {self.measured:.3f}"
         return (
-            f"Latency at batch {self.table.batch} on {self.table.device}, as a part of the dense {self.table.dense:.3g} ms: asked "
+            f"Latency at batch {self.table.batch} on {self.table.device}, as a fraction of the dense {self.table.dense:.3g} ms: asked "
             f"{self.asked:g}, predicted {self.predicted:.3f}, {found}.{' No plan that was measured came closer.' if self.over else ''}"
         )
 
@@ -289,8 +289,8 @@ def settle(
     Args:
         draw: The plan by a table, or why that has none, as :func:`lotus.pruning.program.attempt` tells.
         least: The smallest that can be drawn.
-        keep: The part of the dense model's time that may stay.
-        take: Time of a plan, measured, as a part of the dense model's.
+        keep: The fraction of the dense model's time that may stay.
+        take: Time of a plan, measured, as a fraction of the dense model's.
         rounds: Plans that are measured at most.
 
     Raises:

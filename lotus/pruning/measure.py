@@ -32,7 +32,7 @@ ENOUGH = 100_000
 FEWEST, MOST = 512, 2048
 """Calibration images, whatever their tokens: scores are an image's, not a token's."""
 MANY = 64
-"""Tokens of an image beyond which moments take some of them: neighbours say nearly the same, and the products of an MLP's units
+"""Tokens of an image beyond which moments take some of them: neighbors say nearly the same, and the products of an MLP's units
 cost more than the model."""
 
 
@@ -108,7 +108,7 @@ class What:
     """The moments of queries and keys too."""
     squares: bool = False
     """The mean square over images of the loss' derivative by every weight that can be cut."""
-    inputs: bool = False
+    in_channels: bool = False
     """Gradients and moments also of what qkv and fc1 read."""
     attention: bool = False
     """How much each head's queries attend to what they attend to most."""
@@ -168,7 +168,7 @@ class _Watching:
     def __init__(self, model: nn.Module, what: What) -> None:
         self.what, self.result = what, Measured()
         if what.moments != "none":
-            for site in anatomy.sites(model, inputs=what.inputs):
+            for site in anatomy.sites(model, in_channels=what.in_channels):
                 self.result.moments[site] = Moments(covariance=what.moments == "affine")
         self._recorded: dict[str, _Rows] = {}
         self._gates: dict[str, Tensor] = {}
@@ -188,7 +188,7 @@ class _Watching:
         if what.attention:
             for block in attentive:
                 stack.callback(block.qkv.register_forward_hook(self._keep_attention(block)).remove)
-        for site, linear in anatomy.sites(model, inputs=what.inputs).items():
+        for site, linear in anatomy.sites(model, in_channels=what.in_channels).items():
             stack.callback(linear.register_forward_pre_hook(self._look(site)).remove)
         if what.gradients:
             for block in attentive:
@@ -371,7 +371,7 @@ def _few(
         done += whole
 
 
-def pairs(batches: Iterable[Any], labelled: bool) -> Iterator[tuple[Tensor, Tensor | None]]:
+def pairs(batches: Iterable[Any], labeled: bool) -> Iterator[tuple[Tensor, Tensor | None]]:
     for batch in batches:
         if isinstance(batch, Tensor):
             images, labels = batch, None
@@ -379,9 +379,9 @@ def pairs(batches: Iterable[Any], labelled: bool) -> Iterator[tuple[Tensor, Tens
             images, labels = batch[0], batch[1] if len(batch) > 1 else None
         else:
             raise Refused(f"prune: a calibration batch is (images, labels), not {type(batch).__name__}.")
-        if labelled and labels is None:
+        if labeled and labels is None:
             raise Refused("prune: this criterion reads gradients of the loss, so a batch must be (images, labels).")
-        for what, part in (("images", images), *([("labels", labels)] if labelled else [])):
+        for what, part in (("images", images), *([("labels", labels)] if labeled else [])):
             if not isinstance(part, Tensor):
                 raise Refused(
                     f"prune: {what} of a calibration batch are a {type(part).__name__}, not a tensor. Give torch.as_tensor({what})."

@@ -1,6 +1,6 @@
-"""Fewer channels in the stream itself: turned into its principal axes, and cut to the first of them.
+"""A smaller embedding dimension, fewer channels in the residual stream itself: turned into its principal axes, and cut to the first of them.
 
-A pre-norm ViT with LayerNorm computes the same in any orthogonal basis of its stream, once (SliceGPT, Ashkboos et al. 2024,
+A pre-norm ViT with LayerNorm computes the same in any orthogonal basis of its residual stream, once (SliceGPT, Ashkboos et al. 2024,
 2401.15024, sections 3.1 and 3.2, for a ViT):
 
     folded        the gain and bias of each norm go into the Linear that reads it, LayerScale into the one that writes
@@ -44,18 +44,18 @@ CLOSE = 0.001
 """Nats an image. A model no further than this from the dense one is as good as that (docs/pruning.md): ``auto`` tries no other."""
 
 
-def tries(model: nn.Module, wants: Prune) -> tuple[float, ...]:
+def tries(model: nn.Module, request: Prune) -> tuple[float, ...]:
     """The parts of the stream that are to be tried. ``auto`` stands for all channels where there is no choice: for a budget that
-    says nothing of the stream, with inputs or branches, and for a model whose stream cannot be turned."""
-    if wants.width is None:
+    says nothing of the stream, with in_channels or sublayers, and for a model whose stream cannot be turned."""
+    if request.embed_dim is None:
         return (1.0,)
-    if wants.width == "search":
+    if request.embed_dim == "search":
         return GRID
-    if wants.width != "auto":
-        return (wants.width,)
-    parts = wants.keep.asked
+    if request.embed_dim != "auto":
+        return (request.embed_dim,)
+    parts = request.keep.asked
     free = parts.keys() <= {"macs", "params"} and any(part < 1 for part in parts.values())
-    return GRID if free and not (wants.inputs or wants.branches) and can_turn(model) else (1.0,)
+    return GRID if free and not (request.in_channels or request.sublayers) and can_turn(model) else (1.0,)
 
 
 def can_turn(model: nn.Module) -> bool:
@@ -71,7 +71,7 @@ def channels(model: nn.Module, part: float, round: int) -> int:
     return min(max(near, 2), width)
 
 
-def useful(model: nn.Module, parts: Sequence[float], wants: Prune) -> list[int]:
+def useful(model: nn.Module, parts: Sequence[float], request: Prune) -> list[int]:
     """The channels of ``parts`` (:func:`channels`), but for those so few that the budgets would be missed from below: with
     ``round`` more of them, and nothing else cut, the model would lie within every budget still. Where a budget is 1, or of
     something else than macs and params, none is missed.
@@ -79,8 +79,8 @@ def useful(model: nn.Module, parts: Sequence[float], wants: Prune) -> list[int]:
     Raises:
         Refused: none is left, or the stream cannot be turned.
     """
-    wide, whole, round = anatomy.blocks(model)[0].width, cost.count(model), wants.multiple
-    keep = wants.keep.asked
+    wide, whole, round = anatomy.blocks(model)[0].width, cost.count(model), request.multiple
+    keep = request.keep.asked
     every = list(dict.fromkeys(channels(model, part, round) for part in parts))
     if not set(keep) <= {"macs", "params"} or 1 in keep.values():
         return every
@@ -98,7 +98,7 @@ def useful(model: nn.Module, parts: Sequence[float], wants: Prune) -> list[int]:
         left = cost.count(skeleton(model, every[0]))
         told = " and ".join(f"{getattr(left, what) / getattr(whole, what):.3f} of {what}" for what in budgets)
         raise Refused(
-            f"prune.width: {every[0]} of {wide} channels leave {told} before anything else is cut, less than prune.keep asks for. "
+            f"prune.embed_dim: {every[0]} of {wide} channels leave {told} before anything else is cut, less than prune.keep asks for. "
             "Take a larger width, or search, or a smaller budget."
         )
     return found
@@ -177,9 +177,9 @@ def narrow(model: nn.Module, found: Statistics, width: int, *, compensate: Compe
         if token is not None:
             state[name] = (token.detach().to(write) @ write.T).to(token.device, token.dtype)
     for block in anatomy.blocks(model):
-        for last, branch, place in (("proj", "attn", "attn.proj"), ("fc2", "mlp", "mlp.fc2")):
+        for last, sublayer, place in (("proj", "attn", "attn.proj"), ("fc2", "mlp", "mlp.fc2")):
             if last in block.linears:
-                linear, gamma = block.linears[last], block.gamma(branch)
+                linear, gamma = block.linears[last], block.gamma(sublayer)
                 wrote(f"{block.name}.{place}.weight", linear.weight, gamma, like=linear.weight)
                 wrote(f"{block.name}.{place}.bias", linear.bias, gamma, like=linear.weight)
     for site, (norm, linears) in readers.items():
@@ -221,7 +221,7 @@ def skeleton(model: nn.Module, width: int) -> nn.Module:
         "qkv_bias": True,  # for what the norms' biases leave
         "proj_bias": True,
     }
-    small = door.build(made["name"], args, meta=True, place="prune.width")
+    small = door.build(made["name"], args, meta=True, place="prune.embed_dim")
     parts.strip_like(small, model)
     for new, old in zip(anatomy.blocks(small), anatomy.blocks(model), strict=True):
         surgery.reshape(new, old.dims)
@@ -242,7 +242,7 @@ def apart(one: nn.Module, other: nn.Module, batches: Iterable[Any]) -> tuple[flo
     total, images = 0.0, 0
     where = next(one.parameters())
     with torch.no_grad(), measure.evaluating(one), measure.evaluating(other):
-        for batch, _ in measure.pairs(batches, labelled=False):
+        for batch, _ in measure.pairs(batches, labeled=False):
             x = batch.to(where.device, where.dtype)
             told = [functional.log_softmax(model(x).double(), dim=-1) for model in (one, other)]
             total += float(functional.kl_div(told[1], told[0], reduction="sum", log_target=True))
@@ -261,10 +261,10 @@ def _readers(model: Any) -> dict[str, tuple[Any, dict[str, nn.Linear]]]:
     Raises:
         Refused: a model whose stream cannot be turned; names what stands in the way.
     """
-    anatomy.plain(model, "prune.width")
+    anatomy.plain(model, "prune.embed_dim")
     if fault := _fault(model):
         raise Refused(
-            f"prune.width: {type(model).__name__}: {fault}, so its stream cannot be turned. Leave prune.width out."
+            f"prune.embed_dim: {type(model).__name__}: {fault}, so its residual stream cannot be turned. Leave prune.embed_dim out."
         )
     return _norms(model)
 
@@ -290,9 +290,9 @@ def _fault(model: Any) -> str:
     if "head" not in norms:
         return "it does not end in one norm and a classifier"
     if not isinstance(getattr(model.patch_embed, "norm", nn.Identity()), nn.Identity):
-        return "a norm writes the stream (patch_embed.norm)"
+        return "a norm writes the residual stream (patch_embed.norm)"
     if not isinstance(model.norm_pre, nn.Identity):
-        return "a norm writes the stream (norm_pre)"
+        return "a norm writes the residual stream (norm_pre)"
     if getattr(model, "attn_pool", None) is not None:
         return "it pools by attention"
     faults = [f"{block.name} {fault}" for block in anatomy.blocks(model) if (fault := _fault_of_block(block))]
@@ -309,5 +309,5 @@ def _fault_of_block(block: anatomy.Block) -> str:
     if block.qk_norm:
         return "norms queries and keys"
     if block.norm("attn") is not None or block.norm("mlp") is not None:
-        return "norms what proj or fc2 reads"
-    return "norms what its branches give" if block.norm_after else ""
+        return "sub-LN / scale norm before proj or fc2"
+    return "is post-norm" if block.norm_after else ""

@@ -15,7 +15,7 @@ from lotus.vit.anatomy import Dims
 from selection.errors import Refused
 
 FORMAT = 2
-"""Of a plan that takes out branches or inputs; one that does not is written as 1, which older versions read."""
+"""Of a plan that takes out sublayers or inputs; one that does not is written as 1, which older versions read."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class BlockPlan:
             if not reads:
                 raise Refused(f"{what}: none is kept. At least one must be.")
             if not there:
-                raise Refused(f"{what}: the branch that would read them is gone.")
+                raise Refused(f"{what}: the sublayer that would read them is gone.")
             _indices(what, reads, of)
         for what, rows, limit in (("q/k dimensions", self.qk, self.of.qk_dim), ("v dimensions", self.v, self.of.v_dim)):
             if len(rows) != len(self.heads):
@@ -105,7 +105,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.blocks and not any(plan.heads or plan.units for plan in self.blocks):
-            raise Refused("The plan takes out every block. At least one branch must stay.")
+            raise Refused("The plan takes out every block. At least one sublayer must stay.")
 
     @classmethod
     def full(cls, model: nn.Module | Sequence[Dims]) -> Plan:
@@ -130,9 +130,11 @@ class Plan:
         for block, plan in zip(found, self.blocks, strict=True):
             if block.dims != plan.of:
                 raise Refused(f"{block.name}: the plan is for {plan.of}, the model has {block.dims}.")
-            for branch, reads in (("attn", plan.attn_in), ("mlp", plan.mlp_in)):
+            for sublayer, reads in (("attn", plan.attn_in), ("mlp", plan.mlp_in)):
                 if reads is not None and (block.norm_after or reads[-1] >= block.width):
-                    raise Refused(f"{block.name}: {branch} cannot read channel {reads[-1]} of the stream alone.")
+                    raise Refused(
+                        f"{block.name}: {sublayer} cannot read channel {reads[-1]} of the residual stream alone."
+                    )
             if block.whole_qk and plan.heads and plan.dims.qk_dim != plan.of.qk_dim:
                 why = "qk-norm, whose statistics are of" if block.qk_norm else "rotary positions, which turn"
                 raise Refused(f"{block.name}: has {why} all query/key dimensions. Keep them all.")

@@ -29,28 +29,28 @@ STEPS = 5000
 def fit_plan(
     outline: cost.Outline,
     scores: Mapping[str, np.ndarray],
-    wants: Prune,
+    request: Prune,
     table: Table,
     *,
     whole: cost.Cost | None = None,
     within: Sequence[Dims] | None = None,
     least: Sequence[Dims] | None = None,
 ) -> Plan:
-    """The plan that loses the least score within ``wants.keep.latency`` of the dense model's time, as the table predicts it.
+    """The plan that loses the least score within ``request.keep.latency`` of the dense model's time, as the table predicts it.
 
     Args:
         outline: The model, as :func:`lotus.vit.cost.outline` reads it.
         scores: As of :func:`lotus.pruning.budget.fit_plan`.
-        wants: A budget of ``latency``, what else is to hold, and what widths stay a multiple of.
+        request: A budget of ``latency``, what else is to hold, and what widths stay a multiple of.
         table: Of this model, or of the one that it was cut from, on the device that it is for.
-        whole: What the budgets beside ``latency`` are a part of, where that is not the present model.
+        whole: What the budgets beside ``latency`` are a fraction of, where that is not the present model.
         within: Widths of each block that may stay; None: all.
         least: Widths of each block that have to stay, and are within the budgets; None: the smallest.
 
     Raises:
         Refused: a budget that is out of reach, with what can be reached; a table of another model.
     """
-    plan = attempt(outline, scores, wants, table, whole=whole, within=within, least=least)
+    plan = attempt(outline, scores, request, table, whole=whole, within=within, least=least)
     if isinstance(plan, str):
         raise Refused(plan)
     return plan
@@ -59,7 +59,7 @@ def fit_plan(
 def attempt(
     outline: cost.Outline,
     scores: Mapping[str, np.ndarray],
-    wants: Prune,
+    request: Prune,
     table: Table,
     *,
     whole: cost.Cost | None = None,
@@ -67,13 +67,13 @@ def attempt(
     least: Sequence[Dims] | None = None,
 ) -> Plan | str:
     """As :func:`fit_plan`; where the table puts the budget out of reach, why."""
-    blocks = budget.of_outline(outline, scores, wants)
+    blocks = budget.of_outline(outline, scores, request)
     halves = [half for block in blocks for half in _halves(block)]
     if within is not None:
         halves = _only(halves, operator.le, within)
     if least is not None:
         halves = _only(halves, operator.ge, least)
-    found = allocate(outline, halves, wants, table, whole=whole)
+    found = allocate(outline, halves, request, table, whole=whole)
     return found if isinstance(found, str) else _planned(found, blocks)
 
 
@@ -104,7 +104,7 @@ class Option(NamedTuple):
 def allocate(
     outline: cost.Outline,
     halves: Sequence[Sequence[Option]],
-    wants: Prune,
+    request: Prune,
     table: Table,
     *,
     whole: cost.Cost | None = None,
@@ -120,8 +120,8 @@ def allocate(
 
     The other arguments, and what is refused, are those of :func:`fit_plan`.
     """
-    limits = budget.check_reach(outline, wants.model_copy(update={"branches": False}), whole=whole)
-    asked = wants.keep.latency
+    limits = budget.check_reach(outline, request.model_copy(update={"sublayers": False}), whole=whole)
+    asked = request.keep.latency
     assert asked is not None
     if any(now > of for dims in outline.dims for now, of in zip(dims[:4], table.of[:4], strict=True)):
         raise Refused("prune.keep.latency: the table was measured on a model of other widths. Measure this one.")
@@ -178,7 +178,7 @@ class _Option:
     saves: float
     """Milliseconds."""
     price: float
-    """What the other budgets count, each as a part of its limit."""
+    """What the other budgets count, each as a fraction of its limit."""
 
 
 @dataclass(frozen=True)
@@ -223,9 +223,9 @@ def _item(half: Sequence[Option], number: int, outline: cost.Outline, table: Tab
     return _Item(tuple(found))
 
 
-def least_plan(outline: cost.Outline, scores: Mapping[str, np.ndarray], wants: Prune, table: Table) -> Plan:
+def least_plan(outline: cost.Outline, scores: Mapping[str, np.ndarray], request: Prune, table: Table) -> Plan:
     """The plan that the table takes for the fastest; the arguments are those of :func:`fit_plan`."""
-    blocks = budget.of_outline(outline, scores, wants)
+    blocks = budget.of_outline(outline, scores, request)
     halves = [half for block in blocks for half in _halves(block)]
     items = [_item(half, number, outline, table, {}) for number, half in enumerate(halves)]
     return _planned(_dims([max(item.options, key=lambda option: option.saves) for item in items]), blocks)

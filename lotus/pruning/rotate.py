@@ -9,7 +9,7 @@ where the calibration statistics are white.
                      Softmax does not see what is added to a whole row of logits, so of the keys only what differs between the
                      tokens of an image counts: their second moment is taken about the image's own mean, and a bias of k, like
                      all that is constant in it, weighs nothing. The queries' is taken about zero, with their bias.
-    values           the head adds W o to the stream, where o = A v is mixed by attention: what is white is o, not v. With
+    values           the head adds W o to the residual stream, where o = A v is mixed by attention: what is white is o, not v. With
                      E[o o'] = F F', W F = U S V': T = S^1/2 V' F^-1; it commutes with the mixing, A (v T') = (A v) T'. The
                      bias of proj takes up the mean, so the moment is taken about the mean; about zero where there is no bias.
 
@@ -37,7 +37,7 @@ from lotus.vit import anatomy
 from lotus.vit.anatomy import Block
 
 FLOOR = 1e-7
-"""Variances below this part of the largest count as this part: a direction that calibration never saw can be turned back too."""
+"""Variances below this fraction of the largest count as this fraction: a direction that calibration never saw can be turned back too."""
 
 
 class Turn(NamedTuple):
@@ -65,7 +65,7 @@ def queries_keys(queries: Tensor, keys: Tensor) -> Turn:
 
 
 def values(outputs: Tensor, weight: Tensor) -> Turn:
-    """The best basis of what a head adds to the stream.
+    """The best basis of what a head adds to the residual stream.
 
     Args:
         outputs: (V, V) second moment of its outputs, before proj.

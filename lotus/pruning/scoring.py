@@ -28,13 +28,13 @@ def score(
     *,
     measured: Measured,
     gates: Mapping[str, Tensor] | None = None,
-    inputs: bool = False,
+    in_channels: bool = False,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
     """Scores of every unit by site, float64: what :func:`lotus.pruning.budget.fit_plan` reads.
 
     A criterion that reads learned gates says nothing of query/key dimensions, which have none: they are ranked by magnitude,
-    and a head's are together worth as much as its outputs. One that reads attention says nothing of MLP units and inputs:
+    and a head's are together worth as much as its outputs. One that reads attention says nothing of MLP units and input channels:
     they are ranked by magnitude, and a block's are together worth as much as the attention before them.
 
     Raises:
@@ -46,7 +46,7 @@ def score(
     worth = 1.0
     for block in anatomy.blocks(model):
         known.enter(block)
-        weights = _weights(block, inputs)
+        weights = _weights(block, in_channels)
         for site, of_site in weights.items():
             units, attention = len(of_site["reads"]), site.endswith(".attn")
             if site.endswith(".qk") and {"gates", "attention"} & reads:
@@ -106,7 +106,7 @@ class _Known:
         return known
 
 
-def _weights(block: Block, inputs: bool) -> dict[str, dict[str, Any]]:
+def _weights(block: Block, in_channels: bool) -> dict[str, dict[str, Any]]:
     """What makes each unit and what it writes, by site: ``reads`` and ``writes``, (U, ...) float64 arrays."""
     found: dict[str, dict[str, Any]] = {}
     if block.has_attn:
@@ -119,10 +119,10 @@ def _weights(block: Block, inputs: bool) -> dict[str, dict[str, Any]]:
         }
     if block.has_mlp:
         found[f"{block.name}.mlp"] = {"reads": _units(_with_bias(block.fc1), block), "writes": _columns(block, "mlp")}
-    for branch, norm, linear in (("attn", "norm1", "qkv"), ("mlp", "norm2", "fc1")):
-        if inputs and linear in block.linears:
-            found[f"{block.name}.{branch}_in"] = {
-                "reads": _gain(getattr(block.module, norm), block.reads(branch)),
+    for sublayer, norm, linear in (("attn", "norm1", "qkv"), ("mlp", "norm2", "fc1")):
+        if in_channels and linear in block.linears:
+            found[f"{block.name}.{sublayer}_in"] = {
+                "reads": _gain(getattr(block.module, norm), block.reads(sublayer)),
                 "writes": getattr(block, linear).weight.detach().double().T.cpu().numpy(),
             }
     return found
@@ -161,12 +161,12 @@ def _squares_of(block: Block, site: str, measured: Measured) -> dict[str, np.nda
     if site.endswith("_in"):  # of the norm's own weights nothing is measured: they count nothing
         columns = of["qkv" if site.endswith(".attn_in") else "fc1"][:, :-1].T
         return {"read_squares": np.zeros((len(columns), 2)), "write_squares": columns}
-    reads, columns, branch = (
+    reads, columns, sublayer = (
         (of["qkv"][2 * inner :], of["proj"], "attn")
         if site.endswith(".attn")
         else (_units(of["fc1"], block), of["fc2"], "mlp")
     )
-    gamma = block.gamma(branch)
+    gamma = block.gamma(sublayer)
     squares = columns[:, :-1].T  # without the bias, which stays
     if gamma is not None:  # the derivative by gamma w is that by w over gamma
         g = gamma.detach().double().cpu().numpy() ** 2
@@ -186,10 +186,10 @@ def _units(rows: np.ndarray, block: Block) -> np.ndarray:
     return np.concatenate(np.split(rows, 1 + block.glu), axis=1)
 
 
-def _columns(block: Block, branch: str) -> np.ndarray:
+def _columns(block: Block, sublayer: str) -> np.ndarray:
     """(in, out): what a unit writes, times LayerScale."""
-    weight = (block.proj if branch == "attn" else block.fc2).weight.detach().double()
-    gamma = block.gamma(branch)
+    weight = (block.proj if sublayer == "attn" else block.fc2).weight.detach().double()
+    gamma = block.gamma(sublayer)
     if gamma is not None:
         weight = weight * gamma.detach().double()[:, None]
     return weight.T.cpu().numpy()

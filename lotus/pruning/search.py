@@ -1,18 +1,18 @@
 """How much of the attention and of the MLPs stays, found by trying rather than by one ratio for both.
 
-    wants = Prune(keep={"macs": 0.5}, search={"kind": "ratios"})
-    studied = study(model, calibration, wants)
-    found = search.ratios(studied, Judge(model, held_out), wants)
-    small = found.drawn.model
+    request = Prune(keep={"macs": 0.5}, search={"kind": "ratios"})
+    studied = study(model, calibration, request)
+    found = search.ratios(studied, Judge(model, held_out), request)
+    small = found.pruned.model
 
-``ratios`` is our realisation of Feng et al. (PRAI 2023, doi 10.1109/PRAI59366.2023.10332058): one ratio for all
+``ratios`` is our realization of Feng et al. (PRAI 2023, doi 10.1109/PRAI59366.2023.10332058): one ratio for all
 attention and one for all MLPs, a coarse grid, bisection along directions, rounds with nested masks. Of the paper only the
 abstract could be had. ``blocks`` lets every block have its own: greedy by what each loses a saved MAC, or, for a budget of
 latency, by the exact program of :mod:`lotus.pruning.latency` over what each was measured to lose.
 
 What is tried is judged right after the cut, compensated, by :class:`lotus.pruning.judge.Judge`.
 
-A ratio here is the part of the module's MACs that *stays*: the same ratio of attention and of MLPs is a very different budget.
+A ratio here is the fraction of the module's MACs that *stays*: the same ratio of attention and of MLPs is a very different budget.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lotus.config import Prune, Search, rules
 from lotus.pruning import budget, latency, program
 from lotus.pruning.judge import Judge
 from lotus.pruning.plan import Plan
-from lotus.pruning.study import Drawn, Study
+from lotus.pruning.study import Pruned, Study
 from lotus.vit import cost
 from lotus.vit.anatomy import Dims
 
@@ -48,7 +48,7 @@ class Tried:
     """dense, grid, bisect, budget, alternate, sensitivity, greedy, program or scores."""
     dims: tuple[Dims, ...]
     attention: float
-    """Part of the attention's MACs that stays."""
+    """Fraction of the attention's MACs that stays."""
     mlp: float
     macs: int
     params: int
@@ -67,7 +67,7 @@ class Tried:
 class Found:
     """What a search ended with."""
 
-    drawn: Drawn
+    pruned: Pruned
     chosen: Tried
     tried: list[Tried]
     """Everything that was measured, in order; widths that came up again are not measured again."""
@@ -97,16 +97,16 @@ class _Trial:
         self,
         studied: Study,
         judge: Judge,
-        wants: Prune,
+        request: Prune,
         *,
         table: latency.Table | None,
         timer: latency.Timer | None,
         progress: Callable[[int], None] | None,
     ) -> None:
-        self.asks = wants.search or Search()
-        rules.refuse(wants.model_copy(update={"search": self.asks}), place="prune")
-        # No branch goes as a whole.
-        self.studied, self.judge, self.wants = studied, judge, wants.model_copy(update={"branches": False})
+        self.asks = request.search or Search()
+        rules.refuse(request.model_copy(update={"search": self.asks}), place="prune")
+        # No sublayer goes as a whole.
+        self.studied, self.judge, self.request = studied, judge, request.model_copy(update={"sublayers": False})
         self.outline = cost.outline(studied.model)
         whole = self.outline.cost()
         self.whole = whole
@@ -115,10 +115,10 @@ class _Trial:
         self._known: dict[tuple[Dims, ...], Tried] = {}
         self._done = 0.0
         self._progress = progress
-        self.limits = budget.check_reach(self.outline, self.wants)
+        self.limits = budget.check_reach(self.outline, self.request)
         self._table, self._timer = None, timer
-        if wants.keep.latency is not None:
-            self._table = table or latency.measure(studied.beside or studied.dense, wants.latency_batch, timer=timer)
+        if request.keep.latency is not None:
+            self._table = table or latency.measure(studied.beside or studied.dense, request.latency_batch, timer=timer)
 
     @property
     def all(self) -> list[Tried]:
@@ -143,10 +143,10 @@ class _Trial:
         return self._known[dims]
 
     def ratios(self, attention: float, mlp: float) -> tuple[Dims, ...]:
-        return budget.by_ratios(self.outline, self.studied.scores, self.wants, attention=attention, mlp=mlp)
+        return budget.by_ratios(self.outline, self.studied.scores, self.request, attention=attention, mlp=mlp)
 
     def fits(self, dims: Sequence[Dims], table: latency.Table | None) -> bool:
-        spent, milliseconds = self.outline.cost(dims), self.wants.keep.latency
+        spent, milliseconds = self.outline.cost(dims), self.request.keep.latency
         counted = all(getattr(spent, what) <= limit for what, limit in self.limits.items())
         return counted and (table is None or milliseconds is None or table.predict(dims) <= milliseconds * table.dense)
 
@@ -154,15 +154,15 @@ class _Trial:
         """Widths within the budget, with what else the scores put into it; why the table puts it out of reach, where it does."""
         scores = self.studied.scores
         if table is None:
-            return budget.fill(self.outline, scores, self.wants, dims)
-        return _dims(program.attempt(self.outline, scores, self.wants, table, least=dims))
+            return budget.fill(self.outline, scores, self.request, dims)
+        return _dims(program.attempt(self.outline, scores, self.request, table, least=dims))
 
     def by_scores(self, table: latency.Table | None) -> tuple[Dims, ...] | str:
         """What the scores alone would make of the budget; or why, as :meth:`fill`."""
         scores = self.studied.scores
         if table is None:
-            return budget.fit_plan(self.outline, scores, self.wants).dims
-        return _dims(program.attempt(self.outline, scores, self.wants, table))
+            return budget.fit_plan(self.outline, scores, self.request).dims
+        return _dims(program.attempt(self.outline, scores, self.request, table))
 
     def settle(self, how: str, choose: Callable[[latency.Table | None], Sequence[Dims] | str]) -> _Rival:
         """The widths that ``choose`` makes of the budget; those for a budget of latency have been timed too."""
@@ -175,11 +175,13 @@ class _Trial:
             plan = draw(None)
             assert not isinstance(plan, str), "there is no table"
             return _Rival(self(plan.dims, how), None)
-        settled = self.studied.settle(draw, self.wants, self._table, timer=self._timer)
+        settled = self.studied.settle(draw, self.request, self._table, timer=self._timer)
         return _Rival(self(settled.plan.dims, how), settled)
 
-    def draw(self, dims: Sequence[Dims]) -> Drawn:
-        return self.studied.cut(budget.best(self.outline, self.studied.scores, dims), split=self.wants.split)
+    def draw(self, dims: Sequence[Dims]) -> Pruned:
+        return self.studied.cut(
+            budget.best(self.outline, self.studied.scores, dims), decouple_qk=self.request.decouple_qk
+        )
 
     def found(self, chosen: Tried, settled: latency.Settled | None = None) -> Found:
         drawn = self.draw(chosen.dims)
@@ -207,7 +209,7 @@ class _Rival(NamedTuple):
 def ratios(
     studied: Study,
     judge: Judge,
-    wants: Prune,
+    request: Prune,
     *,
     table: latency.Table | None = None,
     timer: latency.Timer | None = None,
@@ -218,13 +220,13 @@ def ratios(
     A budget is hit as :func:`lotus.pruning.prune` hits it, and of all splits of it between attention and MLPs
     the one that is least worse is looked for: along each of :data:`DIRECTIONS` bisection finds the cut that meets the budget,
     then the angle is bisected round the best. For a budget of latency a table says which cut meets it, the best is timed, and
-    all is done again by what that shows. With ``wants.search.drop`` as few MACs as possible stay while the metric is at most
+    all is done again by what that shows. With ``request.search.drop`` as few MACs as possible stay while the metric is at most
     that: the largest cut along each direction by bisection, then attention and MLPs alternate, first the one that loses less a
     saved MAC. Where the metric does not rise monotonically, the best that was seen and allowed is taken; where nothing is
     allowed, not even the model as it is, nothing is cut and ``notes`` say so.
 
     Args:
-        wants: The budget, or the allowed drop; ``search.grid``: points of the coarse grid an axis, 0 leaves it out (with a
+        request: The budget, or the allowed drop; ``search.grid``: points of the coarse grid an axis, 0 leaves it out (with a
             budget it serves the Pareto points alone).
         table: As of :meth:`Study.draw`, and so ``timer``.
         progress: told how many widths have been tried.
@@ -232,7 +234,7 @@ def ratios(
     Raises:
         Refused: a budget out of reach.
     """
-    trial = _Trial(studied, judge, wants, table=table, timer=timer, progress=progress)
+    trial = _Trial(studied, judge, request, table=table, timer=timer, progress=progress)
     trial(trial.outline.dims, "dense")
     for a, m in itertools.product(range(trial.asks.grid), repeat=2):
         trial(trial.ratios(1 - COARSE * a, 1 - COARSE * m), "grid")
@@ -252,7 +254,7 @@ def ratios(
 def blocks(
     studied: Study,
     judge: Judge,
-    wants: Prune,
+    request: Prune,
     *,
     table: latency.Table | None = None,
     timer: latency.Timer | None = None,
@@ -260,7 +262,7 @@ def blocks(
 ) -> Found:
     """A ratio for the attention and the MLP of each block.
 
-    Each is cut alone to ``wants.search.levels`` widths and measured. On the lower convex hull of (MACs saved, worse) the steps
+    Each is cut alone to ``request.search.levels`` widths and measured. On the lower convex hull of (MACs saved, worse) the steps
     of all of them are then taken in the order of what they lose a saved MAC, as if losses added up: a path from the whole
     model to the least, each plan within the one before. Where the budget is met it is filled; for an allowed drop the path is
     bisected, measured as a whole. For a budget of latency there is no path: of all ways to combine the widths that were
@@ -273,7 +275,7 @@ def blocks(
     Raises:
         Refused: a budget out of reach.
     """
-    trial = _Trial(studied, judge, wants, table=table, timer=timer, progress=progress)
+    trial = _Trial(studied, judge, request, table=table, timer=timer, progress=progress)
     dense = trial.outline.dims
     trial(dense, "dense")
     halves, steps = _alone(trial)
@@ -291,13 +293,13 @@ def blocks(
 
     def combine(table: latency.Table | None) -> Sequence[Dims] | str:
         if table is not None:
-            found = program.allocate(trial.outline, halves, trial.wants, table)
+            found = program.allocate(trial.outline, halves, trial.request, table)
             return found if isinstance(found, str) else trial.fill(found, table)
         within = next((dims for dims in path if trial.fits(dims, None)), None)
         # The path's end is the least that can stay, unless qk-norm keeps it wider.
         return trial.by_scores(None) if within is None else trial.fill(within, None)
 
-    how = "greedy" if wants.keep.latency is None else "program"
+    how = "greedy" if request.keep.latency is None else "program"
     rivals = (trial.settle("scores", trial.by_scores), trial.settle(how, combine))
     return trial.found(*min(rivals, key=lambda rival: rival.rank))
 
@@ -312,7 +314,7 @@ def _alone(trial: _Trial) -> tuple[list[list[program.Option]], list[tuple[float,
     for index, part in itertools.product(range(len(dense)), parts):
         points: list[tuple[float, float, Dims]] = []
         for level in range(1, levels + 1):
-            to = budget.of_block(trial.outline, scores, trial.wants, index=index, part=part, share=1 - level / levels)
+            to = budget.of_block(trial.outline, scores, trial.request, index=index, part=part, share=1 - level / levels)
             if to == dense[index] or any(to == known for *_, known in points):
                 continue
             tried = trial((*dense[:index], to, *dense[index + 1 :]), "sensitivity")

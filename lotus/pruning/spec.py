@@ -27,7 +27,7 @@ from selection.errors import Refused
 
 KIND = "lotus-vit"
 FORMAT = 2
-"""Of a model that lost branches, reads a part of the stream or convolves; any other is written as 1, which older versions read."""
+"""Of a model that lost sublayers, reads a part of the residual stream or convolves; any other is written as 1, which older versions read."""
 SPEC, WEIGHTS = "spec.json", "model.safetensors"
 EXPORTED = ("timm.safetensors", "model.onnx", "MODEL.md")
 """What ``lotus export`` writes to ``export`` in a model's folder: of the older model, it goes with it."""
@@ -249,8 +249,8 @@ def images_of(folder: Path) -> dict[str, list[float]]:
 
 
 def _rows(model: nn.Module) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """The widths of each block as a spec holds them: 0 heads or units where a branch is gone, all 0 where the block is; the
-    channels that a branch reads where those are not all. And the side of each convolution, by the block's number as text."""
+    """The widths of each block as a spec holds them: 0 heads or units where a sublayer is gone, all 0 where the block is; the
+    channels that a sublayer reads where those are not all. And the side of each convolution, by the block's number as text."""
     rows: dict[int, dict[str, Any]] = {}
     kernels: dict[str, int] = {}
     for number, block in zip(parts.places(model), anatomy.blocks(model, convolved=True), strict=True):

@@ -1,4 +1,4 @@
-"""A model cut to one budget at several widths of its stream, of which the nearest to the model is taken."""
+"""A model cut to one budget at several embedding dimensions (widths of its residual stream), of which the nearest to the model is taken."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from lotus.config import Prune, request, rules
+from lotus.config import Prune, as_request, rules
 from lotus.pruning import budget, latency, measure, narrow
 from lotus.pruning.study import (
     Batches,
-    Drawn,
     Progress,
+    Pruned,
     Study,
     beyond,
     criterion,
@@ -34,7 +34,7 @@ from selection import methods
 from selection.errors import Refused
 
 _SOME = 8
-"""One in so many calibration images tries a narrower stream, and another one in so many tells how good it is; of few images all do."""
+"""One in so many calibration images tries a smaller embedding dimension, and another one in so many tells how good it is; of few images all do."""
 
 
 def prune(
@@ -58,7 +58,7 @@ def prune(
         gates: Learned gates by site, for the criterion ``gate``.
         seed: For the criterion ``random``.
         settings: Further settings of the section ``prune`` of a config (:class:`lotus.config.Prune`), with the same defaults:
-            ``rank``, ``round``, ``rotate``, ``split``, ``compensate``, ``inputs``, ``branches``, ``width``, ``latency_batch``.
+            ``scope``, ``round``, ``rotate``, ``decouple_qk``, ``compensate``, ``in_channels``, ``sublayers``, ``embed_dim``, ``latency_batch``.
 
     Raises:
         Refused: a setting that there is not, or that does not go with another; a model that cannot be cut, a budget out of
@@ -69,9 +69,9 @@ def prune(
         shelf, criterion = _shelf(criterion)
         shelves.append(shelf)
     keep = dict(keep) if isinstance(keep, Mapping) else keep
-    wants = request({"keep": keep, "criterion": criterion, **settings})
-    rules.refuse(wants, rules.CALLED, place="prune")
-    return lottery(model, batches, wants, shelves=shelves, gates=gates, seed=seed).model
+    request = as_request({"keep": keep, "criterion": criterion, **settings})
+    rules.refuse(request, rules.CALLED, place="prune")
+    return lottery(model, batches, request, shelves=shelves, gates=gates, seed=seed).model
 
 
 def _shelf(function: Callable[..., np.ndarray]) -> tuple[ModuleType, str]:
@@ -92,18 +92,18 @@ def _shelf(function: Callable[..., np.ndarray]) -> tuple[ModuleType, str]:
 def lottery(
     model: nn.Module,
     batches: Batches,
-    wants: Prune,
+    request: Prune,
     *,
     shelves: Iterable[ModuleType] = (),
     gates: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     table: latency.Table | None = None,
     progress: Progress | None = None,
-) -> Drawn:
+) -> Pruned:
     """As :func:`prune`, with all that came to light on the way.
 
     Args:
-        wants: What to keep, and how.
+        request: What to keep, and how.
         shelves: Modules with criteria of the user's own.
         gates: Learned gates by site, for a criterion that reads them.
         seed: For the criterion ``random``.
@@ -114,17 +114,17 @@ def lottery(
         Refused: as :func:`prune`.
     """
     refuse_unfit(model)
-    reads = methods.reads(criterion(wants, shelves))
-    rules.refuse(wants, (*rules.ROWS, *rules.WITHOUT_A_RUN), place="prune", reads=reads)
-    tries = narrow.tries(model, wants)
-    if all(part == 1 for part in (*wants.keep.asked.values(), *tries)):  # then nothing is to be turned or folded
-        wants = wants.model_copy(update={"rotate": False, "compensate": "none"})
+    reads = methods.reads(criterion(request, shelves))
+    rules.refuse(request, (*rules.ROWS, *rules.WITHOUT_A_RUN), place="prune", reads=reads)
+    tries = narrow.tries(model, request)
+    if all(part == 1 for part in (*request.keep.asked.values(), *tries)):  # then nothing is to be turned or folded
+        request = request.model_copy(update={"rotate": False, "compensate": "none"})
     passes = passes_of(batches)
-    wants, notes = rounded(model, wants, table)
-    widths = narrow.useful(model, tries, wants)
-    lot = _Lot(model, passes, wants, tuple(shelves), gates, seed, table)
+    request, notes = rounded(model, request, table)
+    widths = narrow.useful(model, tries, request)
+    lot = _Lot(model, passes, request, tuple(shelves), gates, seed, table)
     streams = _Streams(lot, progress)
-    if wants.width == "auto" and len(widths) > 1:
+    if request.embed_dim == "auto" and len(widths) > 1:
         streams.descend(widths)
     else:
         for channels in widths:
@@ -141,7 +141,7 @@ class _Lot:
 
     model: nn.Module
     passes: Callable[[], Iterable[Any]]
-    wants: Prune
+    request: Prune
     shelves: Sequence[ModuleType]
     gates: Mapping[str, Tensor] | None
     seed: int
@@ -149,16 +149,16 @@ class _Lot:
 
     def study(self, start: nn.Module, given: Callable[[], Iterable[Any]], progress: Progress | None) -> Study:
         return study(
-            start, given, self.wants, shelves=self.shelves, gates=self.gates, seed=self.seed, progress=progress
+            start, given, self.request, shelves=self.shelves, gates=self.gates, seed=self.seed, progress=progress
         )
 
-    def draw(self, studied: Study) -> Drawn:
-        return studied.draw(self.wants, whole=cost.count(self.model), table=self.table)
+    def draw(self, studied: Study) -> Pruned:
+        return studied.draw(self.request, whole=cost.count(self.model), table=self.table)
 
     def out_of_reach(self, start: nn.Module) -> str:
         """Why the budget cannot be met from ``start``, which may have fewer channels; empty where it can."""
-        wants = self.wants if anatomy.is_vit(start) else self.wants.model_copy(update={"branches": False})
-        return budget.out_of_reach(cost.outline(start), wants, whole=cost.count(self.model))
+        request = self.request if anatomy.is_vit(start) else self.request.model_copy(update={"sublayers": False})
+        return budget.out_of_reach(cost.outline(start), request, whole=cost.count(self.model))
 
 
 class _Streams:
@@ -170,7 +170,7 @@ class _Streams:
         self.done = self.forwards = 0
         self.apart: dict[int, float] = {}
         """Width -> nats an image from the model."""
-        self.drawn: dict[int, Drawn] = {}
+        self.drawn: dict[int, Pruned] = {}
         """By all images."""
         self._stream: dict[int, narrow.Statistics] = {}
         self._images = 0
@@ -192,7 +192,7 @@ class _Streams:
         if nearest is not None and some > 1:
             self.judge(nearest, self.take(nearest), some)
 
-    def take(self, channels: int, every: int = 1) -> Drawn | None:
+    def take(self, channels: int, every: int = 1) -> Pruned | None:
         """Cut with so many channels, as one in ``every`` image has it; None where the budget cannot be met so."""
         given = self.passes if every == 1 else functools.partial(_thinned, self.passes, every)
         start = self.model
@@ -203,14 +203,14 @@ class _Streams:
                 )
                 self.done += self._stream[every].images
                 self.forwards += self._stream[every].images
-            start = narrow.narrow(self.model, self._stream[every], channels, compensate=self.lot.wants.compensate)
+            start = narrow.narrow(self.model, self._stream[every], channels, compensate=self.lot.request.compensate)
         studied = self.lot.study(start, given, beyond(self.progress, self.done))
-        self.done += (1 + studied.wants.rotate) * studied.images
+        self.done += (1 + studied.request.rotate) * studied.images
         self.forwards += studied.forwards
         if every == 1:
             self._images = studied.images
         self._beyond = self.lot.out_of_reach(start)
-        if self._beyond:  # a narrower stream may do it
+        if self._beyond:  # a smaller embedding dimension may do it
             return None
         drawn = self.lot.draw(studied)
         del studied  # or the next one's statistics would come on top of these
@@ -218,7 +218,7 @@ class _Streams:
             self.drawn[channels] = drawn
         return drawn
 
-    def judge(self, channels: int, drawn: Drawn | None, every: int) -> float:
+    def judge(self, channels: int, drawn: Pruned | None, every: int) -> float:
         """How far it is from the model, infinite where there is none: by one in ``every`` image, others than a trial saw."""
         if drawn is None:
             return math.inf
@@ -229,17 +229,17 @@ class _Streams:
     def _count(self) -> int:
         """How many images there are, which nothing may have read yet."""
         if not self._images:
-            self._images = sum(len(images) for images, _ in measure.pairs(self.passes(), labelled=False))
+            self._images = sum(len(images) for images, _ in measure.pairs(self.passes(), labeled=False))
         return self._images
 
-    def best(self) -> Drawn:
+    def best(self) -> Pruned:
         """The nearest of those by all images, with what was found on the way."""
         if not self.drawn:
             raise Refused(self._beyond)
         channels = min(self.drawn, key=lambda width: self.apart.get(width, 0.0))
         found, notes = self.drawn[channels], []
         if channels < self.wide:
-            notes.append(f"Of the stream's {self.wide} channels {channels} stay, turned.")
+            notes.append(f"Of the residual stream's {self.wide} channels {channels} stay, turned.")
         if len(self.apart) > 1:
             lines = ", ".join(f"{width}: {apart:.4f}" for width, apart in self.apart.items())
             notes.append(f"Widths tried, and how far each is from the dense model (nats an image): {lines}.")

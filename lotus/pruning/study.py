@@ -29,7 +29,7 @@ Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Pruned:
     """A dimension lottery's outcome."""
 
     model: nn.Module
@@ -71,54 +71,54 @@ class Study:
     """What is cut: ``model`` with its heads rotated."""
     measured: measure.Measured
     scores: dict[str, np.ndarray]
-    wants: Prune
-    """What it was gone through for: ``criterion``, ``rotate``, ``compensate`` and ``inputs`` are as in there whatever is drawn."""
+    request: Prune
+    """What it was gone through for: ``criterion``, ``rotate``, ``compensate`` and ``in_channels`` are as in there whatever is drawn."""
     images: int
     forwards: int
     notes: tuple[str, ...]
     beside: nn.Module | None = None
-    """What a budget of latency is a part of, where that is not ``model``, which was cut from it before."""
+    """What a budget of latency is a fraction of, where that is not ``model``, which was cut from it before."""
 
     def draw(
         self,
-        wants: Prune,
+        request: Prune,
         *,
         whole: cost.Cost | None = None,
         within: Plan | None = None,
         table: latency.Table | None = None,
         timer: latency.Timer | None = None,
-    ) -> Drawn:
-        """Cut to the budget of ``wants``, by its ``rank``, ``round``, ``split`` and ``branches``, and by ``inputs`` where they are
+    ) -> Pruned:
+        """Cut to the budget of ``request``, by its ``scope``, ``round``, ``decouple_qk`` and ``sublayers``, and by ``in_channels`` where they are
         scored.
 
         For a budget of latency the plan is measured, and drawn again by what that shows, unless the table is of another device.
 
         Args:
-            whole: What the budget is a part of, where that is not the model.
+            whole: What the budget is a fraction of, where that is not the model.
             within: A plan of a larger model, of which all that this one keeps is to be a part; of the same settings.
-            table: What widths take on this device, for a budget of latency; None: measured now, at ``wants.latency_batch``.
+            table: What widths take on this device, for a budget of latency; None: measured now, at ``request.latency_batch``.
             timer: milliseconds of a model; None: by the clock, at the table's batch.
 
         Raises:
             Refused: a budget out of reach, or of another way than this one.
         """
-        wants, measured = rounded(self.model, wants, table)
+        request, measured = rounded(self.model, request, table)
         if not anatomy.is_vit(self.dense):
-            if wants.branches:
-                anatomy.plain(self.dense, "prune.branches")
-            wants = wants.model_copy(update={"branches": False})
+            if request.sublayers:
+                anatomy.plain(self.dense, "prune.sublayers")
+            request = request.model_copy(update={"sublayers": False})
         large, settled = None if within is None else within.dims, None
-        if wants.keep.latency is not None:
-            table = table or latency.measure(self.beside or self.dense, wants.latency_batch, timer=timer)
+        if request.keep.latency is not None:
+            table = table or latency.measure(self.beside or self.dense, request.latency_batch, timer=timer)
 
             def attempt(now: latency.Table) -> Plan | str:
-                return program.attempt(self._outline, self.scores, wants, now, whole=whole, within=large)
+                return program.attempt(self._outline, self.scores, request, now, whole=whole, within=large)
 
-            settled = self.settle(attempt, wants, table, timer=timer)
+            settled = self.settle(attempt, request, table, timer=timer)
             plan = settled.plan
         else:
-            plan = budget.fit_plan(self._outline, self.scores, wants, whole=whole, within=large)
-        drawn = self.cut(plan, split=wants.split)
+            plan = budget.fit_plan(self._outline, self.scores, request, whole=whole, within=large)
+        drawn = self.cut(plan, decouple_qk=request.decouple_qk)
         return dataclasses.replace(
             drawn,
             before=_brief(whole or self._outline.cost()),
@@ -129,7 +129,7 @@ class Study:
     def settle(
         self,
         draw: Callable[[latency.Table], Plan | str],
-        wants: Prune,
+        request: Prune,
         table: latency.Table,
         *,
         timer: latency.Timer | None = None,
@@ -140,7 +140,7 @@ class Study:
         Raises:
             Refused: a budget out of reach; a table of another model.
         """
-        whole, here, keep = self.beside or self.model, str(next(self.dense.parameters()).device), wants.keep.latency
+        whole, here, keep = self.beside or self.model, str(next(self.dense.parameters()).device), request.keep.latency
         assert keep is not None
         if any(dims != table.of for dims in cost.outline(whole).dims):
             raise Refused("prune.keep.latency: the table was measured on a model of other widths. Measure this one.")
@@ -154,31 +154,31 @@ class Study:
             if isinstance(plan, str):
                 raise Refused(plan)
             return latency.Settled(plan, table, keep, table.predict(plan.dims) / table.dense, None)
-        least = program.least_plan(self._outline, self.scores, wants, table)
+        least = program.least_plan(self._outline, self.scores, request, table)
         return latency.settle(draw, least, table, keep, take)
 
     def nested(
         self,
-        wants: Prune,
+        request: Prune,
         keeps: Sequence[Mapping[str, float]],
         *,
         table: latency.Table | None = None,
         timer: latency.Timer | None = None,
-    ) -> list[Drawn]:
-        """Cut as ``wants``, but to several budgets, the largest first: what a smaller model keeps, all larger ones keep.
+    ) -> list[Pruned]:
+        """Cut as ``request``, but to several budgets, the largest first: what a smaller model keeps, all larger ones keep.
 
         Raises:
             Refused: as :meth:`draw`, and where the budgets do not fall.
         """
-        each = [wants.at(keep) for keep in keeps]
+        each = [request.at(keep) for keep in keeps]
         budget.check_nested([one.keep.asked for one in each])
-        wants, measured = rounded(self.model, wants, table)
+        request, measured = rounded(self.model, request, table)
         if table is None and any(one.keep.latency is not None for one in each):
-            table = latency.measure(self.beside or self.dense, wants.latency_batch, timer=timer)
-        found: list[Drawn] = []
+            table = latency.measure(self.beside or self.dense, request.latency_batch, timer=timer)
+        found: list[Pruned] = []
         for one in each:
             within = found[-1].plan if found else None
-            one = one.model_copy(update={"round": wants.round})
+            one = one.model_copy(update={"round": request.round})
             found.append(self.draw(one, within=within, table=table, timer=timer))
         return [dataclasses.replace(one, notes=(*measured, *one.notes)) for one in found]
 
@@ -195,7 +195,7 @@ class Study:
         """
         return door.remade(self.model)
 
-    def cut(self, plan: Plan, *, split: bool = False) -> Drawn:
+    def cut(self, plan: Plan, *, decouple_qk: bool = False) -> Pruned:
         """Cut by a plan for :attr:`dense`, and compensate.
 
         Raises:
@@ -203,10 +203,10 @@ class Study:
         """
         outline = self._outline
         small = families.close(surgery.cut(self.dense, plan), self.model)
-        notes = folds.carry_over(small, self.dense, plan, self.measured.moments, self.wants.compensate)
+        notes = folds.carry_over(small, self.dense, plan, self.measured.moments, self.request.compensate)
         if self._origin is not None:
             door.remember(small, self._origin)
-        return Drawn(
+        return Pruned(
             small.eval(),
             plan,
             _brief(outline.cost()),
@@ -214,21 +214,21 @@ class Study:
             self.scores,
             images=self.images,
             forwards=self.forwards,
-            notes=(*_notes(self.dense, split, rotated=self.wants.rotate), *self.notes, *notes),
+            notes=(*_notes(self.dense, decouple_qk, rotated=self.request.rotate), *self.notes, *notes),
         )
 
 
 def study(
     model: nn.Module,
     batches: Batches,
-    wants: Prune,
+    request: Prune,
     *,
     shelves: Iterable[ModuleType] = (),
     gates: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Study:
-    """Rotate, measure and score, by the ``criterion``, ``rotate``, ``compensate`` and ``inputs`` of ``wants``.
+    """Rotate, measure and score, by the ``criterion``, ``rotate``, ``compensate`` and ``in_channels`` of ``request``.
 
     Args:
         model, batches: As of :func:`lotus.prune`.
@@ -240,14 +240,14 @@ def study(
     Raises:
         Refused: a model that cannot be cut, no such criterion, calibration data that do not serve; says what would.
     """
-    method = criterion(wants, shelves)
+    method = criterion(request, shelves)
     refuse_unfit(model)
     reads = set(methods.reads(method))
     if "gates" in reads:
-        _refuse_gates(model, gates, wants.inputs)
+        _refuse_gates(model, gates, request.in_channels)
     passes = fitting(model, passes_of(batches))
     dense, turned, notes = families.opened(model), 0, []
-    if wants.rotate and any(block.has_attn for block in anatomy.blocks(model)):
+    if request.rotate and any(block.has_attn for block in anatomy.blocks(model)):
         learned = "gates" in reads
         dense, turned, progress = _rotated(dense, passes, progress, v=not learned)
         if learned:
@@ -256,15 +256,21 @@ def study(
             )
     if "attention" in reads:
         anatomy.plain(model, "prune.criterion: attention")
-    measured, forwards = _measured(dense, passes, wants, reads, progress)
+    measured, forwards = _measured(dense, passes, request, reads, progress)
     return Study(
         model,
         dense,
         measured,
         scoring.score(
-            dense, method, wants.criterion.options, measured=measured, gates=gates, inputs=wants.inputs, seed=seed
+            dense,
+            method,
+            request.criterion.options,
+            measured=measured,
+            gates=gates,
+            in_channels=request.in_channels,
+            seed=seed,
         ),
-        wants,
+        request,
         images=max(turned, measured.images),
         forwards=turned + forwards,
         notes=tuple(notes),
@@ -289,46 +295,46 @@ def _rotated(
 def _measured(
     dense: nn.Module,
     passes: Callable[[], Iterable[Any]],
-    wants: Prune,
+    request: Prune,
     reads: set[str],
     progress: Progress | None,
 ) -> tuple[measure.Measured, int]:
     """What the criterion reads of the images and compensation needs, and the forward passes that this took."""
     squares, spread = bool(reads & {"read_squares", "write_squares"}), bool(reads & {"covariance", "gain"})
-    labelled = squares or "gradients" in reads
-    if not (labelled or spread or "attention" in reads or wants.compensate != "none"):
+    labeled = squares or "gradients" in reads
+    if not (labeled or spread or "attention" in reads or request.compensate != "none"):
         return measure.Measured(), 0
     found = measure.measure(
         dense,
         passes(),
         gradients="gradients" in reads,
-        moments="affine" if spread else wants.compensate,
+        moments="affine" if spread else request.compensate,
         logits=spread,
         squares=squares,
-        inputs=wants.inputs,
+        in_channels=request.in_channels,
         attention="attention" in reads,
         progress=progress,
     )
-    return found, (3 + squares if labelled else 1) * found.images
+    return found, (3 + squares if labeled else 1) * found.images
 
 
-def criterion(wants: Prune, shelves: Iterable[ModuleType]) -> Callable[..., np.ndarray]:
+def criterion(request: Prune, shelves: Iterable[ModuleType]) -> Callable[..., np.ndarray]:
     """The criterion that is asked for.
 
     Raises:
         Refused: there is none of that name, or it has no such setting.
     """
-    found = methods.find([criteria, *shelves], wants.criterion.name, place="prune.criterion")
-    methods.check_settings(found, wants.criterion.options, place="prune.criterion")
+    found = methods.find([criteria, *shelves], request.criterion.name, place="prune.criterion")
+    methods.check_settings(found, request.criterion.options, place="prune.criterion")
     return found
 
 
-def rounded(model: nn.Module, wants: Prune, table: latency.Table | None = None) -> tuple[Prune, list[str]]:
-    """``wants`` with the number that ``round: auto`` stands for on the model's device, and what is to be said of it."""
-    if wants.round != "auto":
-        return wants, []
-    multiple = latency.fast_multiple(model, wants.latency_batch if table is None else table.batch)
-    return wants.model_copy(update={"round": multiple}), [f"Widths stay multiples of {multiple}: measured."]
+def rounded(model: nn.Module, request: Prune, table: latency.Table | None = None) -> tuple[Prune, list[str]]:
+    """``request`` with the number that ``round: auto`` stands for on the model's device, and what is to be said of it."""
+    if request.round != "auto":
+        return request, []
+    multiple = latency.fast_multiple(model, request.latency_batch if table is None else table.batch)
+    return request.model_copy(update={"round": multiple}), [f"Widths stay multiples of {multiple}: measured."]
 
 
 def passes_of(batches: Batches) -> Callable[[], Iterable[Any]]:
@@ -366,10 +372,10 @@ def beyond(progress: Progress | None, done: int) -> Progress | None:
     return None if progress is None else lambda images: progress(done + images)
 
 
-def _notes(model: nn.Module, split: bool, *, rotated: bool) -> list[str]:
+def _notes(model: nn.Module, decouple_qk: bool, *, rotated: bool) -> list[str]:
     """What the architecture rules out."""
     found, notes = anatomy.blocks(model), []
-    rest = "Value dimensions are cut alone." if split else "Value dimensions too, since split is off."
+    rest = "Value dimensions are cut alone." if decouple_qk else "Value dimensions too, since decouple_qk is off."
     for whole, why in (
         ([block for block in found if block.qk_norm], "qk-norm reads them all"),
         ([block for block in found if block.rotary and not block.qk_norm], "rotary positions turn them in pairs"),
@@ -378,7 +384,7 @@ def _notes(model: nn.Module, split: bool, *, rotated: bool) -> list[str]:
             notes.append(f"Query/key dimensions stay whole where {why} ({whole[0].name} to {whole[-1].name}). {rest}")
     if rotated and any(block.norm("attn") is not None for block in found):
         notes.append("Value dimensions are cut by index, not rotated: a norm stands between them and proj.")
-    if any(block.norm(branch) is not None for block in found for branch in ("attn", "mlp")):
+    if any(block.norm(sublayer) is not None for block in found for sublayer in ("attn", "mlp")):
         notes.append(
             "The norms before proj and fc2 take their statistics from what stays, rescaled to what they were on average."
         )
@@ -424,9 +430,9 @@ def refuse_unfit(model: nn.Module) -> None:
             raise Refused(f"{where}: holds values that are not finite. Prune a checkpoint from before.")
 
 
-def _refuse_gates(model: nn.Module, gates: Mapping[str, Tensor] | None, inputs: bool) -> None:
+def _refuse_gates(model: nn.Module, gates: Mapping[str, Tensor] | None, in_channels: bool) -> None:
     """Refuse gates that are missing or of other widths."""
-    for site, linear in anatomy.sites(model, inputs=inputs).items():
+    for site, linear in anatomy.sites(model, in_channels=in_channels).items():
         if gates is None or site not in gates:
             raise Refused(
                 f"prune.criterion: this one reads the learned gate of {site}, which is not here. Train with gates, or take another."

@@ -26,7 +26,7 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
     """A copy of ``model``, on its device and in its dtype, in which only what ``plan`` keeps is left.
 
     Query weights are multiplied by sqrt(kept / all query/key dimensions), since attention divides by the root of what is
-    left: so the logits are those of the kept dimensions, unscaled. A branch that goes adds nothing any more.
+    left: so the logits are those of the kept dimensions, unscaled. A sublayer that goes adds nothing any more.
 
     Raises:
         Refused: the plan was not made for this model, or the model cannot be cut.
@@ -37,12 +37,12 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
     olds = anatomy.blocks(dense)
     stays = [(bool(keep.heads), bool(keep.units)) for keep in plan.blocks]
     if any(stay != (block.has_attn, block.has_mlp) for stay, block in zip(stays, olds, strict=True)):
-        anatomy.plain(model, "branches")
+        anatomy.plain(model, "sublayers")
         parts.strip(small, stays)
     for block, (index, keep) in zip(anatomy.blocks(small), survivors(plan), strict=True):
         old = olds[index]
         weights = cut_weights(old, keep)
-        reshape(block, keep.dims, {branch: _channels(old, keep, branch) for branch in ("attn", "mlp")})
+        reshape(block, keep.dims, {sublayer: _channels(old, keep, sublayer) for sublayer in ("attn", "mlp")})
         for name, linear in block.linears.items():
             weight, bias = weights[name]
             before = getattr(old, name)
@@ -75,10 +75,10 @@ def masked(model: nn.Module, plan: Plan) -> nn.Module:
                     linear.weight[:, _others(reads, linear.in_features)] = 0
             if keep.units:
                 block.fc2.weight[:, _others(keep.units, keep.of.hidden)] = 0
-            for branch, kept in (("attn", keep.outputs), ("mlp", list(keep.units))):
-                norm = block.norm(branch)
+            for sublayer, kept in (("attn", keep.outputs), ("mlp", list(keep.units))):
+                norm = block.norm(sublayer)
                 if norm is not None and kept:  # what is gone must not count in its statistics either
-                    getattr(block.module, branch).norm = _NormOfSome(norm, kept)
+                    getattr(block.module, sublayer).norm = _NormOfSome(norm, kept)
             if not keep.heads:
                 continue
             block.proj.weight[:, _others(keep.outputs, block.proj.in_features)] = 0
@@ -111,9 +111,9 @@ def survivors(plan: Plan) -> list[tuple[int, BlockPlan]]:
     return [(index, keep) for index, keep in enumerate(plan.blocks) if keep.heads or keep.units]
 
 
-def _channels(block: Block, keep: BlockPlan, branch: str) -> tuple[int, ...] | None:
-    """The channels of the stream that a branch reads after the cut; None: all."""
-    kept, now = (keep.attn_in if branch == "attn" else keep.mlp_in), block.reads(branch)
+def _channels(block: Block, keep: BlockPlan, sublayer: str) -> tuple[int, ...] | None:
+    """The channels of the residual stream that a sublayer reads after the cut; None: all."""
+    kept, now = (keep.attn_in if sublayer == "attn" else keep.mlp_in), block.reads(sublayer)
     if kept is None or now is None:
         return now if kept is None else kept
     return tuple(now[i] for i in kept)
@@ -122,14 +122,14 @@ def _channels(block: Block, keep: BlockPlan, branch: str) -> tuple[int, ...] | N
 def reshape(block: Block, dims: Dims, reads: Mapping[str, Sequence[int] | None] | None = None) -> None:
     """Give ``block`` Linears of the widths ``dims``, in place, without memory or weights (meta device).
 
-    The attention stays timm's own where its class can hold the widths, else it becomes a :class:`SplitAttention`. Branches
+    The attention stays timm's own where its class can hold the widths, else it becomes a :class:`SplitAttention`. Sublayers
     are taken out by :func:`lotus.vit.parts.strip`, before.
 
     Args:
-        reads: ``attn``, ``mlp`` -> the channels of the stream that the branch reads; None or absent: all
+        reads: ``attn``, ``mlp`` -> the channels of the residual stream that the sublayer reads; None or absent: all
     """
-    for branch, norm in (("attn", "norm1"), ("mlp", "norm2")):
-        index = (reads or {}).get(branch)
+    for sublayer, norm in (("attn", "norm1"), ("mlp", "norm2")):
+        index = (reads or {}).get(sublayer)
         if index is not None:
             inside = getattr(block.module, norm)
             setattr(block.module, norm, Select(inside.norm if isinstance(inside, Select) else inside, index))
@@ -215,8 +215,8 @@ def _cut_attention(block: Block, keep: BlockPlan) -> dict[str, tuple[Tensor, Ten
 
 def _cut_beside(block: Block, old: Block, keep: BlockPlan) -> None:
     """What is cut along with the Linears: norms before proj and fc2, a head's relative positions."""
-    for branch, kept in (("attn", keep.outputs), ("mlp", list(keep.units))):
-        norm, before = block.norm(branch), old.norm(branch)
+    for sublayer, kept in (("attn", keep.outputs), ("mlp", list(keep.units))):
+        norm, before = block.norm(sublayer), old.norm(sublayer)
         if norm is not None and before is not None:
             for name, weight in before.named_parameters(recurse=False):
                 setattr(norm, name, nn.Parameter(weight.detach()[kept], requires_grad=weight.requires_grad))

@@ -88,7 +88,7 @@ def magnitude(weights: Mapping[str, Tensor], keep: float, within: Masks | None =
 
 
 def n_of_m(weights: Mapping[str, Tensor], n: int = 2, m: int = 4) -> dict[str, Tensor]:
-    """Masks of the ``n`` largest of every ``m`` neighbours along a row (N:M sparsity, 2104.08378); of equal ones the first.
+    """Masks of the ``n`` largest of every ``m`` neighbors along a row (N:M sparsity, 2104.08378); of equal ones the first.
 
     Raises:
         Refused: a weight whose rows do not divide into groups of ``m``.
@@ -155,7 +155,7 @@ def thinned(model: nn.Module, masks: Masks) -> nn.Module:
 def held(model: nn.Module, masks: Masks) -> Iterator[None]:
     """While entered, what the masks do not keep gets a gradient of exactly zero.
 
-    A weight of zero whose gradient is zero from the first step on stays zero under every optimiser that works number by
+    A weight of zero whose gradient is zero from the first step on stays zero under every optimizer that works number by
     number, weight decay and moments included, whatever the ZeRO stage: the gradient is masked before it is reduced. See
     :func:`keeps_zeros`.
     """
@@ -188,13 +188,13 @@ def check(model: nn.Module, masks: Masks) -> None:
         moved = int((parameters[name].detach()[~mask.to(parameters[name].device)] != 0).sum())
         if moved:
             raise Refused(
-                f"{name}: {moved:,} weights that were pruned have moved. Train with an optimiser that works number by "
+                f"{name}: {moved:,} weights that were pruned have moved. Train with an optimizer that works number by "
                 "number, such as adamw."
             )
 
 
 def keeps_zeros(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a weight of zero that has no gradient stays zero, tried on the optimiser's own parameters: they are used up.
+    """Whether a weight of zero that has no gradient stays zero, tried on the optimizer's own parameters: they are used up.
 
     It does under all that work number by number, and not under those that mix a matrix' entries (muon, shampoo).
     """

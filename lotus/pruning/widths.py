@@ -1,7 +1,7 @@
 """One block while it is cut: widths that only ever follow the order of scores, and the chunks by which they change.
 
 A chunk is ``round`` MLP units of a block, a head, or ``round`` dimensions in all heads of a block; where that is asked for,
-``round`` channels that a branch reads, or a branch as a whole.
+``round`` channels that a sublayer reads, or a sublayer as a whole.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from lotus.vit.cost import BlockCost, Outline
 from selection.errors import Refused
 
 KINDS = ("heads", "dims", "units")
-SPLIT = ("heads", "qk", "v", "units")
-INPUTS = ("attn_in", "mlp_in")
-BRANCHES = ("attn", "mlp")
+DECOUPLED = ("heads", "qk", "v", "units")
+IN_CHANNELS = ("attn_in", "mlp_in")
+SUBLAYERS = ("attn", "mlp")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class BlockWidths:
     take or bring back, and what that is worth. Counts only ever follow the order of scores."""
 
     def __init__(
-        self, index: int, outline: Outline, scores: Mapping[str, np.ndarray], round: int, *, inputs: bool
+        self, index: int, outline: Outline, scores: Mapping[str, np.ndarray], round: int, *, in_channels: bool
     ) -> None:
         self.index, self.outline, self.round = index, outline, round
         self.of = self.dims = outline.dims[index]
@@ -50,9 +50,9 @@ class BlockWidths:
         heads, qk_dim, v_dim, hidden = self.of[:4]
         name = f"blocks.{index}"
         self.reads: dict[str, int] = {}
-        """Channels that each branch reads now, where some of them may go."""
+        """Channels that each sublayer reads now, where some of them may go."""
         self.read_scores: dict[str, np.ndarray] = {}
-        if inputs:
+        if in_channels:
             for kind, there, of in (("attn_in", heads, self.of.attn_in), ("mlp_in", hidden, self.of.mlp_in)):
                 if there:
                     self.reads[kind] = of or outline.width
@@ -87,7 +87,7 @@ class BlockWidths:
         if kind == "units":
             units = _less(hidden, self.round) if hidden else 0
             return self.dims._replace(hidden=units) if units != hidden else None
-        if not heads or kind in INPUTS:
+        if not heads or kind in IN_CHANNELS:
             return None
         if kind == "attn":
             return Dims(0, 0, 0, hidden, None, self.dims.mlp_in)
@@ -102,7 +102,7 @@ class BlockWidths:
         raise AssertionError(kind)
 
     def more(self, kind: str) -> Dims | None:
-        """The widths with one chunk of ``kind`` more; None where all are there that may be. A branch comes
+        """The widths with one chunk of ``kind`` more; None where all are there that may be. A sublayer comes
         back as small as it can be."""
         heads, qk_dim, v_dim, hidden = self.dims[:4]
         least = self.least()
@@ -121,7 +121,7 @@ class BlockWidths:
         if kind == "units":
             units = _more(hidden, self.most.hidden, self.round) if hidden else 0
             return self.dims._replace(hidden=units) if units != hidden else None
-        if not heads or kind in INPUTS:
+        if not heads or kind in IN_CHANNELS:
             return None
         if kind == "heads":
             return self.dims._replace(heads=heads + 1) if heads < self.most.heads else None
@@ -134,7 +134,7 @@ class BlockWidths:
         raise AssertionError(kind)
 
     def least(self) -> Dims:
-        """The smallest widths at which both branches are still there."""
+        """The smallest widths at which both sublayers are still there."""
         reads = {kind: min(wide, self.round) for kind, wide in self.reads.items()}
         return least_of(self.of, self.round, whole_qk=self.whole_qk)._replace(
             **{kind: getattr(self.of, kind) if less == self.reads[kind] else less for kind, less in reads.items()}
@@ -157,8 +157,8 @@ class BlockWidths:
             return None
         here, there = self.cost(self.dims), self.cost(to)
         # A head takes its query/key dimensions along, but they act through its outputs alone: they are no extra loss.
-        # So does a branch with all that it reads.
-        keys, reads = kind in ("dims", "qk"), kind in INPUTS
+        # So does a sublayer with all that it reads.
+        keys, reads = kind in ("dims", "qk"), kind in IN_CHANNELS
         value = abs(self.worth(self.dims, keys=keys, reads=reads) - self.worth(to, keys=keys, reads=reads))
         return Chunk(self.index, kind, to, value, abs(here.macs - there.macs), abs(here.params - there.params))
 
@@ -182,7 +182,7 @@ class BlockWidths:
 def _scores(scores: Mapping[str, np.ndarray], site: str, shape: tuple[int, ...]) -> np.ndarray:
     found = scores.get(site)
     if found is None:
-        if site.endswith(".qk") or 0 in shape:  # a branch that is gone has no units
+        if site.endswith(".qk") or 0 in shape:  # a sublayer that is gone has no units
             return np.zeros(shape)
         raise Refused(f"{site}: has no scores. Here: {', '.join(sorted(scores)) or 'none'}.")
     array = np.asarray(found, dtype=np.float64)
@@ -199,11 +199,11 @@ def _sums(best_first: np.ndarray) -> np.ndarray:
     return np.concatenate([zero, np.cumsum(best_first, axis=-1)], axis=-1)
 
 
-def least_of(of: Dims, round: int, *, whole_qk: bool = False, split: bool = False) -> Dims:
-    """The smallest widths at which the branches that are there stay."""
+def least_of(of: Dims, round: int, *, whole_qk: bool = False, decouple_qk: bool = False) -> Dims:
+    """The smallest widths at which the sublayers that are there stay."""
     heads, hidden = min(of.heads, 1), min(of.hidden, round)
     if whole_qk:
-        return of._replace(heads=heads, v_dim=min(of.v_dim, round) if split else of.v_dim, hidden=hidden)
+        return of._replace(heads=heads, v_dim=min(of.v_dim, round) if decouple_qk else of.v_dim, hidden=hidden)
     return of._replace(heads=heads, qk_dim=min(of.qk_dim, round), v_dim=min(of.v_dim, round), hidden=hidden)
 
 

@@ -33,7 +33,7 @@ class Board:
             writer.close()
 
     def show(self, event: Event) -> None:
-        """Write the event's numbers: training by optimiser step, validation by epoch."""
+        """Write the event's numbers: training by optimizer step, validation by epoch."""
         if isinstance(event, Step):
             part, at = "train", event.done
         elif isinstance(event, Evaluated):

@@ -1,4 +1,4 @@
-"""One drawing, two outlets: SVG for pages, PNG through Pillow for everything else. Colours go by name, from the report's palette."""
+"""One drawing, two outlets: SVG for pages, PNG through Pillow for everything else. Colors go by name, from the report's palette."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ class Canvas:
         self._png.append(paint)
 
     def line(
-        self, x1: float, y1: float, x2: float, y2: float, colour: str, *, dash: bool = False, wide: float = 1
+        self, x1: float, y1: float, x2: float, y2: float, color: str, *, dash: bool = False, wide: float = 1
     ) -> None:
         dashes = ' stroke-dasharray="4 4"' if dash else ""
         self._svg.append(
             f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke-width="{wide:g}" '
-            f'style="stroke:var(--{colour})"{dashes}/>'
+            f'style="stroke:var(--{color})"{dashes}/>'
         )
 
         def paint(draw: ImageDraw.ImageDraw, image: Image.Image, s: float) -> None:
@@ -67,30 +67,30 @@ class Canvas:
             for start in parts.tolist():
                 end = min(1.0, start + 4 / length) if dash else 1.0
                 at = [(x1 + part * (x2 - x1), y1 + part * (y2 - y1)) for part in (start, end)]
-                draw.line([(a * s, b * s) for a, b in at], PALETTE[colour], round(wide * s))
+                draw.line([(a * s, b * s) for a, b in at], PALETTE[color], round(wide * s))
 
         self._png.append(paint)
 
-    def dots(self, places: npt.NDArray[np.floating], radius: float, colour: str) -> None:
+    def dots(self, places: npt.NDArray[np.floating], radius: float, color: str) -> None:
         """Dots at (n, 2)."""
         circles = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}"/>' for x, y in places.tolist())
-        self._svg.append(f'<g style="fill:var(--{colour})">{circles}</g>')
+        self._svg.append(f'<g style="fill:var(--{color})">{circles}</g>')
 
         def paint(draw: ImageDraw.ImageDraw, image: Image.Image, s: float) -> None:
             for x, y in places.tolist():
-                draw.ellipse([(x - radius) * s, (y - radius) * s, (x + radius) * s, (y + radius) * s], PALETTE[colour])
+                draw.ellipse([(x - radius) * s, (y - radius) * s, (x + radius) * s, (y + radius) * s], PALETTE[color])
 
         self._png.append(paint)
 
     def text(
-        self, x: float, y: float, words: str, *, colour: str = "ink", size: float = 12, anchor: str = "start",
+        self, x: float, y: float, words: str, *, color: str = "ink", size: float = 12, anchor: str = "start",
         bold: bool = False, turned: bool = False,
     ) -> None:  # fmt: skip
         """Words on the baseline ``y``; ``turned``: read from below."""
         turn = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if turned else ""
         weight = ' font-weight="600"' if bold else ""
         self._svg.append(
-            f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size:g}" text-anchor="{anchor}" style="fill:var(--{colour})"'
+            f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size:g}" text-anchor="{anchor}" style="fill:var(--{color})"'
             f"{weight}{turn}>{escape(words)}</text>"
         )
 
@@ -100,13 +100,13 @@ class Canvas:
             heavy = 0.025 * size * s if bold else 0
             where = {"start": "ls", "middle": "ms", "end": "rs"}[anchor]
             if not turned:
-                draw.text((x * s, y * s), told, PALETTE[colour], font, where, stroke_width=heavy)
+                draw.text((x * s, y * s), told, PALETTE[color], font, where, stroke_width=heavy)
                 return
             wide, tall = int(draw.textlength(told, font)) + 4, int(size * s * 1.5)
             slip = Image.new("L", (wide, tall))
             ImageDraw.Draw(slip).text((wide / 2, tall * 0.75), told, 255, font, "ms")
             slip = slip.rotate(90, expand=True)
-            image.paste(PALETTE[colour], (int(x * s - tall * 0.75), int(y * s - wide / 2)), slip)
+            image.paste(PALETTE[color], (int(x * s - tall * 0.75), int(y * s - wide / 2)), slip)
 
         self._png.append(paint)
 
@@ -134,7 +134,7 @@ class Canvas:
         self._png.append(paint)
 
     def svg(self, title: str, *, alone: bool = False) -> str:
-        """The drawing as SVG; ``alone``: a file of its own, which brings its colours, for day and night."""
+        """The drawing as SVG; ``alone``: a file of its own, which brings its colors, for day and night."""
         told = escape(title)
         style, more = "", ""
         if alone:
@@ -158,7 +158,7 @@ class Canvas:
 
 
 def _variables(palette: dict[str, str]) -> str:
-    return "".join(f"--{name}:{colour};" for name, colour in palette.items())
+    return "".join(f"--{name}:{color};" for name, color in palette.items())
 
 
 def _drawable(words: str, font: Any) -> str:

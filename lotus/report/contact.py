@@ -58,10 +58,10 @@ def sheet(
 
 
 def dimmed(image: Image.Image, kept: npt.NDArray[np.bool_]) -> Image.Image:
-    """``image`` with the patches that leave pale and without colour, but not white: skies are; ``kept``: (R, C)."""
+    """``image`` with the patches that leave pale and without color, but not white: skies are; ``kept``: (R, C)."""
     pixels = np.asarray(image, np.float32)
-    grey = pixels.mean(2, keepdims=True)
-    pale = np.array(_GONE, np.float32) * 0.82 + grey * 0.18
+    gray = pixels.mean(2, keepdims=True)
+    pale = np.array(_GONE, np.float32) * 0.82 + gray * 0.18
     mask = _cells(kept, pixels.shape[0], pixels.shape[1])[..., None]
     return Image.fromarray(np.where(mask, pixels, pale).round().clip(0, 255).astype(np.uint8))
 

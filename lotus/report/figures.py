@@ -1,6 +1,6 @@
 """Pictures of a run as inline SVG, drawn by hand: no plotting library, no script, nothing fetched.
 
-Colours are classes that the page's style sheet defines for light and dark (``dense``, ``lotus``, ``tune``, ``pale``, ``ink``,
+Colors are classes that the page's style sheet defines for light and dark (``dense``, ``lotus``, ``tune``, ``pale``, ``ink``,
 ``faint``, ``grid``). Every picture has a title that a screen reader reads out.
 """
 
@@ -28,7 +28,7 @@ class Series(NamedTuple):
 
     name: str
     style: str
-    """Class of its colour: ``dense``, ``lotus`` or ``tune``."""
+    """Class of its color: ``dense``, ``lotus`` or ``tune``."""
     x: Sequence[float]
     y: Sequence[float]
 
@@ -251,12 +251,12 @@ class _Axes:
             at = self.x(value)
             parts.append(f'<text class="faint" x="{at:.1f}" y="{floor + 16}" text-anchor="middle">{tick(value)}</text>')
         parts.append(f'<line class="axis" x1="{_LEFT}" x2="{end}" y1="{floor}" y2="{floor}"/>')
-        middle, centre = (_LEFT + end) / 2, (_TOP + floor) / 2
+        middle, center = (_LEFT + end) / 2, (_TOP + floor) / 2
         parts.append(
             f'<text class="faint" x="{middle}" y="{_HEIGHT - 8}" text-anchor="middle">{escape(self._names[0])}</text>'
         )
         parts.append(
-            f'<text class="faint" x="13" y="{centre}" text-anchor="middle" transform="rotate(-90 13 {centre})">'
+            f'<text class="faint" x="13" y="{center}" text-anchor="middle" transform="rotate(-90 13 {center})">'
             f"{escape(self._names[1])}</text>"
         )
         return "".join(parts)

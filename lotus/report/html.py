@@ -233,7 +233,7 @@ def _gates(steps: list[tuple[float, dict[str, float]]], target: float | None) ->
             Series("gates closed", "dense", at, [100 * values.get("zero_gates", 0) for _, values in steps]),
         ],
         title="Gates while training",
-        x="part of training done, %",
+        x="fraction of training done, %",
         y="%",
         bounds=(0, 100),
         level=(100 * target, f"budget {percent(target)}") if target else None,
@@ -241,11 +241,11 @@ def _gates(steps: list[tuple[float, dict[str, float]]], target: float | None) ->
 
 
 def _attention(found: Mapping[str, Any], stages: Stages) -> dict[str, Any]:
-    """How peaked attention is: a row a model, and what the penalty did to it, in words; empty where none was penalised."""
+    """How peaked attention is: a row a model, and what the penalty did to it, in words; empty where none was penalized."""
     models = found.get("models") or {}
     where = "last" if found.get("layers") == "last" else "all"
     training, dense = named(stages, "training"), named(stages, "dense")
-    names = (("start", "before training"), (training, "penalised"), (dense, "dense baseline, no penalty"))
+    names = (("start", "before training"), (training, "penalized"), (dense, "dense baseline, no penalty"))
     rows = [(name, models[key][where]) for key, name in names if key in models]
     if not rows:
         return {}

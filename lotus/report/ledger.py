@@ -26,7 +26,7 @@ def account(stages: Iterable[Mapping[str, Any]], *, kept_share: float, asks_dens
     Args:
         stages: a row a stage that was done: ``stage``, ``part`` (:attr:`lotus.stage.Stage.part`), ``seconds``,
             ``image_forwards``, ``macs``
-        kept_share: part of the images that the ticket keeps, in (0, 1]
+        kept_share: fraction of the images that the ticket keeps, in (0, 1]
         asks_dense: the dense model chose patches, so that its training is a part of what the lottery cost
 
     Returns:
@@ -204,7 +204,7 @@ def latency_told(latency: Mapping[str, Any]) -> str:
 
 
 def sizes(results: Mapping[str, Any], stages: Stages) -> list[dict[str, Any]]:
-    """The sizes that were written beside the pruned model, the largest first, with the part of the MACs and, where they were drawn
+    """The sizes that were written beside the pruned model, the largest first, with the fraction of the MACs and, where they were drawn
     by it, of the latency that each takes."""
     stage, found = told_by(results, stages, "sizes")
     dense = results.get(named(stages, "training"), {}).get("macs")

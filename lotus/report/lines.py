@@ -30,7 +30,7 @@ class Progress:
         self._from = (0, now)  # where the pace is taken from: a resumed stage does not start at 0
 
     def step(self, event: Step, now: float) -> None:
-        if event.done < self.done or not self.total:  # the first step, or a second probe in the same stage
+        if event.done < self.done or not self.total:  # the first step, or a second proxy in the same stage
             self._from = (event.done, now)
         self.name, self.done, self.total, self.unit = event.stage, event.done, event.total, event.unit
         self.values |= event.values
@@ -108,8 +108,8 @@ def kept_lines(kept: Mapping[str, Any]) -> list[str]:
     if dimensions := kept.get("dimensions"):
         lines.append(f"dimensions  {_dimensions(dimensions, kept.get('blocks'))}")
     if width := kept.get("width"):
-        told = f"{count(width['kept'])} of the stream's {count(width['of'])} channels"
-        lines.append(f"width       {told} ({percent(width['kept'] / width['of'])})")
+        told = f"{count(width['kept'])} of the residual stream's {count(width['of'])} channels"
+        lines.append(f"embed dim   {told} ({percent(width['kept'] / width['of'])})")
     if latency := kept.get("latency"):
         lines.append(f"latency     {ledger.latency_told(latency)}")
     if weights := kept.get("weights"):

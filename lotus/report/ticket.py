@@ -30,7 +30,7 @@ _BARS = 20  # classes that are shown one by one
 _ACROSS, _DOWN = 10, 2  # tiles of a strip
 _POINTS = 3000  # of the map
 _FITTED = 4000  # images that the map's axes are fitted on
-_CLEAR = 0.9  # part of the images that a cut must tell right to be drawn as one
+_CLEAR = 0.9  # fraction of the images that a cut must tell right to be drawn as one
 
 
 class Behind(Protocol):
@@ -131,7 +131,7 @@ def draw(subset: Subset, data: Behind | None = None) -> Canvas:
 
 
 def _head(canvas: Canvas, subset: Subset) -> None:
-    canvas.text(_EDGE, 40, "LOTUS", colour="lotus", size=14, bold=True)
+    canvas.text(_EDGE, 40, "LOTUS", color="lotus", size=14, bold=True)
     share = percent(len(subset) / subset.total)
     canvas.text(_EDGE, 74, f"{count(len(subset))} of {count(subset.total)} images kept, {share}", size=25, bold=True)
     origin = subset.origin
@@ -139,7 +139,7 @@ def _head(canvas: Canvas, subset: Subset) -> None:
     told += [f"seed {origin['seed']}"] if "seed" in origin else []
     told += ["classes balanced"] if origin.get("balance") else []
     told += [f"data {subset.fingerprint}"]
-    canvas.text(_EDGE, 98, " · ".join(told), colour="faint", size=13)
+    canvas.text(_EDGE, 98, " · ".join(told), color="faint", size=13)
 
 
 def _named(method: Any) -> str:
@@ -168,14 +168,14 @@ def histogram(
     for tick in figures.ticks(0, high, 4):
         at = bottom - tick / high * tall
         canvas.line(left, at, left + wide, at, "grid")
-        canvas.text(left - 7, at + 4, figures.tick(tick), colour="faint", size=11, anchor="end")
-    for colour, counts in (("away", everyone), ("lotus", chosen)):
+        canvas.text(left - 7, at + 4, figures.tick(tick), color="faint", size=11, anchor="end")
+    for color, counts in (("away", everyone), ("lotus", chosen)):
         for number in np.flatnonzero(counts):
             a, b, up = across(edges[number]), across(edges[number + 1]), float(counts[number]) / high * tall
-            canvas.rect(a + 0.5, bottom - up, max(b - a - 1, 0.5), up, colour)
+            canvas.rect(a + 0.5, bottom - up, max(b - a - 1, 0.5), up, color)
     canvas.line(left, bottom, left + wide, bottom, "rule")
     for tick in figures.ticks(float(edges[0]), float(edges[-1]), 6):
-        canvas.text(across(tick), bottom + 16, figures.tick(tick), colour="faint", size=11, anchor="middle")
+        canvas.text(across(tick), bottom + 16, figures.tick(tick), color="faint", size=11, anchor="middle")
     cut = cut_of(values, rows)
     if cut is not None:
         at = across(cut)
@@ -226,11 +226,11 @@ def classes(
     for number, (name, kept, of) in enumerate(bars):
         left, top = x + number // column * (_CARD + _GAP), y + 22 * (number % column)
         length = room * min(of / most, 1)
-        canvas.text(left + 100, top + 12, _short(name, 15), colour="faint", anchor="end")
+        canvas.text(left + 100, top + 12, _short(name, 15), color="faint", anchor="end")
         canvas.rect(left + 110, top + 2, length, 13, "away", radius=2)
         canvas.rect(left + 110, top + 2, length * kept / of, 13, "lotus", radius=2)
         told = f"{count(kept)} of {count(of)}, {percent(kept / of, 0)}"
-        canvas.text(left + 118 + length, top + 12, told, colour="faint", size=11)
+        canvas.text(left + 118 + length, top + 12, told, color="faint", size=11)
     _legend(canvas, x + 110, y + 22 * column + 16, [("kept", "lotus"), ("left out", "away")], "")
 
 
@@ -318,7 +318,7 @@ def _sheets(subset: Subset, read: Callable[[int], Pixels]) -> list[tuple[str, li
 def _sheet(strips: list[tuple[str, list[Pixels]]], side: float, frame: str) -> Callable[[Canvas, float, float], None]:
     def paint(canvas: Canvas, x: float, y: float) -> None:
         for name, tiles in strips:
-            canvas.text(x, y + 12, name, colour="faint")
+            canvas.text(x, y + 12, name, color="faint")
             y += 26
             for number, pixels in enumerate(tiles):
                 down, across = divmod(number, _ACROSS)
@@ -329,11 +329,11 @@ def _sheet(strips: list[tuple[str, list[Pixels]]], side: float, frame: str) -> C
 
 
 def _legend(canvas: Canvas, x: float, y: float, entries: list[tuple[str, str]], more: str) -> None:
-    for name, colour in entries:
-        canvas.rect(x, y - 9, 10, 10, colour, radius=3)
-        canvas.text(x + 15, y, name, colour="faint", size=11)
+    for name, color in entries:
+        canvas.rect(x, y - 9, 10, 10, color, radius=3)
+        canvas.text(x + 15, y, name, color="faint", size=11)
         x += 30 + 6 * len(name)
-    canvas.text(x, y, more, colour="faint", size=11)
+    canvas.text(x, y, more, color="faint", size=11)
 
 
 def _short(name: str, most: int) -> str:
@@ -341,8 +341,8 @@ def _short(name: str, most: int) -> str:
 
 
 def _page(title: str, svg: str) -> str:
-    day = "".join(f"--{name}:{colour};" for name, colour in PALETTE.items())
-    night = "".join(f"--{name}:{colour};" for name, colour in NIGHT.items())
+    day = "".join(f"--{name}:{color};" for name, color in PALETTE.items())
+    night = "".join(f"--{name}:{color};" for name, color in NIGHT.items())
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">"

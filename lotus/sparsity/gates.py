@@ -1,7 +1,7 @@
-"""Gates: one number for each dimension that may go, learnt while the model trains and driven to zero.
+"""Gates: one number for each dimension that may go, learned while the model trains and driven to zero.
 
 A gate multiplies what ``proj`` reads (an attention-output dimension) or what ``fc2`` reads (an MLP hidden unit); with
-``inputs`` also what ``qkv`` and ``fc1`` read of the stream: the four sites of VTP (2104.08500). Gates are float32 tensors outside the module, the engine and the optimizer, so that they work the same
+``in_channels`` also what ``qkv`` and ``fc1`` read of the residual stream: the four sites of VTP (2104.08500). Gates are float32 tensors outside the module, the engine and the optimizer, so that they work the same
 under every ZeRO stage: after a backward their gradients, which lie in one flat vector, are averaged over the ranks, and
 an Adam of a few lines moves them.
 
@@ -20,7 +20,7 @@ looks only at the MACs of closed gates sees nothing all the while, winds up, and
   that are closed stay so: held at exact zero by ``proximal``, pressed on with the lambda of the arrival by
   ``subgradient``. Should some of the latter come back, so that the budget is missed again, the first rule takes over again.
 
-Where the budget is a part of all gates (``prune.keep.gates``, VTP's), the same is done with a gate's share of the gates.
+Where the budget is a fraction of all gates (``prune.keep.gates``, VTP's), the same is done with a gate's share of the gates.
 
 So the share of open MACs ends within one unit below the target with ``proximal``, and somewhat lower with
 ``subgradient``, where gates that were on their way swing through. ``lr`` times the steps after ``start`` should be 2 or
@@ -50,7 +50,7 @@ _BETAS = (0.9, 0.999)  # Adam's own defaults (1412.6980)
 _EPS = 1e-8
 _EVERY = 5  # optimizer steps between two looks at lambda; each look reads a number from the device
 _FASTEST = 2.5  # lambda grows or shrinks at most by this factor at a look while the target is ahead
-_ARRIVAL = 0.85  # part of training by which the budget should be met, so that the rest can settle
+_ARRIVAL = 0.85  # fraction of training by which the budget should be met, so that the rest can settle
 _LARGEST = 1e3  # of lambda: far beyond any step of Adam, so that no gate leaves zero
 
 Target = TypeVar("Target", nn.Module, dict[str, Tensor])
@@ -60,13 +60,13 @@ Press = Callable[[Tensor, Tensor, penalties.Descend, float, float | Tensor], Ten
 """(G,) gates, (G,) gradient, the optimizer's step, learning rate, lambda -> (G,)."""
 
 
-def pressing(wants: Method, shelves: Sequence[ModuleType] = (), *, place: str = "train.sparsity.penalty") -> Press:
+def pressing(penalty: Method, shelves: Sequence[ModuleType] = (), *, place: str = "train.sparsity.penalty") -> Press:
     """The penalty of a config: a function of :mod:`lotus.sparsity.penalties`, or of the user's own.
 
     Raises:
         Refused: there is no such penalty, or no such setting of it; it reads what is not here, or gives no gates.
     """
-    method = find([penalties, *shelves], wants.name, place=place)
+    method = find([penalties, *shelves], penalty.name, place=place)
     names, gates = reads(method), torch.ones(2)
     tried = {
         "values": gates,
@@ -75,15 +75,17 @@ def pressing(wants: Method, shelves: Sequence[ModuleType] = (), *, place: str = 
         "lr": 0.1,
         "strength": 0.1,
     }
-    found = call(method, tried, wants.options, place=place)
+    found = call(method, tried, penalty.options, place=place)
     if not isinstance(found, Tensor) or found.shape != gates.shape:
-        raise Refused(f"{place}: {wants.name!r} gives no gates after the step. Return a tensor of the shape of values.")
+        raise Refused(
+            f"{place}: {penalty.name!r} gives no gates after the step. Return a tensor of the shape of values."
+        )
 
     def press(
         values: Tensor, gradient: Tensor, descend: penalties.Descend, lr: float, strength: float | Tensor
     ) -> Tensor:
         here = {"values": values, "gradient": gradient, "descend": descend, "lr": lr, "strength": strength}
-        moved: Tensor = method(*(here[name] for name in names), **wants.options)
+        moved: Tensor = method(*(here[name] for name in names), **penalty.options)
         return moved
 
     return press
@@ -119,8 +121,8 @@ class Gates:
     ) -> None:
         """
         Args:
-            target: part of the model's MACs that is to stay open, or None where the budget is not in MACs
-            of_gates: part of the gates that is to stay open, where that is the budget. Without either lambda stays as it
+            target: fraction of the model's MACs that is to stay open, or None where the budget is not in MACs
+            of_gates: fraction of the gates that is to stay open, where that is the budget. Without either lambda stays as it
                 is set.
             shelves: files of the user's own, for a penalty of theirs
 
@@ -133,7 +135,7 @@ class Gates:
         self.tau = 0.0 if reaches_zero(self._penalty) else 2 * settings.lr
         self.strength = settings.strength
         self._model = model
-        self._sites = anatomy.sites(model, inputs=settings.inputs)
+        self._sites = anatomy.sites(model, in_channels=settings.in_channels)
 
         widths = [linear.in_features for linear in self._sites.values()]
         size = sum(widths)
@@ -175,7 +177,7 @@ class Gates:
         """Move the gates, after a backward at an accumulation boundary.
 
         Args:
-            progress: part of training that is done, 0 to 1
+            progress: fraction of training that is done, 0 to 1
             reduce: takes the mean over ranks in place, of all gates' gradients in one vector; None with one rank
         """
         if reduce is not None:
@@ -204,7 +206,7 @@ class Gates:
         self._gradient.zero_()
 
     def open_macs(self) -> float:
-        """Part of the model's MACs that is left when every closed gate's unit is cut."""
+        """Fraction of the model's MACs that is left when every closed gate's unit is cut."""
         return self._macs.left(self._flat.abs() > self.tau)
 
     def end_epoch(self, epoch: int) -> None:
@@ -226,7 +228,7 @@ class Gates:
         return bird is not None and self.target is not None and bool((self._distances < bird.epsilon).all())
 
     def distances(self) -> list[float]:
-        """Part of the gates in which the masks of successive epochs differ, the last ones; 1 where nothing is known."""
+        """Fraction of the gates in which the masks of successive epochs differ, the last ones; 1 where nothing is known."""
         return [float(one) for one in self._distances]
 
     def summary(self) -> dict[str, float]:
@@ -284,7 +286,7 @@ class Gates:
         if isinstance(target, nn.Module):
             if target is self._model:
                 self.remove()
-            sites = anatomy.sites(target, inputs=self.settings.inputs)
+            sites = anatomy.sites(target, in_channels=self.settings.in_channels)
             weights = {site: linear.weight for site, linear in sites.items()}
         else:
             names = {id(module): name for name, module in self._model.named_modules()}
@@ -373,7 +375,7 @@ class Gates:
 
 
 class _Macs:
-    """The part of a model's MACs that is left when gates are closed.
+    """The fraction of a model's MACs that is left when gates are closed.
 
     With an MLP unit go a row of fc1 (two where it is gated) and a column of fc2. With an attention-output dimension go, since a block's q, k
     and v keep equally many, its rows of qkv, its column of proj, and its part of QK^T and AV. With an input goes a column
@@ -381,7 +383,7 @@ class _Macs:
     """
 
     costs: Tensor | None
-    """(G,) part of the model's MACs that goes with each gate; None with inputs, where it depends on the others."""
+    """(G,) fraction of the model's MACs that goes with each gate; None with inputs, where it depends on the others."""
 
     def __init__(self, model: nn.Module, sites: dict[str, nn.Linear], widths: list[int], device: torch.device) -> None:
         outline = cost.outline(model)

@@ -8,7 +8,7 @@ are (nothing < 1x1 < 3x3 < attention):
 
 and one gate an MLP unit. In training a gate is a hard Bernoulli sample whose gradient is that of its relaxation (temperature 1,
 straight-through); else it is open above 1/2. To the loss comes lambda (keep - F)^2, F the MACs behind gates that are open now, as
-a part of the dense model's; its gradient goes through sigmoid(g - 1/2), as in the paper's code.
+a fraction of the dense model's; its gradient goes through sigmoid(g - 1/2), as in the paper's code.
 
 As for other gates (:mod:`lotus.sparsity.gates`) theta is float32 and lives outside the module, the engine and the optimizer: what the forward
 multiplies with are leaves, whose gradients are averaged over the ranks and carried back to theta here. One draw serves an
@@ -95,7 +95,7 @@ class NestedGates:
     ) -> None:
         """
         Args:
-            keep: part of the model's MACs that is aimed at
+            keep: fraction of the model's MACs that is aimed at
             strength: lambda
 
         Raises:
@@ -107,7 +107,7 @@ class NestedGates:
         for block in self._blocks:
             if not (block.has_attn and block.has_mlp) or block.reads("attn") or block.reads("mlp"):
                 raise Refused(
-                    f"prune.convolve: {block.name} lost a branch, or reads a part of the stream. Take the model from before that cut."
+                    f"prune.convolve: {block.name} lost a sublayer, or reads a part of the residual stream. Take the model from before that cut."
                 )
         if not isinstance(vit.patch_drop, nn.Identity):
             raise Refused("prune.convolve: convolutions need every patch in its place. Remove patch_drop_rate.")
@@ -154,7 +154,7 @@ class NestedGates:
                 leaf.grad = None
 
     def open_macs(self) -> float:
-        """Part of the model's MACs behind the gates that are open at evaluation."""
+        """Fraction of the model's MACs behind the gates that are open at evaluation."""
         with torch.no_grad():
             return float(self._share(self.theta))
 
@@ -263,7 +263,7 @@ class NestedGates:
         self._leaves = leaves  # type: ignore[assignment]
 
     def _share(self, theta: Tensor) -> Tensor:
-        """MACs of the open gates, as a part of the model's; differentiable."""
+        """MACs of the open gates, as a fraction of the model's; differentiable."""
         total = torch.as_tensor(self._fixed, device=theta.device)
         for part, (one, three, attention, unit) in zip(open_gates(theta).split(self.widths), self._costs, strict=True):
             first, second, third = part[:3].cumprod(0)

@@ -7,7 +7,7 @@ Each stage is a file, named as it is, with its declaration (a :class:`lotus.stag
 before it::
 
     context, ahead                what stages have at hand; what is known before anything is done
-    patches, fit, probe           what they share: fewer patches, a training, the probes
+    patches, fit, proxy           what they share: token pruning, a training, the proxies
     cut, search, zeros            ways to prune: by scores, by trying, to zeros
     outside                       pruning a model that LOTUS never trained, without a run
     prepare, score, select, baseline, train, prune, finetune, export, report

@@ -72,7 +72,7 @@ class Ahead:
         return count(self.dense).macs
 
     def share(self, patches: Patches | None) -> float:
-        """Part of the dense model's MACs that a training of the ticket on ``patches`` spends, its schedule included."""
+        """Fraction of the dense model's MACs that a training of the ticket on ``patches`` spends, its schedule included."""
         from lotus.vit.tokens import Tokens
         from selection.joint import allot
 
@@ -129,7 +129,7 @@ def check_weights(place: str, model: Model) -> None:
 
 
 def patches_told(patches: Patches | None) -> str:
-    """What a stage says of fewer patches, behind what it does."""
+    """What a stage says of token pruning, behind what it does."""
     return "" if patches is None else f", patches: {patches.mode}, keep {patches.keep:g}, evaluated {patches.evaluate}"
 
 

@@ -33,7 +33,7 @@ STAGE = Stage(
     "baseline",
     "train the dense model on all images, to compare with",
     baseline,
-    settings=("train", "-train.sparsity", "-train.redraw", "-train.patches", "-train.guests", "model", "seed"),
+    settings=("train", "-train.sparsity", "-train.dynamic", "-train.patches", "-train.guests", "model", "seed"),
     after=("prepare",),
     outputs=("baseline/spec.json",),
     every_rank=True,

@@ -27,13 +27,13 @@ def check(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
     from lotus.training import named
     from lotus.training.optim import make_schedule
 
-    wants, again, criterion = config.select, config.train.redraw, config.prune.criterion
+    wants, again, criterion = config.select, config.train.dynamic, config.prune.criterion
     lottery.choose(score=wants.score, pick=wants.pick, keep=wants.keep, shelves=shelves)
     if again is not None:
-        redraw.choose(pick=again, keep=again.keep, epochs=config.train.epochs, shelves=shelves, place="train.redraw")
+        redraw.choose(pick=again, keep=again.keep, epochs=config.train.epochs, shelves=shelves, place="train.dynamic")
     pressing(config.train.sparsity.penalty, shelves)
     for part, recipe in (("train", config.train), ("score", config.score), ("finetune", config.finetune)):
-        linear = part == "score" and config.score.probe == "linear"  # whose heads go by our own schedules alone
+        linear = part == "score" and config.score.proxy == "linear_probe"  # whose heads go by our own schedules alone
         make_schedule(recipe, () if linear else shelves, place=part)
         named.check(recipe.guests, shelves, place=f"{part}.guests")
     found = methods.find([criteria, *shelves], criterion.name, place="prune.criterion")
@@ -41,7 +41,7 @@ def check(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
     run, rows = Run(config), rules.of(shelves)
     known = {
         "ranks": int(os.environ.get("WORLD_SIZE", "1")),
-        "recorded": frozenset(run.reads(shelves)) if run.probed else frozenset(),
+        "recorded": frozenset(run.reads(shelves)) if run.needs_proxy else frozenset(),
         "reads": frozenset(methods.reads(found)),
     }
     for place, section in rules.sections(config):

@@ -50,8 +50,8 @@ def patch_ticket(
     from lotus.vit import tokens
     from lotus.vit.model import create
 
-    wants = _wanted(config, score, model, keep, shelves)
-    share, ask = wants.keep, wants.model
+    request = _wanted(config, score, model, keep, shelves)
+    share, ask = request.keep, request.model
     if not prepared:
         yield from go(config, until="prepare", shelves=shelves)
     context = Context.open(run_of(config, shelves), shelves).alone()
@@ -69,14 +69,14 @@ def patch_ticket(
             "model.name=NAME model.args.img_size=SIDE.",
             level="warning",
         )
-    file, _, made = yield from patch_file(context, "patches", wants, config.train, trained)
+    file, _, made = yield from patch_file(context, "patches", request, config.train, trained)
     maps, asked = patch_maps.load(file, fingerprint=manifest.fingerprint)
     mass = patch_maps.load_mass(file)
     count = int(trained.patch_embed.num_patches)
     mean = maps.mean(0) / 255
     stays = tokens.kept(count, share)
     told = {
-        "file": str(file), "made": made, "score": wants.score.name, "model": ask, "images": len(maps), "keep": share,
+        "file": str(file), "made": made, "score": request.score.name, "model": ask, "images": len(maps), "keep": share,
         "kept": stays, "of": count, "cut_as": "" if ask else plain.name, "patch": list(trained.patch_embed.patch_size), "mean_map": mean.round(4).tolist(),
         "mass": None if mass is None else float(mass[tokens.kept(len(mass), share) - 1]),
     }  # fmt: skip
@@ -97,18 +97,18 @@ def _wanted(config: Config, score: str, model: str, keep: float | None, shelves:
     from lotus.vit import saliency
 
     own = config.train.patches
-    wants = own if own is not None and own.mode == "input" else Patches(mode="input", keep=own.keep if own else 0.7)
-    method = Method(name=score) if score else wants.score
+    request = own if own is not None and own.mode == "input" else Patches(mode="input", keep=own.keep if own else 0.7)
+    method = Method(name=score) if score else request.score
     asks = saliency.reads_a_model(method, shelves, place="--score")
-    ask = model or (wants.model if asks else "")
+    ask = model or (request.model if asks else "")
     if asks and not ask:
         raise Refused(f"--score {method.name}: it reads a model. Name one that LOTUS wrote with --model FOLDER.")
     if not asks and ask:
         raise Refused(f"--model {ask}: {method.name!r} reads the image alone and asks no model. Leave it out.")
-    share = wants.keep if keep is None else keep
+    share = request.keep if keep is None else keep
     if not 0 < share <= 1:
-        raise Refused(f"--keep: the part that stays lies in (0, 1], not {share:g}.")
-    return wants.model_copy(update={"score": method, "model": ask, "cached": not asks, "keep": share})
+        raise Refused(f"--keep: the fraction that stays lies in (0, 1], not {share:g}.")
+    return request.model_copy(update={"score": method, "model": ask, "cached": not asks, "keep": share})
 
 
 def _draw_ticket(
@@ -167,7 +167,7 @@ def evaluate_model(config: Config, which: str, shelves: Sequence[ModuleType] = (
     run dense or sparse as its training was to be evaluated (``patches.evaluate``).
 
     Where the config's ``data`` is not what the run was prepared from, those images are read for this once and thrown away; they
-    are normalised as the run's own, and the run stays as it is.
+    are normalized as the run's own, and the run stays as it is.
 
     Raises:
         Refused: no such model, or no validation images yet; other images of other classes.

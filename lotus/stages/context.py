@@ -65,11 +65,11 @@ class Context:
         return Manifest.load(self.run.train_beton)
 
     def signals(self) -> Signals:
-        """What the probe left; labels alone where nothing else is read."""
+        """What the proxy left; labels alone where nothing else is read."""
         from lotus.data import beton
         from selection.signals import Signals
 
-        if self.run.probed:
+        if self.run.needs_proxy:
             return Signals.load(self.run.signals, only=self.run.reads(self.shelves))
         manifest = self.manifest()
         known = {"labels": beton.labels(self.run.train_beton)}
@@ -91,7 +91,7 @@ class Context:
         )
 
     def loader(self, file: Path, order: SamplePlan, *, size: int, augment: Augment | None, seed: int) -> Loader:
-        """``file`` in an order, normalised as the training images are."""
+        """``file`` in an order, normalized as the training images are."""
         from lotus.data.loader import open_loader
 
         manifest, data = self.manifest(), self.config.data

@@ -19,7 +19,7 @@ from lotus.stages.context import Context
 if TYPE_CHECKING:
     from torch import nn
 
-    from lotus.pruning import Batches, Drawn, Study
+    from lotus.pruning import Batches, Pruned, Study
     from lotus.pruning.latency import Table
 
 
@@ -33,7 +33,7 @@ class Uncut:
     """Learned gates by site; None without."""
     calibration: np.ndarray
     """Rows of the training images that are looked at."""
-    wants: Prune
+    request: Prune
     """With a whole number for ``round``."""
     table: Table | None = None
     """What widths take on this device, for a budget of latency."""
@@ -54,28 +54,28 @@ class Cut:
 Cutting = Generator[Event, None, tuple[Cut, dict[str, Any]]]
 
 
-def known_here(model: nn.Module, wants: Prune) -> Generator[Event, None, tuple[Prune, Table | None]]:
+def known_here(model: nn.Module, request: Prune) -> Generator[Event, None, tuple[Prune, Table | None]]:
     """What this device has to say: the number that ``round: auto`` stands for, and, for a budget of latency, what widths take."""
     from lotus.pruning import latency
 
-    if wants.round == "auto":
-        multiple = latency.fast_multiple(model, wants.latency_batch)
-        yield Said("prune", f"Widths stay multiples of {multiple}: measured at batch {wants.latency_batch}.")
-        wants = wants.model_copy(update={"round": multiple})
-    if wants.keep.latency is None:
-        return wants, None
+    if request.round == "auto":
+        multiple = latency.fast_multiple(model, request.latency_batch)
+        yield Said("prune", f"Widths stay multiples of {multiple}: measured at batch {request.latency_batch}.")
+        request = request.model_copy(update={"round": multiple})
+    if request.keep.latency is None:
+        return request, None
     table = yield from watched(
         "prune",
         latency.timings(model),
-        lambda progress: latency.measure(model, wants.latency_batch, progress=progress),
+        lambda progress: latency.measure(model, request.latency_batch, progress=progress),
         unit="timings",
     )
-    return wants, table
+    return request, table
 
 
 def lottery(
-    model: nn.Module, batches: Batches, wants: Prune, *, images: int, **more: Any
-) -> Generator[Event, None, Drawn]:
+    model: nn.Module, batches: Batches, request: Prune, *, images: int, **more: Any
+) -> Generator[Event, None, Pruned]:
     """:func:`lotus.pruning.lottery`, with its progress.
 
     Args:
@@ -85,13 +85,13 @@ def lottery(
     from lotus import pruning
     from lotus.pruning import narrow
 
-    tried = narrow.GRID if wants.width == "search" else (wants.stream,)  # auto: others perhaps, later
-    passes = len(tried) * (1 + wants.rotate) + any(part < 1 for part in tried)
+    tried = narrow.GRID if request.embed_dim == "search" else (request.embed_fraction,)  # auto: others perhaps, later
+    passes = len(tried) * (1 + request.rotate) + any(part < 1 for part in tried)
     return (
         yield from watched(
             "prune",
             images * passes,
-            lambda progress: pruning.lottery(model, batches, wants, **more, progress=progress),
+            lambda progress: pruning.lottery(model, batches, request, **more, progress=progress),
         )
     )
 
@@ -103,7 +103,7 @@ def draw(uncut: Uncut) -> Cutting:
         drawn = yield from lottery(
             uncut.model,
             lambda: loader.epoch(0),
-            uncut.wants,
+            uncut.request,
             images=len(calibration),
             shelves=context.shelves,
             gates=uncut.gates,
@@ -127,26 +127,32 @@ def draw_sizes(uncut: Uncut) -> Cutting:
     """By scores: measured once, cut to the budget and to all further sizes."""
     from lotus.vit.cost import count
 
-    context, wants, table = uncut.context, uncut.wants, uncut.table
-    keep = wants.keep.asked
+    context, request, table = uncut.context, uncut.request, uncut.table
+    keep = request.keep.asked
     dense = count(uncut.model)
-    if all(part == 1 for part in (*keep.values(), *wants.sizes, wants.stream)):  # nothing is to be turned or folded
-        wants = wants.model_copy(update={"rotate": False, "compensate": "none"})
-    model, spent, notes = yield from narrow_stream(context, uncut.model, uncut.calibration, wants)
-    studied = yield from study(context, model, uncut.gates, uncut.calibration, wants)
-    drawn = studied.draw(wants, whole=dense, table=table)
+    if all(
+        part == 1 for part in (*keep.values(), *request.sizes, request.embed_fraction)
+    ):  # nothing is to be turned or folded
+        request = request.model_copy(update={"rotate": False, "compensate": "none"})
+    model, spent, notes = yield from narrow_stream(context, uncut.model, uncut.calibration, request)
+    studied = yield from study(context, model, uncut.gates, uncut.calibration, request)
+    drawn = studied.draw(request, whole=dense, table=table)
     now = count(model)
     told: dict[str, Any] = {}
-    # Of a narrower stream's MACs more may stay; sizes beyond it are as large as it.
-    keeps = [{what: min(1.0, part * dense.macs / now.macs) for what, part in keep.items()} for keep in wants.more_sizes]
-    for part, small in zip(sorted(wants.sizes, reverse=True), studied.nested(wants, keeps, table=table), strict=True):
+    # Of a smaller embedding dimension's MACs more may stay; sizes beyond it are as large as it.
+    keeps = [
+        {what: min(1.0, part * dense.macs / now.macs) for what, part in keep.items()} for keep in request.more_sizes
+    ]
+    for part, small in zip(
+        sorted(request.sizes, reverse=True), studied.nested(request, keeps, table=table), strict=True
+    ):
         told[f"{part:g}"] = yield from _keep_size(context, part, small)
     more = yield from timed(context, drawn)
     cut = Cut(drawn.model, drawn.before, drawn.after, spent + drawn.forwards, (*notes, *drawn.notes))
     return cut, {"sizes": told, **more}
 
 
-def _keep_size(context: Context, part: float, small: Drawn) -> Generator[Event, None, dict[str, Any]]:
+def _keep_size(context: Context, part: float, small: Pruned) -> Generator[Event, None, dict[str, Any]]:
     """Measure and write one of several sizes."""
     import lotus.pruning
     from lotus.training import loop
@@ -166,14 +172,14 @@ def _keep_size(context: Context, part: float, small: Drawn) -> Generator[Event, 
 
 
 def narrow_stream(
-    context: Context, model: nn.Module, calibration: np.ndarray, wants: Prune
+    context: Context, model: nn.Module, calibration: np.ndarray, request: Prune
 ) -> Generator[Event, None, tuple[nn.Module, int, list[str]]]:
-    """The model with ``prune.width`` of its stream's channels, the images gone through for it, and what is to be said."""
+    """The model with ``prune.embed_dim`` of its stream's channels, the images gone through for it, and what is to be said."""
     from lotus.pruning import narrow
     from lotus.vit import anatomy
 
     wide = anatomy.blocks(model)[0].width
-    channels = narrow.channels(model, wants.stream, wants.multiple)
+    channels = narrow.channels(model, request.embed_fraction, request.multiple)
     if channels == wide:
         return model, 0, []
     with context.images(context.run.train_beton, calibration, context.config.train, model) as loader:
@@ -183,11 +189,11 @@ def narrow_stream(
             lambda progress: narrow.statistics(model, loader.epoch(0), progress=progress),
         )
     small = narrow.narrow(model, found, channels, compensate=context.config.prune.compensate)
-    return small, found.images, [f"Of the stream's {wide} channels {channels} stay, turned."]
+    return small, found.images, [f"Of the residual stream's {wide} channels {channels} stay, turned."]
 
 
 def study(
-    context: Context, model: nn.Module, gates: Any, calibration: np.ndarray, wants: Prune
+    context: Context, model: nn.Module, gates: Any, calibration: np.ndarray, request: Prune
 ) -> Generator[Event, None, Study]:
     """The model rotated, measured and scored."""
     import lotus.pruning
@@ -196,11 +202,11 @@ def study(
         return (
             yield from watched(
                 "prune",
-                len(calibration) * (2 if wants.rotate else 1),
+                len(calibration) * (2 if request.rotate else 1),
                 lambda progress: lotus.pruning.study(
                     model,
                     lambda: loader.epoch(0),
-                    wants,
+                    request,
                     shelves=context.shelves,
                     gates=gates,
                     seed=context.config.seed,

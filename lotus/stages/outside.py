@@ -59,30 +59,30 @@ def prune(job: Job) -> Iterator[Event]:
     from lotus.pruning import spec
     from lotus.pruning.measure import enough
 
-    page, wants = job.page, job.page.prune
+    page, request = job.page, job.page.prune
     began = time.monotonic()
     _refuse_to_replace(Path(job.out), force=job.force)
     yield Began(
-        "prune", f"{page.model.name}, keep {', '.join(f'{what} {part:g}' for what, part in wants.keep.asked.items())}"
+        "prune", f"{page.model.name}, keep {', '.join(f'{what} {part:g}' for what, part in request.keep.asked.items())}"
     )
     model, about = _adopted(page)
-    wants = yield from _within_reach(model, wants)
+    request = yield from _within_reach(model, request)
     train, val = open_data(page.data, job.shelves, learned=False)
-    labelled = len(train.classes) == model.num_classes
-    if not labelled:
+    labeled = len(train.classes) == model.num_classes
+    if not labeled:
         yield Said(
             "prune",
             f"The data has {len(train.classes)} class{'es' if len(train.classes) > 1 else ''}, the model tells {model.num_classes} apart: its own answers stand in for "
             "labels, and what is measured is how often the small model agrees with it.",
             level="warning",
         )
-    wants, table = yield from known_here(model, wants)
-    images = _Images(model, about["mean"], about["std"], labelled, page.seed)
-    looked_at = min(wants.calibration or enough(model), len(train))
+    request, table = yield from known_here(model, request)
+    images = _Images(model, about["mean"], about["std"], labeled, page.seed)
+    looked_at = min(request.calibration or enough(model), len(train))
     cut = yield from lottery(
         model,
         _batches(images, train, looked_at),
-        wants,
+        request,
         images=looked_at,
         shelves=job.shelves,
         seed=page.seed,
@@ -100,8 +100,8 @@ def prune(job: Job) -> Iterator[Event]:
         seen = _batches(images, val, job.evaluate)
         before, after = yield from watched("prune", 2 * min(job.evaluate, len(val)), lambda progress: _top1(
             (model, cut.model), seen, progress))  # fmt: skip
-        told |= {"top1_before": before, "top1": after} if labelled else {"agreement": after}
-    if labelled:
+        told |= {"top1_before": before, "top1": after} if labeled else {"agreement": after}
+    if labeled:
         about = {**about, "classes": list(train.classes)}
     lotus.pruning.save(cut.model, job.out, about={**about, "made_by": MADE_BY})
     yield Wrote("prune", str(job.out))
@@ -127,21 +127,21 @@ def _adopted(page: OneCut) -> tuple[Any, dict[str, Any]]:
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), {**about, **beside}
 
 
-def _within_reach(model: nn.Module, wants: Prune) -> Generator[Event, None, Prune]:
-    """Refuse, before any image is read, what cannot be met. Returns ``wants`` with a whole number for ``round``."""
+def _within_reach(model: nn.Module, request: Prune) -> Generator[Event, None, Prune]:
+    """Refuse, before any image is read, what cannot be met. Returns ``request`` with a whole number for ``round``."""
     from lotus.pruning import budget, latency, narrow
     from lotus.vit import anatomy, cost
 
-    if wants.round == "auto":
-        multiple = latency.fast_multiple(model, wants.latency_batch)
-        yield Said("prune", f"Widths stay multiples of {multiple}: measured at batch {wants.latency_batch}.")
-        wants = wants.model_copy(update={"round": multiple})
-    widths = narrow.tries(model, wants)
-    if widths == (1.0,):  # a narrower stream may reach further
-        branches = wants.branches if anatomy.is_vit(model) else False
-        budget.check_reach(cost.outline(model), wants.model_copy(update={"branches": branches}))
-    narrow.useful(model, widths, wants)
-    return wants
+    if request.round == "auto":
+        multiple = latency.fast_multiple(model, request.latency_batch)
+        yield Said("prune", f"Widths stay multiples of {multiple}: measured at batch {request.latency_batch}.")
+        request = request.model_copy(update={"round": multiple})
+    widths = narrow.tries(model, request)
+    if widths == (1.0,):  # a smaller embedding dimension may reach further
+        sublayers = request.sublayers if anatomy.is_vit(model) else False
+        budget.check_reach(cost.outline(model), request.model_copy(update={"sublayers": sublayers}))
+    narrow.useful(model, widths, request)
+    return request
 
 
 def _refuse_to_replace(out: Path, *, force: bool) -> None:
@@ -191,7 +191,7 @@ class _Images:
     model: Any
     mean: Sequence[float]
     std: Sequence[float]
-    labelled: bool
+    labeled: bool
     """Whether the data's labels are the model's; else its own answers stand in."""
     seed: int
 
@@ -210,7 +210,7 @@ def _batches(images: _Images, source: Source, most: int) -> Batches:
         device = next(model.parameters()).device
         for x, labels in unpacked.batches(source, rows, size, mean=images.mean, std=images.std):
             x, labels = x.to(device), labels.to(device)
-            if not images.labelled:
+            if not images.labeled:
                 training = model.training
                 with torch.no_grad():
                     labels = model.eval()(x).argmax(dim=1)

@@ -1,4 +1,4 @@
-"""Fewer patches in a training: the model on fewer tokens, what is told of it, and the scores that patches are dropped by."""
+"""Token pruning in a training: the model on fewer tokens, what is told of it, and the scores that patches are dropped by."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def as_evaluated(model: nn.Module, patches: Patches | None, shelves: Sequence[Mo
 def told_of_patches(
     patches: Any, tokens: Tokens, joint: Joint | None = None, rows: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """What is recorded of a training on fewer patches: shares are of the tokens that the average block's MLP sees."""
+    """What is recorded of a training with token pruning: shares are of the tokens that the average block's MLP sees."""
     found = {
         "mode": patches.mode,
         "keep": patches.keep,

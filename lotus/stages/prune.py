@@ -47,19 +47,19 @@ def prune(context: Context) -> Work:
     from lotus.training import loop
     from selection.subset import Subset
 
-    run, config, wants = context.run, context.config, context.config.prune
+    run, config, request = context.run, context.config, context.config.prune
     clear(run.folder)
-    if wants.method != "structured":
+    if request.method != "structured":
         return (yield from zero_weights(context))
     model = lotus.pruning.load(run.of("train")).to(context.world.device)
     again = "Make it again: lotus run CONFIG --from train."
     gates = read_tensors(run.gates, again) if config.train.sparsity.gates else None
     rows = Subset.load(run.ticket).rows
     rng = np.random.default_rng([config.seed, CALIBRATION])
-    calibration = np.sort(rng.choice(rows, size=min(wants.calibration or enough(model), len(rows)), replace=False))
-    wants, table = yield from known_here(model, wants)
-    way = next((way for name, way in WAYS.items() if getattr(wants, name)), draw)
-    cut, more = yield from way(Uncut(context, model, gates, calibration, wants, table))
+    calibration = np.sort(rng.choice(rows, size=min(request.calibration or enough(model), len(rows)), replace=False))
+    request, table = yield from known_here(model, request)
+    way = next((way for name, way in WAYS.items() if getattr(request, name)), draw)
+    cut, more = yield from way(Uncut(context, model, gates, calibration, request, table))
     for note in cut.notes:
         yield Said("prune", note)
     yield Pruned("prune", {**cut.before}, {**cut.after})
@@ -93,33 +93,33 @@ def _check_reach(config: Config, model: nn.Module) -> None:
     from lotus.vit import anatomy
     from lotus.vit.cost import outline
 
-    wants, whole = config.prune, outline(model)
-    if wants.round == "auto":
-        wants = wants.model_copy(update={"round": 8})
-    if wants.inputs:
-        anatomy.sites(model, inputs=True)
-    if wants.keep.latency is not None:
+    request, whole = config.prune, outline(model)
+    if request.round == "auto":
+        request = request.model_copy(update={"round": 8})
+    if request.in_channels:
+        anatomy.sites(model, in_channels=True)
+    if request.keep.latency is not None:
         latency.timings(model)
-    if wants.convolve is not None:
+    if request.convolve is not None:
         convolve.refuse(model)
-        convolve.check_reach(whole, wants.keep.macs or 1, round=wants.multiple)
-    elif wants.search is None:
-        widths = (wants.stream,) if wants.sizes else narrow.tries(model, wants)
+        convolve.check_reach(whole, request.keep.macs or 1, round=request.multiple)
+    elif request.search is None:
+        widths = (request.embed_fraction,) if request.sizes else narrow.tries(model, request)
         narrowest, least = min(widths), whole
         if narrowest < 1:
-            least = outline(narrow.skeleton(model, narrow.channels(model, narrowest, wants.multiple)))
-        branches = wants.branches if anatomy.is_vit(model) else False
-        for keep in (wants.keep.asked, *wants.more_sizes):
-            budget.check_reach(least, wants.at(keep, branches=branches), whole=whole.cost())
-        if not wants.sizes:
-            narrow.useful(model, widths, wants)
-    elif wants.search.compare:
+            least = outline(narrow.skeleton(model, narrow.channels(model, narrowest, request.multiple)))
+        sublayers = request.sublayers if anatomy.is_vit(model) else False
+        for keep in (request.keep.asked, *request.more_sizes):
+            budget.check_reach(least, request.at(keep, sublayers=sublayers), whole=whole.cost())
+        if not request.sizes:
+            narrow.useful(model, widths, request)
+    elif request.search.compare:
         anatomy.plain(model, "prune.search.compare")
-    if wants.search is not None and wants.search.drop is None:
+    if request.search is not None and request.search.drop is None:
         least = whole
-        if wants.stream < 1:
-            least = outline(narrow.skeleton(model, narrow.channels(model, wants.stream, wants.multiple)))
-        budget.check_reach(least, wants.model_copy(update={"branches": False}), whole=whole.cost())
+        if request.embed_fraction < 1:
+            least = outline(narrow.skeleton(model, narrow.channels(model, request.embed_fraction, request.multiple)))
+        budget.check_reach(least, request.model_copy(update={"sublayers": False}), whole=whole.cost())
 
 
 def _check_pattern(config: Config, model: nn.Module) -> None:
@@ -135,11 +135,11 @@ def _forecast(ahead: Ahead) -> Cost:
     from lotus.pruning.measure import enough
     from lotus.pruning.narrow import GRID
 
-    wants, kept = ahead.config.prune, ahead.kept
-    searched, convolve = wants.search, wants.convolve
-    looked_at = min(wants.calibration or enough(ahead.dense), kept)
-    forwards: float = (TRAIN_FORWARDS + wants.rotate) * looked_at
-    if wants.method != "structured":
+    request, kept = ahead.config.prune, ahead.kept
+    searched, convolve = request.search, request.convolve
+    looked_at = min(request.calibration or enough(ahead.dense), kept)
+    forwards: float = (TRAIN_FORWARDS + request.rotate) * looked_at
+    if request.method != "structured":
         forwards = _forecast_zeros(ahead.config, kept, len(ahead.sources[1].labels))
     elif searched is not None:
         # about: what is tried has half of the MACs, and how much is tried follows from what is found
@@ -148,7 +148,7 @@ def _forecast(ahead: Ahead) -> Cost:
         forwards = searched.rounds * forwards + round(searched.images * tries / 2)
     elif convolve is not None:
         forwards = 1.5 * TRAIN_FORWARDS * convolve.epochs * kept
-    elif wants.width == "search":  # auto: at least the first of these
+    elif request.embed_dim == "search":  # auto: at least the first of these
         forwards *= len(GRID)
     return forwards, forwards * ahead.macs
 
@@ -158,11 +158,11 @@ def _forecast_zeros(config: Config, kept: int, validation: int) -> float:
     from lotus.pruning.unstructured import SWEEP
     from lotus.training import soup
 
-    wants = config.prune
-    looks = (len(SWEEP) + 1 if wants.sweep else 1) * validation
-    if wants.method != "soup" or wants.keep.weights is None:
+    request = config.prune
+    looks = (len(SWEEP) + 1 if request.sweep else 1) * validation
+    if request.method != "soup" or request.keep.weights is None:
         return looks
-    own, each = soup.steps(wants.keep.weights, config.finetune.batch_size, wants.soup, kept)
+    own, each = soup.steps(request.keep.weights, config.finetune.batch_size, request.soup, kept)
     return looks + TRAIN_FORWARDS * config.finetune.batch_size * (own + each)
 
 
@@ -170,9 +170,9 @@ def _forecast_zeros(config: Config, kept: int, validation: int) -> float:
 
 
 def _says(config: Config) -> str:
-    wants = config.prune
-    if wants.method != "structured":
-        return f"set weights to zero ({wants.method}), keep {wants.keep.weights:g}"
+    request = config.prune
+    if request.method != "structured":
+        return f"set weights to zero ({request.method}), keep {request.keep.weights:g}"
     return "cut what is not worth keeping"
 
 

@@ -1,4 +1,4 @@
-"""The stage ``score``: probes say what is to be known of each image."""
+"""The stage ``score``: proxies say what is to be known of each image."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from lotus.events import Wrote
 from lotus.stage import TRAIN_FORWARDS, Outcome, Stage, Work
 from lotus.stages.ahead import Ahead, Cost, asked_of_patches, check_recipe, check_weights
 from lotus.stages.context import PARTS, Context
-from lotus.stages.probe import by_heads, by_training, has_batch_norms, proxy_model
+from lotus.stages.proxy import by_heads, by_training, has_batch_norms, proxy_model
 from selection import lottery
 from selection.errors import Refused
 
 
 def score(context: Context) -> Work:
-    """Probes, several seeds, each watched while it trains; and those on parts of the images."""
+    """Proxies, several seeds, each watched while it trains; and those on parts of the images."""
     from lotus.data import beton
     from selection.parts import random_parts
     from selection.signals import Signals
@@ -23,17 +23,17 @@ def score(context: Context) -> Work:
     run, config = context.run, context.config
     manifest, labels = context.manifest(), beton.labels(run.train_beton)
     known: dict[str, np.ndarray] = {"labels": labels}
-    if run.probed:  # refuse now what would be refused after the probe
+    if run.needs_proxy:  # refuse now what would be refused after the proxy
         lottery.affordable(labels, config.select.keep, config.select.balance or config.select.floor is not None)
     if (settings := config.score.subsets) is not None:
         rng = np.random.default_rng([config.seed, PARTS])
         known["run_in"] = random_parts(manifest.n, settings.runs, settings.part, rng)
-    making = by_heads if config.score.probe == "linear" else by_training
+    making = by_heads if config.score.proxy == "linear_probe" else by_training
     signals, spent = yield from making(context, labels, known.get("run_in"))
     if context.world.rank == 0:
         Signals(known | signals, classes=manifest.classes, fingerprint=manifest.fingerprint).save(run.signals)
         yield Wrote("score", str(run.signals))
-    values = {"probe": config.score.probe, "epochs": config.score.epochs}
+    values = {"proxy": config.score.proxy, "epochs": config.score.epochs}
     values["seeds"] = config.score.heads if making is by_heads else config.score.seeds
     return Outcome(spent.forwards, spent.macs, values, spent.earlier)
 
@@ -46,10 +46,10 @@ def _check(ahead: Ahead) -> None:
     if settings.model is not None or settings.side:
         proxy, side = proxy_model(ahead.config, 10, loaded=False)
         macs(proxy, side, place="score.model")
-    if settings.probe == "train" and settings.precision == "bf16" and has_batch_norms(proxy):
+    if settings.proxy == "training" and settings.precision == "bf16" and has_batch_norms(proxy):
         raise Refused(
             "score.precision: bf16 leaves the statistics of batch norms in fp32, and torch takes no such mixture. Set "
-            "score.precision=fp32, or score.probe=linear."
+            "score.precision=fp32, or score.proxy=linear_probe."
         )
     if settings.patches is not None:
         try:
@@ -63,30 +63,32 @@ def _check(ahead: Ahead) -> None:
 
 
 def _forecast(ahead: Ahead) -> Cost:
-    from lotus.training import linear
+    from lotus.training import linear_probe
     from lotus.vit.cost import macs
 
     settings, n = ahead.config.score, ahead.images
     model, side = proxy_model(ahead.config, ahead.classes, loaded=False)
     price = macs(model, side)
     on_parts = settings.subsets.part * settings.subsets.runs * n if settings.subsets else 0.0
-    if settings.probe == "linear":
+    if settings.proxy == "linear_probe":
         width = int(model.head_hidden_size)  # type: ignore[arg-type]  # timm's own
-        return float(n), n * price + linear.macs(settings.heads * n + on_parts, settings.epochs, width, ahead.classes)
+        return float(n), n * price + linear_probe.macs(
+            settings.heads * n + on_parts, settings.epochs, width, ahead.classes
+        )
     forwards = TRAIN_FORWARDS * settings.epochs * (settings.seeds * n + on_parts) + n
     forwards += settings.subsets.runs * n if settings.subsets else 0
     return forwards, forwards * price
 
 
 def _files(config: Config) -> dict[str, str]:
-    own = config.score.model  # the probe's, in place of the run's
+    own = config.score.model  # the proxy's, in place of the run's
     weights = {"model.weights": config.model.weights} if own is None else {"score.model.weights": own.weights}
     return {**asked_of_patches("score.patches", config.score.patches), **weights}
 
 
 STAGE = Stage(
     "score",
-    "probe the images: watch what is said of each",
+    "train a proxy: watch what is said of each image",
     score,
     settings=("score", "model", "seed"),
     after=("prepare",),

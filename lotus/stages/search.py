@@ -35,7 +35,7 @@ def search_widths(uncut: Uncut) -> Cutting:
     from lotus.vit.cost import count
     from selection.subset import Subset
 
-    context, dense, asks = uncut.context, uncut.model, uncut.wants.search
+    context, dense, asks = uncut.context, uncut.model, uncut.request.search
     assert asks is not None
     run, whole = context.run, count(dense)
     rows = yield from _held_out_images(context, uncut.calibration, Subset.load(run.ticket), asks)
@@ -62,10 +62,10 @@ def search_widths(uncut: Uncut) -> Cutting:
     write_json(run.folder / "search.json", written)
     write_json(run.folder / "pareto.json", written["pareto"])
     yield Wrote("prune", str(run.folder / "search.json"))
-    more = yield from timed(context, found.drawn)
+    more = yield from timed(context, found.pruned)
     brief: dict[str, Any] = {name: written[name] for name in ("dense", "chosen", "equal", "cp_vit") if name in written}
     before = {"params": whole.params, "macs": whole.macs}
-    notes = (*searched.notes, *found.drawn.notes)
+    notes = (*searched.notes, *found.pruned.notes)
     cut = Cut(searched.model, before, {"params": after.params, "macs": after.macs}, searched.forwards, notes)
     told = {**brief, "kind": asks.kind, "metric": asks.metric, "tried": len(searched.log), "images": judge.images}
     return cut, {"search": told, **more}
@@ -89,19 +89,19 @@ def _rounds(uncut: Uncut, judge: Judge, searched: _Searched) -> Generator[Event,
     from lotus.vit.cost import count
     from selection.subset import Subset
 
-    context, dense, wants, asks = uncut.context, uncut.model, uncut.wants, uncut.wants.search
+    context, dense, request, asks = uncut.context, uncut.model, uncut.request, uncut.request.search
     assert asks is not None
     ticket, whole = Subset.load(context.run.ticket), count(dense)
-    searched.model, looked, searched.notes = yield from narrow_stream(context, dense, uncut.calibration, wants)
+    searched.model, looked, searched.notes = yield from narrow_stream(context, dense, uncut.calibration, request)
     searched.forwards += looked
     for number in range(asks.rounds):
         gates = uncut.gates if number == 0 else None
-        studied = yield from study(context, searched.model, gates, uncut.calibration, wants)
+        studied = yield from study(context, searched.model, gates, uncut.calibration, request)
         if uncut.table is not None:  # of the dense model, whatever earlier rounds left
             studied = dataclasses.replace(studied, beside=dense)
         now = count(searched.model)
         found = yield from _one_round(uncut, judge, studied, number)
-        searched.last, searched.model = found, found.drawn.model
+        searched.last, searched.model = found, found.pruned.model
         searched.forwards += (studied.forwards + found.forwards) * now.macs / whole.macs
         searched.log += [{"round": number, **one.record()} for one in found.tried]
         searched.tried += found.tried
@@ -119,24 +119,24 @@ def _one_round(uncut: Uncut, judge: Judge, studied: Study, number: int) -> Gener
     from lotus.pruning import search
     from lotus.vit.cost import count
 
-    whole, now, wants, asks = count(uncut.model), count(studied.model), uncut.wants, uncut.wants.search
+    whole, now, request, asks = count(uncut.model), count(studied.model), uncut.request, uncut.request.search
     assert asks is not None
     part = (number + 1) / asks.rounds
-    # Budgets fall by the same factor a round; what is allowed rises by the same step. Latency stays a part of the dense
+    # Budgets fall by the same factor a round; what is allowed rises by the same step. Latency stays a fraction of the dense
     # model's, the others are of the present one's.
     keep = {
         what: min(1.0, share**part * (1 if what == "latency" else getattr(whole, what) / getattr(now, what)))
-        for what, share in wants.keep.asked.items()
+        for what, share in request.keep.asked.items()
     }
     drop = None if asks.drop is None else asks.drop * part
     grid = asks.grid if number == 0 else 0
-    wants = wants.at(keep, search=asks.model_copy(update={"drop": drop, "grid": grid}))
+    request = request.at(keep, search=asks.model_copy(update={"drop": drop, "grid": grid}))
     find = search.ratios if asks.kind == "ratios" else search.blocks
     most = grid**2 + 55 if asks.kind == "ratios" else 2 * asks.levels * len(whole.blocks) + 10
     found = yield from watched(
         "prune",
         most,
-        lambda progress: find(studied, judge, wants, table=uncut.table, progress=progress),
+        lambda progress: find(studied, judge, request, table=uncut.table, progress=progress),
         unit="cuts tried, at most",
     )
     chosen = found.chosen
@@ -145,10 +145,10 @@ def _one_round(uncut: Uncut, judge: Judge, studied: Study, number: int) -> Gener
         f"round {number + 1} of {asks.rounds}: {len(found.tried)} tried; of attention {chosen.attention:.2f} and of the "
         f"MLPs {chosen.mlp:.2f} of the MACs stay; {asks.metric} {chosen.worse:.4f}, held-out top-1 {chosen.top1:.2f} %",
     )
-    if found.notes and number == 0:  # no recovery yet: it is the narrower stream that is too far already
+    if found.notes and number == 0:  # no recovery yet: it is the smaller embedding dimension that is too far already
         raise Refused(
             f"prune.search.drop: {drop:g} is passed before any cut ({found.chosen.worse:.4f}). Raise it, or keep "
-            "more of the stream (prune.width)."
+            "more of the residual stream (prune.embed_dim)."
         )
     for note in found.notes:
         yield Said("prune", f"round {number + 1}: {note}", level="warning")
@@ -162,7 +162,7 @@ def _compare(
     from lotus.pruning import cp_vit
     from lotus.vit.cost import count
 
-    asks, whole = uncut.wants.search, count(uncut.model)
+    asks, whole = uncut.request.search, count(uncut.model)
     assert asks is not None
     if not asks.compare:
         return []
@@ -232,7 +232,7 @@ def _recover(
 
 
 def _passes(steps: int, batch: int, images: int) -> tuple[int, int]:
-    """How often to go through how many of ``images``, so that ``steps`` optimiser steps are taken; a few more where they do
+    """How often to go through how many of ``images``, so that ``steps`` optimizer steps are taken; a few more where they do
     not fill the passes evenly."""
     passes = -(-steps * batch // images)
     each = -(-steps // passes)
@@ -264,9 +264,9 @@ def convolve_attention(uncut: Uncut) -> Cutting:
     from lotus.vit.cost import count, outline
     from selection.subset import Subset
 
-    context, model, wants = uncut.context, uncut.model, uncut.wants
+    context, model, request = uncut.context, uncut.model, uncut.request
     run, config = context.run, context.config
-    asks, keep = wants.convolve, wants.keep.macs
+    asks, keep = request.convolve, request.keep.macs
     assert asks is not None
     assert keep is not None
     ticket = Subset.load(run.ticket)
@@ -288,7 +288,7 @@ def convolve_attention(uncut: Uncut) -> Cutting:
     gates.remove()
     patches = shape.tokens - shape.prefix
     both = sum(conv_macs(patches, shape.width, one.v_dim, kernel) for one in shape.dims for kernel in (1, 3))
-    choices = convolve.project(shape, chances, keep, round=wants.multiple)
+    choices = convolve.project(shape, chances, keep, round=request.multiple)
     small = convolve.convert(model, choices, mixes)
     with context.images(run.train_beton, uncut.calibration, config.train, small) as loader:
         images = convolve.calibrate(small, loader.epoch(0))

@@ -24,8 +24,8 @@ def train(context: Context) -> Work:
     from lotus.data import beton
     from lotus.sparsity.attention_penalty import AttentionPenalty
     from lotus.sparsity.gates import Gates
+    from lotus.training.data_pruning import DynamicPruning, DynamicSelection
     from lotus.training.guests import Guest
-    from lotus.training.redraw import Redrawing, Redrawn
     from lotus.training.regularize import EarlyBird, Gating, Penalized
     from selection.subset import Subset
 
@@ -47,17 +47,17 @@ def train(context: Context) -> Work:
     if config.train.sparsity.attention is not None:
         penalty = AttentionPenalty(model, config.train.sparsity.attention)
         guests.append(Penalized(penalty))
-    redrawing = None
-    if config.train.redraw is not None:
-        redrawing = Redrawing(
-            config.train.redraw,
+    dynamic = None
+    if config.train.dynamic is not None:
+        dynamic = DynamicSelection(
+            config.train.dynamic,
             rows=ticket.rows,
             labels=beton.labels(run.train_beton),
             epochs=config.train.epochs,
             seed=config.seed,
             shelves=context.shelves,
         )
-        guests.append(Redrawn(redrawing))
+        guests.append(DynamicPruning(dynamic))
     fitted, price = yield from fit(
         context, "train", config.train, model, Images(ticket.rows, ticket.spread()), guests
     )  # fmt: skip
@@ -66,7 +66,7 @@ def train(context: Context) -> Work:
         price = dataclasses.replace(price, macs=price.macs + penalty.macs())
         penalty.remove()
     more: dict[str, Any] = {}
-    if redrawing is not None:
+    if dynamic is not None:
         more["passes_of"] = config.train.epochs * len(ticket.rows)
     if gates is not None:
         more["zero_gates"] = gates.summary()["zero_gates"]
@@ -101,7 +101,7 @@ def _asked_macs(patches: Patches | None, dense: float) -> float:
 def _forecast(ahead: Ahead) -> Cost:
     settings, n = ahead.config.train, ahead.images
     asked = n * _asked_macs(settings.patches, ahead.macs)
-    drawn, again = 1.0, settings.redraw
+    drawn, again = 1.0, settings.dynamic
     if again is not None:
         drawn = redraw.rehearse(pick=again, keep=again.keep, epochs=settings.epochs, shelves=ahead.shelves)
     forwards, macs = training(round(settings.epochs * ahead.kept * drawn), ahead.macs * ahead.share(settings.patches))
@@ -109,7 +109,7 @@ def _forecast(ahead: Ahead) -> Cost:
 
 
 def _tell(run: Run, results: dict[str, Any]) -> None:
-    if run.config.train.redraw is not None:  # of all times that an epoch could have shown an image of the ticket
+    if run.config.train.dynamic is not None:  # of all times that an epoch could have shown an image of the ticket
         results["kept"]["passes"] = {"kept": results["train"]["images_seen"], "of": results["train"]["passes_of"]}
 
 

@@ -29,11 +29,11 @@ def zero_weights(context: Context) -> Work:
     from lotus.vit.cost import count
     from selection.subset import Subset
 
-    run, config, wants = context.run, context.config, context.config.prune
-    keep = wants.keep.weights
+    run, config, request = context.run, context.config, context.config.prune
+    keep = request.keep.weights
     assert keep is not None  # the config's own check
     model = lotus.pruning.load(run.of("train")).to(context.world.device)
-    cost, listed = count(model), unstructured.listed(model, wants.weights)
+    cost, listed = count(model), unstructured.listed(model, request.weights)
     told: dict[str, Any] = {}
     forwards = 0.0
     with (
@@ -51,7 +51,7 @@ def zero_weights(context: Context) -> Work:
             forwards += found["images"]
             return found
 
-        if wants.sweep:
+        if request.sweep:
             found = []
             for number, sparsity in enumerate(unstructured.SWEEP):
                 found.append(measured(unstructured.magnitude(whole, 1 - sparsity))["top1"])
@@ -60,14 +60,14 @@ def zero_weights(context: Context) -> Work:
             told["sweep"] = {"sparsity": list(unstructured.SWEEP), "top1": found, "knee": knee}
             yield Said("prune", _essential(knee))
         masks = (
-            unstructured.n_of_m(whole, *unstructured.pattern(wants.pattern))
-            if wants.pattern
+            unstructured.n_of_m(whole, *unstructured.pattern(request.pattern))
+            if request.pattern
             else unstructured.magnitude(whole, keep)
         )
         one_shot = measured(masks)
         patches = {} if tokens is None else {"patches": told_of_patches(config.train.patches, tokens)}
     spent, values = forwards * cost.macs, one_shot
-    if wants.method == "soup":
+    if request.method == "soup":
         told["one_shot_top1"] = one_shot["top1"]
         cooked = yield from _soup(context, model, Subset.load(run.ticket).rows)
         masks = cooked.masks
@@ -83,7 +83,7 @@ def zero_weights(context: Context) -> Work:
     stays, of = unstructured.counted(masks)
     yield Said("prune", f"{of - stays:,} of {of:,} weights are zeros now. The model computes as many MACs as before.")
     yield Evaluated("prune", 0, values)
-    lotus.pruning.save(model, run.of("prune"), about={"zeros": {"list": wants.weights, "kept": stays, "of": of}})
+    lotus.pruning.save(model, run.of("prune"), about={"zeros": {"list": request.weights, "kept": stays, "of": of}})
     yield Wrote("prune", str(run.of("prune")))
     told |= {"top1": values["top1"], "loss": values["loss"], "params": cost.params, "macs": cost.macs}
     return Outcome(forwards, spent, {**told, "weights": {"kept": stays, "of": of}, **patches})

@@ -82,7 +82,7 @@ class LateAverage(Guest):
     def __init__(self, start: float, every: int) -> None:
         """
         Args:
-            start: part of the training before the first weights are taken, in [0, 1)
+            start: fraction of the training before the first weights are taken, in [0, 1)
             every: steps between two that are taken
 
         Raises:

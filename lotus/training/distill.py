@@ -37,7 +37,7 @@ class Distiller:
         Args:
             mode: "soft" for the teacher's softened probabilities, "hard" for its decisions
             temperature: softening of both sides; not read by "hard"
-            weight: part of the loss that is the teacher's, in [0, 1]
+            weight: fraction of the loss that is the teacher's, in [0, 1]
             device, dtype: the student's; None leaves the teacher's as they are
         """
         if mode not in ("soft", "hard"):
@@ -79,7 +79,7 @@ class Distiller:
 
 
 class Taught(Guest):
-    """Lets a teacher have its part of each image's loss."""
+    """Lets a teacher have its fraction of each image's loss."""
 
     name = "teacher"
     turn = Turn.TEACH

@@ -209,7 +209,7 @@ class StopFlag:
         self._open.append(self)
         if threading.current_thread() is threading.main_thread():  # only there python takes signals
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._signalled)
+                self._before[number] = signal.signal(number, self._signaled)
         above = _launchers()
         if above:
             self._watch = threading.Thread(target=self._look, args=(above,), name="lotus-launcher-watch", daemon=True)
@@ -227,7 +227,7 @@ class StopFlag:
         if self._watch is not None:
             self._watch.join()
 
-    def _signalled(self, number: int, frame: FrameType | None) -> None:
+    def _signaled(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             now = time.monotonic()
             if self._first and now - self._first >= 2:

@@ -1,4 +1,4 @@
-"""A training on fewer patches: how many at which step, which ones, and shared out among the images."""
+"""Token pruning while training: how many at which step, which ones, and shared out among the images."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from lotus.vit import sides
 from lotus.vit.cost import outline
 
 Step = Sequence[float]
-"""(from this part of the training on, this side in pixels), and a strength of augmentation, 0 to 1, where it is to grow too."""
+"""(from this fraction of the training on, this side in pixels), and a strength of augmentation, 0 to 1, where it is to grow too."""
 
 
 def at(steps: Sequence[Step], epoch: int, epochs: int) -> Step | None:

@@ -1,7 +1,7 @@
 """Who may join a training, and when it is asked.
 
 The loop trains a model on images and knows nothing else. A technique (gates, a teacher, an average of the weights, a
-lottery drawn anew each epoch) is a *guest*: an object with a few moments, all of which do nothing by default. Once an epoch
+dynamic data pruning) is a *guest*: an object with a few moments, all of which do nothing by default. Once an epoch
 
     before_epoch                      which rows, of what weight, in which groups, at which side and strength
         once a step
@@ -170,7 +170,7 @@ class Guest:
         return epoch
 
     def before_step(self, progress: float, group: int) -> None:
-        """``progress`` is the part of the training that is done, 0 to 1; ``group`` is that of the step's images."""
+        """``progress`` is the fraction of the training that is done, 0 to 1; ``group`` is that of the step's images."""
 
     def show(self, batch: Batch, micro: Micro) -> Batch:
         """What is trained on in place of ``batch``, e.g. a part of it; not mixed yet."""

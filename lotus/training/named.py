@@ -26,12 +26,12 @@ def check(wanted: Sequence[Method], shelves: Sequence[ModuleType], *, place: str
     Raises:
         Refused: with the nearest right name.
     """
-    for wants in wanted:
-        method = _found(wants, shelves, place)
-        methods.check_settings(method, wants.options, place=f"{place}.{wants.name}")
+    for settings in wanted:
+        method = _found(settings, shelves, place)
+        methods.check_settings(method, settings.options, place=f"{place}.{settings.name}")
         if missing := [name for name in methods.reads(method) if name not in READS]:
             raise Refused(
-                f"{place}: {wants.name!r} reads {', '.join(missing)}, which is not here. Here: {', '.join(READS)}."
+                f"{place}: {settings.name!r} reads {', '.join(missing)}, which is not here. Here: {', '.join(READS)}."
             )
 
 
@@ -44,18 +44,18 @@ def chosen(
         Refused: there is no such function, or it makes no guest.
     """
     found = []
-    for wants in wanted:
+    for settings in wanted:
         guest = methods.call(
-            _found(wants, shelves, place), available, wants.options, place=f"{place}.{wants.name}", here=READS
+            _found(settings, shelves, place), available, settings.options, place=f"{place}.{settings.name}", here=READS
         )
         if not isinstance(guest, Guest):
             raise Refused(
-                f"{place}: {wants.name!r} makes a {type(guest).__name__}, not a guest. Return an instance of a subclass of "
+                f"{place}: {settings.name!r} makes a {type(guest).__name__}, not a guest. Return an instance of a subclass of "
                 "lotus.training.guests.Guest."
             )
         found.append(guest)
     return found
 
 
-def _found(wants: Method, shelves: Sequence[ModuleType], place: str) -> Any:
-    return methods.find([shelf, *shelves], wants.name, place=place)
+def _found(settings: Method, shelves: Sequence[ModuleType], place: str) -> Any:
+    return methods.find([shelf, *shelves], settings.name, place=place)

@@ -21,7 +21,7 @@ _SHOW_SECONDS = 0.25
 class Way:
     """How far a training is, in steps of the epoch at hand.
 
-    Every epoch is as long a part of the schedules as any other, however many steps a redrawn lottery gives it: how many the
+    Every epoch is as long a part of the schedules as any other, however many steps dynamic data pruning gives it: how many the
     later ones will have, nobody knows. Steps that were not finite do not count. Where all epochs have the same number of
     steps, :meth:`gone` is the number of steps that moved the weights.
     """
@@ -45,7 +45,7 @@ class Way:
         return max(0, at.epoch * self.steps + at.step - self.before - (at.step - at.applied))
 
     def progress(self, at: Position) -> float:
-        """Part of the training that is done, 0 to 1."""
+        """Fraction of the training that is done, 0 to 1."""
         return self.gone(at) / (self.epochs * self.steps)
 
 

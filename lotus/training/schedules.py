@@ -39,7 +39,7 @@ def wsd(step: float, warm: float, total: float, peak: float, low: float, *, deca
     """Warm-up, stable, decay (MiniCPM, 2404.06395): linear up, the peak, and a straight line down to ``low`` at step T.
 
     Args:
-        decay: part of all steps in which the rate falls
+        decay: fraction of all steps in which the rate falls
     """
     if step < warm:
         return _rise(step, warm, peak)

@@ -11,7 +11,7 @@ A function makes a guest (:class:`lotus.training.guests.Guest`). Its positional 
     world    the ranks
 
 and its keyword-only parameters what a config may set. What is switched on by a section of its own (gates, a teacher, a
-lottery drawn anew each epoch, fewer patches, the moving average) does not stand here.
+dynamic data pruning, token pruning, the moving average) does not stand here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def late_average(*, start: float = 0.75, every: int = 5) -> Guest:
     """The plain mean of the weights over the last part of the training (SWA, 1803.05407; LAWA, 2209.14981).
 
     Args:
-        start: part of the training before the first weights are taken
+        start: fraction of the training before the first weights are taken
         every: steps between two that are taken
     """
     return LateAverage(start, every)

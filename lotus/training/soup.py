@@ -48,7 +48,7 @@ class Cooked:
     images: int
     """That were trained on, by the model and its copies."""
     left: tuple[float, ...]
-    """Part of the weights left after each round, and at the end."""
+    """Fraction of the weights left after each round, and at the end."""
 
 
 def cook(
@@ -67,7 +67,7 @@ def cook(
     """Thin ``model`` to ``keep`` of its listed weights, in place.
 
     Args:
-        batches: (number of the span, part of the images, steps) -> that many batches of images drawn for this span
+        batches: (number of the span, fraction of the images, steps) -> that many batches of images drawn for this span
         images: of the ticket, out of which spans draw
         seed: of the copies' learning rates and weight decays
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lotus.vit.attention import PackedGlu, SplitAttention
 from lotus.vit.convolution import ConvAttention
-from lotus.vit.parts import OneBranch, Select, branches, norm_after
+from lotus.vit.parts import OneSublayer, Select, norm_after, sublayers
 from selection.errors import Refused
 
 SUPPORTED = (
@@ -33,7 +33,7 @@ _MLPS = ("Mlp", "GluMlp", "SwiGLU")
 
 
 class Dims(NamedTuple):
-    """The widths of one block. A branch that is gone has no heads (of no dimensions), or no MLP units."""
+    """The widths of one block. A sublayer that is gone has no heads (of no dimensions), or no MLP units."""
 
     heads: int
     qk_dim: int
@@ -43,7 +43,7 @@ class Dims(NamedTuple):
     hidden: int
     """MLP units."""
     attn_in: int | None = None
-    """Channels of the stream that attention reads; None: all."""
+    """Channels of the residual stream that attention reads; None: all."""
     mlp_in: int | None = None
     """Channels of the stream that the MLP reads; None: all."""
 
@@ -98,27 +98,27 @@ class Block:
 
     @property
     def has_attn(self) -> bool:
-        return branches(self.module)[0]
+        return sublayers(self.module)[0]
 
     @property
     def has_mlp(self) -> bool:
-        return branches(self.module)[1]
+        return sublayers(self.module)[1]
 
     @property
     def linears(self) -> dict[str, nn.Linear]:
-        """Those of the branches that are there, by name; of an open block; where a convolution stands, its way back alone (``proj``)."""
+        """Those of the sublayers that are there, by name; of an open block; where a convolution stands, its way back alone (``proj``)."""
         found = {"qkv": self.qkv} if self.has_attn and not self.kernel else {}
         found |= {"proj": self.proj} if self.has_attn else {}
         return found | ({"fc1": self.fc1, "fc2": self.fc2} if self.has_mlp else {})
 
     @property
     def norm_after(self) -> bool:
-        """Whether what a branch gives is normed, not what it reads."""
+        """Whether what a sublayer gives is normed, not what it reads."""
         return norm_after(self.module)
 
-    def reads(self, branch: str) -> tuple[int, ...] | None:
-        """The channels of the stream that ``attn`` or ``mlp`` reads, where those are not all; None where they are."""
-        norm = getattr(self.module, "norm1" if branch == "attn" else "norm2", None)
+    def reads(self, sublayer: str) -> tuple[int, ...] | None:
+        """The channels of the residual stream that ``attn`` or ``mlp`` reads, where those are not all; None where they are."""
+        norm = getattr(self.module, "norm1" if sublayer == "attn" else "norm2", None)
         return tuple(norm.index.tolist()) if isinstance(norm, Select) else None
 
     @property
@@ -151,7 +151,7 @@ class Block:
 
     @property
     def width(self) -> int:
-        """Of the stream that the block reads and writes."""
+        """The embedding dimension: of the residual stream that the block reads and writes."""
         return self.proj.out_features if self.has_attn else self.fc2.out_features
 
     @property
@@ -159,7 +159,7 @@ class Block:
         v_dim = self.head_dim
         rows = 0 if self.kernel else sum(linear.out_features for linear in self.projections)
         qk_dim = (rows // self.heads - v_dim) // 2 if self.has_attn and not self.kernel else 0
-        reads = [None if (index := self.reads(branch)) is None else len(index) for branch in ("attn", "mlp")]
+        reads = [None if (index := self.reads(sublayer)) is None else len(index) for sublayer in ("attn", "mlp")]
         return Dims(self.heads, qk_dim, v_dim, self.hidden, *reads)
 
     @property
@@ -181,7 +181,7 @@ class Block:
 
     @property
     def is_open(self) -> bool:
-        if type(self.module) is OneBranch:
+        if type(self.module) is OneSublayer:
             return True
         return len(self.projections) == len(self.units) == 1 and getattr(self.attn, "q_bias", None) is None
 
@@ -192,15 +192,15 @@ class Block:
             return True, False
         return self.projections[0].bias is not None, self.projections[len(self.projections) // 2].bias is not None
 
-    def gamma(self, branch: str) -> Tensor | None:
+    def gamma(self, sublayer: str) -> Tensor | None:
         """LayerScale of ``attn`` or ``mlp``; timm keeps it in a module of its own, or in the block."""
-        number = 1 if branch == "attn" else 2
+        number = 1 if sublayer == "attn" else 2
         scale = getattr(getattr(self.module, f"ls{number}", None), "gamma", None)
         return getattr(self.module, f"gamma_{number}", None) if scale is None else scale
 
-    def norm(self, branch: str) -> nn.Module | None:
+    def norm(self, sublayer: str) -> nn.Module | None:
         """The norm right before ``proj`` (``attn``) or ``fc2`` (``mlp``), where there is one (scale norm, sub-LN)."""
-        norm = getattr(getattr(self.module, branch, None), "norm", None)
+        norm = getattr(getattr(self.module, sublayer, None), "norm", None)
         return None if norm is None or isinstance(norm, nn.Identity) else norm
 
     @property
@@ -223,32 +223,32 @@ def blocks(model: nn.Module, *, convolved: bool = False) -> list[Block]:
     return [Block(f"blocks.{i}", module, rotary) for i, module in enumerate(_modules(model))]
 
 
-def sites(model: nn.Module, *, inputs: bool = False) -> dict[str, nn.Linear]:
+def sites(model: nn.Module, *, in_channels: bool = False) -> dict[str, nn.Linear]:
     """Where gates multiply: ``"blocks.3.attn"`` -> proj, ``"blocks.3.mlp"`` -> fc2; a gate acts on that Linear's input.
 
     Args:
-        inputs: also ``"blocks.3.attn_in"`` -> qkv, ``"blocks.3.mlp_in"`` -> fc1: the four sites of VTP (2104.08500).
+        in_channels: also ``"blocks.3.attn_in"`` -> qkv, ``"blocks.3.mlp_in"`` -> fc1: the four sites of VTP (2104.08500).
 
     Raises:
-        Refused: as :func:`blocks`; with ``inputs``, blocks that norm what their branches give.
+        Refused: as :func:`blocks`; with ``in_channels``, post-norm blocks.
     """
-    if inputs:
-        plain(model, "inputs")
+    if in_channels:
+        plain(model, "in_channels")
     found: dict[str, nn.Linear] = {}
     for block in blocks(model):
-        if inputs and block.norm_after:
+        if in_channels and block.norm_after:
             raise Refused(
-                f"{block.name}: norms what its branches give, so none of what they read can be left out (inputs). "
-                "Turn train.sparsity.inputs and prune.inputs off."
+                f"{block.name}: is post-norm, so none of what its sublayers read can be left out (in_channels). "
+                "Turn train.sparsity.in_channels and prune.in_channels off."
             )
-        for there, branch, reads, writes in (
+        for there, sublayer, reads, writes in (
             (block.has_attn, "attn", "qkv", "proj"),
             (block.has_mlp, "mlp", "fc1", "fc2"),
         ):
-            if there and inputs:
-                found[f"{block.name}.{branch}_in"] = getattr(block, reads)
+            if there and in_channels:
+                found[f"{block.name}.{sublayer}_in"] = getattr(block, reads)
             if there:
-                found[f"{block.name}.{branch}"] = getattr(block, writes)
+                found[f"{block.name}.{sublayer}"] = getattr(block, writes)
     return found
 
 
@@ -336,9 +336,9 @@ def _fault(model: Any, convolved: bool = False) -> str:
 
 
 def _block_fault(block: Any, kinds: tuple[str, ...], convolved: bool = False) -> str:
-    if not (is_timm(block, *kinds) or type(block) is OneBranch):
+    if not (is_timm(block, *kinds) or type(block) is OneSublayer):
         return f" is {type(block).__name__}"
-    has_attn, has_mlp = branches(block)
+    has_attn, has_mlp = sublayers(block)
     return (_attn_fault(block.attn, convolved) if has_attn else "") or (_mlp_fault(block.mlp) if has_mlp else "")
 
 
@@ -372,7 +372,7 @@ def _parts_fault(owner: Any, where: str, names: tuple[str, ...]) -> str:
         return f".{where} has a norm of a kind that is not known ({type(norm).__name__})"
     for name in names:
         linear = getattr(owner, name, None)
-        # exactly nn.Linear: a parametrised, quantized or LoRA layer computes with more than its weight
+        # exactly nn.Linear: a parametrized, quantized or LoRA layer computes with more than its weight
         if linear is not None and type(linear) is not nn.Linear:
             return f".{where}.{name} is {type(linear).__name__}, not nn.Linear"
     return ""

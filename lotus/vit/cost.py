@@ -41,7 +41,7 @@ class Kind(NamedTuple):
     """What of a block is not told by its widths; the defaults are a plain ViT's."""
 
     width: int = 0
-    """Of the stream; 0: the model's."""
+    """The embedding dimension, that of the residual stream; 0: the model's."""
     attended: int = 0
     """Tokens that the attention's Linears see, padding of windows included; 0: the model's."""
     pairs: int = 0
@@ -59,7 +59,7 @@ class Kind(NamedTuple):
 
 
 class BlockCost(NamedTuple):
-    """What a block costs, attention products included; its norms and LayerScale count with their branch."""
+    """What a block costs, attention products included; its norms and LayerScale count with their sublayer."""
 
     attn_params: int
     attn_macs: int
@@ -208,7 +208,7 @@ class Outline:
         """What the model would cost with ``dims`` (one a block); as it is now where None.
 
         Args:
-            tokens: how many each block's attention and MLP see, where patches leave on the way (one pair a block)
+            tokens: how many each block's attention and MLP see, where patches are dropped on the way (one pair a block)
         """
         dims = self.dims if dims is None else dims
         each = tuple(self.block(i, one, None if tokens is None else tokens[i]) for i, one in enumerate(dims))
@@ -310,7 +310,7 @@ def _merging(model: Any) -> int:
 
 
 def _beside(block: anatomy.Block) -> tuple[int, int]:
-    """Parameters of a block that go with a whole branch alone: its norms and LayerScale, by branch."""
+    """Parameters of a block that go with a whole sublayer alone: its norms and LayerScale, by sublayer."""
 
     def of(there: bool, *names: str) -> int:
         parts = [getattr(block.module, name, None) for name in names]

@@ -112,9 +112,9 @@ def _mlp(block: anatomy.Block) -> str:
     return f"{gated}{last}{act}, {norm}{biases}, reads {_reads(block, 'mlp', fc1)}, writes {block.fc2.out_features}"
 
 
-def _reads(block: anatomy.Block, branch: str, linear: nn.Linear) -> int:
-    """Channels of the stream that a branch read before some of them were cut."""
-    return linear.in_features if block.reads(branch) is None else block.width
+def _reads(block: anatomy.Block, sublayer: str, linear: nn.Linear) -> int:
+    """Channels of the stream that a sublayer read before some of them were cut."""
+    return linear.in_features if block.reads(sublayer) is None else block.width
 
 
 def _kind(module: nn.Module | None, *, sized: bool = True) -> str:

@@ -16,7 +16,7 @@ from torch import nn
 from lotus import config
 from lotus.vit import anatomy, starts
 from lotus.vit.likeness import facts, is_data, skeleton
-from lotus.vit.parts import branches, gone, places, strip_like
+from lotus.vit.parts import gone, places, strip_like, sublayers
 from lotus.vit.unmade import without_memory
 from lotus.vit.weights import difference, load, other_images, reason, shapes, state_of, was_it_cut
 from selection import memory
@@ -58,7 +58,7 @@ def create(model: config.Model, classes: int, *, place: str = "model") -> nn.Mod
 
 
 def proxy(model: config.Model, classes: int, *, place: str = "model") -> nn.Module:
-    """Any timm model, to be probed and never cut; what :func:`create` makes where it is one that LOTUS supports.
+    """Any timm model, to serve as a proxy and never to be cut; what :func:`create` makes where it is one that LOTUS supports.
 
     Raises:
         Refused: as :func:`create`, but for the architecture; one that gives no features before its classifier.
@@ -405,9 +405,9 @@ def _introspected(model: nn.Module) -> dict[str, Any]:
             f"{type(model).__name__}: does not say which timm model it is (pretrained_cfg). Make it by timm.create_model."
         )
     found = anatomy.blocks(model, convolved=True)
-    if gone(model) or not all(all(branches(block.module)) and not block.kernel for block in found):
+    if gone(model) or not all(all(sublayers(block.module)) and not block.kernel for block in found):
         raise Refused(
-            f"{type(model).__name__}: lost whole branches, or convolves, and does not say what it was made as. Cut it by "
+            f"{type(model).__name__}: lost whole sublayers, or convolves, and does not say what it was made as. Cut it by "
             "lotus.prune."
         )
     default, known = facts(build(name, {}, meta=True)), _arguments(anatomy.FAMILIES[anatomy.family(model)][0])

@@ -1,4 +1,4 @@
-"""What a block of timm's becomes where its classes cannot hold a cut: a block with one branch, a norm of which a part is read.
+"""What a block of timm's becomes where its classes cannot hold a cut: a block with one sublayer, a norm of which a part is read.
 
 Parts keep timm's names and stay timm's own modules. B batch, N tokens, D width.
 """
@@ -14,19 +14,19 @@ from torch import Tensor, nn
 _OF = {"attn": ("norm1", "ls1", "drop_path1"), "mlp": ("norm2", "ls2", "drop_path2")}
 
 
-class OneBranch(nn.Module):
-    """What is left of a block whose attention or MLP is gone: x + the other branch of it."""
+class OneSublayer(nn.Module):
+    """What is left of a block whose attention or MLP is gone: x + the other sublayer of it."""
 
-    def __init__(self, block: nn.Module, branch: str) -> None:
+    def __init__(self, block: nn.Module, sublayer: str) -> None:
         """
         Args:
             block: timm's ``Block`` or ``ResPostBlock``; the parts that stay are taken over, not copied
-            branch: ``attn`` or ``mlp``: the one that stays
+            sublayer: ``attn`` or ``mlp``: the one that stays
         """
         super().__init__()
-        self.branch = branch
+        self.sublayer = sublayer
         self.norm_after = norm_after(block)
-        for name in (branch, *_OF[branch]):
+        for name in (sublayer, *_OF[sublayer]):
             part = getattr(block, name, None)
             if part is not None:
                 setattr(self, name, part)
@@ -35,17 +35,17 @@ class OneBranch(nn.Module):
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, N, D) -> (B, N, D); the arguments are those of timm's blocks."""
         own: Any = self
-        norm, scale, drop = (getattr(own, name, nn.Identity()) for name in _OF[self.branch])
+        norm, scale, drop = (getattr(own, name, nn.Identity()) for name in _OF[self.sublayer])
         y = x if self.norm_after else norm(x)
-        y = own.attn(y, attn_mask=attn_mask, is_causal=is_causal) if self.branch == "attn" else own.mlp(y)
+        y = own.attn(y, attn_mask=attn_mask, is_causal=is_causal) if self.sublayer == "attn" else own.mlp(y)
         return x + drop(norm(y) if self.norm_after else scale(y))
 
     def extra_repr(self) -> str:
-        return f"branch={self.branch}"
+        return f"sublayer={self.sublayer}"
 
 
 class Select(nn.Module):
-    """A norm over the whole stream, of which only some channels are read on."""
+    """A norm over the whole residual stream, of which only some channels are read on."""
 
     index: Tensor
 
@@ -66,11 +66,11 @@ class Select(nn.Module):
 
 
 def norm_after(block: nn.Module) -> bool:
-    """Whether a block norms what its branches give, not what they read."""
-    return block.norm_after if isinstance(block, OneBranch) else type(block).__name__ == "ResPostBlock"
+    """Whether a block is post-norm: norms what its sublayers give, not what they read."""
+    return block.norm_after if isinstance(block, OneSublayer) else type(block).__name__ == "ResPostBlock"
 
 
-def branches(block: nn.Module) -> tuple[bool, bool]:
+def sublayers(block: nn.Module) -> tuple[bool, bool]:
     """Whether a block has its attention, and its MLP."""
     return getattr(block, "attn", None) is not None, getattr(block, "mlp", None) is not None
 
@@ -89,28 +89,28 @@ def places(model: Any) -> list[int]:
 
 
 def strip(model: Any, stays: Sequence[tuple[bool, bool]]) -> None:
-    """Take branches out of ``model``, in place: for each block, whether its attention and its MLP stay.
+    """Take sublayers out of ``model``, in place: for each block, whether its attention and its MLP stay.
 
     A block without either is gone from ``model.blocks``; what comes after it moves up.
     """
     kept, numbers = [], places(model)
     missing = set(gone(model))
     for number, block, (attn, mlp) in zip(numbers, model.blocks, stays, strict=True):
-        attn, mlp = attn and branches(block)[0], mlp and branches(block)[1]
+        attn, mlp = attn and sublayers(block)[0], mlp and sublayers(block)[1]
         if not attn and not mlp:
             missing.add(number)
-        elif (attn, mlp) == branches(block):
+        elif (attn, mlp) == sublayers(block):
             kept.append(block)
         else:
-            kept.append(OneBranch(block, "attn" if attn else "mlp"))
+            kept.append(OneSublayer(block, "attn" if attn else "mlp"))
     model.blocks = nn.Sequential(*kept)
     model.lotus_gone = tuple(sorted(missing))
 
 
 def strip_like(model: Any, other: Any) -> None:
-    """Take out of a dense ``model``, in place, the branches and blocks that ``other`` lacks."""
+    """Take out of a dense ``model``, in place, the sublayers and blocks that ``other`` lacks."""
     there = dict(zip(places(other), other.blocks, strict=True))
-    stays = [branches(there[number]) if number in there else (False, False) for number in range(len(model.blocks))]
+    stays = [sublayers(there[number]) if number in there else (False, False) for number in range(len(model.blocks))]
     strip(model, stays)
 
 

@@ -1,6 +1,6 @@
 """Fewer tokens inside a ViT: patches that do not enter, that leave on the way, or that are merged.
 
-The model stays timm's: its names, its weights and its ``state_dict`` are what they were. Patches leave where ``patch_drop``
+The model stays timm's: its names, its weights and its ``state_dict`` are what they were. Patches are dropped where ``patch_drop``
 stands (after the position embedding) or between a block's attention and its MLP, by hooks and by a ``forward`` on the
 blocks' instances, all of which :meth:`Tokens.remove` takes off. What attention says is read from the output of ``qkv``,
 one row of the matrix, so that fused attention stays on. Every image of a batch keeps equally many patches.
@@ -139,7 +139,7 @@ class Tokens:
         return spent
 
     def share(self, *, training: bool = True) -> float:
-        """Tokens beside the prefix that the average block's MLP sees, as a part of the patches."""
+        """Tokens beside the prefix that the average block's MLP sees, as a fraction of the patches."""
         seen = [after for _, after in self.passed(training=training).patches]
         return sum(seen) / (self._count * len(seen))
 
@@ -232,7 +232,7 @@ class Tokens:
         return x + block.drop_path1(block.norm1(attended) if norm_after else block.ls1(attended))
 
     def _watches(self, number: int) -> bool:
-        """Whether this block's attention matrix is looked at: as long as patches leave here or later."""
+        """Whether this block's attention matrix is looked at: as long as patches are dropped here or later."""
         return self.settings.mode == "cumulative" and any(after < before for before, after in self._now[number:])
 
     def _watched(self, attn: Any, x: Tensor) -> Tensor:

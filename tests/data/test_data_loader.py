@@ -123,7 +123,7 @@ def test_batches_of_groups_are_as_large_as_the_plan_says(stored: dict[str, Path]
 def test_other_rows_each_epoch_need_no_new_loader(
     stored: dict[str, Path], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A lottery redrawn each epoch: the plan takes other rows, and nothing is made or compiled anew."""
+    """Dynamic data pruning: the plan takes other rows, and nothing is made or compiled anew."""
     plan = training()
     with open_(stored["mixed"], plan, kind, augment=AUGMENTS["resized"]) as opened:
         all_of(opened, 0)

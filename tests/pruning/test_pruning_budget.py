@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_vits import tiny, wants
+from tiny_vits import asks, tiny
 
 from lotus.pruning import prune, widths
 from lotus.pruning.budget import fit_plan
@@ -37,7 +37,7 @@ def draw(outline: cost.Outline, seed: int) -> dict[str, np.ndarray]:
     return scores
 
 
-def one_more(plan, outline, round_, split):
+def one_more(plan, outline, round_, decouple_qk):
     """Costs of the plan with any one chunk put back."""
     dims = list(plan.dims)
     for i, (now, of) in enumerate(zip(plan.dims, outline.dims, strict=True)):
@@ -49,7 +49,7 @@ def one_more(plan, outline, round_, split):
             "qk_dim": min((now.qk_dim // round_ + 1) * round_, of.qk_dim),
             "v_dim": min((now.v_dim // round_ + 1) * round_, of.v_dim),
         }
-        if split:
+        if decouple_qk:
             grown += [now._replace(**{name: width}) for name, width in wider.items()]
         else:
             grown.append(now._replace(**wider))
@@ -60,77 +60,79 @@ def one_more(plan, outline, round_, split):
 
 @given(
     keep=st.fixed_dictionaries({}, optional={"macs": st.floats(0.3, 1), "params": st.floats(0.3, 1)}).filter(bool),
-    rank=st.sampled_from(["pool", "kind"]),
+    scope=st.sampled_from(["global", "per_type"]),
     seed=st.integers(0, 1000),
     round_=st.sampled_from([1, 4, 8]),
-    split=st.booleans(),
+    decouple_qk=st.booleans(),
 )
 @settings(max_examples=120, deadline=None)
-def test_every_budget_is_hit_within_one_chunk(keep, rank, seed, round_, split):
-    plan = fit_plan(WIDE, draw(WIDE, seed), wants(keep, rank=rank, round=round_, split=split))
+def test_every_budget_is_hit_within_one_chunk(keep, scope, seed, round_, decouple_qk):
+    plan = fit_plan(WIDE, draw(WIDE, seed), asks(keep, scope=scope, round=round_, decouple_qk=decouple_qk))
     dense, now = WIDE.cost(), plan.cost(WIDE)
 
     def holds(spent) -> bool:
         return all(getattr(spent, what) <= part * getattr(dense, what) for what, part in keep.items())
 
     assert holds(now)
-    assert not any(holds(more) for more in one_more(plan, WIDE, round_, split))
+    assert not any(holds(more) for more in one_more(plan, WIDE, round_, decouple_qk))
     for kept, of in zip(plan.dims, WIDE.dims, strict=True):
         assert all(k == o or k % round_ == 0 for k, o in zip(kept[1:4], of[1:4], strict=True))
 
 
-@pytest.mark.parametrize("split", [False, True])
-def test_query_and_key_dimensions_stay_whole_under_qk_norm_in_what_is_reachable_too(split):
+@pytest.mark.parametrize("decouple_qk", [False, True])
+def test_query_and_key_dimensions_stay_whole_under_qk_norm_in_what_is_reachable_too(decouple_qk):
     outline = dataclasses.replace(WIDE, whole_qk=(True, True, True))
-    plan = fit_plan(outline, draw(outline, 0), wants({"macs": 0.4}, split=split))
+    plan = fit_plan(outline, draw(outline, 0), asks({"macs": 0.4}, decouple_qk=decouple_qk))
     assert [kept.qk_dim for kept in plan.dims] == [16, 16, 24]
-    assert ([kept.v_dim for kept in plan.dims] == [16, 16, 24]) != split
+    assert ([kept.v_dim for kept in plan.dims] == [16, 16, 24]) != decouple_qk
     with pytest.raises(Refused, match="out of reach") as refusal:
-        fit_plan(outline, draw(outline, 0), wants({"macs": 0.05}, split=split, branches=False))
+        fit_plan(outline, draw(outline, 0), asks({"macs": 0.05}, decouple_qk=decouple_qk, sublayers=False))
     lowest = float(re.search(r"Take ([\d.]+) to 1", str(refusal.value))[1])
-    v = [8, 8, 8] if split else [16, 16, 24]
+    v = [8, 8, 8] if decouple_qk else [16, 16, 24]
     least = [Dims(1, of.qk_dim, v_dim, 8) for of, v_dim in zip(WIDE.dims, v, strict=True)]
-    assert fit_plan(outline, draw(outline, 0), wants({"macs": lowest}, split=split)).dims == tuple(least)
+    assert fit_plan(outline, draw(outline, 0), asks({"macs": lowest}, decouple_qk=decouple_qk)).dims == tuple(least)
 
 
-@pytest.mark.parametrize("rank", ["pool", "kind"])
-def test_keeping_all_is_the_full_plan(rank):
-    plan = fit_plan(WIDE, draw(WIDE, 0), wants({"macs": 1, "params": 1.0}, rank=rank))
+@pytest.mark.parametrize("scope", ["global", "per_type"])
+def test_keeping_all_is_the_full_plan(scope):
+    plan = fit_plan(WIDE, draw(WIDE, 0), asks({"macs": 1, "params": 1.0}, scope=scope))
     assert plan.dims == WIDE.dims
 
 
-@pytest.mark.parametrize("rank", ["pool", "kind"])
-def test_the_range_that_is_named_can_be_had(rank):
+@pytest.mark.parametrize("scope", ["global", "per_type"])
+def test_the_range_that_is_named_can_be_had(scope):
     with pytest.raises(Refused, match=r"prune\.keep\.macs: 0\.05 is out of reach") as refusal:
-        fit_plan(WIDE, draw(WIDE, 0), wants({"macs": 0.05}, rank=rank, branches=False))
+        fit_plan(WIDE, draw(WIDE, 0), asks({"macs": 0.05}, scope=scope, sublayers=False))
     lowest = float(re.search(r"Take ([\d.]+) to 1", str(refusal.value))[1])
-    plan = fit_plan(WIDE, draw(WIDE, 0), wants({"macs": lowest}, rank=rank))
+    plan = fit_plan(WIDE, draw(WIDE, 0), asks({"macs": lowest}, scope=scope))
     assert all(kept == Dims(1, 8, 8, 8) for kept in plan.dims)
     with pytest.raises(Refused, match="out of reach"):
-        fit_plan(WIDE, draw(WIDE, 0), wants({"macs": lowest - 0.0005}, rank=rank, branches=False))
+        fit_plan(WIDE, draw(WIDE, 0), asks({"macs": lowest - 0.0005}, scope=scope, sublayers=False))
 
 
 def test_where_query_and_key_dimensions_stay_whole_split_is_a_way_out():
     for kind, helps in (("eva02", True), ("vit", False)):
         outline = cost.outline(tiny(kind))
-        for branches in (False, None):
+        for sublayers in (False, None):
             with pytest.raises(Refused, match="out of reach") as refused:
-                fit_plan(outline, draw(outline, 0), wants({"macs": 0.01}, round=4, branches=branches))
-            assert ("or prune.split" in str(refused.value)) == helps
+                fit_plan(outline, draw(outline, 0), asks({"macs": 0.01}, round=4, sublayers=sublayers))
+            assert ("or prune.decouple_qk" in str(refused.value)) == helps
             with pytest.raises(Refused) as refused:
-                fit_plan(outline, draw(outline, 0), wants({"macs": 0.01}, round=4, branches=branches, split=True))
-            assert "prune.split" not in str(refused.value)
+                fit_plan(
+                    outline, draw(outline, 0), asks({"macs": 0.01}, round=4, sublayers=sublayers, decouple_qk=True)
+                )
+            assert "prune.decouple_qk" not in str(refused.value)
 
 
 def test_narrow_heads_stay_whole():
     outline = cost.outline(tiny(embed_dim=12, num_heads=2))  # heads of 6, below a round of 8
-    plan = fit_plan(outline, draw(outline, 0), wants({"macs": 0.7}))
+    plan = fit_plan(outline, draw(outline, 0), asks({"macs": 0.7}))
     assert {kept.v_dim for kept in plan.dims} == {6}
 
 
 def test_the_most_valuable_units_stay():
     scores = draw(WIDE, 3)
-    plan = fit_plan(WIDE, scores, wants({"macs": 0.5}))
+    plan = fit_plan(WIDE, scores, asks({"macs": 0.5}))
     for i, block in enumerate(plan.blocks):
         units = scores[f"blocks.{i}.mlp"]
         gone = np.setdiff1d(np.arange(len(units)), block.units)
@@ -147,17 +149,17 @@ def test_the_most_valuable_units_stay():
 def test_pool_spares_a_block_that_matters_and_kind_only_compares_alike():
     scores = draw(WIDE, 0)
     scores["blocks.0.mlp"] = scores["blocks.0.mlp"] + 1000
-    assert fit_plan(WIDE, scores, wants({"macs": 0.6})).dims[0].hidden == 192
+    assert fit_plan(WIDE, scores, asks({"macs": 0.6})).dims[0].hidden == 192
     dear = {site: 1000 * v if site.endswith("mlp") else v for site, v in draw(WIDE, 0).items()}
     assert (
-        fit_plan(WIDE, dear, wants({"macs": 0.7}, rank="kind")).dims
-        == fit_plan(WIDE, draw(WIDE, 0), wants({"macs": 0.7}, rank="kind")).dims
+        fit_plan(WIDE, dear, asks({"macs": 0.7}, scope="per_type")).dims
+        == fit_plan(WIDE, draw(WIDE, 0), asks({"macs": 0.7}, scope="per_type")).dims
     )
 
 
 def test_kind_cuts_each_kind_to_the_same_share():
     outline = cost.Outline(17, 48, (Dims(8, 64, 64, 512),) * 4, (cost.Biases(),) * 4, 0, 0)
-    plan = fit_plan(outline, draw(outline, 1), wants({"macs": 0.4}, rank="kind"))
+    plan = fit_plan(outline, draw(outline, 1), asks({"macs": 0.4}, scope="per_type"))
     heads = sum(d.heads - 1 for d in plan.dims) / (4 * 7)
     dims = sum(d.v_dim - 8 for d in plan.dims) / (4 * 56)
     units = sum(d.hidden - 8 for d in plan.dims) / (4 * 504)
@@ -168,7 +170,7 @@ def test_kind_cuts_each_kind_to_the_same_share():
 def test_uniform_keeps_every_block_alike_and_attention_whole_while_units_will_do(keep, whole):
     outline = cost.Outline(17, 64, (Dims(4, 16, 16, 256),) * 3, (cost.Biases(),) * 3, 0, 0)
     scores = draw(outline, 2)
-    plan = fit_plan(outline, scores, wants({"macs": keep}, rank="uniform"))
+    plan = fit_plan(outline, scores, asks({"macs": keep}, scope="uniform"))
     assert len(set(plan.dims)) == 1
     (dims, *_) = plan.dims
     assert (dims[:3] == (4, 16, 16)) == whole
@@ -185,7 +187,7 @@ def test_greedy_finds_the_best_subset_where_brute_force_can_tell():
     # One block, only MLP units to choose, all chunks of one unit: the best of a size are those with the largest scores.
     outline = cost.Outline(5, 8, (Dims(1, 4, 4, 9),), (cost.Biases(),), 0, 0)
     scores = draw(outline, 7)
-    plan = fit_plan(outline, scores, wants({"macs": 0.75}, round=4))
+    plan = fit_plan(outline, scores, asks({"macs": 0.75}, round=4))
     kept = plan.blocks[0].units
     assert set(kept) == set(np.argsort(-scores["blocks.0.mlp"])[: len(kept)].tolist())
 
@@ -211,14 +213,14 @@ def test_the_pool_keeps_nearly_what_exhaustive_search_would(keep):
 
         first, second = (np.array([worth(i, dims) for dims in ways]) for i in range(2))
         most = np.where(fits, first[:, None] + second, 0).max()
-        plan = fit_plan(outline, scores, wants({"macs": keep}, round=4, branches=False))
+        plan = fit_plan(outline, scores, asks({"macs": keep}, round=4, sublayers=False))
         assert 0.975 * most <= sum(worth(i, dims) for i, dims in enumerate(plan.dims)) <= most + 1e-9
 
 
 def test_a_head_is_worth_its_outputs_whatever_its_queries_are():
     """They go with it but act through its outputs alone, so only where dimensions go do they count."""
     scores = draw(WIDE, 4)
-    block = widths.BlockWidths(0, WIDE, scores, 8, inputs=False)
+    block = widths.BlockWidths(0, WIDE, scores, 8, in_channels=False)
     qk, v = (scores[f"blocks.0.{kind}"].reshape(4, 16) for kind in ("qk", "attn"))
     gone = {
         "heads": v.sum(axis=1).min(),
@@ -229,7 +231,7 @@ def test_a_head_is_worth_its_outputs_whatever_its_queries_are():
         assert block.chunk(kind, block.fewer(kind)).value == pytest.approx(value)
     dear = {**scores, "blocks.0.qk": 1000 * scores["blocks.0.qk"]}
     plans = [
-        fit_plan(WIDE, one, wants({"macs": 0.5}, round=24)) for one in (scores, dear)
+        fit_plan(WIDE, one, asks({"macs": 0.5}, round=24)) for one in (scores, dear)
     ]  # heads are cut whole, or not
     assert plans[0].dims == plans[1].dims
     assert plans[0].dims[0].heads < 4
@@ -259,15 +261,15 @@ def test_what_is_no_budget_is_refused(keep, message):
 def test_scores_that_do_not_fit_are_refused():
     good = draw(WIDE, 0)
     with pytest.raises(Refused, match=r"blocks\.1\.mlp: 99 scores for 100"):
-        fit_plan(WIDE, {**good, "blocks.1.mlp": np.ones(99)}, wants({"macs": 0.5}))
+        fit_plan(WIDE, {**good, "blocks.1.mlp": np.ones(99)}, asks({"macs": 0.5}))
     with pytest.raises(Refused, match=r"blocks\.1\.mlp: scores are not finite"):
-        fit_plan(WIDE, {**good, "blocks.1.mlp": np.full(100, np.nan)}, wants({"macs": 0.5}))
+        fit_plan(WIDE, {**good, "blocks.1.mlp": np.full(100, np.nan)}, asks({"macs": 0.5}))
     with pytest.raises(Refused, match=r"blocks\.0\.attn: has no scores"):
-        fit_plan(WIDE, {}, wants({"macs": 0.5}))
-    with pytest.raises(Refused, match=r"prune\.rank"):
-        fit_plan(WIDE, good, wants({"macs": 0.5}, rank="global"))
+        fit_plan(WIDE, {}, asks({"macs": 0.5}))
+    with pytest.raises(Refused, match=r"prune\.scope"):
+        fit_plan(WIDE, good, asks({"macs": 0.5}, scope="global"))
     with pytest.raises(Refused, match=r"prune\.round"):
-        fit_plan(WIDE, good, wants({"macs": 0.5}, round=0))
+        fit_plan(WIDE, good, asks({"macs": 0.5}, round=0))
 
 
 def test_a_plan_for_vit_base_is_made_in_few_steps():
@@ -283,7 +285,7 @@ def test_a_plan_for_vit_base_is_made_in_few_steps():
 
     widths.BlockWidths.chunk = counted
     try:
-        plan = fit_plan(outline, draw(outline, 0), wants({"macs": 0.25}))
+        plan = fit_plan(outline, draw(outline, 0), asks({"macs": 0.25}))
     finally:
         widths.BlockWidths.chunk = original
     assert 0.2498 < plan.cost(outline).macs / outline.cost().macs <= 0.25

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from tiny_vits import CLASSES, KINDS, NORMED, UNLIKE, batches, pictures, random_plan, tiny, wants
+from tiny_vits import CLASSES, KINDS, NORMED, UNLIKE, asks, batches, pictures, random_plan, tiny
 
 from lotus import export
 from lotus.pruning import compensate, criteria, lottery, measure, prune, spec, surgery
@@ -35,7 +35,7 @@ def test_every_criterion(kind):
         assert cost.count(small).macs <= 0.6 * dense.macs
         assert small(pictures(2)).isfinite().all()
     learned = {site: torch.rand(linear.in_features) for site, linear in anatomy.sites(model).items()}
-    drawn = lottery(model, data, wants({"macs": 0.6}, criterion="gate", round=4), gates=learned)
+    drawn = lottery(model, data, asks({"macs": 0.6}, criterion="gate", round=4), gates=learned)
     np.testing.assert_allclose(drawn.scores["blocks.1.mlp"], learned["blocks.1.mlp"].double())
 
 
@@ -98,14 +98,14 @@ def test_query_and_key_dimensions_stay_where_the_architecture_binds_them(kind, n
     model = tiny(kind)
     with pytest.raises(Refused, match=rf"blocks\.0: has {named}"):
         surgery.cut(model, random_plan([block.dims for block in anatomy.blocks(model)], 3))
-    drawn = lottery(model, batches(1), wants({"macs": 0.5}, split=True))
+    drawn = lottery(model, batches(1), asks({"macs": 0.5}, decouple_qk=True))
     assert all(now.qk_dim == of.qk_dim for now, of in ((plan.dims, plan.of) for plan in drawn.plan.blocks))
     assert any(f"stay whole where {named}" in note for note in drawn.notes)
 
 
 @pytest.mark.parametrize("kind", ["eva02_scale", "scale_norms"])
 def test_a_norm_before_proj_is_told(kind):
-    notes = lottery(tiny(kind), batches(1), wants({"macs": 0.7})).notes
+    notes = lottery(tiny(kind), batches(1), asks({"macs": 0.7})).notes
     assert any("by index, not rotated" in note for note in notes)
     assert any("statistics from what stays" in note for note in notes)
 
@@ -172,10 +172,10 @@ def test_rotary_angles_that_no_weight_shows_are_compared():
 def test_a_cut_model_trains_is_saved_and_cut_again(kind, tmp_path):
     model = tiny(kind)
     small = prune(model, batches(1), {"macs": 0.6}, round=4).train()
-    optimiser = torch.optim.SGD(small.parameters(), 0.01)
+    optimizer = torch.optim.SGD(small.parameters(), 0.01)
     torch.nn.functional.cross_entropy(small(pictures()), torch.arange(8) % CLASSES).backward()
     assert all(weight.grad is not None for weight in small.parameters())
-    optimiser.step()
+    optimizer.step()
     back = spec.load(spec.save(small, tmp_path / "a"))
     assert torch.equal(back(pictures()), small.eval()(pictures()))
     again = prune(back, batches(1), {"macs": 0.7}, round=4)
@@ -276,7 +276,7 @@ def test_a_gate_is_worth_the_macs_that_go_with_it(kind):
 def test_activation_checkpointing_is_put_back(kind):
     model = tiny(kind).train()
     model.set_grad_checkpointing(True)
-    lottery(model, batches(1), wants({"macs": 0.6}, round=4))
+    lottery(model, batches(1), asks({"macs": 0.6}, round=4))
     switches = [module for module in model.modules() if hasattr(module, "grad_checkpointing")]
     assert any(module.grad_checkpointing for module in switches)
     assert model.training

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_vits import tiny, wants
+from tiny_vits import asks, tiny
 
 import lotus.pruning
 from lotus.pruning import budget, latency, program
@@ -78,9 +78,9 @@ def test_no_plan_within_the_budget_loses_less(seed, keep):
     reach = [plan for plan in plans if TABLE.predict(plan) <= limit + 1e-9]
     if not reach:
         with pytest.raises(Refused, match=r"latency: .* is out of reach"):
-            program.fit_plan(OUTLINE, scores, wants({"latency": keep}), TABLE)
+            program.fit_plan(OUTLINE, scores, asks({"latency": keep}), TABLE)
         return
-    found = program.fit_plan(OUTLINE, scores, wants({"latency": keep}), TABLE).dims
+    found = program.fit_plan(OUTLINE, scores, asks({"latency": keep}), TABLE).dims
     assert TABLE.predict(found) <= limit + 1e-9
     # Times are rounded, by less than one step for each half of a block.
     slack = 4 * TABLE.dense / program.STEPS
@@ -109,7 +109,7 @@ def test_no_choice_of_measured_widths_within_the_budgets_loses_less(seed, keep, 
             lost[dims] = sum(option.loss for option in one)
             near += [lost[dims]] if TABLE.predict(dims) <= limit - slack else []
     try:
-        found = tuple(program.allocate(OUTLINE, halves, wants({"latency": keep, "macs": macs}), TABLE))
+        found = tuple(program.allocate(OUTLINE, halves, asks({"latency": keep, "macs": macs}), TABLE))
     except Refused:
         assert not near
         return
@@ -125,8 +125,8 @@ def test_no_choice_of_measured_widths_within_the_budgets_loses_less(seed, keep, 
 @given(seed=st.integers(0, 10**6), keep=st.floats(0.45, 0.7))
 def test_no_plan_within_a_larger_one_loses_less(seed, keep):
     scores = draw(seed)
-    large = program.fit_plan(OUTLINE, scores, wants({"latency": 0.8}), TABLE)
-    small = program.fit_plan(OUTLINE, scores, wants({"latency": keep}), TABLE, within=large.dims)
+    large = program.fit_plan(OUTLINE, scores, asks({"latency": 0.8}), TABLE)
+    small = program.fit_plan(OUTLINE, scores, asks({"latency": keep}), TABLE, within=large.dims)
     limit, slack = keep * TABLE.dense, 4 * TABLE.dense / program.STEPS
     inside = [
         plan
@@ -140,7 +140,7 @@ def test_no_plan_within_a_larger_one_loses_less(seed, keep):
     for one, other in zip(small.blocks, large.blocks):
         assert set(one.outputs) <= set(other.outputs)
         assert set(one.units) <= set(other.units)
-    filled = program.fit_plan(OUTLINE, scores, wants({"latency": 0.8}), TABLE, least=small.dims)
+    filled = program.fit_plan(OUTLINE, scores, asks({"latency": 0.8}), TABLE, least=small.dims)
     over = [plan for plan in itertools.product(EVERY, repeat=2)
             if all(a >= b for one, other in zip(plan, small.dims) for a, b in zip(one[:4], other[:4]))]  # fmt: skip
     assert filled.dims in over
@@ -151,19 +151,19 @@ def test_no_plan_within_a_larger_one_loses_less(seed, keep):
 @pytest.mark.parametrize("keep", [{"latency": 0.8, "macs": 0.6}, {"latency": 0.9, "params": 0.7}, {"latency": 0.7, "macs": 0.6, "params": 0.8}])  # fmt: skip
 def test_several_budgets_hold_together(keep):
     scores = draw(3)
-    found = program.fit_plan(OUTLINE, scores, wants(keep), TABLE)
+    found = program.fit_plan(OUTLINE, scores, asks(keep), TABLE)
     assert TABLE.predict(found.dims) <= keep["latency"] * TABLE.dense + 1e-9
     for what in ("macs", "params"):
         if what in keep:
             assert getattr(found.cost(OUTLINE), what) <= keep[what] * getattr(OUTLINE.cost(), what)
     # The other budget costs something here, or the test would show nothing.
-    alone = program.fit_plan(OUTLINE, scores, wants({"latency": keep["latency"]}), TABLE)
+    alone = program.fit_plan(OUTLINE, scores, asks({"latency": keep["latency"]}), TABLE)
     assert lost(scores, alone.dims) < lost(scores, found.dims)
 
 
 def test_the_widths_are_multiples_and_the_best_units_stay():
     scores = draw(5)
-    plan = program.fit_plan(OUTLINE, scores, wants({"latency": 0.7}), TABLE)
+    plan = program.fit_plan(OUTLINE, scores, asks({"latency": 0.7}), TABLE)
     for i, block in enumerate(plan.blocks):
         assert block.dims.hidden % 8 == block.dims.v_dim % 8 == 0
         best = np.argsort(-scores[f"blocks.{i}.mlp"], kind="stable")[: block.dims.hidden]
@@ -171,13 +171,13 @@ def test_the_widths_are_multiples_and_the_best_units_stay():
 
 
 def test_everything_stays_when_everything_may():
-    assert program.fit_plan(OUTLINE, draw(1), wants({"latency": 1.0}), TABLE).dims == OUTLINE.dims
+    assert program.fit_plan(OUTLINE, draw(1), asks({"latency": 1.0}), TABLE).dims == OUTLINE.dims
 
 
 def test_a_table_of_another_model_is_refused():
     other = dataclasses.replace(OUTLINE, dims=(OF._replace(hidden=40),) * 2)
     with pytest.raises(Refused, match="measured on a model of other widths"):
-        program.fit_plan(other, draw(0, other), wants({"latency": 0.8}), TABLE)
+        program.fit_plan(other, draw(0, other), asks({"latency": 0.8}), TABLE)
 
 
 def test_the_table_predicts_a_machine_on_which_widths_add_up():
@@ -186,7 +186,7 @@ def test_the_table_predicts_a_machine_on_which_widths_add_up():
     of = anatomy.blocks(model)[0].dims
     assert table.dense == clock(model)
     assert table.predict([of] * 6) == pytest.approx(table.dense)
-    plan = program.fit_plan(cost.outline(model), draw_for(model), wants({"latency": 0.8}), table)
+    plan = program.fit_plan(cost.outline(model), draw_for(model), asks({"latency": 0.8}), table)
     small = lotus.pruning.surgery.cut(model, plan)
     assert len(set(plan.dims)) > 1
     assert table.predict(plan.dims) == pytest.approx(clock(small), rel=1e-9)
@@ -206,15 +206,13 @@ def test_progress_counts_what_is_timed():
 def test_qk_norm_keeps_its_dimensions():
     model = tiny(embed_dim=48, num_heads=2, depth=2, qk_norm=True)
     table = latency.measure(model, 4, timer=clock, repeats=1)
-    plan = program.fit_plan(cost.outline(model), draw_for(model), wants({"latency": 0.85}), table)
+    plan = program.fit_plan(cost.outline(model), draw_for(model), asks({"latency": 0.85}), table)
     assert {dims.qk_dim for dims in plan.dims} == {24}
 
 
 def test_a_model_that_is_cut_unevenly_is_refused():
     model = tiny(embed_dim=48, num_heads=2, depth=2)
-    small = lotus.pruning.surgery.cut(
-        model, budget.fit_plan(cost.outline(model), draw_for(model), wants({"macs": 0.7}))
-    )
+    small = lotus.pruning.surgery.cut(model, budget.fit_plan(cost.outline(model), draw_for(model), asks({"macs": 0.7})))
     assert len({block.dims for block in anatomy.blocks(small)}) == 2
     with pytest.raises(Refused, match=r"blocks differ in width already.*Give a budget of macs"):
         latency.measure(small, 4, timer=clock)
@@ -245,7 +243,7 @@ def test_by_the_clock():
     images = torch.randn(16, 3, *model.patch_embed.img_size)
     labels = torch.arange(16) % 4
     table = latency.measure(model, 16, repeats=1)
-    drawn = lotus.pruning.lottery(model, [(images, labels)], wants({"latency": 0.95}), table=table)
+    drawn = lotus.pruning.lottery(model, [(images, labels)], asks({"latency": 0.95}), table=table)
     assert drawn.latency.asked == 0.95
     assert drawn.latency.measured > 0
     assert drawn.latency.text() in drawn.text()
@@ -306,8 +304,8 @@ def test_a_machine_that_answers_three_times_as_hard_as_the_table_says_is_pinned_
         return asked[-1]
 
     found = latency.settle(
-        lambda now: program.attempt(wide, scores, wants({"latency": keep}, round=1), now),
-        program.least_plan(wide, scores, wants(round=1), table), table, keep, take,
+        lambda now: program.attempt(wide, scores, asks({"latency": keep}, round=1), now),
+        program.least_plan(wide, scores, asks(round=1), table), table, keep, take,
     )  # fmt: skip
     assert found.measured == pytest.approx(keep, rel=latency.CLOSE)
     assert max(asked) > keep > min(asked)  # it was met from both sides
@@ -320,14 +318,14 @@ def test_what_is_measured_is_what_was_asked(keep, wrong):
     model = tiny(embed_dim=48, num_heads=2, depth=6)
     table = latency.measure(model, 4, timer=shared, repeats=1)
     table = dataclasses.replace(table, together=tuple((alone, wrong * real) for alone, real in table.together))
-    studied = lotus.pruning.study(model, [], wants(criterion="magnitude", rotate=False, compensate="none"))
-    drawn = studied.draw(wants({"latency": keep}), table=table, timer=shared)
+    studied = lotus.pruning.study(model, [], asks(criterion="magnitude", rotate=False, compensate="none"))
+    drawn = studied.draw(asks({"latency": keep}), table=table, timer=shared)
     found = drawn.latency
     assert found.measured == pytest.approx(shared(drawn.model) / shared(model))
     assert found.measured == pytest.approx(keep, rel=2 * latency.CLOSE)  # half of a chunk of 8 units is as much here
     assert found.measured <= keep * (1 + latency.CLOSE)
     assert found.table.predict(drawn.plan.dims) == pytest.approx(shared(drawn.model))
-    first = program.fit_plan(cost.outline(model), studied.scores, wants({"latency": keep}), table)
+    first = program.fit_plan(cost.outline(model), studied.scores, asks({"latency": keep}), table)
     if wrong != 1.0:  # the table's own word would have missed it
         assert abs(shared(lotus.pruning.surgery.cut(model, first)) / shared(model) - keep) > latency.CLOSE * keep
 
@@ -337,26 +335,26 @@ def test_every_nested_size_is_measured_and_lies_within_the_larger(wrong):
     model = tiny(embed_dim=48, num_heads=2, depth=6)
     table = latency.measure(model, 4, timer=shared, repeats=1)
     table = dataclasses.replace(table, together=tuple((alone, wrong * real) for alone, real in table.together))
-    studied = lotus.pruning.study(model, [], wants(criterion="magnitude", rotate=False, compensate="none"))
+    studied = lotus.pruning.study(model, [], asks(criterion="magnitude", rotate=False, compensate="none"))
     keeps = [{"latency": 0.9}, {"latency": 0.85, "macs": 0.7}, {"latency": 0.8}]
-    sizes = studied.nested(wants(), keeps, table=table, timer=shared)
+    sizes = studied.nested(asks(), keeps, table=table, timer=shared)
     for size, keep in zip(sizes, keeps):
         assert size.latency.measured == pytest.approx(shared(size.model) / shared(model))
         assert 0.95 * keep["latency"] < size.latency.measured <= keep["latency"] * (1 + latency.CLOSE) or "macs" in keep
     assert sizes[1].after["macs"] <= 0.7 * sizes[1].before["macs"]
-    assert sizes[0].plan == studied.draw(wants(keeps[0]), table=table, timer=shared).plan
+    assert sizes[0].plan == studied.draw(asks(keeps[0]), table=table, timer=shared).plan
     for large, small in itertools.pairwise(sizes):
         for one, other in zip(small.plan.blocks, large.plan.blocks):
             assert set(one.outputs) <= set(other.outputs)
             assert set(one.queries) <= set(other.queries)
             assert set(one.units) <= set(other.units)
     with pytest.raises(Refused, match="largest to the smallest"):
-        studied.nested(wants(), [{"latency": 0.8}, {"latency": 0.9}], table=table, timer=shared)
+        studied.nested(asks(), [{"latency": 0.8}, {"latency": 0.9}], table=table, timer=shared)
     with pytest.raises(Refused, match="out of reach"):
-        studied.nested(wants(), [{"latency": 0.8}, {"latency": 0.1}], table=table, timer=shared)
+        studied.nested(asks(), [{"latency": 0.8}, {"latency": 0.1}], table=table, timer=shared)
     assert [
         size.latency.measured
-        for size in studied.nested(wants(), keeps[:1], table=dataclasses.replace(table, device="x"))
+        for size in studied.nested(asks(), keeps[:1], table=dataclasses.replace(table, device="x"))
     ] == [None]
 
 
@@ -364,13 +362,13 @@ def test_a_model_that_was_cut_is_drawn_by_the_table_of_the_whole_one():
     """As the rounds of a search do: what is asked and measured is a part of the model that all began with."""
     whole = tiny(embed_dim=48, num_heads=2, depth=6)
     table = latency.measure(whole, 4, timer=shared, repeats=1)
-    studied = lotus.pruning.study(whole, [], wants(criterion="magnitude", rotate=False, compensate="none"))
-    cut = studied.draw(wants({"latency": 0.9}), table=table, timer=shared).model
-    again = lotus.pruning.study(cut, [], wants(criterion="magnitude", rotate=False, compensate="none"))
+    studied = lotus.pruning.study(whole, [], asks(criterion="magnitude", rotate=False, compensate="none"))
+    cut = studied.draw(asks({"latency": 0.9}), table=table, timer=shared).model
+    again = lotus.pruning.study(cut, [], asks(criterion="magnitude", rotate=False, compensate="none"))
     with pytest.raises(Refused, match="measured on a model of other widths"):
-        again.draw(wants({"latency": 0.8}), table=table, timer=shared)
+        again.draw(asks({"latency": 0.8}), table=table, timer=shared)
     again = dataclasses.replace(again, beside=whole)
-    drawn = again.draw(wants({"latency": 0.8}), table=table, timer=shared)
+    drawn = again.draw(asks({"latency": 0.8}), table=table, timer=shared)
     assert drawn.latency.measured == pytest.approx(shared(drawn.model) / shared(whole))
     assert 0.95 * 0.8 < drawn.latency.measured <= 0.8 * (1 + latency.CLOSE)
 
@@ -379,24 +377,24 @@ def test_nothing_is_refused_by_the_tables_word_alone():
     model = tiny(embed_dim=48, num_heads=2, depth=6)
     honest = latency.measure(model, 4, timer=clock, repeats=1)
     gloomy = dataclasses.replace(honest, together=((1.0, 0.1),))
-    studied = lotus.pruning.study(model, [], wants(criterion="magnitude", rotate=False, compensate="none"))
+    studied = lotus.pruning.study(model, [], asks(criterion="magnitude", rotate=False, compensate="none"))
     with pytest.raises(Refused, match="out of reach"):
-        program.fit_plan(cost.outline(model), studied.scores, wants({"latency": 0.8}), gloomy)
-    assert studied.draw(wants({"latency": 0.8}), table=gloomy, timer=clock).latency.measured == pytest.approx(
+        program.fit_plan(cost.outline(model), studied.scores, asks({"latency": 0.8}), gloomy)
+    assert studied.draw(asks({"latency": 0.8}), table=gloomy, timer=clock).latency.measured == pytest.approx(
         0.8, rel=0.02
     )
     smallest = clock(
-        lotus.pruning.surgery.cut(model, program.least_plan(cost.outline(model), studied.scores, wants(), honest))
+        lotus.pruning.surgery.cut(model, program.least_plan(cost.outline(model), studied.scores, asks(), honest))
     )
     with pytest.raises(Refused, match=rf"{smallest / clock(model):.3f}\d of the dense"):
-        studied.draw(wants({"latency": 0.3}), table=gloomy, timer=clock)
+        studied.draw(asks({"latency": 0.3}), table=gloomy, timer=clock)
 
 
 def test_a_table_of_another_device_is_taken_at_its_word():
     model = tiny(embed_dim=48, num_heads=2, depth=2)
     table = dataclasses.replace(latency.measure(model, 4, timer=clock, repeats=1), device="cuda:0")
-    studied = lotus.pruning.study(model, [], wants(criterion="magnitude", rotate=False, compensate="none"))
-    found = studied.draw(wants({"latency": 0.9}), table=table).latency
+    studied = lotus.pruning.study(model, [], asks(criterion="magnitude", rotate=False, compensate="none"))
+    found = studied.draw(asks({"latency": 0.9}), table=table).latency
     assert found.measured is None
     assert found.predicted <= 0.9
     assert "not measured here" in found.text()
@@ -411,9 +409,9 @@ def test_timings_side_by_side_do_not_see_a_drifting_clock(noise, expected):
     assert latency.beside(model, half, 1, turns=3, timer=lambda one: next(pace) * times[id(one)]) == expected
 
 
-@pytest.mark.parametrize("wrong", [{"rank": "kind"}, {"split": True}])
+@pytest.mark.parametrize("wrong", [{"scope": "per_type"}, {"decouple_qk": True}])
 def test_what_does_not_go_with_it(wrong):
     model = tiny(embed_dim=48, num_heads=2, depth=2)
     batches = [(torch.randn(4, 3, *model.patch_embed.img_size), torch.arange(4) % 4)]
     with pytest.raises(Refused, match="goes with"):
-        lotus.pruning.lottery(model, batches, wants({"latency": 0.9}, **wrong))
+        lotus.pruning.lottery(model, batches, asks({"latency": 0.9}, **wrong))

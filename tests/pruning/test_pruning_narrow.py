@@ -7,7 +7,7 @@ import importlib.util
 import pytest
 import timm
 import torch
-from tiny_vits import KINDS, batches, pictures, random_plan, tiny, wants
+from tiny_vits import KINDS, asks, batches, pictures, random_plan, tiny
 from torch import nn
 
 from lotus import pruning
@@ -20,9 +20,9 @@ from selection.errors import Refused
 pytestmark = pytest.mark.slow  # many models: every family by every law
 
 WHY_NOT = {
-    "scale_norms": "norms what proj",
+    "scale_norms": "scale norm",
     "attention_pooled": "pools by attention",
-    "norm_after": "norms what its",
+    "norm_after": "is post-norm",
     "qk_norm": "norms queries",
 }
 
@@ -127,42 +127,44 @@ def test_saved_exported_cut_again_and_trained(tmp_path):
 
 def test_a_width_joins_a_budget_and_the_search_takes_what_agrees_best():
     model = tiny(depth=3)
-    drawn = pruning.lottery(model, batches(), wants({"macs": 0.4}, width=0.75))
+    drawn = pruning.lottery(model, batches(), asks({"macs": 0.4}, embed_dim=0.75))
     assert cost.outline(drawn.model).width == 40, "36 is rounded to a multiple of 8"
     assert drawn.before["macs"] == cost.count(model).macs
     assert 0.3 < drawn.after["macs"] / drawn.before["macs"] <= 0.4
     assert drawn.after["macs"] == cost.count(drawn.model).macs
-    assert drawn.notes[0] == "Of the stream's 48 channels 40 stay, turned."
-    found = pruning.lottery(model, batches(), wants({"macs": 0.4}, width="search"))
-    each = {part: pruning.lottery(model, batches(), wants({"macs": 0.4}, width=part)) for part in narrow.GRID}
+    assert drawn.notes[0] == "Of the residual stream's 48 channels 40 stay, turned."
+    found = pruning.lottery(model, batches(), asks({"macs": 0.4}, embed_dim="search"))
+    each = {part: pruning.lottery(model, batches(), asks({"macs": 0.4}, embed_dim=part)) for part in narrow.GRID}
     apart = {part: narrow.apart(model, one.model, batches())[0] for part, one in each.items()}
     best = min(apart, key=lambda part: apart[part])
     assert cost.outline(found.model).width == cost.outline(each[best].model).width
     assert any(note.startswith("Widths tried") for note in found.notes)
     assert found.forwards > 4 * drawn.forwards
-    plain = pruning.lottery(model, batches(), wants({"macs": 1}, width=1.0)).model
+    plain = pruning.lottery(model, batches(), asks({"macs": 1}, embed_dim=1.0)).model
     with torch.no_grad():
         assert torch.equal(plain(pictures()), model(pictures())), "nothing is turned where all stays"
 
 
 def test_a_stream_that_misses_the_budget_from_below_is_refused_and_not_searched():
     model, data = tiny(depth=3), batches(1)
-    with pytest.raises(Refused, match=r"prune\.width: 8 of 48 channels leave 0\.\d+ of macs .* Take a larger width"):
-        pruning.prune(model, data, {"macs": 0.8}, width=0.2)
-    found = pruning.lottery(model, data, wants({"macs": 0.8}, width="search"))
+    with pytest.raises(
+        Refused, match=r"prune\.embed_dim: 8 of 48 channels leave 0\.\d+ of macs .* Take a larger width"
+    ):
+        pruning.prune(model, data, {"macs": 0.8}, embed_dim=0.2)
+    found = pruning.lottery(model, data, asks({"macs": 0.8}, embed_dim="search"))
     (told,) = [note for note in found.notes if note.startswith("Widths tried")]
     assert "48: " in told
     assert "24: " not in told
-    assert narrow.useful(model, (0.2,), wants({"macs": 1.0})) == [8], "nothing is asked but the width"
+    assert narrow.useful(model, (0.2,), asks({"macs": 1.0})) == [8], "nothing is asked but the width"
 
 
 @pytest.mark.parametrize("width", [0, 1.5, True, "wide", -1])
 def test_what_is_no_width_is_refused(width):
-    with pytest.raises(Refused, match=r"prune\.width"):
-        pruning.prune(tiny(), batches(), {"macs": 0.5}, width=width)
+    with pytest.raises(Refused, match=r"prune\.embed_dim"):
+        pruning.prune(tiny(), batches(), {"macs": 0.5}, embed_dim=width)
 
 
-def told_widths(drawn: pruning.Drawn) -> list[int]:
+def told_widths(drawn: pruning.Pruned) -> list[int]:
     """The widths that were tried, as the note lists them; empty where only one was."""
     found = [note for note in drawn.notes if note.startswith("Widths tried")]
     return [int(pair.split(":")[0]) for pair in found[0].split("): ")[1].split(", ")] if found else []
@@ -172,18 +174,18 @@ def test_auto_looks_at_narrower_streams_only_where_units_alone_lead_too_far(monk
     """And stops where a narrower one agrees less, with the best of those that it saw."""
     monkeypatch.setattr(measure, "FEWEST", 24)
     model, data = shaped(0.8 ** torch.arange(48), depth=3), batches()
-    near = pruning.lottery(model, data, wants({"macs": 0.9}))
+    near = pruning.lottery(model, data, asks({"macs": 0.9}))
     assert cost.outline(near.model).width == 48
     assert told_widths(near) == []
     monkeypatch.setattr(narrow, "CLOSE", 0.0)
-    found = pruning.lottery(model, data, wants({"macs": 0.35}))
+    found = pruning.lottery(model, data, asks({"macs": 0.35}))
     seen = told_widths(found)
     assert seen == [48, 40, 32, 24, 16][: len(seen)]
     assert len(seen) > 1
     # All channels by all images, fewer by every eighth; each judged by another eighth.
     some, others = ([tuple(part[at::8] for part in batch) for batch in data] for at in (0, 7))
-    trials = {48: pruning.lottery(model, data, wants({"macs": 0.35}, width=None))}
-    trials |= {width: pruning.lottery(model, some, wants({"macs": 0.35}, width=width / 48)) for width in seen[1:]}
+    trials = {48: pruning.lottery(model, data, asks({"macs": 0.35}, embed_dim=None))}
+    trials |= {width: pruning.lottery(model, some, asks({"macs": 0.35}, embed_dim=width / 48)) for width in seen[1:]}
     apart = [narrow.apart(model, trials[width].model, others)[0] for width in seen]
     nearest = [one for one in apart if one == min(apart)]
     assert apart[:-1] == sorted(apart[:-1], reverse=True), "else it had ended before"
@@ -191,7 +193,9 @@ def test_auto_looks_at_narrower_streams_only_where_units_alone_lead_too_far(monk
     assert ended or seen[-1] == 16
     assert len(nearest) == 1
     best = seen[-2] if ended else seen[-1]
-    whole = {width: pruning.lottery(model, data, wants({"macs": 0.35}, width=width / 48)).model for width in {48, best}}
+    whole = {
+        width: pruning.lottery(model, data, asks({"macs": 0.35}, embed_dim=width / 48)).model for width in {48, best}
+    }
     judged = {width: narrow.apart(model, one, others)[0] for width, one in whole.items()}
     assert cost.outline(found.model).width == min(judged, key=lambda width: judged[width])
     assert found.forwards > near.forwards
@@ -200,13 +204,15 @@ def test_auto_looks_at_narrower_streams_only_where_units_alone_lead_too_far(monk
 @pytest.mark.parametrize("images", [1, 7, 20])
 @pytest.mark.parametrize("settings", [{}, {"criterion": "magnitude", "rotate": False, "compensate": "none"}])
 def test_few_images_try_every_width_all_together(monkeypatch, images, settings):
-    """One in eight of them would say nothing, or be too few for a narrower stream to show what it can do."""
+    """One in eight of them would say nothing, or be too few for a smaller embedding dimension to show what it can do."""
     monkeypatch.setattr(narrow, "CLOSE", 0.0)
     model, data = shaped(0.8 ** torch.arange(48)), [(pictures(images), torch.arange(images) % 5)]
-    found = pruning.lottery(model, iter(data), wants({"macs": 0.35}, **settings))
+    found = pruning.lottery(model, iter(data), asks({"macs": 0.35}, **settings))
     seen = told_widths(found)
     assert len(seen) > 1
-    each = [pruning.lottery(model, data, wants({"macs": 0.35}, width=width / 48, **settings)).model for width in seen]
+    each = [
+        pruning.lottery(model, data, asks({"macs": 0.35}, embed_dim=width / 48, **settings)).model for width in seen
+    ]
     apart = [narrow.apart(model, one, data)[0] for one in each]
     assert min(apart) > 0
     assert cost.outline(found.model).width == seen[apart.index(min(apart))]
@@ -215,21 +221,24 @@ def test_few_images_try_every_width_all_together(monkeypatch, images, settings):
 def test_out_of_reach_of_all_channels_few_images_still_judge():
     """The nearest of those that meet it, not the narrowest."""
     model, data = shaped(0.8 ** torch.arange(48)), [(pictures(5), torch.arange(5))]
-    found = pruning.lottery(model, data, wants({"macs": 0.125}, branches=False))
+    found = pruning.lottery(model, data, asks({"macs": 0.125}, sublayers=False))
     seen = told_widths(found)
     assert len(seen) > 1
     assert 48 not in seen
     each = [
-        pruning.lottery(model, data, wants({"macs": 0.125}, branches=False, width=width / 48)).model for width in seen
+        pruning.lottery(model, data, asks({"macs": 0.125}, sublayers=False, embed_dim=width / 48)).model
+        for width in seen
     ]
     apart = [narrow.apart(model, one, data)[0] for one in each]
     assert cost.outline(found.model).width == seen[apart.index(min(apart))]
 
 
-@pytest.mark.parametrize("settings", [{"inputs": True}, {"branches": True}, {"width": None}, {"width": 1}])
+@pytest.mark.parametrize(
+    "settings", [{"in_channels": True}, {"sublayers": True}, {"embed_dim": None}, {"embed_dim": 1}]
+)
 def test_auto_keeps_all_channels_where_there_is_no_choice(monkeypatch, settings):
     monkeypatch.setattr(narrow, "CLOSE", 0.0)
-    drawn = pruning.lottery(tiny(depth=3), batches(), wants({"macs": 0.4}, **settings))
+    drawn = pruning.lottery(tiny(depth=3), batches(), asks({"macs": 0.4}, **settings))
     assert cost.outline(drawn.model).width == 48
     assert told_widths(drawn) == []
 
@@ -239,7 +248,7 @@ def test_auto_takes_what_the_model_allows(monkeypatch, kind):
     """Every family: what cannot be turned keeps its stream and is not refused."""
     monkeypatch.setattr(narrow, "CLOSE", 0.0)
     model = tiny(kind)
-    drawn = pruning.lottery(model, batches(), wants({"macs": 0.6}))
+    drawn = pruning.lottery(model, batches(), asks({"macs": 0.6}))
     assert drawn.after["macs"] <= 0.6 * drawn.before["macs"]
     turns = anatomy.is_vit(model) and kind not in WHY_NOT
     assert bool(told_widths(drawn)) == turns

@@ -18,8 +18,8 @@ DIMS = Dims(heads=3, qk_dim=4, v_dim=4, hidden=6)
 
 @given(st.integers(0, 2**32 - 1), st.booleans())
 @settings(max_examples=40, deadline=None)
-def test_json_and_back(seed, split):
-    plan = random_plan([DIMS, DIMS], seed, split=split)
+def test_json_and_back(seed, decouple_qk):
+    plan = random_plan([DIMS, DIMS], seed, decouple_qk=decouple_qk)
     assert Plan.from_json(plan.to_json()) == plan
 
 

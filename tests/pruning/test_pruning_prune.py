@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from few import few
-from tiny_vits import CLASSES, FAST, KINDS, UNLIKE, batches, pictures, shelf, tiny, wants
+from tiny_vits import CLASSES, FAST, KINDS, UNLIKE, asks, batches, pictures, shelf, tiny
 from torch.nn import functional
 
 import lotus
@@ -48,39 +48,43 @@ def test_any_kind_is_pruned_within_its_budget(kind, tmp_path):
 def test_what_is_told_is_what_the_models_cost(kind):
     """Whether a block keeps its heads whole (timm's own attention comes back) or not."""
     model = tiny(kind)
-    studied = study(model, batches(1), wants(criterion="magnitude", rotate=False, compensate="none"))
+    studied = study(model, batches(1), asks(criterion="magnitude", rotate=False, compensate="none"))
 
     def counted(one: torch.nn.Module) -> dict[str, int]:
         found = cost.count(one)
         return {"params": sum(weight.numel() for weight in one.parameters()), "macs": found.macs}
 
     for part in (1.0, 0.9, 0.5):
-        for drawn in (studied.draw(wants({"params": part})), *studied.nested(wants(), [{"params": part}])):
+        for drawn in (studied.draw(asks({"params": part})), *studied.nested(asks(), [{"params": part}])):
             assert drawn.before == counted(model)
             assert drawn.after == counted(drawn.model)
 
 
 @pytest.mark.parametrize(
-    ("name", "rank"),
-    few(itertools.product(READ_NO_GATES, ["pool", "kind"]), lambda one: one[1] == "pool" or one[0] == "fisher"),
+    ("name", "scope"),
+    few(itertools.product(READ_NO_GATES, ["global", "per_type"]), lambda one: one[1] == "global" or one[0] == "fisher"),
 )
-def test_every_criterion_and_rank(name, rank):
+def test_every_criterion_and_rank(name, scope):
     model = tiny()
-    drawn = lottery(model, batches(), wants({"macs": 0.6, "params": 0.7}, criterion=name, rank=rank, compensate="mean"))
+    drawn = lottery(
+        model, batches(), asks({"macs": 0.6, "params": 0.7}, criterion=name, scope=scope, compensate="mean")
+    )
     assert drawn.after["macs"] <= 0.6 * drawn.before["macs"]
     assert drawn.after["params"] <= 0.7 * drawn.before["params"]
     counted = cost.count(drawn.model)
     assert drawn.after == {"params": counted.params, "macs": counted.macs}
-    again = lottery(model, batches(), wants({"macs": 0.6, "params": 0.7}, criterion=name, rank=rank, compensate="mean"))
+    again = lottery(
+        model, batches(), asks({"macs": 0.6, "params": 0.7}, criterion=name, scope=scope, compensate="mean")
+    )
     assert again.plan == drawn.plan
 
 
 def test_one_study_serves_any_budget():
     model, data = tiny(), batches()
-    studied = study(model, data, wants(criterion="fisher"))
+    studied = study(model, data, asks(criterion="fisher"))
     for keep in (0.7, 0.4):
-        drawn = lottery(model, data, wants({"macs": keep}, criterion="fisher", round=4, width=None))
-        again = studied.draw(wants({"macs": keep}, round=4))
+        drawn = lottery(model, data, asks({"macs": keep}, criterion="fisher", round=4, embed_dim=None))
+        again = studied.draw(asks({"macs": keep}, round=4))
         assert again.plan == drawn.plan
         assert (again.forwards, again.images) == (drawn.forwards, drawn.images) == (96, 24)
         with torch.no_grad():
@@ -91,7 +95,7 @@ def test_learned_gates():
     model = tiny()
     learned = gates(model)
     learned["blocks.0.mlp"][7] = 0
-    drawn = lottery(model, batches(), wants({"macs": 0.5}, criterion="gate"), gates=learned)
+    drawn = lottery(model, batches(), asks({"macs": 0.5}, criterion="gate"), gates=learned)
     assert 7 not in drawn.plan.blocks[0].units
     np.testing.assert_allclose(drawn.scores["blocks.1.mlp"], learned["blocks.1.mlp"].double())
     v = drawn.scores["blocks.0.attn"].reshape(3, 16).sum(1)
@@ -155,7 +159,7 @@ def test_squares_are_of_each_image_alone(kind):
 def test_hessian_is_the_loss_lost_with_each_weight_to_second_order():
     """The score of an MLP unit of a block with LayerScale, from autograd alone."""
     model, data = tiny("layerscale", dtype=torch.float64), batches(2, 3, torch.float64)
-    scores = lottery(model, data, wants({"macs": 0.5}, criterion="hessian", rotate=False)).scores["blocks.1.mlp"]
+    scores = lottery(model, data, asks({"macs": 0.5}, criterion="hessian", rotate=False)).scores["blocks.1.mlp"]
     mlp, want = model.blocks[1].mlp, np.zeros(192)
     for images, labels in data:
         for image, label in zip(images, labels, strict=True):
@@ -170,7 +174,7 @@ def test_hessian_is_the_loss_lost_with_each_weight_to_second_order():
 
 
 def test_covariance_of_query_and_key_dimensions_is_that_of_what_they_add_to_a_logit():
-    """With every query of the calibration beside every centred key, as the moments have it."""
+    """With every query of the calibration beside every centered key, as the moments have it."""
     model, data = tiny(dtype=torch.float64), batches(1, 3, torch.float64)
     read = []
     with model.blocks[0].attn.qkv.register_forward_hook(lambda _, __, out: read.append(out)), torch.no_grad():
@@ -178,7 +182,7 @@ def test_covariance_of_query_and_key_dimensions_is_that_of_what_they_add_to_a_lo
     q, k = (read[0][..., i * 48 : i * 48 + 48].unflatten(-1, (3, 16))[..., 1, :] for i in (0, 1))  # head 1
     k = k - k.mean(dim=1, keepdim=True)
     added = (q.flatten(0, 1)[:, None] * k.flatten(0, 1)[None]).flatten(0, 1).numpy()  # (pairs, 16)
-    scores = lottery(model, data, wants({"macs": 0.5}, criterion="variance", rotate=False)).scores["blocks.0.qk"]
+    scores = lottery(model, data, asks({"macs": 0.5}, criterion="variance", rotate=False)).scores["blocks.0.qk"]
     np.testing.assert_allclose(scores[16:32], (added**2).mean(axis=0), rtol=1e-6)
     seen = {}
 
@@ -186,7 +190,7 @@ def test_covariance_of_query_and_key_dimensions_is_that_of_what_they_add_to_a_lo
         seen.setdefault(len(seen), covariance)
         return gain
 
-    lottery(model, data, wants({"macs": 0.5}, criterion="spy", rotate=False), shelves=[shelf(spy)])
+    lottery(model, data, asks({"macs": 0.5}, criterion="spy", rotate=False), shelves=[shelf(spy)])
     np.testing.assert_allclose(seen[0][16:32, 16:32], added.T @ added / len(added), rtol=1e-6, atol=1e-9)
     assert not seen[0][:16, 16:].any()
 
@@ -221,7 +225,7 @@ def test_compensation_brings_what_a_cut_mlp_writes_closer():
 
 def test_a_cut_without_compensation_is_the_surgeons():
     model = tiny("registers")
-    drawn = lottery(model, batches(), wants({"macs": 0.5}, rotate=False, compensate="none", width=None))
+    drawn = lottery(model, batches(), asks({"macs": 0.5}, rotate=False, compensate="none", embed_dim=None))
     with torch.no_grad():
         torch.testing.assert_close(
             drawn.model(pictures()), surgery.masked(model, drawn.plan)(pictures()), rtol=0, atol=1e-5
@@ -253,19 +257,19 @@ def test_the_models_mode_and_the_callers_grad_mode_are_left_alone():
 def test_batches_may_be_anything_that_begins_with_images_and_labels():
     model, data = tiny(), batches()
     plans = [
-        lottery(model, given, wants({"macs": 0.5})).plan  # widths are tried too
+        lottery(model, given, asks({"macs": 0.5})).plan  # widths are tried too
         for given in (data, iter(data), [(x, y, torch.arange(8)) for x, y in data], lambda: iter(data))
     ]
     assert all(plan == plans[0] for plan in plans)
     prune(model, [x for x, _ in data], {"macs": 0.5}, criterion="magnitude")
     told: list[int] = []
-    assert lottery(model, data, wants({"macs": 0.5}, width=None), progress=told.append).images == 24
+    assert lottery(model, data, asks({"macs": 0.5}, embed_dim=None), progress=told.append).images == 24
     assert told == [8, 16, 24, 32, 40, 48]
     told.clear()
-    lottery(model, iter(data), wants({"macs": 0.5}, rotate=False, width=None), progress=told.append)
+    lottery(model, iter(data), asks({"macs": 0.5}, rotate=False, embed_dim=None), progress=told.append)
     assert told == [8, 16, 24]
     told.clear()
-    lottery(model, iter(data), wants({"macs": 0.5}, rotate=False, width=0.75), progress=told.append)
+    lottery(model, iter(data), asks({"macs": 0.5}, rotate=False, embed_dim=0.75), progress=told.append)
     assert told == [8, 16, 24, 32, 40, 48], "the stream, then the units"
 
 
@@ -279,7 +283,7 @@ def test_a_criterion_of_ones_own():
     def last(units: int) -> np.ndarray:
         return np.arange(units, dtype=float)
 
-    drawn = lottery(tiny(), batches(), wants({"macs": 0.6}, criterion="last"), shelves=[shelf(last)])
+    drawn = lottery(tiny(), batches(), asks({"macs": 0.6}, criterion="last"), shelves=[shelf(last)])
     block = drawn.plan.blocks[0]
     assert block.units == tuple(range(192 - len(block.units), 192))
     mine = ModuleType("mine")
@@ -287,7 +291,7 @@ def test_a_criterion_of_ones_own():
         "def first(units, *, shift=0.0):\n    import numpy as np\n    return np.arange(units)[::-1] + shift\n",
         mine.__dict__,
     )
-    drawn = lottery(tiny(), batches(), wants({"macs": 0.6}, criterion={"name": "first", "shift": 1}), shelves=[mine])
+    drawn = lottery(tiny(), batches(), asks({"macs": 0.6}, criterion={"name": "first", "shift": 1}), shelves=[mine])
     assert drawn.plan.blocks[0].units[0] == 0
     given = functools.partial(mine.first, shift=2)  # in Python a function will do, or what is called like one
     for one in (mine.first, lambda units: np.arange(units)[::-1], given):
@@ -303,8 +307,8 @@ def test_a_criterion_of_ones_own():
         ({"method": "unstructured", "keep": {"weights": 0.5}}, "prune.method: unstructured pruning makes zeros"),
         ({"sizes": (0.3,)}, "prune.sizes: is done by a run"),
         ({"calibration": 100}, "prune.calibration: the images are those of the batches"),
-        ({"keep": {"latency": 0.9}, "split": True}, "prune.keep.latency: is predicted for heads"),
-        ({"keep": {"gates": 0.9}}, "prune.keep.gates: a part of all units"),
+        ({"keep": {"latency": 0.9}, "decouple_qk": True}, "prune.keep.latency: is predicted for heads"),
+        ({"keep": {"gates": 0.9}}, "prune.keep.gates: a fraction of all units"),
     ],
 )
 def test_settings_are_refused_as_those_of_a_config_are(settings, message):
@@ -317,7 +321,7 @@ def test_settings_are_refused_as_those_of_a_config_are(settings, message):
     [
         ({"criterion": "tailor"}, "Did you mean 'taylor'"),
         ({"compensate": "some"}, "prune.compensate.*'none', 'mean' or 'affine', not 'some'"),
-        ({"rank": "all"}, "prune.rank.*'pool', 'kind'.*not 'all'"),
+        ({"scope": "all"}, "prune.scope.*'global', 'per_type'.*not 'all'"),
         ({"keep": {"macs": 0.01}}, "out of reach"),
         ({"keep": {"macs": 2}}, "prune.keep.macs.*less than or equal to 1, not 2"),
         ({"batches": []}, "no calibration batch"),
@@ -330,7 +334,7 @@ def test_settings_are_refused_as_those_of_a_config_are(settings, message):
         ({"batches": [(pictures(), torch.ones(7, dtype=torch.long))]}, "not 8 class numbers"),
         ({"batches": [(pictures()[..., :24], torch.ones(8))]}, r"\(8, 3, 32, 24\).*32 x 32 pixels"),
         ({"batches": [(pictures()[:, :1], torch.ones(8))]}, "Resize them"),
-        ({"batches": [(pictures()[0], torch.ones(3))], "width": 0.75}, "Resize them"),
+        ({"batches": [(pictures()[0], torch.ones(3))], "embed_dim": 0.75}, "Resize them"),
         ({"round": 2.5}, "prune.round"),
         ({"round": "fast"}, "(?s)prune.round.*'auto', not 'fast'"),
         ({"batches": [(pictures() * torch.nan, torch.zeros(8, dtype=torch.long))]}, "not finite.*Are these finite"),
@@ -359,14 +363,14 @@ def test_inference_mode_is_refused_with_the_way_out():
 def test_a_fast_multiple_is_measured_where_it_is_asked_for(monkeypatch):
     asked = []
     monkeypatch.setattr(latency, "fast_multiple", lambda model, batch: asked.append(batch) or 16)
-    drawn = lottery(tiny(), batches(1), wants({"macs": 0.6}, round="auto", width=None))
+    drawn = lottery(tiny(), batches(1), asks({"macs": 0.6}, round="auto", embed_dim=None))
     assert asked == [64]
     assert all(dims.hidden % 16 == 0 for dims in drawn.plan.dims)
     assert drawn.notes[0] == "Widths stay multiples of 16: measured."
-    again = study(tiny(), batches(1), wants()).draw(wants({"macs": 0.6}, round="auto"))
+    again = study(tiny(), batches(1), asks()).draw(asks({"macs": 0.6}, round="auto"))
     assert (again.plan, again.notes) == (drawn.plan, drawn.notes)
     asked.clear()
-    nested = study(tiny(), batches(1), wants()).nested(wants(round="auto"), [{"macs": 0.8}, {"macs": 0.6}])
+    nested = study(tiny(), batches(1), asks()).nested(asks(round="auto"), [{"macs": 0.8}, {"macs": 0.6}])
     assert asked == [64]
     assert all(dims.hidden % 16 == 0 for one in nested for dims in one.plan.dims)
     assert all(one.notes[0] == "Widths stay multiples of 16: measured." for one in nested)
@@ -390,7 +394,7 @@ def test_models_that_do_not_serve_are_refused():
     with pytest.raises(Refused, match="Conv2d: is of no family"):
         prune(torch.nn.Conv2d(3, 3, 1), batches(), {"macs": 0.5})
     with pytest.raises(Refused, match=r"prune\.criterion\.sign"):
-        lottery(tiny(), batches(), wants({"macs": 0.5}, criterion={"name": "fisher", "sign": True}))
+        lottery(tiny(), batches(), asks({"macs": 0.5}, criterion={"name": "fisher", "sign": True}))
 
 
 def test_scores_of_dimensions_of_queries_matter():
@@ -400,7 +404,7 @@ def test_scores_of_dimensions_of_queries_matter():
         model.blocks[0].attn.qkv.weight[16 + 5] = 0  # q of head 1, dimension 5
         model.blocks[0].attn.qkv.bias[16 + 5] = 0
     for name in ("fisher", "taylor", "magnitude"):
-        scores = lottery(model, batches(), wants({"macs": 0.9}, criterion=name, rotate=False)).scores["blocks.0.qk"]
+        scores = lottery(model, batches(), asks({"macs": 0.9}, criterion=name, rotate=False)).scores["blocks.0.qk"]
         assert scores.reshape(3, 16)[1].argmin() == 5
         assert scores[16 + 5] == 0
     keys = tiny()
@@ -408,15 +412,15 @@ def test_scores_of_dimensions_of_queries_matter():
         keys.blocks[0].attn.qkv.weight[48 + 32 + 7] = 0  # k of head 2, dimension 7
         keys.blocks[0].attn.qkv.bias[48 + 32 + 7] = 0
     for name in ("fisher", "magnitude"):
-        scores = lottery(keys, batches(), wants({"macs": 0.9}, criterion=name, rotate=False)).scores["blocks.0.qk"]
+        scores = lottery(keys, batches(), asks({"macs": 0.9}, criterion=name, rotate=False)).scores["blocks.0.qk"]
         assert scores[32 + 7] == pytest.approx(0, abs=1e-9)
         assert scores.argmin() == 32 + 7
     qkv = keys.blocks[0].attn.qkv
     rows = torch.cat((qkv.weight, qkv.bias[:, None]), dim=1).detach().double()
     np.testing.assert_allclose(scores, (rows[:48].norm(dim=1) * rows[48:96].norm(dim=1)).numpy(), rtol=1e-6)
     outline = cost.outline(model)
-    drawn = lottery(model, batches(), wants({"macs": 0.3}, criterion="fisher", rotate=False))
-    plan = budget.fit_plan(outline, drawn.scores, wants({"macs": 0.3}))
+    drawn = lottery(model, batches(), asks({"macs": 0.3}, criterion="fisher", rotate=False))
+    plan = budget.fit_plan(outline, drawn.scores, asks({"macs": 0.3}))
     for head, kept in zip(plan.blocks[0].heads, plan.blocks[0].qk, strict=True):
         assert head != 1 or len(kept) == 16 or 5 not in kept
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from few import few
-from tiny_vits import PLAIN, batches, pictures, random_plan, tiny, wants
+from tiny_vits import PLAIN, asks, batches, pictures, random_plan, tiny
 from torch import nn
 
 from lotus.pruning import lottery, prune, rotate, spec, surgery
@@ -274,13 +274,13 @@ def test_a_cut_of_heads_is_closer_rotated_than_by_index(kind):
 
 def test_it_is_the_default_and_changes_the_cut():
     model, data = tiny(), batches()
-    drawn = lottery(model, data, wants({"macs": 0.5}, criterion="fisher", width=None))
+    drawn = lottery(model, data, asks({"macs": 0.5}, criterion="fisher", embed_dim=None))
     other = turned(model, data)
-    by_hand = lottery(other, data, wants({"macs": 0.5}, criterion="fisher", rotate=False, width=None))
+    by_hand = lottery(other, data, asks({"macs": 0.5}, criterion="fisher", rotate=False, embed_dim=None))
     assert drawn.plan == by_hand.plan
     with torch.no_grad():
         torch.testing.assert_close(drawn.model(pictures()), by_hand.model(pictures()), rtol=0, atol=1e-6)
-        plain = prune(model, data, {"macs": 0.5}, criterion="fisher", rotate=False, width=None)
+        plain = prune(model, data, {"macs": 0.5}, criterion="fisher", rotate=False, embed_dim=None)
         assert (plain(pictures()) - drawn.model(pictures())).abs().max() > 1e-2
     assert drawn.images == by_hand.images == 24
     assert (drawn.forwards, by_hand.forwards) == (4 * 24, 3 * 24)
@@ -290,29 +290,29 @@ def test_it_is_the_default_and_changes_the_cut():
 def test_learned_gates_stay_on_their_dimensions_and_the_plan_says_so():
     model = tiny()
     learned = {site: torch.rand(linear.in_features) for site, linear in anatomy.sites(model).items()}
-    drawn = lottery(model, batches(), wants({"macs": 0.5}, criterion="gate"), gates=learned)
+    drawn = lottery(model, batches(), asks({"macs": 0.5}, criterion="gate"), gates=learned)
     assert "learned gate" in drawn.text()
     kept = drawn.plan.blocks[0].v[0]
     scores = learned["blocks.0.attn"].reshape(3, 16)[drawn.plan.blocks[0].heads[0]]
     assert set(kept) == set(scores.argsort(descending=True)[: len(kept)].tolist())
 
 
-@pytest.mark.parametrize("split", [False, True])
-def test_qk_norm_keeps_queries_and_keys_as_they_are_and_the_plan_says_so(split, tmp_path):
+@pytest.mark.parametrize("decouple_qk", [False, True])
+def test_qk_norm_keeps_queries_and_keys_as_they_are_and_the_plan_says_so(decouple_qk, tmp_path):
     model, data = tiny("qk_norm"), batches()
     other = turned(model, data)
     assert torch.equal(other.blocks[0].attn.qkv.weight[:96], model.blocks[0].attn.qkv.weight[:96])
     assert not torch.equal(other.blocks[0].attn.qkv.weight[96:], model.blocks[0].attn.qkv.weight[96:])
-    drawn = lottery(model, data, wants({"macs": 0.45}, criterion="fisher", split=split))
+    drawn = lottery(model, data, asks({"macs": 0.45}, criterion="fisher", decouple_qk=decouple_qk))
     assert "qk-norm" in drawn.text()
     assert all(dims.qk_dim == 16 for dims in drawn.plan.dims)
-    assert any(dims.v_dim < 16 for dims in drawn.plan.dims) == split
+    assert any(dims.v_dim < 16 for dims in drawn.plan.dims) == decouple_qk
     with torch.no_grad():
         assert torch.equal(spec.load(spec.save(drawn.model, tmp_path / "small"))(pictures()), drawn.model(pictures()))
 
 
 def test_a_plan_in_words():
-    drawn = lottery(tiny(), batches(), wants({"macs": 0.5}))
+    drawn = lottery(tiny(), batches(), asks({"macs": 0.5}))
     first, *rows = drawn.text().splitlines()
     assert first.split() == ["block", "heads", "q/k", "v", "MLP", "units"]
     dims = drawn.plan.dims[1]
@@ -326,8 +326,8 @@ def test_query_and_value_dimensions_may_differ_in_number():
         for block in model.blocks:  # logits of one direction only: the rest of q and k is worth nothing
             block.attn.qkv.weight[:48].reshape(3, 16, 48)[:, 1:] *= 1e-3
             block.attn.qkv.bias[:48].reshape(3, 16)[:, 1:] *= 1e-3
-    drawn = lottery(model, batches(), wants({"macs": 0.7}, criterion="fisher", split=True, round=4))
+    drawn = lottery(model, batches(), asks({"macs": 0.7}, criterion="fisher", decouple_qk=True, round=4))
     assert drawn.after["macs"] <= 0.7 * drawn.before["macs"]
     assert any(dims.qk_dim < dims.v_dim for dims in drawn.plan.dims)
-    same = lottery(model, batches(), wants({"macs": 0.7}, criterion="fisher", round=4))
+    same = lottery(model, batches(), asks({"macs": 0.7}, criterion="fisher", round=4))
     assert all(dims.qk_dim == dims.v_dim for dims in same.plan.dims)

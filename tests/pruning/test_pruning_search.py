@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_vits import batches, pictures, random_plan, tiny, wants
+from tiny_vits import asks, batches, pictures, random_plan, tiny
 
 from lotus.pruning import budget, cp_vit, latency, program, search, study, surgery, widths
 from lotus.pruning import judge as judging
@@ -50,11 +50,11 @@ class Toy:
 
 @pytest.fixture(scope="module")
 def studied():
-    return study(tiny(), batches(), wants(criterion="magnitude", rotate=False, compensate="none"))
+    return study(tiny(), batches(), asks(criterion="magnitude", rotate=False, compensate="none"))
 
 
 def searched(kind, studied, judge, keep=None, *, drop=None, table=None, timer=None, **settings):
-    asked = wants(keep, search={"kind": kind, "grid": 3, "levels": 3, "drop": drop}, **settings)
+    asked = asks(keep, search={"kind": kind, "grid": 3, "levels": 3, "drop": drop}, **settings)
     return getattr(search, kind)(studied, judge, asked, table=table, timer=timer)
 
 
@@ -66,7 +66,7 @@ def every(studied):
     """All that two ratios, to 1/16, can ask for, and its MACs."""
     outline, steps = cost.outline(studied.dense), [step / 16 for step in range(17)]
     found = {
-        budget.by_ratios(outline, studied.scores, wants(round=8), attention=a, mlp=m)
+        budget.by_ratios(outline, studied.scores, asks(round=8), attention=a, mlp=m)
         for a, m in itertools.product(steps, steps)
     }
     return {dims: outline.cost(dims).macs for dims in found}
@@ -75,7 +75,7 @@ def every(studied):
 @pytest.mark.parametrize(("drop", "power"), [(0.05, 1.5), (0.3, 3.0), (0.9, 2.0)])
 def test_bisection_gets_as_far_as_trying_everything(studied, every, drop, power):
     toy, whole = Toy((1.0, 0.6), power), cost.outline(studied.dense).cost().macs
-    found = search.ratios(studied, toy, wants(round=8, search={"drop": drop, "grid": 0}))
+    found = search.ratios(studied, toy, asks(round=8, search={"drop": drop, "grid": 0}))
     asked = toy.asked
     assert found.chosen.worse <= drop
     # Five directions and one step aside do not see every pair of ratios: within 4 % of the whole of the best pair.
@@ -93,11 +93,11 @@ def test_bisection_gets_as_far_as_trying_everything(studied, every, drop, power)
 @pytest.mark.parametrize(("weights", "keep"), [((1.0, 0.01), 0.8), ((0.01, 1.0), 0.6), ((1.0, 1.0), 0.35)])
 def test_a_budget_is_hit_and_split_as_well_as_can_be(studied, every, weights, keep):
     toy, outline = Toy(weights), cost.outline(studied.dense)
-    found = search.ratios(studied, toy, wants(keep={"macs": keep}, round=8, search={"grid": 0}))
+    found = search.ratios(studied, toy, asks(keep={"macs": keep}, round=8, search={"grid": 0}))
     limit = int(keep * outline.cost().macs)
-    assert found.drawn.after["macs"] == found.chosen.macs <= limit
+    assert found.pruned.after["macs"] == found.chosen.macs <= limit
     assert found.chosen.dims == budget.fill(
-        outline, studied.scores, wants({"macs": keep}, round=8), found.chosen.dims
+        outline, studied.scores, asks({"macs": keep}, round=8), found.chosen.dims
     ), "full"
     best = min(toy.of(dims) for dims, macs in every.items() if macs <= limit)
     assert found.chosen.worse <= best + 0.03
@@ -123,7 +123,7 @@ def test_where_nothing_is_allowed_nothing_is_cut_and_that_is_said(studied, kind)
     assert found.chosen.worse > 1e-4
     assert found.notes
     assert "nothing is cut" in found.notes[0]
-    torch.testing.assert_close(found.drawn.model(pictures()), studied.model(pictures()), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.pruned.model(pictures()), studied.model(pictures()), atol=1e-4, rtol=1e-4)
     assert not SEARCH[kind](studied, Judge(studied.dense, batches()), drop=0.2, round=8).notes
 
 
@@ -132,8 +132,8 @@ def test_where_nothing_is_allowed_nothing_is_cut_and_that_is_said(studied, kind)
 def test_a_budget_is_hit_or_refused(studied, kind, keep):
     found = SEARCH[kind](studied, Judge(studied.dense, batches()), keep={"macs": keep}, round=8)
     outline = cost.outline(studied.dense)
-    assert cost.count(found.drawn.model).macs == found.chosen.macs <= keep * outline.cost().macs
-    assert found.chosen.dims == budget.fill(outline, studied.scores, wants({"macs": keep}, round=8), found.chosen.dims)
+    assert cost.count(found.pruned.model).macs == found.chosen.macs <= keep * outline.cost().macs
+    assert found.chosen.dims == budget.fill(outline, studied.scores, asks({"macs": keep}, round=8), found.chosen.dims)
     with pytest.raises(Refused, match="out of reach"):
         SEARCH[kind](studied, Judge(studied.dense, batches()), keep={"macs": 0.01}, round=8)
 
@@ -141,8 +141,8 @@ def test_a_budget_is_hit_or_refused(studied, kind, keep):
 def test_blocks_never_end_worse_than_the_scores_alone(studied):
     judge = Judge(studied.dense, batches())
     for keep in (0.8, 0.4):
-        found = search.blocks(studied, judge, wants(keep={"macs": keep}, round=8))
-        plain = studied.draw(wants({"macs": keep}, round=8)).model
+        found = search.blocks(studied, judge, asks(keep={"macs": keep}, round=8))
+        plain = studied.draw(asks({"macs": keep}, round=8)).model
         assert found.chosen.worse <= judge(plain).worse + 1e-6
 
 
@@ -184,15 +184,17 @@ def test_the_dense_model_is_as_good_as_itself_and_is_asked_once(metric):
     assert judge(tiny(seed=5)).worse != 0
 
 
-@pytest.mark.parametrize("split", [False, True])
-def test_less_of_a_ratio_lies_within_more_of_it(studied, split):
+@pytest.mark.parametrize("decouple_qk", [False, True])
+def test_less_of_a_ratio_lies_within_more_of_it(studied, decouple_qk):
     outline, scores = cost.outline(studied.dense), studied.scores
     rng = np.random.default_rng(0)
     for _ in range(6):
         (a, b), (m, n) = np.sort(rng.random((2, 2)), axis=1)
         small, large = (
             budget.best(
-                outline, scores, budget.by_ratios(outline, scores, wants(round=8, split=split), attention=x, mlp=y)
+                outline,
+                scores,
+                budget.by_ratios(outline, scores, asks(round=8, decouple_qk=decouple_qk), attention=x, mlp=y),
             )
             for x, y in ((a, m), (b, n))
         )
@@ -213,16 +215,16 @@ def assert_within(small: Plan, large: Plan) -> None:
 
 def test_nested_sizes_lie_in_one_another_and_hit_their_budgets(studied):
     keeps = [0.9, 0.7, 0.5, 0.3]
-    drawn = studied.nested(wants(round=8), [{"macs": keep} for keep in keeps])
+    drawn = studied.nested(asks(round=8), [{"macs": keep} for keep in keeps])
     outline = cost.outline(studied.dense)
     for keep, one in zip(keeps, drawn):
         assert one.after["macs"] <= keep * outline.cost().macs
         assert one.after["macs"] > (keep - 0.05) * outline.cost().macs
     for large, small in itertools.pairwise(drawn):
         assert_within(small.plan, large.plan)
-    assert drawn[0].plan == studied.draw(wants({"macs": 0.9}, round=8)).plan
+    assert drawn[0].plan == studied.draw(asks({"macs": 0.9}, round=8)).plan
     with pytest.raises(Refused, match="largest to the smallest"):
-        studied.nested(wants(), [{"macs": 0.5}, {"macs": 0.7}])
+        studied.nested(asks(), [{"macs": 0.5}, {"macs": 0.7}])
 
 
 def test_the_hull_is_the_lower_convex_hull():
@@ -306,12 +308,12 @@ def test_blocks_lose_no_more_than_the_best_of_all_choices_within_a_latency(studi
     judge, whole = Halves(seed), clock(studied.model)
     outline, scores = cost.outline(studied.dense), studied.scores
     table = latency.measure(studied.dense, 4, timer=clock, repeats=1)
-    found = search.blocks(studied, judge, wants(keep={"latency": keep}, search={"levels": 4}), table=table, timer=clock)
-    assert found.drawn.latency.measured == pytest.approx(clock(found.drawn.model) / whole)
-    assert found.drawn.latency.measured <= keep * (1 + latency.CLOSE)
-    assert found.drawn.latency.text() in found.drawn.notes
+    found = search.blocks(studied, judge, asks(keep={"latency": keep}, search={"levels": 4}), table=table, timer=clock)
+    assert found.pruned.latency.measured == pytest.approx(clock(found.pruned.model) / whole)
+    assert found.pruned.latency.measured <= keep * (1 + latency.CLOSE)
+    assert found.pruned.latency.text() in found.pruned.notes
     halves = [
-        {budget.of_block(outline, scores, wants(), index=index, part=part, share=1 - level / 4) for level in range(5)}
+        {budget.of_block(outline, scores, asks(), index=index, part=part, share=1 - level / 4) for level in range(5)}
         for index in range(2)
         for part in ("attention", "mlp")
     ]
@@ -320,7 +322,7 @@ def test_blocks_lose_no_more_than_the_best_of_all_choices_within_a_latency(studi
     reach = [dims for dims in choices if pace(dims) <= keep * whole - slack]
     assert len(reach) > 10
     assert found.chosen.worse <= min(judge.of(dims) for dims in reach) + 1e-9
-    plain = studied.draw(wants({"latency": keep}), table=table, timer=clock)
+    plain = studied.draw(asks({"latency": keep}), table=table, timer=clock)
     assert found.chosen.worse <= judge(plain.model).worse
 
 
@@ -328,9 +330,9 @@ def test_blocks_lose_no_more_than_the_best_of_all_choices_within_a_latency(studi
 def test_ratios_split_a_latency_as_well_as_can_be(studied, every, weights, keep):
     toy, whole = Toy(weights), clock(studied.model)
     table = latency.measure(studied.dense, 4, timer=clock, repeats=1)
-    found = search.ratios(studied, toy, wants(keep={"latency": keep}, search={"grid": 0}), table=table, timer=clock)
-    assert found.drawn.latency.measured == pytest.approx(clock(found.drawn.model) / whole)
-    assert found.drawn.latency.measured <= keep * (1 + latency.CLOSE)
+    found = search.ratios(studied, toy, asks(keep={"latency": keep}, search={"grid": 0}), table=table, timer=clock)
+    assert found.pruned.latency.measured == pytest.approx(clock(found.pruned.model) / whole)
+    assert found.pruned.latency.measured <= keep * (1 + latency.CLOSE)
     best = min(toy.of(dims) for dims in every if table.predict(dims) <= keep * table.dense)
     assert found.chosen.worse <= best + 0.03
 
@@ -343,16 +345,16 @@ def test_what_a_search_tells_was_measured_however_wrong_the_table(studied, kind,
     keep = {"latency": 0.8, "params": 0.75}
     find = functools.partial(SEARCH[kind], studied, Halves(1), table=table)
     found = find(keep=keep, timer=shared)
-    assert found.drawn.latency.measured == pytest.approx(shared(found.drawn.model) / shared(studied.model))
-    assert found.drawn.latency.measured <= 0.8 * (1 + latency.CLOSE)
-    assert found.drawn.after["params"] <= 0.75 * found.drawn.before["params"]
+    assert found.pruned.latency.measured == pytest.approx(shared(found.pruned.model) / shared(studied.model))
+    assert found.pruned.latency.measured <= 0.8 * (1 + latency.CLOSE)
+    assert found.pruned.after["params"] <= 0.75 * found.pruned.before["params"]
     with pytest.raises(Refused, match=r"latency: 0\.1 is out of reach"):
         find(keep={"latency": 0.1}, timer=shared)
     away = SEARCH[kind](studied, Halves(1), keep=keep, table=replace(table, device="cuda:0")).drawn.latency
     assert away.measured is None
     assert away.predicted <= 0.8
-    with pytest.raises(Refused, match=r"without prune\.split"):
-        find(keep=keep, split=True)
+    with pytest.raises(Refused, match=r"without prune\.decouple_qk"):
+        find(keep=keep, decouple_qk=True)
 
 
 # -------------------------------------------------------------------------------------------------------------- CP-ViT
@@ -415,7 +417,7 @@ def test_widths_that_a_search_names_are_what_is_cut(studied):
         assert min(scores[list(one.units)]) >= max(np.delete(scores, list(one.units)), default=-math.inf)
 
 
-# --------------------------------------------------------------------------------- beside branches, inputs, parts gone
+# --------------------------------------------------------------------------------- beside sublayers, in_channels, parts gone
 
 
 def reads(model) -> dict[str, np.ndarray]:
@@ -428,16 +430,18 @@ def reads(model) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.parametrize("branches", [None, True])
-def test_nested_sizes_lie_in_one_another_where_inputs_and_branches_go(branches):
+@pytest.mark.parametrize("sublayers", [None, True])
+def test_nested_sizes_lie_in_one_another_where_inputs_and_sublayers_go(sublayers):
     model = tiny(depth=4)
     outline = cost.outline(model)
     keeps = [{"macs": part} for part in (0.7, 0.4, 0.2, 0.11, 0.09)]
     plans = []
     for keep in keeps:
         within = plans[-1].dims if plans else None
-        plans.append(budget.fit_plan(outline, reads(model), wants(keep, inputs=True, branches=branches), within=within))
-    assert plans[0] == budget.fit_plan(outline, reads(model), wants(keeps[0], inputs=True, branches=branches))
+        plans.append(
+            budget.fit_plan(outline, reads(model), asks(keep, in_channels=True, sublayers=sublayers), within=within)
+        )
+    assert plans[0] == budget.fit_plan(outline, reads(model), asks(keeps[0], in_channels=True, sublayers=sublayers))
     for plan, keep in zip(plans, keeps):
         assert plan.cost(outline).macs <= keep["macs"] * outline.cost().macs
         assert cost.count(surgery.cut(model, plan)) == plan.cost(outline)
@@ -458,26 +462,26 @@ def test_a_search_goes_by_units_alone():
     model = tiny(depth=4)
     judge = Judge(model, batches())
     for find in (search.ratios, search.blocks):
-        asked = wants({"macs": 0.5}, inputs=True)
-        with pytest.raises(Refused, match=r"prune\.inputs: search and convolve choose among heads"):
+        asked = asks({"macs": 0.5}, in_channels=True)
+        with pytest.raises(Refused, match=r"prune\.in_channels: search and convolve choose among heads"):
             find(study(model, batches(), asked), judge, asked)
-    studied = study(model, batches(), wants(criterion="magnitude", rotate=False, compensate="none"))
-    assert studied.draw(wants({"macs": 0.09})).after["macs"] <= 0.09 * studied.draw(wants({"macs": 1.0})).after["macs"]
+    studied = study(model, batches(), asks(criterion="magnitude", rotate=False, compensate="none"))
+    assert studied.draw(asks({"macs": 0.09})).after["macs"] <= 0.09 * studied.draw(asks({"macs": 1.0})).after["macs"]
     for find in SEARCH.values():
         with pytest.raises(Refused, match=r"without prune\.search"):
             find(studied, judge, keep={"macs": 0.09})
-        with pytest.raises(Refused, match=r"prune\.keep\.gates: a part of all units"):
+        with pytest.raises(Refused, match=r"prune\.keep\.gates: a fraction of all units"):
             find(studied, judge, keep={"gates": 0.5})
     with pytest.raises(Refused, match="or all of latency"):
-        studied.nested(wants(), [{"macs": 0.5}, {"latency": 0.5}])
+        studied.nested(asks(), [{"macs": 0.5}, {"latency": 0.5}])
 
 
 @pytest.mark.parametrize("kind", ["ratios", "blocks"])
-def test_a_model_that_lost_branches_can_be_searched(kind):
+def test_a_model_that_lost_sublayers_can_be_searched(kind):
     full = Plan.full(tiny(depth=3))
     blocks = [replace(full.blocks[0], units=()), replace(full.blocks[1], heads=(), qk=(), v=()), full.blocks[2]]
     less = surgery.cut(tiny(depth=3), Plan(tuple(blocks)))
-    studied = study(less, batches(), wants(criterion="cumulative_attention"))
+    studied = study(less, batches(), asks(criterion="cumulative_attention"))
     found = SEARCH[kind](studied, Judge(less, batches()), keep={"macs": 0.6}, round=8)
-    assert cost.count(found.drawn.model).macs == found.chosen.macs <= 0.6 * cost.count(less).macs
+    assert cost.count(found.pruned.model).macs == found.chosen.macs <= 0.6 * cost.count(less).macs
     assert [(bool(d.heads), bool(d.hidden)) for d in found.chosen.dims] == [(True, False), (False, True), (True, True)]

@@ -23,19 +23,19 @@ from lotus.vit import model as door
 from selection.errors import Refused
 
 
-def saved(tmp_path: Path, kind: str = "vit", seed: int = 1, split: bool = False) -> tuple[torch.nn.Module, Path]:
+def saved(tmp_path: Path, kind: str = "vit", seed: int = 1, decouple_qk: bool = False) -> tuple[torch.nn.Module, Path]:
     model = tiny(kind)
-    small = surgery.cut(model, random_plan(model, seed, split=split))
+    small = surgery.cut(model, random_plan(model, seed, decouple_qk=decouple_qk))
     door.remember(small, door.origin(model))
     return small, spec.save(small, tmp_path / "small")
 
 
 @pytest.mark.parametrize(
-    ("kind", "split"),
+    ("kind", "decouple_qk"),
     few(itertools.product(KINDS, [False, True]), lambda one: one[0] in FAST and one[1] == (one[0] in ("vit", "beit"))),
 )
-def test_the_same_outputs_to_the_last_bit(tmp_path, kind, split):
-    small, folder = saved(tmp_path, kind, split=split)
+def test_the_same_outputs_to_the_last_bit(tmp_path, kind, decouple_qk):
+    small, folder = saved(tmp_path, kind, decouple_qk=decouple_qk)
     assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", "spec.json"]
     back = spec.load(folder)
     images = pictures()
@@ -48,24 +48,24 @@ def test_the_same_outputs_to_the_last_bit(tmp_path, kind, split):
 
 def test_a_dense_model_can_be_saved_and_serves_as_weights(tmp_path):
     args = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
-    wants = config.Model(name="vit_tiny_patch16_224", args=args)
-    model = door.create(wants, 5).bfloat16()
+    request = config.Model(name="vit_tiny_patch16_224", args=args)
+    model = door.create(request, 5).bfloat16()
     folder = spec.save(model, tmp_path / "dense", about={"classes": ["a", "b"]})
     assert spec.read(folder)["about"] == {"classes": ["a", "b"]}
     assert spec.load(folder).pos_embed.dtype == torch.bfloat16
-    again = door.create(wants.model_copy(update={"weights": str(folder)}), 5)
+    again = door.create(request.model_copy(update={"weights": str(folder)}), 5)
     assert torch.equal(again.pos_embed, model.pos_embed.float())
 
 
 def test_a_cut_folder_as_weights_is_refused_with_the_way_out(tmp_path):
     _, folder = saved(tmp_path)
-    wants = config.Model(
+    request = config.Model(
         name="vit_tiny_patch16_224",
         args={"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3},
         weights=str(folder),
     )
     with pytest.raises(Refused, match=r"lotus\.load"):
-        door.create(wants, 5)
+        door.create(request, 5)
 
 
 def test_more_tensors_may_lie_beside(tmp_path):

@@ -40,9 +40,9 @@ def test_masked_equals_cut(kind, seed):
 
 @given(st.integers(0, 2**32 - 1), st.booleans())
 @settings(max_examples=15, deadline=None)
-def test_masked_equals_cut_for_any_plan(seed, split):
+def test_masked_equals_cut_for_any_plan(seed, decouple_qk):
     model = tiny("layerscale")
-    plan = random_plan(model, seed, split=split)
+    plan = random_plan(model, seed, decouple_qk=decouple_qk)
     equal(surgery.masked(model, plan), surgery.cut(model, plan))
 
 
@@ -61,10 +61,10 @@ def test_a_cut_model_can_be_cut_again(fused):
         if hasattr(module, "fused_attn"):
             module.fused_attn = fused
     once = surgery.cut(model, random_plan(model, 1))
-    again = random_plan(once, 2, split=True)
+    again = random_plan(once, 2, decouple_qk=True)
     twice = surgery.cut(once, again)
     equal(surgery.masked(once, again), twice)
-    thrice = random_plan(twice, 3, split=True)
+    thrice = random_plan(twice, 3, decouple_qk=True)
     equal(surgery.masked(twice, thrice), surgery.cut(twice, thrice))
 
 
@@ -87,7 +87,7 @@ def test_what_comes_out_is_timms_own_without_masks_or_hooks(kind):
 
 def test_split_plans_get_an_attention_that_holds_them():
     model = tiny()
-    plan = random_plan(model, 3, split=True)
+    plan = random_plan(model, 3, decouple_qk=True)
     small = surgery.cut(model, plan)
     kinds = [type(block.attn) for block in anatomy.blocks(small)]
     assert SplitAttention in kinds
@@ -143,14 +143,14 @@ def test_split_attention_computes_what_any_family_does(kind, seed):
         ours.load_state_dict(block.attn.state_dict(), assign=True)
         block.module.attn = ours
     equal(model, open_)
-    plan = random_plan(model, seed, split=True)
+    plan = random_plan(model, seed, decouple_qk=True)
     equal(surgery.masked(model, plan), surgery.cut(model, plan))
 
 
 @pytest.mark.parametrize("kind", few(KINDS, FAST))
 def test_the_cost_of_a_plan_is_that_of_the_model_it_makes(kind):
     model = tiny(kind)
-    plan = random_plan(model, 9, split=True)
+    plan = random_plan(model, 9, decouple_qk=True)
     small = surgery.cut(model, plan).requires_grad_(False)
     predicted = plan.cost(model)
     assert predicted == cost.count(small)

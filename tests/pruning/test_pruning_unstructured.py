@@ -142,7 +142,7 @@ def test_zeros_are_worth_something_once_compressed(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(("name", "keeps"), [("adamw", True), ("momentum", True), ("lion", True), ("muon", False)])
-def test_which_optimisers_leave_zeros_alone(name: str, keeps: bool) -> None:
+def test_which_optimizers_leave_zeros_alone(name: str, keeps: bool) -> None:
     from timm.optim import create_optimizer_v2
 
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))

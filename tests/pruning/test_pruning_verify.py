@@ -23,14 +23,14 @@ from lotus.vit import model as door
 pytestmark = pytest.mark.slow
 
 KINDS = ("vit", "eva02", "swin")
-WAYS = ("width", "branches", "inputs", "convolved")
+WAYS = ("embed_dim", "sublayers", "in_channels", "convolved")
 """Ways of cutting beside heads, dimensions and units."""
 
 
 def folders(tmp_path: Path, kind: str = "vit", keep: float = 0.6, **settings: Any) -> tuple[Path, Path]:
     """A dense model's folder and that of what was cut from it: of units alone, unless ``settings`` say otherwise."""
     model = tiny(kind)
-    small = prune(model, batches(1), {"macs": keep}, **{"round": 4, "width": None, **settings})
+    small = prune(model, batches(1), {"macs": keep}, **{"round": 4, "embed_dim": None, **settings})
     return spec.save(model, tmp_path / "dense"), spec.save(small, tmp_path / "small")
 
 
@@ -44,7 +44,7 @@ def spoil(folder: Path, **tensors: torch.Tensor | None) -> None:
 @pytest.mark.parametrize("width", ["auto", None])
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_saved_is_whole(tmp_path, kind, width):
-    dense, small = folders(tmp_path, kind, width=width)
+    dense, small = folders(tmp_path, kind, embed_dim=width)
     found = lotus.verify(small, against=dense)
     assert found, found.faults
     assert found.facts["macs"] <= 0.6 * lotus.verify(dense).facts["macs"]
@@ -57,10 +57,10 @@ def cut_by(way: str, model: torch.nn.Module) -> torch.nn.Module:
         small = convolve.convert(model, choices, [torch.zeros(block.heads, 9) for block in anatomy.blocks(model)])
         convolve.calibrate(small, batches(1))
         return small
-    if way == "width":  # and nothing else: the blocks' own widths stay
-        return prune(model, batches(1), {"macs": 1.0}, round=4, width=0.75)
+    if way == "embed_dim":  # and nothing else: the blocks' own widths stay
+        return prune(model, batches(1), {"macs": 1.0}, round=4, embed_dim=0.75)
     first, *others = Plan.full(model).blocks
-    gone = {"heads": (), "qk": (), "v": ()} if way == "branches" else {"attn_in": tuple(range(8)), "mlp_in": (3, 5)}
+    gone = {"heads": (), "qk": (), "v": ()} if way == "sublayers" else {"attn_in": tuple(range(8)), "mlp_in": (3, 5)}
     small = surgery.cut(model, Plan((dataclasses.replace(first, **gone), *others)))
     door.remember(small, door.origin(model))
     return small
@@ -77,8 +77,8 @@ def test_whatever_was_cut_is_less_than_what_it_was_cut_from(tmp_path, way):
     twin = spec.save(lotus.load(small), tmp_path / "twin")
     assert lotus.verify(twin, against=small), "against itself"
     more = " ".join(lotus.verify(dense, against=small).faults)
-    named = {"width": "width is 48, more than the 36", "branches": "heads is 3, more than the 0",
-             "convolved": "qk_dim is 16, more than the 0", "inputs": "mlp_in is 48, more than the 2"}  # fmt: skip
+    named = {"embed_dim": "width is 48, more than the 36", "sublayers": "heads is 3, more than the 0",
+             "convolved": "qk_dim is 16, more than the 0", "in_channels": "mlp_in is 48, more than the 2"}  # fmt: skip
     assert named[way] in more
 
 

@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from lotus.config import Prune, request
+from lotus.config import Prune, as_request
 from lotus.pruning.plan import BlockPlan, Plan
 from lotus.vit import anatomy
 from lotus.vit.anatomy import Dims
@@ -56,7 +56,7 @@ UNLIKE = ("eva", "eva02", "eva02_scale", "rope_apart", "beit", "swin")
 FAST = ("vit", "attention_pooled", "swiglu", *UNLIKE)
 """For laws that every kind goes through in the whole suite."""
 PLAIN = list(_PLAIN)
-"""Kinds of timm's VisionTransformer without norms inside of branches."""
+"""Kinds of timm's VisionTransformer without norms inside of sublayers."""
 
 
 def tiny(kind: str = "vit", seed: int = 0, dtype: torch.dtype = torch.float32, **args) -> nn.Module:
@@ -80,8 +80,8 @@ def batches(count: int = 3, rows: int = 8, dtype: torch.dtype = torch.float32) -
     return [(pictures(rows, 10 + i, dtype), torch.randint(CLASSES, (rows,), generator=draw)) for i in range(count)]
 
 
-def random_plan(model: nn.Module | Sequence[Dims], seed: int, *, split: bool = False) -> Plan:
-    """Any valid plan; ``split`` lets query/key and value dimensions differ in number. All query/key dimensions stay where they must."""
+def random_plan(model: nn.Module | Sequence[Dims], seed: int, *, decouple_qk: bool = False) -> Plan:
+    """Any valid plan; ``decouple_qk`` lets query/key and value dimensions differ in number. All query/key dimensions stay where they must."""
     rng = np.random.default_rng(seed)
     found = anatomy.blocks(model) if isinstance(model, nn.Module) else []
     dims = [block.dims for block in found] if isinstance(model, nn.Module) else model
@@ -94,7 +94,7 @@ def random_plan(model: nn.Module | Sequence[Dims], seed: int, *, split: bool = F
     for of, whole in zip(dims, bound, strict=True):
         heads = some(int(rng.integers(1, of.heads + 1)), of.heads)
         v = int(rng.integers(1, of.v_dim + 1))
-        qk = of.qk_dim if whole else int(rng.integers(1, of.qk_dim + 1)) if split else v
+        qk = of.qk_dim if whole else int(rng.integers(1, of.qk_dim + 1)) if decouple_qk else v
         plans.append(
             BlockPlan(
                 of=of,
@@ -107,9 +107,9 @@ def random_plan(model: nn.Module | Sequence[Dims], seed: int, *, split: bool = F
     return Plan(tuple(plans))
 
 
-def wants(keep: Mapping[str, float] | None = None, **settings: Any) -> Prune:
+def asks(keep: Mapping[str, float] | None = None, **settings: Any) -> Prune:
     """What to prune, of the settings of a config's section."""
-    return request({**({} if keep is None else {"keep": keep}), **settings})
+    return as_request({**({} if keep is None else {"keep": keep}), **settings})
 
 
 def shelf(function: Callable[..., Any]) -> ModuleType:

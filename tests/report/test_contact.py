@@ -17,7 +17,7 @@ def test_what_leaves_is_pale_and_what_stays_is_untouched() -> None:
     assert (seen[4:, 4:] == 0).all()
     for part in (seen[4:, :4], seen[:4, 4:]):
         assert part.min() > 150, "pale"
-        assert np.ptp(part.reshape(-1, 3), axis=1).max() < 12, "without colour"
+        assert np.ptp(part.reshape(-1, 3), axis=1).max() < 12, "without color"
     white = np.full((8, 8, 3), 255, np.uint8)
     assert np.asarray(dimmed(Image.fromarray(white), ~kept))[0, 0].max() < 235, "to be told from white that stays"
 

@@ -94,7 +94,7 @@ def test_a_narrower_stream_and_a_budget_of_latency_are_told(finished, tmp_path):
     text = html.write(tmp_path / "run", STAGES).read_text()
     lines = told_lines.kept_lines(found["kept"])
     assert "48 of 64 channels" in text
-    assert "width       48 of the stream's 64 channels (75 %)" in lines
+    assert "embed dim   48 of the residual stream's 64 channels (75 %)" in lines
     told = "asked 0.500 | predicted 0.488 | measured 0.505 of the dense model's time, at a batch of 64 on cpu"
     assert f"latency     {told}" in lines
     assert told in text.replace("&#39;", "'")

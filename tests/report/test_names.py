@@ -24,7 +24,7 @@ ACTS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]")
 
 
 def page(draw: Any, *, is_terminal: bool = False) -> str:
-    """What a page draws. Where colours are allowed, they are taken out again: those are rich's own."""
+    """What a page draws. Where colors are allowed, they are taken out again: those are rich's own."""
     out = io.StringIO()
     draw(Console(file=out, width=200, force_terminal=is_terminal, color_system=None, legacy_windows=False))
     return out.getvalue()

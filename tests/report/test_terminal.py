@@ -69,7 +69,7 @@ def test_one_is_one():
     ]
 
 
-def test_plain_lines_are_never_broken_nor_coloured():
+def test_plain_lines_are_never_broken_nor_colored():
     page = Page()
     page.console.width = 20
     text = play(page, [Said("train", "a long\nsentence " * 10, "warning"), Began("train", "x")], None)
@@ -122,12 +122,12 @@ def test_a_resumed_stage_is_timed_from_where_it_went_on():
     assert "steps 90 of 100, 10 s left" in play(page, events, True)
 
 
-def test_a_second_probe_is_timed_anew():
+def test_a_second_proxy_is_timed_anew():
     text = play(Page(), [Began("score", "x"), *(step(i, "score") for i in (*range(1, 101), *range(1, 20)))], True)
     assert "steps 10 of 100, 1 min 30 s left" in text.splitlines()[-1]
 
 
-def test_no_color_is_honoured(monkeypatch):
+def test_no_color_is_honored(monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     page = Page(force_terminal=True)
     text = play(page, [Began("train", "x"), step(3), Ended("train", 1.0), Said("t", "x", "warning")], False)

@@ -93,7 +93,7 @@ def test_the_same_seed_is_the_same_draw_and_another_is_another(name):
 
 
 @pytest.mark.parametrize("name", SHELF)
-def test_no_row_is_favoured_where_all_are_alike(name):
+def test_no_row_is_favored_where_all_are_alike(name):
     """Of 40 images of which nothing tells one from another, each is drawn about as often as any other."""
     times, total = np.zeros(40), 0
     for seed in range(200):

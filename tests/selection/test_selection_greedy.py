@@ -159,10 +159,10 @@ def covered(x):
 
 X = made_up(60)["embeddings"].astype(float)
 LAW = [
-    ("facility_location", {"maximiser": "lazy"}, covered(X)),
-    ("facility_location", {"maximiser": "sparse", "neighbors": 59}, covered(X)),
-    ("facility_location", {"maximiser": "sparse", "neighbors": 9}, near_value(X, 10)),
-    ("craig", {"maximiser": "lazy"}, gradient_value(60)),
+    ("facility_location", {"maximizer": "lazy"}, covered(X)),
+    ("facility_location", {"maximizer": "sparse", "neighbors": 59}, covered(X)),
+    ("facility_location", {"maximizer": "sparse", "neighbors": 9}, near_value(X, 10)),
+    ("craig", {"maximizer": "lazy"}, gradient_value(60)),
     ("graph_cut", {"coverage": 2.0}, cut_value(X, 2.0)),
     ("graph_cut", {"coverage": 3.5}, cut_value(X, 3.5)),
     ("log_det", {"ridge": 0.1}, log_volume(X, 0.1)),
@@ -179,7 +179,7 @@ def test_values_never_fall_and_gains_never_rise(name, options, value):
     assert gains[0] > gains[-1] + 0.01  # which says something
 
 
-def test_the_values_that_maximisers_keep_are_those_of_the_definition():
+def test_the_values_that_maximizers_keep_are_those_of_the_definition():
     """And never fall, in whatever order rows come."""
     kernel = Cosine(X)
     function = Counted(kernel)
@@ -210,7 +210,7 @@ def test_log_det_goes_on_as_greedy_does_and_heeds_the_ridge(first):
     assert found[0.05] != found[20.0]
 
 
-# -- near neighbours
+# -- near neighbors
 
 
 def recall(kernel, index):
@@ -265,14 +265,14 @@ def test_lists_that_may_not_be_widened_say_what_they_find(monkeypatch):
     x = scattered()
     monkeypatch.setattr(neighbors, "PAIRS", 0.4 * len(x) ** 2)
     monkeypatch.setattr(neighbors, "PROBES", 3)
-    with pytest.warns(UserWarning, match=r"of the 10 neighbours of each of 1500 images some \d+% are found") as told:
+    with pytest.warns(UserWarning, match=r"of the 10 neighbors of each of 1500 images some \d+% are found") as told:
         index, _ = nearest(Cosine(x), 11, np.random.default_rng(0), exact=100)
     said = int(re.search(r"(\d+)%", str(told[0].message))[1]) / 100
     assert said < 0.9
     assert recall(Cosine(x), index) == pytest.approx(said, abs=0.06)
 
 
-def test_one_neighbour_is_oneself():
+def test_one_neighbor_is_oneself():
     index, similar = nearest(Cosine(scattered(300)), 1, np.random.default_rng(0), exact=100)
     assert index.ravel().tolist() == list(range(300))
     assert (similar == 1).all()

@@ -249,7 +249,7 @@ def test_classes_that_sink_only_when_others_were_raised_are_raised_too():
 
 @pytest.mark.parametrize("floor", [0, -0.5, 1.5, True, "half", float("nan")])
 def test_a_floor_that_is_none(signals, floor):
-    with pytest.raises(Refused, match=r"^select\.floor: .* is no part in \(0, 1\]"):
+    with pytest.raises(Refused, match=r"^select\.floor: .* is no fraction in \(0, 1\]"):
         select(signals, score="el2n", pick="ccs", keep=0.5, balance=False, floor=floor)
 
 
@@ -368,8 +368,8 @@ def test_quotas_by_hand():
 
 def test_equal_classes_take_turns():
     """Three classes and a budget of 4: who has two is chance, not the first."""
-    favoured = [int(np.argmax(quotas([10, 10, 10], 4, np.random.default_rng(seed)))) for seed in range(60)]
-    assert set(favoured) == {0, 1, 2}
+    favored = [int(np.argmax(quotas([10, 10, 10], 4, np.random.default_rng(seed)))) for seed in range(60)]
+    assert set(favored) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("pick", PICKERS)
@@ -424,7 +424,7 @@ def test_the_origin_holds_the_seed_that_was_used(signals):
 def test_the_origin_holds_the_epochs_that_were_read(signals):
     origin = select(signals, score="el2n", pick="random", keep=0.5).subset.origin
     assert origin["score"] == {"name": "el2n", "epoch": signals.epochs, "window": 1}, (
-        "the probe was shorter than 20 epochs"
+        "the proxy was shorter than 20 epochs"
     )
 
 
@@ -477,7 +477,7 @@ def test_hardest_first_is_warned_of_where_it_collapses(signals):
 @pytest.mark.parametrize("keep", [0, -0.1, 1.5, "half", None, True, float("nan"), float("inf")])
 def test_a_keep_that_is_no_part(signals, keep):
     for call in (choose, lambda **kw: select(signals, **kw)):
-        with pytest.raises(Refused, match=r"^select\.keep: .* is no part in \(0, 1\]"):
+        with pytest.raises(Refused, match=r"^select\.keep: .* is no fraction in \(0, 1\]"):
             call(score="el2n", pick="ccs", keep=keep)
 
 

@@ -92,7 +92,7 @@ def test_it_goes_sparse_rather_than_beyond(signals, pick, monkeypatch):
     "pick",
     [
         "herding", "craig", "grad_match", {"name": "grad_match", "by": "batch"}, "facility_location", "top_k",
-        *({"name": "facility_location", "maximiser": way} for way in ("lazy", "sparse", "stochastic")),
+        *({"name": "facility_location", "maximizer": way} for way in ("lazy", "sparse", "stochastic")),
     ],
 )  # fmt: skip
 def test_the_figure_that_is_named_is_enough(signals, pick, balance, limit):
@@ -112,7 +112,7 @@ def test_the_figure_that_is_named_is_enough(signals, pick, balance, limit):
 
 
 def test_a_limit_of_the_method_itself_is_more_particular(signals):
-    pick = {"name": "facility_location", "maximiser": "lazy", "max_memory": 1.0}
+    pick = {"name": "facility_location", "maximizer": "lazy", "max_memory": 1.0}
     assert select(signals, score="el2n", pick=pick, keep=0.1, balance=False, max_memory=0.06).subset.rows.size == 150
 
 
@@ -127,7 +127,7 @@ def many(make_arrays):
     """So many numbers an image that what is built of them cannot hide in the few bytes an image that are always allowed."""
     arrays = make_arrays(images=2000, classes=100, seeds=2, epochs=12)
     arrays["embeddings"] = np.random.default_rng(0).normal(size=(2000, 200))
-    del arrays["p_label"], arrays["correct"]  # as our own probe has it: they follow from others
+    del arrays["p_label"], arrays["correct"]  # as our own proxy has it: they follow from others
     return Signals(arrays, fingerprint="made up")
 
 
@@ -163,7 +163,7 @@ def test_parts_change_no_score(many, score, monkeypatch):
     np.testing.assert_allclose(scored(many, score=score), whole, rtol=1e-9, atol=1e-12)
 
 
-def test_many_neighbours_are_counted(many):
+def test_many_neighbors_are_counted(many):
     told = (refusal_of(many, {"name": "cal", "neighbors": k}, 1e-9) for k in (10, 1000))
     few, more = (float(re.search(r"once: ([0-9.]+) GB", text)[1]) for text in told)
     assert more == pytest.approx(few + 8 * 2000 * 990 / 1e9, abs=1e-3)
@@ -196,6 +196,6 @@ def test_the_limit_is_called_as_the_user_calls_it(many):
             if limit
             else Signals({"labels": np.zeros(12000, int), "embeddings": np.eye(12000, 2)}, fingerprint="x")
         )
-        pick = {"name": "facility_location", "maximiser": "lazy"}
+        pick = {"name": "facility_location", "maximizer": "lazy"}
         with pytest.raises(Refused, match=r"or set --max-memory=[0-9.e-]+\.$"):
             select(few, score="random", pick=pick, keep=0.1, balance=False, max_memory=limit, places=places)

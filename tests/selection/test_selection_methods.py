@@ -89,7 +89,7 @@ def test_call_refuses_unknown_settings():
 
 
 def test_a_word_that_a_setting_does_not_know_is_refused_before_anything_is_read():
-    """Settings are checked when a run is planned; the probe that a picker waits for takes minutes."""
+    """Settings are checked when a run is planned; the proxy that a picker waits for takes minutes."""
 
     def mine(labels, *, by: Literal["left", "right"] = "left", size: "Unknown" = 3):  # type: ignore[name-defined]  # noqa: F821
         return labels
@@ -114,7 +114,7 @@ def test_nearest_is_silent_where_nothing_is_near():
         ("el2n", {"name": "ccs", "bin": 20}, "select.pick.bin: 'ccs' has no such setting. Did you mean 'bins'?"),
         ("el2n", {"name": "ccs", "binning": "widht"}, "select.pick.binning: there is no 'widht'. Did you mean 'width'? Here: "),
         ("el2n", {"name": "grad_match", "by": "imag"}, "select.pick.by: there is no 'imag'. Did you mean 'image'?"),
-        ("el2n", {"name": "facility_location", "maximiser": "laxy"}, "select.pick.maximiser: there is no 'laxy'. Did you mean 'lazy'?"),
+        ("el2n", {"name": "facility_location", "maximizer": "laxy"}, "select.pick.maximizer: there is no 'laxy'. Did you mean 'lazy'?"),
         ("el2n", {"name": "ccs", "binning": 3}, "select.pick.binning: there is no 3. Here: width, quantile."),
         ({"name": "aum", "kind": "logits"}, "ccs", "select.score.kind: there is no 'logits'. Did you mean 'logit'?"),
     ],

@@ -45,7 +45,7 @@ def pick(name, scores, budget, keep=None, seed=0, p_label=None, **options):
 
 
 def made_up(images, classes=3, width=4):
-    """Signals of images of one class, 0, as probes record them: in half precision."""
+    """Signals of images of one class, 0, as proxies record them: in half precision."""
     rng = np.random.default_rng(98)
     errors = rng.dirichlet(np.ones(classes), images)
     errors[:, 0] -= 1
@@ -93,7 +93,7 @@ def test_scores_that_say_nothing_still_give_a_ticket(name, scores):
 
 
 @pytest.mark.parametrize("name", SHELF)
-def test_ties_do_not_favour_the_first_rows(name):
+def test_ties_do_not_favor_the_first_rows(name):
     """Of 40 images with one score, each is drawn about as often as any other."""
     times = np.zeros(40)
     for seed in range(200):
@@ -491,7 +491,7 @@ def greedy_by_definition(value, n, budget):
 def test_facility_location_is_greedy_on_its_value():
     x = unit(made_up(40)["embeddings"])
     similar = (1 + x @ x.T) / 2
-    for options in ({}, {"maximiser": "sparse", "neighbors": 39}):
+    for options in ({}, {"maximizer": "sparse", "neighbors": 39}):
         chosen = pick("facility_location", np.zeros(40), 10, **options).tolist()
         for count, row in enumerate(chosen):
             worth = [similar[:, [*chosen[:count], i]].max(1).sum() for i in range(40)]
@@ -504,7 +504,7 @@ def similarities(x):
 
 @given(st.integers(0, 1000))
 @settings(max_examples=40, deadline=None)
-def test_gains_among_neighbours_are_kept_up_to_date(seed):
+def test_gains_among_neighbors_are_kept_up_to_date(seed):
     """Of every row not taken the gain by its definition, to the last bit where rows are equal."""
     rng = np.random.default_rng(seed)
     n, k = int(rng.integers(2, 40)), int(rng.integers(1, 12))
@@ -529,7 +529,7 @@ def test_gains_among_neighbours_are_kept_up_to_date(seed):
     [(2000, 32, 1, 0.02), (2000, 32, 40, 0.2), pytest.param(10_500, 64, 1, 0.05, marks=pytest.mark.slow)],
 )
 def test_sparse_facility_location_is_worth_what_exact_is(monkeypatch, n, width, clusters, part):
-    """Within 1 %, though neighbours are looked for in lists; with one cluster, of which lists know nothing, as well."""
+    """Within 1 %, though neighbors are looked for in lists; with one cluster, of which lists know nothing, as well."""
     monkeypatch.setitem(nearest.__kwdefaults__, "exact", 1000)
     rng = np.random.default_rng(0)
     x = (2 * rng.normal(size=(clusters, width)) * (clusters > 1))[rng.integers(0, clusters, n)]
@@ -537,11 +537,11 @@ def test_sparse_facility_location_is_worth_what_exact_is(monkeypatch, n, width, 
     budget = round(part * n)
     similar = similarities(x)
     worth = {}
-    for maximiser in ("lazy", "sparse"):
+    for maximizer in ("lazy", "sparse"):
         rows = pick(
-            "facility_location", np.zeros(n), budget, signals={"embeddings": x}, maximiser=maximiser, max_memory=4
+            "facility_location", np.zeros(n), budget, signals={"embeddings": x}, maximizer=maximizer, max_memory=4
         )
-        worth[maximiser] = similar[:, rows].max(1).sum()
+        worth[maximizer] = similar[:, rows].max(1).sum()
     assert worth["sparse"] >= 0.99 * worth["lazy"]
     assert similar[:, rng.choice(n, budget, replace=False)].max(1).sum() < worth["sparse"]
 
@@ -621,8 +621,8 @@ def written_out(n, errors=None):
 
 @pytest.mark.parametrize("options", [
     {},
-    {"maximiser": "sparse", "neighbors": 39},
-    {"maximiser": "stochastic", "epsilon": 1e-6, "max_memory": 1e-9},  # looks at all of them, without the matrix
+    {"maximizer": "sparse", "neighbors": 39},
+    {"maximizer": "stochastic", "epsilon": 1e-6, "max_memory": 1e-9},  # looks at all of them, without the matrix
 ])  # fmt: skip
 def test_craig_takes_and_weighs_images_by_their_explicit_gradients(options):
     g = written_out(40)
@@ -764,10 +764,10 @@ def test_memory_is_refused_before_it_is_spent(name):
         Refused,
         match=rf"{name}: .*: 0.00036 GB are needed, and max_memory is 0.0001 GB\. .*sparse.*balance.*or set max_memory=0.00036\.$",
     ):
-        pick(name, np.zeros(300), 10, maximiser="lazy", max_memory=1e-4)
+        pick(name, np.zeros(300), 10, maximizer="lazy", max_memory=1e-4)
     with pytest.raises(Refused, match=rf"{name}: the 60 nearest of each of 300 images: .* fewer neighbors"):
         pick(name, np.zeros(300), 10, max_memory=1e-4)
-    assert len(pick(name, np.zeros(300), 10, maximiser="stochastic", max_memory=1e-4)) == 10
+    assert len(pick(name, np.zeros(300), 10, maximizer="stochastic", max_memory=1e-4)) == 10
 
 
 def test_grad_match_refuses_what_does_not_fit():
@@ -783,7 +783,7 @@ def test_grad_match_refuses_what_does_not_fit():
         ("double_end", {"cut": 0.9}, r"double_end\(cut=0.9\): with keep=0.5, a part from 0 to 0.5"),
         ("window", {"step": 0}, "step=0"),
         ("window", {"ridge": -1}, "ridge=-1"),
-        ("facility_location", {"maximiser": "eager"}, "maximiser: there is no 'eager'"),
+        ("facility_location", {"maximizer": "eager"}, "maximizer: there is no 'eager'"),
         ("facility_location", {"neighbors": 0}, "neighbors=0"),
         ("facility_location", {"epsilon": 1}, "epsilon=1"),
         ("graph_cut", {"coverage": -1}, "coverage=-1"),

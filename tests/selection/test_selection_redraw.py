@@ -288,13 +288,13 @@ def test_a_choice_is_checked_before_anything_trains():
     assert choose(pick="rs2", keep=None, epochs=5) == 0.5
     assert choose(pick="rs2", keep=0.3, epochs=5) == 0.3
     for wrong, says in (
-        ({"pick": "infobatch", "keep": 0.3}, r"train\.redraw\.keep: 'infobatch' finds .* Set train\.redraw\.prune or saving"),
+        ({"pick": "infobatch", "keep": 0.3}, r"train\.dynamic\.keep: 'infobatch' finds .* Set train\.dynamic\.prune or saving"),
         ({"pick": {"name": "infobatch", "saving": 0.9}, "keep": None}, "at most"),
         ({"pick": "rs2", "keep": 2}, "keep"),
-        ({"pick": "rs3", "keep": None}, r"train\.redraw: there is no 'rs3'"),
+        ({"pick": "rs3", "keep": None}, r"train\.dynamic: there is no 'rs3'"),
     ):  # fmt: skip
         with pytest.raises(Refused, match=says):
-            choose(**wrong, epochs=5, place="train.redraw")
+            choose(**wrong, epochs=5, place="train.dynamic")
 
 
 @pytest.mark.parametrize(
@@ -310,8 +310,8 @@ def test_a_budget_that_is_misspelt_is_told_with_the_nearest_way_to_say_it(name, 
     """``saving`` and ``keep`` are no settings of a method that reads a budget, and yet can be said of it."""
     pick = SimpleNamespace(name=name, options={option: 0.3}, keep=None)  # as a config has it
     with pytest.raises(Refused) as refusal:
-        choose(pick=pick, keep=None, epochs=5, place="train.redraw")
-    assert str(refusal.value) == f"train.redraw.{option}: {name!r} has no such setting. {says}"
+        choose(pick=pick, keep=None, epochs=5, place="train.dynamic")
+    assert str(refusal.value) == f"train.dynamic.{option}: {name!r} has no such setting. {says}"
     with pytest.raises(Refused) as refusal:
         choose(pick={"name": name, option: 0.3}, keep=None, epochs=5)
     assert str(refusal.value).endswith("saving."), "keep is an argument here, no option"
@@ -389,7 +389,7 @@ def test_a_saving_that_cannot_be_had_is_refused():
         return np.arange(len(loss))
 
     for pick, keep, says in (
-        ({"name": "mine", "saving": 0.3}, None, r"train\.redraw\.saving: 'mine' finds the number of images itself"),
+        ({"name": "mine", "saving": 0.3}, None, r"train\.dynamic\.saving: 'mine' finds the number of images itself"),
         ({"name": "rs2", "saving": 1.0}, None, r"saving: 1\.0 is no part"),
         ({"name": "rs2", "saving": 0.3}, 0.5, "keep and saving say the same thing twice"),
         ({"name": "seta", "saving": 0.3}, 0.5, "keep and saving"),
@@ -397,4 +397,4 @@ def test_a_saving_that_cannot_be_had_is_refused():
         ({"name": "selective_backprop", "saving": 0.5}, None, r"only the epochs 5 to 8 .* can save 0\.3996 of all"),
     ):
         with pytest.raises(Refused, match=says):
-            choose(pick=pick, keep=keep, epochs=10, shelves=[shelf(mine)], place="train.redraw")
+            choose(pick=pick, keep=keep, epochs=10, shelves=[shelf(mine)], place="train.dynamic")

@@ -14,7 +14,7 @@ from selection.signals import VOCABULARY, Signals
 
 SHELF = methods.names(scores)
 BY_CHANCE = {"random"}  # says nothing of an image
-FROM_ELSEWHERE = {"given"}  # no paper's, and recorded by no probe
+FROM_ELSEWHERE = {"given"}  # no paper's, and recorded by no proxy
 ONE_OF_TWINS = {"zcore"}  # of images that are alike it wants one
 WHERE = {
     "moderate",
@@ -94,7 +94,7 @@ def test_the_signals_are_left_alone(name, make_arrays):
 
 @pytest.mark.parametrize("name", sorted(set(SHELF) - BY_CHANCE))
 def test_a_seed_counts_like_any_other(name, make_arrays):
-    """The same probe twice changes nothing, and the order of the seeds does not matter."""
+    """The same proxy twice changes nothing, and the order of the seeds does not matter."""
     arrays = make_arrays(seeds=3)
     watched = [key for key, signal in VOCABULARY.items() if signal.dims[0] == "S"]
     doubled = {k: np.concatenate([v, v]) if k in watched else v for k, v in arrays.items()}
@@ -197,7 +197,7 @@ def test_forgetting_by_hand():
     assert scores.forgetting(np.array([[[t, f]]])).tolist() == [0, np.inf]  # one epoch: nothing to forget yet
 
 
-def test_never_learned_in_one_probe_of_two_is_above_any_that_both_learned():
+def test_never_learned_in_one_proxy_of_two_is_above_any_that_both_learned():
     t, f = True, False
     often = [[t, f, t, f, t, f], [t, f, t, f, t, f]]
     once = [[f, f, f, f, f, f], [t, t, t, t, t, t]]
@@ -302,7 +302,7 @@ def test_ssp_puts_the_far_first():
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     means = np.array([unit[(labels == c) & (np.arange(120) != 17)].mean(0) for c in range(4)])
     means /= np.linalg.norm(means, axis=1, keepdims=True)
-    others = np.delete(np.arange(120), [*range(30)])  # 17 moved the centre of the first
+    others = np.delete(np.arange(120), [*range(30)])  # 17 moved the center of the first
     np.testing.assert_allclose(values[others], 1 - (unit @ means.T).max(1)[others], atol=1e-3)
 
 
@@ -345,7 +345,7 @@ def test_zcore_puts_the_lonely_before_the_crowded():
     assert (np.argsort(-values)[:30] >= 200).mean() > 0.8
 
 
-def test_zcore_agrees_with_every_neighbour_looked_at():
+def test_zcore_agrees_with_every_neighbor_looked_at():
     """64 of them are as good as all; and the draws of the authors' code, one by one over all images, give the same ranking."""
     embeddings = np.random.default_rng(0).normal(size=(300, 3))
     arrays = {"labels": np.zeros(300, int), "embeddings": embeddings}

@@ -17,7 +17,7 @@ SITES = {"blocks.0.attn": 16, "blocks.0.mlp": 32, "blocks.1.attn": 16, "blocks.1
 FOUR = {
     f"blocks.{i}.{site}": 32 if site == "mlp" else 16 for i in range(2) for site in ("attn_in", "attn", "mlp_in", "mlp")
 }
-BOTH = pytest.mark.parametrize("inputs", [False, True], ids=["two sites", "four sites"])
+BOTH = pytest.mark.parametrize("in_channels", [False, True], ids=["two sites", "four sites"])
 IMAGES = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
@@ -46,11 +46,11 @@ def loss_of(model, images=IMAGES):
 
 
 @BOTH
-def test_every_site_has_a_gate_for_each_unit_and_no_parameter_is_added(inputs):
+def test_every_site_has_a_gate_for_each_unit_and_no_parameter_is_added(in_channels):
     model = vit()
     before = set(model.state_dict())
-    gates = gates_of(model, inputs=inputs)
-    assert {site: len(values) for site, values in gates.values.items()} == (FOUR if inputs else SITES)
+    gates = gates_of(model, in_channels=in_channels)
+    assert {site: len(values) for site, values in gates.values.items()} == (FOUR if in_channels else SITES)
     assert all(
         v.is_leaf and v.requires_grad and v.dtype == torch.float32 and (v == 1).all() for v in gates.values.values()
     )
@@ -60,30 +60,30 @@ def test_every_site_has_a_gate_for_each_unit_and_no_parameter_is_added(inputs):
 
 
 @BOTH
-def test_open_gates_change_nothing(inputs):
+def test_open_gates_change_nothing(in_channels):
     model = vit()
     plain = model(IMAGES)
-    gates_of(model, inputs=inputs)
+    gates_of(model, in_channels=in_channels)
     assert torch.equal(model(IMAGES), plain)
 
 
 @BOTH
-def test_gates_multiply_what_their_linear_reads(inputs):
+def test_gates_multiply_what_their_linear_reads(in_channels):
     model = vit()
     reference = copy.deepcopy(model)
-    gates = scatter(gates_of(model, inputs=inputs))
-    for site, linear in anatomy.sites(reference, inputs=inputs).items():
+    gates = scatter(gates_of(model, in_channels=in_channels))
+    for site, linear in anatomy.sites(reference, in_channels=in_channels).items():
         linear.register_forward_pre_hook(lambda _, inputs, gate=gates.values[site]: (inputs[0] * gate,))
     torch.testing.assert_close(model(IMAGES), reference(IMAGES), atol=1e-6, rtol=1e-6)
 
 
 @BOTH
-def test_gradients_are_those_of_parameters_in_the_activations(inputs):
+def test_gradients_are_those_of_parameters_in_the_activations(in_channels):
     model = vit()
     reference = copy.deepcopy(model)
-    gates = scatter(gates_of(model, inputs=inputs))
+    gates = scatter(gates_of(model, in_channels=in_channels))
     twins = {site: nn.Parameter(values.detach().clone()) for site, values in gates.values.items()}
-    for site, linear in anatomy.sites(reference, inputs=inputs).items():
+    for site, linear in anatomy.sites(reference, in_channels=in_channels).items():
         linear.register_forward_pre_hook(lambda _, inputs, gate=twins[site]: (inputs[0] * gate,))
     loss_of(model).backward()
     loss_of(reference).backward()
@@ -119,15 +119,15 @@ def test_weights_are_whole_again_after_the_forward_even_after_an_exception():
 
 
 @BOTH
-def test_a_weight_that_is_not_whole_is_left_alone(inputs):
+def test_a_weight_that_is_not_whole_is_left_alone(in_channels):
     """Under ZeRO-3 (weights carry ds_id) the activations are gated; the result is the same."""
     model = vit()
-    gates = scatter(gates_of(model, inputs=inputs))
+    gates = scatter(gates_of(model, in_channels=in_channels))
     by_weight = model(IMAGES)
     loss_of(model).backward()
     gradient = gates._gradient.clone()
     gates.skip()
-    for linear in anatomy.sites(model, inputs=inputs).values():
+    for linear in anatomy.sites(model, in_channels=in_channels).values():
         linear.weight.ds_id = 0
     torch.testing.assert_close(model(IMAGES), by_weight, atol=1e-6, rtol=1e-6)
     loss_of(model).backward()
@@ -144,9 +144,9 @@ def test_bf16_models_are_gated_in_bf16():
 
 @BOTH
 @pytest.mark.parametrize("kind", ["module", "state", "own"])
-def test_folded_equals_masked(kind, inputs):
+def test_folded_equals_masked(kind, in_channels):
     model = vit()
-    gates = scatter(gates_of(model, inputs=inputs))
+    gates = scatter(gates_of(model, in_channels=in_channels))
     masked = model(IMAGES)
     if kind == "own":
         folded = gates.fold(model)
@@ -224,9 +224,9 @@ def test_useless_units_close_first():
 
 
 @BOTH
-def test_exact_zeros_by_proximal_alone(inputs):
+def test_exact_zeros_by_proximal_alone(in_channels):
     for penalty, zeros in (("proximal", True), ("subgradient", False)):
-        gates = gates_of(vit(), penalty=penalty, strength=2.0, steer=False, lr=0.02, inputs=inputs)
+        gates = gates_of(vit(), penalty=penalty, strength=2.0, steer=False, lr=0.02, in_channels=in_channels)
         drive(gates, 200, torch.zeros(len(gates._flat)))
         assert bool((gates._flat == 0).any()) is zeros
         assert gates.summary()["zero_gates"] > 0.5
@@ -268,7 +268,7 @@ def test_open_macs_are_those_of_the_cut_model():
 def test_open_macs_with_inputs_are_those_of_the_cut_model():
     """What an input saves depends on how many rows are left: counted, not added up."""
     model = vit()
-    gates = gates_of(model, target=0.5, inputs=True)
+    gates = gates_of(model, target=0.5, in_channels=True)
     outline = cost.outline(model)
     first, second = outline.dims
     with torch.no_grad():
@@ -285,7 +285,7 @@ def test_open_macs_with_inputs_are_those_of_the_cut_model():
 @pytest.mark.parametrize("budget", [{"target": 0.5}, {"target": None, "of_gates": 0.6}], ids=["macs", "gates"])
 def test_four_sites_are_steered_too(penalty, budget):
     model = vit(depth=3)
-    gates = Gates(model, Sparsity(penalty=penalty, lr=0.02, start=0.2, strength=1e-3, inputs=True), **budget)
+    gates = Gates(model, Sparsity(penalty=penalty, lr=0.02, start=0.2, strength=1e-3, in_channels=True), **budget)
     drive(gates, 200, torch.rand(len(gates._flat), generator=torch.Generator().manual_seed(3)) * 2)
     open_ = float((gates._flat.abs() > gates.tau).float().mean())
     left, wanted = (gates.open_macs(), 0.5) if budget["target"] else (open_, 0.6)

@@ -1,4 +1,4 @@
-"""Trainings on fewer patches, on real digits: what they cost, how they are measured, the patch ticket."""
+"""Trainings with token pruning, on real digits: what they cost, how they are measured, the patch ticket."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_a_patch_ticket_that_cannot_be(
 
 
 @pytest.mark.slow
-def test_a_joint_budget_probes_shares_out_and_is_told(finished: Path, tmp_path: Path) -> None:
+def test_a_joint_budget_asks_a_proxy_shares_out_and_is_told(finished: Path, tmp_path: Path) -> None:
     words = [DIGITS, *SHORT, f"folder={tmp_path}", f"data.folder={finished / 'data'}", "select.keep=1", "baseline=false",
              "train.batch_size=64", "train.patches={mode: dropout, keep: 0.5, joint: {buckets: 4}}"]  # fmt: skip
     foreseen = lotus("train", *words, "--dry-run", COLUMNS="200")

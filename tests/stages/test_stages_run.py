@@ -77,7 +77,7 @@ def test_a_dry_run_names_what_would_run_and_writes_nothing(finished: Path) -> No
 def test_a_dry_run_counts_every_width_that_a_search_tries():
     told = {}
     for width in ("auto", "search", "0.75"):
-        rows = forecast(read(Path(DIGITS), [f"prune.width={width}", "folder=none"]))
+        rows = forecast(read(Path(DIGITS), [f"prune.embed_dim={width}", "folder=none"]))
         told[width] = next(row["image_forwards"] for row in rows if row["stage"] == "prune")
     assert told == {"auto": told["0.75"], "search": 6 * told["0.75"], "0.75": told["0.75"]}
 
@@ -147,7 +147,7 @@ def test_zeros_by_a_pattern_and_by_size_after_one_training(finished: Path, tmp_p
             "prune={method: unstructured, weights: sparse_vit, keep: {weights: 0.5}, pattern: '2:4'}",
             "do not divide by 4",
         ),
-        ("score.patches={mode: input, score: attention, model: baseline}", "the probe comes before the baseline"),
+        ("score.patches={mode: input, score: attention, model: baseline}", "the proxy comes before the baseline"),
     ):
         refused = lotus("run", *words, change)
         assert refused.returncode == 2, refused.stdout

@@ -1,4 +1,4 @@
-"""Tickets on real digits: probes, policies, a ticket from outside, a lottery redrawn each epoch."""
+"""Tickets on real digits: proxies, policies, a ticket from outside, dynamic data pruning."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from running import DIGITS, ROOT, SHORT, lotus, lotus_json
 
 
 @pytest.mark.slow
-def test_a_probe_records_the_images_as_they_are(tmp_path: Path) -> None:
+def test_a_proxy_records_the_images_as_they_are(tmp_path: Path) -> None:
     """What was recorded while it trained is what it says afterwards of the images, though the training mixes them."""
     from selection.signals import Signals
 
@@ -30,7 +30,7 @@ def test_a_probe_records_the_images_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_lottery_redrawn_each_epoch_saves_what_it_says(finished: Path, tmp_path: Path) -> None:
     words = [DIGITS, f"folder={tmp_path / 'run'}", f"data.folder={finished / 'data'}", *SHORT, "train.epochs=6", "baseline=false",
-             f"select.ticket={finished / 'subset.npz'}", "train.redraw={name: infobatch, saving: 0.3}"]  # fmt: skip
+             f"select.ticket={finished / 'subset.npz'}", "train.dynamic={name: infobatch, saving: 0.3}"]  # fmt: skip
     done = lotus("run", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     whole, seen = 6 * 719, 6 * 719 - round(0.3 * 6 * 719)
@@ -42,7 +42,7 @@ def test_a_lottery_redrawn_each_epoch_saves_what_it_says(finished: Path, tmp_pat
     assert results["ledger"]["dense_macs"] == pytest.approx(stages["train"]["macs"] / (719 / 1438 * seen / whole))
     assert f"epoch 6: 719 of 719 images, {100 * (1 - seen / whole):.1f} % of all passes saved" in done.stdout
     assert "passes" in done.stdout.split("LOTUS  digits")[-1]
-    assert "redrawn each epoch" in (tmp_path / "run" / "report.html").read_text()
+    assert "dynamic data pruning" in (tmp_path / "run" / "report.html").read_text()
     again = lotus("run", *words)
     assert again.returncode == 0, again.stderr
     assert "epoch 6" not in again.stdout, "done"
@@ -51,7 +51,7 @@ def test_a_lottery_redrawn_each_epoch_saves_what_it_says(finished: Path, tmp_pat
 @pytest.mark.slow
 def test_rs2_by_name_alone(finished: Path, tmp_path: Path) -> None:
     done = lotus("train", DIGITS, f"folder={tmp_path / 'run'}", f"data.folder={finished / 'data'}", *SHORT,
-                 f"select.ticket={finished / 'subset.npz'}", "train.redraw=rs2")  # fmt: skip
+                 f"select.ticket={finished / 'subset.npz'}", "train.dynamic=rs2")  # fmt: skip
     assert done.returncode == 0, done.stderr
     values = json.loads((tmp_path / "run" / "stages" / "train.json").read_text())["values"]
     assert (values["images_seen"], values["passes_of"]) == (2 * round(0.5 * 719), 2 * 719)
@@ -72,7 +72,7 @@ def test_a_ticket_from_outside_leaves_the_signals(finished: Path, tmp_path: Path
     assert done.returncode == 0, done.stderr
     assert (folder / "signals.npz").read_bytes() == signals
     ledger = json.loads((folder / "results.json").read_text())["ledger"]
-    assert "score" not in {row["stage"] for row in ledger["stages"]}, "this ticket's probe is not this run's"
+    assert "score" not in {row["stage"] for row in ledger["stages"]}, "this ticket's proxy is not this run's"
 
 
 @pytest.mark.slow
@@ -90,7 +90,7 @@ def test_a_ticket_of_other_data_is_refused(finished: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_one_probe_serves_every_score_and_every_policy(finished: Path) -> None:
+def test_one_proxy_serves_every_score_and_every_policy(finished: Path) -> None:
     from selection import lottery, methods, pickers, scores
     from selection.signals import Signals
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import CLASSES, ROWS, Batch, Memory, Outcome, ThatRedraws, pictures, recipe, same, train, vit
+from tiny import CLASSES, ROWS, Batch, Memory, Outcome, ThatPrunes, pictures, recipe, same, train, vit
 from torch import Tensor, nn
 
 import lotus.training
@@ -25,13 +25,13 @@ from lotus.sparsity.gates import Gates
 from lotus.training import guests, named, shelf
 from lotus.training.average import LateAverage, MovingAverage
 from lotus.training.checkpoint import Checkpoints
+from lotus.training.data_pruning import DynamicPruning
 from lotus.training.distill import Distiller, Taught
+from lotus.training.dynamics import Recorder, Watched
 from lotus.training.fewer import FewerPatches
 from lotus.training.growing import GrowingPictures
 from lotus.training.guests import Epoch, Guest, Micro, Position, Seen, Training, Turn
 from lotus.training.joint_budget import Joint
-from lotus.training.probe import Recorder, Watched
-from lotus.training.redraw import Redrawn
 from lotus.training.regularize import EarlyBird, Gating, Penalized
 from lotus.vit.tokens import Tokens
 from selection import methods
@@ -65,7 +65,7 @@ def minutes() -> Callable[[], float]:
 
 def _gates(model: nn.Module) -> Gates:
     bird = {"epsilon": 0.999, "epochs": 2}  # ends a training of three epochs after all of them
-    return Gates(model, Sparsity(start=0.1, inputs=True, early_bird=bird), target=0.5)
+    return Gates(model, Sparsity(start=0.1, in_channels=True, early_bird=bird), target=0.5)
 
 
 def _gating(model: nn.Module) -> list[Guest]:
@@ -87,7 +87,7 @@ MAKERS: dict[type[Guest], Callable[[nn.Module], list[Guest]]] = {
     Penalized: lambda model: [Penalized(AttentionPenalty(model, Attention(kind="entropy", strength=0.1)))],
     Taught: lambda model: [Taught(Distiller(vit(seed=3, patch=4), "soft", 2.0, 0.7))],
     Watched: lambda model: [Watched(Recorder(ROWS, EPOCHS, CLASSES, steps=True))],
-    Redrawn: lambda model: [Redrawn(ThatRedraws({"name": "infobatch", "saving": 0.3}, EPOCHS))],
+    DynamicPruning: lambda model: [DynamicPruning(ThatPrunes({"name": "infobatch", "saving": 0.3}, EPOCHS))],
     FewerPatches: _fewer,
     MovingAverage: lambda model: [MovingAverage(0.9)],
     LateAverage: lambda model: [LateAverage(0.4, 2)],
@@ -190,21 +190,21 @@ def test_the_loss_that_is_remembered_is_the_taught_one_without_penalty_and_weigh
         guest.losses(torch.zeros(1), None)  # type: ignore[arg-type]
     assert found == ["teach", "watch", "penalize", "last"]
     turns = {kind: kind.turn for kind in MAKERS}
-    assert turns[Taught] < turns[Redrawn] == turns[Watched] < turns[Penalized]
+    assert turns[Taught] < turns[DynamicPruning] == turns[Watched] < turns[Penalized]
 
 
 def test_a_redrawn_lottery_is_told_the_taught_loss_without_the_penalty(tmp_path: Path) -> None:
     """Against the definition, where the step is too small to move the model."""
     still = recipe(epochs=1, optimizer="sgd", lr=1e-30, warmup_epochs=0, weight_decay=0, clip=0, zero=0)
-    model, redrawing = vit(patch=4), ThatRedraws("repb", 1)
-    inside = [*MAKERS[Penalized](model), Redrawn(redrawing), *MAKERS[Taught](model)]
+    model, dynamic = vit(patch=4), ThatPrunes("repb", 1)
+    inside = [*MAKERS[Penalized](model), DynamicPruning(dynamic), *MAKERS[Taught](model)]
     train(tmp_path, still, model=model, guests=inside, weighted=True)
     model, teacher, (images, labels) = vit(patch=4), vit(seed=3, patch=4), pictures()
     with torch.no_grad():
         own = nn.functional.cross_entropy(model.eval()(images), labels, reduction="none", label_smoothing=0.1)
         p, q = (one.eval()(images).div(2).log_softmax(1) for one in (model, teacher))
         taught = 4 * (q.exp() * (q - p)).sum(1)
-    np.testing.assert_allclose(redrawing.known()["loss"], (0.3 * own + 0.7 * taught).numpy(), rtol=1e-3)
+    np.testing.assert_allclose(dynamic.known()["loss"], (0.3 * own + 0.7 * taught).numpy(), rtol=1e-3)
 
 
 # ---------------------------------------------------------------------------------------------- what a guest may do
@@ -275,7 +275,7 @@ def test_it_is_let_go_however_a_training_ends(tmp_path: Path) -> None:
 
 
 class Shorter(Guest):
-    """Takes the last block away when a part of the training is done, and lets the optimizer remember the rest."""
+    """Takes the last block away when a fraction of the training is done, and lets the optimizer remember the rest."""
 
     def __init__(self, at: float) -> None:
         self.at, self.done = at, False
@@ -434,4 +434,4 @@ def test_what_a_config_names_is_found_or_refused_with_its_place(tmp_path: Path) 
     with pytest.raises(Refused, match=r"train\.guests: 'plain' makes a tuple, not a guest"):
         named.chosen([Method(name="plain")], {"recipe": recipe()}, [mine], place="train.guests")
     with pytest.raises(Refused, match=r"score\.?.*guests"):
-        check({"score": {"probe": "linear", "guests": ["late_average"]}})
+        check({"score": {"proxy": "linear_probe", "guests": ["late_average"]}})

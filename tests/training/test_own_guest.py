@@ -102,7 +102,7 @@ def test_the_guides_commands(tmp_path: Path, mine: Path, capsys: pytest.CaptureF
 def test_a_linear_probe_goes_by_our_schedules_alone(mine: Path) -> None:
     from lotus.stages.checks import check as look
 
-    page = check({"score": {"probe": "linear", "schedule": "steady"}, "train": {"schedule": "steady"}})
+    page = check({"score": {"proxy": "linear_probe", "schedule": "steady"}, "train": {"schedule": "steady"}})
     with pytest.raises(Refused, match=r"score\.schedule: there is no 'steady'"):
         look(page, [loaded(mine)])
 

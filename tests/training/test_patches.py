@@ -1,4 +1,4 @@
-"""Fewer patches in training: shared out among the images by score, compiled, under every ZeRO stage, on two ranks."""
+"""Token pruning in training: shared out among the images by score, compiled, under every ZeRO stage, on two ranks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from ranks import two_ranks
 from safetensors.torch import load_file
-from tiny import ROWS, Memory, Outcome, ThatRedraws, contrast, patched, recipe, same, vit
+from tiny import ROWS, Memory, Outcome, ThatPrunes, contrast, patched, recipe, same, vit
 from torch import Tensor
 
 from lotus.config import Patches
@@ -56,14 +56,14 @@ class Watching(Memory):
 
 
 @pytest.mark.parametrize("mode", ["dropout", "input", "evit", "tome"])
-@pytest.mark.parametrize("redraw", [None, {"name": "rs2", "keep": 0.5}], ids=["ticket", "redrawn"])
-def test_a_joint_budget_is_kept_to_the_patch(tmp_path: Path, mode: str, redraw: Any) -> None:
+@pytest.mark.parametrize("pick", [None, {"name": "rs2", "keep": 0.5}], ids=["ticket", "redrawn"])
+def test_a_joint_budget_is_kept_to_the_patch(tmp_path: Path, mode: str, pick: Any) -> None:
     wants = recipe(epochs=4)
     plan = SamplePlan(np.arange(ROWS), seed=5, batch_size=8)
     loader, entered = Watching(plan), []
-    redrawing = ThatRedraws(redraw, 4) if redraw else None
-    done, tokens, joint = patched(tmp_path, wants, mode, plan=plan, loader=loader, redrawing=redrawing, entered=entered)
-    rows = ROWS // 2 if redraw else ROWS
+    dynamic = ThatPrunes(pick, 4) if pick else None
+    done, tokens, joint = patched(tmp_path, wants, mode, plan=plan, loader=loader, dynamic=dynamic, entered=entered)
+    rows = ROWS // 2 if pick else ROWS
     assert len({row for epoch, batch in loader.seen if epoch < 2 for row in batch}) == ROWS
     spent = 0
     for epoch in range(4):
@@ -90,13 +90,13 @@ def test_a_joint_budget_is_kept_to_the_patch(tmp_path: Path, mode: str, redraw: 
 SCORES = np.random.default_rng(3).random(ROWS)
 
 
-@pytest.mark.parametrize("redraw", [None, "infobatch"])
-def test_a_joint_budget_goes_on_where_it_was(tmp_path: Path, redraw: Any) -> None:
+@pytest.mark.parametrize("pick", [None, "infobatch"])
+def test_a_joint_budget_goes_on_where_it_was(tmp_path: Path, pick: Any) -> None:
     wants = recipe(epochs=3, save_minutes=0.5, **FULL)
 
     def run(name: str, **more: Any) -> Outcome:
-        redrawing = ThatRedraws(redraw, 3) if redraw else None
-        return patched(tmp_path / name, wants, "dropout", redrawing=redrawing, weighted=True, gated=True, **more)[0]
+        dynamic = ThatPrunes(pick, 3) if pick else None
+        return patched(tmp_path / name, wants, "dropout", dynamic=dynamic, weighted=True, gated=True, **more)[0]
 
     whole = run("whole")
     for after in (3, 9):

@@ -44,7 +44,7 @@ def test_masked_weights_stay_zero_through_a_training(tmp_path: Path, zero: int, 
 
 
 @pytest.mark.slow
-def test_two_ranks_hold_masks_and_penalise_as_one(tmp_path: Path) -> None:
+def test_two_ranks_hold_masks_and_penalize_as_one(tmp_path: Path) -> None:
     two_ranks(Path(__file__).parent / "tiny.py", tmp_path, "masked", timeout=280)
     alone = masked(tmp_path / "alone", 1).fitted.state
     for zero in (1, 2, 3):

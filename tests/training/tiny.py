@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lotus.config import Attention, Patches, Redraw, Sparsity, Train
+from lotus.config import Attention, Dynamic, Patches, Sparsity, Train
 from lotus.data.sample_plan import SamplePlan
 from lotus.events import Event
 from lotus.pruning import unstructured
@@ -21,14 +21,14 @@ from lotus.sparsity.attention_penalty import AttentionPenalty
 from lotus.sparsity.gates import Gates
 from lotus.training import distributed, loop
 from lotus.training.average import MovingAverage
+from lotus.training.data_pruning import DynamicPruning, DynamicSelection
 from lotus.training.distill import Distiller, Taught
 from lotus.training.distributed import World
+from lotus.training.dynamics import Recorder, Watched
 from lotus.training.fewer import FewerPatches
 from lotus.training.guests import Guest
 from lotus.training.joint_budget import Joint
 from lotus.training.objective import Objective
-from lotus.training.probe import Recorder, Watched
-from lotus.training.redraw import Redrawing, Redrawn
 from lotus.training.regularize import EarlyBird, Gating, Penalized
 from lotus.vit.patch_scores import contrast
 from lotus.vit.tokens import Tokens
@@ -104,11 +104,11 @@ class Hooked(Objective):
         return act(losses) if act else losses
 
 
-class ThatRedraws(Redrawing):
+class ThatPrunes(DynamicSelection):
     """A lottery over the pictures, which tells what it knows."""
 
     def __init__(self, pick: Any, epochs: int, rows: Any = None) -> None:
-        wants = Redraw.model_validate({"name": pick} if isinstance(pick, str) else pick)
+        wants = Dynamic.model_validate({"name": pick} if isinstance(pick, str) else pick)
         rows = np.arange(ROWS) if rows is None else rows
         super().__init__(wants, rows=rows, labels=np.arange(ROWS) % CLASSES, epochs=epochs, seed=5)
 
@@ -131,7 +131,7 @@ def guests_of(
     penalty: AttentionPenalty | None = None,
     distiller: Distiller | None = None,
     recorder: Recorder | None = None,
-    redrawing: Redrawing | None = None,
+    dynamic: DynamicSelection | None = None,
     tokens: Tokens | None = None,
     tickets: Any = None,
     joint: Joint | None = None,
@@ -143,7 +143,7 @@ def guests_of(
         None if penalty is None else Penalized(penalty),
         None if distiller is None else Taught(distiller),
         None if recorder is None else Watched(recorder),
-        None if redrawing is None else Redrawn(redrawing),
+        None if dynamic is None else DynamicPruning(dynamic),
         None if tokens is None else FewerPatches(tokens, tickets, joint),
         MovingAverage(wants.ema) if wants.ema else None,
     ]
@@ -171,7 +171,7 @@ def train(
     model = model or vit(drop_path)
     split = {"batch_size": wants.batch_size, "world": world.size, "rank": world.rank}
     plan = SamplePlan(np.arange(ROWS), seed=5, accumulate=wants.accumulate, **split)
-    gates = Gates(model, Sparsity(start=0.1, inputs=True), target=0.5, device="cpu") if gated else None
+    gates = Gates(model, Sparsity(start=0.1, in_channels=True), target=0.5, device="cpu") if gated else None
     recorder = Recorder(ROWS, wants.epochs, CLASSES, steps=True) if watched else None
     weights = np.linspace(0.5, 1.5, ROWS, dtype=np.float32) if weighted else None
     data = {
@@ -224,7 +224,7 @@ def patched(
 
 
 def patches_main(out: Path, zero: int) -> None:
-    """One rank of trainings on fewer patches."""
+    """One rank of trainings with token pruning."""
     from safetensors.torch import save_file
 
     torch.set_num_threads(1)
@@ -241,14 +241,14 @@ def patches_main(out: Path, zero: int) -> None:
     world.close()
 
 
-def redraw_main(out: Path) -> None:
+def dynamic_main(out: Path) -> None:
     """One rank of a training whose epochs are redrawn: what it was told to see, saw, and knows in the end."""
     torch.set_num_threads(1)
     world = distributed.start("cpu")
     wants = recipe(epochs=4)
     for name in ("whole", "begun"):
         plan = SamplePlan(np.arange(ROWS), seed=5, batch_size=8, world=world.size, rank=world.rank)
-        redrawing, kept = ThatRedraws({"name": "infobatch", "saving": 0.3}, wants.epochs), {}
+        dynamic, kept = ThatPrunes({"name": "infobatch", "saving": 0.3}, wants.epochs), {}
 
         class Noting(Memory):
             def epoch(self, epoch: int, skip: int = 0, side: int | None = None) -> Iterator[Batch]:
@@ -256,10 +256,10 @@ def redraw_main(out: Path) -> None:
                 kept[f"seen/{epoch}"] = self.plan.order(epoch)  # noqa: B023
                 return super().epoch(epoch, skip)
 
-        train(out / name, wants, world=world, plan=plan, loader=Noting(plan), redrawing=redrawing)
+        train(out / name, wants, world=world, plan=plan, loader=Noting(plan), dynamic=dynamic)
         for epoch in range(wants.epochs):
             kept.setdefault(f"drawn/{epoch}", np.zeros(0, np.int64))
-        np.savez(out / f"{name}-{world.rank}.npz", **kept, **{f"known/{k}": v for k, v in redrawing.known().items()})
+        np.savez(out / f"{name}-{world.rank}.npz", **kept, **{f"known/{k}": v for k, v in dynamic.known().items()})
     world.close()
 
 
@@ -292,7 +292,7 @@ def gated(folder: Path, zero: int, world: World | None = None) -> Outcome:
     """A training whose penalty closes some gates. By SGD: Adam turns the rounding of gradients that are zero (those of the
     keys' biases) into whole steps, which would hide what the gates do."""
     model = vit()
-    settings = Sparsity(start=0.1, inputs=True, steer=False, strength=0.3, lr=0.1)
+    settings = Sparsity(start=0.1, in_channels=True, steer=False, strength=0.3, lr=0.1)
     gates = Gates(model, settings, target=0.5, device="cpu")
     wants = recipe(epochs=4, zero=zero, optimizer="momentum", lr=1e-2, weight_decay=0)
     return train(folder, wants, world=world, model=model, gates=gates)._replace(gates=gates)
@@ -348,6 +348,6 @@ if __name__ == "__main__":
     if words[:1] == ["patches"]:
         patches_main(Path(folder), int(words[1]))
     else:
-        {(): main, ("redraw",): redraw_main, ("masked",): masked_main, ("gated",): gated_main}[tuple(words)](
+        {(): main, ("dynamic",): dynamic_main, ("masked",): masked_main, ("gated",): gated_main}[tuple(words)](
             Path(folder)
         )

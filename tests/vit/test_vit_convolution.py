@@ -228,24 +228,24 @@ def test_mixtures_are_parts():
     torch.testing.assert_close(convolution.mixture(z, 1)[:, 0], torch.tensor([value / sum(one) for value in one]))
 
 
-def cut_branches(**gone) -> nn.Module:
+def cut_sublayers(**gone) -> nn.Module:
     full = Plan.full(tiny(depth=3))
     return surgery.cut(tiny(depth=3), Plan((replace(full.blocks[0], **gone), *full.blocks[1:])))
 
 
 @pytest.mark.parametrize("gone", [{"units": ()}, {"heads": (), "qk": (), "v": ()}, {"mlp_in": tuple(range(8))}])
-def test_what_lost_a_branch_or_inputs_does_not_convolve(gone):
-    model = cut_branches(**gone)
-    with pytest.raises(Refused, match=r"prune\.convolve: blocks\.0 lost a branch"):
+def test_what_lost_a_sublayer_or_inputs_does_not_convolve(gone):
+    model = cut_sublayers(**gone)
+    with pytest.raises(Refused, match=r"prune\.convolve: blocks\.0 lost a sublayer"):
         NestedGates(model, keep=0.5, lr=1e-3, strength=30.0)
     choices = [Choice(0, tuple(range(block.hidden))) for block in anatomy.blocks(model)]
-    with pytest.raises(Refused, match=r"prune\.convolve: blocks\.0 lost a branch"):
+    with pytest.raises(Refused, match=r"prune\.convolve: blocks\.0 lost a sublayer"):
         convolve.convert(model, choices, mixes(tiny(depth=3)))
 
 
-def test_patches_do_not_leave_between_branches_that_are_not_there():
+def test_patches_do_not_leave_between_sublayers_that_are_not_there():
     with pytest.raises(Refused, match=r"blocks\.0 lost one of them"):
-        Tokens(cut_branches(units=()), Patches(mode="cumulative", keep=0.5))
+        Tokens(cut_sublayers(units=()), Patches(mode="cumulative", keep=0.5))
 
 
 GOLDEN = {

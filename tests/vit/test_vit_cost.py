@@ -171,7 +171,7 @@ def test_an_open_image_size_has_no_cost():
         cost.latency(model, 1)
 
 
-def test_macs_of_a_model_that_is_only_probed() -> None:
+def test_macs_of_a_model_that_is_only_a_proxy() -> None:
     """Against a sum over convolutions and classifiers, written out."""
     net = timm.create_model("resnet10t", num_classes=7).train()
     total = 0

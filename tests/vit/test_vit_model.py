@@ -203,10 +203,10 @@ def test_drop_path_rises_to_the_last_block():
     assert all(isinstance(block.drop_path2, nn.Identity) for block in model.blocks)
 
 
-# ------------------------------------------------------------------------------------------------------ models to probe
+# ------------------------------------------------------------------------------------------------------ models to be proxies
 
 
-def test_any_timm_model_can_be_probed() -> None:
+def test_any_timm_model_can_be_a_proxy() -> None:
     torch.manual_seed(0)
     net = door.proxy(config.Model(name="resnet10t", args={"in_chans": 3}), 7)
     net.eval()
@@ -238,12 +238,12 @@ def test_any_timm_model_can_be_probed() -> None:
         ({"name": "resnet10t", "weights": "no.safetensors"}, r"score\.model\.weights: no\.safetensors cannot be read"),
     ],
 )
-def test_what_cannot_be_probed_is_refused(settings, message) -> None:
+def test_what_cannot_be_a_proxy_is_refused(settings, message) -> None:
     with pytest.raises(Refused, match=message):
         door.proxy(config.Model(**settings), 5, place="score.model")
 
 
-def test_a_probed_model_takes_weights_from_a_file(tmp_path) -> None:
+def test_a_proxy_model_takes_weights_from_a_file(tmp_path) -> None:
     wants = {"name": "resnet10t"}
     given = door.proxy(config.Model(**wants), 3)
     file = tmp_path / "net.safetensors"

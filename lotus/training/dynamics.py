@@ -45,7 +45,7 @@ class Recorder:
             steps: also record ``kl_step``, how far a prediction moved since the epoch before; 4 C bytes an image meanwhile
         """
         if classes < 2:
-            raise Refused(f"score: {classes} class. A probe needs at least two to tell apart.")
+            raise Refused(f"score: {classes} class. A proxy needs at least two to tell apart.")
         self._said = torch.zeros(epochs, len(WATCHED), n)  # (E, 5, N) float32
         self._seen = torch.zeros(epochs, n, dtype=torch.bool)  # (E, N)
         self._ended = 0  # epochs that are complete
@@ -106,7 +106,7 @@ class Recorder:
         if bool((first == never).any()):
             rows = torch.nonzero(first == never)[:, 0]
             raise Refused(
-                f"score: {len(rows)} images, row {int(rows[0])} first, were never seen by the probe. "
+                f"score: {len(rows)} images, row {int(rows[0])} first, were never seen by the proxy. "
                 "Give it more epochs, or let it go through all rows."
             )
         source = torch.where(last < 0, first, last)  # (E, N)
@@ -122,7 +122,7 @@ class Recorder:
         return found
 
     def state(self, world: World) -> dict[str, Tensor]:
-        """All that a resumed probe needs; every rank must call."""
+        """All that a resumed proxy needs; every rank must call."""
         state = {
             "said": self._said.clone(),
             "seen": self._seen.to(torch.uint8),

@@ -1,4 +1,4 @@
-"""The score stage with each of its probes, on real digits."""
+"""The score stage with each of its proxies, on real digits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lotus import stages
 from lotus.cli import main
 from lotus.config import read
 from lotus.events import Said
-from lotus.stages import probe
+from lotus.stages import proxy
 from selection import lottery, methods, pickers, scores
 from selection.signals import Signals
 from selection.subset import Subset
@@ -34,7 +34,7 @@ def record(folder: Path, stage: str = "score") -> dict[str, Any]:
 
 
 def test_a_linear_probe_serves_every_score_and_picker(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["score.probe=linear", "score.heads=3", "score.epochs=4", "score.lr=0.03", "score.subsets={runs: 5, part: 0.6}",
+    words = ["score.proxy=linear_probe", "score.heads=3", "score.epochs=4", "score.lr=0.03", "score.subsets={runs: 5, part: 0.6}",
              "select={score: memorization, pick: top_k, keep: 0.5}"]  # fmt: skip
     assert any("has not learned anything yet" in text for text in run("select", tmp_path, *words))
     signals = Signals.load(tmp_path / "signals.npz")
@@ -50,7 +50,7 @@ def test_a_linear_probe_serves_every_score_and_picker(tmp_path: Path, capsys: py
     expected = [np.mean(p[inside[:, row], row]) - np.mean(p[~inside[:, row], row]) for row in range(N)]
     assert np.mean(expected) > 0, "surer of what was trained on"
     ticket = Subset.load(tmp_path / "subset.npz").rows
-    for label in range(10):  # the same part of every class
+    for label in range(10):  # the same fraction of every class
         rows = np.flatnonzero(signals["labels"] == label)
         kept = np.isin(rows, ticket)
         assert np.array(expected)[rows][kept].min() >= np.array(expected)[rows][~kept].max() - 1e-9
@@ -70,14 +70,14 @@ def test_a_linear_probe_serves_every_score_and_picker(tmp_path: Path, capsys: py
     assert (tmp_path / "features.npz").stat().st_mtime_ns != made, "another model has others"
 
     capsys.readouterr()
-    words = ["score.probe=linear", "score.heads=2", "score.epochs=3", "model.args.depth=1"]
+    words = ["score.proxy=linear_probe", "score.heads=2", "score.epochs=3", "model.args.depth=1"]
     assert main(["score", DIGITS, f"folder={tmp_path}", *SMALL, *words, "--again", "--dry-run"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["score"])
     assert "1,438" in line.replace("1.4 k", "1,438").replace("1.44 k", "1,438")
 
 
 @pytest.mark.slow
-def test_a_convolutional_model_as_the_probe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_convolutional_model_as_the_proxy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["score.model=test_resnet", "score.epochs=3", "score.seeds=1", "score.lr=5e-3", "score.side=16",
              "score.subsets={runs: 2, part: 0.5, record: correct}"]  # fmt: skip
     run("select", tmp_path, *words, "select={score: memorization, pick: ccs, keep: 0.3}")
@@ -88,7 +88,7 @@ def test_a_convolutional_model_as_the_probe(tmp_path: Path, capsys: pytest.Captu
     assert trained["image_forwards"] == 3 * 3 * N + N + 2 * (3 * 3 * N // 2 + N)
     assert not list((tmp_path / "checkpoints").rglob("*.npz"))
 
-    weights = tmp_path / "probe.safetensors"
+    weights = tmp_path / "proxy.safetensors"
     import torch
     from safetensors.torch import save_file
 
@@ -101,7 +101,7 @@ def test_a_convolutional_model_as_the_probe(tmp_path: Path, capsys: pytest.Captu
     save_file(net.state_dict(), weights)
     assert trained["macs"] == trained["image_forwards"] * macs(net, 16)
     words = [
-        "score.probe=linear",
+        "score.proxy=linear_probe",
         "score.heads=2",
         "score.epochs=2",
         f"score.model={{name: test_resnet, weights: {weights}}}",
@@ -115,12 +115,12 @@ def test_a_convolutional_model_as_the_probe(tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.slow
-def test_a_stage_that_was_stopped_keeps_the_probes_that_are_done(
+def test_a_stage_that_was_stopped_keeps_the_proxies_that_are_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["score.epochs=2", "score.seeds=2", "score.subsets={runs: 2, part: 0.5}"]
     run("score", tmp_path / "whole", *words, f"data.folder={tmp_path / 'data'}")
-    made, one = [], probe.fit
+    made, one = [], proxy.fit
 
     def fit(*given: Any, **more: Any) -> Any:
         made.append(more["seed"])
@@ -128,7 +128,7 @@ def test_a_stage_that_was_stopped_keeps_the_probes_that_are_done(
             raise KeyboardInterrupt
         return one(*given, **more)
 
-    monkeypatch.setattr(probe, "fit", fit)
+    monkeypatch.setattr(proxy, "fit", fit)
     torn = ["score", DIGITS, f"folder={tmp_path / 'torn'}", *SMALL, *words, f"data.folder={tmp_path / 'data'}"]
     assert main(torn) != 0
     assert main(torn) == 0
@@ -148,11 +148,11 @@ def test_a_stage_that_was_stopped_keeps_the_probes_that_are_done(
         (["score.model.weights=none.safetensors"], "score.model.weights: there is nothing at none.safetensors"),
         (["score.side=16"], "score.side: 16, but this model reads images of 8 pixels alone. Remove it"),
         (["score.model=resnet10t", "score.patches.mode=evit"], "Set score.patches=null"),
-        (["score.model=resnet10t", "train.precision=bf16"], "Set score.precision=fp32, or score.probe=linear"),
-        (["score={probe: linear, accumulate: 2}"], "score.accumulate: a setting of a training"),
+        (["score.model=resnet10t", "train.precision=bf16"], "Set score.precision=fp32, or score.proxy=linear_probe"),
+        (["score={proxy: linear_probe, accumulate: 2}"], "score.accumulate: a setting of a training"),
     ],
 )
-def test_a_probe_that_cannot_be_is_refused_before_it_begins(
+def test_a_proxy_that_cannot_be_is_refused_before_it_begins(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], says: str
 ) -> None:
     assert main(["score", DIGITS, f"folder={tmp_path / 'run'}", *words]) == 2

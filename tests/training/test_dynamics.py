@@ -10,7 +10,7 @@ from torch import nn
 
 from lotus.data.sample_plan import SamplePlan
 from lotus.training.distributed import World
-from lotus.training.probe import WATCHED, Recorder, last_layer, watch
+from lotus.training.dynamics import WATCHED, Recorder, last_layer, watch
 from selection.errors import Refused
 from selection.signals import VOCABULARY, Signals
 

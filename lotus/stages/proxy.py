@@ -1,4 +1,4 @@
-"""The probes of the stage ``score``: short trainings that are watched, or heads on the features of a frozen model."""
+"""The proxies of the stage ``score``: short trainings that are watched, or heads on the features of a frozen model."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ class Spent:
         return Spent(self.forwards + other.forwards, self.macs + other.macs, self.earlier + other.earlier)
 
 
-Probed = Generator[Event, None, tuple[dict[str, np.ndarray], Spent]]
+Recording = Generator[Event, None, tuple[dict[str, np.ndarray], Spent]]
 
 
-def by_training(context: Context, labels: np.ndarray, run_in: np.ndarray | None) -> Probed:
+def by_training(context: Context, labels: np.ndarray, run_in: np.ndarray | None) -> Recording:
     """Short trainings that are watched, and those on parts of the images."""
     config = context.config
     told: list[dict[str, np.ndarray]] = []
     found: dict[str, np.ndarray] = {}
     total = Spent()
     for number in range(config.score.seeds):
-        signals, spent = yield from _probe(context, _probe_seed(config, number), embed=number == 0)
+        signals, spent = yield from _train_proxy(context, _proxy_seed(config, number), embed=number == 0)
         found |= {name: signals.pop(name) for name in ("embeddings", "errors") if name in signals}
         told.append(signals)
         total += spent
@@ -60,23 +60,23 @@ def by_training(context: Context, labels: np.ndarray, run_in: np.ndarray | None)
     if run_in is not None:
         said = []
         for number, inside in enumerate(run_in):
-            seed = _probe_seed(config, config.score.seeds + number)
-            signals, spent = yield from _probe(context, seed, rows=np.flatnonzero(inside))
+            seed = _proxy_seed(config, config.score.seeds + number)
+            signals, spent = yield from _train_proxy(context, seed, rows=np.flatnonzero(inside))
             said.append(signals["run_p_label"])
             total += spent
         found["run_p_label"] = np.stack(said)
     return found, total
 
 
-def _probe_seed(config: Config, number: int) -> int:
-    """No probe starts where the real training starts."""
+def _proxy_seed(config: Config, number: int) -> int:
+    """No proxy starts where the real training starts."""
     return config.seed + 1000 * (number + 1)
 
 
-def _probe(context: Context, seed: int, *, rows: np.ndarray | None = None, embed: bool = False) -> Probed:
+def _train_proxy(context: Context, seed: int, *, rows: np.ndarray | None = None, embed: bool = False) -> Recording:
     """One short training: on all images, watched (E, N), with the last layer's (N, D), (N, C) where ``embed``; or on ``rows``,
     and what it says of every image in the end (N,). One that is done is not done again when the stage is taken up."""
-    from lotus.training import probe
+    from lotus.training import dynamics
 
     run, config, manifest, world = context.run, context.config, context.manifest(), context.world
     file, key = run.work("score") / f"{seed}.npz", digest([run.settings("score"), run.made_from("score"), seed])
@@ -85,14 +85,16 @@ def _probe(context: Context, seed: int, *, rows: np.ndarray | None = None, embed
     if known is not None:
         return known
     began = time.perf_counter()
-    model, side = _probe_model(context, seed)
+    model, side = _make_proxy(context, seed)
     every = np.arange(manifest.n)
     _check_batches(model, manifest.n if rows is None else len(rows), config.score, world)
     recorder = None
     if rows is None:
-        recorder = probe.Recorder(manifest.n, config.score.epochs, len(manifest.classes), steps=config.score.gradients)
+        recorder = dynamics.Recorder(
+            manifest.n, config.score.epochs, len(manifest.classes), steps=config.score.gradients
+        )
     images = Images(every if rows is None else rows, side=side)
-    guests = [] if recorder is None else [probe.Watched(recorder)]
+    guests = [] if recorder is None else [dynamics.Watched(recorder)]
     fitted, price = yield from fit(
         context, "score", config.score, model, images, guests, seed=seed, evaluate=False
     )  # fmt: skip
@@ -106,10 +108,10 @@ def _probe(context: Context, seed: int, *, rows: np.ndarray | None = None, embed
         model = model.to(world.device)
         with context.images(run.train_beton, None, config.score, model, side=side) as loader:
             if rows is None:
-                found |= probe.last_layer(model, loader, manifest.n, world, errors=config.score.gradients)
+                found |= dynamics.last_layer(model, loader, manifest.n, world, errors=config.score.gradients)
             else:
                 correct = config.score.subsets is not None and config.score.subsets.record == "correct"
-                found["run_p_label"] = probe.label_probability(model, loader, manifest.n, world, correct=correct)
+                found["run_p_label"] = dynamics.label_probability(model, loader, manifest.n, world, correct=correct)
         forwards += manifest.n
         macs += manifest.n * _macs(context, model, side)
     spent = Spent(forwards, macs, time.perf_counter() - began + fitted.earlier_seconds)
@@ -132,31 +134,31 @@ def _check_batches(model: nn.Module, images: int, recipe: Recipe, world: World) 
         )
 
 
-def by_heads(context: Context, labels: np.ndarray, run_in: np.ndarray | None) -> Probed:
+def by_heads(context: Context, labels: np.ndarray, run_in: np.ndarray | None) -> Recording:
     """Heads on frozen features, watched, and those on parts of the images. Rank 0 trains them: it takes seconds."""
     import torch
 
-    from lotus.training import linear
+    from lotus.training import linear_probe
     from lotus.training.distributed import StopFlag
 
     wants, classes, device = context.config.score, len(context.manifest().classes), context.world.device
     embeddings, spent = yield from _features(context)
-    found: dict[str, Any] = {"embeddings": linear.standardised(embeddings)}
+    found: dict[str, Any] = {"embeddings": linear_probe.standardized(embeddings)}
     images, width = embeddings.shape
     trained = wants.heads * images + (0 if run_in is None else int(run_in.sum()))
-    spent += Spent(macs=linear.macs(trained, wants.epochs, width, classes))
+    spent += Spent(macs=linear_probe.macs(trained, wants.epochs, width, classes))
     if context.world.rank:
         return found, spent
     features, own = torch.from_numpy(found["embeddings"]).to(device), torch.from_numpy(labels).to(device)
     with StopFlag() as stop:
-        seeds = [_probe_seed(context.config, number) for number in range(wants.heads)]
-        found |= yield from linear.watched(
+        seeds = [_proxy_seed(context.config, number) for number in range(wants.heads)]
+        found |= yield from linear_probe.watched(
             features, own, classes, wants, seeds=seeds, gradients=wants.gradients, stop=stop
         )
         if run_in is not None and wants.subsets is not None:
-            seeds = [_probe_seed(context.config, wants.heads + number) for number in range(len(run_in))]
+            seeds = [_proxy_seed(context.config, wants.heads + number) for number in range(len(run_in))]
             correct = wants.subsets.record == "correct"
-            found["run_p_label"] = yield from linear.on_parts(
+            found["run_p_label"] = yield from linear_probe.on_parts(
                 features, own, classes, wants, run_in=run_in, seeds=seeds, correct=correct, stop=stop
             )
     return found, spent
@@ -164,7 +166,7 @@ def by_heads(context: Context, labels: np.ndarray, run_in: np.ndarray | None) ->
 
 def _features(context: Context) -> Generator[Event, None, tuple[np.ndarray, Spent]]:
     """What the head of the frozen model reads of every image (N, D), computed once and kept in the run's folder."""
-    from lotus.training import probe
+    from lotus.training import dynamics
     from lotus.training.distributed import StopFlag
 
     run, config, manifest, world = context.run, context.config, context.manifest(), context.world
@@ -178,13 +180,13 @@ def _features(context: Context) -> Generator[Event, None, tuple[np.ndarray, Spen
     if known is not None:
         return known[0]["embeddings"], known[1]
     began = time.perf_counter()
-    model, side = _probe_model(context, _probe_seed(config, 0))
+    model, side = _make_proxy(context, _proxy_seed(config, 0))
     model = model.to(world.device)
     if world.rank == 0 and not wants.pretrained and not wants.weights:
-        cure = "Give score.model.weights or score.model.pretrained for better ones, or take score.probe=train."
+        cure = "Give score.model.weights or score.model.pretrained for better ones, or take score.proxy=training."
         yield Said("score", f"the features are of a model that has not learned anything yet. {cure}", "warning")
     with StopFlag() as stop, context.images(run.train_beton, None, config.score, model, side=side) as loader:
-        reading = probe.features(model, loader, manifest.n, world, bf16=config.score.precision == "bf16")
+        reading = dynamics.features(model, loader, manifest.n, world, bf16=config.score.precision == "bf16")
         embeddings = yield from _steps(reading, -(-manifest.n // world.size), world, stop)
     spent = Spent(manifest.n, float(manifest.n) * _macs(context, model, side), time.perf_counter() - began)
     if world.rank == 0:
@@ -238,8 +240,8 @@ def _recalled(file: Path, key: str) -> tuple[dict[str, np.ndarray], Spent] | Non
         return None
 
 
-def _probe_model(context: Context, seed: int) -> tuple[nn.Module, int]:
-    """What is probed, the same start for the same seed, and the side of the images that it reads."""
+def _make_proxy(context: Context, seed: int) -> tuple[nn.Module, int]:
+    """The proxy, the same start for the same seed, and the side of the images that it reads."""
     import torch
 
     with torch.random.fork_rng():
@@ -248,7 +250,7 @@ def _probe_model(context: Context, seed: int) -> tuple[nn.Module, int]:
 
 
 def proxy_model(config: Config, classes: int, *, loaded: bool = True) -> tuple[nn.Module, int]:
-    """The model of the probe and the side of the images that it reads; without ``loaded``, only its shape is right."""
+    """The model of the proxy and the side of the images that it reads; without ``loaded``, only its shape is right."""
     from lotus.vit import model as door
 
     wants, place = (config.model, "model") if config.score.model is None else (config.score.model, "score.model")

@@ -12,11 +12,11 @@ from torch import nn
 
 from lotus.config import Score, check
 from lotus.data.sample_plan import SamplePlan
-from lotus.training import linear
+from lotus.training import linear_probe
 from lotus.training.distributed import StopFlag, World
+from lotus.training.dynamics import Recorder
 from lotus.training.loop import Stopped
 from lotus.training.optim import make_schedule
-from lotus.training.probe import Recorder
 from selection import lottery, methods, scores
 from selection.errors import Refused
 from selection.parts import random_parts
@@ -27,7 +27,7 @@ SEEDS = [1000, 2000, 3000]
 
 
 def recipe(**changed: Any) -> Score:
-    settings = {"probe": "linear", "epochs": 3, "batch_size": 16, "lr": 0.03, "warmup_epochs": 0.5}
+    settings = {"proxy": "linear_probe", "epochs": 3, "batch_size": 16, "lr": 0.03, "warmup_epochs": 0.5}
     return check({"score": {**settings, **changed}}).score
 
 
@@ -52,7 +52,7 @@ def alone(
 ) -> nn.Linear:
     """One head by autograd and torch's own modules, a step at a time."""
     head = nn.Linear(features.shape[1], C)
-    start = linear.Heads(features.shape[1], C, [seed])
+    start = linear_probe.Heads(features.shape[1], C, [seed])
     with torch.no_grad():
         head.weight.copy_(start.weight[0])
         head.bias.zero_()
@@ -92,12 +92,12 @@ def alone(
 def test_heads_at_once_are_heads_one_by_one(changed: dict[str, Any]) -> None:
     features, labels = data()
     wants = recipe(**changed)
-    heads = linear.Heads(D, C, SEEDS)
+    heads = linear_probe.Heads(D, C, SEEDS)
     plans = [SamplePlan(np.arange(N), seed=seed, batch_size=16) for seed in SEEDS]
-    assert len(list(linear.fit(heads, features, labels, plans, wants, clock=lambda: 0.0))) == 3, (
+    assert len(list(linear_probe.fit(heads, features, labels, plans, wants, clock=lambda: 0.0))) == 3, (
         "a sign of life an epoch"
     )
-    whole = last(linear.watched(features, labels, C, wants, seeds=SEEDS, gradients=True))
+    whole = last(linear_probe.watched(features, labels, C, wants, seeds=SEEDS, gradients=True))
     assert not torch.allclose(heads.weight[0], heads.weight[1], atol=1e-2), "heads that differ"
     for number, seed in enumerate(SEEDS):
         recorder = Recorder(N, wants.epochs, C, steps=True)
@@ -119,22 +119,22 @@ def test_heads_at_once_are_heads_one_by_one(changed: dict[str, Any]) -> None:
 
 def test_a_head_does_not_know_who_stands_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = data()
-    whole = last(linear.watched(features, labels, C, recipe(), seeds=SEEDS, gradients=True))
-    monkeypatch.setattr(linear, "_AT_ONCE", 1)
-    assert len(linear.groups(3, N, C, recipe(), steps=True)) == 3
+    whole = last(linear_probe.watched(features, labels, C, recipe(), seeds=SEEDS, gradients=True))
+    monkeypatch.setattr(linear_probe, "_AT_ONCE", 1)
+    assert len(linear_probe.groups(3, N, C, recipe(), steps=True)) == 3
     told: list[Any] = []
-    parted = last(linear.watched(features, labels, C, recipe(), seeds=SEEDS, gradients=True), told)
+    parted = last(linear_probe.watched(features, labels, C, recipe(), seeds=SEEDS, gradients=True), told)
     assert [(event.done, event.total) for event in told] == [(number + 1, 9) for number in range(9)]
     for name, values in parted.items():
         np.testing.assert_allclose(values.astype(float), whole[name].astype(float), atol=2e-3, rtol=2e-3, err_msg=name)
 
 
-def test_what_is_recorded_serves_every_score_that_reads_a_probe() -> None:
+def test_what_is_recorded_serves_every_score_that_reads_a_proxy() -> None:
     features, labels = data()
     wants = recipe(epochs=4)
     run_in = random_parts(N, 3, 0.6, np.random.default_rng(0))
-    found = last(linear.watched(features, labels, C, wants, seeds=SEEDS, gradients=True))
-    found["run_p_label"] = last(linear.on_parts(features, labels, C, wants, run_in=run_in, seeds=[7, 8, 9]))
+    found = last(linear_probe.watched(features, labels, C, wants, seeds=SEEDS, gradients=True))
+    found["run_p_label"] = last(linear_probe.on_parts(features, labels, C, wants, run_in=run_in, seeds=[7, 8, 9]))
     found |= {"labels": labels.numpy(), "embeddings": features.numpy(), "run_in": run_in}
     signals = Signals(found, fingerprint="f", classes=("a", "b", "c", "d"))
     assert (signals.seeds, signals.epochs) == (3, 4)
@@ -153,7 +153,7 @@ def test_memorization_by_its_definition(correct: bool) -> None:
     wants = recipe(epochs=12)
     run_in = random_parts(N, 6, 0.7, np.random.default_rng(0))
     seeds = list(range(6))
-    said = last(linear.on_parts(features, labels, C, wants, run_in=run_in, seeds=seeds, correct=correct))
+    said = last(linear_probe.on_parts(features, labels, C, wants, run_in=run_in, seeds=seeds, correct=correct))
     heads = [alone(seed, np.flatnonzero(own), features, labels, wants, None) for seed, own in zip(seeds, run_in)]
     expected = np.zeros(N)
     for row in range(N):
@@ -169,10 +169,10 @@ def test_memorization_by_its_definition(correct: bool) -> None:
     assert found[5] > 0.3 + np.median(found), "the wrong label can only be learned by heart"
 
 
-def test_standardised_features() -> None:
+def test_standardized_features() -> None:
     rng = np.random.default_rng(0)
     features = (rng.standard_normal((400, 5)) * [1, 30, 1e-3, 0, 0] + [0, 100, 5e-3, 7.3, 0]).astype(np.float16)
-    found = linear.standardised(features)
+    found = linear_probe.standardized(features)
     assert found.dtype == np.float16
     np.testing.assert_allclose(found[:, :3].astype(float).mean(0), 0, atol=5e-3)
     np.testing.assert_allclose(found[:, :3].astype(float).std(0), 1, atol=5e-3)
@@ -184,14 +184,14 @@ def test_a_wish_to_stop_and_a_rate_that_is_too_high() -> None:
     with StopFlag() as stop:
         stop.set("asked to terminate")
         with pytest.raises(Stopped, match="features are kept"):
-            last(linear.watched(features, labels, C, recipe(), seeds=SEEDS, gradients=False, stop=stop))
+            last(linear_probe.watched(features, labels, C, recipe(), seeds=SEEDS, gradients=False, stop=stop))
     with pytest.raises(Refused, match=r"Lower score\.lr"):
-        last(linear.watched(features, labels, C, recipe(lr=1e38, optimizer="sgd"), seeds=SEEDS, gradients=False))
+        last(linear_probe.watched(features, labels, C, recipe(lr=1e38, optimizer="sgd"), seeds=SEEDS, gradients=False))
 
 
 @pytest.mark.parametrize("correct", [False, True])
 def test_what_many_heads_give_their_labels(correct: bool) -> None:
-    from lotus.training.probe import says
+    from lotus.training.dynamics import says
 
     p = torch.tensor([[[0.2, 0.8], [0.6, 0.4]], [[0.9, 0.1], [0.3, 0.7]]])
     expected = [[1.0, 1.0], [0.0, 0.0]] if correct else [[0.8, 0.6], [0.1, 0.3]]
@@ -203,8 +203,8 @@ def test_an_epoch_longer_than_a_second_shows_where_it_is():
     features, labels = torch.randn(40, D), torch.arange(40) % C
     wants, now = recipe(epochs=2, batch_size=8), iter(range(1000))
     plans = [SamplePlan(np.arange(40), seed=0, batch_size=8)]
-    heads = linear.Heads(D, C, [0])
-    signs = list(linear.fit(heads, features, labels, plans, wants, clock=lambda: 0.6 * next(now)))
+    heads = linear_probe.Heads(D, C, [0])
+    signs = list(linear_probe.fit(heads, features, labels, plans, wants, clock=lambda: 0.6 * next(now)))
     places = [sign.values["epoch"] for sign in signs]
     assert places == sorted(set(places))
     assert {1.0, 2.0} < set(places)

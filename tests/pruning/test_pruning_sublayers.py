@@ -1,4 +1,4 @@
-"""Whole branches and blocks, and what branches read: masked == cut, saved, exported, chosen by the budget, made up for."""
+"""Whole sublayers and blocks, and what sublayers read: masked == cut, saved, exported, chosen by the budget, made up for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny_vits import KINDS, batches, pictures, random_plan, tiny, wants
+from tiny_vits import KINDS, asks, batches, pictures, random_plan, tiny
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,7 +21,7 @@ from lotus.pruning.plan import BlockPlan, Plan
 from lotus.vit import anatomy, cost
 from lotus.vit import model as door
 from lotus.vit.anatomy import Dims
-from lotus.vit.parts import OneBranch, Select
+from lotus.vit.parts import OneSublayer, Select
 from selection.errors import Refused
 
 pytestmark = pytest.mark.slow  # many models: every family by every law
@@ -30,9 +30,11 @@ PLAIN = [kind for kind in KINDS if anatomy.is_vit(tiny(kind))]
 IN = {"attn_in": (0, 3, 7, 20, 41), "mlp_in": (1, 2, 5, 40)}
 
 
-def without(plan: BlockPlan, *branches: str) -> BlockPlan:
+def without(plan: BlockPlan, *sublayers: str) -> BlockPlan:
     gone = {"attn": {"heads": (), "qk": (), "v": (), "attn_in": None}, "mlp": {"units": (), "mlp_in": None}}
-    return dataclasses.replace(plan, **{name: value for branch in branches for name, value in gone[branch].items()})
+    return dataclasses.replace(
+        plan, **{name: value for sublayer in sublayers for name, value in gone[sublayer].items()}
+    )
 
 
 def plans(model: nn.Module, seed: int = 3) -> dict[str, Plan]:
@@ -43,11 +45,11 @@ def plans(model: nn.Module, seed: int = 3) -> dict[str, Plan]:
         "no MLP": (first, without(second, "mlp")),
         "first block gone": (without(first, "attn", "mlp"), second),
         "last block gone": (first, without(second, "attn", "mlp")),
-        "one branch left": (without(first, "attn", "mlp"), without(second, "attn")),
+        "one sublayer left": (without(first, "attn", "mlp"), without(second, "attn")),
     }
     if not anatomy.blocks(model)[0].norm_after:
         reads = [dataclasses.replace(plan, **IN) for plan in (first, second)]
-        found["inputs"] = (reads[0], reads[1])
+        found["in_channels"] = (reads[0], reads[1])
         found["inputs and no MLP"] = (without(reads[0], "mlp"), reads[1])
     return {name: Plan(both) for name, both in found.items()}
 
@@ -115,7 +117,7 @@ def test_what_was_cut_can_be_cut_again_and_trains():
 def test_what_is_left_of_a_block_is_timms_own():
     model = tiny("layerscale")
     small = surgery.cut(model, plans(model)["inputs and no MLP"])
-    assert type(small.blocks[0]) is OneBranch
+    assert type(small.blocks[0]) is OneSublayer
     assert type(small.blocks[1]) is type(model.blocks[1])
     assert type(small.blocks[1].norm1) is Select
     assert set(small.state_dict()) == {
@@ -125,7 +127,7 @@ def test_what_is_left_of_a_block_is_timms_own():
     }
 
 
-@pytest.mark.parametrize("which", ["no attention", "inputs"])
+@pytest.mark.parametrize("which", ["no attention", "in_channels"])
 def test_onnx_and_compile(tmp_path, which):
     model = tiny()
     small = surgery.cut(model, plans(model)[which])
@@ -158,8 +160,8 @@ def test_a_model_that_lost_blocks_alone_is_timms_own(tmp_path):
 # --------------------------------------------------------------------------------------------------- the budget
 
 
-def test_branches_are_chosen_by_their_score_a_mac():
-    """A branch that is worth nothing goes before the units of the others; one that carries all stays."""
+def test_sublayers_are_chosen_by_their_score_a_mac():
+    """A sublayer that is worth nothing goes before the units of the others; one that carries all stays."""
     outline = cost.outline(tiny(depth=4))
     scores = {
         f"blocks.{i}.{site}": np.ones(48 if site == "attn" else 192) for i in range(4) for site in ("attn", "mlp")
@@ -169,32 +171,32 @@ def test_branches_are_chosen_by_their_score_a_mac():
     whole = outline.dims[0]
     mine = [whole, whole._replace(hidden=0), Dims(0, 0, 0, whole.hidden), whole]
     part = (outline.cost(mine).macs + 0.5) / outline.cost().macs
-    plan = budget.fit_plan(outline, scores, wants({"macs": part}, branches=True))
+    plan = budget.fit_plan(outline, scores, asks({"macs": part}, sublayers=True))
     assert [(bool(block.heads), bool(block.units)) for block in plan.blocks] == [
         (True, True), (True, False), (False, True), (True, True),
     ]  # fmt: skip
     assert list(plan.dims) == mine
-    never = budget.fit_plan(outline, scores, wants({"macs": part}, branches=False))
+    never = budget.fit_plan(outline, scores, asks({"macs": part}, sublayers=False))
     assert all(block.heads and block.units for block in never.blocks)
 
 
-@pytest.mark.parametrize("rank", ["pool", "kind"])
-@pytest.mark.parametrize("inputs", [False, True])
-def test_below_what_units_can_give_branches_go_by_themselves(rank, inputs):
+@pytest.mark.parametrize("scope", ["global", "per_type"])
+@pytest.mark.parametrize("in_channels", [False, True])
+def test_below_what_units_can_give_sublayers_go_by_themselves(scope, in_channels):
     outline = cost.outline(tiny(depth=4))
     rng = np.random.default_rng(0)
     wide = {"attn": 48, "mlp": 192, "attn_in": 48, "mlp_in": 48}
     scores = {f"blocks.{i}.{site}": rng.exponential(size=wide[site]) for i in range(4) for site in wide}
-    with pytest.raises(Refused, match=r"or prune\.branches"):
-        budget.fit_plan(outline, scores, wants({"macs": 0.02}, rank=rank, inputs=inputs, branches=False))
+    with pytest.raises(Refused, match=r"or prune\.sublayers"):
+        budget.fit_plan(outline, scores, asks({"macs": 0.02}, scope=scope, in_channels=in_channels, sublayers=False))
     whole = outline.cost().macs
-    floor = budget.check_reach(outline, wants({"macs": 1.0}, inputs=inputs))["macs"]
+    floor = budget.check_reach(outline, asks({"macs": 1.0}, in_channels=in_channels))["macs"]
     assert floor == whole
-    with pytest.raises(Refused, match=r"With one branch in all") as refusal:
-        budget.fit_plan(outline, scores, wants({"macs": 0.001}, rank=rank, inputs=inputs))
+    with pytest.raises(Refused, match=r"With one sublayer in all") as refusal:
+        budget.fit_plan(outline, scores, asks({"macs": 0.001}, scope=scope, in_channels=in_channels))
     lowest = float(str(refusal.value).split("Take ")[1].split(" to")[0])
     for part in (lowest, lowest + 0.01):
-        plan = budget.fit_plan(outline, scores, wants({"macs": part}, rank=rank, inputs=inputs))
+        plan = budget.fit_plan(outline, scores, asks({"macs": part}, scope=scope, in_channels=in_channels))
         assert plan.cost(outline).macs <= part * whole
         assert any(block.heads or block.units for block in plan.blocks)
         assert not all(block.heads and block.units for block in plan.blocks)
@@ -206,7 +208,7 @@ def test_inputs_are_cut_where_they_are_worth_least():
     wide = {"attn": 48, "mlp": 192, "attn_in": 48, "mlp_in": 48}
     scores = {f"blocks.{i}.{site}": 10 + rng.exponential(size=wide[site]) for i in range(2) for site in wide}
     scores["blocks.1.mlp_in"] = scores["blocks.1.mlp_in"] / 1000
-    plan = budget.fit_plan(outline, scores, wants({"macs": 0.8}, inputs=True, branches=False))
+    plan = budget.fit_plan(outline, scores, asks({"macs": 0.8}, in_channels=True, sublayers=False))
     kept = plan.blocks[1].mlp_in
     assert kept is not None
     assert len(kept) < 48, "some of them may have come back, where nothing dearer fitted"
@@ -215,7 +217,7 @@ def test_inputs_are_cut_where_they_are_worth_least():
     assert plan.cost(outline).macs <= 0.8 * outline.cost().macs
     with pytest.raises(Refused, match=r"blocks\.0\.attn_in: has no scores"):
         budget.fit_plan(
-            outline, {k: v for k, v in scores.items() if not k.endswith("_in")}, wants({"macs": 0.8}, inputs=True)
+            outline, {k: v for k, v in scores.items() if not k.endswith("_in")}, asks({"macs": 0.8}, in_channels=True)
         )
 
 
@@ -229,7 +231,9 @@ def test_a_quantile_is_one_threshold_over_all_sites():
     wide = {"attn": 48, "mlp": 192, "attn_in": 48, "mlp_in": 48}
     scores = {f"blocks.{i}.{site}": rng.uniform(size=wide[site]) * (1 + i) for i in range(2) for site in wide}
     plan = budget.fit_plan(
-        outline, scores, wants({"gates": 0.6}, rank="quantile", inputs=True, split=True, round=1, branches=False)
+        outline,
+        scores,
+        asks({"gates": 0.6}, scope="threshold", in_channels=True, decouple_qk=True, round=1, sublayers=False),
     )
     tau = np.quantile(np.concatenate(list(scores.values())), 0.4)
     for i, block in enumerate(plan.blocks):
@@ -239,10 +243,12 @@ def test_a_quantile_is_one_threshold_over_all_sites():
         left = int((scores[f"blocks.{i}.attn"] > tau).sum())
         assert abs(block.dims.heads * block.dims.v_dim - left) <= block.dims.heads / 2
         assert block.dims.qk_dim == 16, "VTP cuts no queries and keys"
-    by_macs = budget.fit_plan(outline, scores, wants({"macs": 0.5}, rank="quantile", inputs=True, split=True, round=1))
+    by_macs = budget.fit_plan(
+        outline, scores, asks({"macs": 0.5}, scope="threshold", in_channels=True, decouple_qk=True, round=1)
+    )
     assert 0.45 < by_macs.cost(outline).macs / outline.cost().macs <= 0.5
     with pytest.raises(Refused, match=r"prune\.keep\.gates"):
-        budget.fit_plan(outline, scores, wants({"gates": 0.6}, inputs=True))
+        budget.fit_plan(outline, scores, asks({"gates": 0.6}, in_channels=True))
 
 
 # ----------------------------------------------------------------------------------------------- what is made up for
@@ -250,8 +256,8 @@ def test_a_quantile_is_one_threshold_over_all_sites():
 
 @pytest.mark.parametrize("kind", ["vit", "layerscale", "registers", "pooled", "distilled"])
 @pytest.mark.parametrize("index", [0, 1])
-def test_the_mean_of_a_branch_that_goes_is_folded_exactly(kind, index):
-    """Against the model in which the branch gives its mean over tokens and images."""
+def test_the_mean_of_a_sublayer_that_goes_is_folded_exactly(kind, index):
+    """Against the model in which the sublayer gives its mean over tokens and images."""
     model, data = tiny(kind), batches()
     found = measure.measure(model, data, gradients=False, moments="affine").moments
     full = list(Plan.full(model).blocks)
@@ -259,7 +265,7 @@ def test_the_mean_of_a_branch_that_goes_is_folded_exactly(kind, index):
         plan = Plan(tuple(without(one, *gone) if i == index else one for i, one in enumerate(full)))
         small = surgery.cut(model, plan)
         assert compensate.carry_over(small, model, plan, found, "affine") == []
-        # What a branch gives is read off before anything is changed: that of the MLP with the attention still there.
+        # What a sublayer gives is read off before anything is changed: that of the MLP with the attention still there.
         means: dict[str, torch.Tensor] = {}
         with torch.no_grad():
             for name, scale, last in (("attn", "ls1", "proj"), ("mlp", "ls2", "fc2")):
@@ -291,7 +297,7 @@ def test_a_mean_that_has_no_place_is_said():
 def test_inputs_are_made_up_for_as_least_squares_would():
     """The folded qkv reads five channels and gives what the best affine map from them to the dense qkv's output gives."""
     model, data = tiny(), batches(6)
-    found = measure.measure(model, data, gradients=False, moments="affine", inputs=True).moments
+    found = measure.measure(model, data, gradients=False, moments="affine", in_channels=True).moments
     full = Plan.full(model).blocks
     plan = Plan((dataclasses.replace(full[0], attn_in=IN["attn_in"]), full[1]))
     small = surgery.cut(model, plan)
@@ -320,18 +326,25 @@ def test_inputs_are_made_up_for_as_least_squares_would():
 @pytest.mark.parametrize(
     "settings",
     [
-        {"keep": {"macs": 0.4}, "branches": True},
+        {"keep": {"macs": 0.4}, "sublayers": True},
         {"keep": {"macs": 0.11}, "round": 4},
-        {"keep": {"macs": 0.4}, "inputs": True},
-        {"keep": {"gates": 0.5}, "rank": "quantile", "inputs": True, "split": True, "rotate": False, "round": 1},
-        {"keep": {"macs": 0.5}, "inputs": True, "criterion": "hessian"},
-        {"keep": {"macs": 0.5}, "criterion": "cumulative_attention", "rank": "kind"},
+        {"keep": {"macs": 0.4}, "in_channels": True},
+        {
+            "keep": {"gates": 0.5},
+            "scope": "threshold",
+            "in_channels": True,
+            "decouple_qk": True,
+            "rotate": False,
+            "round": 1,
+        },
+        {"keep": {"macs": 0.5}, "in_channels": True, "criterion": "hessian"},
+        {"keep": {"macs": 0.5}, "criterion": "cumulative_attention", "scope": "per_type"},
     ],
     ids=str,
 )
 def test_pruned_saved_and_loaded(tmp_path, settings):
     model = tiny("layerscale", depth=3)
-    drawn = pruning.lottery(model, batches(), wants(**settings))
+    drawn = pruning.lottery(model, batches(), asks(**settings))
     keep = settings["keep"].get("macs", 1)
     assert drawn.after["macs"] <= keep * drawn.before["macs"]
     assert drawn.after["macs"] == cost.count(drawn.model).macs
@@ -368,20 +381,25 @@ def test_a_plan_that_contradicts_itself_is_refused():
     full = Plan.full(tiny()).blocks[0]
     with pytest.raises(Refused, match="takes out every block"):
         Plan((without(full, "attn", "mlp"),))
-    with pytest.raises(Refused, match="the branch that would read them is gone"):
+    with pytest.raises(Refused, match="the sublayer that would read them is gone"):
         dataclasses.replace(without(full, "attn"), attn_in=(0, 1))
     with pytest.raises(Refused, match="none is kept"):
         dataclasses.replace(full, mlp_in=())
     with pytest.raises(Refused, match="cannot read channel 48"):
         surgery.cut(tiny(), Plan((dataclasses.replace(full, mlp_in=(0, 48)),) * 2))
-    with pytest.raises(Refused, match="norms what its branches give"):
-        anatomy.sites(tiny("norm_after"), inputs=True)
+    with pytest.raises(Refused, match="is post-norm"):
+        anatomy.sites(tiny("norm_after"), in_channels=True)
     assert dataclasses.replace(without(full, "mlp"), attn_in=(0, 1)).dims == Dims(3, 16, 16, 0, 2, None)
 
 
-def test_other_families_keep_their_branches_and_their_stream():
+def test_other_families_keep_their_sublayers_and_their_stream():
     model = tiny("swin")
-    for settings in ({"branches": True}, {"inputs": True}, {"width": 0.5}, {"criterion": "cumulative_attention"}):
+    for settings in (
+        {"sublayers": True},
+        {"in_channels": True},
+        {"embed_dim": 0.5},
+        {"criterion": "cumulative_attention"},
+    ):
         with pytest.raises(Refused, match="plain ViTs"):
             pruning.prune(model, batches(1, 4), {"macs": 0.6}, **settings)
     with pytest.raises(Refused, match="out of reach"):

@@ -1,9 +1,9 @@
 """Whether a linear probe on frozen features ranks images as a short training does. One command, one run:
 
-    python benchmarks/probes.py CIFAR10.npz          # 5,000 images, 5 CPU minutes
-    python benchmarks/probes.py --tiny               # scikit-learn's digits; only shows that it works
+    python benchmarks/proxies.py CIFAR10.npz          # 5,000 images, 5 CPU minutes
+    python benchmarks/proxies.py --tiny               # scikit-learn's digits; only shows that it works
 
-An .npz has x_train, y_train. Every score is computed from each probe's signals. The table holds Spearman's rank correlation:
+An .npz has x_train, y_train. Every score is computed from each proxy's signals. The table holds Spearman's rank correlation:
 between two trainings that differ by their seed, which nothing can be expected to beat by much, and between each linear probe and
 these two (the mean). The features are of a small ViT, since pretrained ones are not at hand here:
 
@@ -42,7 +42,7 @@ def main() -> None:
     options = _parse()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(options.folder or scratch)
-        found = probes(options, folder)
+        found = proxies(options, folder)
     first, second = found["trained"], found["trained again"]
     linear = {name: run for name, run in found.items() if name not in ("trained", "trained again")}
     print(f"{'':18}{'two trainings':>14}" + "".join(f"{name:>10}" for name in linear))
@@ -64,8 +64,8 @@ def main() -> None:
 COSTS: dict[str, tuple[float]] = {}
 
 
-def probes(options: argparse.Namespace, folder: Path) -> dict[str, Signals]:
-    """Signals by the name of the probe; trainings that features come from are made on the way."""
+def proxies(options: argparse.Namespace, folder: Path) -> dict[str, Signals]:
+    """Signals by the name of the proxy; trainings that features come from are made on the way."""
     data, other = _data(options, folder)
     subsets = {"runs": options.runs, "part": 0.5} if options.runs else None
     train = {"epochs": options.epochs, "batch_size": 128, "lr": 1e-3, "evaluate_every": 0, "sparsity": {"gates": False}}
@@ -84,7 +84,7 @@ def probes(options: argparse.Namespace, folder: Path) -> dict[str, Signals]:
 
     images = 1.0
 
-    def probed(name: str, before: float = 0.0, **more: Any) -> Signals:
+    def recorded(name: str, before: float = 0.0, **more: Any) -> Signals:
         nonlocal images
         run = made(name, "score", **more)
         signals = Signals.load(run.signals)
@@ -93,21 +93,24 @@ def probes(options: argparse.Namespace, folder: Path) -> dict[str, Signals]:
         return signals
 
     short = {"epochs": options.epochs, "seeds": 1, "subsets": subsets}
-    heads = {"probe": "linear", "subsets": subsets}
-    found = {"trained": probed("trained", score=short), "trained again": probed("trained again", seed=77, score=short)}
-    found["random"] = probed("random", score=heads)
+    heads = {"proxy": "linear_probe", "subsets": subsets}
+    found = {
+        "trained": recorded("trained", score=short),
+        "trained again": recorded("trained again", seed=77, score=short),
+    }
+    found["random"] = recorded("random", score=heads)
     own = made("own-model", "train", seed=5, train={**train, "epochs": WARM})
     weights = {"model": {"weights": str(own.of("train"))}}
-    found["own"] = probed("own", passes(own, "train"), score={**heads, **weights})
+    found["own"] = recorded("own", passes(own, "train"), score={**heads, **weights})
     if other:
         far = made("other-model", "train", seed=6, data=other)
         weights = {"model": {"weights": str(far.of("train"))}}
-        found["other"] = probed("other", passes(far, "train"), score={**heads, **weights})
+        found["other"] = recorded("other", passes(far, "train"), score={**heads, **weights})
     return found
 
 
 def values(signals: Signals, name: str) -> np.ndarray | None:
-    """What a score gives; None where the probe did not record what it reads."""
+    """What a score gives; None where the proxy did not record what it reads."""
     method = getattr(scores, name)
     if any(read not in signals for read in methods.reads(method)):
         return None

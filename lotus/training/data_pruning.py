@@ -1,4 +1,4 @@
-"""A lottery redrawn each epoch (selection/redraw.py), fed by a training: who trains next, and what they said of it."""
+"""Dynamic data pruning (selection/redraw.py), fed by a training: who trains next, and what they said of it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lotus.config import Redraw
+from lotus.config import Dynamic
 from lotus.training import guests
 from lotus.training.distributed import World
 from lotus.training.guests import Epoch, Guest, Position, Training, Turn
 from selection.errors import Refused
-from selection.redraw import Drawn, Seen, State, choose, redraw
+from selection.redraw import EpochSubset, Seen, State, choose, redraw
 
 
-class Redrawing:
+class DynamicSelection:
     """Draws each epoch's images out of the rows of a ticket, and remembers the loss of each that trained.
 
     A loss is taken as it is before any weight. With mixup or CutMix on, it is that of the image's own mixed input against its
@@ -31,7 +31,7 @@ class Redrawing:
 
     def __init__(
         self,
-        wants: Redraw,
+        settings: Dynamic,
         *,
         rows: npt.NDArray[np.int64],
         labels: npt.NDArray[np.int64],
@@ -48,25 +48,25 @@ class Redrawing:
             Refused: see :func:`selection.redraw.choose`.
         """
         self.rows, self.epochs = np.sort(rows), epochs
-        self._wants, self._seed, self._shelves = wants, seed, shelves
-        self._keep = choose(pick=wants, keep=wants.keep, epochs=epochs, shelves=shelves, place="train.redraw")
+        self._settings, self._seed, self._shelves = settings, seed, shelves
+        self._keep = choose(pick=settings, keep=settings.keep, epochs=epochs, shelves=shelves, place="train.dynamic")
         self._state = State(labels[self.rows])
         self._place = np.full(len(labels), -1, np.int64)  # of each row in the ticket
         self._place[self.rows] = np.arange(len(self.rows))
         self._told: list[tuple[Tensor, Tensor]] = []  # left on the device: reading them would make a GPU wait
 
-    def draw(self, epoch: int) -> Drawn:
+    def draw(self, epoch: int) -> EpochSubset:
         """The rows of ``epoch``, of the data set's, and their weights; the same however often it is asked."""
         drawn = redraw(
             self._state,
-            pick=self._wants,
+            pick=self._settings,
             epoch=epoch,
             epochs=self.epochs,
             keep=self._keep,
             seed=self._seed,
             shelves=self._shelves,
         )
-        return Drawn(self.rows[drawn.rows], drawn.weights)
+        return EpochSubset(self.rows[drawn.rows], drawn.weights)
 
     def add(self, index: Tensor, losses: Tensor) -> None:
         """Take in a batch: (B,) row numbers, and the loss of each before weights."""
@@ -77,7 +77,7 @@ class Redrawing:
         self._state.end(epoch, self._parts(world))
 
     def saved(self, images: int, epochs: int) -> float:
-        """The part of the passes of ``epochs`` epochs over the whole ticket that was saved, when ``images`` were made."""
+        """The fraction of the passes of ``epochs`` epochs over the whole ticket that was saved, when ``images`` were made."""
         return 1 - images / (epochs * len(self.rows))
 
     def state(self, world: World) -> dict[str, Tensor]:
@@ -98,9 +98,9 @@ class Redrawing:
         if not world.is_main:  # what all ranks saw lies on one of them
             arrays["now"] = np.full_like(arrays["now"], np.nan)
             arrays["now_below"] = np.zeros_like(arrays["now_below"])
-        found = State.of(arrays, place="train.redraw")
+        found = State.of(arrays, place="train.dynamic")
         if not np.array_equal(found.labels, self._state.labels):
-            raise Refused("train.redraw: the checkpoint is of a lottery over other images. Begin the training anew.")
+            raise Refused("train.dynamic: the checkpoint is of a lottery over other images. Begin the training anew.")
         self._state, self._told = found, []
 
     def _parts(self, world: World) -> list[Seen]:
@@ -115,36 +115,36 @@ class Redrawing:
         return [Seen(*(part.numpy() for part in parts)) for parts in zip(*told, strict=True)]
 
 
-class Redrawn(Guest):
+class DynamicPruning(Guest):
     """Lets a lottery say which rows each epoch of a training goes through, and what they weigh besides the ticket's weights."""
 
-    name = "redraw"
+    name = "dynamic"
     turn = Turn.WATCH
 
-    def __init__(self, redrawing: Redrawing) -> None:
-        self._redrawing = redrawing
+    def __init__(self, dynamic: DynamicSelection) -> None:
+        self._dynamic = dynamic
         self._drawn = 0
 
     def attach(self, training: Training) -> None:
         self._world = training.world
 
     def before_epoch(self, epoch: Epoch) -> Epoch:
-        drawn = self._redrawing.draw(epoch.number)
+        drawn = self._dynamic.draw(epoch.number)
         self._drawn = len(drawn.rows)
         return dataclasses.replace(epoch, rows=drawn.rows, weights=drawn.weights)
 
     def losses(self, losses: Tensor, seen: guests.Seen) -> Tensor:
-        self._redrawing.add(seen.batch.index, losses)
+        self._dynamic.add(seen.batch.index, losses)
         return losses
 
     def close_epoch(self, at: Position) -> Iterable[str]:
         # Not sooner: whoever is stopped while evaluating must draw this epoch again.
-        self._redrawing.end(at.epoch, self._world)
-        saved = self._redrawing.saved(at.images, at.epoch + 1)
-        yield f"{self._drawn:,} of {len(self._redrawing.rows):,} images, {100 * saved:.1f} % of all passes saved"
+        self._dynamic.end(at.epoch, self._world)
+        saved = self._dynamic.saved(at.images, at.epoch + 1)
+        yield f"{self._drawn:,} of {len(self._dynamic.rows):,} images, {100 * saved:.1f} % of all passes saved"
 
     def state(self) -> dict[str, Tensor]:
-        return self._redrawing.state(self._world)
+        return self._dynamic.state(self._world)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        self._redrawing.load_state(state, self._world)
+        self._dynamic.load_state(state, self._world)

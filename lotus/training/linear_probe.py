@@ -19,10 +19,10 @@ from lotus.config import Recipe
 from lotus.data.sample_plan import SamplePlan
 from lotus.events import Step
 from lotus.training.distributed import StopFlag, World
+from lotus.training.dynamics import Recorder, says
 from lotus.training.loop import Stopped
 from lotus.training.objective import soft_targets
 from lotus.training.optim import make_optimizer, make_schedule, set_lr
-from lotus.training.probe import Recorder, says
 from selection.errors import Refused
 
 _MOST = float(np.finfo(np.float16).max)
@@ -76,7 +76,7 @@ class Heads(nn.Module):
         return logits, log_p
 
 
-def standardised(features: npt.NDArray[np.float16]) -> npt.NDArray[np.float16]:
+def standardized(features: npt.NDArray[np.float16]) -> npt.NDArray[np.float16]:
     """Each dimension with mean 0 and variance 1 over the images, one that does not vary 0: what the heads read.
 
     A batch norm without scale and shift before the classifier, as in MAE (2111.06377, appendix A.1): one learning rate then
@@ -97,7 +97,7 @@ def standardised(features: npt.NDArray[np.float16]) -> npt.NDArray[np.float16]:
 
 def groups(heads: int, images: int, classes: int, recipe: Recipe, *, steps: bool) -> list[range]:
     """Heads that are trained together, so that what is recorded of them fits into a gigabyte; one at least."""
-    each = images * (5 * 4 + 1 + 8) * recipe.epochs + (images * classes * 4 if steps else 0)  # see probe.Recorder
+    each = images * (5 * 4 + 1 + 8) * recipe.epochs + (images * classes * 4 if steps else 0)  # see dynamics.Recorder
     size = min(heads, _TOGETHER, max(1, _AT_ONCE // each))
     return [range(first, min(heads, first + size)) for first in range(0, heads, size)]
 
@@ -194,7 +194,7 @@ def watched(
     gradients: bool,
     stop: StopFlag | None = None,
 ) -> Generator[Step, None, dict[str, npt.NDArray[np.generic]]]:
-    """Train a head a seed on all images; what a probe records of them.
+    """Train a head a seed on all images; what a proxy records of them.
 
     Returns:
         what :class:`Recorder` gives, each (K, E, N), and with ``gradients`` the first head's ``errors`` (N, C)
