@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else selectio
 from lotus.config import Augment, Data
 from lotus.data import beton
 from lotus.data.dataset import open_data
+from lotus.data.loader import writer
 from lotus.data.source import Source
 from selection import files
 from selection.errors import Refused
@@ -83,7 +84,9 @@ def compare(story: str, source: Source, scratch: Path, told: argparse.Namespace)
     print(f"{story}: writing {len(source)} images", flush=True)
     large = story != "CIFAR-10"
     file = scratch / f"{'photos' if large else 'small'}.beton"
-    for _ in beton.prepare(source, file, Data(write="jpg" if large else "raw", max_side=256, damaged="skip")):
+    for _ in beton.prepare(
+        source, file, Data(write="jpg" if large else "raw", max_side=256, damaged="skip"), choose=writer
+    ):
         pass
     manifest = beton.Manifest.load(file)
     theirs = torchvision_epochs(file, manifest, scratch / "files", large, told)
@@ -111,7 +114,7 @@ Epoch = Callable[[int], Iterable[int]]
 
 def lotus_epochs(file: Path, manifest: beton.Manifest, large: bool, told: argparse.Namespace) -> Epoch:
     from lotus.data.loader import open_loader
-    from lotus.data.plan import SamplePlan
+    from lotus.data.sample_plan import SamplePlan
 
     loader = open_loader(
         file,

@@ -35,8 +35,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else selectio
 from lotus.config import Augment, Data, Model, Sparsity, Train
 from lotus.data import beton
 from lotus.data.base import Batch
-from lotus.data.loader import open_loader
-from lotus.data.plan import SamplePlan
+from lotus.data.loader import open_loader, writer
+from lotus.data.sample_plan import SamplePlan
 from lotus.data.source import Source
 from lotus.sparsity.gates import Gates
 from lotus.training.distributed import World, start
@@ -61,7 +61,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as loaders:
         source = _drawn(options.images, options.side)
         file = Path(folder) / "train.beton"
-        for _ in beton.prepare(source, file, Data(write="raw", max_side=0)):
+        for _ in beton.prepare(source, file, Data(write="raw", max_side=0), choose=writer):
             pass
         threads = torch.get_num_threads()
         arms: dict[str, Step] = {

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from lotus import files
-from lotus.vit import anatomy
+from lotus.vit import anatomy, likeness
 from lotus.vit import model as door
 from lotus.vit.cost import count
 from lotus.vit.parts import gone
-from selection.errors import Refused
 
 TOLERANCE = 1e-4
 """Largest difference of a logit between torch and onnxruntime, absolute below 1 and relative above."""
@@ -104,19 +103,18 @@ def native(model: nn.Module) -> dict[str, Any] | None:
     made = door.origin(model)
     if any(block.kernel for block in anatomy.blocks(model, convolved=True)):
         return None
-    told = door.widths(model)
-    if not told:
+    told = likeness.widths(model)
+    if not told or any(
+        block.width % block.heads for block in anatomy.blocks(model)
+    ):  # timm's heads share out the width
         return None
     args = {**made["args"], **told}
     if gone(model):
         args["depth"] = len(anatomy.blocks(model))
-    try:
-        twin = door.build(made["name"], args, meta=True)
-    except Refused:  # a number of heads that does not divide the width
-        return None
+    twin = door.build(made["name"], args, meta=True)
     own = {name: tensor.shape for name, tensor in model.state_dict().items()}
     same = own == {name: tensor.shape for name, tensor in twin.state_dict().items()}
-    same &= door.pool_heads(model) == door.pool_heads(twin)
+    same &= likeness.pool_heads(model) == likeness.pool_heads(twin)
     same &= all(a.dims == b.dims for a, b in zip(anatomy.blocks(model), anatomy.blocks(twin), strict=True))
     return {"name": made["name"], "args": args} if same else None
 

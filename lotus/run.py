@@ -151,18 +151,20 @@ class Run:
     def record(self, stage: str) -> Record | None:
         """The record of ``stage``, or None where there is none that can be read."""
         stored = dict(self._stored(stage))
-        if stored.pop("format", None) != FORMAT or not isinstance(stored.get("outputs"), dict):
+        if stored.pop("format", None) != FORMAT:
             return None
         try:
-            return Record(**stored)
+            record = Record(**stored)
         except TypeError:
             return None
+        kept = (record.settings, record.made_from, record.outputs, record.values)
+        return record if all(isinstance(part, dict) for part in kept) else None
 
     def _stored(self, stage: str) -> Mapping[str, Any]:
         """What the file of a record holds, whatever its format; nothing where it cannot be read."""
         try:
             stored = json.loads((self.folder / "stages" / f"{stage}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return stored if isinstance(stored, dict) else {}
 

@@ -31,7 +31,7 @@ DOORS = {
     "deepspeed": {"lotus.training.engine"},
     "rich": {"lotus.report.terminal"},
     "timm": {"lotus.vit.model", "lotus.training.optim", "lotus.training.objective"},
-    "torchvision": {"lotus.data.catalog"},
+    "torchvision": {"lotus.data.cifar"},
 }
 
 

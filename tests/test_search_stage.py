@@ -96,7 +96,7 @@ def test_a_budget_in_rounds_is_that_of_the_dense_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("steps", "batch", "images"), [(20, 64, 143), (200, 64, 1380), (4, 64, 1380), (3, 64, 10)])
 def test_a_recovery_takes_its_steps_from_a_small_ticket_too(steps: int, batch: int, images: int) -> None:
-    from lotus.data.plan import SamplePlan
+    from lotus.data.sample_plan import SamplePlan
 
     passes, each = search._passes(steps, batch, images)
     assert each <= images

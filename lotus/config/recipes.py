@@ -166,6 +166,9 @@ class Sparsity(Section):
     """Also penalize attention; null: not."""
 
 
+Growth = tuple[float, int] | tuple[float, int, float]
+
+
 class Train(Recipe):
     """The lottery's training."""
 
@@ -173,6 +176,9 @@ class Train(Recipe):
     """Sparsity regularization while training."""
     dynamic: DynamicBy | None = None
     """A lottery of selection/dynamic.py that draws each epoch's images out of the ticket; null: all of it, every epoch."""
+    sides: tuple[Growth, ...] = ()
+    """Growing pictures: [[0, 112], [0.4, 160], [0.7, 224]] = from this fraction of the training on, this side in pixels. A third
+    number is how strongly pixels are changed, 0 to 1. Empty: the model's own side. It is always measured at that."""
     guests: tuple[BriefMethod, ...] = ()
     """Guests of lotus/training/shelf.py, or of your own, that join this training alone (docs/training.md)."""
 

@@ -77,6 +77,13 @@ def _blurred(name: str) -> Callable[[Any], bool]:
     return lambda it: it.proxy != "linear_probe" and bool(getattr(it, name))
 
 
+def _rise(sides: Any) -> bool:
+    """Whether the steps of growing pictures are steps, in order."""
+    parts = [step[0] for step in sides]
+    sane = all(step[1] > 0 and all(0 <= strength <= 1 for strength in step[2:]) for step in sides)
+    return sane and parts == sorted(set(parts)) and parts[0] >= 0 and parts[-1] < 1
+
+
 OF_TRAINING = (
     Rule("Augment", "scale", lambda it: not 0 < it.scale[0] <= it.scale[1] <= 1,
          "two numbers with 0 < low <= high <= 1",
@@ -100,6 +107,12 @@ OF_TRAINING = (
          "augment.auto=3a",
          _patches("input", "train.patches.cached=true train.augment.auto=trivial"),
          _patches("input", "train.patches.cached=true train.augment.auto=3a")),
+    Rule("Train", "sides", lambda it: bool(it.sides) and not _rise(it.sides),
+         "[fraction of the training, side in pixels, and if wanted a strength from 0 to 1], the parts rising from 0 to below 1",
+         "train.sides=[[0.5,16],[0.2,32]]", "train.sides=[[0,16],[0.5,32,0.7]]"),
+    Rule("Train", "sides", lambda it: bool(it.sides) and it.patches is not None,
+         "how many patches stay is counted at one side. Leave out {place}.sides or {place}.patches",
+         "train.sides=[[0,16]] train.patches={keep: 0.5}", "train.sides=[[0,16]]"),
     Rule("Patches", "evaluate", lambda it: it.mode == "dropout" and it.evaluate == "sparse",
          "dropout drops patches in training alone. Set evaluate: dense",
          _patches("dropout", "train.patches.evaluate=sparse"), _patches("evit", "train.patches.evaluate=sparse")),

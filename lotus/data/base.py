@@ -19,9 +19,9 @@ from torch import Tensor
 
 from lotus.config import Augment
 from lotus.data import erasing, policies
-from lotus.data.augment import Table, parameters
 from lotus.data.format import Beton
-from lotus.data.plan import Rows, SamplePlan
+from lotus.data.sample_plan import Rows, SamplePlan
+from lotus.data.views import Table, parameters
 
 
 class Batch(NamedTuple):
@@ -78,7 +78,7 @@ class BaseLoader(ABC):
         beton: the open file.
         plan: which rows, in which order.
         size: S.
-        augment: ``None`` for evaluation: the center view, :func:`lotus.data.augment.center`.
+        augment: ``None`` for evaluation: the center view, :func:`lotus.data.views.center`.
         mean: of each channel, in 0..1.
         std: likewise.
         seed: of the augmentations.

@@ -1,6 +1,6 @@
 """Random erasing (Zhong et al., arXiv 1708.04896), as timm does it: boxes of noise in normalized images.
 
-A pure function of (seed, epoch, image index) as everything in :mod:`lotus.data.augment`. Noise is a piece of one long
+A pure function of (seed, epoch, image index) as everything in :mod:`lotus.data.views`. Noise is a piece of one long
 strip of normal numbers, and where it begins is drawn: no generator runs, and the same image has the same noise on every
 device.
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lotus.config import Augment
-from lotus.data.augment import uniform
+from lotus.data.views import uniform
 
 IMAGE, TOP, LEFT, HEIGHT, WIDTH, NOISE = range(6)
 """Columns of the boxes: place in the batch, the box in pixels, and where its noise begins."""

@@ -4,7 +4,7 @@ What FFCV 1.0.2 does, and what is done about it here:
 
 * It compiles a pipeline for every loader, for seconds. Here its compiler is off; the pipeline's one hot function is
   compiled once a process, and kept on disk for the next.
-* Its own augmentations cannot be seeded. Ours are a table, computed by :mod:`lotus.data.augment`, that the decoder reads.
+* Its own augmentations cannot be seeded. Ours are a table, computed by :mod:`lotus.data.views`, that the decoder reads.
 * It hands out views of a ring of buffers. Here the decoder fills new memory, which the receiver owns.
 * An exception in its thread leaves the consumer waiting for ever, and a live thread at the interpreter's end aborts the
   process. Here the thread hands its exception over, and is joined when an epoch ends or is given up.
@@ -37,10 +37,10 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from lotus.data.augment import DOWN, FLIP, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Table
 from lotus.data.base import BaseLoader, Raw
 from lotus.data.format import FIELDS, JPEG, META, Stored, TooLarge, damaged
-from lotus.data.plan import Rows
+from lotus.data.sample_plan import Rows
+from lotus.data.views import DOWN, FLIP, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Table
 
 
 @contextmanager
@@ -269,7 +269,7 @@ class _Column(IntDecoder):
 
 
 class _Decoder(SimpleRGBImageDecoder):
-    """Decode, cut, resize, shift, mirror and normalize, as the table says; see :mod:`lotus.data.augment`."""
+    """Decode, cut, resize, shift, mirror and normalize, as the table says; see :mod:`lotus.data.views`."""
 
     def __init__(self, loader: BaseLoader, table: Table) -> None:
         super().__init__()

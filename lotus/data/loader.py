@@ -1,4 +1,4 @@
-"""How a loader of a .beton is opened: FFCV's where it is installed, else our own."""
+"""Which loader and which writer of a .beton: FFCV's where it is installed, else our own."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from collections.abc import Sequence
 
 import torch
 
-from lotus.config import Augment
+from lotus.config import Augment, Data
 from lotus.data import threads
 from lotus.data.base import BaseLoader, Loader
 from lotus.data.beton import opened
-from lotus.data.plan import SamplePlan
+from lotus.data.format import PlainWriter
+from lotus.data.sample_plan import SamplePlan
 from lotus.data.torch_loader import TorchLoader
+from lotus.data.writing import Make
 from selection.errors import Refused
 
 
@@ -69,6 +71,27 @@ def open_loader(
         device=torch.device(device),
         workers=threads.count(workers),
     )
+
+
+def writer(data: Data, images: int) -> tuple[Make, str]:
+    """FFCV's writer, or ours where it cannot be had; and a sentence if the user should know. For :func:`lotus.data.writing.prepare`.
+
+    Raises:
+        Refused: ``data.loader: ffcv`` where FFCV is not installed.
+    """
+    if data.loader == "torch":
+        return PlainWriter, ""
+    try:
+        from lotus.data.ffcv import FfcvWriter
+    except (ImportError, OSError) as error:
+        if data.loader == "ffcv":
+            raise Refused(
+                f"data.loader: ffcv is not here ({error}). Run lotus doctor, or set data.loader: auto."
+            ) from None
+        return PlainWriter, ""
+    if not FfcvWriter.fits(images):
+        return PlainWriter, "/dev/shm is too small for FFCV's writer; the same format is written without it"
+    return FfcvWriter, ""
 
 
 _warned: set[str] = set()

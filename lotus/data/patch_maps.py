@@ -1,7 +1,7 @@
 """Patch tickets: what each patch of each training image scores, one byte a patch, in a file beside the .beton.
 
 The scores belong to the stored picture. In training they are cropped, shifted and mirrored as the pixels are, by the same
-table of :mod:`lotus.data.augment`: they are a picture themselves, of one channel, and so can be mixed like one too.
+table of :mod:`lotus.data.views`: they are a picture themselves, of one channel, and so can be mixed like one too.
 
 Shapes: N images, B of a batch, G x G patches of the model that was asked, S side of the trained model's input in pixels.
 """
@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from lotus import files
 from lotus.config import Augment
-from lotus.data.augment import DOWN, FLIP, HEIGHT, LEFT, RIGHT, TOP, WIDTH, center, parameters
+from lotus.data.views import DOWN, FLIP, HEIGHT, LEFT, RIGHT, TOP, WIDTH, center, parameters
 from selection import npz, regular
 from selection.errors import Refused
 

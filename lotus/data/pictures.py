@@ -86,7 +86,7 @@ def read(file: str | os.PathLike[str] | bytes) -> Pixels:
     * Transparency is laid over white: what has transparency (logos, cut-outs, web graphics) was drawn for a white page,
       and the color stored under transparent pixels is arbitrary.
     * 16 bits a channel are scaled to 8 (65535 is white), not cut off.
-    * Greyscale, palette, CMYK and YCbCr become RGB. Of an animation the first frame is taken.
+    * Grayscale, palette, CMYK and YCbCr become RGB. Of an animation the first frame is taken.
 
     Raises:
         Exception: whatever Pillow raises for a damaged file (OSError, SyntaxError, ValueError, ...); OSError for a pipe or a
@@ -186,7 +186,7 @@ def unjpeg(packed: bytes | memoryview) -> Pixels:
 
 
 def _deep(array: npt.NDArray[np.generic]) -> Pixels:
-    """Greyscale of 16 bits, or of 32 that hold 8 or 16, or floats from 0 to 1."""
+    """Grayscale of 16 bits, or of 32 that hold 8 or 16, or floats from 0 to 1."""
     if np.issubdtype(array.dtype, np.floating):
         if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
             raise ValueError("floating-point pixels that are not all from 0 to 1; nobody can tell what white is")

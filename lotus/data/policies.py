@@ -1,6 +1,6 @@
 """Which changes are made to the pixels of which image: RandAugment, TrivialAugment, 3-Augment, color jitter.
 
-As in :mod:`lotus.data.augment`, all of it is a pure function of (seed, epoch, image index), drawn on the host; it is then
+As in :mod:`lotus.data.views`, all of it is a pure function of (seed, epoch, image index), drawn on the host; it is then
 carried out on the batch, wherever that lies, action by action over all images that share one.
 
 Names and strengths are timm's (``timm.data.auto_augment``) and, of TrivialAugment, torchvision's. Papers: RandAugment,
@@ -22,8 +22,8 @@ from torch import Tensor
 
 from lotus.config import Augment, Auto
 from lotus.data import pixel_ops
-from lotus.data.augment import uniform
 from lotus.data.pixel_ops import BICUBIC, BILINEAR, NEAREST
+from lotus.data.views import uniform
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lotus.data.augment import Table
 from lotus.data.base import BaseLoader, Raw
 from lotus.data.format import RAW
 from lotus.data.pictures import Pixels
-from lotus.data.plan import Rows
+from lotus.data.sample_plan import Rows
+from lotus.data.views import Table
 
 AHEAD = 3
 """Batches made while one is worked on."""
@@ -68,7 +68,7 @@ class TorchLoader(BaseLoader):
 
 
 def view(pixels: Pixels, line: npt.NDArray[np.int32], size: int, fill: Pixels) -> Pixels:
-    """One line of the table of augmentations, carried out: (S, S, 3) uint8; see :mod:`lotus.data.augment`."""
+    """One line of the table of augmentations, carried out: (S, S, 3) uint8; see :mod:`lotus.data.views`."""
     top, left, height, width, down, right, flip = (int(value) for value in line)
     seen = resize_area(pixels[top : top + height, left : left + width], size)
     if down or right:

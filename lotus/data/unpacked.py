@@ -14,10 +14,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lotus.data.augment import TOP, center
 from lotus.data.pictures import Pixels
 from lotus.data.source import Source
 from lotus.data.torch_loader import view
+from lotus.data.views import TOP, center
 from selection.errors import Refused
 
 

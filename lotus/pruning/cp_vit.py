@@ -18,7 +18,8 @@ from lotus.pruning import criteria, measure, surgery
 from lotus.pruning.plan import BlockPlan, Plan
 from lotus.pruning.search import Judge
 from lotus.vit import anatomy
-from lotus.vit.tokens import Tokens, kept
+from lotus.vit.token_plan import kept
+from lotus.vit.tokens import Tokens
 
 
 def head_scores(model: nn.Module, batches: Iterable[Any]) -> list[np.ndarray]:

@@ -21,6 +21,7 @@ from lotus import files
 from lotus.pruning import surgery
 from lotus.vit import anatomy, convolution, cost, families, parts
 from lotus.vit import model as door
+from lotus.vit import weights as weights_of
 from lotus.vit.anatomy import Dims
 from selection.errors import Refused
 
@@ -62,7 +63,7 @@ def save(
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise Refused(f"{name!r}: an extra file is a plain name that ends in .safetensors.")
     skeleton = _skeleton(origin, rows, kernels, place=type(model).__name__)
-    fault = door.few(_faults(skeleton, state))
+    fault = weights_of.few(_faults(skeleton, state))
     if fault:
         raise Refused(f"{type(model).__name__}: would not come back from {folder} as it is: {fault}.")
     now, dense = cost.count(model), dense_cost({"model": origin}, type(model).__name__)
@@ -97,7 +98,7 @@ def load(folder: str | Path) -> nn.Module:
     """
     folder = Path(folder)
     skeleton, weights, origin = _open(folder)
-    fault = door.few(_faults(skeleton, weights))
+    fault = weights_of.few(_faults(skeleton, weights))
     if fault:
         raise Refused(f"{folder / WEIGHTS}: does not fit {SPEC}: {fault}.")
     # Copies own aligned memory, where the file's map need not be: kernels, and so last bits, may depend on it.
@@ -120,7 +121,7 @@ def _faults(skeleton: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
     """How tensors differ from what ``skeleton`` holds: by name and shape, or else by dtype. Numbers with a fraction are all of
     one, of any width."""
     expected = skeleton.state_dict()
-    faults = door.differences(door.shapes(expected), door.shapes(weights))
+    faults = weights_of.differences(weights_of.shapes(expected), weights_of.shapes(weights))
     if faults:
         return faults
     real = [name for name, tensor in expected.items() if tensor.is_floating_point()]
@@ -229,11 +230,23 @@ def read(folder: str | Path) -> dict[str, Any]:
 
 
 def images_of(folder: Path) -> dict[str, list[float]]:
-    """Mean and standard deviation of the images that a model of LOTUS wants, where they lie beside it."""
+    """Mean and standard deviation of the images that a model of LOTUS wants, where they lie beside it.
+
+    Raises:
+        Refused: they are no three numbers between 0 and 1, or a deviation is 0.
+    """
     if not (folder / SPEC).is_file():
         return {}
     told = read(folder).get("about", {})
-    return {name: [float(number) for number in told[name]] for name in ("mean", "std") if name in told}
+    told = told if isinstance(told, dict) else {}
+    found = {name: told[name] for name in ("mean", "std") if name in told}
+    for name, three in found.items():
+        numbers = isinstance(three, list) and len(three) == 3 and all(type(one) in (int, float) for one in three)
+        if not numbers or not all(0 <= one <= 1 and (one or name == "mean") for one in three):
+            raise Refused(
+                f"{folder / SPEC}: about.{name} is {three!r:.60}, not three numbers between 0 and 1. Mend it."
+            )
+    return {name: [float(number) for number in three] for name, three in found.items()}
 
 
 def _rows(model: nn.Module) -> tuple[list[dict[str, Any]], dict[str, int]]:

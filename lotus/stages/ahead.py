@@ -105,7 +105,8 @@ def check_recipe(place: str, recipe: Recipe, model: nn.Module) -> None:
     import lotus.pruning
     from lotus.training.optim import make_optimizer
     from lotus.vit import anatomy
-    from lotus.vit.tokens import Tokens, risen
+    from lotus.vit.token_plan import risen
+    from lotus.vit.tokens import Tokens
 
     make_optimizer(model, recipe, place=place)
     if recipe.deepspeed and not Path(recipe.deepspeed).is_file():

@@ -215,6 +215,7 @@ def _asked_images(context: Context) -> Iterator[Path]:
     """The validation images that the config asks for, as a .beton of their own for as long as this is entered."""
     from lotus.data import beton
     from lotus.data.dataset import open_data
+    from lotus.data.loader import writer
 
     folder = context.run.folder / ".evaluate"
     _, val = open_data(context.config.data, context.shelves)
@@ -224,7 +225,7 @@ def _asked_images(context: Context) -> Iterator[Path]:
         )
     try:
         if context.world.rank == 0:
-            for _ in beton.prepare(val, folder / "val.beton", context.config.data, anew=True):
+            for _ in beton.prepare(val, folder / "val.beton", context.config.data, choose=writer, anew=True):
                 pass
         context.world.barrier()  # nobody reads it before it is written
         yield folder / "val.beton"

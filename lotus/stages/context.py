@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lotus.config import Augment
     from lotus.data.beton import Manifest
     from lotus.data.loader import Loader
-    from lotus.data.plan import SamplePlan
+    from lotus.data.sample_plan import SamplePlan
     from lotus.training.distributed import World
     from selection.signals import Signals
 
@@ -80,7 +80,7 @@ class Context:
     ) -> Any:
         """A loader that goes through ``rows`` (all, for None) once, in order, without augmentation."""
         from lotus.data import beton
-        from lotus.data.plan import SamplePlan
+        from lotus.data.sample_plan import SamplePlan
         from lotus.vit.model import image_size
 
         if rows is None:

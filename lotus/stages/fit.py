@@ -21,7 +21,7 @@ from selection.errors import Refused
 if TYPE_CHECKING:
     from torch import nn
 
-    from lotus.data.plan import SamplePlan
+    from lotus.data.sample_plan import SamplePlan
     from lotus.training.guests import Guest
     from lotus.training.loop import Fitted
 
@@ -142,14 +142,15 @@ def _check_sound(fitted: Fitted, stage: str, place: str, *, evaluated: bool) -> 
 
 
 def _set_drop_path(model: nn.Module, recipe: Recipe) -> None:
+    from lotus.vit import anatomy
     from lotus.vit.model import set_drop_path
 
-    with contextlib.nullcontext() if recipe.drop_path else contextlib.suppress(Refused):
-        set_drop_path(model, recipe.drop_path)  # a proxy of another kind has none that could be turned off
+    if recipe.drop_path or not anatomy.why_not(model, convolved=True):  # a proxy of another kind has none to turn off
+        set_drop_path(model, recipe.drop_path)
 
 
 def _order(context: Context, recipe: Recipe, rows: np.ndarray, seed: int) -> SamplePlan:
-    from lotus.data.plan import SamplePlan
+    from lotus.data.sample_plan import SamplePlan
 
     return SamplePlan(
         rows, seed=seed, batch_size=recipe.batch_size, world=context.world.size, rank=context.world.rank,
@@ -163,15 +164,17 @@ def _own_guests(
     """Those that the config names. They join the training whose recipe it is, and no other that goes by it."""
     from lotus.data import beton
     from lotus.training import named
+    from lotus.training.growing import GrowingPictures
 
-    wanted = getattr(recipe, "guests", ()) if stage == place else ()
+    wanted, sides = (getattr(recipe, name, ()) if stage == place else () for name in ("guests", "sides"))
+    growing: list[Guest] = [GrowingPictures(sides)] if sides else []
     if not wanted:
-        return []
+        return growing
     here = {
         "model": model, "recipe": recipe, "rows": images.rows, "labels": beton.labels(context.run.train_beton),
         "classes": len(context.manifest().classes), "seed": seed, "world": context.world,
     }  # fmt: skip
-    return named.chosen(wanted, here, context.shelves, place=f"{place}.guests")
+    return growing + named.chosen(wanted, here, context.shelves, place=f"{place}.guests")
 
 
 def keep_model(

@@ -16,12 +16,13 @@ from lotus.stages.context import Context
 def prepare(context: Context) -> Work:
     from lotus.data import beton
     from lotus.data.dataset import open_data
+    from lotus.data.loader import writer
 
     run, data = context.run, context.config.data
     here = lies(data.path)
     train, val = open_data(data, context.shelves)
     for source, file in ((train, run.train_beton), (val, run.val_beton)):
-        yield from beton.prepare(source, file, data, anew=context.anew)
+        yield from beton.prepare(source, file, data, choose=writer, anew=context.anew)
     manifest = context.manifest()
     values = {"images": manifest.n, "classes": len(manifest.classes), "skipped": len(manifest.skipped)}
     made = digest([manifest.fingerprint, beton.Manifest.load(run.val_beton).fingerprint])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def train(context: Context) -> Work:
     """The lottery's training: on the ticket, or each epoch on what is drawn out of it, under sparsity."""
     from lotus.data import beton
-    from lotus.sparsity.attention import AttentionPenalty
+    from lotus.sparsity.attention_penalty import AttentionPenalty
     from lotus.sparsity.gates import Gates
     from lotus.training.data_pruning import DynamicPruning, DynamicSelection
     from lotus.training.guests import Guest

@@ -97,7 +97,7 @@ def _essential(knee: float | None) -> str:
 
 def _soup(context: Context, model: nn.Module, rows: np.ndarray) -> Generator[Event, None, Cooked]:
     """Cook, by the fine-tune's recipe, on parts of the ticket; on all patches of an image."""
-    from lotus.data.plan import SamplePlan
+    from lotus.data.sample_plan import SamplePlan
     from lotus.training.objective import Objective
     from lotus.training.soup import cook
     from lotus.vit.model import image_size

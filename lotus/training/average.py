@@ -8,9 +8,42 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lotus.training.engine import Average, Engine
+from lotus.training.engine import Engine
 from lotus.training.guests import Guest, Position, Training
 from selection.errors import Refused
+
+
+class Average:
+    """A moving average of the weights, in fp32, each rank of its own masters.
+
+    The decay rises to ``decay`` as (1 + t) / (10 + t), so that a short training is not averaged with its start
+    (TensorFlow's ``ExponentialMovingAverage(num_updates=...)``).
+    """
+
+    def __init__(self, engine: Engine, decay: float) -> None:
+        self._engine, self._decay = engine, decay
+        self._numbers = [master.detach().clone() for master in engine.masters]
+
+    def update(self, steps: int) -> None:
+        """Take in the weights after ``steps`` steps, counted from 1."""
+        decay = min(self._decay, (1 + steps) / (10 + steps))
+        with torch.no_grad():
+            torch._foreach_lerp_(self._numbers, self._engine.masters, 1 - decay)
+
+    def carried(self) -> contextlib.AbstractContextManager[None]:
+        """The engine's model with the average as its weights, for the length of a ``with``."""
+        return self._engine.carrying(self._numbers)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The average as a whole state dict; every rank must call."""
+        with self.carried():
+            return self._engine.weights()
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Take up what :meth:`weights` gave."""
+        with self.carried():
+            self._engine.load_weights(weights)
+            self._numbers = [master.detach().clone() for master in self._engine.masters]
 
 
 class MovingAverage(Guest):

@@ -139,7 +139,7 @@ def verify(path: Path) -> dict[str, Any]:
         return json.loads((path / _STATE).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise Damaged(f"{Path(error.filename).name} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"it cannot be read ({error})") from None
 
 

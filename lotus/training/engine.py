@@ -14,11 +14,9 @@ import functools
 import gc
 import io
 import itertools
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -27,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lotus.config import Recipe
+from lotus.training.deepspeed_config import settings
 from lotus.training.distributed import World
 from lotus.training.muon import Muon, Place
 from lotus.training.optim import set_lr
@@ -40,111 +39,6 @@ NOT_FLAT = frozenset(
         "NvNovoGrad", "SGDP",
     )
 )  # fmt: skip
-_LARGEST_BUCKET = int(5e8)  # numbers, DeepSpeed's own default
-
-
-def settings(recipe: Recipe, world: World, numbers: int = _LARGEST_BUCKET, *, place: str = "train") -> dict[str, Any]:
-    """The DeepSpeed config of a recipe, with the user's own JSON merged over it.
-
-    Args:
-        numbers: how many the model has; DeepSpeed's communication buffers need not be larger
-        place: where the recipe's settings stand, for a refusal to name them
-
-    Raises:
-        Refused: a batch that does not divide; a JSON that cannot be read, or that contradicts the recipe.
-    """
-    ranks = world.size * recipe.accumulate
-    if recipe.batch_size % ranks:
-        raise Refused(
-            f"{place}.batch_size: {recipe.batch_size} does not divide by {world.size} ranks x {recipe.accumulate} "
-            f"(accumulate). Take {max(recipe.batch_size // ranks, 1) * ranks}."
-        )
-    bucket = min(numbers + numbers % 2, _LARGEST_BUCKET)  # DeepSpeed wants it even
-    bf16 = recipe.precision == "bf16"
-    ours: dict[str, Any] = {
-        "train_batch_size": recipe.batch_size,
-        "train_micro_batch_size_per_gpu": recipe.batch_size // ranks,
-        "gradient_accumulation_steps": recipe.accumulate,
-        "gradient_clipping": recipe.clip,
-        "bf16": {"enabled": bf16},
-        "zero_optimization": {
-            "stage": recipe.zero,
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": bucket,
-            # It would replace torch.nn.functional.linear for the whole process, and the gates count on the real one.
-            "memory_efficient_linear": False,
-        },
-        "zero_allow_untested_optimizer": True,  # timm's
-        "zero_force_ds_cpu_optimizer": False,
-        "timers": {"throughput": {"enabled": False}},
-    }
-    if recipe.deepspeed:
-        _merge(ours, _read(Path(recipe.deepspeed), place), recipe.deepspeed, (), place)
-    stage = ours["zero_optimization"]["stage"]
-    if bf16 and stage > 0:
-        ours.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
-    if recipe.ema and stage == 3:
-        raise Refused(
-            f"{place}.ema: under ZeRO 3 no rank has the weights that are averaged. Use {place}.ema=0, or ZeRO 0 to 2."
-        )
-    if recipe.compile and stage > 1:
-        raise Refused(
-            f"{place}.compile: under ZeRO {stage} the compiled blocks break. Use {place}.zero=1, or compile=false."
-        )
-    return ours
-
-
-_SAME = {
-    ("train_batch_size",): "{place}.batch_size",
-    ("train_micro_batch_size_per_gpu",): "{place}.batch_size and {place}.accumulate",
-    ("gradient_accumulation_steps",): "{place}.accumulate",
-    ("bf16", "enabled"): "{place}.precision",
-}
-"""Where a JSON may say nothing else than the recipe says, and what to set instead."""
-
-
-def _read(file: Path, place: str) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refused(
-            f"{place}.deepspeed: {file} cannot be read ({error}). Give a DeepSpeed JSON, or nothing."
-        ) from None
-    except json.JSONDecodeError as error:
-        raise Refused(f"{place}.deepspeed: {file} is no JSON: {error}.") from None
-    if not isinstance(found, dict):
-        raise Refused(f"{place}.deepspeed: {file} holds a {type(found).__name__}, not settings in {{}}.")
-    for section, cure in (("optimizer", "optimizer, lr and weight_decay"), ("scheduler", "lr and min_lr")):
-        given = found.pop(section, None)
-        if isinstance(given, dict) and any(value != "auto" for value in given.get("params", {}).values()):
-            raise Refused(
-                f"{place}.deepspeed: {file}: {section}: the recipe makes it. Take the section out and set {place}.{cure}."
-            )
-    fp16 = found.pop("fp16", None)
-    if isinstance(fp16, dict) and fp16.get("enabled") is True:
-        raise Refused(f"{place}.deepspeed: {file}: fp16: not supported. Take it out and set {place}.precision=bf16.")
-    return found
-
-
-def _merge(ours: dict[str, Any], theirs: Mapping[str, Any], file: str, inside: tuple[str, ...], place: str) -> None:
-    """Put ``theirs`` over ``ours``, in place; ``"auto"`` is ours."""
-    for name, value in theirs.items():
-        here = (*inside, name)
-        if value == "auto":
-            continue
-        if isinstance(value, Mapping) and isinstance(ours.setdefault(name, {}), dict):
-            _merge(ours[name], value, file, here, place)
-        elif here in _SAME and value != ours[name]:
-            raise Refused(
-                f"{place}.deepspeed: {file}: {'.'.join(here)} is {json.dumps(value)}, and the recipe comes to "
-                f'{json.dumps(ours[name])}. Set {_SAME[here].format(place=place)}, and write "auto" in the JSON.'
-            )
-        elif here == ("zero_optimization", "stage") and value not in (0, 1, 2, 3):
-            raise Refused(
-                f"{place}.deepspeed: {file}: zero_optimization.stage is 0, 1, 2 or 3, not {json.dumps(value)}."
-            )
-        else:
-            ours[name] = value
 
 
 @functools.cache
@@ -471,39 +365,6 @@ class Engine:
         if key == "step" and not (group.get("fused") or group.get("capturable")):
             return value.clone()
         return value.to(master.device, copy=True)
-
-
-class Average:
-    """A moving average of the weights, in fp32, each rank of its own masters.
-
-    The decay rises to ``decay`` as (1 + t) / (10 + t), so that a short training is not averaged with its start
-    (TensorFlow's ``ExponentialMovingAverage(num_updates=...)``).
-    """
-
-    def __init__(self, engine: Engine, decay: float) -> None:
-        self._engine, self._decay = engine, decay
-        self._numbers = [master.detach().clone() for master in engine.masters]
-
-    def update(self, steps: int) -> None:
-        """Take in the weights after ``steps`` steps, counted from 1."""
-        decay = min(self._decay, (1 + steps) / (10 + steps))
-        with torch.no_grad():
-            torch._foreach_lerp_(self._numbers, self._engine.masters, 1 - decay)
-
-    def carried(self) -> contextlib.AbstractContextManager[None]:
-        """The engine's model with the average as its weights, for the length of a ``with``."""
-        return self._engine.carrying(self._numbers)
-
-    def weights(self) -> dict[str, Tensor]:
-        """The average as a whole state dict; every rank must call."""
-        with self.carried():
-            return self._engine.weights()
-
-    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Take up what :meth:`weights` gave."""
-        with self.carried():
-            self._engine.load_weights(weights)
-            self._numbers = [master.detach().clone() for master in self._engine.masters]
 
 
 @contextlib.contextmanager

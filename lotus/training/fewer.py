@@ -6,11 +6,12 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from lotus.training.guests import Epoch, Guest, Micro
+from selection.errors import Refused
 
 if TYPE_CHECKING:
     from lotus.data.base import Batch
     from lotus.data.patch_maps import Tickets
-    from lotus.training.joint import Joint
+    from lotus.training.joint_budget import Joint
     from lotus.vit.tokens import Tokens
 
 
@@ -36,6 +37,15 @@ class FewerPatches(Guest):
         self._tokens.schedule(progress, self._tokens.shares[group] if self._tokens.shares else None)
 
     def show(self, batch: Batch, micro: Micro) -> Batch:
+        """
+        Raises:
+            Refused: images of another side than the patches were counted for.
+        """
+        if (side := batch.images.shape[-1]) != self._tokens.side:
+            raise Refused(
+                f"patches: {side} pixels a side are shown, and which patches stay is known of {self._tokens.side}. Leave out "
+                "growing pictures, or patches."
+            )
         if self._tickets is not None:  # as a picture of one channel the scores are mixed as their pixels are
             seen = micro.mix(self._tickets.seen(batch.index, micro.epoch), batch.labels)
             self._tokens.choose(self._tickets.pooled(seen))

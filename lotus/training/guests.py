@@ -3,7 +3,7 @@
 The loop trains a model on images and knows nothing else. A technique (gates, a teacher, an average of the weights, a
 dynamic data pruning) is a *guest*: an object with a few moments, all of which do nothing by default. Once an epoch
 
-    before_epoch                      which rows, of what weight, in which groups, at which side
+    before_epoch                      which rows, of what weight, in which groups, at which side and strength
         once a step
         before_step                   how far the training is
             once a micro-batch
@@ -29,7 +29,7 @@ import contextlib
 import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +40,7 @@ from selection.errors import Refused
 if TYPE_CHECKING:
     from lotus.config import Recipe
     from lotus.data.base import Batch
-    from lotus.data.plan import SamplePlan
+    from lotus.data.sample_plan import SamplePlan
     from lotus.training.distributed import World
     from lotus.training.engine import Engine
     from lotus.training.objective import Objective
@@ -116,6 +116,14 @@ class Epoch:
     """(K,) from 0; a step is of one group alone. None: they are one."""
     side: int | None = None
     """S; None: what the loader was opened with. Only for a loader whose ``epoch`` takes ``side``."""
+    strength: float | None = None
+    """A factor, 0 to 1, of how strongly pixels are changed; None: 1. Only for a loader whose ``epoch`` takes ``strength``."""
+
+    @property
+    def view(self) -> dict[str, Any]:
+        """What a loader's ``epoch`` is told of it."""
+        told = {"side": self.side, "strength": self.strength}
+        return {name: value for name, value in told.items() if value is not None}
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from lotus.training.objective import Objective
 
 if TYPE_CHECKING:
     from lotus.data.base import Batch
-    from lotus.data.plan import SamplePlan
+    from lotus.data.sample_plan import SamplePlan
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lotus.config import Recipe
-from lotus.data.plan import SamplePlan
+from lotus.data.sample_plan import SamplePlan
 from lotus.events import Step
 from lotus.training.distributed import StopFlag, World
 from lotus.training.dynamics import Recorder, says

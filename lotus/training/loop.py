@@ -37,7 +37,7 @@ from selection.errors import Refused
 
 if TYPE_CHECKING:
     from lotus.data.base import Batch, Loader
-    from lotus.data.plan import SamplePlan
+    from lotus.data.sample_plan import SamplePlan
 
 TOO_MANY = 3
 """Steps in a row that may not be finite before training is given up."""
@@ -181,11 +181,11 @@ class _Course:
     def epoch(self) -> Iterator[Event]:
         """From where it is to its end, evaluated and saved."""
         plan, at = self._data.plan, self.at
-        side = self._draw(at.epoch)
+        view = self._draw(at.epoch)
         way = Way.of(plan, at, self._recipe.epochs)
         self._lesson.engine.module.train()
         self._pace.resume()
-        with _closing(self._data.loader, at.epoch, at.micro, side) as batches:
+        with _closing(self._data.loader, at.epoch, at.micro, **view) as batches:
             parts_left = left(plan.batches(at.epoch), at.micro)
             groups = plan.groups(at.epoch)
             for parts, group in zip(parts_left, groups[len(groups) - len(parts_left) :], strict=True):
@@ -225,8 +225,8 @@ class _Course:
             guest.attach(training)
         return engine
 
-    def _draw(self, number: int) -> int | None:
-        """Let the plan go through what the guests say of an epoch; returns its side."""
+    def _draw(self, number: int) -> dict[str, Any]:
+        """Let the plan go through what the guests say of an epoch; returns what the loader is told of it."""
         whole = Epoch(number, self._rows)
         asked = whole
         for guest in self._guests:
@@ -236,7 +236,7 @@ class _Course:
             self._drawn = True
         self._counts = counts_of(self._data.weights, asked, self._job.world)
         self._lesson = dataclasses.replace(self._lesson, counts=self._counts)
-        return asked.side
+        return asked.view
 
     def _step(self, batches: Iterator[Batch], parts: int, group: int, way: Way) -> Iterator[Event]:
         """An optimizer step, and what is told of it."""
@@ -424,10 +424,9 @@ def _diverged(job: Job, at: Position, lr: float) -> str:
 
 
 @contextlib.contextmanager
-def _closing(loader: Loader, epoch: int, skip: int, side: int | None = None) -> Iterator[Iterator[Batch]]:
-    """An epoch of ``loader`` that is closed when it is left early."""
-    more: dict[str, Any] = {} if side is None else {"side": side}
-    batches = iter(loader.epoch(epoch, skip, **more))
+def _closing(loader: Loader, epoch: int, skip: int, **view: Any) -> Iterator[Iterator[Batch]]:
+    """An epoch of ``loader`` that is closed when it is left early; ``view`` is :attr:`lotus.training.guests.Epoch.view`."""
+    batches = iter(loader.epoch(epoch, skip, **view))
     try:
         yield batches
     finally:

@@ -12,7 +12,7 @@ from lotus.events import Step
 from lotus.training.guests import Guest, Position
 
 if TYPE_CHECKING:
-    from lotus.data.plan import SamplePlan
+    from lotus.data.sample_plan import SamplePlan
 
 _SHOW_SECONDS = 0.25
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from lotus.training.guests import Guest, Position, Seen, Training, Turn
 
 if TYPE_CHECKING:
-    from lotus.sparsity.attention import AttentionPenalty
+    from lotus.sparsity.attention_penalty import AttentionPenalty
     from lotus.sparsity.gates import Gates
 
 

@@ -8,14 +8,12 @@ nor does turning by rotary positions. In windows (Swin) the products are of pair
 from __future__ import annotations
 
 import copy
-import ctypes
 import dataclasses
 import math
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +21,7 @@ from torch import nn
 
 from lotus.vit import anatomy, convolution
 from lotus.vit.anatomy import Dims
+from lotus.vit.steady import keep_freed, wait
 from selection.errors import Refused
 
 
@@ -229,8 +228,12 @@ class Outline:
         )
 
 
-def outline(model: nn.Module) -> Outline:
+def outline(model: nn.Module, side: int | None = None) -> Outline:
     """Read off ``model`` what its cost depends on.
+
+    Args:
+        side: of the images in pixels, a multiple of the patch; None: the model's own. Another one is for models that
+            :mod:`lotus.vit.sides` knows.
 
     Raises:
         Refused: no supported ViT, or one without a fixed image size.
@@ -240,6 +243,8 @@ def outline(model: nn.Module) -> Outline:
     if vit.patch_embed.num_patches is None:
         raise Refused(f"{type(model).__name__}: has no fixed image size, so its cost is open. Create it with img_size.")
     patches = int(vit.patch_embed.num_patches)
+    if side is not None:
+        patches = math.prod(side // patch for patch in vit.patch_embed.patch_size)
     tokens = patches + int(getattr(vit, "num_prefix_tokens", 0))
     pooling = _pooling(vit, tokens)
     read = tokens if vit.global_pool == "" else 1  # unpooled, the classifier sees every token
@@ -373,7 +378,7 @@ def latency(
     On the model's own device, or on a copy of it on ``device``. From the first call on glibc keeps what is freed
     (:func:`_keep_freed`), or passes would pay for pages that the ones before gave back, large models more of them.
     """
-    _keep_freed()
+    keep_freed()
     here = next(model.parameters())
     device = here.device if device is None else torch.device(device)
     same = device.type == here.device.type and device.index in (None, here.device.index)
@@ -389,35 +394,15 @@ def latency(
     try:
         with torch.inference_mode():
             for turn in range(warmup + repeats):
-                _wait(device)
+                wait(device)
                 start = time.perf_counter()
                 timed(images)
-                _wait(device)
+                wait(device)
                 if turn >= warmup:
                     times.append(time.perf_counter() - start)
     finally:
         timed.train(training)
     return 1000 * (min(times) if fastest else statistics.median(times))
-
-
-@cache
-def _keep_freed() -> bool:
-    """Ask glibc to keep freed memory for the next allocation, as servers' allocators do; False where there is no glibc.
-
-    By default it gives large pieces back at a threshold that moves with what was freed before. The same pass then takes
-    1 or 1.5 times as long, depending on which models the process ran earlier.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return False
-    threshold, trim = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
-    return bool(mallopt(threshold, 32 << 20) and mallopt(trim, 2**31 - 1))  # both at their largest
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _linears(model: Any, *names: str) -> list[nn.Linear]:

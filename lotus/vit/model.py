@@ -6,33 +6,25 @@ import difflib
 import functools
 import importlib
 import inspect
-import math
-import pickle
-import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
 from lotus import config
 from lotus.vit import anatomy, starts
-from lotus.vit.parts import Select, gone, places, strip_like, sublayers
+from lotus.vit.likeness import facts, is_data, skeleton
+from lotus.vit.parts import gone, places, strip_like, sublayers
+from lotus.vit.unmade import without_memory
+from lotus.vit.weights import difference, load, other_images, reason, shapes, state_of, was_it_cut
 from selection import memory
 from selection.errors import Refused
 from selection.methods import call, find, nearest
 
 # What an argument may be: data, never something that timm would import, open or call.
 _CALLABLES = {"embed_layer", "block_fn", "mlp_layer", "attn_layer", "device", "dtype", "self"}
-# What lies in here is compared by what it computes: a cut changes its shapes, an attention of ours its names.
-_CUT = re.compile(r"(^|\.)blocks\.\d+\.(attn|mlp)\.")
-# A norm of which a part is read lies inside of a Select.
-_SELECTED = re.compile(r"^(blocks\.\d+\.norm[12])\.norm")
-_HEADS = ("head", "head_dist", "head.fc")
 _DEEPEST, _WIDEST = 1000, 1 << 20  # blocks; units of a layer or pixels of a side: no model has as many
 PATIENCE = 5.0
 """Seconds that the Hugging Face hub has for its first answer."""
@@ -61,7 +53,7 @@ def create(model: config.Model, classes: int, *, place: str = "model") -> nn.Mod
     if not model.pretrained:
         _start(vit, model)
     if model.weights:
-        _load(vit, Path(model.weights), place=place)
+        load(vit, Path(model.weights), place=place)
     return vit
 
 
@@ -101,7 +93,7 @@ def _any(model: config.Model, classes: int, place: str) -> nn.Module:
 
     def failed(error: Exception) -> Refused:
         what, cure = ("get the published weights of", _instead(place)) if model.pretrained else ("make", "")
-        return Refused(f"{place}: timm cannot {what} {model.name!r} with {model.args} ({_reason(error)}).{cure}")
+        return Refused(f"{place}: timm cannot {what} {model.name!r} with {model.args} ({reason(error)}).{cure}")
 
     _check_sizes(model.args, place)
     try:
@@ -112,7 +104,7 @@ def _any(model: config.Model, classes: int, place: str) -> nn.Module:
     for key, value in model.args.items():
         if key not in allowed:
             raise Refused(f"{place}.args.{key}: {model.name} takes no such argument.{nearest(key, allowed)}")
-        if not _plain(value):
+        if not is_data(value):
             raise Refused(f"{place}.args.{key}: must be a number, text, truth value or list, not {value!r}.")
     try:
         if model.pretrained:
@@ -128,7 +120,7 @@ def _any(model: config.Model, classes: int, place: str) -> nn.Module:
     if model.weights:
         about: Any = made
         names = about.default_cfg.get("classifier") or ()
-        _load(made, Path(model.weights), place=place, heads=(names,) if isinstance(names, str) else names)
+        load(made, Path(model.weights), place=place, heads=(names,) if isinstance(names, str) else names)
     return made
 
 
@@ -149,7 +141,7 @@ def adopt(
         model = build(name, args, pretrained=True, place=place, instead=instead)
     else:
         path = Path(weights)
-        state = _state(path, f"{place}.weights")
+        state = state_of(path, f"{place}.weights")
         for head in ("head.weight", "head.fc.weight"):
             if head in state and "num_classes" not in args:
                 args = {**args, "num_classes": len(state[head])}
@@ -159,40 +151,12 @@ def adopt(
         state = {where: tensor for where, tensor in state.items() if where not in beside}
         fault = difference(shapes(own), shapes(state))
         if fault:
-            cure = _other_images(model, state, f"{place}.args.") or _was_it_cut(path)
+            cure = other_images(model, state, f"{place}.args.") or was_it_cut(path)
             raise Refused(f"{place}.weights: {weights} does not fit {name}: {fault}.{cure}")
         model.load_state_dict(state)
     made_as: Any = getattr(model, "pretrained_cfg", None) or {}
     about = {"mean": list(made_as.get("mean", (0.5,) * 3)), "std": list(made_as.get("std", (0.5,) * 3))}
     return model.eval(), about
-
-
-def _state(path: Path, place: str) -> dict[str, Tensor]:
-    """Weights by name, from a .safetensors, a state dict that torch saved, or a folder.
-
-    Raises:
-        Refused: no such file, or one that holds more than tensors.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    file = path / "model.safetensors" if path.is_dir() else path
-    try:
-        found: Any = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-    except OSError as error:
-        raise Refused(f"{place}: {file} cannot be read ({_reason(error)}).") from None
-    except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        # torch's own words would advise to run what the file holds.
-        why = "damaged, or more than tensors" if isinstance(error, pickle.UnpicklingError) else _reason(error)
-        raise Refused(
-            f"{place}: {file} no state dict of tensors alone ({why}). Save model.state_dict(), best as .safetensors."
-        ) from None
-    for key in ("model", "state_dict", "model_state_dict"):  # as training scripts save it
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    if not isinstance(found, Mapping) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        raise Refused(f"{place}: {file} holds no state dict. Save model.state_dict().")
-    return {str(name).removeprefix("module."): tensor for name, tensor in found.items()}
 
 
 def build(
@@ -220,7 +184,7 @@ def build(
     for key, value in args.items():
         if key not in allowed:
             raise Refused(f"{place}.args.{key}: timm's ViT takes no such argument.{nearest(key, allowed)}")
-        if not _plain(value):
+        if not is_data(value):
             raise Refused(f"{place}.args.{key}: must be a number, text, truth value or list, not {value!r}.")
     args = {key: value for key, value in args.items() if value is not None}
     try:
@@ -229,7 +193,7 @@ def build(
     except Exception as error:
         # Does the bare name stand for a ViT at all? Otherwise the arguments are not what is wrong.
         _refuse_other_kinds(arch, place, None)
-        raise Refused(f"{place}: timm cannot make {name!r} with {dict(args)} ({_reason(error)}).") from None
+        raise Refused(f"{place}: timm cannot make {name!r} with {dict(args)} ({reason(error)}).") from None
     _refuse_other_kinds(arch, place, skeleton)
     if meta:
         made = skeleton
@@ -243,7 +207,7 @@ def build(
         except Exception as error:
             what = "get the published weights of" if pretrained else "make"
             raise Refused(
-                f"{place}: timm cannot {what} {name!r} ({_reason(error)}).{instead if pretrained else ''}"
+                f"{place}: timm cannot {what} {name!r} ({reason(error)}).{instead if pretrained else ''}"
             ) from None
     if name != arch:  # the tag of published weights may have brought an image size of its own
         args = {**_introspected(made)["args"], **args}
@@ -312,7 +276,7 @@ def origin(model: nn.Module) -> dict[str, Any]:
         strip_like(again, model)
     found = anatomy.blocks(model, convolved=True)
     besides = tuple(f"{block.name}.attn." for block in found if block.kernel)  # nothing there is timm's
-    fault = difference(_skeleton(again, besides), _skeleton(model, besides))
+    fault = difference(skeleton(again, besides), skeleton(model, besides))
     if fault:
         raise Refused(
             f"{type(model).__name__}: {remembered['name']} with {remembered['args']} would come out otherwise: {fault}. "
@@ -346,59 +310,6 @@ def image_size(model: nn.Module) -> int:
 def side(model: nn.Module, other: int) -> int:
     """Side of the square images that ``model`` reads; ``other`` where it reads any."""
     return image_size(model) if getattr(getattr(model, "patch_embed", None), "img_size", None) is not None else other
-
-
-def widths(model: nn.Module) -> dict[str, Any]:
-    """Heads and MLP units as timm's constructor takes them, ``num_heads`` and ``mlp_ratio``; nothing where it cannot say them.
-
-    Whether the constructor then gives these very widths, heads that do not fill the width among them, is for the caller to try.
-    """
-    found = anatomy.blocks(model)
-    # A plain ViT's packed SwiGLU halves what the ratio gives.
-    halves = 2 if anatomy.is_vit(model) and anatomy.is_timm(found[0].mlp, "GluMlp") else 1
-    ratios = {_ratio(halves * block.hidden, block.width) for block in found}
-    equal = all(block.dims.qk_dim == block.dims.v_dim for block in found)
-    whole = all(block.has_attn and block.has_mlp for block in found)
-    if not (equal and whole) or len(ratios) != 1:
-        return {}
-    told = {"mlp_ratio": ratios.pop()}
-    stages: Any = getattr(model, "layers", None)
-    if stages is not None:
-        heads = [{block.attn.num_heads for block in stage.blocks} for stage in stages]
-        return {**told, "num_heads": [one.pop() for one in heads]} if all(len(one) == 1 for one in heads) else {}
-    return {**told, "num_heads": found[0].heads} if len({block.dims for block in found}) == 1 else {}
-
-
-def _ratio(hidden: int, width: int) -> float:
-    """The mlp_ratio from which timm's int(width * ratio) makes ``hidden``."""
-    return hidden / width if int(width * (hidden / width)) == hidden else (hidden + 0.5) / width
-
-
-@contextmanager
-def without_memory() -> Iterator[None]:
-    """Models made here have shapes but no memory (meta device)."""
-    with torch.device("meta"), _Numbers():
-        yield
-
-
-_FILLS = {
-    getattr(Tensor, name)
-    for name in ("uniform_", "normal_", "erfinv_", "mul_", "add_", "div_", "clamp_", "zero_", "fill_")
-}
-"""What draws a model's start, in place."""
-
-
-class _Numbers(TorchFunctionMode):
-    """Older timm (1.0.20) reads the rates of stochastic depth back from a tensor, which must then have values. A start that
-    nobody will see is not drawn: torch's bookkeeping of it would be most of the time."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _FILLS and args and args[0].is_meta:
-            return args[0]
-        kwargs = dict(kwargs or {})
-        if func is torch.linspace:
-            kwargs.setdefault("device", "cpu")
-        return func(*args, **kwargs)
 
 
 def set_drop_path(model: nn.Module, rate: float) -> None:
@@ -448,12 +359,6 @@ def _arguments(module: str) -> dict[str, Any]:
     return {key: value.default for key, value in parameters.items() if key not in _CALLABLES}
 
 
-def _plain(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(_plain(part) for part in value)
-    return value is None or isinstance(value, (bool, int, float, str))
-
-
 def _refuse_other_kinds(arch: str, place: str, made: nn.Module | None) -> None:
     if fault := _other_kind(arch, made):
         raise Refused(f"{place}.name: {arch!r} {fault}")
@@ -475,12 +380,6 @@ def _other_kind(arch: str, made: nn.Module | None = None) -> str:
     return f"is not supported. {fault}" if fault else ""
 
 
-def _reason(error: Exception) -> str:
-    """One line of what timm said."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
-
-
 def _start(vit: Any, model: config.Model) -> None:
     if model.pos_embed_std is not None:
         if getattr(vit, "pos_embed", None) is None:
@@ -491,162 +390,6 @@ def _start(vit: Any, model: config.Model) -> None:
         starts.xavier(vit)
     begin = find(starts, model.start.name, place="model.start")
     call(begin, {"model": vit}, model.start.options, place="model.start")
-
-
-def _load(vit: nn.Module, path: Path, *, place: str = "model", heads: Sequence[str] = _HEADS) -> None:
-    """Weights from a .safetensors file or from a folder that LOTUS wrote. A head for other classes starts anew.
-
-    Raises:
-        Refused: no such file, not safetensors, or weights of another model.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    file = path / "model.safetensors" if path.is_dir() else path
-    if file.suffix != ".safetensors":
-        raise Refused(f"{place}.weights: {path} is no .safetensors file and no folder written by LOTUS.")
-    try:
-        weights: dict[str, Tensor] = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise Refused(f"{place}.weights: {file} cannot be read ({_reason(error)}).") from None
-    own = vit.state_dict()
-    for head in heads:
-        here, there = own.get(f"{head}.weight"), weights.get(f"{head}.weight")
-        if here is not None and there is not None and here.shape[1:] == there.shape[1:] and len(here) != len(there):
-            warnings.warn(
-                f"{place}.weights: {file} classifies {len(there)} classes, the data has {len(here)}: {head} starts anew.",
-                stacklevel=3,
-            )
-            for part in (f"{head}.weight", f"{head}.bias"):
-                if part in own:
-                    weights[part] = own[part]
-    fault = difference(shapes(own), shapes(weights))
-    if fault:
-        cure = _other_images(vit, weights, f"{place}.args.") or _was_it_cut(path)
-        raise Refused(f"{place}.weights: {file} does not fit this model: {fault}.{cure}")
-    vit.load_state_dict(weights)
-
-
-def _other_images(model: nn.Module, weights: Mapping[str, Tensor], argument: str) -> str:
-    """With which arguments the model would have patches as many and as large as ``weights`` are for, in a sentence; empty where
-    it has, or where their position embedding does not tell.
-
-    Args:
-        argument: what the user writes before NAME=VALUE
-    """
-    embed: Any = getattr(model, "patch_embed", None)
-    here, there = getattr(model, "pos_embed", None), weights.get("pos_embed")
-    kernel = weights.get("patch_embed.proj.weight")
-    if here is None or there is None or kernel is None or here.shape[::2] != there.shape[::2] or kernel.ndim != 4:
-        return ""
-    patches = there.shape[1] - (here.shape[1] - embed.num_patches)  # less the class token
-    side, patch = math.isqrt(max(0, patches)), kernel.shape[-1]
-    asks = {"img_size": side * patch, "patch_size": patch}
-    other = [f"{argument}{name}={asks[name]}" for name in asks if _side(getattr(embed, name)) != asks[name]]
-    if side * side != patches or not other:
-        return ""
-    return f" These weights are for images of {side * patch} pixels in patches of {patch}: say {' '.join(other)}."
-
-
-def _was_it_cut(path: Path) -> str:
-    return " Was it cut? Then load the folder by lotus.load." if path.is_dir() else ""
-
-
-def shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
-
-
-def _skeleton(model: Any, besides: tuple[str, ...] = ()) -> dict[str, Any]:
-    """What must be the same in a model made again: shapes that no cut changes, and the kinds of modules.
-
-    Args:
-        besides: beginnings of names that are left out
-    """
-    own = {_SELECTED.sub(r"\1", name): shape for name, shape in shapes(model.state_dict()).items()}
-    uncut = {name: shape for name, shape in own.items() if not _CUT.search(name) and not name.startswith(besides)}
-    found = anatomy.blocks(model, convolved=True)
-    kinds: dict[str, Any] = {"model": type(model).__name__, "depth": len(found)}
-    for name, module in model.named_modules():
-        if name.startswith(besides):
-            continue
-        # Of what has no weights, the activations and the norms' eps would change the function unseen.
-        told = (name.endswith(".act") or "norm" in name.rpartition(".")[2]) and not _CUT.search(f"{name}.")
-        if told and not isinstance(module, (nn.Identity, Select)):
-            kinds[_SELECTED.sub(r"\1", name)] = _kind(module)
-    for block in found:
-        if block.has_attn and f"{block.name}.attn." not in besides:
-            kinds[f"{block.name}.attn"] = _attention(block)
-        if block.has_mlp:
-            kinds[f"{block.name}.mlp"] = _mlp(block)
-    rope = getattr(model, "rope", None)
-    if rope is not None:  # its angles follow from numbers that no weight shows
-        kinds["rope"] = {name: value for name, value in vars(rope).items() if _plain(value) and name != "training"}
-    kinds["pool"], kinds["attn_pool"] = str(model.global_pool), pool_heads(model)
-    return {**uncut, **kinds}
-
-
-def pool_heads(model: Any) -> int:
-    """Heads of attention pooling, which its weights do not show; 0 where there is none."""
-    pool = getattr(model, "attn_pool", None)
-    return 0 if pool is None else int(pool.num_heads)
-
-
-def _attention(block: anatomy.Block) -> str:
-    """What of an attention no cut changes; keys may have got a bias with an attention of ours."""
-    attn, table = block.attn, block.table
-    parts = [
-        f"bias of qkv {block.biases[0]}, of proj {block.proj.bias is not None}",
-        f"reads {_reads(block, 'attn', block.projections[0])}, writes {block.width}",
-        *(_kind(norm) for norm in (getattr(attn, "q_norm", None), getattr(attn, "k_norm", None)) if norm is not None),
-        _kind(block.norm("attn"), sized=False),
-    ]
-    parts += [] if table is None else [f"{len(table)} relative positions"]
-    if block.rotary:
-        parts.append(f"prefix {attn.num_prefix_tokens}, half {bool(getattr(attn, 'rotate_half', False))}")
-    return ", ".join(part for part in parts if part)
-
-
-def _mlp(block: anatomy.Block) -> str:
-    """What of an MLP no cut changes."""
-    fc1, gated = block.units[0], "gated, " if block.glu else ""
-    last = "gate last, " if getattr(block.mlp, "gate_last", False) else ""
-    act, norm = _kind(block.mlp.act), _kind(block.norm("mlp"), sized=False)
-    biases = f"biases {fc1.bias is not None}, {block.fc2.bias is not None}"
-    return f"{gated}{last}{act}, {norm}{biases}, reads {_reads(block, 'mlp', fc1)}, writes {block.fc2.out_features}"
-
-
-def _reads(block: anatomy.Block, sublayer: str, linear: nn.Linear) -> int:
-    """Channels of the stream that a sublayer read before some of them were cut."""
-    return linear.in_features if block.reads(sublayer) is None else block.width
-
-
-def _kind(module: nn.Module | None, *, sized: bool = True) -> str:
-    """Class and settings of a module without weights, or of a norm; without the width where that may be cut."""
-    if module is None or isinstance(module, nn.Identity):
-        return ""
-    told = module.extra_repr() if sized else f"eps={getattr(module, 'eps', None)}, "
-    return f"{type(module).__name__}({told})"
-
-
-def difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """The first differences in words; empty where there are none."""
-    return few(differences(expected, found))
-
-
-def few(faults: Sequence[str]) -> str:
-    return "; ".join(faults[:3]) + (f", and {len(faults) - 3} more" if len(faults) > 3 else "")
-
-
-def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """Every difference in words."""
-    faults = [f"{name} is missing" for name in expected if name not in found]
-    faults += [f"{name} does not belong" for name in found if name not in expected]
-    faults += [
-        f"{name} is {found[name]}, not {want}"
-        for name, want in expected.items()
-        if name in found and found[name] != want
-    ]
-    return faults
 
 
 def _introspected(model: nn.Module) -> dict[str, Any]:
@@ -667,79 +410,6 @@ def _introspected(model: nn.Module) -> dict[str, Any]:
             f"{type(model).__name__}: lost whole sublayers, or convolves, and does not say what it was made as. Cut it by "
             "lotus.prune."
         )
-    default = _facts(build(name, {}, meta=True))
-    facts = _facts(model)
-    return {"name": name, "args": {key: value for key, value in facts.items() if default.get(key) != value}}
-
-
-def _facts(model: Any) -> dict[str, Any]:
-    """The arguments that can be read off a model, as its constructor takes them."""
-    found = anatomy.blocks(model)
-    embed, first, kind = model.patch_embed, found[0], anatomy.family(model)
-    width, fused = embed.proj.out_channels, getattr(first.attn, "qkv", None) is not None
-    reg_token = getattr(model, "reg_token", None)
-    registers = 0 if reg_token is None else reg_token.shape[1]
-    glu = first.glu
-    facts: dict[str, Any] = {
-        "img_size": _side(embed.img_size),
-        "patch_size": _side(embed.patch_size),
-        "in_chans": embed.proj.in_channels,
-        "num_classes": model.num_classes,
-        "global_pool": model.global_pool,
-        "embed_dim": width,
-        "depth": len(found),
-        "qkv_bias": first.biases[0],
-        "proj_bias": first.proj.bias is not None,
-        "qk_norm": _is_there(getattr(first.attn, "q_norm", None)),
-        # timm turns None into the architecture's own; 0 is what leaves LayerScale out of a plain ViT
-        "init_values": 1e-5 if first.gamma("attn") is not None else 0 if kind == "VisionTransformer" else None,
-        "class_token": getattr(model, "cls_token", None) is not None,
-        "no_embed_class": bool(getattr(model, "no_embed_class", False)),
-        "dynamic_img_size": bool(getattr(model, "dynamic_img_size", False)),
-    }
-    if kind == "VisionTransformer":
-        facts |= {
-            "scale_attn_norm": first.norm("attn") is not None,
-            "scale_mlp_norm": first.norm("mlp") is not None,
-            "reg_tokens": registers,
-            "pos_embed": "none" if model.pos_embed is None else "learn",
-            "pre_norm": _is_there(model.norm_pre),
-            "fc_norm": _is_there(model.fc_norm),
-            "final_norm": _is_there(model.norm) or _is_there(model.fc_norm),
-            "pool_include_prefix": bool(getattr(model, "pool_include_prefix", False)),
-        }
-    if kind in ("Eva", "Beit"):
-        facts |= {
-            "use_abs_pos_emb": model.pos_embed is not None,
-            "use_fc_norm": _is_there(model.fc_norm),
-            "swiglu_mlp": glu,
-            "scale_mlp": first.norm("mlp") is not None,
-        }
-    if kind == "Eva":
-        facts |= {
-            "scale_attn_inner": first.norm("attn") is not None,
-            "qkv_fused": fused,
-            "num_reg_tokens": registers,
-            "use_rot_pos_emb": model.rope is not None,
-            "use_pre_transformer_norm": _is_there(model.norm_pre),
-            "use_post_transformer_norm": _is_there(model.norm),
-            "attn_pool_num_heads": pool_heads(model) or None,
-        }
-    if kind == "Beit":
-        facts["use_rel_pos_bias"] = first.table is not None
-    if kind == "SwinTransformer":
-        del facts["depth"]
-        stages = list(model.layers)
-        facts["depths"] = [len(stage.blocks) for stage in stages]
-        facts["window_size"] = [_side(stage.blocks[0].window_size) for stage in stages]
-    facts |= widths(model)
-    default = _arguments(anatomy.FAMILIES[kind][0])
-    return {key: value for key, value in facts.items() if key in default}
-
-
-def _is_there(module: nn.Module | None) -> bool:
-    return module is not None and not isinstance(module, nn.Identity)
-
-
-def _side(pair: tuple[int, int] | None) -> int | list[int] | None:
-    return None if pair is None else pair[0] if pair[0] == pair[1] else list(pair)
+    default, known = facts(build(name, {}, meta=True)), _arguments(anatomy.FAMILIES[anatomy.family(model)][0])
+    told = {key: value for key, value in facts(model).items() if key in known and default.get(key) != value}
+    return {"name": name, "args": told}

@@ -12,228 +12,17 @@ D width, H heads, Q query/key dimensions a head.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from lotus.config import Patches
 from lotus.vit import anatomy, attention, cost
+from lotus.vit.token_ops import evit, keep_rows, match, merge, received, top, top_by_chance
+from lotus.vit.token_plan import Passed, keep_at, kept, passed, places, shares
 from selection.errors import Refused
-from selection.joint_budget import levels
-
-# ------------------------------------------------------------------------------------- what is done to the tokens
-
-
-def keep_rows(x: Tensor, rows: Tensor, prefix: int) -> Tensor:
-    """The prefix and the patches ``rows``: (B, P + n, D), (B, K) -> (B, P + K, D)."""
-    return torch.cat([x[:, :prefix], _rows(x[:, prefix:], rows)], 1)
-
-
-def top(scores: Tensor, count: int) -> Tensor:
-    """The ``count`` patches of the highest score, in the image's order: (B, n) -> (B, K)."""
-    return scores.topk(count, dim=1).indices.sort(1).values
-
-
-def top_by_chance(scores: Tensor, count: int, rng: torch.Generator | None = None) -> Tensor:
-    """As :func:`top`. Among equals, such as the patches of a black border, chance decides: by their place, one side of every
-    image would win.
-
-    Args:
-        rng: on the scores' device; None: torch's own
-    """
-    mixed = torch.rand(scores.shape, generator=rng, device=scores.device).argsort(1)
-    return mixed.gather(1, top(scores.gather(1, mixed), count)).sort(1).values
-
-
-def evit(x: Tensor, scores: Tensor, count: int, prefix: int, *, fuse: bool) -> Tensor:
-    """Keep the ``count`` most attended patches -> (B, P + K, D), or (B, P + K + 1, D) with the rest fused.
-
-    EViT (2202.07800, inattentive token fusion): the rest becomes one token, the sum of a_i x_i over those that leave,
-    through which gradients reach the attention.
-
-    Args:
-        scores: (B, n) attention of the class token, the mean over heads
-    """
-    stays = top(scores, count)
-    kept = keep_rows(x, stays, prefix)
-    if not fuse:
-        return kept
-    left = scores.scatter(1, stays, 0.0)  # (B, n) attention of those that leave
-    return torch.cat([kept, left[:, None].to(x.dtype) @ x[:, prefix:]], 1)
-
-
-def received(matrix: Tensor, prefix: int) -> Tensor:
-    """What a block adds to the patches' cumulative score: (B, H, N, N) -> (B, n).
-
-    Sum over heads of the largest attention that any query pays to the patch (CP-ViT, 2203.04570, as its code has it).
-    """
-    return matrix[..., prefix:].amax(2).sum(1)
-
-
-class Merging(NamedTuple):
-    """Which patches are merged into which: of every second patch (the sources), ``merged`` go into another."""
-
-    stays: Tensor
-    """(B, S - r) sources that stay, in order."""
-    merged: Tensor
-    """(B, r) sources that go."""
-    into: Tensor
-    """(B, r) targets that they go into."""
-
-
-def match(metric: Tensor, count: int) -> Merging:
-    """Bipartite soft matching (ToMe, 2210.09461): each source's most similar target; the best edges merge.
-
-    Targets are patches 0, 2, ..., sources 1, 3, ...: as the paper's code with a class token before them.
-
-    Args:
-        metric: (B, n, Q) what similarity is the cosine of: keys, the mean over heads
-        count: r, sources that go, at most n // 2
-    """
-    with torch.no_grad():
-        metric = nn.functional.normalize(metric, dim=-1)
-        best, target = (metric[:, 1::2] @ metric[:, ::2].transpose(1, 2)).max(-1)  # (B, S)
-        order = best.argsort(1, descending=True)
-        merged = order[:, :count]
-        return Merging(order[:, count:].sort(1).values, merged, target.gather(1, merged))
-
-
-def merge(x: Tensor, sizes: Tensor, found: Merging, prefix: int) -> tuple[Tensor, Tensor]:
-    """Means of what is merged, weighted by how many patches each token stands for (2210.09461, tracking token size).
-
-    Args:
-        x: (B, P + n, D)
-        sizes: (B, n) patches that each token stands for
-
-    Returns:
-        (B, P + n - r, D), sources that stay before targets, and their sizes (B, n - r)
-    """
-    patches = x[:, prefix:]
-    sources, targets = patches[:, 1::2], patches[:, ::2]
-    weights, mass = sizes[:, 1::2], sizes[:, ::2]
-    weighted = targets * mass[..., None].to(x.dtype)
-    incoming = weights.gather(1, found.merged)
-    weighted = weighted.scatter_add(
-        1, _wide(found.into, x), _rows(sources, found.merged) * incoming[..., None].to(x.dtype)
-    )
-    mass = mass.scatter_add(1, found.into, incoming)
-    stays = _rows(sources, found.stays)
-    return (
-        torch.cat([x[:, :prefix], stays, weighted / mass[..., None].to(x.dtype)], 1),
-        torch.cat([weights.gather(1, found.stays), mass], 1),
-    )
-
-
-def _wide(rows: Tensor, x: Tensor) -> Tensor:
-    return rows[..., None].expand(-1, -1, x.shape[-1])
-
-
-def _rows(x: Tensor, rows: Tensor) -> Tensor:
-    """(B, n, D), (B, K) -> (B, K, D)."""
-    return x.gather(1, _wide(rows, x))
-
-
-# --------------------------------------------------------------------------------------------- how many, and when
-
-
-def kept(patches: int, keep: float) -> int:
-    """ceil(keep x patches), as EViT and ATS round; at least 1."""
-    return max(1, math.ceil(keep * patches - 1e-9))
-
-
-def shares(patches: int, settings: Patches) -> list[float]:
-    """What an image of each bucket of a joint budget keeps."""
-    joint = settings.joint
-    assert joint is not None
-    least = settings.keep / 2 if joint.least is None else joint.least
-    return [int(level) / patches for level in levels(patches, joint.buckets, least)]
-
-
-def keep_at(settings: Patches, progress: float, keep: float | None = None) -> float:
-    """What stays when ``progress`` (0 to 1) of the training is done: all, then a cosine down to ``keep``.
-
-    EViT's schedule (2202.07800): of 300 epochs from scratch 10 are dense and 100 fall.
-
-    Args:
-        keep: what stays in the end; None: ``settings.keep``
-    """
-    keep = settings.keep if keep is None else keep
-    if progress < settings.warmup:
-        return 1.0
-    if progress >= settings.warmup + settings.ramp:
-        return keep
-    falling = (progress - settings.warmup) / settings.ramp
-    return keep + (1 - keep) * (1 + math.cos(math.pi * falling)) / 2
-
-
-class Passed(NamedTuple):
-    """What a reduced forward pass goes through."""
-
-    patches: tuple[tuple[int, int], ...]
-    """Of each block: tokens beside the prefix that its attention and its MLP see."""
-    merges: int = 0
-    """tome: r, pairs that each block merges, half of its patches at most."""
-
-
-def passed(patches: int, depth: int, settings: Patches, keep: float) -> Passed:
-    """How many tokens each block sees.
-
-    Raises:
-        Refused: a block in ``at`` that is not there; a keep that merging cannot reach.
-    """
-    if keep >= 1:
-        return Passed(((patches, patches),) * depth)
-    if settings.mode in ("input", "dropout"):
-        count = kept(patches, keep)
-        return Passed(((count, count),) * depth)
-    if settings.mode == "evit":
-        at, seen, now = places(settings, depth), [], patches
-        for number in range(depth):
-            before = now
-            if number in at and kept(now, keep) + settings.fuse < now:
-                now = kept(now, keep) + settings.fuse
-            seen.append((before, now))
-        return Passed(tuple(seen))
-    if settings.mode == "cumulative":
-        after = [kept(patches, 1 - (1 - keep) * risen(number, depth)) for number in range(depth)]
-        return Passed(tuple(zip([patches, *after], after)))
-    for merges in range(patches // 2 + 1):
-        seen, now = [], patches
-        for _ in range(depth):
-            before, now = now, now - min(merges, now // 2)
-            seen.append((before, now))
-        if sum(after for _, after in seen) <= keep * patches * depth + 1e-9:
-            return Passed(tuple(seen), merges)
-    least = sum(after for _, after in seen) / (patches * depth)
-    raise Refused(
-        f"patches.keep: {keep:g} cannot be reached by merging, which halves the tokens in a block at most: at {depth} "
-        f"blocks the average MLP still sees {least:.3f} of the {patches} patches. Keep more, or use evit or input."
-    )
-
-
-def risen(number: int, depth: int) -> float:
-    """How much of what cumulative mode takes in all is gone after block ``number``: the ramp of CP-ViT's code, where of 12
-    blocks (from 0) none takes any up to block 2, then each up to block 8 an equal part."""
-    place = 11 * number / (depth - 1) if depth > 1 else 11
-    return min(1.0, max(0.0, (place - 2) / 6))
-
-
-def places(settings: Patches, depth: int) -> tuple[int, ...]:
-    """Blocks in which EViT lets patches go; by default 3, 6 and 9 of 12, as in 2202.07800.
-
-    Raises:
-        Refused: one that is not there.
-    """
-    for number in settings.at:
-        if not 0 <= number < depth:
-            raise Refused(f"patches.at: there is no block {number}. The model's are 0 to {depth - 1}.")
-    return settings.at or tuple(sorted({depth * quarter // 4 for quarter in (1, 2, 3)}))
-
-
-# ------------------------------------------------------------------------------------------------- on the model
 
 
 def _process(block: Any, x: Tensor) -> Tensor:
@@ -313,6 +102,11 @@ class Tokens:
     def patches(self) -> int:
         """n, of the whole image."""
         return self._count
+
+    @property
+    def side(self) -> int:
+        """Of the images, in pixels."""
+        return int(self._model.patch_embed.img_size[0])
 
     def schedule(self, progress: float, keep: float | None = None) -> None:
         """Set :attr:`keep` to what it is when ``progress`` (0 to 1) of the training is done.

@@ -10,6 +10,7 @@ from drawn_data import Make, source
 
 from lotus.config import Data
 from lotus.data import beton
+from lotus.data import loader as loaders
 from lotus.data.source import Source
 
 
@@ -19,7 +20,7 @@ def make(tmp_path: Path) -> Make:
 
     def made(what: Source, name: str = "train", **settings: Any) -> Path:
         file = tmp_path / f"{name}.beton"
-        list(beton.prepare(what, file, Data(**settings)))
+        list(beton.prepare(what, file, Data(**settings), choose=loaders.writer))
         return file
 
     return made
@@ -41,5 +42,5 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ("both", mixed, "proportion"),
     ):
         files[name] = folder / f"{name}.beton"
-        list(beton.prepare(source(70, shape), files[name], Data(write=write)))  # type: ignore[arg-type]
+        list(beton.prepare(source(70, shape), files[name], Data(write=write), choose=loaders.writer))  # type: ignore[arg-type]
     return files

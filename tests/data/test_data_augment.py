@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lotus.config import Augment
-from lotus.data.augment import DOWN, FLIP, HEIGHT, LEFT, RIGHT, TOP, WIDTH, center, parameters, uniform
+from lotus.data.views import DOWN, FLIP, HEIGHT, LEFT, RIGHT, TOP, WIDTH, center, parameters, uniform
 
 N = 4000
 ROWS = np.arange(N)

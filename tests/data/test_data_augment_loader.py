@@ -12,11 +12,11 @@ from few import few
 
 from lotus.config import Augment
 from lotus.data import beton, erasing, policies
-from lotus.data.augment import DOWN, FLIP, RIGHT, parameters
 from lotus.data.base import Batch, Loader
 from lotus.data.loader import open_loader
-from lotus.data.plan import SamplePlan
+from lotus.data.sample_plan import SamplePlan
 from lotus.data.torch_loader import view
+from lotus.data.views import DOWN, FLIP, RIGHT, parameters
 
 MEAN, STD = (0.5, 0.45, 0.4), (0.25, 0.22, 0.2)
 WRITTEN = {

@@ -24,7 +24,8 @@ from drawn_data import Make, drawn, source
 from PIL import Image
 
 from lotus.config import Data
-from lotus.data import beton, format, pictures
+from lotus.data import beton, encoding, format, manifest, pictures
+from lotus.data import loader as loaders
 from lotus.data.beton import Manifest
 from lotus.data.dataset import open_data
 from lotus.data.format import Beton, PlainWriter
@@ -134,7 +135,7 @@ def test_damage_is_fatal_and_named(tmp_path: Path, writer: str) -> None:
     with pytest.raises(
         Refused, match=r"drawn 7: damaged image \(OSError: image file is truncated\).*data.damaged: skip"
     ):
-        list(beton.prepare(failing(20, {7, 9}), file, Data(loader=writer)))
+        list(beton.prepare(failing(20, {7, 9}), file, Data(loader=writer), choose=loaders.writer))
     assert left(file) == []
 
 
@@ -149,7 +150,7 @@ def test_damage_is_skipped_and_counted(make: Make, writer: str) -> None:
     assert beton.labels(file).tolist() == [i % 3 for i in range(20) if i not in (7, 9)]
     with pytest.raises(Refused, match="drawn 7"):
         make(failing(20, {7, 9}), damaged="fatal", loader=writer)
-    told = list(beton.prepare(failing(20, {3}), file, Data(damaged="skip", loader=writer)))
+    told = list(beton.prepare(failing(20, {3}), file, Data(damaged="skip", loader=writer), choose=loaders.writer))
     assert any(isinstance(event, Said) and event.level == "warning" and "drawn 3" in event.text for event in told)
 
 
@@ -220,10 +221,10 @@ def test_damaged_exif_is_one_line_that_names_files(tmp_path: Path, capfd: pytest
 def test_moments_of_a_large_picture_are_those_of_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (37, 41, 3), dtype=np.uint8)
     flat = pixels.reshape(-1, 3) / 255
-    whole = beton._moments(pixels)
+    whole = encoding.moments(pixels)
     assert np.array_equal(whole, np.stack([flat.mean(0), (flat * flat).mean(0)]))
-    monkeypatch.setattr(beton, "_BLOCK", 100)
-    assert beton._moments(pixels) == pytest.approx(whole, rel=1e-12)
+    monkeypatch.setattr(encoding, "_BLOCK", 100)
+    assert encoding.moments(pixels) == pytest.approx(whole, rel=1e-12)
 
 
 def test_pictures_that_are_decoded_and_not_yet_written_have_bounds(
@@ -236,14 +237,14 @@ def test_pictures_that_are_decoded_and_not_yet_written_have_bounds(
         {f"{name}/{i:02}.png": packed(8, 8 if i % 7 else 80, 5 * i) for name in "ab" for i in range(40)},
     )
     most = 0
-    real = beton._InTurn.enter
+    real = encoding.InTurn.enter
 
     def enter(self: Any, number: int, pixels: int) -> None:
         nonlocal most
         real(self, number, pixels)
         most = max(most, sum(list(self._held.values())))
 
-    monkeypatch.setattr(beton._InTurn, "enter", enter)
+    monkeypatch.setattr(encoding.InTurn, "enter", enter)
     file = tmp_path / "x.beton"
     list(beton.prepare(what, file, Data(loader="torch", workers=16, write="raw")))
     assert len(Beton(file)) == len(what)
@@ -286,7 +287,11 @@ def small_disk() -> Iterator[None]:
 def test_a_full_disk(tmp_path: Path, writer: str, n: int) -> None:
     noise = replace(source(n), read=lambda i: np.full((400, 400, 3), i, np.uint8))
     with pytest.raises(Refused, match="no space left"):
-        list(beton.prepare(noise, tmp_path / "x.beton", Data(loader=writer, write="raw", max_side=0)))
+        list(
+            beton.prepare(
+                noise, tmp_path / "x.beton", Data(loader=writer, write="raw", max_side=0), choose=loaders.writer
+            )
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -317,7 +322,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 def test_given_up_half_way(tmp_path: Path, writer: str) -> None:
     file = tmp_path / "train.beton"
-    events = beton.prepare(source(5000), file, Data(loader=writer))
+    events = beton.prepare(source(5000), file, Data(loader=writer), choose=loaders.writer)
     next(events)
     assert list(tmp_path.glob(".train.beton.*.part/train.beton"))
     events.close()  # type: ignore[attr-defined]
@@ -546,8 +551,8 @@ def test_a_copy_is_read_through_once(make: Make, monkeypatch: pytest.MonkeyPatch
     file = make(source(10), loader="torch")
     os.utime(file, ns=(1, 1))
     reads: list[Path] = []
-    real = beton.checksum
-    monkeypatch.setattr(beton, "checksum", lambda f: (reads.append(f), real(f))[1])
+    real = manifest.checksum
+    monkeypatch.setattr(manifest, "checksum", lambda f: (reads.append(f), real(f))[1])
     Manifest.load(file)
     Manifest.load(file)
     assert reads == [file]

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from lotus.config import Data
-from lotus.data import catalog
+from lotus.data import catalog, cifar
 from lotus.data.dataset import open_data
 from lotus.data.source import Source
 from selection import methods
@@ -262,7 +262,7 @@ def test_npz_that_is_cut_off(tmp_path: Path) -> None:
 
 def batches(root: Path, which: str, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """A little CIFAR in an official layout; returns the training images and labels that it holds."""
-    known = catalog._CIFAR[which]
+    known = cifar.KINDS[which]
     name, train, test = known[kind]
     (root / name).mkdir(parents=True)
     classes = 10 if which == "CIFAR10" else 100
@@ -292,7 +292,7 @@ def test_cifar_layouts(tmp_path: Path, which: str, kind: str) -> None:
     assert np.array_equal(train.labels, y)
     assert len(val) == len(train.classes)
     assert train.classes[1] == ("class 1" if kind == "python" else "1")
-    inside = open_data(Data(name=which.lower(), path=str(tmp_path / catalog._CIFAR[which][kind][0])))[0]
+    inside = open_data(Data(name=which.lower(), path=str(tmp_path / cifar.KINDS[which][kind][0])))[0]
     assert inside.fingerprint == train.fingerprint
 
 
@@ -332,9 +332,7 @@ def test_cifar_from_npz_or_folders_or_nothing(tmp_path: Path, monkeypatch: pytes
     root = folder(tmp_path / "folders", {"train/a": 2, "train/b": 2, "test/a": 1})
     assert len(open_data(Data(name="cifar10", path=str(root)))[0]) == 4
     asked: list[Path] = []
-    monkeypatch.setattr(
-        catalog, "_download", lambda where, which: (asked.append(where), batches(where, which, "python"))
-    )
+    monkeypatch.setattr(cifar, "download", lambda where, which: (asked.append(where), batches(where, which, "python")))
     assert len(open_data(Data(name="cifar10", path=str(tmp_path / "new")))[0]) == 50
     assert asked == [tmp_path / "new"]
     other = tmp_path / "other"

@@ -20,7 +20,7 @@ from lotus.config import Augment
 from lotus.data import threads
 from lotus.data.base import Loader
 from lotus.data.loader import open_loader
-from lotus.data.plan import SamplePlan
+from lotus.data.sample_plan import SamplePlan
 from selection.errors import Refused
 
 ffcv = pytest.importorskip("ffcv")
@@ -159,7 +159,7 @@ def test_a_live_epoch_at_the_interpreters_end(stored: dict[str, Path]) -> None:
 import numpy as np, torch
 torch.set_num_threads(2)
 from lotus.data.loader import open_loader
-from lotus.data.plan import SamplePlan
+from lotus.data.sample_plan import SamplePlan
 loader = open_loader({str(stored["square"])!r}, SamplePlan(np.arange(70), batch_size=2), size=12, augment=None,
                      mean=(0.5,) * 3, std=(0.2,) * 3, seed=0, kind="ffcv", workers=2)
 epoch = loader.epoch(0)
@@ -181,9 +181,10 @@ def test_ffcv_alone_reads_our_files(tmp_path: Path, loader: str) -> None:
 
     from lotus.config import Data
     from lotus.data import beton
+    from lotus.data import loader as loaders
 
     file = tmp_path / "x.beton"
-    list(beton.prepare(source(20, lambda i: (10, 14)), file, Data(write="raw", loader=loader)))
+    list(beton.prepare(source(20, lambda i: (10, 14)), file, Data(write="raw", loader=loader), choose=loaders.writer))
     before = torch.get_num_threads()
     plain = ffcv.Loader(str(file), batch_size=20, num_workers=1, os_cache=True, drop_last=False)
     epoch = iter(plain)

@@ -16,13 +16,13 @@ from few import few
 
 from lotus.config import Augment, Data
 from lotus.data import beton, loader
-from lotus.data.augment import parameters
 from lotus.data.base import Batch, Loader
 from lotus.data.dataset import open_data
 from lotus.data.loader import open_loader
-from lotus.data.plan import SamplePlan
+from lotus.data.sample_plan import SamplePlan
 from lotus.data.source import split
 from lotus.data.torch_loader import resize_area, view
+from lotus.data.views import parameters
 from selection.errors import Refused
 
 MEAN, STD = (0.5, 0.45, 0.4), (0.25, 0.22, 0.2)

@@ -13,7 +13,7 @@ from lotus.data import beton, patch_maps
 from lotus.data.format import Beton
 from lotus.data.loader import open_loader
 from lotus.data.patch_maps import Tickets
-from lotus.data.plan import SamplePlan
+from lotus.data.sample_plan import SamplePlan
 from lotus.data.source import Source
 from lotus.training.objective import Objective
 from selection.errors import Refused
@@ -22,7 +22,7 @@ N, GRID = 24, 8
 
 
 def patterned(side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Grey pictures (N, side, side, 3) whose patch (y, x) has the brightness of a random map (N, 8, 8)."""
+    """Gray pictures (N, side, side, 3) whose patch (y, x) has the brightness of a random map (N, 8, 8)."""
     maps = np.random.default_rng(0).integers(0, 256, (N, GRID, GRID)).astype(np.uint8)
     step = side // GRID
     return np.repeat(np.repeat(maps, step, 1), step, 2)[..., None].repeat(3, -1), maps

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lotus.data.plan import SamplePlan, checked_rows, cut
+from lotus.data.sample_plan import SamplePlan, checked_rows, cut
 from selection.errors import Refused
 
 

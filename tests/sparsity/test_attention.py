@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from lotus.config import Attention
-from lotus.sparsity import attention, focus
-from lotus.sparsity.attention import AttentionPenalty
+from lotus.sparsity import attention_penalty, focus
+from lotus.sparsity.attention_penalty import AttentionPenalty
 from lotus.vit import anatomy
 from selection import methods
 from selection.errors import Refused
@@ -40,36 +40,36 @@ IMAGES = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 def test_the_log_penalty_is_the_published_formula() -> None:
     probabilities = rows().softmax(-1)
     by_hand = [sum(math.log(1 + float(a) ** 2) for a in image.flatten()) / image.numel() for image in probabilities]
-    torch.testing.assert_close(attention.log(probabilities), torch.tensor(by_hand))
+    torch.testing.assert_close(attention_penalty.log(probabilities), torch.tensor(by_hand))
     uniform, peaked = torch.full((1, 1, N, N), 1 / N), torch.eye(N)[None, None]
-    assert float(attention.log(uniform)) == pytest.approx(math.log(1 + 1 / N**2))
-    assert float(attention.log(peaked)) == pytest.approx(math.log(2) / N)
+    assert float(attention_penalty.log(uniform)) == pytest.approx(math.log(1 + 1 / N**2))
+    assert float(attention_penalty.log(peaked)) == pytest.approx(math.log(2) / N)
 
 
 def test_entropy_by_hand_and_at_exact_zeros() -> None:
     probabilities = rows().softmax(-1)
     by_hand = [-sum(float(a) * math.log(a) for a in image.flatten()) / (2 * N) for image in probabilities]
-    torch.testing.assert_close(attention.entropy(probabilities), torch.tensor(by_hand))
-    assert float(attention.entropy(torch.eye(N)[None, None])) == 0
-    assert float(attention.entropy(torch.full((1, 1, N, N), 1 / N))) == pytest.approx(math.log(N))
+    torch.testing.assert_close(attention_penalty.entropy(probabilities), torch.tensor(by_hand))
+    assert float(attention_penalty.entropy(torch.eye(N)[None, None])) == 0
+    assert float(attention_penalty.entropy(torch.full((1, 1, N, N), 1 / N))) == pytest.approx(math.log(N))
 
 
 @pytest.mark.parametrize(("kind", "end"), [("log", 1 / N), ("entropy", 1.0)])
 def test_log_pushes_rows_to_uniform_and_entropy_to_one_hot(kind: str, end: float) -> None:
     """The closed form: log(1 + a^2) is convex on [0, 1], so a row of sum 1 costs least when it is uniform."""
     logits = rows(size=1.5).requires_grad_()
-    before = float(getattr(attention, kind)(logits.detach().softmax(-1)).mean())
+    before = float(getattr(attention_penalty, kind)(logits.detach().softmax(-1)).mean())
     optimizer = torch.optim.Adam([logits], lr=0.1)
     for _ in range(600):
         optimizer.zero_grad()
-        getattr(attention, kind)(logits.softmax(-1)).mean().backward()
+        getattr(attention_penalty, kind)(logits.softmax(-1)).mean().backward()
         optimizer.step()
     found = logits.detach().softmax(-1)
-    assert float(getattr(attention, kind)(found).mean()) < before
+    assert float(getattr(attention_penalty, kind)(found).mean()) < before
     torch.testing.assert_close(found.amax(-1), torch.full((3, 2, N), end), atol=0.03, rtol=0)
 
 
-@pytest.mark.parametrize("kind", methods.names(attention))
+@pytest.mark.parametrize("kind", methods.names(attention_penalty))
 @pytest.mark.parametrize("layers", ["last", "all"])
 def test_the_penalty_is_that_of_timms_own_unfused_attention(kind: str, layers: str) -> None:
     model = vit().train()
@@ -83,7 +83,7 @@ def test_the_penalty_is_that_of_timms_own_unfused_attention(kind: str, layers: s
         block.attn.fused_attn = False
         block.attn.attn_drop.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0]))
     assert torch.allclose(oracle(IMAGES), logits, atol=1e-5)
-    wanted = [getattr(attention, kind)(one) for one in (seen[-1:] if layers == "last" else seen)]
+    wanted = [getattr(attention_penalty, kind)(one) for one in (seen[-1:] if layers == "last" else seen)]
     torch.testing.assert_close(found, 0.3 * torch.stack(wanted).mean(0))
     assert penalty.macs() == (1 if layers == "last" else 3) * 5 * 5 * 16, "H N^2 Q a block"
     assert penalty.summary()["attention"] == pytest.approx(float(found.detach().mean()) / 0.3)

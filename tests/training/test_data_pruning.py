@@ -14,7 +14,7 @@ from ranks import two_ranks
 from tiny import CLASSES, ROWS, Batch, Hooked, Memory, ThatPrunes, pictures, recipe, same, train, vit
 
 from lotus.config import check
-from lotus.data.plan import SamplePlan
+from lotus.data.sample_plan import SamplePlan
 from lotus.events import Said, Step
 from lotus.training.distributed import StopFlag, World
 from lotus.training.loop import Stopped

@@ -8,7 +8,7 @@ import torch
 from tiny import CLASSES, ROWS, Memory, pictures, vit
 from torch import nn
 
-from lotus.data.plan import SamplePlan
+from lotus.data.sample_plan import SamplePlan
 from lotus.training.distributed import World
 from lotus.training.dynamics import WATCHED, Recorder, last_layer, watch
 from selection.errors import Refused

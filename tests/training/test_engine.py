@@ -15,8 +15,10 @@ from tiny import CLASSES, pictures, recipe, same, vit
 from torch import Tensor, nn
 
 from lotus.training import distributed
+from lotus.training.average import Average
+from lotus.training.deepspeed_config import settings
 from lotus.training.distributed import World
-from lotus.training.engine import Average, Engine, settings
+from lotus.training.engine import Engine
 from lotus.training.optim import make_optimizer
 from selection.errors import Refused
 

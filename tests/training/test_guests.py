@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 import lotus.training
 from lotus.config import Attention, Method, Patches, Sparsity, check
-from lotus.data.plan import SamplePlan
+from lotus.data.sample_plan import SamplePlan
 from lotus.events import Evaluated, Said, Step
-from lotus.sparsity.attention import AttentionPenalty
+from lotus.sparsity.attention_penalty import AttentionPenalty
 from lotus.sparsity.gates import Gates
 from lotus.training import guests, named, shelf
 from lotus.training.average import LateAverage, MovingAverage
@@ -29,8 +29,9 @@ from lotus.training.data_pruning import DynamicPruning
 from lotus.training.distill import Distiller, Taught
 from lotus.training.dynamics import Recorder, Watched
 from lotus.training.fewer import FewerPatches
+from lotus.training.growing import GrowingPictures
 from lotus.training.guests import Epoch, Guest, Micro, Position, Seen, Training, Turn
-from lotus.training.joint import Joint
+from lotus.training.joint_budget import Joint
 from lotus.training.regularize import EarlyBird, Gating, Penalized
 from lotus.vit.tokens import Tokens
 from selection import methods
@@ -90,6 +91,7 @@ MAKERS: dict[type[Guest], Callable[[nn.Module], list[Guest]]] = {
     FewerPatches: _fewer,
     MovingAverage: lambda model: [MovingAverage(0.9)],
     LateAverage: lambda model: [LateAverage(0.4, 2)],
+    GrowingPictures: lambda model: [GrowingPictures([(0, 8), (0.4, 12), (0.7, 16)])],
 }  # fmt: skip
 
 
@@ -348,7 +350,8 @@ def test_an_epoch_may_be_of_another_side_and_of_other_rows(tmp_path: Path) -> No
             return dataclasses.replace(epoch, rows=epoch.rows[: 16 * (epoch.number + 1)], side=8 * (epoch.number + 1))
 
     class Resizing(Memory):
-        def epoch(self, epoch: int, skip: int = 0, side: int = 16) -> Iterator[Batch]:
+        def epoch(self, epoch: int, skip: int = 0, side: int | None = None) -> Iterator[Batch]:
+            assert side is not None
             for batch in super().epoch(epoch, skip):
                 seen.append((epoch, side, len(batch.index)))
                 small = nn.functional.interpolate(batch.images, side)

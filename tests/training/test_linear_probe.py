@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lotus.config import Score, check
-from lotus.data.plan import SamplePlan
+from lotus.data.sample_plan import SamplePlan
 from lotus.training import linear_probe
 from lotus.training.distributed import StopFlag, World
 from lotus.training.dynamics import Recorder

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from tiny import PAIR, ROWS, Memory, gated, pictures, recipe, same, train, vit
 
 from lotus.config import Sparsity
-from lotus.data.plan import SamplePlan
+from lotus.data.sample_plan import SamplePlan
 from lotus.events import Evaluated, Said, Step
 from lotus.sparsity.gates import Gates
 from lotus.training.checkpoint import Checkpoints

@@ -14,8 +14,9 @@ from tiny import ROWS, Memory, Outcome, ThatPrunes, contrast, patched, recipe, s
 from torch import Tensor
 
 from lotus.config import Patches
-from lotus.data.plan import SamplePlan
-from lotus.vit.tokens import Tokens, kept
+from lotus.data.sample_plan import SamplePlan
+from lotus.vit.token_plan import kept
+from lotus.vit.tokens import Tokens
 from selection.errors import Refused
 
 pytestmark = pytest.mark.slow

@@ -17,9 +17,10 @@ import lotus.training
 from lotus.config import Patches, check
 from lotus.stages import STAGES
 from lotus.stages.checks import look_ahead
+from lotus.training.deepspeed_config import settings
 from lotus.training.distributed import World
-from lotus.training.engine import Engine, settings
-from lotus.training.joint import Joint
+from lotus.training.engine import Engine
+from lotus.training.joint_budget import Joint
 from lotus.training.optim import make_optimizer
 from selection.errors import Refused
 

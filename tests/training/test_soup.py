@@ -19,7 +19,7 @@ from tiny import CLASSES, ROWS, Batch, masked, pictures, recipe, train, vit
 from lotus.config import Attention, Soup
 from lotus.events import Said, Step
 from lotus.pruning import unstructured
-from lotus.sparsity.attention import AttentionPenalty
+from lotus.sparsity.attention_penalty import AttentionPenalty
 from lotus.training.objective import Objective
 from lotus.training.optim import make_optimizer
 from lotus.training.soup import _vary, cook, steps

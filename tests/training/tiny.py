@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lotus.config import Attention, Dynamic, Patches, Sparsity, Train
-from lotus.data.plan import SamplePlan
+from lotus.data.sample_plan import SamplePlan
 from lotus.events import Event
 from lotus.pruning import unstructured
-from lotus.sparsity.attention import AttentionPenalty
+from lotus.sparsity.attention_penalty import AttentionPenalty
 from lotus.sparsity.gates import Gates
 from lotus.training import distributed, loop
 from lotus.training.average import MovingAverage
@@ -26,7 +27,7 @@ from lotus.training.distributed import World
 from lotus.training.dynamics import Recorder, Watched
 from lotus.training.fewer import FewerPatches
 from lotus.training.guests import Guest
-from lotus.training.joint import Joint
+from lotus.training.joint_budget import Joint
 from lotus.training.objective import Objective
 from lotus.training.regularize import EarlyBird, Gating, Penalized
 from lotus.vit.patch_scores import contrast
@@ -61,12 +62,13 @@ class Memory:
         self.images, self.labels = pictures()
         self.open = 0
 
-    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, skip: int = 0, side: int | None = None) -> Iterator[Batch]:
         self.open += 1
         try:
             pieces = torch.from_numpy(self.plan.order(epoch)).split(self.plan.sizes(epoch))
             for index in pieces[skip:]:
-                yield Batch(self.images[index].clone(), self.labels[index], index)
+                images = self.images[index].clone()
+                yield Batch(images if side is None else F.interpolate(images, side), self.labels[index], index)
         finally:
             self.open -= 1
 
@@ -249,7 +251,7 @@ def dynamic_main(out: Path) -> None:
         dynamic, kept = ThatPrunes({"name": "infobatch", "saving": 0.3}, wants.epochs), {}
 
         class Noting(Memory):
-            def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+            def epoch(self, epoch: int, skip: int = 0, side: int | None = None) -> Iterator[Batch]:
                 kept[f"drawn/{epoch}"] = self.plan.rows  # noqa: B023 - it does not outlive the turn
                 kept[f"seen/{epoch}"] = self.plan.order(epoch)  # noqa: B023
                 return super().epoch(epoch, skip)

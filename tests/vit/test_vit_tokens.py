@@ -20,7 +20,7 @@ from tiny_vits import PLAIN, SMALL, pictures, random_plan, tiny
 from lotus.config import Patches, Sparsity
 from lotus.pruning import surgery
 from lotus.sparsity.gates import Gates
-from lotus.vit import anatomy, cost, tokens
+from lotus.vit import anatomy, cost, token_ops, token_plan, tokens
 from lotus.vit.attention import SplitAttention
 from lotus.vit.tokens import Tokens
 from selection.errors import Refused
@@ -278,7 +278,7 @@ def test_merging_is_what_plain_loops_give(n, count):
     x = torch.randn(3, 2 + n, 6, generator=draw, dtype=torch.float64)
     keys = torch.randn(3, n, 4, generator=draw, dtype=torch.float64)
     sizes = torch.randint(1, 5, (3, n), generator=draw).double()
-    ours, mass = tokens.merge(x, sizes, tokens.match(keys, count), 2)
+    ours, mass = token_ops.merge(x, sizes, tokens.match(keys, count), 2)
     assert torch.equal(ours[:, :2], x[:, :2]), "the prefix stays"
     assert ours.shape == (3, 2 + n - count, 6)
     for image in range(3):
@@ -332,7 +332,7 @@ def test_a_merged_token_weighs_by_its_size_in_the_next_block():
     ("depth", "keep"), [(2, 0.6), (2, 0.97), (4, 0.5), (4, 0.7), (12, 0.3), (12, 0.5), (12, 0.7), (12, 0.9)]
 )
 def test_merging_ends_within_one_pair_below_its_keep(depth, keep):
-    found = tokens.passed(196, depth, settings(mode="tome", keep=keep), keep)
+    found = token_plan.passed(196, depth, settings(mode="tome", keep=keep), keep)
     mean = sum(after for _, after in found.patches) / (196 * depth)
     assert mean <= keep
     assert mean > keep - (depth + 1) / 2 / 196 - 1e-9
@@ -346,7 +346,7 @@ def test_what_merging_cannot_reach_is_refused():
 
 def test_evit_of_the_paper():
     """DeiT-S, keep 0.7, fused, at 3, 6 and 9: 138 + 1, then 98 + 1, then 70 + 1 patches; 3.0 G MACs of 4.6."""
-    found = tokens.passed(196, 12, settings(mode="evit", keep=0.7), 0.7)
+    found = token_plan.passed(196, 12, settings(mode="evit", keep=0.7), 0.7)
     assert [after for _, after in found.patches] == [196] * 3 + [139] * 3 + [99] * 3 + [71] * 3
     assert [before for before, _ in found.patches] == [196] * 4 + [139] * 3 + [99] * 3 + [71] * 2
     from lotus.vit import model as door
@@ -358,10 +358,10 @@ def test_evit_of_the_paper():
 
 def test_the_schedule():
     wants = settings(mode="evit", keep=0.6, warmup=0.2, ramp=0.4)
-    at = [tokens.keep_at(wants, progress) for progress in (0, 0.1999, 0.2, 0.3, 0.4, 0.5, 0.6, 1)]
+    at = [token_plan.keep_at(wants, progress) for progress in (0, 0.1999, 0.2, 0.3, 0.4, 0.5, 0.6, 1)]
     middle = [0.6 + 0.4 * (1 + math.cos(math.pi / 4)) / 2, 0.8, 0.6 + 0.4 * (1 - math.cos(math.pi / 4)) / 2]
     assert at == pytest.approx([1, 1, 1, *middle, 0.6, 0.6])
-    assert tokens.keep_at(settings(mode="evit", keep=0.6), 0) == 0.6
+    assert token_plan.keep_at(settings(mode="evit", keep=0.6), 0) == 0.6
     model, x = tiny().train(), pictures(2)
     dense = model(x)
     with Tokens(model, wants) as reduced:
@@ -386,7 +386,7 @@ def test_cumulative_scores_are_the_peaks_of_all_attention_so_far(kind):
     model = in_double(model)
     x, prefix = pictures(2).double(), model.num_prefix_tokens
     wants = settings(mode="cumulative", keep=0.5)
-    counts = [after for _, after in tokens.passed(16, 3, wants, 0.5).patches]
+    counts = [after for _, after in token_plan.passed(16, 3, wants, 0.5).patches]
     expected = []
     for image in range(2):
         now = model.norm_pre(model._pos_embed(model.patch_embed(x[image : image + 1])))
@@ -424,10 +424,10 @@ def attention_matrix(attn: nn.Module, x: Tensor) -> Tensor:
 
 def test_cumulative_follows_the_published_ramp():
     """Of 12 blocks: none up to block 2, then a twentieth more a block up to 0.3 from block 8 on (CP-ViT's code, its MHSA ratios)."""
-    after = [after for _, after in tokens.passed(1000, 12, settings(mode="cumulative", keep=0.7), 0.7).patches]
+    after = [after for _, after in token_plan.passed(1000, 12, settings(mode="cumulative", keep=0.7), 0.7).patches]
     assert after == [1000] * 3 + [950, 900, 850, 800, 750] + [700] * 4
     for depth in (1, 2, 6, 24):
-        seen = [count for _, count in tokens.passed(100, depth, settings(mode="cumulative", keep=0.4), 0.4).patches]
+        seen = [count for _, count in token_plan.passed(100, depth, settings(mode="cumulative", keep=0.4), 0.4).patches]
         assert seen == sorted(seen, reverse=True)
         assert seen[-1] == 40
 

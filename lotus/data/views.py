@@ -19,7 +19,7 @@ from lotus.config import Augment
 TOP, LEFT, HEIGHT, WIDTH, DOWN, RIGHT, FLIP = COLUMNS = range(7)
 """Columns of the table: the box in the stored image, the shift of the picture made of it, and whether it is mirrored."""
 
-CENTRE = 7 / 8
+CENTER = 7 / 8
 """Fraction of the shorter side that evaluation looks at in natural images: 224 of 256, the usual ImageNet protocol."""
 
 _TRIES = 10
@@ -79,7 +79,7 @@ def center(heights: Ints, widths: Ints, size: int) -> Ints:
     untouched, one of shorter side 256 gives its middle 224 pixels without resizing, and a smaller one is enlarged.
     """
     shorter = np.minimum(heights, widths)
-    side = np.minimum(shorter, np.maximum(size, np.rint(CENTRE * shorter).astype(np.int64)))
+    side = np.minimum(shorter, np.maximum(size, np.rint(CENTER * shorter).astype(np.int64)))
     return np.stack([(heights - side) // 2, (widths - side) // 2, side, side], axis=1)
 
 

@@ -41,7 +41,7 @@ class AttentionPenalty:
     """
 
     def __init__(self, model: nn.Module, settings: Attention) -> None:
-        import lotus.sparsity.attention as shelf
+        import lotus.sparsity.attention_penalty as shelf
 
         self._penalty = find(shelf, settings.kind, place="train.sparsity.attention.kind")
         self._strength = settings.strength

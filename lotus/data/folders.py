@@ -1,0 +1,108 @@
+"""Folders of pictures: ``CLASS/**/picture``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from lotus.data import pictures
+from lotus.data.source import Source, digest
+from selection.errors import Refused
+
+TRAIN = ("train", "training")
+
+
+VAL = ("val", "validation", "valid", "test")
+
+
+def part(root: Path, names: tuple[str, ...]) -> Path | None:
+    """The folder in ``root`` that has one of ``names``, in small letters or capitals."""
+    try:
+        found = sorted(entry.name for entry in os.scandir(root) if entry.name.lower() in names and entry.is_dir())
+    except OSError as error:
+        raise Refused(f"{root}: cannot be listed ({error.strerror}).") from None
+    if len(found) > 1:
+        raise Refused(f"data.path: {root} has {' and '.join(found)}, which mean the same part. Keep one of them.")
+    return root / found[0] if found else None
+
+
+def folder(root: Path, classes: tuple[str, ...] | None = None) -> Source:
+    """``root/CLASS/**/picture``; with ``classes`` given, no others are allowed, and some may be missing."""
+    names = _classes(root, classes)
+    known = classes or tuple(names)
+    files: list[str] = []
+    sizes: list[int] = []
+    labels: list[int] = []
+    homes = {name: os.path.realpath(root / name) for name in names}
+    for name in names:
+        before = len(files)
+        for file, size in _pictures(root / name, [home for other, home in homes.items() if other != name]):
+            files.append(file)
+            sizes.append(size)
+        if len(files) == before and any(len(os.listdir(root / other)) for other in names):
+            raise Refused(f"{root / name}: class {name!r} is empty, no pictures in it. Add some, or delete the folder.")
+        labels += [known.index(name)] * (len(files) - before)
+    if not files:
+        raise Refused(f"{root}: no images in its {len(names)} class folders.")
+    relative = [os.path.relpath(file, root) for file in files]
+    return Source(
+        labels=np.array(labels, dtype=np.int64),
+        classes=known,
+        read=lambda i: pictures.read(files[i]),
+        name=lambda i: files[i],
+        fingerprint=digest(relative, np.array(sizes, dtype=np.int64), np.array(labels, dtype=np.int64), known),
+        where=str(root),
+        partial=classes is not None,
+        root=str(root),
+    )
+
+
+def _classes(root: Path, allowed: tuple[str, ...] | None) -> list[str]:
+    """The folders of classes in ``root``, sorted.
+
+    Raises:
+        Refused: there is none, or one that is not allowed.
+    """
+    try:
+        names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise Refused(f"{root}: cannot be listed ({error.strerror}).") from None
+    if not names:
+        raise Refused(f"{root}: no class folders. Pictures lie in one folder a class: {root.name}/CLASS/picture.jpg.")
+    for name in names if allowed is not None else ():
+        if name not in (allowed or ()):
+            raise Refused(f"{root / name}: a class that train does not have. Train has: {', '.join(allowed or ())}.")
+    return names
+
+
+def _pictures(folder: Path, others: list[str]) -> Iterator[tuple[str, int]]:
+    """Pictures below ``folder`` by name and their sizes in bytes, sorted. Links to folders are followed once, and not at
+    all to a folder that holds a class or lies in another: one of ``others``."""
+
+    def foreign(below: str) -> bool:
+        real = os.path.realpath(below)
+        above = [os.path.realpath(folder), *others]
+        return any(_inside(home, real) for home in above) or any(_inside(real, home) for home in others)
+
+    seen: set[str] = set()
+    for here, below, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen:  # a link in a circle
+            below.clear()
+            continue
+        seen.add(real)
+        below[:] = sorted(name for name in below if not foreign(os.path.join(here, name)))
+        for name in sorted(names):
+            if os.path.splitext(name)[1].lower() in pictures.SUFFIXES and not name.startswith("."):
+                file = os.path.join(here, name)
+                try:
+                    yield file, os.stat(file).st_size
+                except OSError:
+                    yield file, 0  # a link to nowhere: named as damaged when it is read
+
+
+def _inside(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
