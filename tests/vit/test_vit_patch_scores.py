@@ -27,7 +27,7 @@ def every(kind: str) -> nn.Module:
     if kind != "split":
         return tiny(kind).double()
     model = tiny()
-    return surgery.cut(model, random_plan(model, 3, split=True)).double()
+    return surgery.cut(model, random_plan(model, 3, decouple_qk=True)).double()
 
 
 def explicit(model, image: Tensor) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:

@@ -43,7 +43,7 @@ def settings(**changed) -> Patches:
 def split(seed: int = 3) -> nn.Module:
     """A cut model with SplitAttention in it."""
     model = tiny()
-    small = surgery.cut(model, random_plan(model, seed, split=True))
+    small = surgery.cut(model, random_plan(model, seed, decouple_qk=True))
     assert any(isinstance(block.attn, SplitAttention) for block in small.blocks)
     return small
 
@@ -412,7 +412,7 @@ def test_cumulative_scores_are_the_peaks_of_all_attention_so_far(kind):
 
 def split_of(depth: int) -> nn.Module:
     model = tiny(depth=depth)
-    return surgery.cut(model, random_plan(model, 3, split=True))
+    return surgery.cut(model, random_plan(model, 3, decouple_qk=True))
 
 
 def attention_matrix(attn: nn.Module, x: Tensor) -> Tensor:
