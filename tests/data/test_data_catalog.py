@@ -112,8 +112,8 @@ def test_other_names_of_train_and_val(tmp_path: Path, first: str, name: str) -> 
 @pytest.mark.parametrize(
     ("parts", "says"),
     [
-        ({"val/a": 2, "other/a": 2}, "val looks like a fraction of a data set, not like a class"),
-        ({"TEST": 2, "a": 2}, "TEST looks like a fraction of a data set"),
+        ({"val/a": 2, "other/a": 2}, "val looks like a part of a data set, not like a class"),
+        ({"TEST": 2, "a": 2}, "TEST looks like a part of a data set"),
         ({"train/a": 2, "Training/a": 2}, "Training and train, which mean the same part"),
     ],
 )
