@@ -107,6 +107,7 @@ def test_a_record_without_such_an_output_makes_it_again(folder: Path) -> None:
     record = json.loads(file.read_text())
     assert run.why("train") is None
     assert record["outputs"].pop("gates.safetensors") > 0
+    del record["digest"]  # as an older LOTUS left it
     file.write_text(json.dumps(record))
     assert run.why("train") == "gates.safetensors was not made then"
 

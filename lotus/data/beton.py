@@ -41,6 +41,7 @@ FORMAT = 1
 SAMPLE = 10_000
 """Images over which mean and standard deviation are taken."""
 
+_CHECKSUM = 16  # bytes
 _TRIED = 16  # images encoded to guess how large the file will be
 _READ_BACK = 64  # images compared after writing
 _BLOCK = 1 << 22  # pixels of which moments are taken at a time
@@ -95,6 +96,8 @@ class Manifest:
         try:
             regular.check(file)
             found = json.loads(regular.check(path).read_text(encoding="utf-8"))
+            sealed = found.pop("digest", None)
+            changed = sealed not in (None, files.digest(found))
             if found.pop("format") != FORMAT:
                 raise Refused(f"{path}: written by another version of LOTUS. Run prepare again.")
             size = found["size"]
@@ -104,6 +107,8 @@ class Manifest:
                 | {"mean": tuple(found["mean"]), "std": tuple(found["std"]), "size": tuple(size) if size else None}
             )
             manifest._check()
+            if changed:
+                raise Refused(f"{path}: has changed since it was written. Delete it and run prepare.")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, Refused):
                 raise
@@ -153,7 +158,20 @@ class Manifest:
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write the manifest of ``file``, whole or not at all."""
         with files.beside(self.path(file)) as beside, beside.open("w", encoding="utf-8") as opened:
-            json.dump({"format": FORMAT, **dataclasses.asdict(self)}, opened, indent=1, ensure_ascii=False)
+            told = {"format": FORMAT, **dataclasses.asdict(self)}
+            json.dump({**told, "digest": files.digest(told)}, opened, indent=1, ensure_ascii=False)
+
+
+def verify(file: str | os.PathLike[str]) -> Manifest:
+    """The manifest of ``file``, which is read through to its last pixel, once a process for as long as its size and times stand.
+
+    Raises:
+        Refused: it is not, byte for byte, what was written, whatever its time says.
+    """
+    manifest = Manifest.load(file)
+    if files.digest_once(os.fspath(file), _CHECKSUM) != manifest.checksum:
+        raise Refused(f"{file}: its bytes have changed since it was written. Delete it and run prepare.")
+    return manifest
 
 
 def labels(file: str | os.PathLike[str]) -> npt.NDArray[np.int64]:
@@ -247,7 +265,7 @@ def part(file: str | os.PathLike[str], rows: npt.NDArray[np.int64], out: str | o
 
 def checksum(file: str | os.PathLike[str]) -> str:
     """Of the file's bytes; about a second a gigabyte."""
-    return files.digest_of(os.fspath(file), size=16)
+    return files.digest_of(os.fspath(file), size=_CHECKSUM)
 
 
 def settings(data: config.Data) -> dict[str, Any]:
@@ -300,7 +318,7 @@ def prepare(
 
 def _stands(source: Source, file: Path, data: config.Data) -> bool:
     try:
-        manifest = Manifest.load(file)
+        manifest = verify(file)
     except Refused:
         return False
     return (
