@@ -41,7 +41,7 @@ _ROOM = "Make room there, or make it writable; the same command goes on."
 _OWN = "--with"
 _SEAL = "digest"
 """In the file of a record, of all the rest of it."""
-_WEIGHTS = ".safetensors"
+_SPEC, _WEIGHTS = "spec.json", ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -203,9 +203,7 @@ class Run:
 
     def models(self) -> dict[str, Path]:
         """The folders of the models that stages leave, by the stage."""
-        return {
-            name: self.of(name) for name in self.stages if self.of(name) / "spec.json" in self.outputs(name).values()
-        }
+        return {name: self.of(name) for name in self.stages if self.of(name) / _SPEC in self.outputs(name).values()}
 
     def strangers(self) -> list[str]:
         """Folders of models here that no stage has left, those of an older LOTUS among them."""
@@ -365,16 +363,14 @@ class Run:
                     self._check_digest(stage, path, known)
 
     def _check_digest(self, stage: str, path: Path, known: str) -> None:
+        goes = path.parent if path.name == _SPEC else path  # weights without a spec are nobody's
+        cure = f"Delete {goes}, and lotus run makes it again."
         try:
             same = digest_once(path) == known
         except OSError as error:
-            raise Refused(
-                f"{path}: cannot be read ({error.strerror}). Delete it, and lotus run makes it again."
-            ) from None
+            raise Refused(f"{path}: cannot be read ({error.strerror}). {cure}") from None
         if not same:
-            raise Refused(
-                f"{path}: its bytes have changed since the stage {stage} wrote it. Delete it, and lotus run makes it again."
-            )
+            raise Refused(f"{path}: its bytes have changed since the stage {stage} wrote it. {cure}")
 
     def outdated(self, stages: Iterable[str]) -> list[str]:
         """Those of ``stages``, in order, that stand, and were made with other settings or from what was made again since."""
@@ -396,7 +392,7 @@ class Run:
             left: outputs that it has with these settings, beside those on its list
         """
         outputs = {**self.outputs(stage), **{self._name(path): path for path in left}}
-        for spec in [path for path in outputs.values() if path.name == "spec.json"]:  # a model's weights lie beside it
+        for spec in [path for path in outputs.values() if path.name == _SPEC]:  # a model's weights lie beside it
             outputs |= {self._name(path): path for path in sorted(spec.parent.glob(f"*{_WEIGHTS}"))}
         record = Record(
             stage=stage,

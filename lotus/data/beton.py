@@ -605,10 +605,18 @@ def _check_room(source: Source, file: Path, data: config.Data) -> int:
     free = shutil.disk_usage(file.parent).free
     if needed > free:
         raise Refused(
-            f"{file}: needs about {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free in {file.parent}. Make room, "
+            f"{file}: needs about {_bytes(needed)}, and {_bytes(free)} are free in {file.parent}. Make room, "
             "name another data.folder, or store less: data.max_side, data.write: jpg."
         )
     return needed
+
+
+def _bytes(count: int) -> str:
+    """Three digits, in the unit that leaves some before the point."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} bytes"
 
 
 def _check_classes(source: Source, written: _Written) -> None:
