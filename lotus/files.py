@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import re
 from collections.abc import Mapping
@@ -32,9 +33,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "append", "beside", "check", "digest", "digest_of", "folder_beside", "opened", "put_tensors", "read_tensors", "recover",
+    "append", "beside", "check", "digest", "digest_of", "digest_once", "folder_beside", "opened", "put_tensors", "read_tensors", "recover",
     "refusing", "remove", "tidy", "whole", "write_bytes", "write_json", "write_tensors", "write_text",
 ]  # fmt: skip
+
+
+def digest_once(path: str | Path, size: int = 12) -> str:
+    """:func:`digest_of` of a file, which is read through once a process, for as long as its size and times stand.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    about = os.stat(path)
+    return _digest_once(os.fspath(path), size, (about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns))
+
+
+@functools.lru_cache(64)
+def _digest_once(path: str, size: int, stands: tuple[int, ...]) -> str:
+    return digest_of(path, size=size)
 
 
 def put_tensors(tensors: Mapping[str, Any], file: Path) -> None:

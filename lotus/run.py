@@ -1,7 +1,8 @@
 """A run is a folder of finished stages. It is handed its stages and knows none by name.
 
 A stage is done when its record stands, its outputs stand with the sizes they were written with, its settings are
-unchanged, and so is what it was made from. Nothing here needs torch: a finished run answers at once.
+unchanged, and so is what it was made from. What a stage reads is held to the digests that were taken as it was written
+(:meth:`Run.check_whole`). Nothing here needs torch: a finished run answers at once, and reads through none of its files.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 
 from lotus.config import Config, Method, Section
 from lotus.events import Event
-from lotus.files import append, digest, digest_of, tidy, write_json, write_text
+from lotus.files import append, digest, digest_of, digest_once, tidy, write_json, write_text
 from lotus.stage import Stage, of
 from selection import lottery, methods
 from selection.errors import Refused
@@ -38,6 +39,9 @@ FORMAT = 2
 _DATA = "{data}/"
 _ROOM = "Make room there, or make it writable; the same command goes on."
 _OWN = "--with"
+_SEAL = "digest"
+"""In the file of a record, of all the rest of it."""
+_SPEC, _WEIGHTS = "spec.json", ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class Record:
     """Multiply-accumulates spent in those passes."""
     values: dict[str, Any] = field(default_factory=dict)
     """What it measured, e.g. ``top1``."""
+    digests: dict[str, str] = field(default_factory=dict)
+    """Of each output in the run's folder; those among the images, which runs share, tell by themselves whether they are whole."""
 
     @property
     def identity(self) -> str:
@@ -93,6 +99,7 @@ class Run:
         self.results = self.folder / "results.json"
         self.report = self.folder / "report.html"
         self.log = self.folder / "log.jsonl"
+        self.ranks = self.folder / ".ranks"
 
     def of(self, stage: str) -> Path:
         """The folder that ``stage`` leaves."""
@@ -149,21 +156,27 @@ class Run:
     # ------------------------------------------------------------------------------------------------ what is done
 
     def record(self, stage: str) -> Record | None:
-        """The record of ``stage``, or None where there is none that can be read."""
+        """The record of ``stage``, or None where there is none that can be read, or it is not as it was written."""
         stored = dict(self._stored(stage))
+        sealed = stored.pop(_SEAL, None)
+        if sealed not in (None, digest(stored)):
+            return None
         if stored.pop("format", None) != FORMAT:
             return None
         try:
             record = Record(**stored)
         except TypeError:
             return None
-        kept = (record.settings, record.made_from, record.outputs, record.values)
+        kept = (record.settings, record.made_from, record.outputs, record.values, record.digests)
         return record if all(isinstance(part, dict) for part in kept) else None
+
+    def _record_of(self, stage: str) -> Path:
+        return self.folder / "stages" / f"{stage}.json"
 
     def _stored(self, stage: str) -> Mapping[str, Any]:
         """What the file of a record holds, whatever its format; nothing where it cannot be read."""
         try:
-            stored = json.loads((self.folder / "stages" / f"{stage}.json").read_text(encoding="utf-8"))
+            stored = json.loads(self._record_of(stage).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             return {}
         return stored if isinstance(stored, dict) else {}
@@ -192,9 +205,7 @@ class Run:
 
     def models(self) -> dict[str, Path]:
         """The folders of the models that stages leave, by the stage."""
-        return {
-            name: self.of(name) for name in self.stages if self.of(name) / "spec.json" in self.outputs(name).values()
-        }
+        return {name: self.of(name) for name in self.stages if self.of(name) / _SPEC in self.outputs(name).values()}
 
     def strangers(self) -> list[str]:
         """Folders of models here that no stage has left, those of an older LOTUS among them."""
@@ -266,7 +277,9 @@ class Run:
         """Why ``stage`` has to run, in a few words; None when it is done."""
         record = self.record(stage)
         if record is None:
-            return "not done yet"
+            stored = self._stored(stage)
+            damaged = self._record_of(stage).exists() and (not stored or stored.get("format") == FORMAT)
+            return f"{self._record_of(stage).name} was damaged" if damaged else "not done yet"
         stale = self.stages[stage].stale(self.config, record.values)
         reasons = itertools.chain(
             self._lost(stage, record), [stale] if stale else [], self._set_otherwise(stage, record),
@@ -307,6 +320,60 @@ class Run:
             if name not in record.outputs:
                 yield f"{path.name} was not made then"
 
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing at all is to be done."""
+        return all(self.why(name) is None for name in self.plan())
+
+    def read_by(self, stages: Sequence[str], anew: Iterable[str]) -> list[str]:
+        """Of ``stages``, in order, those that stand and are read, near or far, by one that has to run.
+
+        Args:
+            anew: stages that are to run whatever stands
+        """
+        runs: set[str] = set(anew)
+        for name in stages:
+            if self.why(name) is not None or runs & set(self.after(name)):
+                runs.add(name)
+        wanted = set(runs)
+        for name in reversed(stages):
+            wanted |= set(self.after(name)) if name in wanted else set()
+        return [name for name in stages if name in wanted - runs]
+
+    def check_whole(self, stages: Iterable[str]) -> None:
+        """Hold what ``stages`` left to what they wrote: it is read through, once a process; about a second a gigabyte.
+
+        Raises:
+            Refused: a file is another; says which, and how it comes back.
+        """
+        for stage in stages:
+            record = self.record(stage)
+            for name, known in record.digests.items() if record is not None else ():
+                self._check_digest(stage, self._place(name), known)
+            self.stages[stage].whole(self)
+
+    def check_file(self, path: Path) -> None:
+        """:meth:`check_whole` of one file that a stage left.
+
+        Raises:
+            Refused: it is another.
+        """
+        for stage in self.stages:
+            record = self.record(stage)
+            for name, known in record.digests.items() if record is not None else ():
+                if self._place(name) == path:
+                    self._check_digest(stage, path, known)
+
+    def _check_digest(self, stage: str, path: Path, known: str) -> None:
+        goes = path.parent if path.name == _SPEC else path  # weights without a spec are nobody's
+        cure = f"Delete {goes}, and lotus run makes it again."
+        try:
+            same = digest_once(path) == known
+        except OSError as error:
+            raise Refused(f"{path}: cannot be read ({error.strerror}). {cure}") from None
+        if not same:
+            raise Refused(f"{path}: its bytes have changed since the stage {stage} wrote it. {cure}")
+
     def outdated(self, stages: Iterable[str]) -> list[str]:
         """Those of ``stages``, in order, that stand, and were made with other settings or from what was made again since."""
         found: list[str] = []
@@ -327,6 +394,8 @@ class Run:
             left: outputs that it has with these settings, beside those on its list
         """
         outputs = {**self.outputs(stage), **{self._name(path): path for path in left}}
+        for spec in [path for path in outputs.values() if path.name == _SPEC]:  # a model's weights lie beside it
+            outputs |= {self._name(path): path for path in sorted(spec.parent.glob(f"*{_WEIGHTS}"))}
         record = Record(
             stage=stage,
             settings=self.settings(stage),
@@ -336,14 +405,16 @@ class Run:
             image_forwards=image_forwards,
             macs=macs,
             values=dict(values or {}),
+            digests={name: digest_once(path) for name, path in outputs.items() if not name.startswith(_DATA)},
         )
-        write_json(self.folder / "stages" / f"{stage}.json", {"format": FORMAT, **vars(record)})
+        stored = {"format": FORMAT, **vars(record)}
+        write_json(self._record_of(stage), {**stored, _SEAL: digest(json.loads(json.dumps(stored)))})
         return record
 
     def forget(self, stages: Sequence[str]) -> None:
         """Let these stages run again."""
         for stage in stages:
-            (self.folder / "stages" / f"{stage}.json").unlink(missing_ok=True)
+            self._record_of(stage).unlink(missing_ok=True)
 
     def write_event(self, event: Event) -> None:
         """Append to log.jsonl, a whole line or none.

@@ -116,6 +116,9 @@ class Stage:
     """Names of functions that its settings call beside the methods among them, by the setting."""
     stale: Callable[[Config, Mapping[str, Any]], str | None] = _nothing
     """Why it has to run though its settings are unchanged, given the ``values`` of when it was made."""
+    whole: Callable[[Any], None] = _nothing
+    """Refuses what it left among the images where that is not what was written, given the :class:`lotus.run.Run`. The rest of its
+    outputs are held to their digests by the run itself."""
     check: Callable[[Any], None] = _nothing
     """Refuses what can be known to fail before anything is done, given a :class:`lotus.stages.ahead.Ahead`."""
     forecast: Callable[[Any], tuple[float, float] | None] = _nothing

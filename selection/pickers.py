@@ -229,7 +229,8 @@ def k_center(embeddings: Array, budget: int, rng: np.random.Generator, start: Ro
     """The farthest from all that are taken, one by one, from the image nearest to the mean (or from a ticket) on.
 
     Sener and Savarese 2018 (arXiv 1708.00489), the greedy form: the largest distance to a taken image is at most twice what is
-    possible. It seeks outliers. Of the distances, only the least for each image is kept.
+    possible. It seeks outliers. Of the distances, only the least for each image is kept. Nothing in it is drawn: the seed decides
+    between equal distances alone, and several seeds tell no more than one.
     """
     order, chosen = shuffled(len(embeddings), rng, start)
     greedy = FarthestFirst(embeddings[order].astype(np.float32))

@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,15 @@ from selection.errors import Refused
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = [str(ROOT / "configs" / "digits.yaml"), "select.keep=1", "train.epochs=1", "train.batch_size=256", "model.args.depth=1",
          "model.args.embed_dim=16", "model.args.num_heads=2", "finetune.epochs=1", "prune.calibration=64"]  # fmt: skip
+WHOLE = [
+    *WORDS[:1],
+    "score.epochs=1",
+    "score.seeds=1",
+    "select.keep=0.5",
+    *WORDS[2:],
+    "export.onnx=false",
+    "export.latency_batch=1",
+]
 DIVERGES = ["batch_size=719", "epochs=1", "lr=1e30", "optimizer=sgd", "clip=0", "warmup_epochs=0"]
 
 
@@ -107,6 +118,7 @@ def test_a_record_without_such_an_output_makes_it_again(folder: Path) -> None:
     record = json.loads(file.read_text())
     assert run.why("train") is None
     assert record["outputs"].pop("gates.safetensors") > 0
+    del record["digest"]  # as an older LOTUS left it
     file.write_text(json.dumps(record))
     assert run.why("train") == "gates.safetensors was not made then"
 
@@ -193,3 +205,131 @@ def test_a_number_that_is_none_is_null_in_the_log(tmp_path: Path) -> None:
     run = run_of(read(WORDS[0], [*WORDS[1:], f"folder={tmp_path}"]))
     run.write_event(Evaluated("train", 1, {"loss": float("nan"), "top1": 9.0}))
     assert json.loads(run.log.read_text())["values"] == {"loss": None, "top1": 9.0}
+
+
+# ------------------------------------------------------------------------------------------- a byte that is not as it was
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run with a proxy and a baseline; not to be changed."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    assert main(["run", *WHOLE, f"folder={folder}"]) == 0
+    return folder
+
+
+@pytest.fixture
+def whole(finished: Path, tmp_path: Path) -> Path:
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def flip(file: Path, at: float = 0.75) -> None:
+    """Change one bit under the old size and time."""
+    about, content = file.stat(), bytearray(file.read_bytes())
+    content[int(at * len(content))] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))
+
+
+def refused(capsys: pytest.CaptureFixture[str], words: list[str], file: Path) -> str:
+    """What the refusal says, which names the file and has a cure."""
+    capsys.readouterr()
+    assert main(words) == 2
+    says = capsys.readouterr().err
+    assert str(file) in says
+    assert f"elete {file.parent}," in says if file.name == "spec.json" else "elete " in says
+    return says
+
+
+READ = [  # what is flipped, and the stage from which on it is read
+    ("train/model.safetensors", "prune"), ("train/spec.json", "prune"), ("gates.safetensors", "prune"),
+    ("prune/model.safetensors", "finetune"), ("finetune/model.safetensors", "export"),
+    ("baseline/model.safetensors", "report"), ("signals.npz", "select"), ("subset.npz", "train"),
+    ("data/train.beton", "finetune"), ("data/val.beton", "prune"), ("data/train.json", "train"),
+    ("export/export.json", "report"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "stage"), READ)
+def test_a_flipped_bit_is_found_before_it_is_read_and_its_cure_works(
+    name: str, stage: str, whole: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*WHOLE, f"folder={whole}"]
+    flip(whole / name)
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file() and path.name != ".lock"}
+    refused(capsys, ["run", *words, "--from", stage], whole / name)
+    assert before == {path: path.read_bytes() for path in before}, "nothing is touched"
+    shutil.rmtree((whole / name).parent) if name.endswith("spec.json") else (whole / name).unlink()
+    assert main(["run", *words]) == 0
+    if name != "export/export.json":  # which has times in it
+        for model in ("train", "prune", "finetune", "baseline"):
+            file = f"{model}/model.safetensors"
+            assert (whole / file).read_bytes() == (finished / file).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["train", "prune", "finetune", "baseline"])
+def test_evaluate_and_export_find_a_flipped_weight_and_a_run_a_torn_one(
+    name: str, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, file = [*WHOLE, f"folder={whole}"], whole / name / "model.safetensors"
+    shutil.copytree(whole / name, tmp_path / "alone")
+    flip(file)
+    flip(tmp_path / "alone" / "model.safetensors")
+    refused(capsys, ["evaluate", *words, "--model", name], file)
+    refused(capsys, ["evaluate", *words, "--model", str(tmp_path / "alone")], tmp_path / "alone" / "model.safetensors")
+    refused(capsys, ["export", str(tmp_path / "alone")], tmp_path / "alone" / "model.safetensors")
+    file.write_bytes(file.read_bytes()[:-40])
+    assert run_of(read(words[0], words[1:])).why(name) == "model.safetensors was changed"
+
+
+def test_evaluate_finds_a_pixel_that_changed(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flip(whole / "data" / "val.beton", at=0.1)
+    refused(capsys, ["evaluate", *WHOLE, f"folder={whole}"], whole / "data" / "val.beton")
+
+
+def test_images_that_changed_under_their_old_time_are_written_again_for_another_run(
+    whole: Path, finished: Path, tmp_path: Path
+) -> None:
+    flip(whole / "data" / "train.beton", at=0.1)
+    words = ["prepare", *WHOLE, f"folder={tmp_path / 'other'}", f"data.folder={whole / 'data'}"]
+    assert main(words) == 0
+    assert (whole / "data" / "train.beton").read_bytes() == (finished / "data" / "train.beton").read_bytes()
+
+
+@pytest.mark.parametrize("verb", ["run", "report"])
+def test_damaged_results_are_refused(verb: str, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [verb, *WHOLE, f"folder={whole}"] if verb == "run" else [verb, str(whole)]
+    for damage in ("flipped", "no JSON"):
+        file = whole / "results.json"
+        flip(file) if damage == "flipped" else file.write_bytes(b"{" * file.stat().st_size)
+        refused(capsys, words, file)
+    file.unlink()
+    assert main(["run", *WHOLE, f"folder={whole}"]) == 0
+
+
+@pytest.mark.parametrize("at", [0.02, 0.3, 0.6, 0.98])
+def test_a_flipped_record_is_named_and_its_stage_runs_again(
+    at: float, whole: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flip(whole / "stages" / "select.json", at)
+    capsys.readouterr()
+    assert main(["run", *WHOLE, f"folder={whole}"]) == 0
+    assert "select.json was damaged" in capsys.readouterr().out
+    assert (whole / "subset.npz").read_bytes() == (finished / "subset.npz").read_bytes()
+
+
+def test_a_finished_run_reads_through_no_file_and_loads_no_torch(finished: Path) -> None:
+    code = (
+        "import sys, builtins\n"
+        "from lotus import files, run\n"
+        "def never(*_, **__): raise AssertionError('read through')\n"
+        "run.digest_once = lambda path: files.digest_once(path) if path.name == 'results.json' else never()\n"
+        "from lotus.cli import main\n"
+        f"code = main({['run', *WHOLE, f'folder={finished}']!r})\n"
+        "heavy = {'torch', 'timm', 'deepspeed'} & set(sys.modules)\n"
+        "sys.exit(f'loaded: {sorted(heavy)}' if heavy else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "report.html" in done.stdout

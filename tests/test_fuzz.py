@@ -312,7 +312,7 @@ def _of_runs(folder: Path) -> dict[str, Kind]:
     import torch
 
     from lotus.config import Config, Recipe, read
-    from lotus.run import Run
+    from lotus.stages.shelf import run_of
     from lotus.training.checkpoint import Checkpoints
     from lotus.training.deepspeed_config import settings
     from lotus.training.distributed import World
@@ -323,7 +323,7 @@ def _of_runs(folder: Path) -> dict[str, Kind]:
     words.write_text(
         "train.lr=1e-3\nprune.keep.macs=0.5\nmodel.args={depth: 2}\ntrain.sides=[[0,16],[0.5,32]]", "utf-8"
     )
-    run = Run(read(page, [f"folder={folder / 'run'}"]))
+    run = run_of(read(page, [f"folder={folder / 'run'}"]))
     (folder / "run" / "baseline").mkdir(parents=True)
     for output in run.outputs("baseline").values():
         output.parent.mkdir(exist_ok=True)

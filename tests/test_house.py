@@ -20,7 +20,7 @@ FLOORS = [
     {"lotus.sparsity", "lotus.pruning", "lotus.report", "lotus.export", "lotus.ticket"},
     {"lotus.vit", "lotus.data", "lotus.run"},
     {"lotus.stage"},
-    {"lotus.config", "lotus.doctor", "lotus.files"},
+    {"lotus.config", "lotus.doctor", "lotus.files", "lotus.watch"},
     {"lotus.yaml_safe"},
     {"selection", "lotus.events"},
 ]

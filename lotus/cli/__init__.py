@@ -16,10 +16,9 @@ from typing import Any, NoReturn
 
 from lotus.cli import config, look, prune, run, select, ticket
 from lotus.cli.shared import Action, tell
+from lotus.watch import STOPPED, Lost
 from selection.errors import Refused
 from selection.methods import nearest
-
-STOPPED = 75  # sysexits' EX_TEMPFAIL: try again
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return options.verb(options)
     except Refused as refusal:
         return _told(refusal, 2)
+    except Lost as lost:
+        lost.leave()
     except KeyboardInterrupt as stop:
         return _told(str(stop) or "stopped. The same command goes on from here.", STOPPED)
     except BrokenPipeError:  # `lotus ... | head`

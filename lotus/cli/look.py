@@ -148,6 +148,7 @@ def _report(options: argparse.Namespace) -> int:
     if not results.is_file():
         raise Refused(f"{folder}: no results.json here, so no finished run. Run: lotus run CONFIG.")
     run = run_of(read(folder), load_shelves(options.shelves))
+    run.check_file(run.results)
     page = html.write(folder, run.stages)
     last_page(json.loads(results.read_text(encoding="utf-8")), page, run.stages)
     if older := run.outdated(run.plan()):

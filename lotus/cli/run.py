@@ -119,4 +119,5 @@ def last_page(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
     from lotus.stages import run_of
 
     run = run_of(config, shelves)
+    run.check_file(run.results)
     terminal.last_page(json.loads(run.results.read_text(encoding="utf-8")), run.report, run.stages)

@@ -165,6 +165,9 @@ class Config(Section):
     """Everything random follows from it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes a GPU where there is one."""
+    rank_timeout: float = Field(10, gt=0)
+    """Minutes for which a rank may give no sign of life (it is stopped, or its machine is gone) before the others end. Of one that
+    was killed on the same machine they know at once."""
     baseline: bool = True
     """Also train the dense model on all images by ``train``'s recipe, to compare with."""
     tensorboard: bool = False

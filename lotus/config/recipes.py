@@ -23,7 +23,7 @@ DynamicBy = Annotated[Dynamic, BeforeValidator(by_name)]
 class Joint(Section):
     """A joint budget of images and patches: images of a high ``select.score`` get more patches, the others fewer."""
 
-    buckets: int = Field(3, ge=2)
+    buckets: int = Field(3, ge=2, le=1024)
     """Numbers of patches that there are, evenly from ``least`` to all. A batch has images of one bucket alone."""
     least: Fraction | None = None
     """Fraction of its patches that the easiest image keeps; null: half of ``keep``."""

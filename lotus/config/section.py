@@ -24,6 +24,11 @@ from lotus.config import rules
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Seconds = Annotated[float, Field(ge=0)]
 
+MOST = 2**31 - 1
+"""The largest whole number of a config."""
+LARGEST = 1e30
+"""The largest other one: its products with what is usual are numbers in single precision."""
+
 
 def _is_number(annotation: Any) -> bool:
     """Whether numbers, and no truth values, go into a setting."""
@@ -52,6 +57,17 @@ class Section(BaseModel):
             raise ValueError("expected a number")
         if isinstance(field.default, Method) and isinstance(value, Mapping) and "name" not in value:
             return {"name": field.default.name, **value}
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _bounded(cls, value: Any) -> Any:
+        """No number is beyond what tensors, files and clocks can hold."""
+        for member in value if isinstance(value, tuple) else (value,):
+            if type(member) is int and abs(member) > MOST:
+                raise ValueError(f"a whole number of at most {MOST}")
+            if type(member) is float and abs(member) > LARGEST:
+                raise ValueError(f"a number of at most {LARGEST:g}")
         return value
 
     @model_validator(mode="after")

@@ -17,13 +17,13 @@ import numpy.typing as npt
 
 from lotus.data import format
 from lotus.data.format import Beton, PlainWriter, Stored
-from lotus.data.manifest import Manifest, checksum
+from lotus.data.manifest import Manifest, checksum, verify
 from lotus.data.pictures import Pixels
 from lotus.data.source import digest
 from lotus.data.writing import Written, fresh, prepare, read_back, settings, tell
 from selection.errors import Refused
 
-__all__ = ["Manifest", "checksum", "image", "labels", "opened", "part", "prepare", "settings"]
+__all__ = ["Manifest", "checksum", "image", "labels", "opened", "part", "prepare", "settings", "verify"]
 
 
 def labels(file: str | os.PathLike[str]) -> npt.NDArray[np.int64]:

@@ -15,6 +15,7 @@ from selection import regular
 from selection.errors import Refused
 
 FORMAT = 1
+_CHECKSUM = 16  # bytes
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,13 @@ class Manifest:
         try:
             regular.check(file)
             told = json.loads(regular.check(path).read_text(encoding="utf-8"))
+            sealed = told.pop("digest", None)
+            changed = sealed not in (None, files.digest(told))
             if told.pop("format") != FORMAT:
                 return f"{path}: written by another version of LOTUS. Run prepare again."
             manifest = cls._of(told)
+            if changed:
+                return f"{path}: has changed since it was written. Delete it and run prepare."
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             return f"{path}: not a manifest ({error}). Delete it and run prepare."
         about = file.stat()
@@ -135,12 +140,35 @@ class Manifest:
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write the manifest of ``file``, whole or not at all."""
         with files.beside(self.path(file)) as beside, beside.open("w", encoding="utf-8") as opened:
-            json.dump({"format": FORMAT, **dataclasses.asdict(self)}, opened, indent=1, ensure_ascii=False)
+            told = {"format": FORMAT, **dataclasses.asdict(self)}
+            json.dump({**told, "digest": files.digest(told)}, opened, indent=1, ensure_ascii=False)
+
+
+def verify(file: str | os.PathLike[str]) -> Manifest:
+    """The manifest of ``file``, which is read through to its last pixel, once a process for as long as its size and times stand.
+
+    Raises:
+        Refused: it is not, byte for byte, what was written, whatever its time says.
+    """
+    manifest = Manifest.load(file)
+    if not _same(file, manifest):
+        raise Refused(f"{file}: its bytes have changed since it was written. Delete it and run prepare.")
+    return manifest
+
+
+def verified(file: str | os.PathLike[str]) -> Manifest | None:
+    """As :func:`verify`; None where that refuses."""
+    manifest = Manifest.whole(file)
+    return manifest if manifest is not None and _same(file, manifest) else None
+
+
+def _same(file: str | os.PathLike[str], manifest: Manifest) -> bool:
+    return files.digest_once(os.fspath(file), _CHECKSUM) == manifest.checksum
 
 
 def checksum(file: str | os.PathLike[str]) -> str:
     """Of the file's bytes; about a second a gigabyte."""
-    return files.digest_of(os.fspath(file), size=16)
+    return files.digest_of(os.fspath(file), size=_CHECKSUM)
 
 
 def _parts(three: tuple[Any, ...]) -> bool:

@@ -107,10 +107,28 @@ def read(file: str | os.PathLike[str] | bytes) -> Pixels:
 
 
 def _decoded(picture: Image.Image, notes: list[str]) -> Pixels:
+    _scale_key(picture)
     picture.load()
     with _silenced(notes):
         turn = _UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
     return rgb(picture if turn is None else picture.transpose(turn))
+
+
+_KEYS: dict[str, Callable[[int], int]] = {
+    "L;2": lambda key: 85 * key,
+    "L;4": lambda key: 17 * key,
+    "RGB;16B": lambda key: key >> 8,
+}
+"""What Pillow does to the numbers of a PNG, by how they are stored, and not to the one that stands for transparency. (Of 16 bits a
+channel it drops the lower 8, so that the nearest neighbors of that color become transparent with it.)"""
+
+
+def _scale_key(picture: Image.Image) -> None:
+    """Before it is decoded: let the color that is transparent be one that its pixels can have."""
+    key, tiles = picture.info.get("transparency"), getattr(picture, "tile", None)
+    scale = _KEYS.get(str(tiles[0][3])) if picture.format == "PNG" and tiles else None
+    if scale is not None and key is not None:
+        picture.info["transparency"] = scale(key) if isinstance(key, int) else tuple(map(scale, key))
 
 
 @contextmanager
@@ -131,7 +149,11 @@ def _silenced(notes: list[str]) -> Iterator[None]:
 def rgb(picture: Image.Image) -> Pixels:
     """A Pillow image of any mode as (H, W, 3) uint8 RGB; see :func:`read`."""
     if picture.mode.startswith(("I", "F")):
-        return _deep(np.asarray(picture))
+        deep = np.asarray(picture)
+        pixels = _deep(deep)
+        if (key := picture.info.get("transparency")) is not None:
+            pixels[deep == key] = 255
+        return pixels
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")

@@ -21,7 +21,7 @@ from lotus import config, files
 from lotus.data import format, pictures
 from lotus.data.encoding import checked, encoded, moments, stored
 from lotus.data.format import Beton, PlainWriter, Stored, TooLarge, Writer
-from lotus.data.manifest import Manifest, checksum
+from lotus.data.manifest import Manifest, checksum, verified
 from lotus.data.source import Source, digest
 from lotus.events import Event, Said, Step, Wrote
 from selection.errors import Refused
@@ -103,7 +103,7 @@ def prepare(
 
 
 def _stands(source: Source, file: Path, data: config.Data) -> bool:
-    manifest = Manifest.whole(file)
+    manifest = verified(file)
     return manifest is not None and (
         manifest.source == source.fingerprint
         and manifest.classes == source.classes
@@ -282,10 +282,18 @@ def _check_room(source: Source, file: Path, data: config.Data) -> int:
     free = shutil.disk_usage(file.parent).free
     if needed > free:
         raise Refused(
-            f"{file}: needs about {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free in {file.parent}. Make room, "
+            f"{file}: needs about {_bytes(needed)}, and {_bytes(free)} are free in {file.parent}. Make room, "
             "name another data.folder, or store less: data.max_side, data.write: jpg."
         )
     return needed
+
+
+def _bytes(count: int) -> str:
+    """Three digits, in the unit that leaves some before the point."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} bytes"
 
 
 def _check_classes(source: Source, written: Written) -> None:

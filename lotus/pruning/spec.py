@@ -94,17 +94,28 @@ def load(folder: str | Path) -> nn.Module:
     """The model that :func:`save` wrote, on the CPU, in eval mode; the same outputs to the last bit.
 
     Raises:
-        Refused: no such folder, a foreign or newer one, or weights that are damaged or do not fit the spec.
+        Refused: no such folder, a foreign or newer one, or weights that are damaged, were changed or do not fit the spec.
     """
     folder = Path(folder)
     skeleton, weights, origin = _open(folder)
     fault = weights_of.few(_faults(skeleton, weights))
     if fault:
         raise Refused(f"{folder / WEIGHTS}: does not fit {SPEC}: {fault}.")
+    _check_digest(folder)
     # Copies own aligned memory, where the file's map need not be: kernels, and so last bits, may depend on it.
     skeleton.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, assign=True)
     _fill(skeleton, origin)
     return skeleton.eval()
+
+
+def _check_digest(folder: Path) -> None:
+    """Refuse weights that are not, bit for bit, what was saved; those of an older LOTUS have no digest."""
+    known = read(folder).get("digests")
+    if isinstance(known, dict) and WEIGHTS in known and files.digest_once(folder / WEIGHTS, 32) != known[WEIGHTS]:
+        raise Refused(
+            f"{folder / WEIGHTS}: its bytes have changed since it was written (its digest is another than {SPEC} says). Take "
+            "another copy; where a run made it, delete it, and lotus run makes it again."
+        )
 
 
 def differences(folder: str | Path) -> list[str]:

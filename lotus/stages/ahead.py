@@ -12,6 +12,7 @@ import numpy as np
 
 from lotus.config import Config, Model, Patches, Recipe
 from lotus.stage import TRAIN_FORWARDS
+from selection import memory
 from selection.errors import Refused
 
 if TYPE_CHECKING:
@@ -126,6 +127,39 @@ def check_weights(place: str, model: Model) -> None:
     """Refuse weights that are not there."""
     if model.weights and not Path(model.weights).exists():
         raise Refused(f"{place}.weights: there is nothing at {model.weights}.")
+
+
+def check_runs(place: str, model: Model) -> None:
+    """Refuse a model that can be made and takes no image: tried on two of them, without memory."""
+    import torch
+
+    from lotus.vit.model import build, image_size
+
+    made = build(model.name, model.args, meta=True, place=place)
+    side = image_size(made)
+    try:
+        made.train()(torch.empty(2, 3, side, side, device="meta"))
+    except Exception as error:
+        if "meta" in str(error).lower():  # it looks into tensors, which here have nothing inside
+            return
+        told = " ".join(str(error).split())
+        raise Refused(
+            f"{place}.args: {model.name} with {model.args} takes no images ({told}). Leave one out."
+        ) from None
+
+
+def check_batch(place: str, images: int, model: nn.Module, device: str) -> None:
+    """Refuse a batch that cannot lie in memory at once: its pixels, and a block's input and hidden units."""
+    import torch
+
+    from lotus.vit.cost import outline
+    from lotus.vit.model import image_size
+
+    if device != "cpu" and torch.cuda.is_available():  # whose memory nobody here knows
+        return
+    shape = outline(model)
+    numbers = 3 * image_size(model) ** 2 + shape.tokens * (2 * shape.width + max(one.hidden for one in shape.dims))
+    memory.there(4e-9 * images * numbers, f"{place}: {images} images at once", "Take fewer.")
 
 
 def patches_told(patches: Patches | None) -> str:

@@ -173,6 +173,7 @@ def evaluate_model(config: Config, which: str, shelves: Sequence[ModuleType] = (
         Refused: no such model, or no validation images yet; other images of other classes.
     """
     import lotus.pruning
+    from lotus.data import beton
     from lotus.training import loop
     from lotus.vit.cost import count
 
@@ -180,6 +181,8 @@ def evaluate_model(config: Config, which: str, shelves: Sequence[ModuleType] = (
     folder = run.models().get(which)
     if folder is None and not Path(which).is_dir():
         raise Refused(f"--model {which}: no such folder. Give {', '.join(run.models())}, or the folder of a model.")
+    if folder is not None:
+        run.check_whole([which])
     model = lotus.pruning.load(folder or Path(which))
     context = Context.open(run, shelves)
     classes = len(context.manifest().classes)
@@ -189,6 +192,8 @@ def evaluate_model(config: Config, which: str, shelves: Sequence[ModuleType] = (
     model = model.to(context.world.device)
     cost = count(model)
     own = _prepared_data(run)
+    if own == config.data:
+        beton.verify(run.val_beton)
     with (
         contextlib.nullcontext(run.val_beton) if own == config.data else _asked_images(context) as images,
         context.images(images, None, config.train, model) as loader,

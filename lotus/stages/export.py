@@ -8,6 +8,7 @@ from typing import Any
 from lotus.events import Said, Step, Wrote
 from lotus.run import Run, write_json
 from lotus.stage import Outcome, Stage, Work
+from lotus.stages.ahead import Ahead, check_batch
 from lotus.stages.context import Context
 
 
@@ -42,6 +43,10 @@ def export(context: Context) -> Work:
     return Outcome(values={"latency_ms": latency, "tokens": tokens, "width": {"kept": widths[1], "of": widths[0]}})
 
 
+def _check(ahead: Ahead) -> None:
+    check_batch("export.latency_batch", ahead.config.export.latency_batch, ahead.shape, ahead.config.device)
+
+
 def _tell(run: Run, results: dict[str, Any]) -> None:
     exported = results["export"]
     timed = exported["latency_ms"]
@@ -69,5 +74,6 @@ STAGE = Stage(
     settings=("export",),
     after=("finetune",),
     outputs=("export/export.json",),
+    check=_check,
     tell=_tell,
 )

@@ -6,10 +6,11 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+from lotus import watch
 from lotus.config import Config
 from lotus.events import Began, Ended, Event, Said, Skipped
 from lotus.run import Run
@@ -18,6 +19,8 @@ from lotus.stages.checks import check, look_ahead
 from lotus.stages.context import Context
 from lotus.stages.shelf import check_named, run_of
 from selection.errors import Refused
+
+_LONG = 2e9  # bytes, from which on it is said that they are read
 
 
 def go(
@@ -37,41 +40,96 @@ def go(
     Raises:
         Refused: what the user can mend: the machine, the data, a setting, a budget.
         KeyboardInterrupt: stopped on request; what was trained so far is saved.
+        Lost: another rank is gone, or does not answer.
     """
-    check(config, shelves)
     run = run_of(config, shelves)
     check_named(until, list(run.stages), "until")
     names = run.plan(until)
     check_named(first, names, "--from")
     asked = names if again else names[names.index(first) :] if first else []
+    if asked or not run.is_done:  # what is done has been asked, and to ask takes torch
+        check(config, shelves)
     # Several ranks must take the same decisions, so they are joined before the first; one alone answers at once.
     context = Context.open(run, shelves) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
     lead = context is None or context.world.rank == 0
-    with run.held() if lead else contextlib.nullcontext():
-        if asked or any(run.why(name) for name in names):
-            look_ahead(config, run.stages.values(), shelves)
-        _wait(context)  # nobody changes what stands before everybody has looked
-        if lead:
-            if run.is_older:
-                yield _logged(run, Said(names[0], _older_told(run), level="warning"), lead)
-            run.settle()
-            run.forget(asked)
-        for name in names:
-            _wait(context)
-            why = run.why(name)
-            _wait(context)  # nobody starts, and changes what stands, before everybody has looked
-            if why is None:
-                yield _logged(run, Skipped(name), lead)
-                continue
-            if context is None:
-                context = Context.open(run, shelves)
-            context.anew = name in asked
-            yield from _carry_out(run.stages[name], why, context, lead)
+    with _held(run, context, lead):
+        yield from _go(run, context, names, asked, shelves)
         if lead and (older := run.outdated(run.plan())):
             text = (
                 f"what stands of {', '.join(older)} is older than this or of other settings; lotus run makes it again"
             )
             yield _logged(run, Said(names[-1], text, level="warning"), lead)
+
+
+@contextlib.contextmanager
+def _held(run: Run, context: Context | None, lead: bool) -> Iterator[None]:
+    """Rank 0 holds the run's folder, and every rank watches over the others."""
+    with contextlib.ExitStack() as open_things:
+        if context is None:
+            open_things.enter_context(run.held())
+        else:
+            _lead(context, lambda: open_things.enter_context(run.held()))
+            if lead:
+                watch.clear(run.ranks)
+            context.world.barrier()
+            rank, size = context.world.rank, context.world.size
+            open_things.enter_context(watch.over(run.ranks, rank, size, 60 * run.config.rank_timeout))
+        yield
+
+
+def _lead(context: Context | None, action: Callable[[], object]) -> None:
+    """Let rank 0 do ``action``; all ranks refuse what it refuses.
+
+    Raises:
+        Refused: it did.
+    """
+    refusal: Refused | None = None
+    if context is None or context.world.is_main:
+        try:
+            action()
+        except Refused as error:
+            refusal = error
+    if context is not None and context.world.any(refusal):
+        raise refusal or Refused("rank 0 has refused to go on")
+    if refusal is not None:
+        raise refusal
+
+
+def _check_read(run: Run, context: Context | None, names: Sequence[str], asked: Sequence[str]) -> Iterator[Event]:
+    """Hold what stands and is to be read to what was written."""
+    read = run.read_by(names, asked)
+    size = sum(sum(record.outputs.values()) for name in read if (record := run.record(name)) is not None)
+    lead = context is None or context.world.is_main
+    if lead and size > _LONG:
+        yield _logged(run, Said(names[0], f"reading through what stands, {size / 1e9:.1f} GB, for any change"), lead)
+    _lead(context, lambda: run.check_whole(read))
+
+
+def _go(
+    run: Run, context: Context | None, names: Sequence[str], asked: Sequence[str], shelves: Sequence[ModuleType]
+) -> Iterator[Event]:
+    """Every stage that is asked for or not done."""
+    lead = context is None or context.world.rank == 0
+    if asked or any(run.why(name) for name in names):
+        look_ahead(run.config, run.stages.values(), shelves)
+        yield from _check_read(run, context, names, asked)
+    _wait(context)  # nobody changes what stands before everybody has looked
+    if lead:
+        if run.is_older:
+            yield _logged(run, Said(names[0], _older_told(run), level="warning"), lead)
+        run.settle()
+        run.forget(asked)
+    for name in names:
+        _wait(context)
+        why = run.why(name)
+        _wait(context)  # nobody starts, and changes what stands, before everybody has looked
+        if why is None:
+            yield _logged(run, Skipped(name), lead)
+            continue
+        if context is None:
+            context = Context.open(run, shelves)
+        context.anew = name in asked
+        yield from _carry_out(run.stages[name], why, context, lead)
 
 
 def _carry_out(stage: Stage, why: str, context: Context, lead: bool) -> Iterator[Event]:

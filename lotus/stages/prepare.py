@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lotus.config import Config
-from lotus.run import digest
+from lotus.run import Run, digest
 from lotus.stage import Outcome, Stage, Work
 from lotus.stages.context import Context
 
@@ -57,6 +57,13 @@ def _stale(config: Config, values: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _whole(run: Run) -> None:
+    from lotus.data import beton
+
+    for file in (run.train_beton, run.val_beton):
+        beton.verify(file)
+
+
 # How pixels are decoded (data.loader, data.workers) and where they lie (data.folder) change no result of a stage.
 _PIXELS = ("name", "path", "options", "write", "max_side", "jpeg_quality", "smart_threshold", "jpeg_share", "damaged")
 
@@ -68,4 +75,5 @@ STAGE = Stage(
     outputs=("{data}/train.json", "{data}/train.beton", "{data}/val.json", "{data}/val.beton"),
     calls=lambda config: {"data.name": config.data.name},
     stale=_stale,
+    whole=_whole,
 )

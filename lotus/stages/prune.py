@@ -14,7 +14,7 @@ from lotus.events import Evaluated, Pruned, Said, Wrote
 from lotus.files import read_tensors
 from lotus.run import Run
 from lotus.stage import TRAIN_FORWARDS, Curve, Outcome, Stage, Work
-from lotus.stages.ahead import Ahead, Cost
+from lotus.stages.ahead import Ahead, Cost, check_batch
 from lotus.stages.context import CALIBRATION, Context
 from lotus.stages.cut import Cutting, Uncut, draw, draw_sizes, known_here
 from lotus.stages.patches import as_evaluated, told_of_patches
@@ -100,6 +100,7 @@ def _check_reach(config: Config, model: nn.Module) -> None:
         anatomy.sites(model, in_channels=True)
     if request.keep.latency is not None:
         latency.timings(model)
+        check_batch("prune.latency_batch", request.latency_batch, model, config.device)
     if request.convolve is not None:
         convolve.refuse(model)
         convolve.check_reach(whole, request.keep.macs or 1, round=request.multiple)

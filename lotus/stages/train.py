@@ -9,7 +9,16 @@ from lotus.config import Config
 from lotus.files import write_tensors
 from lotus.run import Run
 from lotus.stage import Curve, Stage, Work
-from lotus.stages.ahead import Ahead, Cost, asked_of_patches, check_recipe, check_weights, patches_told, training
+from lotus.stages.ahead import (
+    Ahead,
+    Cost,
+    asked_of_patches,
+    check_recipe,
+    check_runs,
+    check_weights,
+    patches_told,
+    training,
+)
 from lotus.stages.baseline import is_asked
 from lotus.stages.context import Context
 from lotus.stages.fit import Images, fit, keep_model, outcome
@@ -85,6 +94,7 @@ def _settings(config: Config) -> tuple[str, ...]:
 
 
 def _check(ahead: Ahead) -> None:
+    check_runs("model", ahead.config.model)
     check_recipe("train", ahead.config.train, ahead.shape)
     check_weights("model", ahead.config.model)
 

@@ -6,6 +6,7 @@ what is missing is filled in for one process. Collectives cost nothing with one 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import signal
@@ -13,6 +14,7 @@ import socket
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -22,6 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lotus.watch import born, stat
 from selection.errors import Refused
 
 _RANKS = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
@@ -145,8 +148,22 @@ def start(device: str = "auto") -> World:
         store = {}
     if cuda:
         store["device_id"] = where
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=_PATIENCE, **store)
+    with _ended_by_sigterm():
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=_PATIENCE, **store)
     return world
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Where nothing has begun, and python itself would not be asked: whoever waits for ranks that never come waits in torch."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
 
 
 def _number(name: str) -> int:
@@ -237,7 +254,7 @@ class StopFlag:
 
     def _look(self, above: list[tuple[int, str]]) -> None:
         while not self._done.wait(self._every):
-            if os.getppid() != above[0][0] or any(_born(pid) != born for pid, born in above):
+            if os.getppid() != above[0][0] or any(born(pid) != when for pid, when in above):
                 self.set("the launcher is gone")
                 return
 
@@ -252,23 +269,9 @@ def _launchers() -> list[tuple[int, str]]:
     above = [parent]
     if "CROSS_SIZE" in environment:
         try:
-            runner = int(_stat(parent)[1])
+            runner = int(stat(parent)[1])
             if b"deepspeed" in Path(f"/proc/{runner}/cmdline").read_bytes():  # else a shell, which may well go
                 above.append(runner)
         except (OSError, IndexError, ValueError):
             pass
-    return [(pid, _born(pid)) for pid in above]
-
-
-def _stat(pid: int) -> list[str]:
-    """Fields of /proc/PID/stat after the name, which may hold spaces: state, parent, ..."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-
-
-def _born(pid: int) -> str:
-    """When process ``pid`` began; empty where it is no more. A number that is given out again was born later."""
-    try:
-        fields = _stat(pid)
-    except OSError:
-        return ""
-    return "" if fields[0] in "ZX" else fields[19]  # a zombie has ended
+    return [(pid, born(pid)) for pid in above]

@@ -54,6 +54,10 @@ def _deepspeed() -> ModuleType:
     return deepspeed
 
 
+def _nothing() -> None:
+    return None
+
+
 class Engine:
     """A model in training: forward, backward, step.
 
@@ -256,6 +260,8 @@ class Engine:
             if handle is not None:
                 handle.remove()
         self._engine.destroy()
+        # Its destructor would do it once more, whenever memory is collected: to parameters that are another engine's by then.
+        self._engine.destroy = _nothing
         for block in self._compiled:
             block._compiled_call_impl = None
         if self.stage < 3 or weights is not None:

@@ -19,8 +19,9 @@ class Objective:
     """Label smoothing, mixup, CutMix and cross-entropy, one number an image.
 
     Where mixup and CutMix are both on, a batch gets the one or the other with probability 1/2, one lambda for the
-    batch, each image mixed with its mirror place in the batch: timm's defaults. Everything random follows from
-    (seed, epoch, step, rank), so that a run which is taken up again mixes as it would have.
+    batch: timm's defaults. Each image is mixed with its mirror place in the batch, as timm does it, or in a batch of an odd number,
+    whose middle image would meet itself, with the one before it. An image that is alone in its batch stays as it is. Everything
+    random follows from (seed, epoch, step, rank), so that a run which is taken up again mixes as it would have.
     """
 
     def __init__(self, recipe: Recipe, classes: int, seed: int) -> None:
@@ -42,7 +43,7 @@ class Objective:
             (B, 3, S, S), the same tensor where nothing is mixed, and (B, C) float32, each row of sum 1.
         """
         targets = soft_targets(labels, self.classes, self.smoothing)
-        if not self.mixup and not self.cutmix:
+        if len(labels) < 2 or not (self.mixup or self.cutmix):
             return images, targets
         # The last number keeps this stream apart from any other that is keyed by the same four.
         rng = np.random.default_rng([self.seed, epoch, step, rank, 0x313])
@@ -55,7 +56,7 @@ class Objective:
             images, share = cutmix(images, box)
         else:
             images = mixup(images, share)
-        return images, torch.lerp(targets.flip(0), targets, share)
+        return images, torch.lerp(partners(targets), targets, share)
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy of each image in nats, in float32 whatever the logits are in.
@@ -77,9 +78,14 @@ def soft_targets(labels: Tensor, classes: int, smoothing: float) -> Tensor:
     return targets.scatter_(1, labels[:, None], 1 - smoothing + off)
 
 
+def partners(batch: Tensor) -> Tensor:
+    """(B, ...) what each of a batch is mixed with: no one with itself, for B of at least 2."""
+    return batch.roll(1, 0) if len(batch) % 2 else batch.flip(0)
+
+
 def mixup(images: Tensor, share: float) -> Tensor:
-    """``share`` of each image and the rest of its mirror place in the batch (1710.09412, eq. 1)."""
-    return torch.lerp(images.flip(0), images, share)
+    """``share`` of each image and the rest of its partner in the batch (1710.09412, eq. 1)."""
+    return torch.lerp(partners(images), images, share)
 
 
 def cut_box(height: int, width: int, share: float, row: int, column: int) -> tuple[int, int, int, int]:
@@ -96,8 +102,8 @@ def cut_box(height: int, width: int, share: float, row: int, column: int) -> tup
 
 
 def cutmix(images: Tensor, box: tuple[int, int, int, int]) -> tuple[Tensor, float]:
-    """Each image with ``box`` taken from its mirror place in the batch, and the share that is still its own."""
+    """Each image with ``box`` taken from its partner in the batch, and the share that is still its own."""
     top, bottom, left, right = box
     mixed = images.clone()
-    mixed[..., top:bottom, left:right] = images.flip(0)[..., top:bottom, left:right]
+    mixed[..., top:bottom, left:right] = partners(images)[..., top:bottom, left:right]
     return mixed, 1 - (bottom - top) * (right - left) / (images.shape[-2] * images.shape[-1])

@@ -309,7 +309,7 @@ def test_ffcv_s_shared_memory_is_given_back(tmp_path: Path) -> None:
 
 def test_no_room_is_known_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda where: shutil._ntuple_diskusage(1, 1, 1000))  # type: ignore[attr-defined]
-    with pytest.raises(Refused, match=r"needs about .* GB, and 0.00 GB are free"):
+    with pytest.raises(Refused, match=r"needs about 12\.6 kB, and 1 kB are free"):
         list(beton.prepare(source(50), tmp_path / "x.beton", Data(loader="torch")))
     assert list(tmp_path.iterdir()) == []
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import os
 import socket
+import struct
 import threading
 import time
 import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,38 @@ def test_transparency_lies_over_white() -> None:
     assert seen[1, 1].tolist() == list(WHITE)
     with_gray = pictures.read(saved(Image.fromarray(np.array([[[0, 0], [0, 255]]], np.uint8), "LA")))
     assert with_gray[0].tolist() == [list(WHITE), [0, 0, 0]]
+
+
+def png(row: bytes, depth: int, color: int, key: bytes) -> bytes:
+    """A PNG of one row, of which the color ``key`` is transparent, written by the book (ISO 15948, 5 and 11)."""
+    width = 8 * len(row) // (depth * {0: 1, 2: 3}[color])
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = struct.pack(">IIBBBBB", width, 1, depth, color, 0, 0, 0)
+    parts = (b"IHDR", head), (b"tRNS", key), (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_a_gray_that_stands_for_nothing_is_white_at_every_depth(depth: int) -> None:
+    most = 2**depth - 1
+    values = [0, 1, most, 0] if depth == 1 else [0, most // 3, 2 * (most // 3), most]
+    packed = sum(value << depth * (3 - i) for i, value in enumerate(values)) << (-4 * depth % 8)
+    row = packed.to_bytes((4 * depth + 7) // 8, "big")
+    for key in set(values):
+        seen = pictures.read(png(row, depth, 0, struct.pack(">H", key)))[0, :4, 0]
+        assert seen.tolist() == [255 if value == key else round(255 * value / most) for value in values]
+
+
+@pytest.mark.parametrize(("depth", "form"), [(8, ">6B"), (16, ">6H")])
+def test_a_color_that_stands_for_nothing_is_white_at_every_depth(depth: int, form: str) -> None:
+    colors = (10, 20, 30, 40, 50, 60) if depth == 8 else (10007, 2000, 30000, 40000, 5000, 60000)
+    key = struct.pack(">3H", *colors[:3])
+    seen = pictures.read(png(struct.pack(form, *colors), depth, 2, key))[0]
+    assert seen[0].tolist() == list(WHITE)
+    assert seen[1].tolist() == [color >> (depth - 8) for color in colors[3:]]
 
 
 def test_palettes_with_and_without_transparency() -> None:

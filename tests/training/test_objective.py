@@ -79,12 +79,28 @@ def test_mixing_follows_from_its_key_alone():
         assert not torch.equal(first[1], both.mix(IMAGES, LABELS, **other)[1])
 
 
-def test_odd_batches_and_single_images_are_mixed():
-    both = Objective(Recipe(mixup=1, cutmix=1), 4, seed=5)
-    for size in (1, 5):
-        images, targets = both.mix(IMAGES[:size], LABELS[:size], **WHERE)
-        assert images.shape == IMAGES[:size].shape
+@pytest.mark.parametrize("size", range(1, 8))
+@pytest.mark.parametrize("alphas", [{"mixup": 0.8}, {"cutmix": 1.0}])
+def test_everyone_is_mixed_with_one_other_and_one_alone_with_none(size, alphas):
+    """Each image holds its own number, and each label is of its own class: what it met is read off both."""
+    images = torch.arange(size).float().view(size, 1, 1, 1).expand(size, 3, 8, 8).contiguous()
+    for step in range(6):
+        mixed, targets = Objective(Recipe(smoothing=0, **alphas), size, seed=1).mix(
+            images, torch.arange(size), epoch=0, step=step, rank=0
+        )
+        own = targets.diagonal()
+        others = [set(row.nonzero().flatten().tolist()) - {number} for number, row in enumerate(targets)]
         torch.testing.assert_close(targets.sum(1), torch.ones(size))
+        if size == 1:
+            assert torch.equal(mixed, images)
+            assert own.item() == 1
+            continue
+        if own.min() == 1:  # a box that lies outside, or a lambda of one
+            continue
+        assert all(len(met) == 1 for met in others)
+        assert sorted(next(iter(met)) for met in others) == list(range(size)), "each is met by one"
+        expected = torch.stack([own[i] * i + (1 - own[i]) * next(iter(others[i])) for i in range(size)])
+        torch.testing.assert_close(mixed.mean((1, 2, 3)), expected)
 
 
 def test_the_box_is_timms(monkeypatch):
