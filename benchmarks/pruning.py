@@ -54,6 +54,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else pruning.py of this folder is found first
 
 import shared
+from lotus.sparsity.nested import NestedGates
 
 import lotus.pruning
 from lotus.config import Data, Patches, Prune, Sparsity, request
@@ -63,7 +64,6 @@ from lotus.data.source import Source
 from lotus.pruning import convolve, cp_vit, criteria, narrow, search, spec
 from lotus.pruning.judge import Judge
 from lotus.sparsity.gates import Gates
-from lotus.sparsity.nested import NestedGates
 from lotus.vit import anatomy, cost
 from lotus.vit.model import image_size
 from lotus.vit.tokens import Tokens

@@ -6,10 +6,10 @@ methods by name, never run code.
 """
 
 from lotus.config.augment import Augment, Auto
+from lotus.config.options import options
 from lotus.config.page import Config, Data, Export, Model, OneCut, Score, Select, Subsets
 from lotus.config.reader import check, one_cut, read, request
 from lotus.config.recipes import (
-    Attention,
     EarlyBird,
     Finetune,
     Joint,
@@ -19,12 +19,12 @@ from lotus.config.recipes import (
     Sparsity,
     Train,
 )
-from lotus.config.request import Convolve, Keep, Prune, Search, Soup
+from lotus.config.request import Keep, Prune, Search
 from lotus.config.rules import LINEAR_OPTIMIZERS, Rule
 from lotus.config.section import Fraction, Method, Section
 
 __all__ = [
-    "LINEAR_OPTIMIZERS", "Attention", "Augment", "Auto", "Config", "Convolve", "Data", "EarlyBird", "Export", "Finetune", "Fraction",
+    "LINEAR_OPTIMIZERS", "Augment", "Auto", "Config", "Data", "EarlyBird", "Export", "Finetune", "Fraction",
     "Joint", "Keep", "Method", "Model", "OneCut", "Patches", "Prune", "Recipe", "Redraw", "Rule", "Score", "Search", "Section", "Select",
-    "Soup", "Sparsity", "Subsets", "Train", "check", "one_cut", "read", "request",
+    "Sparsity", "Subsets", "Train", "check", "one_cut", "options", "read", "request",
 ]  # fmt: skip

@@ -19,7 +19,14 @@ from lotus.config.section import Method, Section
 from selection.errors import Refused
 from selection.methods import nearest
 
-OLD: dict[str, str] = {}
+OLD: dict[str, str] = {
+    "prune.convolve": "prune.method={name: convolve}",
+    "prune.pattern": "prune.method.pattern",
+    "prune.soup": "prune.method={name: soup}",
+    "prune.sweep": "prune.method.sweep",
+    "prune.weights": "prune.method.weights",
+    "train.sparsity.attention": "train.guests=[{name: attention_penalty}]",
+}
 """A setting's old name and its new one, where the nearest-name refusal would not find it: ``{"prune.old": "prune.new"}``. A
 section's stands for all inside of it."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from lotus.config import Config
@@ -22,11 +21,10 @@ if TYPE_CHECKING:
 def train(context: Context) -> Work:
     """The lottery's training: on the ticket, or each epoch on what is drawn out of it, under sparsity."""
     from lotus.data import beton
-    from lotus.sparsity.attention import AttentionPenalty
     from lotus.sparsity.gates import Gates
     from lotus.training.guests import Guest
     from lotus.training.redraw import Redrawing, Redrawn
-    from lotus.training.regularize import EarlyBird, Gating, Penalized
+    from lotus.training.regularize import EarlyBird, Gating
     from selection.subset import Subset
 
     run, config = context.run, context.config
@@ -34,7 +32,7 @@ def train(context: Context) -> Work:
     ticket.check(fingerprint=context.manifest().fingerprint, total=context.manifest().n)
     model = context.new_model()
     guests: list[Guest] = []
-    gates = penalty = None
+    gates = None
     if config.train.sparsity.gates:
         keep = config.prune.keep
         gates = Gates(
@@ -44,9 +42,6 @@ def train(context: Context) -> Work:
         guests.append(Gating(gates))
         if config.train.sparsity.early_bird is not None:
             guests.append(EarlyBird(gates))
-    if config.train.sparsity.attention is not None:
-        penalty = AttentionPenalty(model, config.train.sparsity.attention)
-        guests.append(Penalized(penalty))
     redrawing = None
     if config.train.redraw is not None:
         redrawing = Redrawing(
@@ -62,9 +57,6 @@ def train(context: Context) -> Work:
         context, "train", config.train, model, Images(ticket.rows, ticket.spread()), guests
     )  # fmt: skip
     model = fitted.model
-    if penalty is not None:
-        price = dataclasses.replace(price, macs=price.macs + penalty.macs())
-        penalty.remove()
     more: dict[str, Any] = {}
     if redrawing is not None:
         more["passes_of"] = config.train.epochs * len(ticket.rows)

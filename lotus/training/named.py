@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from lotus.config import Method
+from lotus.config import Method, options
 from lotus.training import shelf
 from lotus.training.guests import Guest
 from selection import methods
@@ -28,7 +28,7 @@ def check(wanted: Sequence[Method], shelves: Sequence[ModuleType], *, place: str
     """
     for wants in wanted:
         method = _found(wants, shelves, place)
-        methods.check_settings(method, wants.options, place=f"{place}.{wants.name}")
+        options(method, wants.options, place=f"{place}.{wants.name}")
         if missing := [name for name in methods.reads(method) if name not in READS]:
             raise Refused(
                 f"{place}: {wants.name!r} reads {', '.join(missing)}, which is not here. Here: {', '.join(READS)}."
@@ -45,9 +45,8 @@ def chosen(
     """
     found = []
     for wants in wanted:
-        guest = methods.call(
-            _found(wants, shelves, place), available, wants.options, place=f"{place}.{wants.name}", here=READS
-        )
+        method, where = _found(wants, shelves, place), f"{place}.{wants.name}"
+        guest = methods.call(method, available, options(method, wants.options, place=where), place=where, here=READS)
         if not isinstance(guest, Guest):
             raise Refused(
                 f"{place}: {wants.name!r} makes a {type(guest).__name__}, not a guest. Return an instance of a subclass of "

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lotus.sparsity.attention import AttentionPenalty
 from tiny import CLASSES, ROWS, Batch, Memory, Outcome, ThatRedraws, pictures, recipe, same, train, vit
 from torch import Tensor, nn
 
@@ -20,7 +21,6 @@ import lotus.training
 from lotus.config import Attention, Method, Patches, Sparsity, check
 from lotus.data.plan import SamplePlan
 from lotus.events import Evaluated, Said, Step
-from lotus.sparsity.attention import AttentionPenalty
 from lotus.sparsity.gates import Gates
 from lotus.training import guests, named, shelf
 from lotus.training.average import LateAverage, MovingAverage

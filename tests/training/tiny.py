@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from lotus.sparsity.attention import AttentionPenalty
 from torch import Tensor, nn
 
 from lotus.config import Attention, Patches, Redraw, Sparsity, Train
 from lotus.data.plan import SamplePlan
 from lotus.events import Event
 from lotus.pruning import unstructured
-from lotus.sparsity.attention import AttentionPenalty
 from lotus.sparsity.gates import Gates
 from lotus.training import distributed, loop
 from lotus.training.average import MovingAverage

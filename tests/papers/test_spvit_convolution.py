@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pruning"))
+from lotus.pruning.convolve import Choice
+from lotus.sparsity.nested import NestedGates
 from tiny_vits import PLAIN, pictures, tiny
 
 from lotus.config import Patches, Prune
 from lotus.pruning import convolve, load, save, spec, surgery
-from lotus.pruning.convolve import Choice
 from lotus.pruning.plan import Plan
-from lotus.sparsity.nested import NestedGates
 from lotus.vit import anatomy, convolution, cost
 from lotus.vit import model as door
 from lotus.vit.convolution import ConvAttention

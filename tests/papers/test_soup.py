@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from few import few
+from lotus.sparsity.attention import AttentionPenalty
+from lotus.training.soup import _vary, cook, steps
 from ranks import two_ranks
 from safetensors.torch import load_file
 from tiny import CLASSES, ROWS, Batch, masked, pictures, recipe, train, vit
@@ -19,10 +21,8 @@ from tiny import CLASSES, ROWS, Batch, masked, pictures, recipe, train, vit
 from lotus.config import Attention, Soup
 from lotus.events import Said, Step
 from lotus.pruning import unstructured
-from lotus.sparsity.attention import AttentionPenalty
 from lotus.training.objective import Objective
 from lotus.training.optim import make_optimizer
-from lotus.training.soup import _vary, cook, steps
 
 LAYOUTS = [(0, "fp32"), (1, "fp32"), (1, "bf16"), (2, "bf16"), (3, "fp32")]
 

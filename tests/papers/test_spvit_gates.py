@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pruning"))
+from lotus.pruning.convolve import Choice
+from lotus.sparsity.nested import NestedGates, nested, sampled
 from tiny_vits import batches, pictures, tiny
 
 from lotus.pruning import convolve
-from lotus.pruning.convolve import Choice
-from lotus.sparsity.nested import NestedGates, nested, sampled
 from lotus.vit import anatomy, cost
 from lotus.vit.convolution import macs as conv_macs
 from selection.errors import Refused

@@ -7,11 +7,11 @@ import math
 import pytest
 import timm
 import torch
+from lotus.sparsity.attention import AttentionPenalty
 from torch import nn
 
 from lotus.config import Attention
 from lotus.sparsity import attention, focus
-from lotus.sparsity.attention import AttentionPenalty
 from lotus.vit import anatomy
 from selection import methods
 from selection.errors import Refused
