@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from lotus.config import rules
@@ -17,11 +17,12 @@ This page is printed from lotus/config/rules.py by `python -m lotus.config.table
 it that is not. A file of your own (`--with mine.py`) adds rows as a list `RULES` of `lotus.config.Rule`.
 """
 
-PARTS = (
-    ("Training, scores and the ticket of images", rules.OF_TRAINING),
-    ("Pruning", rules.OF_PRUNING),
-    ("Pruning without a run: `lotus prune --model` and `lotus.prune`", rules.WITHOUT_A_RUN),
-    ("Pruning by `lotus.prune` alone", rules.CALLED),
+PARTS: tuple[tuple[str, Callable[[], Iterable[rules.Rule]]], ...] = (
+    ("Training, scores and the ticket of images", lambda: rules.OF_TRAINING),
+    ("Pruning", lambda: rules.OF_PRUNING),
+    ("Published systems", lambda: _of_papers()),
+    ("Pruning without a run: `lotus prune --model` and `lotus.prune`", lambda: rules.WITHOUT_A_RUN),
+    ("Pruning by `lotus.prune` alone", lambda: rules.CALLED),
 )
 
 

@@ -7,11 +7,11 @@ import math
 import pytest
 import timm
 import torch
-from lotus.sparsity.attention import AttentionPenalty
 from torch import nn
 
-from lotus.config import Attention
-from lotus.sparsity import attention, focus
+from lotus.papers.sparse_vit import focus
+from lotus.papers.sparse_vit import penalties as attention
+from lotus.papers.sparse_vit.penalty import AttentionPenalty
 from lotus.vit import anatomy
 from selection import methods
 from selection.errors import Refused
@@ -73,7 +73,7 @@ def test_log_pushes_rows_to_uniform_and_entropy_to_one_hot(kind: str, end: float
 @pytest.mark.parametrize("layers", ["last", "all"])
 def test_the_penalty_is_that_of_timms_own_unfused_attention(kind: str, layers: str) -> None:
     model = vit().train()
-    penalty = AttentionPenalty(model, Attention(kind=kind, strength=0.3, layers=layers))
+    penalty = AttentionPenalty(model, kind, 0.3, layers)
     logits = model(IMAGES)
     found = penalty.of_images()
 
@@ -85,7 +85,7 @@ def test_the_penalty_is_that_of_timms_own_unfused_attention(kind: str, layers: s
     assert torch.allclose(oracle(IMAGES), logits, atol=1e-5)
     wanted = [getattr(attention, kind)(one) for one in (seen[-1:] if layers == "last" else seen)]
     torch.testing.assert_close(found, 0.3 * torch.stack(wanted).mean(0))
-    assert penalty.macs() == (1 if layers == "last" else 3) * 5 * 5 * 16, "H N^2 Q a block"
+    assert penalty.own_macs() == (1 if layers == "last" else 3) * 5 * 5 * 16, "H N^2 Q a block"
     assert penalty.summary()["attention"] == pytest.approx(float(found.detach().mean()) / 0.3)
 
     found.sum().backward()
@@ -98,9 +98,9 @@ def test_the_penalty_is_that_of_timms_own_unfused_attention(kind: str, layers: s
 
 def test_it_is_there_in_training_alone_and_comes_off() -> None:
     model = vit().eval()
-    penalty = AttentionPenalty(model, Attention())
+    penalty = AttentionPenalty(model)
     model(IMAGES)
-    with pytest.raises(Refused, match="not every penalised block"):
+    with pytest.raises(Refused, match="not every penalized block"):
         penalty.of_images()
     with torch.no_grad():
         model.train()(IMAGES)
@@ -110,7 +110,7 @@ def test_it_is_there_in_training_alone_and_comes_off() -> None:
     model(IMAGES)
     model(IMAGES[:2])  # nobody asked about the first
     assert len(penalty.of_images()) == 2
-    penalty.remove()
+    penalty.leave()
     assert not any(module._forward_hooks for module in model.modules())
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,12 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from tiny_vits import pictures, tiny
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pruning"))
+from tiny_vits import pictures, tiny
+
 import lotus.pruning
-from lotus.pruning import unstructured
+from lotus.papers.zeros import masks as unstructured
 from selection.errors import Refused
 
 LISTS = ("linears", "sparse_vit")

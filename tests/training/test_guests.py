@@ -13,14 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lotus.sparsity.attention import AttentionPenalty
 from tiny import CLASSES, ROWS, Batch, Memory, Outcome, ThatRedraws, pictures, recipe, same, train, vit
 from torch import Tensor, nn
 
+import lotus.papers
 import lotus.training
-from lotus.config import Attention, Method, Patches, Sparsity, check
+from lotus.config import Method, Patches, Sparsity, check
 from lotus.data.plan import SamplePlan
 from lotus.events import Evaluated, Said, Step
+from lotus.papers.sparse_vit.penalty import AttentionPenalty
+from lotus.papers.zeros import masks
+from lotus.papers.zeros.way import Holding
 from lotus.sparsity.gates import Gates
 from lotus.training import guests, named, shelf
 from lotus.training.average import LateAverage, MovingAverage
@@ -31,7 +34,7 @@ from lotus.training.guests import Epoch, Guest, Micro, Position, Seen, Training,
 from lotus.training.joint import Joint
 from lotus.training.probe import Recorder, Watched
 from lotus.training.redraw import Redrawn
-from lotus.training.regularize import EarlyBird, Gating, Penalized
+from lotus.training.regularize import EarlyBird, Gating
 from lotus.vit.tokens import Tokens
 from selection import methods
 from selection.errors import Refused
@@ -80,10 +83,16 @@ def _fewer(model: nn.Module) -> list[Guest]:
     return [FewerPatches(Tokens(model, wants), joint=sharing)]
 
 
+def _holding(model: nn.Module) -> list[Guest]:
+    masks.put(model, masks.magnitude(masks.listed(model), 0.5))
+    return [Holding(model, "linears")]
+
+
 MAKERS: dict[type[Guest], Callable[[nn.Module], list[Guest]]] = {
     Gating: _gating,
     EarlyBird: _gating,
-    Penalized: lambda model: [Penalized(AttentionPenalty(model, Attention(kind="entropy", strength=0.1)))],
+    AttentionPenalty: lambda model: [AttentionPenalty(model, "entropy", 0.1)],
+    Holding: _holding,
     Taught: lambda model: [Taught(Distiller(vit(seed=3, patch=4), "soft", 2.0, 0.7))],
     Watched: lambda model: [Watched(Recorder(ROWS, EPOCHS, CLASSES, steps=True))],
     Redrawn: lambda model: [Redrawn(ThatRedraws({"name": "infobatch", "saving": 0.3}, EPOCHS))],
@@ -95,8 +104,9 @@ MAKERS: dict[type[Guest], Callable[[nn.Module], list[Guest]]] = {
 
 def every() -> list[type[Guest]]:
     """All guests that lotus has, read from its modules."""
-    for module in pkgutil.walk_packages(lotus.training.__path__, "lotus.training."):
-        importlib.import_module(module.name)
+    for package in (lotus.training, lotus.papers):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
 
     def below(kind: type[Guest]) -> Iterator[type[Guest]]:
         for one in kind.__subclasses__():
@@ -164,7 +174,7 @@ def test_each_of_the_shelf_goes_on_bit_for_bit(tmp_path: Path, name: str) -> Non
 def test_in_whatever_order_they_are_given_they_meet_a_loss_in_the_same(tmp_path: Path) -> None:
     def run(folder: Path, backwards: bool) -> dict[str, Tensor]:
         model = vit(patch=4)
-        kinds = (Penalized, Watched, FewerPatches, Taught, MovingAverage)
+        kinds = (AttentionPenalty, Watched, FewerPatches, Taught, MovingAverage)
         inside = [guest for kind in kinds for guest in MAKERS[kind](model)] + _gating(model)
         return train(folder, recipe(**FULL), model=model, guests=inside[::-1] if backwards else inside).fitted.state
 
@@ -188,14 +198,14 @@ def test_the_loss_that_is_remembered_is_the_taught_one_without_penalty_and_weigh
         guest.losses(torch.zeros(1), None)  # type: ignore[arg-type]
     assert found == ["teach", "watch", "penalize", "last"]
     turns = {kind: kind.turn for kind in MAKERS}
-    assert turns[Taught] < turns[Redrawn] == turns[Watched] < turns[Penalized]
+    assert turns[Taught] < turns[Redrawn] == turns[Watched] < turns[AttentionPenalty]
 
 
 def test_a_redrawn_lottery_is_told_the_taught_loss_without_the_penalty(tmp_path: Path) -> None:
     """Against the definition, where the step is too small to move the model."""
     still = recipe(epochs=1, optimizer="sgd", lr=1e-30, warmup_epochs=0, weight_decay=0, clip=0, zero=0)
     model, redrawing = vit(patch=4), ThatRedraws("repb", 1)
-    inside = [*MAKERS[Penalized](model), Redrawn(redrawing), *MAKERS[Taught](model)]
+    inside = [*MAKERS[AttentionPenalty](model), Redrawn(redrawing), *MAKERS[Taught](model)]
     train(tmp_path, still, model=model, guests=inside, weighted=True)
     model, teacher, (images, labels) = vit(patch=4), vit(seed=3, patch=4), pictures()
     with torch.no_grad():

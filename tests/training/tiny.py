@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lotus.sparsity.attention import AttentionPenalty
 from torch import Tensor, nn
 
-from lotus.config import Attention, Patches, Redraw, Sparsity, Train
+from lotus.config import Patches, Redraw, Sparsity, Train
 from lotus.data.plan import SamplePlan
 from lotus.events import Event
-from lotus.pruning import unstructured
+from lotus.papers.sparse_vit.penalty import AttentionPenalty
+from lotus.papers.zeros import masks as unstructured
 from lotus.sparsity.gates import Gates
 from lotus.training import distributed, loop
 from lotus.training.average import MovingAverage
@@ -28,7 +28,7 @@ from lotus.training.joint import Joint
 from lotus.training.objective import Objective
 from lotus.training.probe import Recorder, Watched
 from lotus.training.redraw import Redrawing, Redrawn
-from lotus.training.regularize import EarlyBird, Gating, Penalized
+from lotus.training.regularize import EarlyBird, Gating
 from lotus.vit.patch_scores import contrast
 from lotus.vit.tokens import Tokens
 
@@ -126,7 +126,6 @@ def guests_of(
     wants: Train,
     *,
     gates: Any = None,
-    penalty: AttentionPenalty | None = None,
     distiller: Distiller | None = None,
     recorder: Recorder | None = None,
     redrawing: Redrawing | None = None,
@@ -138,7 +137,6 @@ def guests_of(
     found: list[Guest | None] = [
         None if gates is None else Gating(gates),
         EarlyBird(gates) if isinstance(gates, Gates) else None,
-        None if penalty is None else Penalized(penalty),
         None if distiller is None else Taught(distiller),
         None if recorder is None else Watched(recorder),
         None if redrawing is None else Redrawn(redrawing),
@@ -266,9 +264,9 @@ def masked(folder: Path, zero: int, world: World | None = None) -> Outcome:
     model = vit()
     masks = unstructured.magnitude(unstructured.listed(model, "sparse_vit"), 0.5)
     unstructured.put(model, masks)
-    penalty = AttentionPenalty(model, Attention(kind="entropy", strength=0.1))
+    penalty = AttentionPenalty(model, "entropy", 0.1)
     with unstructured.held(model, masks):
-        done = train(folder, recipe(zero=zero, weight_decay=0.3), world=world, model=model, penalty=penalty)
+        done = train(folder, recipe(zero=zero, weight_decay=0.3), world=world, model=model, guests=[penalty])
     unstructured.check(model, masks)
     return done
 
