@@ -20,9 +20,10 @@ FLOORS = [
     {"lotus.training"},
     {"lotus.sparsity", "lotus.pruning", "lotus.report", "lotus.export", "lotus.ticket"},
     {"lotus.vit", "lotus.data", "lotus.run"},
-    {"lotus.stage", "lotus.way"},
-    {"lotus.config", "lotus.doctor", "lotus.files", "lotus.shelves"},
-    {"lotus.yaml_safe"},
+    {"lotus.way"},
+    {"lotus.stage"},
+    {"lotus.config", "lotus.doctor", "lotus.files"},
+    {"lotus.yaml_safe", "lotus.shelves"},
     {"selection", "lotus.events"},
 ]
 FACADE = "lotus"  # lotus/__init__.py hands out its names late and stands on no floor

@@ -317,3 +317,22 @@ def test_a_search_that_recovers_is_done_again_with_another_fine_tune() -> None:
     config = ROOT / "configs" / "papers" / "auto_ratio.yaml"
     assert "finetune" in run_of(read(config, [])).settings("prune")
     assert "finetune" not in run_of(read(config, ["prune.search.recovery=0"])).settings("prune")
+
+
+def test_macs_at_equal_accuracy_stand_beside_a_rival() -> None:
+    found = {
+        "kind": "ratios", "metric": "divergence", "tried": 9, "images": 2000, "rival": "CP-ViT",
+        "dense": {"macs": 3_630_000, "params": 203_000, "top1": 97.5},
+        "chosen": {"macs": 726_000, "params": 60_000, "attention": 0.3, "mlp": 0.1, "worse": 0.05, "top1": 96.25},
+        "rows": [{"name": "70 %", "macs": 2_904_000.0, "worse": 0.04, "top1": 97.0}, {"name": "40 %", "macs": 1_452_000.0, "worse": 0.5, "top1": 91.0}],
+        "equal": {"top1": 96.25, "macs": 2_420_000.0, "macs_same_metric": None},
+    }  # fmt: skip
+    section = search.compared(found)
+    assert section is not None
+    assert section.title == "Beside CP-ViT"
+    assert ("70 %", "2.9 M", "80 %", "97.00", "0.0400") in section.rows
+    assert ("searched", "726 k", "20 %", "96.25", "0.0500") in section.rows
+    assert "at the same held-out top-1, 96.25 %, the searched cut takes 30 % of its MACs (2.42 M)" in section.text
+    assert "at the same divergence CP-ViT has no MACs to compare with" in section.text
+    assert search.compared({}) is None
+    assert search.compared({key: found[key] for key in ("kind", "chosen")}) is None

@@ -16,8 +16,7 @@ from few import few
 from ranks import two_ranks
 from safetensors.torch import load_file
 
-TRAINING = Path(__file__).resolve().parents[1] / "training"
-sys.path.insert(0, str(TRAINING))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 from tiny import CLASSES, ROWS, Batch, masked, pictures, recipe, train, vit
 
 from lotus.events import Said, Step
@@ -27,6 +26,7 @@ from lotus.papers.zeros import masks as unstructured
 from lotus.training.objective import Objective
 from lotus.training.optim import make_optimizer
 
+TRAINING = Path(__file__).resolve().parents[1] / "training"
 LAYOUTS = [(0, "fp32"), (1, "fp32"), (1, "bf16"), (2, "bf16"), (3, "fp32")]
 
 

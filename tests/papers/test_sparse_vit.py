@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
 from torch import nn
 
+from lotus.config import read
+from lotus.papers import sparse_vit
 from lotus.papers.sparse_vit import focus
 from lotus.papers.sparse_vit import penalties as attention
 from lotus.papers.sparse_vit.penalty import AttentionPenalty
+from lotus.stage import Section
+from lotus.stages import STAGES, check, run_of
 from lotus.vit import anatomy
 from selection import methods
 from selection.errors import Refused
@@ -129,3 +134,41 @@ def test_focus_measures_what_it_says() -> None:
         assert found[where]["entropy"] == pytest.approx(float(-(every * every.log()).sum(1).mean()), rel=1e-4)
         assert found[where]["largest"] == pytest.approx(float(every.max(1).values.mean()), rel=1e-4)
         assert found[where]["above"] == pytest.approx(float((every > 0.1).float().mean()), rel=1e-4)
+
+
+def told(kind: str, layers: str, **models: dict) -> str:
+    run = SimpleNamespace(stages={stage.name: stage for stage in STAGES})
+    found = {"attention": {"kind": kind, "layers": layers, "models": models}}
+    section = sparse_vit.STAGE.tell(run, found)
+    assert isinstance(section, Section)
+    return section.text + " " + " ".join(" ".join(row) for row in section.rows)
+
+
+def test_attention_is_told_for_what_it_became() -> None:
+    one = {"entropy": 2.5, "largest": 0.2, "above": 0.3}
+    spread = {"last": {**one, "entropy": 2.6}, "all": one}
+    text = told("log", "last", start={"last": one, "all": one}, train=spread, baseline={"last": one, "all": one})
+    assert "spread further than the dense baseline's: +0.1 nats" in text
+    assert "2.600000" in text
+    text = told("entropy", "all", train={"all": {**one, "entropy": 2.0}}, baseline={"all": one})
+    assert "more peaked than the dense baseline's: \N{MINUS SIGN}0.5 nats" in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ("{name: attention_penalty, kind: l1}", "train.guests.attention_penalty.kind: "),
+        ("{name: attention_penalty, strength: -1}", "train.guests.attention_penalty.strength: Input should be greater"),
+        ("{name: attention_penalti}", "Did you mean 'attention_penalty'?"),
+    ],
+)
+def test_a_mistake_is_refused_with_place_and_cure(settings: str, says: str) -> None:
+    with pytest.raises(Refused) as refusal:
+        check(read(None, [f"train.guests=[{settings}]", "data.name=digits"]))
+    assert says in str(refusal.value)
+
+
+def test_it_is_measured_where_it_joined_and_nowhere_else() -> None:
+    assert "attention" not in run_of(read(None, [])).stages
+    plan = run_of(read(None, ["train.guests=[attention_penalty]"])).plan()
+    assert plan.index("train") < plan.index("attention") < plan.index("report")

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
-from test_search_stage import loaded, run
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from test_search_stage import ROOT, loaded, run
 
 from lotus import stages
 from lotus.config import read

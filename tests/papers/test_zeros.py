@@ -67,7 +67,7 @@ def test_the_list_of_sparse_vit() -> None:
     blocks = [f"blocks.{i}.{part}.weight" for i in range(2) for part in block]
     assert names == ["patch_embed.proj.weight", *blocks, "head.weight"]
     assert list(unstructured.listed(tiny())) == [name for name in blocks if "norm" not in name]
-    with pytest.raises(Refused, match=r"prune\.weights: there is no 'all'"):
+    with pytest.raises(Refused, match=r"prune\.method\.weights: there is no 'all'"):
         unstructured.listed(tiny(), "all")
 
 
@@ -110,7 +110,7 @@ def test_two_of_four_by_brute_force() -> None:
     assert unstructured.n_of_m({"a": torch.ones(1, 4)})["a"].tolist() == [[True, True, False, False]]
     with pytest.raises(Refused, match=r"blocks\.0\.norm1\.weight .*do not divide"):
         unstructured.n_of_m(unstructured.listed(tiny(), "sparse_vit"))
-    with pytest.raises(Refused, match=r"prune\.pattern: '4:2'"):
+    with pytest.raises(Refused, match=r"prune\.method\.pattern: '4:2'"):
         unstructured.pattern("4:2")
 
 
