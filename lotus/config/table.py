@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from lotus import shelves
 from lotus.config import rules
 from lotus.config.page import Config
 from lotus.config.reader import over
