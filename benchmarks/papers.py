@@ -45,9 +45,9 @@ HALF = 0.5
 TINY = {
     "": ["train.epochs=1", "train.warmup_epochs=0", "train.evaluate_every=0", "prune.calibration=20", "export.latency_batch=4"],
     "fine": ["finetune.epochs=1"],
-    "spvit": ["prune.convolve.epochs=1"],
-    "auto_ratio": ["prune.search.grid=2", "prune.search.rounds=1", "prune.search.recovery=1", "prune.search.compare=[0.5]"],
-    "lotus_2024": ["prune.soup.steps=1"],
+    "spvit": ["prune.method.epochs=1"],
+    "auto_ratio": ["prune.search.grid=2", "prune.search.rounds=1", "prune.search.recovery=1", "prune.search.compare.keep=[0.5]"],
+    "lotus_2024": ["prune.method.steps=1"],
 }  # fmt: skip
 
 

@@ -60,10 +60,12 @@ from lotus.config import Data, Patches, Prune, Sparsity, as_request
 from lotus.data import augment, torch_loader
 from lotus.data.dataset import open_data
 from lotus.data.source import Source
-from lotus.pruning import convolve, cp_vit, criteria, narrow, search, spec
+from lotus.papers.cp_vit import sweep as cp_vit
+from lotus.papers.spvit import project
+from lotus.papers.spvit.gates import NestedGates
+from lotus.pruning import criteria, narrow, search, spec
 from lotus.pruning.judge import Judge
 from lotus.sparsity.gates import Gates
-from lotus.sparsity.nested import NestedGates
 from lotus.vit import anatomy, cost
 from lotus.vit.model import image_size
 from lotus.vit.tokens import Tokens
@@ -357,11 +359,11 @@ def spvit(bench: Bench) -> Cuts:
         gates = NestedGates(model, keep=keep, lr=5 / told.search, strength=30, seed=bench.seed, device=told.device)
         learn(model, gates, bench)
         try:
-            choices = convolve.project(cost.outline(bench.dense), gates.by_block(), keep)
+            choices = project.project(cost.outline(bench.dense), gates.by_block(), keep)
         except Refused as refusal:
             return str(refusal)
-        small = convolve.convert(bench.dense, choices, gates.mixes())
-        convolve.calibrate(small, bench.calibration)
+        small = project.convert(bench.dense, choices, gates.mixes())
+        project.calibrate(small, bench.calibration)
         return small
 
     return cuts

@@ -28,7 +28,9 @@ from typing import Any
 from lotus.config import Config, Method, Section
 from lotus.events import Event
 from lotus.files import append, digest, digest_of, digest_once, tidy, write_json, write_text
+from lotus.shelves import values
 from lotus.stage import Stage, of
+from lotus.way import Rival, Way
 from selection import lottery, methods
 from selection.errors import Refused
 
@@ -84,7 +86,7 @@ class Run:
         # As they are now: an editor may be at work on them while the run is.
         texts = [Path(shelf.__file__).read_text(encoding="utf-8") if shelf.__file__ else "" for shelf in shelves]
         self._own = [
-            (methods.names(shelf), list(brought(shelf)), digest(text))
+            ([*methods.names(shelf), *values(shelf, Way), *values(shelf, Rival)], list(brought(shelf)), digest(text))
             for shelf, text in zip(shelves, texts, strict=True)
         ]
         name = re.sub(r"[^\w.-]+", "-", config.name or "run").strip("-.") or "run"
@@ -437,7 +439,7 @@ def _sound(value: Any) -> Any:
 
 def brought(shelf: ModuleType) -> dict[str, Stage]:
     """The stages that a file of the user's own brings, by name."""
-    return {value.name: value for value in vars(shelf).values() if isinstance(value, Stage)}
+    return values(shelf, Stage)
 
 
 def reads(config: Config, shelves: Sequence[ModuleType] = ()) -> set[str]:

@@ -14,9 +14,10 @@ of the user's own (``--with mine.py``) may bring one, which then takes part in a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 from lotus.config import Config, Patches
@@ -58,6 +59,21 @@ Work = Generator[Event, None, Outcome]
 
 
 @dataclass(frozen=True)
+class Plot:
+    """Lines over an axis, for the report."""
+
+    title: str
+    x: str
+    y: str
+    lines: tuple[tuple[str, tuple[float, ...], tuple[float, ...]], ...]
+    """Name, places and values of each."""
+    bounds: tuple[float | None, float | None] = (None, None)
+    """Of the values' axis."""
+    level: tuple[float, str] | None = None
+    """A value to be marked, and what it is."""
+
+
+@dataclass(frozen=True)
 class Section:
     """What a stage tells of its own, at the end of a run and in the report; all of it is text and is shown as such."""
 
@@ -66,6 +82,7 @@ class Section:
     columns: Names = ()
     rows: tuple[Names, ...] = ()
     """A table under ``columns``."""
+    plot: Plot | None = None
 
 
 @dataclass(frozen=True)
@@ -83,8 +100,12 @@ def _nothing(*_: Any) -> None:
     return None
 
 
-def _none(config: Config) -> Mapping[str, str]:
+def _none(*_: Any) -> Mapping[str, Any]:
     return {}
+
+
+def _always(config: Config) -> bool:
+    return True
 
 
 @dataclass(frozen=True)
@@ -125,10 +146,14 @@ class Stage:
     """Image-forwards and MACs that it would cost, of the same."""
     measured_on: Callable[[Config], Patches | None] = _nothing
     """How its model is put on fewer patches where it is measured."""
-    tell: Callable[[Any, dict[str, Any]], Section | None] = _nothing
+    tell: Callable[[Any, dict[str, Any]], Section | Sequence[Section] | None] = _nothing
     """Puts what it has to say into the results (where the values of each stage stand under its name), given the
-    :class:`lotus.run.Run` and them; may return a section of its own."""
+    :class:`lotus.run.Run` and them; may return sections of its own."""
     curve: Curve | None = None
+    wanted: Callable[[Config], bool] = _always
+    """Whether it is there at all with these settings."""
+    bind: Callable[[Config, Sequence[ModuleType]], Mapping[str, Any]] = _none
+    """What of it depends on the shelves beside LOTUS' own: other values of its fields."""
 
 
 def named(stages: Mapping[str, Stage], part: Part) -> str:

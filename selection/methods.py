@@ -16,6 +16,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from selection.errors import Refused
 
+REQUIRED: Any = inspect.Parameter.empty
+"""The default of a setting that has none."""
+
 
 def names(shelf: ModuleType) -> list[str]:
     """Names of the methods on ``shelf``, sorted."""

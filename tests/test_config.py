@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Annotated
 
 import pytest
+from pydantic import Field
 
-from lotus.config import Config, Rule, as_request, check, read, reader, rules, table
+from lotus import shelves
+from lotus.config import Config, Rule, as_request, check, options, read, reader, rules, table
 from selection.errors import Refused
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,21 +55,17 @@ def test_resolved_page_reads_back_the_same() -> None:
         ("select.pick=3", "select.pick: the name of a method, not 3."),
         ("train=3", "train: a section, not 3. Say e.g. train.epochs=20."),
         ("select.keep=true", "select.keep: expected a number, not True."),
+        ("prune.keep={weights: 0.7}", "prune.keep.weights: is the budget of ways that cut no dimension"),
+        ("prune.method.sweep=true", "prune.method: structured has no settings of its own"),
+        ("prune.sweep=true", "prune.sweep: is called prune.method.sweep now"),
+        ("prune.soup.steps=3", "prune.soup: is called prune.method={name: soup} now"),
         (
-            "prune.method=unstructured",
-            "prune.keep: unstructured pruning keeps a fraction of the weights. Say prune.keep.weights=0.7",
+            "train.sparsity.attention.kind=log",
+            "train.sparsity.attention: is called train.guests=[{name: attention_penalty}]",
         ),
-        ("prune.keep={weights: 0.7}", "prune.keep.weights: is the budget of unstructured pruning"),
-        ("prune.sweep=true", "prune.sweep: is a setting of unstructured pruning and of soup"),
-        (
-            "prune={method: unstructured, keep: {weights: 0.7}, pattern: '2:4'}",
-            "prune.pattern: 2:4 keeps 0.5 of the weights. Say prune.keep.weights=0.5",
-        ),
-        ("prune={method: unstructured, keep: {weights: 0.5}, pattern: '4:2'}", "prune.pattern: is N:M, e.g. 2:4"),
-        ("prune={method: soup, keep: {weights: 0.5}, pattern: '2:4'}", "prune.pattern: is a setting of unstructured"),
+        ("prune.search.compare=[0.5]", "prune.search.compare: the name of a method, not [0.5]"),
         ("prune={keep: {latency: 0.5}, scope: per_type}", "prune.keep.latency: is predicted for heads"),
         ("prune={keep: {latency: 0.5}, decouple_qk: true}", "prune.keep.latency: is predicted for heads"),
-        ("train.sparsity.attention.kind=l1", "train.sparsity.attention.kind: Input should be 'log' or 'entropy'"),
         ("prune.keep.macs=true", "prune.keep.macs: expected a number, not True."),
         ("train.epochs=true", "train.epochs: expected a number, not True."),
         ("train.zero=true", "train.zero: expected a number, not True."),
@@ -222,7 +221,8 @@ def test_a_floor_is_for_classes_that_are_not_balanced() -> None:
         check({"select": {"floor": 0.5}})
 
 
-ROWS = [*rules.ROWS, *rules.WITHOUT_A_RUN, *rules.CALLED]
+OF_SHELVES = tuple(row for row in rules.of(shelves.installed()) if row not in rules.ROWS)
+ROWS = [*rules.ROWS, *OF_SHELVES, *rules.WITHOUT_A_RUN, *rules.CALLED]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.of}-{row.place}")
@@ -235,9 +235,9 @@ def test_every_row_of_the_table_refuses_its_example_and_not_the_one_beside_it(ro
     assert str(refusal.value) == f"{place}: {told}."
     assert not any(rules.broken(table.example(row, row.good)[1], [row], **facts))
     good = read(None, table.words(row.good))
-    if row in rules.ROWS:
+    if row in rules.ROWS or row in OF_SHELVES:
         for _, section in rules.sections(good):
-            assert not any(rules.broken(section, **facts))
+            assert not any(rules.broken(section, rules.of(shelves.installed()), **facts))
     if row in rules.ROWS and not row.needs:
         with pytest.raises(Refused) as refusal:
             read(None, table.words(row.bad))
@@ -289,4 +289,22 @@ def test_a_request_is_refused_as_the_section_of_a_config_is() -> None:
     ):
         with pytest.raises(Refused) as refusal:
             as_request(settings)
+        assert says in str(refusal.value)
+
+
+def test_options_of_a_method_are_as_typed_as_the_page() -> None:
+    def mine(signals, *, rate: Annotated[float, Field(gt=0)] = 0.5, words: tuple[str, ...] = (), free=None, need: int):
+        """Positional annotations may name what is nowhere."""
+
+    found = options(mine, {"rate": 1, "words": ["a"], "need": 2, "free": {}}, place="here")
+    assert found == {"rate": 1.0, "words": ("a",), "need": 2, "free": {}}
+    for given, says in (
+        ({"rate": 0, "need": 1}, "here.rate: Input should be greater than 0, not 0."),
+        ({"rate": True, "need": 1}, "here.rate: expected a number, not True."),
+        ({"rte": 1, "need": 1}, "here.rte: 'mine' has no such setting. Did you mean 'rate'?"),
+        ({}, "here.need: has no default. Set it."),
+        ({"need": float("inf")}, "here.need: Input should be a finite number"),
+    ):
+        with pytest.raises(Refused) as refusal:
+            options(mine, given, place="here")
         assert says in str(refusal.value)

@@ -121,6 +121,51 @@ def test_a_data_set_is_added() -> None:
         assert across.max() == 0, "a stripe that stands is the same in every row, one that lies in every column"
 
 
+def test_a_guest_is_added() -> None:
+    import torch
+
+    from lotus.config import Method
+    from lotus.training import named
+
+    wanted = (Method.model_validate({"name": "capped", "most": 3}),)
+    named.check(wanted, [shelf("capped")], place="train.guests")
+    (guest,) = named.chosen(wanted, {}, [shelf("capped")], place="train.guests")
+    assert guest.losses(torch.tensor([1.0, 9.0]), None).tolist() == [1, 3]  # type: ignore[arg-type]
+
+
+def test_a_stage_is_added() -> None:
+    from lotus.config import read
+    from lotus.stages import run_of
+
+    mine = shelf("thickness")
+    mine.__file__ = None
+    run = run_of(read(None, []), [mine])
+    plan = run.plan()
+    assert plan.index("finetune") < plan.index("thickness") < plan.index("report")
+    found = {"thickness": {"each": 2.5}}
+    assert run.stages["thickness"].tell(run, found).text == "2.5 parameters an image"  # type: ignore[union-attr]
+
+
+def test_a_way_to_prune_is_added() -> None:
+    import timm
+
+    from lotus.config import read
+    from lotus.stages import ways
+    from lotus.stages.cut import Cut
+
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3)
+    wants = read(None, ["prune.method={name: narrowest, part: 0.25}"]).prune
+    way, options = ways.chosen(wants, [shelf("narrowest")])
+    making = way.make(types.SimpleNamespace(model=model.eval()), **options)
+    try:
+        next(making)
+    except StopIteration as end:
+        cut, told = end.value
+    assert isinstance(cut, Cut)
+    assert (told, cut.model.blocks[1].mlp.fc1.out_features) == ({}, 48)  # type: ignore[index, union-attr]
+    assert cut.after["macs"] < cut.before["macs"]
+
+
 # --------------------------------------------------------------------------------------------------- the reference
 
 

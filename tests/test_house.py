@@ -15,13 +15,15 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"tools", "lotus.__main__"},
     {"lotus.cli"},
+    {"lotus.papers"},
     {"lotus.stages"},
     {"lotus.training"},
     {"lotus.sparsity", "lotus.pruning", "lotus.report", "lotus.export", "lotus.ticket"},
     {"lotus.vit", "lotus.data", "lotus.run"},
+    {"lotus.way"},
     {"lotus.stage"},
     {"lotus.config", "lotus.doctor", "lotus.files", "lotus.watch"},
-    {"lotus.yaml_safe"},
+    {"lotus.yaml_safe", "lotus.shelves"},
     {"selection", "lotus.events"},
 ]
 FACADE = "lotus"  # lotus/__init__.py hands out its names late and stands on no floor
@@ -94,6 +96,30 @@ def test_imports_go_downward(name: str) -> None:
         there = floor(other)
         assert there is not None, f"{name} imports {other}, which stands on no floor"
         assert there > own or room(other) == room(name), f"{name} (floor {own}) imports {other} (floor {there})"
+
+
+PAPERS = "lotus.papers"
+
+
+def test_published_systems_are_plug_ins() -> None:
+    """Nobody outside of their room imports it; its name stands in one place, where shelves are looked for."""
+    for name, path in MODULES.items():
+        if not name.startswith(PAPERS):
+            assert not [other for other in imports(name) if other.startswith(PAPERS)], name
+            assert PAPERS not in path.read_text(encoding="utf-8") or name == "lotus.shelves", name
+
+
+def test_a_shelf_of_theirs_is_light() -> None:
+    code = (
+        "import sys\nfrom lotus import shelves\n"
+        "print(*[shelf.__name__ for shelf in shelves.installed()])\n"
+        "heavy = {'torch', 'timm', 'deepspeed', 'ffcv', 'sklearn', 'numba'} & set(sys.modules)\n"
+        "sys.exit(f'loaded: {sorted(heavy)}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rooms = {name for name in MODULES if name.startswith(f"{PAPERS}.") and name.count(".") == 2}
+    assert rooms <= set(done.stdout.split())
 
 
 def check_no_circle(graph: dict[str, set[str]]) -> None:

@@ -126,7 +126,7 @@ def test_the_stream_its_inputs_and_sublayers_may_go_too(photos, tmp_path, capsys
         (["prune.rond=4"], "prune.rond: no such setting. Did you mean 'round'?"),
         (["train.lr=0.1"], "train: no such setting. Here: seed, data, model, prune."),
         (["prune.search.kind=ratios"], "prune.search: is done by a run"),
-        (["prune.method=soup", "prune.keep={weights: 0.5}"], "prune.method: soup pruning makes zeros"),
+        (["prune.method=soup", "prune.keep={weights: 0.5}"], "prune.method: soup is done by a run"),
         (["model.pos_embed_std=0.2"], "model.pos_embed_std: is how a model starts that is trained here"),
         (["prune.criterion=mine", "--with", "nowhere.py"], "--with nowhere.py: no such Python file"),
     ],

@@ -15,13 +15,13 @@ from lotus.config import check
 from lotus.events import Wrote
 from lotus.files import write_text
 from lotus.run import Run
-from lotus.stages import STAGES
+from lotus.stages import STAGES, run_of
 from lotus.stages.prepare import lies
 from selection.errors import Refused
 
 
 def make(folder: Path, **settings: object) -> Run:
-    return Run(check({"folder": str(folder), "data": {"name": "digits"}, **settings}), STAGES)
+    return run_of(check({"folder": str(folder), "data": {"name": "digits"}, **settings}))
 
 
 def do(run: Run, *names: str, lies: str = "") -> None:
@@ -265,7 +265,7 @@ def test_the_log_is_one_event_a_line(tmp_path: Path) -> None:
 
 def test_a_setting_that_is_newer_than_a_record_had_its_default(tmp_path: Path) -> None:
     do(make(tmp_path), "prepare", "score", "select")
-    for stage, names in (("train", ("schedule", "sparsity.attention")), ("prune", ("method", "soup"))):
+    for stage, names in (("train", ("schedule", "guests")), ("prune", ("method", "search"))):
         do(make(tmp_path), stage)
         file = tmp_path / "stages" / f"{stage}.json"
         record = json.loads(file.read_text())

@@ -41,7 +41,7 @@ def loaded(file: Path) -> dict:
 @pytest.mark.slow
 def test_ratios_are_searched_in_rounds_beside_cp_vit(tmp_path: Path) -> None:
     told = run("papers/auto_ratio.yaml", tmp_path / "run", "prune.search.images=200", "prune.search.grid=3",
-               "prune.search.rounds=2", "prune.search.recovery=4", "prune.search.compare=[0.7, 0.4]")  # fmt: skip
+               "prune.search.rounds=2", "prune.search.recovery=4", "prune.search.compare.keep=[0.7, 0.4]")  # fmt: skip
     assert "CP-ViT" in told
     found, results = loaded(tmp_path / "run" / "search.json"), loaded(tmp_path / "run" / "results.json")
     dense, chosen = found["dense"], found["chosen"]
@@ -59,9 +59,9 @@ def test_ratios_are_searched_in_rounds_beside_cp_vit(tmp_path: Path) -> None:
     assert list(macs) == sorted(macs, reverse=True)
     assert list(worse) == sorted(worse)
     assert loaded(tmp_path / "run" / "pareto.json") == found["pareto"]
-    assert [row["keep"] for row in found["cp_vit"]] == [0.7, 0.4]
-    assert found["cp_vit"][0]["macs"] > found["cp_vit"][1]["macs"]
-    assert results["prune"]["search"]["cp_vit"] == found["cp_vit"]
+    assert [row["keep"] for row in found["rows"]] == [0.7, 0.4]
+    assert found["rows"][0]["macs"] > found["rows"][1]["macs"]
+    assert results["prune"]["search"]["rows"] == found["rows"]
     page = (tmp_path / "run" / "report.html").read_text()
     assert "What the search tried" in page
     assert "MACs at equal accuracy compared" in page
@@ -76,7 +76,7 @@ def test_a_recovery_that_leaves_the_dense_model_behind_ends_in_what_the_first_ro
     the ticket more than once."""
     told = run("papers/auto_ratio.yaml", tmp_path / "run", "select.keep=0.1", "finetune.lr=0.003", "finetune.distill=none",
                "prune.search.drop=0.005", "prune.search.images=100", "prune.search.grid=0", "prune.search.rounds=2",
-               "prune.search.recovery=100", "prune.search.compare=[]")  # fmt: skip
+               "prune.search.recovery=100", "prune.search.compare=null")  # fmt: skip
     assert "nothing is cut here" in " ".join(told.split())
     found = loaded(tmp_path / "run" / "search.json")
     rounds = [[row for row in found["tried"] if row["round"] == number] for number in (0, 1)]
@@ -113,33 +113,6 @@ def test_a_searched_budget_is_hit(tmp_path: Path, more: list[str]) -> None:
     found = loaded(tmp_path / "run" / "search.json")
     assert found["chosen"]["macs"] <= 0.6 * found["dense"]["macs"]
     assert found["chosen"]["macs"] > 0.45 * found["dense"]["macs"]
-
-
-@pytest.mark.slow
-def test_attention_becomes_convolution(tmp_path: Path) -> None:
-    import torch
-
-    import lotus
-    from lotus.vit.cost import count
-
-    # A strong pull and quick gates, so that in 46 steps some attention is let go.
-    run(
-        "papers/spvit.yaml",
-        tmp_path / "run",
-        "prune.convolve.epochs=2",
-        "prune.convolve.gate_lr=0.1",
-        "prune.keep.macs=0.4",
-    )
-    found, results = loaded(tmp_path / "run" / "search.json"), loaded(tmp_path / "run" / "results.json")
-    assert 0.3 * results["train"]["macs"] < results["finetune"]["macs"] <= 0.4 * results["train"]["macs"]
-    assert set(found["attention"]) <= {"attention", "3x3", "1x1"}
-    assert set(found["attention"]) != {"attention"}
-    model = lotus.load(tmp_path / "run" / "finetune")
-    assert model(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
-    assert count(model).macs == results["finetune"]["macs"]
-    kinds = [f"{k}x{k}" if (k := row.get("kernel")) else "attention" for row in results["kept"]["blocks"]]
-    assert kinds == found["attention"]
-    assert "convolution" in (tmp_path / "run" / "report.html").read_text()
 
 
 @pytest.mark.slow
@@ -263,34 +236,21 @@ def test_held_out_images_are_those_that_nothing_was_trained_on() -> None:
 @pytest.mark.parametrize(
     ("overrides", "match"),
     [
-        (["prune.search.kind=ratios", "prune.convolve.epochs=2"], "two ways to choose"),
         (["prune.sizes=[0.5]", "prune.search.kind=ratios"], "drawn by scores alone"),
-        (["prune.convolve.epochs=2", "prune.keep={params: 0.5}"], "prune.keep: convolve aims at a budget in macs"),
-        (["prune.convolve.epochs=2", "prune.keep.params=0.5"], "nothing else"),
-        (["prune.convolve.epochs=2", "prune.decouple_qk=true"], "MLP units alone"),
         (["prune.sizes=[0.5]", "prune.scope=per_type"], "scope=global"),
         (["prune.search.kind=blocks", "prune.scope=threshold"], "scope=global"),
         (["prune.search.kind=blocks", "prune.embed_dim=search"], "a search of its own"),
         (["prune.sizes=[0.5]", "prune.embed_dim=search"], r"a search of its own.*sizes: \[\]"),
-        (["prune.convolve.epochs=1", "prune.embed_dim=0.5"], "keeps the embedding dimension"),
-        (
-            ["prune.search.kind=blocks", "prune.in_channels=true"],
-            "prune.in_channels: search and convolve choose among heads",
-        ),
-        (
-            ["prune.convolve.epochs=2", "prune.sublayers=true"],
-            "prune.sublayers: search and convolve choose among heads",
-        ),
-        (["prune.convolve.epochs=2", "prune.keep.latency=0.5"], "budget in macs"),
+        (["prune.search.kind=blocks", "prune.in_channels=true"], "prune.in_channels: search chooses among heads"),
         (["prune.keep.latency=0.5", "prune.decouple_qk=true"], "without prune.decouple_qk"),
         (["prune.keep.latency=0.5", "prune.scope=per_type"], "scope=global"),
+        (["prune.search.kind=ratios", "prune.method.name=convolve"], "prune.method=structured"),
         (["prune.sizes=[0.5]", "prune.method=soup", "prune.keep={weights: 0.5}"], "prune.method=structured"),
         (["prune.search.drop=0"], "prune.search.drop"),
         (["prune.search.drop=0.05"], "a target of its own"),
         (["prune.search.drop=0.05", "prune.keep={params: 0.5}"], "a target of its own"),
         (["prune.search.kid=ratios"], "Did you mean 'kind'"),
         (["prune.search.metric=accuracy"], "prune.search.metric"),
-        (["prune.convolve.epoch=2"], "Did you mean 'epochs'"),
     ],
 )
 def test_settings_that_contradict_are_refused(overrides: list[str], match: str) -> None:
@@ -319,12 +279,6 @@ def test_what_one_process_does_is_refused_for_several(monkeypatch: pytest.Monkey
     for config in (spvit, ratios):
         with pytest.raises(Refused, match="one process"):
             stages.check(config)
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    spvit_yaml = ROOT / "configs" / "papers" / "spvit.yaml"
-    with pytest.raises(Refused, match=r"train\.sparsity\.gates"):
-        read(spvit_yaml, ["train.sparsity.gates=true"])
-    with pytest.raises(Refused, match="Evaluate dense"):
-        read(spvit_yaml, ["train.patches={mode: evit, keep: 0.7, evaluate: sparse}", "finetune.patches=null"])
 
 
 def look_ahead(config: Config) -> None:
@@ -364,3 +318,22 @@ def test_a_search_that_recovers_is_done_again_with_another_fine_tune() -> None:
     config = ROOT / "configs" / "papers" / "auto_ratio.yaml"
     assert "finetune" in run_of(read(config, [])).settings("prune")
     assert "finetune" not in run_of(read(config, ["prune.search.recovery=0"])).settings("prune")
+
+
+def test_macs_at_equal_accuracy_stand_beside_a_rival() -> None:
+    found = {
+        "kind": "ratios", "metric": "divergence", "tried": 9, "images": 2000, "rival": "CP-ViT",
+        "dense": {"macs": 3_630_000, "params": 203_000, "top1": 97.5},
+        "chosen": {"macs": 726_000, "params": 60_000, "attention": 0.3, "mlp": 0.1, "worse": 0.05, "top1": 96.25},
+        "rows": [{"name": "70 %", "macs": 2_904_000.0, "worse": 0.04, "top1": 97.0}, {"name": "40 %", "macs": 1_452_000.0, "worse": 0.5, "top1": 91.0}],
+        "equal": {"top1": 96.25, "macs": 2_420_000.0, "macs_same_metric": None},
+    }  # fmt: skip
+    section = search.compared(found)
+    assert section is not None
+    assert section.title == "Beside CP-ViT"
+    assert ("70 %", "2.9 M", "80 %", "97.00", "0.0400") in section.rows
+    assert ("searched", "726 k", "20 %", "96.25", "0.0500") in section.rows
+    assert "at the same held-out top-1, 96.25 %, the searched cut takes 30 % of its MACs (2.42 M)" in section.text
+    assert "at the same divergence CP-ViT has no MACs to compare with" in section.text
+    assert search.compared({}) is None
+    assert search.compared({key: found[key] for key in ("kind", "chosen")}) is None

@@ -6,10 +6,10 @@ methods by name, never run code.
 """
 
 from lotus.config.augment import Augment, Auto
+from lotus.config.options import options
 from lotus.config.page import Config, Data, Export, Model, OneCut, Score, Select, Subsets
 from lotus.config.reader import as_request, check, one_cut, read
 from lotus.config.recipes import (
-    Attention,
     Dynamic,
     EarlyBird,
     Finetune,
@@ -19,12 +19,40 @@ from lotus.config.recipes import (
     Sparsity,
     Train,
 )
-from lotus.config.request import Convolve, Keep, Prune, Search, Soup
+from lotus.config.request import Keep, Prune, Search
 from lotus.config.rules import LINEAR_OPTIMIZERS, Rule
 from lotus.config.section import Fraction, Method, Section
 
 __all__ = [
-    "LINEAR_OPTIMIZERS", "Attention", "Augment", "Auto", "Config", "Convolve", "Data", "Dynamic", "EarlyBird", "Export", "Finetune", "Fraction",
-    "Joint", "Keep", "Method", "Model", "OneCut", "Patches", "Prune", "Recipe", "Rule", "Score", "Search", "Section", "Select",
-    "Soup", "Sparsity", "Subsets", "Train", "as_request", "check", "one_cut", "read",
+    "LINEAR_OPTIMIZERS",
+    "Augment",
+    "Auto",
+    "Config",
+    "Data",
+    "Dynamic",
+    "EarlyBird",
+    "Export",
+    "Finetune",
+    "Fraction",
+    "Joint",
+    "Keep",
+    "Method",
+    "Model",
+    "OneCut",
+    "Patches",
+    "Prune",
+    "Recipe",
+    "Rule",
+    "Score",
+    "Search",
+    "Section",
+    "Select",
+    "Sparsity",
+    "Subsets",
+    "Train",
+    "as_request",
+    "check",
+    "one_cut",
+    "options",
+    "read",
 ]  # fmt: skip

@@ -28,6 +28,12 @@ OLD: dict[str, str] = {
     "prune.inputs": "prune.in_channels",
     "prune.branches": "prune.sublayers",
     "prune.width": "prune.embed_dim",
+    "prune.convolve": "prune.method={name: convolve}",
+    "prune.pattern": "prune.method.pattern",
+    "prune.soup": "prune.method={name: soup}",
+    "prune.sweep": "prune.method.sweep",
+    "prune.weights": "prune.method.weights",
+    "train.sparsity.attention": "train.guests=[{name: attention_penalty}]",
 }
 """A setting's old name and its new one, where the nearest-name refusal would not find it: ``{"prune.old": "prune.new"}``. A
 section's stands for all inside of it."""

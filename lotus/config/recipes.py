@@ -130,17 +130,6 @@ class EarlyBird(Section):
     """Successive epochs in which that has to hold."""
 
 
-class Attention(Section):
-    """A penalty on attention probabilities while training."""
-
-    kind: Literal["log", "entropy"] = "log"
-    """log: log(1 + a^2), as Sparse-ViT has it, which spreads attention; entropy: which makes it sparse."""
-    strength: float = Field(0.01, ge=0)
-    """Lambda: what it counts in the loss."""
-    layers: Literal["last", "all"] = "all"
-    """Which blocks are penalized; published is the last alone."""
-
-
 class Sparsity(Section):
     """Gates that training drives to zero, on attention outputs and MLP units."""
 
@@ -162,8 +151,6 @@ class Sparsity(Section):
     """Fraction of the training before the penalty sets in."""
     early_bird: EarlyBird | None = None
     """End the training early, when the masks have settled; null: all epochs."""
-    attention: Attention | None = None
-    """Also penalize attention; null: not."""
 
 
 Growth = tuple[float, int] | tuple[float, int, float]

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from lotus.config.section import Fraction, Method, MethodOf, Section
+from lotus.config.section import BriefMethod, Fraction, Method, MethodOf, Section
 from selection.errors import Refused
 
 
@@ -26,7 +26,7 @@ class Keep(Section):
     """Milliseconds of a forward pass over ``prune.latency_batch`` images on the device that prunes, from a table that is
     measured there."""
     weights: Fraction | None = None
-    """Single weights of the list ``prune.weights`` that do not become zero: the budget of unstructured pruning."""
+    """Single weights that do not become zero: the budget of ways that cut no dimension."""
     gates: Fraction | None = None
     """Scored units of all sites together, whatever they cost: for ``scope: threshold``."""
 
@@ -57,49 +57,16 @@ class Search(Section):
     recovery: int = Field(0, ge=0)
     """Optimizer steps of training between two rounds, by ``finetune``'s recipe with its teacher; a small ticket is gone
     through as often as that takes."""
-    compare: tuple[Fraction, ...] = ()
-    """Also measure CP-ViT with these fixed ratios: the fraction of the heads, and of the patches, that stays."""
-
-
-class Convolve(Section):
-    """Attention that may become convolution, chosen by gates that train (SPViT, 2111.11802)."""
-
-    epochs: int = Field(10, ge=1)
-    """Epochs of the search, from the trained model; its weights are thrown away afterwards."""
-    lr: float = Field(5e-5, gt=0)
-    """Peak learning rate of the weights in the search."""
-    gate_lr: float = Field(1e-3, gt=0)
-    """Learning rate of the gates (Adam, no weight decay)."""
-    strength: float = Field(30.0, gt=0)
-    """Lambda of lambda (prune.keep.macs - open MACs)^2, MACs as fractions of the dense model's. The paper tunes it until this
-    is a little above the cross-entropy at the start."""
-
-
-class Soup(Section):
-    """Instant soup (2306.10460): masks of copies that looked ahead, joined. It trains by ``finetune``'s recipe."""
-
-    step: float = Field(0.1, gt=0, lt=1)
-    """Fraction of the weights left that a round lets go."""
-    rounds: int = Field(10, ge=1)
-    """Rounds at most; they end as soon as less than 5 % of all weights are still to go, which then go by magnitude."""
-    train: Fraction = 0.1
-    """Fraction of the ticket that the model is trained on before each round, and before the last weights go."""
-    copies: int = Field(5, ge=1)
-    """Copies that look ahead in a round."""
-    steps: int = Field(50, ge=1)
-    """Optimizer steps that a copy looks ahead."""
-    data: Fraction = 0.1
-    """Fraction of the ticket that a copy draws its images from."""
-    vary: float = Field(2.0, ge=1)
-    """A copy's learning rate and weight decay lie within this factor of the recipe's."""
+    compare: BriefMethod | None = None
+    """A rival to measure beside what is found, e.g. ``cp_vit`` (docs/papers.md); null: none."""
 
 
 class Prune(Section):
-    """Which dimensions stay, or which single weights."""
+    """Which dimensions stay."""
 
-    method: Literal["structured", "unstructured", "soup"] = "structured"
-    """structured: dimensions are cut out, and the model is smaller and faster. unstructured: the smallest weights become
-    zeros, and no MAC is saved. soup: the same, by masks that look ahead."""
+    method: BriefMethod = Method(name="structured")
+    """structured: dimensions are cut out by scores, and the model is smaller and faster. Or another way by its name, with its own
+    settings beside it: one of a published system (docs/papers.md), or of your own."""
     keep: Keep = Keep(macs=0.5)
     """The budget: hit within one rounding step, or refused."""
     criterion: MethodOf = Method(name="fisher")
@@ -123,26 +90,15 @@ class Prune(Section):
     embed_dim: Fraction | Literal["auto", "search"] | None = "auto"
     """Fraction of the embedding dimension (the residual stream's channels) that stays, the rest being turned out of the way;
     search: try 1 to 0.375 and take what agrees best with the dense model; auto: the same one after the other, while all
-    channels are not good enough and fewer are better (all of them with search, convolve, sizes, in_channels, sublayers or a budget of latency); null: all."""
+    channels are not good enough and fewer are better (all of them with search, sizes, in_channels, sublayers or a budget of latency); null: all."""
     compensate: Literal["none", "mean", "affine"] = "affine"
     """What the cut units carried is folded into the rest: not at all, their mean, or their best affine prediction."""
     calibration: int | None = Field(None, ge=1)
     """Training images (of the ticket) on which scores and statistics are measured; null: 2,048, of large images 512."""
     latency_batch: int = Field(64, ge=1)
     """The batch at which ``keep.latency`` counts."""
-    weights: Literal["linears", "sparse_vit"] = "linears"
-    """unstructured, soup: which weights may become zero: the blocks' matrices, or also patch embedding, norms and classifier."""
-    pattern: str = ""
-    """unstructured: keep N of every M neighbors, e.g. ``2:4``, instead of the largest of all."""
-    soup: Soup = Soup()
-    """How the soup is cooked."""
-    sweep: bool = False
-    """unstructured, soup: also measure the trained model at sparsities from 0 to 90 %, to see where accuracy breaks."""
-
     search: Search | None = None
     """Try how much of attention and of the MLPs should stay; null: scores alone decide."""
-    convolve: Convolve | None = None
-    """Let attention become 1x1 or 3x3 convolution; null: it stays attention. Gates choose, not ``criterion``."""
     sizes: tuple[Fraction, ...] = ()
     """More budgets (fractions of the MACs, or of the latency where that is kept) to write beside ``prune/``, as
     ``prune-0.35/``: each size is within the next larger one. They are not fine-tuned."""
@@ -171,14 +127,8 @@ class Prune(Section):
         return self.round
 
     @property
-    def part_of_pattern(self) -> float:
-        """N / M of ``pattern``."""
-        n, _, m = self.pattern.partition(":")
-        return int(n) / int(m)
-
-    @property
     def embed_fraction(self) -> float:
-        """The fraction of the embedding dimension that stays whatever a search, convolutions or sizes do to the rest: those
+        """The fraction of the embedding dimension that stays whatever a search or sizes do to the rest: those
         take no ``auto``."""
         return self.embed_dim if isinstance(self.embed_dim, float) else 1.0
 

@@ -182,15 +182,6 @@ OF_TRAINING = (
          and not (it.train.sparsity.gates and (it.prune.keep.macs or it.prune.keep.gates)),
          "draws masks of gates at a budget of MACs or gates. Turn gates on and set prune.keep.macs, or leave it out",
          "train.sparsity.early_bird={} train.sparsity.gates=false", "train.sparsity.early_bird={}"),
-    Rule("Config", "train.sparsity.attention",
-         lambda it: it.train.sparsity.attention is not None and it.train.compile,
-         "compiled blocks do not show their attention. Set train.compile=false",
-         "train.sparsity.attention={} train.compile=true", "train.sparsity.attention={}"),
-    Rule("Config", "train.sparsity.attention",
-         lambda it: it.train.sparsity.attention is not None
-         and it.train.patches is not None and it.train.patches.mode == "tome",
-         "tome's attention is weighted by merged patches. Take another train.patches.mode",
-         _patches("tome", "train.sparsity.attention={}"), _patches("evit", "train.sparsity.attention={}")),
 )  # fmt: skip
 
 LATENCY = lambda it: (  # noqa: E731 - a condition like the others, too long for its row
@@ -205,15 +196,14 @@ LATENCY = lambda it: (  # noqa: E731 - a condition like the others, too long for
 )
 
 
-def _numbered(pattern: str) -> bool:
-    """Whether it is N:M with 0 < N < M."""
-    n, _, m = pattern.partition(":")
-    return n.isdigit() and m.isdigit() and 0 < int(n) < int(m)
-
-
 def _ways(it: Any) -> list[str]:
     """The settings of a way to choose what stays that are set."""
-    return [name for name in ("search", "convolve", "sizes") if getattr(it, name)]
+    return [name for name in ("search", "sizes") if getattr(it, name)]
+
+
+def _elsewise(it: Any) -> bool:
+    """Whether another way than by scores is named: what is unknown of it is its own to refuse."""
+    return bool(it.method.name != "structured")
 
 
 def _fixed(it: Any) -> bool:
@@ -225,25 +215,12 @@ OF_PRUNING = (
     Rule("Keep", "", lambda it: not it.asked,
          "say macs, params or latency, or several, e.g. {place}.macs=0.5",
          "prune.keep={}", "prune.keep.params=0.5"),
-    Rule("Prune", "keep.weights", lambda it: it.method == "structured" and it.keep.weights is not None,
-         "is the budget of unstructured pruning. Set {place}.method, or another budget, e.g. {place}.keep.macs=0.5",
+    Rule("Prune", "method", lambda it: not _elsewise(it) and bool(it.method.options),
+         "structured has no settings of its own: they stand in {place}. Leave them out",
+         "prune.method={name: structured, strength: 1}", "prune.method=structured"),
+    Rule("Prune", "keep.weights", lambda it: not _elsewise(it) and it.keep.weights is not None,
+         "is the budget of ways that cut no dimension. Set {place}.method, or another budget, e.g. {place}.keep.macs=0.5",
          "prune.keep.weights=0.7", ZEROS),
-    Rule("Prune", "keep", lambda it: it.method != "structured" and set(it.keep.asked) != {"weights"},
-         "{it.method} pruning keeps a fraction of the weights. Say {place}.keep.weights=0.7, and nothing else",
-         "prune.method=unstructured", ZEROS),
-    Rule("Prune", "sweep", lambda it: it.method == "structured" and it.sweep,
-         "is a setting of unstructured pruning and of soup. Set {place}.method, or leave it out",
-         "prune.sweep=true", f"{ZEROS} prune.sweep=true"),
-    Rule("Prune", "pattern", lambda it: bool(it.pattern) and it.method != "unstructured",
-         "is a setting of unstructured pruning. Set {place}.method=unstructured, or leave it out",
-         "prune.pattern='2:4'", f"{ZEROS} prune.pattern='2:4'"),
-    Rule("Prune", "pattern", lambda it: bool(it.pattern) and not _numbered(it.pattern),
-         "is N:M, e.g. 2:4, which keeps 2 of every 4",
-         f"{ZEROS} prune.pattern='4:2'", f"{ZEROS} prune.pattern='2:4'"),
-    Rule("Prune", "pattern",
-         lambda it: _numbered(it.pattern) and it.keep.weights != it.part_of_pattern,
-         "{it.pattern} keeps {it.part_of_pattern:g} of the weights. Say {place}.keep.weights={it.part_of_pattern:g}",
-         f"{ZEROS} prune.pattern='1:4'", f"{ZEROS} prune.pattern='2:4'"),
     Rule("Prune", "keep.gates", lambda it: it.keep.gates is not None and it.scope != "threshold",
          "a fraction of all units is what one threshold leaves. Set {place}.scope=threshold, or keep macs or params",
          "prune.keep.gates=0.6", "prune.keep.gates=0.6 prune.scope=threshold"),
@@ -251,41 +228,27 @@ OF_PRUNING = (
          "is predicted for heads, their dimensions and MLP units alone: it goes with {place}.scope=global, and without "
          "{place}.decouple_qk, in_channels, sublayers and embed_dim. Leave those out, or keep macs or params",
          "prune.keep.latency=0.5 prune.decouple_qk=true", "prune.keep.latency=0.5"),
-    Rule("Prune", "search", lambda it: _ways(it)[:2] == ["search", "convolve"],
-         "search and convolve are two ways to choose. Set one of them",
-         "prune.search={kind: ratios} prune.convolve={epochs: 1} train.sparsity.gates=false", "prune.search={kind: ratios}"),
-    Rule("Prune", "sizes", lambda it: len(_ways(it)) > 1 and bool(it.sizes),
-         "are drawn by scores alone. Leave out search and convolve, or the sizes",
+    Rule("Prune", "sizes", lambda it: len(_ways(it)) > 1,
+         "are drawn by scores alone. Leave out search, or the sizes",
          "prune.sizes=[0.3] prune.search={kind: ratios}", "prune.sizes=[0.3]"),
-    Rule("Prune", "method", lambda it: bool(_ways(it)) and it.method != "structured",
-         "search, convolve and sizes cut dimensions. Set {place}.method=structured, or leave them out",
+    Rule("Prune", "method", lambda it: bool(_ways(it)) and _elsewise(it),
+         "search and sizes cut dimensions by scores. Set {place}.method=structured, or leave them out",
          f"{ZEROS} prune.sizes=[0.3]", ZEROS),
-    Rule("Prune", "keep", lambda it: it.convolve is not None and set(it.keep.asked) != {"macs"},
-         "convolve aims at a budget in macs. Set {place}.keep.macs, and nothing else",
-         "prune.convolve={epochs: 1} prune.keep.params=0.5 train.sparsity.gates=false",
-         "prune.convolve={epochs: 1} train.sparsity.gates=false"),
     Rule("Prune", "scope", lambda it: bool(_ways(it)) and it.scope != "global",
-         "search, convolve and sizes go with scope=global. Leave scope out, or those",
+         "search and sizes go with scope=global. Leave scope out, or those",
          "prune.sizes=[0.3] prune.scope=per_type", "prune.sizes=[0.3]"),
     Rule("Prune", "search.drop",
          lambda it: it.search is not None and it.search.drop is not None and set(it.keep.asked.values()) != {1},
          "is a target of its own beside {place}.keep. Set {place}.keep.macs=1 (or leave keep out), or {place}.search.drop=null",
          "prune.search.drop=0.1 prune.keep.macs=0.5", "prune.search.drop=0.1"),
-    Rule("Prune", "embed_dim", lambda it: it.convolve is not None and _fixed(it),
-         "convolve keeps the embedding dimension. Leave one of the two out",
-         "prune.convolve={epochs: 1} prune.embed_dim=0.5 train.sparsity.gates=false",
-         "prune.convolve={epochs: 1} prune.embed_dim=null train.sparsity.gates=false"),
     Rule("Prune", "embed_dim",
          lambda it: bool(_ways(it)) and it.embed_dim == "search",
-         "search is a search of its own, beside search, convolve and sizes. Give embed_dim a number, or leave those out "
+         "search is a search of its own, beside search and sizes. Give embed_dim a number, or leave those out "
          "(null; sizes: [])",
          "prune.sizes=[0.3] prune.embed_dim=search", "prune.sizes=[0.3] prune.embed_dim=0.75"),
-    *(Rule("Prune", name, lambda it, *, name=name: bool(it.search or it.convolve) and bool(getattr(it, name)),  # type: ignore[misc]
-           "search and convolve choose among heads, their dimensions and MLP units. Leave it out, or those",
+    *(Rule("Prune", name, lambda it, *, name=name: it.search is not None and bool(getattr(it, name)),  # type: ignore[misc]
+           "search chooses among heads, their dimensions and MLP units. Leave it out, or search",
            f"prune.{name}=true prune.search={{kind: ratios}}", f"prune.{name}=true") for name in ("in_channels", "sublayers")),
-    Rule("Prune", "decouple_qk", lambda it: it.convolve is not None and it.decouple_qk,
-         "convolve cuts MLP units alone. Leave one of the two out",
-         "prune.decouple_qk=true prune.convolve={epochs: 1} train.sparsity.gates=false", "prune.decouple_qk=true"),
     Rule("Prune", "embed_dim", lambda it, reads: _fixed(it) and it.embed_dim != 1 and it.in_channels and "gates" in reads,
          "turns the residual stream, and learned gates of in_channels belong to its channels. Leave one out",
          "prune.embed_dim=0.5 prune.in_channels=true prune.criterion=gate train.sparsity.in_channels=true",
@@ -303,30 +266,11 @@ OF_PRUNING = (
          "{it.prune.criterion.name!r} would read gates of in_channels, and train.sparsity.in_channels is off. Turn it on, or use fisher",
          "prune.criterion=gate prune.in_channels=true", "prune.criterion=gate prune.in_channels=true train.sparsity.in_channels=true",
          {"reads": {"gates"}}),
-    Rule("Config", "prune.method", lambda it: it.prune.method != "structured" and it.train.sparsity.gates,
-         "{it.prune.method} pruning cuts no dimension, and gates are for those. Set train.sparsity.gates=false",
-         "prune.method=unstructured prune.keep.weights=0.5", ZEROS),
-    Rule("Config", "prune.convolve", lambda it, ranks: ranks > 1 and it.prune.convolve is not None,
-         "trains inside of the prune stage, which one process does. Run `lotus prune` as one process, then go on with all",
-         "prune.convolve={epochs: 1} train.sparsity.gates=false", "", {"ranks": 2}),
     Rule("Config", "prune.search.recovery",
          lambda it, ranks: ranks > 1 and it.prune.search is not None
          and bool(it.prune.search.recovery) and it.prune.search.rounds > 1,
          "trains inside of the prune stage, which one process does. Run `lotus prune` as one process, then go on with all",
          "prune.search.recovery=9 prune.search.rounds=2", "prune.search.rounds=2", {"ranks": 2}),
-    Rule("Config", "train.sparsity.gates", lambda it: it.prune.convolve is not None and it.train.sparsity.gates,
-         "are not read by prune.convolve. Turn them off",
-         "prune.convolve={epochs: 1}", "prune.convolve={epochs: 1} train.sparsity.gates=false"),
-    Rule("Config", "finetune.patches", lambda it: it.prune.convolve is not None and it.finetune.patches is not None,
-         "cannot be left out of prune.convolve. Turn them off",
-         "prune.convolve={epochs: 1} train.sparsity.gates=false finetune.patches={keep: 0.5}",
-         "prune.convolve={epochs: 1} train.sparsity.gates=false train.patches={keep: 0.5} finetune.patches=null"),
-    Rule("Config", "train.patches.evaluate",
-         lambda it: it.prune.convolve is not None
-         and it.train.patches is not None and it.train.patches.evaluate == "sparse",
-         "sparse leaves patches out, and prune.convolve needs all in their places. Evaluate dense",
-         "prune.convolve={epochs: 1} train.sparsity.gates=false train.patches.evaluate=sparse finetune.patches=null",
-         "prune.convolve={epochs: 1} train.sparsity.gates=false train.patches.evaluate=dense finetune.patches=null"),
 )  # fmt: skip
 
 ROWS = (*OF_TRAINING, *OF_PRUNING)
@@ -335,12 +279,10 @@ ROWS = (*OF_TRAINING, *OF_PRUNING)
 _OF_A_RUN = "is done by a run. Leave it out, or say it in a config: lotus prune CONFIG"
 
 WITHOUT_A_RUN = (
-    Rule("Prune", "method", lambda it: it.method != "structured",
-         "{it.method} pruning makes zeros, which a training goes on with: " + _OF_A_RUN, ZEROS, ""),
+    Rule("Prune", "method", _elsewise, "{it.method.name} " + _OF_A_RUN, ZEROS, ""),
     *(Rule("Prune", name, lambda it, *, name=name: bool(getattr(it, name)), _OF_A_RUN, bad, "")  # type: ignore[misc]
       for name, bad in (
           ("search", "prune.search={kind: ratios}"),
-          ("convolve", "prune.convolve={epochs: 1} train.sparsity.gates=false"),
           ("sizes", "prune.sizes=[0.3]"),
       )),
     *(Rule("Model", name, lambda it, *, name=name: getattr(it, name) != type(it).model_fields[name].default,  # type: ignore[misc]

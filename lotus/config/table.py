@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from lotus import shelves
 from lotus.config import rules
 from lotus.config.page import Config
 from lotus.config.reader import over
@@ -17,17 +18,25 @@ This page is printed from lotus/config/rules.py by `python -m lotus.config.table
 it that is not. A file of your own (`--with mine.py`) adds rows as a list `RULES` of `lotus.config.Rule`.
 """
 
-PARTS = (
-    ("Training, scores and the ticket of images", rules.OF_TRAINING),
-    ("Pruning", rules.OF_PRUNING),
-    ("Pruning without a run: `lotus prune --model` and `lotus.prune`", rules.WITHOUT_A_RUN),
-    ("Pruning by `lotus.prune` alone", rules.CALLED),
+PARTS: tuple[tuple[str, Callable[[], Iterable[rules.Rule]]], ...] = (
+    ("Training, scores and the ticket of images", lambda: rules.OF_TRAINING),
+    ("Pruning", lambda: rules.OF_PRUNING),
+    ("Published systems", lambda: _of_papers()),
+    ("Pruning without a run: `lotus prune --model` and `lotus.prune`", lambda: rules.WITHOUT_A_RUN),
+    ("Pruning by `lotus.prune` alone", lambda: rules.CALLED),
 )
 
 
 def markdown() -> str:
     """The page."""
-    return "\n".join([HEAD, *(f"## {title}\n\n{_table(rows)}\n" for title, rows in PARTS)])
+    return "\n".join([HEAD, *(f"## {title}\n\n{_table(rows())}\n" for title, rows in PARTS)])
+
+
+def _of_papers() -> Iterator[rules.Rule]:
+    """Rows that our own shelves add: not what else is installed here."""
+    for shelf in shelves.installed():
+        if shelf.__name__.startswith("lotus."):
+            yield from getattr(shelf, "RULES", ())
 
 
 def _table(rows: Iterable[rules.Rule]) -> str:

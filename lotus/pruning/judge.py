@@ -6,9 +6,10 @@ loss have a tenth of that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -113,3 +114,17 @@ class Judge:
                 yield images, labels, logits
         finally:
             model.train(training)
+
+
+def macs_at(points: Sequence[tuple[float, float]], level: float) -> float | None:
+    """The MACs at which (MACs, how good; higher is better) points, joined by lines, first are as good as ``level``.
+
+    Points that a cheaper one is as good as are passed over. None where all are better, or none is as good.
+    """
+    rising: list[tuple[float, float]] = []
+    for macs, good in sorted(points):
+        if not rising or good > rising[-1][1]:
+            rising.append((macs, good))
+    if not rising or not rising[0][1] <= level <= rising[-1][1]:
+        return None
+    return float(np.interp(level, [good for _, good in rising], [macs for macs, _ in rising]))

@@ -115,8 +115,9 @@ def tried(
     *,
     y: str,
     chosen: tuple[float, float] | None = None,
+    rival: str = "",
 ) -> str:
-    """What a search measured, (MACs, how much worse) each: all of it, its Pareto points, and a rival's points."""
+    """What a search measured, (MACs, how much worse) each: all of it, its Pareto points, and a rival's points, with its name."""
     every = [*points, *others, *([chosen] if chosen else [])]
     every = [point for point in every if all(math.isfinite(value) for value in point)]
     if not points or not every:
@@ -133,7 +134,7 @@ def tried(
         parts.append(f'<circle class="dot tune" cx="{axes.x(chosen[0]):.1f}" cy="{axes.y(chosen[1]):.1f}" r="5"/>')
     legend = [("tried", "pale"), ("nothing cheaper is as good", "lotus")]
     legend += [("taken", "tune")] if chosen else []
-    legend += [("CP-ViT, fixed ratio", "dense")] if others else []
+    legend += [(rival, "dense")] if others else []
     return _svg("What the search tried: distance from the dense model against MACs", parts) + _legend(legend)
 
 

@@ -7,6 +7,7 @@ may load nothing and run nothing.
 from __future__ import annotations
 
 import importlib.resources
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -68,8 +69,7 @@ def render(folder: Path, stages: Stages) -> str:
         patches_told=ledger.patches_told((results.get("kept") or {}).get("tokens") or {}),
         latency_told=ledger.latency_told(timed) if (timed := (results.get("kept") or {}).get("latency")) else "",
         pictures=pictures,
-        attention=_attention(results.get("attention") or {}, stages),
-        compared=_compared(ledger.told_by(results, stages, "search")[1]),
+        sections=[{**one, "svg": Markup(_plot(one.get("plot")))} for one in results.get("sections") or ()],
         sizes=ledger.sizes(results, stages),
         widths=Markup(figures.widths((results.get("kept") or {}).get("blocks") or [])),
         scores=Markup(figures.scores(scored.values, scored.rows, name=scored.name)) if scored else "",
@@ -179,9 +179,6 @@ def _pictures(
         if stage.curve is not None and {"macs", "top1"} <= set(results.get(name) or {})
     ]
     yield "Accuracy for its cost", figures.trade(points)
-    _, swept = ledger.told_by(results, stages, "sweep")
-    if swept:
-        yield "Essential sparsity", _sweep(swept)
     steps = _last_course(log, named(stages, "training"), "open_macs")
     yield "Gates", _gates(steps, settings.prune.keep.macs if settings else None)
 
@@ -211,17 +208,16 @@ def _courses(results: Mapping[str, Any], log: list[dict[str, Any]], stages: Stag
         yield name, figures.curves(series, title=title, x="images seen in training", y=unit, bounds=bounds)
 
 
-def _sweep(swept: Mapping[str, Any]) -> str:
-    at = [100 * sparsity for sparsity in swept["sparsity"]]
-    knee = swept.get("knee")
-    told = "no knee" if knee is None else f"essential sparsity {percent(knee, 0)}"
+def _plot(plot: Mapping[str, Any] | None) -> str:
+    """The lines of a section, if it has any (:class:`lotus.stage.Plot`)."""
+    if not plot:
+        return ""
+    styles = itertools.cycle(("lotus", "dense", "tune"))
+    lines = [Series(name, style, [*at], [*values]) for (name, at, values), style in zip(plot["lines"], styles)]
+    low, high = plot["bounds"]
+    level = plot.get("level")
     return figures.curves(
-        [Series(f"one-shot magnitude, {told}", "lotus", at, swept["top1"])],
-        title="Accuracy against sparsity, right after the weights are set to zero",
-        x="weights that are zero, %",
-        y="top-1 on the validation images, %",
-        bounds=(0, 100),
-        level=(swept["top1"][0] - 1, "1 point below the trained model"),
+        lines, title=plot["title"], x=plot["x"], y=plot["y"], bounds=(low, high), level=tuple(level) if level else None
     )
 
 
@@ -240,58 +236,6 @@ def _gates(steps: list[tuple[float, dict[str, float]]], target: float | None) ->
     )
 
 
-def _attention(found: Mapping[str, Any], stages: Stages) -> dict[str, Any]:
-    """How peaked attention is: a row a model, and what the penalty did to it, in words; empty where none was penalized."""
-    models = found.get("models") or {}
-    where = "last" if found.get("layers") == "last" else "all"
-    training, dense = named(stages, "training"), named(stages, "dense")
-    names = (("start", "before training"), (training, "penalized"), (dense, "dense baseline, no penalty"))
-    rows = [(name, models[key][where]) for key, name in names if key in models]
-    if not rows:
-        return {}
-    told = f"The penalty is {found['kind']}; measured in {'the last block' if where == 'last' else 'all blocks'}."
-    if dense in models:
-        apart = models[training][where]["entropy"] - models[dense][where]["entropy"]
-        word = "spread further than" if apart > 0 else "more peaked than"
-        told += f" Attention is {word} the dense baseline's: {apart:+.2g} nats of entropy a row."
-    if found["kind"] == "log":
-        told += (
-            " log(1 + a^2) costs least where a row is uniform: it is named a sparsity penalty and spreads attention."
-        )
-    return {"rows": rows, "told": told}
-
-
-def _compared(found: Mapping[str, Any]) -> dict[str, Any]:
-    """CP-ViT beside the searched cut: a row each, and the MACs at equal accuracy in words; empty where it was not asked for."""
-    theirs, chosen, dense = (found.get(name) for name in ("cp_vit", "chosen", "dense"))
-    if not (theirs and chosen and dense):
-        return {}
-    rows = [("dense", dense["macs"], dense["top1"], 0.0), ("searched", chosen["macs"], chosen["top1"], chosen["worse"])]
-    rows += [
-        (f"CP-ViT, {percent(one['keep'])} of heads and patches", one["macs"], one["top1"], one["worse"])
-        for one in theirs
-    ]
-    equal = found.get("equal") or {}
-    metric = {"loss": "rise of the loss", "agreement": "agreement with dense"}.get(
-        found.get("metric", ""), "divergence"
-    )
-
-    def at(level: str, macs: float | None) -> str:
-        if not macs:
-            return f"at the same {level} CP-ViT has no MACs to compare with: none of these ratios gets there"
-        return f"at the same {level} the searched cut takes {percent(chosen['macs'] / macs)} of CP-ViT's ({si(macs)})"
-
-    top1 = at(f"held-out top-1, {chosen['top1']:.2f} %,", equal.get("cp_vit_macs"))
-    told = (
-        f"MACs at equal accuracy compared: {top1}; {at(metric, equal.get('cp_vit_macs_same_metric'))}. Right after the cut, "
-        "nothing fine-tuned; between two of its ratios CP-ViT is taken to lie on a straight line."
-    )
-    return {
-        "rows": [(name, macs, macs / dense["macs"], top1, worse) for name, macs, top1, worse in rows],
-        "told": told, "images": found.get("images", 0), "metric": metric,
-    }  # fmt: skip
-
-
 def _search(folder: Path) -> str:
     """What a search for ratios tried, if there was one; empty where its file is not what we write."""
     try:
@@ -299,12 +243,17 @@ def _search(folder: Path) -> str:
         if found.get("format") != 1 or "tried" not in found:
             return ""
         points, front, others = (
-            [(float(row["macs"]), float(row["worse"])) for row in found[name]] for name in ("tried", "pareto", "cp_vit")
+            [(float(row["macs"]), float(row["worse"])) for row in found[name]] for name in ("tried", "pareto", "rows")
         )
         chosen = (float(found["chosen"]["macs"]), float(found["chosen"]["worse"]))
         unit = {"agreement": "decided otherwise than dense, part", "loss": "loss above dense, nats"}
         return figures.tried(
-            points, front, others, y=unit.get(found["metric"], "divergence from dense, nats"), chosen=chosen
+            points,
+            front,
+            others,
+            y=unit.get(found["metric"], "divergence from dense, nats"),
+            chosen=chosen,
+            rival=str(found.get("rival", "")),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lotus.config import Config, Model, Patches, Recipe
+from lotus.shelves import known
 from lotus.stage import TRAIN_FORWARDS
 from selection import memory
 from selection.errors import Refused
@@ -28,7 +29,7 @@ class Ahead:
     """A config, with the models and data that follow from it; each is made when it is first asked for."""
 
     def __init__(self, config: Config, shelves: Sequence[ModuleType] = ()) -> None:
-        self.config, self.shelves = config, shelves
+        self.config, self.shelves = config, known(shelves)
 
     @cached_property
     def shape(self) -> nn.Module:

@@ -9,7 +9,9 @@ from types import ModuleType
 from lotus import doctor
 from lotus.config import Config, Patches, rules
 from lotus.run import Run
+from lotus.shelves import known
 from lotus.stage import Stage
+from lotus.stages import ways
 from lotus.stages.ahead import Ahead
 from selection import dynamic_pruning, lottery, methods
 from selection.errors import Refused
@@ -27,6 +29,7 @@ def check(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
     from lotus.training import named
     from lotus.training.optim import make_schedule
 
+    shelves = known(shelves)
     wants, again, criterion = config.select, config.train.dynamic, config.prune.criterion
     lottery.choose(score=wants.score, pick=wants.pick, keep=wants.keep, shelves=shelves)
     if again is not None:
@@ -40,15 +43,16 @@ def check(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
         named.check(recipe.guests, shelves, place=f"{part}.guests")
     found = methods.find([criteria, *shelves], criterion.name, place="prune.criterion")
     methods.check_settings(found, criterion.options, place="prune.criterion")
+    ways.check(config.prune, shelves)
     run, rows = Run(config), rules.of(shelves)
-    known = {
+    facts = {
         "ranks": int(os.environ.get("WORLD_SIZE", "1")),
         "recorded": frozenset(run.reads(shelves)) if run.needs_proxy else frozenset(),
         "reads": frozenset(methods.reads(found)),
     }
     for place, section in rules.sections(config):
         asks = _asks(section, place, shelves) if isinstance(section, Patches) else {}
-        rules.refuse(section, rows, place=place, **known, **asks)
+        rules.refuse(section, rows, place=place, **facts, **asks)
 
 
 def _asks(patches: Patches, place: str, shelves: Sequence[ModuleType]) -> dict[str, bool]:

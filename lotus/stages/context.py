@@ -13,6 +13,7 @@ import numpy as np
 
 from lotus.config import Config, Recipe
 from lotus.run import Run
+from lotus.shelves import known
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,6 +42,7 @@ class Context:
     run: Run
     world: World
     shelves: Sequence[ModuleType]
+    """Beside LOTUS' own: those that are installed, and the user's files."""
     anew: bool = False
     """The data too is to be written again, whatever stands."""
 
@@ -49,7 +51,7 @@ class Context:
         """Joins the other ranks, on the device of the config."""
         from lotus.training.distributed import start
 
-        return cls(run, start(run.config.device), shelves)
+        return cls(run, start(run.config.device), known(shelves))
 
     @property
     def config(self) -> Config:

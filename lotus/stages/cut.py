@@ -6,7 +6,7 @@ What takes long tells its progress as events, for a run's model and for one that
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,6 +49,8 @@ class Cut:
     forwards: float
     """In units of the dense model's forward pass of an image, whatever was spent."""
     notes: Sequence[str]
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """What is written beside the model."""
 
 
 Cutting = Generator[Event, None, tuple[Cut, dict[str, Any]]]

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from lotus.config import Config
 from lotus.run import Run
 from lotus.stage import Curve, Outcome, Stage, Work
+from lotus.stages import ways
 from lotus.stages.ahead import Ahead, Cost, asked_of_patches, check_recipe, patches_told, training
 from lotus.stages.context import Context
 from lotus.stages.fit import Images, fit, keep_model, outcome
-from selection.errors import Refused
 
 
 def finetune(context: Context) -> Work:
     import lotus.pruning
-    from lotus.pruning import unstructured
     from lotus.training.distill import Taught, make_distiller
+    from lotus.training.guests import Guest
     from lotus.vit.cost import count
     from selection.subset import Subset
 
@@ -31,48 +30,19 @@ def finetune(context: Context) -> Work:
     teacher = lotus.pruning.load(run.of("train"))
     distiller = make_distiller(teacher, recipe, context.world.device)
     teacher_macs = count(teacher).macs if distiller is not None else 0
-    settings = context.config.prune
-    masks = {} if settings.method == "structured" else unstructured.zeros(model, settings.weights)
-    with unstructured.held(model, masks):
-        guests = [] if distiller is None else [Taught(distiller)]
-        images = Images(ticket.rows, ticket.spread())
-        fitted, price = yield from fit(context, "finetune", recipe, model, images, guests)
+    guests: list[Guest] = [] if distiller is None else [Taught(distiller)]
+    way, options = ways.chosen(context.config.prune, context.shelves)
+    held = way.hold(model, options)
+    guests += [] if held is None else [held]
+    fitted, price = yield from fit(context, "finetune", recipe, model, Images(ticket.rows, ticket.spread()), guests)
     model = fitted.model
-    more: dict[str, Any] = {}
-    if masks:
-        unstructured.check(model, masks)
-        more["weights"] = dict(zip(("kept", "of"), unstructured.counted(masks), strict=True))
-    yield from keep_model(
-        context,
-        "finetune",
-        model,
-        run.of("finetune"),
-        {"zeros": {"list": settings.weights, **more["weights"]}} if masks else {},
-    )
+    more, about = ({}, {}) if held is None else held.left(model)
+    yield from keep_model(context, "finetune", model, run.of("finetune"), about)
     return outcome(fitted, price, model, more, teacher_macs=teacher_macs)
 
 
 def _check(ahead: Ahead) -> None:
-    config = ahead.config
-    check_recipe("finetune", config.finetune, ahead.shape)
-    if config.prune.method != "structured" and config.finetune.epochs:
-        _check_zeros_stay(config)
-
-
-def _check_zeros_stay(config: Config) -> None:
-    """Refuse a fine-tune that would move what was pruned."""
-    from torch import nn
-
-    from lotus.pruning import unstructured
-    from lotus.training.optim import make_optimizer
-
-    small = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
-    optimizer = make_optimizer(small, config.finetune.model_copy(update={"layer_decay": 1.0}), place="finetune")
-    if not unstructured.keeps_zeros(optimizer):
-        raise Refused(
-            f"finetune.optimizer: {config.finetune.optimizer!r} moves weights that were pruned, since it does not work number "
-            "by number. Take adamw."
-        )
+    check_recipe("finetune", ahead.config.finetune, ahead.shape)
 
 
 def _forecast(ahead: Ahead) -> Cost:
@@ -83,7 +53,7 @@ def _forecast(ahead: Ahead) -> Cost:
 
 
 def _tell(run: Run, results: dict[str, Any]) -> None:
-    """What is left of the dimensions and weights of the model before the cut, and on how many patches it was measured."""
+    """What is left of the dimensions of the model before the cut, and on how many patches it was measured."""
     old, new = results["train"], results["finetune"]
     kept, folders = results["kept"], (run.of("train"), run.of("finetune"))
     kept["dimensions"] = {what: new[what] / old[what] for what in ("macs", "params")}
@@ -103,11 +73,6 @@ def _tell(run: Run, results: dict[str, Any]) -> None:
         "share": measured.get("evaluated_share", 1.0),
         "macs": measured.get("evaluated_macs", new["macs"]),
     }
-    if "weights" in new:
-        from lotus.pruning.unstructured import compressed
-
-        of_bytes, of_these = (compressed(folder / "model.safetensors") for folder in folders)
-        kept["weights"] = {**new["weights"], "list": run.config.prune.weights, "bytes": of_these, "of_bytes": of_bytes}
 
 
 STAGE = Stage(

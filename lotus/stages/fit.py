@@ -119,10 +119,11 @@ def fit(
         _check_sound(fitted, stage, place, evaluated=evaluate)
         told = {} if patches is None or tokens is None else told_of_patches(patches, tokens, joint, images.rows)
     counted = fitted.macs / fitted.images_seen if fitted.images_seen and fitted.macs else None
+    beside = sum(guest.own_macs() for guest in joined)
     if patches is None or tokens is None:
-        return fitted, Price(macs(fitted.model, side) if counted is None else counted)
+        return fitted, Price((macs(fitted.model, side) if counted is None else counted) + beside)
     mean = float(tokens.macs()) if counted is None else counted
-    return fitted, Price(mean, {**told, "train_macs": mean}, asked, asked_macs, left)
+    return fitted, Price(mean + beside, {**told, "train_macs": mean}, asked, asked_macs, left)
 
 
 def _check_sound(fitted: Fitted, stage: str, place: str, *, evaluated: bool) -> None:

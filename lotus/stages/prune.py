@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from lotus.config import Config
 from lotus.events import Evaluated, Pruned, Said, Wrote
 from lotus.files import read_tensors
-from lotus.run import Run
-from lotus.stage import TRAIN_FORWARDS, Curve, Outcome, Stage, Work
-from lotus.stages.ahead import Ahead, Cost, check_batch
+from lotus.stage import Curve, Outcome, Stage, Work, of
+from lotus.stages import ways
+from lotus.stages.ahead import Ahead, Cost
 from lotus.stages.context import CALIBRATION, Context
-from lotus.stages.cut import Cutting, Uncut, draw, draw_sizes, known_here
+from lotus.stages.cut import Uncut, known_here
 from lotus.stages.patches import as_evaluated, told_of_patches
-from lotus.stages.search import convolve_attention, search_widths
-from lotus.stages.zeros import zero_weights
-
-if TYPE_CHECKING:
-    from torch import nn
-
-WAYS: dict[str, Callable[[Uncut], Cutting]] = {
-    "search": search_widths,
-    "convolve": convolve_attention,
-    "sizes": draw_sizes,
-}
-"""Settings of ``prune`` that are another way to choose what stays than by scores to one budget."""
 
 
 def clear(folder: Path) -> None:
@@ -47,22 +36,23 @@ def prune(context: Context) -> Work:
     from lotus.training import loop
     from selection.subset import Subset
 
-    run, config, request = context.run, context.config, context.config.prune
+    run, config, wants = context.run, context.config, context.config.prune
     clear(run.folder)
-    if request.method != "structured":
-        return (yield from zero_weights(context))
+    way, options = ways.chosen(wants, context.shelves)
     model = lotus.pruning.load(run.of("train")).to(context.world.device)
     again = "Make it again: lotus run CONFIG --from train."
     gates = read_tensors(run.gates, again) if config.train.sparsity.gates else None
     rows = Subset.load(run.ticket).rows
     rng = np.random.default_rng([config.seed, CALIBRATION])
-    calibration = np.sort(rng.choice(rows, size=min(request.calibration or enough(model), len(rows)), replace=False))
-    request, table = yield from known_here(model, request)
-    way = next((way for name, way in WAYS.items() if getattr(request, name)), draw)
-    cut, more = yield from way(Uncut(context, model, gates, calibration, request, table))
+    calibration = np.sort(rng.choice(rows, size=min(wants.calibration or enough(model), len(rows)), replace=False))
+    table = None
+    if way.cuts:
+        wants, table = yield from known_here(model, wants)
+    cut, more = yield from way.make(Uncut(context, model, gates, calibration, wants, table), **options)
     for note in cut.notes:
         yield Said("prune", note)
-    yield Pruned("prune", {**cut.before}, {**cut.after})
+    if way.cuts:
+        yield Pruned("prune", {**cut.before}, {**cut.after})
     with (
         context.images(run.val_beton, None, config.train, cut.model) as loader,
         as_evaluated(cut.model, config.train.patches, context.shelves) as tokens,
@@ -70,7 +60,7 @@ def prune(context: Context) -> Work:
         measured = loop.evaluate(cut.model, loader, context.world)
         patches = {} if tokens is None else {"patches": told_of_patches(config.train.patches, tokens)}
     yield Evaluated("prune", 0, measured)
-    lotus.pruning.save(cut.model, run.of("prune"))
+    lotus.pruning.save(cut.model, run.of("prune"), about=cut.about or None)
     yield Wrote("prune", str(run.of("prune")))
     spent = cut.forwards * cut.before["macs"]
     told = {"top1": measured["top1"], "loss": measured["loss"], **cut.after, **patches, **more}
@@ -81,124 +71,45 @@ def prune(context: Context) -> Work:
 
 
 def _check(ahead: Ahead) -> None:
-    if ahead.config.prune.method == "structured":
-        _check_reach(ahead.config, ahead.shape)
-    else:
-        _check_pattern(ahead.config, ahead.shape)
-
-
-def _check_reach(config: Config, model: nn.Module) -> None:
-    """Refuse a budget that this model cannot meet in the way that is asked for."""
-    from lotus.pruning import budget, convolve, latency, narrow
-    from lotus.vit import anatomy
-    from lotus.vit.cost import outline
-
-    request, whole = config.prune, outline(model)
-    if request.round == "auto":
-        request = request.model_copy(update={"round": 8})
-    if request.in_channels:
-        anatomy.sites(model, in_channels=True)
-    if request.keep.latency is not None:
-        latency.timings(model)
-        check_batch("prune.latency_batch", request.latency_batch, model, config.device)
-    if request.convolve is not None:
-        convolve.refuse(model)
-        convolve.check_reach(whole, request.keep.macs or 1, round=request.multiple)
-    elif request.search is None:
-        widths = (request.embed_fraction,) if request.sizes else narrow.tries(model, request)
-        narrowest, least = min(widths), whole
-        if narrowest < 1:
-            least = outline(narrow.skeleton(model, narrow.channels(model, narrowest, request.multiple)))
-        sublayers = request.sublayers if anatomy.is_vit(model) else False
-        for keep in (request.keep.asked, *request.more_sizes):
-            budget.check_reach(least, request.at(keep, sublayers=sublayers), whole=whole.cost())
-        if not request.sizes:
-            narrow.useful(model, widths, request)
-    elif request.search.compare:
-        anatomy.plain(model, "prune.search.compare")
-    if request.search is not None and request.search.drop is None:
-        least = whole
-        if request.embed_fraction < 1:
-            least = outline(narrow.skeleton(model, narrow.channels(model, request.embed_fraction, request.multiple)))
-        budget.check_reach(least, request.model_copy(update={"sublayers": False}), whole=whole.cost())
-
-
-def _check_pattern(config: Config, model: nn.Module) -> None:
-    """Refuse a pattern of zeros that does not fit the model."""
-    from lotus.pruning import unstructured
-
-    listed = unstructured.listed(model, config.prune.weights)
-    if config.prune.pattern:
-        unstructured.n_of_m(listed, *unstructured.pattern(config.prune.pattern))
+    way, options = ways.chosen(ahead.config.prune, ahead.shelves)
+    way.check(ahead, options)
 
 
 def _forecast(ahead: Ahead) -> Cost:
-    from lotus.pruning.measure import enough
-    from lotus.pruning.narrow import GRID
-
-    request, kept = ahead.config.prune, ahead.kept
-    searched, convolve = request.search, request.convolve
-    looked_at = min(request.calibration or enough(ahead.dense), kept)
-    forwards: float = (TRAIN_FORWARDS + request.rotate) * looked_at
-    if request.method != "structured":
-        forwards = _forecast_zeros(ahead.config, kept, len(ahead.sources[1].labels))
-    elif searched is not None:
-        # about: what is tried has half of the MACs, and how much is tried follows from what is found
-        each = 8 * searched.levels * searched.rounds
-        tries = searched.grid**2 + 40 * searched.rounds if searched.kind == "ratios" else each
-        forwards = searched.rounds * forwards + round(searched.images * tries / 2)
-    elif convolve is not None:
-        forwards = 1.5 * TRAIN_FORWARDS * convolve.epochs * kept
-    elif request.embed_dim == "search":  # auto: at least the first of these
-        forwards *= len(GRID)
+    way, options = ways.chosen(ahead.config.prune, ahead.shelves)
+    forwards = way.forecast(ahead, options)
     return forwards, forwards * ahead.macs
-
-
-def _forecast_zeros(config: Config, kept: int, validation: int) -> float:
-    """Image-forwards of unstructured pruning: what is measured, and what a soup trains."""
-    from lotus.pruning.unstructured import SWEEP
-    from lotus.training import soup
-
-    request = config.prune
-    looks = (len(SWEEP) + 1 if request.sweep else 1) * validation
-    if request.method != "soup" or request.keep.weights is None:
-        return looks
-    own, each = soup.steps(request.keep.weights, config.finetune.batch_size, request.soup, kept)
-    return looks + TRAIN_FORWARDS * config.finetune.batch_size * (own + each)
 
 
 # -------------------------------------------------------------------------------------------------------- the declaration
 
 
-def _says(config: Config) -> str:
-    request = config.prune
-    if request.method != "structured":
-        return f"set weights to zero ({request.method}), keep {request.keep.weights:g}"
-    return "cut what is not worth keeping"
+def _bind(config: Config, shelves: Sequence[ModuleType]) -> dict[str, Any]:
+    """What the way says of itself. One that is not at hand says nothing: what it left can be looked at all the same."""
+    way = ways.named(config.prune, shelves)
+    if way is None:
+        return {}
+    options = ways.chosen(config.prune, shelves)[1]
+    return {
+        "says": way.says,
+        "settings": (*_SETTINGS, *of(way.settings, config)),
+        "tell": lambda run, results: way.tell(run, results, options),
+    }
 
 
-def _settings(config: Config) -> tuple[str, ...]:
-    search = config.prune.search
-    trains = config.prune.method == "soup" or (search is not None and search.recovery > 0)
-    return ("prune", "seed", "finetune") if trains else ("prune", "seed")  # it trains by this recipe
-
-
-def _tell(run: Run, found: dict[str, Any]) -> None:
-    if "latency" in found["prune"]:
-        found["kept"]["latency"] = found["prune"]["latency"]
-
+_SETTINGS = ("prune", "seed")
 
 STAGE = Stage(
     "prune",
-    _says,
+    "cut what is not worth keeping",
     prune,
-    settings=_settings,
+    settings=_SETTINGS,
     after=("train",),
     outputs=("prune/spec.json",),
     part="lottery",
     check=_check,
     forecast=_forecast,
     measured_on=lambda config: config.train.patches,
-    tell=_tell,
     curve=Curve("lotus", "cut"),
+    bind=_bind,
 )

@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import numpy as np
-
 from lotus.config import Config
 from lotus.events import Wrote
 from lotus.run import Run, write_json
-from lotus.stage import Outcome, Stage, Work, named
+from lotus.stage import Outcome, Section, Stage, Work, named
 from lotus.stages.baseline import is_asked
 from lotus.stages.context import Context
 
@@ -20,8 +18,6 @@ def report(context: Context) -> Work:
 
     run = context.run
     page = results(run)
-    if context.config.train.sparsity.attention is not None:
-        page["attention"] = _focused(context)
     write_json(run.results, page)
     yield Wrote("report", str(run.results))
     html.write(run.folder, run.stages)
@@ -37,8 +33,8 @@ def results(run: Run) -> dict[str, Any]:
     page: dict[str, Any] = {"format": ledger.FORMAT, "name": run.config.name, "kept": {}, "sections": []}
     page |= {name: dict(record.values) for name, record in records.items()}
     for name in records:
-        section = run.stages[name].tell(run, page)
-        if section is not None:
+        told = run.stages[name].tell(run, page) or ()
+        for section in (told,) if isinstance(told, Section) else told:
             page["sections"].append({"stage": name, **dataclasses.asdict(section)})
     spent = [
         {"stage": name, "part": run.stages[name].part, "seconds": record.seconds,
@@ -53,29 +49,6 @@ def results(run: Run) -> dict[str, Any]:
     asked = any(dense in run.after(name) for name in records if run.stages[name].part not in ("dense", "apart"))
     page["ledger"] = ledger.account(spent, kept_share=share, asks_dense=asked)
     return page
-
-
-LOOKED_AT = 512
-"""Validation images on which attention is measured."""
-
-
-def _focused(context: Context) -> dict[str, Any]:
-    """How peaked attention was before training, is after it, and is in the dense baseline, which saw no penalty."""
-    import lotus.pruning
-    from lotus.data import beton
-    from lotus.sparsity.focus import focus
-
-    run, config = context.run, context.config
-    models = {"start": context.new_model(), "train": lotus.pruning.load(run.of("train"))}
-    if "baseline" in run.plan():
-        models["baseline"] = lotus.pruning.load(run.of("baseline"))
-    rows = np.arange(min(LOOKED_AT, beton.Manifest.load(run.val_beton).n))
-    found: dict[str, Any] = {}
-    for name, model in models.items():
-        with context.images(run.val_beton, rows, config.train, model) as loader:
-            found[name] = focus(model, loader.epoch(0), context.world.device)
-    settings = config.train.sparsity.attention
-    return {"kind": settings.kind, "layers": settings.layers, "models": found} if settings else {}
 
 
 def _after(config: Config) -> tuple[str, ...]:

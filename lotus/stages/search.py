@@ -1,25 +1,28 @@
-"""Structured pruning by trying: a search for the widths of blocks, and SPViT's for those that become convolutions."""
+"""Structured pruning by trying: a search for the widths of blocks, and a rival beside what it finds."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lotus.config import Recipe, Search
+from lotus import shelves as all_shelves
+from lotus.config import Prune, Search, options
 from lotus.events import Event, Said, Wrote, watched
 from lotus.files import write_json
-from lotus.stage import TRAIN_FORWARDS
+from lotus.report.numbers import percent, si
+from lotus.stage import TRAIN_FORWARDS, Section
 from lotus.stages.context import HELD_OUT, Context
 from lotus.stages.cut import Cut, Cutting, Uncut, narrow_stream, study, timed
 from lotus.stages.fit import Images, fit
+from lotus.way import Options, Rival
 from selection.errors import Refused
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from lotus.pruning import Study
@@ -50,20 +53,24 @@ def search_widths(uncut: Uncut) -> Cutting:
     assert found is not None
     chosen = found.chosen
     best = search.pareto(searched.tried)
-    written = {
+    written: dict[str, Any] = {
         "format": 1, "kind": asks.kind, "metric": asks.metric, "images": judge.images, "rounds": asks.rounds,
         "dense": {"macs": whole.macs, "params": whole.params, "top1": judge.dense.top1},
         "chosen": {"macs": after.macs, "params": after.params, "attention": chosen.attention, "mlp": chosen.mlp, **last._asdict()},
-        "tried": searched.log, "pareto": [one.record() for one in best], "cp_vit": theirs,
+        "tried": searched.log, "pareto": [one.record() for one in best], "rows": theirs,
     }  # fmt: skip
     if theirs:
-        written["equal"], text = _equal(theirs, (whole.macs, judge.dense.top1), after.macs, last)
+        title = rival(uncut.request, context.shelves)[0].title
+        written["rival"] = title
+        written["equal"], text = _equal(title, theirs, (whole.macs, judge.dense.top1), after.macs, last)
         yield Said("prune", text)
     write_json(run.folder / "search.json", written)
     write_json(run.folder / "pareto.json", written["pareto"])
     yield Wrote("prune", str(run.folder / "search.json"))
     more = yield from timed(context, found.pruned)
-    brief: dict[str, Any] = {name: written[name] for name in ("dense", "chosen", "equal", "cp_vit") if name in written}
+    brief: dict[str, Any] = {
+        name: written[name] for name in ("dense", "chosen", "equal", "rival", "rows") if name in written
+    }
     before = {"params": whole.params, "macs": whole.macs}
     notes = (*searched.notes, *found.pruned.notes)
     cut = Cut(searched.model, before, {"params": after.params, "macs": after.macs}, searched.forwards, notes)
@@ -155,39 +162,87 @@ def _one_round(uncut: Uncut, judge: Judge, studied: Study, number: int) -> Gener
     return found
 
 
+def rival(request: Prune, shelves: Sequence[ModuleType]) -> tuple[Rival, Options]:
+    """That of ``prune.search.compare``, and all of its settings.
+
+    Raises:
+        Refused: there is none of that name, or it is given what it does not have.
+    """
+    assert request.search is not None
+    assert request.search.compare is not None
+    asked, place = request.search.compare, "prune.search.compare"
+    found = all_shelves.find(Rival, shelves, asked.name, place=place)
+    return found, options(found.make, asked.options, place=place)
+
+
 def _compare(
     uncut: Uncut, judge: Judge, held: Callable[[], Iterable[Any]], searched: _Searched
-) -> list[dict[str, float]]:
-    """CP-ViT with each of the fixed ratios that are to be compared."""
-    from lotus.pruning import cp_vit
+) -> list[dict[str, Any]]:
+    """What the rival that is to be compared reaches; nothing where none is."""
     from lotus.vit.cost import count
 
     asks, whole = uncut.request.search, count(uncut.model)
     assert asks is not None
-    if not asks.compare:
+    if asks.compare is None:
         return []
-    theirs = cp_vit.sweep(uncut.model, held, judge, sorted(asks.compare, reverse=True))
-    searched.forwards += judge.images * sum(1 + row["macs"] / whole.macs for row in theirs)
-    return theirs
+    theirs, settings = rival(uncut.request, uncut.context.shelves)
+    rows: list[dict[str, Any]] = theirs.make(uncut.model, held, judge, **settings)
+    searched.forwards += judge.images * sum(1 + row["macs"] / whole.macs for row in rows)
+    return rows
 
 
 def _equal(
-    theirs: list[dict[str, float]], dense: tuple[float, float], macs: int, last: Judged
+    title: str, theirs: list[dict[str, Any]], dense: tuple[float, float], macs: int, last: Judged
 ) -> tuple[dict[str, Any], str]:
-    """Of fixed ratios, the MACs at which they are as good as what was found, and a sentence.
+    """Of a rival, the MACs at which it is as good as what was found, and a sentence.
 
     Args:
+        title: Of the rival.
         dense: MACs and held-out top-1 of the dense model.
         macs: Of what was found.
     """
-    from lotus.pruning import cp_vit
+    from lotus.pruning.judge import macs_at
 
-    equal = cp_vit.macs_at([*((row["macs"], row["top1"]) for row in theirs), dense], last.top1)
-    close = cp_vit.macs_at([*((row["macs"], -row["worse"]) for row in theirs), (dense[0], 0.0)], -last.worse)
-    ratio = f"{macs / equal:.4f} of its MACs" if equal else "it is not in the range of the ratios that were compared"
+    equal = macs_at([*((row["macs"], row["top1"]) for row in theirs), dense], last.top1)
+    close = macs_at([*((row["macs"], -row["worse"]) for row in theirs), (dense[0], 0.0)], -last.worse)
+    ratio = f"{macs / equal:.4f} of its MACs" if equal else "it is not in the range of what was compared"
     return (
-        {"top1": last.top1, "cp_vit_macs": equal, "cp_vit_macs_same_metric": close},
-        f"CP-ViT with a fixed ratio at the same held-out top-1 ({last.top1:.2f} %), nothing fine-tuned: {ratio}",
+        {"top1": last.top1, "macs": equal, "macs_same_metric": close},
+        f"{title} at the same held-out top-1 ({last.top1:.2f} %), nothing fine-tuned: {ratio}",
+    )
+
+
+def compared(found: Mapping[str, Any]) -> Section | None:
+    """The rival beside the searched cut: a row each, and the MACs at equal accuracy in words.
+
+    Args:
+        found: What the stage tells of its search; nothing where there was none.
+    """
+    if not {"rows", "chosen", "dense", "rival"} <= set(found):
+        return None
+    theirs, chosen, dense, title = (found[name] for name in ("rows", "chosen", "dense", "rival"))
+    rows = [("dense", dense["macs"], dense["top1"], 0.0), ("searched", chosen["macs"], chosen["top1"], chosen["worse"])]
+    rows += [(one["name"], one["macs"], one["top1"], one["worse"]) for one in theirs]
+    equal = found.get("equal") or {}
+    metric = {"loss": "rise of the loss", "agreement": "agreement with dense"}.get(
+        found.get("metric", ""), "divergence"
+    )
+
+    def at(level: str, macs: float | None) -> str:
+        if not macs:
+            return f"at the same {level} {title} has no MACs to compare with: nothing that it tried gets there"
+        return f"at the same {level} the searched cut takes {percent(chosen['macs'] / macs)} of its MACs ({si(macs)})"
+
+    top1 = at(f"held-out top-1, {chosen['top1']:.2f} %,", equal.get("macs"))
+    return Section(
+        f"Beside {title}",
+        f"MACs at equal accuracy compared: {top1}; {at(metric, equal.get('macs_same_metric'))}. Right after the cut, nothing "
+        f"fine-tuned; between two of its cuts it is taken to lie on a straight line. {found.get('images', 0):,} images.",
+        ("", "MACs an image", "of dense", "held-out top-1, %", metric),
+        tuple(
+            (name, si(macs), percent(macs / dense["macs"]), f"{top1:.2f}", f"{worse:.4f}")
+            for name, macs, top1, worse in rows
+        ),
     )
 
 
@@ -251,65 +306,3 @@ def _held_out(
         more = rng.choice(others, size=min(images - len(chosen), len(others)), replace=False)
         chosen = np.concatenate([chosen, more])
     return np.sort(chosen)
-
-
-def convolve_attention(uncut: Uncut) -> Cutting:
-    """SPViT: nested gates search on a copy, the original weights are cut and convolved by them. Leaves search.json."""
-    import copy
-
-    from lotus.pruning import convolve
-    from lotus.sparsity.nested import NestedGates
-    from lotus.training.regularize import Gating
-    from lotus.vit.convolution import macs as conv_macs
-    from lotus.vit.cost import count, outline
-    from selection.subset import Subset
-
-    context, model, request = uncut.context, uncut.model, uncut.request
-    run, config = context.run, context.config
-    asks, keep = request.convolve, request.keep.macs
-    assert asks is not None
-    assert keep is not None
-    ticket = Subset.load(run.ticket)
-    whole, shape = count(model), outline(model)
-    searched = copy.deepcopy(model)
-    gates = NestedGates(
-        searched, keep=keep, lr=asks.gate_lr, strength=asks.strength, seed=config.seed, device=context.world.device
-    )
-    train = {name: getattr(config.train, name) for name in Recipe.model_fields}
-    changed = {
-        "epochs": asks.epochs, "lr": asks.lr, "min_lr": min(config.train.min_lr, asks.lr), "warmup_epochs": 0.0,
-        "patches": None, "compile": False, "ema": 0.0, "zero": min(1, config.train.zero), "evaluate_every": 0,
-    }  # fmt: skip
-    fitted, _ = yield from fit(
-        context, "prune", Recipe(**{**train, **changed}), searched, Images(ticket.rows, ticket.spread()), [Gating(gates)],
-        place="train",
-    )  # fmt: skip
-    chances, mixes, reached = gates.by_block(), gates.mixes(), gates.open_macs()
-    gates.remove()
-    patches = shape.tokens - shape.prefix
-    both = sum(conv_macs(patches, shape.width, one.v_dim, kernel) for one in shape.dims for kernel in (1, 3))
-    choices = convolve.project(shape, chances, keep, round=request.multiple)
-    small = convolve.convert(model, choices, mixes)
-    with context.images(run.train_beton, uncut.calibration, config.train, small) as loader:
-        images = convolve.calibrate(small, loader.epoch(0))
-    after = count(small)
-    kinds = ["attention" if choice.kernel == 0 else f"{choice.kernel}x{choice.kernel}" for choice in choices]
-    written = {
-        "format": 1, "kind": "convolve", "top1_while_searching": fitted.top1, "open_macs": reached,
-        "attention": kinds, "units": [len(choice.units) for choice in choices],
-        "gates": [_list(gate.sigmoid()) for gate, _ in chances], "unit_gates": [_list(u.sigmoid()) for _, u in chances],
-    }  # fmt: skip
-    write_json(run.folder / "search.json", written)
-    yield Wrote("prune", str(run.folder / "search.json"))
-    yield Said("prune", f"attention became {', '.join(kinds)}; the gates ended at {reached:.3f} of the MACs and were projected "
-               f"to {after.macs / whole.macs:.3f}")  # fmt: skip
-    forwards = TRAIN_FORWARDS * fitted.images_seen * (1 + both / whole.macs) + images * after.macs / whole.macs
-    told = {"search": {name: written[name] for name in ("kind", "open_macs", "attention", "units")}}
-    before = {"params": whole.params, "macs": whole.macs}
-    notes = ["Batch norms of the convolutions took their statistics from the calibration images."] if images else []
-    return Cut(small, before, {"params": after.params, "macs": after.macs}, forwards, notes), told
-
-
-def _list(values: torch.Tensor) -> list[float]:
-    """Numbers for JSON, as short as float32 needs them."""
-    return [round(float(value), 6) for value in values]

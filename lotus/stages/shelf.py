@@ -8,6 +8,7 @@ from types import ModuleType
 
 from lotus.config import Config
 from lotus.run import Run, brought
+from lotus.shelves import known
 from lotus.stage import Stage, of
 from lotus.stages import baseline, export, finetune, prepare, prune, report, score, select, train
 from selection.errors import Refused
@@ -25,7 +26,6 @@ _TAKEN = (
     "sections",
     "ledger",
     "evaluated",
-    "attention",
     "stages",
     "checkpoints",
     "data",
@@ -39,17 +39,18 @@ def run_of(config: Config, shelves: Sequence[ModuleType] = ()) -> Run:
 
 
 def stages(config: Config, shelves: Sequence[ModuleType] = ()) -> list[Stage]:
-    """Ours and those of ``shelves``: one of a name that is there takes its place, another stands behind the last that it reads. What
+    """Ours, those of what is installed and those of ``shelves``: one of a name that is there takes its place, another stands behind the last that it reads. What
     no other stage is to read is read by the last, the report.
 
     Raises:
         Refused: it reads a stage that is not there, or one that comes after those that are to read it.
     """
-    joined = list(STAGES)
-    for shelf in shelves:
+    joined, all_shelves = list(STAGES), known(shelves)
+    for shelf in all_shelves:
         for stage in brought(shelf).values():
-            _join(joined, stage, config, str(shelf.__file__))
-    return joined
+            if stage.wanted(config):
+                _join(joined, stage, config, str(shelf.__file__))
+    return [dataclasses.replace(stage, **stage.bind(config, all_shelves)) for stage in joined]
 
 
 def _join(joined: list[Stage], stage: Stage, config: Config, file: str) -> None:

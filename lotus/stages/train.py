@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from lotus.config import Config
@@ -31,11 +30,10 @@ if TYPE_CHECKING:
 def train(context: Context) -> Work:
     """The lottery's training: on the ticket, or each epoch on what is drawn out of it, under sparsity."""
     from lotus.data import beton
-    from lotus.sparsity.attention_penalty import AttentionPenalty
     from lotus.sparsity.gates import Gates
     from lotus.training.data_pruning import DynamicPruning, DynamicSelection
     from lotus.training.guests import Guest
-    from lotus.training.regularize import EarlyBird, Gating, Penalized
+    from lotus.training.regularize import EarlyBird, Gating
     from selection.subset import Subset
 
     run, config = context.run, context.config
@@ -43,7 +41,7 @@ def train(context: Context) -> Work:
     ticket.check(fingerprint=context.manifest().fingerprint, total=context.manifest().n)
     model = context.new_model()
     guests: list[Guest] = []
-    gates = penalty = None
+    gates = None
     if config.train.sparsity.gates:
         keep = config.prune.keep
         gates = Gates(
@@ -53,9 +51,6 @@ def train(context: Context) -> Work:
         guests.append(Gating(gates))
         if config.train.sparsity.early_bird is not None:
             guests.append(EarlyBird(gates))
-    if config.train.sparsity.attention is not None:
-        penalty = AttentionPenalty(model, config.train.sparsity.attention)
-        guests.append(Penalized(penalty))
     dynamic = None
     if config.train.dynamic is not None:
         dynamic = DynamicSelection(
@@ -71,9 +66,6 @@ def train(context: Context) -> Work:
         context, "train", config.train, model, Images(ticket.rows, ticket.spread()), guests
     )  # fmt: skip
     model = fitted.model
-    if penalty is not None:
-        price = dataclasses.replace(price, macs=price.macs + penalty.macs())
-        penalty.remove()
     more: dict[str, Any] = {}
     if dynamic is not None:
         more["passes_of"] = config.train.epochs * len(ticket.rows)

@@ -15,8 +15,8 @@ dynamic data pruning) is a *guest*: an object with a few moments, all of which d
         evaluating                    around the evaluation
     close_epoch                       after it; what there is to tell
 
-and besides ``attach`` at the start, ``state`` and ``load_state`` around each checkpoint, ``summary`` and ``macs`` for what is
-told and billed, ``weights`` for what leaves in the end, and ``leave`` however it ends.
+and besides ``attach`` at the start, ``state`` and ``load_state`` around each checkpoint, ``summary``, ``macs`` and ``own_macs`` for
+what is told and billed, ``weights`` for what leaves in the end, and ``leave`` however it ends.
 
 Every rank asks every guest, in the same order, so that a moment may be collective.
 
@@ -236,6 +236,10 @@ class Guest:
     def macs(self, macs: float) -> float:
         """Of an image's whole forward pass now, given what those before this guest said; 0: nobody has counted it."""
         return macs
+
+    def own_macs(self) -> float:
+        """Of what it computes of an image beside that pass; asked once the training is over."""
+        return 0
 
 
 _TAKEN = ("weights", "moments")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from lotus.config import Method
+from lotus.config import Method, options
 from lotus.training import shelf
 from lotus.training.guests import Guest
 from selection import methods
@@ -28,7 +28,7 @@ def check(wanted: Sequence[Method], shelves: Sequence[ModuleType], *, place: str
     """
     for settings in wanted:
         method = _found(settings, shelves, place)
-        methods.check_settings(method, settings.options, place=f"{place}.{settings.name}")
+        options(method, settings.options, place=f"{place}.{settings.name}")
         if missing := [name for name in methods.reads(method) if name not in READS]:
             raise Refused(
                 f"{place}: {settings.name!r} reads {', '.join(missing)}, which is not here. Here: {', '.join(READS)}."
@@ -45,9 +45,8 @@ def chosen(
     """
     found = []
     for settings in wanted:
-        guest = methods.call(
-            _found(settings, shelves, place), available, settings.options, place=f"{place}.{settings.name}", here=READS
-        )
+        method, where = _found(settings, shelves, place), f"{place}.{settings.name}"
+        guest = methods.call(method, available, options(method, settings.options, place=where), place=where, here=READS)
         if not isinstance(guest, Guest):
             raise Refused(
                 f"{place}: {settings.name!r} makes a {type(guest).__name__}, not a guest. Return an instance of a subclass of "

@@ -1,4 +1,4 @@
-"""Sparsity regularization in a training: gates that learn beside the weights, a search that ends early, a penalty on attention."""
+"""Sparsity regularization in a training: gates that learn beside the weights, and a search that ends early."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
-from lotus.training.guests import Guest, Position, Seen, Training, Turn
+from lotus.training.guests import Guest, Position, Training
 
 if TYPE_CHECKING:
-    from lotus.sparsity.attention_penalty import AttentionPenalty
     from lotus.sparsity.gates import Gates
 
 
@@ -74,19 +73,3 @@ class EarlyBird(Guest):
         if self._gates.settled() and at.epoch + 1 < self._epochs:
             moved = ", ".join(f"{one:.3f}" for one in self._gates.distances())
             yield f"the masks have settled (they moved by {moved}), so the search ends here"
-
-
-class Penalized(Guest):
-    """Adds to each image's loss what its attention costs."""
-
-    name = "attention"
-    turn = Turn.PENALIZE
-
-    def __init__(self, penalty: AttentionPenalty) -> None:
-        self._penalty = penalty
-
-    def losses(self, losses: Tensor, seen: Seen) -> Tensor:
-        return losses + self._penalty.of_images()
-
-    def summary(self) -> dict[str, float]:
-        return self._penalty.summary()

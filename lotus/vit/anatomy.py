@@ -345,7 +345,7 @@ def _block_fault(block: Any, kinds: tuple[str, ...], convolved: bool = False) ->
 def _attn_fault(attn: Any, convolved: bool) -> str:
     if type(attn) is ConvAttention:
         if not convolved:
-            return ".attn became a convolution (prune.convolve), which is not cut or read as attention is"
+            return ".attn became a convolution, which is not cut or read as attention is"
         return "" if type(attn.proj) is nn.Linear else f".attn.proj is {type(attn.proj).__name__}, not nn.Linear"
     if not (is_timm(attn, *_ATTENTIONS) or type(attn) is SplitAttention):
         return f".attn is {type(attn).__name__}"

@@ -304,7 +304,7 @@ def test_a_criterion_of_ones_own():
     [
         ({"rond": 8}, "prune.rond: no such setting. Did you mean 'round'"),
         ({"search": {"kind": "ratios"}}, "prune.search: is done by a run"),
-        ({"method": "unstructured", "keep": {"weights": 0.5}}, "prune.method: unstructured pruning makes zeros"),
+        ({"method": "unstructured", "keep": {"weights": 0.5}}, "prune.method: unstructured is done by a run"),
         ({"sizes": (0.3,)}, "prune.sizes: is done by a run"),
         ({"calibration": 100}, "prune.calibration: the images are those of the batches"),
         ({"keep": {"latency": 0.9}, "decouple_qk": True}, "prune.keep.latency: is predicted for heads"),

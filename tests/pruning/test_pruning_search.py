@@ -12,10 +12,10 @@ import pytest
 import torch
 from tiny_vits import asks, batches, pictures, random_plan, tiny
 
-from lotus.pruning import budget, cp_vit, latency, program, search, study, surgery, widths
+from lotus.pruning import budget, latency, program, search, study, surgery, widths
 from lotus.pruning import judge as judging
-from lotus.pruning.judge import Judge, Judged
-from lotus.pruning.plan import BlockPlan, Plan
+from lotus.pruning.judge import Judge, Judged, macs_at
+from lotus.pruning.plan import Plan
 from lotus.pruning.search import Tried
 from lotus.vit import anatomy, cost
 from selection.errors import Refused
@@ -357,54 +357,12 @@ def test_what_a_search_tells_was_measured_however_wrong_the_table(studied, kind,
         find(keep=keep, decouple_qk=True)
 
 
-# -------------------------------------------------------------------------------------------------------------- CP-ViT
-
-
-def test_head_scores_accumulate_the_peaks_of_attention():
-    model, data = tiny(), batches(2)
-    scores = cp_vit.head_scores(model, data)
-    expected, total = np.zeros(3), []
-    images = torch.cat([one for one, _ in data])
-    x = model._pos_embed(model.patch_embed(images))
-    for block in model.blocks:
-        q, k, _ = block.attn.qkv(block.norm1(x)).reshape(16, -1, 3, 3, 16).permute(2, 0, 3, 1, 4)
-        peaks = (q @ k.transpose(-2, -1) / 4).softmax(-1).amax(-1)
-        expected = expected + peaks.mean((0, 2)).detach().numpy()
-        total.append(expected)
-        x = block(x)
-    np.testing.assert_allclose(scores, total, rtol=1e-5)
-
-
-def test_heads_are_cut_by_score_and_nothing_else():
-    model = tiny()
-    small = cp_vit.cut_heads(model, [np.array([1.0, 3, 2]), np.array([3.0, 1, 1])], 0.6)
-    plans = []
-    for heads, of in zip([(1, 2), (0, 1)], [block.dims for block in anatomy.blocks(model)]):
-        full = BlockPlan.full(of)
-        plans.append(BlockPlan(of, heads, full.qk[:2], full.v[:2], full.units))
-    with torch.no_grad():
-        torch.testing.assert_close(
-            small(pictures()), surgery.masked(model, Plan(tuple(plans)))(pictures()), atol=1e-5, rtol=1e-4
-        )
-
-
-def test_a_sweep_costs_less_with_each_ratio_and_ends_clean():
-    model = tiny()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    judge = Judge(model, batches())
-    rows = cp_vit.sweep(model, batches, judge, [1.0, 0.7, 0.4])
-    assert rows[0]["macs"] == cost.count(model).macs
-    assert rows[0]["worse"] == pytest.approx(0, abs=1e-6)
-    assert rows[0]["macs"] > rows[1]["macs"] > rows[2]["macs"]
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-
-
 def test_macs_at_equal_accuracy():
     points = [(10.0, 50.0), (20.0, 60.0), (15.0, 45.0), (40.0, 70.0)]
-    assert cp_vit.macs_at(points, 55.0) == 15.0
-    assert cp_vit.macs_at(points, 65.0) == 30.0
-    assert cp_vit.macs_at(points, 49.0) is None
-    assert cp_vit.macs_at(points, 71.0) is None
+    assert macs_at(points, 55.0) == 15.0
+    assert macs_at(points, 65.0) == 30.0
+    assert macs_at(points, 49.0) is None
+    assert macs_at(points, 71.0) is None
 
 
 def test_widths_that_a_search_names_are_what_is_cut(studied):
@@ -463,7 +421,7 @@ def test_a_search_goes_by_units_alone():
     judge = Judge(model, batches())
     for find in (search.ratios, search.blocks):
         asked = asks({"macs": 0.5}, in_channels=True)
-        with pytest.raises(Refused, match=r"prune\.in_channels: search and convolve choose among heads"):
+        with pytest.raises(Refused, match=r"prune\.in_channels: search chooses among heads"):
             find(study(model, batches(), asked), judge, asked)
     studied = study(model, batches(), asks(criterion="magnitude", rotate=False, compensate="none"))
     assert studied.draw(asks({"macs": 0.09})).after["macs"] <= 0.09 * studied.draw(asks({"macs": 1.0})).after["macs"]

@@ -15,7 +15,8 @@ from tiny_vits import batches, tiny
 
 import lotus
 from lotus import cli
-from lotus.pruning import convolve, prune, spec, surgery
+from lotus.papers.spvit import project
+from lotus.pruning import prune, spec, surgery
 from lotus.pruning.plan import Plan
 from lotus.vit import anatomy
 from lotus.vit import model as door
@@ -53,9 +54,9 @@ def test_what_was_saved_is_whole(tmp_path, kind, width):
 
 def cut_by(way: str, model: torch.nn.Module) -> torch.nn.Module:
     if way == "convolved":
-        choices = [convolve.Choice(kernel, tuple(range(0, 192, 3))) for kernel in (3, 0)]
-        small = convolve.convert(model, choices, [torch.zeros(block.heads, 9) for block in anatomy.blocks(model)])
-        convolve.calibrate(small, batches(1))
+        choices = [project.Choice(kernel, tuple(range(0, 192, 3))) for kernel in (3, 0)]
+        small = project.convert(model, choices, [torch.zeros(block.heads, 9) for block in anatomy.blocks(model)])
+        project.calibrate(small, batches(1))
         return small
     if way == "embed_dim":  # and nothing else: the blocks' own widths stay
         return prune(model, batches(1), {"macs": 1.0}, round=4, embed_dim=0.75)

@@ -1,5 +1,6 @@
 """The report: whole, escaped, self-contained, and silent about what a run did not leave."""
 
+import dataclasses
 import io
 import json
 import re
@@ -15,6 +16,7 @@ from run_folder import BLOCKS, STAGES, log, results
 from lotus.report import figures, html, ledger, terminal
 from lotus.report import lines as told_lines
 from lotus.report.figures import Point, Series
+from lotus.stage import Plot, Section
 from selection.errors import Refused
 from selection.subset import Subset
 
@@ -254,34 +256,24 @@ def test_small_images_keep_their_pixels_and_large_ones_shrink():
     assert back(figures.tile(np.zeros((300, 200, 3), np.uint8))).shape == (96, 64, 3)
 
 
-def test_zeros_a_sweep_and_attention_are_told_for_what_they_are(tmp_path):
+def test_zeros_are_told_for_what_they_are(tmp_path):
     kept = {**results()["kept"], "weights": {"kept": 900, "of": 1000, "list": "linears", "bytes": 2e5, "of_bytes": 3e5}}
-    one = {"entropy": 2.5, "largest": 0.2, "above": 0.3}
-    models = {"start": one, "train": {**one, "entropy": 2.6}, "baseline": one}
-    attention = {
-        "kind": "log",
-        "layers": "last",
-        "models": {name: {"last": m, "all": one} for name, m in models.items()},
-    }
-    sweep = {"sparsity": [0.0, 0.5, 0.9], "top1": [80.0, 79.5, 20.0], "knee": 0.5}
-    text = html.render(
-        bare(tmp_path, kept=kept, attention=attention, prune={**results()["prune"], "sweep": sweep}), STAGES
-    )
+    text = html.render(bare(tmp_path, kept=kept), STAGES)
     parsed(text)
     assert "900 of 1,000; the others are zeros in matrices of the old shape: no MACs and no time are saved" in text
     assert "the compressed file takes 200 kB instead of 300 kB" in text
-    assert "essential sparsity 50 %" in text
-    assert "spread further than the dense baseline&#39;s: +0.1 nats" in text
-    assert "2.600000" in text
     assert "as fast" not in text.split("</h1>")[0], "a model of the same shapes is as fast"
 
 
-def test_attention_that_got_more_peaked_says_so(tmp_path):
-    one = {"entropy": 2.5, "largest": 0.2, "above": 0.3}
-    models = {"train": {"all": {**one, "entropy": 2.0}}, "baseline": {"all": one}}
-    text = html.render(bare(tmp_path, attention={"kind": "entropy", "layers": "all", "models": models}), STAGES)
-    assert "more peaked than the dense baseline&#39;s: −0.5 nats" in text
-    assert "How peaked" not in html.render(bare(tmp_path), STAGES)
+def test_a_section_of_a_stage_shows_its_table_and_its_picture(tmp_path):
+    plot = Plot("Of <all>", "x", "y", (("one & two", (0.0, 50.0), (80.0, 20.0)),), (0, 100), (79.0, "below"))
+    section = Section("Its <title>", "What it says", ("", "n"), (("a", "-1"),), plot)
+    told = [{"stage": "prune", **dataclasses.asdict(section)}]
+    text = html.render(bare(tmp_path, sections=json.loads(json.dumps(told))), STAGES)
+    parsed(text)
+    for shown in ("Its &lt;title&gt;", "What it says", "<td>-1</td>", "Of &lt;all&gt;", "one &amp; two", "below"):
+        assert shown in text, shown
+    assert "Its &lt;title&gt;" in html.render(bare(tmp_path, sections=[{**told[0], "plot": None}]), STAGES)
 
 
 def test_what_a_search_tried_is_drawn(tmp_path):
@@ -291,7 +283,8 @@ def test_what_a_search_tried_is_drawn(tmp_path):
         "metric": "divergence",
         "tried": [row, {"macs": 8e6, "worse": 0.0}, {"macs": 5e6, "worse": 0.3}],
         "pareto": [{"macs": 8e6, "worse": 0.0}, row],
-        "cp_vit": [{"macs": 6e6, "worse": 0.4}],
+        "rows": [{"macs": 6e6, "worse": 0.4}],
+        "rival": "CP-ViT, fixed ratio",
         "chosen": row,
     }
     folder = bare(tmp_path)
@@ -314,29 +307,14 @@ def test_what_a_search_tried_is_drawn(tmp_path):
         assert "What the search tried" not in html.render(folder, STAGES)
 
 
-def test_macs_at_equal_accuracy_stand_beside_cp_vit_and_each_size_is_told(tmp_path):
+def test_each_size_is_told(tmp_path):
     found = results()["prune"]
-    search = {
-        "kind": "ratios", "metric": "divergence", "tried": 9, "images": 2000,
-        "dense": {"macs": 3_630_000, "params": 203_000, "top1": 97.5},
-        "chosen": {"macs": 726_000, "params": 60_000, "attention": 0.3, "mlp": 0.1, "worse": 0.05, "top1": 96.25},
-        "cp_vit": [{"keep": 0.7, "macs": 2_904_000.0, "worse": 0.04, "top1": 97.0}, {"keep": 0.4, "macs": 1_452_000.0, "worse": 0.5, "top1": 91.0}],
-        "equal": {"top1": 96.25, "cp_vit_macs": 2_420_000.0, "cp_vit_macs_same_metric": None},
-    }  # fmt: skip
     size = {"keep": 0.4, "top1": 93.21, "loss": 0.7, "params": 81_000, "macs": 1_452_000}
     sizes = {"0.4": size, "0.8": {**size, "keep": 0.8, "top1": 97.02, "macs": 2_904_000}}
-    text = " ".join(html.render(bare(tmp_path, prune={**found, "search": search, "sizes": sizes}), STAGES).split())
-    assert "Beside CP-ViT with a fixed ratio" in text
-    assert "<td>CP-ViT, 70 % of heads and patches</td><td>2.9 M</td><td>80 %</td><td>97.00</td><td>0.0400</td>" in text
-    assert "<td>searched</td><td>726 k</td><td>20 %</td><td>96.25</td>" in text
-    assert "at the same held-out top-1, 96.25 %, the searched cut takes 30 % of CP-ViT&#39;s (2.42 M)" in text
-    assert "at the same divergence CP-ViT has no MACs to compare with" in text
+    text = " ".join(html.render(bare(tmp_path, prune={**found, "sizes": sizes}), STAGES).split())
     assert text.index("<td>prune-0.8</td>") < text.index("<td>prune-0.4</td>")
     assert "<td>prune-0.4</td><td>1.45 M</td><td>40 %</td><td>81 k</td><td>93.21</td>" in text
-    for left_out in ({}, {"search": {key: search[key] for key in ("kind", "chosen")}}):
-        text = html.render(bare(tmp_path, prune={**found, **left_out}), STAGES)
-        assert "Beside CP-ViT" not in text
-        assert "Sizes out of" not in text
+    assert "Sizes out of" not in html.render(bare(tmp_path, prune=found), STAGES)
 
 
 @pytest.mark.parametrize("measured", [True, False])

@@ -118,11 +118,11 @@ def test_nan_in_the_loss_names_step_and_rate(finished: Path, tmp_path: Path) -> 
 @pytest.mark.slow
 def test_zeros_by_a_pattern_and_by_size_after_one_training(finished: Path, tmp_path: Path) -> None:
     import lotus as api
-    from lotus.pruning import unstructured
+    from lotus.papers.zeros import masks as unstructured
 
     words = [DIGITS, f"folder={tmp_path / 'run'}", f"data.folder={finished / 'data'}", *SHORT,
              f"select.ticket={finished / 'subset.npz'}", "train.sparsity.gates=false"]  # fmt: skip
-    done = lotus("prune", *words, "prune={method: unstructured, keep: {weights: 0.5}, pattern: '2:4'}")
+    done = lotus("prune", *words, "prune={method: {name: unstructured, pattern: '2:4'}, keep: {weights: 0.5}}")
     assert done.returncode == 0, done.stdout + done.stderr
     model = api.load(tmp_path / "run" / "prune")
     for name, mask in unstructured.zeros(model).items():
@@ -144,7 +144,7 @@ def test_zeros_by_a_pattern_and_by_size_after_one_training(finished: Path, tmp_p
         ("train.sparsity.gates=true", "Set train.sparsity.gates=false"),
         ("finetune.optimizer=muon", "moves weights that were pruned"),
         (
-            "prune={method: unstructured, weights: sparse_vit, keep: {weights: 0.5}, pattern: '2:4'}",
+            "prune={method: {name: unstructured, weights: sparse_vit, pattern: '2:4'}, keep: {weights: 0.5}}",
             "do not divide by 4",
         ),
         ("score.patches={mode: input, score: attention, model: baseline}", "the proxy comes before the baseline"),

@@ -16,11 +16,14 @@ import torch
 from tiny import CLASSES, ROWS, Batch, Memory, Outcome, ThatPrunes, pictures, recipe, same, train, vit
 from torch import Tensor, nn
 
+import lotus.papers
 import lotus.training
-from lotus.config import Attention, Method, Patches, Sparsity, check
+from lotus.config import Method, Patches, Sparsity, check
 from lotus.data.sample_plan import SamplePlan
 from lotus.events import Evaluated, Said, Step
-from lotus.sparsity.attention_penalty import AttentionPenalty
+from lotus.papers.sparse_vit.penalty import AttentionPenalty
+from lotus.papers.zeros import masks
+from lotus.papers.zeros.way import Holding
 from lotus.sparsity.gates import Gates
 from lotus.training import guests, named, shelf
 from lotus.training.average import LateAverage, MovingAverage
@@ -32,7 +35,7 @@ from lotus.training.fewer import FewerPatches
 from lotus.training.growing import GrowingPictures
 from lotus.training.guests import Epoch, Guest, Micro, Position, Seen, Training, Turn
 from lotus.training.joint_budget import Joint
-from lotus.training.regularize import EarlyBird, Gating, Penalized
+from lotus.training.regularize import EarlyBird, Gating
 from lotus.vit.tokens import Tokens
 from selection import methods
 from selection.errors import Refused
@@ -81,10 +84,16 @@ def _fewer(model: nn.Module) -> list[Guest]:
     return [FewerPatches(Tokens(model, wants), joint=sharing)]
 
 
+def _holding(model: nn.Module) -> list[Guest]:
+    masks.put(model, masks.magnitude(masks.listed(model), 0.5))
+    return [Holding(model, "linears")]
+
+
 MAKERS: dict[type[Guest], Callable[[nn.Module], list[Guest]]] = {
     Gating: _gating,
     EarlyBird: _gating,
-    Penalized: lambda model: [Penalized(AttentionPenalty(model, Attention(kind="entropy", strength=0.1)))],
+    AttentionPenalty: lambda model: [AttentionPenalty(model, "entropy", 0.1)],
+    Holding: _holding,
     Taught: lambda model: [Taught(Distiller(vit(seed=3, patch=4), "soft", 2.0, 0.7))],
     Watched: lambda model: [Watched(Recorder(ROWS, EPOCHS, CLASSES, steps=True))],
     DynamicPruning: lambda model: [DynamicPruning(ThatPrunes({"name": "infobatch", "saving": 0.3}, EPOCHS))],
@@ -97,8 +106,9 @@ MAKERS: dict[type[Guest], Callable[[nn.Module], list[Guest]]] = {
 
 def every() -> list[type[Guest]]:
     """All guests that lotus has, read from its modules."""
-    for module in pkgutil.walk_packages(lotus.training.__path__, "lotus.training."):
-        importlib.import_module(module.name)
+    for package in (lotus.training, lotus.papers):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
 
     def below(kind: type[Guest]) -> Iterator[type[Guest]]:
         for one in kind.__subclasses__():
@@ -166,7 +176,7 @@ def test_each_of_the_shelf_goes_on_bit_for_bit(tmp_path: Path, name: str) -> Non
 def test_in_whatever_order_they_are_given_they_meet_a_loss_in_the_same(tmp_path: Path) -> None:
     def run(folder: Path, backwards: bool) -> dict[str, Tensor]:
         model = vit(patch=4)
-        kinds = (Penalized, Watched, FewerPatches, Taught, MovingAverage)
+        kinds = (AttentionPenalty, Watched, FewerPatches, Taught, MovingAverage)
         inside = [guest for kind in kinds for guest in MAKERS[kind](model)] + _gating(model)
         return train(folder, recipe(**FULL), model=model, guests=inside[::-1] if backwards else inside).fitted.state
 
@@ -190,14 +200,14 @@ def test_the_loss_that_is_remembered_is_the_taught_one_without_penalty_and_weigh
         guest.losses(torch.zeros(1), None)  # type: ignore[arg-type]
     assert found == ["teach", "watch", "penalize", "last"]
     turns = {kind: kind.turn for kind in MAKERS}
-    assert turns[Taught] < turns[DynamicPruning] == turns[Watched] < turns[Penalized]
+    assert turns[Taught] < turns[DynamicPruning] == turns[Watched] < turns[AttentionPenalty]
 
 
 def test_a_redrawn_lottery_is_told_the_taught_loss_without_the_penalty(tmp_path: Path) -> None:
     """Against the definition, where the step is too small to move the model."""
     still = recipe(epochs=1, optimizer="sgd", lr=1e-30, warmup_epochs=0, weight_decay=0, clip=0, zero=0)
     model, dynamic = vit(patch=4), ThatPrunes("repb", 1)
-    inside = [*MAKERS[Penalized](model), DynamicPruning(dynamic), *MAKERS[Taught](model)]
+    inside = [*MAKERS[AttentionPenalty](model), DynamicPruning(dynamic), *MAKERS[Taught](model)]
     train(tmp_path, still, model=model, guests=inside, weighted=True)
     model, teacher, (images, labels) = vit(patch=4), vit(seed=3, patch=4), pictures()
     with torch.no_grad():

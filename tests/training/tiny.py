@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lotus.config import Attention, Dynamic, Patches, Sparsity, Train
+from lotus.config import Dynamic, Patches, Sparsity, Train
 from lotus.data.sample_plan import SamplePlan
 from lotus.events import Event
-from lotus.pruning import unstructured
-from lotus.sparsity.attention_penalty import AttentionPenalty
+from lotus.papers.sparse_vit.penalty import AttentionPenalty
+from lotus.papers.zeros import masks as unstructured
 from lotus.sparsity.gates import Gates
 from lotus.training import distributed, loop
 from lotus.training.average import MovingAverage
@@ -29,7 +29,7 @@ from lotus.training.fewer import FewerPatches
 from lotus.training.guests import Guest
 from lotus.training.joint_budget import Joint
 from lotus.training.objective import Objective
-from lotus.training.regularize import EarlyBird, Gating, Penalized
+from lotus.training.regularize import EarlyBird, Gating
 from lotus.vit.patch_scores import contrast
 from lotus.vit.tokens import Tokens
 
@@ -128,7 +128,6 @@ def guests_of(
     wants: Train,
     *,
     gates: Any = None,
-    penalty: AttentionPenalty | None = None,
     distiller: Distiller | None = None,
     recorder: Recorder | None = None,
     dynamic: DynamicSelection | None = None,
@@ -140,7 +139,6 @@ def guests_of(
     found: list[Guest | None] = [
         None if gates is None else Gating(gates),
         EarlyBird(gates) if isinstance(gates, Gates) else None,
-        None if penalty is None else Penalized(penalty),
         None if distiller is None else Taught(distiller),
         None if recorder is None else Watched(recorder),
         None if dynamic is None else DynamicPruning(dynamic),
@@ -268,9 +266,9 @@ def masked(folder: Path, zero: int, world: World | None = None) -> Outcome:
     model = vit()
     masks = unstructured.magnitude(unstructured.listed(model, "sparse_vit"), 0.5)
     unstructured.put(model, masks)
-    penalty = AttentionPenalty(model, Attention(kind="entropy", strength=0.1))
+    penalty = AttentionPenalty(model, "entropy", 0.1)
     with unstructured.held(model, masks):
-        done = train(folder, recipe(zero=zero, weight_decay=0.3), world=world, model=model, penalty=penalty)
+        done = train(folder, recipe(zero=zero, weight_decay=0.3), world=world, model=model, guests=[penalty])
     unstructured.check(model, masks)
     return done
 

@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from lotus.papers.spvit import mixture
 from lotus.vit import anatomy, convolution, cost
 from selection.errors import Refused
 
@@ -107,11 +108,10 @@ class NestedGates:
         for block in self._blocks:
             if not (block.has_attn and block.has_mlp) or block.reads("attn") or block.reads("mlp"):
                 raise Refused(
-                    f"prune.convolve: {block.name} lost a sublayer, or reads a part of the residual stream. "
-                    "Take the model from before that cut."
+                    f"prune.method: {block.name} lost a sublayer, or reads a part of the residual stream. Take the model from before that cut."
                 )
         if not isinstance(vit.patch_drop, nn.Identity):
-            raise Refused("prune.convolve: convolutions need every patch in its place. Remove patch_drop_rate.")
+            raise Refused("prune.method: convolutions need every patch in its place. Remove patch_drop_rate.")
         self._grid, self._prefix = tuple(vit.patch_embed.grid_size), int(vit.num_prefix_tokens)
         self.keep, self.lr, self.strength, self.seed = keep, lr, strength, seed
         self.widths = [3 + block.hidden for block in self._blocks]
@@ -237,8 +237,8 @@ class NestedGates:
 
     def _convolve(self, attn: Any, x: Tensor, kernel: int) -> Tensor:
         v_dim = attn.proj.in_features // int(attn.num_heads)
-        parts = convolution.mixture(attn.paths.mix.view(-1, 9), kernel)
-        weight, bias, out = convolution.combined(attn.qkv.weight, attn.qkv.bias, attn.proj.weight, parts, v_dim)
+        parts = mixture.mixture(attn.paths.mix.view(-1, 9), kernel)
+        weight, bias, out = mixture.combined(attn.qkv.weight, attn.qkv.bias, attn.proj.weight, parts, v_dim)
         picture = x[:, self._prefix :].transpose(1, 2).unflatten(2, self._grid)
         seen = attn.paths.norm(kernel)(functional.conv2d(picture, weight, bias, padding=kernel // 2)).relu()
         patches = functional.linear(seen.flatten(2).transpose(1, 2), out, attn.proj.bias)

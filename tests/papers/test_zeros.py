@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,12 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from tiny_vits import pictures, tiny
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pruning"))
+from tiny_vits import pictures, tiny
+
 import lotus.pruning
-from lotus.pruning import unstructured
+from lotus.papers.zeros import masks as unstructured
 from selection.errors import Refused
 
 LISTS = ("linears", "sparse_vit")
@@ -63,7 +67,7 @@ def test_the_list_of_sparse_vit() -> None:
     blocks = [f"blocks.{i}.{part}.weight" for i in range(2) for part in block]
     assert names == ["patch_embed.proj.weight", *blocks, "head.weight"]
     assert list(unstructured.listed(tiny())) == [name for name in blocks if "norm" not in name]
-    with pytest.raises(Refused, match=r"prune\.weights: there is no 'all'"):
+    with pytest.raises(Refused, match=r"prune\.method\.weights: there is no 'all'"):
         unstructured.listed(tiny(), "all")
 
 
@@ -106,7 +110,7 @@ def test_two_of_four_by_brute_force() -> None:
     assert unstructured.n_of_m({"a": torch.ones(1, 4)})["a"].tolist() == [[True, True, False, False]]
     with pytest.raises(Refused, match=r"blocks\.0\.norm1\.weight .*do not divide"):
         unstructured.n_of_m(unstructured.listed(tiny(), "sparse_vit"))
-    with pytest.raises(Refused, match=r"prune\.pattern: '4:2'"):
+    with pytest.raises(Refused, match=r"prune\.method\.pattern: '4:2'"):
         unstructured.pattern("4:2")
 
 

@@ -40,7 +40,7 @@ def listed(model: nn.Module, weights: Weights = "linears") -> dict[str, nn.Param
     Raises:
         Refused: no such list, or no supported ViT.
     """
-    check_choice(weights, ("linears", "sparse_vit"), place="prune.weights")
+    check_choice(weights, ("linears", "sparse_vit"), place="prune.method.weights")
     everything = dict(model.named_parameters())
     parts: tuple[str, ...] = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
     if weights == "linears":
@@ -97,7 +97,7 @@ def n_of_m(weights: Mapping[str, Tensor], n: int = 2, m: int = 4) -> dict[str, T
     for name, weight in weights.items():
         if weight.ndim < 2 or weight.flatten(1).shape[1] % m:
             raise Refused(
-                f"prune.pattern: the rows of {name} {tuple(weight.shape)} do not divide by {m}. Take linears."
+                f"prune.method.pattern: the rows of {name} {tuple(weight.shape)} do not divide by {m}. Take linears."
             )
         groups = weight.detach().abs().reshape(-1, m)
         order = groups.argsort(dim=1, descending=True, stable=True)[:, :n]
@@ -113,7 +113,7 @@ def pattern(text: str) -> tuple[int, int]:
     """
     n, _, m = text.partition(":")
     if not (n.isdigit() and m.isdigit() and 0 < int(n) < int(m)):
-        raise Refused(f"prune.pattern: {text!r} is no N:M pattern. Say e.g. 2:4, which keeps 2 of 4.")
+        raise Refused(f"prune.method.pattern: {text!r} is no N:M pattern. Say e.g. 2:4, which keeps 2 of 4.")
     return int(n), int(m)
 
 

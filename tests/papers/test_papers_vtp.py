@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from lotus import config, stages
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PAPERS = ROOT / "configs" / "papers"
 TINY = ["data={name: digits, write: raw}", "model.args={img_size: 8, patch_size: 2, embed_dim: 32, depth: 2, num_heads: 2}",
         "train.batch_size=128", "train.evaluate_every=0"]  # fmt: skip

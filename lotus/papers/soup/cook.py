@@ -24,9 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from lotus.config import Recipe
-from lotus.config import Soup as Settings
 from lotus.events import Event, Said, Step
-from lotus.pruning import unstructured
+from lotus.papers.zeros import masks as zeros
 from lotus.training.objective import Objective
 from lotus.training.optim import make_optimizer
 from selection.errors import Refused
@@ -38,6 +37,19 @@ LITTLE = 0.05
 """Of all weights: when less is still to go it goes at once (the paper's code)."""
 
 Batches = Callable[[int, float, int], contextlib.AbstractContextManager[Iterator["Batch"]]]
+
+
+@dataclass(frozen=True)
+class Soup:
+    """How it is cooked; the settings of ``soup``."""
+
+    step: float = 0.1
+    rounds: int = 10
+    train: float = 0.1
+    copies: int = 5
+    steps: int = 50
+    data: float = 0.1
+    vary: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -58,8 +70,8 @@ def cook(
     *,
     stage: str,
     recipe: Recipe,
-    settings: Settings,
-    weights: unstructured.Weights,
+    settings: Soup,
+    weights: zeros.Weights,
     objective: Objective,
     images: int,
     seed: int,
@@ -74,7 +86,7 @@ def cook(
     Raises:
         Refused: a loss that is not finite.
     """
-    listed = unstructured.listed(model, weights)
+    listed = zeros.listed(model, weights)
     masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in listed.items()}
     optimizer = make_optimizer(model, recipe, place="finetune")
     rng = np.random.default_rng([seed, 0x50])
@@ -88,7 +100,7 @@ def cook(
         if number == settings.rounds or share - keep < LITTLE:
             break
         target = max(keep, share * (1 - settings.step))
-        found = [unstructured.magnitude(listed, target, within=masks)]
+        found = [zeros.magnitude(listed, target, within=masks)]
         for _ in range(settings.copies):
             ahead = copy.deepcopy(model)
             scout = make_optimizer(ahead, recipe, place="finetune")
@@ -97,18 +109,18 @@ def cook(
             with batches(span, settings.data, settings.steps) as given:
                 yield from course.run(ahead, scout, given, objective, recipe, masks, span)
             span += 1
-            found.append(unstructured.magnitude(unstructured.listed(ahead, weights), target, within=masks))
-        masks = unstructured.union(found)
-        unstructured.put(model, masks)
-        stays, of = unstructured.counted(masks)
+            found.append(zeros.magnitude(zeros.listed(ahead, weights), target, within=masks))
+        masks = zeros.union(found)
+        zeros.put(model, masks)
+        stays, of = zeros.counted(masks)
         share = stays / of
         left.append(share)
         yield Said(
             stage,
             f"soup, round {number + 1}: {100 * share:.1f} % of the weights are left, {100 * target:.1f} % in each mask",
         )
-    masks = unstructured.magnitude(listed, keep, within=masks)
-    unstructured.put(model, masks)
+    masks = zeros.magnitude(listed, keep, within=masks)
+    zeros.put(model, masks)
     left.append(keep)
     return Cooked(masks, course.images, tuple(left))
 
@@ -127,11 +139,11 @@ class _Course:
         batches: Iterator[Batch],
         objective: Objective,
         recipe: Recipe,
-        masks: unstructured.Masks,
+        masks: zeros.Masks,
         span: int,
     ) -> Iterator[Event]:
         model.train()
-        with unstructured.held(model, masks):
+        with zeros.held(model, masks):
             for number, batch in enumerate(batches):
                 images, targets = objective.mix(batch.images, batch.labels, epoch=span, step=number, rank=0)
                 loss = objective.losses(model(images), targets).mean()
@@ -140,9 +152,9 @@ class _Course:
                 parameters = [weight for weight in model.parameters() if weight.grad is not None]
                 norm = nn.utils.clip_grad_norm_(parameters, recipe.clip or math.inf)
                 if not torch.isfinite(norm):
-                    raise Refused("prune.soup: the loss or its gradient was not finite. Lower finetune.lr.")
+                    raise Refused("prune.method: the loss of a soup or its gradient was not finite. Lower finetune.lr.")
                 optimizer.step()
-                unstructured.put(model, masks)  # moments of weights that were let go just now would move them
+                zeros.put(model, masks)  # moments of weights that were let go just now would move them
                 self._done += 1
                 self.images += len(batch.labels)
                 self._total = max(self._total, self._done)
@@ -150,17 +162,17 @@ class _Course:
         model.eval()
 
 
-def steps(keep: float, batch_size: int, settings: Settings, images: int) -> tuple[int, int]:
+def steps(keep: float, batch_size: int, settings: Soup, images: int) -> tuple[int, int]:
     """Optimizer steps of the model, and of all its copies, if every union keeps no more than its masks do."""
     rounds = _nominal(keep, settings)
     return (rounds + 1) * _own_steps(settings, images, batch_size), rounds * settings.copies * settings.steps
 
 
-def _own_steps(settings: Settings, images: int, batch_size: int) -> int:
+def _own_steps(settings: Soup, images: int, batch_size: int) -> int:
     return max(1, math.ceil(settings.train * images / batch_size))
 
 
-def _nominal(keep: float, settings: Settings) -> int:
+def _nominal(keep: float, settings: Soup) -> int:
     share, rounds = 1.0, 0
     while share - keep >= LITTLE and rounds < settings.rounds:
         share, rounds = max(keep, share * (1 - settings.step)), rounds + 1

@@ -15,8 +15,9 @@ from torch import nn
 
 from lotus.config import Patches
 from lotus.pruning import criteria, measure, surgery
+from lotus.pruning.judge import Judge
 from lotus.pruning.plan import BlockPlan, Plan
-from lotus.pruning.search import Judge
+from lotus.report.numbers import percent
 from lotus.vit import anatomy
 from lotus.vit.token_plan import kept
 from lotus.vit.tokens import Tokens
@@ -51,31 +52,18 @@ def cut_heads(model: nn.Module, scores: Sequence[np.ndarray], keep: float) -> nn
 
 def sweep(
     model: nn.Module, batches: Callable[[], Iterable[Any]], judge: Judge, keeps: Sequence[float]
-) -> list[dict[str, float]]:
+) -> list[dict[str, Any]]:
     """A row for each fixed ratio: ``keep`` of the heads of every block, and of the patches after the last one.
 
     Returns:
-        ``keep``, ``macs``, ``worse``, ``top1`` each.
+        ``name``, ``keep``, ``macs``, ``worse``, ``top1`` each.
     """
     scores = head_scores(model, batches())
-    rows = []
+    rows: list[dict[str, Any]] = []
     for keep in keeps:
         small = cut_heads(model, scores, keep).eval()
         with Tokens(small, Patches(mode="cumulative", keep=keep, evaluate="sparse")) as tokens:
             judged, macs = judge(small), tokens.macs(training=False)
-        rows.append({"keep": keep, "macs": float(macs), "worse": judged.worse, "top1": judged.top1})
+        name = f"CP-ViT, {percent(keep)} of heads and patches"
+        rows.append({"name": name, "keep": keep, "macs": float(macs), "worse": judged.worse, "top1": judged.top1})
     return rows
-
-
-def macs_at(points: Sequence[tuple[float, float]], level: float) -> float | None:
-    """The MACs at which (MACs, how good; higher is better) points, joined by lines, first are as good as ``level``.
-
-    Points that a cheaper one is as good as are passed over. None where all are better, or none is as good.
-    """
-    rising: list[tuple[float, float]] = []
-    for macs, good in sorted(points):
-        if not rising or good > rising[-1][1]:
-            rising.append((macs, good))
-    if not rising or not rising[0][1] <= level <= rising[-1][1]:
-        return None
-    return float(np.interp(level, [good for _, good in rising], [macs for macs, _ in rising]))

@@ -16,11 +16,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pruning"))
 from tiny_vits import PLAIN, pictures, tiny
 
 from lotus.config import Patches, Prune
-from lotus.pruning import convolve, load, save, spec, surgery
-from lotus.pruning.convolve import Choice
+from lotus.papers.spvit import mixture, project
+from lotus.papers.spvit.gates import NestedGates
+from lotus.papers.spvit.project import Choice
+from lotus.pruning import load, save, spec, surgery
 from lotus.pruning.plan import Plan
-from lotus.sparsity.nested import NestedGates
-from lotus.vit import anatomy, convolution, cost
+from lotus.vit import anatomy, cost
 from lotus.vit import model as door
 from lotus.vit.convolution import ConvAttention
 from lotus.vit.tokens import Tokens
@@ -38,8 +39,8 @@ def mixes(model: nn.Module, seed: int = 4) -> list[Tensor]:
 
 def convolved(kind: str = "vit", kernels: tuple[int, ...] = (3, 1), **more) -> nn.Module:
     model = tiny(kind, **more)
-    small = convolve.convert(model, [Choice(kernel, UNITS) for kernel in kernels], mixes(model))
-    convolve.calibrate(small, [(pictures(6),)])
+    small = project.convert(model, [Choice(kernel, UNITS) for kernel in kernels], mixes(model))
+    project.calibrate(small, [(pictures(6),)])
     return small
 
 
@@ -49,7 +50,7 @@ def test_the_convolution_is_its_formula(kind, kernel):
     """Brute force over images, pixels, offsets and heads; on a grid that is not square."""
     model = tiny(kind, img_size=[24, 32]).double()
     block, mix = anatomy.blocks(model)[0], mixes(model)[0].double()
-    small = convolve.convert(model, [Choice(kernel, UNITS), Choice(0, UNITS)], [mix, mix])
+    small = project.convert(model, [Choice(kernel, UNITS), Choice(0, UNITS)], [mix, mix])
     new = small.blocks[0].attn
     prefix, (down, across) = model.num_prefix_tokens, (3, 4)
     x = torch.randn(2, prefix + 12, 48, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -106,7 +107,7 @@ def test_attention_with_a_head_an_offset_is_a_convolution():
     )
     # And where the mixture gives each offset its own head, that is the kernel of the bottleneck: V_k = W_v^k.
     z = torch.eye(9)
-    weight, _, mixed = convolution.combined(values.flatten(0, 1), None, out.flatten(1), convolution.mixture(z, 3), d)
+    weight, _, mixed = mixture.combined(values.flatten(0, 1), None, out.flatten(1), mixture.mixture(z, 3), d)
     torch.testing.assert_close(weight.permute(2, 3, 0, 1).flatten(0, 1), values)
     torch.testing.assert_close(mixed, out.sum(1))
 
@@ -128,7 +129,7 @@ def test_costs_are_what_torch_counts_and_what_is_there(kind, kernels):
 def test_gated_mlps_and_other_families_are_refused():
     for kind, message in (("swiglu", "gated MLP"), ("swin", "for timm's plain ViTs")):
         with pytest.raises(Refused, match=message):
-            convolve.refuse(tiny(kind))
+            project.refuse(tiny(kind))
 
 
 @pytest.mark.parametrize("kind", ["vit", "registers", "layerscale", "pooled", "qk_norm", "no_bias"])
@@ -201,14 +202,14 @@ def test_calibration_is_the_mean_and_variance_of_the_images():
     small = convolved()
     norm, seen = small.blocks[0].attn.norm, []
     handle = norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
-    assert convolve.calibrate(small, [(pictures(4, 1),), (pictures(4, 2),)]) == 8
+    assert project.calibrate(small, [(pictures(4, 1),), (pictures(4, 2),)]) == 8
     handle.remove()
     means, variances = (torch.stack([op(x) for x in seen]).mean(0) for op in (mean, variance))
     torch.testing.assert_close(norm.running_mean, means)
     torch.testing.assert_close(norm.running_var, variances)
     assert not norm.training
     assert norm.momentum == 0.1
-    assert convolve.calibrate(tiny(), [(pictures(4),)]) == 0
+    assert project.calibrate(tiny(), [(pictures(4),)]) == 0
 
 
 def mean(x: Tensor) -> Tensor:
@@ -221,11 +222,11 @@ def variance(x: Tensor) -> Tensor:
 
 def test_mixtures_are_parts():
     z = torch.randn(5, 9, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(convolution.mixture(z, 3).sum(0), torch.ones(9))
-    assert convolution.mixture(z, 1).shape == (5, 1)
-    torch.testing.assert_close(convolution.mixture(torch.ones(4, 9), 3), torch.full((4, 9), 0.25))
+    torch.testing.assert_close(mixture.mixture(z, 3).sum(0), torch.ones(9))
+    assert mixture.mixture(z, 1).shape == (5, 1)
+    torch.testing.assert_close(mixture.mixture(torch.ones(4, 9), 3), torch.full((4, 9), 0.25))
     one = [math.exp(float(value) / 1e-2 - float(z[:, 4].max()) / 1e-2) for value in z[:, 4]]
-    torch.testing.assert_close(convolution.mixture(z, 1)[:, 0], torch.tensor([value / sum(one) for value in one]))
+    torch.testing.assert_close(mixture.mixture(z, 1)[:, 0], torch.tensor([value / sum(one) for value in one]))
 
 
 def cut_sublayers(**gone) -> nn.Module:
@@ -236,11 +237,11 @@ def cut_sublayers(**gone) -> nn.Module:
 @pytest.mark.parametrize("gone", [{"units": ()}, {"heads": (), "qk": (), "v": ()}, {"mlp_in": tuple(range(8))}])
 def test_what_lost_a_sublayer_or_inputs_does_not_convolve(gone):
     model = cut_sublayers(**gone)
-    with pytest.raises(Refused, match=r"prune\.convolve: blocks\.0 lost a sublayer"):
+    with pytest.raises(Refused, match=r"prune\.method: blocks\.0 lost a sublayer"):
         NestedGates(model, keep=0.5, lr=1e-3, strength=30.0)
     choices = [Choice(0, tuple(range(block.hidden))) for block in anatomy.blocks(model)]
-    with pytest.raises(Refused, match=r"prune\.convolve: blocks\.0 lost a sublayer"):
-        convolve.convert(model, choices, mixes(tiny(depth=3)))
+    with pytest.raises(Refused, match=r"prune\.method: blocks\.0 lost a sublayer"):
+        project.convert(model, choices, mixes(tiny(depth=3)))
 
 
 def test_patches_do_not_leave_between_sublayers_that_are_not_there():

@@ -14,9 +14,9 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pruning"))
 from tiny_vits import batches, pictures, tiny
 
-from lotus.pruning import convolve
-from lotus.pruning.convolve import Choice
-from lotus.sparsity.nested import NestedGates, nested, sampled
+from lotus.papers.spvit import project
+from lotus.papers.spvit.gates import NestedGates, nested, sampled
+from lotus.papers.spvit.project import Choice
 from lotus.vit import anatomy, cost
 from lotus.vit.convolution import macs as conv_macs
 from selection.errors import Refused
@@ -51,7 +51,7 @@ def test_what_the_gates_compute_is_what_is_cut(kind):
             Choice({1: 1, 2: 3, 3: 0}[level], tuple(open_.nonzero().flatten().tolist()))
             for level, open_ in zip(chosen, units)
         ]
-        small = convolve.convert(original, choices, gates.mixes())
+        small = project.convert(original, choices, gates.mixes())
         for block, new in zip(model.blocks, anatomy.blocks(small, convolved=True)):
             if new.kernel:
                 new.attn.norm.load_state_dict(block.attn.paths.norm(new.kernel).state_dict())
@@ -214,9 +214,9 @@ def test_the_projection_hits_the_budget_and_could_not_open_more(keep, seed, roun
     model = tiny()
     outline = cost.outline(model)
     gates = random_gates(model, seed)
-    choices = convolve.project(outline, gates, keep, round=round)
+    choices = project.project(outline, gates, keep, round=round)
     limit = keep * outline.cost().macs
-    small = convolve.convert(model, choices, [torch.ones(3, 9)] * 2)
+    small = project.convert(model, choices, [torch.ones(3, 9)] * 2)
     spent = cost.count(small).macs
     assert spent <= limit
     assert all(len(choice.units) % round == 0 for choice in choices)
@@ -254,7 +254,7 @@ def test_without_rounding_the_projection_is_one_threshold(seed):
             within = choices
             break
     assert within
-    found = convolve.project(outline, gates, keep, round=1)
+    found = project.project(outline, gates, keep, round=1)
     rank = {0: 3, 3: 2, 1: 1}
     for mine, theirs in zip(found, within):  # it closes what the threshold closes, less what still fitted
         assert rank[mine.kernel] >= rank[theirs.kernel]
@@ -265,11 +265,11 @@ def test_a_budget_out_of_reach_is_refused_with_the_least():
     model = tiny()
     outline = cost.outline(model)
     with pytest.raises(Refused, match="out of reach") as told:
-        convolve.project(outline, random_gates(model, 0), 0.01)
+        project.project(outline, random_gates(model, 0), 0.01)
     least = float(str(told.value).split("Take ")[1].split(" ")[0])
-    assert convolve.project(outline, random_gates(model, 0), least)
+    assert project.project(outline, random_gates(model, 0), least)
     with pytest.raises(Refused, match="whole number"):
-        convolve.project(outline, random_gates(model, 0), 0.5, round=0)
+        project.project(outline, random_gates(model, 0), 0.5, round=0)
 
 
 def test_a_convolution_dearer_than_attention_is_passed_over():
@@ -277,5 +277,5 @@ def test_a_convolution_dearer_than_attention_is_passed_over():
     outline = cost.outline(model)
     assert conv_macs(16, 48, 48, 3) > outline.block(0, outline.dims[0]).attn_macs
     for seed in range(3):
-        choices = convolve.project(outline, random_gates(model, seed), 0.4)
+        choices = project.project(outline, random_gates(model, seed), 0.4)
         assert all(choice.kernel != 3 for choice in choices)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,18 @@ import torch
 from few import few
 from ranks import two_ranks
 from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 from tiny import CLASSES, ROWS, Batch, masked, pictures, recipe, train, vit
 
-from lotus.config import Attention, Soup
 from lotus.events import Said, Step
-from lotus.pruning import unstructured
-from lotus.sparsity.attention_penalty import AttentionPenalty
+from lotus.papers.soup.cook import Soup, _vary, cook, steps
+from lotus.papers.sparse_vit.penalty import AttentionPenalty
+from lotus.papers.zeros import masks as unstructured
 from lotus.training.objective import Objective
 from lotus.training.optim import make_optimizer
-from lotus.training.soup import _vary, cook, steps
 
+TRAINING = Path(__file__).resolve().parents[1] / "training"
 LAYOUTS = [(0, "fp32"), (1, "fp32"), (1, "bf16"), (2, "bf16"), (3, "fp32")]
 
 
@@ -45,7 +48,7 @@ def test_masked_weights_stay_zero_through_a_training(tmp_path: Path, zero: int, 
 
 @pytest.mark.slow
 def test_two_ranks_hold_masks_and_penalize_as_one(tmp_path: Path) -> None:
-    two_ranks(Path(__file__).parent / "tiny.py", tmp_path, "masked", timeout=280)
+    two_ranks(TRAINING / "tiny.py", tmp_path, "masked", timeout=280)
     alone = masked(tmp_path / "alone", 1).fitted.state
     for zero in (1, 2, 3):
         found = load_file(tmp_path / f"{zero}.safetensors")
@@ -85,13 +88,13 @@ def test_every_step_holds_and_a_resumed_training_too(tmp_path: Path) -> None:
 
 def test_an_attention_penalty_is_in_the_loss_of_the_engine(tmp_path: Path) -> None:
     """Two trainings apart by the penalty alone: entropy is lower where it was penalized, higher under log(1 + a^2)."""
-    from lotus.sparsity.focus import focus
+    from lotus.papers.sparse_vit.focus import focus
 
     found, images = {}, pictures()[0]
     for kind, strength in (("none", 0.0), ("entropy", 3.0), ("log", 300.0)):
         model = vit()
-        penalty = None if kind == "none" else AttentionPenalty(model, Attention(kind=kind, strength=strength))
-        done = train(tmp_path / kind, recipe(), model=model, penalty=penalty)
+        penalty = None if kind == "none" else AttentionPenalty(model, kind, strength)
+        done = train(tmp_path / kind, recipe(), model=model, guests=[] if penalty is None else [penalty])
         found[kind] = focus(model, [(images,)])["all"]["entropy"]
         steps = [event for event in done.events if isinstance(event, Step)]
         assert ("attention" in steps[-1].values) == (penalty is not None)

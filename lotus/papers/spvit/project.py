@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lotus.papers.spvit import mixture
 from lotus.pruning import surgery
 from lotus.pruning.plan import BlockPlan, Plan
 from lotus.vit import anatomy, convolution, cost
@@ -119,14 +120,13 @@ def refuse(model: nn.Module) -> None:
     Raises:
         Refused: it is of another family than the plain ViTs, has gated MLPs, or was cut in another way.
     """
-    anatomy.plain(model, "prune.convolve")
+    anatomy.plain(model, "prune.method")
     for block in anatomy.blocks(model):
         if block.glu:
-            raise Refused(f"prune.convolve: {block.name} has a gated MLP, which has no gates here. Take prune.search.")
+            raise Refused(f"prune.method: {block.name} has a gated MLP, which has no gates here. Take prune.search.")
         if not (block.has_attn and block.has_mlp) or block.reads("attn") or block.reads("mlp"):
             raise Refused(
-                f"prune.convolve: {block.name} lost a sublayer, or reads a part of the residual stream. "
-                "Take the model from before that cut."
+                f"prune.method: {block.name} lost a sublayer, or reads a part of the residual stream. Take the model from before that cut."
             )
 
 
@@ -142,7 +142,7 @@ def convert(model: nn.Module, choices: Sequence[Choice], mixes: Sequence[Tensor]
     refuse(model)
     old = anatomy.blocks(model)
     if len(old) != len(choices):
-        raise Refused(f"prune.convolve: {len(choices)} choices, the model has {len(old)} blocks.")
+        raise Refused(f"prune.method: {len(choices)} choices, the model has {len(old)} blocks.")
     full = [BlockPlan.full(block.dims) for block in old]
     plans = [
         BlockPlan(plan.of, plan.heads, plan.qk, plan.v, choice.units)
@@ -153,8 +153,8 @@ def convert(model: nn.Module, choices: Sequence[Choice], mixes: Sequence[Tensor]
         if not choice.kernel:
             continue
         qkv, proj = before.qkv, before.proj
-        parts = convolution.mixture(mix.to(qkv.weight), choice.kernel)
-        weight, bias, out = convolution.combined(
+        parts = mixture.mixture(mix.to(qkv.weight), choice.kernel)
+        weight, bias, out = mixture.combined(
             qkv.weight.detach(),
             None if qkv.bias is None else qkv.bias.detach(),
             proj.weight.detach(),

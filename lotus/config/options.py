@@ -1,0 +1,56 @@
+"""Settings of a method that is found by name: as typed as those of the page, by its own signature."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import ConfigDict, ValidationError, create_model
+
+from lotus.config.section import Section
+from selection import methods
+from selection.errors import Refused
+
+
+class _Options(Section):
+    model_config = ConfigDict(use_attribute_docstrings=False, arbitrary_types_allowed=True, protected_namespaces=())
+
+
+def options(method: Callable[..., Any], given: Mapping[str, Any], *, place: str) -> dict[str, Any]:
+    """All settings of ``method``, its keyword-only parameters: what is ``given``, and the defaults of the others.
+
+    Raises:
+        Refused: it has no such setting, or a value is not of the kind that the parameter is annotated with.
+    """
+    methods.check_settings(method, given, place=place)
+    defaults, hints = methods.settings(method), _hints(method)
+    fields: dict[str, Any] = {
+        name: (hints.get(name, Any), ... if value is methods.REQUIRED else value) for name, value in defaults.items()
+    }
+    try:
+        made = create_model("Options", __base__=_Options, **fields).model_validate(dict(given))
+    except ValidationError as error:
+        raise Refused("\n".join(dict.fromkeys(_told(fault, place) for fault in error.errors()))) from None
+    return {name: getattr(made, name) for name in fields}
+
+
+def _told(fault: Mapping[str, Any], place: str) -> str:
+    where = ".".join((place, *map(str, fault["loc"])))
+    if fault["type"] == "missing":
+        return f"{where}: has no default. Set it."
+    return f"{where}: {fault['msg'].removeprefix('Value error, ')}, not {fault['input']!r}."
+
+
+def _hints(method: Callable[..., Any]) -> dict[str, Any]:
+    """Annotations of the keyword-only parameters; nothing where they name what is nowhere."""
+    own = {
+        name: note for name, note in getattr(method, "__annotations__", {}).items() if name in methods.settings(method)
+    }
+    try:
+        return typing.get_type_hints(
+            types.SimpleNamespace(__annotations__=own), getattr(method, "__globals__", {}), include_extras=True
+        )
+    except (NameError, TypeError):
+        return {}

@@ -1,0 +1,84 @@
+"""Shelves that are there without being named: the published systems of lotus/papers, and what installed packages bring.
+
+A shelf is a module. ``--with mine.py`` names one by its file; a package that is installed names its own as an entry point::
+
+    [project.entry-points."lotus.shelves"]
+    mine = "my_package.my_shelf"
+
+A config never names a module: it may come from elsewhere, and chooses among what the user installed or named. The published
+systems need no entry: all that lies in their room is theirs, whether LOTUS is installed or only found on the path.
+
+On a shelf are functions (:mod:`selection.methods`) and values: stages (:class:`lotus.stage.Stage`), ways to prune and rivals
+of a search (:mod:`lotus.way`), and rows of what goes with what (``RULES``, :mod:`lotus.config.rules`).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from types import ModuleType
+from typing import Any, Protocol, TypeVar
+
+from selection import methods
+from selection.errors import Refused
+
+GROUP = "lotus.shelves"
+ROOM = "lotus.papers"
+"""Named here alone, as text: nothing below it imports it."""
+
+
+class Named(Protocol):
+    """A value of a shelf."""
+
+    @property
+    def name(self) -> str: ...
+
+
+V = TypeVar("V", bound=Named)
+
+
+@functools.cache
+def installed() -> tuple[ModuleType, ...]:
+    """The published systems, then what installed packages bring, each by name.
+
+    Raises:
+        Refused: a package's shelf cannot be imported.
+    """
+    room = importlib.import_module(ROOM)
+    found = [importlib.import_module(f"{ROOM}.{name}") for _, name, _ in pkgutil.iter_modules(room.__path__)]
+    for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
+        try:
+            shelf = point.load()
+        except Exception as error:
+            raise Refused(
+                f"{point.value}, which an installed package brings as {GROUP}.{point.name}: it cannot be imported "
+                f"({type(error).__name__}: {error}). Mend that package, or uninstall it."
+            ) from error
+        if not isinstance(shelf, ModuleType):
+            raise Refused(f"{point.value}: an entry of {GROUP} is a module. Mend that package, or uninstall it.")
+        found.append(shelf)
+    return tuple(found)
+
+
+def known(own: Sequence[ModuleType] = ()) -> tuple[ModuleType, ...]:
+    """All shelves beside LOTUS' own: those that are installed, then the user's ``own`` files, which win; each once."""
+    return tuple(dict.fromkeys((*installed(), *own)))
+
+
+def values(shelf: Any, kind: type[V]) -> dict[str, V]:
+    """The values of a kind that ``shelf`` brings, by name."""
+    return {value.name: value for value in vars(shelf).values() if isinstance(value, kind)}
+
+
+def find(kind: type[V], shelves: Sequence[Any], name: str, *, place: str) -> V:
+    """The value called ``name``; later shelves win.
+
+    Raises:
+        Refused: there is none; with the nearest.
+    """
+    there = {name: value for shelf in shelves for name, value in values(shelf, kind).items()}
+    methods.check_choice(name, sorted(there), place=place)
+    return there[name]
