@@ -16,7 +16,10 @@ from lotus.config.recipes import (
     Patches,
     Recipe,
     Redraw,
+    Shrink,
     Sparsity,
+    Stable,
+    ShrinkStep,
     Train,
 )
 from lotus.config.request import Convolve, Keep, Prune, Search, Soup
@@ -26,5 +29,5 @@ from lotus.config.section import Fraction, Method, Section
 __all__ = [
     "LINEAR_OPTIMIZERS", "Attention", "Augment", "Auto", "Config", "Convolve", "Data", "EarlyBird", "Export", "Finetune", "Fraction",
     "Joint", "Keep", "Method", "Model", "OneCut", "Patches", "Prune", "Recipe", "Redraw", "Rule", "Score", "Search", "Section", "Select",
-    "Soup", "Sparsity", "Subsets", "Train", "check", "one_cut", "read", "request",
+    "Shrink", "ShrinkStep", "Soup", "Sparsity", "Stable", "Subsets", "Train", "check", "one_cut", "read", "request",
 ]  # fmt: skip

@@ -20,6 +20,7 @@ it that is not. A file of your own (`--with mine.py`) adds rows as a list `RULES
 PARTS = (
     ("Training, scores and the ticket of images", rules.OF_TRAINING),
     ("Pruning", rules.OF_PRUNING),
+    ("A training that shrinks", rules.OF_SHRINKING),
     ("Pruning without a run: `lotus prune --model` and `lotus.prune`", rules.WITHOUT_A_RUN),
     ("Pruning by `lotus.prune` alone", rules.CALLED),
 )

@@ -98,6 +98,7 @@ def lottery(
     gates: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     table: latency.Table | None = None,
+    dense: nn.Module | None = None,
     progress: Progress | None = None,
 ) -> Drawn:
     """As :func:`prune`, with all that came to light on the way.
@@ -108,6 +109,7 @@ def lottery(
         gates: Learned gates by site, for a criterion that reads them.
         seed: For the criterion ``random``.
         table: As of :meth:`Study.draw`.
+        dense: What budgets are parts of, where that is not the model, which was cut from it before.
         progress: Told the calibration images gone through so far, in all passes together.
 
     Raises:
@@ -121,8 +123,8 @@ def lottery(
         wants = wants.model_copy(update={"rotate": False, "compensate": "none"})
     passes = passes_of(batches)
     wants, notes = rounded(model, wants, table)
-    widths = narrow.useful(model, tries, wants)
-    lot = _Lot(model, passes, wants, tuple(shelves), gates, seed, table)
+    widths = narrow.useful(model, tries, wants, whole=cost.count(dense or model))
+    lot = _Lot(model, dense or model, passes, wants, tuple(shelves), gates, seed, table)
     streams = _Streams(lot, progress)
     if wants.width == "auto" and len(widths) > 1:
         streams.descend(widths)
@@ -140,6 +142,8 @@ class _Lot:
     """What is the same for every width."""
 
     model: nn.Module
+    dense: nn.Module
+    """What budgets are parts of."""
     passes: Callable[[], Iterable[Any]]
     wants: Prune
     shelves: Sequence[ModuleType]
@@ -153,12 +157,14 @@ class _Lot:
         )
 
     def draw(self, studied: Study) -> Drawn:
-        return studied.draw(self.wants, whole=cost.count(self.model), table=self.table)
+        if self.dense is not self.model:
+            studied = dataclasses.replace(studied, beside=self.dense)
+        return studied.draw(self.wants, whole=cost.count(self.dense), table=self.table)
 
     def out_of_reach(self, start: nn.Module) -> str:
         """Why the budget cannot be met from ``start``, which may have fewer channels; empty where it can."""
         wants = self.wants if anatomy.is_vit(start) else self.wants.model_copy(update={"branches": False})
-        return budget.out_of_reach(cost.outline(start), wants, whole=cost.count(self.model))
+        return budget.out_of_reach(cost.outline(start), wants, whole=cost.count(self.dense))
 
 
 class _Streams:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import CLASSES, ROWS, Batch, Memory, Outcome, ThatRedraws, pictures, recipe, same, train, vit
+from tiny import CLASSES, ROWS, Batch, Memory, Outcome, ThatRedraws, pictures, recipe, same, shrinking, train, vit
 from torch import Tensor, nn
 
 import lotus.training
@@ -32,6 +32,7 @@ from lotus.training.joint import Joint
 from lotus.training.probe import Recorder, Watched
 from lotus.training.redraw import Redrawn
 from lotus.training.regularize import EarlyBird, Gating, Penalized
+from lotus.training.shrink import Shrink
 from lotus.vit.tokens import Tokens
 from selection import methods
 from selection.errors import Refused
@@ -90,6 +91,7 @@ MAKERS: dict[type[Guest], Callable[[nn.Module], list[Guest]]] = {
     FewerPatches: _fewer,
     MovingAverage: lambda model: [MovingAverage(0.9)],
     LateAverage: lambda model: [LateAverage(0.4, 2)],
+    Shrink: lambda model: [shrinking(model, at=0.4, drop_path=0.2)],
 }  # fmt: skip
 
 
