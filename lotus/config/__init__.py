@@ -17,9 +17,9 @@ from lotus.config.recipes import (
     Recipe,
     Redraw,
     Shrink,
+    ShrinkStep,
     Sparsity,
     Stable,
-    ShrinkStep,
     Train,
 )
 from lotus.config.request import Convolve, Keep, Prune, Search, Soup

@@ -84,7 +84,8 @@ def _forecast(ahead: Ahead) -> Cost:
 
 def _tell(run: Run, results: dict[str, Any]) -> None:
     """What is left of the dimensions and weights of the model before the cut, and on how many patches it was measured."""
-    old, new = results["train"], results["finetune"]
+    uncut = results["train"].get("uncut")  # the model before the cut, where that was within the training
+    old, new = uncut or results["train"], results["finetune"]
     kept, folders = results["kept"], (run.of("train"), run.of("finetune"))
     kept["dimensions"] = {what: new[what] / old[what] for what in ("macs", "params")}
     specs = [json.loads((folder / "spec.json").read_text(encoding="utf-8")) for folder in folders]
@@ -95,7 +96,7 @@ def _tell(run: Run, results: dict[str, Any]) -> None:
             "hidden": now["hidden"], "of_hidden": was["hidden"],
             **({"kernel": kernels[str(place)]} if str(place) in kernels else {}),
         }
-        for place, (was, now) in enumerate(zip(specs[0]["blocks"], specs[1]["blocks"]))
+        for place, (was, now) in enumerate(zip(uncut["blocks"] if uncut else specs[0]["blocks"], specs[1]["blocks"]))
     ]  # fmt: skip
     measured = new.get("patches") or {"evaluated": "dense"}
     results["evaluated"] = {
@@ -110,9 +111,15 @@ def _tell(run: Run, results: dict[str, Any]) -> None:
         kept["weights"] = {**new["weights"], "list": run.config.prune.weights, "bytes": of_these, "of_bytes": of_bytes}
 
 
+def _says(config: Config) -> str:
+    if config.train.shrink is not None and config.finetune.epochs == 0:
+        return "pass on what was cut in the training"
+    return "recover, taught by the unpruned model" if config.finetune.distill != "none" else "recover"
+
+
 STAGE = Stage(
     "finetune",
-    lambda config: "recover, taught by the unpruned model" + patches_told(config.finetune.patches),
+    lambda config: _says(config) + patches_told(config.finetune.patches),
     finetune,
     settings=("finetune", "seed"),
     after=("prune",),

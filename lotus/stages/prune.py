@@ -49,6 +49,8 @@ def prune(context: Context) -> Work:
 
     run, config, wants = context.run, context.config, context.config.prune
     clear(run.folder)
+    if config.train.shrink is not None:
+        return (yield from passed_on(context))
     if wants.method != "structured":
         return (yield from zero_weights(context))
     model = lotus.pruning.load(run.of("train")).to(context.world.device)
@@ -75,6 +77,18 @@ def prune(context: Context) -> Work:
     spent = cut.forwards * cut.before["macs"]
     told = {"top1": measured["top1"], "loss": measured["loss"], **cut.after, **patches, **more}
     return Outcome(cut.forwards, spent, told)
+
+
+def passed_on(context: Context) -> Work:
+    """The model that was cut within its training, as it is: nothing is left to cut."""
+    import lotus.pruning
+
+    run = context.run
+    lotus.pruning.save(lotus.pruning.load(run.of("train")), run.of("prune"))
+    yield Wrote("prune", str(run.of("prune")))
+    done = run.record("train").values  # type: ignore[union-attr]
+    told = {name: done[name] for name in ("top1", "loss", "params", "macs", "patches") if name in done}
+    return Outcome(values={**told, "cuts": done["cuts"]})
 
 
 # --------------------------------------------------------------------------------------------- before anything is done
@@ -136,6 +150,8 @@ def _forecast(ahead: Ahead) -> Cost:
     from lotus.pruning.narrow import GRID
 
     wants, kept = ahead.config.prune, ahead.kept
+    if ahead.config.train.shrink is not None:
+        return 0, 0
     searched, convolve = wants.search, wants.convolve
     looked_at = min(wants.calibration or enough(ahead.dense), kept)
     forwards: float = (TRAIN_FORWARDS + wants.rotate) * looked_at
@@ -171,6 +187,8 @@ def _forecast_zeros(config: Config, kept: int, validation: int) -> float:
 
 def _says(config: Config) -> str:
     wants = config.prune
+    if config.train.shrink is not None:
+        return "pass on what was cut in the training"
     if wants.method != "structured":
         return f"set weights to zero ({wants.method}), keep {wants.keep.weights:g}"
     return "cut what is not worth keeping"

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from lotus.config import Config
 from lotus.files import write_tensors
 from lotus.run import Run
-from lotus.stage import Curve, Stage, Work
+from lotus.stage import Curve, Section, Stage, Work
 from lotus.stages.ahead import Ahead, Cost, asked_of_patches, check_recipe, check_weights, patches_told, training
 from lotus.stages.baseline import is_asked
 from lotus.stages.context import Context
 from lotus.stages.fit import Images, fit, keep_model, outcome
+from lotus.stages.shrink import billed, check_cuts, cuts_told, forecast_cuts, shrinking, tell_cuts
 from selection import redraw
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def train(context: Context) -> Work:
             shelves=context.shelves,
         )
         guests.append(Redrawn(redrawing))
+    shrink = None if config.train.shrink is None else shrinking(context, model, ticket.rows)
+    guests += [] if shrink is None else [shrink]
     fitted, price = yield from fit(
         context, "train", config.train, model, Images(ticket.rows, ticket.spread()), guests
     )  # fmt: skip
@@ -73,12 +76,17 @@ def train(context: Context) -> Work:
         gates.fold(model)
         if context.world.rank == 0:
             write_tensors(run.gates, gates.values)
+    if shrink is not None:
+        more |= cuts_told(context, shrink, price)
     yield from keep_model(context, "train", model, run.of("train"))
-    return outcome(fitted, price, model, more)
+    done = outcome(fitted, price, model, more)
+    return done if shrink is None else billed(done, shrink)
 
 
 def _settings(config: Config) -> tuple[str, ...]:
     own = ("train", "model", "seed")
+    if config.train.shrink is not None:
+        return (*own, "prune")  # it is cut by it
     return (
         (*own, "prune.keep.macs", "prune.keep.gates") if config.train.sparsity.gates else own
     )  # they are steered to it
@@ -87,6 +95,8 @@ def _settings(config: Config) -> tuple[str, ...]:
 def _check(ahead: Ahead) -> None:
     check_recipe("train", ahead.config.train, ahead.shape)
     check_weights("model", ahead.config.model)
+    if ahead.config.train.shrink is not None:
+        check_cuts(ahead)
 
 
 def _asked_macs(patches: Patches | None, dense: float) -> float:
@@ -104,18 +114,32 @@ def _forecast(ahead: Ahead) -> Cost:
     drawn, again = 1.0, settings.redraw
     if again is not None:
         drawn = redraw.rehearse(pick=again, keep=again.keep, epochs=settings.epochs, shelves=ahead.shelves)
-    forwards, macs = training(round(settings.epochs * ahead.kept * drawn), ahead.macs * ahead.share(settings.patches))
-    return forwards + (n if asked else 0), macs + asked
+    share, (looks, looked_macs) = (1.0, (0.0, 0.0)) if settings.shrink is None else forecast_cuts(ahead)
+    each = ahead.macs * ahead.share(settings.patches) * share
+    forwards, macs = training(round(settings.epochs * ahead.kept * drawn), each)
+    return forwards + (n if asked else 0) + looks, macs + asked + looked_macs
 
 
-def _tell(run: Run, results: dict[str, Any]) -> None:
+def _tell(run: Run, results: dict[str, Any]) -> Section | None:
     if run.config.train.redraw is not None:  # of all times that an epoch could have shown an image of the ticket
         results["kept"]["passes"] = {"kept": results["train"]["images_seen"], "of": results["train"]["passes_of"]}
+    return tell_cuts(results) if run.config.train.shrink is not None else None
+
+
+def _says(config: Config) -> str:
+    shrink = config.train.shrink
+    how = "train on the ticket"
+    if shrink is None:
+        how += " under sparsity"
+    else:
+        when = ", ".join(f"{one.at:g}" for one in shrink.cuts)
+        how += f", cut at {when}" + (" at the latest" if shrink.until_stable is not None else "")
+    return how + patches_told(config.train.patches)
 
 
 STAGE = Stage(
     "train",
-    lambda config: "train on the ticket under sparsity" + patches_told(config.train.patches),
+    _says,
     train,
     settings=_settings,
     after=lambda config: ("select", "baseline") if is_asked(config) else ("select",),

@@ -76,9 +76,8 @@ def test_a_killed_one_goes_on_bit_for_bit(
             run(tmp_path / "torn", more, at={after: kill}, clock=minutes())
     for moment in ("moments_of", "told"):  # in it, and when it is done and not saved yet
         with monkeypatch.context() as patch:
-            patch.setattr(shrink, moment, kill)
+            patch.setattr(shrink, moment, lambda *_: kill(torch.zeros(1)))
             with pytest.raises(Killed):
-                patch.setattr(shrink, moment, lambda *_: kill(torch.zeros(1)))
                 run(tmp_path / "torn", more, clock=minutes())
     kept, _ = Checkpoints(tmp_path / "torn" / "checkpoints", key="k").latest()
     assert kept is not None
@@ -190,9 +189,9 @@ def test_as_soon_as_the_plan_has_settled(tmp_path: Path) -> None:
     wants = {"at": 0.9, "until_stable": {"epsilon": 0.9, "epochs": 1}}
     soon = guest_of(run(tmp_path / "soon", {"epochs": 4, "lr": 1e-6}, wants))
     assert soon.cuts[0]["step"] == 15, "two plans alike, after the first step of the next epoch"
-    late = guest_of(run(tmp_path / "late", {"epochs": 4}, {"at": 0.6, "until_stable": {"epsilon": 1e-9, "epochs": 3}}))
-    assert late.cuts[0]["step"] == 17, "0.6 of 28 steps, at the latest"
-    assert late.bill[0] > soon.bill[0] > 4 * 52, "each look is billed"
+    late = guest_of(run(tmp_path / "late", {"epochs": 4}, {"at": 0.8, "until_stable": {"epsilon": 1e-9, "epochs": 3}}))
+    assert late.cuts[0]["step"] == 23, "0.8 of 28 steps, at the latest"
+    assert [one.bill[0] for one in (soon, late)] == [3 * 208, 4 * 208], "each look is billed"
 
 
 def test_the_stream_is_narrowed_where_a_number_says_so(tmp_path: Path) -> None:
@@ -274,8 +273,4 @@ def test_two_ranks_shrink_as_one(tmp_path: Path) -> None:
     for name in SHRINKING:
         one = shrunk(tmp_path / f"one-{name}", name).fitted.state
         two = load_file(tmp_path / f"{name}.safetensors")
-        assert {key: value.shape for key, value in one.items()} == {key: value.shape for key, value in two.items()}
-        for key, value in one.items():
-            torch.testing.assert_close(
-                two[key], value, rtol=0, atol=5e-3, msg=lambda text, key=key: f"{name} {key}: {text}"
-            )
+        torch.testing.assert_close(two, one, rtol=0, atol=5e-3)
