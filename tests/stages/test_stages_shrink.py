@@ -75,7 +75,7 @@ def test_a_fine_tune_may_follow_and_prune_settings_make_it_train_again(shrunk: P
     words = [f"data.folder={finished / 'data'}", f"select.ticket={finished / 'subset.npz'}", f"folder={shrunk}", *OWN]
     again = lotus("train", DIGITS, "--dry-run", *words, "prune.keep.macs=0.5")
     assert "prune.keep.macs" in again.stdout
-    tuned = lotus("run", DIGITS, "--until", "finetune", *words, "finetune.epochs=1", "finetune.lr=0.001")
+    tuned = lotus("finetune", DIGITS, *words, "finetune.epochs=1", "finetune.lr=0.001")
     assert tuned.returncode == 0, tuned.stdout + tuned.stderr
 
 
