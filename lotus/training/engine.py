@@ -377,6 +377,8 @@ class Engine:
             if handle is not None:
                 handle.remove()
         self._engine.destroy()
+        # It would do that again when it is collected, whenever that is, to parameters that are another engine's by then.
+        self._engine.destroy = lambda: None
         for block in self._compiled:
             block._compiled_call_impl = None
         if self.stage < 3 or weights is not None:

@@ -97,7 +97,10 @@ def test_what_is_not_set_follows() -> None:
         (["train.shrink={}", "prune.keep.macs=1"], "Say how much stays, e.g. prune.keep.macs=0.35"),
         (["train.shrink={}", "prune.keep={}"], "prune.keep: say macs, params or latency"),
         (["train.shrink={}", "prune.keep.macs=0.001"], "0.001"),
-        (["train.shrink.steps=[{at: 0.1, keep: {macs: 0.01}}, {at: 0.2}]", "prune.keep.macs=0.005"], "0.005"),
+        (
+            ["train.shrink.steps=[{at: 0.1, keep: {macs: 0.01}}, {at: 0.2}]", "prune.keep.macs=0.005"],
+            "prune.keep.macs: 0.01 is out of reach",
+        ),
         (["train.shrink.steps=[{at: 0.1, keep: {macs: 0.5}}, {at: 0.2}]"], "each cut keeps less than the one before"),
         (["train.shrink.steps=[{at: 0.1, keep: {params: 0.7}}, {at: 0.2}]"], "in the measures of prune.keep"),
         (["train.shrink={}", "prune.search={kind: ratios}"], "prune.search: works on a model that is cut after"),
