@@ -16,7 +16,10 @@ from lotus.config.recipes import (
     Joint,
     Patches,
     Recipe,
+    Shrink,
+    ShrinkStep,
     Sparsity,
+    Stable,
     Train,
 )
 from lotus.config.request import Keep, Prune, Search
@@ -47,7 +50,10 @@ __all__ = [
     "Search",
     "Section",
     "Select",
+    "Shrink",
+    "ShrinkStep",
     "Sparsity",
+    "Stable",
     "Subsets",
     "Train",
     "as_request",

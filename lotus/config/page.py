@@ -187,7 +187,7 @@ class Config(Section):
         """score and finetune take from ``train`` what they do not set themselves."""
         if not isinstance(raw, Mapping):
             return raw
-        raw = dict(raw)
+        raw = _shrinking(dict(raw))
         train = raw.get("train") or {}
         if isinstance(train, Mapping):
             own = {"epochs", "sparsity"}
@@ -233,6 +233,18 @@ class OneCut(Section):
     data: Data = Data()
     model: Model = Model()
     prune: Prune = Prune()
+
+
+def _shrinking(raw: dict[str, Any]) -> dict[str, Any]:
+    """A training that shrinks needs no gates, leaves nothing to recover, and nobody to teach it: what is not set is so."""
+    train, tune = raw.get("train"), raw.get("finetune")
+    if not isinstance(train, Mapping) or train.get("shrink") is None:
+        return raw
+    if isinstance(train.get("sparsity", {}), Mapping):
+        raw["train"] = {**train, "sparsity": {"gates": False, **train.get("sparsity", {})}}
+    if tune is None or isinstance(tune, Mapping):
+        raw["finetune"] = {"epochs": 0, "distill": "none", **(tune or {})}
+    return raw
 
 
 def _shared_defaults(part: str, train: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from lotus.config.augment import Augment
-from lotus.config.section import BriefMethod, Fraction, Method, MethodOf, Section, by_name
+from lotus.config.request import Keep
+from lotus.config.section import BriefMethod, Fraction, Inside, Method, MethodOf, Section, by_name
 
 
 class Dynamic(Method):
@@ -156,11 +157,53 @@ class Sparsity(Section):
 Growth = tuple[float, int] | tuple[float, int, float]
 
 
+class Stable(Section):
+    """Cut once the plan that would be drawn at the end of an epoch hardly changes any more (early-bird, 1909.11957)."""
+
+    epsilon: Fraction = 0.05
+    """Largest fraction of the units (value dimensions of heads, MLP units) in which successive plans may differ."""
+    epochs: int = Field(2, ge=1)
+    """Successive epochs in which that has to hold."""
+
+
+class ShrinkStep(Section):
+    """One of several cuts."""
+
+    at: Inside
+    """Fraction of the training before it."""
+    keep: Keep | None = None
+    """What stays, as parts of the dense model's; null: ``prune.keep``, for the last."""
+
+
+class Shrink(Section):
+    """A training in which the model is cut as ``prune`` says, and which goes on with what is left: one schedule, and what the
+    optimizer remembers is carried over where that is exact. ``prune.embed_dim: auto`` is all channels here; a number is met by the last
+    cut."""
+
+    at: Inside | None = None
+    """Fraction of the training before the cut; null: 0.12. With ``until_stable`` it is cut by then at the latest; null: 0.5."""
+    steps: tuple[ShrinkStep, ...] = ()
+    """Several cuts in place of ``at``, e.g. ``[{at: 0.05, keep: {macs: 0.6}}, {at: 0.12}]``; the last is to ``prune.keep``."""
+    until_stable: Stable | None = None
+    """Cut sooner, as soon as the plan has settled, which is drawn and billed at the end of each epoch; null: at ``at``."""
+    carry: bool = True
+    """Carry over what the optimizer remembers; false: it begins anew."""
+    evaluate: bool = True
+    """Measure on the validation images right before and after each cut."""
+
+    @property
+    def cuts(self) -> tuple[ShrinkStep, ...]:
+        """In order."""
+        return self.steps or (ShrinkStep(at=self.at or (0.12 if self.until_stable is None else 0.5)),)
+
+
 class Train(Recipe):
     """The lottery's training."""
 
     sparsity: Sparsity = Sparsity()
     """Sparsity regularization while training."""
+    shrink: Shrink | None = None
+    """Cut the model on the way, within this training; null: after it, by the stage ``prune``."""
     dynamic: DynamicBy | None = None
     """A lottery of selection/dynamic.py that draws each epoch's images out of the ticket; null: all of it, every epoch."""
     sides: tuple[Growth, ...] = ()

@@ -22,6 +22,8 @@ from lotus.config import rules
 
 # A fraction that stays, in (0, 1]: the one word for every budget.
 Fraction = Annotated[float, Field(gt=0, le=1)]
+# A fraction of a training, neither its start nor its end.
+Inside = Annotated[float, Field(gt=0, lt=1)]
 Seconds = Annotated[float, Field(ge=0)]
 
 MOST = 2**31 - 1

@@ -21,6 +21,7 @@ it that is not. A file of your own (`--with mine.py`) adds rows as a list `RULES
 PARTS: tuple[tuple[str, Callable[[], Iterable[rules.Rule]]], ...] = (
     ("Training, scores and the ticket of images", lambda: rules.OF_TRAINING),
     ("Pruning", lambda: rules.OF_PRUNING),
+    ("A training that shrinks", lambda: rules.OF_SHRINKING),
     ("Published systems", lambda: _of_papers()),
     ("Pruning without a run: `lotus prune --model` and `lotus.prune`", lambda: rules.WITHOUT_A_RUN),
     ("Pruning by `lotus.prune` alone", lambda: rules.CALLED),

@@ -71,15 +71,15 @@ def channels(model: nn.Module, part: float, round: int) -> int:
     return min(max(near, 2), width)
 
 
-def useful(model: nn.Module, parts: Sequence[float], request: Prune) -> list[int]:
+def useful(model: nn.Module, parts: Sequence[float], request: Prune, *, whole: cost.Cost | None = None) -> list[int]:
     """The channels of ``parts`` (:func:`channels`), but for those so few that the budgets would be missed from below: with
     ``round`` more of them, and nothing else cut, the model would lie within every budget still. Where a budget is 1, or of
-    something else than macs and params, none is missed.
+    something else than macs and params, none is missed. Budgets are parts of ``whole``; None: of the model.
 
     Raises:
         Refused: none is left, or the stream cannot be turned.
     """
-    wide, whole, round = anatomy.blocks(model)[0].width, cost.count(model), request.multiple
+    wide, whole, round = anatomy.blocks(model)[0].width, whole or cost.count(model), request.multiple
     keep = request.keep.asked
     every = list(dict.fromkeys(channels(model, part, round) for part in parts))
     if not set(keep) <= {"macs", "params"} or 1 in keep.values():

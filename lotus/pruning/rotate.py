@@ -21,7 +21,7 @@ measured in the rotated basis. H heads, Q query/key and V value dimensions a hea
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -110,40 +110,80 @@ def statistics(
     return {name: Statistics(found.logits[name], moments) for name, moments in outputs.items()}
 
 
+class Turns(NamedTuple):
+    """The changes of basis of a block's heads, each of H; None where they stay as they are."""
+
+    qk: list[Turn] | None
+    v: list[Turn] | None
+
+
 def rotate(model: nn.Module, found: dict[str, Statistics], *, qk: bool = True, v: bool = True) -> nn.Module:
     """A model that computes what ``model`` computes, with rotated heads; it shares every other weight with ``model``."""
+    return apply(model, turns(model, found, qk=qk, v=v))
+
+
+def turns(model: nn.Module, found: dict[str, Statistics], *, qk: bool = True, v: bool = True) -> dict[str, Turns]:
+    """The best basis of every head, by block."""
+    best: dict[str, Turns] = {}
+    for block in (block for block in anatomy.blocks(model) if block.has_attn):
+        whole = block.whole_qk  # what stands between q and the logits is bound to the basis
+        best[block.name] = Turns(
+            _of_queries_keys(found[block.name]) if qk and not whole else None,
+            _of_values(block, found[block.name]) if v and block.norm("attn") is None else None,
+        )
+    return best
+
+
+def apply(model: nn.Module, turned: Mapping[str, Turns]) -> nn.Module:
+    """A copy of ``model`` with turned heads, which shares every other weight with it."""
     shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    turned = copy.deepcopy(model, shared)
-    for block in (block for block in anatomy.blocks(turned) if block.has_attn):
-        if qk and not block.whole_qk:  # what stands between q and the logits is bound to the basis
-            _turn_queries_keys(block, found[block.name])
-        if v and block.norm("attn") is None:
-            _turn_values(block, found[block.name])
-    return turned
+    made = copy.deepcopy(model, shared)
+    for block in anatomy.blocks(made):
+        qk, v = turned.get(block.name, Turns(None, None))
+        heads, qk_dim, v_dim, _ = block.dims[:4]
+        if qk is not None:
+            _turn_rows(block.qkv, 0, torch.stack([turn.first for turn in qk]))
+            _turn_rows(block.qkv, heads * qk_dim, torch.stack([turn.second for turn in qk]))
+        if v is not None:
+            _turn_rows(block.qkv, 2 * heads * qk_dim, torch.stack([turn.first for turn in v]))
+            weight = block.proj.weight.detach().to(v[0].second)  # (D, H V)
+            parts = weight.split(v_dim, dim=1)
+            columns = torch.cat([part @ turn.second for part, turn in zip(parts, v, strict=True)], dim=1)
+            block.proj.weight = _like(columns, block.proj.weight)
+    return made
 
 
-def _turn_queries_keys(block: Block, found: Statistics) -> None:
-    turns = [queries_keys(q, k) for q, k in zip(found.logits.queries, found.logits.keys, strict=True)]
-    inner = block.dims.heads * block.dims.qk_dim
-    _turn_rows(block.qkv, 0, torch.stack([turn.first for turn in turns]))
-    _turn_rows(block.qkv, inner, torch.stack([turn.second for turn in turns]))
+def dual(turned: Mapping[str, Turns]) -> dict[str, Turns]:
+    """How gradients turn where weights turn so.
+
+    What is W' = T W of the weights is grad' = T^-T grad of their gradients, and all that is linear in those, as momentum is:
+    with first = second^-T of queries and keys the two change places, and with first = second^-1 of values and the columns of
+    proj each becomes the other's transpose.
+    """
+    return {
+        name: Turns(
+            None if qk is None else [Turn(turn.second, turn.first, turn.singular) for turn in qk],
+            None if v is None else [Turn(turn.second.T, turn.first.T, turn.singular) for turn in v],
+        )
+        for name, (qk, v) in turned.items()
+    }
 
 
-def _turn_values(block: Block, found: Statistics) -> None:
-    heads, qk_dim, v_dim, _ = block.dims[:4]
+def _of_queries_keys(found: Statistics) -> list[Turn]:
+    return [queries_keys(q, k) for q, k in zip(found.logits.queries, found.logits.keys, strict=True)]
+
+
+def _of_values(block: Block, found: Statistics) -> list[Turn]:
+    heads, _, v_dim = block.dims[:3]
     spread = found.outputs.covariance
     if block.proj.bias is None:
         spread = spread + torch.outer(found.outputs.mean, found.outputs.mean)
-    weight = block.proj.weight.detach().to(spread)  # (D, H V)
-    scaled = weight
+    scaled = block.proj.weight.detach().to(spread)  # (D, H V)
     gamma = block.gamma("attn")
     if gamma is not None:
-        scaled = weight * gamma.detach().to(spread)[:, None]
+        scaled = scaled * gamma.detach().to(spread)[:, None]
     parts = [slice(h * v_dim, (h + 1) * v_dim) for h in range(heads)]
-    turns = [values(spread[part, part], scaled[:, part]) for part in parts]
-    _turn_rows(block.qkv, 2 * heads * qk_dim, torch.stack([turn.first for turn in turns]))
-    columns = torch.cat([weight[:, part] @ turn.second for part, turn in zip(parts, turns, strict=True)], dim=1)
-    block.proj.weight = _like(columns, block.proj.weight)
+    return [values(spread[part, part], scaled[:, part]) for part in parts]
 
 
 def _turn_rows(linear: nn.Linear, start: int, turns: Tensor) -> None:

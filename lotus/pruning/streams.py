@@ -100,6 +100,7 @@ def lottery(
     gates: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     table: latency.Table | None = None,
+    dense: nn.Module | None = None,
     progress: Progress | None = None,
 ) -> Pruned:
     """As :func:`prune`, with all that came to light on the way.
@@ -110,6 +111,7 @@ def lottery(
         gates: Learned gates by site, for a criterion that reads them.
         seed: For the criterion ``random``.
         table: As of :meth:`Study.draw`.
+        dense: What budgets are parts of, where that is not the model, which was cut from it before.
         progress: Told the calibration images gone through so far, in all passes together.
 
     Raises:
@@ -123,8 +125,8 @@ def lottery(
         request = request.model_copy(update={"rotate": False, "compensate": "none"})
     passes = passes_of(batches)
     request, notes = rounded(model, request, table)
-    widths = narrow.useful(model, tries, request)
-    lot = _Lot(model, passes, request, tuple(shelves), gates, seed, table)
+    widths = narrow.useful(model, tries, request, whole=cost.count(dense or model))
+    lot = _Lot(model, dense or model, passes, request, tuple(shelves), gates, seed, table)
     streams = _Streams(lot, progress)
     if request.embed_dim == "auto" and len(widths) > 1:
         streams.descend(widths)
@@ -142,6 +144,8 @@ class _Lot:
     """What is the same for every width."""
 
     model: nn.Module
+    dense: nn.Module
+    """What budgets are parts of."""
     passes: Callable[[], Iterable[Any]]
     request: Prune
     shelves: Sequence[ModuleType]
@@ -155,12 +159,14 @@ class _Lot:
         )
 
     def draw(self, studied: Study) -> Pruned:
-        return studied.draw(self.request, whole=cost.count(self.model), table=self.table)
+        if self.dense is not self.model:
+            studied = dataclasses.replace(studied, beside=self.dense)
+        return studied.draw(self.request, whole=cost.count(self.dense), table=self.table)
 
     def out_of_reach(self, start: nn.Module) -> str:
         """Why the budget cannot be met from ``start``, which may have fewer channels; empty where it can."""
         request = self.request if anatomy.is_vit(start) else self.request.model_copy(update={"sublayers": False})
-        return budget.out_of_reach(cost.outline(start), request, whole=cost.count(self.model))
+        return budget.out_of_reach(cost.outline(start), request, whole=cost.count(self.dense))
 
 
 class _Streams:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -48,6 +48,8 @@ class Pruned:
     """Where a step was not possible, and what was done instead."""
     latency: latency.Settled | None = None
     """What was asked of the clock, predicted and measured; None without such a budget."""
+    turned: Mapping[str, turns.Turns] = field(default_factory=dict)
+    """How heads were turned before the cut, by block."""
 
     def text(self) -> str:
         """The plan for people: what stays of each block, what it costs, and the notes."""
@@ -78,6 +80,8 @@ class Study:
     notes: tuple[str, ...]
     beside: nn.Module | None = None
     """What a budget of latency is a fraction of, where that is not ``model``, which was cut from it before."""
+    turned: Mapping[str, turns.Turns] = field(default_factory=dict)
+    """How the heads of ``dense`` are turned, by block."""
 
     def draw(
         self,
@@ -215,6 +219,7 @@ class Study:
             images=self.images,
             forwards=self.forwards,
             notes=(*_notes(self.dense, decouple_qk, rotated=self.request.rotate), *self.notes, *notes),
+            turned=self.turned,
         )
 
 
@@ -246,10 +251,12 @@ def study(
     if "gates" in reads:
         _refuse_gates(model, gates, request.in_channels)
     passes = fitting(model, passes_of(batches))
-    dense, turned, notes = families.opened(model), 0, []
+    dense, notes = families.opened(model), []
+    found, looked_at = dict[str, turns.Turns](), 0
     if request.rotate and any(block.has_attn for block in anatomy.blocks(model)):
         learned = "gates" in reads
-        dense, turned, progress = _rotated(dense, passes, progress, v=not learned)
+        found, looked_at, progress = _turns(dense, passes, progress, v=not learned)
+        dense = turns.apply(dense, found)
         if learned:
             notes.append(
                 "Value dimensions are cut by index, not rotated: a learned gate belongs to the dimension it was learned on."
@@ -271,16 +278,17 @@ def study(
             seed=seed,
         ),
         request,
-        images=max(turned, measured.images),
-        forwards=turned + forwards,
+        images=max(looked_at, measured.images),
+        forwards=looked_at + forwards,
         notes=tuple(notes),
+        turned=found,
     )
 
 
-def _rotated(
+def _turns(
     dense: nn.Module, passes: Callable[[], Iterable[Any]], progress: Progress | None, *, v: bool
-) -> tuple[nn.Module, int, Progress | None]:
-    """The model with its heads turned, the images that this took, and the progress of what comes after."""
+) -> tuple[dict[str, turns.Turns], int, Progress | None]:
+    """How the heads are to be turned, the images that this took, and the progress of what comes after."""
     gone = [0]  # images; of large ones not all are looked at
 
     def told(images: int) -> None:
@@ -289,7 +297,7 @@ def _rotated(
             progress(images)
 
     found = turns.statistics(dense, passes(), progress=told)
-    return turns.rotate(dense, found, v=v), next(iter(found.values())).logits.images, beyond(progress, gone[0])
+    return turns.turns(dense, found, v=v), next(iter(found.values())).logits.images, beyond(progress, gone[0])
 
 
 def _measured(

@@ -22,11 +22,15 @@ from lotus.vit.convolution import ConvAttention
 from lotus.vit.parts import Select
 
 
-def cut(model: nn.Module, plan: Plan) -> nn.Module:
+def cut(model: nn.Module, plan: Plan, *, power: int = 1) -> nn.Module:
     """A copy of ``model``, on its device and in its dtype, in which only what ``plan`` keeps is left.
 
     Query weights are multiplied by sqrt(kept / all query/key dimensions), since attention divides by the root of what is
     left: so the logits are those of the kept dimensions, unscaled. A sublayer that goes adds nothing any more.
+
+    Args:
+        power: of that factor. 1 for weights; where the parameters hold something else: -1 for gradients, -2 for their squares,
+            0 for what is only selected
 
     Raises:
         Refused: the plan was not made for this model, or the model cannot be cut.
@@ -41,7 +45,7 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
         parts.strip(small, stays)
     for block, (index, keep) in zip(anatomy.blocks(small), survivors(plan), strict=True):
         old = olds[index]
-        weights = cut_weights(old, keep)
+        weights = cut_weights(old, keep, power)
         reshape(block, keep.dims, {sublayer: _channels(old, keep, sublayer) for sublayer in ("attn", "mlp")})
         for name, linear in block.linears.items():
             weight, bias = weights[name]
@@ -184,11 +188,11 @@ def convolve(block: Block, kernel: int, channels: int, model: nn.Module) -> Conv
     return new
 
 
-def cut_weights(block: Block, keep: BlockPlan) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Weight and bias of each Linear after the cut, by name."""
+def cut_weights(block: Block, keep: BlockPlan, power: int = 1) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Weight and bias of each Linear after the cut, by name; ``power`` as of :func:`cut`."""
     found: dict[str, tuple[Tensor, Tensor | None]] = {}
     if keep.heads:
-        found |= _cut_attention(block, keep)
+        found |= _cut_attention(block, keep, power)
     if keep.units:
         units = list(keep.units)
         halves = [half * keep.of.hidden + unit for half in range(1 + block.glu) for unit in units]
@@ -197,12 +201,12 @@ def cut_weights(block: Block, keep: BlockPlan) -> dict[str, tuple[Tensor, Tensor
     return found
 
 
-def _cut_attention(block: Block, keep: BlockPlan) -> dict[str, tuple[Tensor, Tensor | None]]:
+def _cut_attention(block: Block, keep: BlockPlan, power: int) -> dict[str, tuple[Tensor, Tensor | None]]:
     inner = keep.of.heads * keep.of.qk_dim
     queries, outputs = keep.queries, keep.outputs
     rows = [*queries, *(inner + row for row in queries), *(2 * inner + row for row in outputs)]
     qkv, bias = block.qkv.weight.detach()[rows], _rows(block.qkv, rows)
-    scale = math.sqrt(keep.dims.qk_dim / keep.of.qk_dim)
+    scale = math.sqrt(keep.dims.qk_dim / keep.of.qk_dim) ** power
     if scale != 1:
         qkv[: len(queries)] *= scale
         if bias is not None:

@@ -20,19 +20,22 @@ FORMAT = 2
 """Of results.json."""
 
 
-def account(stages: Iterable[Mapping[str, Any]], *, kept_share: float, asks_dense: bool = False) -> dict[str, Any]:
+def account(
+    stages: Iterable[Mapping[str, Any]], *, kept_share: float, spent_share: float = 1.0, asks_dense: bool = False
+) -> dict[str, Any]:
     """The ledger of a run.
 
     Args:
         stages: a row a stage that was done: ``stage``, ``part`` (:attr:`lotus.stage.Stage.part`), ``seconds``,
             ``image_forwards``, ``macs``
         kept_share: fraction of the images that the ticket keeps, in (0, 1]
+        spent_share: fraction of the dense model's MACs that the training took for its average image, where it was cut on the way
         asks_dense: the dense model chose patches, so that its training is a part of what the lottery cost
 
     Returns:
         stages: the rows, as given
         dense_macs: of training the dense model on all images by the same recipe; what the baseline cost, or, where
-            there was none, what the training on the ticket cost over ``kept_share``
+            there was none, what the training on the ticket cost over both shares
         lottery_macs: of all parts of the lottery together
         selection_macs: of choosing images
         saved_macs_a_training: what training on the ticket saves each time, 0 at least
@@ -45,7 +48,7 @@ def account(stages: Iterable[Mapping[str, Any]], *, kept_share: float, asks_dens
     for row in rows:
         macs[row["part"]] = macs.get(row["part"], 0.0) + float(row["macs"])
     trained, selection = macs.get("training", 0.0), macs.get("choosing", 0.0)
-    dense = macs.get("dense", trained / kept_share)
+    dense = macs.get("dense", trained / (kept_share * spent_share))
     lottery = sum(spent for part, spent in macs.items() if part not in ("apart", "dense"))
     lottery += macs.get("dense", 0.0) if asks_dense else 0.0
     saved = max(0.0, dense - trained)
@@ -139,7 +142,10 @@ def has_dense(results: Mapping[str, Any], stages: Stages) -> bool:
 
 def reference(results: Mapping[str, Any], stages: Stages) -> Mapping[str, Any]:
     """What the shipped model is compared with: the dense baseline, else the trained model before its cut."""
-    return results.get(named(stages, "dense")) or results.get(named(stages, "training")) or {}
+    trained: Mapping[str, Any] = results.get(named(stages, "training")) or {}
+    if "uncut" in trained:  # it was cut within its training
+        trained = {name: trained[name] for name in ("latency_ms",) if name in trained} | trained["uncut"]
+    return results.get(named(stages, "dense")) or trained
 
 
 def shipped(results: Mapping[str, Any], stages: Stages) -> Mapping[str, Any]:
@@ -169,8 +175,10 @@ def headline(results: Mapping[str, Any], stages: Stages) -> str:
         shares.append(f"{percent(kept['weights']['kept'] / kept['weights']['of'])} of the weights")
     if final.get("macs") and dense.get("macs"):
         shares.append(f"{percent(final['macs'] / dense['macs'])} of the MACs")
-    if "top1" not in final or "top1" not in dense:
+    if "top1" not in final:
         return "The model is done."
+    if "top1" not in dense:
+        return f"With {listed(shares)}, LOTUS reaches {final['top1']:.2f} % top-1."
     gap = final["top1"] - dense["top1"]
     size = f"{abs(gap):.2f} points {'above' if gap > 0 else 'below'}"
     told = f"With {listed(shares)}, " if shares else ""

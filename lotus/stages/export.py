@@ -27,7 +27,8 @@ def export(context: Context) -> Work:
         yield Said("export", line)
     latency, widths = {}, []
     for number, name in enumerate(("train", "finetune")):
-        timed = lotus.pruning.load(run.of(name)).to(device)
+        uncut = name == "train" and context.config.train.shrink is not None  # which nobody kept: as it started
+        timed = (context.new_model().eval() if uncut else lotus.pruning.load(run.of(name))).to(device)
         widths.append(cost.outline(timed).width)
         latency[name] = {
             "batch_1": cost.latency(timed, 1, device=device),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from lotus.config import Config
 from lotus.run import Run
 from lotus.stage import Curve, Outcome, Stage, Work
 from lotus.stages import ways
@@ -54,7 +55,8 @@ def _forecast(ahead: Ahead) -> Cost:
 
 def _tell(run: Run, results: dict[str, Any]) -> None:
     """What is left of the dimensions of the model before the cut, and on how many patches it was measured."""
-    old, new = results["train"], results["finetune"]
+    uncut = results["train"].get("uncut")  # the model before the cut, where that was within the training
+    old, new = uncut or results["train"], results["finetune"]
     kept, folders = results["kept"], (run.of("train"), run.of("finetune"))
     kept["dimensions"] = {what: new[what] / old[what] for what in ("macs", "params")}
     specs = [json.loads((folder / "spec.json").read_text(encoding="utf-8")) for folder in folders]
@@ -65,7 +67,7 @@ def _tell(run: Run, results: dict[str, Any]) -> None:
             "hidden": now["hidden"], "of_hidden": was["hidden"],
             **({"kernel": kernels[str(place)]} if str(place) in kernels else {}),
         }
-        for place, (was, now) in enumerate(zip(specs[0]["blocks"], specs[1]["blocks"]))
+        for place, (was, now) in enumerate(zip(uncut["blocks"] if uncut else specs[0]["blocks"], specs[1]["blocks"]))
     ]  # fmt: skip
     measured = new.get("patches") or {"evaluated": "dense"}
     results["evaluated"] = {
@@ -75,9 +77,15 @@ def _tell(run: Run, results: dict[str, Any]) -> None:
     }
 
 
+def _says(config: Config) -> str:
+    if config.train.shrink is not None and config.finetune.epochs == 0:
+        return "pass on what was cut in the training"
+    return "recover, taught by the unpruned model" if config.finetune.distill != "none" else "recover"
+
+
 STAGE = Stage(
     "finetune",
-    lambda config: "recover, taught by the unpruned model" + patches_told(config.finetune.patches),
+    lambda config: _says(config) + patches_told(config.finetune.patches),
     finetune,
     settings=("finetune", "seed"),
     after=("prune",),

@@ -38,6 +38,8 @@ def prune(context: Context) -> Work:
 
     run, config, wants = context.run, context.config, context.config.prune
     clear(run.folder)
+    if config.train.shrink is not None:
+        return (yield from passed_on(context))
     way, options = ways.chosen(wants, context.shelves)
     model = lotus.pruning.load(run.of("train")).to(context.world.device)
     again = "Make it again: lotus run CONFIG --from train."
@@ -67,6 +69,18 @@ def prune(context: Context) -> Work:
     return Outcome(cut.forwards, spent, told)
 
 
+def passed_on(context: Context) -> Work:
+    """The model that was cut within its training, as it is: nothing is left to cut."""
+    import lotus.pruning
+
+    run = context.run
+    lotus.pruning.save(lotus.pruning.load(run.of("train")), run.of("prune"))
+    yield Wrote("prune", str(run.of("prune")))
+    done = run.record("train").values  # type: ignore[union-attr]
+    told = {name: done[name] for name in ("top1", "loss", "params", "macs", "patches") if name in done}
+    return Outcome(values={**told, "cuts": done["cuts"]})
+
+
 # --------------------------------------------------------------------------------------------- before anything is done
 
 
@@ -76,6 +90,8 @@ def _check(ahead: Ahead) -> None:
 
 
 def _forecast(ahead: Ahead) -> Cost:
+    if ahead.config.train.shrink is not None:
+        return 0, 0
     way, options = ways.chosen(ahead.config.prune, ahead.shelves)
     forwards = way.forecast(ahead, options)
     return forwards, forwards * ahead.macs
@@ -86,6 +102,8 @@ def _forecast(ahead: Ahead) -> Cost:
 
 def _bind(config: Config, shelves: Sequence[ModuleType]) -> dict[str, Any]:
     """What the way says of itself. One that is not at hand says nothing: what it left can be looked at all the same."""
+    if config.train.shrink is not None:
+        return {"says": "pass on what was cut in the training"}
     way = ways.named(config.prune, shelves)
     if way is None:
         return {}

@@ -45,9 +45,11 @@ def results(run: Run) -> dict[str, Any]:
     for part in ("images", "passes"):
         if part in page["kept"]:
             share *= page["kept"][part]["kept"] / page["kept"][part]["of"]
+    trained = page.get(named(run.stages, "training"), {})
+    cut = trained["train_macs"] / trained["uncut"]["macs"] if "uncut" in trained else 1.0
     dense = named(run.stages, "dense")
     asked = any(dense in run.after(name) for name in records if run.stages[name].part not in ("dense", "apart"))
-    page["ledger"] = ledger.account(spent, kept_share=share, asks_dense=asked)
+    page["ledger"] = ledger.account(spent, kept_share=share, spent_share=cut, asks_dense=asked)
     return page
 
 

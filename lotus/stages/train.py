@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lotus.config import Config
 from lotus.files import write_tensors
 from lotus.run import Run
-from lotus.stage import Curve, Stage, Work
+from lotus.stage import Curve, Section, Stage, Work
 from lotus.stages.ahead import (
     Ahead,
     Cost,
@@ -21,6 +21,7 @@ from lotus.stages.ahead import (
 from lotus.stages.baseline import is_asked
 from lotus.stages.context import Context
 from lotus.stages.fit import Images, fit, keep_model, outcome
+from lotus.stages.shrink import billed, check_cuts, cuts_told, forecast_cuts, shrinking, tell_cuts
 from selection import dynamic_pruning
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def train(context: Context) -> Work:
             shelves=context.shelves,
         )
         guests.append(DynamicPruning(dynamic))
+    shrink = None if config.train.shrink is None else shrinking(context, model, ticket.rows)
+    guests += [] if shrink is None else [shrink]
     fitted, price = yield from fit(
         context, "train", config.train, model, Images(ticket.rows, ticket.spread()), guests
     )  # fmt: skip
@@ -74,12 +77,17 @@ def train(context: Context) -> Work:
         gates.fold(model)
         if context.world.rank == 0:
             write_tensors(run.gates, gates.values)
+    if shrink is not None:
+        more |= cuts_told(context, shrink, price)
     yield from keep_model(context, "train", model, run.of("train"))
-    return outcome(fitted, price, model, more)
+    done = outcome(fitted, price, model, more)
+    return done if shrink is None else billed(done, shrink)
 
 
 def _settings(config: Config) -> tuple[str, ...]:
     own = ("train", "model", "seed")
+    if config.train.shrink is not None:
+        return (*own, "prune")  # it is cut by it
     return (
         (*own, "prune.keep.macs", "prune.keep.gates") if config.train.sparsity.gates else own
     )  # they are steered to it
@@ -89,6 +97,8 @@ def _check(ahead: Ahead) -> None:
     check_runs("model", ahead.config.model)
     check_recipe("train", ahead.config.train, ahead.shape)
     check_weights("model", ahead.config.model)
+    if ahead.config.train.shrink is not None:
+        check_cuts(ahead)
 
 
 def _asked_macs(patches: Patches | None, dense: float) -> float:
@@ -106,18 +116,32 @@ def _forecast(ahead: Ahead) -> Cost:
     drawn, again = 1.0, settings.dynamic
     if again is not None:
         drawn = dynamic_pruning.rehearse(pick=again, keep=again.keep, epochs=settings.epochs, shelves=ahead.shelves)
-    forwards, macs = training(round(settings.epochs * ahead.kept * drawn), ahead.macs * ahead.share(settings.patches))
-    return forwards + (n if asked else 0), macs + asked
+    share, (looks, looked_macs) = (1.0, (0.0, 0.0)) if settings.shrink is None else forecast_cuts(ahead)
+    each = ahead.macs * ahead.share(settings.patches) * share
+    forwards, macs = training(round(settings.epochs * ahead.kept * drawn), each)
+    return forwards + (n if asked else 0) + looks, macs + asked + looked_macs
 
 
-def _tell(run: Run, results: dict[str, Any]) -> None:
+def _tell(run: Run, results: dict[str, Any]) -> Section | None:
     if run.config.train.dynamic is not None:  # of all times that an epoch could have shown an image of the ticket
         results["kept"]["passes"] = {"kept": results["train"]["images_seen"], "of": results["train"]["passes_of"]}
+    return tell_cuts(results) if run.config.train.shrink is not None else None
+
+
+def _says(config: Config) -> str:
+    shrink = config.train.shrink
+    how = "train on the ticket"
+    if shrink is None:
+        how += " under sparsity"
+    else:
+        when = ", ".join(f"{one.at:g}" for one in shrink.cuts)
+        how += f", cut at {when}" + (" at the latest" if shrink.until_stable is not None else "")
+    return how + patches_told(config.train.patches)
 
 
 STAGE = Stage(
     "train",
-    lambda config: "train on the ticket under sparsity" + patches_told(config.train.patches),
+    _says,
     train,
     settings=_settings,
     after=lambda config: ("select", "baseline") if is_asked(config) else ("select",),

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -90,6 +90,22 @@ class World:
         tensor = torch.tensor([value], dtype=torch.int64, device=self.device)
         dist.broadcast(tensor, src=0)
         return int(tensor)
+
+    def from_main(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rank 0's tensors by name, on every rank, on the CPU; what the others give is not looked at."""
+        if self.size == 1:
+            return {name: tensor.cpu() for name, tensor in tensors.items()}
+        from safetensors.torch import load, save
+
+        whole = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+        packed = save(whole) if self.is_main else b""
+        length = self.main(len(packed))
+        if self.is_main:
+            sent = torch.frombuffer(bytearray(packed), dtype=torch.uint8).to(self.device)
+        else:
+            sent = torch.empty(length, dtype=torch.uint8, device=self.device)
+        dist.broadcast(sent, src=0)
+        return whole if self.is_main else load(sent.cpu().numpy().tobytes())
 
     def barrier(self) -> None:
         """Wait until every rank is here."""

@@ -39,6 +39,11 @@ NOT_FLAT = frozenset(
         "NvNovoGrad", "SGDP",
     )
 )  # fmt: skip
+_LEFT = (
+    "_external_params", "_original_parameters", "all_parameters", "applied_pre_backward_ref_cnt", "ds_external_parameters",
+    "ds_grads_remaining", "ds_id", "ds_inflight_param_registry", "ds_recompute_parameters", "post_bwd_fn", "pre_bwd_fn",
+)  # fmt: skip
+"""What ZeRO 3 leaves on modules when it is gone, and would take for its own when it comes again, in a copy too."""
 
 
 @functools.cache
@@ -218,6 +223,7 @@ class Engine:
                 for key, value in state.items()
                 if tuple(value.shape) != tuple(self._shape(self._named[name]))
             }
+            by_parameter = self._begun_together(by_parameter, scalars)
             flats = {id(flat): (flat, state) for name, state in by_parameter.items() for flat in [self._flat_of(name)]}
             for flat, state in flats.values():
                 self._base.state[flat] = {
@@ -234,6 +240,15 @@ class Engine:
                         utils.safe_set_local_optimizer_state(p, self._shard(p, value), key)
                     else:
                         utils.safe_set_full_optimizer_state(p, value, key)
+
+    def _begun_together(
+        self, states: Mapping[str, dict[str, Tensor]], scalars: set[str]
+    ) -> dict[str, dict[str, Tensor]]:
+        """Without those of vectors that count steps, for all their parameters at once, and of which one parameter has no state:
+        there all begin anew."""
+        counted = {id(self._flat_of(name)) for name, state in states.items() if scalars & state.keys()}
+        anew = {id(self._flat_of(name)) for name in self._named if name not in states} & counted
+        return {name: state for name, state in states.items() if id(self._flat_of(name)) not in anew}
 
     @contextlib.contextmanager
     def carrying(self, numbers: list[Tensor]) -> Iterator[None]:
@@ -419,3 +434,5 @@ def _unshard(model: nn.Module, weights: Mapping[str, Tensor], device: torch.devi
                 whole[id(p)] = nn.Parameter(value, requires_grad=p.requires_grad)
             plain[name] = None if p is None else whole[id(p)]
         module._parameters = plain
+        for name in _LEFT:
+            vars(module).pop(name, None)

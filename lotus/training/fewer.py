@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from lotus.training.guests import Epoch, Guest, Micro
+from lotus.training.guests import Epoch, Guest, Micro, Training
 from selection.errors import Refused
 
 if TYPE_CHECKING:
@@ -27,6 +27,12 @@ class FewerPatches(Guest):
             joint: shares the patches out among the rows of an epoch, whose steps are then of one bucket each
         """
         self._tokens, self._tickets, self._joint = tokens, tickets, joint
+
+    def attach(self, training: Training) -> None:
+        self._tokens.put_on(training.model)
+
+    def detach(self) -> None:
+        self._tokens.remove()
 
     def before_epoch(self, epoch: Epoch) -> Epoch:
         if self._joint is None:

@@ -10,7 +10,7 @@ dynamic data pruning) is a *guest*: an object with a few moments, all of which d
             show, losses              what the model is shown; what each image's loss is
         after_backward
         after_step                    it moved the weights, or it was not finite
-        due, replace                  another model takes the place of this one
+        due, detach, replace, replaced    another model takes the place of this one
     end_epoch, ended                  before the evaluation; whether the training ends here
         evaluating                    around the evaluation
     close_epoch                       after it; what there is to tell
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from lotus.config import Recipe
     from lotus.data.base import Batch
     from lotus.data.sample_plan import SamplePlan
+    from lotus.events import Event
     from lotus.training.distributed import World
     from lotus.training.engine import Engine
     from lotus.training.objective import Objective
@@ -162,6 +163,9 @@ class Guest:
     def attach(self, training: Training) -> None:
         """Once before the first step, and again when the model was replaced: what was held of the old one is of no use."""
 
+    def detach(self) -> None:
+        """The model is about to be replaced: take off it what was put on it. :meth:`attach` comes next, perhaps with the same."""
+
     def leave(self) -> None:
         """The training is over, finished or not."""
 
@@ -198,6 +202,10 @@ class Guest:
             moments: as :meth:`lotus.training.engine.Engine.moments` gives them; nothing for an optimizer that begins anew
         """
         return model, moments
+
+    def replaced(self, at: Position) -> Iterable[Event]:
+        """Its model has taken the place of the other and is in training: what happened. Every rank is asked."""
+        return ()
 
     def rebuilt(self, model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
         """The model of the shape that it had when ``state`` was taken; asked before a checkpoint is taken up."""

@@ -271,18 +271,22 @@ class _Course:
             yield self._pace.event(at, lr, guests, way.total)
         for guest in guests:
             if guest.due(at, way.progress(at)):
-                self._replace(guest)
+                yield from self._replace(guest)
 
-    def _replace(self, guest: Guest) -> None:
-        """Another model takes the place of this one, between two steps."""
+    def _replace(self, guest: Guest) -> Iterator[Event]:
+        """Another model takes the place of this one, between two steps; saved at once, since it may have taken long."""
         old = self._lesson.engine
         weights, moments = old.weights(), old.moments()
         old.release(weights)
         self._engine = None
+        for other in self._guests:
+            other.detach()
         model, carried = guest.replace(self.model, moments)
         engine = self._engage(model)
         engine.load_moments(carried)
         engine.module.train()
+        yield from self._job.told(*guest.replaced(self.at))
+        self._save()
 
     def _ended(self) -> bool:
         return any(guest.ended() for guest in self._guests)
@@ -391,6 +395,8 @@ class _Book:
 
     def rebuilt(self, model: nn.Module, found: Checkpoint) -> nn.Module:
         """The model that ``found`` is of, as the guests say."""
+        for guest in self._guests:
+            guest.detach()
         for guest in self._guests:
             model = guest.rebuilt(model, found.tensors.get(name_of(guest), {}))
         return model

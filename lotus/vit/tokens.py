@@ -53,9 +53,22 @@ class Tokens:
         Raises:
             Refused: a model that is not supported or drops patches by itself; a place or a keep that does not fit it.
         """
-        self.settings, self.keep = settings, settings.keep
-        self.shares: list[float] = []
-        vit: Any = model
+        self.settings, self.keep, self._score = settings, settings.keep, score
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._model: Any = None
+        self.put_on(model)
+
+    def put_on(self, model: nn.Module) -> None:
+        """Put ``model`` on fewer tokens, in place of the one before; nothing to do where it is already.
+
+        Raises:
+            Refused: as for the first one.
+        """
+        if model is self._model and self._handles:
+            return
+        if self._handles:
+            self.remove()
+        settings, vit = self.settings, model  # type: Any, Any
         self._model = vit
         self._blocks = anatomy.blocks(model)
         anatomy.plain(model, "train.patches")
@@ -72,13 +85,13 @@ class Tokens:
         self._outline = cost.outline(model)
         self._prefix = int(vit.num_prefix_tokens)
         self._count = self._outline.tokens - self._prefix
-        self._score = score
         self._scores: Tensor | None = None  # (B, n) of the batch under way
         self._qkv: Tensor | None = None
         self._sizes: Tensor | None = None  # (B, n) patches that each token stands for; None: one each
         self._received: Tensor | None = None  # (B, n) attention that each patch had so far, in cumulative mode
         self._passed = functools.lru_cache(64)(functools.partial(passed, self._count, len(self._blocks), settings))
         self._now = self._passed(settings.keep).patches  # refuses here what would fail at the first step
+        self.shares: list[float] = []
         if settings.joint is not None:
             self.shares = shares(self._count, settings)
             for share in self.shares:

@@ -53,7 +53,7 @@ WAY = "prune.method={name: convolve, epochs: 2}"
         (["prune.keep.latency=0.5"], "budget in macs"),
         (["prune.decouple_qk=true"], "MLP units alone"),
         (["prune.sublayers=true"], "prune.sublayers: convolve cuts MLP units alone"),
-        (["prune.embed_dim=0.5"], "stream's width"),
+        (["prune.embed_dim=0.5"], "keeps the embedding dimension"),
         (["prune.method.epoch=2"], "Did you mean 'epochs'"),
         (["prune.method.epochs=0"], r"prune\.method\.epochs: Input should be greater than or equal to 1, not 0"),
         (["prune.method.lr=true"], r"prune\.method\.lr: expected a number, not True"),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import CLASSES, ROWS, Batch, Memory, Outcome, ThatPrunes, pictures, recipe, same, train, vit
+from tiny import CLASSES, ROWS, Batch, Memory, Outcome, ThatPrunes, pictures, recipe, same, shrinking, train, vit
 from torch import Tensor, nn
 
 import lotus.papers
@@ -36,6 +36,7 @@ from lotus.training.growing import GrowingPictures
 from lotus.training.guests import Epoch, Guest, Micro, Position, Seen, Training, Turn
 from lotus.training.joint_budget import Joint
 from lotus.training.regularize import EarlyBird, Gating
+from lotus.training.shrink import Shrink
 from lotus.vit.tokens import Tokens
 from selection import methods
 from selection.errors import Refused
@@ -101,6 +102,7 @@ MAKERS: dict[type[Guest], Callable[[nn.Module], list[Guest]]] = {
     MovingAverage: lambda model: [MovingAverage(0.9)],
     LateAverage: lambda model: [LateAverage(0.4, 2)],
     GrowingPictures: lambda model: [GrowingPictures([(0, 8), (0.4, 12), (0.7, 16)])],
+    Shrink: lambda model: [shrinking(model, at=0.4, drop_path=0.2)],
 }  # fmt: skip
 
 

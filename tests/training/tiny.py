@@ -13,11 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lotus.config import Dynamic, Patches, Sparsity, Train
+from lotus.config import Dynamic, Patches, Prune, Sparsity, Train
+from lotus.config import Shrink as ShrinkBy
 from lotus.data.sample_plan import SamplePlan
 from lotus.events import Event
 from lotus.papers.sparse_vit.penalty import AttentionPenalty
 from lotus.papers.zeros import masks as unstructured
+from lotus.pruning import Pruned, lottery
 from lotus.sparsity.gates import Gates
 from lotus.training import distributed, loop
 from lotus.training.average import MovingAverage
@@ -30,6 +32,7 @@ from lotus.training.guests import Guest
 from lotus.training.joint_budget import Joint
 from lotus.training.objective import Objective
 from lotus.training.regularize import EarlyBird, Gating
+from lotus.training.shrink import Shrink
 from lotus.vit.patch_scores import contrast
 from lotus.vit.tokens import Tokens
 
@@ -114,6 +117,16 @@ class ThatPrunes(DynamicSelection):
 
     def known(self) -> dict[str, Any]:
         return {name: value.numpy() for name, value in self.state(World()).items()}
+
+
+def shrinking(model: nn.Module, keep: float = 0.5, *, drop_path: float = 0.0, **wants: Any) -> Shrink:
+    """A guest that cuts the model on the pictures; ``prune`` of ``wants`` are settings of the request."""
+    request = Prune.model_validate({"keep": {"macs": keep}, "round": 4, "embed_dim": None, **wants.pop("prune", {})})
+
+    def draw(model: nn.Module, request: Prune, dense: nn.Module | None) -> Pruned:
+        return lottery(model, [pictures()], request, dense=dense)
+
+    return Shrink(model, ShrinkBy.model_validate(wants), request, draw, drop_path=drop_path)
 
 
 class Outcome(NamedTuple):
@@ -311,6 +324,31 @@ def gated_main(out: Path) -> None:
     world.close()
 
 
+SHRINKING: dict[str, dict[str, Any]] = {
+    "adamw-0": {"zero": 0}, "adamw-1": {"zero": 1}, "muon-1": {"zero": 1, "optimizer": "muon"},
+    "muon-2": {"zero": 2, "optimizer": "muon"}, "muon-3": {"zero": 3, "optimizer": "muon"},
+}  # fmt: skip
+
+
+def shrunk(folder: Path, name: str, world: World | None = None) -> Outcome:
+    """A training that is cut on the way."""
+    model = vit(patch=4)
+    return train(folder, recipe(**SHRINKING[name]), world=world, model=model, guests=[shrinking(model, at=0.4)])
+
+
+def shrink_main(out: Path) -> None:
+    """One rank of trainings that shrink."""
+    from safetensors.torch import save_file
+
+    torch.set_num_threads(1)
+    world = distributed.start("cpu")
+    for name in SHRINKING:
+        done = shrunk(out / name, name, world)
+        if world.is_main:
+            save_file(done.fitted.state, out / f"{name}.safetensors")
+    world.close()
+
+
 PAIR: dict[str, Any] = {"gated": True, "watched": True, "weighted": True}
 """What the test of two ranks trains; no drop_path, which draws by rank."""
 
@@ -346,6 +384,10 @@ if __name__ == "__main__":
     if words[:1] == ["patches"]:
         patches_main(Path(folder), int(words[1]))
     else:
-        {(): main, ("dynamic",): dynamic_main, ("masked",): masked_main, ("gated",): gated_main}[tuple(words)](
-            Path(folder)
-        )
+        {
+            (): main,
+            ("dynamic",): dynamic_main,
+            ("masked",): masked_main,
+            ("gated",): gated_main,
+            ("shrink",): shrink_main,
+        }[tuple(words)](Path(folder))
