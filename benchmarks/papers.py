@@ -24,8 +24,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import shared
 import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else selection.py of this folder is found first
+
+import shared
 
 ROOT = Path(__file__).resolve().parent.parent
 SYSTEMS: dict[str, list[str]] = {

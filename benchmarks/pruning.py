@@ -57,7 +57,7 @@ import shared
 
 import lotus.pruning
 from lotus.config import Data, Patches, Prune, Sparsity, as_request
-from lotus.data import augment, torch_loader
+from lotus.data import torch_loader, views
 from lotus.data.dataset import open_data
 from lotus.data.source import Source
 from lotus.papers.cp_vit import sweep as cp_vit
@@ -497,7 +497,7 @@ def images_of(about: dict[str, Any], size: int, told: argparse.Namespace) -> Cal
             for row in part:
                 pixels = source.read(int(row))
                 sides = np.array([pixels.shape[0]]), np.array([pixels.shape[1]])
-                line = np.concatenate([augment.center(*sides, size)[0], [0, 0, 0]]).astype(np.int32)
+                line = np.concatenate([views.center(*sides, size)[0], [0, 0, 0]]).astype(np.int32)
                 pictures.append(torch.from_numpy(torch_loader.view(pixels, line, size, fill).copy()).permute(2, 0, 1))
             images = (torch.stack(pictures).float() / 255 - mean) / std
             batches.append((images.to(told.device), torch.from_numpy(source.labels[part]).to(told.device)))

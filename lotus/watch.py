@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from selection import files
 from selection.errors import Refused
 from selection.shown import shown
 
@@ -148,11 +149,9 @@ class Watch:
     def _tell(self, *, left: bool = False, why: str = "") -> None:
         self._beat += 1
         told = {**self._here, "beat": self._beat, "left": left, "why": why[:500]}
-        with contextlib.suppress(OSError):  # a full disk: the others have their patience, and the work goes on
+        with contextlib.suppress(Refused, OSError):  # a full disk: the others have their patience, and the work goes on
             self._folder.mkdir(parents=True, exist_ok=True)
-            new = self._folder / f"{self._rank}.new"
-            new.write_text(json.dumps(told), encoding="utf-8")
-            os.replace(new, self._folder / str(self._rank))
+            files.write_json(self._folder / str(self._rank), told)
 
 
 @contextlib.contextmanager

@@ -350,7 +350,7 @@ def test_what_a_search_tells_was_measured_however_wrong_the_table(studied, kind,
     assert found.pruned.after["params"] <= 0.75 * found.pruned.before["params"]
     with pytest.raises(Refused, match=r"latency: 0\.1 is out of reach"):
         find(keep={"latency": 0.1}, timer=shared)
-    away = SEARCH[kind](studied, Halves(1), keep=keep, table=replace(table, device="cuda:0")).drawn.latency
+    away = SEARCH[kind](studied, Halves(1), keep=keep, table=replace(table, device="cuda:0")).pruned.latency
     assert away.measured is None
     assert away.predicted <= 0.8
     with pytest.raises(Refused, match=r"without prune\.decouple_qk"):

@@ -85,13 +85,13 @@ def test_a_stage_goes_by_the_text_of_the_file(tmp_path: Path, mine: Path) -> Non
 def test_the_guides_commands(tmp_path: Path, mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     short = ["model.args.embed_dim=32", "model.args.depth=2", "model.args.num_heads=2", "train.epochs=2",
              "select.keep=1", "train.ema=0.9"]  # fmt: skip
-    assert len(COMMANDS) == 2
+    assert len(COMMANDS) == 3
     for number, command in enumerate(COMMANDS):
         words = [{"CONFIG": str(ROOT / "configs" / "digits.yaml"), "mine.py": str(mine)}.get(word, word)
                  for word in shlex.split(command)[1:]]  # fmt: skip
         folder = tmp_path / str(number)
         assert main([*words, *short, f"folder={folder}", f"data.folder={tmp_path / 'data'}"]) == 0, capsys.readouterr()
-        assert (folder / "trained" / "spec.json").exists()
+        assert (folder / "train" / "spec.json").exists()
     text = mine.read_text()
     mine.write_text(text.replace("0.5", "0.4"))
     capsys.readouterr()
