@@ -57,6 +57,8 @@ def _section(annotation: Any) -> Any:
     if isinstance(annotation, type):
         return annotation if issubclass(annotation, Section) and not issubclass(annotation, Method) else None
     inside = typing.get_args(annotation)
+    if typing.get_origin(annotation) is tuple:  # a list of sections is one value
+        return None
     if typing.get_origin(annotation) is Annotated:
         inside = inside[:1]
     return next((found for part in inside if (found := _section(part)) is not None), None)

@@ -175,7 +175,7 @@ def headline(results: Mapping[str, Any], stages: Stages) -> str:
         shares.append(f"{percent(kept['weights']['kept'] / kept['weights']['of'])} of the weights")
     if final.get("macs") and dense.get("macs"):
         shares.append(f"{percent(final['macs'] / dense['macs'])} of the MACs")
-    if "top1" not in final:
+    if "top1" not in final or ("top1" not in dense and not shares):
         return "The model is done."
     if "top1" not in dense:
         return f"With {listed(shares)}, LOTUS reaches {final['top1']:.2f} % top-1."
