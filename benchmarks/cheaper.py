@@ -54,6 +54,8 @@ AT = 0.1
 """Fraction of the epochs before the cut, as near as whole epochs allow at a given cost."""
 KEEP = 0.3
 """Fraction of the MACs that *lotus* ships."""
+WARM_UP = 0.1
+"""Fraction of the epochs, in every arm."""
 TEXTBOOK = ["train.optimizer=adamw", "train.lr=0.001", "train.schedule=cosine", "train.shrink=null"]
 ARMS = ("textbook", "adamw", "dense", "lotus", "narrow", "shallow")
 ALONE: dict[str, tuple[str, list[str]]] = {
@@ -144,16 +146,16 @@ class Unit:
         if base in ("narrow", "shallow"):
             args, part = self._smaller(base)
             told += [f"model.args.{name}={value}" for name, value in args.items()]
-            return [*told, "train.shrink=null", f"train.epochs={max(round(length / part), 1)}"]
+            return [*told, "train.shrink=null", *_long(length / part)]
         if base in ("textbook", "adamw"):
             told += TEXTBOOK + (["train.lr=0.003"] if base == "adamw" else [])
         half = 2 if any(one.startswith("select.keep=0.5") for one in more) else 1
-        return [*told, "train.shrink=null", f"train.epochs={max(round(half * length), 1)}", *more]
+        return [*told, "train.shrink=null", *_long(half * length), *more]
 
     def _cut(self, length: float) -> list[str]:
         epochs = max(round(length / (AT + (1 - AT) * KEEP)), 1)
         at = (length / epochs - KEEP) / (1 - KEEP)
-        return [f"prune.keep.macs={KEEP}", f"train.epochs={epochs}", f"train.shrink.at={min(max(at, 0.03), 0.5):.4f}"]
+        return [*_long(epochs), f"prune.keep.macs={KEEP}", f"train.shrink.at={min(max(at, 0.03), 0.5):.4f}"]
 
     def _smaller(self, arm: str) -> tuple[dict[str, int], float]:
         """Arguments of the largest model within ``KEEP``, and its part of the dense MACs."""
@@ -169,6 +171,12 @@ class Unit:
     def _macs(self, changes: dict[str, Any]) -> int:
         model = create(self.config.model.model_copy(update={"args": {**self.config.model.args, **changes}}), 10)
         return macs(model, image_size(model))
+
+
+def _long(epochs: float) -> list[str]:
+    """A training of so many epochs, in the first tenth of which the rate rises."""
+    whole = max(round(epochs), 1)
+    return [f"train.epochs={whole}", f"train.warmup_epochs={WARM_UP * whole:g}"]
 
 
 def _train(out: Path, config: str, key: dict[str, Any], settings: Sequence[str], unit: Unit) -> dict[str, Any]:
