@@ -26,7 +26,7 @@ def test_every_shipped_config_is_read_and_says_how_to_run_it(file: Path) -> None
 
 
 def test_resolved_page_reads_back_the_same() -> None:
-    config = read(ROOT / "configs" / "digits.yaml", ["train.lr=3e-4", "prune.keep.params=0.6"])
+    config = read(ROOT / "configs" / "staged.yaml", ["train.lr=3e-4", "prune.keep.params=0.6"])
     assert check(__import__("yaml").safe_load(config.yaml())) == config
 
 
@@ -95,7 +95,7 @@ def test_resolved_page_reads_back_the_same() -> None:
 )
 def test_a_mistake_is_refused_with_place_and_cure(override: str, says: str) -> None:
     with pytest.raises(Refused) as refusal:
-        read(ROOT / "configs" / "digits.yaml", [override])
+        read(ROOT / "configs" / "staged.yaml", [override])
     assert says in str(refusal.value)
 
 
@@ -197,7 +197,7 @@ def test_a_proxy_may_have_a_model_of_its_own() -> None:
 
 def test_a_method_takes_options_in_yaml_and_on_the_command_line() -> None:
     assert check({"select": {"pick": {"name": "ccs", "bins": 20}}}).select.pick.options == {"bins": 20}
-    config = read(ROOT / "configs" / "digits.yaml", ["select.pick=ccs", "select.pick.bins=20"])
+    config = read(ROOT / "configs" / "staged.yaml", ["select.pick=ccs", "select.pick.bins=20"])
     assert (config.select.pick.name, config.select.pick.options) == ("ccs", {"bins": 20})
     config = read(None, ["select.pick.bins=20", "prune.criterion.foo=1"])
     assert config.select.pick.options == {"bins": 20}, "the default method's"
