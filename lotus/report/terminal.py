@@ -437,5 +437,15 @@ def _ledger_table(costs: Mapping[str, Any]) -> Table:
     return table
 
 
+def table(head: Sequence[str], lines: Iterable[Sequence[str]], *, console: Console | None = None) -> None:
+    """Lines under their heads; all but the first column are figures."""
+    shown_table = _table()
+    for number, name in enumerate(head):
+        shown_table.add_column(name, justify="right" if number else "left", no_wrap=bool(number), overflow="fold")
+    for line in lines:
+        shown_table.add_row(*(Text(shown(cell)) for cell in line))
+    (console or _console()).print(shown_table)
+
+
 def _table() -> Table:
     return Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", show_edge=False)
