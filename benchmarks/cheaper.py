@@ -138,7 +138,7 @@ class Unit:
 
     def settings(self, arm: str, budget: float) -> list[str]:
         """Of ``arm``, so that its training costs ``budget``, as near as whole epochs allow."""
-        told = ["select.keep=1", "baseline=false", "train.evaluate_every=0"]
+        told = ["select.keep=1", "baseline=false", "train.evaluate_every=0", "train.sparsity.gates=false"]
         base, more = ALONE.get(arm, (arm, []))
         length = budget * self.epochs
         if base == "lotus":
