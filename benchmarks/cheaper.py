@@ -3,6 +3,7 @@
     python benchmarks/cheaper.py CIFAR10.npz --out runs/cheaper                       # row cifar10, all arms; many hours
     python benchmarks/cheaper.py CIFAR10.npz --out runs/cheaper                       # again: goes on, or only prints
     python benchmarks/cheaper.py CIFAR100.npz --out runs/cheaper --row cifar100 --budgets 0.33 --arms dense lotus
+    python benchmarks/cheaper.py CIFAR10.npz --out runs/cheaper --weights runs/cifar100/train --set train.lr=2e-3 --budgets 0.083
     python benchmarks/cheaper.py - --out runs/cheaper --row digits                    # minutes
     python benchmarks/cheaper.py CIFAR10.npz --out runs/short --images 5000 --budgets 0.33 1 --seeds 0   # 20 minutes
 
@@ -101,13 +102,21 @@ def main() -> int:
         pool = out / f"images-{options.images}.npz"
         shared.pool_of_images(options.data, options.images, pool)
         data = [f"data.path={pool}", "data.name=npz"]
-    told = [*row.more, *data, *(["model.args.depth=4", "model.args.embed_dim=32"] if options.tiny else [])]
+    weights = Path(options.weights).resolve() if options.weights else None
+    told = [
+        *row.more,
+        *data,
+        *options.set,
+        *(["model.args.depth=4", "model.args.embed_dim=32"] if options.tiny else []),
+    ]
     config = read(ROOT / "configs" / f"{row.config}.yaml", told)
     unit = Unit(config, row.epochs)
     wanted = [(arm, budget, seed) for seed in options.seeds for budget in options.budgets for arm in options.arms]
     began, done = time.monotonic(), 0
     for number, (arm, budget, seed) in enumerate(wanted, 1):
         settings = unit.settings(arm, budget)
+        if weights and ALONE.get(arm, (arm, []))[0] in ("dense", "lotus"):
+            settings.append(f"model.weights={weights}")
         key = {
             "row": options.row,
             "images": options.images,
@@ -116,15 +125,16 @@ def main() -> int:
             "seed": seed,
             "set": settings,
         }
-        if any(all(line[name] == value for name, value in key.items()) for line in shared.rows_of(book)):
+        if any(all(line.get(name, "") == value for name, value in key.items()) for line in shared.rows_of(book)):
             continue
         cell = key | _train(out, row.config, key, [*told, *settings, f"seed={seed}"], unit)
         files.append(book, json.dumps(cell))
         done += 1
         left = (time.monotonic() - began) / done * (len(wanted) - number) / 60
         print(f"{number}/{len(wanted)}  {arm} {budget:g}: {cell['top1']:.2f} ({left:.0f} min left)", file=sys.stderr, flush=True)  # fmt: skip
-    cells = [one for one in shared.rows_of(book) if one["row"] == options.row and one["images"] == options.images]
-    _draw(out / f"{options.row}", cells)
+    same = {"row": options.row, "images": options.images, "from": str(weights or "")}
+    cells = [one for one in shared.rows_of(book) if all(one.get(name, "") == value for name, value in same.items())]
+    _draw(out / (f"{options.row}-from-weights" if weights else options.row), cells)
     print("\n".join(_table(cells)))
     return 0
 
@@ -272,6 +282,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--budgets", nargs="+", type=float, default=list(BUDGETS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--images", type=int, default=0, help="training images; 0: all")
+    parser.add_argument(
+        "--weights", default="", help="a file or folder that dense and lotus start from; the others from scratch"
+    )
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every cell")
     parser.add_argument("--tiny", action="store_true", help="a tiny model; only shows that it works")
     return parser.parse_args()
 
