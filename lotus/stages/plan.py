@@ -127,13 +127,12 @@ def plan(config: Config, shelves: Sequence[ModuleType] = (), *, timed: pace.Time
     rows = [{**row, "share": row["macs"] / dense} for row in parts(one, epochs)]
     cost = sum(row["share"] for row in rows)
     ahead = one.ahead(epochs)
-    beside = (
-        [{"part": "baseline", "macs": training(epochs * ahead.images, ahead.macs)[1]}] if ahead.config.baseline else []
-    )
+    compared = training(epochs * ahead.images, ahead.macs)[1]
+    beside = [{"part": "baseline", "macs": compared}] if ahead.config.baseline else []
     return {
         "format": FORMAT, "asked": key(config), "way": way, "why": why, "epochs": epochs, "at": one.at if way == "shrink" else None,
-        "keep": one.keep, "images": ahead.kept, "parts": rows, "beside": [{**row, "share": row["macs"] / dense} for row in beside],
-        "cost": cost, "budget": budget.model_dump(mode="json", include={"train", "minutes"}), "dense_macs": dense,
+        "keep": one.keep, "images": ahead.kept, "parts": rows, "beside": [{**row, "share": compared / dense} for row in beside],
+        "cost": cost, "budget": {"train": budget.train, "minutes": budget.minutes}, "dense_macs": dense,
         "dense_epochs": config.train.epochs, **measured, "expected": expected(start, way, cost, one.keep, one.at),
         "notes": _notes(ahead, said), "settings": one.settings(epochs),
     }  # fmt: skip
@@ -154,14 +153,13 @@ def parts(one: Candidate, epochs: int) -> list[dict[str, Any]]:
     rows = [_row("prepare", *costs["prepare"]), _row("score", *costs.get("score", (0.0, 0.0)))]
     rows += [_row("calibration", *looks), _row("training, whole model", *first, before * epochs)]
     if one.way == "shrink":
-        rest = forwards - looks[0] - first[0], macs - looks[1] - first[1]
-        rows.append(_row("training, after the cut", *rest, (1 - before) * epochs))
-    rest = (
-        (name, costs[name])
-        for name in costs
-        if name not in ("prepare", "score", "train", "baseline", "report") and (costs[name][1] or name == "export")
-    )  # type: ignore[assignment]
-    return [*rows, _row("teacher", 0.0, 0.0), *(_row(name, *cost) for name, cost in rest)]  # type: ignore[misc]
+        after = (forwards - looks[0] - first[0], macs - looks[1] - first[1])
+        rows.append(_row("training, after the cut", *after, (1 - before) * epochs))
+    rows.append(_row("teacher", 0.0, 0.0))
+    told = ("prepare", "score", "train", "baseline")
+    return rows + [
+        _row(name, *cost) for name, cost in costs.items() if name == "export" or (cost[1] and name not in told)
+    ]
 
 
 def _row(part: str, forwards: float, macs: float, epochs: float | None = None) -> dict[str, Any]:
