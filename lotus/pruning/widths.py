@@ -6,14 +6,15 @@ A chunk is ``round`` MLP units of a block, a head, or ``round`` dimensions in al
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from lotus.config import Prune
 from lotus.pruning.plan import BlockPlan
 from lotus.vit.anatomy import Dims
-from lotus.vit.cost import BlockCost, Outline
+from lotus.vit.cost import BlockCost, Cost, Outline
 from selection.errors import Refused
 
 KINDS = ("heads", "dims", "units")
@@ -40,19 +41,18 @@ class BlockWidths:
     """One block while it is cut: how many of its heads, dimensions and units are left, what the next chunk of a kind would
     take or bring back, and what that is worth. Counts only ever follow the order of scores."""
 
-    def __init__(
-        self, index: int, outline: Outline, scores: Mapping[str, np.ndarray], round: int, *, in_channels: bool
-    ) -> None:
-        self.index, self.outline, self.round = index, outline, round
+    def __init__(self, index: int, outline: Outline, scores: Mapping[str, np.ndarray], request: Prune) -> None:
+        self.index, self.outline, self.round = index, outline, request.multiple
         self.of = self.dims = outline.dims[index]
         self.most = self.of  # what may come back; less than all where a plan has to lie within another
-        self.whole_qk = bool(outline.whole_qk) and outline.whole_qk[index]
+        self.whole_qk = _whole_qk(outline, index)
+        self._least = _least(outline, index, request, decouple_qk=False)
         heads, qk_dim, v_dim, hidden = self.of[:4]
         name = f"blocks.{index}"
         self.reads: dict[str, int] = {}
         """Channels that each sublayer reads now, where some of them may go."""
         self.read_scores: dict[str, np.ndarray] = {}
-        if in_channels:
+        if request.in_channels:
             for kind, there, of in (("attn_in", heads, self.of.attn_in), ("mlp_in", hidden, self.of.mlp_in)):
                 if there:
                     self.reads[kind] = of or outline.width
@@ -136,9 +136,19 @@ class BlockWidths:
     def least(self) -> Dims:
         """The smallest widths at which both sublayers are still there."""
         reads = {kind: min(wide, self.round) for kind, wide in self.reads.items()}
-        return least_of(self.of, self.round, whole_qk=self.whole_qk)._replace(
+        return self._least._replace(
             **{kind: getattr(self.of, kind) if less == self.reads[kind] else less for kind, less in reads.items()}
         )
+
+    def choices(self) -> tuple[list[int], list[int], list[int]]:
+        """The widths that a cut may leave: of heads, of dimensions a head, of MLP units."""
+        of = self.of
+        dims = [of.v_dim] if self.whole_qk else _multiples(of.v_dim, self.round)
+        return list(range(1, of.heads + 1)), dims, _multiples(of.hidden, self.round)
+
+    def pools(self) -> list[tuple[str, np.ndarray]]:
+        """The scores of all that may go, by kind."""
+        return [*self.read_scores.items(), ("v", self.v.reshape(-1)), ("units", self.units)]
 
     def worth(self, dims: Dims, *, keys: bool, reads: bool) -> float:
         """Sum of the scores that stay with ``dims``; of query/key dimensions too with ``keys``, of inputs with ``reads``."""
@@ -199,12 +209,51 @@ def _sums(best_first: np.ndarray) -> np.ndarray:
     return np.concatenate([zero, np.cumsum(best_first, axis=-1)], axis=-1)
 
 
-def least_of(of: Dims, round: int, *, whole_qk: bool = False, decouple_qk: bool = False) -> Dims:
-    """The smallest widths at which the sublayers that are there stay."""
-    heads, hidden = min(of.heads, 1), min(of.hidden, round)
-    if whole_qk:
-        return of._replace(heads=heads, v_dim=min(of.v_dim, round) if decouple_qk else of.v_dim, hidden=hidden)
-    return of._replace(heads=heads, qk_dim=min(of.qk_dim, round), v_dim=min(of.v_dim, round), hidden=hidden)
+def _least(outline: Outline, index: int, request: Prune, *, decouple_qk: bool | None = None) -> Dims:
+    """The smallest widths of a block at which the sublayers that are there stay."""
+    of, round = outline.dims[index], request.multiple
+    decouple_qk = request.decouple_qk if decouple_qk is None else decouple_qk
+    least = of._replace(heads=min(of.heads, 1), hidden=min(of.hidden, round))
+    if not _whole_qk(outline, index):
+        return least._replace(qk_dim=min(of.qk_dim, round), v_dim=min(of.v_dim, round))
+    return least._replace(v_dim=min(of.v_dim, round)) if decouple_qk else least
+
+
+def _whole_qk(outline: Outline, index: int) -> bool:
+    return bool(outline.whole_qk) and outline.whole_qk[index]
+
+
+def floors(outline: Outline, request: Prune) -> list[Dims]:
+    """The least that may stay of each block, its sublayers included."""
+    return [_least(outline, index, request) for index in range(len(outline.dims))]
+
+
+def smallest(outline: Outline, request: Prune) -> list[Cost]:
+    """What it costs when no more can go."""
+    least = floors(outline, request)
+    if request.in_channels:
+        reads = min(outline.width, request.multiple)
+        least = [
+            one._replace(
+                attn_in=min(one.attn_in or reads, reads) if one.heads else None,
+                mlp_in=min(one.mlp_in or reads, reads) if one.hidden else None,
+            )
+            for one in least
+        ]
+    # Whichever sublayer is the last one must do: greedy cannot know beforehand which that will be.
+    return [outline.cost(left) for left in (_last(least) if request.sublayers is not False else [least])]
+
+
+def _last(least: Sequence[Dims]) -> list[list[Dims]]:
+    """Every way to keep one sublayer alone, as small as it can be."""
+    none = [Dims(0, 0, 0, 0)] * len(least)
+    ways = []
+    for index, one in enumerate(least):
+        if one.heads:
+            ways.append([*none[:index], one._replace(hidden=0, mlp_in=None), *none[index + 1 :]])
+        if one.hidden:
+            ways.append([*none[:index], Dims(0, 0, 0, one.hidden, None, one.mlp_in), *none[index + 1 :]])
+    return ways
 
 
 def _less(width: int, round: int) -> int:
@@ -219,3 +268,8 @@ def _more(width: int, of: int, round: int) -> int:
 
 def _kept(order: np.ndarray, count: int) -> tuple[int, ...]:
     return tuple(sorted(int(i) for i in order[:count]))
+
+
+def _multiples(width: int, round: int) -> list[int]:
+    """The widths that a cut may leave: multiples of ``round``, and all."""
+    return sorted({*range(min(round, width), width, round), width})

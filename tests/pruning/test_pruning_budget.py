@@ -220,7 +220,7 @@ def test_the_pool_keeps_nearly_what_exhaustive_search_would(keep):
 def test_a_head_is_worth_its_outputs_whatever_its_queries_are():
     """They go with it but act through its outputs alone, so only where dimensions go do they count."""
     scores = draw(WIDE, 4)
-    block = widths.BlockWidths(0, WIDE, scores, 8, in_channels=False)
+    block = widths.BlockWidths(0, WIDE, scores, asks(round=8))
     qk, v = (scores[f"blocks.0.{kind}"].reshape(4, 16) for kind in ("qk", "attn"))
     gone = {
         "heads": v.sum(axis=1).min(),
