@@ -77,6 +77,8 @@ def prune(
     request = as_request({"keep": keep, "criterion": criterion, **settings})
     rules.refuse(request, rules.CALLED, place="prune")
     wrapped = Wrapped(model)
+    if wrapped.hub is not None and request.embed_dim == "auto":  # its class has one width for all that is not a block
+        request = request.model_copy(update={"embed_dim": None})
     found = lottery(wrapped.vit, wrapped.batches(batches), request, shelves=shelves, gates=gates, seed=seed)
     return wrapped.around(found.model)
 

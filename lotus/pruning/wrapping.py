@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lotus.vit import anatomy
+from lotus.vit import anatomy, hub
 from selection.errors import Refused
 
 IMAGES, LABELS = ("pixel_values", "images", "image"), ("labels", "label")
@@ -40,6 +40,10 @@ class Wrapped:
             self.layers.append(self.bare)
             self.bare = inner
         self.name, self.vit = _found(self.bare)
+        self.hub = self.vit if hub.is_hub(self.vit) else None
+        """A class of Hugging Face's, which is cut as timm's ``vit`` and comes back in its own."""
+        if self.hub is not None:
+            self.vit = hub.as_timm(self.hub)
 
     def batches(self, batches: Batches) -> Callable[[], Iterable[Any]]:
         """Calibration batches as (images, labels), the images as the ViT reads them; as often as they are asked for."""
@@ -48,7 +52,9 @@ class Wrapped:
 
     def around(self, small: nn.Module) -> nn.Module:
         """``small`` in the wrapping that the ViT has; what else is in there is copied."""
-        made = copy.deepcopy(self.bare, {id(self.vit): small}).eval() if self.name else small
+        inner = self.vit if self.hub is None else self.hub
+        small = small if self.hub is None else hub.put_back(self.hub, small)
+        made = copy.deepcopy(self.bare, {id(inner): small}).eval() if self.name else small
         for layer in reversed(self.layers):
             made = _again(layer, made)
         return made.eval()
@@ -64,8 +70,9 @@ class Wrapped:
             seen.append(args[0])
             raise _Reached
 
-        training, where = self.bare.training, next(self.vit.parameters())
-        handle = self.vit.register_forward_pre_hook(stop)
+        inner = self.vit if self.hub is None else self.hub
+        training, where = self.bare.training, next(inner.parameters())
+        handle = inner.register_forward_pre_hook(stop)
         try:
             with torch.no_grad():
                 self.bare.eval()(images.to(where.device))
@@ -152,7 +159,7 @@ def _again(layer: Any, small: nn.Module) -> nn.Module:
 
 def _found(model: nn.Module) -> tuple[str, nn.Module]:
     """The one ViT in ``model``: its name and itself."""
-    found = {name: part for name, part in model.named_modules() if anatomy.family(part)}
+    found = {name: part for name, part in model.named_modules() if anatomy.family(part) or hub.is_hub(part)}
     if len(found) > 1:
         names = list(found)
         raise Refused(
