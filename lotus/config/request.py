@@ -82,6 +82,9 @@ class Prune(Section):
     """Turn each head's dimensions into those of which the first few carry the most (whitened SVD) before any is cut."""
     decouple_qk: bool = False
     """Let a block keep more value than query/key dimensions, or fewer. timm's own attention cannot hold that; LOTUS' does."""
+    exclude: tuple[str, ...] = ()
+    """Blocks or sublayers that stay whole: names or patterns, e.g. ``["blocks.0", "*.attn"]``. Then ``embed_dim: auto`` keeps all
+    channels, since a smaller embedding dimension narrows every block; a number given for it does so."""
     in_channels: bool = False
     """Channels that attention and the MLP read may go too; the residual stream keeps its embedding dimension, and an
     index_select takes the rest."""
@@ -106,7 +109,9 @@ class Prune(Section):
     @model_validator(mode="before")
     @classmethod
     def _without_a_budget(cls, raw: Any) -> Any:
-        """An allowed drop is a target of its own: beside it the default budget stands for nothing."""
+        """An allowed drop is a target of its own: beside it the default budget stands for nothing. What stays whole is not narrowed."""
+        if isinstance(raw, Mapping) and raw.get("exclude") and raw.get("embed_dim", "auto") == "auto":
+            raw = {**raw, "embed_dim": None}
         asks = raw.get("search") if isinstance(raw, Mapping) else None
         drop = isinstance(asks, Mapping) and asks.get("drop") is not None
         return {"keep": {"macs": 1.0}, **raw} if drop else raw

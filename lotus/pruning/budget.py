@@ -16,7 +16,7 @@ import numpy as np
 
 from lotus.config import Prune
 from lotus.pruning.plan import Plan
-from lotus.pruning.widths import DECOUPLED, IN_CHANNELS, KINDS, SUBLAYERS, BlockWidths, Chunk, least_of
+from lotus.pruning.widths import DECOUPLED, IN_CHANNELS, KINDS, SUBLAYERS, BlockWidths, Chunk, floors, smallest
 from lotus.vit.anatomy import Dims
 from lotus.vit.cost import Cost, Outline
 from selection.errors import Refused
@@ -92,10 +92,7 @@ def fit_plan(
 
 def of_outline(outline: Outline, scores: Mapping[str, np.ndarray], request: Prune) -> list[BlockWidths]:
     """The blocks at their present widths."""
-    return [
-        BlockWidths(index, outline, scores, request.multiple, in_channels=request.in_channels)
-        for index in range(len(outline.dims))
-    ]
+    return [BlockWidths(index, outline, scores, request) for index in range(len(outline.dims))]
 
 
 # ----------------------------------------------------------------------- widths that a search chooses, not the scores
@@ -122,7 +119,7 @@ def by_ratios(
     Inside of either, chunks of all blocks compete by score a saved MAC. Less of a ratio is always within more of it.
     """
     blocks = of_outline(outline, scores, request)
-    floor = outline.cost(_floors(outline, request)).blocks
+    floor = outline.cost(floors(outline, request)).blocks
     whole = outline.cost()
     kinds = DECOUPLED if request.decouple_qk else KINDS
     spent = whole.macs
@@ -205,7 +202,7 @@ def counted(outline: Outline, request: Prune, whole: Cost | None = None) -> dict
 
 def out_of_reach(outline: Outline, request: Prune, *, whole: Cost | None = None) -> str:
     """Why no plan meets a budget that is counted, with the range that can be reached; empty where one does."""
-    dense, least, alone = whole or outline.cost(), _floors(outline, request), _smallest(outline, request)
+    dense, least, alone = whole or outline.cost(), floors(outline, request), smallest(outline, request)
     for what, limit in counted(outline, request, dense).items():
         lowest, of_all = max(getattr(one, what) for one in alone), getattr(dense, what)
         if lowest <= limit:
@@ -217,7 +214,7 @@ def out_of_reach(outline: Outline, request: Prune, *, whole: Cost | None = None)
             else f"With one head, {least[0].v_dim} head dimensions and {least[0].hidden} MLP units a block"
         )
         more = ", or prune.sublayers (without prune.search)" if request.sublayers is False else ""
-        apart = () if request.decouple_qk else _smallest(outline, request.model_copy(update={"decouple_qk": True}))
+        apart = () if request.decouple_qk else smallest(outline, request.model_copy(update={"decouple_qk": True}))
         if apart and max(getattr(one, what) for one in apart) < lowest:
             more += ", or prune.decouple_qk, as query/key dimensions stay whole here and hold the others back"
         return (
@@ -225,34 +222,6 @@ def out_of_reach(outline: Outline, request: Prune, *, whole: Cost | None = None)
             f"Take {reach:.4f} to 1, or a smaller round{more}."
         )
     return ""
-
-
-def _smallest(outline: Outline, request: Prune) -> list[Cost]:
-    """What it costs when no more can go."""
-    least = _floors(outline, request)
-    if request.in_channels:
-        reads = min(outline.width, request.multiple)
-        least = [
-            one._replace(
-                attn_in=min(one.attn_in or reads, reads) if one.heads else None,
-                mlp_in=min(one.mlp_in or reads, reads) if one.hidden else None,
-            )
-            for one in least
-        ]
-    # Whichever sublayer is the last one must do: greedy cannot know beforehand which that will be.
-    return [outline.cost(left) for left in (_last(least) if request.sublayers is not False else [least])]
-
-
-def _last(least: Sequence[Dims]) -> list[list[Dims]]:
-    """Every way to keep one sublayer alone, as small as it can be."""
-    none = [Dims(0, 0, 0, 0)] * len(least)
-    ways = []
-    for index, one in enumerate(least):
-        if one.heads:
-            ways.append([*none[:index], one._replace(hidden=0, mlp_in=None), *none[index + 1 :]])
-        if one.hidden:
-            ways.append([*none[:index], Dims(0, 0, 0, one.hidden, None, one.mlp_in), *none[index + 1 :]])
-    return ways
 
 
 def _cut_global(blocks: list[BlockWidths], outline: Outline, limits: Mapping[str, int], kinds: Sequence[str]) -> None:
@@ -347,8 +316,7 @@ def _cut_threshold(
     """Close the units of the lowest scores of all sites, until ``part`` of them is left and the budgets hold."""
     pools: list[tuple[int, str, np.ndarray]] = []
     for block in blocks:
-        pools += [(block.index, kind, found) for kind, found in block.read_scores.items()]
-        pools += [(block.index, "v", block.v.reshape(-1)), (block.index, "units", block.units)]
+        pools += [(block.index, kind, found) for kind, found in block.pools()]
     scores = np.concatenate([found for *_, found in pools])
     order = np.argsort(scores, kind="stable")  # ties go by place
     starts = np.cumsum([0, *(len(found) for *_, found in pools)])
@@ -437,12 +405,3 @@ class _Spent:
     def relative(self, chunk: Chunk, budgets: Sequence[str]) -> float:
         """What ``chunk`` saves, each budget as a fraction of its limit."""
         return sum(getattr(chunk, what) / max(1, self.limits[what]) for what in budgets)
-
-
-def _floors(outline: Outline, request: Prune) -> list[Dims]:
-    """The least that may stay of each block, its sublayers included."""
-    normed = outline.whole_qk or (False,) * len(outline.dims)
-    return [
-        least_of(of, request.multiple, whole_qk=qk, decouple_qk=request.decouple_qk)
-        for of, qk in zip(outline.dims, normed, strict=True)
-    ]

@@ -91,6 +91,11 @@ class Logits:
         return self._keys / self.tokens
 
 
+def is_backbone(model: Any) -> bool:
+    """Whether what ``model`` gives are features, not scores of classes."""
+    return getattr(model, "num_classes", None) == 0
+
+
 def enough(model: Any) -> int:
     """How many calibration images to look at where nobody says: large images have more tokens each, so fewer do."""
     return min(MOST, max(FEWEST, ENOUGH // (getattr(model.patch_embed, "num_patches", None) or 1)))
@@ -146,7 +151,9 @@ def measure(
         stack.enter_context(frozen(model))
         watching.hook(model, stack)
         apart = graph and parameter.device.type == "cpu"
-        for images, labels, through in _few(pairs(batches, graph), model, every, apart=apart):
+        for images, labels, through in _few(
+            pairs(batches, graph and not is_backbone(model)), model, every, apart=apart
+        ):
             with torch.set_grad_enabled(graph):
                 scores = model(images.to(parameter.device, parameter.dtype))
                 if not torch.isfinite(scores).all():
@@ -154,7 +161,6 @@ def measure(
                         f"The model's output is not finite after {result.images} calibration images. Are these finite, and the weights?"
                     )
                 if graph:
-                    assert labels is not None
                     watching.back(scores, labels)
             result.images += len(images)
             if progress is not None:
@@ -173,6 +179,7 @@ class _Watching:
         self._recorded: dict[str, _Rows] = {}
         self._gates: dict[str, Tensor] = {}
         self._tracked: list[tuple[str, nn.Linear, Tensor, Tensor]] = []
+        self._backbone, self._chance = is_backbone(model), torch.Generator().manual_seed(0)
 
     def hook(self, model: nn.Module, stack: ExitStack) -> None:
         """Hook on to ``model`` until ``stack`` is left."""
@@ -244,11 +251,15 @@ class _Watching:
 
         return hook
 
-    def back(self, scores: Tensor, labels: Tensor) -> None:
+    def back(self, scores: Tensor, labels: Tensor | None) -> None:
         """Take the derivatives of the loss of a part that has gone through."""
-        _refuse_labels(scores, labels)
         count, gates, tracked = len(scores), self._gates, self._tracked
-        loss = functional.cross_entropy(scores.float(), labels.to(scores.device), reduction="sum")
+        if self._backbone:
+            loss = self._projected(scores)
+        else:
+            assert labels is not None
+            _refuse_labels(scores, labels)
+            loss = functional.cross_entropy(scores.float(), labels.to(scores.device), reduction="sum")
         slopes = torch.autograd.grad(loss, [*gates.values(), *(out for *_, out in tracked)])
         for site, slope in zip(gates, slopes, strict=False):
             each = slope.reshape(count, -1, slope.shape[-1]).sum(1)  # over an image's windows
@@ -258,6 +269,13 @@ class _Watching:
             self.result.squares[name] = self.result.squares.get(name, 0) + total
         gates.clear()
         tracked.clear()
+
+    def _projected(self, features: Tensor) -> Tensor:
+        """A backbone's features on random axes, an image's on its own: the derivative's mean square by a gate is that of all
+        features, sum_i (df_i/dg)^2, and half of it what the squared error ||f - f0||^2 / 2 rises by when the unit goes, to second
+        order (Hutchinson's estimate of the Gauss-Newton diagonal; ours)."""
+        axes = torch.randn(features.shape, generator=self._chance).to(features.device)
+        return (features.float() * axes).sum()
 
     def done(self) -> Measured:
         """What was recorded.

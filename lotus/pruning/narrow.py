@@ -238,15 +238,23 @@ def _mean_free(width: int) -> Tensor:
 
 
 def apart(one: nn.Module, other: nn.Module, batches: Iterable[Any]) -> tuple[float, int]:
-    """How far ``other`` is from ``one``: the mean over images of KL(one || other) in nats, in eval mode; and how many images there were."""
+    """How far ``other`` is from ``one``: the mean over images of KL(one || other) in nats, in eval mode; and how many images there were.
+
+    Of backbones: the mean over images of ||f - f0||^2 / ||f0||^2 of their features.
+    """
     total, images = 0.0, 0
     where = next(one.parameters())
     with torch.no_grad(), measure.evaluating(one), measure.evaluating(other):
         for batch, _ in measure.pairs(batches, labeled=False):
             x = batch.to(where.device, where.dtype)
-            told = [functional.log_softmax(model(x).double(), dim=-1) for model in (one, other)]
-            total += float(functional.kl_div(told[1], told[0], reduction="sum", log_target=True))
             images += len(x)
+            told = [model(x).double() for model in (one, other)]
+            if measure.is_backbone(one):
+                whole, now = (features.flatten(1) for features in told)
+                total += float(((now - whole).square().sum(1) / whole.square().sum(1).clamp_min(1e-12)).sum())
+                continue
+            told = [functional.log_softmax(scores, dim=-1) for scores in told]
+            total += float(functional.kl_div(told[1], told[0], reduction="sum", log_target=True))
     return total / max(images, 1), images
 
 

@@ -191,8 +191,8 @@ class _Item:
 def _halves(block: BlockWidths) -> Iterator[list[Option]]:
     """All widths of a block's attention, then of its MLP, and the scores that go with them."""
     of = block.of
-    heads, qk_dim, v_dim, hidden = of[:4]
-    dims = [v_dim] if block.whole_qk else _multiples(v_dim, block.round)
+    _, qk_dim, v_dim, hidden = of[:4]
+    heads, dims, units = block.choices()
     yield [
         Option(
             Dims(h, qk_dim if block.whole_qk else d, d, hidden),
@@ -200,13 +200,10 @@ def _halves(block: BlockWidths) -> Iterator[list[Option]]:
             float(block.v_sums[:, v_dim].sum() - block.v_sums[:h, d].sum())
             + (0.0 if block.whole_qk else float(block.qk_sums[:h, qk_dim].sum() - block.qk_sums[:h, d].sum())),
         )
-        for h in range(1, heads + 1)
+        for h in heads
         for d in dims
     ]
-    yield [
-        Option(of._replace(hidden=f), float(block.unit_sums[hidden] - block.unit_sums[f]))
-        for f in _multiples(hidden, block.round)
-    ]
+    yield [Option(of._replace(hidden=f), float(block.unit_sums[hidden] - block.unit_sums[f])) for f in units]
 
 
 def _item(half: Sequence[Option], number: int, outline: cost.Outline, table: Table, limits: Mapping[str, int]) -> _Item:
@@ -276,8 +273,3 @@ def _dims(chosen: Sequence[_Option]) -> list[Dims]:
     """Attention and MLP of each block put together."""
     pairs = zip(chosen[::2], chosen[1::2], strict=True)
     return [attention.dims._replace(hidden=mlp.dims.hidden) for attention, mlp in pairs]
-
-
-def _multiples(width: int, round: int) -> list[int]:
-    """The widths that a cut may leave: multiples of ``round``, and all."""
-    return sorted({*range(min(round, width), width, round), width})

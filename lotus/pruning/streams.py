@@ -24,11 +24,11 @@ from lotus.pruning.study import (
     beyond,
     criterion,
     fitting,
-    passes_of,
     refuse_unfit,
     rounded,
     study,
 )
+from lotus.pruning.wrapping import Wrapped, passes_of
 from lotus.vit import anatomy, cost
 from selection import methods
 from selection.errors import Refused
@@ -51,8 +51,11 @@ def prune(
     """A smaller model within the budget, in eval mode, on the model's device; the model itself is left as it was.
 
     Args:
-        model: Any supported timm ViT, trained by LOTUS or not.
-        batches: Calibration data: tuples that begin with images and labels, some 2,000 images; or a function that gives them.
+        model: Any supported ViT, trained by LOTUS or not; also compiled, DataParallel, DistributedDataParallel (give each rank
+            the same batches), or one inside of another module, as in ``nn.Sequential(normalize, vit)``: what comes back is
+            wrapped alike. One without a classifier (``num_classes=0``) is cut by what its features lose, and asks for no labels.
+        batches: Calibration data: tuples that begin with images and labels, or mappings of ``pixel_values`` and ``labels``,
+            some 2,000 images; or a function that gives them.
             With ``rotate`` they are gone through twice; a plain iterator's are kept in memory until then.
         keep: ``macs``, ``params``, ``latency`` (on the model's device), or several, as parts of the model's.
         criterion: A name from :mod:`lotus.pruning.criteria`, a mapping of ``name`` and its settings, or a function like those.
@@ -73,7 +76,11 @@ def prune(
     keep = dict(keep) if isinstance(keep, Mapping) else keep
     request = as_request({"keep": keep, "criterion": criterion, **settings})
     rules.refuse(request, rules.CALLED, place="prune")
-    return lottery(model, batches, request, shelves=shelves, gates=gates, seed=seed).model
+    wrapped = Wrapped(model)
+    if wrapped.hub is not None and request.embed_dim == "auto":  # its class has one width for all that is not a block
+        request = request.model_copy(update={"embed_dim": None})
+    found = lottery(wrapped.vit, wrapped.batches(batches), request, shelves=shelves, gates=gates, seed=seed)
+    return wrapped.around(found.model)
 
 
 def _shelf(function: Callable[..., np.ndarray]) -> tuple[ModuleType, str]:

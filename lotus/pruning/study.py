@@ -18,12 +18,12 @@ from lotus.pruning import budget, criteria, latency, measure, program, scoring, 
 from lotus.pruning import compensate as folds
 from lotus.pruning import rotate as turns
 from lotus.pruning.plan import BlockPlan, Plan
+from lotus.pruning.wrapping import Batches, passes_of, refuse_bytes
 from lotus.vit import anatomy, cost, families
 from lotus.vit import model as door
 from selection import methods
 from selection.errors import Refused
 
-Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 Progress = Callable[[int], None]
 """Told the images gone through so far."""
 
@@ -309,7 +309,7 @@ def _measured(
 ) -> tuple[measure.Measured, int]:
     """What the criterion reads of the images and compensation needs, and the forward passes that this took."""
     squares, spread = bool(reads & {"read_squares", "write_squares"}), bool(reads & {"covariance", "gain"})
-    labeled = squares or "gradients" in reads
+    labeled = squares or "gradients" in reads  # of a backbone no label is read
     if not (labeled or spread or "attention" in reads or request.compensate != "none"):
         return measure.Measured(), 0
     found = measure.measure(
@@ -345,14 +345,6 @@ def rounded(model: nn.Module, request: Prune, table: latency.Table | None = None
     return request.model_copy(update={"round": multiple}), [f"Widths stay multiples of {multiple}: measured."]
 
 
-def passes_of(batches: Batches) -> Callable[[], Iterable[Any]]:
-    """The batches, as often as they are asked for."""
-    if callable(batches):
-        return batches
-    again = list(batches) if iter(batches) is batches else batches
-    return lambda: again
-
-
 def fitting(model: nn.Module, passes: Callable[[], Iterable[Any]]) -> Callable[[], Iterable[Any]]:
     """The batches, refused where ``model`` cannot read their images."""
     embed: Any = getattr(model, "patch_embed", None)
@@ -364,6 +356,7 @@ def fitting(model: nn.Module, passes: Callable[[], Iterable[Any]]) -> Callable[[
         for batch in passes():
             images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
             if isinstance(images, Tensor):
+                refuse_bytes(model, images)
                 wrong = images.ndim != 4 or (channels is not None and images.shape[1] != channels)
                 if wrong or (side is not None and tuple(images.shape[2:]) != tuple(side)):
                     size = " x ".join(map(str, side)) if side is not None else "any"

@@ -6,16 +6,21 @@ A chunk is ``round`` MLP units of a block, a head, or ``round`` dimensions in al
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import fnmatch
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from lotus.config import Prune
 from lotus.pruning.plan import BlockPlan
 from lotus.vit.anatomy import Dims
-from lotus.vit.cost import BlockCost, Outline
+from lotus.vit.cost import BlockCost, Cost, Outline
 from selection.errors import Refused
+from selection.methods import nearest
 
+_PART = {"units": "mlp", "mlp_in": "mlp", "mlp": "mlp"}
+"""Of which sublayer a kind of chunk is, where that is not attention."""
 KINDS = ("heads", "dims", "units")
 DECOUPLED = ("heads", "qk", "v", "units")
 IN_CHANNELS = ("attn_in", "mlp_in")
@@ -40,19 +45,19 @@ class BlockWidths:
     """One block while it is cut: how many of its heads, dimensions and units are left, what the next chunk of a kind would
     take or bring back, and what that is worth. Counts only ever follow the order of scores."""
 
-    def __init__(
-        self, index: int, outline: Outline, scores: Mapping[str, np.ndarray], round: int, *, in_channels: bool
-    ) -> None:
-        self.index, self.outline, self.round = index, outline, round
+    def __init__(self, index: int, outline: Outline, scores: Mapping[str, np.ndarray], request: Prune) -> None:
+        self.index, self.outline, self.round = index, outline, request.multiple
         self.of = self.dims = outline.dims[index]
         self.most = self.of  # what may come back; less than all where a plan has to lie within another
-        self.whole_qk = bool(outline.whole_qk) and outline.whole_qk[index]
+        self.whole_qk = _whole_qk(outline, index)
+        self.whole = _whole(outline, request)[index]
+        self._least = _least(outline, index, request, decouple_qk=False)
         heads, qk_dim, v_dim, hidden = self.of[:4]
         name = f"blocks.{index}"
         self.reads: dict[str, int] = {}
         """Channels that each sublayer reads now, where some of them may go."""
         self.read_scores: dict[str, np.ndarray] = {}
-        if in_channels:
+        if request.in_channels:
             for kind, there, of in (("attn_in", heads, self.of.attn_in), ("mlp_in", hidden, self.of.mlp_in)):
                 if there:
                     self.reads[kind] = of or outline.width
@@ -76,6 +81,8 @@ class BlockWidths:
 
     def fewer(self, kind: str) -> Dims | None:
         """The widths after one chunk of ``kind`` less; None where nothing more may go."""
+        if _PART.get(kind, "attn") in self.whole:
+            return None
         heads, qk_dim, v_dim, hidden = self.dims[:4]
         if kind == "mlp":
             return self.dims._replace(hidden=0, mlp_in=None) if hidden else None
@@ -135,10 +142,27 @@ class BlockWidths:
 
     def least(self) -> Dims:
         """The smallest widths at which both sublayers are still there."""
-        reads = {kind: min(wide, self.round) for kind, wide in self.reads.items()}
-        return least_of(self.of, self.round, whole_qk=self.whole_qk)._replace(
+        reads = {
+            kind: wide if _PART.get(kind, "attn") in self.whole else min(wide, self.round)
+            for kind, wide in self.reads.items()
+        }
+        return self._least._replace(
             **{kind: getattr(self.of, kind) if less == self.reads[kind] else less for kind, less in reads.items()}
         )
+
+    def choices(self) -> tuple[list[int], list[int], list[int]]:
+        """The widths that a cut may leave: of heads, of dimensions a head, of MLP units."""
+        of = self.of
+        dims = [of.v_dim] if self.whole_qk else _multiples(of.v_dim, self.round)
+        heads, units = list(range(1, of.heads + 1)), _multiples(of.hidden, self.round)
+        if "attn" in self.whole:
+            heads, dims = [of.heads], [of.v_dim]
+        return heads, dims, [of.hidden] if "mlp" in self.whole else units
+
+    def pools(self) -> list[tuple[str, np.ndarray]]:
+        """The scores of all that may go, by kind."""
+        every = [*self.read_scores.items(), ("v", self.v.reshape(-1)), ("units", self.units)]
+        return [(kind, found) for kind, found in every if _PART.get(kind, "attn") not in self.whole]
 
     def worth(self, dims: Dims, *, keys: bool, reads: bool) -> float:
         """Sum of the scores that stay with ``dims``; of query/key dimensions too with ``keys``, of inputs with ``reads``."""
@@ -199,12 +223,80 @@ def _sums(best_first: np.ndarray) -> np.ndarray:
     return np.concatenate([zero, np.cumsum(best_first, axis=-1)], axis=-1)
 
 
-def least_of(of: Dims, round: int, *, whole_qk: bool = False, decouple_qk: bool = False) -> Dims:
-    """The smallest widths at which the sublayers that are there stay."""
-    heads, hidden = min(of.heads, 1), min(of.hidden, round)
-    if whole_qk:
-        return of._replace(heads=heads, v_dim=min(of.v_dim, round) if decouple_qk else of.v_dim, hidden=hidden)
-    return of._replace(heads=heads, qk_dim=min(of.qk_dim, round), v_dim=min(of.v_dim, round), hidden=hidden)
+def _least(outline: Outline, index: int, request: Prune, *, decouple_qk: bool | None = None) -> Dims:
+    """The smallest widths of a block at which the sublayers that are there stay."""
+    of, round, whole = outline.dims[index], request.multiple, _whole(outline, request)[index]
+    decouple_qk = request.decouple_qk if decouple_qk is None else decouple_qk
+    least = of if "mlp" in whole else of._replace(hidden=min(of.hidden, round))
+    if "attn" in whole:
+        return least
+    least = least._replace(heads=min(of.heads, 1))
+    if not _whole_qk(outline, index):
+        return least._replace(qk_dim=min(of.qk_dim, round), v_dim=min(of.v_dim, round))
+    return least._replace(v_dim=min(of.v_dim, round)) if decouple_qk else least
+
+
+def _whole(outline: Outline, request: Prune) -> list[set[str]]:
+    """Which sublayers of each block ``request.exclude`` keeps whole.
+
+    Raises:
+        Refused: a pattern that matches nothing; with the nearest name.
+    """
+    names = [(f"blocks.{i}", f"blocks.{i}.attn", f"blocks.{i}.mlp") for i in range(len(outline.dims))]
+    every = [name for of_block in names for name in of_block]
+    for pattern in request.exclude:
+        if not fnmatch.filter(every, pattern):
+            raise Refused(
+                f"prune.exclude: {pattern!r} matches nothing.{nearest(pattern, every)} Names are blocks.0 to "
+                f"{names[-1][0]}, and of each its .attn and .mlp; * stands for anything."
+            )
+
+    def named(name: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in request.exclude)
+
+    return [{part for part in SUBLAYERS if named(block) or named(f"{block}.{part}")} for block, *_ in names]
+
+
+def _whole_qk(outline: Outline, index: int) -> bool:
+    return bool(outline.whole_qk) and outline.whole_qk[index]
+
+
+def floors(outline: Outline, request: Prune) -> list[Dims]:
+    """The least that may stay of each block, its sublayers included."""
+    return [_least(outline, index, request) for index in range(len(outline.dims))]
+
+
+def smallest(outline: Outline, request: Prune) -> list[Cost]:
+    """What it costs when no more can go."""
+    least = floors(outline, request)
+    whole = _whole(outline, request)
+    if request.in_channels:
+        reads = min(outline.width, request.multiple)
+        least = [
+            one._replace(
+                attn_in=one.attn_in if "attn" in kept else min(one.attn_in or reads, reads) if one.heads else None,
+                mlp_in=one.mlp_in if "mlp" in kept else min(one.mlp_in or reads, reads) if one.hidden else None,
+            )
+            for one, kept in zip(least, whole, strict=True)
+        ]
+    # Whichever sublayer is the last one must do: greedy cannot know beforehand which that will be.
+    return [outline.cost(left) for left in (_last(least, whole) if request.sublayers is not False else [least])]
+
+
+def _last(least: Sequence[Dims], whole: Sequence[set[str]]) -> list[list[Dims]]:
+    """Every way to keep one sublayer alone, as small as it can be, beside those that stay ``whole``."""
+    bare = [_only(one, kept) for one, kept in zip(least, whole, strict=True)]
+    if any(whole):
+        return [bare]
+    ways = [(i, {part}) for i, one in enumerate(least) for part in SUBLAYERS if (one.heads, one.hidden)[part == "mlp"]]
+    return [[*bare[:i], _only(least[i], part), *bare[i + 1 :]] for i, part in ways]
+
+
+def _only(dims: Dims, parts: set[str]) -> Dims:
+    """``dims`` without the sublayers that are none of ``parts``."""
+    attn = (dims.heads, dims.qk_dim, dims.v_dim, dims.attn_in) if "attn" in parts else (0, 0, 0, None)
+    hidden, mlp_in = (dims.hidden, dims.mlp_in) if "mlp" in parts else (0, None)
+    return Dims(*attn[:3], hidden, attn[3], mlp_in)
 
 
 def _less(width: int, round: int) -> int:
@@ -219,3 +311,8 @@ def _more(width: int, of: int, round: int) -> int:
 
 def _kept(order: np.ndarray, count: int) -> tuple[int, ...]:
     return tuple(sorted(int(i) for i in order[:count]))
+
+
+def _multiples(width: int, round: int) -> list[int]:
+    """The widths that a cut may leave: multiples of ``round``, and all."""
+    return sorted({*range(min(round, width), width, round), width})

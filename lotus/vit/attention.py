@@ -126,10 +126,9 @@ class SplitAttention(nn.Module):
 
     def _added(self, attn_mask: Tensor | None, mask: Tensor | None, batch: int) -> Tensor | None:
         """What is added to the logits, of a shape that broadcasts to (B, H, N, N)."""
-        table, index = self.relative_position_bias_table, self.relative_position_index
-        if table is None or index is None:
+        if self.relative_position_bias_table is None:
             return attn_mask
-        bias = table[index.reshape(-1)].reshape(*index.shape, -1).permute(2, 0, 1)[None]  # (1, H, N, N)
+        bias = self._get_rel_pos_bias()
         if attn_mask is not None:
             bias = bias + attn_mask
         if mask is None:
@@ -137,6 +136,13 @@ class SplitAttention(nn.Module):
         windows = len(mask)
         every = bias[:, None] + mask[None, :, None]  # (1, W, H, N, N)
         return every.expand(batch // windows, -1, -1, -1, -1).flatten(0, 1)
+
+    def _get_rel_pos_bias(self) -> Tensor:
+        """(1, H, N, N); called as BEiT's is."""
+        table, index = self.relative_position_bias_table, self.relative_position_index
+        assert table is not None
+        assert index is not None
+        return table[index.reshape(-1)].reshape(*index.shape, -1).permute(2, 0, 1)[None]
 
     def extra_repr(self) -> str:
         return f"heads={self.num_heads}, qk_dim={self.qk_dim}, v_dim={self.v_dim}"

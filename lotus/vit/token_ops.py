@@ -17,6 +17,19 @@ def keep_rows(x: Tensor, rows: Tensor, prefix: int) -> Tensor:
     return torch.cat([x[:, :prefix], _rows(x[:, prefix:], rows)], 1)
 
 
+def keep_angles(rope: Tensor, rows: Tensor) -> Tensor:
+    """The sines and cosines of the patches ``rows``, for every head: (n, 2 Q), (B, K) -> (B, 1, K, 2 Q)."""
+    return rope[rows][:, None]
+
+
+def keep_bias(bias: Tensor, rows: Tensor, prefix: int) -> Tensor:
+    """What relative positions add to the logits between the prefix and the patches ``rows``: (1, H, N, N), (B, K) ->
+    (B, H, P + K, P + K)."""
+    first = torch.arange(prefix, device=rows.device).expand(len(rows), -1)
+    stays = torch.cat([first, rows + prefix], 1)  # (B, P + K)
+    return bias[0][:, stays[:, :, None], stays[:, None, :]].transpose(0, 1)
+
+
 def top(scores: Tensor, count: int) -> Tensor:
     """The ``count`` patches of the highest score, in the image's order: (B, n) -> (B, K)."""
     return scores.topk(count, dim=1).indices.sort(1).values

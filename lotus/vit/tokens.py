@@ -1,6 +1,7 @@
 """Fewer tokens inside a ViT: patches that do not enter, that leave on the way, or that are merged.
 
-The model stays timm's: its names, its weights and its ``state_dict`` are what they were. Patches are dropped where ``patch_drop``
+Tokens of EVA's kin and BEiT may leave before the first block alone: each takes its rotary angles, or the relative positions to
+the others, along. The model stays timm's: its names, its weights and its ``state_dict`` are what they were. Patches are dropped where ``patch_drop``
 stands (after the position embedding) or between a block's attention and its MLP, by hooks and by a ``forward`` on the
 blocks' instances, all of which :meth:`Tokens.remove` takes off. What attention says is read from the output of ``qkv``,
 one row of the matrix, so that fused attention stays on. Every image of a batch keeps equally many patches.
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from lotus.config import Patches
 from lotus.vit import anatomy, attention, cost
-from lotus.vit.token_ops import evit, keep_rows, match, merge, received, top, top_by_chance
+from lotus.vit.token_ops import evit, keep_angles, keep_bias, keep_rows, match, merge, received, top, top_by_chance
 from lotus.vit.token_plan import Passed, keep_at, kept, passed, places, shares
 from selection.errors import Refused
 
@@ -30,6 +31,18 @@ def _process(block: Any, x: Tensor) -> Tensor:
     norm_after = type(block).__name__ == "ResPostBlock"
     processed = block.mlp(x if norm_after else block.norm2(x))
     return x + block.drop_path2(block.norm2(processed) if norm_after else block.ls2(processed))
+
+
+def _refuse_unfit(model: nn.Module, settings: Patches) -> None:
+    """Refuse a family whose tokens cannot leave in this mode: in windows none can."""
+    kind = anatomy.family(model)
+    if kind in ("Eva", "Beit") and settings.mode not in ("input", "dropout"):
+        raise Refused(
+            f"train.patches.mode: {settings.mode} is for timm's plain ViTs, and this model is {type(model).__name__}. Take "
+            "input or dropout, by which tokens leave before the first block."
+        )
+    if kind not in ("Eva", "Beit"):
+        anatomy.plain(model, "train.patches")
 
 
 class Tokens:
@@ -71,8 +84,8 @@ class Tokens:
         settings, vit = self.settings, model  # type: Any, Any
         self._model = vit
         self._blocks = anatomy.blocks(model)
-        anatomy.plain(model, "train.patches")
-        if not isinstance(vit.patch_drop, nn.Identity):
+        _refuse_unfit(model, settings)
+        if not isinstance(getattr(vit, "patch_drop", None), (nn.Identity, type(None))):
             raise Refused(
                 "model.args.patch_drop_rate: patches are dropped by train.patches already. Set one of the two."
             )
@@ -84,6 +97,7 @@ class Tokens:
             )
         self._outline = cost.outline(model)
         self._prefix = int(vit.num_prefix_tokens)
+        self._rows: Tensor | None = None  # (B, K) patches that entered, where positions are told in each block
         self._count = self._outline.tokens - self._prefix
         self._scores: Tensor | None = None  # (B, n) of the batch under way
         self._qkv: Tensor | None = None
@@ -162,17 +176,26 @@ class Tokens:
             handle.remove()
         for block in self._blocks:
             block.module.__dict__.pop("forward", None)
+            if block.has_attn:
+                block.attn.__dict__.pop("_get_rel_pos_bias", None)
         self._handles = []
-        self._scores = self._qkv = self._sizes = self._received = None
+        self._rows = self._scores = self._qkv = self._sizes = self._received = None
 
     # ----------------------------------------------------------------------------------------------- in the forward
 
     def _attach(self) -> list[torch.utils.hooks.RemovableHandle]:
         mode, model = self.settings.mode, self._model
         if mode in ("input", "dropout"):
-            handles = [model.patch_drop.register_forward_hook(self._enter)]
+            door = {"Eva": "norm_pre", "Beit": "pos_drop"}.get(anatomy.family(model), "patch_drop")
+            handles = [getattr(model, door).register_forward_hook(self._enter)]
             if self._score is not None:
                 handles.append(model.patch_embed.register_forward_pre_hook(self._look))
+            for block in self._blocks:
+                if block.rotary:
+                    handles.append(block.module.register_forward_pre_hook(self._turn, with_kwargs=True))
+                if block.table is not None:
+                    whole = block.attn._get_rel_pos_bias
+                    block.attn._get_rel_pos_bias = functools.partial(self._bias, whole)
             return handles
         handles = [model.patch_drop.register_forward_hook(self._begin)]
         for number, block in enumerate(self._blocks):
@@ -200,19 +223,31 @@ class Tokens:
 
     def _enter(self, module: nn.Module, inputs: tuple[Tensor], x: Tensor) -> Tensor | None:
         """Keep what enters the model."""
-        scores, self._scores = self._scores, None
+        scores, self._scores, self._rows = self._scores, None, None
         keep = self._keep_in(self._model.training)
         if keep >= 1:
             return None
         count = kept(self._count, keep)
         if self.settings.mode == "dropout":
             scores = torch.rand(len(x), self._count, device=x.device)  # seeded with all other dropout, step by step
-            return keep_rows(x, top(scores, count), self._prefix)
+            self._rows = top(scores, count)
+            return keep_rows(x, self._rows, self._prefix)
         if scores is None:
             raise RuntimeError("nobody said which patches are to be kept: call choose before the forward pass")
         # Ties fall as dropout does while training; a model that is measured twice is measured alike.
         ties = None if self._model.training else torch.Generator(scores.device).manual_seed(0)
-        return keep_rows(x, top_by_chance(scores, count, ties), self._prefix)
+        self._rows = top_by_chance(scores, count, ties)
+        return keep_rows(x, self._rows, self._prefix)
+
+    def _turn(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Rotary positions: a patch that entered keeps the angles of its place."""
+        if self._rows is None:
+            return args, kwargs
+        return args, {**kwargs, "rope": keep_angles(kwargs["rope"], self._rows)}
+
+    def _bias(self, whole: Callable[[], Tensor]) -> Tensor:
+        """Relative positions: pairs that entered keep the bias of their distance."""
+        return whole() if self._rows is None else keep_bias(whole(), self._rows, self._prefix)
 
     def _begin(self, module: nn.Module, inputs: tuple[Tensor], x: Tensor) -> None:
         self._sizes = self._received = None

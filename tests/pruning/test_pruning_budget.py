@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_vits import asks, tiny
+from tiny_vits import asks, batches, tiny
 
 from lotus.pruning import prune, widths
 from lotus.pruning.budget import fit_plan
@@ -220,7 +222,7 @@ def test_the_pool_keeps_nearly_what_exhaustive_search_would(keep):
 def test_a_head_is_worth_its_outputs_whatever_its_queries_are():
     """They go with it but act through its outputs alone, so only where dimensions go do they count."""
     scores = draw(WIDE, 4)
-    block = widths.BlockWidths(0, WIDE, scores, 8, in_channels=False)
+    block = widths.BlockWidths(0, WIDE, scores, asks(round=8))
     qk, v = (scores[f"blocks.0.{kind}"].reshape(4, 16) for kind in ("qk", "attn"))
     gone = {
         "heads": v.sum(axis=1).min(),
@@ -290,3 +292,44 @@ def test_a_plan_for_vit_base_is_made_in_few_steps():
         widths.BlockWidths.chunk = original
     assert 0.2498 < plan.cost(outline).macs / outline.cost().macs <= 0.25
     assert steps < 20_000
+
+
+@pytest.mark.parametrize("ways", [{}, {"scope": "per_type"}, {"scope": "threshold"}, {"scope": "uniform"}, {"sublayers": True},
+                                  {"in_channels": True}, {"decouple_qk": True}])  # fmt: skip
+def test_what_is_excluded_stays_whole_and_the_rest_meets_the_budget(ways: dict) -> None:
+    request = asks({"macs": 0.7}, exclude=["blocks.0", "*1.attn"], **ways)
+    scores = draw(WIDE, 3)
+    if ways.get("in_channels"):
+        scores |= {
+            f"blocks.{i}.{kind}": np.random.default_rng(i).random(48)
+            for i in range(3)
+            for kind in ("attn_in", "mlp_in")
+        }
+    found = fit_plan(WIDE, scores, request)
+    assert found.dims[0] == WIDE.dims[0]
+    assert found.dims[1]._replace(hidden=0, mlp_in=None) == WIDE.dims[1]._replace(hidden=0)
+    assert found.cost(WIDE).macs <= 0.7 * WIDE.cost().macs
+
+
+@pytest.mark.parametrize("ways", [{"sublayers": False}, {"sublayers": True}, {"sublayers": True, "in_channels": True}])
+def test_what_is_excluded_limits_what_can_be_reached(ways: dict) -> None:
+    request = asks({"macs": 0.01}, exclude=["*.attn", "blocks.2"], **ways)
+    with pytest.raises(Refused, match="out of reach") as refusal:
+        fit_plan(WIDE, draw(WIDE, 3), request)
+    reach = float(re.search(r"Take ([0-9.]+) to 1", str(refusal.value)).group(1))  # type: ignore[union-attr]
+    whole = WIDE.cost()
+    stays = sum(block.attn_macs for block in whole.blocks) + whole.blocks[2].mlp_macs + WIDE.fixed_macs
+    assert reach >= stays / whole.macs - 1e-4
+
+
+def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(Refused, match=r"prune.exclude: 'block.1' matches nothing. Did you mean 'blocks.1'\?"):
+        fit_plan(WIDE, draw(WIDE, 3), asks({"macs": 0.7}, exclude=["block.1"]))
+
+
+def test_a_block_that_is_excluded_computes_what_it_did() -> None:
+    model: Any = tiny()
+    small: Any = prune(model, batches(), {"macs": 0.7}, exclude=["blocks.0"])
+    x = torch.randn(2, 17, 48)
+    torch.testing.assert_close(small.blocks[0](x), model.blocks[0](x), rtol=1e-3, atol=1e-3)
+    assert small.blocks[1].mlp.fc1.out_features < model.blocks[1].mlp.fc1.out_features

@@ -202,7 +202,8 @@ def test_less_of_a_ratio_lies_within_more_of_it(studied, decouple_qk):
         spent, whole = outline.cost(large.dims).blocks, outline.cost().blocks
         for name, part in (("attn_macs", b), ("mlp_macs", n)):
             now, of = (sum(getattr(block, name) for block in blocks) for blocks in (spent, whole))
-            least = sum(getattr(outline.block(i, widths.least_of(one, 8)), name) for i, one in enumerate(outline.dims))
+            floors = widths.floors(outline, asks(round=8))
+            least = sum(getattr(outline.block(i, one), name) for i, one in enumerate(floors))
             assert now <= max(part * of + 0.5, least)
 
 

@@ -64,6 +64,71 @@ def in_double(model: nn.Module) -> nn.Module:
     return model.double()
 
 
+# ----------------------------------------------------------------------------- positions that are told in every block
+
+
+def masked_whole(model: nn.Module, x: Tensor, rows: Tensor) -> Tensor:
+    """The oracle: all tokens go through all blocks, one image at a time, and nobody attends to those that left; explicit
+    softmax, and the mean over what stayed."""
+    prefix, outs = model.num_prefix_tokens, []
+    for image, keep in zip(x, rows, strict=True):
+        count = model.patch_embed.num_patches
+        seen = torch.zeros(prefix + count, dtype=torch.bool)
+        seen[:prefix] = True
+        seen[prefix + keep] = True
+
+        def attend(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, seen=seen):
+            logits = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+            logits = logits if attn_mask is None else logits + attn_mask
+            return logits.masked_fill(~seen, -math.inf).softmax(-1) @ v
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(torch.nn.functional, "scaled_dot_product_attention", attend)
+            features = model.forward_features(image[None])
+        outs.append(model.forward_head(features[:, seen]))
+    return torch.cat(outs)
+
+
+TURNED = ["eva", "eva02", "eva02_scale", "eva02_after", "rope", "rope_apart", "dinov3", "perception", "beit", "beitv2"]
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["whole", "cut"])
+@pytest.mark.parametrize("kind", TURNED)
+def test_angles_and_biases_go_with_the_patches_that_stay(kind: str, cut: bool) -> None:
+    model = tiny(kind, dtype=torch.float64)
+    for block in anatomy.blocks(model):
+        block.attn.fused_attn = True
+    if cut:
+        model = surgery.cut(model, random_plan(model, 5)).eval()
+    x = pictures(3, dtype=torch.float64)
+    whole = model(x)
+    scores = torch.rand(3, model.patch_embed.num_patches, generator=torch.Generator().manual_seed(4))
+    with Tokens(model, settings(mode="input", keep=0.4)) as fewer, torch.no_grad():
+        fewer.choose(scores)
+        short = model(x)
+    rows = token_ops.top(scores, token_plan.kept(model.patch_embed.num_patches, 0.4))
+    with torch.no_grad():
+        torch.testing.assert_close(short, masked_whole(model, x, rows))
+    assert not torch.allclose(short, whole)
+    torch.testing.assert_close(model(x), whole, rtol=0, atol=0)  # all of it is off again
+
+
+@pytest.mark.parametrize("kind", ["dinov3", "beit"])
+def test_rotary_and_relative_models_train_on_fewer_patches(kind: str) -> None:
+    model = tiny(kind).train()
+    model.set_grad_checkpointing(True)
+    with Tokens(model, settings(mode="dropout", keep=0.5)) as fewer:
+        torch.nn.functional.cross_entropy(model(pictures(4)), torch.tensor([0, 1, 2, 3])).backward()
+        assert fewer.share() == 0.5
+    assert all(weight.grad is not None for weight in anatomy.blocks(model)[0].attn.parameters())
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("dinov3", "evit"), ("beit", "tome"), ("swin", "input")])
+def test_other_modes_and_windows_are_refused_by_name(kind: str, mode: str) -> None:
+    with pytest.raises(Refused, match=r"train\.patches"):
+        Tokens(tiny(kind), settings(mode=mode, keep=0.75))
+
+
 # ------------------------------------------------------------------------------------------------------ from the input
 
 
