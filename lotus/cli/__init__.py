@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from lotus.cli import config, look, prune, run, select, ticket
+from lotus.cli import config, inspect, look, prune, run, select, ticket
 from lotus.cli.shared import Action, tell
 from lotus.watch import STOPPED, Lost
 from selection.errors import Refused
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(verb=action)
         return added
 
-    for group in (run, prune, select, ticket, look, config):
+    for group in (run, prune, select, ticket, inspect, look, config):
         group.add(verb)
     run.add_stages(verb, taken=tuple(verbs.choices))
     return parser
