@@ -142,6 +142,9 @@ class Select(Section):
     """A ticket (.npz) whose images all stay; the picker adds to them."""
     ticket: str = ""
     """A ticket made elsewhere (.npz); then nothing is scored."""
+    exclude: str = ""
+    """A list of images that shall not train, a path or a number a line, as ``lotus inspect`` leaves it; ``keep`` is a fraction of
+    the others."""
 
     @field_validator("max_memory", mode="before")
     @classmethod

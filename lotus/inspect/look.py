@@ -1,0 +1,58 @@
+"""Every picture at 32 x 32 pixels, and those that cannot be read or were not looked at."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from lotus.data import pictures
+from lotus.data.source import Source
+
+SIDE = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Looked:
+    """Pictures of a part of the data."""
+
+    small: npt.NDArray[np.uint8]
+    """(N, S, S, 3); a picture that cannot be read is black."""
+    damaged: dict[int, str]
+    """Row -> why it cannot be read."""
+
+
+def look(source: Source, workers: int = 2) -> Looked:
+    """Read every picture once. One full picture a thread is held at a time."""
+    small = np.zeros((len(source), SIDE, SIDE, 3), np.uint8)
+    damaged: dict[int, str] = {}
+
+    def one(row: int) -> None:
+        try:
+            pixels = source.read(row)
+        except Exception as error:  # a file from elsewhere may break its reader in any way
+            damaged[row] = " ".join(str(error).split()) or type(error).__name__
+            return
+        small[row] = np.asarray(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BOX))
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(one, range(len(source)), chunksize=64))
+    return Looked(small, dict(sorted(damaged.items())))
+
+
+def passed_over(root: str | Path) -> dict[str, int]:
+    """How many files below ``root`` are no pictures by their ending, by ending: they are in no class and in no part."""
+    found: Counter[str] = Counter()
+    for _, below, names in os.walk(root):
+        below[:] = [name for name in below if not name.startswith(".")]
+        for name in names:
+            ending = os.path.splitext(name)[1].lower()
+            if not name.startswith(".") and ending not in pictures.SUFFIXES:
+                found[ending or "no ending"] += 1
+    return dict(found.most_common())

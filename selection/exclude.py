@@ -1,0 +1,97 @@
+"""Images that shall not train, by a list of paths or numbers; and a lottery among the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from selection import images as held
+from selection import parsing
+from selection.errors import Refused
+from selection.images import Images
+from selection.signals import VOCABULARY, Signals
+from selection.subset import Subset
+
+Rows = npt.NDArray[np.int64]
+
+PLACE = "select.exclude"
+
+
+def lines(file: str | Path, place: str = PLACE) -> np.ndarray:
+    """The paths (texts) or numbers (whole) of a list; none where it is empty.
+
+    Raises:
+        Refused: it cannot be read, or is no such list.
+    """
+    path = Path(file)
+    if path.is_file() and path.suffix in (".txt", ".lst", ".list") and not path.read_bytes().strip():
+        return np.empty(0, np.int64)  # nothing was found: nothing goes
+    found = parsing.table(path)
+    if isinstance(found, dict):
+        found = next((column for name, column in found.items() if name in ("path", "index")), None)
+    if not isinstance(found, np.ndarray) or found.ndim != 1 or found.dtype.kind not in "iuU":
+        raise Refused(
+            f"{place}: {file} is no list of images. Give a text with a path or a number a line (lotus inspect)."
+        )
+    return found
+
+
+def rows(file: str | Path, images: Images, place: str = PLACE) -> Rows:
+    """The rows of the images that a list names; those of them that do not train, being of the validation set, are passed over.
+
+    Raises:
+        Refused: it is no list, names none of these images, or all of them.
+    """
+    told: list[str] = []
+    wanted = lines(file, place)
+    if not len(wanted):
+        return np.empty(0, np.int64)
+    if wanted.dtype.kind == "U":
+        found = held.by_path(Path(file), wanted.tolist(), images, told)
+    else:
+        found = held.by_number(Path(file), wanted, images, told)
+    gone = np.unique(found[found >= 0])
+    if len(gone) == images.total:
+        raise Refused(f"{place}: {file} names all {images.total} images, so that none is left to train on. Shorten it.")
+    return gone
+
+
+def others(signals: Signals, gone: Rows) -> Signals:
+    """What is known of the images that are not ``gone``."""
+    stay = np.setdiff1d(np.arange(signals.images), gone)
+    kept = {name: signals.take(name, stay) if "N" in VOCABULARY[name].dims else signals[name] for name in signals}
+    left = Signals(kept, classes=signals.classes, fingerprint=signals.fingerprint)
+    left.recorded = signals.recorded
+    return left
+
+
+def among(drawn: Subset, gone: Rows, signals: Signals) -> Subset:
+    """A ticket drawn from :func:`others`, as one of all images. Those that are gone score as low as the lowest."""
+    stay = np.setdiff1d(np.arange(signals.images), gone)
+    scores = None
+    if drawn.scores is not None:
+        scores = np.full(signals.images, drawn.scores.min(), np.float32)
+        scores[stay] = drawn.scores
+    return Subset(
+        stay[drawn.rows], signals.images, fingerprint=signals.fingerprint, weights=drawn.weights, keep=drawn.keep,
+        origin={**drawn.origin, "excluded": len(gone)}, labels=signals["labels"], classes=signals.classes, scores=scores,
+    )  # fmt: skip
+
+
+def without(subset: Subset, gone: Rows) -> Subset:
+    """A ticket less what is gone.
+
+    Raises:
+        Refused: nothing is left.
+    """
+    stays = ~np.isin(subset.rows, gone)
+    if not stays.any():
+        raise Refused(f"{PLACE}: names all {len(subset)} images of the ticket, so that none is left. Shorten it.")
+    weights = subset.weights[stays]
+    return Subset(
+        subset.rows[stays], subset.total, fingerprint=subset.fingerprint, weights=weights / weights.mean(),
+        keep=subset.keep, origin={**subset.origin, "excluded": len(gone)}, labels=subset.labels, classes=subset.classes,
+        scores=subset.scores,
+    )  # fmt: skip
