@@ -18,7 +18,7 @@ FLOORS = [
     {"lotus.papers"},
     {"lotus.stages"},
     {"lotus.training"},
-    {"lotus.sparsity", "lotus.pruning", "lotus.report", "lotus.export", "lotus.ticket"},
+    {"lotus.sparsity", "lotus.pruning", "lotus.report", "lotus.export", "lotus.ticket", "lotus.inspect"},
     {"lotus.vit", "lotus.data", "lotus.run"},
     {"lotus.way"},
     {"lotus.stage"},
