@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import types
 import typing
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -73,12 +74,28 @@ def over(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     Raises:
         Refused: what is no ``key=value``, or sets something inside of a value.
     """
-    for override in overrides:
+    for override in sorted(overrides, key=lambda one: one.partition("=")[0].strip() not in ("model", "model.name")):
         key, equals, value = override.partition("=")
         if not equals or not key.strip():
             raise Refused(f"{override!r}: an override is key=value, e.g. train.lr=3e-4.")
-        _set(raw, key.strip().split("."), _scalar(value, override), override)
+        path, found = key.strip().split("."), _scalar(value, override)
+        if path == ["model"] and isinstance(found, str):
+            path.append("name")  # model=NAME
+        if path == ["model", "name"]:
+            _another_model(raw, found)
+        _set(raw, path, found, override)
     return raw
+
+
+def _another_model(raw: dict[str, Any], name: Any) -> None:
+    """The arguments of a config are its own model's: another that is named takes none of them."""
+    model = raw.get("model")
+    if isinstance(model, Mapping) and model.get("args") and model.get("name", name) != name:
+        warnings.warn(
+            f"model.name={name} is another model than {model['name']}, whose args ({', '.join(model['args'])}) are left out.",
+            stacklevel=4,
+        )
+        raw["model"] = {key: value for key, value in model.items() if key != "args"}
 
 
 def check(raw: Mapping[str, Any], place: str = "config") -> Config:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lotus.data.loader import Loader
     from lotus.data.sample_plan import SamplePlan
     from lotus.training.distributed import World
+    from lotus.vit.preprocessing import Preprocessing
     from selection.signals import Signals
 
 CALIBRATION = 7
@@ -96,9 +97,9 @@ class Context:
         """``file`` in an order, normalized as the training images are."""
         from lotus.data.loader import open_loader
 
-        manifest, data = self.manifest(), self.config.data
+        pixels, data = self.preprocessing(), self.config.data
         return open_loader(
-            file, order, size=size, augment=augment, mean=manifest.mean, std=manifest.std, seed=seed,
+            file, order, size=size, augment=augment, mean=pixels.mean, std=pixels.std, seed=seed,
             device=self.world.device, kind=data.loader, workers=data.workers,
         )  # fmt: skip
 
@@ -106,8 +107,22 @@ class Context:
         """The dense ViT of the config, the same start for the same seed."""
         import torch
 
-        from lotus.vit.model import create
+        from lotus.stages.given import model_of
 
         with torch.random.fork_rng():
             torch.manual_seed(self.config.seed)
-            return create(self.config.model, len(self.manifest().classes))
+            return model_of(self.config.model, len(self.manifest().classes))
+
+    def preprocessing(self) -> Preprocessing:
+        """How images are normalized, as ``data.normalize`` says: as the weights want it where there are some, else by the data."""
+        from lotus.stages.given import preprocessing_of
+        from lotus.vit.preprocessing import Preprocessing
+
+        asked, model = self.config.data.normalize, self.config.model
+        known = preprocessing_of(model) if model.weights or model.pretrained else None
+        if isinstance(asked, tuple):
+            return (known or Preprocessing(*asked))._replace(mean=asked[0], std=asked[1])
+        if asked == "weights" and known is not None:
+            return known
+        manifest = self.manifest()
+        return (known or Preprocessing(manifest.mean, manifest.std))._replace(mean=manifest.mean, std=manifest.std)

@@ -38,7 +38,8 @@ class Preprocessing(NamedTuple):
     def told(self, about: Mapping[str, Any]) -> Self:
         """This, with what a folder's ``about`` says otherwise; numbers that cannot be are passed over."""
         new: dict[str, Any] = {name: three for name in ("mean", "std") if (three := _three(about.get(name)))}
-        crop, how = about.get("crop"), about.get("interpolation")
+        crop: Any = about.get("crop")
+        how = about.get("interpolation")
         if type(crop) in (int, float) and 0 < crop <= 1:
             new["crop"] = float(crop)
         if isinstance(how, str) and how:

@@ -13,6 +13,7 @@ from torch import nn
 
 from lotus import config
 from lotus.vit import model as door
+from lotus.vit.preprocessing import preprocessing
 from selection.errors import Refused
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -94,20 +95,104 @@ def test_weights_from_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("theirs", "cure"),
     [
-        ({"img_size": 48}, r"say model\.args\.img_size=48\.$"),
+        ({"img_size": 48, "patch_size": 16}, r"say model\.args\.img_size=48\.$"),
         ({"img_size": 16, "patch_size": 4}, r"say model\.args\.img_size=16 model\.args\.patch_size=4\.$"),
-        ({"img_size": (64, 32)}, r"and not|\), not \(1, 17, 48\)\.$"),  # no square: nothing that could be named
-        ({"img_size": 48, "embed_dim": 24}, r"more\.$"),  # another model altogether
     ],
 )
 def test_weights_for_other_images_are_refused_with_the_argument_that_fits(tmp_path, theirs, cure):
     save_file(make(args={**TINY, **theirs}).state_dict(), tmp_path / "a.safetensors")
+    silent = {name: value for name, value in TINY.items() if name not in ("img_size", "patch_size")}
     with pytest.raises(Refused, match=cure) as told:
+        make(args=silent, weights=str(tmp_path / "a.safetensors"))
+    asked = dict(word.split("=") for word in re.findall(r"args\.(\w+=\d+)", str(told.value)))
+    args = {**silent, **{name: int(value) for name, value in asked.items()}}
+    make(args=args, weights=str(tmp_path / "a.safetensors"))  # it does
+
+
+@pytest.mark.parametrize("theirs", [{"img_size": 48}, {"img_size": 48, "patch_size": 16}])
+def test_positions_and_patches_are_resampled_to_the_side_that_is_asked_for(tmp_path, theirs):
+    from timm.layers import resample_abs_pos_embed, resample_patch_embed
+
+    given = make(args={**TINY, **theirs})
+    save_file(given.state_dict(), tmp_path / "a.safetensors")
+    with pytest.warns(UserWarning, match="were resampled"):
+        found = make(weights=str(tmp_path / "a.safetensors"))
+    torch.testing.assert_close(found.pos_embed, resample_abs_pos_embed(given.pos_embed, new_size=[4, 4]))
+    kernel = given.patch_embed.proj.weight.detach()
+    wanted = kernel if kernel.shape[-1] == 8 else resample_patch_embed(kernel, [8, 8])
+    torch.testing.assert_close(found.patch_embed.proj.weight.detach(), wanted)
+
+
+def test_weights_of_another_model_are_refused_with_the_model_that_they_are_of(tmp_path):
+    for theirs, cure in (
+        ({"img_size": 48, "embed_dim": 24}, r"2 blocks, 24 wide.* say model\.args\.embed_dim=24\.$"),
+        ({"depth": 3}, r"3 blocks, 48 wide.* say model\.args\.depth=3\.$"),
+    ):
+        save_file(make(args={**TINY, **theirs}).state_dict(), tmp_path / "a.safetensors")
+        with pytest.raises(Refused, match=cure):
+            make(weights=str(tmp_path / "a.safetensors"))
+    save_file(timm.create_model("resnet10t", num_classes=5).state_dict(), tmp_path / "a.safetensors")
+    with pytest.raises(Refused, match="not the weights of a ViT"):
         make(weights=str(tmp_path / "a.safetensors"))
-    if "say" in str(told.value):
-        asked = dict(word.split("=") for word in re.findall(r"args\.(\w+=\d+)", str(told.value)))
-        args = {**TINY, **{name: int(value) for name, value in asked.items()}}
-        make(args=args, weights=str(tmp_path / "a.safetensors"))  # it does
+
+
+def _forms(state):
+    """How others save weights: by name, what is saved."""
+    import argparse
+    from pathlib import Path
+
+    other = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    wrapped = {f"module.{name}": tensor for name, tensor in state.items()}
+    args = argparse.Namespace(lr=0.1, output=Path("out"), nested=argparse.Namespace(a=[1]))
+    return {
+        "alone": state,
+        "state_dict": {"state_dict": state},
+        "model": {"model": state, "optimizer": {"state": {}, "param_groups": []}},
+        "ddp": {"state_dict": wrapped},
+        "compiled": {f"_orig_mod.{name}": tensor for name, tensor in state.items()},
+        "timm": {
+            "epoch": 3,
+            "arch": NAME,
+            "state_dict": other,
+            "args": args,
+            "version": 2,
+            "state_dict_ema": state,
+            "metric": 7.5,
+        },
+        "deit": {"model": other, "model_ema": wrapped, "epoch": 1, "scaler": {}, "args": args},
+    }
+
+
+@pytest.mark.parametrize("form", ["alone", "state_dict", "model", "ddp", "compiled", "timm", "deit"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_in_every_form_that_others_save_them_in(tmp_path, form, zipped):
+    source = make()
+    torch.save(_forms(source.state_dict())[form], tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    loaded = make(weights=str(tmp_path / "a.pth"))
+    assert all(torch.equal(a, b) for a, b in zip(source.parameters(), loaded.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+def test_a_folder_as_the_hub_lays_it_out_says_what_it_is(tmp_path, weights):
+    source = make(classes=7)
+    images = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bilinear", "crop_pct": 0.95,
+              "input_size": [3, 32, 32]}  # fmt: skip
+    told = {"architecture": NAME, "num_classes": 7, "model_args": TINY, "pretrained_cfg": images}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    if weights.endswith("bin"):
+        torch.save(source.state_dict(), tmp_path / weights)
+    else:
+        save_file(source.state_dict(), tmp_path / weights)
+    with pytest.warns(UserWarning, match="head starts anew"):
+        found = door.create(config.Model(weights=str(tmp_path)), 5)
+    assert torch.equal(found.pos_embed, source.pos_embed)
+    assert preprocessing(found) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear", 0.95, 32)
+    with pytest.warns(UserWarning, match="resampled"):
+        smaller = door.create(config.Model(weights=str(tmp_path), args={"img_size": 16}), 7)
+    assert preprocessing(smaller).side == 16
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(Refused, match=r"config\.json cannot be read"):
+        door.create(config.Model(weights=str(tmp_path)), 5)
 
 
 def test_weights_of_other_classes_keep_a_new_head(tmp_path):
@@ -132,7 +217,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(Refused, match="cannot be read"):
         make(weights=str(tmp_path / "absent.safetensors"))
     (tmp_path / "pickle.pth").write_bytes(b"")
-    with pytest.raises(Refused, match=r"no \.safetensors"):
+    with pytest.raises(Refused, match=r"holds no state dict|no state dict of tensors"):
         make(weights=str(tmp_path / "pickle.pth"))
 
 
