@@ -70,8 +70,6 @@ def _from_folder(model: Model, classes: int, place: str) -> nn.Module:
 
 def preprocessing_of(model: Model) -> Preprocessing:
     """What the weights that ``model`` starts from want of their images: by their folder, or by timm's word for that name."""
-    import timm
-
     from lotus.pruning import spec
     from lotus.vit import model as door
     from lotus.vit.preprocessing import preprocessing
@@ -79,8 +77,6 @@ def preprocessing_of(model: Model) -> Preprocessing:
     if is_ours(model):
         about = spec.read(model.weights).get("about", {})
         return preprocessing(shape_of(model, 10)).told(about if isinstance(about, dict) else {})
-    named, told = door.of_hub(model, "model")
     made = shape_of(model, 10)
-    cfg = timm.get_pretrained_cfg(named.name)
-    door.remember_images(made, {**(cfg.to_dict() if cfg is not None else {}), **told})
+    door.remember_images(made, door.of_hub(model, "model")[1])
     return preprocessing(made)
