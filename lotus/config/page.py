@@ -18,6 +18,11 @@ from selection.files import digest
 from selection.lottery import DEFAULT_PICK, DEFAULT_SCORE
 from selection.memory import gigabytes
 
+Three = tuple[
+    Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]
+]
+"""A number a channel, for pixels in 0 to 1."""
+
 
 class Data(Section):
     """Which images, and how they lie on disk."""
@@ -38,6 +43,9 @@ class Data(Section):
     """With ``write: smart``, images of more raw bytes than this are stored as JPEG."""
     jpeg_share: float = Field(0.5, ge=0, le=1)
     """With ``write: proportion``, the fraction of the images that is stored as JPEG."""
+    normalize: Literal["weights", "data"] | tuple[Three, Three] = "weights"
+    """Mean and deviation of a channel that pixels are normalized by: weights: those of the weights that are given or published,
+    of the data where training begins from scratch; data: the data's always; or ``[[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]``."""
     damaged: Literal["fatal", "skip"] = "fatal"
     """An image that cannot be read ends the run with its path, or is skipped and counted."""
     folder: str = ""
@@ -58,10 +66,9 @@ class Model(Section):
     pretrained: bool = False
     """Start from timm's published weights (needs a network or a local cache)."""
     weights: str = ""
-    """A .safetensors or .pth file, a training checkpoint, or a folder that holds a model.safetensors, to start from."""
-    normalize: Literal["weights", "data"] = "weights"
-    """By whose mean and standard deviation images are normalized: those of the given weights, as they were trained, or of the
-    training images. Without given weights: of the training images."""
+    """A file (.safetensors, or a state dict or training checkpoint that torch saved) or a folder (of LOTUS, cut or not, or as the hub
+    lays it out) to start from. A folder says itself which model it is. What is named in ``args.img_size`` and ``patch_size`` is
+    resampled to."""
     pos_embed_std: float | None = Field(None, gt=0)
     """Standard deviation at which position embeddings start; timm's own is 0.02. Tiny images want more (0.2)."""
     patch_embed_init: Literal["timm", "xavier"] = "timm"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -34,9 +35,9 @@ class Ahead:
     @cached_property
     def shape(self) -> nn.Module:
         """The dense ViT, to look at its shape: of ten classes, with no weights of anybody's."""
-        from lotus.vit.model import create
+        from lotus.stages.given import shape_of
 
-        return create(self.config.model.model_copy(update={"pretrained": False, "weights": ""}), classes=10)
+        return shape_of(self.config.model, classes=10)
 
     @cached_property
     def sources(self) -> tuple[Source, Source]:
@@ -62,9 +63,9 @@ class Ahead:
     @cached_property
     def dense(self) -> nn.Module:
         """The ViT that is trained."""
-        from lotus.vit.model import create
+        from lotus.stages.given import model_of
 
-        return create(self.config.model, self.classes)
+        return model_of(self.config.model, self.classes)
 
     @cached_property
     def macs(self) -> int:
@@ -130,12 +131,22 @@ def check_weights(place: str, model: Model) -> None:
         raise Refused(f"{place}.weights: there is nothing at {model.weights}.")
 
 
+def check_fit(place: str, model: Model) -> None:
+    """Refuse weights that cannot be had or are another model's: they are loaded."""
+    from lotus.stages.given import model_of
+
+    if model.weights or model.pretrained:
+        with warnings.catch_warnings(action="ignore"):  # said when the model is made to be trained
+            model_of(model, classes=10, place=place)
+
+
 def check_runs(place: str, model: Model) -> None:
     """Refuse a model that can be made and takes no image: tried on two of them, without memory."""
     import torch
 
-    from lotus.vit.model import build, image_size
+    from lotus.vit.model import build, image_size, of_hub
 
+    model, _ = of_hub(model, place)
     made = build(model.name, model.args, meta=True, place=place)
     side = image_size(made)
     try:

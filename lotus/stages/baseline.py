@@ -41,6 +41,7 @@ STAGE = Stage(
         "-train.patches",
         "-train.guests",
         "model",
+        "data.normalize",
         "seed",
     ),
     after=("prepare",),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lotus.data.loader import Loader
     from lotus.data.sample_plan import SamplePlan
     from lotus.training.distributed import World
-    from lotus.vit.preprocessing import Colors
+    from lotus.vit.preprocessing import Preprocessing
     from selection.signals import Signals
 
 CALIBRATION = 7
@@ -65,28 +65,9 @@ class Context:
         return dataclasses.replace(self, world=dataclasses.replace(self.world, rank=0, size=1))
 
     def manifest(self) -> Manifest:
-        """Of the training images, with the mean and the standard deviation by which images are normalized here."""
         from lotus.data.beton import Manifest
 
-        manifest = Manifest.load(self.run.train_beton)
-        colors = self._colors()
-        return manifest if colors is None else dataclasses.replace(manifest, mean=colors.mean, std=colors.std)
-
-    def _colors(self) -> Colors | None:
-        """Where weights are given, what they were trained on; None: as the training images are."""
-        from lotus.pruning.spec import images_of
-        from lotus.vit.preprocessing import Colors, colors_of
-
-        model = self.config.model
-        weights = str(self.as_of) if self.as_of is not None else model.weights
-        if self.as_of is None and (model.normalize == "data" or not (model.pretrained or weights)):
-            return None
-        folder = Path(weights)
-        told = images_of(folder if folder.is_dir() else folder.parent) if weights else {}
-        if "mean" in told and "std" in told:
-            (a, b, c), (d, e, f) = told["mean"], told["std"]
-            return Colors((a, b, c), (d, e, f))
-        return colors_of(model.name, weights) if self.as_of is None else None
+        return Manifest.load(self.run.train_beton)
 
     def signals(self) -> Signals:
         """What the proxy left; labels alone where nothing else is read."""
@@ -118,9 +99,9 @@ class Context:
         """``file`` in an order, normalized as the training images are."""
         from lotus.data.loader import open_loader
 
-        manifest, data = self.manifest(), self.config.data
+        pixels, data = self.preprocessing(), self.config.data
         return open_loader(
-            file, order, size=size, augment=augment, mean=manifest.mean, std=manifest.std, seed=seed,
+            file, order, size=size, augment=augment, mean=pixels.mean, std=pixels.std, seed=seed,
             device=self.world.device, kind=data.loader, workers=data.workers,
         )  # fmt: skip
 
@@ -128,8 +109,24 @@ class Context:
         """The dense ViT of the config, the same start for the same seed."""
         import torch
 
-        from lotus.vit.model import create
+        from lotus.stages.given import model_of
 
         with torch.random.fork_rng():
             torch.manual_seed(self.config.seed)
-            return create(self.config.model, len(self.manifest().classes))
+            return model_of(self.config.model, len(self.manifest().classes))
+
+    def preprocessing(self) -> Preprocessing:
+        """How images are normalized, as ``data.normalize`` says: as the weights want it where there are some, else by the data."""
+        from lotus.stages.given import preprocessing_of
+        from lotus.vit.preprocessing import Preprocessing
+
+        asked, model = self.config.data.normalize, self.config.model
+        if self.as_of is not None:
+            asked, model = "weights", model.model_copy(update={"weights": str(self.as_of), "pretrained": False})
+        known = preprocessing_of(model) if model.weights or model.pretrained else None
+        if isinstance(asked, tuple):
+            return (known or Preprocessing(*asked))._replace(mean=asked[0], std=asked[1])
+        if asked == "weights" and known is not None:
+            return known
+        manifest = self.manifest()
+        return (known or Preprocessing(manifest.mean, manifest.std))._replace(mean=manifest.mean, std=manifest.std)

@@ -24,8 +24,7 @@ def finetune(context: Context) -> Work:
     run, recipe = context.run, context.config.finetune
     model = lotus.pruning.load(run.of("prune"))
     if recipe.epochs == 0:
-        if context.world.rank == 0:
-            lotus.pruning.save(model, run.of("finetune"))
+        yield from keep_model(context, "finetune", model, run.of("finetune"))
         return Outcome(values={**(run.record("prune").values), "images_seen": 0, "train_seconds": 0.0})  # type: ignore[union-attr]
     ticket = Subset.load(run.ticket)
     teacher = lotus.pruning.load(run.of("train"))

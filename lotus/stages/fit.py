@@ -186,7 +186,7 @@ def keep_model(
 
     if context.world.rank == 0:
         manifest = context.manifest()
-        about = {"classes": manifest.classes, "mean": manifest.mean, "std": manifest.std, **(more or {})}
+        about = {"classes": manifest.classes, **context.preprocessing().about(), **(more or {})}
         lotus.pruning.save(model, folder, about=about)
         yield Wrote(stage, str(folder))
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from lotus.config import OneCut
 from lotus.events import Began, Ended, Event, Pruned, Said, Wrote, watched
+from lotus.stages import given
 from lotus.stages.cut import known_here, lottery
 from selection.errors import Refused
 
@@ -118,12 +119,19 @@ def _adopted(page: OneCut) -> tuple[Any, dict[str, Any]]:
     """The model on the device, and what is known of the images that it wants."""
     import torch
 
+    import lotus.pruning
     from lotus.pruning import spec
     from lotus.vit import model as door
+    from lotus.vit.preprocessing import preprocessing
 
     asked = page.model
-    model, about = door.adopt(asked.name, asked.args, asked.weights)
     beside = spec.images_of(Path(asked.weights)) if asked.weights else {}
+    if given.is_ours(asked):  # cut or not, it says itself what it is
+        whole: Any = lotus.pruning.load(asked.weights)
+        model = given.model_of(asked, whole.num_classes).eval()
+        about = preprocessing(model).about()
+    else:
+        model, about = door.adopt(asked.name, asked.args, asked.weights)
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), {**about, **beside}
 
 

@@ -90,7 +90,7 @@ STAGE = Stage(
     "score",
     "train a proxy: watch what is said of each image",
     score,
-    settings=("score", "model", "seed"),
+    settings=("score", "model", "seed", "data.normalize"),
     after=("prepare",),
     outputs=("signals.npz",),
     every_rank=True,

@@ -12,6 +12,7 @@ from lotus.stages.ahead import (
     Ahead,
     Cost,
     asked_of_patches,
+    check_fit,
     check_recipe,
     check_runs,
     check_weights,
@@ -85,7 +86,7 @@ def train(context: Context) -> Work:
 
 
 def _settings(config: Config) -> tuple[str, ...]:
-    own = ("train", "model", "seed")
+    own = ("train", "model", "seed", "data.normalize")
     if config.train.shrink is not None:
         return (*own, "prune")  # it is cut by it
     return (
@@ -97,6 +98,7 @@ def _check(ahead: Ahead) -> None:
     check_runs("model", ahead.config.model)
     check_recipe("train", ahead.config.train, ahead.shape)
     check_weights("model", ahead.config.model)
+    check_fit("model", ahead.config.model)
     if ahead.config.train.shrink is not None:
         check_cuts(ahead)
 

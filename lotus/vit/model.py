@@ -17,8 +17,9 @@ from lotus import config
 from lotus.vit import anatomy, starts
 from lotus.vit.likeness import facts, is_data, skeleton
 from lotus.vit.parts import gone, places, strip_like, sublayers
+from lotus.vit.preprocessing import preprocessing
 from lotus.vit.unmade import without_memory
-from lotus.vit.weights import difference, load, other_images, reason, shapes, state_of, was_it_cut
+from lotus.vit.weights import difference, hub_config, load, reason, state_of
 from selection import memory
 from selection.errors import Refused
 from selection.methods import call, find, nearest
@@ -44,6 +45,7 @@ def create(model: config.Model, classes: int, *, place: str = "model") -> nn.Mod
     """
     if "num_classes" in model.args:
         raise Refused(f"{place}.args.num_classes: the data set says how many classes there are. Remove it.")
+    model, told = of_hub(model, place)
     args = {**model.args, "num_classes": classes}
     published = model.pretrained and not model.weights  # weights of one's own win
     vit = build(model.name, args, pretrained=published, place=place, instead=_instead(place))
@@ -54,8 +56,33 @@ def create(model: config.Model, classes: int, *, place: str = "model") -> nn.Mod
     if not published:
         _start(vit, model)
     if model.weights:
-        load(vit, Path(model.weights), place=place)
+        load(vit, Path(model.weights), place=place, args=model.args)
+        remember_images(vit, told)
     return vit
+
+
+def of_hub(model: config.Model, place: str) -> tuple[config.Model, dict[str, Any]]:
+    """``model`` with the name and arguments that a folder laid out as the hub does says its weights are of, over which a side and
+    patches of one's own stand; and the ``pretrained_cfg`` that lies there. Any other is as it was."""
+    told = hub_config(Path(model.weights), f"{place}.weights") if model.weights else {}
+    if not told:
+        return model, {}
+    args, own = told.get("model_args"), told.get("pretrained_cfg")
+    mine = {key: value for key, value in model.args.items() if key in ("img_size", "patch_size")}
+    made = {**(args if isinstance(args, dict) else {}), **mine}
+    made.pop("num_classes", None)
+    told_images = own if isinstance(own, dict) else {}
+    if "img_size" not in made and told_images.get("input_size"):
+        mine_size = told_images["input_size"]
+        made["img_size"] = mine_size[-1] if isinstance(mine_size, list) else mine_size
+    return model.model_copy(update={"name": told["architecture"], "args": made}), told_images
+
+
+def remember_images(model: Any, told: Mapping[str, Any]) -> None:
+    """Let ``pretrained_cfg`` say how the images of the weights were made."""
+    known = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
+    cfg = {**(getattr(model, "pretrained_cfg", None) or {}), **{name: told[name] for name in known if name in told}}
+    model.pretrained_cfg = model.default_cfg = cfg
 
 
 def proxy(model: config.Model, classes: int, *, place: str = "model") -> nn.Module:
@@ -70,17 +97,6 @@ def proxy(model: config.Model, classes: int, *, place: str = "model") -> nn.Modu
     if ":" in model.name or not timm.is_model(arch):
         raise Refused(f"{place}.name: timm has no model {model.name!r}.{nearest(arch, timm.list_models())}")
     return _any(model, classes, place) if _other_kind(arch) else create(model, classes, place=place)
-
-
-def published(name: str) -> dict[str, Any]:
-    """``mean`` and ``std`` of the images that timm's weights of this name were trained on; nothing where it has none."""
-    import timm
-
-    try:
-        known = timm.get_pretrained_cfg(name)
-    except RuntimeError:  # a tag that timm does not know, which is refused where the model is made
-        return {}
-    return {} if known is None else {"mean": known.mean, "std": known.std}
 
 
 def _class_of(name: str) -> type[nn.Module]:
@@ -134,7 +150,9 @@ def _any(model: config.Model, classes: int, place: str) -> nn.Module:
     if model.weights:
         about: Any = made
         names = about.default_cfg.get("classifier") or ()
-        load(made, Path(model.weights), place=place, heads=(names,) if isinstance(names, str) else names)
+        load(
+            made, Path(model.weights), place=place, args=model.args, heads=(names,) if isinstance(names, str) else names
+        )
     return made
 
 
@@ -154,23 +172,15 @@ def adopt(
         instead = f" Without a network give weights of your own: {place}.weights=FILE."
         model = build(name, args, pretrained=True, place=place, instead=instead)
     else:
-        path = Path(weights)
-        state = state_of(path, f"{place}.weights")
+        asked, told = of_hub(config.Model(name=name, args=dict(args), weights=weights), place)
+        name, args, state = asked.name, dict(asked.args), state_of(Path(weights), f"{place}.weights")
         for head in ("head.weight", "head.fc.weight"):
             if head in state and "num_classes" not in args:
                 args = {**args, "num_classes": len(state[head])}
         model = build(name, args, place=place)
-        own = model.state_dict()
-        beside = {where for where, _ in model.named_buffers()} - own.keys()  # tables that older timm kept in the file
-        state = {where: tensor for where, tensor in state.items() if where not in beside}
-        fault = difference(shapes(own), shapes(state))
-        if fault:
-            cure = other_images(model, state, f"{place}.args.") or was_it_cut(path)
-            raise Refused(f"{place}.weights: {weights} does not fit {name}: {fault}.{cure}")
-        model.load_state_dict(state)
-    made_as: Any = getattr(model, "pretrained_cfg", None) or {}
-    about = {"mean": list(made_as.get("mean", (0.5,) * 3)), "std": list(made_as.get("std", (0.5,) * 3))}
-    return model.eval(), about
+        load(model, Path(weights), place=place, args=args)
+        remember_images(model, told)
+    return model.eval(), preprocessing(model).about()
 
 
 def build(

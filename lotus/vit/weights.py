@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib
+import json
 import math
 import pickle
+import re
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,42 +18,84 @@ from torch import Tensor, nn
 from selection.errors import Notice, Refused
 
 HEADS = ("head", "head_dist", "head.fc")
-_INSIDE = ("model_ema", "state_dict_ema", "model", "state_dict", "model_state_dict")
-"""Where training checkpoints keep their weights."""
+FILES = ("model.safetensors", "pytorch_model.bin")
+"""Weights in a folder."""
+_INSIDE = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
+"""Where training scripts save weights, the first that is there."""
+_SETTINGS = ("argparse.Namespace", "pathlib.PosixPath", "pathlib.WindowsPath")
+"""What timm's and DeiT's checkpoints hold beside tensors."""
+_WRAPPED = re.compile(r"^((module|_orig_mod)\.)+")
 
 
 def state_of(path: Path, place: str) -> dict[str, Tensor]:
-    """Weights by name, from a .safetensors, a file that torch saved, or a folder that holds a model.safetensors.
+    """Weights by name, from a .safetensors, a state dict or training checkpoint that torch saved, or a folder.
 
-    A training checkpoint (timm's, DeiT's, of DataParallel) is looked through for its weights: the averaged ones where it has
-    any. Its settings, an ``argparse.Namespace``, are the only object besides tensors that is made while it is read.
+    Of a training checkpoint (timm's, DeiT's) it is the average of the weights where there is one, as timm takes it. Its
+    ``argparse.Namespace`` is read as the data that it is; nothing in a file is run.
 
     Raises:
-        Refused: no such file, or one that holds other things than these.
+        Refused: no such file, or one that holds more than tensors and settings.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    file = path / "model.safetensors" if path.is_dir() else path
+    file = file_of(path)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            found: Any = (
-                load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-            )
-    except (OSError, SafetensorError) as error:
+        found: Any = load_file(file) if file.suffix == ".safetensors" else _torch_file(file)
+    except OSError as error:
         raise Refused(f"{place}: {file} cannot be read ({reason(error)}).") from None
     except Exception as error:  # a damaged file can break its parsers in any way
         # torch's own words would advise to run what the file holds.
         why = "damaged, or more than tensors" if isinstance(error, pickle.UnpicklingError) else reason(error)
+        if file.suffix == ".safetensors":
+            raise Refused(f"{place}: {file} cannot be read ({why}). Is it whole?") from None
         raise Refused(
-            f"{place}: {file} holds no state dict of tensors alone ({why}). Save model.state_dict(), best as .safetensors."
+            f"{place}: {file} no state dict of tensors alone ({why}). Save model.state_dict(), best as .safetensors."
         ) from None
     for key in _INSIDE:
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping) and found[key]:
             found = found[key]
-    if not isinstance(found, Mapping) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
+    tensors = isinstance(found, Mapping) and all(isinstance(tensor, Tensor) for tensor in found.values())
+    if not tensors or not found:
         raise Refused(f"{place}: {file} holds no state dict. Save model.state_dict().")
-    return {str(name).removeprefix("module."): tensor for name, tensor in found.items()}
+    return {_WRAPPED.sub("", str(name)): tensor for name, tensor in found.items()}
+
+
+def file_of(path: Path) -> Path:
+    """The weights in a folder, as LOTUS or the hub lays it out; a file is itself."""
+    if not path.is_dir():
+        return path
+    return next((path / name for name in FILES if (path / name).is_file()), path / FILES[0])
+
+
+class _Inert:
+    """What stands for settings in a training checkpoint: it holds nothing and does nothing."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+def _torch_file(file: Path) -> Any:
+    """What ``torch.save`` wrote, by torch's reader of tensors alone, which may also meet settings."""
+    with torch.serialization.safe_globals([(_Inert, name) for name in _SETTINGS]):
+        return torch.load(file, "cpu", weights_only=True)
+
+
+def hub_config(path: Path, place: str) -> dict[str, Any]:
+    """What a folder laid out as the hub does says of its model in ``config.json``: ``architecture``, ``model_args``,
+    ``pretrained_cfg``; nothing where there is none of timm's.
+
+    Raises:
+        Refused: it cannot be read.
+    """
+    file = path / "config.json"
+    if not file.is_file() or (path / "spec.json").is_file():
+        return {}
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise Refused(f"{place}: {file} cannot be read ({error}). Is it whole?") from None
+    return told if isinstance(told, dict) and isinstance(told.get("architecture"), str) else {}
 
 
 def reason(error: Exception) -> str:
@@ -61,64 +104,82 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
-def load(vit: nn.Module, path: Path, *, place: str = "model", heads: Sequence[str] = HEADS) -> None:
-    """Weights from a file or a folder, as :func:`state_of` reads them. A head for other classes starts anew; position
-    embeddings and patches of another size are resampled, as timm does it.
+def load(
+    model: nn.Module,
+    path: Path,
+    *,
+    place: str = "model",
+    heads: Sequence[str] = HEADS,
+    args: Mapping[str, Any] | None = None,
+) -> None:
+    """Weights from a file or folder of any form that :func:`state_of` reads, resampled to the model's side and patches where
+    ``args`` ask for those (timm's way), and a head for other classes anew.
+
+    Args:
+        args: what the model was made with
 
     Raises:
-        Refused: no such file, one that holds no weights, or those of another model.
+        Refused: no such file, or weights of another model; says of which.
     """
-    weights, own = state_of(path, f"{place}.weights"), vit.state_dict()
-    file = path / "model.safetensors" if path.is_dir() else path
-    beside = {where for where, _ in vit.named_buffers()} - own.keys()  # tables that older timm kept in the file
-    weights = resampled(vit, {name: tensor for name, tensor in weights.items() if name not in beside})
+    file, weights = file_of(path), state_of(path, f"{place}.weights")
+    own = model.state_dict()
+    beside = {where for where, _ in model.named_buffers()} - own.keys()  # tables that older timm kept in the file
+    weights = {where: tensor for where, tensor in weights.items() if where not in beside}
+    cure = other_images(model, weights, f"{place}.args.")
+    if cure and any(f".{name}=" in cure for name in ("img_size", "patch_size") if name not in (args or {})):
+        raise Refused(f"{place}.weights: {file} does not fit this model: it has other patches.{cure}")
+    sizes = shapes(weights)
+    weights = _converted(model, weights)
+    if cure and shapes(weights) != sizes:
+        warnings.warn(
+            f"{place}.weights: positions and patches of {file} were resampled to this model's.",
+            category=Notice,
+            stacklevel=3,
+        )
     for head in heads:
         here, there = own.get(f"{head}.weight"), weights.get(f"{head}.weight")
-        if here is None or (there is not None and here.shape == there.shape):
-            continue
-        if there is not None and here.shape[1:] != there.shape[1:]:
-            continue  # a model of another width: said below
-        if there is None and f"{head}.bias" in weights:
-            continue
-        told = "has no head" if there is None else f"classifies {len(there)} classes, the data has {len(here)}"
-        warnings.warn(f"{place}.weights: {file} {told}: {head} starts anew.", Notice, stacklevel=3)
-        for part in (f"{head}.weight", f"{head}.bias"):
-            if part in own:
-                weights[part] = own[part]
+        classes = len(there) if there is not None else 0
+        if here is not None and (there is None or (here.shape[1:] == there.shape[1:] and len(here) != classes)):
+            was = f"classifies {classes} classes, the data has {len(here)}" if classes else "has no classifier"
+            warnings.warn(f"{place}.weights: {file} {was}: {head} starts anew.", category=Notice, stacklevel=3)
+            weights |= {part: own[part] for part in (f"{head}.weight", f"{head}.bias") if part in own}
     fault = difference(shapes(own), shapes(weights))
     if fault:
-        cure = other_images(vit, weights, f"{place}.args.") or was_it_cut(path)
-        raise Refused(f"{place}.weights: {file} does not fit this model: {fault}.{cure}")
-    vit.load_state_dict(weights)
+        raise Refused(f"{place}.weights: {file} does not fit this model: {fault}.{other_shape(own, weights, place)}")
+    model.load_state_dict(weights)
 
 
-def resampled(vit: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``weights`` for the sides, patches and names of ``vit``, by the family's own filter in timm; as they are where they fit."""
-    own = vit.state_dict()
-    bodies = [
-        {name: shape for name, shape in shapes(state).items() if not name.startswith("head")}
-        for state in (own, weights)
-    ]
-    embed = getattr(vit, "patch_embed", None)
-    fits = getattr(importlib.import_module(type(vit).__module__), "checkpoint_filter_fn", None)
-    if bodies[0] == bodies[1] or embed is None or fits is None or not {*own} & {*weights}:
+def _converted(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As timm's own loader would have them, which renames what others call otherwise and resamples positions and patches."""
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if convert is None:
         return weights
-    widths = [
-        state["patch_embed.proj.weight"].shape[:2] for state in (own, weights) if "patch_embed.proj.weight" in state
-    ]
-    if len(widths) < 2 or widths[0] != widths[1]:
-        return weights  # another model: what differs is said of the file as it is
     try:
-        found = dict(fits(dict(weights), vit))
-    except Exception:  # made for published files alone; the differences are told by whoever asked
+        return dict(convert(dict(weights), model))
+    except Exception:  # of another model altogether: what does not fit is told from the weights as they are
         return weights
-    if not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        return weights
-    for name, what in (("pos_embed", "position embeddings"), ("patch_embed.proj.weight", "patches")):
-        if name in weights and name in found and weights[name].shape != found[name].shape:
-            then, now = ("x".join(map(str, state[name].shape[1:])) for state in (weights, found))
-            warnings.warn(f"{what} are resampled from {then} to {now}", Notice, stacklevel=4)
-    return found
+
+
+def other_shape(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], place: str) -> str:
+    """Of which width and depth ``weights`` are, with the arguments that make such a model, in a sentence; empty where they
+    are of the same, or of no ViT."""
+    mine, theirs = _size(own), _size(weights)
+    if theirs is None:
+        return " These are not the weights of a ViT as timm names them: take a timm ViT's."
+    other = [f"{place}.args.{name}={value}" for name, value in theirs.items() if (mine or {}).get(name) != value]
+    if not other:
+        return ""
+    return (
+        f" These weights are of {theirs['depth']} blocks, {theirs['embed_dim']} wide: set {place}.name to the model that they are "
+        f"of, or say {' '.join(other)}."
+    )
+
+
+def _size(state: Mapping[str, Tensor]) -> dict[str, int] | None:
+    """Width and depth by the names that timm gives them; None for what is no ViT."""
+    blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
+    norm = state.get("blocks.0.norm1.weight")
+    return {"embed_dim": len(norm), "depth": len(blocks)} if norm is not None else None
 
 
 def other_images(model: nn.Module, weights: Mapping[str, Tensor], argument: str) -> str:
@@ -139,11 +200,10 @@ def other_images(model: nn.Module, weights: Mapping[str, Tensor], argument: str)
     other = [f"{argument}{name}={asks[name]}" for name in asks if side_of(getattr(embed, name)) != asks[name]]
     if side * side != patches or not other:
         return ""
-    return f" These weights are for images of {side * patch} pixels in patches of {patch}: say {' '.join(other)}."
-
-
-def was_it_cut(path: Path) -> str:
-    return " Was it cut? Then load the folder by lotus.load." if path.is_dir() else ""
+    return (
+        f" Say {' and '.join(f'{argument}{name}' for name in asks)} as you want them, and they are resampled. These weights are for "
+        f"images of {side * patch} pixels in patches of {patch}: say {' '.join(other)}."
+    )
 
 
 def shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-from typing import Any
+import re
 
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import nn
 
 from lotus import config
 from lotus.vit import model as door
-from lotus.vit.preprocessing import colors_of
-from selection.errors import Notice, Refused
+from lotus.vit.preprocessing import preprocessing
+from selection.errors import Refused
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 NAME = "vit_tiny_patch16_224"
@@ -95,86 +92,107 @@ def test_weights_from_a_file(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(source.parameters(), loaded.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("theirs", [{"img_size": 48}, {"img_size": 16, "patch_size": 4}])
-def test_weights_for_other_images_are_resampled_as_timm_does_it(tmp_path, theirs):
-    source = make(args={**TINY, **theirs})
-    save_file(source.state_dict(), tmp_path / "a.safetensors")
-    with pytest.warns(Notice, match="are resampled from"):
-        loaded = make(weights=str(tmp_path / "a.safetensors"))
-    grid = source.patch_embed.grid_size
-    wanted = resample_abs_pos_embed(source.pos_embed, new_size=[4, 4], old_size=list(grid), num_prefix_tokens=1)
-    patches = resample_patch_embed(source.patch_embed.proj.weight, [8, 8])
-    torch.testing.assert_close(loaded.pos_embed, wanted)
-    torch.testing.assert_close(loaded.patch_embed.proj.weight, patches)
-    assert torch.equal(loaded.blocks[1].mlp.fc1.weight, source.blocks[1].mlp.fc1.weight)
-
-
 @pytest.mark.parametrize(
-    ("theirs", "fault"),
+    ("theirs", "cure"),
     [
-        ({"img_size": (64, 32)}, r"pos_embed is .*, not \(1, 17, 48\)"),  # no square: nothing that could be resampled
-        ({"img_size": 48, "embed_dim": 24}, r"more\.$"),  # another model altogether
-        ({"img_size": 48, "depth": 1}, r"blocks\.1\.norm1\.weight is missing"),
+        ({"img_size": 48, "patch_size": 16}, r"say model\.args\.img_size=48\.$"),
+        ({"img_size": 16, "patch_size": 4}, r"say model\.args\.img_size=16 model\.args\.patch_size=4\.$"),
     ],
 )
-def test_weights_of_another_model_are_refused(tmp_path, theirs, fault):
+def test_weights_for_other_images_are_refused_with_the_argument_that_fits(tmp_path, theirs, cure):
     save_file(make(args={**TINY, **theirs}).state_dict(), tmp_path / "a.safetensors")
-    with pytest.raises(Refused, match=fault):
+    silent = {name: value for name, value in TINY.items() if name not in ("img_size", "patch_size")}
+    with pytest.raises(Refused, match=cure) as told:
+        make(args=silent, weights=str(tmp_path / "a.safetensors"))
+    asked = dict(word.split("=") for word in re.findall(r"args\.(\w+=\d+)", str(told.value)))
+    args = {**silent, **{name: int(value) for name, value in asked.items()}}
+    make(args=args, weights=str(tmp_path / "a.safetensors"))  # it does
+
+
+@pytest.mark.parametrize("theirs", [{"img_size": 48}, {"img_size": 48, "patch_size": 16}])
+def test_positions_and_patches_are_resampled_to_the_side_that_is_asked_for(tmp_path, theirs):
+    from timm.layers import resample_abs_pos_embed, resample_patch_embed
+
+    given = make(args={**TINY, **theirs})
+    save_file(given.state_dict(), tmp_path / "a.safetensors")
+    with pytest.warns(UserWarning, match="were resampled"):
+        found = make(weights=str(tmp_path / "a.safetensors"))
+    torch.testing.assert_close(found.pos_embed, resample_abs_pos_embed(given.pos_embed, new_size=[4, 4]))
+    kernel = given.patch_embed.proj.weight.detach()
+    wanted = kernel if kernel.shape[-1] == 8 else resample_patch_embed(kernel, [8, 8])
+    torch.testing.assert_close(found.patch_embed.proj.weight.detach(), wanted)
+
+
+def test_weights_of_another_model_are_refused_with_the_model_that_they_are_of(tmp_path):
+    for theirs, cure in (
+        ({"img_size": 48, "embed_dim": 24}, r"2 blocks, 24 wide.* say model\.args\.embed_dim=24\.$"),
+        ({"depth": 3}, r"3 blocks, 48 wide.* say model\.args\.depth=3\.$"),
+    ):
+        save_file(make(args={**TINY, **theirs}).state_dict(), tmp_path / "a.safetensors")
+        with pytest.raises(Refused, match=cure):
+            make(weights=str(tmp_path / "a.safetensors"))
+    save_file(timm.create_model("resnet10t", num_classes=5).state_dict(), tmp_path / "a.safetensors")
+    with pytest.raises(Refused, match="not the weights of a ViT"):
         make(weights=str(tmp_path / "a.safetensors"))
 
 
-def test_a_training_checkpoint_is_read_for_its_averaged_weights(tmp_path):
-    raw, averaged = make(), make()
-    saved = {
-        "epoch": 3, "args": argparse.Namespace(lr=0.1), "optimizer": {"state": {}},
-        "state_dict": {f"module.{name}": tensor for name, tensor in raw.state_dict().items()},
-        "state_dict_ema": {f"module.{name}": tensor for name, tensor in averaged.state_dict().items()},
-    }  # fmt: skip
-    torch.save(saved, tmp_path / "ema.pth.tar")
-    assert torch.equal(make(weights=str(tmp_path / "ema.pth.tar")).norm.weight, averaged.norm.weight)
-    assert torch.equal(make(weights=str(tmp_path / "ema.pth.tar")).pos_embed, averaged.pos_embed)
-    del saved["state_dict_ema"]
-    torch.save(saved, tmp_path / "raw.pth")
-    assert torch.equal(make(weights=str(tmp_path / "raw.pth")).pos_embed, raw.pos_embed)
+def _forms(state):
+    """How others save weights: by name, what is saved."""
+    import argparse
+    from pathlib import Path
+
+    other = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    wrapped = {f"module.{name}": tensor for name, tensor in state.items()}
+    args = argparse.Namespace(lr=0.1, output=Path("out"), nested=argparse.Namespace(a=[1]))
+    return {
+        "alone": state,
+        "state_dict": {"state_dict": state},
+        "model": {"model": state, "optimizer": {"state": {}, "param_groups": []}},
+        "ddp": {"state_dict": wrapped},
+        "compiled": {f"_orig_mod.{name}": tensor for name, tensor in state.items()},
+        "timm": {
+            "epoch": 3,
+            "arch": NAME,
+            "state_dict": other,
+            "args": args,
+            "version": 2,
+            "state_dict_ema": state,
+            "metric": 7.5,
+        },
+        "deit": {"model": other, "model_ema": wrapped, "epoch": 1, "scaler": {}, "args": args},
+    }
 
 
-class Canary:
-    """Leaves a file where it is unpickled."""
-
-    def __init__(self, place: str) -> None:
-        self.place = place
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (self.place,)
-
-
-def test_a_checkpoint_that_holds_a_program_is_refused_and_not_run(tmp_path):
-    torch.save({"model": make().state_dict(), "args": Canary(str(tmp_path / "ran"))}, tmp_path / "a.pth")
-    with pytest.raises(Refused, match=r"model\.weights: .*a\.pth holds no state dict of tensors alone .*safetensors"):
-        make(weights=str(tmp_path / "a.pth"))
-    assert not (tmp_path / "ran").exists()
+@pytest.mark.parametrize("form", ["alone", "state_dict", "model", "ddp", "compiled", "timm", "deit"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_in_every_form_that_others_save_them_in(tmp_path, form, zipped):
+    source = make()
+    torch.save(_forms(source.state_dict())[form], tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    loaded = make(weights=str(tmp_path / "a.pth"))
+    assert all(torch.equal(a, b) for a, b in zip(source.parameters(), loaded.parameters(), strict=True))
 
 
-def test_a_folder_as_the_hub_lays_it_out_gives_weights_and_colors(tmp_path):
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+def test_a_folder_as_the_hub_lays_it_out_says_what_it_is(tmp_path, weights):
     source = make(classes=7)
-    save_file(source.state_dict(), tmp_path / "model.safetensors")
-    told = {"architecture": NAME, "num_classes": 7, "pretrained_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}}
+    images = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bilinear", "crop_pct": 0.95,
+              "input_size": [3, 32, 32]}  # fmt: skip
+    told = {"architecture": NAME, "num_classes": 7, "model_args": TINY, "pretrained_cfg": images}
     (tmp_path / "config.json").write_text(json.dumps(told))
-    with pytest.warns(Notice, match="classifies 7 classes, the data has 5: head starts anew"):
-        assert torch.equal(make(weights=str(tmp_path)).pos_embed, source.pos_embed)
-    for weights in (tmp_path, tmp_path / "model.safetensors"):
-        assert colors_of(NAME, str(weights)) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": {"mean": [9, 0, 0], "std": [1, 1, 1]}}))
-    with pytest.raises(Refused, match=r"config\.json: mean is .*Mend it"):
-        colors_of(NAME, str(tmp_path))
-
-
-def test_without_a_config_timms_table_tells_the_colors(tmp_path):
-    save_file(make().state_dict(), tmp_path / "a.safetensors")
-    found = colors_of("vit_small_patch16_224.augreg_in21k", str(tmp_path / "a.safetensors"))
-    assert found == ((0.5,) * 3, (0.5,) * 3)
-    assert colors_of("deit_tiny_patch16_224", "").mean == pytest.approx((0.485, 0.456, 0.406))
-    assert colors_of("deit_tiny_patch16_224.nonsense", "") is None
+    if weights.endswith("bin"):
+        torch.save(source.state_dict(), tmp_path / weights)
+    else:
+        save_file(source.state_dict(), tmp_path / weights)
+    with pytest.warns(UserWarning, match="head starts anew"):
+        found = door.create(config.Model(weights=str(tmp_path)), 5)
+    assert torch.equal(found.pos_embed, source.pos_embed)
+    assert preprocessing(found) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear", 0.95, 32)
+    with pytest.warns(UserWarning, match="resampled"):
+        smaller = door.create(config.Model(weights=str(tmp_path), args={"img_size": 16}), 7)
+    assert preprocessing(smaller).side == 16
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(Refused, match=r"config\.json cannot be read"):
+        door.create(config.Model(weights=str(tmp_path)), 5)
 
 
 def test_weights_of_other_classes_keep_a_new_head(tmp_path):
@@ -199,7 +217,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(Refused, match="cannot be read"):
         make(weights=str(tmp_path / "absent.safetensors"))
     (tmp_path / "pickle.pth").write_bytes(b"")
-    with pytest.raises(Refused, match=r"pickle\.pth holds no state dict .*best as \.safetensors"):
+    with pytest.raises(Refused, match=r"holds no state dict|no state dict of tensors"):
         make(weights=str(tmp_path / "pickle.pth"))
 
 

@@ -1,0 +1,85 @@
+"""The model that a run starts from, whoever made its weights: a file, a folder of the hub, or one of LOTUS, cut or not."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lotus.config import Model
+from selection.errors import Notice, Refused
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lotus.vit.preprocessing import Preprocessing
+
+
+def is_ours(model: Model) -> bool:
+    """Whether the weights are a folder of LOTUS, which says itself what it is."""
+    return bool(model.weights) and (Path(model.weights) / "spec.json").is_file()
+
+
+def model_of(model: Model, classes: int, *, place: str = "model") -> nn.Module:
+    """As :func:`lotus.vit.model.create`, or what a folder of LOTUS holds, in training mode: cut ones too.
+
+    Raises:
+        Refused: also where ``model.args`` ask for other things than another side.
+    """
+    from lotus.vit import model as door
+
+    return _from_folder(model, classes, place) if is_ours(model) else door.create(model, classes, place=place)
+
+
+def shape_of(model: Model, classes: int) -> nn.Module:
+    """Such a model to look at its shape, with no weights of anybody's."""
+    from lotus.vit import model as door
+
+    if is_ours(model):
+        with warnings.catch_warnings(action="ignore"):
+            return _from_folder(model, classes, "model")
+    named, _ = door.of_hub(model, "model")
+    return door.create(named.model_copy(update={"pretrained": False, "weights": ""}), classes)
+
+
+def _from_folder(model: Model, classes: int, place: str) -> nn.Module:
+    import lotus.pruning
+    from lotus.vit import model as door
+
+    made: Any = lotus.pruning.load(model.weights)
+    origin = door.origin(made)
+    side = model.args.get("img_size")
+    if side is not None and side != origin["args"].get("img_size", door.side(made, 0)):
+        if getattr(made, "pos_embed", None) is None or not hasattr(made, "set_input_size"):
+            raise Refused(f"{place}.args.img_size: {model.weights} holds a model whose side is its own. Leave it out.")
+        warnings.warn(
+            f"{place}.weights: positions of {model.weights} were resampled to images of {side} pixels.",
+            category=Notice,
+            stacklevel=3,
+        )
+        made.set_input_size(img_size=side)
+        origin["args"]["img_size"] = side
+    if made.num_classes != classes:
+        warnings.warn(
+            f"{place}.weights: {model.weights} classifies {made.num_classes} classes, the data has {classes}: head starts anew.",
+            category=Notice,
+            stacklevel=3,
+        )
+        made.reset_classifier(classes)
+        origin["args"]["num_classes"] = classes
+    door.remember(made, origin)
+    return made.train()  # type: ignore[no-any-return]
+
+
+def preprocessing_of(model: Model) -> Preprocessing:
+    """What the weights that ``model`` starts from want of their images: by their folder, or by timm's word for that name."""
+    from lotus.pruning import spec
+    from lotus.vit import model as door
+    from lotus.vit.preprocessing import preprocessing
+
+    if is_ours(model):
+        about = spec.read(model.weights).get("about", {})
+        return preprocessing(shape_of(model, 10)).told(about if isinstance(about, dict) else {})
+    made = shape_of(model, 10)
+    door.remember_images(made, door.of_hub(model, "model")[1])
+    return preprocessing(made)
