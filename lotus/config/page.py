@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from lotus.config.budget import Budget
 from lotus.config.recipes import Finetune, Recipe, Train
 from lotus.config.request import Prune
 from lotus.config.rules import BLURS
@@ -179,6 +180,8 @@ class Config(Section):
     """Also train the dense model on all images by ``train``'s recipe, to compare with."""
     tensorboard: bool = False
     """Also write TensorBoard files under ``tensorboard/`` in the run's folder (extra ``tensorboard``)."""
+    budget: Budget | None = None
+    """What the training may cost: then epochs, cut and size are planned (``lotus plan``); null: as the rest of the page says."""
     data: Data = Data()
     model: Annotated[Model, BeforeValidator(by_name)] = Model()
     score: Score = Score()
