@@ -413,10 +413,27 @@ class Run:
         write_json(self._record_of(stage), {**stored, _SEAL: digest(json.loads(json.dumps(stored)))})
         return record
 
-    def forget(self, stages: Sequence[str]) -> None:
-        """Let these stages run again."""
+    def forget(self, stages: Sequence[str]) -> dict[str, str]:
+        """Let these stages run again; returns the records that stood, for :meth:`recall`."""
+        stood: dict[str, str] = {}
         for stage in stages:
+            if self.record(stage) is not None:
+                stood[stage] = self._record_of(stage).read_text(encoding="utf-8")
             self._record_of(stage).unlink(missing_ok=True)
+        return stood
+
+    def recall(self, stood: Mapping[str, str]) -> None:
+        """Put records back that :meth:`forget` took away, of stages that were not done again, and whose outputs are as they were."""
+        for stage, text in stood.items():
+            if self._record_of(stage).exists():
+                continue
+            told = json.loads(text)
+            places = {name: self._place(name) for name in told["outputs"]}
+            if all(
+                path.is_file() and path.stat().st_size == told["outputs"][name] and told["digests"].get(name) in (None, digest_once(path))
+                for name, path in places.items()
+            ):  # fmt: skip
+                write_text(self._record_of(stage), text)
 
     def write_event(self, event: Event) -> None:
         """Append to log.jsonl, a whole line or none.

@@ -61,7 +61,15 @@ def test_the_page_can_be_followed(tmp_path, monkeypatch, alone):
 
 
 def test_a_models_folder_may_hold_all_that_an_export_writes() -> None:
-    assert set(spec.EXPORTED) == {module._TIMM, module._ONNX, module._PAGE}
+    assert set(spec.EXPORTED) == {
+        module._TIMM,
+        module._ONNX,
+        module._INT8,
+        module._PAGE,
+        module._CARD,
+        module._CONFIG,
+        module._OLDER,
+    }
 
 
 def test_blocks_of_different_widths_are_for_lotus(tmp_path):
@@ -70,7 +78,7 @@ def test_blocks_of_different_widths_are_for_lotus(tmp_path):
     assert "lotus.load" in sent["notes"][0]
     assert "widths differ" in sent["notes"][0]
     assert "lotus.load" in (tmp_path / "MODEL.md").read_text()
-    assert not (tmp_path / "timm.safetensors").exists()
+    assert not (tmp_path / "model.safetensors").exists()
 
 
 def test_why_timm_cannot_hold_heads_is_told(tmp_path):
@@ -99,14 +107,14 @@ def test_onnx_takes_any_batch_and_agrees(tmp_path):
 
 def test_a_file_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
-    trace = module._trace
+    trace = module.onnx_file._trace
 
     def wrong(model, images, file):
         other = vit()
         nn.init.normal_(other.head.weight)
         return trace(other, images, file)
 
-    monkeypatch.setattr(module, "_trace", wrong)
+    monkeypatch.setattr(module.onnx_file, "_trace", wrong)
     with pytest.raises(Mismatch, match="differs from the model"):
         export(vit(), tmp_path)
     assert not list(tmp_path.glob("*.onnx")) + list(tmp_path.glob(".*"))

@@ -1,6 +1,6 @@
 """The command line. ``lotus VERB`` and ``tools/VERB.py`` are the same code; heavy packages are imported when needed.
 
-Exit codes: 0 done, 2 for what the user can mend, 75 stopped on request (the same command goes on), 1 for a fault of ours.
+Exit codes: 0 done, 2 for what the user can mend, 3 where some pictures were passed over, 75 stopped on request (the same command goes on), 1 for a fault of ours.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from lotus.cli import compare, config, inspect, look, plan, prune, run, select, ticket
+from lotus.cli import compare, config, inspect, look, plan, predict, prune, run, select, ticket
 from lotus.cli.shared import Action, tell
 from lotus.watch import STOPPED, Lost
 from selection.errors import Notice, Refused
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(verb=action)
         return added
 
-    for group in (run, plan, prune, select, ticket, inspect, look, compare, config):
+    for group in (run, plan, prune, predict, select, ticket, inspect, look, compare, config):
         group.add(verb)
     run.add_stages(verb, taken=tuple(verbs.choices))
     return parser

@@ -112,9 +112,11 @@ def _export(options: argparse.Namespace) -> int:
         raise Refused(f"lotus export {folder}: is a model, not a run, and takes no {strange[0]}. Leave it out.")
     from lotus import export, pruning
 
-    sent = export.export(pruning.load(folder), folder / "export", source=folder.resolve().name)
+    about = pruning.spec.read(folder).get("about")
+    known = about if isinstance(about, dict) else {}
+    sent = export.export(pruning.load(folder), folder / "export", about=known, source=folder.resolve().name)
     files = [sent[kind]["file"] for kind in ("timm", "onnx") if sent[kind]]
-    tell(f"{folder / 'export'}: {', '.join([*files, 'MODEL.md'])}")
+    tell(f"{folder / 'export'}: {', '.join([*files, 'MODEL.md', 'README.md'])}")
     for line in [*sent["notes"], *export.lines(sent["timm"], folder / "export")]:
         tell(f"  {line}")
     return 0

@@ -164,6 +164,10 @@ class Export(Section):
 
     onnx: bool = True
     """Write model.onnx where the extra ``onnx`` is installed; parity is checked."""
+    onnx_input: Literal["float32", "uint8"] = "float32"
+    """What model.onnx takes: normalized images, or pixels of 0 to 255, which it normalizes itself."""
+    int8: bool = False
+    """Also write model.int8.onnx, of 8 bits, calibrated on the run's calibration images; top-1, size and latency are measured."""
     latency_batch: int = Field(64, ge=1)
     """The large batch at which latency is measured, beside batch 1."""
 

@@ -18,11 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from lotus import files
+from lotus.data.views import CENTER
 from lotus.pruning import surgery
 from lotus.vit import anatomy, convolution, cost, families, parts
 from lotus.vit import model as door
 from lotus.vit import weights as weights_of
 from lotus.vit.anatomy import Dims
+from lotus.vit.preprocessing import preprocessing
 from selection.errors import Refused
 
 KIND = "lotus-vit"
@@ -30,7 +32,15 @@ FORMAT = 2
 """Of a model that lost sublayers, reads a part of the residual stream or convolves; any other is written as 1, which older
 versions read."""
 SPEC, WEIGHTS = "spec.json", "model.safetensors"
-EXPORTED = ("timm.safetensors", "model.onnx", "MODEL.md")
+EXPORTED = (
+    "timm.safetensors",
+    "model.safetensors",
+    "model.onnx",
+    "model.int8.onnx",
+    "MODEL.md",
+    "README.md",
+    "config.json",
+)
 """What ``lotus export`` writes to ``export`` in a model's folder: of the older model, it goes with it."""
 _WIDTHS = ("heads", "qk_dim", "v_dim", "hidden")
 _NONE, _ALL = (False,) * 3, (True,) * 3
@@ -105,7 +115,24 @@ def load(folder: str | Path) -> nn.Module:
     # Copies own aligned memory, where the file's map need not be: kernels, and so last bits, may depend on it.
     skeleton.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, assign=True)
     _fill(skeleton, origin)
+    _describe(skeleton, read(folder).get("about"))
     return skeleton.eval()
+
+
+def _describe(model: Any, about: Any) -> None:
+    """Give ``model`` the preprocessing, classes and license that its folder knows, as timm's models have them."""
+    known = about if isinstance(about, dict) else {}
+    wanted = preprocessing(model).told(known)
+    if "mean" in known and "crop" not in known:  # of a training of ours, which looks at images so
+        wanted = wanted._replace(crop=CENTER, interpolation="bilinear")
+    held = getattr(model, "pretrained_cfg", None) or {}
+    cfg = {"architecture": held.get("architecture"), **wanted.cfg(), "num_classes": model.num_classes}
+    names, license_ = known.get("classes"), known.get("license")
+    if isinstance(names, (list, tuple)) and len(names) == model.num_classes:
+        cfg["label_names"] = [str(name) for name in names]
+    if isinstance(license_, str) and license_:
+        cfg["license"] = license_
+    model.pretrained_cfg = model.default_cfg = cfg
 
 
 def _check_digest(folder: Path) -> None:

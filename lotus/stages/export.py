@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from lotus.config import Config
 from lotus.events import Said, Step, Wrote
 from lotus.run import Run, write_json
-from lotus.stage import Outcome, Stage, Work
+from lotus.stage import Outcome, Section, Stage, Work
 from lotus.stages.ahead import Ahead, check_batch
-from lotus.stages.context import Context
+from lotus.stages.context import CALIBRATION, Context
+from selection.errors import Refused
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_CALIBRATED = 256
+"""Images that show the ranges of activations, where ``prune.calibration`` does not say."""
 
 
 def export(context: Context) -> Work:
@@ -20,7 +30,12 @@ def export(context: Context) -> Work:
 
     run, settings, device = context.run, context.config.export, context.world.device
     model = lotus.pruning.load(run.of("finetune"))
-    sent = send(model, run.of("export"), onnx=settings.onnx)
+    record = run.record("finetune")
+    known = {
+        **lotus.pruning.spec.read(run.of("finetune"))["about"],
+        "top1": record.values.get("top1") if record else None,
+    }
+    sent = send(model, run.of("export"), onnx=settings.onnx, onnx_input=settings.onnx_input, about=known)
     for note in sent["notes"]:
         yield Said("export", note)
     for line in lines(sent["timm"], run.of("export")):
@@ -39,16 +54,74 @@ def export(context: Context) -> Work:
         }
         yield Step("export", number + 1, 2, unit="models timed")
     tokens = cost.outline(model).tokens
-    write_json(run.of("export") / "export.json", {**sent, "latency_ms": latency})
+    values: dict[str, Any] = {
+        "latency_ms": latency, "tokens": tokens, "width": {"kept": widths[1], "of": widths[0]},
+    }  # fmt: skip
+    if settings.int8 and sent["onnx"]:
+        values["int8"] = _eight_bits(context, model)
+    write_json(run.of("export") / "export.json", {**sent, "latency_ms": latency, "int8": values.get("int8")})
     yield Wrote("export", str(run.of("export")))
-    return Outcome(values={"latency_ms": latency, "tokens": tokens, "width": {"kept": widths[1], "of": widths[0]}})
+    left = tuple(
+        run.of("export") / name for name in ("model.onnx", "model.int8.onnx") if (run.of("export") / name).is_file()
+    )
+    return Outcome(values=values, left=left)
+
+
+def _eight_bits(context: Context, model: Any) -> dict[str, Any]:
+    """model.int8.onnx, and what it is beside model.onnx: top-1, bytes, milliseconds of onnxruntime on this CPU."""
+    from lotus import onnx_file
+    from selection.subset import Subset
+
+    run, config = context.run, context.config
+    whole, small = (run.of("export") / name for name in ("model.onnx", "model.int8.onnx"))
+    rows = Subset.load(run.ticket).rows
+    rng = np.random.default_rng([config.seed, CALIBRATION])  # the draw of the stage prune
+    count = min(config.prune.calibration or _CALIBRATED, len(rows))
+    calibration = np.sort(rng.choice(rows, size=count, replace=False))
+    onnx_file.quantize(whole, small, (images for images, _ in _given(context, model, calibration)))
+    batch, _ = next(_given(context, model, calibration))
+    large = batch.repeat(-(-config.export.latency_batch // len(batch)), 1, 1, 1)[: config.export.latency_batch]
+    told: dict[str, Any] = {"calibrated_on": count, "batch": len(large)}
+    for name, file in (("fp32", whole), ("int8", small)):
+        told[name] = {
+            "top1": onnx_file.top1(file, _given(context, model, None)),
+            "bytes": file.stat().st_size,
+            "batch_1": onnx_file.latency(file, large[:1]),
+            "batch_N": onnx_file.latency(file, large),
+        }
+    return told
+
+
+def _given(context: Context, model: Any, rows: np.ndarray | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images as model.onnx takes them, and labels: of the training images ``rows``, or all that validate."""
+    import torch
+
+    file = context.run.val_beton if rows is None else context.run.train_beton
+    manifest = context.manifest()
+    mean, std = (
+        torch.tensor(three, dtype=torch.float32).reshape(1, 3, 1, 1) for three in (manifest.mean, manifest.std)
+    )
+    with context.images(file, rows, context.config.train, model) as loader:
+        for batch in loader.epoch(0):
+            images = batch.images.float().cpu()
+            if context.config.export.onnx_input == "uint8":
+                images = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+            yield images, batch.labels.cpu()
 
 
 def _check(ahead: Ahead) -> None:
-    check_batch("export.latency_batch", ahead.config.export.latency_batch, ahead.shape, ahead.config.device)
+    settings = ahead.config.export
+    check_batch("export.latency_batch", settings.latency_batch, ahead.shape, ahead.config.device)
+    if settings.int8 and not settings.onnx:
+        raise Refused("export.int8: is made of model.onnx. Set export.onnx=true, or export.int8=false.")
+    if settings.int8:
+        import importlib.util
+
+        if any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxruntime")):
+            raise Refused("export.int8: needs the extra onnx: pip install 'lotus-vit[onnx]'. Or set export.int8=false.")
 
 
-def _tell(run: Run, results: dict[str, Any]) -> None:
+def _tell(run: Run, results: dict[str, Any]) -> Section | None:
     exported = results["export"]
     timed = exported["latency_ms"]
     results["device"] = timed["train"]["device"]
@@ -58,6 +131,27 @@ def _tell(run: Run, results: dict[str, Any]) -> None:
     results["kept"]["tokens"] = _tokens_kept(exported["tokens"], results["train"].get("patches"))
     if exported["width"]["kept"] < exported["width"]["of"]:
         results["kept"]["width"] = exported["width"]
+    return _eight_bits_told(exported["int8"]) if exported.get("int8") else None
+
+
+def _eight_bits_told(told: Mapping[str, Any]) -> Section:
+    rows = tuple(
+        (
+            name,
+            f"{one['top1']:.2f} %",
+            f"{one['bytes'] / 1e6:.2f} MB",
+            f"{one['batch_1']:.2f} ms",
+            f"{one['batch_N']:.1f} ms",
+        )
+        for name, one in ((name, told[name]) for name in ("fp32", "int8"))
+    )
+    columns = ("ONNX", "top-1", "file", "batch 1", f"batch {told['batch']}")
+    text = f"Calibrated on {told['calibrated_on']} training images; latency of onnxruntime on the CPU."
+    return Section("8 bits", text, columns, rows)
+
+
+def _after(config: Config) -> tuple[str, ...]:
+    return ("prepare", "select", "finetune") if config.export.int8 else ("finetune",)
 
 
 def _tokens_kept(tokens: int, patches: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -73,7 +167,7 @@ STAGE = Stage(
     "leave the house: timm, ONNX, latency",
     export,
     settings=("export",),
-    after=("finetune",),
+    after=_after,
     outputs=("export/export.json",),
     check=_check,
     tell=_tell,

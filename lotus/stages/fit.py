@@ -21,6 +21,7 @@ from selection.errors import Refused
 if TYPE_CHECKING:
     from torch import nn
 
+    from lotus.data.beton import Manifest
     from lotus.data.sample_plan import SamplePlan
     from lotus.training.guests import Guest
     from lotus.training.loop import Fitted
@@ -186,9 +187,19 @@ def keep_model(
 
     if context.world.rank == 0:
         manifest = context.manifest()
-        about = {"classes": manifest.classes, **context.preprocessing().about(), **(more or {})}
+        seen = {**context.preprocessing().about(), **_seen(manifest, model)}
+        about = {"classes": manifest.classes, **seen, **(more or {})}
         lotus.pruning.save(model, folder, about=about)
         yield Wrote(stage, str(folder))
+
+
+def _seen(manifest: Manifest, model: nn.Module) -> dict[str, Any]:
+    """How evaluation looks at the images: what is stored at the model's side is seen whole."""
+    from lotus.data.views import CENTER
+    from lotus.vit.model import image_size
+
+    whole = manifest.size is not None and min(manifest.size) <= image_size(model)
+    return {"crop": 1.0 if whole else CENTER, "interpolation": "bilinear"}
 
 
 def outcome(

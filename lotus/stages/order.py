@@ -118,7 +118,21 @@ def _go(
         if run.is_older:
             yield _logged(run, Said(names[0], _older_told(run), level="warning"), lead)
         run.settle()
-        run.forget(asked)
+    stood = run.forget(asked) if lead else {}
+    try:
+        yield from _each(run, context, names, asked, shelves, stood)
+    except Refused:
+        if lead:  # what was refused has changed nothing that stood
+            run.recall(stood)
+        raise
+
+
+def _each(
+    run: Run, context: Context | None, names: Sequence[str], asked: Sequence[str], shelves: Sequence[ModuleType],
+    stood: dict[str, str],
+) -> Iterator[Event]:  # fmt: skip
+    """Every stage that is not done, in order; ``stood`` gathers the records that give way."""
+    lead = context is None or context.world.rank == 0
     for name in names:
         _wait(context)
         why = run.why(name)
@@ -129,14 +143,14 @@ def _go(
         if context is None:
             context = Context.open(run, shelves)
         context.anew = name in asked
+        if lead:
+            stood |= run.forget([name])
         yield from _carry_out(run.stages[name], why, context, lead)
 
 
 def _carry_out(stage: Stage, why: str, context: Context, lead: bool) -> Iterator[Event]:
     """A stage, from its beginning to its record."""
     run, name = context.run, stage.name
-    if lead:
-        run.forget([name])
     yield _logged(run, Began(name, why), lead)
     began = time.perf_counter()
     if stage.every_rank:

@@ -1,0 +1,227 @@
+"""A model as ONNX: written, held to the model by its numbers, told what it wants of its images, and in 8 bits.
+
+B images of a batch, S side of the model's input, C classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import math
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lotus import files
+from lotus.vit.preprocessing import Preprocessing
+
+Input = Literal["float32", "uint8"]
+TOLERANCE = 1e-4
+"""Largest difference of a logit between torch and onnxruntime, absolute below 1 and relative above."""
+BATCHES = (1, 2, 7)
+"""On which both sides must agree; one of them was traced."""
+OPSET = 18
+_LARGEST = 2_000_000_000
+"""Bytes of weights that protobuf holds in one file."""
+
+
+class Mismatch(RuntimeError):
+    """The exported file computes something else than the model: a fault of ours or of the exporter."""
+
+
+class _FromPixels(nn.Module):
+    """A model with its preprocessing: pixels (B, 3, S, S) uint8."""
+
+    def __init__(self, model: nn.Module, wanted: Preprocessing) -> None:
+        super().__init__()
+        self.model = model
+        for name, three in (("mean", wanted.mean), ("std", wanted.std)):
+            self.register_buffer(name, torch.tensor(three, dtype=torch.float32).reshape(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        mean: Any = self.mean
+        std: Any = self.std
+        return self.model((images.float() / 255 - mean) / std)
+
+
+def write(
+    model: nn.Module, file: Path, wanted: Preprocessing, *, example: Tensor, takes: Input = "float32",
+    about: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Trace ``model``, write, run both, compare; only then does the file get its name.
+
+    Args:
+        example: (B, 3, S, S) normalized images; as many as are asked for are made of them
+        takes: what its input is: normalized images, or pixels of 0 to 255
+        about: ``classes`` and ``license``, which go into the file with ``wanted``
+
+    Returns:
+        ``{"file", "opset", "input", "max_abs_diff"}``
+
+    Raises:
+        Mismatch: ONNX and torch disagree; the file is not kept.
+    """
+    if takes == "uint8":
+        model = _FromPixels(model, wanted).to(example.device).eval()
+        draw = torch.Generator().manual_seed(0)
+        example = torch.randint(0, 256, example.shape, dtype=torch.uint8, generator=draw).to(example.device)
+    whole = example.repeat(-(-max(BATCHES) // len(example)), 1, 1, 1)
+    # External data lie beside the file by its name: only a model beyond protobuf's 2 GB needs them.
+    if sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()) > _LARGEST:
+        raise Mismatch(f"{file.name}: weights of more than 2 GB do not fit into one ONNX file.")
+    with files.beside(file) as beside:
+        _trace(model, whole[:2], beside)
+        worst = max(_difference(model, beside, whole[:size]) for size in BATCHES)
+        if not worst <= TOLERANCE:
+            raise Mismatch(
+                f"{file.name}: differs from the model by {worst:.2g}, more than {TOLERANCE:g}; it was not kept."
+            )
+        _tell(beside, wanted, takes, about or {})
+    return {"file": file.name, "opset": OPSET, "input": takes, "max_abs_diff": worst}
+
+
+def told(file: Path) -> dict[str, Any]:
+    """What :func:`write` told of a file's images: ``mean``, ``std``, ``crop``, ``interpolation``, ``side``, ``input``, ``classes``;
+    what is no JSON stays text."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    return read_told(session)
+
+
+def read_told(session: Any) -> dict[str, Any]:
+    """As :func:`told`, of an open session."""
+    found: dict[str, Any] = {}
+    for name, text in session.get_modelmeta().custom_metadata_map.items():
+        try:
+            found[name] = json.loads(text)
+        except ValueError:
+            found[name] = text
+    return found
+
+
+def _tell(file: Path, wanted: Preprocessing, takes: Input, about: Mapping[str, Any]) -> None:
+    import onnx
+
+    stored = onnx.load(str(file))
+    known = {**wanted.about(), "side": wanted.side, "input": takes}
+    known |= {name: about[name] for name in ("classes", "license") if about.get(name)}
+    onnx.helper.set_model_props(stored, {name: json.dumps(value, ensure_ascii=False) for name, value in known.items()})
+    onnx.save(stored, str(file))
+
+
+def _trace(model: nn.Module, images: Tensor, file: Path) -> None:
+    """Write ONNX with an open batch size.
+
+    torch's tracing exporter takes a tenth of the time of the one on torch.export and has fewer parts that can fail; a plain
+    ViT has no control flow that it could miss. It is on its way out of torch, so the other one follows where it is gone.
+    """
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"], "opset_version": OPSET}
+    with _hush(), torch.no_grad():
+        try:
+            torch.onnx.export(
+                model, (images,), str(file), dynamo=False, dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}}, **names
+            )  # fmt: skip
+        except (TypeError, AttributeError, ImportError, NotImplementedError, torch.onnx.errors.OnnxExporterError):
+            batch = torch.export.Dim("batch")
+            torch.onnx.export(
+                model, (images,), str(file), dynamo=True, dynamic_shapes=({0: batch},), external_data=False, **names
+            )  # fmt: skip
+
+
+def _difference(model: nn.Module, file: Path, images: Tensor) -> float:
+    """Largest difference of the logits, absolute below 1 and relative above; infinite where one is not a number."""
+    session = opened(file)
+    given = images if images.dtype == torch.uint8 else images.float()
+    (found,) = session.run(None, {"images": given.cpu().numpy()})
+    with torch.no_grad():
+        expected = model(images).float().cpu()
+    gap = ((torch.from_numpy(found) - expected).abs() / expected.abs().clamp(min=1)).max()
+    return float(gap) if torch.isfinite(gap) else math.inf
+
+
+def opened(file: Path) -> Any:
+    """A session of onnxruntime on the CPU."""
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+
+
+@contextlib.contextmanager
+def _hush() -> Iterator[None]:
+    """The exporters' chatter says nothing to our users: parity is checked."""
+    noisy = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "root", "")]
+    levels = [one.level for one in noisy]
+    for one in noisy:
+        one.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for one, level in zip(noisy, levels, strict=True):
+            one.setLevel(level)
+
+
+# --------------------------------------------------------------------------------------------------------------- 8 bits
+
+
+def quantize(source: Path, file: Path, images: Iterable[Tensor]) -> None:
+    """Write ``source`` with weights (per output channel) and activations of 8 bits, ranges from ``images``.
+
+    Static post-training quantization by onnxruntime (QDQ form); products of matrices and convolutions alone: softmax, GELU
+    and norms stay as they are, since they lose accuracy and save nothing. What was tried: docs/log.md.
+
+    Args:
+        images: batches as ``source`` takes them
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from onnxruntime import quantization
+
+    batches = iter(images)
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(batches, None)
+            return None if batch is None else {"images": batch.cpu().numpy()}
+
+    with _hush(), files.beside(file) as beside:
+        prepared = beside.with_name("prepared.onnx")
+        quantization.quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        quantization.quantize_static(
+            str(prepared), str(beside), Reader(), per_channel=True, op_types_to_quantize=["MatMul", "Gemm", "Conv"],
+            activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
+            extra_options={"ActivationSymmetric": False, "WeightSymmetric": True, "MatMulConstBOnly": True},
+        )  # fmt: skip
+
+
+def top1(file: Path, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Per cent of the images that a file gets right; ``batches`` of images as it takes them and labels."""
+    session, right, seen = opened(file), 0, 0
+    for images, labels in batches:
+        (logits,) = session.run(None, {"images": images.cpu().numpy()})
+        right += int((torch.from_numpy(logits).argmax(dim=1) == labels.cpu()).sum())
+        seen += len(labels)
+    return 100 * right / max(1, seen)
+
+
+def latency(file: Path, images: Tensor, *, runs: int = 10) -> float:
+    """Milliseconds of onnxruntime for a batch, the median of ``runs``."""
+    session, given = opened(file), {"images": images.cpu().numpy()}
+    session.run(None, given)
+    times = []
+    for _ in range(runs):
+        began = time.perf_counter()
+        session.run(None, given)
+        times.append(1000 * (time.perf_counter() - began))
+    return median(times)
