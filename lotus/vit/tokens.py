@@ -32,6 +32,19 @@ def _process(block: Any, x: Tensor) -> Tensor:
     return x + block.drop_path2(block.norm2(processed) if norm_after else block.ls2(processed))
 
 
+def _refuse_unfit(model: Any, mode: str) -> None:
+    """Refuse a model that is not supported, drops patches by itself, or lost what ``mode`` works between."""
+    anatomy.plain(model, "train.patches")
+    if not isinstance(model.patch_drop, nn.Identity):
+        raise Refused("model.args.patch_drop_rate: patches are dropped by train.patches already. Set one of the two.")
+    halved = [block.name for block in anatomy.blocks(model) if not (block.has_attn and block.has_mlp)]
+    if halved and mode in ("evit", "tome", "cumulative"):
+        raise Refused(
+            f"patches.mode: {mode} works between attention and MLP, and {halved[0]} lost one of them. "
+            "Take input or dropout, or none."
+        )
+
+
 class Tokens:
     """Puts a model on fewer tokens, until :meth:`remove`; a context manager.
 
@@ -71,17 +84,7 @@ class Tokens:
         settings, vit = self.settings, model  # type: Any, Any
         self._model = vit
         self._blocks = anatomy.blocks(model)
-        anatomy.plain(model, "train.patches")
-        if not isinstance(vit.patch_drop, nn.Identity):
-            raise Refused(
-                "model.args.patch_drop_rate: patches are dropped by train.patches already. Set one of the two."
-            )
-        halved = [block.name for block in self._blocks if not (block.has_attn and block.has_mlp)]
-        if halved and settings.mode in ("evit", "tome", "cumulative"):
-            raise Refused(
-                f"patches.mode: {settings.mode} works between attention and MLP, and {halved[0]} lost one of them. "
-                "Take input or dropout, or none."
-            )
+        _refuse_unfit(vit, settings.mode)
         self._outline = cost.outline(model)
         self._prefix = int(vit.num_prefix_tokens)
         self._count = self._outline.tokens - self._prefix
