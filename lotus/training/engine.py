@@ -107,9 +107,7 @@ class Engine:
         start = (
             {name: _to_cpu(value) for name, value in model.state_dict().items()} if self._dtype != torch.float32 else {}
         )
-        loud = self.stage == 1 and self._dtype == torch.bfloat16
-        with _hushed() if loud else contextlib.nullcontext():
-            self._engine = self._deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
+        self._engine = self._initialized(optimizer, config)
         self._optimizer = self._engine.optimizer
         self._base: torch.optim.Optimizer = getattr(self._optimizer, "optimizer", self._optimizer)  # torch's, or timm's
         self.masters, self._own = self._lay_out()
@@ -121,6 +119,11 @@ class Engine:
             # there and then, which decays them.
             self.load_weights(start)
             self._base.state.clear()
+
+    def _initialized(self, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
+        loud = self.stage == 1 and self._dtype == torch.bfloat16
+        with _hushed() if loud else contextlib.nullcontext():
+            return self._deepspeed.initialize(model=self.module, optimizer=optimizer, config=config)[0]
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) float32 -> what the model gives, in its dtype."""
