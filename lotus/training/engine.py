@@ -91,9 +91,9 @@ class Engine:
         config = settings(recipe, world, numbers, place=place)
         self.world, self.module = world, model
         self.stage: int = config["zero_optimization"]["stage"]
-        if self.stage > 0:
-            _refuse_flat(optimizer, recipe, self.stage, place)
-        self._dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+        _refuse_flat(optimizer, recipe, self.stage, place)
+        bf16 = recipe.precision == "bf16"
+        self._dtype = torch.bfloat16 if bf16 else torch.float32
         # ZeRO 0 in fp32 steps without asking whether the gradient is finite, and one NaN stays in the weights for good.
         # So there clipping and the question are ours, out of one norm.
         self._plain = self.stage == 0 and recipe.precision == "fp32"
@@ -104,9 +104,7 @@ class Engine:
         self._marks = {name: set(vars(p)) for name, p in model.named_parameters()}
         self._compiled = _compile(model) if recipe.compile else []
         self._deepspeed = _deepspeed()
-        start = (
-            {name: _to_cpu(value) for name, value in model.state_dict().items()} if self._dtype != torch.float32 else {}
-        )
+        start = {name: _to_cpu(value) for name, value in model.state_dict().items()} if bf16 else {}
         self._engine = self._initialized(optimizer, config)
         self._optimizer = self._engine.optimizer
         self._base: torch.optim.Optimizer = getattr(self._optimizer, "optimizer", self._optimizer)  # torch's, or timm's
@@ -409,7 +407,7 @@ def _hushed() -> Iterator[None]:
 
 def _refuse_flat(optimizer: torch.optim.Optimizer, recipe: Recipe, stage: int, place: str) -> None:
     """Refuse an optimizer that ZeRO cannot cut up."""
-    if type(optimizer).__name__ in NOT_FLAT and not isinstance(optimizer, Muon):
+    if stage > 0 and type(optimizer).__name__ in NOT_FLAT and not isinstance(optimizer, Muon):
         raise Refused(
             f"{place}.optimizer: {recipe.optimizer!r} goes wrong under ZeRO {stage}, which lays tensors end to end "
             f"in one vector. Use {place}.zero=0, or an optimizer such as adamw."
