@@ -73,6 +73,20 @@ def fit_plan(
         for block, most in zip(blocks, within, strict=True):
             block.dims = block.most = most
     kinds = (*(DECOUPLED if request.decouple_qk else KINDS), *(IN_CHANNELS if request.in_channels else ()))
+    _cut(blocks, outline, limits, kinds, request)
+    beyond = _Spent(blocks, outline, limits).over()
+    if beyond:  # units alone do not get there, as check_reach allowed
+        _cut_global(blocks, outline, limits, SUBLAYERS)
+    if request.scope in ("global", "per_type"):  # the others would not stay one threshold, or alike
+        sublayers = SUBLAYERS if request.sublayers or beyond else ()
+        _refill(blocks, outline, limits, (*kinds, *sublayers), by_value=request.scope == "global")
+    return Plan(tuple(block.plan() for block in blocks))
+
+
+def _cut(
+    blocks: list[BlockWidths], outline: Outline, limits: Mapping[str, int], kinds: Sequence[str], request: Prune
+) -> None:
+    """Take units by the scope that is asked for, until the budgets hold or no more may go."""
     if request.scope == "threshold":
         _cut_threshold(blocks, outline, limits, request.keep.gates or 1.0, decouple_qk=request.decouple_qk)
     elif request.scope == "per_type":
@@ -81,13 +95,6 @@ def fit_plan(
         _cut_uniform(blocks, outline, limits, kinds)
     else:
         _cut_global(blocks, outline, limits, (*kinds, *(SUBLAYERS if request.sublayers else ())))
-    beyond = _Spent(blocks, outline, limits).over()
-    if beyond:  # units alone do not get there, as check_reach allowed
-        _cut_global(blocks, outline, limits, SUBLAYERS)
-    if request.scope in ("global", "per_type"):  # the others would not stay one threshold, or alike
-        sublayers = SUBLAYERS if request.sublayers or beyond else ()
-        _refill(blocks, outline, limits, (*kinds, *sublayers), by_value=request.scope == "global")
-    return Plan(tuple(block.plan() for block in blocks))
 
 
 def of_outline(outline: Outline, scores: Mapping[str, np.ndarray], request: Prune) -> list[BlockWidths]:
@@ -107,12 +114,7 @@ def best(outline: Outline, scores: Mapping[str, np.ndarray], dims: Sequence[Dims
 
 
 def by_ratios(
-    outline: Outline,
-    scores: Mapping[str, np.ndarray],
-    request: Prune,
-    *,
-    attention: float,
-    mlp: float,
+    outline: Outline, scores: Mapping[str, np.ndarray], request: Prune, *, attention: float, mlp: float
 ) -> tuple[Dims, ...]:
     """Widths that keep at most ``attention`` of the MACs of all attention and ``mlp`` of those of all MLPs, or the least there is.
 
@@ -152,12 +154,7 @@ def of_block(
     return block.dims
 
 
-def fill(
-    outline: Outline,
-    scores: Mapping[str, np.ndarray],
-    request: Prune,
-    dims: Sequence[Dims],
-) -> tuple[Dims, ...]:
+def fill(outline: Outline, scores: Mapping[str, np.ndarray], request: Prune, dims: Sequence[Dims]) -> tuple[Dims, ...]:
     """``dims``, which lie within the budget, with the chunks that still fit into it: the most valuable by cost first."""
     blocks = of_outline(outline, scores, request)
     for block, one in zip(blocks, dims, strict=True):

@@ -254,30 +254,33 @@ def _shift(model: Any, writers: Sequence[tuple[Block, str]], by: Tensor | None) 
     if by is None:
         return False
     with torch.no_grad():
-        if writers:
-            block, sublayer = writers[-1]
-            bias = (block.proj if sublayer == "attn" else block.fc2).bias
-            gamma = block.gamma(sublayer)
-            if bias is None or block.norm_after or (gamma is not None and bool((gamma == 0).any())):
-                return False
-            bias.add_((by if gamma is None else by / gamma.to(by)).to(bias))
-            return True
-        if not isinstance(model.norm_pre, nn.Identity):
-            if getattr(model.norm_pre, "bias", None) is None:
-                return False
-            model.norm_pre.bias.add_(by.to(model.norm_pre.bias))
-            return True
-        embeds = model.pos_embed is not None
-        if not embeds and model.patch_embed.proj.bias is None:
+        return _shift_writer(*writers[-1], by) if writers else _shift_entry(model, by)
+
+
+def _shift_writer(block: Block, sublayer: str, by: Tensor) -> bool:
+    bias = (block.proj if sublayer == "attn" else block.fc2).bias
+    gamma = block.gamma(sublayer)
+    if bias is None or block.norm_after or (gamma is not None and bool((gamma == 0).any())):
+        return False
+    bias.add_((by if gamma is None else by / gamma.to(by)).to(bias))
+    return True
+
+
+def _shift_entry(model: Any, by: Tensor) -> bool:
+    if not isinstance(model.norm_pre, nn.Identity):
+        if getattr(model.norm_pre, "bias", None) is None:
             return False
-        patches = model.pos_embed if embeds else model.patch_embed.proj.bias
-        patches.add_(by.to(patches))  # the last axis of either is the stream's
-        if not embeds or model.no_embed_class:  # what stands before the patches has no position
-            for name in ("cls_token", "dist_token", "reg_token"):
-                token = getattr(model, name, None)
-                if token is not None:
-                    token.add_(by.to(token))
+        model.norm_pre.bias.add_(by.to(model.norm_pre.bias))
         return True
+    patches = model.patch_embed.proj.bias if model.pos_embed is None else model.pos_embed
+    if patches is None:
+        return False
+    patches.add_(by.to(patches))  # the last axis of either is the stream's
+    if model.pos_embed is None or model.no_embed_class:  # what stands before the patches has no position
+        for token in (getattr(model, name, None) for name in ("cls_token", "dist_token", "reg_token")):
+            if token is not None:
+                token.add_(by.to(token))
+    return True
 
 
 def _regress(stay: Tensor, cross: Tensor, ridge: float) -> Tensor:

@@ -156,32 +156,7 @@ def narrow(model: nn.Module, found: Statistics, width: int, *, compensate: Compe
     layout = _mean_free(width).to(turn)
     write = layout @ turn[:, : width - 1].T  # (D', D)
     small: Any = skeleton(model, width)
-    state: dict[str, Tensor] = {}
-
-    def wrote(name: str, tensor: Tensor | None, gamma: Tensor | None = None, *, like: Tensor) -> None:
-        """A writer's weight (D, ...), or a bias, token or position (..., D) with the stream last."""
-        if tensor is None:
-            state[name] = torch.zeros(width, dtype=like.dtype, device=like.device)
-            return
-        rows = tensor.detach().to(write)
-        if gamma is not None:
-            rows = rows * gamma.detach().to(rows).reshape(-1, *[1] * (rows.ndim - 1))
-        state[name] = torch.tensordot(write, rows, dims=([1], [0])).to(tensor.device, tensor.dtype)
-
-    embed = dense.patch_embed.proj
-    wrote("patch_embed.proj.weight", embed.weight, like=embed.weight)
-    if small.patch_embed.proj.bias is not None:
-        wrote("patch_embed.proj.bias", embed.bias, like=embed.weight)
-    for name in ("cls_token", "dist_token", "reg_token", "pos_embed"):
-        token = getattr(dense, name, None)
-        if token is not None:
-            state[name] = (token.detach().to(write) @ write.T).to(token.device, token.dtype)
-    for block in anatomy.blocks(model):
-        for last, sublayer, place in (("proj", "attn", "attn.proj"), ("fc2", "mlp", "mlp.fc2")):
-            if last in block.linears:
-                linear, gamma = block.linears[last], block.gamma(sublayer)
-                wrote(f"{block.name}.{place}.weight", linear.weight, gamma, like=linear.weight)
-                wrote(f"{block.name}.{place}.bias", linear.bias, gamma, like=linear.weight)
+    state = _written(model, write, bias=small.patch_embed.proj.bias is not None)
     for site, (norm, linears) in readers.items():
         moments = found.moments[site]
         turned = Known(turn.T @ moments.mean, turn.T @ moments.covariance @ turn)
@@ -194,14 +169,46 @@ def narrow(model: nn.Module, found: Statistics, width: int, *, compensate: Compe
             state[f"{name}.weight"] = weight.to(linear.weight.device, linear.weight.dtype)
             assert bias is not None
             state[f"{name}.bias"] = bias.to(linear.weight.device, linear.weight.dtype)
+    like = dense.patch_embed.proj.weight
     for name, tensor in small.state_dict().items():
         if name not in state:  # of the norms, whose gains and biases are folded: they start anew
             start = torch.zeros if name.endswith("bias") else torch.ones
-            state[name] = start(tensor.shape, dtype=embed.weight.dtype, device=embed.weight.device)
+            state[name] = start(tensor.shape, dtype=like.dtype, device=like.device)
     small.load_state_dict({name: tensor.contiguous() for name, tensor in state.items()}, assign=True)
     for weight in small.parameters():
         weight.requires_grad_(True)
     return small.train(model.training)
+
+
+def _written(model: Any, write: Tensor, *, bias: bool) -> dict[str, Tensor]:
+    """What writes to the stream, turned by ``write`` (D', D), by name in the state dict.
+
+    Args:
+        bias: whether the patch embedding is to have one
+    """
+
+    def turned(linear: nn.Linear | nn.Conv2d, gamma: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """A writer's weight (D', ...) and bias (D',)."""
+        weight, found = linear.weight, []
+        for tensor in (weight, weight.new_zeros(len(weight)) if linear.bias is None else linear.bias):
+            rows = tensor.detach().to(write)
+            if gamma is not None:
+                rows = rows * gamma.detach().to(rows).reshape(-1, *[1] * (rows.ndim - 1))
+            found.append(torch.tensordot(write, rows, dims=([1], [0])).to(tensor.device, tensor.dtype))
+        return found[0], found[1]
+
+    embedded = turned(model.patch_embed.proj)
+    state = {"patch_embed.proj.weight": embedded[0]} | ({"patch_embed.proj.bias": embedded[1]} if bias else {})
+    for name in ("cls_token", "dist_token", "reg_token", "pos_embed"):
+        token = getattr(model, name, None)
+        if token is not None:
+            state[name] = (token.detach().to(write) @ write.T).to(token.device, token.dtype)
+    for block in anatomy.blocks(model):
+        for last, sublayer in (("proj", "attn"), ("fc2", "mlp")):
+            if last in block.linears:
+                place = f"{block.name}.{sublayer}.{last}"
+                state[f"{place}.weight"], state[f"{place}.bias"] = turned(block.linears[last], block.gamma(sublayer))
+    return state
 
 
 def skeleton(model: nn.Module, width: int) -> nn.Module:

@@ -10,7 +10,7 @@ import importlib.metadata
 import itertools
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +69,7 @@ def save(
     rows, kernels = _rows(model)
     state = model.state_dict()
     groups = {WEIGHTS: state, **(extra or {})}
-    for name in groups:
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise Refused(f"{name!r}: an extra file is a plain name that ends in .safetensors.")
+    _check_names(groups)
     skeleton = _skeleton(origin, rows, kernels, place=type(model).__name__)
     fault = weights_of.few(_faults(skeleton, state))
     if fault:
@@ -98,6 +96,12 @@ def save(
         spec["digests"] = {name: files.digest_of(beside / name, size=32) for name in groups}
         (beside / SPEC).write_text(json.dumps(spec, indent=1), encoding="utf-8")
     return folder
+
+
+def _check_names(names: Iterable[str]) -> None:
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise Refused(f"{name!r}: an extra file is a plain name that ends in .safetensors.")
 
 
 def load(folder: str | Path) -> nn.Module:
@@ -279,12 +283,17 @@ def images_of(folder: Path) -> dict[str, list[float]]:
     told = told if isinstance(told, dict) else {}
     found = {name: told[name] for name in ("mean", "std") if name in told}
     for name, three in found.items():
-        numbers = isinstance(three, list) and len(three) == 3 and all(type(one) in (int, float) for one in three)
-        if not numbers or not all(0 <= one <= 1 and (one or name == "mean") for one in three):
+        if not _of_colors(three) or (name == "std" and 0 in three):
             raise Refused(
                 f"{folder / SPEC}: about.{name} is {three!r:.60}, not three numbers between 0 and 1. Mend it."
             )
     return {name: [float(number) for number in three] for name, three in found.items()}
+
+
+def _of_colors(value: Any) -> bool:
+    """Whether it is a number between 0 and 1 for each of three colors."""
+    three = isinstance(value, list) and len(value) == 3
+    return three and all(type(one) in (int, float) and 0 <= one <= 1 for one in value)
 
 
 def _rows(model: nn.Module) -> tuple[list[dict[str, Any]], dict[str, int]]:
@@ -314,19 +323,21 @@ def _possible(row: Mapping[str, Any], block: anatomy.Block, kernel: int) -> bool
     if any(type(row[name]) is not int or not 0 <= row[name] <= _WIDEST for name in _WIDTHS):
         return False
     heads, qk_dim, v_dim, hidden = (row[name] for name in _WIDTHS)
+    attn_in, mlp_in = row.get("attn_in"), row.get("mlp_in")
     if kernel:
-        if (heads, qk_dim) != (1, 0) or not v_dim or row.get("attn_in") is not None:
-            return False
-    elif (heads > 0, qk_dim > 0, v_dim > 0) not in (_NONE, _ALL):
-        return False
-    for name, there in (("attn_in", heads), ("mlp_in", hidden)):
-        index = row.get(name)
-        if index is None:
-            continue
-        rises = all(type(i) is int for i in index) and all(a < b for a, b in itertools.pairwise(index))
-        if not (there and index and rises and index[0] >= 0 and index[-1] < block.width and not block.norm_after):
-            return False
-    return True
+        attention = (heads, qk_dim) == (1, 0) and v_dim > 0 and attn_in is None
+    else:
+        attention = (heads > 0, qk_dim > 0, v_dim > 0) in (_NONE, _ALL)
+    return attention and _can_read(block, attn_in, heads) and _can_read(block, mlp_in, hidden)
+
+
+def _can_read(block: anatomy.Block, index: list[Any] | None, there: int) -> bool:
+    """Whether a sublayer of ``there`` heads or units can read the channels ``index`` alone; None: all."""
+    if index is None:
+        return True
+    rises = all(type(i) is int for i in index) and all(a < b for a, b in itertools.pairwise(index))
+    inside = rises and bool(index) and index[0] >= 0 and index[-1] < block.width
+    return inside and there > 0 and not block.norm_after
 
 
 def _skeleton(
@@ -337,46 +348,65 @@ def _skeleton(
     Args:
         kernels: Number of a block, as text -> side of its convolution.
     """
-    if not isinstance(origin["name"], str):
-        raise Refused(f"{place}: the model's name is {origin['name']!r}.")
-    depth = origin["args"].get(
-        "depth", origin["args"].get("depths")
-    )  # counted first: thousands of blocks take long to build
-    deep = sum(d for d in depth if isinstance(d, int)) if isinstance(depth, (list, tuple)) else depth
-    if isinstance(deep, int) and deep != len(rows):
-        raise Refused(f"{place}: widths for {len(rows)} blocks, but a depth of {depth}.")
-    model = door.build(origin["name"], origin["args"], meta=True, place=place)
-    found = anatomy.blocks(model)
-    if len(found) != len(rows):
-        raise Refused(f"{place}: widths for {len(rows)} blocks, but {origin['name']} has {len(found)}.")
-    known = {str(number) for number in range(len(found))}
-    if not set(kernels) <= known or any(type(k) is not int or k not in convolution.KERNELS for k in kernels.values()):
-        raise Refused(f"{place}: convolutions {dict(kernels)} are none of this model's blocks and of 1 or 3 pixels.")
-    sides = [kernels.get(str(number), 0) for number in range(len(found))]
-    for block, row, kernel in zip(found, rows, sides, strict=True):
-        if not _possible(row, block, kernel) or not (
-            anatomy.is_vit(model) or (row["heads"] and row["hidden"] and len(row) == 4)
-        ):
-            raise Refused(f"{place}: {block.name} cannot have {row}.")
+    model = _dense(origin, len(rows), place)
+    sides = _sides(model, kernels, place)
+    _check_rows(model, rows, sides, place)
     stays = [(row["heads"] > 0, row["hidden"] > 0) for row in rows]
-    if not any(map(any, stays)):
-        raise Refused(f"{place}: nothing is left of any block.")
-    if kernels and not anatomy.is_vit(model):
-        raise Refused(f"{place}: {origin['name']} has no attention that could be a convolution.")
     opened = families.opened(model)
     if not all(map(all, stays)):
         parts.strip(opened, stays)
     left = [(row, kernel) for row, kernel, stay in zip(rows, sides, stays, strict=True) if any(stay)]
     for block, (row, kernel) in zip(anatomy.blocks(opened), left, strict=True):
-        reads = {of: row.get(f"{of}_in") for of in ("attn", "mlp")}
-        widths = [row[name] for name in _WIDTHS]
-        dims = Dims(*widths, *(None if index is None else len(index) for index in reads.values()))
-        if kernel:  # the attention first stays as it is: it tells the convolution what it reads and its biases
-            surgery.reshape(block, block.dims._replace(hidden=dims.hidden, mlp_in=dims.mlp_in), reads)
-            surgery.convolve(block, kernel, dims.v_dim, opened)
-        elif dims != block.dims:
-            surgery.reshape(block, dims, reads)
+        _reshape(block, row, kernel, opened)
     return families.close(opened, model) if opened is not model else model
+
+
+def _dense(origin: Mapping[str, Any], depth: int, place: str) -> nn.Module:
+    """The model before any cut, of ``depth`` blocks, without memory."""
+    if not isinstance(origin["name"], str):
+        raise Refused(f"{place}: the model's name is {origin['name']!r}.")
+    told = origin["args"].get("depth", origin["args"].get("depths"))
+    deep = sum(d for d in told if isinstance(d, int)) if isinstance(told, (list, tuple)) else told
+    if isinstance(deep, int) and deep != depth:  # before it is built: thousands of blocks take long
+        raise Refused(f"{place}: widths for {depth} blocks, but a depth of {told}.")
+    model = door.build(origin["name"], origin["args"], meta=True, place=place)
+    if (built := len(anatomy.blocks(model))) != depth:
+        raise Refused(f"{place}: widths for {depth} blocks, but {origin['name']} has {built}.")
+    return model
+
+
+def _sides(model: nn.Module, kernels: Mapping[str, Any], place: str) -> list[int]:
+    """The side of each block's convolution; 0 for attention."""
+    numbers = [str(number) for number in range(len(anatomy.blocks(model)))]
+    known = all(type(side) is int and side in convolution.KERNELS for side in kernels.values())
+    if not known or not set(kernels) <= set(numbers):
+        raise Refused(f"{place}: convolutions {dict(kernels)} are none of this model's blocks and of 1 or 3 pixels.")
+    if kernels and not anatomy.is_vit(model):
+        raise Refused(f"{place}: a {type(model).__name__} has no attention that could be a convolution.")
+    return [kernels.get(number, 0) for number in numbers]
+
+
+def _check_rows(model: nn.Module, rows: Sequence[Mapping[str, Any]], sides: Sequence[int], place: str) -> None:
+    """Refuse widths that a block cannot have; of other families than plain ViTs no sublayer goes and all channels are read."""
+    plain = anatomy.is_vit(model)
+    for block, row, side in zip(anatomy.blocks(model), rows, sides, strict=True):
+        whole = plain or (row["heads"] and row["hidden"] and len(row) == len(_WIDTHS))
+        if not whole or not _possible(row, block, side):
+            raise Refused(f"{place}: {block.name} cannot have {row}.")
+    if not any(row["heads"] or row["hidden"] for row in rows):
+        raise Refused(f"{place}: nothing is left of any block.")
+
+
+def _reshape(block: anatomy.Block, row: Mapping[str, Any], kernel: int, model: nn.Module) -> None:
+    """Give ``block`` of ``model`` the widths of ``row``, and a convolution of side ``kernel`` (0: none)."""
+    reads = {of: row.get(f"{of}_in") for of in ("attn", "mlp")}
+    widths = [row[name] for name in _WIDTHS]
+    dims = Dims(*widths, *(None if index is None else len(index) for index in reads.values()))
+    if kernel:  # the attention first stays as it is: it tells the convolution what it reads and its biases
+        surgery.reshape(block, block.dims._replace(hidden=dims.hidden, mlp_in=dims.mlp_in), reads)
+        surgery.convolve(block, kernel, dims.v_dim, model)
+    elif dims != block.dims:
+        surgery.reshape(block, dims, reads)
 
 
 def ours(folder: Path) -> bool:

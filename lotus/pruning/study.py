@@ -412,13 +412,8 @@ def refuse_unfit(model: nn.Module) -> None:
             "prune: no derivative can be taken inside of torch.inference_mode(), or of weights made there. Call it outside; "
             "torch.no_grad() is no hindrance."
         )
-    for block in anatomy.blocks(model):
-        owners = [getattr(block.module, name, None) for name in ("attn", "mlp")]
-        for name, linear in (pair for owner in owners if owner is not None for pair in owner.named_modules()):
-            if isinstance(linear, nn.Linear) and (linear._forward_pre_hooks or linear._forward_hooks):
-                raise Refused(
-                    f"{block.name}: {name} carries a forward hook, which a cut would lose. Take it off first (gates: remove())."
-                )
+    if hooked := anatomy.hooked(model):
+        raise Refused(f"{hooked} carries a forward hook, which a cut would lose. Take it off first (gates: remove()).")
     first = next(iter(model.parameters())).dtype
     for where, weight in model.named_parameters():
         if weight.dtype != first:

@@ -67,31 +67,38 @@ def masked(model: nn.Module, plan: Plan) -> nn.Module:
     silent = copy.deepcopy(families.opened(model))
     with torch.no_grad():
         for block, keep in zip(anatomy.blocks(silent), plan.blocks, strict=True):
-            inner = keep.of.heads * keep.of.qk_dim
-            for there, last, after in ((keep.heads, "proj", "norm1"), (keep.units, "fc2", "norm2")):
-                if last in block.linears and not there:
-                    silence = [getattr(block, last), *([getattr(block.module, after)] if block.norm_after else [])]
-                    for weight in (weight for module in silence for weight in module.parameters()):
-                        weight.zero_()
-            for reads, first in ((keep.attn_in, "qkv"), (keep.mlp_in, "fc1")):
-                if reads is not None:
-                    linear = getattr(block, first)
-                    linear.weight[:, _others(reads, linear.in_features)] = 0
-            if keep.units:
-                block.fc2.weight[:, _others(keep.units, keep.of.hidden)] = 0
-            for sublayer, kept in (("attn", keep.outputs), ("mlp", list(keep.units))):
-                norm = block.norm(sublayer)
-                if norm is not None and kept:  # what is gone must not count in its statistics either
-                    getattr(block.module, sublayer).norm = _NormOfSome(norm, kept)
-            if not keep.heads:
-                continue
-            block.proj.weight[:, _others(keep.outputs, block.proj.in_features)] = 0
-            for start in (0, inner):  # q, then k
-                rows = [start + row for row in _others(keep.queries, inner)]
+            if block.has_attn:
+                _silence(block, "attn", ("qkv", keep.attn_in), ("proj", keep.outputs))
+            if block.has_mlp:
+                _silence(block, "mlp", ("fc1", keep.mlp_in), ("fc2", keep.units))
+            if keep.heads:
+                inner = keep.of.heads * keep.of.qk_dim
+                gone = _others(keep.queries, inner)
+                rows = [*gone, *(inner + row for row in gone)]  # of q, then of k
                 block.qkv.weight[rows] = 0
                 if block.qkv.bias is not None:
                     block.qkv.bias[rows] = 0
     return silent
+
+
+def _silence(
+    block: Block, sublayer: str, first: tuple[str, Sequence[int] | None], last: tuple[str, Sequence[int]]
+) -> None:
+    """In a sublayer, all but what its first Linear is to read of the stream (None: all) and its last of the units."""
+    (reader, reads), (writer, kept) = first, last
+    if not kept:
+        after = {"attn": "norm1", "mlp": "norm2"}[sublayer]
+        for module in (getattr(block, writer), *([getattr(block.module, after)] if block.norm_after else [])):
+            for weight in module.parameters():
+                weight.zero_()
+        return
+    for name, stays in ((reader, reads), (writer, kept)):
+        linear = getattr(block, name)
+        if stays is not None:
+            linear.weight[:, _others(stays, linear.in_features)] = 0
+    norm = block.norm(sublayer)
+    if norm is not None:  # what is gone must not count in its statistics either
+        getattr(block.module, sublayer).norm = _NormOfSome(norm, kept)
 
 
 class _NormOfSome(nn.Module):

@@ -7,7 +7,7 @@ A chunk is ``round`` MLP units of a block, a head, or ``round`` dimensions in al
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,11 @@ KINDS = ("heads", "dims", "units")
 DECOUPLED = ("heads", "qk", "v", "units")
 IN_CHANNELS = ("attn_in", "mlp_in")
 SUBLAYERS = ("attn", "mlp")
+_OF_KIND = {
+    "heads": ("heads",), "dims": ("qk_dim", "v_dim"), "qk": ("qk_dim",), "v": ("v_dim",), "units": ("hidden",),
+    "attn_in": ("attn_in",), "mlp_in": ("mlp_in",),
+}  # fmt: skip
+"""The widths that a chunk of each kind moves."""
 
 
 @dataclass(frozen=True)
@@ -83,62 +88,44 @@ class BlockWidths:
         """The widths after one chunk of ``kind`` less; None where nothing more may go."""
         if _PART.get(kind, "attn") in self.whole:
             return None
-        heads, qk_dim, v_dim, hidden = self.dims[:4]
-        if kind == "mlp":
-            return self.dims._replace(hidden=0, mlp_in=None) if hidden else None
-        if kind in self.reads:
-            there = heads if kind == "attn_in" else hidden
-            now = getattr(self.dims, kind) or self.reads[kind]
-            less = _less(now, self.round)
-            return self.dims._replace(**{kind: less}) if there and less != now else None
-        if kind == "units":
-            units = _less(hidden, self.round) if hidden else 0
-            return self.dims._replace(hidden=units) if units != hidden else None
-        if not heads or kind in IN_CHANNELS:
-            return None
         if kind == "attn":
-            return Dims(0, 0, 0, hidden, None, self.dims.mlp_in)
-        if kind == "heads":
-            return self.dims._replace(heads=heads - 1) if heads > 1 else None
-        if kind in ("dims", "qk") and self.whole_qk:
-            return None
-        if kind in ("dims", "qk", "v"):
-            qk = qk_dim if kind == "v" else _less(qk_dim, self.round)
-            v = v_dim if kind == "qk" else _less(v_dim, self.round)
-            return self.dims._replace(qk_dim=qk, v_dim=v) if (qk, v) != (qk_dim, v_dim) else None
-        raise AssertionError(kind)
+            return Dims(0, 0, 0, self.dims.hidden, None, self.dims.mlp_in) if self.dims.heads else None
+        if kind == "mlp":
+            return self.dims._replace(hidden=0, mlp_in=None) if self.dims.hidden else None
+        return self._moved(kind, lambda name, now: max(now - 1, 1) if name == "heads" else _less(now, self.round))
 
     def more(self, kind: str) -> Dims | None:
         """The widths with one chunk of ``kind`` more; None where all are there that may be. A sublayer comes
         back as small as it can be."""
-        heads, qk_dim, v_dim, hidden = self.dims[:4]
-        least = self.least()
-        if kind == "mlp":
-            back = self.dims._replace(hidden=least.hidden, mlp_in=least.mlp_in)
-            return back if self.most.hidden and not hidden else None
+        dims, least = self.dims, self.least()
         if kind == "attn":
-            back = Dims(least.heads, least.qk_dim, least.v_dim, hidden, least.attn_in, self.dims.mlp_in)
-            return back if self.most.heads and not heads else None
-        if kind in self.reads:
-            there, now = (heads if kind == "attn_in" else hidden), getattr(self.dims, kind)
-            if not there or now is None or now == getattr(self.most, kind):
-                return None
-            wide = _more(now, getattr(self.most, kind) or self.reads[kind], self.round)
-            return self.dims._replace(**{kind: getattr(self.of, kind) if wide == self.reads[kind] else wide})
-        if kind == "units":
-            units = _more(hidden, self.most.hidden, self.round) if hidden else 0
-            return self.dims._replace(hidden=units) if units != hidden else None
-        if not heads or kind in IN_CHANNELS:
+            back = Dims(least.heads, least.qk_dim, least.v_dim, dims.hidden, least.attn_in, dims.mlp_in)
+            return back if self.most.heads and not dims.heads else None
+        if kind == "mlp":
+            back = dims._replace(hidden=least.hidden, mlp_in=least.mlp_in)
+            return back if self.most.hidden and not dims.hidden else None
+        return self._moved(
+            kind, lambda name, now: _more(now, self._wide(self.most, name), 1 if name == "heads" else self.round)
+        )
+
+    def _wide(self, dims: Dims, name: str) -> int:
+        """A width of ``dims`` as a number, where all channels that are read are written as None."""
+        width: int | None = getattr(dims, name)
+        return self.reads[name] if width is None else width
+
+    def _moved(self, kind: str, to: Callable[[str, int], int]) -> Dims | None:
+        """The widths with those that a chunk of ``kind`` is of moved, given the name and the present width of each; None where
+        none moves, or may."""
+        names = _OF_KIND[kind]
+        there = self.dims.hidden if kind in ("units", "mlp_in") else self.dims.heads
+        fixed = (kind in IN_CHANNELS and kind not in self.reads) or ("qk_dim" in names and self.whole_qk)
+        if not there or fixed:
             return None
-        if kind == "heads":
-            return self.dims._replace(heads=heads + 1) if heads < self.most.heads else None
-        if kind in ("dims", "qk") and self.whole_qk:
+        moved = {name: to(name, self._wide(self.dims, name)) for name in names}
+        if all(width == self._wide(self.dims, name) for name, width in moved.items()):
             return None
-        if kind in ("dims", "qk", "v"):
-            qk = qk_dim if kind == "v" else _more(qk_dim, self.most.qk_dim, self.round)
-            v = v_dim if kind == "qk" else _more(v_dim, self.most.v_dim, self.round)
-            return self.dims._replace(qk_dim=qk, v_dim=v) if (qk, v) != (qk_dim, v_dim) else None
-        raise AssertionError(kind)
+        all_again = {name: getattr(self.of, name) for name, width in moved.items() if width == self.reads.get(name)}
+        return self.dims._replace(**{**moved, **all_again})
 
     def least(self) -> Dims:
         """The smallest widths at which both sublayers are still there."""

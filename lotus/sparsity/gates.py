@@ -97,6 +97,13 @@ def reaches_zero(press: Press) -> bool:
     return bool(press(half, torch.zeros(1), lambda gradient: half - gradient, 1.0, 1.0) == 0)
 
 
+def _leaf(values: Tensor, gradient: Tensor) -> Tensor:
+    """A leaf over a part of two flat vectors: autograd adds into the second in place, which needs no gathering."""
+    leaf = values.detach().requires_grad_()
+    leaf.grad = gradient
+    return leaf
+
+
 class Gates:
     """The gates of one model.
 
@@ -143,13 +150,8 @@ class Gates:
         self._gradient = torch.zeros(size, device=self.device)
         self._mean = torch.zeros(size, device=self.device)
         self._square = torch.zeros(size, device=self.device)
-        self.values = {}
-        for site, values, gradient in zip(
-            self._sites, self._flat.split(widths), self._gradient.split(widths), strict=True
-        ):
-            leaf = values.detach().requires_grad_()
-            leaf.grad = gradient  # autograd adds into it in place: the flat vector needs no gathering
-            self.values[site] = leaf
+        parts = zip(self._flat.split(widths), self._gradient.split(widths), strict=True)
+        self.values = dict(zip(self._sites, (_leaf(*part) for part in parts), strict=True))
 
         self._macs = _Macs(model, self._sites, widths, self.device)
         self._fixed = self._macs.left(torch.zeros(size, dtype=torch.bool, device=self.device))

@@ -8,14 +8,15 @@ from lotus.config import Config
 from lotus.stage import Curve, Stage, Work
 from lotus.stages.ahead import Ahead, Cost, training
 from lotus.stages.context import Context
-from lotus.stages.fit import Images, fit, keep_model, outcome
+from lotus.stages.fit import Images, Task, fit, keep_model, outcome
 
 
 def baseline(context: Context) -> Work:
     run, config = context.run, context.config
     model = context.new_model()
     images = Images(np.arange(context.manifest().n))
-    fitted, price = yield from fit(context, "baseline", config.train, model, images, place="train")
+    every_patch = config.train.model_copy(update={"patches": None})
+    fitted, price = yield from fit(context, Task("baseline", every_patch, place="train"), model, images)
     yield from keep_model(context, "baseline", model, run.of("baseline"))
     return outcome(fitted, price, model)
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lotus import files
-from lotus.config import Config, Data, Patches
+from lotus.config import Config, Data, Model, Patches
 from lotus.events import Event, Said, Wrote
 from lotus.run import Run
 from lotus.stages.context import Context
@@ -46,10 +46,8 @@ def patch_ticket(
     Raises:
         Refused: an unknown score; a model that is missing or not asked; no images.
     """
-    from lotus.config import Model
     from lotus.data import patch_maps
     from lotus.vit import tokens
-    from lotus.vit.model import create
 
     request = _wanted(config, score, model, keep, shelves)
     share, ask = request.keep, request.model
@@ -58,11 +56,8 @@ def patch_ticket(
     context = Context.open(run_of(config, shelves), shelves).alone()
     manifest = context.manifest()
     plain = config.model.model_copy(update={"pretrained": False, "weights": ""})
-    trained: Any = create(plain, len(manifest.classes)) if not (prepared and ask) else None
-    if trained is None:  # no config says which model will train: one cut into patches like the one that is asked
-        import lotus.pruning
-
-        trained = lotus.pruning.load(ask)
+    # Where no config says which model will train, one is meant that cuts images into patches as the one that is asked does.
+    trained = _model(plain, len(manifest.classes), ask if prepared else "")
     if prepared and not ask and config.model == Model():
         yield Said(
             "patches",
@@ -86,6 +81,14 @@ def patch_ticket(
         yield Wrote("patches", str(picture))
         told["picture"] = str(picture)
     return told
+
+
+def _model(request: Model, classes: int, folder: str) -> Any:
+    """The model in ``folder``; where that is empty a new one."""
+    import lotus.pruning
+    from lotus.vit.model import create
+
+    return lotus.pruning.load(folder) if folder else create(request, classes)
 
 
 def _wanted(config: Config, score: str, model: str, keep: float | None, shelves: Sequence[ModuleType]) -> Patches:

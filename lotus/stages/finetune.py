@@ -11,7 +11,7 @@ from lotus.stage import Curve, Outcome, Stage, Work
 from lotus.stages import ways
 from lotus.stages.ahead import Ahead, Cost, asked_of_patches, check_recipe, patches_told, training
 from lotus.stages.context import Context
-from lotus.stages.fit import Images, fit, keep_model, outcome
+from lotus.stages.fit import Images, Task, fit, keep_model, outcome
 
 
 def finetune(context: Context) -> Work:
@@ -34,7 +34,8 @@ def finetune(context: Context) -> Work:
     way, options = ways.chosen(context.config.prune, context.shelves)
     held = way.hold(model, options)
     guests += [] if held is None else [held]
-    fitted, price = yield from fit(context, "finetune", recipe, model, Images(ticket.rows, ticket.spread()), guests)
+    images = Images(ticket.rows, ticket.spread())
+    fitted, price = yield from fit(context, Task("finetune", recipe), model, images, guests)
     model = fitted.model
     more, about = ({}, {}) if held is None else held.left(model)
     yield from keep_model(context, "finetune", model, run.of("finetune"), about)

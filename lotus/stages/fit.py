@@ -15,16 +15,19 @@ from lotus.events import Event, Said, Wrote
 from lotus.files import digest
 from lotus.stage import TRAIN_FORWARDS, Outcome
 from lotus.stages.context import Context
-from lotus.stages.patches import fewer_tokens, joint_line, patch_scores, share_out, told_of_patches
+from lotus.stages.patches import PatchScores, fewer_tokens, joint_line, patch_scores, share_out, told_of_patches
 from selection.errors import Refused
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from lotus.config import Patches
     from lotus.data.beton import Manifest
     from lotus.data.sample_plan import SamplePlan
     from lotus.training.guests import Guest
+    from lotus.training.joint_budget import Joint
     from lotus.training.loop import Fitted
+    from lotus.vit.tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -54,25 +57,33 @@ class Images:
     """In pixels; None: the model's own."""
 
 
+@dataclass(frozen=True)
+class Task:
+    """Which training of a run it is, and by which recipe."""
+
+    stage: str
+    recipe: Recipe
+    place: str = ""
+    """Where the recipe stands in the config; empty: under the stage's name."""
+    seed: int | None = None
+    """None: the run's."""
+    part: str = ""
+    """Which of the stage's trainings, where each is to be taken up by itself: the name of its folder within the stage's."""
+    evaluate: bool = True
+    """Measure it on the validation images."""
+
+    @property
+    def where(self) -> str:
+        return self.place or self.stage
+
+
 def fit(
-    context: Context,
-    stage: str,
-    recipe: Recipe,
-    model: nn.Module,
-    images: Images,
-    guests: Sequence[Guest] = (),
-    *,
-    place: str = "",
-    seed: int | None = None,
-    evaluate: bool = True,
+    context: Context, task: Task, model: nn.Module, images: Images, guests: Sequence[Guest] = ()
 ) -> Generator[Event, None, tuple[Fitted, Price]]:
-    """Train ``model`` by ``recipe``; returns what came out and what it cost.
+    """Train ``model``; returns what came out and what it cost.
 
     Args:
         guests: who joins besides those that the recipe names
-        place: where ``recipe`` stands in the config; empty: under the stage's name
-        seed: of this training; None: the run's
-        evaluate: measure it on the validation images
 
     Raises:
         Refused: also where it ended in weights or a loss that are not finite; nothing is kept of them.
@@ -80,51 +91,87 @@ def fit(
     from lotus.training import loop
     from lotus.training.average import MovingAverage
     from lotus.training.distributed import StopFlag
-    from lotus.training.fewer import FewerPatches
     from lotus.training.objective import Objective
-    from lotus.vit.cost import macs
     from lotus.vit.model import image_size
 
-    run, world, place = context.run, context.world, place or stage
-    seed = context.config.seed if seed is None else seed
-    patches = None if stage == "baseline" else recipe.patches
+    run, stage, recipe = context.run, task.stage, task.recipe
+    seed = context.config.seed if task.seed is None else task.seed
     side = image_size(model) if images.side is None else images.side
     _set_drop_path(model, recipe)
     order = _order(context, recipe, images.rows, seed)
-    joined = [*guests, *_own_guests(context, stage, place, recipe, model, images, seed)]
+    joined = [*guests, *_own_guests(context, task, model, images, seed)]
     if recipe.ema:
         joined.append(MovingAverage(recipe.ema))
     with contextlib.ExitStack() as open_things:
         stop = open_things.enter_context(StopFlag())
-        tickets, asked, asked_macs, left = None, 0, 0.0, tuple[Path, ...]()
-        if patches is not None and (patches.model or patches.cached):
-            tickets, asked, asked_macs, left = yield from patch_scores(context, stage, patches, recipe, model, seed)
-        joint = None
-        if patches is not None and patches.joint is not None:
-            joint = share_out(context, patches, model, seed, place=f"{place}.patches.joint")
-            if world.is_main:
-                yield Said(stage, joint_line(joint, images.rows))
-        tokens = None if patches is None else open_things.enter_context(fewer_tokens(model, patches, context.shelves))
-        if tokens is not None:
-            joined.append(FewerPatches(tokens, tickets, joint))
+        fewer = None
+        if recipe.patches is not None:
+            fewer = yield from _on_fewer(context, task, recipe.patches, model, images.rows, seed)
+            joined.append(open_things.enter_context(fewer).guest)
         loader = open_things.enter_context(
             context.loader(run.train_beton, order, size=side, augment=recipe.augment, seed=seed)
         )
-        validation = open_things.enter_context(context.images(run.val_beton, None, recipe, model)) if evaluate else None
+        validation = None
+        if task.evaluate:
+            validation = open_things.enter_context(context.images(run.val_beton, None, recipe, model))
         objective = Objective(recipe, len(context.manifest().classes), seed)
         data = loop.Data(loader, order, objective, validation, images.weights)
-        folder = run.work(stage) / str(seed) if stage == "score" else run.work(stage)
         key = digest([run.settings(stage), run.made_from(stage), seed])
-        job = loop.Job(stage, folder, key, world, place=place, stop=stop, shelves=context.shelves)
+        job = loop.Job(
+            stage, run.work(stage) / task.part, key, context.world, place=task.where, stop=stop, shelves=context.shelves
+        )
         fitted = yield from loop.fit(model, recipe, data, job, joined)
-        _check_sound(fitted, stage, place, evaluated=evaluate)
-        told = {} if patches is None or tokens is None else told_of_patches(patches, tokens, joint, images.rows)
-    counted = fitted.macs / fitted.images_seen if fitted.images_seen and fitted.macs else None
-    beside = sum(guest.own_macs() for guest in joined)
-    if patches is None or tokens is None:
-        return fitted, Price((macs(fitted.model, side) if counted is None else counted) + beside)
-    mean = float(tokens.macs()) if counted is None else counted
-    return fitted, Price(mean + beside, {**told, "train_macs": mean}, asked, asked_macs, left)
+        _check_sound(fitted, stage, task.where, evaluated=task.evaluate)
+        told = {} if fewer is None else told_of_patches(fewer.patches, fewer.tokens, fewer.joint, images.rows)
+    return fitted, _price(fitted, joined, side, fewer, told)
+
+
+@dataclass(frozen=True)
+class _Fewer(contextlib.AbstractContextManager["_Fewer"]):
+    """A model on fewer tokens while this is entered, and how they are chosen."""
+
+    patches: Patches
+    tokens: Tokens
+    scores: PatchScores
+    joint: Joint | None
+
+    @property
+    def guest(self) -> Guest:
+        from lotus.training.fewer import FewerPatches
+
+        return FewerPatches(self.tokens, self.scores.tickets, self.joint)
+
+    def __exit__(self, *fault: object) -> None:
+        self.tokens.remove()
+
+
+def _on_fewer(
+    context: Context, task: Task, patches: Patches, model: nn.Module, rows: np.ndarray, seed: int
+) -> Generator[Event, None, _Fewer]:
+    """Puts ``model`` on fewer tokens: first scores the patches and shares them out, where that is asked for."""
+    scores, joint = PatchScores(), None
+    if patches.model or patches.cached:
+        scores = yield from patch_scores(context, task.stage, patches, task.recipe, model, seed)
+    if patches.joint is not None:
+        joint = share_out(context, patches, model, seed, place=f"{task.where}.patches.joint")
+        if context.world.is_main:
+            yield Said(task.stage, joint_line(joint, rows))
+    return _Fewer(patches, fewer_tokens(model, patches, context.shelves), scores, joint)
+
+
+def _price(fitted: Fitted, guests: Sequence[Guest], side: int, fewer: _Fewer | None, told: Mapping[str, Any]) -> Price:
+    """What ``fitted`` spent: as it was counted in the training, else what its model spends now."""
+    from lotus.vit.cost import macs
+
+    if fitted.images_seen and fitted.macs:
+        each = fitted.macs / fitted.images_seen
+    else:
+        each = macs(fitted.model, side) if fewer is None else float(fewer.tokens.macs())
+    spent = each + sum(guest.own_macs() for guest in guests)
+    if fewer is None:
+        return Price(spent)
+    scores = fewer.scores
+    return Price(spent, {**told, "train_macs": each}, scores.asked, scores.asked_macs, scores.left)
 
 
 def _check_sound(fitted: Fitted, stage: str, place: str, *, evaluated: bool) -> None:
@@ -160,15 +207,14 @@ def _order(context: Context, recipe: Recipe, rows: np.ndarray, seed: int) -> Sam
     )  # fmt: skip
 
 
-def _own_guests(
-    context: Context, stage: str, place: str, recipe: Recipe, model: nn.Module, images: Images, seed: int
-) -> list[Guest]:
+def _own_guests(context: Context, task: Task, model: nn.Module, images: Images, seed: int) -> list[Guest]:
     """Those that the config names. They join the training whose recipe it is, and no other that goes by it."""
     from lotus.data import beton
     from lotus.training import named
     from lotus.training.growing import GrowingPictures
 
-    wanted, sides = (getattr(recipe, name, ()) if stage == place else () for name in ("guests", "sides"))
+    recipe, own = task.recipe, task.stage == task.where
+    wanted, sides = (getattr(recipe, name, ()) if own else () for name in ("guests", "sides"))
     growing: list[Guest] = [GrowingPictures(sides)] if sides else []
     if not wanted:
         return growing
@@ -176,7 +222,7 @@ def _own_guests(
         "model": model, "recipe": recipe, "rows": images.rows, "labels": beton.labels(context.run.train_beton),
         "classes": len(context.manifest().classes), "seed": seed, "world": context.world,
     }  # fmt: skip
-    return growing + named.chosen(wanted, here, context.shelves, place=f"{place}.guests")
+    return growing + named.chosen(wanted, here, context.shelves, place=f"{task.where}.guests")
 
 
 def keep_model(

@@ -80,28 +80,14 @@ def prune(job: Job) -> Iterator[Event]:
     request, table = yield from known_here(model, request)
     images = _Images(model, about["mean"], about["std"], labeled, page.seed)
     looked_at = min(request.calibration or enough(model), len(train))
-    cut = yield from lottery(
-        model,
-        _batches(images, train, looked_at),
-        request,
-        images=looked_at,
-        shelves=job.shelves,
-        seed=page.seed,
-        table=table,
-    )
+    shown = _batches(images, train, looked_at)
+    cut = yield from lottery(model, shown, request, images=looked_at, shelves=job.shelves, seed=page.seed, table=table)
     for note in cut.notes:
         yield Said("prune", note)
     yield Pruned("prune", {**cut.before}, {**cut.after})
     told: dict[str, float] = {"images": looked_at}
     if job.evaluate:
-        if val.where.endswith(" (val)"):
-            yield Said(
-                "prune", "There is no val folder: a tenth was held out, which the model may have been trained on."
-            )
-        seen = _batches(images, val, job.evaluate)
-        before, after = yield from watched("prune", 2 * min(job.evaluate, len(val)), lambda progress: _top1(
-            (model, cut.model), seen, progress))  # fmt: skip
-        told |= {"top1_before": before, "top1": after} if labeled else {"agreement": after}
+        told |= yield from _compared(images, cut.model, val, job.evaluate)
     if labeled:
         about = {**about, "classes": list(train.classes)}
     lotus.pruning.save(cut.model, job.out, about={**about, "made_by": MADE_BY})
@@ -226,6 +212,15 @@ def _batches(images: _Images, source: Source, most: int) -> Batches:
             yield x, labels
 
     return batches
+
+
+def _compared(images: _Images, small: nn.Module, val: Source, most: int) -> Generator[Event, None, dict[str, float]]:
+    """What the model and ``small`` reach on at most so many of the validation images."""
+    if val.where.endswith(" (val)"):
+        yield Said("prune", "There is no val folder: a tenth was held out, which the model may have been trained on.")
+    seen, passes = _batches(images, val, most), 2 * min(most, len(val))
+    before, after = yield from watched("prune", passes, lambda progress: _top1((images.model, small), seen, progress))
+    return {"top1_before": before, "top1": after} if images.labeled else {"agreement": after}
 
 
 def _top1(models: tuple[nn.Module, nn.Module], batches: Batches, progress: Callable[[int], None]) -> list[float]:

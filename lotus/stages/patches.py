@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,19 @@ if TYPE_CHECKING:
     from lotus.vit.tokens import Tokens
 
 
-def fewer_tokens(model: nn.Module, patches: Patches, shelves: Sequence[ModuleType]) -> Any:
+@dataclass(frozen=True)
+class PatchScores:
+    """What the patches of all training images score, and what it took to know."""
+
+    tickets: Tickets | None = None
+    asked: int = 0
+    """Images that a model was shown for it now."""
+    asked_macs: float = 0.0
+    left: tuple[Path, ...] = ()
+    """The file that they lie in."""
+
+
+def fewer_tokens(model: nn.Module, patches: Patches, shelves: Sequence[ModuleType]) -> Tokens:
     """Puts ``model`` on fewer tokens while it is entered."""
     from lotus.vit import saliency
     from lotus.vit.tokens import Tokens
@@ -91,9 +104,8 @@ def joint_line(joint: Joint, rows: np.ndarray) -> str:
 
 def patch_scores(
     context: Context, stage: str, patches: Patches, recipe: Recipe, model: nn.Module, seed: int
-) -> Generator[Event, None, tuple[Tickets, int, float, tuple[Path, ...]]]:
-    """The scores of the patches of all training images as ``model`` sees them; and how many images a model was shown for it
-    now, at how many MACs; and the file that they lie in."""
+) -> Generator[Event, None, PatchScores]:
+    """The scores of the patches of all training images as ``model`` sees them."""
     from lotus.data import patch_maps
     from lotus.data.format import Beton
     from lotus.vit.cost import count
@@ -108,8 +120,8 @@ def patch_scores(
         augment=recipe.augment, seed=seed,
     )  # fmt: skip
     if asked is None or not made:
-        return found, 0, 0.0, (file,)
-    return found, len(maps), float(len(maps) * count(asked).macs), (file,)
+        return PatchScores(found, left=(file,))
+    return PatchScores(found, len(maps), float(len(maps) * count(asked).macs), (file,))
 
 
 def patch_file(

@@ -17,7 +17,7 @@ from lotus.events import Event, Said, Step, Wrote
 from lotus.files import digest, digest_of
 from lotus.stage import TRAIN_FORWARDS
 from lotus.stages.context import Context
-from lotus.stages.fit import Images, fit
+from lotus.stages.fit import Images, Task, fit
 from selection import npz
 from selection.errors import Refused
 
@@ -95,9 +95,8 @@ def _train_proxy(context: Context, seed: int, *, rows: np.ndarray | None = None,
         )
     images = Images(every if rows is None else rows, side=side)
     guests = [] if recorder is None else [dynamics.Watched(recorder)]
-    fitted, price = yield from fit(
-        context, "score", config.score, model, images, guests, seed=seed, evaluate=False
-    )  # fmt: skip
+    task = Task("score", config.score, seed=seed, part=str(seed), evaluate=False)
+    fitted, price = yield from fit(context, task, model, images, guests)
     for buffer in model.buffers():  # what batch norms saw, each rank of its own images
         if buffer.is_floating_point():
             world.mean_(buffer)

@@ -18,7 +18,7 @@ from lotus.report.numbers import percent, si
 from lotus.stage import TRAIN_FORWARDS, Section
 from lotus.stages.context import HELD_OUT, Context
 from lotus.stages.cut import Cut, Cutting, Uncut, narrow_stream, study, timed
-from lotus.stages.fit import Images, fit
+from lotus.stages.fit import Images, Task, fit
 from lotus.way import Options, Rival
 from selection.errors import Refused
 
@@ -279,10 +279,8 @@ def _recover(
     rows = np.sort(rng.choice(ticket, size=images, replace=False))
     twin = copy.deepcopy(model)
     distiller = make_distiller(copy.deepcopy(dense), recipe, context.world.device)
-    fitted, _ = yield from fit(
-        context, "prune", recipe, model, Images(rows), [] if distiller is None else [Taught(distiller)], place="finetune",
-        seed=config.seed + 1 + number, evaluate=False,
-    )  # fmt: skip
+    task = Task("prune", recipe, place="finetune", seed=config.seed + 1 + number, evaluate=False)
+    fitted, _ = yield from fit(context, task, model, Images(rows), [] if distiller is None else [Taught(distiller)])
     return fitted.load_into(twin).to(context.world.device).eval(), fitted.images_seen, distiller is not None
 
 

@@ -21,19 +21,22 @@ from lotus.stages.ahead import (
 )
 from lotus.stages.baseline import is_asked
 from lotus.stages.context import Context
-from lotus.stages.fit import Images, fit, keep_model, outcome
+from lotus.stages.fit import Images, Task, fit, keep_model, outcome
 from lotus.stages.shrink import billed, check_cuts, cuts_told, forecast_cuts, shrinking, tell_cuts
 from selection import dynamic_pruning
 
 if TYPE_CHECKING:
-    from lotus.config import Patches
+    import numpy as np
+    from torch import nn
+
+    from lotus.config import Dynamic, Patches
+    from lotus.sparsity.gates import Gates
+    from lotus.training.data_pruning import DynamicSelection
 
 
 def train(context: Context) -> Work:
     """The lottery's training: on the ticket, or each epoch on what is drawn out of it, under sparsity."""
-    from lotus.data import beton
-    from lotus.sparsity.gates import Gates
-    from lotus.training.data_pruning import DynamicPruning, DynamicSelection
+    from lotus.training.data_pruning import DynamicPruning
     from lotus.training.guests import Guest
     from lotus.training.regularize import EarlyBird, Gating
     from selection.subset import Subset
@@ -43,35 +46,18 @@ def train(context: Context) -> Work:
     ticket.check(fingerprint=context.manifest().fingerprint, total=context.manifest().n)
     model = context.new_model()
     guests: list[Guest] = []
-    gates = None
-    if config.train.sparsity.gates:
-        keep = config.prune.keep
-        gates = Gates(
-            model, config.train.sparsity, target=keep.macs, of_gates=keep.gates, device=context.world.device,
-            shelves=context.shelves,
-        )  # fmt: skip
-        guests.append(Gating(gates))
-        if config.train.sparsity.early_bird is not None:
-            guests.append(EarlyBird(gates))
-    dynamic = None
+    gates = _gates(context, model) if config.train.sparsity.gates else None
+    if gates is not None:
+        guests += [Gating(gates), *([] if config.train.sparsity.early_bird is None else [EarlyBird(gates)])]
     if config.train.dynamic is not None:
-        dynamic = DynamicSelection(
-            config.train.dynamic,
-            rows=ticket.rows,
-            labels=beton.labels(run.train_beton),
-            epochs=config.train.epochs,
-            seed=config.seed,
-            shelves=context.shelves,
-        )
-        guests.append(DynamicPruning(dynamic))
+        guests.append(DynamicPruning(_selection(context, config.train.dynamic, ticket.rows)))
     shrink = None if config.train.shrink is None else shrinking(context, model, ticket.rows)
     guests += [] if shrink is None else [shrink]
-    fitted, price = yield from fit(
-        context, "train", config.train, model, Images(ticket.rows, ticket.spread()), guests
-    )  # fmt: skip
+    images = Images(ticket.rows, ticket.spread())
+    fitted, price = yield from fit(context, Task("train", config.train), model, images, guests)
     model = fitted.model
     more: dict[str, Any] = {}
-    if dynamic is not None:
+    if config.train.dynamic is not None:
         more["passes_of"] = config.train.epochs * len(ticket.rows)
     if gates is not None:
         more["zero_gates"] = gates.summary()["zero_gates"]
@@ -83,6 +69,27 @@ def train(context: Context) -> Work:
     yield from keep_model(context, "train", model, run.of("train"))
     done = outcome(fitted, price, model, more)
     return done if shrink is None else billed(done, shrink)
+
+
+def _gates(context: Context, model: nn.Module) -> Gates:
+    from lotus.sparsity.gates import Gates
+
+    keep = context.config.prune.keep
+    return Gates(
+        model, context.config.train.sparsity, target=keep.macs, of_gates=keep.gates, device=context.world.device,
+        shelves=context.shelves,
+    )  # fmt: skip
+
+
+def _selection(context: Context, dynamic: Dynamic, rows: np.ndarray) -> DynamicSelection:
+    """What draws each epoch's images out of ``rows``."""
+    from lotus.data import beton
+    from lotus.training.data_pruning import DynamicSelection
+
+    labels, config = beton.labels(context.run.train_beton), context.config
+    return DynamicSelection(
+        dynamic, rows=rows, labels=labels, epochs=config.train.epochs, seed=config.seed, shelves=context.shelves
+    )
 
 
 def _settings(config: Config) -> tuple[str, ...]:

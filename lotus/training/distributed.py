@@ -139,34 +139,44 @@ def start(device: str = "auto") -> World:
     where = torch.device("cuda", local) if cuda else torch.device("cpu")
     world = World(rank, size, local, where)
     if cuda:
-        if local >= torch.cuda.device_count():
-            raise Refused(
-                f"device: rank {rank} wants GPU {local}, and this host has {torch.cuda.device_count()}. "
-                "Start as many processes as there are GPUs (deepspeed --num_gpus N), or use device=cpu."
-            )
-        torch.cuda.set_device(local)
+        _take_gpu(world)
     if dist.is_initialized():
         return world
-    if size == 1:
-        # Nothing to meet, so no port is opened; DeepSpeed looks at these two all the same.
-        environment.setdefault("MASTER_ADDR", "127.0.0.1")
-        environment.setdefault("MASTER_PORT", str(_free_port()))
-        if Path("/sys/class/net/lo").exists():  # gloo otherwise looks the host's name up, which containers may not know
-            environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        store: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    else:
-        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environment]
-        if missing:
-            raise Refused(
-                f"WORLD_SIZE is {size}, but {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set: the "
-                "ranks cannot find each other. Start with torchrun or deepspeed, or unset WORLD_SIZE for one process."
-            )
-        store = {}
+    meeting = _alone() if size == 1 else _with_others(size)
     if cuda:
-        store["device_id"] = where
+        meeting["device_id"] = where
     with _ended_by_sigterm():
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=_PATIENCE, **store)
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=_PATIENCE, **meeting)
     return world
+
+
+def _take_gpu(world: World) -> None:
+    if world.local_rank >= torch.cuda.device_count():
+        raise Refused(
+            f"device: rank {world.rank} wants GPU {world.local_rank}, and this host has {torch.cuda.device_count()}. "
+            "Start as many processes as there are GPUs (deepspeed --num_gpus N), or use device=cpu."
+        )
+    torch.cuda.set_device(world.local_rank)
+
+
+def _alone() -> dict[str, Any]:
+    """How one process joins: nothing to meet, so no port is opened; DeepSpeed looks at these two all the same."""
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    if Path("/sys/class/net/lo").exists():  # gloo otherwise looks the host's name up, which containers may not know
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    return {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+
+
+def _with_others(size: int) -> dict[str, Any]:
+    """How one of ``size`` processes joins: torch reads where they meet from the environment."""
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise Refused(
+            f"WORLD_SIZE is {size}, but {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set: the "
+            "ranks cannot find each other. Start with torchrun or deepspeed, or unset WORLD_SIZE for one process."
+        )
+    return {}
 
 
 @contextlib.contextmanager

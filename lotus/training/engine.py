@@ -91,12 +91,9 @@ class Engine:
         config = settings(recipe, world, numbers, place=place)
         self.world, self.module = world, model
         self.stage: int = config["zero_optimization"]["stage"]
-        if self.stage > 0 and type(optimizer).__name__ in NOT_FLAT and not isinstance(optimizer, Muon):
-            raise Refused(
-                f"{place}.optimizer: {recipe.optimizer!r} goes wrong under ZeRO {self.stage}, which lays tensors end to end "
-                f"in one vector. Use {place}.zero=0, or an optimizer such as adamw."
-            )
-        self._dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+        _refuse_flat(optimizer, recipe, self.stage, place)
+        bf16 = recipe.precision == "bf16"
+        self._dtype = torch.bfloat16 if bf16 else torch.float32
         # ZeRO 0 in fp32 steps without asking whether the gradient is finite, and one NaN stays in the weights for good.
         # So there clipping and the question are ours, out of one norm.
         self._plain = self.stage == 0 and recipe.precision == "fp32"
@@ -107,11 +104,8 @@ class Engine:
         self._marks = {name: set(vars(p)) for name, p in model.named_parameters()}
         self._compiled = _compile(model) if recipe.compile else []
         self._deepspeed = _deepspeed()
-        start = (
-            {name: _to_cpu(value) for name, value in model.state_dict().items()} if self._dtype != torch.float32 else {}
-        )
-        with _hushed() if self.stage == 1 and self._dtype == torch.bfloat16 else contextlib.nullcontext():
-            self._engine = self._deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
+        start = {name: _to_cpu(value) for name, value in model.state_dict().items()} if bf16 else {}
+        self._engine = self._initialized(optimizer, config)
         self._optimizer = self._engine.optimizer
         self._base: torch.optim.Optimizer = getattr(self._optimizer, "optimizer", self._optimizer)  # torch's, or timm's
         self.masters, self._own = self._lay_out()
@@ -123,6 +117,11 @@ class Engine:
             # there and then, which decays them.
             self.load_weights(start)
             self._base.state.clear()
+
+    def _initialized(self, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
+        loud = self.stage == 1 and self._dtype == torch.bfloat16
+        with _hushed() if loud else contextlib.nullcontext():
+            return self._deepspeed.initialize(model=self.module, optimizer=optimizer, config=config)[0]
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) float32 -> what the model gives, in its dtype."""
@@ -212,34 +211,38 @@ class Engine:
             parameter, _, key = name.rpartition("/")
             by_parameter.setdefault(parameter, {})[key] = value
         with torch.no_grad():
-            if self._own:
-                for name, state in by_parameter.items():
-                    own = self._own[name]
-                    self._base.state[own] = {k: self._placed(k, v, own) for k, v in state.items()}
+            if not self._own:
+                self._load_flat_moments(by_parameter)
                 return
-            scalars = {
-                key
-                for name, state in by_parameter.items()
-                for key, value in state.items()
-                if tuple(value.shape) != tuple(self._shape(self._named[name]))
-            }
-            by_parameter = self._begun_together(by_parameter, scalars)
-            flats = {id(flat): (flat, state) for name, state in by_parameter.items() for flat in [self._flat_of(name)]}
-            for flat, state in flats.values():
-                self._base.state[flat] = {
-                    key: self._placed(key, value, flat) if key in scalars else torch.zeros_like(flat)
-                    for key, value in state.items()
-                }
-            self._link()
-            utils = self._deepspeed.utils
             for name, state in by_parameter.items():
-                p = self._named[name]
-                for key in state.keys() - scalars:
-                    value = state[key].to(p.device, torch.float32)
-                    if self.stage == 3:
-                        utils.safe_set_local_optimizer_state(p, self._shard(p, value), key)
-                    else:
-                        utils.safe_set_full_optimizer_state(p, value, key)
+                own = self._own[name]
+                self._base.state[own] = {key: self._placed(key, value, own) for key, value in state.items()}
+
+    def _load_flat_moments(self, by_parameter: dict[str, dict[str, Tensor]]) -> None:
+        """Under ZeRO 1 to 3, where a master is a vector of many parameters."""
+        scalars = {
+            key
+            for name, state in by_parameter.items()
+            for key, value in state.items()
+            if tuple(value.shape) != tuple(self._shape(self._named[name]))
+        }
+        by_parameter = self._begun_together(by_parameter, scalars)
+        flats = {id(flat): (flat, state) for name, state in by_parameter.items() for flat in [self._flat_of(name)]}
+        for flat, state in flats.values():
+            self._base.state[flat] = {
+                key: self._placed(key, value, flat) if key in scalars else torch.zeros_like(flat)
+                for key, value in state.items()
+            }
+        self._link()
+        utils = self._deepspeed.utils
+        for name, state in by_parameter.items():
+            p = self._named[name]
+            for key in state.keys() - scalars:
+                value = state[key].to(p.device, torch.float32)
+                if self.stage == 3:
+                    utils.safe_set_local_optimizer_state(p, self._shard(p, value), key)
+                else:
+                    utils.safe_set_full_optimizer_state(p, value, key)
 
     def _begun_together(
         self, states: Mapping[str, dict[str, Tensor]], scalars: set[str]
@@ -400,6 +403,15 @@ def _hushed() -> Iterator[None]:
             yield
     finally:
         gc.unfreeze()
+
+
+def _refuse_flat(optimizer: torch.optim.Optimizer, recipe: Recipe, stage: int, place: str) -> None:
+    """Refuse an optimizer that ZeRO cannot cut up."""
+    if stage > 0 and type(optimizer).__name__ in NOT_FLAT and not isinstance(optimizer, Muon):
+        raise Refused(
+            f"{place}.optimizer: {recipe.optimizer!r} goes wrong under ZeRO {stage}, which lays tensors end to end "
+            f"in one vector. Use {place}.zero=0, or an optimizer such as adamw."
+        )
 
 
 def _scalar_type(value: Any) -> torch.dtype | None:

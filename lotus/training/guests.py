@@ -254,6 +254,14 @@ _TAKEN = ("weights", "moments")
 """Files of a checkpoint that are the loop's own."""
 
 
+def macs_of(guests: Iterable[Guest]) -> float:
+    """Of an image's forward pass, as the guests count them."""
+    macs = 0.0
+    for guest in guests:
+        macs = guest.macs(macs)
+    return macs
+
+
 def name_of(guest: Guest) -> str:
     """Under which a guest's state stands in a checkpoint."""
     return guest.name or type(guest).__name__.lower()

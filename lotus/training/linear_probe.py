@@ -7,6 +7,7 @@ Legend: N images, M that a head trains on, K heads, B batch, C classes, D width 
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 
@@ -111,8 +112,6 @@ def fit(
     *,
     recorder: Recorder | None = None,
     stop: StopFlag | None = None,
-    before: int = 0,
-    total: int = 0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Step]:
     """Train ``heads``; yields a sign of life an epoch, and each second of a longer one.
@@ -122,7 +121,6 @@ def fit(
         labels: (N,)
         plans: which rows each head goes through, in which order; all of the same number
         recorder: of K N rows, those of head 0 first; is shown every batch
-        before: epochs of heads that were trained before these, of ``total``
 
     Raises:
         Refused: the heads' weights are not finite in the end.
@@ -132,7 +130,7 @@ def fit(
     def sign(epoch: int, part: float, log_p: Tensor, own: Tensor, lr: float) -> Step:
         loss = -log_p.gather(2, own[..., None]).mean()
         values = {"epoch": epoch + part, "loss": float(loss), "lr": lr}
-        return Step("score", before + epoch + int(part), max(total, recipe.epochs), unit="epochs", values=values)
+        return Step("score", epoch + int(part), recipe.epochs, unit="epochs", values=values)
 
     optimizer = make_optimizer(heads, recipe, place="score")
     rate = make_schedule(recipe, place="score")
@@ -164,6 +162,12 @@ def fit(
         yield sign(epoch, 1.0, log_p, own, lr)
     if not all(bool(p.isfinite().all()) for p in heads.parameters()):
         raise Refused(f"score: the heads' weights are not finite. Lower score.lr ({recipe.lr:g}), or set score.clip=1.")
+
+
+def _among(groups: int, number: int, signs: Iterator[Step]) -> Iterator[Step]:
+    """The signs of life of group ``number``, counted over the epochs of all groups."""
+    for sign in signs:
+        yield dataclasses.replace(sign, done=number * sign.total + sign.done, total=groups * sign.total)
 
 
 @torch.no_grad()
@@ -208,8 +212,8 @@ def watched(
         heads = Heads(width, classes, own, features.device)
         recorder = Recorder(len(own) * images, recipe.epochs, classes, steps=gradients)
         plans = [SamplePlan(np.arange(images), seed=seed, batch_size=recipe.batch_size) for seed in own]
-        before, total = number * recipe.epochs, len(parts) * recipe.epochs
-        yield from fit(heads, features, labels, plans, recipe, recorder=recorder, stop=stop, before=before, total=total)
+        signs = fit(heads, features, labels, plans, recipe, recorder=recorder, stop=stop)
+        yield from _among(len(parts), number, signs)
         found.append(
             {
                 name: values.reshape(recipe.epochs, len(own), images).transpose(1, 0, 2)
@@ -254,8 +258,7 @@ def on_parts(
         plans = [
             SamplePlan(np.flatnonzero(run_in[head]), seed=seeds[head], batch_size=recipe.batch_size) for head in part
         ]
-        before, total = number * recipe.epochs, len(parts) * recipe.epochs
-        yield from fit(heads, features, labels, plans, recipe, stop=stop, before=before, total=total)
+        yield from _among(len(parts), number, fit(heads, features, labels, plans, recipe, stop=stop))
         for rows, p in probabilities(heads, features):
             found[part.start : part.stop, rows] = says(p, labels[rows], correct=correct).half().cpu().numpy()
     return found

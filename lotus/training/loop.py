@@ -28,7 +28,7 @@ from lotus.events import Evaluated, Event, Said
 from lotus.training.checkpoint import Checkpoint, Checkpoints, check_fits
 from lotus.training.distributed import StopFlag, World
 from lotus.training.engine import Engine
-from lotus.training.guests import Epoch, Guest, Position, Training, in_order, name_of
+from lotus.training.guests import Epoch, Guest, Position, Training, in_order, macs_of, name_of
 from lotus.training.lesson import Lesson, counts_of
 from lotus.training.objective import Objective
 from lotus.training.optim import make_optimizer, make_schedule, unusual
@@ -257,7 +257,7 @@ class _Course:
             failed=0 if finite else at.failed + 1,
             images=at.images + images * world.size,
             seconds=at.seconds + self._pace.spent(),
-            macs=at.macs + images * world.size * _macs(guests),
+            macs=at.macs + images * world.size * macs_of(guests),
         )
         for guest in guests:
             guest.after_step(at, way.progress(at), finite)
@@ -410,14 +410,6 @@ class _Book:
             if (state := found.tensors.get(name_of(guest))) is not None:
                 guest.load_state(state)
         return Position(**found.state)
-
-
-def _macs(guests: Sequence[Guest]) -> float:
-    """Of an image's forward pass, as the guests count them."""
-    macs = 0.0
-    for guest in guests:
-        macs = guest.macs(macs)
-    return macs
 
 
 def _diverged(job: Job, at: Position, lr: float) -> str:

@@ -379,3 +379,13 @@ def _parts_fault(owner: Any, where: str, names: tuple[str, ...]) -> str:
 
 
 _NORMS = ("LayerNorm", "LayerNormFp32", "RmsNorm", "SimpleNorm")
+
+
+def hooked(model: nn.Module) -> str:
+    """The first Linear of a block's sublayers that carries a forward hook, by name; empty where none does."""
+    for block in blocks(model):
+        owners = (getattr(block.module, name, None) for name in ("attn", "mlp"))
+        for name, linear in (pair for owner in owners if owner is not None for pair in owner.named_modules()):
+            if isinstance(linear, nn.Linear) and (linear._forward_pre_hooks or linear._forward_hooks):
+                return f"{block.name}: {name}"
+    return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -32,12 +33,17 @@ def widths(model: nn.Module) -> dict[str, Any]:
     whole = all(block.has_attn and block.has_mlp for block in found)
     if not (equal and whole) or len(ratios) != 1:
         return {}
-    told = {"mlp_ratio": ratios.pop()}
+    heads = _num_heads(model, found)
+    return {} if heads is None else {"mlp_ratio": ratios.pop(), "num_heads": heads}
+
+
+def _num_heads(model: nn.Module, found: Sequence[anatomy.Block]) -> int | list[int] | None:
+    """Of all blocks, or of each of Swin's stages; None where they differ."""
     stages: Any = getattr(model, "layers", None)
-    if stages is not None:
-        heads = [{block.attn.num_heads for block in stage.blocks} for stage in stages]
-        return {**told, "num_heads": [one.pop() for one in heads]} if all(len(one) == 1 for one in heads) else {}
-    return {**told, "num_heads": found[0].heads} if len({block.dims for block in found}) == 1 else {}
+    if stages is None:
+        return found[0].heads if len({block.dims for block in found}) == 1 else None
+    heads = [{block.attn.num_heads for block in stage.blocks} for stage in stages]
+    return [one.pop() for one in heads] if all(len(one) == 1 for one in heads) else None
 
 
 def _ratio(hidden: int, width: int) -> float:
@@ -69,11 +75,17 @@ def skeleton(model: Any, besides: tuple[str, ...] = ()) -> dict[str, Any]:
             kinds[f"{block.name}.attn"] = _attention(block)
         if block.has_mlp:
             kinds[f"{block.name}.mlp"] = _mlp(block)
-    rope = getattr(model, "rope", None)
-    if rope is not None:  # its angles follow from numbers that no weight shows
-        kinds["rope"] = {name: value for name, value in vars(rope).items() if is_data(value) and name != "training"}
+    kinds |= _rope(model)
     kinds["pool"], kinds["attn_pool"] = str(model.global_pool), pool_heads(model)
     return {**uncut, **kinds}
+
+
+def _rope(model: Any) -> dict[str, Any]:
+    """Of rotary positions, whose angles follow from numbers that no weight shows."""
+    rope = getattr(model, "rope", None)
+    if rope is None:
+        return {}
+    return {"rope": {name: value for name, value in vars(rope).items() if is_data(value) and name != "training"}}
 
 
 def _is_told(name: str, module: nn.Module) -> bool:

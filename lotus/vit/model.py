@@ -6,7 +6,7 @@ import difflib
 import functools
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -130,12 +130,7 @@ def _any(model: config.Model, classes: int, place: str) -> nn.Module:
         allowed = set(inspect.signature(_class_of(model.name).__init__).parameters)
     except Exception as error:
         raise failed(error) from None
-    allowed -= {*_CALLABLES, "num_classes", "kwargs"}
-    for key, value in model.args.items():
-        if key not in allowed:
-            raise Refused(f"{place}.args.{key}: {model.name} takes no such argument.{nearest(key, allowed)}")
-        if not is_data(value):
-            raise Refused(f"{place}.args.{key}: must be a number, text, truth value or list, not {value!r}.")
+    _check_args(model.args, allowed - {*_CALLABLES, "num_classes", "kwargs"}, model.name, place)
     try:
         if published:
             _ask_the_hub(model.name)
@@ -204,12 +199,7 @@ def build(
 
     arch = _known(name, place)
     _check_sizes(args, place)
-    allowed = _arguments(timm.model_entrypoint(arch).__module__)
-    for key, value in args.items():
-        if key not in allowed:
-            raise Refused(f"{place}.args.{key}: timm's ViT takes no such argument.{nearest(key, allowed)}")
-        if not is_data(value):
-            raise Refused(f"{place}.args.{key}: must be a number, text, truth value or list, not {value!r}.")
+    _check_args(args, _arguments(timm.model_entrypoint(arch).__module__), "timm's ViT", place)
     args = {key: value for key, value in args.items() if value is not None}
     try:
         with without_memory():
@@ -237,6 +227,15 @@ def build(
         args = {**_introspected(made)["args"], **args}
     remember(made, {"name": arch, "args": args})
     return made
+
+
+def _check_args(args: Mapping[str, Any], allowed: Collection[str], what: str, place: str) -> None:
+    """Refuse arguments that ``what`` does not take, or that are no data."""
+    for key, value in args.items():
+        if key not in allowed:
+            raise Refused(f"{place}.args.{key}: {what} takes no such argument.{nearest(key, allowed)}")
+        if not is_data(value):
+            raise Refused(f"{place}.args.{key}: must be a number, text, truth value or list, not {value!r}.")
 
 
 def _check_sizes(args: Mapping[str, Any], place: str) -> None:

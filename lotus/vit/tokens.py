@@ -33,16 +33,23 @@ def _process(block: Any, x: Tensor) -> Tensor:
     return x + block.drop_path2(block.norm2(processed) if norm_after else block.ls2(processed))
 
 
-def _refuse_unfit(model: nn.Module, settings: Patches) -> None:
-    """Refuse a family whose tokens cannot leave in this mode: in windows none can."""
-    kind = anatomy.family(model)
-    if kind in ("Eva", "Beit") and settings.mode not in ("input", "dropout"):
+def _refuse_unfit(model: Any, mode: str) -> None:
+    """Refuse a model whose tokens cannot leave in this mode, that drops patches by itself, or lost what ``mode`` works between."""
+    if anatomy.family(model) not in ("Eva", "Beit"):
+        anatomy.plain(model, "train.patches")
+    elif mode not in ("input", "dropout"):
         raise Refused(
-            f"train.patches.mode: {settings.mode} is for timm's plain ViTs, and this model is {type(model).__name__}. Take "
+            f"train.patches.mode: {mode} is for timm's plain ViTs, and this model is {type(model).__name__}. Take "
             "input or dropout, by which tokens leave before the first block."
         )
-    if kind not in ("Eva", "Beit"):
-        anatomy.plain(model, "train.patches")
+    if not isinstance(getattr(model, "patch_drop", None), (nn.Identity, type(None))):
+        raise Refused("model.args.patch_drop_rate: patches are dropped by train.patches already. Set one of the two.")
+    halved = [block.name for block in anatomy.blocks(model) if not (block.has_attn and block.has_mlp)]
+    if halved and mode in ("evit", "tome", "cumulative"):
+        raise Refused(
+            f"patches.mode: {mode} works between attention and MLP, and {halved[0]} lost one of them. "
+            "Take input or dropout, or none."
+        )
 
 
 class Tokens:
@@ -84,17 +91,7 @@ class Tokens:
         settings, vit = self.settings, model  # type: Any, Any
         self._model = vit
         self._blocks = anatomy.blocks(model)
-        _refuse_unfit(model, settings)
-        if not isinstance(getattr(vit, "patch_drop", None), (nn.Identity, type(None))):
-            raise Refused(
-                "model.args.patch_drop_rate: patches are dropped by train.patches already. Set one of the two."
-            )
-        halved = [block.name for block in self._blocks if not (block.has_attn and block.has_mlp)]
-        if halved and settings.mode in ("evit", "tome", "cumulative"):
-            raise Refused(
-                f"patches.mode: {settings.mode} works between attention and MLP, and {halved[0]} lost one of them. "
-                "Take input or dropout, or none."
-            )
+        _refuse_unfit(vit, settings.mode)
         self._outline = cost.outline(model)
         self._prefix = int(vit.num_prefix_tokens)
         self._rows: Tensor | None = None  # (B, K) patches that entered, where positions are told in each block

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 from tiny import CLASSES, ROWS, Batch, masked, pictures, recipe, train, vit
 
 from lotus.events import Said, Step
-from lotus.papers.soup.cook import Soup, _vary, cook, steps
+from lotus.papers.soup.cook import Soup, Supply, _vary, cook, steps
 from lotus.papers.sparse_vit.penalty import AttentionPenalty
 from lotus.papers.zeros import masks as unstructured
 from lotus.training.objective import Objective
@@ -119,8 +119,8 @@ def batches(span: int, part: float, count: int) -> Iterator[Any]:
 
 def cooked(model, keep: float, wants, settings: Soup):
     making = cook(
-        model, keep, batches, stage="prune", recipe=wants, settings=settings, weights="linears",
-        objective=Objective(wants, CLASSES, 0), images=ROWS, seed=4,
+        model, keep, Supply(ROWS, batches), settings, stage="prune", recipe=wants,
+        objective=Objective(wants, CLASSES, 0), seed=4,
     )  # fmt: skip
     events = []
     while True:

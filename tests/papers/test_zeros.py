@@ -182,3 +182,16 @@ def test_the_largest_of_a_union_with_ones_own_mask_are_ones_own_mask(values: lis
     union = unstructured.union([own, *others])
     assert torch.equal(union["a"], own["a"] | others[0]["a"] | others[1]["a"] | others[2]["a"])
     assert torch.equal(unstructured.magnitude(weights, keep, within=union)["a"], own["a"])
+
+
+@pytest.mark.parametrize("text", ["\u00b2:4", "2:\u2463"])
+def test_a_digit_that_is_no_number_makes_no_pattern(text: str) -> None:
+    """A superscript two is a digit to str.isdigit, and none to int."""
+    from lotus.config import as_request, rules
+    from lotus.papers.zeros import RULES, masks
+
+    with pytest.raises(Refused, match=r"prune\.method\.pattern"):
+        masks.pattern(text)
+    request = as_request({"keep": {"weights": 0.5}, "method": {"name": "unstructured", "pattern": text}})
+    with pytest.raises(Refused, match=r"method\.pattern"):
+        rules.refuse(request, RULES, place="prune")

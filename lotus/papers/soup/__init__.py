@@ -49,8 +49,7 @@ def _make(
     from lotus.papers.soup.cook import Soup
     from lotus.papers.soup.way import simmer
 
-    soup = Soup(step, rounds, train, copies, steps, data, vary)
-    return (yield from simmer(uncut, soup, weights=weights, sweep=sweep))
+    return (yield from simmer(uncut, Soup(step, rounds, train, copies, steps, data, vary, weights), sweep=sweep))
 
 
 def _forecast(ahead: Ahead, options: Options) -> float:

@@ -40,6 +40,15 @@ Batches = Callable[[int, float, int], contextlib.AbstractContextManager[Iterator
 
 
 @dataclass(frozen=True)
+class Supply:
+    """The images that spans draw from."""
+
+    images: int
+    batches: Batches
+    """(number of the span, fraction of the images, steps) -> that many batches of images drawn for this span."""
+
+
+@dataclass(frozen=True)
 class Soup:
     """How it is cooked; the settings of ``soup``."""
 
@@ -50,6 +59,7 @@ class Soup:
     steps: int = 50
     data: float = 0.1
     vary: float = 2.0
+    weights: zeros.Weights = "linears"
 
 
 @dataclass(frozen=True)
@@ -66,35 +76,31 @@ class Cooked:
 def cook(
     model: nn.Module,
     keep: float,
-    batches: Batches,
+    supply: Supply,
+    settings: Soup,
     *,
     stage: str,
     recipe: Recipe,
-    settings: Soup,
-    weights: zeros.Weights,
     objective: Objective,
-    images: int,
     seed: int,
 ) -> Generator[Event, None, Cooked]:
     """Thin ``model`` to ``keep`` of its listed weights, in place.
 
     Args:
-        batches: (number of the span, fraction of the images, steps) -> that many batches of images drawn for this span
-        images: of the ticket, out of which spans draw
         seed: of the copies' learning rates and weight decays
 
     Raises:
         Refused: a loss that is not finite.
     """
-    listed = zeros.listed(model, weights)
+    listed = zeros.listed(model, settings.weights)
     masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in listed.items()}
     optimizer = make_optimizer(model, recipe, place="finetune")
     rng = np.random.default_rng([seed, 0x50])
-    own_steps = _own_steps(settings, images, recipe.batch_size)
-    course = _Course(stage, sum(steps(keep, recipe.batch_size, settings, images)))
+    own_steps = _own_steps(settings, supply.images, recipe.batch_size)
+    course = _Course(stage, sum(steps(keep, recipe.batch_size, settings, supply.images)))
     left, span, share = [], 0, 1.0
     for number in range(settings.rounds + 1):
-        with batches(span, settings.train, own_steps) as given:
+        with supply.batches(span, settings.train, own_steps) as given:
             yield from course.run(model, optimizer, given, objective, recipe, masks, span)
         span += 1
         if number == settings.rounds or share - keep < LITTLE:
@@ -106,10 +112,10 @@ def cook(
             scout = make_optimizer(ahead, recipe, place="finetune")
             scout.load_state_dict(copy.deepcopy(optimizer.state_dict()))
             _vary(scout, rng, settings.vary)
-            with batches(span, settings.data, settings.steps) as given:
+            with supply.batches(span, settings.data, settings.steps) as given:
                 yield from course.run(ahead, scout, given, objective, recipe, masks, span)
             span += 1
-            found.append(zeros.magnitude(zeros.listed(ahead, weights), target, within=masks))
+            found.append(zeros.magnitude(zeros.listed(ahead, settings.weights), target, within=masks))
         masks = zeros.union(found)
         zeros.put(model, masks)
         stays, of = zeros.counted(masks)

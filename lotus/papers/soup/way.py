@@ -13,10 +13,9 @@ from torch import nn
 from lotus.data import beton
 from lotus.data.sample_plan import SamplePlan
 from lotus.events import Event
-from lotus.papers.soup.cook import Cooked, Soup, cook
+from lotus.papers.soup.cook import Cooked, Soup, Supply, cook
 from lotus.papers.zeros import masks as zeros
 from lotus.papers.zeros import way
-from lotus.papers.zeros.masks import Weights
 from lotus.stage import TRAIN_FORWARDS
 from lotus.stages.context import CALIBRATION, Context
 from lotus.stages.cut import Cutting, Uncut
@@ -25,23 +24,21 @@ from lotus.vit.model import image_size
 from selection.subset import Subset
 
 
-def simmer(uncut: Uncut, soup: Soup, *, weights: Weights, sweep: bool) -> Cutting:
+def simmer(uncut: Uncut, soup: Soup, *, sweep: bool) -> Cutting:
     """Beside the soup, what one shot at the same budget would reach is measured."""
-    context, model = uncut.context, uncut.model
+    context, model, weights = uncut.context, uncut.model, soup.weights
     told: dict[str, Any] = (yield from way.swept(uncut, weights)) if sweep else {}
     with way.measuring(uncut) as measured:
         told["one_shot_top1"] = measured(way.chosen(uncut, zeros.listed(model, weights)))["top1"]
     looks = (len(zeros.SWEEP) if sweep else 0) + 1
     forwards = looks * beton.Manifest.load(context.run.val_beton).n
-    cooked = yield from _cook(context, model, Subset.load(context.run.ticket).rows, soup, weights)
+    cooked = yield from _cook(context, model, Subset.load(context.run.ticket).rows, soup)
     zeros.put(model, cooked.masks)
     told["left"] = list(cooked.left)
     return way.thinned(uncut, cooked.masks, weights, forwards + TRAIN_FORWARDS * cooked.images, told)
 
 
-def _cook(
-    context: Context, model: nn.Module, rows: np.ndarray, soup: Soup, weights: Weights
-) -> Generator[Event, None, Cooked]:
+def _cook(context: Context, model: nn.Module, rows: np.ndarray, soup: Soup) -> Generator[Event, None, Cooked]:
     """Cook, by the fine-tune's recipe, on parts of the ticket; on all patches of an image."""
     run, config, recipe, manifest = context.run, context.config, context.config.finetune, context.manifest()
     keep = config.prune.keep.weights
@@ -62,7 +59,7 @@ def _cook(
 
     return (
         yield from cook(
-            model, keep, batches, stage="prune", recipe=recipe, settings=soup, weights=weights,
-            objective=Objective(recipe, len(manifest.classes), config.seed), images=len(rows), seed=config.seed,
+            model, keep, Supply(len(rows), batches), soup, stage="prune", recipe=recipe,
+            objective=Objective(recipe, len(manifest.classes), config.seed), seed=config.seed,
         )
     )  # fmt: skip

@@ -16,7 +16,7 @@ from lotus.papers.spvit.gates import NestedGates
 from lotus.stage import TRAIN_FORWARDS
 from lotus.stages.context import Context
 from lotus.stages.cut import Cut, Cutting, Uncut
-from lotus.stages.fit import Images, fit
+from lotus.stages.fit import Images, Task, fit
 from lotus.training.regularize import Gating
 from lotus.vit.convolution import macs as conv_macs
 from lotus.vit.cost import count, outline
@@ -44,10 +44,8 @@ def convolve(uncut: Uncut, asks: Search) -> Cutting:
     gates = NestedGates(
         searched, keep=keep, lr=asks.gate_lr, strength=asks.strength, seed=config.seed, device=context.world.device
     )
-    fitted, _ = yield from fit(
-        context, "prune", _recipe(context, asks), searched, Images(ticket.rows, ticket.spread()), [Gating(gates)],
-        place="train",
-    )  # fmt: skip
+    task = Task("prune", _recipe(context, asks), place="train")
+    fitted, _ = yield from fit(context, task, searched, Images(ticket.rows, ticket.spread()), [Gating(gates)])
     chances, mixes, reached = gates.by_block(), gates.mixes(), gates.open_macs()
     gates.remove()
     patches = shape.tokens - shape.prefix

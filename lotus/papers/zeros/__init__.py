@@ -45,7 +45,7 @@ WAY = Way(
 def _part(pattern: str) -> float | None:
     """N / M of a pattern N:M; None where it is none."""
     n, _, m = pattern.partition(":")
-    return int(n) / int(m) if n.isdigit() and m.isdigit() and 0 < int(n) < int(m) else None
+    return int(n) / int(m) if n.isdecimal() and m.isdecimal() and 0 < int(n) < int(m) else None
 
 
 def _ours(request: object) -> str:

@@ -112,7 +112,7 @@ def pattern(text: str) -> tuple[int, int]:
         Refused: it is none.
     """
     n, _, m = text.partition(":")
-    if not (n.isdigit() and m.isdigit() and 0 < int(n) < int(m)):
+    if not (n.isdecimal() and m.isdecimal() and 0 < int(n) < int(m)):
         raise Refused(f"prune.method.pattern: {text!r} is no N:M pattern. Say e.g. 2:4, which keeps 2 of 4.")
     return int(n), int(m)
 
