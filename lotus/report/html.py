@@ -62,6 +62,7 @@ def render(folder: Path, stages: Stages) -> str:
     return environment.from_string(source).render(
         results=results,
         headline=ledger.headline(results, stages),
+        chance=ledger.chance(results, stages),
         lines=ledger.compared(results, stages),
         has_dense=ledger.has_dense(results, stages),
         costs=results.get("ledger") or {},

@@ -21,7 +21,12 @@ FORMAT = 2
 
 
 def account(
-    stages: Iterable[Mapping[str, Any]], *, kept_share: float, spent_share: float = 1.0, asks_dense: bool = False
+    stages: Iterable[Mapping[str, Any]],
+    *,
+    kept_share: float,
+    spent_share: float = 1.0,
+    asks_dense: bool = False,
+    against: str = "the dense training",
 ) -> dict[str, Any]:
     """The ledger of a run.
 
@@ -30,6 +35,7 @@ def account(
             ``image_forwards``, ``macs``
         kept_share: fraction of the images that the ticket keeps, in (0, 1]
         spent_share: fraction of the dense model's MACs that the training took for its average image, where it was cut on the way
+        against: what the dense side is called
         asks_dense: the dense model chose patches, so that its training is a part of what the lottery cost
 
     Returns:
@@ -60,13 +66,23 @@ def account(
         "selection_macs": selection,
         "saved_macs_a_training": saved,
         "break_even_trainings": break_even,
-        "verdict": verdict(dense=dense, lottery=lottery, selection=selection, saved=saved, kept_share=kept_share),
+        "verdict": verdict(
+            dense=dense, lottery=lottery, selection=selection, saved=saved, kept_share=kept_share, against=against
+        ),
     }
 
 
-def verdict(*, dense: float, lottery: float, selection: float, saved: float, kept_share: float) -> str:
-    """Whether it was worth it, in one sentence; all but ``kept_share`` in MACs."""
-    whole = f"all in all the lottery took {times(lottery / dense)} the computing of the dense training" if dense else ""
+def verdict(
+    *,
+    dense: float,
+    lottery: float,
+    selection: float,
+    saved: float,
+    kept_share: float,
+    against: str = "the dense training",
+) -> str:
+    """Whether it was worth it, in one sentence; all but ``kept_share`` and ``against``, the dense side's name, in MACs."""
+    whole = f"all in all the lottery took {times(lottery / dense)} the computing of {against}" if dense else ""
     if kept_share >= 1:
         told = "No image was left out"
         told += f", so the {si(selection)} MACs of scoring bought nothing" if selection else ""
@@ -159,10 +175,58 @@ def told_by(results: Mapping[str, Any], stages: Stages, what: str) -> tuple[str,
     return next(((name, results[name][what]) for name in stages if (results.get(name) or {}).get(what)), ("", {}))
 
 
-def headline(results: Mapping[str, Any], stages: Stages) -> str:
-    """What came out, in one sentence."""
+BASELINES = {
+    "textbook": "the dense model trained on all images by the textbook",
+    "small": "a small model trained from scratch on all images",
+}
+"""What the baseline is, where it is not the dense model by the training's own recipe."""
+
+
+def standard_error(top1: float, images: int) -> float:
+    """Of a top-1 in per cent that was measured on so many images, in points: sqrt(p (1 - p) / n)."""
+    share = min(max(top1 / 100, 0.0), 1.0)
+    return 100 * math.sqrt(share * (1 - share) / images)
+
+
+def compare_top1(dense: float, lotus: float, images: int) -> dict[str, Any]:
+    """Two top-1 in per cent on the same ``images``, with their standard errors in points.
+
+    Unpaired: the two errors are taken as independent. Models that fail on the same images differ more surely than this says.
+    """
+    errors = standard_error(dense, images), standard_error(lotus, images)
+    gap, error = lotus - dense, math.hypot(*errors)
+    return {
+        "images": images, "dense_error": errors[0], "lotus_error": errors[1], "difference": gap, "error": error,
+        "test": "unpaired", "beyond_chance": abs(gap) > 2 * error,
+    }  # fmt: skip
+
+
+def chance(results: Mapping[str, Any], stages: Stages) -> str:
+    """How sure the top-1 is, in a sentence; empty where nothing was counted."""
+    images = results.get("validation_images")
     dense, final = reference(results, stages), shipped(results, stages)
-    name = "the dense model trained on all images" if has_dense(results, stages) else "its own model before the cut"
+    if not images or "top1" not in final:
+        return ""
+    if "top1" not in dense:
+        return f"Top-1 is of n = {count(images)} images: {_with_error(final['top1'], images)}."
+    found = compare_top1(dense["top1"], final["top1"], images)
+    what = "a difference" if found["beyond_chance"] else "no difference"
+    return (
+        f"On n = {count(images)} images: {_with_error(final['top1'], images)} against {_with_error(dense['top1'], images)} "
+        f"(standard errors), {what} beyond chance ({_signed(found['difference'], 2)} ± {found['error']:.2f} points, unpaired)."
+    )
+
+
+def _with_error(top1: float, images: int) -> str:
+    return f"{top1:.2f} ± {standard_error(top1, images):.2f} %"
+
+
+def headline(results: Mapping[str, Any], stages: Stages) -> str:
+    """What came out, in one sentence: cost and accuracy against the baseline first."""
+    dense, final = reference(results, stages), shipped(results, stages)
+    name = "its own model before the cut"
+    if has_dense(results, stages):
+        name = BASELINES.get(dense.get("kind", "best"), "the dense model trained on all images")
     kept = results.get("kept", {})
     shares = []
     images = kept.get("images")
@@ -181,7 +245,13 @@ def headline(results: Mapping[str, Any], stages: Stages) -> str:
         return f"With {listed(shares)}, LOTUS reaches {final['top1']:.2f} % top-1."
     gap = final["top1"] - dense["top1"]
     size = f"{abs(gap):.2f} points {'above' if gap > 0 else 'below'}"
-    told = f"With {listed(shares)}, " if shares else ""
+    spent = results.get("ledger") or {}
+    if has_dense(results, stages) and spent.get("dense_macs"):
+        of = "the baseline's" if dense.get("kind") == "small" else "the dense training's"
+        told = f"At {times(spent['lottery_macs'] / spent['dense_macs'])} {of} computing, "
+        told += f"with {listed(shares)}, " if shares else ""
+    else:
+        told = f"With {listed(shares)}, " if shares else ""
     told += f"LOTUS reaches {final['top1']:.2f} % top-1, {size if abs(gap) >= 0.005 else 'level with'} {name}"
     seen = results.get("evaluated") or {}
     if seen.get("patches") == "sparse":

@@ -184,6 +184,8 @@ def last_page(
     console.print()
     console.print(Text(f"LOTUS  {results.get('name', '')}".rstrip(), "bold"))
     console.print(Text(ledger.headline(results, stages)))
+    if sure := ledger.chance(results, stages):
+        console.print(Text(sure))
     console.print()
 
     table = _table()

@@ -1,23 +1,53 @@
-"""The stage ``baseline``: the dense model on all images, by the same recipe. What everything is compared with."""
+"""The stage ``baseline``: what everything is compared with, on all images and without any lottery.
+
+The dense model by the training's own recipe or by the textbook's, or a narrower model of the shipped one's MACs from scratch.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
-from lotus.config import Config
-from lotus.stage import Curve, Stage, Work
+from lotus.config import Baseline, Config, Model, Sparsity, Train
+from lotus.stage import TRAIN_FORWARDS, Curve, Stage, Work
 from lotus.stages.ahead import Ahead, Cost, training
 from lotus.stages.context import Context
 from lotus.stages.fit import Images, fit, keep_model, outcome
+from selection.errors import Refused
+
+if TYPE_CHECKING:
+    from torch import nn
+
+AVERAGES = ("late_average",)
+"""The guests of a training that are a part of its recipe and no lottery."""
 
 
 def baseline(context: Context) -> Work:
-    run, config = context.run, context.config
+    import torch
+
+    from lotus.vit.cost import count
+    from lotus.vit.model import create
+
+    run, config, wants = context.run, context.config, asked(context.config)
+    manifest = context.manifest()
     model = context.new_model()
-    images = Images(np.arange(context.manifest().n))
-    fitted, price = yield from fit(context, "baseline", config.train, model, images, place="train")
+    epochs = wants.epochs or config.train.epochs
+    if wants.kind == "small":
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            model = create(narrower(config.model, model, config.prune.keep.macs or 1.0), len(manifest.classes))
+        if wants.epochs is None:
+            epochs = affordable(_spent(context), count(model).macs * manifest.n)
+    images = Images(np.arange(manifest.n))
+    fitted, price = yield from fit(context, "baseline", recipe(config, epochs), model, images, place="train")
     yield from keep_model(context, "baseline", model, run.of("baseline"))
-    return outcome(fitted, price, model)
+    return outcome(fitted, price, model, {"kind": wants.kind, "epochs": epochs})
+
+
+def asked(config: Config) -> Baseline:
+    """Which baseline; where none is wanted and the lottery asks one nevertheless, the best."""
+    return config.baseline or Baseline()
 
 
 def is_asked(config: Config) -> bool:
@@ -25,29 +55,111 @@ def is_asked(config: Config) -> bool:
     return any(one.patches is not None and one.patches.model == "baseline" for one in (config.train, config.finetune))
 
 
-def _forecast(ahead: Ahead) -> Cost:
-    return training(ahead.config.train.epochs * ahead.images, ahead.macs)
+def recipe(config: Config, epochs: int) -> Train:
+    """``train``'s recipe without any lottery, for so many epochs; the textbook's where that is asked for."""
+    train = config.train
+    averages = tuple(guest for guest in train.guests if guest.name in AVERAGES)
+    changes: dict[str, Any] = {
+        "epochs": epochs, "sparsity": Sparsity(gates=False), "shrink": None, "dynamic": None, "sides": (), "patches": None,
+        "guests": averages,
+    }  # fmt: skip
+    if asked(config).kind == "textbook":
+        plain = Train()
+        same = {name: getattr(plain, name) for name in ("optimizer", "lr", "adamw_lr", "schedule", "min_lr", "ema")}
+        changes |= {**same, "guests": (), "warmup_epochs": train.warmup_epochs or epochs / 10}
+    return train.model_copy(update=changes)
+
+
+def narrower(model: Model, dense: nn.Module, keep: float) -> Model:
+    """``model`` from scratch, as deep and with as many heads, of the width whose MACs come nearest to ``keep`` of ``dense``'s.
+
+    Raises:
+        Refused: its timm model cannot be made narrower by its arguments.
+    """
+    from lotus.vit import anatomy
+    from lotus.vit.cost import count
+    from lotus.vit.model import build
+
+    heads = anatomy.blocks(dense)[0].dims.heads
+    whole, width = count(dense), int(dense.embed_dim)  # type: ignore[arg-type]  # timm's own
+
+    def at(step: int) -> tuple[int, dict[str, Any]]:
+        args = {**model.args, "embed_dim": step * heads, "num_heads": heads}
+        return count(build(model.name, {**args, "num_classes": dense.num_classes}, meta=True)).macs, args
+
+    try:
+        if at(width // heads)[0] != whole.macs:
+            raise Refused(f"{model.name} is another model when its width is given")
+        low, high = 1, width // heads
+        while high - low > 1:  # MACs rise with the width
+            middle = (low + high) // 2
+            low, high = (middle, high) if at(middle)[0] <= keep * whole.macs else (low, middle)
+        args = min((at(low), at(high)), key=lambda found: abs(found[0] - keep * whole.macs))[1]
+    except Refused as refusal:
+        told = str(refusal).rstrip(".")
+        raise Refused(f"baseline.kind: small needs a narrower model ({told}). Take baseline=best.") from None
+    return model.model_copy(update={"args": args, "pretrained": False, "weights": ""})
+
+
+def affordable(macs: float, epoch: float) -> int:
+    """Epochs of training, of ``epoch`` MACs forward each, that come nearest to ``macs`` in all; 1 at least."""
+    return max(1, round(macs / (TRAIN_FORWARDS * epoch)))
+
+
+def _spent(context: Context) -> float:
+    """MACs of the lottery so far."""
+    run = context.run
+    records = [run.record(name) for name in run.plan("finetune") if run.stages[name].part not in ("dense", "apart")]
+    return sum(record.macs for record in records if record is not None)
+
+
+def _check(ahead: Ahead) -> None:
+    if asked(ahead.config).kind == "small":
+        narrower(ahead.config.model, ahead.shape, ahead.config.prune.keep.macs or 1.0)
+
+
+def _forecast(ahead: Ahead) -> Cost | None:
+    from lotus.vit.cost import count
+    from lotus.vit.model import build
+
+    config, wants = ahead.config, asked(ahead.config)
+    epochs, macs = wants.epochs or config.train.epochs, ahead.macs
+    if wants.kind == "small":
+        if wants.epochs is None:  # what the lottery will have cost
+            return None
+        small = narrower(config.model, ahead.dense, config.prune.keep.macs or 1.0)
+        macs = count(build(small.name, {**small.args, "num_classes": ahead.classes}, meta=True)).macs
+    return training(epochs * ahead.images, macs)
+
+
+def _says(config: Config) -> str:
+    return {
+        "best": "train the dense model on all images, to compare with",
+        "textbook": "train the dense model on all images by the textbook, to compare with",
+        "small": "train a small model from scratch on all images, to compare with",
+    }[asked(config).kind]
+
+
+def _settings(config: Config) -> tuple[str, ...]:
+    wants = asked(config)
+    own = () if wants == Baseline() else ("baseline",)
+    averages = any(guest.name in AVERAGES for guest in config.train.guests)
+    left_out = ("sparsity", "dynamic", "shrink", "patches", "sides", *(() if averages else ("guests",)))
+    small = ("prune.keep.macs",) if wants.kind == "small" else ()
+    return ("train", *(f"-train.{name}" for name in left_out), "model", "seed", *own, *small)
 
 
 STAGE = Stage(
     "baseline",
-    "train the dense model on all images, to compare with",
+    _says,
     baseline,
-    settings=(
-        "train",
-        "-train.sparsity",
-        "-train.dynamic",
-        "-train.shrink",
-        "-train.patches",
-        "-train.guests",
-        "model",
-        "seed",
-    ),
-    after=("prepare",),
+    settings=_settings,
+    after=lambda config: ("finetune",) if asked(config).kind == "small" else ("prepare",),
     outputs=("baseline/spec.json",),
     every_rank=True,
     part="dense",
-    files=lambda config: {"model.weights": config.model.weights},
+    files=lambda config: {} if asked(config).kind == "small" else {"model.weights": config.model.weights},
+    check=_check,
     forecast=_forecast,
     curve=Curve("dense", "dense", "dense, all images"),
 )

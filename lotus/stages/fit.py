@@ -167,7 +167,8 @@ def _own_guests(
     from lotus.training import named
     from lotus.training.growing import GrowingPictures
 
-    wanted, sides = (getattr(recipe, name, ()) if stage == place else () for name in ("guests", "sides"))
+    joins = stage in (place, "baseline")  # whose recipe keeps only what is no lottery
+    wanted, sides = (getattr(recipe, name, ()) if joins else () for name in ("guests", "sides"))
     growing: list[Guest] = [GrowingPictures(sides)] if sides else []
     if not wanted:
         return growing

@@ -91,11 +91,11 @@ def test_without_a_baseline_training_is_not_compared():
 
 def test_the_headline_is_one_sentence():
     assert ledger.headline(RESULTS, STAGES) == (
-        "With 50 % of the images and 49 % of the MACs, LOTUS reaches 97.90 % top-1, 0.70 points below the dense model trained "
+        "At 0.85 x the dense training's computing, with 50 % of the images and 49 % of the MACs, LOTUS reaches 97.90 % top-1, 0.70 points below the dense model trained "
         "on all images; at a batch of 64 it is 1.76 x as fast."
     )
     redrawn = {**RESULTS, "kept": {**RESULTS["kept"], "passes": {"kept": 10_059, "of": 14_370}}}
-    assert "With 50 % of the images, 70 % of their passes and 49 % of the MACs" in ledger.headline(redrawn, STAGES)
+    assert "with 50 % of the images, 70 % of their passes and 49 % of the MACs" in ledger.headline(redrawn, STAGES)
     assert "level with" in ledger.headline({**RESULTS, "finetune": {**RESULTS["finetune"], "top1": 98.6}}, STAGES)
     assert ledger.headline({"finetune": {}}, STAGES) == "The model is done."
 
@@ -128,3 +128,14 @@ def test_a_dense_model_that_was_asked_is_a_part_of_the_cost():
     asked = ledger.account(spent, kept_share=1.0, asks_dense=True)
     assert (asked["lottery_macs"], asked["dense_macs"]) == (151e9, 100e9)
     assert "1.51 x the computing" in asked["verdict"]
+
+
+def test_a_difference_beyond_chance_is_one_of_two_standard_errors():
+    found = ledger.compare_top1(60.0, 55.0, 400)  # by hand: sqrt(.6 * .4 / 400) and sqrt(.55 * .45 / 400)
+    assert found["dense_error"] == pytest.approx(2.4495, abs=1e-4)
+    assert found["lotus_error"] == pytest.approx(2.4875, abs=1e-4)
+    assert not found["beyond_chance"]
+    assert ledger.compare_top1(60.0, 55.0, 1600)["beyond_chance"]
+    told = ledger.chance({**RESULTS, "validation_images": 359}, STAGES)
+    assert "n = 359" in told
+    assert "no difference beyond chance" in told
