@@ -57,7 +57,10 @@ class Model(Section):
     pretrained: bool = False
     """Start from timm's published weights (needs a network or a local cache)."""
     weights: str = ""
-    """A .safetensors file, or a folder written by LOTUS, to start from."""
+    """A .safetensors or .pth file, a training checkpoint, or a folder that holds a model.safetensors, to start from."""
+    normalize: Literal["weights", "data"] = "weights"
+    """By whose mean and standard deviation images are normalized: those of the given weights, as they were trained, or of the
+    training images. Without given weights: of the training images."""
     pos_embed_std: float | None = Field(None, gt=0)
     """Standard deviation at which position embeddings start; timm's own is 0.02. Tiny images want more (0.2)."""
     patch_embed_init: Literal["timm", "xavier"] = "timm"
@@ -190,7 +193,7 @@ class Config(Section):
     tensorboard: bool = False
     """Also write TensorBoard files under ``tensorboard/`` in the run's folder (extra ``tensorboard``)."""
     data: Data = Data()
-    model: Model = Model()
+    model: Annotated[Model, BeforeValidator(by_name)] = Model()
     score: Score = Score()
     select: Select = Select()
     train: Train = Train()

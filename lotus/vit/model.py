@@ -45,12 +45,13 @@ def create(model: config.Model, classes: int, *, place: str = "model") -> nn.Mod
     if "num_classes" in model.args:
         raise Refused(f"{place}.args.num_classes: the data set says how many classes there are. Remove it.")
     args = {**model.args, "num_classes": classes}
-    vit = build(model.name, args, pretrained=model.pretrained, place=place, instead=_instead(place))
+    published = model.pretrained and not model.weights  # weights of one's own win
+    vit = build(model.name, args, pretrained=published, place=place, instead=_instead(place))
     if vit.global_pool == "":
         raise Refused(
             f"{place}.args.global_pool: '' leaves the tokens unpooled, which classifies nothing. Take token or avg."
         )
-    if not model.pretrained:
+    if not published:
         _start(vit, model)
     if model.weights:
         load(vit, Path(model.weights), place=place)
@@ -91,8 +92,10 @@ def _any(model: config.Model, classes: int, place: str) -> nn.Module:
             f"{place}: start, pos_embed_std and patch_embed_init are of plain ViTs, not of {model.name}. Remove them."
         )
 
+    published = model.pretrained and not model.weights
+
     def failed(error: Exception) -> Refused:
-        what, cure = ("get the published weights of", _instead(place)) if model.pretrained else ("make", "")
+        what, cure = ("get the published weights of", _instead(place)) if published else ("make", "")
         return Refused(f"{place}: timm cannot {what} {model.name!r} with {model.args} ({reason(error)}).{cure}")
 
     _check_sizes(model.args, place)
@@ -107,9 +110,9 @@ def _any(model: config.Model, classes: int, place: str) -> nn.Module:
         if not is_data(value):
             raise Refused(f"{place}.args.{key}: must be a number, text, truth value or list, not {value!r}.")
     try:
-        if model.pretrained:
+        if published:
             _ask_the_hub(model.name)
-        made = timm.create_model(model.name, pretrained=model.pretrained, num_classes=classes, **model.args)
+        made = timm.create_model(model.name, pretrained=published, num_classes=classes, **model.args)
     except Exception as error:
         raise failed(error) from None
     head = getattr(made, "forward_head", None)
