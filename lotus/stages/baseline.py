@@ -5,11 +5,14 @@ The dense model by the training's own recipe or by the textbook's, or a narrower
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lotus.config import Baseline, Config, Model, Sparsity, Train
+from lotus.run import Run
 from lotus.stage import TRAIN_FORWARDS, Curve, Stage, Work
 from lotus.stages.ahead import Ahead, Cost, training
 from lotus.stages.context import Context
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 AVERAGES = ("late_average",)
 """The guests of a training that are a part of its recipe and no lottery."""
+PLAIN = ("optimizer", "lr", "adamw_lr", "schedule", "min_lr", "ema")
+"""What the textbook says of a training, by LOTUS' own defaults."""
 
 
 def baseline(context: Context) -> Work:
@@ -33,16 +38,16 @@ def baseline(context: Context) -> Work:
     manifest = context.manifest()
     model = context.new_model()
     epochs = wants.epochs or config.train.epochs
-    if wants.kind == "small":
+    if wants.name == "small":
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             model = create(narrower(config.model, model, config.prune.keep.macs or 1.0), len(manifest.classes))
         if wants.epochs is None:
-            epochs = affordable(_spent(context), count(model).macs * manifest.n)
+            epochs = affordable(_spent(run), count(model).macs * manifest.n)
     images = Images(np.arange(manifest.n))
     fitted, price = yield from fit(context, "baseline", recipe(config, epochs), model, images, place="train")
     yield from keep_model(context, "baseline", model, run.of("baseline"))
-    return outcome(fitted, price, model, {"kind": wants.kind, "epochs": epochs})
+    return outcome(fitted, price, model, {"kind": wants.name, "epochs": epochs})
 
 
 def asked(config: Config) -> Baseline:
@@ -63,10 +68,9 @@ def recipe(config: Config, epochs: int) -> Train:
         "epochs": epochs, "sparsity": Sparsity(gates=False), "shrink": None, "dynamic": None, "sides": (), "patches": None,
         "guests": averages,
     }  # fmt: skip
-    if asked(config).kind == "textbook":
+    if asked(config).name == "textbook":
         plain = Train()
-        same = {name: getattr(plain, name) for name in ("optimizer", "lr", "adamw_lr", "schedule", "min_lr", "ema")}
-        changes |= {**same, "guests": (), "warmup_epochs": train.warmup_epochs or epochs / 10}
+        changes |= {**{name: getattr(plain, name) for name in PLAIN}, "guests": (), "warmup_epochs": train.warmup_epochs or epochs / 10}
     return train.model_copy(update=changes)
 
 
@@ -97,7 +101,7 @@ def narrower(model: Model, dense: nn.Module, keep: float) -> Model:
         args = min((at(low), at(high)), key=lambda found: abs(found[0] - keep * whole.macs))[1]
     except Refused as refusal:
         told = str(refusal).rstrip(".")
-        raise Refused(f"baseline.kind: small needs a narrower model ({told}). Take baseline=best.") from None
+        raise Refused(f"baseline.name: small needs a narrower model ({told}). Take baseline=best.") from None
     return model.model_copy(update={"args": args, "pretrained": False, "weights": ""})
 
 
@@ -106,29 +110,36 @@ def affordable(macs: float, epoch: float) -> int:
     return max(1, round(macs / (TRAIN_FORWARDS * epoch)))
 
 
-def _spent(context: Context) -> float:
+def _lottery(run: Run) -> list[str]:
+    """The stages that the lottery consists of, which come before a small model."""
+    return [name for name in run.plan("finetune") if run.stages[name].part not in ("dense", "apart")]
+
+
+def _spent(run: Run) -> float:
     """MACs of the lottery so far."""
-    run = context.run
-    records = [run.record(name) for name in run.plan("finetune") if run.stages[name].part not in ("dense", "apart")]
+    records = [run.record(name) for name in _lottery(run)]
     return sum(record.macs for record in records if record is not None)
 
 
 def _check(ahead: Ahead) -> None:
-    if asked(ahead.config).kind == "small":
+    if asked(ahead.config).name == "small":
         narrower(ahead.config.model, ahead.shape, ahead.config.prune.keep.macs or 1.0)
 
 
-def _forecast(ahead: Ahead) -> Cost | None:
+def _forecast(ahead: Ahead) -> Cost:
+    from lotus.stages.shelf import run_of
     from lotus.vit.cost import count
     from lotus.vit.model import build
 
     config, wants = ahead.config, asked(ahead.config)
     epochs, macs = wants.epochs or config.train.epochs, ahead.macs
-    if wants.kind == "small":
-        if wants.epochs is None:  # what the lottery will have cost
-            return None
+    if wants.name == "small":
         small = narrower(config.model, ahead.dense, config.prune.keep.macs or 1.0)
         macs = count(build(small.name, {**small.args, "num_classes": ahead.classes}, meta=True)).macs
+        if wants.epochs is None:
+            run = run_of(config, ahead.shelves)
+            costs = [run.stages[name].forecast(ahead) or (0.0, 0.0) for name in _lottery(run)]
+            epochs = affordable(sum(spent for _, spent in costs), macs * ahead.images)
     return training(epochs * ahead.images, macs)
 
 
@@ -137,16 +148,34 @@ def _says(config: Config) -> str:
         "best": "train the dense model on all images, to compare with",
         "textbook": "train the dense model on all images by the textbook, to compare with",
         "small": "train a small model from scratch on all images, to compare with",
-    }[asked(config).kind]
+    }[asked(config).name]
 
 
 def _settings(config: Config) -> tuple[str, ...]:
     wants = asked(config)
-    own = () if wants == Baseline() else ("baseline",)
-    averages = any(guest.name in AVERAGES for guest in config.train.guests)
-    left_out = ("sparsity", "dynamic", "shrink", "patches", "sides", *(() if averages else ("guests",)))
-    small = ("prune.keep.macs",) if wants.kind == "small" else ()
+    own = () if wants == Baseline() else ("baseline",)  # what stands was made before there was another
+    left_out = ["sparsity", "dynamic", "shrink", "patches"]
+    left_out += PLAIN if wants.name == "textbook" else ()
+    if wants.name == "textbook" or not any(guest.name in AVERAGES for guest in config.train.guests):
+        left_out.append("guests")
+    if wants.epochs is not None or wants.name == "small":
+        left_out.append("epochs")
+    small = ("prune.keep.macs",) if wants.name == "small" else ()
     return ("train", *(f"-train.{name}" for name in left_out), "model", "seed", *own, *small)
+
+
+def _stale(config: Config, values: Mapping[str, Any]) -> str | None:
+    """Another kind, or another length, than was trained: a record is not asked for settings that are not named any more."""
+    wants, was = asked(config), values.get("kind", "best")
+    if was != wants.name:
+        return f"baseline.name: {was} -> {wants.name}"
+    epochs = wants.epochs or (None if wants.name == "small" else config.train.epochs)
+    stood = values.get("epochs", epochs)
+    return None if epochs in (None, stood) else f"epochs of the baseline: {stood} -> {epochs}"
+
+
+def _bind(config: Config, _: Sequence[ModuleType]) -> dict[str, Any]:
+    return {"curve": Curve("dense", "small", "small, all images")} if asked(config).name == "small" else {}
 
 
 STAGE = Stage(
@@ -154,12 +183,14 @@ STAGE = Stage(
     _says,
     baseline,
     settings=_settings,
-    after=lambda config: ("finetune",) if asked(config).kind == "small" else ("prepare",),
+    after=lambda config: ("finetune",) if asked(config).name == "small" else ("prepare",),
     outputs=("baseline/spec.json",),
     every_rank=True,
     part="dense",
-    files=lambda config: {} if asked(config).kind == "small" else {"model.weights": config.model.weights},
+    files=lambda config: {} if asked(config).name == "small" else {"model.weights": config.model.weights},
+    stale=_stale,
     check=_check,
     forecast=_forecast,
     curve=Curve("dense", "dense", "dense, all images"),
+    bind=_bind,
 )

@@ -55,9 +55,8 @@ def results(run: Run) -> dict[str, Any]:
         before, after = (ledger.reference(page, run.stages), page.get(named(run.stages, "shipped"), {}))
         if "top1" in before and "top1" in after:
             page["top1"] = ledger.compare_top1(before["top1"], after["top1"], page["validation_images"])
-    small = page.get(dense, {}).get("kind") == "small"
-    against = "the small model's training" if small else "the dense training"
-    page["ledger"] = ledger.account(spent, kept_share=share, spent_share=cut, asks_dense=asked, against=against)
+    small = ledger.is_small(page, run.stages)
+    page["ledger"] = ledger.account(spent, kept_share=share, spent_share=cut, asks_dense=asked, small=small)
     return page
 
 
