@@ -12,13 +12,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from selection.errors import Refused
-
-if TYPE_CHECKING:
-    from lotus.run import Run
 
 # What the tests run on; pyproject.toml says the same to pip.
 PYTHON = ((3, 11), (3, 14))
@@ -48,37 +41,6 @@ def refusals() -> list[str]:
     """The sentences for which a run has to be refused; empty on a fit machine."""
     asked = (check for ask in QUICK for check in ask())
     return [f"{check.name}: {check.found}. {check.cure}" for check in asked if check.fatal and check.cure]
-
-
-def run_checks(run: Run) -> Iterator[Check]:
-    """What of a run is whole, stage by stage: all that it left is read through, about a second a gigabyte. Then its checkpoints."""
-    from lotus.training import checkpoint
-
-    goes_on = "lotus run goes on from there."
-    for stage in run.plan():
-        why = run.why(stage)
-        if why is not None:
-            yield Check(stage, why, f"To be done: {goes_on}")
-            continue
-        try:
-            run.check_whole([stage])
-        except Refused as fault:
-            yield Check(stage, "done, and damaged since", str(fault), fatal=True)
-        else:
-            yield Check(stage, f"done, {len(run.outputs(stage))} file(s) whole")
-    folders: list[Path] = sorted((run.folder / "checkpoints").glob("**/state.json"))
-    for folder in (file.parent for file in folders):
-        try:
-            checkpoint.verify(folder)
-        except checkpoint.Damaged as fault:
-            cure = "It is passed over: the training goes on from an older one. Delete it to save room."
-            yield Check(str(folder.relative_to(run.folder)), f"damaged: {fault}", cure)
-        else:
-            yield Check(str(folder.relative_to(run.folder)), "whole")
-    if strangers := run.strangers():
-        yield Check(
-            "models", f"{', '.join(strangers)}: no stage of this run left them", "Delete them if they are not yours."
-        )
 
 
 def _version(name: str) -> str | None:

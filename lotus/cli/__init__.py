@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from lotus.cli import compare, config, look, prune, run, select, ticket
+from lotus.cli import compare, config, look, plan, prune, run, select, ticket
 from lotus.cli.shared import Action, tell
 from lotus.watch import STOPPED, Lost
 from selection.errors import Notice, Refused
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(verb=action)
         return added
 
-    for group in (run, prune, select, ticket, look, compare, config):
+    for group in (run, plan, prune, select, ticket, look, compare, config):
         group.add(verb)
     run.add_stages(verb, taken=tuple(verbs.choices))
     return parser

@@ -168,10 +168,11 @@ def _doctor(options: argparse.Namespace) -> int:
     if options.folder:
         from lotus.config import read
         from lotus.stages import run_of
+        from lotus.stages.whole import run_checks
 
         if not (Path(options.folder) / "config.yaml").is_file():
             raise Refused(f"{options.folder}: no run is here. Name its folder, e.g. runs/digits.")
-        checks = list(doctor.run_checks(run_of(read(options.folder), load_shelves(options.shelves))))
+        checks = list(run_checks(run_of(read(options.folder), load_shelves(options.shelves))))
     else:
         checks = list(doctor.checks())
     told = [check for check in checks if check.cure] if options.brief else checks

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
+from lotus.config.budget import Budget
 from lotus.config.recipes import Finetune, Recipe, Train
 from lotus.config.request import Prune
 from lotus.config.rules import BLURS
@@ -199,6 +200,8 @@ class Config(Section):
     """Also train a model to compare with: best, textbook, small, or settings; true: best; false, null: none."""
     tensorboard: bool = False
     """Also write TensorBoard files under ``tensorboard/`` in the run's folder (extra ``tensorboard``)."""
+    budget: Budget | None = None
+    """What the training may cost: then epochs, cut and size are planned (``lotus plan``); null: as the rest of the page says."""
     data: Data = Data()
     model: Annotated[Model, BeforeValidator(by_name)] = Model()
     score: Score = Score()

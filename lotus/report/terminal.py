@@ -408,6 +408,8 @@ def doctor_page(checks: Iterable[Check], console: Console | None = None, *, of: 
     console = console or _console()
     checks = list(checks)
     table = Table.grid(padding=(0, 1))
+    for _ in range(3):
+        table.add_column(overflow="fold")
     for check in checks:
         mark, style = ("x", "red") if check.cure and check.fatal else ("!", "yellow") if check.cure else ("✓", "green")
         table.add_row(Text(mark if _can(console, mark) else "*", style), Text(check.name, "bold"), Text(check.found))

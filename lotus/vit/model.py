@@ -72,6 +72,17 @@ def proxy(model: config.Model, classes: int, *, place: str = "model") -> nn.Modu
     return _any(model, classes, place) if _other_kind(arch) else create(model, classes, place=place)
 
 
+def published(name: str) -> dict[str, Any]:
+    """``mean`` and ``std`` of the images that timm's weights of this name were trained on; nothing where it has none."""
+    import timm
+
+    try:
+        known = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # a tag that timm does not know, which is refused where the model is made
+        return {}
+    return {} if known is None else {"mean": known.mean, "std": known.std}
+
+
 def _class_of(name: str) -> type[nn.Module]:
     """The class that timm makes of a name."""
     import timm

@@ -30,18 +30,14 @@ def colors_of(name: str, weights: str, place: str = "model") -> Colors | None:
     Raises:
         Refused: a config.json whose numbers are none.
     """
-    import timm
+    from lotus.vit.model import published
 
     path = Path(weights) if weights else None
     beside = None if path is None else (path if path.is_dir() else path.parent) / _CONFIG
     if beside is not None and beside.is_file():
         told = _told(beside, place)
     else:
-        try:
-            known = timm.get_pretrained_cfg(name)
-        except RuntimeError:  # a tag that timm does not know, which is refused where the model is made
-            return None
-        told = {} if known is None else {"mean": known.mean, "std": known.std}
+        told = published(name)
     if "mean" not in told or "std" not in told:
         return None
     mean, std = (_three(told[part], f"{place}: {beside or name}: {part}") for part in ("mean", "std"))
