@@ -70,9 +70,13 @@ def account(
         "saved_macs_a_training": saved,
         "break_even_trainings": break_even,
         "verdict": verdict(
-            dense=dense, lottery=lottery, selection=selection, saved=saved, kept_share=kept_share,
+            dense=dense,
+            lottery=lottery,
+            selection=selection,
+            saved=saved,
+            kept_share=kept_share,
             small=baseline if small else None,
-        ),  # fmt: skip
+        ),
     }
 
 
@@ -87,7 +91,7 @@ def verdict(
 ) -> str:
     """Whether it was worth it, in one sentence; all but ``kept_share`` in MACs, ``small`` of a small model's training."""
     whole = f"all in all the lottery took {times(lottery / dense)} the computing of the dense training" if dense else ""
-    whole += f" and {times(lottery / small)} that of the small model's" if whole and small else ""
+    whole += f" and {times(lottery / small)} the small model's" if whole and small else ""
     if kept_share >= 1:
         told = "No image was left out"
         told += f", so the {si(selection)} MACs of scoring bought nothing" if selection else ""

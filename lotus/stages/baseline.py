@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +18,6 @@ from lotus.stages.ahead import Ahead, Cost, training
 from lotus.stages.context import Context
 from lotus.stages.fit import Images, fit, keep_model, outcome
 from selection.errors import Refused
-
-if TYPE_CHECKING:
-    from torch import nn
 
 AVERAGES = ("late_average",)
 """The guests of a training that are a part of its recipe and no lottery."""
@@ -41,7 +38,7 @@ def baseline(context: Context) -> Work:
     if wants.name == "small":
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
-            model = create(narrower(config.model, model, config.prune.keep.macs or 1.0), len(manifest.classes))
+            model = create(smaller(config.model, config.prune.keep.macs or 1.0), len(manifest.classes))
         if wants.epochs is None:
             epochs = affordable(_spent(run), count(model).macs * manifest.n)
     images = Images(np.arange(manifest.n))
@@ -70,39 +67,26 @@ def recipe(config: Config, epochs: int) -> Train:
     }  # fmt: skip
     if asked(config).name == "textbook":
         plain = Train()
-        changes |= {**{name: getattr(plain, name) for name in PLAIN}, "guests": (), "warmup_epochs": train.warmup_epochs or epochs / 10}
+        changes |= {
+            **{name: getattr(plain, name) for name in PLAIN},
+            "guests": (),
+            "warmup_epochs": train.warmup_epochs or epochs / 10,
+        }
     return train.model_copy(update=changes)
 
 
-def narrower(model: Model, dense: nn.Module, keep: float) -> Model:
-    """``model`` from scratch, as deep and with as many heads, of the width whose MACs come nearest to ``keep`` of ``dense``'s.
+def smaller(model: Model, keep: float) -> Model:
+    """``model`` from scratch, narrower: of at most ``keep`` of its MACs.
 
     Raises:
-        Refused: its timm model cannot be made narrower by its arguments.
+        Refused: none can be made of it by its arguments.
     """
-    from lotus.vit import anatomy
-    from lotus.vit.cost import count
-    from lotus.vit.model import build
-
-    heads = anatomy.blocks(dense)[0].dims.heads
-    whole, width = count(dense), int(dense.embed_dim)  # type: ignore[arg-type]  # timm's own
-
-    def at(step: int) -> tuple[int, dict[str, Any]]:
-        args = {**model.args, "embed_dim": step * heads, "num_heads": heads}
-        return count(build(model.name, {**args, "num_classes": dense.num_classes}, meta=True)).macs, args
+    from lotus.vit.smaller import narrower
 
     try:
-        if at(width // heads)[0] != whole.macs:
-            raise Refused(f"{model.name} is another model when its width is given")
-        low, high = 1, width // heads
-        while high - low > 1:  # MACs rise with the width
-            middle = (low + high) // 2
-            low, high = (middle, high) if at(middle)[0] <= keep * whole.macs else (low, middle)
-        args = min((at(low), at(high)), key=lambda found: abs(found[0] - keep * whole.macs))[1]
+        return narrower(model, keep)
     except Refused as refusal:
-        told = str(refusal).rstrip(".")
-        raise Refused(f"baseline.name: small needs a narrower model ({told}). Take baseline=best.") from None
-    return model.model_copy(update={"args": args, "pretrained": False, "weights": ""})
+        raise Refused(f"baseline.name: small needs a narrower model. {refusal} Or take baseline=best.") from None
 
 
 def affordable(macs: float, epoch: float) -> int:
@@ -123,7 +107,7 @@ def _spent(run: Run) -> float:
 
 def _check(ahead: Ahead) -> None:
     if asked(ahead.config).name == "small":
-        narrower(ahead.config.model, ahead.shape, ahead.config.prune.keep.macs or 1.0)
+        smaller(ahead.config.model, ahead.config.prune.keep.macs or 1.0)
 
 
 def _forecast(ahead: Ahead) -> Cost:
@@ -134,7 +118,7 @@ def _forecast(ahead: Ahead) -> Cost:
     config, wants = ahead.config, asked(ahead.config)
     epochs, macs = wants.epochs or config.train.epochs, ahead.macs
     if wants.name == "small":
-        small = narrower(config.model, ahead.dense, config.prune.keep.macs or 1.0)
+        small = smaller(config.model, config.prune.keep.macs or 1.0)
         macs = count(build(small.name, {**small.args, "num_classes": ahead.classes}, meta=True)).macs
         if wants.epochs is None:
             run = run_of(config, ahead.shelves)

@@ -139,3 +139,34 @@ def test_a_difference_beyond_chance_is_one_of_two_standard_errors():
     told = ledger.chance({**RESULTS, "validation_images": 359}, STAGES)
     assert "n = 359" in told
     assert "no difference beyond chance" in told
+
+
+def test_a_small_model_is_billed_beside_the_dense_training():
+    spent = [
+        {"stage": "score", "part": "choosing", "seconds": 1.0, "image_forwards": 0, "macs": 10.0},
+        {"stage": "train", "part": "training", "seconds": 1.0, "image_forwards": 0, "macs": 50.0},
+        {"stage": "finetune", "part": "shipped", "seconds": 1.0, "image_forwards": 0, "macs": 20.0},
+        {"stage": "baseline", "part": "dense", "seconds": 1.0, "image_forwards": 0, "macs": 40.0},
+    ]
+    told = ledger.account(spent, kept_share=0.5, small=True)
+    # by hand: the dense training would take 50 / 0.5; the lottery took 10 + 50 + 20
+    assert (told["dense_macs"], told["baseline_macs"], told["lottery_macs"]) == (100.0, 40.0, 80.0)
+    assert told["saved_macs_a_training"] == 50.0
+    assert told["verdict"].endswith("0.80 x the computing of the dense training and 2.00 x the small model's.")
+    dense = ledger.account(spent, kept_share=0.5)
+    assert (dense["dense_macs"], dense["baseline_macs"]) == (40.0, 40.0)
+    assert ledger.account(spent[:3], kept_share=0.5)["baseline_macs"] is None
+
+
+def test_against_a_small_model_the_page_says_so():
+    small = {**RESULTS, "baseline": {**RESULTS["baseline"], "kind": "small"}}
+    small["ledger"] = {**RESULTS["ledger"], "baseline_macs": RESULTS["ledger"]["lottery_macs"] / 2}
+    told = ledger.headline(small, STAGES)
+    assert told.startswith("At 2.00 x the small model's computing")
+    assert "a small model trained from scratch" in told
+    assert "of its MACs" in told
+    assert "dense" not in told
+    assert ledger.side(small, STAGES) == "small"
+    assert ledger.side(RESULTS, STAGES) == "dense"
+    line = next(line for line in ledger.compared(small, STAGES) if line.what.startswith("MACs spent"))
+    assert line.change == "2.00 x"
