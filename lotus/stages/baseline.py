@@ -94,14 +94,9 @@ def affordable(macs: float, epoch: float) -> int:
     return max(1, round(macs / (TRAIN_FORWARDS * epoch)))
 
 
-def _lottery(run: Run) -> list[str]:
-    """The stages that the lottery consists of, which come before a small model."""
-    return [name for name in run.plan("finetune") if run.stages[name].part not in ("dense", "apart")]
-
-
 def _spent(run: Run) -> float:
     """MACs of the lottery so far."""
-    records = [run.record(name) for name in _lottery(run)]
+    records = [run.record(name) for name in run.plan("finetune") if run.stages[name].part not in ("dense", "apart")]
     return sum(record.macs for record in records if record is not None)
 
 
@@ -111,7 +106,6 @@ def _check(ahead: Ahead) -> None:
 
 
 def _forecast(ahead: Ahead) -> Cost:
-    from lotus.stages.shelf import run_of
     from lotus.vit.cost import count
     from lotus.vit.model import build
 
@@ -121,9 +115,7 @@ def _forecast(ahead: Ahead) -> Cost:
         small = smaller(config.model, config.prune.keep.macs or 1.0)
         macs = count(build(small.name, {**small.args, "num_classes": ahead.classes}, meta=True)).macs
         if wants.epochs is None:
-            run = run_of(config, ahead.shelves)
-            costs = [run.stages[name].forecast(ahead) or (0.0, 0.0) for name in _lottery(run)]
-            epochs = affordable(sum(spent for _, spent in costs), macs * ahead.images)
+            epochs = affordable(ahead.spent, macs * ahead.images)
     return training(epochs * ahead.images, macs)
 
 
