@@ -7,7 +7,7 @@ methods by name, never run code.
 
 from lotus.config.augment import Augment, Auto
 from lotus.config.options import options
-from lotus.config.page import Config, Data, Export, Model, OneCut, Score, Select, Subsets
+from lotus.config.page import Baseline, Config, Data, Export, Model, OneCut, Score, Select, Subsets
 from lotus.config.reader import as_request, check, one_cut, read
 from lotus.config.recipes import (
     Dynamic,
@@ -30,6 +30,7 @@ __all__ = [
     "LINEAR_OPTIMIZERS",
     "Augment",
     "Auto",
+    "Baseline",
     "Config",
     "Data",
     "Dynamic",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
 from lotus.config.budget import Budget
 from lotus.config.recipes import Finetune, Recipe, Train
@@ -159,6 +159,30 @@ class Select(Section):
         return gigabytes(value) if isinstance(value, str) else value
 
 
+class Baseline(Section):
+    """What the lottery is compared with."""
+
+    name: Literal["best", "textbook", "small"] = "best"
+    """best: the dense model on all images by ``train``'s recipe, without any lottery. textbook: the same by AdamW at 1e-3, with a
+    warm-up and a cosine. small: a narrower model of ``prune.keep.macs``, from scratch, by ``train``'s recipe."""
+    epochs: int | None = Field(None, ge=1)
+    """Its length; null: as ``train``, and of a small model as many as cost what the lottery has cost in all."""
+
+
+def _baseline(value: Any) -> Any:
+    """true, false, or the name alone."""
+    if isinstance(value, bool):
+        return {} if value else None
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _brief(baseline: Baseline | None) -> Any:
+    """As it is written: a truth value or the name alone where that says it. Stages that stand were made with ``true``."""
+    if baseline is None or baseline == Baseline():
+        return baseline is not None
+    return baseline.name if baseline.epochs is None else baseline.model_dump(mode="json")
+
+
 class Export(Section):
     """What leaves the house."""
 
@@ -186,8 +210,8 @@ class Config(Section):
     rank_timeout: float = Field(10, gt=0)
     """Minutes for which a rank may give no sign of life (it is stopped, or its machine is gone) before the others end. Of one that
     was killed on the same machine they know at once."""
-    baseline: bool = True
-    """Also train the dense model on all images by ``train``'s recipe, to compare with."""
+    baseline: Annotated[Baseline | None, BeforeValidator(_baseline), PlainSerializer(_brief)] = Baseline()
+    """Also train a model to compare with: best, textbook, small, or settings; true: best; false, null: none."""
     tensorboard: bool = False
     """Also write TensorBoard files under ``tensorboard/`` in the run's folder (extra ``tensorboard``)."""
     budget: Budget | None = None

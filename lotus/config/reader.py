@@ -233,8 +233,8 @@ def _set(raw: dict[str, Any], path: list[str], value: Any, override: str) -> Non
     here = raw
     for depth, step in enumerate(path[:-1]):
         below = here.get(step)
-        if below is None:
-            below = {}
+        if below is None or below is True:
+            below = {}  # baseline.epochs=9 over 'baseline: true'
         elif isinstance(below, str):
             below = {"name": below}  # select.pick.bins=20 over 'pick: ccs'
         elif not isinstance(below, dict):

@@ -172,6 +172,16 @@ OF_TRAINING = (
          lambda it: it.score.patches is not None and it.score.patches.model == "baseline",
          "the proxy comes before the baseline. Give a folder written by LOTUS, or take contrast",
          "score.patches.mode=input score.patches.model=baseline", _patches("input", "train.patches.model=baseline")),
+    Rule("Config", "baseline.name",
+         lambda it: it.baseline is not None and it.baseline.name == "small" and it.prune.keep.macs is None,
+         "small is a model of prune.keep.macs, which is not set. Set it, or take best",
+         "baseline=small prune.keep={params: 0.5}", "baseline=small prune.keep={macs: 0.5}"),
+    Rule("Config", "baseline.name",
+         lambda it: it.baseline is not None and it.baseline.name == "small" and any(
+             one.patches is not None and one.patches.model == "baseline" for one in (it.train, it.finetune)),
+         "a small model comes after the training, which asks the baseline which patches matter. Take best",
+         "baseline=small train.patches={mode: input, score: attention, model: baseline}",
+         "baseline=best train.patches={mode: input, score: attention, model: baseline}"),
     Rule("Config", "score.subsets",
          lambda it, recorded: it.score.subsets is None and bool(recorded & {"run_in", "run_p_label"}),
          "what runs on random parts of the images said would be read (run_in, run_p_label). Set score.subsets.runs=10 (nearly "

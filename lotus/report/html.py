@@ -62,8 +62,10 @@ def render(folder: Path, stages: Stages) -> str:
     return environment.from_string(source).render(
         results=results,
         headline=ledger.headline(results, stages),
+        chance=ledger.chance(results, stages),
         lines=ledger.compared(results, stages),
         has_dense=ledger.has_dense(results, stages),
+        side=ledger.side(results, stages),
         costs=results.get("ledger") or {},
         kept=results.get("kept") or {},
         patches_told=ledger.patches_told((results.get("kept") or {}).get("tokens") or {}),

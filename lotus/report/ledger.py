@@ -21,7 +21,12 @@ FORMAT = 2
 
 
 def account(
-    stages: Iterable[Mapping[str, Any]], *, kept_share: float, spent_share: float = 1.0, asks_dense: bool = False
+    stages: Iterable[Mapping[str, Any]],
+    *,
+    kept_share: float,
+    spent_share: float = 1.0,
+    asks_dense: bool = False,
+    small: bool = False,
 ) -> dict[str, Any]:
     """The ledger of a run.
 
@@ -31,11 +36,13 @@ def account(
         kept_share: fraction of the images that the ticket keeps, in (0, 1]
         spent_share: fraction of the dense model's MACs that the training took for its average image, where it was cut on the way
         asks_dense: the dense model chose patches, so that its training is a part of what the lottery cost
+        small: what all is compared with is a smaller model, whose training says nothing of the dense one's
 
     Returns:
         stages: the rows, as given
         dense_macs: of training the dense model on all images by the same recipe; what the baseline cost, or, where
-            there was none, what the training on the ticket cost over both shares
+            there was none or a ``small`` one, what the training on the ticket cost over both shares
+        baseline_macs: of training what all is compared with; None where nothing is
         lottery_macs: of all parts of the lottery together
         selection_macs: of choosing images
         saved_macs_a_training: what training on the ticket saves each time, 0 at least
@@ -48,25 +55,43 @@ def account(
     for row in rows:
         macs[row["part"]] = macs.get(row["part"], 0.0) + float(row["macs"])
     trained, selection = macs.get("training", 0.0), macs.get("choosing", 0.0)
-    dense = macs.get("dense", trained / (kept_share * spent_share))
+    baseline = macs.get("dense")
+    dense = trained / (kept_share * spent_share) if small or baseline is None else baseline
     lottery = sum(spent for part, spent in macs.items() if part not in ("apart", "dense"))
-    lottery += macs.get("dense", 0.0) if asks_dense else 0.0
+    lottery += baseline or 0.0 if asks_dense else 0.0
     saved = max(0.0, dense - trained)
     break_even = 0.0 if selection == 0 else selection / saved if saved > 0 else None
     return {
         "stages": rows,
         "dense_macs": dense,
+        "baseline_macs": baseline,
         "lottery_macs": lottery,
         "selection_macs": selection,
         "saved_macs_a_training": saved,
         "break_even_trainings": break_even,
-        "verdict": verdict(dense=dense, lottery=lottery, selection=selection, saved=saved, kept_share=kept_share),
+        "verdict": verdict(
+            dense=dense,
+            lottery=lottery,
+            selection=selection,
+            saved=saved,
+            kept_share=kept_share,
+            small=baseline if small else None,
+        ),
     }
 
 
-def verdict(*, dense: float, lottery: float, selection: float, saved: float, kept_share: float) -> str:
-    """Whether it was worth it, in one sentence; all but ``kept_share`` in MACs."""
+def verdict(
+    *,
+    dense: float,
+    lottery: float,
+    selection: float,
+    saved: float,
+    kept_share: float,
+    small: float | None = None,
+) -> str:
+    """Whether it was worth it, in one sentence; all but ``kept_share`` in MACs, ``small`` of a small model's training."""
     whole = f"all in all the lottery took {times(lottery / dense)} the computing of the dense training" if dense else ""
+    whole += f" and {times(lottery / small)} the small model's" if whole and small else ""
     if kept_share >= 1:
         told = "No image was left out"
         told += f", so the {si(selection)} MACs of scoring bought nothing" if selection else ""
@@ -127,7 +152,7 @@ def compared(results: Mapping[str, Any], stages: Stages) -> list[Line]:
             lotus = sum(one.get(key) or 0 for one in (trained, final))
             lines += _ratio(name, dense.get(key), lotus, show)
         ledger = results.get("ledger", {})
-        lines += _ratio("MACs spent, choosing included", ledger.get("dense_macs"), ledger.get("lottery_macs"), si)
+        lines += _ratio("MACs spent, choosing included", _baseline_macs(ledger), ledger.get("lottery_macs"), si)
     slow, fast = dense.get("latency_ms") or {}, final.get("latency_ms") or {}
     for key, size in (("batch_1", 1), ("batch_N", slow.get("batch", "N"))):
         where = f", {fast['device']} {fast.get('dtype', '')}".rstrip() if fast.get("device") else ""
@@ -138,6 +163,23 @@ def compared(results: Mapping[str, Any], stages: Stages) -> list[Line]:
 def has_dense(results: Mapping[str, Any], stages: Stages) -> bool:
     """Whether the dense model was trained on all images, to compare with."""
     return bool(results.get(named(stages, "dense")))
+
+
+def side(results: Mapping[str, Any], stages: Stages) -> str:
+    """What stands opposite LOTUS in the table, in a word or three."""
+    if not has_dense(results, stages):
+        return "before the cut"
+    return "small" if is_small(results, stages) else "dense"
+
+
+def is_small(results: Mapping[str, Any], stages: Stages) -> bool:
+    """Whether what all is compared with is a smaller model, trained from scratch."""
+    return (results.get(named(stages, "dense")) or {}).get("kind") == "small"
+
+
+def _baseline_macs(ledger: Mapping[str, Any]) -> Any:
+    """Of training what all is compared with; older ledgers knew no other than the dense model."""
+    return ledger.get("baseline_macs") or ledger.get("dense_macs")
 
 
 def reference(results: Mapping[str, Any], stages: Stages) -> Mapping[str, Any]:
@@ -159,10 +201,58 @@ def told_by(results: Mapping[str, Any], stages: Stages, what: str) -> tuple[str,
     return next(((name, results[name][what]) for name in stages if (results.get(name) or {}).get(what)), ("", {}))
 
 
-def headline(results: Mapping[str, Any], stages: Stages) -> str:
-    """What came out, in one sentence."""
+BASELINES = {
+    "textbook": "the dense model trained on all images by the textbook",
+    "small": "a small model trained from scratch on all images",
+}
+"""What the baseline is, where it is not the dense model by the training's own recipe."""
+
+
+def standard_error(top1: float, images: int) -> float:
+    """Of a top-1 in per cent that was measured on so many images, in points: sqrt(p (1 - p) / n)."""
+    share = min(max(top1 / 100, 0.0), 1.0)
+    return 100 * math.sqrt(share * (1 - share) / images)
+
+
+def compare_top1(dense: float, lotus: float, images: int) -> dict[str, Any]:
+    """Two top-1 in per cent on the same ``images``, with their standard errors in points.
+
+    Unpaired: the two errors are taken as independent. Models that fail on the same images differ more surely than this says.
+    """
+    errors = standard_error(dense, images), standard_error(lotus, images)
+    gap, error = lotus - dense, math.hypot(*errors)
+    return {
+        "images": images, "dense_error": errors[0], "lotus_error": errors[1], "difference": gap, "error": error,
+        "test": "unpaired", "beyond_chance": abs(gap) > 2 * error,
+    }  # fmt: skip
+
+
+def chance(results: Mapping[str, Any], stages: Stages) -> str:
+    """How sure the top-1 is, in a sentence; empty where nothing was counted."""
+    images = results.get("validation_images")
     dense, final = reference(results, stages), shipped(results, stages)
-    name = "the dense model trained on all images" if has_dense(results, stages) else "its own model before the cut"
+    if not images or "top1" not in final:
+        return ""
+    if "top1" not in dense:
+        return f"Top-1 is of n = {count(images)} images: {_with_error(final['top1'], images)}."
+    found = compare_top1(dense["top1"], final["top1"], images)
+    what = "a difference" if found["beyond_chance"] else "no difference"
+    return (
+        f"On n = {count(images)} images: {_with_error(final['top1'], images)} against {_with_error(dense['top1'], images)} "
+        f"(standard errors), {what} beyond chance ({_signed(found['difference'], 2)} ± {found['error']:.2f} points, unpaired)."
+    )
+
+
+def _with_error(top1: float, images: int) -> str:
+    return f"{top1:.2f} ± {standard_error(top1, images):.2f} %"
+
+
+def headline(results: Mapping[str, Any], stages: Stages) -> str:
+    """What came out, in one sentence: cost and accuracy against the baseline first."""
+    dense, final = reference(results, stages), shipped(results, stages)
+    name = "its own model before the cut"
+    if has_dense(results, stages):
+        name = BASELINES.get(dense.get("kind", "best"), "the dense model trained on all images")
     kept = results.get("kept", {})
     shares = []
     images = kept.get("images")
@@ -174,14 +264,21 @@ def headline(results: Mapping[str, Any], stages: Stages) -> str:
     if kept.get("weights"):
         shares.append(f"{percent(kept['weights']['kept'] / kept['weights']['of'])} of the weights")
     if final.get("macs") and dense.get("macs"):
-        shares.append(f"{percent(final['macs'] / dense['macs'])} of the MACs")
+        whose = "its" if is_small(results, stages) else "the"
+        shares.append(f"{percent(final['macs'] / dense['macs'])} of {whose} MACs")
     if "top1" not in final or ("top1" not in dense and not shares):
         return "The model is done."
     if "top1" not in dense:
         return f"With {listed(shares)}, LOTUS reaches {final['top1']:.2f} % top-1."
     gap = final["top1"] - dense["top1"]
     size = f"{abs(gap):.2f} points {'above' if gap > 0 else 'below'}"
-    told = f"With {listed(shares)}, " if shares else ""
+    spent = results.get("ledger") or {}
+    if has_dense(results, stages) and _baseline_macs(spent):
+        of = "the small model's" if is_small(results, stages) else "the dense training's"
+        told = f"At {times(spent['lottery_macs'] / _baseline_macs(spent))} {of} computing, "
+        told += f"with {listed(shares)}, " if shares else ""
+    else:
+        told = f"With {listed(shares)}, " if shares else ""
     told += f"LOTUS reaches {final['top1']:.2f} % top-1, {size if abs(gap) >= 0.005 else 'level with'} {name}"
     seen = results.get("evaluated") or {}
     if seen.get("patches") == "sparse":

@@ -184,11 +184,12 @@ def last_page(
     console.print()
     console.print(Text(f"LOTUS  {results.get('name', '')}".rstrip(), "bold"))
     console.print(Text(ledger.headline(results, stages)))
+    if sure := ledger.chance(results, stages):
+        console.print(Text(sure))
     console.print()
 
     table = _table()
-    dense = "dense" if ledger.has_dense(results, stages) else "before the cut"
-    for name, side in (("", "left"), (dense, "right"), ("lotus", "right"), ("change", "right")):
+    for name, side in (("", "left"), (ledger.side(results, stages), "right"), ("lotus", "right"), ("change", "right")):
         table.add_column(name, justify=side)  # type: ignore[arg-type]
     for line in ledger.compared(results, stages):
         style = {True: "green", False: "yellow", None: ""}[line.better]
@@ -206,7 +207,7 @@ def last_page(
     costs = results.get("ledger", {})
     if costs.get("stages"):
         console.print()
-        console.print(_ledger_table(costs))
+        console.print(_ledger_table(costs, ledger.side(results, stages)))
     if costs.get("verdict"):
         console.print(Text(costs["verdict"]))
     console.print()
@@ -426,7 +427,7 @@ def doctor_page(checks: Iterable[Check], console: Console | None = None, *, of: 
         console.print(Text(f"Fit{f', with {minor} to know of' if minor else ''}.", "green"))
 
 
-def _ledger_table(costs: Mapping[str, Any]) -> Table:
+def _ledger_table(costs: Mapping[str, Any], side: str) -> Table:
     table = _table()
     table.add_column("stage")
     for name in ("seconds", "image-forwards", "MACs"):
@@ -434,7 +435,7 @@ def _ledger_table(costs: Mapping[str, Any]) -> Table:
     for row in costs["stages"]:
         apart = row["part"] == "dense"
         table.add_row(
-            Text(f"{row['stage']}{' (dense, to compare)' if apart else ''}", "dim" if apart else ""),
+            Text(f"{row['stage']}{f' ({side}, to compare)' if apart else ''}", "dim" if apart else ""),
             f"{row['seconds']:.1f}",
             count(row["image_forwards"]) if row["image_forwards"] else "",
             si(row["macs"]) if row["macs"] else "",

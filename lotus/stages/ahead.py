@@ -31,6 +31,8 @@ class Ahead:
 
     def __init__(self, config: Config, shelves: Sequence[ModuleType] = ()) -> None:
         self.config, self.shelves = config, known(shelves)
+        self.spent = 0.0
+        """MACs that the lottery is forecast to have cost, by the stages that were asked so far."""
 
     @cached_property
     def shape(self) -> nn.Module:

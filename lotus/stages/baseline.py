@@ -1,24 +1,56 @@
-"""The stage ``baseline``: the dense model on all images, by the same recipe. What everything is compared with."""
+"""The stage ``baseline``: what everything is compared with, on all images and without any lottery.
+
+The dense model by the training's own recipe or by the textbook's, or a narrower model of the shipped one's MACs from scratch.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
 import numpy as np
 
-from lotus.config import Config
-from lotus.stage import Curve, Stage, Work
+from lotus.config import Baseline, Config, Model, Sparsity, Train
+from lotus.run import Run
+from lotus.stage import TRAIN_FORWARDS, Curve, Stage, Work
 from lotus.stages.ahead import Ahead, Cost, training
 from lotus.stages.context import Context
 from lotus.stages.fit import Images, Task, fit, keep_model, outcome
+from selection.errors import Refused
+
+AVERAGES = ("late_average",)
+"""The guests of a training that are a part of its recipe and no lottery."""
+PLAIN = ("optimizer", "lr", "adamw_lr", "schedule", "min_lr", "ema")
+"""What the textbook says of a training, by LOTUS' own defaults."""
 
 
 def baseline(context: Context) -> Work:
-    run, config = context.run, context.config
+    import torch
+
+    from lotus.vit.cost import count
+    from lotus.vit.model import create
+
+    run, config, wants = context.run, context.config, asked(context.config)
+    manifest = context.manifest()
     model = context.new_model()
-    images = Images(np.arange(context.manifest().n))
-    every_patch = config.train.model_copy(update={"patches": None})
-    fitted, price = yield from fit(context, Task("baseline", every_patch, place="train"), model, images)
+    epochs = wants.epochs or config.train.epochs
+    if wants.name == "small":
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            model = create(smaller(config.model, config.prune.keep.macs or 1.0), len(manifest.classes))
+        if wants.epochs is None:
+            epochs = affordable(_spent(run), count(model).macs * manifest.n)
+    images = Images(np.arange(manifest.n))
+    task = Task("baseline", recipe(config, epochs), place="train", own_guests=True)
+    fitted, price = yield from fit(context, task, model, images)
     yield from keep_model(context, "baseline", model, run.of("baseline"))
-    return outcome(fitted, price, model)
+    return outcome(fitted, price, model, {"kind": wants.name, "epochs": epochs})
+
+
+def asked(config: Config) -> Baseline:
+    """Which baseline; where none is wanted and the lottery asks one nevertheless, the best."""
+    return config.baseline or Baseline()
 
 
 def is_asked(config: Config) -> bool:
@@ -26,30 +58,116 @@ def is_asked(config: Config) -> bool:
     return any(one.patches is not None and one.patches.model == "baseline" for one in (config.train, config.finetune))
 
 
+def recipe(config: Config, epochs: int) -> Train:
+    """``train``'s recipe without any lottery, for so many epochs; the textbook's where that is asked for."""
+    train = config.train
+    averages = tuple(guest for guest in train.guests if guest.name in AVERAGES)
+    changes: dict[str, Any] = {
+        "epochs": epochs, "sparsity": Sparsity(gates=False), "shrink": None, "dynamic": None, "sides": (), "patches": None,
+        "guests": averages,
+    }  # fmt: skip
+    if asked(config).name == "textbook":
+        plain = Train()
+        changes |= {
+            **{name: getattr(plain, name) for name in PLAIN},
+            "guests": (),
+            "warmup_epochs": train.warmup_epochs or epochs / 10,
+        }
+    return train.model_copy(update=changes)
+
+
+def smaller(model: Model, keep: float) -> Model:
+    """``model`` from scratch, narrower: of at most ``keep`` of its MACs.
+
+    Raises:
+        Refused: none can be made of it by its arguments.
+    """
+    from lotus.vit.smaller import narrower
+
+    try:
+        return narrower(model, keep)
+    except Refused as refusal:
+        raise Refused(f"baseline.name: small needs a narrower model. {refusal} Or take baseline=best.") from None
+
+
+def affordable(macs: float, epoch: float) -> int:
+    """Epochs of training, of ``epoch`` MACs forward each, that come nearest to ``macs`` in all; 1 at least."""
+    return max(1, round(macs / (TRAIN_FORWARDS * epoch)))
+
+
+def _spent(run: Run) -> float:
+    """MACs of the lottery so far."""
+    records = [run.record(name) for name in run.plan("finetune") if run.stages[name].part not in ("dense", "apart")]
+    return sum(record.macs for record in records if record is not None)
+
+
+def _check(ahead: Ahead) -> None:
+    if asked(ahead.config).name == "small":
+        smaller(ahead.config.model, ahead.config.prune.keep.macs or 1.0)
+
+
 def _forecast(ahead: Ahead) -> Cost:
-    return training(ahead.config.train.epochs * ahead.images, ahead.macs)
+    from lotus.vit.cost import count
+    from lotus.vit.model import build
+
+    config, wants = ahead.config, asked(ahead.config)
+    epochs, macs = wants.epochs or config.train.epochs, ahead.macs
+    if wants.name == "small":
+        small = smaller(config.model, config.prune.keep.macs or 1.0)
+        macs = count(build(small.name, {**small.args, "num_classes": ahead.classes}, meta=True)).macs
+        if wants.epochs is None:
+            epochs = affordable(ahead.spent, macs * ahead.images)
+    return training(epochs * ahead.images, macs)
+
+
+def _says(config: Config) -> str:
+    return {
+        "best": "train the dense model on all images, to compare with",
+        "textbook": "train the dense model on all images by the textbook, to compare with",
+        "small": "train a small model from scratch on all images, to compare with",
+    }[asked(config).name]
+
+
+def _settings(config: Config) -> tuple[str, ...]:
+    wants = asked(config)
+    own = () if wants == Baseline() else ("baseline",)  # what stands was made before there was another
+    left_out = ["sparsity", "dynamic", "shrink", "patches"]
+    left_out += PLAIN if wants.name == "textbook" else ()
+    if wants.name == "textbook" or not any(guest.name in AVERAGES for guest in config.train.guests):
+        left_out.append("guests")
+    if wants.epochs is not None or wants.name == "small":
+        left_out.append("epochs")
+    small = ("prune.keep.macs",) if wants.name == "small" else ()
+    return ("train", *(f"-train.{name}" for name in left_out), "model", "data.normalize", "seed", *own, *small)
+
+
+def _stale(config: Config, values: Mapping[str, Any]) -> str | None:
+    """Another kind, or another length, than was trained: a record is not asked for settings that are not named any more."""
+    wants, was = asked(config), values.get("kind", "best")
+    if was != wants.name:
+        return f"baseline.name: {was} -> {wants.name}"
+    epochs = wants.epochs or (None if wants.name == "small" else config.train.epochs)
+    stood = values.get("epochs", epochs)
+    return None if epochs in (None, stood) else f"epochs of the baseline: {stood} -> {epochs}"
+
+
+def _bind(config: Config, _: Sequence[ModuleType]) -> dict[str, Any]:
+    return {"curve": Curve("dense", "small", "small, all images")} if asked(config).name == "small" else {}
 
 
 STAGE = Stage(
     "baseline",
-    "train the dense model on all images, to compare with",
+    _says,
     baseline,
-    settings=(
-        "train",
-        "-train.sparsity",
-        "-train.dynamic",
-        "-train.shrink",
-        "-train.patches",
-        "-train.guests",
-        "model",
-        "data.normalize",
-        "seed",
-    ),
-    after=("prepare",),
+    settings=_settings,
+    after=lambda config: ("finetune",) if asked(config).name == "small" else ("prepare",),
     outputs=("baseline/spec.json",),
     every_rank=True,
     part="dense",
-    files=lambda config: {"model.weights": config.model.weights},
+    files=lambda config: {} if asked(config).name == "small" else {"model.weights": config.model.weights},
+    stale=_stale,
+    check=_check,
     forecast=_forecast,
     curve=Curve("dense", "dense", "dense, all images"),
+    bind=_bind,
 )

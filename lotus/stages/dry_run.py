@@ -38,6 +38,7 @@ def forecast(
             why = "what it reads is made again"
         dirty |= why is not None
         forwards, spent = stage.forecast(ahead) or (0, 0)
+        ahead.spent += spent if stage.part not in ("dense", "apart") else 0
         rows.append(
             {"stage": name, "says": of(stage.says, config), "why": why, "image_forwards": forwards, "macs": spent}
         )

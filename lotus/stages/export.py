@@ -126,7 +126,7 @@ def _tell(run: Run, results: dict[str, Any]) -> Section | None:
     timed = exported["latency_ms"]
     results["device"] = timed["train"]["device"]
     for name, like in (("train", "train"), ("finetune", "finetune"), ("baseline", "train")):
-        if name in results:
+        if name in results and results[name].get("kind") != "small":
             results[name]["latency_ms"] = timed[like]
     results["kept"]["tokens"] = _tokens_kept(exported["tokens"], results["train"].get("patches"))
     if exported["width"]["kept"] < exported["width"]["of"]:

@@ -71,6 +71,8 @@ class Task:
     """Which of the stage's trainings, where each is to be taken up by itself: the name of its folder within the stage's."""
     evaluate: bool = True
     """Measure it on the validation images."""
+    own_guests: bool = False
+    """The recipe is another's, and its guests and sides join nevertheless."""
 
     @property
     def where(self) -> str:
@@ -213,7 +215,7 @@ def _own_guests(context: Context, task: Task, model: nn.Module, images: Images, 
     from lotus.training import named
     from lotus.training.growing import GrowingPictures
 
-    recipe, own = task.recipe, task.stage == task.where
+    recipe, own = task.recipe, task.own_guests or task.stage == task.where
     wanted, sides = (getattr(recipe, name, ()) if own else () for name in ("guests", "sides"))
     growing: list[Guest] = [GrowingPictures(sides)] if sides else []
     if not wanted:

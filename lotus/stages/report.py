@@ -27,6 +27,7 @@ def report(context: Context) -> Work:
 
 def results(run: Run) -> dict[str, Any]:
     """results.json: what each stage measured, by its name, and what they tell of it together."""
+    from lotus.data.beton import Manifest
     from lotus.report import ledger
 
     records = {name: record for name in run.plan() if (record := run.record(name)) is not None}
@@ -49,7 +50,13 @@ def results(run: Run) -> dict[str, Any]:
     cut = trained["train_macs"] / trained["uncut"]["macs"] if "uncut" in trained else 1.0
     dense = named(run.stages, "dense")
     asked = any(dense in run.after(name) for name in records if run.stages[name].part not in ("dense", "apart"))
-    page["ledger"] = ledger.account(spent, kept_share=share, spent_share=cut, asks_dense=asked)
+    if run.val_beton.exists():
+        page["validation_images"] = Manifest.load(run.val_beton).n
+        before, after = (ledger.reference(page, run.stages), page.get(named(run.stages, "shipped"), {}))
+        if "top1" in before and "top1" in after:
+            page["top1"] = ledger.compare_top1(before["top1"], after["top1"], page["validation_images"])
+    small = ledger.is_small(page, run.stages)
+    page["ledger"] = ledger.account(spent, kept_share=share, spent_share=cut, asks_dense=asked, small=small)
     return page
 
 

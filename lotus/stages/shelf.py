@@ -26,6 +26,8 @@ _TAKEN = (
     "sections",
     "ledger",
     "evaluated",
+    "top1",
+    "validation_images",
     "stages",
     "checkpoints",
     "data",
@@ -46,6 +48,9 @@ def stages(config: Config, shelves: Sequence[ModuleType] = ()) -> list[Stage]:
         Refused: it reads a stage that is not there, or one that comes after those that are to read it.
     """
     joined, all_shelves = list(STAGES), known(shelves)
+    if baseline.asked(config).name == "small":  # which may spend what the lottery has spent, so it comes after it
+        joined.remove(baseline.STAGE)
+        joined.insert(joined.index(finetune.STAGE) + 1, baseline.STAGE)
     for shelf in all_shelves:
         for stage in brought(shelf).values():
             if stage.wanted(config):

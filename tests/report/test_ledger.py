@@ -91,11 +91,11 @@ def test_without_a_baseline_training_is_not_compared():
 
 def test_the_headline_is_one_sentence():
     assert ledger.headline(RESULTS, STAGES) == (
-        "With 50 % of the images and 49 % of the MACs, LOTUS reaches 97.90 % top-1, 0.70 points below the dense model trained "
+        "At 0.85 x the dense training's computing, with 50 % of the images and 49 % of the MACs, LOTUS reaches 97.90 % top-1, 0.70 points below the dense model trained "
         "on all images; at a batch of 64 it is 1.76 x as fast."
     )
     redrawn = {**RESULTS, "kept": {**RESULTS["kept"], "passes": {"kept": 10_059, "of": 14_370}}}
-    assert "With 50 % of the images, 70 % of their passes and 49 % of the MACs" in ledger.headline(redrawn, STAGES)
+    assert "with 50 % of the images, 70 % of their passes and 49 % of the MACs" in ledger.headline(redrawn, STAGES)
     assert "level with" in ledger.headline({**RESULTS, "finetune": {**RESULTS["finetune"], "top1": 98.6}}, STAGES)
     assert ledger.headline({"finetune": {}}, STAGES) == "The model is done."
 
@@ -128,3 +128,45 @@ def test_a_dense_model_that_was_asked_is_a_part_of_the_cost():
     asked = ledger.account(spent, kept_share=1.0, asks_dense=True)
     assert (asked["lottery_macs"], asked["dense_macs"]) == (151e9, 100e9)
     assert "1.51 x the computing" in asked["verdict"]
+
+
+def test_a_difference_beyond_chance_is_one_of_two_standard_errors():
+    found = ledger.compare_top1(60.0, 55.0, 400)  # by hand: sqrt(.6 * .4 / 400) and sqrt(.55 * .45 / 400)
+    assert found["dense_error"] == pytest.approx(2.4495, abs=1e-4)
+    assert found["lotus_error"] == pytest.approx(2.4875, abs=1e-4)
+    assert not found["beyond_chance"]
+    assert ledger.compare_top1(60.0, 55.0, 1600)["beyond_chance"]
+    told = ledger.chance({**RESULTS, "validation_images": 359}, STAGES)
+    assert "n = 359" in told
+    assert "no difference beyond chance" in told
+
+
+def test_a_small_model_is_billed_beside_the_dense_training():
+    spent = [
+        {"stage": "score", "part": "choosing", "seconds": 1.0, "image_forwards": 0, "macs": 10.0},
+        {"stage": "train", "part": "training", "seconds": 1.0, "image_forwards": 0, "macs": 50.0},
+        {"stage": "finetune", "part": "shipped", "seconds": 1.0, "image_forwards": 0, "macs": 20.0},
+        {"stage": "baseline", "part": "dense", "seconds": 1.0, "image_forwards": 0, "macs": 40.0},
+    ]
+    told = ledger.account(spent, kept_share=0.5, small=True)
+    # by hand: the dense training would take 50 / 0.5; the lottery took 10 + 50 + 20
+    assert (told["dense_macs"], told["baseline_macs"], told["lottery_macs"]) == (100.0, 40.0, 80.0)
+    assert told["saved_macs_a_training"] == 50.0
+    assert told["verdict"].endswith("0.80 x the computing of the dense training and 2.00 x the small model's.")
+    dense = ledger.account(spent, kept_share=0.5)
+    assert (dense["dense_macs"], dense["baseline_macs"]) == (40.0, 40.0)
+    assert ledger.account(spent[:3], kept_share=0.5)["baseline_macs"] is None
+
+
+def test_against_a_small_model_the_page_says_so():
+    small = {**RESULTS, "baseline": {**RESULTS["baseline"], "kind": "small"}}
+    small["ledger"] = {**RESULTS["ledger"], "baseline_macs": RESULTS["ledger"]["lottery_macs"] / 2}
+    told = ledger.headline(small, STAGES)
+    assert told.startswith("At 2.00 x the small model's computing")
+    assert "a small model trained from scratch" in told
+    assert "of its MACs" in told
+    assert "dense" not in told
+    assert ledger.side(small, STAGES) == "small"
+    assert ledger.side(RESULTS, STAGES) == "dense"
+    line = next(line for line in ledger.compared(small, STAGES) if line.what.startswith("MACs spent"))
+    assert line.change == "2.00 x"
