@@ -143,7 +143,7 @@ def _tell(options: argparse.Namespace, asked: _Asked, signals: Signals, drawn: L
         return
     from lotus.report.terminal import ticket_page
 
-    ticket_page(classes, kept, of, drawn.scores, drawn.subset.rows, title=f"{score}, {pick}",
+    ticket_page(list(zip(classes, kept, of, strict=True)), drawn.scores, drawn.subset.rows, title=f"{score}, {pick}",
                 warnings=drawn.warnings, out=options.out)  # fmt: skip
 
 

@@ -97,22 +97,8 @@ class Terminal:
     def show(self, event: Event) -> None:
         """Take note of one event. Kinds that say nothing to people (files written) pass in silence."""
         now = self._clock()
-        if isinstance(event, Began):
-            self._stage = Progress(event.stage, now, event.why)
-            self._told = now
-            if self.plain:
-                self._line(event.stage, f"begins ({event.why})")
-        elif isinstance(event, Step):
-            self._stage.step(event, now)
-            if self.plain and now - self._told >= _PLAIN_EVERY:
-                self._told = now
-                self._line(event.stage, self._stage.sentence(now))
-        elif isinstance(event, Evaluated):
-            # The loss that is shown while training is the training loss.
-            self._stage.values |= {name: value for name, value in event.values.items() if name != "loss"}
-            if self.plain:
-                self._told = now
-                self._line(event.stage, f"epoch {event.epoch}: {lines.measured(event.values)}")
+        if isinstance(event, Began | Step | Evaluated):
+            self._follow(event, now)
         elif isinstance(event, Pruned):
             self._line(event.stage, lines.cut(event.before, event.after), mark="·")
         elif isinstance(event, Said):
@@ -125,6 +111,24 @@ class Terminal:
             told = lines.reached(event.values)
             self._line(event.stage, f"{duration(event.seconds)}{f'  {told}' if told else ''}", mark="✓", style="green")
         self._draw(now, at_once=isinstance(event, (Began, Ended)))
+
+    def _follow(self, event: Began | Step | Evaluated, now: float) -> None:
+        """How far the stage at work is: the live display shows it, plain lines tell of it now and then."""
+        if isinstance(event, Began):
+            self._stage = Progress(event.stage, now, event.why)
+            told = f"begins ({event.why})"
+        elif isinstance(event, Step):
+            self._stage.step(event, now)
+            if now - self._told < _PLAIN_EVERY:
+                return
+            told = self._stage.sentence(now)
+        else:
+            # The loss that is shown while training is the training loss.
+            self._stage.values |= {name: value for name, value in event.values.items() if name != "loss"}
+            told = f"epoch {event.epoch}: {lines.measured(event.values)}"
+        if self.plain:
+            self._told = now
+            self._line(event.stage, told)
 
     def _line(self, stage: str, text: str, *, mark: str = " ", style: str = "") -> None:
         mark = mark if _can(self.console, mark) else "*"
@@ -214,9 +218,7 @@ def last_page(
 
 
 def ticket_page(
-    classes: Sequence[str],
-    kept: Sequence[int],
-    of: Sequence[int],
+    classes: Sequence[tuple[str, int, int]],
     scores: npt.NDArray[np.floating] | None,
     rows: npt.NDArray[np.integer],
     *,
@@ -228,32 +230,14 @@ def ticket_page(
     """A drawn ticket: kept rows a class, a histogram of the scores, warnings, and where it was written.
 
     Args:
-        kept, of: images of each class in the ticket and in the data
+        classes: (name, kept, of): images of each class in the ticket and in the data
         scores: (N,), higher = keep first, may hold +inf; None where the policy read none
         rows: (K,) the ticket
     """
     console = console or _console()
-    table = _table()
-    table.add_column("class")
-    for name in ("kept", "of", ""):
-        table.add_column(name, justify="right")
-    most = len(classes) if len(classes) <= _CLASSES else _CLASSES - 1
-    for name, k, n in list(zip(classes, kept, of, strict=True))[:most]:
-        table.add_row(
-            Text(shown(name), overflow="ellipsis", no_wrap=True), count(k), count(n), percent(k / n) if n else ""
-        )
-    if most < len(classes):
-        shares = [k / n for k, n in zip(kept[most:], of[most:], strict=True) if n]
-        span = f"{percent(min(shares))} to {percent(max(shares))}" if shares else ""
-        table.add_row(
-            Text(f"and {len(classes) - most} more", "dim"), count(sum(kept[most:])), count(sum(of[most:])), span
-        )
-    total = sum(of)
-    table.add_section()
-    table.add_row("all", count(len(rows)), count(total), percent(len(rows) / total) if total else "", style="bold")
     if title:
         console.print(Text(f"ticket by {title}", "bold"))
-    console.print(table)
+    console.print(_classes_table(classes))
     if scores is not None and len(scores):
         console.print(Text("scores, from keep last to keep first", "dim"))
         for line in lines.histogram(scores, rows, unicode=_can(console, "█░")):
@@ -262,6 +246,31 @@ def ticket_page(
         console.print(Text(f"! {warning}", "yellow"))
     if out:
         console.print(Text(f"written to {out}"), soft_wrap=True)
+
+
+def _classes_table(classes: Sequence[tuple[str, int, int]]) -> Table:
+    """A line a class; of many the first, and one for the rest."""
+    table = _table()
+    table.add_column("class")
+    for name in ("kept", "of", ""):
+        table.add_column(name, justify="right")
+    most = len(classes) if len(classes) <= _CLASSES else _CLASSES - 1
+    for name, kept, of in classes[:most]:
+        told = Text(shown(name), overflow="ellipsis", no_wrap=True)
+        table.add_row(told, count(kept), count(of), percent(kept / of) if of else "")
+    if rest := classes[most:]:
+        shares = [kept / of for _, kept, of in rest if of]
+        span = f"{percent(min(shares))} to {percent(max(shares))}" if shares else ""
+        table.add_row(Text(f"and {len(rest)} more", "dim"), *_summed(rest), span)
+    total = sum(of for *_, of in classes)
+    share = percent(sum(kept for _, kept, _ in classes) / total) if total else ""
+    table.add_section()
+    table.add_row("all", *_summed(classes), share, style="bold")
+    return table
+
+
+def _summed(classes: Sequence[tuple[str, int, int]]) -> tuple[str, str]:
+    return count(sum(kept for _, kept, _ in classes)), count(sum(of for *_, of in classes))
 
 
 def ticket_told(
@@ -293,9 +302,8 @@ def ticket_told(
     pairs.show_header = False
     console.print(pairs)
     if told["classes"]:
-        kept, of = [row["kept"] for row in told["classes"]], [row["of"] for row in told["classes"]]
-        names = [row["class"] for row in told["classes"]]
-        ticket_page(names, kept, of, scores, rows, warnings=notes, console=console)
+        classes = [(row["class"], row["kept"], row["of"]) for row in told["classes"]]
+        ticket_page(classes, scores, rows, warnings=notes, console=console)
     else:
         for note in notes:
             console.print(Text(f"! {note}", "yellow"))
