@@ -6,7 +6,7 @@ RUN    := $(VENV)/bin/python
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 export VENV PYTHON
 
-.PHONY: demo test check fast format lint types docs setup doctor clean
+.PHONY: demo test check fast format lint types docs setup soak doctor clean
 
 demo: setup   ## every stage on scikit-learn's digits, ends with the report
 	@$(RUN) tools/run.py configs/digits.yaml
@@ -35,6 +35,9 @@ format:
 
 setup:
 	@tools/setup.sh
+
+soak: setup   ## kill runs at random moments; each must end as if nothing had happened (KILLS=20)
+	@$(RUN) tools/soak.py --kills $(or $(KILLS),20)
 
 doctor: setup
 	@$(RUN) -m lotus doctor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated
@@ -11,7 +12,7 @@ from pydantic import Field
 
 from lotus import shelves
 from lotus.config import Config, Rule, as_request, check, options, read, reader, rules, table
-from selection.errors import Refused
+from selection.errors import Notice, Refused
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,7 +27,7 @@ def test_every_shipped_config_is_read_and_says_how_to_run_it(file: Path) -> None
 
 
 def test_resolved_page_reads_back_the_same() -> None:
-    config = read(ROOT / "configs" / "digits.yaml", ["train.lr=3e-4", "prune.keep.params=0.6"])
+    config = read(ROOT / "configs" / "staged.yaml", ["train.lr=3e-4", "prune.keep.params=0.6"])
     assert check(__import__("yaml").safe_load(config.yaml())) == config
 
 
@@ -95,7 +96,7 @@ def test_resolved_page_reads_back_the_same() -> None:
 )
 def test_a_mistake_is_refused_with_place_and_cure(override: str, says: str) -> None:
     with pytest.raises(Refused) as refusal:
-        read(ROOT / "configs" / "digits.yaml", [override])
+        read(ROOT / "configs" / "staged.yaml", [override])
     assert says in str(refusal.value)
 
 
@@ -197,7 +198,7 @@ def test_a_proxy_may_have_a_model_of_its_own() -> None:
 
 def test_a_method_takes_options_in_yaml_and_on_the_command_line() -> None:
     assert check({"select": {"pick": {"name": "ccs", "bins": 20}}}).select.pick.options == {"bins": 20}
-    config = read(ROOT / "configs" / "digits.yaml", ["select.pick=ccs", "select.pick.bins=20"])
+    config = read(ROOT / "configs" / "staged.yaml", ["select.pick=ccs", "select.pick.bins=20"])
     assert (config.select.pick.name, config.select.pick.options) == ("ccs", {"bins": 20})
     config = read(None, ["select.pick.bins=20", "prune.criterion.foo=1"])
     assert config.select.pick.options == {"bins": 20}, "the default method's"
@@ -308,3 +309,19 @@ def test_options_of_a_method_are_as_typed_as_the_page() -> None:
         with pytest.raises(Refused) as refusal:
             options(mine, given, place="here")
         assert says in str(refusal.value)
+
+
+def test_another_model_leaves_the_files_own_arguments_out() -> None:
+    place = ROOT / "configs" / "cifar10.yaml"
+    with pytest.warns(Notice, match=r"model\.args: .* left out for vit_small_patch16_224"):
+        config = read(place, ["model.name=vit_small_patch16_224", "model.args.img_size=32"])
+    assert config.model.args == {"img_size": 32}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read(place, ["model.args.depth=3"]).model.args["embed_dim"] == 128
+        assert read(place, ["model.name=vit_tiny_patch16_224"]).model.args["embed_dim"] == 128
+    with pytest.warns(Notice, match="left out"):
+        short = read(ROOT / "configs" / "cifar10.yaml", ["model=deit_tiny_patch16_224"]).model
+    assert (short.name, short.args) == ("deit_tiny_patch16_224", {})
+    assert read(ROOT / "configs" / "finetune.yaml", ["model=vit_base_patch16_224"]).model.pretrained
+    assert check({"model": "vit_base_patch16_224"}).model.name == "vit_base_patch16_224"

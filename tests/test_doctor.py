@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from lotus import doctor
@@ -48,3 +50,28 @@ def test_a_small_shm_and_no_compiler_are_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     assert "--shm-size" in next(doctor._shm()).cure
     assert "g++" in next(doctor._compiler()).cure
+
+
+def test_a_run_is_read_through(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from lotus import cli
+
+    folder = tmp_path / "run"
+    words = ["data.name=digits", "model.args={img_size: 8, patch_size: 4, embed_dim: 8, depth: 1, num_heads: 2}"]
+    config = tmp_path / "c.yaml"
+    config.write_text("data: {name: digits, write: raw, max_side: 0}\nmodel: {name: vit_tiny_patch16_224}\n")
+    assert cli.main(["prepare", str(config), f"folder={folder}", *words]) == 0
+    assert cli.main(["doctor", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "prepare" in said
+    assert "not done yet" in said
+    with (folder / "data" / "train.beton").open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)
+        file.seek(-1, 2)
+        file.write(bytes([last[0] ^ 1]))
+    assert cli.main(["doctor", str(folder)]) == 2
+    said = capsys.readouterr().out
+    assert "damaged" in said
+    assert "train.beton" in "".join(said.split())
+    assert cli.main(["doctor", str(tmp_path)]) == 2
+    assert "no run is here" in capsys.readouterr().err

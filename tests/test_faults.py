@@ -23,7 +23,7 @@ from selection import files
 from selection.errors import Refused
 
 ROOT = Path(__file__).resolve().parent.parent
-WORDS = [str(ROOT / "configs" / "digits.yaml"), "select.keep=1", "train.epochs=1", "train.batch_size=256", "model.args.depth=1",
+WORDS = [str(ROOT / "configs" / "staged.yaml"), "select.keep=1", "train.epochs=1", "train.batch_size=256", "model.args.depth=1",
          "model.args.embed_dim=16", "model.args.num_heads=2", "finetune.epochs=1", "prune.calibration=64"]  # fmt: skip
 WHOLE = [
     *WORDS[:1],

@@ -317,7 +317,7 @@ def _of_runs(folder: Path) -> dict[str, Kind]:
     from lotus.training.deepspeed_config import settings
     from lotus.training.distributed import World
 
-    page = Path(__file__).resolve().parent.parent / "configs" / "digits.yaml"
+    page = Path(__file__).resolve().parent.parent / "configs" / "staged.yaml"
     (folder / "page.yaml").write_bytes(page.read_bytes())
     words = folder / "words.txt"
     words.write_text(

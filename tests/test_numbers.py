@@ -17,7 +17,7 @@ from selection.errors import Refused
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = [
-    str(ROOT / "configs" / "digits.yaml"),
+    str(ROOT / "configs" / "staged.yaml"),
     "folder=nowhere",
     "model.args.depth=1",
     "model.args.embed_dim=16",

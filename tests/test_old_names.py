@@ -55,5 +55,5 @@ def test_python_and_the_command_line_are_told_too(old: str, value: Any, capsys: 
     with pytest.raises(Refused) as refusal:
         lotus.prune(None, [], keep={"macs": 0.5}, **{old: value})  # type: ignore[arg-type]
     assert told in str(refusal.value)
-    assert cli.main(["run", "configs/digits.yaml", "--dry-run", f"prune.{old}={value}"]) == 2
+    assert cli.main(["run", "configs/staged.yaml", "--dry-run", f"prune.{old}={value}"]) == 2
     assert told in " ".join(capsys.readouterr().err.split())

@@ -18,7 +18,7 @@ from selection import lottery, methods, pickers, scores
 from selection.signals import Signals
 from selection.subset import Subset
 
-DIGITS = str(Path(__file__).resolve().parent.parent / "configs" / "digits.yaml")
+DIGITS = str(Path(__file__).resolve().parent.parent / "configs" / "staged.yaml")
 SMALL = ["model.args.embed_dim=32", "model.args.depth=2", "model.args.num_heads=2", "train.batch_size=128"]
 N = 1438
 

@@ -87,7 +87,7 @@ def test_a_recovery_that_leaves_the_dense_model_behind_ends_in_what_the_first_ro
 
 @pytest.mark.slow
 def test_a_budget_in_rounds_is_that_of_the_dense_model(tmp_path: Path) -> None:
-    run("digits.yaml", tmp_path / "run", "score.epochs=1", "prune.search.images=100", "prune.search.grid=0",
+    run("staged.yaml", tmp_path / "run", "score.epochs=1", "prune.search.images=100", "prune.search.grid=0",
         "prune.keep.macs=0.3", "prune.search.rounds=2", "prune.search.recovery=2", "train.sparsity.gates=false")  # fmt: skip
     found = loaded(tmp_path / "run" / "search.json")
     first = [row["macs"] for row in found["tried"] if row["round"] == 0 and row["how"] == "budget"]
@@ -108,7 +108,7 @@ def test_a_recovery_takes_its_steps_from_a_small_ticket_too(steps: int, batch: i
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [["prune.search.kind=blocks"], ["prune.search.kind=ratios", "prune.search.grid=0"]])
 def test_a_searched_budget_is_hit(tmp_path: Path, more: list[str]) -> None:
-    run("digits.yaml", tmp_path / "run", "score.epochs=1", "prune.search.images=200", "prune.keep.macs=0.6",
+    run("staged.yaml", tmp_path / "run", "score.epochs=1", "prune.search.images=200", "prune.keep.macs=0.6",
         "train.sparsity.gates=false", *more)  # fmt: skip
     found = loaded(tmp_path / "run" / "search.json")
     assert found["chosen"]["macs"] <= 0.6 * found["dense"]["macs"]
@@ -122,7 +122,7 @@ def test_the_stream_is_narrowed_first(tmp_path: Path, way: str) -> None:
     from lotus.vit import anatomy
     from lotus.vit.cost import count
 
-    told = run("digits.yaml", tmp_path / "run", "score.epochs=1", "prune.embed_dim=0.75", "prune.keep.macs=0.5",
+    told = run("staged.yaml", tmp_path / "run", "score.epochs=1", "prune.embed_dim=0.75", "prune.keep.macs=0.5",
                "train.sparsity.gates=false", way)  # fmt: skip
     assert "Of the residual stream's 32 channels 24 stay, turned." in told
     dense = count(lotus.load(tmp_path / "run" / "train")).macs
@@ -139,7 +139,7 @@ def test_several_sizes_out_of_one_training(tmp_path: Path) -> None:
     from lotus.vit import anatomy
     from lotus.vit.cost import count
 
-    run("digits.yaml", tmp_path / "run", "score.epochs=1", "prune.sizes=[0.4, 0.8]")
+    run("staged.yaml", tmp_path / "run", "score.epochs=1", "prune.sizes=[0.4, 0.8]")
     told = loaded(tmp_path / "run" / "stages" / "prune.json")["values"]["sizes"]
     models = [lotus.load(tmp_path / "run" / f"prune-{part}") for part in (0.8, 0.4)]
     dense = count(lotus.load(tmp_path / "run" / "train")).macs
@@ -169,13 +169,13 @@ def test_what_an_earlier_pruning_left_is_removed_and_nothing_else(tmp_path: Path
 @pytest.mark.slow
 def test_a_budget_of_latency_is_told_and_its_file_goes_with_it(tmp_path: Path) -> None:
     words = ["score.epochs=1", "prune.latency_batch=64", "train.sparsity.gates=false"]
-    told = run("digits.yaml", tmp_path / "run", *words, "prune.keep={latency: 0.9}")
+    told = run("staged.yaml", tmp_path / "run", *words, "prune.keep={latency: 0.9}")
     kept = loaded(tmp_path / "run" / "results.json")["kept"]["latency"]
     assert kept["asked"] == 0.9
     assert kept["measured"] > 0
     assert f"measured {kept['measured']:.3f}" in told
     assert (tmp_path / "run" / "latency.json").exists()
-    run("digits.yaml", tmp_path / "run", *words, "prune.keep={macs: 0.6}", "prune.embed_dim=0.75")
+    run("staged.yaml", tmp_path / "run", *words, "prune.keep={macs: 0.6}", "prune.embed_dim=0.75")
     assert not (tmp_path / "run" / "latency.json").exists()
     kept = loaded(tmp_path / "run" / "results.json")["kept"]
     assert kept["width"] == {"kept": 24, "of": 32}
@@ -197,7 +197,7 @@ def test_a_budget_of_latency_is_searched_and_drawn_in_sizes(tmp_path: Path, way:
     from lotus.pruning.latency import Table
     from lotus.vit.cost import count
 
-    told = run("digits.yaml", tmp_path / "run", "score.epochs=1", "prune.latency_batch=64", "train.sparsity.gates=false",
+    told = run("staged.yaml", tmp_path / "run", "score.epochs=1", "prune.latency_batch=64", "train.sparsity.gates=false",
                "prune.keep={latency: 0.9}", *way)  # fmt: skip
     values, results = (
         loaded(tmp_path / "run" / "stages" / "prune.json")["values"],
@@ -255,14 +255,14 @@ def test_held_out_images_are_those_that_nothing_was_trained_on() -> None:
 )
 def test_settings_that_contradict_are_refused(overrides: list[str], match: str) -> None:
     with pytest.raises(Refused, match=match):
-        read(ROOT / "configs" / "digits.yaml", overrides)
+        read(ROOT / "configs" / "staged.yaml", overrides)
 
 
 def test_an_allowed_drop_stands_without_a_budget(tmp_path: Path) -> None:
     """Written out and read again too, as a run's folder holds it."""
     for config in (
         read(ROOT / "configs" / "papers" / "auto_ratio.yaml", []),
-        read(ROOT / "configs" / "digits.yaml", ["prune.search.drop=0.05", "prune.keep.macs=1"]),
+        read(ROOT / "configs" / "staged.yaml", ["prune.search.drop=0.05", "prune.keep.macs=1"]),
     ):
         assert config.prune.keep.macs == 1
         (tmp_path / "config.yaml").write_text(config.yaml())
@@ -289,8 +289,8 @@ def look_ahead(config: Config) -> None:
     ("config", "overrides"),
     [
         ("papers/spvit.yaml", ["prune.keep.macs=0.01"]),
-        ("digits.yaml", ["prune.sizes=[0.5, 0.001]"]),
-        ("digits.yaml", ["prune.search.kind=ratios", "prune.keep.macs=0.05"]),
+        ("staged.yaml", ["prune.sizes=[0.5, 0.001]"]),
+        ("staged.yaml", ["prune.search.kind=ratios", "prune.keep.macs=0.05"]),
     ],
 )
 def test_a_budget_out_of_reach_is_refused_before_anything_is_done(config: str, overrides: list[str]) -> None:
@@ -303,13 +303,13 @@ def test_a_latency_of_uneven_blocks_is_refused_before_anything_is_done() -> None
     words = ["model.name=swin_tiny_patch4_window7_224", "model.pos_embed_std=null",
              "model.args={img_size: 32, patch_size: 2, embed_dim: 24, depths: [1, 1], num_heads: [1, 2], window_size: 4}"]  # fmt: skip
     with pytest.raises(Refused, match="blocks differ in width"):
-        look_ahead(read(ROOT / "configs" / "digits.yaml", [*words, "prune.keep={latency: 0.9}"]))
+        look_ahead(read(ROOT / "configs" / "staged.yaml", [*words, "prune.keep={latency: 0.9}"]))
 
 
 def test_a_width_below_the_budget_is_refused_before_anything_is_done() -> None:
     words = ["model.args={img_size: 8, patch_size: 2, embed_dim: 32, depth: 2, num_heads: 2}", "prune.embed_dim=0.25"]
     with pytest.raises(Refused, match=r"prune\.embed_dim: 8 of 32 channels leave"):
-        look_ahead(read(ROOT / "configs" / "digits.yaml", [*words, "prune.keep={macs: 0.9}"]))
+        look_ahead(read(ROOT / "configs" / "staged.yaml", [*words, "prune.keep={macs: 0.9}"]))
 
 
 def test_a_search_that_recovers_is_done_again_with_another_fine_tune() -> None:

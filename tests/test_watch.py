@@ -17,7 +17,7 @@ from lotus import watch
 from lotus.watch import Lost, Watch
 
 ROOT = Path(__file__).resolve().parent.parent
-WORDS = [str(ROOT / "configs" / "digits.yaml"), "select.keep=0.5", "score.epochs=40", "score.seeds=1", "train.batch_size=32", "model.args.depth=1",
+WORDS = [str(ROOT / "configs" / "staged.yaml"), "select.keep=0.5", "score.epochs=40", "score.seeds=1", "train.batch_size=32", "model.args.depth=1",
          "model.args.embed_dim=16", "model.args.num_heads=2", "train.epochs=40", "device=cpu", "rank_timeout=0.05"]  # fmt: skip
 
 

@@ -11,13 +11,14 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from lotus.cli import config, look, prune, run, select, ticket
+from lotus.cli import compare, config, look, plan, prune, run, select, ticket
 from lotus.cli.shared import Action, tell
 from lotus.watch import STOPPED, Lost
-from selection.errors import Refused
+from selection.errors import Notice, Refused
 from selection.methods import nearest
 
 
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options is None:
         options = _parse(parser, words)
     try:
-        with _terminated_like_interrupted():
+        with _terminated_like_interrupted(), _notices_as_they_are():
             return options.verb(options)
     except Refused as refusal:
         return _told(refusal, 2)
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _told(why: object, code: int) -> int:
     """Say why on rank 0; the others would only repeat it."""
     if os.environ.get("RANK", "0") == "0":
-        tell(f"lotus: {why}", file=sys.stderr)
+        tell(why if code == 0 else f"lotus: {why}", file=sys.stderr)
     return code
 
 
@@ -80,10 +81,26 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(verb=action)
         return added
 
-    for group in (run, prune, select, ticket, look, config):
+    for group in (run, plan, prune, select, ticket, look, compare, config):
         group.add(verb)
     run.add_stages(verb, taken=tuple(verbs.choices))
     return parser
+
+
+@contextlib.contextmanager
+def _notices_as_they_are() -> Iterator[None]:
+    """A notice is one line of rank 0, without the place in our code that Python would put before it."""
+    before = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, Notice):
+            _told(f"! {message}", 0)
+        else:
+            before(message, category, *place, **more)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 @contextlib.contextmanager

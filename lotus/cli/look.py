@@ -46,7 +46,9 @@ def add(verb: Verbs) -> None:
     report.add_argument("folder", help="the run's folder, e.g. runs/digits")
     with_files(report)
 
-    doctor = verb("doctor", "check this machine and say what to do", _doctor)
+    doctor = verb("doctor", "check this machine, or a run, and say what to do", _doctor)
+    doctor.add_argument("folder", nargs="?", metavar="RUN", help="a run's folder: what is whole in it, and what to do")
+    with_files(doctor)
     doctor.add_argument("--brief", action="store_true", help="say only what is wrong")
 
 
@@ -163,6 +165,16 @@ def _doctor(options: argparse.Namespace) -> int:
     from lotus import doctor
     from lotus.report.terminal import doctor_page
 
-    checks = list(doctor.checks())
-    doctor_page([check for check in checks if check.cure] if options.brief else checks)
+    if options.folder:
+        from lotus.config import read
+        from lotus.stages import run_of
+        from lotus.stages.whole import run_checks
+
+        if not (Path(options.folder) / "config.yaml").is_file():
+            raise Refused(f"{options.folder}: no run is here. Name its folder, e.g. runs/digits.")
+        checks = list(run_checks(run_of(read(options.folder), load_shelves(options.shelves))))
+    else:
+        checks = list(doctor.checks())
+    told = [check for check in checks if check.cure] if options.brief else checks
+    doctor_page(told, of="the run" if options.folder else "")
     return 2 if any(check.fatal and check.cure for check in checks) else 0

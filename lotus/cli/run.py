@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from lotus.cli.plan import keep_plan, plan_told, settled
 from lotus.cli.shared import Verbs, load_shelves, overrides, tell, with_files
 from selection.errors import Refused
 
@@ -64,6 +65,9 @@ def run(options: argparse.Namespace) -> int:
     theirs = [f"train.deepspeed={options.deepspeed_config}"] if options.deepspeed_config else []
     config = read(options.config, [*options.overrides, *theirs])
     shelves = load_shelves(options.shelves)
+    config, planned = settled(config, shelves)
+    if planned is not None and options.until is None and int(os.environ.get("RANK", "0")) == 0:
+        plan_told(planned)
     if options.dry_run:
         from lotus.report.terminal import plan_page
 
@@ -71,6 +75,8 @@ def run(options: argparse.Namespace) -> int:
         plan_page(told)
         return 0
     quiet = int(os.environ.get("RANK", "0")) != 0
+    if planned is not None and not quiet:
+        keep_plan(config, planned, shelves)
     events = stages.go(config, until=options.until, first=options.first, again=options.again, shelves=shelves)
     if quiet:
         for _ in events:

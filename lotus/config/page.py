@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from lotus.config.budget import Budget
 from lotus.config.recipes import Finetune, Recipe, Train
 from lotus.config.request import Prune
 from lotus.config.rules import BLURS
@@ -57,7 +58,10 @@ class Model(Section):
     pretrained: bool = False
     """Start from timm's published weights (needs a network or a local cache)."""
     weights: str = ""
-    """A .safetensors file, or a folder written by LOTUS, to start from."""
+    """A .safetensors or .pth file, a training checkpoint, or a folder that holds a model.safetensors, to start from."""
+    normalize: Literal["weights", "data"] = "weights"
+    """By whose mean and standard deviation images are normalized: those of the given weights, as they were trained, or of the
+    training images. Without given weights: of the training images."""
     pos_embed_std: float | None = Field(None, gt=0)
     """Standard deviation at which position embeddings start; timm's own is 0.02. Tiny images want more (0.2)."""
     patch_embed_init: Literal["timm", "xavier"] = "timm"
@@ -172,8 +176,10 @@ class Config(Section):
     """Also train the dense model on all images by ``train``'s recipe, to compare with."""
     tensorboard: bool = False
     """Also write TensorBoard files under ``tensorboard/`` in the run's folder (extra ``tensorboard``)."""
+    budget: Budget | None = None
+    """What the training may cost: then epochs, cut and size are planned (``lotus plan``); null: as the rest of the page says."""
     data: Data = Data()
-    model: Model = Model()
+    model: Annotated[Model, BeforeValidator(by_name)] = Model()
     score: Score = Score()
     select: Select = Select()
     train: Train = Train()

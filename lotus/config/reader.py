@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import types
 import typing
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -16,7 +17,7 @@ from lotus.config import rules
 from lotus.config.page import Config, OneCut
 from lotus.config.request import Keep, Prune
 from lotus.config.section import Method, Section
-from selection.errors import Refused
+from selection.errors import Notice, Refused
 from selection.methods import nearest
 
 OLD: dict[str, str] = {
@@ -64,7 +65,29 @@ def read(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
             raise Refused(f"{path}: larger than 1 MiB, which no config is.")
         raw = _load_yaml(text, str(path))
         raw.setdefault("name", file.stem)
+        # model=NAME is short for model.name=NAME, and keeps what else the file says of it
+        overrides = [re.sub(r"^\s*model\s*=\s*(?![{\s])", "model.name=", override) for override in overrides]
+        _for_another_model(raw, overrides)
     return check(over(raw, overrides), place=str(path) if path else "config")
+
+
+def _for_another_model(raw: dict[str, Any], overrides: Iterable[str]) -> None:
+    """Where ``model.name=NAME`` asks for another model, leave out what the file says of its own one."""
+    model = raw.get("model")
+    asked = dict(override.partition("=")[::2] for override in overrides)
+    name = asked.get("model.name")
+    if not isinstance(model, dict) or name is None or name == model.get("name"):
+        return
+    own = [key for key in ("args", "start", "pos_embed_std", "patch_embed_init") if model.get(key)]
+    for key in own:
+        del model[key]
+    if own:
+        left = ", ".join(f"model.{key}" for key in own)
+        warnings.warn(
+            f"{left}: of the config's own model, and left out for {name}. Say them anew to keep them.",
+            Notice,
+            stacklevel=3,
+        )
 
 
 def over(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

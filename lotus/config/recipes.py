@@ -73,11 +73,11 @@ class Recipe(Section):
     accumulate: int = Field(1, ge=1)
     """Parts in which a rank goes through its share of a batch, to save memory."""
     optimizer: str = "adamw"
-    """A timm optimizer name. muon is LOTUS' own, under every ZeRO stage; it leaves what is no hidden matrix to AdamW."""
+    """A timm optimizer name. muon is LOTUS' own, under every ZeRO stage; it leaves the head and what is no matrix to AdamW."""
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate, at this batch size."""
     adamw_lr: float | None = Field(None, gt=0)
-    """Peak rate of what muon leaves to AdamW: head, patch embedding, positions, tokens, norms, biases; null: as ``lr``."""
+    """Peak rate of what muon leaves to AdamW: head, positions, tokens, norms, biases; null: as ``lr``."""
     schedule: BriefMethod = Method(name="cosine")
     """A schedule of lotus/training/schedules.py. cosine: a linear warm-up, then half a cosine down to ``min_lr``. linear: a
     straight line down to zero. wsd: stays at the peak, and falls to ``min_lr`` in the last part. onecycle: torch's OneCycleLR, up

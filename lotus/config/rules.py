@@ -87,6 +87,12 @@ def _rise(sides: Any) -> bool:
 
 
 OF_TRAINING = (
+    Rule("Budget", "", lambda it: (it.train is None) == (it.minutes is None),
+         "say {place}.train or {place}.minutes, one of the two",
+         "budget.train=0.3 budget.minutes=5", "budget.train=0.3"),
+    Rule("Budget", "ways", lambda it: not it.ways,
+         "say at least one of shrink, small and dense",
+         "budget={train: 0.3, ways: []}", "budget={train: 0.3, ways: [shrink]}"),
     Rule("Augment", "scale", lambda it: not 0 < it.scale[0] <= it.scale[1] <= 1,
          "two numbers with 0 < low <= high <= 1",
          "train.augment.scale=[0.5,0.4]", "train.augment.scale=[0.4,0.5]"),

@@ -16,7 +16,7 @@ from lotus.data.format import PlainWriter
 from lotus.data.sample_plan import SamplePlan
 from lotus.data.torch_loader import TorchLoader
 from lotus.data.writing import Make
-from selection.errors import Refused
+from selection.errors import Notice, Refused
 
 
 def open_loader(
@@ -94,5 +94,6 @@ def _stand_in(why: str) -> None:
         warnings.warn(
             f"FFCV is not here ({why}); the plain torch loader stands in. It gives the same batches, more slowly: FFCV is "
             "about 5 times as fast on CIFAR-10, 4.5 times on raw and 2.4 times on JPEG images of 224 pixels. Run lotus doctor.",
+            Notice,
             stacklevel=3,
         )

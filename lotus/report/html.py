@@ -52,7 +52,7 @@ def render(folder: Path, stages: Stages) -> str:
     source = importlib.resources.files("lotus.report").joinpath("report.html.jinja").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=plain)
     environment.filters |= {"si": si, "count": count, "percent": percent}
-    log, settings, scored = list(_events(folder)), _settings(folder), _scored(folder)
+    log, settings, scored = list(events(folder)), _settings(folder), _scored(folder)
     kept = results.get("kept") or {}
     pictures = [
         (heading, Markup(svg))  # drawn by figures, which escapes every name
@@ -124,7 +124,7 @@ def _results(folder: Path, stages: Stages) -> dict[str, Any]:
     return found
 
 
-def _events(folder: Path) -> Iterator[dict[str, Any]]:
+def events(folder: Path) -> Iterator[dict[str, Any]]:
     """The log's lines; one that was cut off by a kill is passed over."""
     try:
         with open(folder / "log.jsonl", encoding="utf-8") as lines:
@@ -194,7 +194,7 @@ def _courses(results: Mapping[str, Any], log: list[dict[str, Any]], stages: Stag
     """Accuracy and loss over the images seen; what the shipped model was trained on comes after the training before it."""
     training, shipped = named(stages, "training"), named(stages, "shipped")
     curves = {name: stage.curve for name, stage in stages.items() if stage.curve is not None and stage.curve.course}
-    measured = {name: _evaluations(log, name) for name in curves}
+    measured = {name: evaluations(log, name) for name in curves}
     for key, name, unit, bounds in (
         ("top1", "Accuracy", "top-1 on the validation images, %", (0, 100)),
         ("loss", "Loss", "loss on the validation images, nats", (0, None)),
@@ -274,7 +274,7 @@ def _search(folder: Path) -> str:
         return ""
 
 
-def _evaluations(log: list[dict[str, Any]], stage: str) -> list[tuple[int, dict[str, float]]]:
+def evaluations(log: list[dict[str, Any]], stage: str) -> list[tuple[int, dict[str, float]]]:
     """(epoch, values) of a stage's last course: one that was broken off and taken up again counts as one."""
     rows: list[tuple[int, dict[str, float]]] = []
     for event in log:

@@ -410,11 +410,13 @@ def patches_page(told: Mapping[str, Any], console: Console | None = None) -> Non
         console.print(Text(f"picture: {told['picture']}"), soft_wrap=True)
 
 
-def doctor_page(checks: Iterable[Check], console: Console | None = None) -> None:
-    """What the machine is like, and what to do where it is not fit."""
+def doctor_page(checks: Iterable[Check], console: Console | None = None, *, of: str = "") -> None:
+    """What the machine, or a run, is like, and what to do where it is not fit."""
     console = console or _console()
     checks = list(checks)
     table = Table.grid(padding=(0, 1))
+    for _ in range(3):
+        table.add_column(overflow="fold")
     for check in checks:
         mark, style = ("x", "red") if check.cure and check.fatal else ("!", "yellow") if check.cure else ("✓", "green")
         table.add_row(Text(mark if _can(console, mark) else "*", style), Text(check.name, "bold"), Text(check.found))
@@ -424,7 +426,10 @@ def doctor_page(checks: Iterable[Check], console: Console | None = None) -> None
     fatal = sum(bool(check.cure) and check.fatal for check in checks)
     minor = sum(bool(check.cure) and not check.fatal for check in checks)
     if fatal:
-        console.print(Text(f"Not fit: {fatal} to mend before a run can work.", "red"))
+        told = f"{of}: {fatal} damaged." if of else f"Not fit: {fatal} to mend before a run can work."
+        console.print(Text(told[0].upper() + told[1:], "red"))
+    elif of:
+        console.print(Text(f"Nothing is damaged{f'; {minor} to know of' if minor else ''}.", "green"))
     elif checks:
         console.print(Text(f"Fit{f', with {minor} to know of' if minor else ''}.", "green"))
 
@@ -443,6 +448,16 @@ def _ledger_table(costs: Mapping[str, Any]) -> Table:
             si(row["macs"]) if row["macs"] else "",
         )
     return table
+
+
+def table(head: Sequence[str], lines: Iterable[Sequence[str]], *, console: Console | None = None) -> None:
+    """Lines under their heads; all but the first column are figures."""
+    shown_table = _table()
+    for number, name in enumerate(head):
+        shown_table.add_column(name, justify="right" if number else "left", no_wrap=bool(number), overflow="fold")
+    for line in lines:
+        shown_table.add_row(*(Text(shown(cell)) for cell in line))
+    (console or _console()).print(shown_table)
 
 
 def _table() -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -184,7 +185,7 @@ def evaluate_model(config: Config, which: str, shelves: Sequence[ModuleType] = (
     if folder is not None:
         run.check_whole([which])
     model = lotus.pruning.load(folder or Path(which))
-    context = Context.open(run, shelves)
+    context = dataclasses.replace(Context.open(run, shelves), as_of=None if folder is not None else Path(which))
     classes = len(context.manifest().classes)
     if model.num_classes != classes:
         raise Refused(f"--model {which}: it tells {model.num_classes} classes apart, and the data has {classes}.")

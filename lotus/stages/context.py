@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lotus.data.loader import Loader
     from lotus.data.sample_plan import SamplePlan
     from lotus.training.distributed import World
+    from lotus.vit.preprocessing import Colors
     from selection.signals import Signals
 
 CALIBRATION = 7
@@ -45,6 +46,8 @@ class Context:
     """Beside LOTUS' own: those that are installed, and the user's files."""
     anew: bool = False
     """The data too is to be written again, whatever stands."""
+    as_of: Path | None = None
+    """Folder of a model from elsewhere that is looked at: images are normalized as it wants them."""
 
     @classmethod
     def open(cls, run: Run, shelves: Sequence[ModuleType]) -> Context:
@@ -62,9 +65,28 @@ class Context:
         return dataclasses.replace(self, world=dataclasses.replace(self.world, rank=0, size=1))
 
     def manifest(self) -> Manifest:
+        """Of the training images, with the mean and the standard deviation by which images are normalized here."""
         from lotus.data.beton import Manifest
 
-        return Manifest.load(self.run.train_beton)
+        manifest = Manifest.load(self.run.train_beton)
+        colors = self._colors()
+        return manifest if colors is None else dataclasses.replace(manifest, mean=colors.mean, std=colors.std)
+
+    def _colors(self) -> Colors | None:
+        """Where weights are given, what they were trained on; None: as the training images are."""
+        from lotus.pruning.spec import images_of
+        from lotus.vit.preprocessing import Colors, colors_of
+
+        model = self.config.model
+        weights = str(self.as_of) if self.as_of is not None else model.weights
+        if self.as_of is None and (model.normalize == "data" or not (model.pretrained or weights)):
+            return None
+        folder = Path(weights)
+        told = images_of(folder if folder.is_dir() else folder.parent) if weights else {}
+        if "mean" in told and "std" in told:
+            (a, b, c), (d, e, f) = told["mean"], told["std"]
+            return Colors((a, b, c), (d, e, f))
+        return colors_of(model.name, weights) if self.as_of is None else None
 
     def signals(self) -> Signals:
         """What the proxy left; labels alone where nothing else is read."""

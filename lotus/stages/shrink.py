@@ -96,6 +96,14 @@ def check_cuts(ahead: Ahead) -> None:
         budget.check_reach(least, request.at(keep.asked, sublayers=sublayers), whole=whole.cost())
 
 
+def seen_before(ahead: Ahead, at: float) -> float:
+    """Fraction of the images of the training that are seen before a cut at ``at``, which is after the first step that reaches it."""
+    recipe, kept = ahead.config.train, ahead.kept
+    steps = math.ceil(kept / recipe.batch_size)
+    done = math.ceil(at * recipe.epochs * steps - 1e-9)
+    return min(1.0, (done // steps * kept + done % steps * recipe.batch_size) / (recipe.epochs * kept))
+
+
 def forecast_cuts(ahead: Ahead) -> tuple[float, Cost]:
     """The fraction of the dense model's MACs that the training's average image takes, and what looking at the models costs.
 
@@ -116,11 +124,12 @@ def forecast_cuts(ahead: Ahead) -> tuple[float, Cost]:
     for one in shrink.cuts:
         keep = (request.keep if one.keep is None else one.keep).asked
         after = keep.get("macs", min(keep.values()))
-        share += (one.at - began) * now
+        at = seen_before(ahead, one.at)
+        share += (at - began) * now
         looks = (TRAIN_FORWARDS + request.rotate) * images
         forwards += looks + 2 * measured
         macs += ((looks + measured) * now + measured * after) * ahead.macs
-        began, now = one.at, after
+        began, now = at, after
     return share + (1 - began) * now, (forwards, macs)
 
 

@@ -1,8 +1,9 @@
 """Muon: momentum whose matrices are orthogonalized, and AdamW for everything else, under any ZeRO stage.
 
 Keller Jordan's optimizer (kellerjordan.github.io/posts/muon), with the scale of 2502.16982 (section 2.2), so that its rates are
-AdamW's. What is a hidden matrix moves by the nearest semi-orthogonal matrix to its momentum; head, patch embedding,
-position embeddings, tokens, norms and biases are AdamW's. A fused qkv is three matrices, and each is orthogonalized apart.
+AdamW's. What is a matrix moves by the nearest semi-orthogonal matrix to its momentum; head, position embeddings, tokens,
+norms and biases are AdamW's. A fused qkv is three matrices, and each is orthogonalized apart. The patch embedding is a matrix
+like any other: its authors give the first layer to AdamW, and here that costs 3 to 5 points (docs/cheaper.md).
 
 ZeRO 1 to 3 lay parameters end to end in vectors and give each rank a part. Momentum is number by number, so each rank
 keeps that of its part; for the orthogonalization the parts are gathered, each rank takes a share of the matrices, and the
@@ -60,15 +61,13 @@ class Place(NamedTuple):
 
 
 def matrices(model: nn.Module) -> dict[str, Matrix]:
-    """Name -> matrix of the weights that Muon moves: hidden linear layers and convolutions without groups.
+    """Name -> matrix of the weights that Muon moves: linear layers and convolutions without groups.
 
-    Not the head, nor what reads pixels; both are told by timm's names of them, and by ``patch_embed`` and ``head``.
+    Not the head, which is told by timm's name of it, and by ``head``.
     """
     config = getattr(model, "pretrained_cfg", None) or {}
-    outside = {"patch_embed", "head", "head_dist"}
-    for key in ("classifier", "first_conv"):
-        named = config.get(key) or ()
-        outside |= {named} if isinstance(named, str) else set(named)
+    named = config.get("classifier") or ()
+    outside = {"head", "head_dist", *((named,) if isinstance(named, str) else named)}
     found: dict[str, Matrix] = {}
     for prefix, module in model.named_modules():
         if not isinstance(module, nn.Linear | nn.Conv2d) or getattr(module, "groups", 1) > 1:
@@ -103,7 +102,7 @@ def make(
     place: str,
     fused: bool = True,
 ) -> Muon:
-    """Muon over ``groups``: what is a hidden matrix and decays is Muon's, the rest stays in its group, which is AdamW's.
+    """Muon over ``groups``: what is a matrix and decays is Muon's, the rest stays in its group, which is AdamW's.
 
     Args:
         groups: timm's, with ``weight_decay``, which is zero or the same for all, and ``lr_scale``; used up
@@ -111,7 +110,7 @@ def make(
         place: of the recipe, as in "train"
 
     Raises:
-        Refused: a model without hidden matrices.
+        Refused: a model without matrices.
     """
     named = dict(model.named_parameters(remove_duplicate=False))
     known = {id(named[name]): matrix for name, matrix in matrices(model).items()}
@@ -119,14 +118,14 @@ def make(
     decay = max((group["weight_decay"] for group in groups), default=0.0)
     for group in groups:
         scale = group.get("lr_scale", 1.0)
-        hidden = [p for p in group["params"] if id(p) in known and group["weight_decay"] == decay]
-        mine += [(p, known[id(p)]._replace(lr_scale=scale)) for p in hidden]
-        taken = {id(p) for p in hidden}
+        moved = [p for p in group["params"] if id(p) in known and group["weight_decay"] == decay]
+        mine += [(p, known[id(p)]._replace(lr_scale=scale)) for p in moved]
+        taken = {id(p) for p in moved}
         group["params"] = [p for p in group["params"] if id(p) not in taken]
         group["lr_scale"] = scale * (1.0 if adamw_lr is None else adamw_lr / lr)
     if not mine:
         raise Refused(
-            f"{place}.optimizer: muon moves hidden matrices, and {type(model).__name__} has none to train. Take adamw."
+            f"{place}.optimizer: muon moves matrices, and {type(model).__name__} has none to train. Take adamw."
         )
     return Muon(mine, [group for group in groups if group["params"]], lr=lr, weight_decay=decay, fused=fused)
 

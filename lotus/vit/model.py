@@ -45,12 +45,13 @@ def create(model: config.Model, classes: int, *, place: str = "model") -> nn.Mod
     if "num_classes" in model.args:
         raise Refused(f"{place}.args.num_classes: the data set says how many classes there are. Remove it.")
     args = {**model.args, "num_classes": classes}
-    vit = build(model.name, args, pretrained=model.pretrained, place=place, instead=_instead(place))
+    published = model.pretrained and not model.weights  # weights of one's own win
+    vit = build(model.name, args, pretrained=published, place=place, instead=_instead(place))
     if vit.global_pool == "":
         raise Refused(
             f"{place}.args.global_pool: '' leaves the tokens unpooled, which classifies nothing. Take token or avg."
         )
-    if not model.pretrained:
+    if not published:
         _start(vit, model)
     if model.weights:
         load(vit, Path(model.weights), place=place)
@@ -69,6 +70,17 @@ def proxy(model: config.Model, classes: int, *, place: str = "model") -> nn.Modu
     if ":" in model.name or not timm.is_model(arch):
         raise Refused(f"{place}.name: timm has no model {model.name!r}.{nearest(arch, timm.list_models())}")
     return _any(model, classes, place) if _other_kind(arch) else create(model, classes, place=place)
+
+
+def published(name: str) -> dict[str, Any]:
+    """``mean`` and ``std`` of the images that timm's weights of this name were trained on; nothing where it has none."""
+    import timm
+
+    try:
+        known = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # a tag that timm does not know, which is refused where the model is made
+        return {}
+    return {} if known is None else {"mean": known.mean, "std": known.std}
 
 
 def _class_of(name: str) -> type[nn.Module]:
@@ -91,8 +103,10 @@ def _any(model: config.Model, classes: int, place: str) -> nn.Module:
             f"{place}: start, pos_embed_std and patch_embed_init are of plain ViTs, not of {model.name}. Remove them."
         )
 
+    published = model.pretrained and not model.weights
+
     def failed(error: Exception) -> Refused:
-        what, cure = ("get the published weights of", _instead(place)) if model.pretrained else ("make", "")
+        what, cure = ("get the published weights of", _instead(place)) if published else ("make", "")
         return Refused(f"{place}: timm cannot {what} {model.name!r} with {model.args} ({reason(error)}).{cure}")
 
     _check_sizes(model.args, place)
@@ -107,9 +121,9 @@ def _any(model: config.Model, classes: int, place: str) -> nn.Module:
         if not is_data(value):
             raise Refused(f"{place}.args.{key}: must be a number, text, truth value or list, not {value!r}.")
     try:
-        if model.pretrained:
+        if published:
             _ask_the_hub(model.name)
-        made = timm.create_model(model.name, pretrained=model.pretrained, num_classes=classes, **model.args)
+        made = timm.create_model(model.name, pretrained=published, num_classes=classes, **model.args)
     except Exception as error:
         raise failed(error) from None
     head = getattr(made, "forward_head", None)

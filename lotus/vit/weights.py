@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import math
 import pickle
 import warnings
@@ -12,31 +14,40 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selection.errors import Refused
+from selection.errors import Notice, Refused
 
 HEADS = ("head", "head_dist", "head.fc")
+_INSIDE = ("model_ema", "state_dict_ema", "model", "state_dict", "model_state_dict")
+"""Where training checkpoints keep their weights."""
 
 
 def state_of(path: Path, place: str) -> dict[str, Tensor]:
-    """Weights by name, from a .safetensors, a state dict that torch saved, or a folder.
+    """Weights by name, from a .safetensors, a file that torch saved, or a folder that holds a model.safetensors.
+
+    A training checkpoint (timm's, DeiT's, of DataParallel) is looked through for its weights: the averaged ones where it has
+    any. Its settings, an ``argparse.Namespace``, are the only object besides tensors that is made while it is read.
 
     Raises:
-        Refused: no such file, or one that holds more than tensors.
+        Refused: no such file, or one that holds other things than these.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     file = path / "model.safetensors" if path.is_dir() else path
     try:
-        found: Any = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-    except OSError as error:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            found: Any = (
+                load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+            )
+    except (OSError, SafetensorError) as error:
         raise Refused(f"{place}: {file} cannot be read ({reason(error)}).") from None
     except Exception as error:  # a damaged file can break its parsers in any way
         # torch's own words would advise to run what the file holds.
         why = "damaged, or more than tensors" if isinstance(error, pickle.UnpicklingError) else reason(error)
         raise Refused(
-            f"{place}: {file} no state dict of tensors alone ({why}). Save model.state_dict(), best as .safetensors."
+            f"{place}: {file} holds no state dict of tensors alone ({why}). Save model.state_dict(), best as .safetensors."
         ) from None
-    for key in ("model", "state_dict", "model_state_dict"):  # as training scripts save it
+    for key in _INSIDE:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
     if not isinstance(found, Mapping) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
@@ -51,37 +62,63 @@ def reason(error: Exception) -> str:
 
 
 def load(vit: nn.Module, path: Path, *, place: str = "model", heads: Sequence[str] = HEADS) -> None:
-    """Weights from a .safetensors file or from a folder that LOTUS wrote. A head for other classes starts anew.
+    """Weights from a file or a folder, as :func:`state_of` reads them. A head for other classes starts anew; position
+    embeddings and patches of another size are resampled, as timm does it.
 
     Raises:
-        Refused: no such file, not safetensors, or weights of another model.
+        Refused: no such file, one that holds no weights, or those of another model.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+    weights, own = state_of(path, f"{place}.weights"), vit.state_dict()
     file = path / "model.safetensors" if path.is_dir() else path
-    if file.suffix != ".safetensors":
-        raise Refused(f"{place}.weights: {path} is no .safetensors file and no folder written by LOTUS.")
-    try:
-        weights: dict[str, Tensor] = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise Refused(f"{place}.weights: {file} cannot be read ({reason(error)}).") from None
-    own = vit.state_dict()
+    beside = {where for where, _ in vit.named_buffers()} - own.keys()  # tables that older timm kept in the file
+    weights = resampled(vit, {name: tensor for name, tensor in weights.items() if name not in beside})
     for head in heads:
         here, there = own.get(f"{head}.weight"), weights.get(f"{head}.weight")
-        if here is not None and there is not None and here.shape[1:] == there.shape[1:] and len(here) != len(there):
-            warnings.warn(
-                f"{place}.weights: {file} classifies {len(there)} classes, the data has {len(here)}: {head} starts anew.",
-                stacklevel=3,
-            )
-            for part in (f"{head}.weight", f"{head}.bias"):
-                if part in own:
-                    weights[part] = own[part]
+        if here is None or (there is not None and here.shape == there.shape):
+            continue
+        if there is not None and here.shape[1:] != there.shape[1:]:
+            continue  # a model of another width: said below
+        if there is None and f"{head}.bias" in weights:
+            continue
+        told = "has no head" if there is None else f"classifies {len(there)} classes, the data has {len(here)}"
+        warnings.warn(f"{place}.weights: {file} {told}: {head} starts anew.", Notice, stacklevel=3)
+        for part in (f"{head}.weight", f"{head}.bias"):
+            if part in own:
+                weights[part] = own[part]
     fault = difference(shapes(own), shapes(weights))
     if fault:
         cure = other_images(vit, weights, f"{place}.args.") or was_it_cut(path)
         raise Refused(f"{place}.weights: {file} does not fit this model: {fault}.{cure}")
     vit.load_state_dict(weights)
+
+
+def resampled(vit: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``weights`` for the sides, patches and names of ``vit``, by the family's own filter in timm; as they are where they fit."""
+    own = vit.state_dict()
+    bodies = [
+        {name: shape for name, shape in shapes(state).items() if not name.startswith("head")}
+        for state in (own, weights)
+    ]
+    embed = getattr(vit, "patch_embed", None)
+    fits = getattr(importlib.import_module(type(vit).__module__), "checkpoint_filter_fn", None)
+    if bodies[0] == bodies[1] or embed is None or fits is None or not {*own} & {*weights}:
+        return weights
+    widths = [
+        state["patch_embed.proj.weight"].shape[:2] for state in (own, weights) if "patch_embed.proj.weight" in state
+    ]
+    if len(widths) < 2 or widths[0] != widths[1]:
+        return weights  # another model: what differs is said of the file as it is
+    try:
+        found = dict(fits(dict(weights), vit))
+    except Exception:  # made for published files alone; the differences are told by whoever asked
+        return weights
+    if not all(isinstance(tensor, Tensor) for tensor in found.values()):
+        return weights
+    for name, what in (("pos_embed", "position embeddings"), ("patch_embed.proj.weight", "patches")):
+        if name in weights and name in found and weights[name].shape != found[name].shape:
+            then, now = ("x".join(map(str, state[name].shape[1:])) for state in (weights, found))
+            warnings.warn(f"{what} are resampled from {then} to {now}", Notice, stacklevel=4)
+    return found
 
 
 def other_images(model: nn.Module, weights: Mapping[str, Tensor], argument: str) -> str:

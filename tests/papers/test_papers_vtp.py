@@ -49,7 +49,7 @@ def test_the_config_is_what_its_first_lines_say(name: str) -> None:
 
 @pytest.mark.slow
 def test_both_forms_run_from_a_dense_model_to_a_smaller_one(tmp_path: Path) -> None:
-    lotus("train", str(ROOT / "configs" / "digits.yaml"), f"folder={tmp_path / 'dense'}", *TINY, "select.keep=1", "train.epochs=4",
+    lotus("train", str(ROOT / "configs" / "staged.yaml"), f"folder={tmp_path / 'dense'}", *TINY, "select.keep=1", "train.epochs=4",
           "train.sparsity.gates=false", "score.epochs=1", "score.seeds=1")  # fmt: skip
     kept = {}
     for name, more in (

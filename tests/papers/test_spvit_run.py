@@ -64,4 +64,4 @@ WAY = "prune.method={name: convolve, epochs: 2}"
 def test_settings_that_contradict_are_refused(overrides: list[str], match: str) -> None:
     words = ["train.sparsity.gates=false", WAY, *overrides]
     with pytest.raises(Refused, match=match):
-        stages.check(read(ROOT / "configs" / "digits.yaml", words))
+        stages.check(read(ROOT / "configs" / "staged.yaml", words))

@@ -153,10 +153,10 @@ def test_a_training_that_was_begun_again_is_drawn_once():
     lines = log(("train",))
     first = [event for event in lines if event["event"] == "evaluated"]
     broken = [*first[:7], *first[5:9], *first]
-    assert [epoch for epoch, _ in html._evaluations(broken, "train")] == list(range(1, 21))
-    assert html._evaluations([*first, *first[:3]], "train")[-1][0] == 3
+    assert [epoch for epoch, _ in html.evaluations(broken, "train")] == list(range(1, 21))
+    assert html.evaluations([*first, *first[:3]], "train")[-1][0] == 3
     assert len(html._last_course(lines + lines[:11], "train", "open_macs")) == 5
-    assert html._evaluations(lines, "baseline") == []
+    assert html.evaluations(lines, "baseline") == []
 
 
 def test_scores_of_the_users_own_are_shown_as_the_ticket_carries_them(finished, tmp_path):

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-DIGITS = str(ROOT / "configs" / "digits.yaml")
+DIGITS = str(ROOT / "configs" / "staged.yaml")
 # The demo's own config, shortened until it takes seconds: small ViT, few epochs.
 SHORT = [
     "model.args.embed_dim=32", "model.args.depth=2", "model.args.num_heads=2", "score.epochs=2", "score.seeds=1",

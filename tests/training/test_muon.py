@@ -92,28 +92,32 @@ def small(**args: Any) -> nn.Module:
     return timm.create_model("vit_tiny_patch16_224", **{**wants, **args})
 
 
+PATCHES = "patch_embed.proj.weight"
 IN_A_BLOCK = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
 
 @pytest.mark.parametrize(
     ("model", "expected"),
     [
-        (lambda: small(reg_tokens=2, init_values=1e-3), {f"blocks.{b}.{n}.weight" for b in range(2) for n in IN_A_BLOCK}),
+        (
+            lambda: small(reg_tokens=2, init_values=1e-3),
+            {PATCHES} | {f"blocks.{b}.{n}.weight" for b in range(2) for n in IN_A_BLOCK},
+        ),
         (
             lambda: timm.create_model("deit_tiny_distilled_patch16_224", depth=1, embed_dim=24, num_classes=3),
-            {f"blocks.0.{n}.weight" for n in IN_A_BLOCK},
+            {PATCHES} | {f"blocks.0.{n}.weight" for n in IN_A_BLOCK},
         ),
         (
             lambda: timm.create_model(
                 "swin_tiny_patch4_window7_224", img_size=64, window_size=4, embed_dim=16, depths=(1, 1), num_heads=(2, 2)
             ),
             {f"layers.{b}.blocks.0.{n}.weight" for b in range(2) for n in IN_A_BLOCK}
-            | {"layers.1.downsample.reduction.weight"},
+            | {PATCHES, "layers.1.downsample.reduction.weight"},
         ),
     ],
     ids=["vit", "distilled", "swin"],
 )  # fmt: skip
-def test_hidden_matrices_are_muons_and_the_rest_is_adamws(model: Callable[[], nn.Module], expected: set[str]) -> None:
+def test_matrices_are_muons_and_the_rest_is_adamws(model: Callable[[], nn.Module], expected: set[str]) -> None:
     made = model()
     optimizer = make_optimizer(made, Recipe(optimizer="muon", weight_decay=0.1))
     names = {id(p): name for name, p in made.named_parameters()}
@@ -131,14 +135,13 @@ def test_hidden_matrices_are_muons_and_the_rest_is_adamws(model: Callable[[], nn
     assert decays == wanted
 
 
-def test_convolutions_are_matrices_unless_they_read_pixels_or_have_groups() -> None:
+def test_convolutions_are_matrices_unless_they_have_groups() -> None:
     made = timm.create_model("mobilenetv3_small_050", num_classes=3)
     found = matrices(made)
     modules = dict(made.named_modules())
     for name, module in modules.items():
         if isinstance(module, nn.Conv2d):
-            wanted = name != "conv_stem" and module.groups == 1
-            assert (f"{name}.weight" in found) == wanted, name
+            assert (f"{name}.weight" in found) == (module.groups == 1), name
     assert "classifier.weight" not in found
     one = modules["blocks.1.0.conv_pw"]
     assert found["blocks.1.0.conv_pw.weight"].shape == (one.out_channels, one.in_channels)

@@ -87,7 +87,7 @@ def test_the_guides_commands(tmp_path: Path, mine: Path, capsys: pytest.CaptureF
              "select.keep=1", "train.ema=0.9"]  # fmt: skip
     assert len(COMMANDS) == 3
     for number, command in enumerate(COMMANDS):
-        words = [{"CONFIG": str(ROOT / "configs" / "digits.yaml"), "mine.py": str(mine)}.get(word, word)
+        words = [{"CONFIG": str(ROOT / "configs" / "staged.yaml"), "mine.py": str(mine)}.get(word, word)
                  for word in shlex.split(command)[1:]]  # fmt: skip
         folder = tmp_path / str(number)
         assert main([*words, *short, f"folder={folder}", f"data.folder={tmp_path / 'data'}"]) == 0, capsys.readouterr()
@@ -122,7 +122,7 @@ def test_a_mistake_is_refused_before_anything_is_done(tmp_path: Path, mine: Path
     from lotus.stages.checks import check as look
 
     def asked() -> None:
-        look(read(ROOT / "configs" / "digits.yaml", [f"folder={tmp_path}", words]), [loaded(mine)])
+        look(read(ROOT / "configs" / "staged.yaml", [f"folder={tmp_path}", words]), [loaded(mine)])
 
     with pytest.raises(Refused, match=says):
         asked()

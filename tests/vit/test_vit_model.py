@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import re
+import os
+from typing import Any
 
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import nn
 
 from lotus import config
 from lotus.vit import model as door
-from selection.errors import Refused
+from lotus.vit.preprocessing import colors_of
+from selection.errors import Notice, Refused
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 NAME = "vit_tiny_patch16_224"
@@ -91,23 +95,86 @@ def test_weights_from_a_file(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(source.parameters(), loaded.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("theirs", [{"img_size": 48}, {"img_size": 16, "patch_size": 4}])
+def test_weights_for_other_images_are_resampled_as_timm_does_it(tmp_path, theirs):
+    source = make(args={**TINY, **theirs})
+    save_file(source.state_dict(), tmp_path / "a.safetensors")
+    with pytest.warns(Notice, match="are resampled from"):
+        loaded = make(weights=str(tmp_path / "a.safetensors"))
+    grid = source.patch_embed.grid_size
+    wanted = resample_abs_pos_embed(source.pos_embed, new_size=[4, 4], old_size=list(grid), num_prefix_tokens=1)
+    patches = resample_patch_embed(source.patch_embed.proj.weight, [8, 8])
+    torch.testing.assert_close(loaded.pos_embed, wanted)
+    torch.testing.assert_close(loaded.patch_embed.proj.weight, patches)
+    assert torch.equal(loaded.blocks[1].mlp.fc1.weight, source.blocks[1].mlp.fc1.weight)
+
+
 @pytest.mark.parametrize(
-    ("theirs", "cure"),
+    ("theirs", "fault"),
     [
-        ({"img_size": 48}, r"say model\.args\.img_size=48\.$"),
-        ({"img_size": 16, "patch_size": 4}, r"say model\.args\.img_size=16 model\.args\.patch_size=4\.$"),
-        ({"img_size": (64, 32)}, r"and not|\), not \(1, 17, 48\)\.$"),  # no square: nothing that could be named
+        ({"img_size": (64, 32)}, r"pos_embed is .*, not \(1, 17, 48\)"),  # no square: nothing that could be resampled
         ({"img_size": 48, "embed_dim": 24}, r"more\.$"),  # another model altogether
+        ({"img_size": 48, "depth": 1}, r"blocks\.1\.norm1\.weight is missing"),
     ],
 )
-def test_weights_for_other_images_are_refused_with_the_argument_that_fits(tmp_path, theirs, cure):
+def test_weights_of_another_model_are_refused(tmp_path, theirs, fault):
     save_file(make(args={**TINY, **theirs}).state_dict(), tmp_path / "a.safetensors")
-    with pytest.raises(Refused, match=cure) as told:
+    with pytest.raises(Refused, match=fault):
         make(weights=str(tmp_path / "a.safetensors"))
-    if "say" in str(told.value):
-        asked = dict(word.split("=") for word in re.findall(r"args\.(\w+=\d+)", str(told.value)))
-        args = {**TINY, **{name: int(value) for name, value in asked.items()}}
-        make(args=args, weights=str(tmp_path / "a.safetensors"))  # it does
+
+
+def test_a_training_checkpoint_is_read_for_its_averaged_weights(tmp_path):
+    raw, averaged = make(), make()
+    saved = {
+        "epoch": 3, "args": argparse.Namespace(lr=0.1), "optimizer": {"state": {}},
+        "state_dict": {f"module.{name}": tensor for name, tensor in raw.state_dict().items()},
+        "state_dict_ema": {f"module.{name}": tensor for name, tensor in averaged.state_dict().items()},
+    }  # fmt: skip
+    torch.save(saved, tmp_path / "ema.pth.tar")
+    assert torch.equal(make(weights=str(tmp_path / "ema.pth.tar")).norm.weight, averaged.norm.weight)
+    assert torch.equal(make(weights=str(tmp_path / "ema.pth.tar")).pos_embed, averaged.pos_embed)
+    del saved["state_dict_ema"]
+    torch.save(saved, tmp_path / "raw.pth")
+    assert torch.equal(make(weights=str(tmp_path / "raw.pth")).pos_embed, raw.pos_embed)
+
+
+class Canary:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self.place,)
+
+
+def test_a_checkpoint_that_holds_a_program_is_refused_and_not_run(tmp_path):
+    torch.save({"model": make().state_dict(), "args": Canary(str(tmp_path / "ran"))}, tmp_path / "a.pth")
+    with pytest.raises(Refused, match=r"model\.weights: .*a\.pth holds no state dict of tensors alone .*safetensors"):
+        make(weights=str(tmp_path / "a.pth"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_folder_as_the_hub_lays_it_out_gives_weights_and_colors(tmp_path):
+    source = make(classes=7)
+    save_file(source.state_dict(), tmp_path / "model.safetensors")
+    told = {"architecture": NAME, "num_classes": 7, "pretrained_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    with pytest.warns(Notice, match="classifies 7 classes, the data has 5: head starts anew"):
+        assert torch.equal(make(weights=str(tmp_path)).pos_embed, source.pos_embed)
+    for weights in (tmp_path, tmp_path / "model.safetensors"):
+        assert colors_of(NAME, str(weights)) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": {"mean": [9, 0, 0], "std": [1, 1, 1]}}))
+    with pytest.raises(Refused, match=r"config\.json: mean is .*Mend it"):
+        colors_of(NAME, str(tmp_path))
+
+
+def test_without_a_config_timms_table_tells_the_colors(tmp_path):
+    save_file(make().state_dict(), tmp_path / "a.safetensors")
+    found = colors_of("vit_small_patch16_224.augreg_in21k", str(tmp_path / "a.safetensors"))
+    assert found == ((0.5,) * 3, (0.5,) * 3)
+    assert colors_of("deit_tiny_patch16_224", "").mean == pytest.approx((0.485, 0.456, 0.406))
+    assert colors_of("deit_tiny_patch16_224.nonsense", "") is None
 
 
 def test_weights_of_other_classes_keep_a_new_head(tmp_path):
@@ -132,7 +199,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(Refused, match="cannot be read"):
         make(weights=str(tmp_path / "absent.safetensors"))
     (tmp_path / "pickle.pth").write_bytes(b"")
-    with pytest.raises(Refused, match=r"no \.safetensors"):
+    with pytest.raises(Refused, match=r"pickle\.pth holds no state dict .*best as \.safetensors"):
         make(weights=str(tmp_path / "pickle.pth"))
 
 

@@ -1,0 +1,108 @@
+"""``lotus plan``: how a budget of training would be spent, with the cost of each part and what is expected of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from lotus.cli.shared import Verbs, as_json, load_shelves, overrides, tell, with_files
+
+if TYPE_CHECKING:
+    from lotus.config import Config
+
+
+def add(verb: Verbs) -> None:
+    added = verb("plan", "say how a budget of training would be spent, and what is expected", _plan)
+    added.add_argument(
+        "config", help="a YAML file, e.g. configs/cifar10.yaml, with budget.train=0.33 or budget.minutes=20"
+    )
+    overrides(added)
+    with_files(added)
+    as_json(added)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from lotus.config import read
+    from lotus.stages import check, plan
+
+    config, shelves = read(options.config, options.overrides), load_shelves(options.shelves)
+    plan.check_open(config, shelves)
+    resolved, found = plan.resolved(config, shelves)
+    check(resolved, shelves)
+    if options.json:
+        print(json.dumps(found, indent=1))
+    else:
+        plan_told(found)
+    return 0
+
+
+def settled(config: Config, shelves: Sequence[ModuleType] = ()) -> tuple[Config, dict[str, Any] | None]:
+    """The config that is run, and the plan that made it, where a budget asks for one."""
+    if config.budget is None:
+        return config, None
+    from lotus.stages import plan
+
+    return plan.resolved(config, shelves, ranks=int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def keep_plan(config: Config, found: dict[str, Any], shelves: Sequence[ModuleType] = ()) -> None:
+    """Write the plan into the run's folder."""
+    from lotus.stages import plan, run_of
+
+    run = run_of(config, shelves)
+    if plan.stored(run) != found:
+        plan.write(run, found)
+
+
+def plan_told(found: Mapping[str, Any]) -> None:
+    """Print a plan."""
+    for line in lines(found):
+        tell(line)
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """A plan as text."""
+    from lotus.report.numbers import count, duration, si
+
+    what = {"shrink": "a training that shrinks", "small": "a smaller model from scratch", "dense": "the dense model"}
+    cut = f", cut at {found['at']:g} of its steps" if found["at"] is not None else ""
+    told = [
+        f"plan: {what[found['way']]}, {found['epochs']} epochs of {count(found['images'])} images{cut}; {found['keep']:g} of the MACs ship",
+        f"  since {found['why']}",
+        "",
+        f"  {'part':<26}{'epochs':>8}{'MACs':>10}{'of dense':>10}",
+    ]
+    for row in (*found["parts"], *found["beside"]):
+        epochs = f"{row['epochs']:.2f}" if row.get("epochs") is not None else ""
+        name = row["part"] + (" (not in the budget)" if row in found["beside"] else "")
+        told.append(f"  {name:<26}{epochs:>8}{si(row['macs']):>10}{row['share']:>10.4f}")
+    total = sum(row["macs"] for row in found["parts"])
+    budget = found["budget"]
+    limit = (
+        f"of {budget['train']:g}"
+        if budget["train"] is not None
+        else f"{duration(found['seconds'])} of {budget['minutes']:g} min"
+    )
+    told += [
+        f"  {'in all':<26}{'':>8}{si(total):>10}{found['cost']:>10.4f}  {limit}",
+        f"  1 is the dense training on all images for {found['dense_epochs']} epochs: {si(found['dense_macs'])} MACs",
+    ]
+    if "pace" in found:
+        pace = found["pace"]
+        told.append(
+            f"  timed here: {pace['dense_images_per_second']:,.0f} images/s dense, {pace['small_images_per_second']:,.0f} after the cut"
+        )
+    return [*told, "", *_expected(found["expected"]), *(f"  note: {note}" for note in found["notes"])]
+
+
+def _expected(seen: Mapping[str, Any]) -> list[str]:
+    if not seen:
+        return ["  expected: nothing of the kind was measured"]
+    text = f"  expected: measured on CIFAR-10 at {seen['cost']:g} of the dense training, {seen['keep']:g} of the MACs: {seen['top1']:.2f} % top-1"
+    if seen["dense_top1"] is not None and seen["way"] != "dense":
+        text += f"; the dense model at a cost of {seen['dense_cost']:g}: {seen['dense_top1']:.2f} %"
+    return [text + (". This plan is far from it" if seen["far"] else "") + " (one seed; docs/planning.md)"]

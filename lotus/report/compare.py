@@ -1,0 +1,162 @@
+"""Several runs side by side: what each reached, what it ships and what it cost, and its accuracy over its cost."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lotus.report import ledger
+from lotus.report.canvas import Canvas
+from lotus.report.figures import tick, ticks
+from lotus.report.html import evaluations, events
+from lotus.report.ledger import Stages
+from lotus.report.numbers import duration, si
+from selection.errors import Refused
+
+COLORS = ("lotus", "dense", "ink", "faint")
+
+
+class Row(NamedTuple):
+    """A finished run."""
+
+    name: str
+    """Its folder."""
+    top1: float
+    """Of the model that ships, in per cent."""
+    images: int
+    """That it was measured on."""
+    macs: int
+    """Of the model that ships, an image."""
+    params: int
+    spent: float
+    """MACs of all that was computed for it, the baseline aside."""
+    seconds: float
+    """Of all stages but the baseline."""
+    course: tuple[tuple[float, float], ...]
+    """(MACs spent so far, top-1 in per cent) at each evaluation of its trainings."""
+
+    @property
+    def error(self) -> float:
+        """Standard error of top-1, in points: binomial, of the validation images."""
+        share = self.top1 / 100
+        return 100 * math.sqrt(share * (1 - share) / self.images) if self.images else math.nan
+
+
+def read(folder: Path, stages: Stages) -> Row:
+    """What ``folder`` tells.
+
+    Raises:
+        Refused: no results.json is there, or it tells of no top-1.
+    """
+    file = folder / "results.json"
+    if not file.is_file():
+        raise Refused(f"{folder}: no results.json here, so no finished run. Run: lotus run CONFIG.")
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+        shipped = ledger.shipped(results, stages)
+        rows = results["ledger"]["stages"]
+        log = list(events(folder))
+        measured = [one for one in log if one.get("event") == "evaluated"]
+        return Row(
+            name=str(folder),
+            top1=float(shipped["top1"]),
+            images=int((measured[-1].get("values") or {}).get("images", 0)) if measured else 0,
+            macs=int(shipped["macs"]),
+            params=int(shipped["params"]),
+            spent=float(results["ledger"]["lottery_macs"]),
+            seconds=sum(row["seconds"] for row in rows if row["part"] != "dense"),
+            course=tuple(_course(results, rows, log)),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Refused(f"{file}: is not what a run writes ({type(error).__name__}). Run: lotus run {folder}.") from error
+
+
+def _course(
+    results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], log: list[dict[str, Any]]
+) -> Iterator[tuple[float, float]]:
+    spent = 0.0
+    for row in rows:
+        if row["part"] in ("apart", "dense"):
+            continue
+        told = evaluations(log, row["stage"]) if row["part"] in ("training", "shipped") else []
+        for epoch, values in told:
+            if "top1" in values:
+                yield spent + row["macs"] * _done(results.get(row["stage"]) or {}, epoch / told[-1][0]), values["top1"]
+        spent += row["macs"]
+
+
+def _done(values: Mapping[str, Any], part: float) -> float:
+    """Fraction of a training's MACs that its first ``part`` took; steps after a cut cost less."""
+    total = values.get("steps") or 1
+    marks = [(0, 1.0), *((cut["step"], cut["after"]["macs"] / cut["before"]["macs"]) for cut in values.get("cuts", ()))]
+    rates = np.cumprod([rate for _, rate in marks])
+    ends = [*(step for step, _ in marks[1:]), total]
+    costs = [max(0.0, min(part * total, end) - begin) for (begin, _), end in zip(marks, ends, strict=True)]
+    whole = [end - begin for (begin, _), end in zip(marks, ends, strict=True)]
+    return float(rates @ np.array(costs) / (rates @ np.array(whole)))
+
+
+def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Head and lines: top-1 with its standard error; cost beside that of the first run."""
+    head = ["run", "top-1, %", "MACs", "params", "MACs spent", "cost", "time"]
+    first = rows[0].spent or math.nan
+    lines = [
+        [one.name, f"{one.top1:.2f} ± {one.error:.2f}", si(one.macs), si(one.params), si(one.spent),
+         f"{one.spent / first:.2f} x", duration(one.seconds)]
+        for one in rows
+    ]  # fmt: skip
+    return head, lines
+
+
+def draw(rows: Sequence[Row]) -> Canvas:
+    """Top-1 over the MACs that were spent, a curve a run."""
+    canvas = Canvas(680, 400)
+    courses = [(one, list(one.course) or [(one.spent, one.top1)]) for one in rows]
+    points = [point for _, course in courses for point in course]
+    right = 1.05 * max(x for x, _ in points) or 1.0
+    low, high = min(y for _, y in points), max(y for _, y in points)
+    low, high = low - 0.05 * (high - low) - 0.5, high + 0.05 * (high - low) + 0.5
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return 60 + 590 * x / right, 330 - 300 * (y - low) / (high - low)
+
+    for value in ticks(low, high):
+        canvas.line(*at(0, value), *at(right, value), "grid")
+        canvas.text(52, at(0, value)[1] + 4, tick(value), color="faint", anchor="end")
+    for value in ticks(0, right):
+        canvas.text(at(value, low)[0], 348, si(value), color="faint", anchor="middle")
+    canvas.text(355, 368, "MACs spent, choosing and cutting included", color="faint", anchor="middle")
+    canvas.text(60, 18, "top-1, %", color="faint")
+    for number, (one, course) in enumerate(courses):
+        color, dash = COLORS[number % len(COLORS)], number >= len(COLORS)
+        places = [at(*point) for point in course]
+        for here, there in itertools.pairwise(places):
+            canvas.line(*here, *there, color, dash=dash, wide=2)
+        canvas.dots(np.array(places), 2.5, color)
+        canvas.text(640, 300 - 16 * number, one.name, color=color, anchor="end")
+    return canvas
+
+
+def page(rows: Sequence[Row]) -> str:
+    """The table and the picture as one HTML file that loads nothing."""
+    from markupsafe import escape
+
+    head, lines = table(rows)
+    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
+    style = (
+        "body{font:15px system-ui,sans-serif;margin:2rem auto;max-width:56rem;padding:0 1rem;background:#fbfaf8}"
+        "div{overflow-x:auto}table{border-collapse:collapse}td,th{padding:.3rem .7rem;text-align:right;white-space:nowrap}"
+        "td:first-child,th:first-child{text-align:left}svg{max-width:100%;height:auto}"
+    )
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>LOTUS: runs compared</title><style>{style}</style><h1>Runs compared</h1>"
+        f"<div><table><tr>{cells}</tr>{body}</table></div>{draw(rows).svg('Top-1 over cost', alone=True)}</html>"
+    )

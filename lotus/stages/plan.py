@@ -1,0 +1,311 @@
+"""The planner: from what a training may cost to epochs, cut and size, by rules that were measured (:mod:`lotus.stages.plan_table`).
+
+It has no model of cost of its own: each candidate is a config, and what it would cost is what its stages forecast.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from lotus.config import Config
+from lotus.config.budget import Budget
+from lotus.config.reader import check as page
+from lotus.files import digest, write_json
+from lotus.run import Run
+from lotus.stages import pace, plan_table
+from lotus.stages.ahead import Ahead, training
+from lotus.stages.shelf import run_of
+from lotus.stages.shrink import forecast_cuts, seen_before
+from selection.errors import Refused
+
+FORMAT = 1
+FILE = "plan.json"
+Plan = dict[str, Any]
+"""JSON-ready: ``way`` and ``why``, ``epochs``, ``at``, ``keep``, ``images``, ``parts`` (``part``, ``macs``, ``share`` of the dense training,
+``image_forwards``, ``epochs``), ``beside`` (what the budget is not for), ``cost`` and ``budget`` as such shares, ``dense_macs``, ``seconds`` and
+``pace`` of a budget of minutes, ``expected``, ``notes``, and ``settings``, which make the config asked the one that is run."""
+
+_MOST = 100_000  # epochs
+_NO_MATTER = ("folder", "name", "tensorboard", "device", "rank_timeout", "baseline", "export")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to spend the budget; the epochs are still open."""
+
+    config: Config
+    """That is asked."""
+    way: str
+    at: float
+    keep: float
+    """Fraction of the MACs."""
+    first: Ahead
+    """Of the config that is asked: images and dense model, which are opened once."""
+
+    def settings(self, epochs: int) -> dict[str, Any]:
+        """What changes of the config, by place."""
+        config, recipe = self.config, self.config.train
+        found: dict[str, Any] = {
+            "train.epochs": epochs,
+            "train.warmup_epochs": min(recipe.warmup_epochs, recipe.warmup_epochs * epochs / recipe.epochs),
+            "train.sparsity.gates": False,
+            "finetune.epochs": 0,
+            "finetune.distill": "none",
+        }
+        if self._all_images:
+            found |= {"select.keep": 1.0}
+        if self.way == "shrink":
+            own = {} if recipe.shrink is None else recipe.shrink.model_dump(include={"carry", "evaluate"})
+            found |= {"train.shrink": {**own, "at": self.at}}
+            if "macs" not in config.prune.keep.asked or config.prune.keep.macs != self.keep:
+                found |= {} if _other(config) else {"prune.keep": {"macs": self.keep}}
+            return found
+        found |= {"train.shrink": None, "prune.keep": {"macs": 1.0}, "prune.embed_dim": None, "prune.sublayers": False}
+        found |= {"prune.calibration": 1}  # nothing is cut
+        if self.way == "small":
+            from lotus.vit.smaller import narrower
+
+            found |= {"model.args": narrower(config.model, self.keep).args, "baseline": False}
+        return found
+
+    @property
+    def _all_images(self) -> bool:
+        asked = self.config.budget
+        return asked is not None and asked.images == "all" and not self.config.select.ticket
+
+    def resolved(self, epochs: int) -> Config:
+        return applied(self.config, self.settings(epochs))
+
+    def ahead(self, epochs: int) -> Ahead:
+        """What is known of the run with so many epochs."""
+        made = Ahead(self.resolved(epochs), self.first.shelves)
+        made.__dict__["sources"] = self.first.sources
+        if self.way != "small":
+            made.__dict__ |= {"shape": self.first.shape, "dense": self.first.dense, "macs": self.first.macs}
+        return made
+
+
+def plan(config: Config, shelves: Sequence[ModuleType] = (), *, timed: pace.Timer | None = None) -> Plan:
+    """How to spend ``config.budget``.
+
+    Args:
+        timed: seconds of a training step of a model; None: measured here
+
+    Raises:
+        Refused: nothing can be had for the budget; says the least that can.
+    """
+    budget, first = _budget(config), Ahead(config, shelves)
+    start: plan_table.Start = "given" if config.model.pretrained or config.model.weights else "scratch"
+    if start == "given" and set(budget.ways) == {"small"}:
+        raise Refused(
+            "budget.ways: weights are given, which no smaller model can start from. Allow shrink, or leave the weights out."
+        )
+    _, dense = training(config.train.epochs * first.images, first.macs)
+    rule = plan_table.rule(start, budget.train or 0.33)
+    asked = config.prune.keep.asked
+    said = "prune" in config.model_fields_set and "keep" in config.prune.model_fields_set and budget.keep == "prune"
+    keep = asked.get("macs", min(asked.values())) if said else rule.keep
+    way, why = plan_table.choose(start, budget.ways, budget.train or 0.33, keep, rule.at)
+    if way == "shrink" and keep >= 1:
+        raise Refused(
+            "prune.keep.macs: all is to stay, so nothing is cut. Say how much, e.g. prune.keep.macs=0.5, or allow budget.ways=[dense]."
+        )
+    one = Candidate(config, way, rule.at, 1.0 if way == "dense" else keep, first)
+    if budget.minutes is None:
+        epochs = _most(lambda epochs: sum(row["macs"] for row in parts(one, epochs)), budget.train * dense)  # type: ignore[operator]
+        measured: dict[str, Any] = {}
+    else:
+        tempo = (timed or pace.timer)(one.ahead(1), keep)
+        epochs = _most(lambda epochs: tempo.seconds(one.ahead(epochs)), 60 * budget.minutes)
+        measured = {"pace": tempo.told(), "seconds": tempo.seconds(one.ahead(max(1, epochs)))}
+    if epochs == 0:
+        raise _unmet(one, dense, measured)
+    rows = [{**row, "share": row["macs"] / dense} for row in parts(one, epochs)]
+    cost = sum(row["share"] for row in rows)
+    ahead = one.ahead(epochs)
+    compared = training(epochs * ahead.images, ahead.macs)[1]
+    beside = [{"part": "baseline", "macs": compared}] if ahead.config.baseline else []
+    return {
+        "format": FORMAT, "asked": key(config), "way": way, "why": why, "epochs": epochs, "at": one.at if way == "shrink" else None,
+        "keep": one.keep, "images": ahead.kept, "parts": rows, "beside": [{**row, "share": compared / dense} for row in beside],
+        "cost": cost, "budget": {"train": budget.train, "minutes": budget.minutes}, "dense_macs": dense,
+        "dense_epochs": config.train.epochs, **measured, "expected": expected(start, way, cost, one.keep, one.at),
+        "notes": _notes(ahead, said), "settings": one.settings(epochs),
+    }  # fmt: skip
+
+
+def parts(one: Candidate, epochs: int) -> list[dict[str, Any]]:
+    """What each part would cost, by the forecasts of its stages; those that cost nothing too."""
+    ahead = one.ahead(epochs)
+    run = run_of(ahead.config, ahead.shelves)
+    costs = {name: run.stages[name].forecast(ahead) or (0.0, 0.0) for name in run.plan()}
+    looks = forecast_cuts(ahead)[1] if one.way == "shrink" else (0.0, 0.0)
+    forwards, macs = costs["train"]
+    before = 1.0
+    if one.way == "shrink":
+        before = seen_before(ahead, ahead.config.train.shrink.cuts[0].at)  # type: ignore[union-attr]
+    patches = ahead.share(ahead.config.train.patches)
+    first = training(before * epochs * ahead.kept, ahead.macs * patches)
+    rows = [_row("prepare", *costs["prepare"]), _row("score", *costs.get("score", (0.0, 0.0)))]
+    rows += [_row("calibration", *looks), _row("training, whole model", *first, before * epochs)]
+    if one.way == "shrink":
+        after = (forwards - looks[0] - first[0], macs - looks[1] - first[1])
+        rows.append(_row("training, after the cut", *after, (1 - before) * epochs))
+    rows.append(_row("teacher", 0.0, 0.0))
+    told = ("prepare", "score", "train", "baseline")
+    return rows + [
+        _row(name, *cost) for name, cost in costs.items() if name == "export" or (cost[1] and name not in told)
+    ]
+
+
+def _row(part: str, forwards: float, macs: float, epochs: float | None = None) -> dict[str, Any]:
+    return {"part": part, "image_forwards": forwards, "macs": macs, "epochs": epochs}
+
+
+def expected(start: plan_table.Start, way: Any, cost: float, keep: float, at: float) -> dict[str, Any]:
+    """The measurement nearest to a plan, and how far it is from the dense training of about that cost."""
+    seen = plan_table.nearest(start, way, cost, keep, at)
+    if seen is None:
+        return {}
+    dense = plan_table.nearest(start, "dense", seen.cost, 1.0)
+    far = max(seen.cost / cost, cost / seen.cost, seen.keep / keep, keep / seen.keep)
+    return {**seen._asdict(), "dense_top1": dense and dense.top1, "dense_cost": dense and dense.cost, "far": far > 1.5}
+
+
+# ------------------------------------------------------------------------------------------------------------ in a run
+
+
+def resolved(
+    config: Config, shelves: Sequence[ModuleType] = (), *, timed: pace.Timer | None = None, ranks: int = 1
+) -> tuple[Config, Plan]:
+    """``config`` as it is run: by the plan in its folder where that is of the same settings, else by a new one.
+
+    Raises:
+        Refused: as :func:`plan`; the folder holds a training of another plan; several ranks would have to be timed.
+    """
+    run = run_of(config, shelves)
+    stands = stored(run)
+    if stands is not None and stands["asked"] == key(config):
+        return applied(config, stands["settings"]), stands
+    if run.record("train") is not None:
+        raise Refused(
+            f"budget: {run.folder} holds a training that is finished, by another plan. Give another folder=PATH, or leave the budget out."
+        )
+    if ranks > 1 and _budget(config).minutes is not None:
+        raise Refused("budget.minutes: several processes cannot be timed before they run. Say budget.train instead.")
+    found = plan(config, shelves, timed=timed)
+    return applied(config, found["settings"]), found
+
+
+def stored(run: Run) -> Plan | None:
+    """The plan in the run's folder; None where none can be read."""
+    try:
+        found = json.loads((run.folder / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    sound = isinstance(found, dict) and found.get("format") == FORMAT and isinstance(found.get("settings"), dict)
+    return found if sound else None
+
+
+def write(run: Run, found: Plan) -> None:
+    """Put the plan into the run's folder."""
+    with run.held():
+        write_json(run.folder / FILE, found)
+
+
+def check_open(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
+    """Refuse to plan what is finished."""
+    run = run_of(config, shelves)
+    if run.record("train") is not None:
+        raise Refused(
+            f"folder: {run.folder} holds a training that is finished, and there is nothing to plan. Give another folder=PATH, or see "
+            f"lotus report {run.folder}."
+        )
+
+
+def applied(config: Config, settings: Mapping[str, Any]) -> Config:
+    """``config`` with settings by place, and no budget any more."""
+    raw = config.model_dump(mode="json")
+    for place, value in settings.items():
+        *way, last = place.split(".")
+        here = raw
+        for step in way:
+            here = here[step]
+        here[last] = value
+    return page({**raw, "budget": None}, place="plan")
+
+
+def key(config: Config) -> str:
+    """Of what a plan is made from."""
+    raw = {name: value for name, value in config.model_dump(mode="json").items() if name not in _NO_MATTER}
+    return digest([raw, "prune" in config.model_fields_set and "keep" in config.prune.model_fields_set])
+
+
+# ---------------------------------------------------------------------------------------------------------------- below
+
+
+def _budget(config: Config) -> Budget:
+    if config.budget is None:
+        raise Refused(
+            "budget: nothing says what the training may cost. Say e.g. budget.train=0.33, or budget.minutes=20."
+        )
+    return config.budget
+
+
+def _other(config: Config) -> bool:
+    """Whether the size is asked for in another measure than MACs."""
+    asked = config.prune.keep.asked
+    return "macs" not in asked and _budget(config).keep == "prune"
+
+
+def _most(spent: Callable[[int], float], budget: float) -> int:
+    """The largest number of epochs within ``budget``; 0 where one is too much. What is spent rises with them."""
+    low, high = 0, 1
+    while high <= _MOST and spent(high) <= budget * (1 + 1e-9):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if spent(middle) <= budget * (1 + 1e-9) else (low, middle)
+    return low
+
+
+def _unmet(one: Candidate, dense: float, measured: Mapping[str, Any]) -> Refused:
+    if measured:
+        return Refused(
+            f"budget.minutes: an epoch takes {measured['seconds'] / 60:.3g} minutes here, calibration included. Give at least as many, a "
+            "smaller model, or fewer images."
+        )
+    rows = parts(one, 1)
+    least = sum(row["macs"] for row in rows) / dense
+    apart = sum(row["macs"] for row in rows if row["epochs"] is None) / dense
+    asked = _budget(one.config).train
+    what = "less than proxy and calibration cost" if apart >= (asked or 0) else "less than they and one epoch cost"
+    return Refused(
+        f"budget.train: {asked:g} of the dense training is {what}: {apart:.4g} and {least:.4g}. Give at least budget.train={_up(least):g}, or "
+        "fewer images to look at (prune.calibration), or allow train.shrink.evaluate=false."
+    )
+
+
+def _up(number: float) -> float:
+    """``number`` to three digits, rounded up."""
+    import math
+
+    scale = 10 ** (2 - math.floor(math.log10(number)))
+    return math.ceil(number * scale) / scale
+
+
+def _notes(ahead: Ahead, said: bool) -> list[str]:
+    config, notes = ahead.config, []
+    if not said:
+        notes.append("how much stays is the planner's choice; say it by prune.keep.macs=0.5")
+    if config.baseline:
+        notes.append("the baseline is a comparison and not in the budget; leave it out by baseline=false")
+    if config.train.sides:
+        notes.append("train.sides is not counted: growing pictures cost less than is said here")
+    if config.train.optimizer.lower() != "muon":
+        notes.append(f"what is expected was measured with muon, and this recipe trains by {config.train.optimizer}")
+    return notes

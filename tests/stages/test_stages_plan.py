@@ -1,0 +1,178 @@
+"""A budget of training: what is planned, that the ledger bills it, that a run goes on by it, and what is refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import DIGITS, lotus
+
+from lotus.cli import main
+from lotus.config import read
+from lotus.config.budget import Budget
+from lotus.stages import pace, plan, plan_table
+from lotus.stages.ahead import Ahead
+from selection.errors import Refused
+
+OWN = ["train.epochs=12", "prune.calibration=128", "export.onnx=false", "export.latency_batch=8", "baseline=false"]
+
+
+def planned(folder: Path, *words: str, **more: Any) -> plan.Plan:
+    return plan.plan(read(DIGITS, [f"folder={folder}", *OWN, *words]), **more)
+
+
+def test_the_most_epochs_within_the_budget(tmp_path: Path) -> None:
+    found = planned(tmp_path, "budget.train=0.33", "prune.keep.macs=0.5")
+    assert (found["way"], found["keep"]) == ("shrink", 0.5)
+    assert sum(row["share"] for row in found["parts"]) == pytest.approx(found["cost"])
+    assert 0.28 < found["cost"] <= 0.33
+    # by hand: a tenth of the training at 1, the rest at 0.5, and 128 images looked at, forwards and backwards and once to rotate
+    n, dense = 1438, 3 * 12 * 1438
+    assert found["cost"] == pytest.approx((3 * found["epochs"] * n * 0.55 + 4 * 128 + 1.5 * 359) / dense, rel=0.02)
+    one_more = (3 * (found["epochs"] + 1) * n * 0.55 + 4 * 128 + 1.5 * 359) / dense
+    assert one_more > 0.33 * 0.99
+
+
+def test_what_is_planned_is_a_config_that_is_read_back(tmp_path: Path) -> None:
+    config = read(DIGITS, [f"folder={tmp_path}", *OWN, "budget.train=0.33"])
+    resolved, found = plan.resolved(config)
+    assert resolved.budget is None
+    assert resolved.train.epochs == found["epochs"]
+    assert resolved.train.shrink is not None
+    assert resolved.train.shrink.at == plan_table.rule("scratch", 0.33).at
+    assert (resolved.select.keep, resolved.finetune.epochs) == (1.0, 0)
+    (tmp_path / "config.yaml").write_text(resolved.yaml())
+    assert read(tmp_path).model_dump() == resolved.model_dump()
+
+
+def test_who_says_nothing_of_the_size_gets_the_table_s(tmp_path: Path) -> None:
+    assert planned(tmp_path, "budget={train: 0.33, keep: measured}")["keep"] == plan_table.rule("scratch", 0.33).keep
+    assert planned(tmp_path, "budget.train=0.33")["keep"] == 0.5  # the config says so
+
+
+@pytest.mark.parametrize("way", ["shrink", "small", "dense"])
+def test_each_way_costs_what_it_is_allowed(tmp_path: Path, way: str) -> None:
+    found = planned(tmp_path, f"budget={{train: 0.4, ways: [{way}]}}")
+    assert found["way"] == way
+    assert 0.3 < found["cost"] <= 0.4
+    assert found["expected"]["way"] == way
+
+
+def test_given_weights_never_start_a_smaller_model() -> None:
+    assert plan_table.choose("given", ("shrink", "small"), 0.33, 0.35, 0.1)[0] == "shrink"
+
+
+def test_a_tie_is_the_shrinking_training_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plan_table.choose("scratch", ("shrink", "small", "dense"), 0.33, 0.35, 0.1)[0] == "shrink"
+    monkeypatch.setattr(plan_table, "TIE", 0.1)
+    assert plan_table.choose("scratch", ("shrink", "small", "dense"), 0.33, 0.35, 0.1)[0] == "small"
+
+
+def test_the_docs_have_the_tables() -> None:
+    docs = Path(__file__).resolve().parents[2] / "docs" / "planning.md"
+    assert docs.read_text().rstrip().endswith(plan_table.markdown())
+
+
+def test_minutes_are_met_by_the_pace_that_was_timed(tmp_path: Path) -> None:
+    tempo = pace.Tempo(100.0, 200.0)
+    found = planned(tmp_path, "budget.minutes=2", timed=lambda ahead, keep: tempo)
+    epochs, n = found["epochs"], 1438
+    by_hand = epochs * n * (0.1 / 100 + 0.9 / 200)
+    assert by_hand < found["seconds"] <= 120
+    assert found["seconds"] == pytest.approx(by_hand, rel=0.15)
+    assert found["pace"] == {"dense_images_per_second": 100.0, "small_images_per_second": 200.0}
+
+
+def test_the_pace_is_read_off_the_clock(tmp_path: Path) -> None:
+    config = read(DIGITS, [f"folder={tmp_path}", *OWN, "device=cpu", "train.batch_size=8", "train.shrink={}"])
+    ticks = itertools.count(0.0, 0.5)  # each step takes half a second
+    tempo = pace.timer(Ahead(config), 0.5, clock=lambda: next(ticks))
+    assert tempo == pace.Tempo(16.0, 16.0)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["budget={}"], "say budget.train or budget.minutes"),
+        (["budget.train=0.3", "budget.minutes=5"], "one of the two"),
+        (["budget.train=0"], "budget.train"),
+        (["budget.trian=0.3"], "budget.trian: no such setting. Did you mean 'train'?"),
+        (["budget={train: 0.3, ways: []}"], "budget.ways: say at least one of"),
+        (["budget.train=0.001"], "budget.train: 0.001 of the dense training is less than proxy and calibration cost"),
+        (["budget.train=0.03"], "is less than they and one epoch cost"),
+        (["budget.train=0.3", "prune.keep.macs=1"], "prune.keep.macs: all is to stay"),
+        ([], "budget: nothing says what the training may cost"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(
+    words: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", DIGITS, f"folder={tmp_path}", *OWN, *words]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_what_is_offered_instead_can_be_met(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=r"Give at least budget\.train=") as refused:
+        planned(tmp_path, "budget.train=0.001")
+    least = str(refused.value).partition("budget.train=")[2].split(",")[0]
+    assert planned(tmp_path, f"budget.train={least}")["epochs"] == 1
+
+
+def test_too_few_minutes_are_refused_with_those_of_an_epoch(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=r"budget\.minutes: an epoch takes"):
+        planned(tmp_path, "budget.minutes=0.1", timed=lambda ahead, keep: pace.Tempo(1.0, 1.0))
+
+
+def test_several_ranks_are_not_timed(tmp_path: Path) -> None:
+    config = read(DIGITS, [f"folder={tmp_path}", *OWN, "budget.minutes=2"])
+    with pytest.raises(Refused, match=r"budget\.minutes: several processes"):
+        plan.resolved(config, ranks=2)
+
+
+def test_a_plan_that_stands_is_not_made_again(tmp_path: Path) -> None:
+    config = read(DIGITS, [f"folder={tmp_path}", *OWN, "budget.minutes=2"])
+    first = plan.resolved(config, timed=lambda ahead, keep: pace.Tempo(100.0, 200.0))
+    plan.write(plan.run_of(config), first[1])
+    again = plan.resolved(config, timed=lambda ahead, keep: pytest.fail("timed again"))
+    assert again[0] == first[0]
+    other = config.model_copy(update={"budget": Budget(train=0.3)})
+    assert plan.resolved(other)[1]["budget"] == {"train": 0.3, "minutes": None}
+
+
+@pytest.mark.slow
+def test_the_ledger_bills_what_was_planned_and_the_run_goes_on_by_it(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = [DIGITS, f"folder={folder}", *OWN, "train.batch_size=128", "prune.keep.macs=0.5"]
+    shown = lotus("run", *words, "budget.train=0.33", "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    assert "a training that shrinks" in shown.stdout
+    assert not folder.exists()
+    done = lotus("run", *words, "budget.train=0.33")
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads((folder / "plan.json").read_text())
+    ledger = json.loads((folder / "results.json").read_text())["ledger"]
+    assert ledger["lottery_macs"] == pytest.approx(sum(row["macs"] for row in told["parts"]), rel=0.01)
+    again = lotus("run", *words, "budget.train=0.33", "--plain")
+    assert again.returncode == 0, again.stderr
+    assert "begins" not in again.stdout
+    for verb, words_more in (("run", ["budget.train=0.5"]), ("plan", ["budget.train=0.33"])):
+        refused = lotus(verb, *words, *words_more)
+        assert refused.returncode == 2
+        assert "a training that is finished" in refused.stderr
+        assert "folder=PATH" in refused.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["small", "dense"])
+def test_the_other_ways_run_and_are_billed_as_planned(tmp_path: Path, way: str) -> None:
+    folder = tmp_path / "run"
+    done = lotus(
+        "run", DIGITS, f"folder={folder}", *OWN, "train.batch_size=128", f"budget={{train: 0.2, ways: [{way}]}}"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads((folder / "plan.json").read_text())
+    ledger = json.loads((folder / "results.json").read_text())["ledger"]
+    assert ledger["lottery_macs"] == pytest.approx(sum(row["macs"] for row in told["parts"]), rel=0.01)
