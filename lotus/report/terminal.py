@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text as _Text
 
+from lotus.doctor import Check
 from lotus.events import Began, Ended, Evaluated, Event, Pruned, Said, Skipped, Step
 from lotus.report import ledger, lines
 from lotus.report.lines import Progress
@@ -190,10 +191,7 @@ def last_page(
     console.print(Text(ledger.headline(results, stages)))
     console.print()
 
-    table = _table()
-    dense = "dense" if ledger.has_dense(results, stages) else "before the cut"
-    for name, side in (("", "left"), (dense, "right"), ("lotus", "right"), ("change", "right")):
-        table.add_column(name, justify=side)  # type: ignore[arg-type]
+    table = _table("", "dense" if ledger.has_dense(results, stages) else "before the cut", "lotus", "change")
     for line in ledger.compared(results, stages):
         style = {True: "green", False: "yellow", None: ""}[line.better]
         table.add_row(Text(line.what), line.dense, line.lotus, Text(line.change, style))
@@ -250,10 +248,7 @@ def ticket_page(
 
 def _classes_table(classes: Sequence[tuple[str, int, int]]) -> Table:
     """A line a class; of many the first, and one for the rest."""
-    table = _table()
-    table.add_column("class")
-    for name in ("kept", "of", ""):
-        table.add_column(name, justify="right")
+    table = _table("class", "kept", "of", "")
     most = len(classes) if len(classes) <= _CLASSES else _CLASSES - 1
     for name, kept, of in classes[:most]:
         told = Text(shown(name), overflow="ellipsis", no_wrap=True)
@@ -319,9 +314,7 @@ def compare_page(
     marks = [chr(ord("A") + n) if n < 26 else f"#{n + 1}" for n in range(len(places))]
     for mark, place, kept in zip(marks, places, told["kept"], strict=True):
         console.print(Text(f"{mark}  {place}: {count(kept)} of {count(told['of'])} images"), soft_wrap=True)
-    pairs = _table()
-    for name in ("", "kept by both", "Jaccard", "by chance", "Spearman of the scores"):
-        pairs.add_column(name, justify="right" if name else "left")
+    pairs = _table("", "kept by both", "Jaccard", "by chance", "Spearman of the scores")
     for pair in told["pairs"]:
         rho = "" if pair["spearman"] is None else f"{pair['spearman']:.3f}"
         name = f"{marks[pair['a']]}, {marks[pair['b']]}"
@@ -330,11 +323,7 @@ def compare_page(
     if len(places) > 2:
         console.print(Text(f"kept by all {count(told['kept_by_all'])}, by any {count(told['kept_by_any'])}", "dim"))
     if told["classes"]:
-        table = _table()
-        table.add_column("class")
-        for mark in marks:
-            table.add_column(mark, justify="right")
-        table.add_column("of", justify="right")
+        table = _table("class", *marks, "of")
         rows = told["classes"]
         for row in rows[:_CLASSES]:
             table.add_row(
@@ -379,19 +368,6 @@ def plan_page(rows: Sequence[Mapping[str, Any]], console: Console | None = None)
     console.print(Text("Estimates; training an image counts three forwards. Nothing was run.", "dim"))
 
 
-class Check(Protocol):
-    """What the doctor found out about one thing."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def found(self) -> str: ...
-    @property
-    def cure(self) -> str: ...
-    @property
-    def fatal(self) -> bool: ...
-
-
 def patches_page(told: Mapping[str, Any], console: Console | None = None) -> None:
     """A patch ticket: how it was scored, what is kept of the score, and where in the image that lies."""
     console = console or _console()
@@ -423,22 +399,23 @@ def doctor_page(checks: Iterable[Check], console: Console | None = None, *, of: 
         if check.cure:
             table.add_row("", "", Text(check.cure, style))
     console.print(table)
+    if checks or of:
+        console.print(_verdict(checks, of))
+
+
+def _verdict(checks: Sequence[Check], of: str) -> Text:
     fatal = sum(bool(check.cure) and check.fatal for check in checks)
     minor = sum(bool(check.cure) and not check.fatal for check in checks)
     if fatal:
         told = f"{of}: {fatal} damaged." if of else f"Not fit: {fatal} to mend before a run can work."
-        console.print(Text(told[0].upper() + told[1:], "red"))
-    elif of:
-        console.print(Text(f"Nothing is damaged{f'; {minor} to know of' if minor else ''}.", "green"))
-    elif checks:
-        console.print(Text(f"Fit{f', with {minor} to know of' if minor else ''}.", "green"))
+        return Text(told[0].upper() + told[1:], "red")
+    if of:
+        return Text(f"Nothing is damaged{f'; {minor} to know of' if minor else ''}.", "green")
+    return Text(f"Fit{f', with {minor} to know of' if minor else ''}.", "green")
 
 
 def _ledger_table(costs: Mapping[str, Any]) -> Table:
-    table = _table()
-    table.add_column("stage")
-    for name in ("seconds", "image-forwards", "MACs"):
-        table.add_column(name, justify="right")
+    table = _table("stage", "seconds", "image-forwards", "MACs")
     for row in costs["stages"]:
         apart = row["part"] == "dense"
         table.add_row(
@@ -460,5 +437,9 @@ def table(head: Sequence[str], lines: Iterable[Sequence[str]], *, console: Conso
     (console or _console()).print(shown_table)
 
 
-def _table() -> Table:
-    return Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", show_edge=False)
+def _table(*heads: str) -> Table:
+    """With these columns, all but the first of figures."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", show_edge=False)
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="right" if number else "left")
+    return table
