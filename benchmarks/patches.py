@@ -35,7 +35,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else selectio
 
 from lotus import stages
 from lotus.config import Config, Model, Patches, check
-from lotus.run import Record, Run
+from lotus.record import Record
+from lotus.run import Run
 from lotus.vit import patch_scores
 from lotus.vit.cost import count
 from lotus.vit.model import create

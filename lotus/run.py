@@ -20,7 +20,6 @@ import platform
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,48 +27,17 @@ from typing import Any
 from lotus.config import Config, Method, Section
 from lotus.events import Event
 from lotus.files import append, digest, digest_of, digest_once, tidy, write_json, write_text
+from lotus.record import Record, changes, filled, is_current, stored
 from lotus.shelves import values
 from lotus.stage import Stage, of
 from lotus.way import Rival, Way
 from selection import lottery, methods
 from selection.errors import Refused
 
-FORMAT = 2
-"""Of a record. One of another is not read, so that its stage runs again."""
-
-
 _DATA = "{data}/"
 _ROOM = "Make room there, or make it writable; the same command goes on."
 _OWN = "--with"
-_SEAL = "digest"
-"""In the file of a record, of all the rest of it."""
 _SPEC, _WEIGHTS = "spec.json", ".safetensors"
-
-
-@dataclass(frozen=True)
-class Record:
-    """What stands of a finished stage: ``stages/NAME.json``, written last."""
-
-    stage: str
-    settings: dict[str, Any]
-    made_from: dict[str, str]
-    """Identity of each stage that it read from, and of each file that its settings name."""
-    outputs: dict[str, int]
-    """Size in bytes of each output, by its name: a folder that is moved is still done."""
-    seconds: float
-    image_forwards: float = 0.0
-    """Forward passes of one image; training one image counts three."""
-    macs: float = 0.0
-    """Multiply-accumulates spent in those passes."""
-    values: dict[str, Any] = field(default_factory=dict)
-    """What it measured, e.g. ``top1``."""
-    digests: dict[str, str] = field(default_factory=dict)
-    """Of each output in the run's folder; those among the images, which runs share, tell by themselves whether they are whole."""
-
-    @property
-    def identity(self) -> str:
-        """Changes when the settings, what it was made from or the data change."""
-        return digest([self.stage, self.settings, self.made_from, self.values.get("fingerprint")])
 
 
 class Run:
@@ -159,29 +127,10 @@ class Run:
 
     def record(self, stage: str) -> Record | None:
         """The record of ``stage``, or None where there is none that can be read, or it is not as it was written."""
-        stored = dict(self._stored(stage))
-        sealed = stored.pop(_SEAL, None)
-        if sealed not in (None, digest(stored)):
-            return None
-        if stored.pop("format", None) != FORMAT:
-            return None
-        try:
-            record = Record(**stored)
-        except TypeError:
-            return None
-        kept = (record.settings, record.made_from, record.outputs, record.values, record.digests)
-        return record if all(isinstance(part, dict) for part in kept) else None
+        return Record.of(stored(self._record_of(stage)))
 
     def _record_of(self, stage: str) -> Path:
         return self.folder / "stages" / f"{stage}.json"
-
-    def _stored(self, stage: str) -> Mapping[str, Any]:
-        """What the file of a record holds, whatever its format; nothing where it cannot be read."""
-        try:
-            stored = json.loads(self._record_of(stage).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return stored if isinstance(stored, dict) else {}
 
     def _place(self, output: str) -> Path:
         """Where an output lies; its name begins with ``{data}`` for the folder of the images, else with that of the run."""
@@ -217,7 +166,8 @@ class Run:
     @property
     def is_older(self) -> bool:
         """Whether records of an older LOTUS stand here."""
-        return any((stored := self._stored(name)) and stored.get("format") != FORMAT for name in self.stages)
+        told = (stored(self._record_of(name)) for name in self.stages)
+        return any(one and not is_current(one) for one in told)
 
     def settings(self, stage: str) -> dict[str, Any]:
         """The part of the config that ``stage`` depends on."""
@@ -279,9 +229,10 @@ class Run:
         """Why ``stage`` has to run, in a few words; None when it is done."""
         record = self.record(stage)
         if record is None:
-            stored = self._stored(stage)
-            damaged = self._record_of(stage).exists() and (not stored or stored.get("format") == FORMAT)
-            return f"{self._record_of(stage).name} was damaged" if damaged else "not done yet"
+            file = self._record_of(stage)
+            told = stored(file)
+            damaged = file.exists() and (not told or is_current(told))
+            return f"{file.name} was damaged" if damaged else "not done yet"
         stale = self.stages[stage].stale(self.config, record.values)
         reasons = itertools.chain(
             self._lost(stage, record), [stale] if stale else [], self._set_otherwise(stage, record),
@@ -301,8 +252,8 @@ class Run:
     def _set_otherwise(self, stage: str, record: Record) -> Iterator[str]:
         # What a record does not name is newer than it: it was made with what is the default now.
         wanted = self._settings(stage, self.config)
-        stood = _filled(record.settings, self._settings(stage, Config()))
-        changed = list(_changes({part: stood[part] for part in stood if part in wanted}, wanted))
+        stood = filled(record.settings, self._settings(stage, Config()))
+        changed = list(changes({part: stood[part] for part in stood if part in wanted}, wanted))
         if changed:
             yield f"{changed[0]}{f' and {len(changed) - 1} more' if len(changed) > 1 else ''}"
         then, own = record.settings.get(_OWN, {}), self.own(stage)
@@ -409,8 +360,7 @@ class Run:
             values=dict(values or {}),
             digests={name: digest_once(path) for name, path in outputs.items() if not name.startswith(_DATA)},
         )
-        stored = {"format": FORMAT, **vars(record)}
-        write_json(self._record_of(stage), {**stored, _SEAL: digest(json.loads(json.dumps(stored)))})
+        write_json(self._record_of(stage), record.sealed())
         return record
 
     def forget(self, stages: Sequence[str]) -> dict[str, str]:
@@ -480,22 +430,6 @@ def _named(part: Any, place: str, left_out: Set[str]) -> Iterator[tuple[str, str
         for name in type(part).model_fields:
             if f"{place}.{name}" not in left_out:
                 yield from _named(getattr(part, name), f"{place}.{name}", left_out)
-
-
-def _filled(old: Any, default: Any) -> Any:
-    """``old`` with what it lacks; what may hold any names (options, a method's) is as it is."""
-    if not isinstance(old, dict) or not isinstance(default, dict) or not default:
-        return old
-    return {**default, **{name: _filled(value, default.get(name)) for name, value in old.items()}}
-
-
-def _changes(old: Any, new: Any, place: str = "") -> Iterator[str]:
-    """``train.lr: 0.001 -> 0.0005`` for each leaf that differs."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in {**old, **new}:
-            yield from _changes(old.get(key), new.get(key), f"{place}.{key}" if place else key)
-    elif old != new:
-        yield f"{place}: {json.dumps(old)} -> {json.dumps(new)}"
 
 
 def _content(path: str) -> str:

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -58,11 +58,9 @@ class Data:
     def signals(self) -> Signals | None:
         """What was recorded of these very images; None where nothing was."""
         found = Signals.load(self.recorded) if self.recorded is not None else None
-        return (
-            found
-            if found is None or self._manifest is None or found.fingerprint == self._manifest.fingerprint
-            else None
-        )
+        if found is not None and self._manifest is not None and found.fingerprint != self._manifest.fingerprint:
+            return None
+        return found
 
     @cached_property
     def source(self) -> Source | None:
@@ -93,24 +91,30 @@ class Data:
             return Images(len(labels), fingerprint, labels, classes, say=FLAGS)
         source = self.source
         assert source is not None
-        rows, fingerprint, labels = np.arange(len(source)), source.fingerprint, source.labels
-        if self._manifest is not None:
-            if self._manifest.source != source.fingerprint:
-                raise Refused(
-                    f"{self.where}: its data set has changed since it was prepared. Prepare it again, or take the rows as they "
-                    "are counted there: --index row."
-                )
-            gone = {entry["name"] for entry in self._manifest.skipped}
-            if gone:
-                rows = np.array([row for row in rows.tolist() if source.name(row) not in gone])
-            fingerprint, labels = self._manifest.fingerprint, labels[rows]
+        rows, fingerprint = self._train(source)
         # Of images that are no files the name is ours alone: nobody could read it back.
         names = [os.path.relpath(source.name(row), source.root) for row in rows.tolist()] if source.root else None
         numbers = rows if source.rows is None else source.rows[rows]
         counted = source.whole or len(source)
         return Images(
-            len(rows), fingerprint, labels, source.classes, names, numbers, counted, said=index == "source", say=FLAGS
-        )
+            len(rows), fingerprint, source.labels[rows], source.classes, names, numbers, counted,
+            said=index == "source", say=FLAGS,
+        )  # fmt: skip
+
+    def _train(self, source: Source) -> tuple[npt.NDArray[np.int64], str]:
+        """Which of the source's images train, in order, and the fingerprint of these: damaged ones were left out."""
+        rows = np.arange(len(source))
+        if self._manifest is None:
+            return rows, source.fingerprint
+        if self._manifest.source != source.fingerprint:
+            raise Refused(
+                f"{self.where}: its data set has changed since it was prepared. Prepare it again, or take the rows as they "
+                "are counted there: --index row."
+            )
+        gone = {entry["name"] for entry in self._manifest.skipped}
+        if gone:
+            rows = np.array([row for row in rows.tolist() if source.name(row) not in gone])
+        return rows, self._manifest.fingerprint
 
     def _own(self) -> tuple[str, npt.NDArray[np.int64], tuple[str, ...]]:
         """Fingerprint, labels and classes of the images that LOTUS counts."""
@@ -150,13 +154,8 @@ def behind(where: str | Path, shelves: Sequence[ModuleType] = ()) -> Data:
         if path.is_dir():
             settings = settings.model_copy(update={"folder": str(path)})
         run = Run(settings)
-        return Data(
-            str(where),
-            settings,
-            run.train_beton if run.train_beton.is_file() else None,
-            run.signals if run.signals.is_file() else None,
-            shelves,
-        )
+        stored = run.train_beton if run.train_beton.is_file() else None
+        return Data(str(where), settings, stored, run.signals if run.signals.is_file() else None, shelves)
     if path.suffix == ".beton":
         return Data(str(where), stored=path)
     if path.suffix == ".npz":
@@ -191,24 +190,28 @@ def recorded(signals: str | Path, subset: Subset, shelves: Sequence[ModuleType] 
     return behind(signals, shelves)
 
 
-def export(
-    subset: Subset,
-    data: Data | None,
-    out: str | Path,
-    *,
-    kind: str = "",
-    index: str = "",
-    paths: bool = False,
-    labels: bool = False,
-    copy: bool = False,
-    force: bool = False,
-) -> list[str]:
-    """Write a ticket as a file of others, or as a folder of images by class.
+@dataclass(frozen=True)
+class Export:
+    """How a ticket is written for others: what ``lotus ticket export`` can be told."""
 
-    Args:
-        kind: ``"folder"``, ``"beton"``; empty: by the ending of ``out``, which of a folder is none.
-        copy: in a folder, copies in place of links.
-        force: of data with another fingerprint, and over a file that is there.
+    kind: str = ""
+    """``"folder"``, ``"beton"``; empty: by the ending of the file's name, which of a folder is none."""
+    index: str = ""
+    """How a list counts the images: see :meth:`Data.images`."""
+    paths: bool = False
+    labels: bool = False
+    copy: bool = False
+    """In a folder, copies in place of links."""
+    force: bool = False
+    """Of data with another fingerprint, and over a file that is there."""
+
+    @property
+    def by_path(self) -> bool:
+        return self.paths or self.labels
+
+
+def export(subset: Subset, data: Data | None, out: str | Path, how: Export = Export()) -> list[str]:
+    """Write a ticket as a file of others, or as a folder of images by class.
 
     Returns:
         Sentences: what was written.
@@ -217,30 +220,20 @@ def export(
         Refused: the ticket is of other data, there is a file already, or what is asked for needs data that are not at hand.
     """
     out = Path(out)
-    kind = kind or ("folder" if not out.suffix else out.suffix[1:])
-    if kind != "folder" and out.exists() and not force:
+    kind = how.kind or out.suffix[1:] or "folder"
+    if kind != "folder" and out.exists() and not how.force:
         raise Refused(f"{out}: is there already. Give another name, remove it, or say --force to write over it.")
     told = []
     if data is not None:
-        told += held(subset, data, force=force, risk="another image may come out under each row")
-    if (kind in ("folder", "beton") or paths or labels) and data is None:
+        told += held(subset, data, force=how.force, risk="another image may come out under each row")
+    elif kind in ("folder", "beton") or how.by_path:
         raise Refused(f"{out}: needs the images. Say where they are: --data, {WHERE}.")
-    if kind == "beton":
-        assert data is not None
-        if data.stored is None:
-            raise Refused(f"{out}: {data.where} has no train.beton. Run: lotus prepare CONFIG.")
-        manifest = beton.part(data.stored, subset.rows, out)
-        told.append(
-            f"{manifest.n} images, {manifest.bytes / 1e6:.1f} MB, byte for byte; row i is the i-th of the ticket"
-        )
-    elif kind == "folder":
-        assert data is not None
-        told.append(_folder(subset, data, out, copy))
+    if data is not None and kind == "beton":
+        told.append(_beton(subset, data, out))
+    elif data is not None and kind == "folder":
+        told.append(_folder(subset, data, out, how.copy))
     else:
-        images = _numbered(subset, data, index, out, needs=paths or labels)
-        exchange.write(subset, out, images, labels=labels, paths=paths)
-        count = "the data set as it comes" if images.index is not None else "the images that LOTUS trains on"
-        told.append(f"{len(subset)} images by {'path' if paths or labels else 'their index in ' + count}")
+        told.append(_list(subset, data, out, how))
     if kind != "csv" and np.ptp(subset.weights) > 0:
         told.append("the weights of this ticket are left behind: a .csv has them")
     return told
@@ -270,17 +263,31 @@ def held(subset: Subset, data: Data, *, force: bool, risk: str) -> list[str]:
     return [f"forced: the ticket is of data {subset.fingerprint} and this is {fingerprint}; {risk}"]
 
 
-def _numbered(subset: Subset, data: Data | None, index: str, out: Path, *, needs: bool) -> Images:
+def _beton(subset: Subset, data: Data, out: Path) -> str:
+    if data.stored is None:
+        raise Refused(f"{out}: {data.where} has no train.beton. Run: lotus prepare CONFIG.")
+    part = beton.part(data.stored, subset.rows, out)
+    return f"{part.n} images, {part.bytes / 1e6:.1f} MB, byte for byte; row i is the i-th of the ticket"
+
+
+def _list(subset: Subset, data: Data | None, out: Path, how: Export) -> str:
+    images = _numbered(subset, data, out, how)
+    exchange.write(subset, out, images, labels=how.labels, paths=how.paths)
+    count = "the data set as it comes" if images.index is not None else "the images that LOTUS trains on"
+    return f"{len(subset)} images by {'path' if how.by_path else 'their index in ' + count}"
+
+
+def _numbered(subset: Subset, data: Data | None, out: Path, how: Export) -> Images:
     """How the images of a list are counted. LOTUS' own rows have to be asked for: a reader would take them for others'."""
-    if not (index or needs) and (data is None or data.settings is None):
+    if not (how.index or how.by_path) and (data is None or data.settings is None):
         raise Refused(
             f"{out}: {'the ticket' if data is None else data.where} does not say how the data set comes, with the images that were held "
             f"out or damaged. Give --data a run, a config or a folder; or --index row for the rows of those that train, with which "
             "lotus ticket import takes it back."
         )
     if data is not None:
-        return data.images(index="" if needs else index)
-    if index == "source":
+        return data.images(index="" if how.by_path else how.index)
+    if how.index == "source":
         raise Refused(f"--index source: say how the data set comes: --data, {WHERE}.")
     labels = subset.labels if subset.labels is not None else np.zeros(subset.total, np.int64)
     return Images(subset.total, subset.fingerprint, labels, subset.classes, say=FLAGS)
@@ -290,36 +297,53 @@ def _folder(subset: Subset, data: Data, out: Path, copy: bool) -> str:
     """Images by class: links to their files, hard links or copies where the file system has none; pictures of those that are no files."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Refused(f"{out}: is there and not empty. Give another place, or delete it.")
-    images = data.images() if data.settings is not None else None
-    names = images.names if images is not None and data.source is not None and data.source.root else None
-    read = data.reader()
-    if names is None and read is None:
+    images = data.images()
+    put = _putting(images, data, copy)
+    if put is None:
         raise Refused(f"{out}: needs the images, and {data.where} holds none. Give --data a run, a config or a folder.")
-    labels = (images.labels if images is not None else data._own()[1])[subset.rows]
-    classes = images.classes if images is not None else data._own()[2]
-    folders = [_plain(classes[label] if label < len(classes) else str(label)) for label in range(labels.max() + 1)]
-    if len(set(folders)) < len(folders):
-        folders = [f"{number:04d}-{name}" for number, name in enumerate(folders)]
+    labels = images.labels[subset.rows]
+    folders = _class_folders(images.classes, int(labels.max()) + 1)
     kinds: dict[str, int] = {}
     with files.refusing(out), files.folder_beside(out) as beside:
         for label in np.unique(labels).tolist():
             (beside / folders[label]).mkdir(parents=True)
         for row, label in zip(subset.rows.tolist(), labels.tolist(), strict=True):
-            home = beside / folders[label]
-            if names is not None and data.source is not None:
-                file = Path(data.source.root) / names[row]
-                inside = Path(names[row]).parts
-                # class/picture.jpg, whatever lies between; two of one name in folders of a class stay apart by theirs.
-                name = "-".join(inside[1:]) if len(inside) > 1 else inside[0]
-                way = _link(file, home / name, copy)
-            else:
-                from PIL import Image
-
-                assert read is not None
-                Image.fromarray(read(row)).save(home / f"{row:07d}.png")
-                way = "pictures"
+            way = put(row, beside / folders[label])
             kinds[way] = kinds.get(way, 0) + 1
     return f"{len(subset)} images in {len(set(labels.tolist()))} folders: {', '.join(f'{n} {way}' for way, n in kinds.items())}"
+
+
+def _class_folders(classes: Sequence[str], count: int) -> list[str]:
+    """A folder's name for each of ``count`` labels; numbered where two classes would share one."""
+    folders = [_plain(classes[label] if label < len(classes) else str(label)) for label in range(count)]
+    if len(set(folders)) < len(folders):
+        folders = [f"{number:04d}-{name}" for number, name in enumerate(folders)]
+    return folders
+
+
+def _putting(images: Images, data: Data, copy: bool) -> Callable[[int, Path], str] | None:
+    """What puts the image of a row into a folder, and says as what; None where no images are at hand."""
+    source, names, read = data.source, images.names, data.reader()
+    if source is not None and names is not None:
+        root = Path(source.root)
+
+        def link(row: int, home: Path) -> str:
+            inside = Path(names[row]).parts
+            # class/picture.jpg, whatever lies between; two of one name in folders of a class stay apart by theirs.
+            name = "-".join(inside[1:]) if len(inside) > 1 else inside[0]
+            return _link(root / names[row], home / name, copy)
+
+        return link
+    if read is None:
+        return None
+
+    def save(row: int, home: Path) -> str:
+        from PIL import Image
+
+        Image.fromarray(read(row)).save(home / f"{row:07d}.png")
+        return "pictures"
+
+    return save
 
 
 def _link(file: Path, place: Path, copy: bool) -> str:
@@ -346,65 +370,69 @@ def _plain(name: str) -> str:
     return re.sub(r"[^\w .,+()-]", "_", name).strip(" .") or "_"
 
 
-def bring(
-    file: str | Path,
-    data: Data,
-    *,
-    kind: str = "",
-    column: str = "",
-    order: str = "index",
-    index: str = "",
-    negate: bool = False,
-    keep: float | None = None,
-    seed: int = 0,
-    force: bool = False,
-) -> tuple[Subset | Signals, list[str]]:
-    """A ticket, or signals with the score ``given``, out of a file of others. A ticket of LOTUS is bound to ``data`` by ``force``.
+@dataclass(frozen=True)
+class Import:
+    """How a file of others is taken: what ``lotus ticket import`` can be told. See :func:`selection.exchange.read`."""
+
+    kind: str = ""
+    column: str = ""
+    order: str = "index"
+    index: str = ""
+    """How numbers in it count the images: see :meth:`Data.images`."""
+    negate: bool = False
+    keep: float | None = None
+    """Of scores, the fraction of the highest that becomes a ticket; None: they stay scores."""
+    seed: int = 0
+    """For ties among them."""
+    force: bool = False
+    """Of data that do not fit; a ticket of LOTUS is bound to them."""
+
+
+def bring(file: str | Path, data: Data, how: Import = Import()) -> tuple[Subset | Signals, list[str]]:
+    """A ticket, or signals with the score ``given``, out of a file of others; and sentences: what it was taken for.
 
     Raises:
         Refused: see :func:`selection.exchange.read`.
     """
     path = Path(file)
     if _is_ticket(path):
-        given = {"--as": kind, "--column": column, "--order": order != "index", "--index": index}
-        given |= {"--negate": negate, "--keep": keep is not None, "--seed": seed != 0}
-        if strange := [flag for flag, said in given.items() if said]:
-            raise Refused(
-                f"{', '.join(strange)}: {file} is a ticket of LOTUS, which says itself which images stay. Leave it out; lotus select "
-                "draws another, and lotus ticket export makes a list of its rows."
-            )
-        subset = Subset.load(path)
-        told = held(
-            subset, data, force=force, risk="its rows stand for other images, and training goes on them unnoticed"
-        )
-        fingerprint, labels, classes = data._own()
-        bound = Subset(
-            subset.rows,
-            subset.total,
-            fingerprint=fingerprint,
-            weights=subset.weights,
-            keep=subset.keep,
-            origin={**subset.origin, **({"forced": True} if told else {})},
-            labels=labels,
-            classes=classes,
-            scores=subset.scores,
-        )
-        return bound, told or ["it is a ticket of this data already"]
-    images = data.images(index=index)
-    found = exchange.read(path, images, kind=kind, column=column, order=order, negate=negate, force=force)
+        return _bound(path, data, how)
+    images, keep, seed = data.images(index=how.index), how.keep, how.seed
+    found = exchange.read(
+        path, images, kind=how.kind, column=how.column, order=how.order, negate=how.negate, force=how.force
+    )
     if seed and (found.rows is not None or keep is None):
         raise Refused(
             f"--seed {seed}: decides among equal scores when --keep takes the highest, and nothing is drawn from {file}. Leave it out."
         )
     told = [f"taken for {found.told}", *found.warnings]
-    if order == "class":
+    if how.order == "class":
         told.append(
             "within a class they are taken in the order of the index: code that sorts unstably (data_diet) need not agree"
         )
     if found.rows is None and keep is None:
         signals = exchange.scores(found, images, name=str(path), beside=data.signals)
         return signals, [*told, "draw from them with: lotus select FILE --score given --pick ccs --keep 0.3"]
-    return exchange.ticket(found, images, name=path.name, keep=keep, seed=seed, force=force), told
+    return exchange.ticket(found, images, name=path.name, keep=keep, seed=seed, force=how.force), told
+
+
+def _bound(path: Path, data: Data, how: Import) -> tuple[Subset, list[str]]:
+    """A ticket of LOTUS, of this data."""
+    said = [FLAGS(part.name) for part in fields(how) if getattr(how, part.name) != part.default]
+    if strange := [flag for flag in said if flag != FLAGS("force")]:
+        raise Refused(
+            f"{', '.join(strange)}: {path} is a ticket of LOTUS, which says itself which images stay. Leave it out; lotus select "
+            "draws another, and lotus ticket export makes a list of its rows."
+        )
+    subset = Subset.load(path)
+    risk = "its rows stand for other images, and training goes on them unnoticed"
+    told = held(subset, data, force=how.force, risk=risk)
+    fingerprint, labels, classes = data._own()
+    bound = Subset(
+        subset.rows, subset.total, fingerprint=fingerprint, weights=subset.weights, keep=subset.keep,
+        origin={**subset.origin, **({"forced": True} if told else {})}, labels=labels, classes=classes, scores=subset.scores,
+    )  # fmt: skip
+    return bound, told or ["it is a ticket of this data already"]
 
 
 def _is_ticket(path: Path) -> bool:

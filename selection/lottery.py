@@ -145,9 +145,8 @@ def select(
     warnings = choose(score=score, pick=pick, keep=keep, shelves=shelves, places=places)
     seed = check_seed(seed)
     scorer, picker = _scorer(score, seed, shelves, places), resolve(pickers, shelves, pick, places.pick)
-    total = signals.images
     if start is not None:
-        start.check(signals.fingerprint, total, place=places.start)
+        start.check(signals.fingerprint, signals.images, place=places.start)
     _check_floor(floor, balance, places)
     by_class = balance or floor is not None
     budget = affordable(signals["labels"], keep, by_class, places)
@@ -155,44 +154,45 @@ def select(
 
     read = set(methods.reads(picker.function))
     needed, together = bool(groups and read & {"scores", "ranking"}), floor is not None or "quotas" in read
-    enough = 0.0
-    if max_memory is not None:
-        sizes = {(total, budget)} if together else {(len(group), quota) for _, group, quota in groups}
-        enough = limits.of_all(scorer if needed else None, picker, signals, sizes)
+    sizes = {(signals.images, budget)} if together else {(len(group), quota) for _, group, quota in groups}
+    enough = 0.0 if max_memory is None else limits.of_all(scorer if needed else None, picker, signals, sizes)
     score_of = _scored if needed else _scored_if_it_can_be
     values = score_of(signals, scorer, max_memory, enough, places)
-    limit = limits.Limits(signals, picker, max_memory, places.max_memory, enough)
     begun = np.empty(0, np.int64) if start is None else start.rows
-    drawing = Drawing(signals, values, limit, float(keep), begun, seed, places)
-    rows, weights = np.arange(total), np.ones(total)
+    limit = limits.Limits(signals, picker, max_memory, places.max_memory, enough)
     if groups:
         limit.check(f"{places.pick} ({picker.name})", balance)
-        drawn = _drawn(drawing, groups, budget, at_once=balance and together, floor=floor)
-        rows, weights = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
-    told = {
+    drawing = Drawing(signals, values, limit, float(keep), begun, seed, places)
+    rows, weights = _drawn(drawing, groups, budget, at_once=balance and together, floor=floor)
+    origin: dict[str, Any] = {
         "score": {"name": scorer.name, **_as_read(scorer, signals.epochs)},
         "pick": {"name": picker.name, **picker.wants},
         "balance": bool(balance),
-        "floor": None if floor is None else float(floor),
+        **({} if floor is None else {"floor": float(floor)}),
         "seed": seed,
-        "start": None if start is None else start.origin,
+        **({} if start is None else {"start": start.origin}),
     }
-    origin = {name: value for name, value in told.items() if value is not None}
     subset = Subset(
-        rows, total, fingerprint=signals.fingerprint, weights=weights / weights.mean(), keep=float(keep), origin=origin,
-        labels=signals["labels"], classes=signals.classes, scores=values,
+        rows, signals.images, fingerprint=signals.fingerprint, weights=weights / weights.mean(), keep=float(keep),
+        origin=origin, labels=signals["labels"], classes=signals.classes, scores=values,
     )  # fmt: skip
     return Lottery(subset, values, tuple(warnings))
 
 
-def _drawn(drawing: Drawing, groups: list[Group], budget: int, *, at_once: bool, floor: float | None) -> list[Weighed]:
-    """Rows and weights out of each group; of all groups at once for a picker that keeps their quotas, or where they have a floor."""
+def _drawn(drawing: Drawing, groups: list[Group], budget: int, *, at_once: bool, floor: float | None) -> Weighed:
+    """Rows and weights: of all where there are no groups; out of each group, or of all groups at once for a picker that keeps their
+    quotas, or where they have a floor."""
+    images = drawing.signals.images
+    if not groups:
+        return np.arange(images), np.ones(images)
     if floor is not None:
-        return above_floor(floor, groups, budget, drawing.signals["labels"], drawing.draw)
-    if at_once:
-        shares = np.array([quota for *_, quota in groups])
-        return [drawing.draw(np.arange(drawing.signals.images), budget, 0, shares)]
-    return [drawing.draw(group, quota, key) for key, group, quota in groups]
+        drawn = above_floor(floor, groups, budget, drawing.signals["labels"], drawing.draw)
+    elif at_once:
+        drawn = [drawing.draw(np.arange(images), budget, 0, np.array([quota for *_, quota in groups]))]
+    else:
+        drawn = [drawing.draw(group, quota, key) for key, group, quota in groups]
+    rows, weights = zip(*drawn, strict=True)
+    return np.concatenate(rows), np.concatenate(weights)
 
 
 def _check_floor(floor: Any, balance: bool, places: Places) -> None:

@@ -77,9 +77,7 @@ def _chosen(path: Path, columns: Columns, column: str) -> np.ndarray:
 
 def _by_name(path: Path, columns: Columns, images: Images, asked: Asked) -> Found | None:
     """A table whose lines name their image, by number or by path; None where they do not."""
-    index, names = _pick(columns, "index"), _pick(columns, "path")
-    if names is not None and names.dtype.kind != "U":
-        names = None
+    index, names = _pick(columns, "index"), _pick_names(columns)
     if index is None and names is None:
         return None
     if asked.order != "index":
@@ -93,12 +91,11 @@ def _by_name(path: Path, columns: Columns, images: Images, asked: Asked) -> Foun
     held.check_once(path, rows[there])
     if index is not None and names is not None:
         _check_agree(path, names[there].tolist(), rows[there].tolist(), images)
-    labels = _pick(columns, "label")
-    if labels is not None:
+    if (labels := _pick(columns, "label")) is not None:
         found.warnings += held.check_labels(path, labels[there], images, rows[there], asked.force)
     if values is not None:
-        needed = asked.kind == "scores" or (kept is None and asked.kind not in ("rows", "remove"))
-        found.scores = _all_scores(path, values, rows, images, needed)
+        choice = {"scores": False, "rows": True, "remove": True}.get(asked.kind, kept is not None)
+        found.scores = _all_scores(path, values, rows, images, needed=not choice)
     stays = there if kept is None else there & parsing.truth(path, kept)
     _choose(path, found, rows, stays, asked.kind, kept is not None, images.total)
     if found.told == "images that stay":
@@ -107,6 +104,12 @@ def _by_name(path: Path, columns: Columns, images: Images, asked: Asked) -> Foun
         raise Refused(f"{path}: no image is left. A ticket keeps at least one.")
     found.told += " by index" if index is not None else " by path"
     return found
+
+
+def _pick_names(columns: Columns) -> np.ndarray | None:
+    """The column of paths, where it holds texts."""
+    names = _pick(columns, "path")
+    return names if names is not None and names.dtype.kind == "U" else None
 
 
 def _lines_rows(
@@ -134,7 +137,7 @@ def _score(path: Path, columns: Columns, column: str, images: Images) -> np.ndar
     return columns[others[0]] if others else None
 
 
-def _all_scores(path: Path, values: np.ndarray, rows: Rows, images: Images, needed: bool) -> Floats | None:
+def _all_scores(path: Path, values: np.ndarray, rows: Rows, images: Images, *, needed: bool) -> Floats | None:
     """(N,) the scores of all images; None where some have none and the scores are not ``needed``."""
     there = rows >= 0
     if there.sum() != images.total:

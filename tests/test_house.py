@@ -22,7 +22,7 @@ FLOORS = [
     {"lotus.sparsity", "lotus.pruning", "lotus.report", "lotus.card", "lotus.onnx_file", "lotus.ticket"},
     {"lotus.vit", "lotus.data", "lotus.run"},
     {"lotus.way"},
-    {"lotus.stage"},
+    {"lotus.stage", "lotus.record"},
     {"lotus.config", "lotus.doctor", "lotus.files", "lotus.watch"},
     {"lotus.yaml_safe", "lotus.shelves"},
     {"selection", "lotus.events"},

@@ -41,21 +41,9 @@ def _prune_options(parser: argparse.ArgumentParser) -> None:
 def _prune(options: argparse.Namespace) -> int:
     """Of a run, or of a model of one's own."""
     if not options.model:
-        own = argparse.ArgumentParser(add_help=False)
-        _prune_options(own)
-        strange = [flag for flag, default in vars(own.parse_args([])).items() if getattr(options, flag) != default]
-        if options.config is None or strange:
-            named = f"--{strange[0].replace('_', '-')} belongs to --model NAME. " if strange else ""
-            raise Refused(f"lotus prune: {named}Give a CONFIG, or --model NAME --data FOLDER --keep macs=0.5.")
+        _check_run(options)
         return run(options)
-    if options.config is not None and "=" not in options.config:
-        raise Refused(f"lotus prune --model takes no config ({options.config}), but settings: prune.keep.macs=0.5.")
-    if strange := [flag for flag in flags_of_a_run(options) if flag != "--with"]:
-        raise Refused(f"lotus prune --model: is no run, and takes no {strange[0]}. Leave it out.")
-    if not options.data:
-        raise Refused("lotus prune --model: --data is missing, e.g. --data FOLDER.")
-    if options.evaluate < 0:
-        raise Refused(f"--evaluate: a number from 0 on, not {options.evaluate}.")
+    _check_alone(options)
     from lotus.config import one_cut
     from lotus.report.terminal import Terminal, pruned_page
     from lotus.stages import outside
@@ -68,6 +56,28 @@ def _prune(options: argparse.Namespace) -> int:
     if isinstance(event, outside.Cut):
         pruned_page(event.plan, event.values, event.out, event.alone)
     return 0
+
+
+def _check_run(options: argparse.Namespace) -> None:
+    """Refuse what belongs to a model of one's own."""
+    own = argparse.ArgumentParser(add_help=False)
+    _prune_options(own)
+    strange = [flag for flag, default in vars(own.parse_args([])).items() if getattr(options, flag) != default]
+    if options.config is None or strange:
+        named = f"--{strange[0].replace('_', '-')} belongs to --model NAME. " if strange else ""
+        raise Refused(f"lotus prune: {named}Give a CONFIG, or --model NAME --data FOLDER --keep macs=0.5.")
+
+
+def _check_alone(options: argparse.Namespace) -> None:
+    """Refuse what belongs to a run, and what cannot be of a model of one's own."""
+    if options.config is not None and "=" not in options.config:
+        raise Refused(f"lotus prune --model takes no config ({options.config}), but settings: prune.keep.macs=0.5.")
+    if strange := [flag for flag in flags_of_a_run(options) if flag != "--with"]:
+        raise Refused(f"lotus prune --model: is no run, and takes no {strange[0]}. Leave it out.")
+    if not options.data:
+        raise Refused("lotus prune --model: --data is missing, e.g. --data FOLDER.")
+    if options.evaluate < 0:
+        raise Refused(f"--evaluate: a number from 0 on, not {options.evaluate}.")
 
 
 def _spelled(options: argparse.Namespace) -> list[str]:

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from selection.errors import Refused
 
 if TYPE_CHECKING:
     from lotus.config import Config
+    from lotus.events import Event
 
 
 def add(verb: Verbs) -> None:
@@ -56,9 +57,6 @@ def run_options(parser: argparse.ArgumentParser, until: str | None, config: str 
 def run(options: argparse.Namespace) -> int:
     from lotus import stages
     from lotus.config import read
-    from lotus.report.board import Board
-    from lotus.report.terminal import Terminal
-    from lotus.run import Run
 
     if options.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(options.local_rank))
@@ -82,16 +80,25 @@ def run(options: argparse.Namespace) -> int:
         for _ in events:
             pass
         return 0
+    _show(events, config, plain=options.plain)
+    if options.until is None:
+        last_page(config, shelves)
+    return 0
+
+
+def _show(events: Iterable[Event], config: Config, *, plain: bool) -> None:
+    """Go through a run, before those who watch."""
+    from lotus.report.board import Board
+    from lotus.report.terminal import Terminal
+    from lotus.run import Run
+
     with contextlib.ExitStack() as open_things:
-        listeners: list[Terminal | Board] = [open_things.enter_context(Terminal(plain=options.plain or None))]
+        listeners: list[Terminal | Board] = [open_things.enter_context(Terminal(plain=plain or None))]
         if config.tensorboard:
             listeners.append(open_things.enter_context(Board(Run(config).folder / "tensorboard")))
         for event in events:
             for listener in listeners:
                 listener.show(event)
-    if options.until is None:
-        last_page(config, shelves)
-    return 0
 
 
 def flags_of_a_run(options: argparse.Namespace) -> list[str]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lotus.cli.shared import Verbs, as_json, load_shelves, pairs, scalar, with_files
 from selection.errors import Refused
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from selection.lottery import Lottery, Places
+    from selection.signals import Signals
 
 
 def add(verb: Verbs) -> None:
@@ -39,18 +42,57 @@ def add(verb: Verbs) -> None:
 
 
 def _select(options: argparse.Namespace) -> int:
-    from selection import files
-    from selection.lottery import DEFAULT_PICK, DEFAULT_SCORE, Places, reads, select
+    from selection import lottery
     from selection.memory import gigabytes
     from selection.signals import Signals
     from selection.subset import Subset
 
-    if options.keep is None:
+    asked = _asked(options)
+    shelves = load_shelves(options.shelves)
+    _check_outputs(options)
+    signals = Signals.load(options.signals, only=lottery.reads(asked.score, asked.pick, shelves))
+    drawn = lottery.select(
+        signals,
+        score=asked.score,
+        pick=asked.pick,
+        keep=asked.keep,
+        balance=not options.no_balance,
+        floor=options.floor,
+        seed=options.seed,
+        start=Subset.load(options.start) if options.start else None,
+        max_memory=gigabytes(options.max_memory, "--max-memory") if options.max_memory else None,
+        shelves=shelves,
+        places=_places(options),
+    )
+    if options.out:
+        drawn.subset.save(options.out)
+    if options.picture:
+        from lotus import ticket
+        from lotus.report import ticket as picture
+
+        picture.write(options.picture, drawn.subset, ticket.recorded(options.signals, drawn.subset, shelves))
+    _tell(options, asked, signals, drawn)
+    return 0
+
+
+class _Asked(NamedTuple):
+    """What is to be drawn."""
+
+    keep: float
+    score: dict[str, Any]
+    pick: dict[str, Any]
+
+
+def _asked(options: argparse.Namespace) -> _Asked:
+    from selection.lottery import DEFAULT_PICK, DEFAULT_SCORE
+
+    keep = options.keep
+    if keep is None:
         if not 0 <= options.prune < 1:
             raise Refused(f"--prune: the fraction that goes lies in [0, 1), not {options.prune}.")
-        options.keep = round(1 - options.prune, 12)  # 1 - 0.7 is 0.30000000000000004
-    if not 0 < options.keep <= 1:
-        raise Refused(f"--keep: the fraction that stays lies in (0, 1], not {options.keep}.")
+        keep = round(1 - options.prune, 12)  # 1 - 0.7 is 0.30000000000000004
+    if not 0 < keep <= 1:
+        raise Refused(f"--keep: the fraction that stays lies in (0, 1], not {keep}.")
     settings: dict[str, dict[str, Any]] = {"score": {}, "pick": {}}
     form = "score.NAME=VALUE or pick.NAME=VALUE, e.g. --set pick.bins=20"
     for key, value in pairs("--set", options.set, form):
@@ -60,16 +102,24 @@ def _select(options: argparse.Namespace) -> int:
         if name == "name":
             raise Refused(f"--set {key}={value}: which one it is, is said by --{method}. Write --{method} {value}.")
         settings[method][name] = scalar(value)
-    options.score = options.score or DEFAULT_SCORE
-    score = {**settings["score"], "name": options.score}
-    options.pick = options.pick or DEFAULT_PICK
-    pick = {**settings["pick"], "name": options.pick}
-    shelves = load_shelves(options.shelves)
-    typed = Places(
+    score = {**settings["score"], "name": options.score or DEFAULT_SCORE}
+    return _Asked(keep, score, {**settings["pick"], "name": options.pick or DEFAULT_PICK})
+
+
+def _places(options: argparse.Namespace) -> Places:
+    from selection.lottery import Places
+
+    return Places(
         score="--score", pick="--pick", keep="--keep" if options.prune is None else f"--prune {options.prune:g}",
         floor="--floor", unbalanced="--no-balance", start="--start", max_memory="--max-memory",
         options_of_score="--set score", options_of_pick="--set pick",
     )  # fmt: skip
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Before the work: whether all can be written."""
+    from selection import files
+
     if options.out:
         files.check(options.out)
         refuse_to_replace(Path(options.out))
@@ -77,41 +127,24 @@ def _select(options: argparse.Namespace) -> int:
         from lotus.report import ticket as picture
 
         picture.check(options.picture)
-    signals = Signals.load(options.signals, only=reads(score, pick, shelves))
-    drawn = select(
-        signals,
-        score=score,
-        pick=pick,
-        keep=options.keep,
-        balance=not options.no_balance,
-        floor=options.floor,
-        seed=options.seed,
-        start=Subset.load(options.start) if options.start else None,
-        max_memory=gigabytes(options.max_memory, "--max-memory") if options.max_memory else None,
-        shelves=shelves,
-        places=typed,
-    )
-    if options.out:
-        drawn.subset.save(options.out)
-    if options.picture:
-        from lotus import ticket
 
-        picture.write(options.picture, drawn.subset, ticket.recorded(options.signals, drawn.subset, shelves))
+
+def _tell(options: argparse.Namespace, asked: _Asked, signals: Signals, drawn: Lottery) -> None:
     classes = signals.classes or [str(number) for number in range(signals.n_classes)]
     kept, of = per_class(signals["labels"], drawn.subset.rows, signals.n_classes)
+    score, pick = asked.score["name"], asked.pick["name"]
     if options.json:
         print(json.dumps({
-            "kept": len(drawn.subset.rows), "of": len(signals["labels"]), "keep": options.keep, "seed": options.seed,
-            "score": options.score, "pick": options.pick, "out": options.out, "warnings": list(drawn.warnings),
+            "kept": len(drawn.subset.rows), "of": len(signals["labels"]), "keep": asked.keep, "seed": options.seed,
+            "score": score, "pick": pick, "out": options.out, "warnings": list(drawn.warnings),
             "picture": options.picture,
             "classes": [{"class": name, "kept": k, "of": o} for name, k, o in zip(classes, kept, of)],
         }))  # fmt: skip
-        return 0
+        return
     from lotus.report.terminal import ticket_page
 
-    ticket_page(classes, kept, of, drawn.scores, drawn.subset.rows, title=f"{options.score}, {options.pick}",
+    ticket_page(list(zip(classes, kept, of, strict=True)), drawn.scores, drawn.subset.rows, title=f"{score}, {pick}",
                 warnings=drawn.warnings, out=options.out)  # fmt: skip
-    return 0
 
 
 def refuse_to_replace(out: Path, *, scores: bool = False) -> None:

@@ -29,27 +29,12 @@ def _ticket_verbs(parser: argparse.ArgumentParser) -> None:
         added = verbs.add_parser(name, help=does, description=does[0].upper() + does[1:] + ".")
         added.set_defaults(verb=action)
         if data:
-            added.add_argument(
-                "--data",
-                default="",
-                metavar="WHERE",
-                required=data == "must",
-                help="a run's folder, a config, signals.npz, train.beton, or a folder of pictures",
-            )
-            with_files(added, "with the function of the data set")
-        added.add_argument(
-            "--force",
-            action="store_true",
-            help="go on where data and ticket do not fit; says what it risks"
-            + ("; write over a file that is there" if action is _ticket_export else ""),
-        )
+            _data(added, must=data == "must")
+        more = "; write over a file that is there" if action is _ticket_export else ""
+        added.add_argument("--force", action="store_true",
+                           help=f"go on where data and ticket do not fit; says what it risks{more}")  # fmt: skip
         as_json(added)
         return added
-
-    def index(added: argparse.ArgumentParser) -> None:
-        added.add_argument("--index", choices=("source", "row"), default="",
-                           help="numbers count the data set as it comes (source, where it is known), or the images that LOTUS "
-                                "trains on, without those held out or damaged (row)")  # fmt: skip
 
     show = verb("show", "what a ticket holds", _ticket_show, "may")
     show.add_argument("ticket", help="a ticket (.npz), or a run's folder")
@@ -58,8 +43,26 @@ def _ticket_verbs(parser: argparse.ArgumentParser) -> None:
     compare = verb("compare", "what tickets of the same data share", _ticket_compare, "")
     compare.add_argument("tickets", nargs="+", metavar="ticket", help="two or more tickets (.npz), or runs' folders")
 
-    export = verb("export", "write a ticket as a file of others: .npy, .json, .txt, .csv, .beton, or a folder of images by class",
-                  _ticket_export, "may")  # fmt: skip
+    does = "write a ticket as a file of others: .npy, .json, .txt, .csv, .beton, or a folder of images by class"
+    _export_flags(verb("export", does, _ticket_export, "may"))
+
+    does = "make a ticket, or scores for `lotus select --score given`, out of a file of others"
+    _import_flags(verb("import", does, _ticket_import, "must"))
+
+
+def _data(added: argparse.ArgumentParser, *, must: bool) -> None:
+    added.add_argument("--data", default="", metavar="WHERE", required=must,
+                       help="a run's folder, a config, signals.npz, train.beton, or a folder of pictures")  # fmt: skip
+    with_files(added, "with the function of the data set")
+
+
+def _index(added: argparse.ArgumentParser) -> None:
+    added.add_argument("--index", choices=("source", "row"), default="",
+                       help="numbers count the data set as it comes (source, where it is known), or the images that LOTUS "
+                            "trains on, without those held out or damaged (row)")  # fmt: skip
+
+
+def _export_flags(export: argparse.ArgumentParser) -> None:
     export.add_argument("ticket", help="a ticket (.npz), or a run's folder")
     export.add_argument("out", help="rows.npy, rows.json, rows.txt, all.csv, part.beton, or a folder's name")
     export.add_argument("--as", dest="kind", choices=("npy", "json", "txt", "csv", "beton", "folder"), default="",
@@ -67,14 +70,10 @@ def _ticket_verbs(parser: argparse.ArgumentParser) -> None:
     export.add_argument("--paths", action="store_true", help="in .txt, paths in place of indices")
     export.add_argument("--labels", action="store_true", help="in .txt, paths and labels")
     export.add_argument("--copy", action="store_true", help="in a folder, copies in place of links")
-    index(export)
+    _index(export)
 
-    bring = verb(
-        "import",
-        "make a ticket, or scores for `lotus select --score given`, out of a file of others",
-        _ticket_import,
-        "must",
-    )
+
+def _import_flags(bring: argparse.ArgumentParser) -> None:
     bring.add_argument(
         "file", help=".npy, .npz, .txt, .csv, .json, a pickle or PyTorch file of arrays, or a ticket of LOTUS"
     )
@@ -89,7 +88,7 @@ def _ticket_verbs(parser: argparse.ArgumentParser) -> None:
         "--keep", type=float, help="of scores, keep this fraction of the highest: a ticket in place of scores"
     )
     bring.add_argument("--seed", type=int, default=0, help="for ties among them (0)")
-    index(bring)
+    _index(bring)
 
 
 def _ticket_show(options: argparse.Namespace) -> int:
@@ -145,10 +144,8 @@ def _ticket_export(options: argparse.Namespace) -> int:
     from lotus import ticket
 
     subset, data = ticket.opened(options.ticket, options.data, load_shelves(options.shelves))
-    told = ticket.export(
-        subset, data, options.out, kind=options.kind, index=options.index, paths=options.paths,
-        labels=options.labels, copy=options.copy, force=options.force,
-    )  # fmt: skip
+    how = ticket.Export(options.kind, options.index, options.paths, options.labels, options.copy, options.force)
+    told = ticket.export(subset, data, options.out, how)
     return _written(options, told, kept=len(subset), of=subset.total)
 
 
@@ -157,10 +154,10 @@ def _ticket_import(options: argparse.Namespace) -> int:
     from selection.subset import Subset
 
     data = ticket.behind(options.data, load_shelves(options.shelves))
-    made, told = ticket.bring(
-        options.file, data, kind=options.kind, column=options.column, order=options.order, index=options.index,
-        negate=options.negate, keep=options.keep, seed=options.seed, force=options.force,
+    how = ticket.Import(
+        options.kind, options.column, options.order, options.index, options.negate, options.keep, options.seed, options.force
     )  # fmt: skip
+    made, told = ticket.bring(options.file, data, how)
     if Path(options.out).suffix != ".npz":
         raise Refused(f"--out {options.out}: tickets and scores are .npz files. Say --out {options.out}.npz.")
     refuse_to_replace(Path(options.out), scores=not isinstance(made, Subset))

@@ -234,19 +234,11 @@ class Config(Section):
         raw = _shrinking(dict(raw))
         train = raw.get("train") or {}
         if isinstance(train, Mapping):
-            own = {"epochs", "sparsity"}
-            for part, also in (
-                ("score", {"augment", "warmup_epochs", "ema", "patches", *BLURS}),
-                ("finetune", {"lr", "warmup_epochs"}),
-            ):
+            for part in ("score", "finetune"):
                 mine = raw.get(part)
                 if mine is None or isinstance(mine, Mapping):
                     mine = mine or {}
-                    shared = {k: v for k, v in train.items() if k in Recipe.model_fields and k not in own | also}
-                    shared |= _shared_defaults(part, train)
-                    if mine.get("proxy") == "linear_probe":
-                        shared = {**_LINEAR, **{k: v for k, v in train.items() if k == "precision"}}
-                    raw[part] = {**shared, **mine}
+                    raw[part] = {**_inherited(part, mine, train), **mine}
         score, model = raw.get("score"), raw.get("model") or {}
         asked = score.get("model") if isinstance(score, Mapping) else None
         if isinstance(asked, Mapping) and isinstance(model, Mapping) and "name" not in asked:
@@ -289,6 +281,20 @@ def _shrinking(raw: dict[str, Any]) -> dict[str, Any]:
     if tune is None or isinstance(tune, Mapping):
         raw["finetune"] = {"epochs": 0, "distill": "none", **(tune or {})}
     return raw
+
+
+_NOT_INHERITED = {
+    "score": {"epochs", "sparsity", "augment", "warmup_epochs", "ema", "patches", *BLURS},
+    "finetune": {"epochs", "sparsity", "lr", "warmup_epochs"},
+}
+
+
+def _inherited(part: str, mine: Mapping[str, Any], train: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``score`` or ``finetune`` takes from ``train``, or has instead."""
+    if mine.get("proxy") == "linear_probe":
+        return {**_LINEAR, **{name: value for name, value in train.items() if name == "precision"}}
+    shared = {k: v for k, v in train.items() if k in Recipe.model_fields and k not in _NOT_INHERITED[part]}
+    return shared | _shared_defaults(part, train)
 
 
 def _shared_defaults(part: str, train: Mapping[str, Any]) -> dict[str, Any]:

@@ -68,6 +68,21 @@ class Raw(NamedTuple):
     index: Tensor  # type: ignore[assignment]
 
 
+class Look(NamedTuple):
+    """How a model sees the stored images."""
+
+    size: int
+    """S."""
+    augment: Augment | None
+    """None for evaluation: the center view, :func:`lotus.data.views.center`."""
+    mean: Sequence[float]
+    """Of each channel, in 0..1."""
+    std: Sequence[float]
+    """Likewise."""
+    seed: int
+    """Of the augmentations."""
+
+
 _open: weakref.WeakSet[BaseLoader] = weakref.WeakSet()
 
 
@@ -77,38 +92,22 @@ class BaseLoader(ABC):
     Args:
         beton: the open file.
         plan: which rows, in which order.
-        size: S.
-        augment: ``None`` for evaluation: the center view, :func:`lotus.data.views.center`.
-        mean: of each channel, in 0..1.
-        std: likewise.
-        seed: of the augmentations.
+        look: how its images are seen.
         device: where batches go. Elsewhere than on the CPU they are augmented and normalized there and travel as bytes.
         workers: threads that decode.
     """
 
     kind = ""
 
-    def __init__(
-        self,
-        beton: Beton,
-        plan: SamplePlan,
-        *,
-        size: int,
-        augment: Augment | None,
-        mean: Sequence[float],
-        std: Sequence[float],
-        seed: int,
-        device: torch.device,
-        workers: int,
-    ) -> None:
-        self.beton, self.plan, self.size, self.augment = beton, plan, size, augment
-        self.side = size  # of the epoch under way
-        self.seed, self.device, self.workers = seed, device, workers
+    def __init__(self, beton: Beton, plan: SamplePlan, look: Look, device: torch.device, workers: int) -> None:
+        self.beton, self.plan, self.device, self.workers = beton, plan, device, workers
+        self.size, self.augment, mean, std, self.seed = look
+        self.side = self.size  # of the epoch under way
         # float32 throughout, subtract then divide: the table and the device's arithmetic give the same bits.
         self._mean = np.asarray(mean, np.float32) * np.float32(255)
         self._std = np.asarray(std, np.float32) * np.float32(255)
         gray = np.arange(256, dtype=np.float32)
-        self.in_bytes = device.type != "cpu" or (augment is not None and augment.recolors)
+        self.in_bytes = device.type != "cpu" or (self.augment is not None and self.augment.recolors)
         if not self.in_bytes:
             self.levels: npt.NDArray[Any] = (gray - self._mean[:, None]) / self._std[:, None]  # (3, 256)
         else:

@@ -37,9 +37,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from lotus.data.base import BaseLoader, Raw
-from lotus.data.format import FIELDS, JPEG, META, Stored, TooLarge, damaged
-from lotus.data.sample_plan import Rows
+from lotus.data.base import BaseLoader, Look, Raw
+from lotus.data.format import FIELDS, JPEG, META, Beton, Stored, TooLarge, damaged
+from lotus.data.sample_plan import Rows, SamplePlan
 from lotus.data.views import DOWN, FLIP, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Table
 
 
@@ -132,8 +132,8 @@ class FfcvLoader(BaseLoader):
 
     kind = "ffcv"
 
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
+    def __init__(self, beton: Beton, plan: SamplePlan, look: Look, device: torch.device, workers: int) -> None:
+        super().__init__(beton, plan, look, device, workers)
         self._table = np.zeros((len(self.beton), 7), np.int32)  # one line an image; filled for the rows of an epoch
         self._order = _Order()
         self._decoder = _Decoder(self, self._table)
@@ -308,10 +308,8 @@ class _Decoder(SimpleRGBImageDecoder):
                 if len(desk[1]) < 3 * planes.shape[-1] ** 2:  # a larger side than in the epochs before
                     desk = desk[0], np.empty(3 * planes.shape[-1] ** 2, np.uint8)
                 try:
-                    return int(
-                        _paint(planes[start : start + step], rows[start : start + step], data, *self._columns,
-                               *self._colors, *desk, *self._calls)
-                    )  # fmt: skip
+                    part = slice(start, start + step)
+                    return int(_paint(planes[part], rows[part], data, self._columns, self._colors, desk, self._calls))
                 finally:
                     self._desks.put(desk)
 
@@ -372,14 +370,17 @@ def _kept(function: Callable[..., Any]) -> Any:
 
 
 @_kept
-def _paint(
-    planes, rows, data, modes, heights, widths, pointers, sizes, table, levels, fill, room, square, imdecode, resize
-):  # type: ignore[no-untyped-def]
+def _paint(planes, rows, data, columns, colors, desk, calls):  # type: ignore[no-untyped-def]
     """Images ``rows`` into ``planes`` (n, 3, S, S). Returns the first row whose JPEG is damaged, or -1.
 
-    ``data`` is the file; ``room`` holds a decoded JPEG, ``square`` a resized image (S, S, 3), both flat and scratch;
-    ``imdecode`` and ``resize`` are addresses.
+    ``data`` is the file, ``columns`` what it and the table of augmentations tell of all its images; ``colors`` are the levels and
+    the color beyond the border. On the ``desk`` lie a decoded JPEG and a resized image (S, S, 3), both flat and scratch. ``calls``
+    are the addresses of the decoder and of what resizes.
     """
+    modes, heights, widths, pointers, sizes, table = columns
+    levels, fill = colors
+    room, square = desk
+    imdecode, resize = calls
     side = planes.shape[2]
     first = np.int64(data.ctypes.data)  # signed, since numba adds signed to unsigned as floats
     scratch, small = np.int64(room.ctypes.data), np.int64(square.ctypes.data)

@@ -10,7 +10,7 @@ import torch
 
 from lotus.config import Augment, Data
 from lotus.data import threads
-from lotus.data.base import BaseLoader, Loader
+from lotus.data.base import BaseLoader, Loader, Look
 from lotus.data.beton import opened
 from lotus.data.format import PlainWriter
 from lotus.data.sample_plan import SamplePlan
@@ -60,17 +60,8 @@ def open_loader(
                     f"data.loader: ffcv is not here ({error}). Run lotus doctor, or set it to auto."
                 ) from None
             _stand_in(str(error))
-    return made(
-        beton,
-        plan,
-        size=size,
-        augment=augment,
-        mean=mean,
-        std=std,
-        seed=seed,
-        device=torch.device(device),
-        workers=threads.count(workers),
-    )
+    look = Look(size, augment, mean, std, seed)
+    return made(beton, plan, look, torch.device(device), threads.count(workers))
 
 
 def writer(data: Data, images: int) -> tuple[Make, str]:

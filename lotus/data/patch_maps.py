@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -81,8 +81,17 @@ def stands(file: Path) -> bool:
     return zipfile.is_zipfile(file)
 
 
-def load(file: Path, *, fingerprint: str) -> tuple[Bytes, int]:
-    """What :func:`save` wrote: the scores and ``size``.
+class Maps(NamedTuple):
+    """Scores, and what they were asked of."""
+
+    scores: Bytes
+    """(N, G, G)."""
+    size: int
+    """Side in pixels of what the asked model saw."""
+
+
+def load(file: Path, *, fingerprint: str) -> Maps:
+    """What :func:`save` wrote.
 
     Raises:
         Refused: it cannot be read, or was made from other data.
@@ -100,7 +109,7 @@ def load(file: Path, *, fingerprint: str) -> tuple[Bytes, int]:
         raise Refused(f"{file}: cannot be read ({error}). Delete it; it is made again.") from None
     if of != fingerprint:
         raise Refused(f"{file}: was made from other data. Delete it; it is made again.")
-    return maps, size
+    return Maps(maps, size)
 
 
 def load_mass(file: Path) -> npt.NDArray[np.float64] | None:
@@ -113,11 +122,10 @@ class Tickets:
 
     def __init__(
         self,
-        maps: Bytes,
+        maps: Maps,
         heights: npt.NDArray[np.int64],
         widths: npt.NDArray[np.int64],
         *,
-        asked: int,
         size: int,
         patch: tuple[int, int],
         augment: Augment | None,
@@ -125,19 +133,18 @@ class Tickets:
     ) -> None:
         """
         Args:
-            maps: (N, G, G)
+            maps: of all images
             heights, widths: (N,) of the stored images, in pixels
-            asked: side in pixels of what the asked model saw
             size: S
             patch: height and width of the trained model's patches
             augment, seed: the training's, as its loader has them
         """
-        if len(maps) != len(heights):
+        if len(maps.scores) != len(heights):
             raise Refused(
-                f"patch tickets: scores of {len(maps)} images, and the data has {len(heights)}. Make them anew."
+                f"patch tickets: scores of {len(maps.scores)} images, and the data has {len(heights)}. Make them anew."
             )
-        self._maps, self._heights, self._widths = maps, heights, widths
-        self._asked, self._size, self._patch = asked, size, patch
+        self._maps, self._asked = maps
+        self._heights, self._widths, self._size, self._patch = heights, widths, size, patch
         self._augment, self._seed = augment, seed
 
     def seen(self, index: Tensor, epoch: int) -> Tensor:

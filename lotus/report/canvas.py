@@ -83,30 +83,20 @@ class Canvas:
         self._png.append(paint)
 
     def text(
-        self, x: float, y: float, words: str, *, color: str = "ink", size: float = 12, anchor: str = "start",
-        bold: bool = False, turned: bool = False,
+        self, x: float, y: float, words: str, *, color: str = "ink", size: float = 12, anchor: str = "start", bold: bool = False
     ) -> None:  # fmt: skip
-        """Words on the baseline ``y``; ``turned``: read from below."""
-        turn = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if turned else ""
+        """Words on the baseline ``y``."""
         weight = ' font-weight="600"' if bold else ""
         self._svg.append(
             f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size:g}" text-anchor="{anchor}" style="fill:var(--{color})"'
-            f"{weight}{turn}>{escape(words)}</text>"
+            f"{weight}>{escape(words)}</text>"
         )
 
         def paint(draw: ImageDraw.ImageDraw, image: Image.Image, s: float) -> None:
             font = ImageFont.load_default(size * s)
-            told = _drawable(words, font)
             heavy = 0.025 * size * s if bold else 0
             where = {"start": "ls", "middle": "ms", "end": "rs"}[anchor]
-            if not turned:
-                draw.text((x * s, y * s), told, PALETTE[color], font, where, stroke_width=heavy)
-                return
-            wide, tall = int(draw.textlength(told, font)) + 4, int(size * s * 1.5)
-            slip = Image.new("L", (wide, tall))
-            ImageDraw.Draw(slip).text((wide / 2, tall * 0.75), told, 255, font, "ms")
-            slip = slip.rotate(90, expand=True)
-            image.paste(PALETTE[color], (int(x * s - tall * 0.75), int(y * s - wide / 2)), slip)
+            draw.text((x * s, y * s), _drawable(words, font), PALETTE[color], font, where, stroke_width=heavy)
 
         self._png.append(paint)
 

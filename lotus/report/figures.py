@@ -72,10 +72,8 @@ def curves(
         parts.append(f'<text class="faint" x="{_LEFT + 6}" y="{at - 5:.1f}">{escape(level[1])}</text>')
     for one in series:
         points = [(axes.x(a), axes.y(b)) for a, b in zip(one.x, one.y, strict=True)]
-        if len(points) > 1:
-            parts.append(f'<path class="line {one.style}" d="M{" L".join(f"{a:.1f} {b:.1f}" for a, b in points)}"/>')
-        marked = points if len(points) <= 40 else points[-1:]
-        parts += [f'<circle class="dot {one.style}" cx="{a:.1f}" cy="{b:.1f}" r="2.5"/>' for a, b in marked]
+        parts += _path(f"line {one.style}", points)
+        parts += _dots(f"dot {one.style}", points if len(points) <= 40 else points[-1:], 2.5)
     return _svg(title, parts) + _legend([(one.name, one.style) for one in series])
 
 
@@ -88,24 +86,27 @@ def trade(points: Sequence[Point], *, title: str = "Top-1 against multiply-accum
     axes = _Axes((0.0, high * 1.12), _span([p.top1 for p in points], (0, 100), least=2.0), "MACs an image", "top-1, %")
     places = [(axes.x(p.macs), axes.y(p.top1)) for p in points]
     parts = [axes.draw()]
-    path = [place for point, place in zip(points, places, strict=True) if point.style != "dense"]
-    if len(path) > 1:
-        parts.append(f'<path class="mark" d="M{" L".join(f"{a:.1f} {b:.1f}" for a, b in path)}"/>')
+    parts += _path("mark", [place for point, place in zip(points, places, strict=True) if point.style != "dense"])
     taken: list[tuple[float, float, float]] = []
-    for point, (a, b) in zip(points, places, strict=True):
-        side = "end" if a > _WIDTH * 0.6 else "start"
-        text_x, text_y = a + (-9 if side == "end" else 9), b + 4
-        wide = 6.2 * len(point.name)
-        left = text_x - wide if side == "end" else text_x
-        # Names that would lie over one another go below their dots' line.
-        while any(abs(text_y - there) < 13 and left < end and begin < left + wide for begin, end, there in taken):
-            text_y += 13
-        taken.append((left, left + wide, text_y))
-        parts.append(f'<circle class="dot {point.style}" cx="{a:.1f}" cy="{b:.1f}" r="5"/>')
-        parts.append(
-            f'<text class="ink" x="{text_x:.1f}" y="{text_y:.1f}" text-anchor="{side}">{escape(point.name)}</text>'
-        )
+    for point, place in zip(points, places, strict=True):
+        x, y, side = _beside(place, 6.2 * len(point.name), taken)
+        parts += _dots(f"dot {point.style}", [place], 5)
+        parts.append(f'<text class="ink" x="{x:.1f}" y="{y:.1f}" text-anchor="{side}">{escape(point.name)}</text>')
     return _svg(title, parts)
+
+
+def _beside(
+    place: tuple[float, float], wide: float, taken: list[tuple[float, float, float]]
+) -> tuple[float, float, str]:
+    """Where a name stands beside its dot, and which end of it; it is noted in ``taken``: left, right, y of each name."""
+    side = "end" if place[0] > _WIDTH * 0.6 else "start"
+    x, y = place[0] + (-9 if side == "end" else 9), place[1] + 4
+    left = x - wide if side == "end" else x
+    # Names that would lie over one another go below their dots' line.
+    while any(abs(y - there) < 13 and left < end and begin < left + wide for begin, end, there in taken):
+        y += 13
+    taken.append((left, left + wide, y))
+    return x, y, side
 
 
 def tried(
@@ -124,14 +125,13 @@ def tried(
         return ""
     axes = _Axes((0.0, max(x for x, _ in every) * 1.05), _span([y for _, y in every], (None, None)), "MACs an image", y)
     parts = [axes.draw()]
-    parts += [f'<circle class="pale" cx="{axes.x(a):.1f}" cy="{axes.y(b):.1f}" r="3"/>' for a, b in points]
+    parts += _dots("pale", [(axes.x(a), axes.y(b)) for a, b in points], 3)
     for line, style in ((sorted(others), "dense"), (sorted(front), "lotus")):
         places = [(axes.x(a), axes.y(b)) for a, b in line]
-        if len(places) > 1:
-            parts.append(f'<path class="line {style}" d="M{" L".join(f"{a:.1f} {b:.1f}" for a, b in places)}"/>')
-        parts += [f'<circle class="dot {style}" cx="{a:.1f}" cy="{b:.1f}" r="2.5"/>' for a, b in places]
+        parts += _path(f"line {style}", places)
+        parts += _dots(f"dot {style}", places, 2.5)
     if chosen:
-        parts.append(f'<circle class="dot tune" cx="{axes.x(chosen[0]):.1f}" cy="{axes.y(chosen[1]):.1f}" r="5"/>')
+        parts += _dots("dot tune", [(axes.x(chosen[0]), axes.y(chosen[1]))], 5)
     legend = [("tried", "pale"), ("nothing cheaper is as good", "lotus")]
     legend += [("taken", "tune")] if chosen else []
     legend += [(rival, "dense")] if others else []
@@ -296,6 +296,16 @@ def _span(
 def _finite(one: Series) -> Series:
     pairs = [(a, b) for a, b in zip(one.x, one.y, strict=True) if math.isfinite(a) and math.isfinite(b)]
     return one._replace(x=[a for a, _ in pairs], y=[b for _, b in pairs])
+
+
+def _path(style: str, places: Sequence[tuple[float, float]]) -> list[str]:
+    """A line through (x, y) of the picture, where there are two."""
+    way = " L".join(f"{a:.1f} {b:.1f}" for a, b in places)
+    return [f'<path class="{style}" d="M{way}"/>'] if len(places) > 1 else []
+
+
+def _dots(style: str, places: Sequence[tuple[float, float]], radius: float) -> list[str]:
+    return [f'<circle class="{style}" cx="{a:.1f}" cy="{b:.1f}" r="{radius:g}"/>' for a, b in places]
 
 
 def _svg(title: str, parts: Sequence[str], *, width: float = _WIDTH, height: float = _HEIGHT) -> str:

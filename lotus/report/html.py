@@ -52,8 +52,8 @@ def render(folder: Path, stages: Stages) -> str:
     source = importlib.resources.files("lotus.report").joinpath("report.html.jinja").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=plain)
     environment.filters |= {"si": si, "count": count, "percent": percent}
-    log, settings = list(events(folder)), _settings(folder)
-    scored = _scored(folder)
+    log, settings, scored = list(events(folder)), _settings(folder), _scored(folder)
+    kept = results.get("kept") or {}
     pictures = [
         (heading, Markup(svg))  # drawn by figures, which escapes every name
         for heading, svg in (*_pictures(results, log, settings, stages), ("What the search tried", _search(folder)))
@@ -67,25 +67,32 @@ def render(folder: Path, stages: Stages) -> str:
         has_dense=ledger.has_dense(results, stages),
         side=ledger.side(results, stages),
         costs=results.get("ledger") or {},
-        kept=results.get("kept") or {},
-        patches_told=ledger.patches_told((results.get("kept") or {}).get("tokens") or {}),
-        latency_told=ledger.latency_told(timed) if (timed := (results.get("kept") or {}).get("latency")) else "",
+        kept=kept,
+        patches_told=ledger.patches_told(kept.get("tokens") or {}),
+        latency_told=ledger.latency_told(timed) if (timed := kept.get("latency")) else "",
         pictures=pictures,
         sections=[{**one, "svg": Markup(_plot(one.get("plot")))} for one in results.get("sections") or ()],
         sizes=ledger.sizes(results, stages),
-        widths=Markup(figures.widths((results.get("kept") or {}).get("blocks") or [])),
-        scores=Markup(figures.scores(scored.values, scored.rows, name=scored.name)) if scored else "",
-        ticket=[
-            (name, Markup(svg))
-            for name, svg in ticket.in_report(scored.labels, scored.rows, scored.classes, scored.embeddings)
-        ]
-        if scored
-        else [],
-        sheets=_sheets(folder, settings, scored) if scored else [],
+        widths=Markup(figures.widths(kept.get("blocks") or [])),
+        **_of_ticket(folder, settings, scored),
         warnings=[event["text"] for event in log if event.get("event") == "said" and event.get("level") == "warning"],
         config=_text(folder / "config.yaml"),
         versions=_text(folder / "versions.txt"),
     )
+
+
+def _of_ticket(folder: Path, settings: config.Config | None, scored: _Scored | None) -> dict[str, Any]:
+    """What the page shows of the ticket, by the names that it has there."""
+    from markupsafe import Markup
+
+    if scored is None:
+        return {"scores": "", "ticket": [], "sheets": []}
+    shown = ticket.in_report(scored.labels, scored.rows, scored.classes, scored.embeddings)
+    return {
+        "scores": Markup(figures.scores(scored.values, scored.rows, name=scored.name)),
+        "ticket": [(name, Markup(svg)) for name, svg in shown],
+        "sheets": _sheets(folder, settings, scored),
+    }
 
 
 class _Scored(NamedTuple):
@@ -197,17 +204,25 @@ def _courses(results: Mapping[str, Any], log: list[dict[str, Any]], stages: Stag
         series, offset = [], 0.0
         for stage, rows in measured.items():
             seen = (results.get(stage) or {}).get("images_seen") or 0
-            epochs = [epoch for epoch, values in rows if key in values]
-            if not epochs or not seen:
+            x, values = _course(rows, key, seen, offset if stage == shipped else 0.0)
+            if not x:
                 continue
-            start = offset if stage == shipped else 0.0
-            x = [start + seen * epoch / max(epochs) for epoch in epochs]
             if stage == training:
                 offset = seen
-            values = [values[key] for _, values in rows if key in values]
             series.append(Series(curves[stage].course, curves[stage].style, x, values))
         title = f"{name} over training"
         yield name, figures.curves(series, title=title, x="images seen in training", y=unit, bounds=bounds)
+
+
+def _course(
+    rows: list[tuple[int, dict[str, float]]], key: str, seen: float, start: float
+) -> tuple[list[float], list[float]]:
+    """Images seen, from ``start`` on, and values of ``key`` at a stage's evaluations; empty where it saw none."""
+    told = [(epoch, values[key]) for epoch, values in rows if key in values]
+    if not told or not seen:
+        return [], []
+    last = max(epoch for epoch, _ in told)
+    return [start + seen * epoch / last for epoch, _ in told], [value for _, value in told]
 
 
 def _plot(plot: Mapping[str, Any] | None) -> str:

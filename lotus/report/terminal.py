@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text as _Text
 
+from lotus.doctor import Check
 from lotus.events import Began, Ended, Evaluated, Event, Pruned, Said, Skipped, Step
 from lotus.report import ledger, lines
 from lotus.report.lines import Progress
@@ -97,22 +98,8 @@ class Terminal:
     def show(self, event: Event) -> None:
         """Take note of one event. Kinds that say nothing to people (files written) pass in silence."""
         now = self._clock()
-        if isinstance(event, Began):
-            self._stage = Progress(event.stage, now, event.why)
-            self._told = now
-            if self.plain:
-                self._line(event.stage, f"begins ({event.why})")
-        elif isinstance(event, Step):
-            self._stage.step(event, now)
-            if self.plain and now - self._told >= _PLAIN_EVERY:
-                self._told = now
-                self._line(event.stage, self._stage.sentence(now))
-        elif isinstance(event, Evaluated):
-            # The loss that is shown while training is the training loss.
-            self._stage.values |= {name: value for name, value in event.values.items() if name != "loss"}
-            if self.plain:
-                self._told = now
-                self._line(event.stage, f"epoch {event.epoch}: {lines.measured(event.values)}")
+        if isinstance(event, Began | Step | Evaluated):
+            self._follow(event, now)
         elif isinstance(event, Pruned):
             self._line(event.stage, lines.cut(event.before, event.after), mark="·")
         elif isinstance(event, Said):
@@ -125,6 +112,24 @@ class Terminal:
             told = lines.reached(event.values)
             self._line(event.stage, f"{duration(event.seconds)}{f'  {told}' if told else ''}", mark="✓", style="green")
         self._draw(now, at_once=isinstance(event, (Began, Ended)))
+
+    def _follow(self, event: Began | Step | Evaluated, now: float) -> None:
+        """How far the stage at work is: the live display shows it, plain lines tell of it now and then."""
+        if isinstance(event, Began):
+            self._stage = Progress(event.stage, now, event.why)
+            told = f"begins ({event.why})"
+        elif isinstance(event, Step):
+            self._stage.step(event, now)
+            if now - self._told < _PLAIN_EVERY:
+                return
+            told = self._stage.sentence(now)
+        else:
+            # The loss that is shown while training is the training loss.
+            self._stage.values |= {name: value for name, value in event.values.items() if name != "loss"}
+            told = f"epoch {event.epoch}: {lines.measured(event.values)}"
+        if self.plain:
+            self._told = now
+            self._line(event.stage, told)
 
     def _line(self, stage: str, text: str, *, mark: str = " ", style: str = "") -> None:
         mark = mark if _can(self.console, mark) else "*"
@@ -188,9 +193,7 @@ def last_page(
         console.print(Text(sure))
     console.print()
 
-    table = _table()
-    for name, side in (("", "left"), (ledger.side(results, stages), "right"), ("lotus", "right"), ("change", "right")):
-        table.add_column(name, justify=side)  # type: ignore[arg-type]
+    table = _table("", ledger.side(results, stages), "lotus", "change")
     for line in ledger.compared(results, stages):
         style = {True: "green", False: "yellow", None: ""}[line.better]
         table.add_row(Text(line.what), line.dense, line.lotus, Text(line.change, style))
@@ -215,9 +218,7 @@ def last_page(
 
 
 def ticket_page(
-    classes: Sequence[str],
-    kept: Sequence[int],
-    of: Sequence[int],
+    classes: Sequence[tuple[str, int, int]],
     scores: npt.NDArray[np.floating] | None,
     rows: npt.NDArray[np.integer],
     *,
@@ -229,32 +230,14 @@ def ticket_page(
     """A drawn ticket: kept rows a class, a histogram of the scores, warnings, and where it was written.
 
     Args:
-        kept, of: images of each class in the ticket and in the data
+        classes: (name, kept, of): images of each class in the ticket and in the data
         scores: (N,), higher = keep first, may hold +inf; None where the policy read none
         rows: (K,) the ticket
     """
     console = console or _console()
-    table = _table()
-    table.add_column("class")
-    for name in ("kept", "of", ""):
-        table.add_column(name, justify="right")
-    most = len(classes) if len(classes) <= _CLASSES else _CLASSES - 1
-    for name, k, n in list(zip(classes, kept, of, strict=True))[:most]:
-        table.add_row(
-            Text(shown(name), overflow="ellipsis", no_wrap=True), count(k), count(n), percent(k / n) if n else ""
-        )
-    if most < len(classes):
-        shares = [k / n for k, n in zip(kept[most:], of[most:], strict=True) if n]
-        span = f"{percent(min(shares))} to {percent(max(shares))}" if shares else ""
-        table.add_row(
-            Text(f"and {len(classes) - most} more", "dim"), count(sum(kept[most:])), count(sum(of[most:])), span
-        )
-    total = sum(of)
-    table.add_section()
-    table.add_row("all", count(len(rows)), count(total), percent(len(rows) / total) if total else "", style="bold")
     if title:
         console.print(Text(f"ticket by {title}", "bold"))
-    console.print(table)
+    console.print(_classes_table(classes))
     if scores is not None and len(scores):
         console.print(Text("scores, from keep last to keep first", "dim"))
         for line in lines.histogram(scores, rows, unicode=_can(console, "█░")):
@@ -263,6 +246,28 @@ def ticket_page(
         console.print(Text(f"! {warning}", "yellow"))
     if out:
         console.print(Text(f"written to {out}"), soft_wrap=True)
+
+
+def _classes_table(classes: Sequence[tuple[str, int, int]]) -> Table:
+    """A line a class; of many the first, and one for the rest."""
+    table = _table("class", "kept", "of", "")
+    most = len(classes) if len(classes) <= _CLASSES else _CLASSES - 1
+    for name, kept, of in classes[:most]:
+        told = Text(shown(name), overflow="ellipsis", no_wrap=True)
+        table.add_row(told, count(kept), count(of), percent(kept / of) if of else "")
+    if rest := classes[most:]:
+        shares = [kept / of for _, kept, of in rest if of]
+        span = f"{percent(min(shares))} to {percent(max(shares))}" if shares else ""
+        table.add_row(Text(f"and {len(rest)} more", "dim"), *_summed(rest), span)
+    total = sum(of for *_, of in classes)
+    share = percent(sum(kept for _, kept, _ in classes) / total) if total else ""
+    table.add_section()
+    table.add_row("all", *_summed(classes), share, style="bold")
+    return table
+
+
+def _summed(classes: Sequence[tuple[str, int, int]]) -> tuple[str, str]:
+    return count(sum(kept for _, kept, _ in classes)), count(sum(of for *_, of in classes))
 
 
 def ticket_told(
@@ -294,9 +299,8 @@ def ticket_told(
     pairs.show_header = False
     console.print(pairs)
     if told["classes"]:
-        kept, of = [row["kept"] for row in told["classes"]], [row["of"] for row in told["classes"]]
-        names = [row["class"] for row in told["classes"]]
-        ticket_page(names, kept, of, scores, rows, warnings=notes, console=console)
+        classes = [(row["class"], row["kept"], row["of"]) for row in told["classes"]]
+        ticket_page(classes, scores, rows, warnings=notes, console=console)
     else:
         for note in notes:
             console.print(Text(f"! {note}", "yellow"))
@@ -312,9 +316,7 @@ def compare_page(
     marks = [chr(ord("A") + n) if n < 26 else f"#{n + 1}" for n in range(len(places))]
     for mark, place, kept in zip(marks, places, told["kept"], strict=True):
         console.print(Text(f"{mark}  {place}: {count(kept)} of {count(told['of'])} images"), soft_wrap=True)
-    pairs = _table()
-    for name in ("", "kept by both", "Jaccard", "by chance", "Spearman of the scores"):
-        pairs.add_column(name, justify="right" if name else "left")
+    pairs = _table("", "kept by both", "Jaccard", "by chance", "Spearman of the scores")
     for pair in told["pairs"]:
         rho = "" if pair["spearman"] is None else f"{pair['spearman']:.3f}"
         name = f"{marks[pair['a']]}, {marks[pair['b']]}"
@@ -323,11 +325,7 @@ def compare_page(
     if len(places) > 2:
         console.print(Text(f"kept by all {count(told['kept_by_all'])}, by any {count(told['kept_by_any'])}", "dim"))
     if told["classes"]:
-        table = _table()
-        table.add_column("class")
-        for mark in marks:
-            table.add_column(mark, justify="right")
-        table.add_column("of", justify="right")
+        table = _table("class", *marks, "of")
         rows = told["classes"]
         for row in rows[:_CLASSES]:
             table.add_row(
@@ -372,19 +370,6 @@ def plan_page(rows: Sequence[Mapping[str, Any]], console: Console | None = None)
     console.print(Text("Estimates; training an image counts three forwards. Nothing was run.", "dim"))
 
 
-class Check(Protocol):
-    """What the doctor found out about one thing."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def found(self) -> str: ...
-    @property
-    def cure(self) -> str: ...
-    @property
-    def fatal(self) -> bool: ...
-
-
 def patches_page(told: Mapping[str, Any], console: Console | None = None) -> None:
     """A patch ticket: how it was scored, what is kept of the score, and where in the image that lies."""
     console = console or _console()
@@ -416,22 +401,23 @@ def doctor_page(checks: Iterable[Check], console: Console | None = None, *, of: 
         if check.cure:
             table.add_row("", "", Text(check.cure, style))
     console.print(table)
+    if checks or of:
+        console.print(_verdict(checks, of))
+
+
+def _verdict(checks: Sequence[Check], of: str) -> Text:
     fatal = sum(bool(check.cure) and check.fatal for check in checks)
     minor = sum(bool(check.cure) and not check.fatal for check in checks)
     if fatal:
         told = f"{of}: {fatal} damaged." if of else f"Not fit: {fatal} to mend before a run can work."
-        console.print(Text(told[0].upper() + told[1:], "red"))
-    elif of:
-        console.print(Text(f"Nothing is damaged{f'; {minor} to know of' if minor else ''}.", "green"))
-    elif checks:
-        console.print(Text(f"Fit{f', with {minor} to know of' if minor else ''}.", "green"))
+        return Text(told[0].upper() + told[1:], "red")
+    if of:
+        return Text(f"Nothing is damaged{f'; {minor} to know of' if minor else ''}.", "green")
+    return Text(f"Fit{f', with {minor} to know of' if minor else ''}.", "green")
 
 
 def _ledger_table(costs: Mapping[str, Any], side: str) -> Table:
-    table = _table()
-    table.add_column("stage")
-    for name in ("seconds", "image-forwards", "MACs"):
-        table.add_column(name, justify="right")
+    table = _table("stage", "seconds", "image-forwards", "MACs")
     for row in costs["stages"]:
         apart = row["part"] == "dense"
         table.add_row(
@@ -453,5 +439,9 @@ def table(head: Sequence[str], lines: Iterable[Sequence[str]], *, console: Conso
     (console or _console()).print(shown_table)
 
 
-def _table() -> Table:
-    return Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", show_edge=False)
+def _table(*heads: str) -> Table:
+    """With these columns, all but the first of figures."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", show_edge=False)
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="right" if number else "left")
+    return table

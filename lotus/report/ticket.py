@@ -5,7 +5,8 @@ What is not known of the images (scores, embeddings, pixels) is left out, not fa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,62 +73,74 @@ def check(path: str | Path) -> None:
     files.check(path)
 
 
+@dataclass(frozen=True)
+class _Card:
+    """A part of the picture."""
+
+    title: str
+    tall: float
+    paint: Callable[[Canvas, float, float], None]
+    """Given the place of its left upper corner."""
+    wide: bool = False
+    """As wide as two."""
+
+
 def draw(subset: Subset, data: Behind | None = None) -> Canvas:
     """The whole picture."""
+    rows = _rows(subset, data)
+    talls = [max(card.tall for card in row) + 2 * _PAD + 28 for row in rows]
+    canvas = Canvas(_WIDE, 118.0 + sum(tall + _GAP for tall in talls) + _EDGE - _GAP)
+    canvas.rect(0, 0, canvas.width, canvas.height, "page")
+    _head(canvas, subset)
+    top = 118.0
+    for row, tall in zip(rows, talls, strict=True):
+        for number, card in enumerate(row):
+            x = _EDGE + number * (_CARD + _GAP)
+            across = 2 * _CARD + _GAP if card.wide else _CARD
+            canvas.rect(x, top, across, tall, "card", edge="rule", radius=10)
+            canvas.text(x + _PAD, top + _PAD + 13, card.title, size=15, bold=True)
+            card.paint(canvas, x + _PAD, top + _PAD + 28)
+        top += tall + _GAP
+    return canvas
+
+
+def _rows(subset: Subset, data: Behind | None) -> list[list[_Card]]:
+    """The cards, one or two in a row: what the scores, embeddings and labels tell, then the images themselves."""
     signals = data.signals if data is not None else None
     if signals is not None and signals.images != subset.total:
         signals = None
-    cards: list[tuple[str, float, Callable[[Canvas, float, float], None]]] = []
-    if subset.scores is not None and np.isfinite(subset.scores).any():
-        values = subset.scores.astype(np.float64)
-        name = score_name(subset)
-        cards.append(
-            (
-                f"Scores by {name}" if name else "Scores",
-                272,
-                lambda c, x, y: histogram(c, x, y, _INSIDE, 270, values, subset.rows),
-            )
-        )
-    if signals is not None and "embeddings" in signals:
-        places, rows = spread(signals["embeddings"], subset.rows)
-        cards.append(("Where the images lie", 272, lambda c, x, y: scatter(c, x, y, _INSIDE, 270, places, rows)))
-    labels = subset.labels if subset.labels is not None else signals["labels"] if signals is not None else None
-    wide = len(cards) % 2 == 0  # alone in its row, it takes all of it
-    if labels is not None:
-        names = subset.classes or (signals.classes if signals is not None else ())
-        bars = per_class(labels, subset.rows, names)
-        beside = -(-len(bars) // 2) if wide else len(bars)
-        cards.append(("Classes", 22 * beside + 26, lambda c, x, y: classes(c, x, y, _INSIDE, bars, beside)))
-        if wide:
-            cards.append(("", 0, lambda c, x, y: None))
+    cards = [*_scores_card(subset), *_map_card(subset, signals)]
+    cards += _classes_card(subset, signals, wide=len(cards) % 2 == 0)  # alone in its row, it takes all of it
+    rows = [cards[first : first + 2] for first in range(0, len(cards), 2)]
     read = data.reader() if data is not None else None
-    sheets = [] if read is None else list(_sheets(subset, read))
-    side = (_INSIDE - 6 * (_ACROSS - 1)) / _ACROSS
-    for title, strips, frame in sheets:
-        tall = sum(26 + (side + 6) * -(-len(tiles) // _ACROSS) + 8 for _, tiles in strips)
-        cards.append((title, tall, _sheet(strips, side, frame)))
+    sheets = [] if read is None else [_sheet_card(*sheet) for sheet in _sheets(subset, read)]
+    if len(sheets) == 1 and rows and len(rows[-1]) == 1 and not rows[-1][0].wide:
+        rows[-1] += sheets
+    elif sheets:  # two are side by side
+        rows.append(sheets)
+    return rows
 
-    if len(sheets) == 2 and len(cards) % 2:  # the two sheets side by side
-        cards.insert(len(cards) - 2, ("", 0, lambda c, x, y: None))
-    if cards and not cards[-1][0]:
-        cards.pop()
-    tops, y = [], 118.0
-    for first in range(0, len(cards), 2):
-        tall = max(height for _, height, _ in cards[first : first + 2])
-        tops.append((y, tall))
-        y += tall + 2 * _PAD + 28 + _GAP
-    canvas = Canvas(_WIDE, y + _EDGE - _GAP)
-    canvas.rect(0, 0, canvas.width, canvas.height, "page")
-    _head(canvas, subset)
-    for number, (title, _, paint) in enumerate(cards):
-        (top, tall), x = tops[number // 2], _EDGE + (number % 2) * (_CARD + _GAP)
-        if not title:
-            continue
-        across = 2 * _CARD + _GAP if wide and title == "Classes" else _CARD
-        canvas.rect(x, top, across, tall + 2 * _PAD + 28, "card", edge="rule", radius=10)
-        canvas.text(x + _PAD, top + _PAD + 13, title, size=15, bold=True)
-        paint(canvas, x + _PAD, top + _PAD + 28)
-    return canvas
+
+def _scores_card(subset: Subset) -> Iterator[_Card]:
+    if subset.scores is not None and np.isfinite(subset.scores).any():
+        values, name = subset.scores.astype(np.float64), score_name(subset)
+        title = f"Scores by {name}" if name else "Scores"
+        yield _Card(title, 272, lambda c, x, y: histogram(c, x, y, _INSIDE, 270, values, subset.rows))
+
+
+def _map_card(subset: Subset, signals: Any) -> Iterator[_Card]:
+    if signals is not None and "embeddings" in signals:
+        places, kept = spread(signals["embeddings"], subset.rows)
+        yield _Card("Where the images lie", 272, lambda c, x, y: scatter(c, x, y, _INSIDE, 270, places, kept))
+
+
+def _classes_card(subset: Subset, signals: Any, *, wide: bool) -> Iterator[_Card]:
+    labels = subset.labels if subset.labels is not None else signals["labels"] if signals is not None else None
+    if labels is not None:
+        bars = per_class(labels, subset.rows, subset.classes or (signals.classes if signals is not None else ()))
+        column = -(-len(bars) // 2) if wide else len(bars)
+        tall = 22 * column + 26
+        yield _Card("Classes", tall, lambda c, x, y: classes(c, x, y, _INSIDE, bars, column), wide=wide)
 
 
 def _head(canvas: Canvas, subset: Subset) -> None:
@@ -315,17 +328,19 @@ def _sheets(subset: Subset, read: Callable[[int], Pixels]) -> list[tuple[str, li
     return found
 
 
-def _sheet(strips: list[tuple[str, list[Pixels]]], side: float, frame: str) -> Callable[[Canvas, float, float], None]:
+def _sheet_card(title: str, strips: list[tuple[str, list[Pixels]]], frame: str) -> _Card:
+    side = (_INSIDE - 6 * (_ACROSS - 1)) / _ACROSS
+    talls = [26 + (side + 6) * -(-len(tiles) // _ACROSS) + 8 for _, tiles in strips]
+
     def paint(canvas: Canvas, x: float, y: float) -> None:
-        for name, tiles in strips:
+        for (name, tiles), tall in zip(strips, talls, strict=True):
             canvas.text(x, y + 12, name, color="faint")
-            y += 26
             for number, pixels in enumerate(tiles):
                 down, across = divmod(number, _ACROSS)
-                canvas.image(x + across * (side + 6), y + down * (side + 6), side, pixels, frame=frame)
-            y += (side + 6) * -(-len(tiles) // _ACROSS) + 8
+                canvas.image(x + across * (side + 6), y + 26 + down * (side + 6), side, pixels, frame=frame)
+            y += tall
 
-    return paint
+    return _Card(title, sum(talls), paint)
 
 
 def _legend(canvas: Canvas, x: float, y: float, entries: list[tuple[str, str]], more: str) -> None:

@@ -137,7 +137,7 @@ def _draw_ticket(
         turn[mine] = np.arange(len(mine))
     rows = np.sort(np.lexsort((labels, turn))[:shown])
     held = patch_maps.Tickets(
-        maps, stored.heights, stored.widths, asked=asked, size=size, patch=tuple(told["patch"]),
+        patch_maps.Maps(maps, asked), stored.heights, stored.widths, size=size, patch=tuple(told["patch"]),
         augment=None, seed=0,
     )  # fmt: skip
     scores = held.pooled(held.seen(torch.from_numpy(rows), 0))

@@ -116,7 +116,7 @@ def patch_scores(
     stored = Beton(context.run.train_beton)
     patch: Any = model.patch_embed.patch_size  # type: ignore[union-attr]
     found = patch_maps.Tickets(
-        maps, stored.heights, stored.widths, asked=size, size=image_size(model), patch=tuple(patch),
+        patch_maps.Maps(maps, size), stored.heights, stored.widths, size=image_size(model), patch=tuple(patch),
         augment=recipe.augment, seed=seed,
     )  # fmt: skip
     if asked is None or not made:

@@ -12,7 +12,7 @@ from lotus.config import Augment, Data, Recipe
 from lotus.data import beton, patch_maps
 from lotus.data.format import Beton
 from lotus.data.loader import open_loader
-from lotus.data.patch_maps import Tickets
+from lotus.data.patch_maps import Maps, Tickets
 from lotus.data.sample_plan import SamplePlan
 from lotus.data.source import Source
 from lotus.training.objective import Objective
@@ -54,7 +54,7 @@ def test_scores_lie_where_the_pixels_lie(tmp_path: Path, augment: Augment | None
     stored = Beton(file)
     # Asked at the stored size, the model saw the whole picture.
     held = Tickets(
-        maps, stored.heights, stored.widths, asked=side, size=32, patch=(4, 4), augment=augment, seed=3
+        Maps(maps, side), stored.heights, stored.widths, size=32, patch=(4, 4), augment=augment, seed=3
     )  # fmt: skip
     mixing = Objective(Recipe(mixup=0.5, cutmix=0.5), 2, seed=1)
     worst = []
@@ -79,7 +79,7 @@ def test_what_was_not_scored_counts_as_the_middle() -> None:
     """An oblong image of which the asked model saw the square in the middle."""
     maps = np.zeros((1, 2, 2), np.uint8)
     held = Tickets(
-        maps, np.array([8]), np.array([24]), asked=8, size=8, patch=(2, 2), seed=0,
+        Maps(maps, 8), np.array([8]), np.array([24]), size=8, patch=(2, 2), seed=0,
         augment=Augment(crop="resized", scale=(1.0, 1.0), ratio=(3.0, 3.0)),
     )  # fmt: skip
     seen = held.seen(torch.tensor([0]), 0)[0, 0]
@@ -120,4 +120,4 @@ def test_the_file_comes_back_and_others_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="cannot be read"):
         patch_maps.load(file, fingerprint="f")
     with pytest.raises(Refused, match="5 images, and the data has 4"):
-        Tickets(maps, np.ones(4, int), np.ones(4, int), asked=3, size=3, patch=(1, 1), augment=None, seed=0)
+        Tickets(Maps(maps, 3), np.ones(4, int), np.ones(4, int), size=3, patch=(1, 1), augment=None, seed=0)

@@ -44,7 +44,13 @@ COMPARED = {"kept": [1, 1], "of": 2, "pairs": [PAIR], "kept_by_all": 1, "kept_by
             "classes": [{"class": HOSTILE, "kept": [1, 1], "of": 2}]}  # fmt: skip
 PAGES = {
     "ticket": lambda console: terminal.ticket_page(
-        CLASSES, [1, 0], [1, 1], None, np.array([0]), title=HOSTILE, warnings=[HOSTILE], out=HOSTILE, console=console
+        [*zip(CLASSES, [1, 0], [1, 1], strict=True)],
+        None,
+        np.array([0]),
+        title=HOSTILE,
+        warnings=[HOSTILE],
+        out=HOSTILE,
+        console=console,
     ),
     "told": lambda console: terminal.ticket_told(
         TICKET, None, np.array([0]), place=HOSTILE, notes=[HOSTILE], picture=HOSTILE, console=console

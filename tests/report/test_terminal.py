@@ -141,7 +141,7 @@ def test_a_console_without_unicode_gets_other_marks():
         shown.show(Ended("train", 1.0))
         shown.show(Pruned("prune", {"macs": 4e6}, {"macs": 2e6}))
     terminal.last_page(results(), "r.html", STAGES, console)
-    terminal.ticket_page(["a"], [1], [2], np.array([0.1, 0.9]), np.array([1]), console=console)
+    terminal.ticket_page([("a", 1, 2)], np.array([0.1, 0.9]), np.array([1]), console=console)
     out.seek(0)
     assert "* train" in out.read()
 
@@ -176,7 +176,7 @@ def test_the_ticket_page():
     page = Page()
     scores = np.concatenate([np.arange(100.0), [np.inf]])
     terminal.ticket_page(
-        ["[cat]", "dog"], [30, 21], [50, 51], scores, np.arange(50, 101), title="el2n, ccs", warnings=["careful"],
+        [("[cat]", 30, 50), ("dog", 21, 51)], scores, np.arange(50, 101), title="el2n, ccs", warnings=["careful"],
         out="t.npz", console=page.console,
     )  # fmt: skip
     text = page.text
@@ -194,9 +194,7 @@ def test_the_ticket_page():
 
 def test_many_classes_are_summed_up():
     page = Page()
-    terminal.ticket_page(
-        [f"class{i}" for i in range(1000)], [1] * 1000, [4] * 1000, None, np.arange(1000), console=page.console
-    )
+    terminal.ticket_page([(f"class{i}", 1, 4) for i in range(1000)], None, np.arange(1000), console=page.console)
     assert "and 961 more" in page.text
     assert "25 % to 25 %" in page.text
     assert len(page.text.splitlines()) < 50

@@ -1,0 +1,91 @@
+"""The record of a finished stage: what it was made with and from, what it left, and what has changed since."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lotus.files import digest
+
+FORMAT = 2
+"""Of a record. One of another is not read, so that its stage runs again."""
+_SEAL = "digest"
+"""In the file of a record, of all the rest of it."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What stands of a finished stage: ``stages/NAME.json``, written last."""
+
+    stage: str
+    settings: dict[str, Any]
+    made_from: dict[str, str]
+    """Identity of each stage that it read from, and of each file that its settings name."""
+    outputs: dict[str, int]
+    """Size in bytes of each output, by its name: a folder that is moved is still done."""
+    seconds: float
+    image_forwards: float = 0.0
+    """Forward passes of one image; training one image counts three."""
+    macs: float = 0.0
+    """Multiply-accumulates spent in those passes."""
+    values: dict[str, Any] = field(default_factory=dict)
+    """What it measured, e.g. ``top1``."""
+    digests: dict[str, str] = field(default_factory=dict)
+    """Of each output in the run's folder; those among the images, which runs share, tell by themselves whether they are whole."""
+
+    @property
+    def identity(self) -> str:
+        """Changes when the settings, what it was made from or the data change."""
+        return digest([self.stage, self.settings, self.made_from, self.values.get("fingerprint")])
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> Record | None:
+        """The record that a file holds, or None where it is none that can be read, or not as it was written."""
+        told = dict(stored)
+        sealed = told.pop(_SEAL, None)
+        if sealed not in (None, digest(told)) or told.pop("format", None) != FORMAT:
+            return None
+        try:
+            record = cls(**told)
+        except TypeError:
+            return None
+        kept = (record.settings, record.made_from, record.outputs, record.values, record.digests)
+        return record if all(isinstance(part, dict) for part in kept) else None
+
+    def sealed(self) -> dict[str, Any]:
+        """What is written of it."""
+        told = {"format": FORMAT, **vars(self)}
+        return {**told, _SEAL: digest(json.loads(json.dumps(told)))}
+
+
+def stored(file: Path) -> Mapping[str, Any]:
+    """What the file of a record holds, whatever its format; nothing where it cannot be read."""
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def is_current(told: Mapping[str, Any]) -> bool:
+    """Whether what a file holds is of today's format."""
+    return told.get("format") == FORMAT
+
+
+def filled(old: Any, default: Any) -> Any:
+    """``old`` with what it lacks; what may hold any names (options, a method's) is as it is."""
+    if not isinstance(old, dict) or not isinstance(default, dict) or not default:
+        return old
+    return {**default, **{name: filled(value, default.get(name)) for name, value in old.items()}}
+
+
+def changes(old: Any, new: Any, place: str = "") -> Iterator[str]:
+    """``train.lr: 0.001 -> 0.0005`` for each leaf that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in {**old, **new}:
+            yield from changes(old.get(key), new.get(key), f"{place}.{key}" if place else key)
+    elif old != new:
+        yield f"{place}: {json.dumps(old)} -> {json.dumps(new)}"
