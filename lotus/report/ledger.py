@@ -247,6 +247,16 @@ def _with_error(top1: float, images: int) -> str:
     return f"{top1:.2f} ± {standard_error(top1, images):.2f} %"
 
 
+def _opening(results: Mapping[str, Any], stages: Stages, shares: list[str]) -> str:
+    """What it cost beside the baseline, and with how much of everything: the start of a sentence."""
+    spent = results.get("ledger") or {}
+    if not (has_dense(results, stages) and _baseline_macs(spent)):
+        return f"With {listed(shares)}, " if shares else ""
+    of = "the small model's" if is_small(results, stages) else "the dense training's"
+    told = f"At {times(spent['lottery_macs'] / _baseline_macs(spent))} {of} computing, "
+    return told + (f"with {listed(shares)}, " if shares else "")
+
+
 def headline(results: Mapping[str, Any], stages: Stages) -> str:
     """What came out, in one sentence: cost and accuracy against the baseline first."""
     dense, final = reference(results, stages), shipped(results, stages)
@@ -272,13 +282,7 @@ def headline(results: Mapping[str, Any], stages: Stages) -> str:
         return f"With {listed(shares)}, LOTUS reaches {final['top1']:.2f} % top-1."
     gap = final["top1"] - dense["top1"]
     size = f"{abs(gap):.2f} points {'above' if gap > 0 else 'below'}"
-    spent = results.get("ledger") or {}
-    if has_dense(results, stages) and _baseline_macs(spent):
-        of = "the small model's" if is_small(results, stages) else "the dense training's"
-        told = f"At {times(spent['lottery_macs'] / _baseline_macs(spent))} {of} computing, "
-        told += f"with {listed(shares)}, " if shares else ""
-    else:
-        told = f"With {listed(shares)}, " if shares else ""
+    told = _opening(results, stages, shares)
     told += f"LOTUS reaches {final['top1']:.2f} % top-1, {size if abs(gap) >= 0.005 else 'level with'} {name}"
     seen = results.get("evaluated") or {}
     if seen.get("patches") == "sparse":
