@@ -69,7 +69,7 @@ WRITERS: dict[str, tuple[str, Callable[[int, Path], Any]]] = {
     "patches": ("patches-0.npz", maps),
     "images": ("train.beton", images),
     "model": ("final", lambda size, file: spec.save(model(size), file)),
-    "weights": ("timm.safetensors", exported),
+    "weights": ("model.safetensors", exported),
     "checkpoint": (
         "000001",
         lambda size, file: Checkpoints(file.parent, key="k").save({"w": {"w": torch.ones(size)}}, {}),
@@ -116,7 +116,13 @@ def test_a_full_disk_leaves_what_was_and_nothing_else(
     with pytest.raises(Refused, match=r"(?i)no space left.*(make room|free some space)"):
         write(2, place)
     now = told(tmp_path)
-    for late in ("train.json", "timm.safetensors", "MODEL.md"):  # an older file that must not stand beside a newer one
+    for late in (
+        "train.json",
+        "model.safetensors",
+        "MODEL.md",
+        "config.json",
+        "README.md",
+    ):  # an older file that must not stand beside a newer one
         now.pop(f"deep/{late}", None), before.pop(f"deep/{late}", None)
     assert now == before
 

@@ -18,7 +18,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,8 @@ def main() -> int:
     """Returns 0 where every run ended as the undisturbed one."""
     options = _parse()
     chance = random.Random(options.seed)
-    place = Path(options.out) if options.out else Path(tempfile.mkdtemp(prefix="lotus-soak-"))
+    place = Path(options.out) if options.out else ROOT / "build" / "soak"
+    shutil.rmtree(place, ignore_errors=True)
     before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
     began = time.monotonic()
     whole = place / "undisturbed"
@@ -99,7 +99,9 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--out", default="", help="folder of the runs, which stays; else a temporary one")
+    parser.add_argument(
+        "--out", default="", help="folder of the runs, which stays, made anew; else build/soak, which goes"
+    )
     return parser.parse_args()
 
 

@@ -117,11 +117,12 @@ class Context:
 
     def preprocessing(self) -> Preprocessing:
         """How images are normalized, as ``data.normalize`` says: as the weights want it where there are some, else by the data."""
+        from lotus.pruning.spec import images_of
         from lotus.stages.given import preprocessing_of
         from lotus.vit.preprocessing import Preprocessing
 
         asked, model = self.config.data.normalize, self.config.model
-        if self.as_of is not None:
+        if self.as_of is not None and {"mean", "std"} <= images_of(self.as_of).keys():
             asked, model = "weights", model.model_copy(update={"weights": str(self.as_of), "pretrained": False})
         known = preprocessing_of(model) if model.weights or model.pretrained else None
         if isinstance(asked, tuple):

@@ -86,7 +86,7 @@ def test_the_textbook_s_recipe_is_adamw_with_a_warm_up_and_a_cosine():
 def test_settings_of_standing_runs_are_what_they_were():
     """As they were when ``baseline`` was a truth value."""
     made = run("baseline=true")
-    assert set(settings("baseline=true")) == {"train", "model", "seed"}
+    assert set(settings("baseline=true")) == {"train", "model", "data.normalize", "seed"}
     gone = {"sparsity", "dynamic", "shrink", "patches", "guests"}
     assert set(settings()["train"]) == set(Train.model_fields) - gone
     assert made.settings("report") == {"baseline": True}
