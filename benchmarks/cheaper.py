@@ -120,10 +120,11 @@ def main() -> int:
         key = {
             "row": options.row,
             "images": options.images,
+            "from": weights.name if weights else "",
             "arm": arm,
             "budget": budget,
             "seed": seed,
-            "set": settings,
+            "set": [*options.set, *settings],
         }
         if any(all(line.get(name, "") == value for name, value in key.items()) for line in shared.rows_of(book)):
             continue
@@ -132,7 +133,7 @@ def main() -> int:
         done += 1
         left = (time.monotonic() - began) / done * (len(wanted) - number) / 60
         print(f"{number}/{len(wanted)}  {arm} {budget:g}: {cell['top1']:.2f} ({left:.0f} min left)", file=sys.stderr, flush=True)  # fmt: skip
-    same = {"row": options.row, "images": options.images, "from": str(weights or "")}
+    same = {"row": options.row, "images": options.images, "from": weights.name if weights else ""}
     cells = [one for one in shared.rows_of(book) if all(one.get(name, "") == value for name, value in same.items())]
     _draw(out / (f"{options.row}-from-weights" if weights else options.row), cells)
     print("\n".join(_table(cells)))

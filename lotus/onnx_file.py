@@ -177,8 +177,8 @@ def _hush() -> Iterator[None]:
 def quantize(source: Path, file: Path, images: Iterable[Tensor]) -> None:
     """Write ``source`` with weights (per output channel) and activations of 8 bits, ranges from ``images``.
 
-    Static post-training quantization by onnxruntime (QDQ form); products of matrices and convolutions alone: softmax, GELU
-    and norms stay as they are, since they lose accuracy and save nothing. What was tried: docs/log.md.
+    Static post-training quantization by onnxruntime (QDQ form); products of matrices and convolutions alone; softmax, GELU
+    and norms stay as they are. What was tried: docs/log.md.
 
     Args:
         images: batches as ``source`` takes them
