@@ -123,7 +123,7 @@ def test_a_stage_that_was_stopped_keeps_the_proxies_that_are_done(
     made, one = [], proxy.fit
 
     def fit(*given: Any, **more: Any) -> Any:
-        made.append(more["seed"])
+        made.append(given[1].seed)
         if len(made) == 3:
             raise KeyboardInterrupt
         return one(*given, **more)
