@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import json
 import os
 import shutil
@@ -35,16 +34,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else selection.py of this folder is found first
 
 import shared
 
 from lotus.config import Config
 from lotus.config.reader import read
-from lotus.report.canvas import Canvas
-from lotus.report.figures import tick, ticks
+from lotus.report.compare import chart
 from lotus.vit.cost import macs
 from lotus.vit.model import create, image_size
 from selection import files
@@ -245,32 +241,8 @@ def _draw(place: Path, cells: Sequence[dict[str, Any]]) -> None:
         point = (statistics.fmean(one["cost"] for one in group), statistics.fmean(one["top1"] for one in group))
         curves.setdefault(arm, []).append(point)
     files.write_json(place.with_suffix(".json"), curves)
-    points = [point for curve in curves.values() for point in curve]
-    low, high = min(y for _, y in points), max(y for _, y in points)
-    right, low, high = (
-        1.05 * max(x for x, _ in points),
-        low - 0.05 * (high - low) - 0.5,
-        high + 0.05 * (high - low) + 0.5,
-    )
-    canvas = Canvas(640, 400)
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        return 60 + 460 * x / right, 345 - 320 * (y - low) / (high - low)
-
-    for value in ticks(low, high):
-        canvas.line(*at(0, value), *at(right, value), "grid")
-        canvas.text(52, at(0, value)[1] + 4, tick(value), color="faint", anchor="end")
-    for value in ticks(0, right):
-        canvas.text(at(value, low)[0], 365, tick(value), color="faint", anchor="middle")
-    canvas.text(290, 390, "cost, in dense trainings of the textbook", color="faint", anchor="middle")
-    canvas.text(60, 16, f"{place.name}: top-1, %")
-    for number, (arm, curve) in enumerate(curves.items()):
-        color, dash = ("lotus" if arm.startswith("lotus") else "dense" if arm == "dense" else "faint"), arm not in ("lotus", "dense")  # fmt: skip
-        places = [at(*point) for point in sorted(curve)]
-        for one, other in itertools.pairwise(places):
-            canvas.line(*one, *other, color, dash=dash, wide=2)
-        canvas.dots(np.array(places), 3, color)
-        canvas.text(places[-1][0] + 8, places[-1][1] + 4 + 2 * (number % 2), arm, color=color)
+    drawn = {arm: sorted(curve) for arm, curve in curves.items()}
+    canvas = chart(drawn, x="cost, in dense trainings of the textbook", y=f"{place.name}: top-1, %")
     files.write_text(place.with_suffix(".svg"), canvas.svg(f"Top-1 over cost, {place.name}", alone=True))
 
 

@@ -34,7 +34,10 @@ def main() -> int:
     options = _parse()
     chance = random.Random(options.seed)
     place = Path(options.out) if options.out else ROOT / "build" / "soak"
-    shutil.rmtree(place, ignore_errors=True)
+    if not options.out:
+        shutil.rmtree(place, ignore_errors=True)
+    elif place.is_dir() and any(place.iterdir()):
+        raise SystemExit(f"--out {place}: something lies there. Name an empty or a new folder.")
     before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
     began = time.monotonic()
     whole = place / "undisturbed"
@@ -100,7 +103,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument(
-        "--out", default="", help="folder of the runs, which stays, made anew; else build/soak, which goes"
+        "--out", default="", help="folder of the runs, empty or new, which stays; else build/soak, which goes"
     )
     return parser.parse_args()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,30 +116,43 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 def draw(rows: Sequence[Row]) -> Canvas:
     """Top-1 over the MACs that were spent, a curve a run."""
+    courses = {one.name: list(one.course) or [(one.spent, one.top1)] for one in rows}
+    return chart(courses, x="MACs spent, choosing and cutting included", y="top-1, %", told=si)
+
+
+def chart(
+    curves: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str, told: Callable[[float], str] = tick
+) -> Canvas:
+    """Lines with their names over one pair of axes, x from 0.
+
+    Args:
+        curves: by name, at least one point each
+        x, y: what the axes show, with units
+        told: how a number of the x axis is written
+    """
     canvas = Canvas(680, 400)
-    courses = [(one, list(one.course) or [(one.spent, one.top1)]) for one in rows]
-    points = [point for _, course in courses for point in course]
-    right = 1.05 * max(x for x, _ in points) or 1.0
-    low, high = min(y for _, y in points), max(y for _, y in points)
+    points = [point for curve in curves.values() for point in curve]
+    right = 1.05 * max(across for across, _ in points) or 1.0
+    low, high = min(up for _, up in points), max(up for _, up in points)
     low, high = low - 0.05 * (high - low) - 0.5, high + 0.05 * (high - low) + 0.5
 
-    def at(x: float, y: float) -> tuple[float, float]:
-        return 60 + 590 * x / right, 330 - 300 * (y - low) / (high - low)
+    def at(across: float, up: float) -> tuple[float, float]:
+        return 60 + 590 * across / right, 330 - 300 * (up - low) / (high - low)
 
     for value in ticks(low, high):
         canvas.line(*at(0, value), *at(right, value), "grid")
         canvas.text(52, at(0, value)[1] + 4, tick(value), color="faint", anchor="end")
     for value in ticks(0, right):
-        canvas.text(at(value, low)[0], 348, si(value), color="faint", anchor="middle")
-    canvas.text(355, 368, "MACs spent, choosing and cutting included", color="faint", anchor="middle")
-    canvas.text(60, 18, "top-1, %", color="faint")
-    for number, (one, course) in enumerate(courses):
+        canvas.text(at(value, low)[0], 348, told(value), color="faint", anchor="middle")
+    canvas.text(355, 368, x, color="faint", anchor="middle")
+    canvas.text(60, 18, y, color="faint")
+    for number, (name, curve) in enumerate(curves.items()):
         color, dash = COLORS[number % len(COLORS)], number >= len(COLORS)
-        places = [at(*point) for point in course]
+        places = [at(*point) for point in curve]
         for here, there in itertools.pairwise(places):
             canvas.line(*here, *there, color, dash=dash, wide=2)
         canvas.dots(np.array(places), 2.5, color)
-        canvas.text(640, 300 - 16 * number, one.name, color=color, anchor="end")
+        canvas.text(640, 300 - 16 * number, name, color=color, anchor="end")
     return canvas
 
 
