@@ -102,8 +102,8 @@ def _rounds(uncut: Uncut, judge: Judge, searched: _Searched) -> Generator[Event,
     searched.model, looked, searched.notes = yield from narrow_stream(context, dense, uncut.calibration, request)
     searched.forwards += looked
     for number in range(asks.rounds):
-        gates = uncut.gates if number == 0 else None
-        studied = yield from study(context, searched.model, gates, uncut.calibration, request)
+        this = uncut if number == 0 else dataclasses.replace(uncut, gates=None)
+        studied = yield from study(this, searched.model, request)
         if uncut.table is not None:  # of the dense model, whatever earlier rounds left
             studied = dataclasses.replace(studied, beside=dense)
         now = count(searched.model)

@@ -12,7 +12,7 @@ from few import few
 from tiny_vits import PLAIN, asks, batches, pictures, random_plan, tiny
 from torch import nn
 
-from lotus.pruning import lottery, prune, rotate, spec, surgery
+from lotus.pruning import Given, lottery, prune, rotate, spec, surgery
 from lotus.pruning.plan import BlockPlan, Plan
 from lotus.vit import anatomy
 
@@ -290,7 +290,7 @@ def test_it_is_the_default_and_changes_the_cut():
 def test_learned_gates_stay_on_their_dimensions_and_the_plan_says_so():
     model = tiny()
     learned = {site: torch.rand(linear.in_features) for site, linear in anatomy.sites(model).items()}
-    drawn = lottery(model, batches(), asks({"macs": 0.5}, criterion="gate"), gates=learned)
+    drawn = lottery(model, batches(), asks({"macs": 0.5}, criterion="gate"), Given(gates=learned))
     assert "learned gate" in drawn.text()
     kept = drawn.plan.blocks[0].v[0]
     scores = learned["blocks.0.attn"].reshape(3, 16)[drawn.plan.blocks[0].heads[0]]
