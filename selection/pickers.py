@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from selection import options
 from selection.errors import Refused
-from selection.facility import Maximizer, Way, represent
+from selection.facility import Way, represent
 from selection.gradients import Gradients
 from selection.methods import check_choice
 from selection.neighbors import Cosine, NearGradients, nearest, unit
@@ -247,27 +247,18 @@ def facility_location(
     rng: np.random.Generator,
     start: Rows,
     *,
-    maximizer: Maximizer = "auto",
-    neighbors: int | None = None,
-    epsilon: float = 0.05,
-    max_memory: float = 0.5,
+    way: Way = Way(),
 ) -> Rows:
     """So that each image has one like it among those taken: the most of ``sum_i max_{j in S} (1 + cos_ij) / 2``.
 
     Args:
-        maximizer: ``"lazy"``: exactly greedy, with all n^2 similarities in memory; ``"sparse"``: exactly greedy over the nearest
-            neighbors of each image only; ``"stochastic"``: greedy among a random few; ``"auto"``: lazy where ``max_memory``
-            allows, else sparse.
-        neighbors: for sparse; None: 32, or twice ``n / budget`` where that is more, so that neighborhoods overlap.
-        epsilon: for stochastic: the fraction of the value that may be lost.
-        max_memory: GB. What would take more is refused before it is begun.
+        way: ``maximizer``, ``neighbors``, ``epsilon`` and ``max_memory``; see :class:`selection.facility.Way`.
 
     Raises:
         Refused: it does not fit; says what it takes, and the cure.
     """
     order, chosen = shuffled(len(embeddings), rng, start)
     kernel = Cosine(embeddings[order])
-    way = Way(maximizer, neighbors, epsilon, max_memory)
     rows, _ = represent("facility_location", kernel, budget, rng, chosen, way)
     return order[rows]
 
@@ -354,10 +345,7 @@ def craig(
     rng: np.random.Generator,
     start: Rows,
     *,
-    maximizer: Maximizer = "auto",
-    neighbors: int | None = None,
-    epsilon: float = 0.05,
-    max_memory: float = 0.5,
+    way: Way = Way(),
 ) -> tuple[Rows, Floats]:
     """So that each image's gradient has one like it among those taken. Mirzasoleiman et al. 2020 (arXiv 1906.01827).
 
@@ -366,14 +354,13 @@ def craig(
 
     Args:
         errors, embeddings: of which the gradient is the outer product; see selection/gradients.py.
-        maximizer, neighbors, epsilon, max_memory: as of ``facility_location``.
+        way: as of ``facility_location``.
 
     Raises:
         Refused: it does not fit into ``max_memory``; says what it takes, and the cure.
     """
     order, chosen = shuffled(len(errors), rng, start)
     kernel = NearGradients(Gradients(errors[order], embeddings[order]), rng)
-    way = Way(maximizer, neighbors, epsilon, max_memory)
     rows, closest = represent("craig", kernel, budget, rng, chosen, way)
     belongs = closest(rows)
     belongs[rows] = np.arange(budget)  # of two that are equal, each stands for itself

@@ -20,6 +20,7 @@ from lotus.stages.context import HELD_OUT, Context
 from lotus.stages.cut import Cut, Cutting, Uncut, narrow_stream, study, timed
 from lotus.stages.fit import Images, Task, fit
 from lotus.way import Options, Rival
+from selection import methods
 from selection.errors import Refused
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ def _compare(
     if asks.compare is None:
         return []
     theirs, settings = rival(uncut.request, uncut.context.shelves)
-    rows: list[dict[str, Any]] = theirs.make(uncut.model, held, judge, **settings)
+    rows: list[dict[str, Any]] = theirs.make(uncut.model, held, judge, **methods.arguments(theirs.make, settings))
     searched.forwards += judge.images * sum(1 + row["macs"] / whole.macs for row in rows)
     return rows
 
