@@ -91,7 +91,8 @@ def _versions() -> Iterator[Check]:
 
 
 def _pair(
-    version: Callable[[str], str | None] = _version, requires: Callable = importlib.metadata.requires
+    version: Callable[[str], str | None] = _version,
+    requires: Callable[[str], list[str] | None] = importlib.metadata.requires,
 ) -> Iterator[Check]:
     """torchvision is compiled against one torch; beside another, ``import timm`` dies deep inside."""
     torch, vision = version("torch"), version("torchvision")

@@ -31,7 +31,6 @@ from selection import options
 from selection.errors import Refused
 from selection.facility import Way, represent
 from selection.gradients import Gradients
-from selection.methods import check_choice
 from selection.neighbors import Cosine, NearGradients, nearest, unit
 from selection.pursuit import Pursuit, descend
 from selection.ranks import shuffled
@@ -373,11 +372,7 @@ def grad_match(
     budget: int,
     rng: np.random.Generator,
     *,
-    ridge: float = 0.5,
-    by: Literal["image", "batch"] = "image",
-    batch: int = 32,
-    at_once: int | None = None,
-    max_memory: float = 0.5,
+    pursuit: Pursuit = Pursuit(),
 ) -> tuple[Rows, Floats]:
     """Images and weights whose gradients add up to that of all. Killamsetty et al. 2021 (arXiv 2103.00123), algorithm 2.
 
@@ -387,23 +382,12 @@ def grad_match(
 
     Args:
         errors, embeddings: of which the gradient is the outer product; see selection/gradients.py.
-        by: ``"image"``, or ``"batch"``: whole random batches are taken, with one weight each (the paper's PB form).
-        batch: images in one.
-        at_once: how many are taken before the weights are fitted again; None: as many as make 300 fits.
-        max_memory: GB, for the inner products among those taken.
+        pursuit: ``ridge``, ``by``, ``batch``, ``at_once`` and ``max_memory``; see :class:`selection.pursuit.Pursuit`.
 
     Raises:
         Refused: it does not fit into ``max_memory``; says what it takes, and the cure.
     """
-    options.number("grad_match", "ridge", ridge, 0)
-    options.count("grad_match", "batch", batch, 1)
-    if at_once is not None:
-        options.count("grad_match", "at_once", at_once, 1)
-    check_choice(by, ("image", "batch"), place="grad_match(by)")
-    order, pursuit = rng.permutation(len(errors)), Pursuit(budget, ridge, at_once, max_memory)
-    if by == "batch":
-        return pursuit.of_batches(errors, embeddings, order, batch)
-    return pursuit.of_images(errors, embeddings, order)
+    return pursuit.find(errors, embeddings, rng.permutation(len(errors)), budget)
 
 
 def glister(

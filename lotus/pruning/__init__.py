@@ -7,7 +7,8 @@ from lotus.pruning.check import Verified, verify
 from lotus.pruning.plan import Plan
 from lotus.pruning.spec import load, save
 from lotus.pruning.streams import lottery, prune
-from lotus.pruning.study import Batches, Given, Pruned, Study, study
+from lotus.pruning.study import Given, Pruned, Study, study
+from lotus.pruning.wrapping import Batches
 
 __all__ = [
     "Batches",

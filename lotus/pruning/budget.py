@@ -401,4 +401,5 @@ class _Spent:
 
     def relative(self, chunk: Chunk, budgets: Sequence[str]) -> float:
         """What ``chunk`` saves, each budget as a fraction of its limit."""
-        return sum(getattr(chunk, what) / max(1, self.limits[what]) for what in budgets)
+        found: float = sum(getattr(chunk, what) / max(1, self.limits[what]) for what in budgets)
+        return found

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from lotus.config import Prune, as_request, rules
 from lotus.pruning import budget, latency, measure, narrow
 from lotus.pruning.study import (
-    Batches,
     Given,
     Progress,
     Pruned,
@@ -29,7 +28,7 @@ from lotus.pruning.study import (
     rounded,
     study,
 )
-from lotus.pruning.wrapping import Wrapped, passes_of
+from lotus.pruning.wrapping import Batches, Wrapped, passes_of
 from lotus.vit import anatomy, cost
 from selection import methods
 from selection.errors import Refused

@@ -79,7 +79,8 @@ def as_timm(model: Any) -> nn.Module:
         if isinstance(module, nn.LayerNorm):
             module.eps = config.layer_norm_eps
     weight = next(model.parameters())
-    return vit.to(weight.device, weight.dtype).eval()
+    found: nn.Module = vit.to(weight.device, weight.dtype).eval()
+    return found
 
 
 def put_back(model: Any, small: nn.Module) -> nn.Module:
@@ -103,7 +104,8 @@ def put_back(model: Any, small: nn.Module) -> nn.Module:
         for name, value in (("num_attention_heads", heads), ("num_heads", heads), ("scaling", qk_dim**-0.5), ("scale", qk_dim**-0.5)):  # fmt: skip
             if hasattr(attn, name):
                 setattr(attn, name, value)
-    return made.eval()
+    found: nn.Module = made.eval()
+    return found
 
 
 def _layers(model: Any) -> Any:
