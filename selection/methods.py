@@ -54,12 +54,17 @@ def find(shelves: ModuleType | Iterable[ModuleType], name: str, *, place: str) -
         Refused: no such method; the message names ``place`` (a setting, say) and what there is.
     """
     shelves = [shelves] if isinstance(shelves, ModuleType) else list(shelves)
-    for shelf in reversed(shelves):
-        if name in names(shelf):
-            method: Callable[..., Any] = getattr(shelf, name)
-            return method
+    method = named(shelves, name)
+    if method is not None:
+        return method
     known = sorted({known for shelf in shelves for known in names(shelf)})
     raise Refused(f"{place}: there is no {name!r}.{nearest(name, known)} Here: {', '.join(known)}.")
+
+
+def named(shelves: Iterable[ModuleType], name: Any) -> Callable[..., Any] | None:
+    """As :func:`find`; None where there is none."""
+    on = [shelf for shelf in shelves if name in names(shelf)]
+    return getattr(on[-1], name) if on else None
 
 
 def reads(method: Callable[..., Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from lotus.vit import anatomy
 DIM, WIDTH = 6, 9
 
 
-def turned(model: nn.Module, data=None, **which) -> nn.Module:
+def turned(model: nn.Module, data=None, **which) -> Any:
     return rotate.rotate(model, rotate.statistics(model, data or batches()), **which)
 
 
