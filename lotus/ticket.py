@@ -7,32 +7,30 @@ found damaged. Wherever the data are at hand, files of others go by the others' 
 from __future__ import annotations
 
 import os
-import re
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lotus import config, files
+from lotus import config
 from lotus.config import Config
-from lotus.data import beton
+from lotus.data import beton, class_folders
 from lotus.data.dataset import open_data
 from lotus.data.pictures import Pixels
 from lotus.data.source import Source
 from lotus.run import Run
-from selection import exchange
+from selection import exchange, incoming
 from selection.errors import Refused
 from selection.exchange import Images, Words
+from selection.incoming import Incoming
 from selection.signals import Signals
 from selection.subset import Subset
 
-WHERE = "a run's folder, a config, signals.npz, train.beton, or a folder of pictures"
+WHERE = "a run's folder, a config, signals.npz, train.beton, embeddings or a table of others, or a folder of pictures"
 
 _FLAGS = ("column", "order", "negate", "index", "keep", "seed", "force", "paths", "labels")
 FLAGS = Words(
@@ -53,10 +51,14 @@ class Data:
     recorded: Path | None = None
     """signals.npz."""
     shelves: Sequence[ModuleType] = ()
+    given: Incoming | None = None
+    """What others made of them: embeddings or scores."""
 
     @cached_property
     def signals(self) -> Signals | None:
         """What was recorded of these very images; None where nothing was."""
+        if self.given is not None:
+            return self.given.signals
         found = Signals.load(self.recorded) if self.recorded is not None else None
         if found is not None and self._manifest is not None and found.fingerprint != self._manifest.fingerprint:
             return None
@@ -88,7 +90,8 @@ class Data:
             )
         if self.settings is None or index == "row":
             fingerprint, labels, classes = self._own()
-            return Images(len(labels), fingerprint, labels, classes, say=FLAGS)
+            given = None if self.given is None else self.given.names
+            return Images(len(labels), fingerprint, labels, classes, given, say=FLAGS)
         source = self.source
         assert source is not None
         rows, fingerprint = self._train(source)
@@ -158,8 +161,10 @@ def behind(where: str | Path, shelves: Sequence[ModuleType] = ()) -> Data:
         return Data(str(where), settings, stored, run.signals if run.signals.is_file() else None, shelves)
     if path.suffix == ".beton":
         return Data(str(where), stored=path)
-    if path.suffix == ".npz":
+    if path.suffix == ".npz" and incoming.is_ours(path):
         return Data(str(where), recorded=path)
+    if path.suffix.lower() in incoming.ENDINGS:
+        return Data(str(where), given=incoming.read(path))
     raise Refused(f"--data {where}: it is none of these: {WHERE}.")
 
 
@@ -180,14 +185,20 @@ def opened(file: str | Path, data: str = "", shelves: Sequence[ModuleType] = ())
     return subset, behind(path.parent, shelves) if (path.parent / "config.yaml").is_file() else None
 
 
-def recorded(signals: str | Path, subset: Subset, shelves: Sequence[ModuleType] = ()) -> Data:
-    """The data behind a ticket drawn from ``signals``: the run in whose folder they lie, if it is of the same, else they alone."""
+def recorded(
+    signals: str | Path, subset: Subset, shelves: Sequence[ModuleType] = (), given: Incoming | None = None
+) -> Data:
+    """The data behind a ticket drawn from ``signals``: the run in whose folder they lie, if it is of the same, else they alone.
+
+    Args:
+        given: what was read of them
+    """
     folder = Path(signals).parent
     if (folder / "config.yaml").is_file():
         data = behind(folder, shelves)
         if data.fingerprint == subset.fingerprint:
             return data
-    return behind(signals, shelves)
+    return behind(signals, shelves) if given is None else Data(str(signals), given=given)
 
 
 @dataclass(frozen=True)
@@ -200,6 +211,7 @@ class Export:
     """How a list counts the images: see :meth:`Data.images`."""
     paths: bool = False
     labels: bool = False
+    weights: bool = False
     copy: bool = False
     """In a folder, copies in place of links."""
     force: bool = False
@@ -234,9 +246,21 @@ def export(subset: Subset, data: Data | None, out: str | Path, how: Export = Exp
         told.append(_folder(subset, data, out, how.copy))
     else:
         told.append(_list(subset, data, out, how))
-    if kind != "csv" and np.ptp(subset.weights) > 0:
-        told.append("the weights of this ticket are left behind: a .csv has them")
-    return told
+    return told + _left(subset, kind, how)
+
+
+def _left(subset: Subset, kind: str, how: Export) -> list[str]:
+    """A sentence where weights are not written."""
+    pictures = kind in ("beton", "folder")
+    if kind in ("csv", "parquet") or (how.weights and not pictures) or np.ptp(subset.weights) == 0:
+        return []
+    more = "" if pictures else ", and --weights writes them"
+    return [f"the weights of this ticket are left behind: a .csv has them{more}"]
+
+
+def _folder(subset: Subset, data: Data, out: Path, copy: bool) -> str:
+    images, read = data.images(), data.reader()
+    return class_folders.write(subset, images, out, source=data.source, read=read, copy=copy, where=data.where)
 
 
 def held(subset: Subset, data: Data, *, force: bool, risk: str) -> list[str]:
@@ -272,7 +296,7 @@ def _beton(subset: Subset, data: Data, out: Path) -> str:
 
 def _list(subset: Subset, data: Data | None, out: Path, how: Export) -> str:
     images = _numbered(subset, data, out, how)
-    exchange.write(subset, out, images, labels=how.labels, paths=how.paths)
+    exchange.write(subset, out, images, labels=how.labels, paths=how.paths, weights=how.weights)
     count = "the data set as it comes" if images.index is not None else "the images that LOTUS trains on"
     return f"{len(subset)} images by {'path' if how.by_path else 'their index in ' + count}"
 
@@ -291,83 +315,6 @@ def _numbered(subset: Subset, data: Data | None, out: Path, how: Export) -> Imag
         raise Refused(f"--index source: say how the data set comes: --data, {WHERE}.")
     labels = subset.labels if subset.labels is not None else np.zeros(subset.total, np.int64)
     return Images(subset.total, subset.fingerprint, labels, subset.classes, say=FLAGS)
-
-
-def _folder(subset: Subset, data: Data, out: Path, copy: bool) -> str:
-    """Images by class: links to their files, hard links or copies where the file system has none; pictures of those that are no files."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise Refused(f"{out}: is there and not empty. Give another place, or delete it.")
-    images = data.images()
-    put = _putting(images, data, copy)
-    if put is None:
-        raise Refused(f"{out}: needs the images, and {data.where} holds none. Give --data a run, a config or a folder.")
-    labels = images.labels[subset.rows]
-    folders = _class_folders(images.classes, int(labels.max()) + 1)
-    kinds: dict[str, int] = {}
-    with files.refusing(out), files.folder_beside(out) as beside:
-        for label in np.unique(labels).tolist():
-            (beside / folders[label]).mkdir(parents=True)
-        for row, label in zip(subset.rows.tolist(), labels.tolist(), strict=True):
-            way = put(row, beside / folders[label])
-            kinds[way] = kinds.get(way, 0) + 1
-    return f"{len(subset)} images in {len(set(labels.tolist()))} folders: {', '.join(f'{n} {way}' for way, n in kinds.items())}"
-
-
-def _class_folders(classes: Sequence[str], count: int) -> list[str]:
-    """A folder's name for each of ``count`` labels; numbered where two classes would share one."""
-    folders = [_plain(classes[label] if label < len(classes) else str(label)) for label in range(count)]
-    if len(set(folders)) < len(folders):
-        folders = [f"{number:04d}-{name}" for number, name in enumerate(folders)]
-    return folders
-
-
-def _putting(images: Images, data: Data, copy: bool) -> Callable[[int, Path], str] | None:
-    """What puts the image of a row into a folder, and says as what; None where no images are at hand."""
-    source, names, read = data.source, images.names, data.reader()
-    if source is not None and names is not None:
-        root = Path(source.root)
-
-        def link(row: int, home: Path) -> str:
-            inside = Path(names[row]).parts
-            # class/picture.jpg, whatever lies between; two of one name in folders of a class stay apart by theirs.
-            name = "-".join(inside[1:]) if len(inside) > 1 else inside[0]
-            return _link(root / names[row], home / name, copy)
-
-        return link
-    if read is None:
-        return None
-
-    def save(row: int, home: Path) -> str:
-        from PIL import Image
-
-        Image.fromarray(read(row)).save(home / f"{row:07d}.png")
-        return "pictures"
-
-    return save
-
-
-def _link(file: Path, place: Path, copy: bool) -> str:
-    if not file.is_file():
-        raise Refused(f"{file}: is gone. Put it back, or prepare the data again and draw a new ticket.")
-    tries: list[tuple[str, Callable[[], Any]]] = [
-        ("links", lambda: place.symlink_to(file.resolve())),
-        ("hard links", lambda: os.link(file.resolve(), place)),
-        ("copies", lambda: shutil.copyfile(file, place)),
-    ]
-    for way, make in tries[2:] if copy else tries[:2]:
-        try:
-            make()
-            return way
-        except OSError:
-            if copy:
-                raise
-    shutil.copyfile(file, place)
-    return "copies"
-
-
-def _plain(name: str) -> str:
-    """A class's name as a folder's: it cannot lead elsewhere."""
-    return re.sub(r"[^\w .,+()-]", "_", name).strip(" .") or "_"
 
 
 @dataclass(frozen=True)

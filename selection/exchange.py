@@ -8,9 +8,9 @@ dictionaries, and tables by path. How a file is taken apart: selection/parsing.p
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,9 @@ __all__ = [
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+
+LISTS = (".npy", ".json", ".txt", ".csv", ".parquet")
+"""Endings of lists that are written."""
 
 KINDS = ("rows", "mask", "remove", "order", "scores")
 """What a bare list of numbers can be: rows that stay, one truth value an image, rows that go, all rows with the best last, or
@@ -140,26 +143,72 @@ def scores(found: Found, images: Images, *, name: str, beside: Signals | None = 
 # ------------------------------------------------------------------------------------------------------------- out
 
 
-def write(subset: Subset, path: str | Path, images: Images, *, labels: bool = False, paths: bool = False) -> None:
-    """The ticket as a file of others, by the ending of its name: .npy and .json (indices), .txt (indices, or paths), .csv (all images).
+def check(path: str | Path) -> None:
+    """Before the work: whether a ticket can be written as a list of this ending.
+
+    Raises:
+        Refused: another ending, or what writes it is not here.
+    """
+    ending = Path(path).suffix
+    if ending not in LISTS:
+        raise Refused(
+            f"{path}: written are {', '.join(LISTS)}, .beton, or a folder.{nearest(ending, [*LISTS, '.beton'])}"
+        )
+    if ending == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise Refused(f"{path}: needs the library pyarrow: pip install pyarrow. Or write a .csv.")
+
+
+def write(
+    subset: Subset,
+    path: str | Path,
+    images: Images,
+    *,
+    labels: bool = False,
+    paths: bool = False,
+    weights: bool = False,
+) -> None:
+    """The ticket as a file of others, by the ending of its name: .npy and .json (indices), .txt (indices, or paths), .csv and
+    .parquet (all images, with paths, labels, scores and weights).
 
     Args:
         labels: in .txt, write the label after each path.
-        paths: in .txt, write paths.
+        paths: write paths: in .txt in place of the indices, in .npy and .json with ``weights``, beside them.
+        weights: write what each image weighs: a .txt then has tabs between its cells, a .npy fields, a .json lists by name.
 
     Raises:
         Refused: another ending, no paths where they are asked for, or it cannot be written.
     """
     path = Path(path)
-    kinds: dict[str, Callable[[], bytes]] = {
-        ".npy": lambda: _npy(images.numbers[subset.rows]),
-        ".json": lambda: (json.dumps(images.numbers[subset.rows].tolist()) + "\n").encode(),
-        ".txt": lambda: _text(subset, images, labels, paths or labels),
-        ".csv": lambda: _comma(subset, images),
-    }
-    if path.suffix not in kinds:
-        raise Refused(f"{path}: written are .npy, .json, .txt, .csv, .beton, or a folder.{nearest(path.suffix, kinds)}")
-    files.write_bytes(path, kinds[path.suffix]())
+    check(path)
+    if path.suffix == ".txt":
+        content = _text(subset, images, labels, paths or labels, weights)
+    elif path.suffix == ".csv":
+        content = _comma(subset, images)
+    elif path.suffix == ".parquet":
+        content = _parquet(subset, images)
+    else:
+        content = _array(path.suffix, _columns(subset, images, paths) if weights else None, images.numbers[subset.rows])
+    files.write_bytes(path, content)
+
+
+def _columns(subset: Subset, images: Images, paths: bool) -> dict[str, np.ndarray]:
+    """Of the images that stay."""
+    found = {"index": images.numbers[subset.rows]}
+    if paths and images.names is not None:
+        found["path"] = np.array([images.names[row] for row in subset.rows.tolist()])
+    return {**found, "weight": subset.weights}
+
+
+def _array(ending: str, columns: dict[str, np.ndarray] | None, numbers: Rows) -> bytes:
+    if ending == ".json":
+        told = numbers.tolist() if columns is None else {name: column.tolist() for name, column in columns.items()}
+        return (json.dumps(told) + "\n").encode()
+    if columns is None:
+        return _npy(numbers)
+    array = np.empty(len(numbers), [(name, column.dtype) for name, column in columns.items()])
+    for name, column in columns.items():
+        array[name] = column
+    return _npy(array)
 
 
 def _npy(array: np.ndarray) -> bytes:
@@ -168,9 +217,22 @@ def _npy(array: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-def _text(subset: Subset, images: Images, labels: bool, paths: bool) -> bytes:
-    if not paths:
-        return "".join(f"{number}\n" for number in images.numbers[subset.rows].tolist()).encode()
+def _text(subset: Subset, images: Images, labels: bool, paths: bool, weights: bool) -> bytes:
+    between = "\t" if weights else " "
+    lines = _paths(subset, images, between) if paths else [str(n) for n in images.numbers[subset.rows].tolist()]
+    if labels:
+        lines = [f"{line}{between}{n}" for line, n in zip(lines, images.labels[subset.rows].tolist(), strict=True)]
+    if weights:  # always with a point: a whole number after a path is a label
+        lines = [f"{line}\t{heavy:#.9g}" for line, heavy in zip(lines, subset.weights.tolist(), strict=True)]
+    return "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
+
+
+def _paths(subset: Subset, images: Images, between: str) -> list[str]:
+    """Of the images that stay.
+
+    Raises:
+        Refused: they have none, or one that cannot stand on a line.
+    """
     say = images.say
     if images.names is None:
         raise Refused(
@@ -178,11 +240,22 @@ def _text(subset: Subset, images: Images, labels: bool, paths: bool) -> bytes:
             f"{say('paths')} and {say('labels')} out, for indices, or write a .csv."
         )
     lines = [images.names[row] for row in subset.rows.tolist()]
-    if odd := next((line for line in lines if "\n" in line or line != line.strip()), None):
+    apart = {"\n", between} - {" "}
+    if odd := next((line for line in lines if line != line.strip() or any(sign in line for sign in apart)), None):
         raise Refused(f"{say('paths')}: {odd!r} cannot stand on a line of a text. Write a .csv.")
-    if labels:
-        lines = [f"{line} {label}" for line, label in zip(lines, images.labels[subset.rows].tolist(), strict=True)]
-    return "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
+    return lines
+
+
+def _parquet(subset: Subset, images: Images) -> bytes:
+    import pyarrow
+    from pyarrow import parquet
+
+    heavy = subset.spread()
+    columns: dict[str, Any] = {"index": images.numbers, "path": images.names, "label": images.labels}
+    columns |= {"score": subset.scores, "weight": heavy, "kept": heavy > 0}
+    out = io.BytesIO()
+    parquet.write_table(pyarrow.table({name: column for name, column in columns.items() if column is not None}), out)
+    return out.getvalue()
 
 
 def _comma(subset: Subset, images: Images) -> bytes:

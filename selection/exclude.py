@@ -62,7 +62,7 @@ def others(signals: Signals, gone: Rows) -> Signals:
     """What is known of the images that are not ``gone``."""
     stay = np.setdiff1d(np.arange(signals.images), gone)
     kept = {name: signals.take(name, stay) if "N" in VOCABULARY[name].dims else signals[name] for name in signals}
-    left = Signals(kept, classes=signals.classes, fingerprint=signals.fingerprint)
+    left = Signals(kept, classes=signals.classes, fingerprint=signals.fingerprint, unlabeled=signals.unlabeled)
     left.recorded = signals.recorded
     return left
 

@@ -15,6 +15,7 @@ from selection.choices import CONFIG, Choice, Method, Places, check_seed, named,
 from selection.draws import QUOTAS, Drawing, Group, Weighed, above_floor
 from selection.errors import Refused
 from selection.ranks import ranking
+from selection.shares import BALANCES, balance_of, quotas
 from selection.signals import CURES, VOCABULARY, Signals
 from selection.subset import Subset
 
@@ -29,6 +30,9 @@ Floats = npt.NDArray[np.float64]
 # Scores that say where an image lies and not how hard it is: the highest are what their authors keep.
 _NOT_DIFFICULTY = {"random", "moderate", "zcore"}
 
+_COUNTING = (scores.random, pickers.random)  # of the labels they only read how many there are
+_UNDRAWN = (pickers.herding, pickers.k_center)
+
 
 @dataclass(frozen=True, eq=False)
 class Lottery:
@@ -39,6 +43,8 @@ class Lottery:
     """(N,), higher = keep first, may hold +inf; None where nothing read them and what they read was not recorded."""
     warnings: tuple[str, ...] = ()
     """Sentences for the user."""
+    read: bool = True
+    """Whether the picker went by the score."""
 
 
 def choose(
@@ -108,7 +114,7 @@ def select(
     score: Choice,
     pick: Choice,
     keep: float,
-    balance: bool = True,
+    balance: bool | str = True,
     floor: float | None = None,
     seed: int = 0,
     start: Subset | None = None,
@@ -123,7 +129,8 @@ def select(
         score: a function of selection/scores.py. A setting ``seed`` that it has is ``seed`` where it is not said.
         pick: a function of selection/pickers.py.
         keep: the fraction that stays, in (0, 1].
-        balance: share the budget among the classes in proportion to their sizes (see :func:`quotas`) and pick in each.
+        balance: share the budget among the classes (see :func:`selection.shares.quotas`) and pick in each: ``"fraction"`` (or True)
+            in proportion to their sizes, ``"equal"``, ``"sqrt"``; False: do not.
         floor: where classes are not balanced, the fraction of what balance would give it (rounded up) that each class keeps at least,
             in (0, 1]. Classes that the picker leaves below it are picked from alone, the others again with what is left.
         seed: everything random follows from it.
@@ -140,40 +147,61 @@ def select(
     """
     shelves = list(shelves)
     warnings = choose(score=score, pick=pick, keep=keep, shelves=shelves, places=places)
-    seed = check_seed(seed)
+    seed, share = check_seed(seed), balance_of(balance, places.balance)
     scorer, picker = _scorer(score, seed, shelves, places), resolve(pickers, shelves, pick, places.pick)
-    if start is not None:
-        start.check(signals.fingerprint, signals.images, place=places.start)
-    _check_floor(floor, balance, places)
-    by_class = balance or floor is not None
-    budget = affordable(signals["labels"], keep, by_class, places)
+    begun = _begun(start, signals, places)
+    _check_floor(floor, bool(share), places)
+    by_class = _by_class(share, floor)
+    budget = affordable(signals["labels"], keep, bool(by_class), places)
     groups = list(_groups(signals["labels"], budget, by_class, seed))
 
     read = set(methods.reads(picker.function))
-    needed, together = bool(groups and read & {"scores", "ranking"}), floor is not None or "quotas" in read
-    sizes = {(signals.images, budget)} if together else {(len(group), quota) for _, group, quota in groups}
+    going, together = bool(read & {"scores", "ranking"}), floor is not None or "quotas" in read
+    needed = bool(groups) and going
+    _check_labels(signals, [(places.score, scorer)] * needed + [(places.pick, picker)] * bool(groups), places)
+    handed = [(0, np.arange(signals.images), budget)] if together else groups
+    sizes = {(len(group), quota) for _, group, quota in handed}
     enough = 0.0 if max_memory is None else limits.of_all(scorer if needed else None, picker, signals, sizes)
     score_of = _scored if needed else _scored_if_it_can_be
     values = score_of(signals, scorer, max_memory, enough, places)
-    begun = np.empty(0, np.int64) if start is None else start.rows
     limit = limits.Limits(signals, picker, max_memory, places.max_memory, enough)
     if groups:
-        limit.check(f"{places.pick} ({picker.name})", balance)
+        limit.check(f"{places.pick} ({picker.name})", bool(share))
     drawing = Drawing(signals, values, limit, float(keep), begun, seed, places)
-    rows, weights = _drawn(drawing, groups, budget, at_once=balance and together, floor=floor)
-    origin: dict[str, Any] = {
+    rows, weights = _drawn(drawing, groups, budget, at_once=bool(share) and together, floor=floor)
+    origin = {
         "score": {"name": scorer.name, **_as_read(scorer, signals.epochs)},
         "pick": {"name": picker.name, **picker.wants},
-        "balance": bool(balance),
-        **({} if floor is None else {"floor": float(floor)}),
-        "seed": seed,
-        **({} if start is None else {"start": start.origin}),
+        "balance": share if share in BALANCES[1:] else bool(share),
+        **_said(floor=floor, seed=seed, score_read=None if going else False, start=start and start.origin),
     }
     subset = Subset(
         rows, signals.images, fingerprint=signals.fingerprint, weights=weights / weights.mean(), keep=float(keep),
-        origin=origin, labels=signals["labels"], classes=signals.classes, scores=values,
+        origin=origin, labels=None if signals.unlabeled else signals["labels"], classes=signals.classes, scores=values,
     )  # fmt: skip
-    return Lottery(subset, values, tuple(warnings))
+    return Lottery(subset, values, (*warnings, *_seeded(picker, seed, places)), going)
+
+
+def _begun(start: Subset | None, signals: Signals, places: Places) -> Rows:
+    """Images that are in already.
+
+    Raises:
+        Refused: they are of other data.
+    """
+    if start is None:
+        return np.empty(0, np.int64)
+    start.check(signals.fingerprint, signals.images, place=places.start)
+    return start.rows
+
+
+def _said(**parts: Any) -> dict[str, Any]:
+    """Without those that are None."""
+    return {name: value for name, value in parts.items() if value is not None}
+
+
+def _seeded(picker: Method, seed: int, places: Places) -> list[str]:
+    told = f"{places.pick}: {picker.name} draws nothing, so that another seed than 0 gives the same images"
+    return [told] if picker.function in _UNDRAWN and seed else []
 
 
 def _drawn(drawing: Drawing, groups: list[Group], budget: int, *, at_once: bool, floor: float | None) -> Weighed:
@@ -190,6 +218,23 @@ def _drawn(drawing: Drawing, groups: list[Group], budget: int, *, at_once: bool,
         drawn = [drawing.draw(group, quota, key) for key, group, quota in groups]
     rows, weights = zip(*drawn, strict=True)
     return np.concatenate(rows), np.concatenate(weights)
+
+
+def _needs_labels(signals: Signals, method: Method) -> bool:
+    """Whether a method reads labels that the images do not have."""
+    reads_some = "labels" in methods.reads(method.function) and method.function not in _COUNTING
+    return signals.unlabeled and reads_some
+
+
+def _check_labels(signals: Signals, chosen: Iterable[tuple[str, Method]], places: Places) -> None:
+    for place, method in chosen:
+        if _needs_labels(signals, method):
+            raise Refused(f"{place}: {method.name!r} reads labels, and these images have none. Give {places.labels}.")
+
+
+def _by_class(share: str, floor: float | None) -> str:
+    """How classes share the budget, or what each would have of it: a floor is a part of that."""
+    return share or (BALANCES[0] if floor is not None else "")
 
 
 def _check_floor(floor: Any, balance: bool, places: Places) -> None:
@@ -245,7 +290,7 @@ def _scored_if_it_can_be(
     signals: Signals, scorer: Method, max_memory: float | None, enough: float, places: Places
 ) -> Floats | None:
     """What the picker does not read is told along where it can be had (of one epoch dual has nothing to say), and else not."""
-    if any(name not in signals for name in methods.reads(scorer.function)):
+    if any(name not in signals for name in methods.reads(scorer.function)) or _needs_labels(signals, scorer):
         return None
     try:
         return _scored(signals, scorer, max_memory, enough, places)
@@ -260,33 +305,7 @@ def _scorer(score: Choice, seed: int, shelves: Iterable[ModuleType], places: Pla
     return scorer._replace(options={"seed": int(seed), **scorer.options})
 
 
-def quotas(sizes: npt.ArrayLike, budget: int, rng: np.random.Generator) -> Rows:
-    """Share ``budget`` among classes in proportion to their sizes, by largest remainder, at least one image a class.
-
-    Exact: they sum to ``budget``, none is above its size, and each is within one of ``budget * size / sum(sizes)`` but where
-    the least of one image moves it. Equal remainders are served in random order.
-
-    Args:
-        sizes: (C,) images of each class, at least 1 each.
-        budget: C to ``sum(sizes)``.
-    """
-    order = rng.permutation(np.size(sizes))
-    sizes = np.asarray(sizes, dtype=np.int64)[order]
-    whole = int(sizes.sum())
-    shares = np.maximum(1, sizes * budget // whole)
-    missing = budget - int(shares.sum())
-    for _ in range(abs(missing)):  # fewer than there are classes
-        behind = sizes * budget - shares * whole  # in parts of an image: integers, hence exact
-        if missing > 0:
-            shares[np.argmax(np.where(shares < sizes, behind, np.iinfo(np.int64).min))] += 1
-        else:
-            shares[np.argmin(np.where(shares > 1, behind, np.iinfo(np.int64).max))] -= 1
-    result = np.empty_like(shares)
-    result[order] = shares
-    return result
-
-
-def _groups(labels: Rows, budget: int, balance: bool, seed: int) -> Iterator[Group]:
+def _groups(labels: Rows, budget: int, balance: str, seed: int) -> Iterator[Group]:
     """(key, rows, quota) of each class; of all rows at once where classes are not balanced; none where all stay."""
     if budget == len(labels):
         return
@@ -294,7 +313,7 @@ def _groups(labels: Rows, budget: int, balance: bool, seed: int) -> Iterator[Gro
         yield 0, np.arange(len(labels)), budget
         return
     classes, sizes = np.unique(labels, return_counts=True)
-    shares = quotas(sizes, budget, np.random.default_rng([seed, QUOTAS]))
+    shares = quotas(sizes, budget, np.random.default_rng([seed, QUOTAS]), balance)
     by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])
     yield from zip((int(c) for c in classes), by_class, (int(q) for q in shares), strict=True)
 

@@ -10,13 +10,14 @@ import io
 import json
 import re
 import zipfile
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from selection import npz, pickles, regular
+from selection import memory, npz, pickles, regular
 from selection.errors import Refused
 
 Floats = npt.NDArray[np.float64]
@@ -34,20 +35,7 @@ def table(path: Path) -> Any:
     except OSError as error:
         raise Refused(f"{path}: cannot be read ({error.strerror}). Give a file of rows or scores.") from None
     try:
-        if head.startswith(b"\x93NUMPY"):
-            return npz.array(path)
-        if path.suffix == ".json":
-            return _json(json.loads(path.read_text(encoding="utf-8")))
-        if path.suffix in (".csv", ".tsv"):
-            return _csv(path.read_text(encoding="utf-8-sig"))
-        if path.suffix in (".txt", ".lst", ".list"):
-            return _lines(path.read_text(encoding="utf-8-sig"))
-        if head.startswith(b"PK\x03\x04"):
-            with zipfile.ZipFile(path) as archive:
-                held = archive.namelist()
-            if held and not any(name.endswith("data.pkl") for name in held):
-                return npz.arrays(path)
-        return _json(pickles.load(path))
+        return _parsed(path, head)
     except Refused:
         raise
     except Exception as error:  # a damaged or foreign file can break its parser in any way
@@ -57,6 +45,26 @@ def table(path: Path) -> Any:
             "values: .npy, .npz, .txt, .csv, .json, or a pickle or PyTorch file of arrays. Save it anew with np.save, or as text."
             + (" If it was a ticket of LOTUS, draw it again." if path.suffix == ".npz" else "")
         ) from None
+
+
+def _parsed(path: Path, head: bytes) -> Any:
+    if head.startswith(b"\x93NUMPY"):
+        array = npz.array(path)
+        return {name: array[name] for name in array.dtype.names} if array.dtype.names else array
+    if path.suffix == ".parquet":
+        return parquet(path)
+    if path.suffix == ".json":
+        return _json(json.loads(path.read_text(encoding="utf-8")))
+    if path.suffix in (".csv", ".tsv"):
+        return _csv(path.read_text(encoding="utf-8-sig"))
+    if path.suffix in (".txt", ".lst", ".list"):
+        return _lines(path.read_text(encoding="utf-8-sig"))
+    if head.startswith(b"PK\x03\x04"):
+        with zipfile.ZipFile(path) as archive:
+            held = archive.namelist()
+        if held and not any(name.endswith("data.pkl") for name in held):
+            return npz.arrays(path)
+    return _json(pickles.load(path))
 
 
 def _looks(path: Path, head: bytes) -> str:
@@ -141,11 +149,18 @@ def _lines(text: str) -> Any:
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
     if not lines:
         raise ValueError("it is empty")
+    if all(re.search(r"\t[0-9]+[.][0-9e+-]*$", line) for line in lines):
+        return _tabbed([line.split("\t") for line in lines])
     told = _typed(lines)
     if told.dtype.kind != "U":
         return told
     if all(len(cells) > 1 and all(map(_is_number, cells)) for cells in map(str.split, lines)):
         raise ValueError("its lines hold several numbers each; write one a line, or a .csv with a head")
+    return _labeled(lines)
+
+
+def _labeled(lines: list[str]) -> Any:
+    """Paths, and their labels where every line has one."""
     labeled = [match for match in (re.fullmatch(r"(.*\S)\s+(\d+)", line) for line in lines) if match]
     if len(labeled) == len(lines):
         return {
@@ -153,6 +168,42 @@ def _lines(text: str) -> Any:
             "label": np.array([int(match[2]) for match in labeled]),
         }
     return np.array(lines)
+
+
+def _tabbed(rows: list[list[str]]) -> dict[str, np.ndarray]:
+    """Columns of lines that :func:`selection.exchange.write` wrote with weights: index or path, maybe a label, the weight."""
+    width = len(rows[0])
+    if width not in (2, 3) or any(len(row) != width for row in rows):
+        raise ValueError("its lines have other than 2 or 3 cells between tabs")
+    columns = [_typed(list(column)) for column in zip(*rows, strict=True)]
+    first = "path" if columns[0].dtype.kind == "U" else "index"
+    return dict(zip([first, *["label"] * (width - 2), "weight"], columns, strict=True))
+
+
+def parquet(path: Path, only: Container[str] | None = None) -> dict[str, np.ndarray]:
+    """The columns of a .parquet, (N,) or (N, D) each.
+
+    Args:
+        only: the columns to read, by their names in small letters; None: all
+
+    Raises:
+        Refused: the library that reads it is not here, or the table does not fit into memory.
+        Exception: any other, where the file is damaged, or has blanks.
+    """
+    try:
+        from pyarrow import parquet as reader
+    except ImportError:
+        raise Refused(f"{path}: needs the library pyarrow: pip install pyarrow. Or write a .csv.") from None
+    with reader.ParquetFile(regular.check(path)) as file:
+        about = file.metadata
+        claimed = sum(about.row_group(group).total_byte_size for group in range(about.num_row_groups))
+        memory.there(4 * claimed / memory.GB, str(path), "Take a part of it.")  # as numbers of Python on the way
+        wanted = [name for name in file.schema_arrow.names if only is None or name.lower() in only]
+        table = file.read(columns=wanted)
+    blank = next((name for name in wanted if table.column(name).null_count), None)
+    if blank is not None:
+        raise ValueError(f"its column {blank!r} has {table.column(blank).null_count} blanks")
+    return {name: np.asarray(table.column(name).to_pylist()) for name in wanted}
 
 
 def _is_number(cell: str) -> bool:

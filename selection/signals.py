@@ -105,6 +105,7 @@ class Signals:
             ``labels`` is a must, the rest is what was recorded.
         fingerprint: of the data that the rows are of.
         classes: their names; empty where there are none, then there are ``max(labels) + 1``.
+        unlabeled: the labels, all 0, stand for none; what reads labels is refused.
 
     Raises:
         Refused: a name that is not in the vocabulary, a shape, a dtype or a value that does not fit.
@@ -117,7 +118,9 @@ class Signals:
         fingerprint: str,
         classes: Sequence[str] = (),
         place: str = "signals",
+        unlabeled: bool = False,
     ) -> None:
+        self.unlabeled = unlabeled
         for name in arrays:
             if name not in VOCABULARY:
                 raise Refused(
@@ -153,7 +156,8 @@ class Signals:
         return [
             name
             for name in VOCABULARY
-            if name in self.recorded or (name in DERIVED and all(part in self.recorded for part in DERIVED[name][0]))
+            if (name in self.recorded and not (self.unlabeled and name == "labels"))
+            or (name in DERIVED and all(part in self.recorded for part in DERIVED[name][0]))
         ]
 
     @property
@@ -202,6 +206,7 @@ class Signals:
             Refused: it cannot be written there.
         """
         about: dict[str, Any] = {"fingerprint": self.fingerprint, "classes": self.classes}
+        about |= {"unlabeled": True} if self.unlabeled else {}
         npz.write(path, self._arrays, about, kind=KIND, version=FORMAT)
 
     @classmethod
@@ -220,8 +225,9 @@ class Signals:
         arrays, about = npz.read(path, kind=KIND, version=FORMAT, cure=CURE, made=MADE, only=names)
         try:
             signals = cls(
-                arrays, fingerprint=about.get("fingerprint", ""), classes=about.get("classes") or (), place=str(path)
-            )
+                arrays, fingerprint=about.get("fingerprint", ""), classes=about.get("classes") or (), place=str(path),
+                unlabeled=about.get("unlabeled") is True,
+            )  # fmt: skip
         except Refused as error:
             raise Refused(f"{error} {CURE}") from None
         signals.recorded = npz.names(path)

@@ -95,6 +95,7 @@ def _patches(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from lotus import stages
     from lotus.config import read
+    from lotus.report.numbers import accuracy
     from lotus.stage import named
 
     config = read(options.config, options.overrides)
@@ -106,8 +107,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         print(json.dumps(found))
     else:
         tell(
-            f"{which}: top-1 {found['top1']:.2f} %, top-5 {found['top5']:.2f} %, loss {found['loss']:.4f} "
-            f"on {found['images']:.0f} images{where}; {found['params'] / 1e6:.3f} M parameters, {found['macs'] / 1e6:.2f} M MACs"
+            f"{which}: top-1 {accuracy(found['top1'], found['images'])}, macro average {found['macro']:.2f} %, "
+            f"top-5 {found['top5']:.2f} %, loss {found['loss']:.4f} on {found['images']:.0f} images{where}; {found['params'] / 1e6:.3f} M parameters, {found['macs'] / 1e6:.2f} M MACs"
         )
     if found["outdated"]:
         tell(

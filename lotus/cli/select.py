@@ -1,34 +1,62 @@
-"""``lotus select``: a ticket out of recorded signals. Needs no torch."""
+"""``lotus select``: a ticket out of recorded signals, or of embeddings and scores that others made. Needs no torch, but to make
+embeddings."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lotus.cli.shared import Verbs, as_json, load_shelves, pairs, scalar, with_files
 from selection.errors import Refused
+from selection.images import Words
+from selection.shares import BALANCES
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from selection.incoming import Incoming
     from selection.lottery import Lottery, Places
     from selection.signals import Signals
+
+FLAGS = Words(
+    {"labels": "--labels", "paths": "--paths", "weights": "--weights"}, " ", "Give a table with a column of paths."
+)
+"""What refusals of selection call what is said here."""
+LISTS = (".txt", ".csv", ".json", ".npy", ".parquet")
+"""Endings of what is written for others."""
+TABLES = (".csv", ".parquet")
+"""Those that have the weights always."""
 
 
 def add(verb: Verbs) -> None:
     ticket = verb("select", "draw a ticket (a subset of the images) from recorded signals; needs no torch", _select)
-    ticket.add_argument("signals", help="signals.npz, as `lotus score` leaves it")
+    ticket.add_argument("signals", help="signals.npz, as `lotus score` leaves it; embeddings (.npy, .npz); a table with a score an "
+                        "image (.csv, .tsv, .parquet); with --features, a folder of pictures")  # fmt: skip
+    ticket.add_argument("--features", default="", metavar="MODEL", help="make the embeddings of a folder of pictures: a timm name, a "
+                        "folder of LOTUS, or NAME=FILE with weights of your own")  # fmt: skip
+    ticket.add_argument("--embeddings", default="", metavar="FILE.npz",
+                        help="where --features leaves them, to select from again (FOLDER.embeddings.npz)")  # fmt: skip
+    ticket.add_argument("--labels", default="", metavar="FILE",
+                        help="of embeddings and scores of others: a label an image, as .npy, .npz, .txt or a table")  # fmt: skip
     ticket.add_argument("--score", help="a score of selection/scores.py; higher = keep first (dual)")
     ticket.add_argument("--pick", help="a policy of selection/pickers.py (beta)")
     budget = ticket.add_mutually_exclusive_group(required=True)
     budget.add_argument("--keep", type=float, help="the fraction of the images that stays, in (0, 1]")
     budget.add_argument("--prune", type=float, help="the fraction that goes, in [0, 1): the complement of --keep")
     ticket.add_argument("--seed", type=int, default=0, help="what is random follows from it (0)")
-    ticket.add_argument("--out", default="", help="where the ticket goes, e.g. ticket.npz")
+    ticket.add_argument(
+        "--out", default="", help="where the ticket goes, e.g. ticket.npz; as a list: .txt, .csv, .json, .npy, .parquet"
+    )
+    ticket.add_argument("--weights", action="store_true",
+                        help="in a list, write the weights too (.csv and .parquet have them always)")  # fmt: skip
     ticket.add_argument("--start", default="", metavar="TICKET", help="a ticket whose images all stay; more are added")
-    ticket.add_argument("--no-balance", action="store_true", help="do not keep the same fraction of every class")
+    balance = ticket.add_mutually_exclusive_group()
+    balance.add_argument("--balance", choices=BALANCES, default=None, help="of every class the same fraction (so without it), as "
+                         "many as of any other (equal), or by the root of its size (sqrt)")  # fmt: skip
+    balance.add_argument("--no-balance", action="store_true", help="pick from all images, whatever their class")
     ticket.add_argument("--floor", type=float, metavar="FRACTION",
                         help="with --no-balance: the fraction of what balance would give it that each class keeps at least")  # fmt: skip
     ticket.add_argument(
@@ -44,19 +72,19 @@ def add(verb: Verbs) -> None:
 def _select(options: argparse.Namespace) -> int:
     from selection import lottery
     from selection.memory import gigabytes
-    from selection.signals import Signals
     from selection.subset import Subset
 
     asked = _asked(options)
     shelves = load_shelves(options.shelves)
     _check_outputs(options)
-    signals = Signals.load(options.signals, only=lottery.reads(asked.score, asked.pick, shelves))
+    given = _given(options, asked, shelves)
+    signals, asked = given.signals, _fitting(options, asked, given.signals)
     drawn = lottery.select(
         signals,
         score=asked.score,
         pick=asked.pick,
         keep=asked.keep,
-        balance=not options.no_balance,
+        balance=False if options.no_balance else options.balance or True,
         floor=options.floor,
         seed=options.seed,
         start=Subset.load(options.start) if options.start else None,
@@ -64,15 +92,81 @@ def _select(options: argparse.Namespace) -> int:
         shelves=shelves,
         places=_places(options),
     )
-    if options.out:
-        drawn.subset.save(options.out)
+    told = [
+        *given.told,
+        *([f"embeddings: {options.signals}"] if options.features else []),
+        *_written(options, drawn, given),
+    ]
     if options.picture:
         from lotus import ticket
         from lotus.report import ticket as picture
 
-        picture.write(options.picture, drawn.subset, ticket.recorded(options.signals, drawn.subset, shelves))
-    _tell(options, asked, signals, drawn)
+        picture.write(options.picture, drawn.subset, ticket.recorded(options.signals, drawn.subset, shelves, given))
+    _tell(options, asked, signals, drawn, told)
     return 0
+
+
+def _given(options: argparse.Namespace, asked: _Asked, shelves: list[ModuleType]) -> Incoming:
+    """What is known of the images."""
+    from selection import incoming, lottery
+
+    if options.features:
+        options.signals = _featured(options)
+    elif options.embeddings:
+        raise Refused(f"--embeddings {options.embeddings}: is where --features leaves them. Say --features MODEL too.")
+    elif Path(options.signals).is_dir():
+        raise Refused(
+            f"{options.signals}: is a folder. Give what `lotus score` leaves in it (signals.npz), or embeddings (.npy); or say "
+            "--features MODEL, to make them of its pictures."
+        )
+    only = lottery.reads(asked.score, asked.pick, shelves)
+    return incoming.read(options.signals, labels=options.labels, only=only, say=FLAGS)
+
+
+def _featured(options: argparse.Namespace) -> str:
+    """Make the embeddings of a folder of pictures; returns their file."""
+    import contextlib
+
+    from lotus.report.terminal import Terminal
+    from lotus.stages import features
+
+    out = options.embeddings or f"{Path(options.signals).resolve().name}.embeddings.npz"
+    with contextlib.nullcontext() if options.json else Terminal() as terminal:
+        for event in features.make(features.Job(options.features, options.signals, out)):
+            if terminal is not None:
+                terminal.show(event)
+    return out
+
+
+def _fitting(options: argparse.Namespace, asked: _Asked, signals: Signals) -> _Asked:
+    """The methods for what is there, where it is of others: the score that came with it, if none is said.
+
+    Raises:
+        Refused: the picker reads what is not there; names those that do not.
+    """
+    from selection import methods, pickers, scores
+
+    if "p_label" in signals.known or options.score:
+        return asked
+    scored = "given" in signals
+    here = {*signals.known, "budget", "keep", "quotas", "rng", "start"} | ({"scores", "ranking"} if scored else set())
+    picks, own = (
+        {
+            name: set(methods.reads(getattr(shelf, name))) - ({"labels"} if name == "random" else set())
+            for name in methods.names(shelf)
+        }
+        for shelf in (pickers, scores)
+    )
+    missing = picks.get(asked.pick["name"], set()) - here
+    if missing:
+        lacks = "a score" if missing == {"scores", "ranking"} else ", ".join(sorted(missing))
+        scorers = [name for name, wants in own.items() if wants <= here]
+        first = "" if scored else f" Or score them first: --score {', '.join(scorers)}."
+        raise Refused(
+            f"--pick: {asked.pick['name']!r} reads {lacks}, and {options.signals} has {', '.join(signals.known)}. Take one of: "
+            f"{', '.join(name for name, wants in picks.items() if wants <= here)}.{first}"
+        )
+    return asked._replace(score={**asked.score, "name": "given"}) if scored else asked
 
 
 class _Asked(NamedTuple):
@@ -111,40 +205,67 @@ def _places(options: argparse.Namespace) -> Places:
 
     return Places(
         score="--score", pick="--pick", keep="--keep" if options.prune is None else f"--prune {options.prune:g}",
-        floor="--floor", unbalanced="--no-balance", start="--start", max_memory="--max-memory",
-        options_of_score="--set score", options_of_pick="--set pick",
+        floor="--floor", balance="--balance", unbalanced="--no-balance", start="--start", max_memory="--max-memory",
+        options_of_score="--set score", options_of_pick="--set pick", labels="--labels FILE, a label an image",
     )  # fmt: skip
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
     """Before the work: whether all can be written."""
-    from selection import files
+    from selection import exchange, files
 
     if options.out:
         files.check(options.out)
-        refuse_to_replace(Path(options.out))
+        if Path(options.out).suffix in LISTS:
+            exchange.check(options.out)
+            if Path(options.out).exists():
+                raise Refused(f"--out {options.out}: is there already. Give another name, or remove it.")
+        else:
+            refuse_to_replace(Path(options.out))
     if options.picture:
         from lotus.report import ticket as picture
 
         picture.check(options.picture)
 
 
-def _tell(options: argparse.Namespace, asked: _Asked, signals: Signals, drawn: Lottery) -> None:
+def _written(options: argparse.Namespace, drawn: Lottery, given: Incoming) -> list[str]:
+    """Write the ticket, and sentences about what a list leaves out."""
+    from selection import exchange
+
+    if not options.out:
+        return []
+    ending = Path(options.out).suffix
+    if ending not in LISTS:
+        drawn.subset.save(options.out)
+        return []
+    paths = given.names is not None and (ending == ".txt" or options.weights)
+    exchange.write(drawn.subset, options.out, given.images(FLAGS), paths=paths, weights=options.weights)
+    heavy = drawn.subset.weights
+    left = ending not in TABLES and not options.weights and heavy.max() > heavy.min()
+    return ["the weights are left behind: --weights writes them too"] if left else []
+
+
+def _tell(options: argparse.Namespace, asked: _Asked, signals: Signals, drawn: Lottery, told: list[str]) -> None:
     classes = signals.classes or [str(number) for number in range(signals.n_classes)]
     kept, of = per_class(signals["labels"], drawn.subset.rows, signals.n_classes)
     score, pick = asked.score["name"], asked.pick["name"]
+    notes = [*told, *drawn.warnings]
+    if options.score and not drawn.read:
+        notes.append(f"--pick {pick} goes by no score: {score} had no part in it")
     if options.json:
         print(json.dumps({
             "kept": len(drawn.subset.rows), "of": len(signals["labels"]), "keep": asked.keep, "seed": options.seed,
-            "score": score, "pick": pick, "out": options.out, "warnings": list(drawn.warnings),
+            "score": score if drawn.read or options.score else None, "pick": pick, "out": options.out, "warnings": notes,
             "picture": options.picture,
             "classes": [{"class": name, "kept": k, "of": o} for name, k, o in zip(classes, kept, of)],
         }))  # fmt: skip
         return
     from lotus.report.terminal import ticket_page
 
-    ticket_page(list(zip(classes, kept, of, strict=True)), drawn.scores, drawn.subset.rows, title=f"{score}, {pick}",
-                warnings=drawn.warnings, out=options.out)  # fmt: skip
+    named = bool(drawn.read or options.score)  # what was not asked for and has no part in it is not told
+    ticket_page(list(zip(classes, kept, of, strict=True)), drawn.scores if named else None, drawn.subset.rows,
+                title=f"{score}, {pick}" if named else pick, highest_first=pick == "top_k", warnings=notes,
+                out=options.out)  # fmt: skip
 
 
 def refuse_to_replace(out: Path, *, scores: bool = False) -> None:

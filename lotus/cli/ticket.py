@@ -43,7 +43,9 @@ def _ticket_verbs(parser: argparse.ArgumentParser) -> None:
     compare = verb("compare", "what tickets of the same data share", _ticket_compare, "")
     compare.add_argument("tickets", nargs="+", metavar="ticket", help="two or more tickets (.npz), or runs' folders")
 
-    does = "write a ticket as a file of others: .npy, .json, .txt, .csv, .beton, or a folder of images by class"
+    does = (
+        "write a ticket as a file of others: .npy, .json, .txt, .csv, .parquet, .beton, or a folder of images by class"
+    )
     _export_flags(verb("export", does, _ticket_export, "may"))
 
     does = "make a ticket, or scores for `lotus select --score given`, out of a file of others"
@@ -65,10 +67,12 @@ def _index(added: argparse.ArgumentParser) -> None:
 def _export_flags(export: argparse.ArgumentParser) -> None:
     export.add_argument("ticket", help="a ticket (.npz), or a run's folder")
     export.add_argument("out", help="rows.npy, rows.json, rows.txt, all.csv, part.beton, or a folder's name")
-    export.add_argument("--as", dest="kind", choices=("npy", "json", "txt", "csv", "beton", "folder"), default="",
+    export.add_argument("--as", dest="kind", choices=("npy", "json", "txt", "csv", "parquet", "beton", "folder"), default="",
                         help="where the name does not say it")  # fmt: skip
     export.add_argument("--paths", action="store_true", help="in .txt, paths in place of indices")
     export.add_argument("--labels", action="store_true", help="in .txt, paths and labels")
+    export.add_argument("--weights", action="store_true",
+                        help="in .npy, .json and .txt, the weights too; .csv and .parquet have them always")  # fmt: skip
     export.add_argument("--copy", action="store_true", help="in a folder, copies in place of links")
     _index(export)
 
@@ -144,7 +148,9 @@ def _ticket_export(options: argparse.Namespace) -> int:
     from lotus import ticket
 
     subset, data = ticket.opened(options.ticket, options.data, load_shelves(options.shelves))
-    how = ticket.Export(options.kind, options.index, options.paths, options.labels, options.copy, options.force)
+    how = ticket.Export(
+        options.kind, options.index, options.paths, options.labels, options.weights, options.copy, options.force
+    )
     told = ticket.export(subset, data, options.out, how)
     return _written(options, told, kept=len(subset), of=subset.total)
 

@@ -17,6 +17,7 @@ from lotus.config.section import BriefMethod, Fraction, Method, MethodOf, Sectio
 from selection.files import digest
 from selection.lottery import DEFAULT_PICK, DEFAULT_SCORE
 from selection.memory import gigabytes
+from selection.methods import nearest
 
 Three = tuple[
     Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]
@@ -128,6 +129,16 @@ _LINEAR: dict[str, Any] = {
 }  # fmt: skip
 
 
+_BALANCES = ("fraction", "equal", "sqrt", "true", "false")
+
+
+def _balance(value: Any) -> Any:
+    """``fraction`` is what true has always been; runs that stand were made with it."""
+    if isinstance(value, str) and value not in _BALANCES:
+        raise ValueError(f"expected one of {', '.join(_BALANCES)}.{nearest(value, _BALANCES)}")
+    return True if value == "fraction" else value
+
+
 class Select(Section):
     """Which images train: the ticket."""
 
@@ -137,8 +148,9 @@ class Select(Section):
     """A policy of selection/pickers.py."""
     keep: Fraction = 1.0
     """Fraction of the images that stays."""
-    balance: bool = True
-    """Keep the same fraction of every class."""
+    balance: Annotated[bool | Literal["equal", "sqrt"], BeforeValidator(_balance)] = True
+    """How the classes share what stays. fraction, true: the same fraction of every class. equal: as many of each, as far as it has
+    them. sqrt: by the root of its size. false: whatever class the picker takes."""
     floor: Fraction | None = None
     """With ``balance: false``: the fraction of what balance would give it that each class keeps at least. null: classes may
     vanish."""
@@ -293,7 +305,8 @@ def _inherited(part: str, mine: Mapping[str, Any], train: Mapping[str, Any]) -> 
     """What ``score`` or ``finetune`` takes from ``train``, or has instead."""
     if mine.get("proxy") == "linear_probe":
         return {**_LINEAR, **{name: value for name, value in train.items() if name == "precision"}}
-    shared = {k: v for k, v in train.items() if k in Recipe.model_fields and k not in _NOT_INHERITED[part]}
+    known = {*Recipe.model_fields, *(("balance",) if part == "finetune" else ())}
+    shared = {k: v for k, v in train.items() if k in known and k not in _NOT_INHERITED[part]}
     return shared | _shared_defaults(part, train)
 
 

@@ -195,6 +195,9 @@ class Shrink(Section):
         return self.steps or (ShrinkStep(at=self.at or (0.12 if self.until_stable is None else 0.5)),)
 
 
+Sampling = Literal["none", "equal", "sqrt"]
+
+
 class Train(Recipe):
     """The lottery's training."""
 
@@ -204,6 +207,9 @@ class Train(Recipe):
     """Cut the model on the way, within this training; null: after it, by the stage ``prune``."""
     dynamic: DynamicBy | None = None
     """A lottery of selection/dynamic.py that draws each epoch's images out of the ticket; null: all of it, every epoch."""
+    balance: Sampling = "none"
+    """How often each class is seen in an epoch, which stays as long as it is. equal: each as often. sqrt: by the root of its size.
+    Images of small classes then come several times. none: each image once."""
     sides: tuple[Growth, ...] = ()
     """Growing pictures: [[0, 112], [0.4, 160], [0.7, 224]] = from this fraction of the training on, this side in pixels. A third
     number is how strongly pixels are changed, 0 to 1. Empty: the model's own side. It is always measured at that."""
@@ -222,5 +228,7 @@ class Finetune(Recipe):
     """Softening of both sides for ``distill: soft``."""
     teacher_weight: float = Field(0.7, ge=0, le=1)
     """Fraction of the loss that comes from the teacher; the labels have the rest."""
+    balance: Sampling = "none"
+    """As ``train.balance``, which it is where it is not set here."""
     guests: tuple[BriefMethod, ...] = ()
     """Guests of lotus/training/shelf.py, or of your own, that join this training alone (docs/training.md)."""

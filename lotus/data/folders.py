@@ -11,6 +11,7 @@ import numpy as np
 from lotus.data import pictures
 from lotus.data.source import Source, digest
 from selection.errors import Refused
+from selection.methods import nearest
 
 TRAIN = ("train", "training")
 
@@ -57,7 +58,24 @@ def folder(root: Path, classes: tuple[str, ...] | None = None) -> Source:
         where=str(root),
         partial=classes is not None,
         root=str(root),
+        note="" if classes is None else _validates(root, names, classes),
     )
+
+
+def _validates(root: Path, names: list[str], classes: tuple[str, ...]) -> str:
+    """What should be known of a folder that validates; empty where nothing should."""
+    told = []
+    if root.name.lower() == "test":
+        told.append(f"{root} validates: what is chosen by it, or stopped by it, makes it no test any more")
+    if missing := [name for name in classes if name not in names]:
+        told.append(
+            f"{root} has no pictures of {len(missing)} of train's classes, which are not measured: {_listed(missing)}"
+        )
+    return ". ".join(told)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _classes(root: Path, allowed: tuple[str, ...] | None) -> list[str]:
@@ -72,10 +90,28 @@ def _classes(root: Path, allowed: tuple[str, ...] | None) -> list[str]:
         raise Refused(f"{root}: cannot be listed ({error.strerror}).") from None
     if not names:
         raise Refused(f"{root}: no class folders. Pictures lie in one folder a class: {root.name}/CLASS/picture.jpg.")
-    for name in names if allowed is not None else ():
-        if name not in (allowed or ()):
-            raise Refused(f"{root / name}: a class that train does not have. Train has: {', '.join(allowed or ())}.")
+    if allowed is not None:
+        _check_names(root, names, allowed)
     return names
+
+
+def _check_names(root: Path, names: list[str], allowed: tuple[str, ...]) -> None:
+    """Hold the classes of a folder that validates to those of the one that trains: by their names.
+
+    Raises:
+        Refused: it has others.
+    """
+    strange = [name for name in names if name not in allowed]
+    if not strange:
+        return
+    raise Refused(
+        f"{root}: {len(strange)} of its {len(names)} classes are none of train's: {_listed(strange)}.{nearest(strange[0], allowed)} "
+        f"Classes go by the names of their folders: name them as in train, or take them away. Train has: {_few(allowed)}."
+    )
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:8]) + (f", ... ({len(names)})" if len(names) > 8 else "")
 
 
 def _pictures(folder: Path, others: list[str]) -> Iterator[tuple[str, int]]:

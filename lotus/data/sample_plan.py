@@ -15,14 +15,17 @@ from selection.errors import Refused
 
 Rows = npt.NDArray[np.int64]
 
+_BALANCED = 0xBA1  # a stream of chance of its own
 
-def checked_rows(rows: npt.ArrayLike, *, empty: bool = False) -> Rows:
+
+def checked_rows(rows: npt.ArrayLike, *, empty: bool = False, repeats: bool = False) -> Rows:
     """``rows`` as int64, refused where a loader would stumble over them.
 
     FFCV reads foreign memory for a row out of range and hangs on a boolean mask, so nothing of that kind may pass.
 
     Raises:
-        Refused: a boolean mask, not whole numbers, not one-dimensional, none at all, negative, twice the same.
+        Refused: a boolean mask, not whole numbers, not one-dimensional, none at all, negative, twice the same (unless it may
+            have ``repeats``).
     """
     array = np.asarray(rows)
     if array.dtype == np.bool_:
@@ -38,7 +41,7 @@ def checked_rows(rows: npt.ArrayLike, *, empty: bool = False) -> Rows:
     if int(array.max()) > np.iinfo(np.int64).max or int(array.min()) < 0:
         raise Refused(f"rows: from {array.min()} to {array.max()}. Rows count from 0.")
     array = array.astype(np.int64)
-    if len(np.unique(array)) != len(array):
+    if not repeats and len(np.unique(array)) != len(array):
         values, counts = np.unique(array, return_counts=True)
         raise Refused(f"rows: {values[counts > 1][0]} appears {counts.max()} times. Each image goes once an epoch.")
     return array
@@ -100,16 +103,17 @@ class SamplePlan:
         """
         return _Evaluation(rows, batch_size=batch_size, world=world, rank=rank)
 
-    def take(self, rows: npt.ArrayLike, groups: npt.ArrayLike | None = None) -> None:
+    def take(self, rows: npt.ArrayLike, groups: npt.ArrayLike | None = None, *, repeats: bool = False) -> None:
         """Go through these rows from now on. A loader asks for its order when an epoch begins, and so nothing is compiled anew.
 
         Args:
             groups: (K,) from 0, the group of each row; None: they are one
+            repeats: a row may stand there several times
 
         Raises:
             Refused: see the class; fewer rows of a group than ranks.
         """
-        rows = checked_rows(rows)
+        rows = checked_rows(rows, repeats=repeats)
         if len(rows) < self.world:
             raise Refused(f"rows: {len(rows)} for {self.world} ranks. Keep more images, or start fewer ranks.")
         if groups is not None:
@@ -196,6 +200,35 @@ class _Evaluation(SamplePlan):
 
     def batches(self, epoch: int = 0) -> list[int]:
         return [1] * len(self.sizes(epoch))
+
+
+def balanced(labels: npt.ArrayLike, how: str, *, seed: int, epoch: int) -> Rows:
+    """K of the K rows of an epoch, so that each class is seen as often as any other, or by the root of its size.
+
+    A class whose share is larger than it comes in whole rounds, and a random part of it once more. A function of seed and epoch
+    alone. Letters: C classes that there are.
+
+    Args:
+        labels: (K,) of the rows
+        how: ``"equal"``: K / C of each class; ``"sqrt"``: by the root of its size, as Mahajan et al. 2018 (arXiv 1805.00932)
+
+    Returns:
+        (K,) places in ``labels``, sorted, some of them several times.
+    """
+    rng = np.random.default_rng(np.random.SeedSequence([seed, epoch, _BALANCED]))
+    _, of, sizes = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
+    weights = np.ones(len(sizes)) if how == "equal" else np.sqrt(sizes)
+    wanted = len(of) * weights / weights.sum()
+    shares = np.floor(wanted + 1e-9).astype(np.int64)
+    behind = np.lexsort((rng.random(len(sizes)), -np.round(wanted - shares, 6)))  # ties by chance
+    shares[behind[: len(of) - int(shares.sum())]] += 1
+    drawn = []
+    for rows, share in zip(
+        np.split(np.argsort(of, kind="stable"), np.cumsum(sizes)[:-1]), shares.tolist(), strict=True
+    ):
+        rounds, rest = divmod(share, len(rows))
+        drawn += [np.tile(rows, rounds), rng.choice(rows, rest, replace=False)]
+    return np.sort(np.concatenate(drawn)).astype(np.int64)
 
 
 def cut(rows: Rows, size: int) -> Iterable[Rows]:

@@ -44,6 +44,8 @@ class Source:
     """(N,) where each image stands in the whole that this is a part of; None: this is the whole."""
     whole: int = 0
     """Images of that whole; 0: N."""
+    note: str = ""
+    """What the user should know of it, in a sentence."""
 
     def __post_init__(self) -> None:
         labels = np.asarray(self.labels)

@@ -16,7 +16,7 @@ from lotus.report.canvas import Canvas
 from lotus.report.figures import tick, ticks
 from lotus.report.html import evaluations, events
 from lotus.report.ledger import Stages
-from lotus.report.numbers import duration, si
+from lotus.report.numbers import count, duration, si
 from selection.errors import Refused
 
 COLORS = ("lotus", "dense", "ink", "faint")
@@ -104,10 +104,10 @@ def _done(values: Mapping[str, Any], part: float) -> float:
 
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Head and lines: top-1 with its standard error; cost beside that of the first run."""
-    head = ["run", "top-1, %", "MACs", "params", "MACs spent", "cost", "time"]
+    head = ["run", "top-1, %", "n", "MACs", "params", "MACs spent", "cost", "time"]
     first = rows[0].spent or math.nan
     lines = [
-        [one.name, f"{one.top1:.2f} ± {one.error:.2f}", si(one.macs), si(one.params), si(one.spent),
+        [one.name, f"{one.top1:.2f} ± {one.error:.2f}", count(one.images), si(one.macs), si(one.params), si(one.spent),
          f"{one.spent / first:.2f} x", duration(one.seconds)]
         for one in rows
     ]  # fmt: skip

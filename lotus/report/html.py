@@ -168,7 +168,7 @@ def _scored(folder: Path) -> _Scored | None:
     if signals is not None and (signals.fingerprint, signals.images) != (subset.fingerprint, subset.total):
         signals = None
     labels = subset.labels if subset.labels is not None else None if signals is None else signals["labels"]
-    if subset.scores is None or labels is None:
+    if subset.scores is None or labels is None or not ticket.score_read(subset):
         return None
     classes = subset.classes or (signals.classes if signals is not None else ())
     embeddings = None if signals is None else signals.available().get("embeddings")

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from lotus.report.numbers import count, duration, listed, milliseconds, percent, si, times
+from lotus.report.numbers import standard_error as standard_error
 from lotus.stage import Stage, named
 
 Stages = Mapping[str, Stage]
@@ -138,6 +139,7 @@ def compared(results: Mapping[str, Any], stages: Stages) -> list[Line]:
         lines.append(
             Line("Top-1", f"{dense['top1']:.2f} %", f"{final['top1']:.2f} %", f"{_signed(gain, 2)} points", _up(gain))
         )
+    lines += _macro(results.get("accuracy") or {})
     if dense.get("loss") is not None and final.get("loss") is not None:
         gain = final["loss"] - dense["loss"]
         lines.append(Line("Loss, nats", f"{dense['loss']:.4f}", f"{final['loss']:.4f}", _signed(gain, 4), _up(-gain)))
@@ -158,6 +160,15 @@ def compared(results: Mapping[str, Any], stages: Stages) -> list[Line]:
         where = f", {fast['device']} {fast.get('dtype', '')}".rstrip() if fast.get("device") else ""
         lines += _ratio(f"Latency, batch of {size}{where}", slow.get(key), fast.get(key), milliseconds)
     return lines
+
+
+def _macro(told: Mapping[str, Any]) -> list[Line]:
+    """The mean of each class's top-1, where both models were measured class by class."""
+    if "dense_macro" not in told:
+        return []
+    gain = told["macro"] - told["dense_macro"]
+    before, after = (f"{told[name]:.2f} %" for name in ("dense_macro", "macro"))
+    return [Line("Macro average of the classes", before, after, f"{_signed(gain, 2)} points", _up(gain))]
 
 
 def has_dense(results: Mapping[str, Any], stages: Stages) -> bool:
@@ -206,12 +217,6 @@ BASELINES = {
     "small": "a small model trained from scratch on all images",
 }
 """What the baseline is, where it is not the dense model by the training's own recipe."""
-
-
-def standard_error(top1: float, images: int) -> float:
-    """Of a top-1 in per cent that was measured on so many images, in points: sqrt(p (1 - p) / n)."""
-    share = min(max(top1 / 100, 0.0), 1.0)
-    return 100 * math.sqrt(share * (1 - share) / images)
 
 
 def compare_top1(dense: float, lotus: float, images: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from lotus.events import Step
 from lotus.report import ledger
-from lotus.report.numbers import count, duration, listed, percent, si, times
+from lotus.report.numbers import accuracy, count, duration, listed, percent, si, times
 
 BINS = 16  # of the score histogram
 BAR = 44  # columns of its longest bar
@@ -63,7 +63,7 @@ class Progress:
 
 
 def measured(values: Mapping[str, float]) -> str:
-    told = [f"top-1 {values['top1']:.2f} %"] if "top1" in values else []
+    told = [f"top-1 {accuracy(values['top1'], values.get('images'))}"] if "top1" in values else []
     return ", ".join([*told, *([f"loss {values['loss']:.4f}"] if "loss" in values else [])])
 
 
@@ -76,7 +76,7 @@ def cut(before: Mapping[str, float], after: Mapping[str, float]) -> str:
     )
 
 
-def reached(values: Mapping[str, float]) -> str:
+def reached(values: Mapping[str, Any]) -> str:
     told = []
     if "kept" in values and "of" in values:
         told.append(f"{count(values['kept'])} of {count(values['of'])} images")
@@ -85,7 +85,8 @@ def reached(values: Mapping[str, float]) -> str:
     if values.get("skipped"):
         told.append(f"{count(values['skipped'])} damaged image{'s' * (values['skipped'] != 1)} skipped")
     if "top1" in values:
-        told.append(f"top-1 {values['top1']:.2f} %")
+        of = (values.get("per_class") or {}).get("of") or ()
+        told.append(f"top-1 {accuracy(values['top1'], sum(of))}")
     if "params" in values:
         told.append(f"{si(values['params'])} parameters")
     if "macs" in values:
@@ -145,9 +146,16 @@ def size_lines(results: Mapping[str, Any], stages: ledger.Stages) -> list[str]:
     return [
         f"{one['name']:<11} {percent(one['share'])} of the MACs, "
         + (f"{percent(one['time'])} of the latency, " if "time" in one else "")
-        + f"{si(one['params'])} parameters, top-1 {one['top1']:.2f} % right after the cut"
+        + f"{si(one['params'])} parameters, top-1 {accuracy(one['top1'], results.get('validation_images'))} right after the cut"
         for one in ledger.sizes(results, stages)
     ]
+
+
+def quantiles(values: Mapping[str, Any]) -> str:
+    """Those of scores, each by its name; ``values`` as :func:`selection.exchange.describe` has them."""
+    names = {"low": "lowest", "q25": "25 %", "median": "median", "q75": "75 %", "high": "highest"}
+    parts = [f"{name} {values[at]:.4g}" for at, name in names.items() if values[at] is not None]
+    return ", ".join([*parts, *([f"{count(values['unbounded'])} without bound"] if values["unbounded"] else [])])
 
 
 def flat(value: Any) -> str:
@@ -191,7 +199,8 @@ def pruned(plan: str, values: Mapping[str, float], out: str, alone: Sequence[str
     lines = ["", *plan.splitlines()]
     if "top1" in values:
         lines.append(
-            f"top-1: {values['top1']:.2f} % after the cut, {values['top1_before']:.2f} % before, without any fine-tuning"
+            f"top-1: {accuracy(values['top1'], values.get('images'))} after the cut, {values['top1_before']:.2f} % before, without "
+            "any fine-tuning"
         )
     if "agreement" in values:
         lines.append(f"names the same class as the dense model for {values['agreement']:.2f} % of the images")

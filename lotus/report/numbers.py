@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 _PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -30,6 +31,19 @@ def percent(share: float, digits: int = 1) -> str:
     """A share in [0, 1] in per cent, without a bare ``.0``: ``50 %``."""
     text = f"{100 * share:.{digits}f}"
     return (text.rstrip("0").rstrip(".") if "." in text else text) + " %"
+
+
+def standard_error(top1: float, images: int) -> float:
+    """Of a top-1 in per cent that was measured on so many images, in points: sqrt(p (1 - p) / n)."""
+    share = min(max(top1 / 100, 0.0), 1.0)
+    return 100 * math.sqrt(share * (1 - share) / images)
+
+
+def accuracy(top1: float, images: float | None = None) -> str:
+    """``93.10 ± 0.80 % (n = 1,000)``: with its standard error, where it is known on how many images it was measured."""
+    if not images:
+        return f"{top1:.2f} %"
+    return f"{top1:.2f} ± {standard_error(top1, int(images)):.2f} % (n = {images:,.0f})"
 
 
 def duration(seconds: float) -> str:

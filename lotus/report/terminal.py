@@ -223,6 +223,7 @@ def ticket_page(
     rows: npt.NDArray[np.integer],
     *,
     title: str = "",
+    highest_first: bool = False,
     warnings: Iterable[str] = (),
     out: str | Path | None = None,
     console: Console | None = None,
@@ -233,13 +234,14 @@ def ticket_page(
         classes: (name, kept, of): images of each class in the ticket and in the data
         scores: (N,), higher = keep first, may hold +inf; None where the policy read none
         rows: (K,) the ticket
+        highest_first: whether the policy keeps the highest
     """
     console = console or _console()
     if title:
         console.print(Text(f"ticket by {title}", "bold"))
     console.print(_classes_table(classes))
     if scores is not None and len(scores):
-        console.print(Text("scores, from keep last to keep first", "dim"))
+        console.print(Text(f"scores, from low to high{'; the highest are kept' if highest_first else ''}", "dim"))
         for line in lines.histogram(scores, rows, unicode=_can(console, "█░")):
             console.print(Text(line), soft_wrap=True)
     for warning in warnings:
@@ -287,20 +289,20 @@ def ticket_told(
     pairs.add_column("")
     pairs.add_column("", overflow="fold")
     pairs.add_row("images", f"{count(told['kept'])} of {count(told['of'])}, {percent(told['kept'] / told['of'])}")
-    for name, value in told["origin"].items():
-        pairs.add_row(Text(shown(name)), Text(lines.flat(value)))
+    unread = ("score", "score_read") if told["origin"].get("score_read") is False else ()
+    for name in [name for name in told["origin"] if name not in unread]:
+        pairs.add_row(Text(shown(name)), Text(lines.flat(told["origin"][name])))
     low, high = told["weights"]["low"], told["weights"]["high"]
     pairs.add_row("weights", "1 each" if low == high else f"{low:.3g} to {high:.3g}, mean 1")
     pairs.add_row("data", Text(shown(told["fingerprint"])))
-    for name, values in (told["scores"] or {}).items():
-        parts = [f"{values[at]:.4g}" for at in ("low", "q25", "median", "q75", "high") if values[at] is not None]
-        more = f", {count(values['unbounded'])} without bound" if values["unbounded"] else ""
-        pairs.add_row(f"scores {name}", " | ".join(parts) + more)
+    for name, values in () if unread else (told["scores"] or {}).items():
+        pairs.add_row(f"scores {name}", lines.quantiles(values))
     pairs.show_header = False
     console.print(pairs)
     if told["classes"]:
         classes = [(row["class"], row["kept"], row["of"]) for row in told["classes"]]
-        ticket_page(classes, scores, rows, warnings=notes, console=console)
+        first = lines.flat(told["origin"].get("pick", "")).split(" ")[0] == "top_k"
+        ticket_page(classes, None if unread else scores, rows, highest_first=first, warnings=notes, console=console)
     else:
         for note in notes:
             console.print(Text(f"! {note}", "yellow"))

@@ -122,10 +122,12 @@ def _rows(subset: Subset, data: Behind | None) -> list[list[_Card]]:
 
 
 def _scores_card(subset: Subset) -> Iterator[_Card]:
-    if subset.scores is not None and np.isfinite(subset.scores).any():
+    if subset.scores is not None and np.isfinite(subset.scores).any() and score_read(subset):
         values, name = subset.scores.astype(np.float64), score_name(subset)
         title = f"Scores by {name}" if name else "Scores"
-        yield _Card(title, 272, lambda c, x, y: histogram(c, x, y, _INSIDE, 270, values, subset.rows))
+        how = _named(subset.origin.get("pick", ""))
+        more = "higher is kept first" if how == "top_k" else "higher is to the right"
+        yield _Card(title, 272, lambda c, x, y: histogram(c, x, y, _INSIDE, 270, values, subset.rows, more))
 
 
 def _map_card(subset: Subset, signals: Any) -> Iterator[_Card]:
@@ -148,15 +150,22 @@ def _head(canvas: Canvas, subset: Subset) -> None:
     share = percent(len(subset) / subset.total)
     canvas.text(_EDGE, 74, f"{count(len(subset))} of {count(subset.total)} images kept, {share}", size=25, bold=True)
     origin = subset.origin
-    told = [_named(origin[key]) for key in ("score", "pick", "imported") if key in origin]
+    parts = ("score",) * score_read(subset) + ("pick", "imported")
+    told = [_named(origin[key]) for key in parts if key in origin]
     told += [f"seed {origin['seed']}"] if "seed" in origin else []
-    told += ["classes balanced"] if origin.get("balance") else []
+    balance = origin.get("balance")
+    told += [f"classes balanced{f' ({balance})' if isinstance(balance, str) else ''}"] if balance else []
     told += [f"data {subset.fingerprint}"]
     canvas.text(_EDGE, 98, " · ".join(told), color="faint", size=13)
 
 
 def _named(method: Any) -> str:
     return str(method.get("name", "")) if isinstance(method, dict) else str(method)
+
+
+def score_read(subset: Subset) -> bool:
+    """Whether a ticket's picker went by its scores, as far as it says."""
+    return subset.origin.get("score_read") is not False
 
 
 def score_name(subset: Subset) -> str:
@@ -168,7 +177,14 @@ def score_name(subset: Subset) -> str:
 
 
 def histogram(
-    canvas: Canvas, x: float, y: float, w: float, h: float, values: npt.NDArray[np.float64], rows: Rows
+    canvas: Canvas,
+    x: float,
+    y: float,
+    w: float,
+    h: float,
+    values: npt.NDArray[np.float64],
+    rows: Rows,
+    more: str = "",
 ) -> None:
     """Scores (N,), the kept rows lit; the cut where there is one. Those without bound are named below."""
     edges, everyone, chosen = figures.binned(values, rows, bins=44)
@@ -196,7 +212,7 @@ def histogram(
         side = "end" if at > left + 0.7 * wide else "start"
         canvas.text(at + (-6 if side == "end" else 6), bottom - tall + 10, f"cut {cut:.3g}", size=11, anchor=side)
     unbounded = int((~np.isfinite(values)).sum())
-    more = f"{count(unbounded)} without bound are not shown" if unbounded else "higher is kept first"
+    more = f"{count(unbounded)} without bound are not shown" if unbounded else more
     _legend(canvas, left, y + h - 4, [("kept", "lotus"), ("left out", "away")], more)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from lotus.config import Prune
 from lotus.events import Event, Said, Wrote, watched
 from lotus.files import write_text
+from lotus.report.numbers import accuracy
 from lotus.stages.context import Context
 
 if TYPE_CHECKING:
@@ -170,7 +171,9 @@ def _keep_size(context: Context, part: float, small: Pruned) -> Generator[Event,
     lotus.pruning.save(small.model, folder)
     yield Wrote("prune", str(folder))
     of = "MACs" if small.latency is None else "latency"
-    yield Said("prune", f"{part:g} of the {of}: top-1 {measured['top1']:.2f} % right after the cut")
+    yield Said(
+        "prune", f"{part:g} of the {of}: top-1 {accuracy(measured['top1'], measured['images'])} right after the cut"
+    )
     told = {"keep": part, "top1": measured["top1"], "loss": measured["loss"], **small.after}
     if small.latency is None:
         return told

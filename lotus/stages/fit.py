@@ -213,11 +213,14 @@ def _own_guests(context: Context, task: Task, model: nn.Module, images: Images, 
     """Those that the config names. They join the training whose recipe it is, and no other that goes by it."""
     from lotus.data import beton
     from lotus.training import named
+    from lotus.training.balanced import BalancedClasses
     from lotus.training.growing import GrowingPictures
 
     recipe, own = task.recipe, task.own_guests or task.stage == task.where
     wanted, sides = (getattr(recipe, name, ()) if own else () for name in ("guests", "sides"))
     growing: list[Guest] = [GrowingPictures(sides)] if sides else []
+    if (balance := getattr(recipe, "balance", "none")) != "none":
+        growing.append(BalancedClasses(balance, beton.labels(context.run.train_beton), seed))
     if not wanted:
         return growing
     here = {
@@ -260,7 +263,7 @@ def outcome(
     forwards = TRAIN_FORWARDS * fitted.images_seen + (fitted.images_seen if teacher_macs else 0)
     spent = fitted.images_seen * (TRAIN_FORWARDS * price.macs + teacher_macs)
     values = {
-        "top1": fitted.top1, "loss": fitted.loss, "params": cost.params, "macs": cost.macs,
+        "top1": fitted.top1, "loss": fitted.loss, "per_class": dict(fitted.per_class), "params": cost.params, "macs": cost.macs,
         "images_seen": fitted.images_seen, "train_seconds": fitted.seconds, "steps": fitted.steps, **(more or {}),
     }  # fmt: skip
     if price.patches:

@@ -219,9 +219,12 @@ def _compared(images: _Images, small: nn.Module, val: Source, most: int) -> Gene
     """What the model and ``small`` reach on at most so many of the validation images."""
     if val.where.endswith(" (val)"):
         yield Said("prune", "There is no val folder: a tenth was held out, which the model may have been trained on.")
+    if val.note:
+        yield Said("prune", val.note, level="warning")
     seen, passes = _batches(images, val, most), 2 * min(most, len(val))
     before, after = yield from watched("prune", passes, lambda progress: _top1((images.model, small), seen, progress))
-    return {"top1_before": before, "top1": after} if images.labeled else {"agreement": after}
+    n = min(most, len(val))
+    return {"top1_before": before, "top1": after, "images": n} if images.labeled else {"agreement": after}
 
 
 def _top1(models: tuple[nn.Module, nn.Module], batches: Batches, progress: Callable[[int], None]) -> list[float]:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from lotus.config import Config
+from lotus.events import Said
 from lotus.files import digest
 from lotus.run import Run
 from lotus.stage import Outcome, Stage, Work
 from lotus.stages.context import Context
+
+if TYPE_CHECKING:
+    from lotus.data.source import Source
 
 
 def prepare(context: Context) -> Work:
@@ -22,12 +28,22 @@ def prepare(context: Context) -> Work:
     run, data = context.run, context.config.data
     here = lies(data.path)
     train, val = open_data(data, context.shelves)
+    yield Said("prepare", f"validates on {_told(val)}")
+    for note in filter(None, (train.note, val.note)):
+        yield Said("prepare", note, level="warning")
     for source, file in ((train, run.train_beton), (val, run.val_beton)):
         yield from beton.prepare(source, file, data, choose=writer, anew=context.anew)
     manifest = context.manifest()
     values = {"images": manifest.n, "classes": len(manifest.classes), "skipped": len(manifest.skipped)}
     made = digest([manifest.fingerprint, beton.Manifest.load(run.val_beton).fingerprint])
     return Outcome(values={**values, "fingerprint": made, "lies": here or lies(data.path)})
+
+
+def _told(val: Source) -> str:
+    """Which images validate, and how many of which classes."""
+    classes = len(np.unique(val.labels))
+    some = "" if classes == len(val.classes) else f" of {len(val.classes)}"
+    return f"{val.where}: {len(val):,} images in {classes}{some} classes"
 
 
 def lies(path: str) -> str:

@@ -34,7 +34,7 @@ def clear(folder: Path) -> None:
 def prune(context: Context) -> Work:
     import lotus.pruning
     from lotus.pruning.measure import enough
-    from lotus.training import loop
+    from lotus.training.evaluation import evaluate_classes
     from selection.subset import Subset
 
     run, config, wants = context.run, context.config, context.config.prune
@@ -62,13 +62,13 @@ def prune(context: Context) -> Work:
         context.images(run.val_beton, None, config.train, cut.model) as loader,
         as_evaluated(cut.model, config.train.patches, context.shelves) as tokens,
     ):
-        measured = loop.evaluate(cut.model, loader, context.world)
+        measured, classes = evaluate_classes(cut.model, loader, context.world)
         patches = {} if tokens is None else {"patches": told_of_patches(config.train.patches, tokens)}
     yield Evaluated("prune", 0, measured)
     lotus.pruning.save(cut.model, run.of("prune"), about=cut.about or None)
     yield Wrote("prune", str(run.of("prune")))
     spent = cut.forwards * cut.before["macs"]
-    told = {"top1": measured["top1"], "loss": measured["loss"], **cut.after, **patches, **more}
+    told = {"top1": measured["top1"], "loss": measured["loss"], "per_class": classes, **cut.after, **patches, **more}
     return Outcome(cut.forwards, spent, told)
 
 
@@ -80,7 +80,7 @@ def passed_on(context: Context) -> Work:
     lotus.pruning.save(lotus.pruning.load(run.of("train")), run.of("prune"))
     yield Wrote("prune", str(run.of("prune")))
     done = run.record("train").values  # type: ignore[union-attr]
-    told = {name: done[name] for name in ("top1", "loss", "params", "macs", "patches") if name in done}
+    told = {name: done[name] for name in ("top1", "loss", "per_class", "params", "macs", "patches") if name in done}
     return Outcome(values={**told, "cuts": done["cuts"]})
 
 

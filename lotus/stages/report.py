@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from lotus.config import Config
@@ -56,9 +57,23 @@ def results(run: Run) -> dict[str, Any]:
         before, after = (ledger.reference(page, run.stages), page.get(named(run.stages, "shipped"), {}))
         if "top1" in before and "top1" in after:
             page["top1"] = ledger.compare_top1(before["top1"], after["top1"], page["validation_images"])
+        _by_class(page, Manifest.load(run.val_beton).classes, before, after)
     small = ledger.is_small(page, run.stages)
     page["ledger"] = ledger.account(spent, kept_share=share, spent_share=cut, asks_dense=asked, small=small)
     return page
+
+
+def _by_class(
+    page: dict[str, Any], names: tuple[str, ...], before: Mapping[str, Any], after: Mapping[str, Any]
+) -> None:
+    """Adds what each class came to; nothing where a record is of before classes were counted."""
+    from lotus.report import classes
+
+    if not after.get("per_class") or "top1" not in after:
+        return
+    page["accuracy"] = classes.per_class(names, after["per_class"], before.get("per_class"))
+    told = classes.section(page["accuracy"], after["top1"])
+    page["sections"].append({"stage": "report", **dataclasses.asdict(told)})
 
 
 def _after(config: Config) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ def score(context: Context) -> Work:
     manifest, labels = context.manifest(), beton.labels(run.train_beton)
     known: dict[str, np.ndarray] = {"labels": labels}
     if run.needs_proxy:  # refuse now what would be refused after the proxy
-        lottery.affordable(labels, config.select.keep, config.select.balance or config.select.floor is not None)
+        lottery.affordable(labels, config.select.keep, bool(config.select.balance) or config.select.floor is not None)
     if (settings := config.score.subsets) is not None:
         rng = np.random.default_rng([config.seed, PARTS])
         known["run_in"] = random_parts(manifest.n, settings.runs, settings.part, rng)

@@ -27,6 +27,7 @@ _TAKEN = (
     "ledger",
     "evaluated",
     "top1",
+    "accuracy",
     "validation_images",
     "stages",
     "checkpoints",

@@ -28,7 +28,7 @@ from __future__ import annotations
 import contextlib
 import enum
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -83,6 +83,8 @@ class Position:
     """Of all training images' forward passes, where a guest counts them; 0 where none does."""
     top1: float = float("nan")
     loss: float = float("nan")
+    per_class: Mapping[str, list[int]] = field(default_factory=dict)
+    """Of the last evaluation: see :func:`lotus.training.evaluation.evaluate_classes`."""
 
 
 @dataclass
@@ -115,6 +117,8 @@ class Epoch:
     """(K,) what each row counts in the loss, besides its weight in the ticket; None for 1 each."""
     groups: Rows | None = None
     """(K,) from 0; a step is of one group alone. None: they are one."""
+    repeats: bool = False
+    """Whether a row may stand there several times."""
     side: int | None = None
     """S; None: what the loader was opened with. Only for a loader whose ``epoch`` takes ``side``."""
     strength: float | None = None

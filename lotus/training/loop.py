@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lotus.config import Recipe
@@ -28,6 +26,9 @@ from lotus.events import Evaluated, Event, Said
 from lotus.training.checkpoint import Checkpoint, Checkpoints, check_fits
 from lotus.training.distributed import StopFlag, World
 from lotus.training.engine import Engine
+from lotus.training.evaluation import STOP, closing, evaluate_classes
+from lotus.training.evaluation import Stopped as Stopped
+from lotus.training.evaluation import evaluate as evaluate
 from lotus.training.guests import Epoch, Guest, Position, Training, in_order, macs_of, name_of
 from lotus.training.lesson import Lesson, counts_of
 from lotus.training.objective import Objective
@@ -42,11 +43,7 @@ if TYPE_CHECKING:
 TOO_MANY = 3
 """Steps in a row that may not be finite before training is given up."""
 
-_SAVE, _STOP = 1, 2
-
-
-class Stopped(KeyboardInterrupt):
-    """Training ended early because it was asked to. What was reached is saved; the message says where."""
+_SAVE, _STOP = 1, STOP
 
 
 @dataclass(frozen=True)
@@ -112,6 +109,8 @@ class Fitted:
     """The part of ``seconds`` before this sitting."""
     macs: float = 0.0
     """See :attr:`lotus.training.guests.Position.macs`."""
+    per_class: Mapping[str, list[int]] = dataclasses.field(default_factory=dict)
+    """``right`` and ``of``, (C,) each: images of each class that were named right at the end, and how many there are."""
 
     def load_into(self, model: nn.Module) -> nn.Module:
         """Put the weights into ``model``; returns it."""
@@ -147,7 +146,7 @@ def fit(
     course.release(state)
     at = course.at
     return Fitted(
-        course.model, state, at.top1, at.loss, at.images, at.seconds, at.step, at.epoch, earlier, at.macs
+        course.model, state, at.top1, at.loss, at.images, at.seconds, at.step, at.epoch, earlier, at.macs, at.per_class
     )  # fmt: skip
 
 
@@ -185,7 +184,7 @@ class _Course:
         way = Way.of(plan, at, self._recipe.epochs)
         self._lesson.engine.module.train()
         self._pace.resume()
-        with _closing(self._data.loader, at.epoch, at.micro, **view) as batches:
+        with closing(self._data.loader, at.epoch, at.micro, **view) as batches:
             parts_left = left(plan.batches(at.epoch), at.micro)
             groups = plan.groups(at.epoch)
             for parts, group in zip(parts_left, groups[len(groups) - len(parts_left) :], strict=True):
@@ -232,7 +231,7 @@ class _Course:
         for guest in self._guests:
             asked = guest.before_epoch(asked)
         if self._drawn or asked.rows is not whole.rows or asked.groups is not None:
-            self._data.plan.take(asked.rows, asked.groups)
+            self._data.plan.take(asked.rows, asked.groups, repeats=asked.repeats)
             self._drawn = True
         self._counts = counts_of(self._data.weights, asked, self._job.world)
         self._lesson = dataclasses.replace(self._lesson, counts=self._counts)
@@ -305,10 +304,10 @@ class _Course:
             with contextlib.ExitStack() as inside:
                 for guest in self._guests:
                     inside.enter_context(guest.evaluating())
-                values = evaluate(engine.forward, validation, job.world, stop=job.stop)
+                values, told = evaluate_classes(engine.forward, validation, job.world, stop=job.stop)
         except Stopped:
             raise job.stopped(self.at, way.total, self._save()) from None
-        self.at = dataclasses.replace(self.at, top1=values["top1"], loss=values["loss"])
+        self.at = dataclasses.replace(self.at, top1=values["top1"], loss=values["loss"], per_class=told)
         yield from job.told(Evaluated(job.stage, self.at.epoch + 1, values))
 
     def _save_if_due(self, way: Way) -> None:
@@ -329,46 +328,6 @@ class _Course:
         path = self._book.save(self.at, self._lesson.engine)
         self._saved = self._job.clock()
         return path
-
-
-def evaluate(
-    forward: nn.Module | Callable[[Tensor], Tensor], loader: Loader, world: World, *, stop: StopFlag | None = None
-) -> dict[str, float]:
-    """Go through ``loader`` once and count, exactly: over ranks nothing is repeated and nothing left out.
-
-    Args:
-        forward: (B, 3, S, S) -> (B, C) logits. A module is put into eval mode meanwhile.
-
-    Returns:
-        ``top1`` and ``top5`` in per cent, ``loss`` in nats, ``images``.
-
-    Raises:
-        Refused: there are no images.
-        Stopped: ``stop`` was raised on some rank.
-    """
-    sums = torch.zeros(4, dtype=torch.float64, device=world.device)  # images, top 1, top 5, loss
-    images: Tensor | None = None
-    with _evaluating(forward), _closing(loader, 0, 0) as batches, torch.no_grad():
-        while True:
-            batch = next(batches, None)
-            wish = world.max(_STOP if stop else int(batch is not None))
-            if wish == _STOP:
-                raise Stopped("stopped while evaluating")
-            if not wish:
-                break
-            if batch is None:
-                if images is not None:
-                    forward(images)  # under ZeRO 3 no rank can go forward alone, and another one has a batch left
-                continue
-            images = batch.images
-            logits = forward(images).float()  # (B, C)
-            best = logits.topk(min(5, logits.shape[1])).indices == batch.labels[:, None]  # (B, 5)
-            loss = F.cross_entropy(logits, batch.labels, reduction="none")
-            sums += torch.stack([torch.ones_like(loss), best[:, 0], best.any(1), loss]).double().sum(1)
-    count, top1, top5, loss_sum = world.sum_(sums).tolist()
-    if not count:
-        raise Refused("validation: there is no image to measure on. Give a validation set of at least one.")
-    return {"top1": 100 * top1 / count, "top5": 100 * top5 / count, "loss": loss_sum / count, "images": count}
 
 
 class _Book:
@@ -419,27 +378,3 @@ def _diverged(job: Job, at: Position, lr: float) -> str:
         f"{TOO_MANY - 1} steps before. {stays}Lower {job.place}.lr, or set {job.place}.clip=1 "
         "and a longer warm-up."
     )
-
-
-@contextlib.contextmanager
-def _closing(loader: Loader, epoch: int, skip: int, **view: Any) -> Iterator[Iterator[Batch]]:
-    """An epoch of ``loader`` that is closed when it is left early; ``view`` is :attr:`lotus.training.guests.Epoch.view`."""
-    batches = iter(loader.epoch(epoch, skip, **view))
-    try:
-        yield batches
-    finally:
-        close = getattr(batches, "close", None)
-        if close is not None:
-            close()
-
-
-@contextlib.contextmanager
-def _evaluating(forward: object) -> Iterator[None]:
-    if not isinstance(forward, nn.Module) or not forward.training:
-        yield
-        return
-    forward.eval()
-    try:
-        yield
-    finally:
-        forward.train()

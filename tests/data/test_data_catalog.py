@@ -140,13 +140,40 @@ def test_one_folder_is_split_by_a_seed(tmp_path: Path, below: str) -> None:
         ({}, "no class folders"),
         ({"a": 3}, "one class"),
         ({"a": 3, "b": 1}, "one image"),
-        ({"train/a": 2, "train/b": 2, "val/a": 1, "val/c": 1}, "train does not have"),
+        (
+            {"train/a": 2, "train/b": 2, "val/a": 1, "val/c": 1},
+            "val: 1 of its 2 classes are none of train's: c",
+        ),
+        ({"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1, "val/c": 1}, "1 of its 3 classes are none of train's: c"),
+        (
+            {"train/cats": 2, "train/dogs": 2, "val/cat": 1, "val/dog": 1},
+            "2 of its 2 classes are none of train's: cat, dog. Did you mean 'cats'",
+        ),
         ({"train/a": 2}, "one class"),
     ],
 )
 def test_folders_that_cannot_train(tmp_path: Path, parts: dict[str, int], says: str) -> None:
     with pytest.raises(Refused, match=says):
         open_data(Data(path=str(folder(tmp_path, parts))))
+
+
+def test_classes_of_a_validation_folder_go_by_name(tmp_path: Path) -> None:
+    """Not by place: val has the classes at other places among its folders than train."""
+    root = folder(tmp_path, {"train/1": 2, "train/10": 2, "train/2": 2, "val/10": 3, "val/2": 1})
+    train, val = open_data(Data(path=str(root)))
+    assert train.classes == val.classes == ("1", "10", "2")
+    for row in range(len(val)):
+        assert Path(val.name(row)).parent.name == val.classes[val.labels[row]]
+    assert "val has no pictures of 1 of train's classes, which are not measured: 1" in val.note
+    assert train.note == ""
+
+
+@pytest.mark.parametrize(("name", "said"), [("test", True), ("Test", True), ("val", False), ("valid", False)])
+def test_a_test_folder_that_validates_is_announced(tmp_path: Path, name: str, said: bool) -> None:
+    root = folder(tmp_path, {"train/a": 2, "train/b": 2, f"{name}/a": 1, f"{name}/b": 1})
+    val = open_data(Data(path=str(root)))[1]
+    assert ("makes it no test any more" in val.note) == said
+    assert val.where.endswith(name)
 
 
 def test_an_empty_class_and_no_images_at_all(tmp_path: Path) -> None:

@@ -83,6 +83,22 @@ def test_a_batch_is_what_it_says(stored: dict[str, Path], kind: str) -> None:
             assert np.array_equal(image.numpy(), (whole - mean) / std), "normalized to the last bit"
 
 
+def test_rows_that_come_several_times_are_each_the_same_image(stored: dict[str, Path], kind: str) -> None:
+    """As balanced sampling asks for them."""
+    plan = training(batch=8)
+    rows = np.repeat(np.arange(7), 10)
+    plan.take(rows, repeats=True)
+    with open_(stored["mixed"], plan, kind, augment=AUGMENTS["resized"]) as opened:
+        batches = all_of(opened, 2)
+    index = torch.cat([batch.index for batch in batches])
+    images = torch.cat([batch.images for batch in batches])
+    assert sorted(index.tolist()) == rows.tolist()
+    assert np.array_equal(index, plan.order(2))
+    for row in range(7):
+        mine = images[index == row]
+        assert torch.equal(mine, mine[:1].expand_as(mine))
+
+
 def test_nothing_is_a_view_of_a_buffer(stored: dict[str, Path], kind: str) -> None:
     """FFCV's own batches are overwritten after five more; a receiver may keep these for ever."""
     with open_(stored["square"], training(batch=4), kind) as opened:

@@ -57,6 +57,40 @@ def test_the_shipped_model_is_what_the_report_says(finished: Path) -> None:
 
 
 @pytest.mark.slow
+def test_what_is_told_of_each_class_sums_up_to_the_whole(finished: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    shipped, told = results["finetune"], results["accuracy"]
+    right, of = (sum(row[name] for row in told["classes"]) for name in ("right", "of"))
+    assert of == results["validation_images"]
+    assert shipped["top1"] == pytest.approx(100 * right / of)
+    each = [100 * row["right"] / row["of"] for row in told["classes"]]
+    assert told["macro"] == pytest.approx(sum(each) / 10)
+    assert [row["class"] for row in told["classes"]] == list("0123456789")
+    dense = results["baseline"]["per_class"]
+    assert told["dense_macro"] == pytest.approx(
+        sum(100 * r / n for r, n in zip(dense["right"], dense["of"], strict=True)) / 10
+    )
+    page = (finished / "report.html").read_text()
+    assert "Class by class" in page
+    assert "Macro average of the classes" in page
+
+
+@pytest.mark.slow
+def test_a_training_on_balanced_classes(finished: Path, tmp_path: Path) -> None:
+    """A fifth of the data, so that quick; the steps are as many as without."""
+    words = [*SHORT, "select.keep=0.2", "select.balance=sqrt", "baseline=false", f"folder={tmp_path / 'run'}"]
+    done = lotus("run", DIGITS, *words, "train.balance=equal")
+    assert done.returncode == 0, done.stderr
+    assert "validates on digits" in done.stdout
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    whole = json.loads((finished / "results.json").read_text())
+    kept = results["kept"]["images"]["kept"]
+    assert kept == round(0.2 * results["kept"]["images"]["of"])
+    assert results["train"]["images_seen"] == 2 * kept
+    assert whole["train"]["images_seen"] == 2 * whole["kept"]["images"]["kept"]
+
+
+@pytest.mark.slow
 def test_a_second_run_does_nothing_and_is_quick(finished: Path) -> None:
     began = time.perf_counter()
     done = lotus("run", DIGITS, f"folder={finished}", *SHORT)

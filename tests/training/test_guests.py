@@ -27,6 +27,7 @@ from lotus.papers.zeros.way import Holding
 from lotus.sparsity.gates import Gates
 from lotus.training import guests, named, shelf
 from lotus.training.average import LateAverage, MovingAverage
+from lotus.training.balanced import BalancedClasses
 from lotus.training.checkpoint import Checkpoints
 from lotus.training.data_pruning import DynamicPruning
 from lotus.training.distill import Distiller, Taught
@@ -100,6 +101,7 @@ MAKERS: dict[type[Guest], Callable[[nn.Module], list[Guest]]] = {
     DynamicPruning: lambda model: [DynamicPruning(ThatPrunes({"name": "infobatch", "saving": 0.3}, EPOCHS))],
     FewerPatches: _fewer,
     MovingAverage: lambda model: [MovingAverage(0.9)],
+    BalancedClasses: lambda model: [BalancedClasses("equal", pictures()[1].numpy(), 3)],
     LateAverage: lambda model: [LateAverage(0.4, 2)],
     GrowingPictures: lambda model: [GrowingPictures([(0, 8), (0.4, 12), (0.7, 16)])],
     Shrink: lambda model: [shrinking(model, at=0.4, drop_path=0.2)],

@@ -25,6 +25,7 @@ from lotus.events import Evaluated, Said, Step
 from lotus.sparsity.gates import Gates
 from lotus.training.checkpoint import Checkpoints
 from lotus.training.distributed import StopFlag, World
+from lotus.training.evaluation import evaluate_classes
 from lotus.training.loop import Stopped, evaluate
 from selection.errors import Refused
 
@@ -259,6 +260,11 @@ def test_evaluation_counts_exactly() -> None:
     assert found["top1"] == pytest.approx(100 * float((logits.argmax(1) == labels).float().mean()))
     assert found["top5"] == 100  # of three classes
     assert found["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-5)
+    told = evaluate_classes(model, Memory(SamplePlan.evaluation(np.arange(ROWS), batch_size=8)), World())[1]
+    right = [int(((logits.argmax(1) == labels) & (labels == one)).sum()) for one in range(3)]
+    assert told == {"right": right, "of": [int((labels == one).sum()) for one in range(3)]}
+    each = [100 * r / n for r, n in zip(right, told["of"], strict=True) if n]
+    assert found["macro"] == pytest.approx(sum(each) / len(each))
     with pytest.raises(Refused, match="no image"):
         evaluate(model, Memory(SamplePlan.evaluation(np.arange(0), batch_size=8)), World())
 

@@ -1,0 +1,113 @@
+"""Once through the validation images: what a model names right, of all and of each class.
+
+Letters: B batch, C classes, S side of an image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lotus.training.distributed import StopFlag, World
+from selection.errors import Refused
+
+if TYPE_CHECKING:
+    from lotus.data.base import Batch, Loader
+
+STOP = 2
+"""What ranks tell each other where one was asked to stop."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Training ended early because it was asked to. What was reached is saved; the message says where."""
+
+
+def evaluate(
+    forward: nn.Module | Callable[[Tensor], Tensor], loader: Loader, world: World, *, stop: StopFlag | None = None
+) -> dict[str, float]:
+    """What :func:`evaluate_classes` tells of all classes together."""
+    return evaluate_classes(forward, loader, world, stop=stop)[0]
+
+
+def evaluate_classes(
+    forward: nn.Module | Callable[[Tensor], Tensor], loader: Loader, world: World, *, stop: StopFlag | None = None
+) -> tuple[dict[str, float], dict[str, list[int]]]:
+    """Go through ``loader`` once and count, exactly: over ranks nothing is repeated and nothing left out.
+
+    Args:
+        forward: (B, 3, S, S) -> (B, C) logits. A module is put into eval mode meanwhile.
+
+    Returns:
+        ``top1`` and ``top5`` in per cent, ``macro`` (the mean of each class's top-1, of classes with an image), ``loss`` in
+        nats, ``images``. And of each class ``right`` and ``of``, (C,) each: images named right, and how many there are.
+
+    Raises:
+        Refused: there are no images.
+        Stopped: ``stop`` was raised on some rank.
+    """
+    sums = torch.zeros(4, dtype=torch.float64, device=world.device)  # images, top 1, top 5, loss
+    classes = torch.zeros(2, 0, dtype=torch.int64, device=world.device)  # right and of, as many classes as were met
+    images: Tensor | None = None
+    with _evaluating(forward), closing(loader, 0, 0) as batches, torch.no_grad():
+        while True:
+            batch = next(batches, None)
+            wish = world.max(STOP if stop else int(batch is not None))
+            if wish == STOP:
+                raise Stopped("stopped while evaluating")
+            if not wish:
+                break
+            if batch is None:
+                if images is not None:
+                    forward(images)  # under ZeRO 3 no rank can go forward alone, and another one has a batch left
+                continue
+            images = batch.images
+            logits = forward(images).float()  # (B, C)
+            best = logits.topk(min(5, logits.shape[1])).indices == batch.labels[:, None]  # (B, 5)
+            loss = F.cross_entropy(logits, batch.labels, reduction="none")
+            sums += torch.stack([torch.ones_like(loss), best[:, 0], best.any(1), loss]).double().sum(1)
+            labels, width = batch.labels, logits.shape[1]
+            told = [one.bincount(minlength=width) for one in (labels[best[:, 0]], labels)]  # right, of
+            classes = _wide(classes, width) + torch.stack(told)
+    count, top1, top5, loss_sum = world.sum_(sums).tolist()
+    if not count:
+        raise Refused("validation: there is no image to measure on. Give a validation set of at least one.")
+    right, of = world.sum_(_wide(classes, world.max(classes.shape[1]))).cpu()
+    macro = float((right / of)[of > 0].double().mean())
+    values = {
+        "top1": 100 * top1 / count, "macro": 100 * macro, "top5": 100 * top5 / count, "loss": loss_sum / count,
+        "images": count,
+    }  # fmt: skip
+    return values, {"right": right.tolist(), "of": of.tolist()}
+
+
+def _wide(classes: Tensor, width: int) -> Tensor:
+    return F.pad(classes, (0, width - classes.shape[1]))
+
+
+@contextlib.contextmanager
+def closing(loader: Loader, epoch: int, skip: int, **view: Any) -> Iterator[Iterator[Batch]]:
+    """An epoch of ``loader`` that is closed when it is left early; ``view`` is :attr:`lotus.training.guests.Epoch.view`."""
+    batches = iter(loader.epoch(epoch, skip, **view))
+    try:
+        yield batches
+    finally:
+        close = getattr(batches, "close", None)
+        if close is not None:
+            close()
+
+
+@contextlib.contextmanager
+def _evaluating(forward: object) -> Iterator[None]:
+    if not isinstance(forward, nn.Module) or not forward.training:
+        yield
+        return
+    forward.eval()
+    try:
+        yield
+    finally:
+        forward.train()

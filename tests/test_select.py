@@ -1,0 +1,161 @@
+"""`lotus select` as a user meets it with embeddings and scores that others made. No torch."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from lotus.cli import main
+from selection.lottery import select
+from selection.signals import Signals
+from selection.subset import Subset
+
+N = 90
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory):
+    base = tmp_path_factory.mktemp("others")
+    rng = np.random.default_rng(1)
+    arrays = {
+        "embeddings": rng.normal(size=(N, 6)).astype(np.float16),
+        "errors": rng.uniform(-0.3, 0.3, (N, 3)).astype(np.float16),
+        "labels": np.arange(N) % 3,
+    }
+    np.save(base / "emb.npy", arrays["embeddings"])
+    np.save(base / "labels.npy", arrays["labels"])
+    np.savez(base / "all.npz", **arrays, paths=np.array([f"c{n % 3}/{n:02d}.png" for n in range(N)]))
+    lines = [f"c{n % 3}/{n:02d}.png,{value:.6g}" for n, value in enumerate(rng.normal(size=N))]
+    (base / "scores.csv").write_text("\n".join(["path,score", *lines]) + "\n")
+    return base
+
+
+def told(capsys, *words: object) -> dict:
+    capsys.readouterr()
+    assert main(["select", *map(str, words), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def refused(capsys, *words: object) -> str:
+    capsys.readouterr()
+    assert main(["select", *map(str, words)]) == 2
+    return capsys.readouterr().err
+
+
+def test_embeddings_and_labels(there, capsys, tmp_path):
+    out = tmp_path / "t.npz"
+    words = (there / "emb.npy", "--labels", there / "labels.npy", "--pick", "facility_location", "--keep", 0.1)
+    page = told(capsys, *words, "--out", out)
+    own = Signals({"embeddings": np.load(there / "emb.npy"), "labels": np.load(there / "labels.npy")}, fingerprint="x")
+    expected = select(own, score="random", pick="facility_location", keep=0.1).subset
+    assert Subset.load(out).rows.tolist() == expected.rows.tolist()
+    assert page["kept"] == 9
+    assert page["score"] is None  # nothing read one, and none was asked for
+
+
+@pytest.mark.parametrize("name", ["k.txt", "k.csv", "k.json", "k.npy", "k.parquet"])
+def test_weights_and_paths_leave_in_every_format_and_come_back(there, capsys, tmp_path, name):
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow", reason="of the extra hub")
+    words = (there / "all.npz", "--pick", "craig", "--keep", 0.2)
+    told(capsys, *words, "--out", tmp_path / "t.npz")
+    page = told(capsys, *words, "--out", tmp_path / name, "--weights")
+    assert page["warnings"] == []
+    back = ["import", tmp_path / name, "--data", there / "all.npz", "--out", tmp_path / "back.npz"]
+    assert main(["ticket", *map(str, back)]) == 0
+    before, after = Subset.load(tmp_path / "t.npz"), Subset.load(tmp_path / "back.npz")
+    assert before.rows.tolist() == after.rows.tolist()
+    assert np.ptp(before.weights) > 0
+    assert np.allclose(before.weights, after.weights, atol=1e-6)
+    if name != "k.npy":
+        assert "c0/" in (tmp_path / name).read_bytes().decode("latin1")
+    assert "is there already" in refused(capsys, *words, "--out", tmp_path / name)
+
+
+def test_what_a_list_leaves_behind_is_said(there, capsys, tmp_path):
+    words = (there / "all.npz", "--pick", "craig", "--keep", 0.2, "--out")
+    assert told(capsys, *words, tmp_path / "k.json")["warnings"] == [
+        "the weights are left behind: --weights writes them too"
+    ]
+    assert all(isinstance(row, int) for row in json.loads((tmp_path / "k.json").read_text()))
+    told(capsys, *words, tmp_path / "k.txt")
+    assert all(line.startswith("c") for line in (tmp_path / "k.txt").read_text().splitlines())
+    told(capsys, *words, tmp_path / "t.npz")
+    assert main(["ticket", "export", str(tmp_path / "t.npz"), str(tmp_path / "p.txt"), "--paths", "--data",
+                 str(there / "all.npz")]) == 0  # fmt: skip
+    assert (tmp_path / "p.txt").read_text() == (tmp_path / "k.txt").read_text()
+
+
+def test_a_table_of_scores(there, capsys, tmp_path):
+    out = tmp_path / "best.txt"
+    assert told(capsys, there / "scores.csv", "--pick", "top_k", "--keep", 0.1, "--out", out)["score"] == "given"
+    lines = (there / "scores.csv").read_text().splitlines()[1:]
+    best = sorted(sorted(lines, key=lambda line: -float(line.split(",")[1]))[:9], key=lambda line: lines.index(line))
+    assert out.read_text().splitlines() == [line.split(",")[0] for line in best]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("emb.npy",), "--pick: 'beta' reads p_label, scores, and .*Take one of: .*facility_location.*--score random"),
+        (("scores.csv",), "'beta' reads p_label, and .*has given. Take one of: .*ccs"),
+        (("emb.npy", "--pick", "top_k"), "'top_k' reads ranking"),
+        (("emb.npy", "--score", "moderate", "--pick", "top_k"), "'moderate' reads labels.*Give --labels FILE"),
+        (("emb.npy", "--pick", "craig"), "'craig' reads errors"),
+        (("all.npz", "--labels", "{here}/labels.npy", "--pick", "k_center", "--out", "{here}/k.doc.json/x"), "labels|written"),
+        (("emb.npy", "--labels", "{here}/none.npy", "--pick", "k_center"), "--labels .*none.npy: cannot be read"),
+        (("emb.npy", "--pick", "k_center", "--balance", "equals"), "invalid choice"),
+        ((".", "--pick", "k_center"), "is a folder.*signals.npz"),
+    ],
+)  # fmt: skip
+def test_what_is_missing_is_named_with_its_place_and_cure(there, capsys, words, says):
+    import re
+
+    given = [str(there / words[0]), *(word.format(here=there) for word in words[1:]), "--keep", "0.1"]
+    capsys.readouterr()
+    try:
+        code = main(["select", *given])
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    if "--out" in words:  # labels of a file win over those inside
+        return
+    assert code == 2
+    assert re.search(says, capsys.readouterr().err, re.DOTALL)
+
+
+def test_what_is_said_of_scores_is_what_was_done(there, capsys):
+    def page(*words: str) -> str:
+        capsys.readouterr()
+        assert main(["select", str(there / "all.npz"), *words, "--keep", "0.5"]) == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    assert "the highest are kept" in page("--score", "moderate", "--pick", "top_k")
+    low = page("--score", "moderate", "--pick", "bottom")
+    assert "scores, from low to high" in low
+    assert "highest" not in low
+    assert "ticket by k_center class" in page("--pick", "k_center")
+    assert "draws nothing, so that another seed" in page("--pick", "k_center", "--seed", "3")
+    assert "moderate had no part in it" in page("--pick", "k_center", "--score", "moderate")
+    shares = page("--pick", "k_center", "--balance", "equal")
+    assert shares.count(" 15 30 ") == 3
+
+
+def test_quantiles_carry_names(there, capsys, tmp_path):
+    told(capsys, there / "scores.csv", "--pick", "top_k", "--keep", 0.1, "--out", tmp_path / "t.npz")
+    assert main(["ticket", "show", str(tmp_path / "t.npz")]) == 0
+    page = " ".join(capsys.readouterr().out.split())
+    scores = np.sort(Subset.load(tmp_path / "t.npz").scores)  # type: ignore[arg-type]
+    assert f"lowest {scores[-9]:.4g}, 25 % " in page
+    assert f"median {np.median(scores[:-9]):.4g}, 75 % " in page
+    assert f"highest {scores[-1]:.4g}" in page
+
+
+def test_no_torch_is_loaded(there):
+    code = (
+        "import sys\nfrom lotus.cli import main\n"
+        f"code = main(['select', {str(there / 'emb.npy')!r}, '--pick', 'k_center', '--keep', '0.1', '--json'])\n"
+        "sys.exit(code or ('torch' in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
