@@ -54,9 +54,9 @@ def open_model(path: str | Path) -> Predictor:
     if file.suffix == ".onnx" and file.is_file():
         return _of_onnx(file)
     if not path.exists():
-        raise Refused(f"{path}: there is no such model. Give the folder of one, e.g. RUN/finetune, or a model.onnx.")
+        raise Refused(f"{path}: there is no such model. Give the folder of a run or of a model, or a model.onnx.")
     raise Refused(
-        f"{path}: has no spec.json and no model.onnx. Give the folder of a model, e.g. RUN/finetune, or a model.onnx."
+        f"{path}: has no spec.json and no model.onnx. Give the folder of a run or of a model, or a model.onnx."
     )
 
 

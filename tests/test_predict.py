@@ -2,7 +2,12 @@
 
 import json
 import os
+import re
+import shlex
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +20,7 @@ from lotus.cli import main
 from lotus.export import export
 from lotus.vit import model as door
 
+ROOT = Path(__file__).resolve().parent.parent
 ABOUT = {"classes": ["ant", "bee", "cat", "dog"], "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "crop": 1.0, "interpolation": "bilinear", "license": "mit"}  # fmt: skip
 
 
@@ -80,3 +86,62 @@ def test_files_have_the_mode_that_the_umask_gives(folder):
     finally:
         os.umask(before)
     assert {stat.S_IMODE(path.stat().st_mode) for path in (folder / "out").iterdir()} == {0o644}
+
+
+def photos(folder: Path) -> dict[str, Path]:
+    """A folder of photos, squares out of scikit-learn's two; of each class one more, outside of it."""
+    from sklearn.datasets import load_sample_image
+
+    new = {}
+    for name in ("china", "flower"):
+        (folder / "PHOTOS" / name).mkdir(parents=True)
+        picture, tiles = load_sample_image(f"{name}.jpg"), []
+        for top in range(0, 384, 96):
+            tiles += [picture[top : top + 96, left : left + 96] for left in range(0, 576, 96)]
+        new[name] = folder / f"new {name}.jpg"
+        Image.fromarray(tiles.pop(7)).save(new[name])
+        for number, tile in enumerate(tiles):
+            Image.fromarray(tile).save(folder / "PHOTOS" / name / f"{number:02d}.jpg")
+    return new
+
+
+def first_block(page: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(r"```bash\n(.*?)```", text, re.DOTALL)[0].strip().splitlines()
+
+
+def shell(line: str, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """``line`` as a shell would run it in ``folder``, by the lotus that is tested."""
+    command, *words = shlex.split(line, comments=True)
+    assert command == "lotus"
+    known = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "lotus", *words, *more], cwd=folder, capture_output=True, text=True, check=False, env=known
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_three_commands_lead_from_photos_to_a_prediction(tmp_path):
+    new = photos(tmp_path)
+    new["flower"].rename(tmp_path / "NEW.jpg")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    lines = first_block("docs/deploy.md")
+    assert len(lines) == 3
+    for line in lines:
+        done = shell(line, tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+    told = done.stdout.split()
+    assert told[:2] == ["NEW.jpg", "flower"]
+    assert float(told[2]) > 50
+    for model in ("runs/imagefolder/export", "runs/imagefolder/finetune"):  # the three say the same
+        other = shell(f"lotus predict {model} NEW.jpg", tmp_path)
+        assert other.stdout.split()[:2] == told[:2], other.stderr
+        assert float(other.stdout.split()[2]) == pytest.approx(float(told[2]), abs=0.1)
+
+
+def test_a_run_without_a_model_says_how_it_gets_one(folder, capsys):
+    (folder / "run" / "stages").mkdir(parents=True)
+    assert main(["predict", str(folder / "run"), str(folder / "photos")]) == 2
+    assert "lotus run" in capsys.readouterr().err
+    (folder / "m").rename(folder / "run" / "finetune")
+    assert main(["predict", str(folder / "run"), str(folder / "photos")]) == 0
