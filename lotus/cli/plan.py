@@ -102,7 +102,10 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 def _expected(seen: Mapping[str, Any]) -> list[str]:
     if not seen:
         return ["  expected: nothing of the kind was measured"]
-    text = f"  expected: measured on CIFAR-10 at {seen['cost']:g} of the dense training, {seen['keep']:g} of the MACs: {seen['top1']:.2f} % top-1"
+    text = (
+        f"  expected: measured on {seen['data']} at {seen['cost']:.3g} of the dense training, {seen['keep']:.2g} of the MACs: "
+        f"{seen['top1']:.2f} % top-1 (n = {seen['n']})"
+    )
     if seen["dense_top1"] is not None and seen["way"] != "dense":
-        text += f"; the dense model at a cost of {seen['dense_cost']:g}: {seen['dense_top1']:.2f} %"
-    return [text + (". This plan is far from it" if seen["far"] else "") + " (one seed; docs/planning.md)"]
+        text += f"; the dense model at a cost of {seen['dense_cost']:.3g}: {seen['dense_top1']:.2f} %"
+    return [text + (". This plan is far from it" if seen["far"] else "") + " (docs/measured.md)"]

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from lotus.config import Config
-from lotus.config.budget import Budget
+from lotus.config.budget import Budget, Way
 from lotus.config.reader import check as page
 from lotus.files import digest, write_json
 from lotus.run import Run
@@ -39,7 +39,8 @@ class Candidate:
 
     config: Config
     """That is asked."""
-    way: str
+    way: Way
+    start: plan_table.Start
     at: float
     keep: float
     """Fraction of the MACs."""
@@ -99,27 +100,13 @@ def plan(config: Config, shelves: Sequence[ModuleType] = (), *, timed: pace.Time
         Refused: nothing can be had for the budget; says the least that can.
     """
     budget, first = _budget(config), Ahead(config, shelves)
-    start: plan_table.Start = "given" if config.model.pretrained or config.model.weights else "scratch"
-    if start == "given" and set(budget.ways) == {"small"}:
-        raise Refused(
-            "budget.ways: weights are given, which no smaller model can start from. Allow shrink, or leave the weights out."
-        )
     _, dense = training(config.train.epochs * first.images, first.macs)
-    rule = plan_table.rule(start, budget.train or 0.33)
-    asked = config.prune.keep.asked
-    said = "prune" in config.model_fields_set and "keep" in config.prune.model_fields_set and budget.keep == "prune"
-    keep = asked.get("macs", min(asked.values())) if said else rule.keep
-    way, why = plan_table.choose(start, budget.ways, budget.train or 0.33, keep, rule.at)
-    if way == "shrink" and keep >= 1:
-        raise Refused(
-            "prune.keep.macs: all is to stay, so nothing is cut. Say how much, e.g. prune.keep.macs=0.5, or allow budget.ways=[dense]."
-        )
-    one = Candidate(config, way, rule.at, 1.0 if way == "dense" else keep, first)
+    one, why = _chosen(first)
     if budget.minutes is None:
         epochs = _most(lambda epochs: sum(row["macs"] for row in parts(one, epochs)), budget.train * dense)  # type: ignore[operator]
         measured: dict[str, Any] = {}
     else:
-        tempo = (timed or pace.timer)(one.ahead(1), keep)
+        tempo = (timed or pace.timer)(one.ahead(1), one.keep)
         epochs = _most(lambda epochs: tempo.seconds(one.ahead(epochs)), 60 * budget.minutes)
         measured = {"pace": tempo.told(), "seconds": tempo.seconds(one.ahead(max(1, epochs)))}
     if epochs == 0:
@@ -130,12 +117,48 @@ def plan(config: Config, shelves: Sequence[ModuleType] = (), *, timed: pace.Time
     compared = training(epochs * ahead.images, ahead.macs)[1]
     beside = [{"part": "baseline", "macs": compared}] if ahead.config.baseline else []
     return {
-        "format": FORMAT, "asked": key(config), "way": way, "why": why, "epochs": epochs, "at": one.at if way == "shrink" else None,
+        "format": FORMAT, "asked": key(config), "way": one.way, "why": why, "epochs": epochs, "at": one.at if one.way == "shrink" else None,
         "keep": one.keep, "images": ahead.kept, "parts": rows, "beside": [{**row, "share": compared / dense} for row in beside],
         "cost": cost, "budget": {"train": budget.train, "minutes": budget.minutes}, "dense_macs": dense,
-        "dense_epochs": config.train.epochs, **measured, "expected": expected(start, way, cost, one.keep, one.at),
-        "notes": _notes(ahead, said), "settings": one.settings(epochs),
+        "dense_epochs": config.train.epochs, **measured, "expected": expected(one, cost),
+        "notes": _notes(ahead, said=_said(config)), "settings": one.settings(epochs),
     }  # fmt: skip
+
+
+def _chosen(first: Ahead) -> tuple[Candidate, str]:
+    """The way that was measured to be best, of those that there are, and why.
+
+    Raises:
+        Refused: the budget allows none of them.
+    """
+    from lotus.vit import anatomy
+
+    config, budget = first.config, _budget(first.config)
+    start: plan_table.Start = "given" if config.model.pretrained or config.model.weights else "scratch"
+    if start == "given" and set(budget.ways) == {"small"}:
+        raise Refused(
+            "budget.ways: weights are given, which no smaller model can start from. Allow shrink, or leave the weights out."
+        )
+    cost = budget.train or 0.33
+    rule = plan_table.rule(start, cost)
+    asked = config.prune.keep.asked
+    keep = asked.get("macs", min(asked.values())) if _said(config) else rule.keep
+    ways = tuple(way for way in budget.ways if way != "small" or anatomy.is_vit(first.shape)) or budget.ways
+    way, why = plan_table.choose(start, ways, cost, keep, config.data.name)
+    if way != "dense" and keep >= 1:
+        raise Refused(
+            "prune.keep.macs: all is to stay, so nothing is cut. Say how much, e.g. prune.keep.macs=0.5, or allow budget.ways=[dense]."
+        )
+    return Candidate(config, way, start, rule.at, 1.0 if way == "dense" else keep, first), why
+
+
+def _said(config: Config) -> bool:
+    """Whether the config says how much stays, and that is asked for."""
+    return _says_keep(config) and _budget(config).keep == "prune"
+
+
+def _says_keep(config: Config) -> bool:
+    return "prune" in config.model_fields_set and "keep" in config.prune.model_fields_set
 
 
 def parts(one: Candidate, epochs: int) -> list[dict[str, Any]]:
@@ -166,13 +189,14 @@ def _row(part: str, forwards: float, macs: float, epochs: float | None = None) -
     return {"part": part, "image_forwards": forwards, "macs": macs, "epochs": epochs}
 
 
-def expected(start: plan_table.Start, way: Any, cost: float, keep: float, at: float) -> dict[str, Any]:
+def expected(one: Candidate, cost: float) -> dict[str, Any]:
     """The measurement nearest to a plan, and how far it is from the dense training of about that cost."""
-    seen = plan_table.nearest(start, way, cost, keep, at)
+    data, start = one.config.data.name, one.start
+    seen = plan_table.nearest(data, start, one.way, cost, one.keep)
     if seen is None:
         return {}
-    dense = plan_table.nearest(start, "dense", seen.cost, 1.0)
-    far = max(seen.cost / cost, cost / seen.cost, seen.keep / keep, keep / seen.keep)
+    dense = plan_table.nearest(seen.data, start, "dense", seen.cost, 1.0)
+    far = max(seen.cost / cost, cost / seen.cost, seen.keep / one.keep, one.keep / seen.keep)
     return {**seen._asdict(), "dense_top1": dense and dense.top1, "dense_cost": dense and dense.cost, "far": far > 1.5}
 
 
@@ -242,7 +266,7 @@ def applied(config: Config, settings: Mapping[str, Any]) -> Config:
 def key(config: Config) -> str:
     """Of what a plan is made from."""
     raw = {name: value for name, value in config.model_dump(mode="json").items() if name not in _NO_MATTER}
-    return digest([raw, "prune" in config.model_fields_set and "keep" in config.prune.model_fields_set])
+    return digest([raw, _says_keep(config)])
 
 
 # ---------------------------------------------------------------------------------------------------------------- below
@@ -298,7 +322,7 @@ def _up(number: float) -> float:
     return math.ceil(number * scale) / scale
 
 
-def _notes(ahead: Ahead, said: bool) -> list[str]:
+def _notes(ahead: Ahead, *, said: bool) -> list[str]:
     config, notes = ahead.config, []
     if not said:
         notes.append("how much stays is the planner's choice; say it by prune.keep.macs=0.5")

@@ -1,19 +1,47 @@
-"""What the planner goes by: rules that were measured, and the measurements. To mend a rule, edit this file alone.
+"""What the planner goes by: rules, and what was measured. Cells lie in measured.csv beside this file, a line each.
 
-All figures: CIFAR-10, ViT of 128 x 6, 8-pixel patches, Muon 3e-3 (2e-3 from given weights), batch 128, 10,000 test images, one
-seed. Cost: MACs of all training images, 1.0 = 12 epochs of the dense model. ``python -m lotus.stages.plan_table`` prints
-the tables of docs/planning.md.
+    python -m lotus.stages.plan_table runs/cheaper/cells.jsonl    # adds those that benchmarks/cheaper.py has measured since
+    python -m lotus.stages.plan_table > docs/measured.md          # prints the page
+
+Cost: MACs of everything, 1 is the dense training by the textbook's length (12 epochs of CIFAR-10).
 """
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import math
-from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+import statistics
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
 
 from lotus.config.budget import Way
+from lotus.files import write_text
 
 Start = Literal["scratch", "given"]
+
+FILE = Path(__file__).with_name("measured.csv")
+
+USUAL = "cifar10"
+"""Whose cells are asked where the images at hand have none."""
+
+MARGIN = 0.5
+"""Points by which a training that shrinks has to end above a smaller model from scratch, at equal cost and MACs, to be taken."""
+
+_WAYS = {"dense": "dense", "lotus": "shrink", "narrow": "small"}
+"""Arms of benchmarks/cheaper.py."""
+
+_OWN = (
+    "select.keep", "baseline", "train.evaluate_every", "train.sparsity.gates", "train.shrink", "train.epochs", "train.warmup", "train.lr",
+    "prune.keep.macs", "model.args", "model.weights",
+)  # fmt: skip
+"""What these arms set. A cell with more was measured by another recipe."""
+
+_DIGITS = {"cost": 4, "keep": 3, "at": 4}
 
 
 class Rule(NamedTuple):
@@ -29,23 +57,22 @@ class Rule(NamedTuple):
 
 
 RULES = (
-    # 0.08 to 0.35 ends at 74.51 and 0.12 to 0.25 at 74.96, where 0.20 to 0.35 ends at 73.93 and 0.33 to 0.50 at 71.06.
-    Rule("scratch", math.inf, 0.10, 0.35),
-    # 0.10 to 0.35 ends at 70.34, where the dense fine-tune of the same cost ends at 66.95.
-    Rule("given", math.inf, 0.10, 0.35),
+    # Cells are cut at 0.05 to 0.09, as whole epochs at a given cost have it; no other cut was measured with this recipe.
+    Rule("scratch", math.inf, 0.10, 0.30),
+    Rule("given", math.inf, 0.10, 0.30),
 )
 """The first that fits is taken."""
 
-TIE = 0.5
-"""Points within which two ways are the same: one seed stands behind a figure, and 10,000 images have a standard error of 0.43 points.
-A tie is the shrinking training's, which needs no choice of an architecture."""
 
+class Cell(NamedTuple):
+    """A training that was measured."""
 
-class Seen(NamedTuple):
-    """A measurement."""
-
+    data: str
     start: Start
     way: Way
+    budget: float
+    """That was asked for; :attr:`cost` is as near as whole epochs came."""
+    seed: int
     cost: float
     """Fraction of the dense training's MACs."""
     at: float | None
@@ -53,21 +80,66 @@ class Seen(NamedTuple):
     """Fraction of the dense model's MACs that ships."""
     top1: float
 
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What cells that differ in their seed alone have in common."""
+        at = None if self.at is None else round(self.at, 3)
+        return (self.data, self.start, self.way, self.budget, at, size(self.keep))
 
-SEEN = (
-    Seen("scratch", "dense", 0.33, None, 1.00, 68.22),  # 4 epochs
-    Seen("scratch", "dense", 1.00, None, 1.00, 77.72),  # 12 epochs
-    Seen("scratch", "shrink", 0.34, 0.33, 0.50, 71.06),  # 6 epochs
-    Seen("scratch", "shrink", 0.32, 0.20, 0.35, 73.93),  # 8 epochs
-    Seen("scratch", "shrink", 0.34, 0.08, 0.35, 74.51),  # 10 epochs
-    Seen("scratch", "shrink", 0.31, 0.12, 0.25, 74.96),  # 11 epochs
-    Seen("scratch", "small", 0.34, None, 0.36, 74.63),  # 76 x 6, 11.3 epochs
-    Seen("scratch", "small", 0.32, None, 0.26, 75.23),  # 64 x 6, 14.6 epochs
-    # From the same model, trained on CIFAR-100 for 5 epochs.
-    Seen("given", "dense", 0.083, None, 1.00, 66.95),  # 1 epoch
-    Seen("given", "dense", 0.200, None, 1.00, 71.41),  # 2.4 epochs
-    Seen("given", "shrink", 0.086, 0.10, 0.35, 70.34),  # 2.4 epochs
-)
+
+class Seen(NamedTuple):
+    """The mean of the cells that differ in their seed alone."""
+
+    data: str
+    start: Start
+    way: Way
+    cost: float
+    at: float | None
+    keep: float
+    top1: float
+    n: int
+    """Seeds."""
+
+
+def size(keep: float) -> float:
+    """``keep`` to the next twentieth: budgets are met from below, by a little."""
+    return max(round(20 * keep), 1) / 20
+
+
+@cache
+def cells() -> tuple[Cell, ...]:
+    """What stands in the file.
+
+    Raises:
+        ValueError: a line is no cell.
+    """
+    return tuple(_cell(line) for line in csv.DictReader(io.StringIO(FILE.read_text(encoding="utf-8"))))
+
+
+def _cell(line: Mapping[str, str]) -> Cell:
+    found = Cell(
+        line["data"], line["start"], line["way"], float(line["budget"]), int(line["seed"]), float(line["cost"]),  # type: ignore[arg-type]
+        float(line["at"]) if line["at"] else None, float(line["keep"]), float(line["top1"]),
+    )  # fmt: skip
+    if found.start not in get_args(Start) or found.way not in get_args(Way):
+        raise ValueError(f"{FILE.name}: {line} is no cell")
+    return found
+
+
+def means() -> tuple[Seen, ...]:
+    """Over the seeds, in the order of data, start, way and cost."""
+    groups: dict[tuple[Any, ...], list[Cell]] = {}
+    for one in cells():
+        groups.setdefault(one.kind, []).append(one)
+
+    def mean(group: Sequence[Cell], name: str) -> float:
+        return statistics.fmean(getattr(one, name) for one in group)
+
+    made = [
+        Seen(*group[0][:3], mean(group, "cost"), group[0].at, mean(group, "keep"), mean(group, "top1"), len(group))
+        for group in groups.values()
+    ]
+    return tuple(sorted(made, key=lambda one: (one.data, one.start != "scratch", one.way, one.cost)))
 
 
 def rule(start: Start, budget: float) -> Rule:
@@ -75,20 +147,36 @@ def rule(start: Start, budget: float) -> Rule:
     return next(one for one in RULES if one.start == start and budget <= one.up_to)
 
 
-def nearest(start: Start, way: Way, cost: float, keep: float, at: float | None = None) -> Seen | None:
-    """The measurement whose cost, size and cut are nearest, as ratios; None where there is none of that way."""
-
-    def far(one: Seen) -> float:
-        return (
-            abs(math.log(one.cost / cost))
-            + abs(math.log(one.keep / keep))
-            + (abs(math.log(one.at / at)) if one.at and at else 0)
-        )
-
-    return min((one for one in SEEN if (one.start, one.way) == (start, way)), key=far, default=None)
+def nearest(data: str, start: Start, way: Way, cost: float, keep: float) -> Seen | None:
+    """The measurement whose cost and size are nearest, as ratios; None where there is none of that way."""
+    return min(
+        _of(data, start, way),
+        key=lambda one: abs(math.log(one.cost / cost)) + abs(math.log(one.keep / keep)),
+        default=None,
+    )
 
 
-def choose(start: Start, ways: Sequence[Way], cost: float, keep: float, at: float) -> tuple[Way, str]:
+def at_cost(data: str, start: Start, way: Way, cost: float, keep: float) -> tuple[float, int] | None:
+    """Top-1 at exactly ``cost``, straight between measurements over the logarithm of the cost and level beyond them, and the fewest
+    seeds behind one of them; of the measured size nearest to ``keep``. None where nothing was measured."""
+    import numpy as np
+
+    found = _of(data, start, way)
+    if not found:
+        return None
+    near = min((size(one.keep) for one in found), key=lambda of: abs(math.log(of / keep)))
+    curve = sorted((one.cost, one.top1, one.n) for one in found if size(one.keep) == near)
+    costs, tops, seeds = zip(*curve, strict=True)
+    return float(np.interp(math.log(cost), np.log(costs), tops)), min(seeds)
+
+
+def _of(data: str, start: Start, way: Way) -> list[Seen]:
+    """Those of ``data``, or of the usual images where there are none."""
+    known = [one for one in means() if (one.start, one.way) == (start, way)]
+    return [one for one in known if one.data == data] or [one for one in known if one.data == USUAL]
+
+
+def choose(start: Start, ways: Sequence[Way], cost: float, keep: float, data: str = USUAL) -> tuple[Way, str]:
     """The way to take out of ``ways``, and why; the dense training only where nothing else is allowed."""
     allowed = [way for way in ways if way != "small" or start == "scratch"]
     if "shrink" not in allowed or "small" not in allowed:
@@ -96,45 +184,107 @@ def choose(start: Start, ways: Sequence[Way], cost: float, keep: float, at: floa
         if start == "given" and way == "shrink":
             return way, "weights are given, and from them nothing that was measured comes near an early cut"
         return way, "of what budget.ways allows it is the best"
-    cut, small = (nearest(start, way, cost, keep, at) for way in ("shrink", "small"))
+    if not all(one.data == data for way in ("shrink", "small") for one in _of(data, start, way)):
+        data = USUAL  # figures of two data sets are not compared
+    cut, small = (at_cost(data, start, way, cost, keep) for way in ("shrink", "small"))
     if cut is None or small is None:
         return "shrink", "nothing else was measured"
-    told = f"a smaller model from scratch ended at {small.top1:.2f} %, a training that shrinks at {cut.top1:.2f} %"
-    if small.top1 > cut.top1 + TIE:
-        return "small", f"{told}, at about this cost and size"
-    why = f", which is no difference beyond {TIE:g} points" if abs(small.top1 - cut.top1) <= TIE else ""
-    return "shrink", f"{told}{why}, at about this cost and size"
+    ahead = cut[0] - small[0]
+    told = (
+        f"on {data}, at this cost, a training that shrinks ends at {cut[0]:.2f} % and a smaller model from scratch at {small[0]:.2f} % "
+        f"(seeds: {cut[1]} and {small[1]})"
+    )
+    if ahead >= MARGIN:
+        return "shrink", told
+    return "small", f"{told}; to be taken, the first has to be {MARGIN:g} points ahead"
+
+
+# ------------------------------------------------------------------------------------------------------------- the file
+
+
+def add(lines: Iterable[Mapping[str, Any]]) -> int:
+    """Put the cells of benchmarks/cheaper.py into the file, as far as the planner reads them; one that was measured anew takes the
+    place of the old one. Returns how many are new or changed."""
+    known = {(one.kind, one.seed): one for one in cells()}
+    before = set(known.values())
+    measured = [one for line in lines if (one := _measured(line)) is not None]
+    known |= {(one.kind, one.seed): one for one in measured}
+    found = sorted(known.values(), key=lambda one: (one.data, one.start != "scratch", one.way, one.budget, one.seed))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(Cell._fields)
+    writer.writerows(["" if value is None else value for value in one] for one in found)
+    write_text(FILE, text.getvalue())
+    cells.cache_clear()
+    return len(set(found) - before)
+
+
+def _measured(line: Mapping[str, Any]) -> Cell | None:
+    """A line of cells.jsonl; None for an arm that the planner has no use for, a part of the images, or another recipe."""
+    way, told = _WAYS.get(line["arm"]), dict(word.split("=", 1) for word in line["set"])
+    if way is None or line.get("images") or not all(name.startswith(_OWN) for name in told):
+        return None
+    start = "given" if "model.weights" in told else "scratch"
+    at = told.get("train.shrink.at") if way == "shrink" else None
+    number = {name: round(value, _DIGITS[name]) for name, value in (("cost", line["cost"]), ("keep", line["macs"]))}
+    return Cell(
+        line["row"], start, way, line["budget"], line["seed"], number["cost"],  # type: ignore[arg-type]
+        None if at is None else round(float(at), _DIGITS["at"]), number["keep"], round(line["top1"], 2),
+    )  # fmt: skip
+
+
+HEAD = """# What the planner goes by
+
+This page is printed by `python -m lotus.stages.plan_table` from the rules of lotus/stages/plan_table.py and
+the measurements of lotus/stages/measured.csv, to which `python -m lotus.stages.plan_table CELLS` adds what
+benchmarks/cheaper.py has measured since (CELLS: its `cells.jsonl`).
+[planning.md](planning.md) says how they are read. All trainings are by Muon at 3e-3; a smaller model is a
+narrower one. Cost 1 is the dense model's training for the textbook's epochs (CIFAR-10: 12, by a ViT of 128 x
+6, 8-pixel patches).
+
+## Where the cut is, and to what
+
+Steps before the cut and MACs that stay, as fractions.
+"""
 
 
 def markdown() -> str:
-    """Both tables, for docs/planning.md."""
+    """The page."""
     rules = (
         (one.start, "any" if one.up_to == math.inf else f"{one.up_to:g}", f"{one.at:g}", f"{one.keep:g}")
         for one in RULES
     )
     seen = (
         (
-            one.start,
-            one.way,
-            f"{one.cost:g}",
-            "" if one.at is None else f"{one.at:g}",
-            f"{one.keep:g}",
-            f"{one.top1:.2f}",
+            one.data, one.start, one.way, f"{one.cost:.3f}", "" if one.at is None else f"{one.at:.3f}", f"{one.keep:.2f}",
+            f"{one.top1:.2f}", str(one.n),
         )
-        for one in SEEN
-    )
-    return "\n\n".join(
+        for one in means()
+    )  # fmt: skip
+    return "\n".join(
         [
-            _table(("start", "budget up to", "cut at", "to, where nobody says"), rules),
-            _table(("start", "way", "cost", "cut at", "MACs shipped", "top-1"), seen),
+            HEAD,
+            *_table(("start", "budget up to", "cut at", "to, where nobody says"), rules),
+            "\n## What was measured\n\nTop-1 in per cent, the mean of n seeds.\n",
+            *_table(("data", "start", "way", "cost", "cut at", "MACs shipped", "top-1", "n"), seen),
+            "",
         ]
     )
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    for cells_of in (head, ["---"] * len(head), *rows):
+        yield f"| {' | '.join(cells_of)} |"
+
+
+def main(files: Sequence[str]) -> None:
+    """Add the cells of ``files``; without any, print the page."""
+    for file in files:
+        lines = [json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+        print(f"{file}: {add(lines)} new", file=sys.stderr)
+    if not files:
+        print(markdown(), end="")
 
 
 if __name__ == "__main__":
-    print(markdown())
+    main(sys.argv[1:])

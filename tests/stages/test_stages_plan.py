@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lotus.stages.ahead import Ahead
 from selection.errors import Refused
 
 OWN = ["train.epochs=12", "prune.calibration=128", "export.onnx=false", "export.latency_batch=8", "baseline=false"]
+SHRINK = "budget.ways=[shrink]"
 
 
 def planned(folder: Path, *words: str, **more: Any) -> plan.Plan:
@@ -25,7 +27,7 @@ def planned(folder: Path, *words: str, **more: Any) -> plan.Plan:
 
 
 def test_the_most_epochs_within_the_budget(tmp_path: Path) -> None:
-    found = planned(tmp_path, "budget.train=0.33", "prune.keep.macs=0.5")
+    found = planned(tmp_path, "budget.train=0.33", SHRINK, "prune.keep.macs=0.5")
     assert (found["way"], found["keep"]) == ("shrink", 0.5)
     assert sum(row["share"] for row in found["parts"]) == pytest.approx(found["cost"])
     assert 0.28 < found["cost"] <= 0.33
@@ -37,7 +39,7 @@ def test_the_most_epochs_within_the_budget(tmp_path: Path) -> None:
 
 
 def test_what_is_planned_is_a_config_that_is_read_back(tmp_path: Path) -> None:
-    config = read(DIGITS, [f"folder={tmp_path}", *OWN, "budget.train=0.33"])
+    config = read(DIGITS, [f"folder={tmp_path}", *OWN, "budget.train=0.33", SHRINK])
     resolved, found = plan.resolved(config)
     assert resolved.budget is None
     assert resolved.train.epochs == found["epochs"]
@@ -62,23 +64,133 @@ def test_each_way_costs_what_it_is_allowed(tmp_path: Path, way: str) -> None:
 
 
 def test_given_weights_never_start_a_smaller_model() -> None:
-    assert plan_table.choose("given", ("shrink", "small"), 0.33, 0.35, 0.1)[0] == "shrink"
+    assert plan_table.choose("given", ("shrink", "small"), 0.33, 0.35)[0] == "shrink"
 
 
-def test_a_tie_is_the_shrinking_training_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert plan_table.choose("scratch", ("shrink", "small", "dense"), 0.33, 0.35, 0.1)[0] == "shrink"
-    monkeypatch.setattr(plan_table, "TIE", 0.1)
-    assert plan_table.choose("scratch", ("shrink", "small", "dense"), 0.33, 0.35, 0.1)[0] == "small"
+def cell(
+    way: Any, top1: float, cost: float = 0.3, seed: int = 0, data: str = "cifar10", keep: float = 0.3
+) -> plan_table.Cell:
+    return plan_table.Cell(data, "scratch", way, cost, seed, cost, 0.1 if way == "shrink" else None, keep, top1)
 
 
-def test_the_docs_have_the_tables() -> None:
-    docs = Path(__file__).resolve().parents[2] / "docs" / "planning.md"
-    assert docs.read_text().rstrip().endswith(plan_table.markdown())
+def measured(monkeypatch: pytest.MonkeyPatch, *cells: plan_table.Cell) -> None:
+    monkeypatch.setattr(plan_table, "cells", lambda: cells)
+
+
+WAYS = ("shrink", "small", "dense")
+
+
+@pytest.mark.parametrize(("shrink", "way"), [(70.0, "small"), (70.4, "small"), (70.5, "shrink"), (69.0, "small")])
+def test_a_training_that_shrinks_has_to_be_half_a_point_ahead(
+    monkeypatch: pytest.MonkeyPatch, shrink: float, way: str
+) -> None:
+    measured(monkeypatch, cell("shrink", shrink), cell("small", 70.0))
+    found, why = plan_table.choose("scratch", WAYS, 0.3, 0.3)
+    assert found == way
+    assert f"{shrink:.2f} %" in why
+    assert "70.00 %" in why
+    assert ("has to be 0.5 points ahead" in why) == (way == "small")
+
+
+def test_ways_are_compared_at_equal_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that cost more is ahead by no more than its cost is worth: 10 points a factor of 2."""
+    measured(monkeypatch, cell("shrink", 70.0, 0.2), cell("small", 69.0, 0.18), cell("small", 79.0, 0.36))
+    between = 69 + 10 * math.log2(0.2 / 0.18)
+    assert plan_table.at_cost("cifar10", "scratch", "small", 0.2, 0.3) == (pytest.approx(between), 1)
+    assert plan_table.choose("scratch", WAYS, 0.2, 0.3)[0] == "small"
+    assert plan_table.at_cost("cifar10", "scratch", "small", 5.0, 0.3) == (79.0, 1)  # level beyond
+
+
+def test_seeds_are_averaged_and_images_with_measurements_of_their_own_have_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured(
+        monkeypatch, cell("shrink", 70.0), cell("shrink", 72.0, seed=1), cell("small", 70.6), cell("shrink", 50.0, data="cifar100"),
+        cell("small", 50.0, data="cifar100"),
+    )  # fmt: skip
+    assert plan_table.at_cost("cifar10", "scratch", "shrink", 0.3, 0.3) == (71.0, 2)
+    assert plan_table.at_cost("mine", "scratch", "shrink", 0.3, 0.3) == (71.0, 2)
+    assert plan_table.choose("scratch", WAYS, 0.3, 0.3, "mine")[0] == "small"
+    assert (
+        "on cifar100, at this cost, a training that shrinks ends at 50.00 %"
+        in plan_table.choose("scratch", WAYS, 0.3, 0.3, "cifar100")[1]
+    )
+
+
+def test_figures_of_two_data_sets_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured(monkeypatch, cell("shrink", 70.0), cell("small", 69.0), cell("small", 80.0, data="cifar100"))
+    assert plan_table.choose("scratch", WAYS, 0.3, 0.3, "cifar100")[0] == "shrink"
+
+
+def test_of_several_sizes_the_nearest_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured(monkeypatch, cell("shrink", 70.0), cell("shrink", 75.0, keep=0.498), cell("small", 70.0))
+    assert plan_table.at_cost("cifar10", "scratch", "shrink", 0.3, 0.5) == (75.0, 1)
+    assert plan_table.at_cost("cifar10", "scratch", "shrink", 0.3, 0.25) == (70.0, 1)
+
+
+def test_nothing_measured_is_the_shrinking_training_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured(monkeypatch, cell("shrink", 70.0))
+    assert plan_table.choose("scratch", WAYS, 0.3, 0.3) == ("shrink", "nothing else was measured")
+
+
+def test_every_cell_can_be_read_and_each_start_has_its_ways() -> None:
+    cells = plan_table.cells()
+    assert all(one.cost > 0 and 0 < one.keep <= 1 and 0 < one.top1 < 100 for one in cells)
+    assert {("scratch", way) for way in WAYS} <= {(one.start, one.way) for one in cells}
+    assert {("given", "shrink"), ("given", "dense")} <= {(one.start, one.way) for one in cells}
+    assert len({(one.kind, one.seed) for one in cells}) == len(cells)
+
+
+def test_cells_of_the_benchmark_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_table, "FILE", tmp_path / "measured.csv")
+    (tmp_path / "measured.csv").write_text(",".join(plan_table.Cell._fields) + "\n")
+    plan_table.cells.cache_clear()
+    common = {
+        "row": "cifar10",
+        "images": 0,
+        "budget": 0.17,
+        "seed": 0,
+        "cost": 0.18096,
+        "macs": 0.29838,
+        "top1": 71.333,
+    }
+    lines: list[dict[str, Any]] = [
+        {**common, "arm": "lotus", "set": ["train.epochs=6", "train.shrink.at=0.0571"]},
+        {**common, "arm": "dense", "set": ["model.weights=/x"]},
+        {**common, "arm": "lotus-sides", "set": []},  # none of the planner's
+        {**common, "arm": "narrow", "set": [], "images": 5000},  # a part of the images
+        {**common, "arm": "narrow", "set": ["train.schedule=linear"]},  # another recipe
+    ]
+    try:
+        assert plan_table.add(lines) == 2
+        assert plan_table.add(lines) == 0
+        assert plan_table.add([{**lines[0], "top1": 72.0}]) == 1  # anew
+        assert plan_table.cells() == (
+            plan_table.Cell("cifar10", "scratch", "shrink", 0.17, 0, 0.181, 0.0571, 0.298, 72.0),
+            plan_table.Cell("cifar10", "given", "dense", 0.17, 0, 0.181, None, 0.298, 71.33),
+        )
+    finally:
+        plan_table.cells.cache_clear()
+
+
+def test_a_model_that_cannot_be_narrowed_shrinks(tmp_path: Path) -> None:
+    swin = [
+        "model=swin_tiny_patch4_window7_224",
+        "model.args={img_size: 32, window_size: 2, embed_dim: 32, depths: [1, 1], num_heads: [2, 4]}",
+    ]
+    found = planned(tmp_path, "budget.train=0.5", "prune.keep.macs=0.6", *swin)
+    assert found["way"] == "shrink"
+
+
+def test_the_page_is_printed_from_the_table() -> None:
+    """Else: python -m lotus.stages.plan_table > docs/measured.md"""
+    docs = Path(__file__).resolve().parents[2] / "docs" / "measured.md"
+    assert docs.read_text() == plan_table.markdown()
 
 
 def test_minutes_are_met_by_the_pace_that_was_timed(tmp_path: Path) -> None:
     tempo = pace.Tempo(100.0, 200.0)
-    found = planned(tmp_path, "budget.minutes=2", timed=lambda ahead, keep: tempo)
+    found = planned(tmp_path, "budget.minutes=2", SHRINK, timed=lambda ahead, keep: tempo)
     epochs, n = found["epochs"], 1438
     by_hand = epochs * n * (0.1 / 100 + 0.9 / 200)
     assert by_hand < found["seconds"] <= 120
@@ -145,7 +257,7 @@ def test_a_plan_that_stands_is_not_made_again(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_ledger_bills_what_was_planned_and_the_run_goes_on_by_it(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    words = [DIGITS, f"folder={folder}", *OWN, "train.batch_size=128", "prune.keep.macs=0.5"]
+    words = [DIGITS, f"folder={folder}", *OWN, "train.batch_size=128", "prune.keep.macs=0.5", SHRINK]
     shown = lotus("run", *words, "budget.train=0.33", "--dry-run")
     assert shown.returncode == 0, shown.stderr
     assert "a training that shrinks" in shown.stdout
