@@ -101,6 +101,7 @@ MAKERS: dict[type[Guest], Callable[[nn.Module], list[Guest]]] = {
     FewerPatches: _fewer,
     MovingAverage: lambda model: [MovingAverage(0.9)],
     LateAverage: lambda model: [LateAverage(0.4, 2)],
+    shelf.LossSpikes: lambda model: [shelf.LossSpikes(8.0, 50)],
     GrowingPictures: lambda model: [GrowingPictures([(0, 8), (0.4, 12), (0.7, 16)])],
     Shrink: lambda model: [shrinking(model, at=0.4, drop_path=0.2)],
 }  # fmt: skip
