@@ -61,6 +61,10 @@ class Search(Section):
     """A rival to measure beside what is found, e.g. ``cp_vit`` (docs/papers.md); null: none."""
 
 
+_BY_SCORES = ("search", "sizes", "exclude")
+"""Settings that a cut by scores alone meets: beside another way to prune they are refused."""
+
+
 class Prune(Section):
     """Which dimensions stay."""
 
@@ -136,6 +140,11 @@ class Prune(Section):
         """The fraction of the embedding dimension that stays whatever a search or sizes do to the rest: those
         take no ``auto``."""
         return self.embed_dim if isinstance(self.embed_dim, float) else 1.0
+
+    @property
+    def by_scores(self) -> str:
+        """The settings that a cut by scores alone meets, those that are set, in words."""
+        return ", ".join(name for name in _BY_SCORES if getattr(self, name))
 
     @property
     def more_sizes(self) -> list[dict[str, float]]:

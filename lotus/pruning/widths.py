@@ -238,6 +238,11 @@ def _step(name: str, request: Prune) -> int:
     return 1 if name == "heads" else request.multiple
 
 
+def looser(request: Prune) -> str:
+    """What would let widths become smaller, in words."""
+    return "a smaller round"
+
+
 def _floor(name: str, of: int, request: Prune) -> int:
     """The least that stays of a width."""
     return min(of, _step(name, request))
