@@ -61,7 +61,7 @@ class Search(Section):
     """A rival to measure beside what is found, e.g. ``cp_vit`` (docs/papers.md); null: none."""
 
 
-_BY_SCORES = ("search", "sizes", "exclude")
+_BY_SCORES = ("search", "sizes", "exclude", "min_keep")
 """Settings that a cut by scores alone meets: beside another way to prune they are refused."""
 
 
@@ -86,6 +86,9 @@ class Prune(Section):
     """Turn each head's dimensions into those of which the first few carry the most (whitened SVD) before any is cut."""
     decouple_qk: bool = False
     """Let a block keep more value than query/key dimensions, or fewer. timm's own attention cannot hold that; LOTUS' does."""
+    min_keep: Fraction | None = None
+    """A sublayer that stays keeps at least this fraction of its heads, of their dimensions and of its MLP units, rounded up to
+    ``round``, so that no layer becomes the bottleneck of all; null: one head, and ``round`` of the others."""
     exclude: tuple[str, ...] = ()
     """Blocks or sublayers that stay whole: names or patterns, e.g. ``["blocks.0", "*.attn"]``. Then ``embed_dim: auto`` keeps all
     channels, since a smaller embedding dimension narrows every block; a number given for it does so."""

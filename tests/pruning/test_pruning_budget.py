@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from typing import Any
 
@@ -320,6 +321,40 @@ def test_what_is_excluded_limits_what_can_be_reached(ways: dict) -> None:
     whole = WIDE.cost()
     stays = sum(block.attn_macs for block in whole.blocks) + whole.blocks[2].mlp_macs + WIDE.fixed_macs
     assert reach >= stays / whole.macs - 1e-4
+
+
+@pytest.mark.parametrize("ways", [{}, {"scope": "per_type"}, {"scope": "threshold"}, {"scope": "uniform"}, {"sublayers": True},
+                                  {"decouple_qk": True}, {"round": 1}])  # fmt: skip
+def test_no_sublayer_that_stays_is_thinner_than_is_said(ways: dict) -> None:
+    """Where scores alone would empty a block."""
+    scores = draw(WIDE, 3)
+    scores |= {site: 1e-6 * found for site, found in scores.items() if site.startswith("blocks.1.")}
+    free, held = (fit_plan(WIDE, scores, asks({"macs": 0.55}, **ways, **more)) for more in ({}, {"min_keep": 0.4}))
+    assert held.cost(WIDE).macs <= 0.55 * WIDE.cost().macs
+    step = ways.get("round", 8)
+    for now, of in zip(held.dims, WIDE.dims, strict=True):
+        for name in ("heads", "qk_dim", "v_dim", "hidden"):
+            least = min(getattr(of, name), -(-math.ceil(0.4 * getattr(of, name)) // step) * step)
+            least = math.ceil(0.4 * of.heads) if name == "heads" else least
+            gone = ways.get("sublayers") and not (now.hidden if name == "hidden" else now.heads)
+            assert getattr(now, name) >= (0 if gone else least), name
+    if (
+        ways.get("scope") != "uniform" and "sublayers" not in ways
+    ):  # else block 1 is like the others, or gone as a whole
+        assert free.dims != held.dims
+        assert free.dims[1].hidden < 40 or free.dims[1].heads < 2 or free.dims[1].v_dim < 8
+
+
+def test_min_keep_limits_what_can_be_reached_and_the_widths_that_a_clock_chooses() -> None:
+    request = asks({"macs": 0.05}, min_keep=0.5, sublayers=False)
+    with pytest.raises(Refused, match=r"prune\.keep\.macs: .*With 2 heads, 8 .*round or min_keep") as refusal:
+        fit_plan(WIDE, draw(WIDE, 3), request)
+    reach = re.search(r"Take ([0-9.]+) to 1", str(refusal.value))
+    assert reach is not None
+    least = fit_plan(WIDE, draw(WIDE, 3), asks({"macs": float(reach[1])}, min_keep=0.5, sublayers=False))
+    assert list(least.dims) == [Dims(2, 8, 8, 96), Dims(2, 8, 8, 56), Dims(1, 16, 16, 96)]
+    block = widths.BlockWidths(1, WIDE, draw(WIDE, 3), request)
+    assert block.choices() == ([2, 3, 4], [8, 16], [56, 64, 72, 80, 88, 96, 100])
 
 
 def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest_name() -> None:
