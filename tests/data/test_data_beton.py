@@ -132,9 +132,7 @@ def test_unchanged_is_not_written_again(make: Make, tmp_path: Path) -> None:
 
 def test_damage_is_fatal_and_named(tmp_path: Path, writer: str) -> None:
     file = tmp_path / "train.beton"
-    with pytest.raises(
-        Refused, match=r"drawn 7: damaged image \(OSError: image file is truncated\).*data.damaged: skip"
-    ):
+    with pytest.raises(Refused, match=r"drawn 7: damaged .*truncated.*data\.damaged: skip"):
         list(beton.prepare(failing(20, {7, 9}), file, Data(loader=writer), choose=loaders.writer))
     assert left(file) == []
 

@@ -244,8 +244,8 @@ def test_a_head_is_worth_its_outputs_whatever_its_queries_are():
     ("keep", "message"),
     [
         ({}, r"prune\.keep: say macs, params or latency"),
-        (0.5, r"prune\.keep: a section, not 0\.5\. Say prune\.keep\.macs=0\.5"),
-        (None, r"prune\.keep: a section, not None\. Say e\.g\. prune\.keep\.macs"),
+        (0.5, r"prune\.keep: .*0\.5.* prune\.keep\.macs=0\.5"),
+        (None, r"prune\.keep: .*None.* prune\.keep\.macs"),
         ({"macs": None}, r"prune\.keep: say macs, params or latency"),
         ({"macs": 0}, "not 0"),
         ({"macs": 1.5}, "not 1.5"),
@@ -358,7 +358,7 @@ def test_min_keep_limits_what_can_be_reached_and_the_widths_that_a_clock_chooses
 
 
 def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest_name() -> None:
-    with pytest.raises(Refused, match=r"prune.exclude: 'block.1' matches nothing. Did you mean 'blocks.1'\?"):
+    with pytest.raises(Refused, match=r"prune\.exclude: 'block\.1' .*'blocks\.1'\?"):
         fit_plan(WIDE, draw(WIDE, 3), asks({"macs": 0.7}, exclude=["block.1"]))
 
 

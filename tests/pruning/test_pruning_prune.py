@@ -385,7 +385,7 @@ def test_models_that_do_not_serve_are_refused():
         prune(mixed, batches(), {"macs": 0.5})
     broken = tiny()
     broken.blocks[1].mlp.fc1.weight.data[3, 3] = torch.nan
-    with pytest.raises(Refused, match=r"blocks\.1\.mlp\.fc1\.weight: holds values that are not finite"):
+    with pytest.raises(Refused, match=r"blocks\.1\.mlp\.fc1\.weight: .*not finite"):
         prune(broken, batches(), {"macs": 0.5})
     hooked = tiny()
     hooked.blocks[0].attn.proj.register_forward_pre_hook(lambda *_: None)

@@ -227,7 +227,7 @@ def test_five_lines_make_a_lottery():
     assert (np.diff(drawn.rows) > 0).all()
     assert drawn.rows.dtype == np.int64
     assert drawn.weights.dtype == np.float32
-    with pytest.raises(Refused, match=r"redraw\.powr: 'mine' has no such setting. Did you mean 'power'"):
+    with pytest.raises(Refused, match=r"redraw\.powr: 'mine' .*'power'\?"):
         redraw(trained(), pick={"name": "mine", "powr": 2}, epoch=4, epochs=9, shelves=[shelf(mine)])
 
 

@@ -254,9 +254,7 @@ def test_a_floor_that_is_none(signals, floor):
 
 
 def test_floors_are_for_classes_that_are_not_balanced(signals):
-    with pytest.raises(
-        Refused, match=r"^select\.floor: every class keeps its share already\. Set select\.balance=false"
-    ):
+    with pytest.raises(Refused, match=r"^select\.floor: .*select\.balance=false"):
         select(signals, score="el2n", pick="ccs", keep=0.5, floor=0.5)
     with pytest.raises(Refused, match=r"fewer than the 5 classes"):
         select(signals, score="el2n", pick="ccs", keep=0.03, balance=False, floor=0.5)
@@ -435,9 +433,9 @@ def test_labels_alone_will_do_where_nothing_else_is_read():
     assert unscored.scores is None
     assert len(unscored.subset) == 50
     assert select(labels_only, score="el2n", pick="ccs", keep=1.0).scores is None
-    with pytest.raises(Refused, match=r"^select\.score: 'el2n' reads error_norm, which is not here\. Here: labels\.$"):
+    with pytest.raises(Refused, match=r"^select\.score: 'el2n' reads error_norm.*Here: labels\.$"):
         select(labels_only, score="el2n", pick="ccs", keep=0.5)
-    with pytest.raises(Refused, match=r"^select\.pick: 'beta' reads p_label, which is not here\. Here: .*ranking"):
+    with pytest.raises(Refused, match=r"^select\.pick: 'beta' reads p_label.*Here: .*ranking"):
         select(labels_only, score="random", pick="beta", keep=0.5)
 
 
@@ -505,7 +503,7 @@ def test_a_budget_too_small_names_the_smallest_that_is_not(signals):
         select(signals, score="el2n", pick="ccs", keep=0.001)
     with pytest.raises(
         Refused,
-        match=r"3 of 90 images is fewer than the 5 classes\. Keep at least 0\.056, or set select\.balance=false",
+        match=r"3 of 90 .* 5 classes.*0\.056.*select\.balance=false",
     ):
         select(signals, score="el2n", pick="ccs", keep=0.03)
     assert len(select(signals, score="el2n", pick="ccs", keep=0.056).subset) == 5

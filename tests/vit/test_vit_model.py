@@ -309,11 +309,11 @@ def test_any_timm_model_can_be_a_proxy() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "resnet81"}, r"score\.model\.name: timm has no model 'resnet81'. Did you mean 'resnet"),
+        ({"name": "resnet81"}, r"score\.model\.name: .*'resnet81'.*'resnet"),
         ({"name": "local-dir:/tmp"}, "timm has no model"),
         (
             {"name": "resnet10t", "args": {"img_sizes": 3}},
-            r"score\.model\.args\.img_sizes: resnet10t takes no such argument",
+            r"score\.model\.args\.img_sizes: resnet10t takes no such",
         ),
         ({"name": "resnet10t", "args": {"checkpoint_path": "x.pth"}}, "takes no such argument"),
         ({"name": "resnet10t", "args": {"pretrained_cfg_overlay": {"file": "x.pth"}}}, "takes no such argument"),
