@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def answers(capsys, *words):
 
 
 def test_timm_makes_the_model_of_the_exported_folder_with_its_images(folder):
-    model = lotus.load(folder / "m")
+    model: Any = lotus.load(folder / "m")
     export(model, folder / "out", onnx=False, about=ABOUT)
     twin = timm.create_model(f"local-dir:{folder / 'out'}", pretrained=True).eval()
     images = torch.randn(2, 3, 8, 8)

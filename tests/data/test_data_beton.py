@@ -550,7 +550,12 @@ def test_a_copy_is_read_through_once(make: Make, monkeypatch: pytest.MonkeyPatch
     os.utime(file, ns=(1, 1))
     reads: list[Path] = []
     real = manifest.checksum
-    monkeypatch.setattr(manifest, "checksum", lambda f: (reads.append(f), real(f))[1])
+
+    def checksum(file: Path) -> Any:
+        reads.append(file)
+        return real(file)
+
+    monkeypatch.setattr(manifest, "checksum", checksum)
     Manifest.load(file)
     Manifest.load(file)
     assert reads == [file]

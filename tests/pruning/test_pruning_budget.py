@@ -40,6 +40,13 @@ def draw(outline: cost.Outline, seed: int) -> dict[str, np.ndarray]:
     return scores
 
 
+def named(refusal: Refused) -> float:
+    """The least budget that a refusal says can be had."""
+    found = re.search(r"Take ([0-9.]+) to 1", str(refusal))
+    assert found is not None, refusal
+    return float(found[1])
+
+
 def one_more(plan, outline, round_, decouple_qk):
     """Costs of the plan with any one chunk put back."""
     dims = list(plan.dims)
@@ -90,7 +97,7 @@ def test_query_and_key_dimensions_stay_whole_under_qk_norm_in_what_is_reachable_
     assert ([kept.v_dim for kept in plan.dims] == [16, 16, 24]) != decouple_qk
     with pytest.raises(Refused, match="out of reach") as refusal:
         fit_plan(outline, draw(outline, 0), asks({"macs": 0.05}, decouple_qk=decouple_qk, sublayers=False))
-    lowest = float(re.search(r"Take ([\d.]+) to 1", str(refusal.value))[1])
+    lowest = named(refusal.value)
     v = [8, 8, 8] if decouple_qk else [16, 16, 24]
     least = [Dims(1, of.qk_dim, v_dim, 8) for of, v_dim in zip(WIDE.dims, v, strict=True)]
     assert fit_plan(outline, draw(outline, 0), asks({"macs": lowest}, decouple_qk=decouple_qk)).dims == tuple(least)
@@ -106,7 +113,7 @@ def test_keeping_all_is_the_full_plan(scope):
 def test_the_range_that_is_named_can_be_had(scope):
     with pytest.raises(Refused, match=r"prune\.keep\.macs: 0\.05 is out of reach") as refusal:
         fit_plan(WIDE, draw(WIDE, 0), asks({"macs": 0.05}, scope=scope, sublayers=False))
-    lowest = float(re.search(r"Take ([\d.]+) to 1", str(refusal.value))[1])
+    lowest = named(refusal.value)
     plan = fit_plan(WIDE, draw(WIDE, 0), asks({"macs": lowest}, scope=scope))
     assert all(kept == Dims(1, 8, 8, 8) for kept in plan.dims)
     with pytest.raises(Refused, match="out of reach"):
@@ -275,7 +282,7 @@ def test_scores_that_do_not_fit_are_refused():
         fit_plan(WIDE, good, asks({"macs": 0.5}, round=0))
 
 
-def test_a_plan_for_vit_base_is_made_in_few_steps():
+def test_a_plan_for_vit_base_is_made_in_few_steps(monkeypatch: pytest.MonkeyPatch):
     """4,600 chunks: their number bounds the time, not a clock."""
     outline = cost.Outline(197, 768, (Dims(12, 64, 64, 3072),) * 12, (cost.Biases(),) * 12, 1_500_000, 116_000_000)
     steps = 0
@@ -286,11 +293,8 @@ def test_a_plan_for_vit_base_is_made_in_few_steps():
         steps += 1
         return original(*args)
 
-    widths.BlockWidths.chunk = counted
-    try:
-        plan = fit_plan(outline, draw(outline, 0), asks({"macs": 0.25}))
-    finally:
-        widths.BlockWidths.chunk = original
+    monkeypatch.setattr(widths.BlockWidths, "chunk", counted)
+    plan = fit_plan(outline, draw(outline, 0), asks({"macs": 0.25}))
     assert 0.2498 < plan.cost(outline).macs / outline.cost().macs <= 0.25
     assert steps < 20_000
 
@@ -317,7 +321,7 @@ def test_what_is_excluded_limits_what_can_be_reached(ways: dict) -> None:
     request = asks({"macs": 0.01}, exclude=["*.attn", "blocks.2"], **ways)
     with pytest.raises(Refused, match="out of reach") as refusal:
         fit_plan(WIDE, draw(WIDE, 3), request)
-    reach = float(re.search(r"Take ([0-9.]+) to 1", str(refusal.value)).group(1))  # type: ignore[union-attr]
+    reach = named(refusal.value)
     whole = WIDE.cost()
     stays = sum(block.attn_macs for block in whole.blocks) + whole.blocks[2].mlp_macs + WIDE.fixed_macs
     assert reach >= stays / whole.macs - 1e-4
@@ -349,9 +353,8 @@ def test_min_keep_limits_what_can_be_reached_and_the_widths_that_a_clock_chooses
     request = asks({"macs": 0.05}, min_keep=0.5, sublayers=False)
     with pytest.raises(Refused, match=r"prune\.keep\.macs: .*With 2 heads, 8 .*round or min_keep") as refusal:
         fit_plan(WIDE, draw(WIDE, 3), request)
-    reach = re.search(r"Take ([0-9.]+) to 1", str(refusal.value))
-    assert reach is not None
-    least = fit_plan(WIDE, draw(WIDE, 3), asks({"macs": float(reach[1])}, min_keep=0.5, sublayers=False))
+    reach = named(refusal.value)
+    least = fit_plan(WIDE, draw(WIDE, 3), asks({"macs": reach}, min_keep=0.5, sublayers=False))
     assert list(least.dims) == [Dims(2, 8, 8, 96), Dims(2, 8, 8, 56), Dims(1, 16, 16, 96)]
     block = widths.BlockWidths(1, WIDE, draw(WIDE, 3), request)
     assert block.choices() == ([2, 3, 4], [8, 16], [56, 64, 72, 80, 88, 96, 100])

@@ -93,7 +93,8 @@ def test_the_leading_axes_keep_more_than_others_and_compensation_helps():
         basis = torch.linalg.qr(
             torch.randn(48, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         ).Q
-        fake = narrow.Statistics(found.images, {site: Turned(basis) for site in found.moments})
+        moments: dict[str, Any] = {site: Turned(basis) for site in found.moments}
+        fake = narrow.Statistics(found.images, moments)
         turned[seed] = narrow.apart(model, narrow.narrow(model, fake, 32, compensate="none"), [held[0][0]])[0]
     assert apart["none"] < min(turned.values())
     assert apart["affine"] < apart["none"]

@@ -377,7 +377,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(signals, tmp_pa
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(npz.np, "savez", full)
+    monkeypatch.setattr(np, "savez", full)
     with pytest.raises(Refused, match=r"signals\.npz: cannot be written \(No space left on device\)"):
         signals.save(path)
     assert path.read_bytes() == before
