@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lotus.events import watched
 
 
@@ -10,4 +12,5 @@ def test_work_that_goes_on_beyond_its_total_is_told_as_much_once_more():
         for done in (2, 4, 5, 9):
             progress(done)
 
-    assert [(step.done, step.total) for step in watched("prune", 4, work)] == [(2, 4), (4, 4), (5, 8), (9, 12)]
+    steps: list[Any] = list(watched("prune", 4, work))
+    assert [(step.done, step.total) for step in steps] == [(2, 4), (4, 4), (5, 8), (9, 12)]

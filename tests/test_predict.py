@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def answers(capsys, *words):
 
 
 def test_timm_makes_the_model_of_the_exported_folder_with_its_images(folder):
-    model = lotus.load(folder / "m")
+    model: Any = lotus.load(folder / "m")
     export(model, folder / "out", onnx=False, about=ABOUT)
     twin = timm.create_model(f"local-dir:{folder / 'out'}", pretrained=True).eval()
     images = torch.randn(2, 3, 8, 8)

@@ -33,7 +33,7 @@ _INDEX = (aten.index.Tensor, aten.index_put_.default, aten.index_put.default, at
 class Twin(Tensor):
     """A tensor that says it lies on the GPU."""
 
-    inner: Tensor
+    inner: Tensor  # type: ignore[assignment]  # hides torch.inner
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> Twin:
@@ -66,7 +66,7 @@ class Twin(Tensor):
         """A wait, as on CUDA; torch has none for subclasses."""
         return self.to("cpu").tolist()
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]

@@ -61,6 +61,10 @@ class Search(Section):
     """A rival to measure beside what is found, e.g. ``cp_vit`` (docs/papers.md); null: none."""
 
 
+_BY_SCORES = ("search", "sizes", "exclude", "min_keep")
+"""Settings that a cut by scores alone meets: beside another way to prune they are refused."""
+
+
 class Prune(Section):
     """Which dimensions stay."""
 
@@ -82,6 +86,9 @@ class Prune(Section):
     """Turn each head's dimensions into those of which the first few carry the most (whitened SVD) before any is cut."""
     decouple_qk: bool = False
     """Let a block keep more value than query/key dimensions, or fewer. timm's own attention cannot hold that; LOTUS' does."""
+    min_keep: Fraction | None = None
+    """A sublayer that stays keeps at least this fraction of its heads, of their dimensions and of its MLP units, rounded up to
+    ``round``, so that no layer becomes the bottleneck of all; null: one head, and ``round`` of the others."""
     exclude: tuple[str, ...] = ()
     """Blocks or sublayers that stay whole: names or patterns, e.g. ``["blocks.0", "*.attn"]``. Then ``embed_dim: auto`` keeps all
     channels, since a smaller embedding dimension narrows every block; a number given for it does so."""
@@ -136,6 +143,11 @@ class Prune(Section):
         """The fraction of the embedding dimension that stays whatever a search or sizes do to the rest: those
         take no ``auto``."""
         return self.embed_dim if isinstance(self.embed_dim, float) else 1.0
+
+    @property
+    def by_scores(self) -> str:
+        """The settings that a cut by scores alone meets, those that are set, in words."""
+        return ", ".join(name for name in _BY_SCORES if getattr(self, name))
 
     @property
     def more_sizes(self) -> list[dict[str, float]]:

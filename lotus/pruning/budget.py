@@ -16,7 +16,7 @@ import numpy as np
 
 from lotus.config import Prune
 from lotus.pruning.plan import Plan
-from lotus.pruning.widths import DECOUPLED, IN_CHANNELS, KINDS, SUBLAYERS, BlockWidths, Chunk, floors, smallest
+from lotus.pruning.widths import DECOUPLED, IN_CHANNELS, KINDS, SUBLAYERS, BlockWidths, Chunk, floors, looser, smallest
 from lotus.vit.anatomy import Dims
 from lotus.vit.cost import Cost, Outline
 from selection.errors import Refused
@@ -216,7 +216,7 @@ def out_of_reach(outline: Outline, request: Prune, *, whole: Cost | None = None)
             more += ", or prune.decouple_qk, as query/key dimensions stay whole here and hold the others back"
         return (
             f"prune.keep.{what}: {getattr(request.keep, what)} is out of reach. {left}, {reach:.4f} of {of_all:,} remain. "
-            f"Take {reach:.4f} to 1, or a smaller round{more}."
+            f"Take {reach:.4f} to 1, or {looser(request)}{more}."
         )
     return ""
 

@@ -7,6 +7,7 @@ A chunk is ``round`` MLP units of a block, a head, or ``round`` dimensions in al
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -238,9 +239,16 @@ def _step(name: str, request: Prune) -> int:
     return 1 if name == "heads" else request.multiple
 
 
+def looser(request: Prune) -> str:
+    """What would let widths become smaller, in words."""
+    return "a smaller round" + (" or min_keep" if request.min_keep else "")
+
+
 def _floor(name: str, of: int, request: Prune) -> int:
     """The least that stays of a width."""
-    return min(of, _step(name, request))
+    step = _step(name, request)
+    part = 0.0 if request.min_keep is None or name in IN_CHANNELS else request.min_keep
+    return min(of, max(1, math.ceil(part * of / step - 1e-9)) * step)
 
 
 def _whole(outline: Outline, request: Prune) -> list[set[str]]:

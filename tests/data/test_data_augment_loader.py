@@ -19,7 +19,7 @@ from lotus.data.torch_loader import view
 from lotus.data.views import DOWN, FLIP, RIGHT, parameters
 
 MEAN, STD = (0.5, 0.45, 0.4), (0.25, 0.22, 0.2)
-WRITTEN = {
+WRITTEN: dict[str, dict[str, Any]] = {
     "rand": {"crop": "pad", "pad": 2, "flip": True, "auto": "rand-m9-n2-mstd0.5-inc1", "erase": 0.25},
     "trivial": {"auto": "trivial", "erase": 0.5, "erase_mode": "rand", "erase_count": 2},
     "3a": {"flip": True, "auto": "3a", "color_jitter": 0.3},

@@ -132,9 +132,7 @@ def test_unchanged_is_not_written_again(make: Make, tmp_path: Path) -> None:
 
 def test_damage_is_fatal_and_named(tmp_path: Path, writer: str) -> None:
     file = tmp_path / "train.beton"
-    with pytest.raises(
-        Refused, match=r"drawn 7: damaged image \(OSError: image file is truncated\).*data.damaged: skip"
-    ):
+    with pytest.raises(Refused, match=r"drawn 7: damaged .*truncated.*data\.damaged: skip"):
         list(beton.prepare(failing(20, {7, 9}), file, Data(loader=writer), choose=loaders.writer))
     assert left(file) == []
 
@@ -552,7 +550,12 @@ def test_a_copy_is_read_through_once(make: Make, monkeypatch: pytest.MonkeyPatch
     os.utime(file, ns=(1, 1))
     reads: list[Path] = []
     real = manifest.checksum
-    monkeypatch.setattr(manifest, "checksum", lambda f: (reads.append(f), real(f))[1])
+
+    def checksum(file: Path) -> Any:
+        reads.append(file)
+        return real(file)
+
+    monkeypatch.setattr(manifest, "checksum", checksum)
     Manifest.load(file)
     Manifest.load(file)
     assert reads == [file]

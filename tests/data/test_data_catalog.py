@@ -359,7 +359,12 @@ def test_cifar_from_npz_or_folders_or_nothing(tmp_path: Path, monkeypatch: pytes
     root = folder(tmp_path / "folders", {"train/a": 2, "train/b": 2, "test/a": 1})
     assert len(open_data(Data(name="cifar10", path=str(root)))[0]) == 4
     asked: list[Path] = []
-    monkeypatch.setattr(cifar, "download", lambda where, which: (asked.append(where), batches(where, which, "python")))
+
+    def download(where: Path, which: str) -> None:
+        asked.append(where)
+        batches(where, which, "python")
+
+    monkeypatch.setattr(cifar, "download", download)
     assert len(open_data(Data(name="cifar10", path=str(tmp_path / "new")))[0]) == 50
     assert asked == [tmp_path / "new"]
     other = tmp_path / "other"

@@ -40,7 +40,7 @@ def mixes(model: nn.Module, seed: int = 4) -> list[Tensor]:
 
 def convolved(kind: str = "vit", kernels: tuple[int, ...] = (3, 1), **more) -> Any:
     model = tiny(kind, **more)
-    small = project.convert(model, [Choice(kernel, UNITS) for kernel in kernels], mixes(model))
+    small: Any = project.convert(model, [Choice(kernel, UNITS) for kernel in kernels], mixes(model))
     project.calibrate(small, [(pictures(6),)])
     return small
 
@@ -51,7 +51,7 @@ def test_the_convolution_is_its_formula(kind, kernel):
     """Brute force over images, pixels, offsets and heads; on a grid that is not square."""
     model = tiny(kind, img_size=[24, 32]).double()
     block, mix = anatomy.blocks(model)[0], mixes(model)[0].double()
-    small = project.convert(model, [Choice(kernel, UNITS), Choice(0, UNITS)], [mix, mix])
+    small: Any = project.convert(model, [Choice(kernel, UNITS), Choice(0, UNITS)], [mix, mix])
     new = small.blocks[0].attn
     prefix, (down, across) = model.num_prefix_tokens, (3, 4)
     x = torch.randn(2, prefix + 12, 48, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -137,7 +137,7 @@ def test_gated_mlps_and_other_families_are_refused():
 def test_saved_and_loaded_to_the_last_bit(kind, tmp_path):
     small = convolved(kind)
     save(small, tmp_path / "small")
-    back = load(tmp_path / "small")
+    back: Any = load(tmp_path / "small")
     assert isinstance(back.blocks[0].attn, ConvAttention)
     with torch.no_grad():
         assert torch.equal(small(pictures()), back(pictures()))

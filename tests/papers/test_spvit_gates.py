@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,6 +101,7 @@ def test_the_pull_of_the_budget_against_finite_differences():
     gates.theta.copy_(torch.randn(len(gates.theta), generator=rng))
     theta = gates.theta.clone().requires_grad_()
     gates._share(theta).backward()
+    assert theta.grad is not None
     hard = (gates.theta > 0).double()
     soft = (gates.theta.double().sigmoid() - 0.5).sigmoid()
     width, step = gates.widths[0], 1e-5
@@ -116,7 +118,7 @@ def test_the_pull_of_the_budget_against_finite_differences():
 def by_hand(gates: NestedGates, value: torch.Tensor) -> float:
     """MACs as a part, out of the cost functions."""
     outline = gates._outline
-    total = outline.cost().macs - sum(outline.block(i, one).macs for i, one in enumerate(outline.dims))
+    total: float = outline.cost().macs - sum(outline.block(i, one).macs for i, one in enumerate(outline.dims))
     patches = outline.tokens - 1
     for index, (part, dims) in enumerate(zip(value.split(gates.widths), outline.dims)):
         g0, g1, g2 = part[0], part[0] * part[1], part[0] * part[1] * part[2]
@@ -141,7 +143,7 @@ def test_a_step_carries_the_gradient_of_the_leaves_to_theta():
     theta = before.clone().requires_grad_()
     (30.0 * (0.5 - gates._share(theta)) ** 2).backward()
     total = expected + theta.grad
-    seen = []
+    seen = list[Any]()
     gates.step(0.5, seen.append)
     torch.testing.assert_close(seen[0], leaves)
     # Adam's first step is lr times the sign.
@@ -159,6 +161,7 @@ def test_the_gates_of_one_place_see_the_paths_difference():
     for gate in range(3):
         nn.functional.cross_entropy(model(images), labels).backward()
         leaf = gates._leaves[0][0]
+        assert leaf.grad is not None
         slope, losses = float(leaf.grad[gate]), []
         gates.skip()
         for sign in (1, -1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from typing import Any
 
@@ -37,6 +38,13 @@ def draw(outline: cost.Outline, seed: int) -> dict[str, np.ndarray]:
         scores[f"blocks.{i}.attn"] = rng.exponential(size=heads * v)
         scores[f"blocks.{i}.mlp"] = rng.exponential(size=hidden)
     return scores
+
+
+def named(refusal: Refused) -> float:
+    """The least budget that a refusal says can be had."""
+    found = re.search(r"Take ([0-9.]+) to 1", str(refusal))
+    assert found is not None, refusal
+    return float(found[1])
 
 
 def one_more(plan, outline, round_, decouple_qk):
@@ -89,7 +97,7 @@ def test_query_and_key_dimensions_stay_whole_under_qk_norm_in_what_is_reachable_
     assert ([kept.v_dim for kept in plan.dims] == [16, 16, 24]) != decouple_qk
     with pytest.raises(Refused, match="out of reach") as refusal:
         fit_plan(outline, draw(outline, 0), asks({"macs": 0.05}, decouple_qk=decouple_qk, sublayers=False))
-    lowest = float(re.search(r"Take ([\d.]+) to 1", str(refusal.value))[1])
+    lowest = named(refusal.value)
     v = [8, 8, 8] if decouple_qk else [16, 16, 24]
     least = [Dims(1, of.qk_dim, v_dim, 8) for of, v_dim in zip(WIDE.dims, v, strict=True)]
     assert fit_plan(outline, draw(outline, 0), asks({"macs": lowest}, decouple_qk=decouple_qk)).dims == tuple(least)
@@ -105,7 +113,7 @@ def test_keeping_all_is_the_full_plan(scope):
 def test_the_range_that_is_named_can_be_had(scope):
     with pytest.raises(Refused, match=r"prune\.keep\.macs: 0\.05 is out of reach") as refusal:
         fit_plan(WIDE, draw(WIDE, 0), asks({"macs": 0.05}, scope=scope, sublayers=False))
-    lowest = float(re.search(r"Take ([\d.]+) to 1", str(refusal.value))[1])
+    lowest = named(refusal.value)
     plan = fit_plan(WIDE, draw(WIDE, 0), asks({"macs": lowest}, scope=scope))
     assert all(kept == Dims(1, 8, 8, 8) for kept in plan.dims)
     with pytest.raises(Refused, match="out of reach"):
@@ -243,8 +251,8 @@ def test_a_head_is_worth_its_outputs_whatever_its_queries_are():
     ("keep", "message"),
     [
         ({}, r"prune\.keep: say macs, params or latency"),
-        (0.5, r"prune\.keep: a section, not 0\.5\. Say prune\.keep\.macs=0\.5"),
-        (None, r"prune\.keep: a section, not None\. Say e\.g\. prune\.keep\.macs"),
+        (0.5, r"prune\.keep: .*0\.5.* prune\.keep\.macs=0\.5"),
+        (None, r"prune\.keep: .*None.* prune\.keep\.macs"),
         ({"macs": None}, r"prune\.keep: say macs, params or latency"),
         ({"macs": 0}, "not 0"),
         ({"macs": 1.5}, "not 1.5"),
@@ -274,7 +282,7 @@ def test_scores_that_do_not_fit_are_refused():
         fit_plan(WIDE, good, asks({"macs": 0.5}, round=0))
 
 
-def test_a_plan_for_vit_base_is_made_in_few_steps():
+def test_a_plan_for_vit_base_is_made_in_few_steps(monkeypatch: pytest.MonkeyPatch):
     """4,600 chunks: their number bounds the time, not a clock."""
     outline = cost.Outline(197, 768, (Dims(12, 64, 64, 3072),) * 12, (cost.Biases(),) * 12, 1_500_000, 116_000_000)
     steps = 0
@@ -285,11 +293,8 @@ def test_a_plan_for_vit_base_is_made_in_few_steps():
         steps += 1
         return original(*args)
 
-    widths.BlockWidths.chunk = counted
-    try:
-        plan = fit_plan(outline, draw(outline, 0), asks({"macs": 0.25}))
-    finally:
-        widths.BlockWidths.chunk = original
+    monkeypatch.setattr(widths.BlockWidths, "chunk", counted)
+    plan = fit_plan(outline, draw(outline, 0), asks({"macs": 0.25}))
     assert 0.2498 < plan.cost(outline).macs / outline.cost().macs <= 0.25
     assert steps < 20_000
 
@@ -316,14 +321,47 @@ def test_what_is_excluded_limits_what_can_be_reached(ways: dict) -> None:
     request = asks({"macs": 0.01}, exclude=["*.attn", "blocks.2"], **ways)
     with pytest.raises(Refused, match="out of reach") as refusal:
         fit_plan(WIDE, draw(WIDE, 3), request)
-    reach = float(re.search(r"Take ([0-9.]+) to 1", str(refusal.value)).group(1))  # type: ignore[union-attr]
+    reach = named(refusal.value)
     whole = WIDE.cost()
     stays = sum(block.attn_macs for block in whole.blocks) + whole.blocks[2].mlp_macs + WIDE.fixed_macs
     assert reach >= stays / whole.macs - 1e-4
 
 
+@pytest.mark.parametrize("ways", [{}, {"scope": "per_type"}, {"scope": "threshold"}, {"scope": "uniform"}, {"sublayers": True},
+                                  {"decouple_qk": True}, {"round": 1}])  # fmt: skip
+def test_no_sublayer_that_stays_is_thinner_than_is_said(ways: dict) -> None:
+    """Where scores alone would empty a block."""
+    scores = draw(WIDE, 3)
+    scores |= {site: 1e-6 * found for site, found in scores.items() if site.startswith("blocks.1.")}
+    free, held = (fit_plan(WIDE, scores, asks({"macs": 0.55}, **ways, **more)) for more in ({}, {"min_keep": 0.4}))
+    assert held.cost(WIDE).macs <= 0.55 * WIDE.cost().macs
+    step = ways.get("round", 8)
+    for now, of in zip(held.dims, WIDE.dims, strict=True):
+        for name in ("heads", "qk_dim", "v_dim", "hidden"):
+            least = min(getattr(of, name), -(-math.ceil(0.4 * getattr(of, name)) // step) * step)
+            least = math.ceil(0.4 * of.heads) if name == "heads" else least
+            gone = ways.get("sublayers") and not (now.hidden if name == "hidden" else now.heads)
+            assert getattr(now, name) >= (0 if gone else least), name
+    if (
+        ways.get("scope") != "uniform" and "sublayers" not in ways
+    ):  # else block 1 is like the others, or gone as a whole
+        assert free.dims != held.dims
+        assert free.dims[1].hidden < 40 or free.dims[1].heads < 2 or free.dims[1].v_dim < 8
+
+
+def test_min_keep_limits_what_can_be_reached_and_the_widths_that_a_clock_chooses() -> None:
+    request = asks({"macs": 0.05}, min_keep=0.5, sublayers=False)
+    with pytest.raises(Refused, match=r"prune\.keep\.macs: .*With 2 heads, 8 .*round or min_keep") as refusal:
+        fit_plan(WIDE, draw(WIDE, 3), request)
+    reach = named(refusal.value)
+    least = fit_plan(WIDE, draw(WIDE, 3), asks({"macs": reach}, min_keep=0.5, sublayers=False))
+    assert list(least.dims) == [Dims(2, 8, 8, 96), Dims(2, 8, 8, 56), Dims(1, 16, 16, 96)]
+    block = widths.BlockWidths(1, WIDE, draw(WIDE, 3), request)
+    assert block.choices() == ([2, 3, 4], [8, 16], [56, 64, 72, 80, 88, 96, 100])
+
+
 def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest_name() -> None:
-    with pytest.raises(Refused, match=r"prune.exclude: 'block.1' matches nothing. Did you mean 'blocks.1'\?"):
+    with pytest.raises(Refused, match=r"prune\.exclude: 'block\.1' .*'blocks\.1'\?"):
         fit_plan(WIDE, draw(WIDE, 3), asks({"macs": 0.7}, exclude=["block.1"]))
 
 

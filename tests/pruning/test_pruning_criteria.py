@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -98,7 +100,7 @@ def test_heads_are_scored_by_their_attention_so_far():
     scores = scoring.score(model, criteria.cumulative_attention, {}, measured=found)
     images, total = torch.cat([images for images, _ in data]), torch.zeros(3)
     for i, block in enumerate(model.blocks):
-        kept = {}
+        kept = dict[str, Any]()
         hook = block.attn.qkv.register_forward_hook(lambda _, __, out, kept=kept: kept.update(qkv=out))
         with torch.no_grad():
             model(images)

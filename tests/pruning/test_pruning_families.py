@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,6 +91,7 @@ def test_a_head_takes_its_relative_positions_along():
         for block, before, keep in zip(
             anatomy.blocks(surgery.cut(model, plan)), anatomy.blocks(model), plan.blocks, strict=True
         ):
+            assert before.table is not None
             assert torch.equal(block.table, before.table[:, list(keep.heads)])
 
 
@@ -143,7 +145,7 @@ def test_rescaling_brings_what_a_cut_mlp_writes_closer(kind, monkeypatch):
     for how in ("left", "rescaled"):
         if how == "left":
             monkeypatch.setattr(compensate, "rescale", lambda *_: None)
-        small = prune(model, data, {"macs": 0.6}, criterion="variance", round=4)
+        small: Any = prune(model, data, {"macs": 0.6}, criterion="variance", round=4)
         with torch.no_grad():
             errors[how] = float((small.blocks[0].mlp(read[0]) - model.blocks[0].mlp(read[0])).square().mean())
         monkeypatch.undo()

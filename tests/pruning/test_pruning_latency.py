@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def clock(model):
 
 def draw(seed, outline=OUTLINE):
     rng = np.random.default_rng(seed)
-    scores = {}
+    scores = dict[str, np.ndarray]()
     for i, (heads, qk, v, hidden, *_) in enumerate(outline.dims):
         scores |= {f"blocks.{i}.qk": rng.exponential(size=heads * qk), f"blocks.{i}.attn": rng.exponential(size=heads * v),
                    f"blocks.{i}.mlp": rng.exponential(size=hidden)}  # fmt: skip
@@ -102,7 +103,7 @@ def test_no_choice_of_measured_widths_within_the_budgets_loses_less(seed, keep, 
     rng = np.random.default_rng(seed)
     halves = [[program.Option(dims, float(rng.exponential())) for dims in half] for half in HALVES * 2]
     limit, whole, slack = keep * TABLE.dense, OUTLINE.cost().macs, 4 * TABLE.dense / program.STEPS
-    lost, near = {}, []
+    lost, near = dict[Any, float](), list[float]()
     for one in itertools.product(*halves):
         dims = tuple(one[i].dims._replace(hidden=one[i + 1].dims.hidden) for i in (0, 2))
         if OUTLINE.cost(dims).macs <= macs * whole and TABLE.predict(dims) <= limit + 1e-9:
@@ -197,7 +198,7 @@ def draw_for(model):
 
 
 def test_progress_counts_what_is_timed():
-    model, told = tiny(embed_dim=48, num_heads=2, depth=2), []
+    model, told = tiny(embed_dim=48, num_heads=2, depth=2), list[Any]()
     latency.measure(model, 4, timer=clock, repeats=2, progress=told.append)
     assert told == sorted(told)
     assert told[-1] == latency.timings(model, repeats=2)

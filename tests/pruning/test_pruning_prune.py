@@ -6,6 +6,7 @@ import copy
 import functools
 import itertools
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -184,7 +185,7 @@ def test_covariance_of_query_and_key_dimensions_is_that_of_what_they_add_to_a_lo
     added = (q.flatten(0, 1)[:, None] * k.flatten(0, 1)[None]).flatten(0, 1).numpy()  # (pairs, 16)
     scores = lottery(model, data, asks({"macs": 0.5}, criterion="variance", rotate=False)).scores["blocks.0.qk"]
     np.testing.assert_allclose(scores[16:32], (added**2).mean(axis=0), rtol=1e-6)
-    seen = {}
+    seen = dict[int, Any]()
 
     def spy(covariance: np.ndarray, gain: np.ndarray) -> np.ndarray:
         seen.setdefault(len(seen), covariance)
@@ -215,7 +216,7 @@ def test_compensation_brings_what_a_cut_mlp_writes_closer():
             model(images)
     x, errors = torch.cat(read), {}
     for how in ("none", "mean", "affine"):
-        small = prune(model, data, {"macs": 0.6}, criterion="fisher", compensate=how)
+        small: Any = prune(model, data, {"macs": 0.6}, criterion="fisher", compensate=how)
         assert small.blocks[0].mlp.fc1.out_features < 192
         with torch.no_grad():
             errors[how] = float((small.blocks[0].mlp(x) - model.blocks[0].mlp(x)).square().mean())
@@ -364,7 +365,12 @@ def test_inference_mode_is_refused_with_the_way_out():
 
 def test_a_fast_multiple_is_measured_where_it_is_asked_for(monkeypatch):
     asked = []
-    monkeypatch.setattr(latency, "fast_multiple", lambda model, batch: asked.append(batch) or 16)
+
+    def sixteen(model, batch):
+        asked.append(batch)
+        return 16
+
+    monkeypatch.setattr(latency, "fast_multiple", sixteen)
     drawn = lottery(tiny(), batches(1), asks({"macs": 0.6}, round="auto", embed_dim=None))
     assert asked == [64]
     assert all(dims.hidden % 16 == 0 for dims in drawn.plan.dims)
@@ -385,7 +391,7 @@ def test_models_that_do_not_serve_are_refused():
         prune(mixed, batches(), {"macs": 0.5})
     broken = tiny()
     broken.blocks[1].mlp.fc1.weight.data[3, 3] = torch.nan
-    with pytest.raises(Refused, match=r"blocks\.1\.mlp\.fc1\.weight: holds values that are not finite"):
+    with pytest.raises(Refused, match=r"blocks\.1\.mlp\.fc1\.weight: .*not finite"):
         prune(broken, batches(), {"macs": 0.5})
     hooked = tiny()
     hooked.blocks[0].attn.proj.register_forward_pre_hook(lambda *_: None)

@@ -39,7 +39,7 @@ def leading(of, count: int) -> BlockPlan:
 
 def seen(model: nn.Module, images: torch.Tensor, index: int = 0) -> dict[str, torch.Tensor]:
     """q, k (B, H, N, Q) and the inputs of proj (B, N, H V) of a block."""
-    block, found = anatomy.blocks(model)[index], {}
+    block, found = anatomy.blocks(model)[index], dict[str, Any]()
     heads, qk, _, _ = block.dims[:4]
     hooks = [
         block.qkv.register_forward_hook(lambda _, __, out: found.update(qkv=out)),
@@ -95,8 +95,8 @@ def test_one_of_two_can_be_turned_alone():
 def test_split_heads_can_be_turned_again():
     model = tiny()
     of = anatomy.blocks(model)[0].dims
-    rows = [tuple(tuple(range(count)) for _ in range(3)) for count in (10, 7)]
-    once = surgery.cut(turned(model), Plan((BlockPlan(of, (0, 1, 2), *rows, tuple(range(of.hidden))),) * 2))
+    qk, v = (tuple(tuple(range(count)) for _ in range(3)) for count in (10, 7))
+    once = surgery.cut(turned(model), Plan((BlockPlan(of, (0, 1, 2), qk, v, tuple(range(of.hidden))),) * 2))
     with torch.no_grad():
         torch.testing.assert_close(turned(once)(pictures()), once(pictures()), rtol=0, atol=1e-5)
 
@@ -254,7 +254,7 @@ def test_a_cut_of_heads_is_closer_rotated_than_by_index(kind):
     model, data = tiny(kind), batches(6)
     x = torch.cat([images for images, _ in data])
     for images in (x, pictures(16, seed=77)):
-        written = {}
+        written = dict[str, Any]()
         for name, one in (("dense", model), ("index", model), ("rotated", turned(model, data))):
             small = one
             if name != "dense":

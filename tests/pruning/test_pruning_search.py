@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import operator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +32,7 @@ class Toy:
 
     def __init__(self, weights: tuple[float, float], power: float = 2.0, wobble: float = 0.0) -> None:
         self.weights, self.power, self.wobble = weights, power, wobble
-        self.outline, self.known, self.asked = cost.outline(tiny()), {}, 0
+        self.outline, self.known, self.asked = cost.outline(tiny()), dict[Any, Any](), 0
 
     def of(self, dims) -> float:
         if dims not in self.known:
@@ -250,11 +252,11 @@ def test_the_hull_is_the_lower_convex_hull():
 
 def test_largest_by_bisection():
     for edge in np.linspace(0, 0.999, 23):
-        found = search.largest(lambda x, edge=edge: x <= edge, 0.0, 1.0, 1 / 64)
+        found = search.largest(functools.partial(operator.ge, edge), 0.0, 1.0, 1 / 64)
         assert edge - 1 / 64 <= found <= edge
     assert search.largest(lambda x: True, 0.0, 1.0, 1 / 64) == 1.0
     for edge in range(10):
-        assert search.largest(lambda x, edge=edge: x <= edge, 0, 9, 1) == edge
+        assert search.largest(functools.partial(operator.ge, edge), 0, 9, 1) == edge
 
 
 def test_the_pareto_points():
@@ -394,7 +396,7 @@ def test_nested_sizes_lie_in_one_another_where_inputs_and_sublayers_go(sublayers
     model = tiny(depth=4)
     outline = cost.outline(model)
     keeps = [{"macs": part} for part in (0.7, 0.4, 0.2, 0.11, 0.09)]
-    plans = []
+    plans = list[Any]()
     for keep in keeps:
         within = plans[-1].dims if plans else None
         plans.append(

@@ -9,6 +9,7 @@ import resource
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -197,6 +198,7 @@ def test_an_older_folder_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
     assert torch.equal(spec.load(folder).head.weight, first.head.weight)
     monkeypatch.undo()
+    second: Any
     second, _ = saved(tmp_path, seed=2)
     assert spec.load(folder).state_dict()["blocks.0.mlp.fc1.weight"].shape == second.blocks[0].mlp.fc1.weight.shape
     assert [path.name for path in tmp_path.iterdir()] == ["small"]

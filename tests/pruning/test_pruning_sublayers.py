@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import importlib.util
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,7 +92,7 @@ def test_the_macs_are_those_of_torchs_counter():
         small = surgery.cut(model, plan).requires_grad_(False)
         for module in small.modules():
             if hasattr(module, "fused_attn"):
-                module.fused_attn = False
+                vars(module)["fused_attn"] = False
         with FlopCounterMode(display=False) as counter:
             small(pictures(1))
         assert counter.get_total_flops() == 2 * plan.cost(model).macs
@@ -116,7 +117,7 @@ def test_what_was_cut_can_be_cut_again_and_trains():
 
 def test_what_is_left_of_a_block_is_timms_own():
     model = tiny("layerscale")
-    small = surgery.cut(model, plans(model)["inputs and no MLP"])
+    small: Any = surgery.cut(model, plans(model)["inputs and no MLP"])
     assert type(small.blocks[0]) is OneSublayer
     assert type(small.blocks[1]) is type(model.blocks[1])
     assert type(small.blocks[1].norm1) is Select
@@ -300,7 +301,7 @@ def test_inputs_are_made_up_for_as_least_squares_would():
     found = measure.measure(model, data, gradients=False, moments="affine", in_channels=True).moments
     full = Plan.full(model).blocks
     plan = Plan((dataclasses.replace(full[0], attn_in=IN["attn_in"]), full[1]))
-    small = surgery.cut(model, plan)
+    small: Any = surgery.cut(model, plan)
     compensate.carry_over(small, model, plan, found, "affine")
     seen: list[torch.Tensor] = []
     hook = model.blocks[0].attn.qkv.register_forward_pre_hook(lambda _, args: seen.append(args[0]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def test_what_wraps_a_model_wraps_what_is_left_of_it(how: str) -> None:
     wrapped = WRAPPINGS[how](model)
     small = prune(wrapped, batches(), {"macs": 0.6})
     assert type(small) is type(wrapped)
-    bare = small
+    bare: Any = small
     while hasattr(bare, "_orig_mod") or isinstance(bare, nn.DataParallel):
         bare = getattr(bare, "_orig_mod", None) or bare.module
     torch.testing.assert_close(bare(pictures()), alone(pictures()), rtol=0, atol=0)
@@ -86,7 +87,7 @@ def test_torchvisions_vit_is_refused_by_its_own_name() -> None:
     vision = pytest.importorskip("torchvision")
     vit = vision.models.vision_transformer.VisionTransformer(SIZE, 8, 1, 2, 16, 32)
     for model in (vit, nn.Sequential(nn.Identity(), vit)):
-        with pytest.raises(Refused, match=r"torchvision's VisionTransformer \(vit_b_16.*vit_base_patch16_224"):
+        with pytest.raises(Refused, match=r"torchvision's VisionTransformer .*vit_base_patch16_224"):
             prune(model, batches(), {"macs": 0.6})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +50,7 @@ def results(name: str = "digits") -> dict:
 def log(stages: tuple[str, ...] = ("baseline", "train", "finetune")) -> list[dict]:
     """What log.jsonl holds of the trainings."""
     rng = np.random.default_rng(0)
-    lines = []
+    lines = list[dict[str, Any]]()
     for stage in stages:
         epochs = 10 if stage == "finetune" else 20
         lines.append({"event": "began", "stage": stage, "why": "not done yet"})

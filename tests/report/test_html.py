@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -296,6 +297,7 @@ def test_what_a_search_tried_is_drawn(tmp_path):
     assert "What the search tried" in text
     assert "CP-ViT, fixed ratio" in text
     assert text.count('class="pale" cx=') == 3
+    broken: Any
     for broken in (
         {**found, "tried": 3},
         {**found, "format": 9},
@@ -327,10 +329,11 @@ def test_sizes_that_were_drawn_by_latency_tell_it(measured, tmp_path):
     assert "<th>of dense</th><th>latency of dense</th><th>parameters</th>" in text
     assert f"<td>1.45 M</td><td>40 %</td><td>{share}</td><td>81 k</td>" in text
     assert f"Latency at a batch of 64 on cpu{'' if measured else ', predicted'}." in text
-    page = Console(width=120, file=io.StringIO())
+    written = io.StringIO()
+    page = Console(width=120, file=written)
     terminal.last_page({**results(), "prune": after}, "report.html", STAGES, page)
     line = f"prune-0.4   40 % of the MACs, {share} of the latency, 81 k parameters, top-1 93.21 % right after the cut"
-    assert line in page.file.getvalue()
+    assert line in written.getvalue()
     del size["latency"]
     assert told_lines.size_lines({**results(), "prune": after}, STAGES) == [
         line.replace(f"{share} of the latency, ", "")

@@ -1,6 +1,7 @@
 """The ledger's arithmetic, and that its sentences are honest."""
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -60,7 +61,7 @@ def test_the_verdict_never_flatters(train, score, kept, baseline):
     assert pays is None or math.isfinite(pays)
 
 
-RESULTS = {
+RESULTS: dict[str, Any] = {
     "baseline": {"top1": 98.6, "loss": 0.06, "params": 200_000, "macs": 4_000_000, "images_seen": 28_740,
                  "train_seconds": 20.0, "latency_ms": {"batch_1": 2.0, "batch_N": 30.0, "batch": 64, "device": "cpu", "dtype": "fp32"}},
     "train": {"top1": 98.0, "images_seen": 14_370, "train_seconds": 11.0},

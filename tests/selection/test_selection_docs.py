@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,14 +20,14 @@ TEXT = (Path(__file__).resolve().parents[2] / "docs" / "selection.md").read_text
 
 def test_every_block_of_python_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    names = {"__name__": "mine"}
+    names: dict[str, Any] = {"__name__": "mine"}
     for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL):
         exec(compile(block, "docs/selection.md", "exec"), names)
     assert (tmp_path / "state.npz").exists()
     assert (tmp_path / "ticket.npz").exists()
     assert capsys.readouterr().out.splitlines()[1].startswith("300 400")
     mine = type(dynamic)("mine")
-    mine.by_loss = names["by_loss"]
+    vars(mine)["by_loss"] = names["by_loss"]
     assert len(redraw(State([0] * 10), pick="by_loss", epoch=0, epochs=1, keep=0.3, shelves=[mine]).rows) == 3
 
 

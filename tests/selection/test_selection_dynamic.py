@@ -110,7 +110,7 @@ def test_shuffled_images_are_drawn_as_often(name):
     """Equivariance, where chance draws by row: how often an image comes does not depend on where it stands."""
     rng = np.random.default_rng(4)
     loss = np.exp(rng.normal(size=30)).astype(np.float32)
-    known = {"loss": loss, "labels": np.arange(30) % 3, "below": loss < 1, "seen": rng.integers(2, 7, 30),
+    known: dict[str, np.ndarray] = {"loss": loss, "labels": np.arange(30) % 3, "below": loss < 1, "seen": rng.integers(2, 7, 30),
              "last": rng.integers(4, 6, 30)}  # fmt: skip
     order = rng.permutation(30)
     often = {}

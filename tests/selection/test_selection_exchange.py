@@ -85,7 +85,7 @@ def test_others_count_what_is_held_out(images, tmp_path):
     assert found.rows.tolist() == [3, 9]
     assert "2 of them are held out" in found.warnings[0]
     np.save(tmp_path / "some.npy", [3, 4, 7, 9])  # none above LOTUS' last row: it may be these that are counted
-    with pytest.raises(Refused, match=r"2 of its numbers are of images that are held out .* index=source if"):
+    with pytest.raises(Refused, match=r"2 of its numbers .*held out .*index=source if"):
         exchange.read(tmp_path / "some.npy", images)
     assert exchange.read(tmp_path / "some.npy", dataclasses.replace(images, said=True)).rows.tolist() == [3, 7]
 
@@ -395,7 +395,7 @@ def test_a_cell_that_cannot_be_is_named(text, says, tmp_path):
 
 def test_a_broken_npz_may_be_scores_or_a_ticket(plain, tmp_path):
     (tmp_path / "x.npz").write_bytes(b"PK\x03\x04 and no more")
-    with pytest.raises(Refused, match=r"Wanted is a list of row numbers.*If it was a ticket of LOTUS, draw it again"):
+    with pytest.raises(Refused, match=r"list of row numbers.*ticket of LOTUS, draw it again"):
         exchange.read(tmp_path / "x.npz", plain)
 
 

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def content(path: Path) -> str:
     return ((path / "inside") if path.is_dir() else path).read_text().strip().strip('"')
 
 
-WRITERS = {
+WRITERS: dict[str, Callable[..., None]] = {
     "bytes": lambda path, text: files.write_bytes(path, text.encode()),
     "text": files.write_text,
     "json": files.write_json,

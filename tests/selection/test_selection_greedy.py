@@ -1,7 +1,7 @@
 """Greedy choices against their definition, where shortcuts matter: groups smaller than the set, near lists, a random few; and gradients."""
 
 import math
-import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,7 +99,7 @@ def volume(x, ridge):
     return gain
 
 
-ROUNDS = {
+ROUNDS: dict[str, tuple[Any, Any]] = {
     "farthest first": (farthest, lambda x: FarthestFirst(x)),
     "graph cut": (lambda x: cut_apart(x, 1.5), lambda x: GraphCut(unit(x).astype(np.float32), 1.5)),
     "log det": (lambda x: volume(x, 0.3), lambda x: LogDet(unit(x).astype(np.float32), 0.3)),
@@ -265,9 +265,9 @@ def test_lists_that_may_not_be_widened_say_what_they_find(monkeypatch):
     x = scattered()
     monkeypatch.setattr(neighbors, "PAIRS", 0.4 * len(x) ** 2)
     monkeypatch.setattr(neighbors, "PROBES", 3)
-    with pytest.warns(UserWarning, match=r"of the 10 neighbors of each of 1500 images some \d+% are found") as told:
+    with pytest.warns(UserWarning, match=r"10 neighbors of each of 1500 .*\d+% are found") as told:
         index, _ = nearest(Cosine(x), 11, np.random.default_rng(0), exact=100)
-    said = int(re.search(r"(\d+)%", str(told[0].message))[1]) / 100
+    said = int(str(told[0].message).partition("%")[0].split()[-1]) / 100
     assert said < 0.9
     assert recall(Cosine(x), index) == pytest.approx(said, abs=0.06)
 

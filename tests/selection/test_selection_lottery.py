@@ -5,6 +5,7 @@ import subprocess
 import sys
 from fractions import Fraction
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,8 +93,8 @@ def test_the_same_images_in_any_order(make_arrays, score, pick, balance):
     order = np.random.default_rng(1).permutation(80)
     turned = {name: np.take(array, order, axis=VOCABULARY[name].dims.index("N")) for name, array in arrays.items()}
     keep = 0.5
-    here = select(Signals(arrays, fingerprint="f"), score=score, pick=pick, keep=keep, balance=balance)
-    there = select(Signals(turned, fingerprint="f"), score=score, pick=pick, keep=keep, balance=balance)
+    here: Any = select(Signals(arrays, fingerprint="f"), score=score, pick=pick, keep=keep, balance=balance)
+    there: Any = select(Signals(turned, fingerprint="f"), score=score, pick=pick, keep=keep, balance=balance)
     assert np.array_equal(here.scores[order], there.scores)
     kept_here, kept_there = here.subset.rows, order[there.subset.rows]
     if pick == "window" and len(np.unique(here.scores)) < 80:
@@ -124,7 +125,7 @@ def test_infinite_scores_are_taken_in_stride(make_arrays, pick, balance):
     arrays = make_arrays(images=60, classes=3)
     arrays["correct"] = np.zeros_like(arrays["correct"])
     arrays["correct"][:, 2:4, ::3] = True  # two images of three were never learned
-    lottery = select(Signals(arrays, fingerprint="f"), score="forgetting", pick=pick, keep=0.4, balance=balance)
+    lottery: Any = select(Signals(arrays, fingerprint="f"), score="forgetting", pick=pick, keep=0.4, balance=balance)
     assert np.isinf(lottery.scores).sum() == 40
     assert len(lottery.subset) == 24
     if pick == "top_k" and not balance:
@@ -160,7 +161,7 @@ def test_ties_are_broken_by_the_seed_not_by_the_row():
 
 
 def test_top_k_keeps_the_best_of_each_class(signals):
-    lottery = select(signals, score="loss", pick="top_k", keep=0.5)
+    lottery: Any = select(signals, score="loss", pick="top_k", keep=0.5)
     values, kept = lottery.scores, set(lottery.subset.rows.tolist())
     for c in range(5):
         inside = [values[i] for i in range(90) if signals["labels"][i] == c and i in kept]
@@ -192,7 +193,7 @@ def test_weights_of_a_picker_reach_their_images_with_mean_1(signals):
         rows = np.argsort(scores)[:budget]
         return rows, scores[rows] * 1000
 
-    lottery = select(signals, score="loss", pick="weighs", keep=0.4, shelves=[shelf(weighs=weighs)])
+    lottery: Any = select(signals, score="loss", pick="weighs", keep=0.4, shelves=[shelf(weighs=weighs)])
     kept = lottery.scores[lottery.subset.rows]
     np.testing.assert_allclose(lottery.subset.weights, kept / kept.mean(), rtol=1e-5)
 
@@ -254,9 +255,7 @@ def test_a_floor_that_is_none(signals, floor):
 
 
 def test_floors_are_for_classes_that_are_not_balanced(signals):
-    with pytest.raises(
-        Refused, match=r"^select\.floor: every class keeps its share already\. Set select\.balance=false"
-    ):
+    with pytest.raises(Refused, match=r"^select\.floor: .*select\.balance=false"):
         select(signals, score="el2n", pick="ccs", keep=0.5, floor=0.5)
     with pytest.raises(Refused, match=r"fewer than the 5 classes"):
         select(signals, score="el2n", pick="ccs", keep=0.03, balance=False, floor=0.5)
@@ -435,9 +434,9 @@ def test_labels_alone_will_do_where_nothing_else_is_read():
     assert unscored.scores is None
     assert len(unscored.subset) == 50
     assert select(labels_only, score="el2n", pick="ccs", keep=1.0).scores is None
-    with pytest.raises(Refused, match=r"^select\.score: 'el2n' reads error_norm, which is not here\. Here: labels\.$"):
+    with pytest.raises(Refused, match=r"^select\.score: 'el2n' reads error_norm.*Here: labels\.$"):
         select(labels_only, score="el2n", pick="ccs", keep=0.5)
-    with pytest.raises(Refused, match=r"^select\.pick: 'beta' reads p_label, which is not here\. Here: .*ranking"):
+    with pytest.raises(Refused, match=r"^select\.pick: 'beta' reads p_label.*Here: .*ranking"):
         select(labels_only, score="random", pick="beta", keep=0.5)
 
 
@@ -505,7 +504,7 @@ def test_a_budget_too_small_names_the_smallest_that_is_not(signals):
         select(signals, score="el2n", pick="ccs", keep=0.001)
     with pytest.raises(
         Refused,
-        match=r"3 of 90 images is fewer than the 5 classes\. Keep at least 0\.056, or set select\.balance=false",
+        match=r"3 of 90 .* 5 classes.*0\.056.*select\.balance=false",
     ):
         select(signals, score="el2n", pick="ccs", keep=0.03)
     assert len(select(signals, score="el2n", pick="ccs", keep=0.056).subset) == 5

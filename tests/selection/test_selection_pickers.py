@@ -174,7 +174,7 @@ def ccs_by_the_paper(scores, budget, beta, bins):
     """How many images each stratum of algorithm 1 gives: in AUM's terms, low = hard, one stratum after the other."""
     aum = sorted(-s for s in scores)[int(beta * len(scores) + 1e-9) :]
     low, high = aum[0], aum[-1]
-    strata = [[] for _ in range(bins)]
+    strata: list[list[int]] = [[] for _ in range(bins)]
     for value in aum:
         strata[min(int((value - low) / (high - low) * bins), bins - 1)].append(value)
     by_stratum, left = {}, budget
@@ -440,7 +440,7 @@ def unit(embeddings):
 
 
 def herding_by_the_paper(x, budget):
-    mean, chosen = x.mean(0), []
+    mean, chosen = x.mean(0), list[int]()
     for _ in range(budget):
         away = [np.linalg.norm((len(chosen) + 1) * mean - x[[*chosen, i]].sum(0)) for i in range(len(x))]
         chosen.append(min((i for i in range(len(x)) if i not in chosen), key=lambda i: away[i]))
@@ -482,7 +482,7 @@ def test_k_center_takes_duplicates_last():
 
 
 def greedy_by_definition(value, n, budget):
-    chosen = []
+    chosen = list[int]()
     while len(chosen) < budget:
         chosen.append(max((i for i in range(n) if i not in chosen), key=lambda i: value([*chosen, i])))
     return chosen
@@ -580,7 +580,7 @@ def d2_by_the_paper(scores, x, budget, k, forward, reverse):
     near = [[j for j in np.argsort(away[i]) if j != i][:k] for i in range(n)]
     score = scores - scores.min()
     message = [score[i] + sum(np.exp(-forward * away[i, j]) * score[j] for j in near[i]) for i in range(n)]
-    chosen = []
+    chosen = list[int]()
     while len(chosen) < budget:
         best = max((i for i in range(n) if i not in chosen), key=lambda i: message[i])
         chosen.append(best)
@@ -649,7 +649,7 @@ def matched(g, rows, weights, ridge):
 
 
 def grad_match_by_the_paper(g, budget, ridge):
-    target, chosen = g.sum(0), []
+    target, chosen = g.sum(0), list[int]()
     w = np.empty(0)
     while len(chosen) < budget:
         toward = g @ (target - w @ g[chosen]) if chosen else g @ target
@@ -730,7 +730,7 @@ def test_grad_match_with_nothing_to_match():
 def glister_by_the_paper(p, labels, x, budget, step, rounds):
     x = np.c_[x, np.ones(len(x))]
     head = np.zeros((p.shape[1], x.shape[1]))
-    onehot, base, chosen = np.eye(p.shape[1])[labels], np.log(p), []
+    onehot, base, chosen = np.eye(p.shape[1])[labels], np.log(p), list[int]()
     size = -(-budget // rounds)
     while len(chosen) < budget:
         z = base + x @ head.T
@@ -762,17 +762,17 @@ def test_glister_refreshes_the_gradient_of_the_loss():
 def test_memory_is_refused_before_it_is_spent(name):
     with pytest.raises(
         Refused,
-        match=rf"{name}: .*: 0.00036 GB are needed, and max_memory is 0.0001 GB\. .*sparse.*balance.*or set max_memory=0.00036\.$",
+        match=rf"{name}: .*0\.00036 GB .*sparse.*balance.*max_memory=0\.00036\.$",
     ):
         pick(name, np.zeros(300), 10, maximizer="lazy", max_memory=1e-4)
-    with pytest.raises(Refused, match=rf"{name}: the 60 nearest of each of 300 images: .* fewer neighbors"):
+    with pytest.raises(Refused, match=rf"{name}: .*60 nearest of .*300 images.*fewer neighbors"):
         pick(name, np.zeros(300), 10, max_memory=1e-4)
     assert len(pick(name, np.zeros(300), 10, maximizer="stochastic", max_memory=1e-4)) == 10
 
 
 def test_grad_match_refuses_what_does_not_fit():
     for by in ("image", "batch"):
-        with pytest.raises(Refused, match=r"grad_match: .* max_memory is 1e-06 GB\..*[Bb]alance the classes"):
+        with pytest.raises(Refused, match=r"grad_match: .*max_memory.*1e-06 GB.*[Bb]alance the classes"):
             pick("grad_match", np.zeros(300), 100, by=by, max_memory=1e-6)
 
 

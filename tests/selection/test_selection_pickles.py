@@ -222,7 +222,7 @@ def test_a_tensor_larger_than_its_numbers(size: int, stride: int, match: str, tm
 
 
 def test_a_storage_larger_than_its_file_takes_no_memory(tmp_path: Path) -> None:
-    parts = [pickle.dumps(part, protocol=2) for part in (0x1950A86A20F9469CFC6C, 1001, {})]
+    parts = [pickle.dumps(part, protocol=2) for part in (0x1950A86A20F9469CFC6C, 1001, dict[str, str]())]
     file = b"".join(parts) + tensor(1 << 40, 4, 1) + pickle.dumps(["0"], protocol=2) + (1 << 40).to_bytes(8, "little")
     (tmp_path / "x").write_bytes(file + bytes(64))
     with pytest.raises(pickle.UnpicklingError, match="cut short"):

@@ -31,7 +31,7 @@ def test_every_image_is_in_some_runs_and_out_of_others(images: int, runs: int, p
 def test_any_set_is_as_likely_as_any_other() -> None:
     """Of each run by itself, also of those that are dealt from the end of one pack and the start of the next."""
     draws = 3000
-    seen = [Counter() for _ in range(4)]
+    seen: list[Counter[tuple[int, ...]]] = [Counter() for _ in range(4)]
     rng = np.random.default_rng(0)
     for _ in range(draws):
         for counter, own in zip(seen, random_parts(5, 4, 0.6, rng)):

@@ -319,7 +319,7 @@ def cal_by_the_paper(p, embeddings, k):
     found = []
     for i in range(len(p)):
         near = np.argsort(-(unit @ unit[i]))
-        near = [j for j in near if j != i][:k]
+        near = near[near != i][:k]
         found.append(np.mean([(p[j] * np.log(p[j] / p[i])).sum() for j in near]))
     return np.array(found)
 

@@ -70,7 +70,7 @@ def test_easy_images_do_not_tie_in_the_compact_dtypes():
 
 
 def test_errors_have_a_column_a_class(arrays):
-    with pytest.raises(Refused, match=r"signals\.errors: C = 3 \(class columns\), but classes has 4\.$"):
+    with pytest.raises(Refused, match=r"signals\.errors: C = 3 .* classes has 4\.$"):
         Signals(arrays, fingerprint="f", classes=list("abcd"))
     refused(
         arrays,
@@ -322,9 +322,7 @@ def test_foreign_files_are_refused(signals, tmp_path):
     with pytest.raises(Refused, match=r"no \.npz at all"):
         Signals.load(path)
     np.savez(path, labels=np.arange(3))
-    with pytest.raises(
-        Refused, match=r"not signals of LOTUS, but a foreign \.npz \(labels\)\. Signals are what the score stage"
-    ):
+    with pytest.raises(Refused, match=r"not signals .*foreign \.npz \(labels\).*score stage"):
         Signals.load(path)
     np.savez(path, labels=np.arange(3), about=np.array("[]"))
     with pytest.raises(Refused, match=r"a foreign \.npz \(labels, about\)"):
@@ -379,7 +377,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(signals, tmp_pa
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(npz.np, "savez", full)
+    monkeypatch.setattr(np, "savez", full)
     with pytest.raises(Refused, match=r"signals\.npz: cannot be written \(No space left on device\)"):
         signals.save(path)
     assert path.read_bytes() == before

@@ -105,7 +105,7 @@ def test_a_ticket_of_other_data_is_refused(ticket):
     ticket.check("data-1", 10)
     with pytest.raises(
         Refused,
-        match=r"^select\.ticket: it is for 10 images of data data-1, and here are 10 of data data-2\. Give another",
+        match=r"^select\.ticket: .*10 .*data-1.*10 .*data-2\. Give another",
     ):
         ticket.check("data-2", 10, place="select.ticket")
     with pytest.raises(Refused, match="here are 11 of data data-1"):
@@ -165,7 +165,7 @@ def test_foreign_and_later_files_are_refused(tmp_path):
     with pytest.raises(Refused, match=r"not a ticket of LOTUS, and no \.npz at all"):
         Subset.load(path)
     np.savez(path, rows=np.arange(3))
-    with pytest.raises(Refused, match=r"not a ticket of LOTUS, but a foreign \.npz \(rows\)\. Give a ticket"):
+    with pytest.raises(Refused, match=r"not a ticket .*foreign \.npz \(rows\)\. Give a ticket"):
         Subset.load(path)
     Signals({"labels": [0, 1]}, fingerprint="f").save(path)
     with pytest.raises(Refused, match="not a ticket of LOTUS, but signals of LOTUS"):

@@ -202,7 +202,7 @@ def test_nothing_is_compiled_and_nothing_left_in_shared_memory() -> None:
 
 
 def test_an_optimizer_that_zero_cannot_cut_is_refused() -> None:
-    with pytest.raises(Refused, match=r"train\.optimizer: 'lamb' goes wrong under ZeRO 1.*train\.zero=0"):
+    with pytest.raises(Refused, match=r"train\.optimizer: 'lamb' .*ZeRO 1.*train\.zero=0"):
         made(optimizer="lamb")
     go(made(optimizer="lamb", zero=0), range(1))
 

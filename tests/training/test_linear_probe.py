@@ -157,7 +157,7 @@ def test_memorization_by_its_definition(correct: bool) -> None:
     heads = [alone(seed, np.flatnonzero(own), features, labels, wants, None) for seed, own in zip(seeds, run_in)]
     expected = np.zeros(N)
     for row in range(N):
-        inside, outside = [], []
+        inside, outside = list[Any](), list[Any]()
         for head, own in zip(heads, run_in):
             with torch.no_grad():
                 p = head(features[row].float()).softmax(0)

@@ -300,7 +300,7 @@ def test_state_goes_out_and_in_and_what_is_not_finite_is_skipped(zero: int, prec
     go(first, range(2))
     weights, moments = first.weights(), first.moments()
     hidden = matrices(vit())
-    keys = {key.rpartition("/")[0]: set() for key in moments}
+    keys = {key.rpartition("/")[0]: set[str]() for key in moments}
     for key in moments:
         name, _, what = key.rpartition("/")
         keys[name].add(what)

@@ -60,7 +60,7 @@ class Watching(Memory):
 def test_a_joint_budget_is_kept_to_the_patch(tmp_path: Path, mode: str, pick: Any) -> None:
     wants = recipe(epochs=4)
     plan = SamplePlan(np.arange(ROWS), seed=5, batch_size=8)
-    loader, entered = Watching(plan), []
+    loader, entered = Watching(plan), list[Any]()
     dynamic = ThatPrunes(pick, 4) if pick else None
     done, tokens, joint = patched(tmp_path, wants, mode, plan=plan, loader=loader, dynamic=dynamic, entered=entered)
     rows = ROWS // 2 if pick else ROWS
@@ -146,7 +146,7 @@ def test_few_graphs_serve_all_compiled_blocks_while_the_keep_falls(mode: str) ->
     images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     settings = Patches.model_validate({"mode": mode, "keep": 0.5})
     with Tokens(model, settings, contrast if mode == "input" else None) as tokens:
-        expected = {}
+        expected = dict[Any, Any]()
         for compiled in (False, True):
             if compiled:
                 for block in model.blocks:

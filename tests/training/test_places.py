@@ -75,7 +75,7 @@ def test_the_engine_names_the_place_it_was_given(tmp_path: Path, place: str) -> 
 @pytest.mark.parametrize("place", ["train", "finetune", "score"])
 def test_a_mistyped_optimizer_is_refused_where_it_was_written(place: str) -> None:
     """What stands in ``train`` is inherited, and is named there."""
-    with pytest.raises(Refused, match=rf"^{place}\.optimizer: timm has no .*'adamww'.*Did you mean 'adamw'"):
+    with pytest.raises(Refused, match=rf"^{place}\.optimizer: .*'adamww'.*'adamw'"):
         look_ahead(check({place: {"optimizer": "adamww"}}), STAGES)
 
 

@@ -42,7 +42,7 @@ ROWS, CLASSES, SIDE = 52, 3, 16  # 52 = 6 batches of 8 and a tail of 4
 class Batch(NamedTuple):
     images: Tensor
     labels: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # as of lotus.data.base.Batch
 
 
 def pictures(rows: int = ROWS) -> tuple[Tensor, Tensor]:

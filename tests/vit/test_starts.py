@@ -140,7 +140,7 @@ def test_weights_that_are_given_win(tmp_path) -> None:
 
 
 def test_what_there_is_not_is_refused() -> None:
-    with pytest.raises(Refused, match=r"model\.start: there is no 'mimetik'\. Did you mean 'mimetic'\?"):
+    with pytest.raises(Refused, match=r"model\.start: .*'mimetik'.*'mimetic'\?"):
         made("mimetik")
     with pytest.raises(Refused, match=r"model\.start.*beta_ov.*beta_vo"):
         made({"name": "mimetic", "beta_ov": 1.0})

@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from lotus.vit import anatomy
-from lotus.vit import model as door
+from lotus.vit.unmade import without_memory
 from selection.errors import Refused
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -71,7 +71,7 @@ def test_parts_that_cannot_be_cut_are_named(args, named):
     ],
 )
 def test_other_architectures_are_named_with_what_is_supported(name, named):
-    with door.without_memory():
+    with without_memory():
         model = timm.create_model(name)
     with pytest.raises(Refused, match=named) as refusal:
         anatomy.supported(model)

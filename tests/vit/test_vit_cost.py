@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -103,12 +105,12 @@ def test_published_sizes_cut_for_real_are_counted_by_torch(name, dims):
     small = surgery.cut(model, plan).requires_grad_(False)
     for module in small.modules():
         if hasattr(module, "fused_attn"):
-            module.fused_attn = False
+            vars(module)["fused_attn"] = False
     counted = cost.count(small)
     assert plan.cost(model) == counted
     assert counted.params == sum(weight.numel() for weight in small.parameters())
     with FlopCounterMode(display=False) as counter:
-        small(torch.zeros(1, 3, *small.patch_embed.img_size, device="meta"))
+        small(torch.zeros(1, 3, *model.patch_embed.img_size, device="meta"))
     assert counter.get_total_flops() == 2 * counted.macs
 
 
@@ -129,7 +131,7 @@ def test_equal_to_torchs_counter(name, args):
     model = timm.create_model(name, **{**TINY, **args}).eval().requires_grad_(False)
     for module in model.modules():  # torch's counter does not see fused attention on the CPU
         if hasattr(module, "fused_attn"):
-            module.fused_attn = False
+            vars(module)["fused_attn"] = False
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 3, 32, 32))
     counted = cost.count(model)
@@ -140,7 +142,8 @@ def test_equal_to_torchs_counter(name, args):
 
 def test_split_attention_is_counted_and_equals_timms_where_both_can():
     torch.manual_seed(0)
-    theirs = timm.create_model("vit_tiny_patch16_224", **TINY).blocks[0].attn.eval()
+    whole: Any = timm.create_model("vit_tiny_patch16_224", **TINY)
+    theirs = whole.blocks[0].attn.eval()
     ours = SplitAttention(48, 3, 16, 16).eval()
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 17, 48)
@@ -191,5 +194,5 @@ def test_macs_of_a_model_that_is_only_a_proxy() -> None:
     assert net.training
     vit = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8)
     assert cost.macs(vit, 999) == cost.count(vit).macs, "a size of its own"
-    with pytest.raises(Refused, match=r"score\.model: ResNet cannot read an image of 0 x 0.*score\.side"):
+    with pytest.raises(Refused, match=r"score\.model: ResNet .*0 x 0.*score\.side"):
         cost.macs(net, 0, place="score.model")

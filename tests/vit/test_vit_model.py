@@ -15,6 +15,7 @@ from torch import nn
 from lotus import config
 from lotus.vit import model as door
 from lotus.vit.preprocessing import preprocessing
+from lotus.vit.unmade import without_memory
 from selection.errors import Refused
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -237,20 +238,20 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
     ],
 )
 def test_a_model_made_by_timm_tells_how_to_make_it_again(name, args):
-    model = timm.create_model(name, num_classes=5, **args)
+    model: Any = timm.create_model(name, num_classes=5, **args)
     told = door.origin(model)
     json.dumps(told)  # it goes into a spec
     again = timm.create_model(told["name"], **told["args"])
     assert type(again) is type(model)
     assert shapes(again) == shapes(model)
     again.load_state_dict(model.state_dict())
-    size = model.patch_embed.img_size
-    images = torch.randn(2, model.patch_embed.proj.in_channels, *size)
+    embed: Any = model.patch_embed
+    images = torch.randn(2, embed.proj.in_channels, *embed.img_size)
     assert torch.equal(model.eval()(images), again.eval()(images))
 
 
 def test_a_model_that_timm_would_make_otherwise_is_refused():
-    model = timm.create_model(NAME, **TINY)
+    model: Any = timm.create_model(NAME, **TINY)
     model.blocks[0].mlp.act = nn.ReLU()
     with pytest.raises(Refused, match=r"blocks\.0\.mlp is ReLU"):
         door.origin(model)
@@ -309,11 +310,11 @@ def test_any_timm_model_can_be_a_proxy() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "resnet81"}, r"score\.model\.name: timm has no model 'resnet81'. Did you mean 'resnet"),
+        ({"name": "resnet81"}, r"score\.model\.name: .*'resnet81'.*'resnet"),
         ({"name": "local-dir:/tmp"}, "timm has no model"),
         (
             {"name": "resnet10t", "args": {"img_sizes": 3}},
-            r"score\.model\.args\.img_sizes: resnet10t takes no such argument",
+            r"score\.model\.args\.img_sizes: resnet10t takes no such",
         ),
         ({"name": "resnet10t", "args": {"checkpoint_path": "x.pth"}}, "takes no such argument"),
         ({"name": "resnet10t", "args": {"pretrained_cfg_overlay": {"file": "x.pth"}}}, "takes no such argument"),
@@ -343,7 +344,7 @@ def test_a_proxy_model_takes_weights_from_a_file(tmp_path) -> None:
 
 
 def test_without_memory_nothing_is_drawn_and_what_lies_elsewhere_is():
-    with door.without_memory():
+    with without_memory():
         made = torch.empty(3).uniform_()
         kept = torch.zeros(3, device="cpu").fill_(2).mul_(3)
         model = timm.create_model(NAME, **TINY)

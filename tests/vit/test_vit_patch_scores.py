@@ -159,5 +159,5 @@ def test_laws_of_the_shelf(name):
 def test_what_needs_a_model_and_what_is_refused():
     needs = {name for name in methods.names(patch_scores) if saliency.reads_a_model(Method(name=name))}
     assert needs == {"attention", "rollout", "ats", "token_norm"}
-    with pytest.raises(Refused, match=r"train.patches.score: there is no 'contrst'. Did you mean 'contrast'"):
+    with pytest.raises(Refused, match=r"train\.patches\.score: .*'contrst'.*'contrast'"):
         saliency.reads_a_model(Method(name="contrst"))
