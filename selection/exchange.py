@@ -137,7 +137,8 @@ def scores(found: Found, images: Images, *, name: str, beside: Signals | None = 
         raise Refused(f"{name}: holds rows, no scores. It becomes a ticket: see exchange.ticket.")
     arrays = {name: beside[name] for name in beside} if beside is not None else {"labels": images.labels}
     arrays["given"] = np.where(np.isfinite(found.scores), found.scores, np.finfo(np.float64).max)
-    return Signals(arrays, fingerprint=images.fingerprint, classes=images.classes, place=name)
+    bare = beside is not None and beside.unlabeled
+    return Signals(arrays, fingerprint=images.fingerprint, classes=images.classes, place=name, unlabeled=bare)
 
 
 # ------------------------------------------------------------------------------------------------------------- out

@@ -325,3 +325,16 @@ def test_another_model_leaves_the_files_own_arguments_out() -> None:
     assert (short.name, short.args) == ("deit_tiny_patch16_224", {})
     assert read(ROOT / "configs" / "finetune.yaml", ["model=vit_base_patch16_224"]).model.pretrained
     assert check({"model": "vit_base_patch16_224"}).model.name == "vit_base_patch16_224"
+
+
+def test_how_classes_share() -> None:
+    for said, stands in (("fraction", True), (True, True), (False, False), ("equal", "equal"), ("sqrt", "sqrt")):
+        assert check({"select": {"balance": said}}).select.balance == stands
+    assert check({}).key("select") == check({"select": {"balance": "fraction"}}).key("select")
+    page = check({"train": {"balance": "sqrt"}})
+    assert page.finetune.balance == "sqrt"
+    assert check({"train": {"balance": "sqrt"}, "finetune": {"balance": "none"}}).finetune.balance == "none"
+    with pytest.raises(
+        Refused, match=r"select\.balance: expected one of fraction, equal, sqrt, true, false, not 'equl'"
+    ):
+        check({"select": {"balance": "equl"}})

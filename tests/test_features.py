@@ -95,6 +95,20 @@ def test_what_cannot_be_is_named_and_nothing_is_written(base, tmp_path, capsys, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((), "--pick: say one that goes by embeddings"),
+        (("--pick", "k_centre"), "no 'k_centre'. Did you mean 'k_center'"),
+    ],
+)
+def test_what_is_asked_is_checked_before_pictures_are_gone_through(base, tmp_path, capsys, words, says):
+    where = ("--features", base / "model", "--embeddings", tmp_path / "e.npz")
+    assert select(base, base / "photos", *where, *words) == 2
+    assert says in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_where_embeddings_go_is_for_those_that_are_made(base, tmp_path, capsys):
     np.save(tmp_path / "e.npy", np.zeros((4, 2)))
     assert select(base, tmp_path / "e.npy", "--embeddings", "x.npz", "--pick", "k_center") == 2

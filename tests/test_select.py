@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,6 +73,32 @@ def test_weights_and_paths_leave_in_every_format_and_come_back(there, capsys, tm
     if name != "k.npy":
         assert "c0/" in (tmp_path / name).read_bytes().decode("latin1")
     assert "is there already" in refused(capsys, *words, "--out", tmp_path / name)
+
+
+def test_scores_of_images_without_labels_come_in(there, capsys, tmp_path):
+    np.save(tmp_path / "mine.npy", np.arange(N) / N)
+    back = ["import", tmp_path / "mine.npy", "--data", there / "emb.npy", "--as", "scores", "--out", tmp_path / "s.npz"]
+    assert main(["ticket", *map(str, back)]) == 0
+    assert Signals.load(tmp_path / "s.npz").unlabeled
+    told(capsys, tmp_path / "s.npz", "--score", "given", "--pick", "top_k", "--keep", 0.1, "--out", tmp_path / "t.npz")
+    assert Subset.load(tmp_path / "t.npz").rows.tolist() == list(range(81, 90))
+
+
+def test_the_other_door(there, tmp_path):
+    """tools/select_subset.py, for launchers."""
+    words = [str(there / "scores.csv"), "--pick", "top_k", "--keep", "0.1", "--out", str(tmp_path / "k.txt"), "--json"]
+    door = str(Path(__file__).parent.parent / "tools" / "select_subset.py")
+    done = subprocess.run([sys.executable, door, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "k.txt").read_text().splitlines()) == json.loads(done.stdout)["kept"] == 9
+
+
+def test_a_picture_of_images_of_others(there, capsys, tmp_path):
+    words = (there / "emb.npy", "--labels", there / "labels.npy", "--pick", "k_center", "--keep", 0.1)
+    told(capsys, *words, "--picture", tmp_path / "p.svg")
+    drawn = (tmp_path / "p.svg").read_text()
+    assert "Where the images lie" in drawn
+    assert "dual" not in drawn
 
 
 def test_what_a_list_leaves_behind_is_said(there, capsys, tmp_path):

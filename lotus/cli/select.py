@@ -111,6 +111,9 @@ def _given(options: argparse.Namespace, asked: _Asked, shelves: list[ModuleType]
     from selection import incoming, lottery
 
     if options.features:
+        if not (options.pick or options.score):
+            raise Refused("--pick: say one that goes by embeddings, e.g. --pick facility_location.")
+        lottery.choose(score=asked.score, pick=asked.pick, keep=asked.keep, shelves=shelves, places=_places(options))
         options.signals = _featured(options)
     elif options.embeddings:
         raise Refused(f"--embeddings {options.embeddings}: is where --features leaves them. Say --features MODEL too.")

@@ -17,7 +17,6 @@ from lotus.config.section import BriefMethod, Fraction, Method, MethodOf, Sectio
 from selection.files import digest
 from selection.lottery import DEFAULT_PICK, DEFAULT_SCORE
 from selection.memory import gigabytes
-from selection.methods import nearest
 
 Three = tuple[
     Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]
@@ -135,7 +134,7 @@ _BALANCES = ("fraction", "equal", "sqrt", "true", "false")
 def _balance(value: Any) -> Any:
     """``fraction`` is what true has always been; runs that stand were made with it."""
     if isinstance(value, str) and value not in _BALANCES:
-        raise ValueError(f"expected one of {', '.join(_BALANCES)}.{nearest(value, _BALANCES)}")
+        raise ValueError(f"expected one of {', '.join(_BALANCES)}")
     return True if value == "fraction" else value
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +183,10 @@ def hf(
     first = _of_hub(datasets, found[train], f"{name} {train}", column, target, classes)
     if not held:
         return split(first, val_fraction, seed)
-    return first, _of_hub(datasets, found[held], f"{name} {held}", column, target, classes, partial=True)
+    second = _of_hub(datasets, found[held], f"{name} {held}", column, target, classes, partial=True)
+    if held == "test" and not val:
+        second = replace(second, note=f"{second.where} validates: what is chosen by it makes it no test any more")
+    return first, second
 
 
 def _columns(datasets: Any, name: str, rows: Any, layout: Layout) -> tuple[str, str, tuple[str, ...]]:
@@ -276,7 +279,11 @@ def _of_hub(
 ) -> Source:
     """One split; pictures stay encoded until they are read, and are decoded by us."""
     values = list(rows[label])
-    if values and (isinstance(values[0], str) or not hasattr(rows.features[label], "names")):
+    own = getattr(rows.features[label], "names", None)
+    other = False
+    if own is not None and tuple(own) != classes:  # numbers of another list of names: the names decide
+        other, values = True, [own[value] if value >= 0 else value for value in values]
+    if values and (other or isinstance(values[0], str) or not hasattr(rows.features[label], "names")):
         number = {name: i for i, name in enumerate(classes)}
         unknown = next((value for value in values if str(value) not in number), None)
         if unknown is not None:

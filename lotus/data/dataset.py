@@ -35,8 +35,18 @@ def open_data(data: config.Data, shelves: Iterable[ModuleType] = (), *, learned:
     if learned and len(train.classes) < 2:
         raise Refused(f"{train.where}: one class, {', '.join(train.classes)}. There is nothing to learn: give two.")
     if train.classes != val.classes:
-        raise Refused(f"{data.name}: train and val do not have the same classes.")
+        raise Refused(f"{data.name}: train and val do not have the same classes. {_apart(train.classes, val.classes)}")
     return train, val
+
+
+def _apart(train: tuple[str, ...], val: tuple[str, ...]) -> str:
+    """Which classes only one of them has, or that they count them otherwise."""
+    told = [
+        f"{which} has {', '.join(more[:5])}{', ...' if len(more) > 5 else ''}"
+        for which, one, other in (("Only train", train, val), ("Only val", val, train))
+        if (more := [name for name in one if name not in other])
+    ]
+    return f"{'. '.join(told or ['They have them in other orders'])}. Give both the same names, in the same order."
 
 
 _KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "a text"}

@@ -199,7 +199,7 @@ def pruned(plan: str, values: Mapping[str, float], out: str, alone: Sequence[str
     lines = ["", *plan.splitlines()]
     if "top1" in values:
         lines.append(
-            f"top-1: {accuracy(values['top1'], values.get('images'))} after the cut, {values['top1_before']:.2f} % before, without "
+            f"top-1: {accuracy(values['top1'], values.get('measured_on'))} after the cut, {values['top1_before']:.2f} % before, without "
             "any fine-tuning"
         )
     if "agreement" in values:

@@ -224,7 +224,7 @@ def _compared(images: _Images, small: nn.Module, val: Source, most: int) -> Gene
     seen, passes = _batches(images, val, most), 2 * min(most, len(val))
     before, after = yield from watched("prune", passes, lambda progress: _top1((images.model, small), seen, progress))
     n = min(most, len(val))
-    return {"top1_before": before, "top1": after, "images": n} if images.labeled else {"agreement": after}
+    return {"top1_before": before, "top1": after, "measured_on": n} if images.labeled else {"agreement": after}
 
 
 def _top1(models: tuple[nn.Module, nn.Module], batches: Batches, progress: Callable[[int], None]) -> list[float]:

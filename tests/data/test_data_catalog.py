@@ -492,3 +492,43 @@ def test_real_data() -> None:
         train, val = open_data(Data(name="imagefolder", path=str(root / "imagenette224")))
         assert len(train.classes) == 10
         assert train.read(0).shape == (224, 224, 3)
+
+
+def test_classes_of_a_split_of_the_hub_go_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="of the extra hub")
+
+    def split(names: list[str], labels: list[int]) -> object:
+        kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+        pictures = [Image.fromarray(np.full((4, 4, 3), 40 * number, np.uint8)) for number in range(len(labels))]
+        return datasets.Dataset.from_dict({"image": pictures, "label": labels}, features=kinds)
+
+    def opened(names: list[str], labels: list[int], held: str) -> tuple[Source, Source]:
+        parts = {"train": split(["ant", "bee"], [0, 1, 0, 1]), held: split(names, labels)}
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: parts)
+        return open_data(Data(name="hf:some/thing"))
+
+    train, val = opened(["bee", "ant"], [0, 0, 1], "validation")
+    assert [val.classes[label] for label in val.labels] == ["bee", "bee", "ant"]
+    assert train.classes == val.classes == ("ant", "bee")
+    assert val.note == ""
+    assert "makes it no test any more" in opened(["ant", "bee"], [0, 1], "test")[1].note
+    with pytest.raises(Refused, match="label 'cat' is not among those of train"):
+        opened(["bee", "cat"], [0, 1], "validation")
+
+
+def test_classes_that_differ_are_named() -> None:
+    from types import ModuleType
+
+    def odd(path: str) -> tuple[Source, Source]:
+        """Of two lists of classes."""
+        made = [
+            Source(np.arange(2), names, lambda i: np.zeros((4, 4, 3), np.uint8), str, "x", where="odd")
+            for names in (("a", "b"), ("a", "c"))
+        ]
+        return made[0], made[1]
+
+    shelf = ModuleType("shelf")
+    odd.__module__ = "shelf"
+    shelf.odd = odd  # type: ignore[attr-defined]
+    with pytest.raises(Refused, match=r"Only train has b\. Only val has c\."):
+        open_data(Data(name="odd"), [shelf])
