@@ -62,11 +62,11 @@ def read(folder: Path, stages: Stages) -> Row:
         shipped = ledger.shipped(results, stages)
         rows = results["ledger"]["stages"]
         log = list(events(folder))
-        measured = [one for one in log if one.get("event") == "evaluated"]
+        measured = [one.get("values") or {} for one in log if one.get("event") == "evaluated"]
         return Row(
             name=str(folder),
             top1=float(shipped["top1"]),
-            images=int((measured[-1].get("values") or {}).get("images", 0)) if measured else 0,
+            images=int(results.get("validation_images") or (measured or [{}])[-1].get("images", 0)),
             macs=int(shipped["macs"]),
             params=int(shipped["params"]),
             spent=float(results["ledger"]["lottery_macs"]),
