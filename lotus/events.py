@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import queue
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -125,3 +126,12 @@ def watched(
     if fault:
         raise fault[0]
     return result[0]
+
+
+def sound(value: Any) -> Any:
+    """``value`` as JSON knows it: no number, for one that is infinite or none."""
+    if isinstance(value, Mapping):
+        return {name: sound(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [sound(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

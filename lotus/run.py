@@ -12,7 +12,6 @@ import fcntl
 import functools
 import itertools
 import json
-import math
 import operator
 import re
 import time
@@ -23,7 +22,7 @@ from typing import Any
 
 from lotus.config import Config, Method, Section
 from lotus.doctor import versions
-from lotus.events import Event
+from lotus.events import Event, sound
 from lotus.files import append, digest, digest_once, tidy, write_json, write_text
 from lotus.record import SPEC, WEIGHTS, Record, changes, content, filled, is_current, stored
 from lotus.shelves import values
@@ -115,10 +114,13 @@ class Run:
         parents = (path.parent for name in self.stages for path in self.outputs(name).values())
         return [folder for folder in dict.fromkeys(parents) if folder not in (self.folder, self.data)]
 
-    def settle(self) -> None:
-        """Write down what this run is: the resolved config and the versions it runs on."""
-        write_text(self.folder / "config.yaml", self.config.yaml())
+    def settle(self, text: str = "") -> str:
+        """Write down what this run is: the resolved config (``text`` instead), and the versions it runs on; returns the config before."""
+        file = self.folder / "config.yaml"
+        before = file.read_text(encoding="utf-8") if file.is_file() else ""
+        write_text(file, text or self.config.yaml())
         write_text(self.folder / "versions.txt", versions())
+        return before
 
     # ------------------------------------------------------------------------------------------------ what is done
 
@@ -270,6 +272,18 @@ class Run:
             if name not in record.outputs:
                 yield f"{path.name} was not made then"
 
+    def replaced(self, stage: str, *, anew: bool = False) -> list[Path]:
+        """The files and folders of ``stage`` in the run's, its record last, where they are whole and would now be made otherwise.
+
+        Args:
+            anew: what it reads is about to be made otherwise
+        """
+        record = self.record(stage)
+        if record is None or any(self._lost(stage, record)) or not (anew or self.why(stage)):
+            return []
+        own = {self.folder / Path(name).parts[0]: None for name in record.outputs if not name.startswith(_DATA)}
+        return [*own, self._record_of(stage)] if own else []
+
     @property
     def is_done(self) -> bool:
         """Whether nothing at all is to be done."""
@@ -389,16 +403,7 @@ class Run:
             Refused: it cannot be written.
         """
         told = {"time": round(time.time(), 3), **event.record()}
-        append(self.log, json.dumps(_sound(told), allow_nan=False), _ROOM)
-
-
-def _sound(value: Any) -> Any:
-    """``value`` as JSON knows it: no number, for one that is infinite or none."""
-    if isinstance(value, Mapping):
-        return {name: _sound(one) for name, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_sound(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        append(self.log, json.dumps(sound(told), allow_nan=False), _ROOM)
 
 
 def brought(shelf: ModuleType) -> dict[str, Stage]:

@@ -44,6 +44,11 @@ def run_options(parser: argparse.ArgumentParser, until: str | None, config: str 
     parser.add_argument("config", nargs=config, help="a YAML file, e.g. configs/digits.yaml")
     overrides(parser)
     parser.add_argument("--again", action="store_true", help="run every stage again")
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="let go of what other settings have left, instead of keeping it in RUN/earlier",
+    )
     parser.add_argument("--dry-run", action="store_true", help="only say what would run, and what it would cost")
     parser.add_argument("--plain", action="store_true", help="plain lines instead of live progress")
     with_files(parser)
@@ -75,7 +80,9 @@ def run(options: argparse.Namespace) -> int:
     quiet = int(os.environ.get("RANK", "0")) != 0
     if planned is not None and not quiet:
         keep_plan(config, planned, shelves)
-    events = stages.go(config, until=options.until, first=options.first, again=options.again, shelves=shelves)
+    events = stages.go(
+        config, until=options.until, first=options.first, again=options.again, replace=options.replace, shelves=shelves
+    )
     if quiet:
         for _ in events:
             pass
@@ -104,7 +111,7 @@ def _show(events: Iterable[Event], config: Config, *, plain: bool) -> None:
 def flags_of_a_run(options: argparse.Namespace) -> list[str]:
     """Those that were given, of what a verb takes for a run alone."""
     said = {
-        "--again": options.again, "--dry-run": options.dry_run, "--with": options.shelves,
+        "--again": options.again, "--replace": options.replace, "--dry-run": options.dry_run, "--with": options.shelves,
         "--deepspeed_config": options.deepspeed_config,
     }  # fmt: skip
     return [flag for flag, given in said.items() if given]

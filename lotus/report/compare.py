@@ -62,11 +62,11 @@ def read(folder: Path, stages: Stages) -> Row:
         shipped = ledger.shipped(results, stages)
         rows = results["ledger"]["stages"]
         log = list(events(folder))
-        measured = [one for one in log if one.get("event") == "evaluated"]
+        measured = [one.get("values") or {} for one in log if one.get("event") == "evaluated"]
         return Row(
             name=str(folder),
             top1=float(shipped["top1"]),
-            images=int((measured[-1].get("values") or {}).get("images", 0)) if measured else 0,
+            images=int(results.get("validation_images") or (measured or [{}])[-1].get("images", 0)),
             macs=int(shipped["macs"]),
             params=int(shipped["params"]),
             spent=float(results["ledger"]["lottery_macs"]),
@@ -114,37 +114,39 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return head, lines
 
 
-def draw(rows: Sequence[Row]) -> Canvas:
+def draw(rows: Sequence[Row], *, wide: int = 680) -> Canvas:
     """Top-1 over the MACs that were spent, a curve a run."""
     courses = {one.name: list(one.course) or [(one.spent, one.top1)] for one in rows}
-    return chart(courses, x="MACs spent, choosing and cutting included", y="top-1, %", told=si)
+    return chart(courses, x="MACs spent, choosing and cutting included", y="top-1, %", told=si, wide=wide)
 
 
 def chart(
-    curves: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str, told: Callable[[float], str] = tick
-) -> Canvas:
+    curves: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str, told: Callable[[float], str] = tick,
+    wide: int = 680,
+) -> Canvas:  # fmt: skip
     """Lines with their names over one pair of axes, x from 0.
 
     Args:
         curves: by name, at least one point each
         x, y: what the axes show, with units
         told: how a number of the x axis is written
+        wide: of the picture, in pixels
     """
-    canvas = Canvas(680, 400)
+    canvas = Canvas(wide, 400)
     points = [point for curve in curves.values() for point in curve]
     right = 1.05 * max(across for across, _ in points) or 1.0
     low, high = min(up for _, up in points), max(up for _, up in points)
     low, high = low - 0.05 * (high - low) - 0.5, high + 0.05 * (high - low) + 0.5
 
     def at(across: float, up: float) -> tuple[float, float]:
-        return 60 + 590 * across / right, 330 - 300 * (up - low) / (high - low)
+        return 60 + (wide - 90) * across / right, 330 - 300 * (up - low) / (high - low)
 
     for value in ticks(low, high):
         canvas.line(*at(0, value), *at(right, value), "grid")
         canvas.text(52, at(0, value)[1] + 4, tick(value), color="faint", anchor="end")
-    for value in ticks(0, right):
+    for value in ticks(0, right, most=max(2, wide // 130)):
         canvas.text(at(value, low)[0], 348, told(value), color="faint", anchor="middle")
-    canvas.text(355, 368, x, color="faint", anchor="middle")
+    canvas.text(wide / 2 + 15, 368, x, color="faint", anchor="middle")
     canvas.text(60, 18, y, color="faint")
     for number, (name, curve) in enumerate(curves.items()):
         color, dash = COLORS[number % len(COLORS)], number >= len(COLORS)
@@ -152,8 +154,13 @@ def chart(
         for here, there in itertools.pairwise(places):
             canvas.line(*here, *there, color, dash=dash, wide=2)
         canvas.dots(np.array(places), 2.5, color)
-        canvas.text(640, 300 - 16 * number, name, color=color, anchor="end")
+        canvas.text(wide - 40, 300 - 16 * number, _tail(name, (wide - 100) // 7), color=color, anchor="end")
     return canvas
+
+
+def _tail(name: str, most: int) -> str:
+    """The end of a name, by which runs differ."""
+    return name if len(name) <= most else "…" + name[1 - most :]
 
 
 def page(rows: Sequence[Row]) -> str:
@@ -162,14 +169,25 @@ def page(rows: Sequence[Row]) -> str:
 
     head, lines = table(rows)
     cells = "".join(f"<th>{escape(name)}</th>" for name in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
+    body = "".join(
+        "<tr>" + "".join(f'<td data-label="{escape(name)}">{escape(cell)}</td>' for name, cell in zip(head, line, strict=True)) + "</tr>"
+        for line in lines
+    )  # fmt: skip
     style = (
-        "body{font:15px system-ui,sans-serif;margin:2rem auto;max-width:56rem;padding:0 1rem;background:#fbfaf8}"
-        "div{overflow-x:auto}table{border-collapse:collapse}td,th{padding:.3rem .7rem;text-align:right;white-space:nowrap}"
-        "td:first-child,th:first-child{text-align:left}svg{max-width:100%;height:auto}"
+        "body{font:15px system-ui,sans-serif;margin:2rem auto;max-width:56rem;padding:0 1rem;background:#fbfaf8;color:#22252b}"
+        "table{border-collapse:collapse;width:100%;margin-bottom:1.5rem}td,th{padding:.3rem .6rem;text-align:right}"
+        "td:first-child,th:first-child{text-align:left;overflow-wrap:anywhere}td+td{white-space:nowrap}"
+        "svg{max-width:100%;height:auto}.narrow{display:none}"
+        "@media(max-width:600px){.wide,thead{display:none}.narrow{display:block}tr{display:block;padding:.5rem 0;border-bottom:1px solid #e9e7e2}"
+        "td,td:first-child{display:flex;justify-content:space-between;gap:1rem;padding:.1rem 0;text-align:right}"
+        "td::before{content:attr(data-label);color:#6b7079;text-align:left;white-space:nowrap}}"
+    )
+    pictures = "".join(
+        f'<div class="{kind}">{draw(rows, wide=wide).svg("Top-1 over cost", alone=True)}</div>'
+        for kind, wide in (("wide", 680), ("narrow", 360))
     )
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>LOTUS: runs compared</title><style>{style}</style><h1>Runs compared</h1>"
-        f"<div><table><tr>{cells}</tr>{body}</table></div>{draw(rows).svg('Top-1 over cost', alone=True)}</html>"
+        f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>{pictures}</html>"
     )

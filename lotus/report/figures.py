@@ -20,7 +20,7 @@ from lotus.report.names import escape
 from lotus.report.numbers import count, percent, si
 
 _WIDTH, _HEIGHT = 460, 270
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 14, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 32, 44
 
 
 class Series(NamedTuple):
@@ -138,41 +138,44 @@ def tried(
     return _svg("What the search tried: distance from the dense model against MACs", parts) + _legend(legend)
 
 
-def widths(blocks: Sequence[Mapping[str, Any]]) -> str:
-    """What each block keeps of its attention dimensions and MLP units: bars inside the outlines of what was there."""
+def widths(blocks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What each block keeps of its attention dimensions, and of its MLP units: bars inside the outlines of what was there."""
     if not blocks:
+        return []
+    attention = _bars(
+        "Attention dimensions",
+        [block["heads"] * block["head_dim"] for block in blocks],
+        [block["of_heads"] * block["of_head_dim"] for block in blocks],
+        [_heads_told(block) for block in blocks],
+    )
+    units = [[block[name] for block in blocks] for name in ("hidden", "of_hidden")]
+    return [attention, _bars("MLP units", *units, [""] * len(blocks))]
+
+
+def _heads_told(block: Mapping[str, Any]) -> str:
+    if block.get("kernel"):
+        return f", {block['kernel']}x{block['kernel']} convolution"
+    if block["heads"] == block["of_heads"]:
         return ""
-    columns = (
-        ("attention dimensions", [b["heads"] * b["head_dim"] for b in blocks], [b["of_heads"] * b["of_head_dim"] for b in blocks]),
-        ("MLP units", [b["hidden"] for b in blocks], [b["of_hidden"] for b in blocks]),
-    )  # fmt: skip
-    row, bar, width, left, gap = 20, 12, 2 * _WIDTH + 20, 62, 50
-    height = 34 + row * len(blocks) + 8
-    column_width = (width - left - gap - 16) / 2
-    parts = []
-    for number, (name, kept, of) in enumerate(columns):
-        start = left + number * (column_width + gap)
-        room = column_width - 96  # of it the numbers beside the bar
-        most = max(max(of), 1)
-        parts.append(f'<text class="ink" x="{start}" y="18">{name}</text>')
-        for place, (now, was) in enumerate(zip(kept, of, strict=True)):
-            y = 30 + place * row
-            if not number:
-                parts.append(f'<text class="faint" x="{left - 10}" y="{y + 10}" text-anchor="end">block {place}</text>')
+    return f", {block['heads']} {'head' if block['heads'] == 1 else 'heads'}"
+
+
+def _bars(name: str, kept: Sequence[int], of: Sequence[int], more: Sequence[str]) -> str:
+    """A bar a block; the longest leaves room for the numbers beside it."""
+    row, bar, left = 22, 12, 68
+    most = max(*of, 1)
+    told = [f"{count(now)} of {count(was)}{words}" for now, was, words in zip(kept, of, more, strict=True)]
+    room = _WIDTH - left - 16 - 8 * max(map(len, told))  # they are larger on a narrow screen
+    parts = [f'<text class="ink" x="{left}" y="18">{name}</text>']
+    for place, (now, was, words) in enumerate(zip(kept, of, told, strict=True)):
+        y = 32 + place * row
+        parts.append(f'<text class="faint" x="{left - 8}" y="{y + 11}" text-anchor="end">block {place}</text>')
+        for style, long in (("pale", was), ("fill lotus", now)):
             parts.append(
-                f'<rect class="pale" x="{start}" y="{y}" width="{room * was / most:.1f}" height="{bar}" rx="2"/>'
+                f'<rect class="{style}" x="{left}" y="{y}" width="{room * long / most:.1f}" height="{bar}" rx="2"/>'
             )
-            parts.append(
-                f'<rect class="fill lotus" x="{start}" y="{y}" width="{room * now / most:.1f}" height="{bar}" rx="2"/>'
-            )
-            heads = blocks[place]
-            told = f"{count(now)} of {count(was)}"
-            if not number and heads.get("kernel"):
-                told += f", {heads['kernel']}x{heads['kernel']} convolution"
-            elif not number and heads["heads"] != heads["of_heads"]:
-                told += f", {heads['heads']} heads"
-            parts.append(f'<text class="faint" x="{start + room * was / most + 8:.1f}" y="{y + 10}">{told}</text>')
-    return _svg("Dimensions kept in each block", parts, width=width, height=height)
+        parts.append(f'<text class="faint" x="{left + room * was / most + 8:.1f}" y="{y + 11}">{words}</text>')
+    return _svg(f"{name} kept in each block", parts, height=36 + row * len(kept))
 
 
 def scores(values: npt.NDArray[np.floating], rows: npt.NDArray[np.integer], *, name: str, bins: int = 40) -> str:
@@ -252,14 +255,11 @@ class _Axes:
             at = self.x(value)
             parts.append(f'<text class="faint" x="{at:.1f}" y="{floor + 16}" text-anchor="middle">{tick(value)}</text>')
         parts.append(f'<line class="axis" x1="{_LEFT}" x2="{end}" y1="{floor}" y2="{floor}"/>')
-        middle, center = (_LEFT + end) / 2, (_TOP + floor) / 2
+        middle = (_LEFT + end) / 2
         parts.append(
             f'<text class="faint" x="{middle}" y="{_HEIGHT - 8}" text-anchor="middle">{escape(self._names[0])}</text>'
         )
-        parts.append(
-            f'<text class="faint" x="13" y="{center}" text-anchor="middle" transform="rotate(-90 13 {center})">'
-            f"{escape(self._names[1])}</text>"
-        )
+        parts.append(f'<text class="faint" x="0" y="14">{escape(self._names[1])}</text>')
         return "".join(parts)
 
 

@@ -73,7 +73,7 @@ def render(folder: Path, stages: Stages) -> str:
         pictures=pictures,
         sections=[{**one, "svg": Markup(_plot(one.get("plot")))} for one in results.get("sections") or ()],
         sizes=ledger.sizes(results, stages),
-        widths=Markup(figures.widths(kept.get("blocks") or [])),
+        widths=[Markup(svg) for svg in figures.widths(kept.get("blocks") or [])],
         **_of_ticket(folder, settings, scored),
         warnings=[event["text"] for event in log if event.get("event") == "said" and event.get("level") == "warning"],
         config=_text(folder / "config.yaml"),

@@ -12,6 +12,7 @@ from typing import Any
 
 from lotus import watch
 from lotus.config import Config
+from lotus.earlier import Earlier
 from lotus.events import Began, Ended, Event, Said, Skipped
 from lotus.run import Run
 from lotus.stage import Stage, Work
@@ -29,6 +30,7 @@ def go(
     until: str | None = None,
     first: str | None = None,
     again: bool = False,
+    replace: bool = False,
     shelves: Sequence[ModuleType] = (),
 ) -> Iterator[Event]:
     """Run every stage that leads to ``until`` (the last) and is not done, in order.
@@ -36,6 +38,7 @@ def go(
     Args:
         first: run again from this stage on.
         again: run every stage again.
+        replace: let go of what other settings have left; else it is kept (:mod:`lotus.earlier`).
 
     Raises:
         Refused: what the user can mend: the machine, the data, a setting, a budget.
@@ -53,7 +56,11 @@ def go(
     context = Context.open(run, shelves) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
     lead = context is None or context.world.rank == 0
     with _held(run, context, lead):
-        yield from _go(run, context, names, asked, shelves)
+        earlier = None if replace or not lead else Earlier(run)
+        yield from _go(run, context, names, asked, shelves, earlier)
+        if earlier is not None and earlier.kept:
+            text = f"what stood of {', '.join(earlier.kept)} was of other settings and is kept in {earlier.folder} (--replace: let it go)"
+            yield _logged(run, Said(names[-1], text), lead)
         if lead and (older := run.outdated(run.plan())):
             text = (
                 f"what stands of {', '.join(older)} is older than this or of other settings; lotus run makes it again"
@@ -106,30 +113,45 @@ def _check_read(run: Run, context: Context | None, names: Sequence[str], asked: 
 
 
 def _go(
-    run: Run, context: Context | None, names: Sequence[str], asked: Sequence[str], shelves: Sequence[ModuleType]
-) -> Iterator[Event]:
+    run: Run, context: Context | None, names: Sequence[str], asked: Sequence[str], shelves: Sequence[ModuleType],
+    earlier: Earlier | None,
+) -> Iterator[Event]:  # fmt: skip
     """Every stage that is asked for or not done."""
     lead = context is None or context.world.rank == 0
     if asked or any(run.why(name) for name in names):
         look_ahead(run.config, run.stages.values(), shelves)
         yield from _check_read(run, context, names, asked)
     _wait(context)  # nobody changes what stands before everybody has looked
-    if lead:
-        if run.is_older:
-            yield _logged(run, Said(names[0], _older_told(run), level="warning"), lead)
-        run.settle()
-    stood = run.forget(asked) if lead else {}
+    if lead and run.is_older:
+        yield _logged(run, Said(names[0], _older_told(run), level="warning"), lead)
+    before = run.settle() if lead else ""
+    stood: dict[str, str] = {}
+    finished = False
     try:
-        yield from _each(run, context, names, asked, shelves, stood)
+        _keep(context, earlier, asked)
+        stood |= run.forget(asked) if lead else {}
+        for event in _each(run, context, names, asked, shelves, stood, earlier):
+            finished |= isinstance(event, Ended)
+            yield event
     except Refused:
         if lead:  # what was refused has changed nothing that stood
             run.recall(stood)
+            if before and not finished:
+                run.settle(before)
         raise
+    finally:
+        if earlier is not None:
+            earlier.put_back()
+
+
+def _keep(context: Context | None, earlier: Earlier | None, stages: Sequence[str]) -> None:
+    """Put aside what stands of ``stages``, which are about to run, and was made otherwise."""
+    _lead(context, lambda: earlier.keep(stages) if earlier is not None else None)
 
 
 def _each(
     run: Run, context: Context | None, names: Sequence[str], asked: Sequence[str], shelves: Sequence[ModuleType],
-    stood: dict[str, str],
+    stood: dict[str, str], earlier: Earlier | None,
 ) -> Iterator[Event]:  # fmt: skip
     """Every stage that is not done, in order; ``stood`` gathers the records that give way."""
     lead = context is None or context.world.rank == 0
@@ -143,6 +165,7 @@ def _each(
         if context is None:
             context = Context.open(run, shelves)
         context.anew = name in asked
+        _keep(context, earlier, [name])
         if lead:
             stood |= run.forget([name])
         yield from _carry_out(run.stages[name], why, context, lead)
