@@ -16,8 +16,13 @@ dynamic data pruning, token pruning, the moving average) does not stand here.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from lotus.training.average import LateAverage
 from lotus.training.guests import Guest
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def late_average(*, start: float = 0.75, every: int = 5) -> Guest:
@@ -28,3 +33,18 @@ def late_average(*, start: float = 0.75, every: int = 5) -> Guest:
         every: steps between two that are taken
     """
     return LateAverage(start, every)
+
+
+def hardest(
+    model: nn.Module, classes: int, seed: int, *, keep: float = 0.5, proxy: float = 0.1, lr: float = 1e-3
+) -> Guest:
+    """The hardest part of each batch, as a narrower model sees it that trains along (airbench96). One process.
+
+    Args:
+        keep: fraction of a batch that is trained on
+        proxy: fraction of the model's MACs that the narrower one has; it goes through all images, and is billed
+        lr: of the narrower one, by AdamW
+    """
+    from lotus.training.hardest import Hardest, proxy_of
+
+    return Hardest(proxy_of(model, classes, proxy, seed), keep, lr)

@@ -66,34 +66,33 @@ def _is(request: Any) -> bool:
 
 
 _BAD = "prune.method={name: convolve, epochs: 1}"
-_OFF = f"{_BAD} train.sparsity.gates=false"
 
 RULES = (
     Rule("Prune", "keep", lambda it: _is(it) and set(it.keep.asked) != {"macs"},
          "convolve aims at a budget in macs. Set {place}.keep.macs, and nothing else",
-         f"{_OFF} prune.keep.params=0.5", _OFF),
+         f"{_BAD} prune.keep.params=0.5", _BAD),
     Rule("Prune", "embed_dim", lambda it: _is(it) and it.embed_dim not in (None, "auto"),
          "convolve keeps the embedding dimension. Leave one of the two out",
-         f"{_OFF} prune.embed_dim=0.5", f"{_OFF} prune.embed_dim=null"),
+         f"{_BAD} prune.embed_dim=0.5", f"{_BAD} prune.embed_dim=null"),
     Rule("Prune", "scope", lambda it: _is(it) and it.scope != "global",
          "convolve scores nothing: its gates choose. Leave it out",
-         f"{_OFF} prune.scope=per_type", _OFF),
+         f"{_BAD} prune.scope=per_type", _BAD),
     *(Rule("Prune", name, lambda it, *, name=name: _is(it) and bool(getattr(it, name)),  # type: ignore[misc]
            "convolve cuts MLP units alone. Leave one of the two out",
-           f"{_OFF} prune.{name}=true", f"prune.{name}=true") for name in ("in_channels", "sublayers", "decouple_qk")),
+           f"{_BAD} prune.{name}=true", f"prune.{name}=true") for name in ("in_channels", "sublayers", "decouple_qk")),
     Rule("Config", "prune.method", lambda it, ranks: ranks > 1 and _is(it.prune),
          "trains inside of the prune stage, which one process does. Run `lotus prune` as one process, then go on with all",
-         _OFF, "", {"ranks": 2}),
+         _BAD, "", {"ranks": 2}),
     Rule("Config", "train.sparsity.gates", lambda it: _is(it.prune) and it.train.sparsity.gates,
          "are not read by convolve, which has gates of its own. Turn them off",
-         _BAD, _OFF),
+         f"{_BAD} train.sparsity.gates=true", _BAD),
     Rule("Config", "finetune.patches", lambda it: _is(it.prune) and it.finetune.patches is not None,
          "cannot be left out of convolutions. Turn them off",
-         f"{_OFF} finetune.patches={{keep: 0.5}}",
-         f"{_OFF} train.patches={{keep: 0.5}} finetune.patches=null"),
+         f"{_BAD} finetune.patches={{keep: 0.5}}",
+         f"{_BAD} train.patches={{keep: 0.5}} finetune.patches=null"),
     Rule("Config", "train.patches.evaluate",
          lambda it: _is(it.prune) and it.train.patches is not None and it.train.patches.evaluate == "sparse",
          "sparse leaves patches out, and convolutions need all in their places. Evaluate dense",
-         f"{_OFF} train.patches.evaluate=sparse finetune.patches=null",
-         f"{_OFF} train.patches.evaluate=dense finetune.patches=null"),
+         f"{_BAD} train.patches.evaluate=sparse finetune.patches=null",
+         f"{_BAD} train.patches.evaluate=dense finetune.patches=null"),
 )  # fmt: skip
