@@ -38,9 +38,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else selectio
 
 import shared
 
-from lotus.config import Config
 from lotus.config.reader import read
 from lotus.report.compare import chart
+from lotus.stages.ahead import Ahead
+from lotus.stages.shelf import run_of
 from lotus.vit.cost import macs
 from lotus.vit.model import create, image_size
 from selection import files
@@ -54,19 +55,31 @@ KEEP = 0.3
 WARM_UP = 0.1
 """Fraction of the epochs, in every arm."""
 TEXTBOOK = ["train.optimizer=adamw", "train.lr=0.001", "train.schedule=cosine", "train.shrink=null"]
+COMMON = ("select.keep=1", "baseline=false", "train.evaluate_every=0", "train.sparsity.gates=false")
 ARMS = ("textbook", "adamw", "dense", "lotus", "narrow", "shallow")
 ALONE: dict[str, tuple[str, list[str]]] = {
     "lotus-half": ("lotus", ["prune.keep.macs=0.5"]),
     "lotus-sides": ("lotus", ["train.sides=[[0, 16], [0.15, 24], [0.5, 32]]"]),
     "lotus-average": ("lotus", ["train.guests=[late_average]"]),
+    "lotus-ema": ("lotus", ["train.ema=0.998"]),
+    "lotus-self": ("lotus", ["score.proxy=self", "select.keep=0.5", "select.score=el2n", "select.pick=top_k", "train.mixup=0", "train.cutmix=0"]),
+    "lotus-infobatch": ("lotus", ["train.dynamic={name: infobatch, saving: 0.3}"]),
     "lotus-linear": ("lotus", ["train.schedule=linear"]),
     "lotus-patches": ("lotus", ["train.patches={mode: dropout, keep: 0.5}"]),
-    "lotus-penalty": ("lotus", ["train.sparsity={gates: true}"]),
     "dense-images": ("dense", ["select.keep=0.5", "score.epochs=3", "score.seeds=1"]),
     "dense-random": ("dense", ["select.keep=0.5", "select.score=random"]),
+    "dense-infobatch": ("dense", ["train.dynamic={name: infobatch, saving: 0.3}"]),
+    "dense-rs2": ("dense", ["train.dynamic={name: rs2, keep: 0.5}"]),
+    "dense-hardest": ("dense", ["train.guests=[{name: hardest, keep: 0.5}]"]),
+    "dense-average": ("dense", ["train.guests=[late_average]"]),
+    "dense-ema": ("dense", ["train.ema=0.998"]),
     "dense-patches": ("dense", ["train.patches={mode: dropout, keep: 0.5}"]),
     "dense-sides": ("dense", ["train.sides=[[0, 16], [0.3, 24], [0.6, 32]]"]),
 }  # fmt: skip
+
+
+UNSEEN = {"dense-hardest": 0.65}
+"""What an arm costs of what its stages forecast, where a guest saves what no forecast sees."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,13 +113,13 @@ def main() -> int:
         data = [f"data.path={pool}", "data.name=npz"]
     weights = Path(options.weights).resolve() if options.weights else None
     told = [
+        "train.warmup_ratio=null",  # cells say it in epochs
         *row.more,
         *data,
         *options.set,
         *(["model.args.depth=4", "model.args.embed_dim=32"] if options.tiny else []),
     ]
-    config = read(ROOT / "configs" / f"{row.config}.yaml", told)
-    unit = Unit(config, row.epochs)
+    unit = Unit(ROOT / "configs" / f"{row.config}.yaml", told, row.epochs)
     wanted = [(arm, budget, seed) for seed in options.seeds for budget in options.budgets for arm in options.arms]
     began, done = time.monotonic(), 0
     for number, (arm, budget, seed) in enumerate(wanted, 1):
@@ -139,25 +152,48 @@ def main() -> int:
 class Unit:
     """What the dense training of the textbook costs, and how long each arm trains for a part of it."""
 
-    def __init__(self, config: Config, epochs: int) -> None:
-        self.config, self.epochs = config, epochs
+    def __init__(self, file: Path, told: list[str], epochs: int) -> None:
+        """
+        Args:
+            told: settings of every cell
+            epochs: of the textbook
+        """
+        self.config, self.epochs, self._file, self._told = read(file, told), epochs, file, told
         self.dense = self._macs({})
 
     def settings(self, arm: str, budget: float) -> list[str]:
         """Of ``arm``, so that its training costs ``budget``, as near as whole epochs allow."""
-        told = ["select.keep=1", "baseline=false", "train.evaluate_every=0", "train.sparsity.gates=false"]
-        base, more = ALONE.get(arm, (arm, []))
-        length = budget * self.epochs
-        if base == "lotus":
-            return [*told, *self._cut(length), *more]
-        if base in ("narrow", "shallow"):
-            args, part = self._smaller(base)
+        told, length = list(COMMON), budget * self.epochs
+        if arm in ALONE:
+            return self._alone(arm, length)
+        if arm == "lotus":
+            return [*told, *self._cut(length)]
+        if arm in ("narrow", "shallow"):
+            args, part = self._smaller(arm)
             told += [f"model.args.{name}={value}" for name, value in args.items()]
             return [*told, "train.shrink=null", *_long(length / part)]
-        if base in ("textbook", "adamw"):
-            told += TEXTBOOK + (["train.lr=0.003"] if base == "adamw" else [])
-        half = 2 if any(one.startswith("select.keep=0.5") for one in more) else 1
-        return [*told, "train.shrink=null", *_long(half * length), *more]
+        if arm in ("textbook", "adamw"):
+            told += TEXTBOOK + (["train.lr=0.003"] if arm == "adamw" else [])
+        return [*told, "train.shrink=null", *_long(length)]
+
+    def _alone(self, arm: str, length: float) -> list[str]:
+        """As *arm* is, with one thing more, for as many epochs as cost what ``length`` dense ones do."""
+        base, more = ALONE[arm]
+        plain = [
+            "select.keep=1",
+            *(["train.shrink=null"] if base == "dense" else [f"prune.keep.macs={KEEP}", f"train.shrink.at={AT}"]),
+        ]
+        some, twice = (self._cost([*plain, *_long(epochs), *more], arm) for epochs in (100, 200))
+        once = 2 * some - twice  # what a proxy costs, however long the training is
+        return [*COMMON, *plain, *_long((length - once) / (some - once) * 100), *more]
+
+    def _cost(self, settings: list[str], arm: str) -> float:
+        """Of a training, in epochs of the dense model: what its stages forecast."""
+        config = read(self._file, [*self._told, *settings, "baseline=false"])
+        ahead = Ahead(config)
+        run = run_of(config)
+        spent = sum((run.stages[name].forecast(ahead) or (0, 0))[1] for name in run.plan("train"))
+        return UNSEEN.get(arm, 1) * spent / (3 * self.dense * ahead.images)
 
     def _cut(self, length: float) -> list[str]:
         epochs = max(round(length / (AT + (1 - AT) * KEEP)), 1)

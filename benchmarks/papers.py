@@ -43,8 +43,8 @@ SYSTEMS: dict[str, list[str]] = {
 TRAIN_ON = ("vtp", "vtp_proximal")
 """Those that start from the dense model, and train it on."""
 OURS = [
-    "select.keep=1", "train.sparsity.gates=false", "baseline=false", "train.shrink=null", "train.epochs=12",
-    "train.optimizer=adamw", "train.lr=1e-3", "train.warmup_epochs=2", "prune.keep.macs=0.5", "finetune.epochs=5",
+    "select.keep=1", "baseline=false", "train.shrink=null", "train.epochs=12",
+    "train.optimizer=adamw", "train.lr=1e-3", "train.warmup_ratio=null", "train.warmup_epochs=2", "prune.keep.macs=0.5", "finetune.epochs=5",
 ]  # fmt: skip
 HALF = 0.5
 """Fraction of the MACs at which ours stands beside a system that cuts none."""

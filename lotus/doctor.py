@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -164,13 +163,3 @@ def _gpu() -> Iterator[Check]:
 
 QUICK: tuple[Callable[[], Iterator[Check]], ...] = (_python, _versions, _pair)
 """What decides whether a run can work at all."""
-
-
-def versions() -> str:
-    """What this runs on, a line each."""
-    lines = [f"python {platform.python_version()}", f"system {platform.system()} {platform.machine()}",
-             f"processors {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}"]  # fmt: skip
-    for name in ("lotus-vit", "torch", "torchvision", "timm", "deepspeed", "ffcv", "numba", "numpy", "scikit-learn"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            lines.append(f"{name} {importlib.metadata.version(name)}")
-    return "\n".join(lines) + "\n"

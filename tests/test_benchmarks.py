@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import lotus
-from lotus.config import Model
+from lotus.config import Model, read
+from lotus.stages.dry_run import forecast
 from lotus.vit.model import create
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -126,6 +127,51 @@ def test_it_runs(name: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert done.stdout.strip()
     assert "failed" not in done.stdout  # a row that fails does not stop the others
+
+
+@pytest.fixture(scope="module")
+def unit(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The benchmark's own unit of cost, on a few images of the side that its rows have."""
+    draw, data = np.random.default_rng(0), tmp_path_factory.mktemp("data") / "data.npz"
+    sizes = {"train": 600, "test": 20}
+    sets = {f"x_{part}": draw.integers(0, 256, (n, 32, 32, 3), np.uint8) for part, n in sizes.items()}
+    np.savez(data, **sets, **{f"y_{part}": np.arange(n) % 10 for part, n in sizes.items()})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        patch.syspath_prepend(str(ROOT))
+        made = runpy.run_path(str(ROOT / "benchmarks" / "cheaper.py"))
+    told = ["train.warmup_ratio=null", f"data.path={data}", f"folder={data.parent / 'run'}", "prune.calibration=10"]
+    return made["Unit"](ROOT / "configs" / "cifar10.yaml", told, 12), told
+
+
+ARMS = ("textbook", "adamw", "dense", "lotus", "narrow", "shallow")
+ALONE = (
+    "lotus-half", "lotus-sides", "lotus-average", "lotus-ema", "lotus-self", "lotus-infobatch", "lotus-linear", "lotus-patches",
+    "dense-images", "dense-random", "dense-infobatch", "dense-rs2", "dense-hardest", "dense-average", "dense-ema", "dense-patches",
+    "dense-sides",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("arm", [*ARMS, *ALONE])
+def test_each_arm_is_a_run_that_costs_its_budget(unit: Any, arm: str) -> None:
+    """It parses, its stages refuse nothing, and what they forecast is the budget, as near as whole epochs come."""
+    made, told = unit
+    config = read(ROOT / "configs" / "cifar10.yaml", [*told, *made.settings(arm, 0.33)])
+    rows = forecast(config, until="train")
+    spent = sum(row["macs"] for row in rows) / (3 * made.dense * 600 * 12)
+    seen = {"dense-hardest": 0.65}.get(arm, 1)
+    epoch = (
+        seen
+        * next(row["macs"] for row in rows if row["stage"] == "train")
+        / config.train.epochs
+        / (3 * made.dense * 600 * 12)
+    )
+    assert seen * spent == pytest.approx(0.33, abs=0.5 * epoch + 0.01)
+
+
+def test_every_arm_is_tried(unit: Any) -> None:
+    source = (ROOT / "benchmarks" / "cheaper.py").read_text(encoding="utf-8")
+    assert set(re.findall(r'^    "((?:lotus|dense)-[\w-]+)": \(', source, re.MULTILINE)) == set(ALONE)
 
 
 def commands() -> list[tuple[str, ...]]:

@@ -10,7 +10,7 @@ from typing import Annotated
 import pytest
 from pydantic import Field
 
-from lotus import shelves
+from lotus import shelves, yaml_safe
 from lotus.config import Config, Rule, as_request, check, options, read, reader, rules, table
 from selection.errors import Notice, Refused
 
@@ -76,7 +76,7 @@ def test_resolved_page_reads_back_the_same() -> None:
         ("train.lr=[", "not valid YAML"),
         ("score.model=3", "score.model: a section, not 3. Say e.g. score.model.name="),
         ("score.model={nme: resnet18}", "score.model.nme: no such setting. Did you mean 'name'?"),
-        ("score.proxy=linea", "score.proxy: Input should be 'training' or 'linear_probe'"),
+        ("score.proxy=linea", "score.proxy: Input should be 'training', 'linear_probe' or 'self'"),
         (
             "score={proxy: linear_probe, mixup: 0.2}",
             "score.mixup: a setting of a training; a linear probe sees each image once.",
@@ -214,6 +214,24 @@ def test_a_setting_has_a_sentence() -> None:
         if not field.description
     ]
     assert not silent
+
+
+def test_a_warm_up_is_said_once_and_what_follows_the_training_has_its_own() -> None:
+    config = check({"train": {"warmup_ratio": 0.2, "epochs": 10}})
+    assert (config.train.warmup, config.score.warmup, config.finetune.warmup) == (2, 0.5, 0.5)
+    own = check(
+        {"finetune": {"warmup_ratio": 0.1, "epochs": 30}, "score": {"proxy": "linear_probe", "warmup_ratio": 0.5}}
+    )
+    assert (own.train.warmup, own.finetune.warmup, own.score.warmup) == (2, 3, 10)
+    assert check(yaml_safe.load(own.yaml(), "x")) == own
+    with pytest.raises(Refused, match=r"train\.warmup_ratio: is said by it or by warmup_epochs"):
+        check({"train": {"warmup_ratio": 0.2, "warmup_epochs": 1}})
+
+
+def test_gates_are_learned_where_they_are_asked_for() -> None:
+    assert not check({}).train.sparsity.gates
+    with pytest.raises(Refused, match=r"train\.sparsity\.gates: are off, and nothing else here"):
+        check({"train": {"sparsity": {"strength": 0.1}}})
 
 
 def test_a_floor_is_for_classes_that_are_not_balanced() -> None:

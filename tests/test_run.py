@@ -101,9 +101,9 @@ def test_a_file_of_ones_own_that_no_stage_uses_makes_nothing_again(tmp_path: Pat
 
 def test_gates_do_not_concern_the_dense_baseline(tmp_path: Path) -> None:
     do(make(tmp_path), "prepare", "baseline", "score", "select", "train")
-    other = make(tmp_path, train={"sparsity": {"lr": 0.5}})
+    other = make(tmp_path, train={"sparsity": {"gates": True}})
     assert other.why("baseline") is None
-    assert "train.sparsity.lr" in str(other.why("train"))
+    assert "train.sparsity.gates" in str(other.why("train"))
 
 
 def test_one_proxy_serves_every_ticket(tmp_path: Path) -> None:
@@ -297,21 +297,22 @@ def test_the_baseline_is_read_by_the_training_that_asks_it(tmp_path: Path) -> No
 
 
 def test_a_soup_depends_on_the_recipe_that_it_trains_by(tmp_path: Path) -> None:
-    thin = {"train": {"sparsity": {"gates": False}}}
     for method, why in (("soup", "finetune.lr: 0.001 -> 0.5"), ("unstructured", None)):
-        wants = {**thin, "prune": {"method": method, "keep": {"weights": 0.5}}}
+        wants = {"prune": {"method": method, "keep": {"weights": 0.5}}}
         run = make(tmp_path / method, **wants, finetune={"lr": 0.001})
         do(run, "prepare", "score", "select", "train", "prune")
         assert make(tmp_path / method, **wants, finetune={"lr": 0.5}).why("prune") == why
 
 
 def test_a_training_without_gates_does_not_depend_on_the_budget(tmp_path: Path) -> None:
-    thin = {"train": {"sparsity": {"gates": False}}}
-    do(make(tmp_path, **thin), "prepare", "score", "select", "train")
-    assert make(tmp_path, **thin, prune={"keep": {"macs": 0.3}}).why("train") is None
-    assert "train.sparsity.gates" in str(make(tmp_path, prune={"keep": {"macs": 0.3}}).why("train"))
-    do(make(tmp_path / "gated"), "prepare", "score", "select", "train")
-    assert make(tmp_path / "gated", prune={"keep": {"macs": 0.3}}).why("train") == "prune.keep.macs: 0.5 -> 0.3"
+    gated = {"train": {"sparsity": {"gates": True}}}
+    do(make(tmp_path), "prepare", "score", "select", "train")
+    assert make(tmp_path, prune={"keep": {"macs": 0.3}}).why("train") is None
+    assert "train.sparsity.gates" in str(make(tmp_path, **gated, prune={"keep": {"macs": 0.3}}).why("train"))
+    do(make(tmp_path / "gated", **gated), "prepare", "score", "select", "train")
+    assert (
+        make(tmp_path / "gated", **gated, prune={"keep": {"macs": 0.3}}).why("train") == "prune.keep.macs: 0.5 -> 0.3"
+    )
 
 
 def test_a_budget_of_latency_trains_nothing_again(tmp_path: Path) -> None:
@@ -346,11 +347,11 @@ def test_what_an_older_lotus_left_runs_again_and_its_models_stay(tmp_path: Path)
 
 
 def test_gates_are_an_output_where_they_are_trained(tmp_path: Path) -> None:
-    run = make(tmp_path)
+    run = make(tmp_path, train={"sparsity": {"gates": True}})
     do(run, "prepare", "score", "select", "train")
     run.gates.unlink()
     assert run.why("train") == "gates.safetensors is gone"
-    assert run.gates not in make(tmp_path, train={"sparsity": {"gates": False}}).outputs("train").values()
+    assert run.gates not in make(tmp_path).outputs("train").values()
 
 
 def test_the_plan_is_what_leads_to_a_stage(tmp_path: Path) -> None:

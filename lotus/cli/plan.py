@@ -27,12 +27,14 @@ def add(verb: Verbs) -> None:
 
 def _plan(options: argparse.Namespace) -> int:
     from lotus.config import read
-    from lotus.stages import check, plan
+    from lotus.stages import check, plan, run_of
+    from lotus.stages.checks import look_ahead
 
     config, shelves = read(options.config, options.overrides), load_shelves(options.shelves)
     plan.check_open(config, shelves)
     resolved, found = plan.resolved(config, shelves)
     check(resolved, shelves)
+    look_ahead(resolved, run_of(resolved, shelves).stages.values(), shelves)
     if options.json:
         print(json.dumps(found, indent=1))
     else:
@@ -92,10 +94,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         f"  1 is the dense training on all images for {found['dense_epochs']} epochs: {si(found['dense_macs'])} MACs",
     ]
     if "pace" in found:
-        pace = found["pace"]
-        told.append(
-            f"  timed here: {pace['dense_images_per_second']:,.0f} images/s dense, {pace['small_images_per_second']:,.0f} after the cut"
-        )
+        steps = (f"{speed:,.0f} images/s at {si(macs)} MACs" for macs, speed in found["pace"]["images_per_second"])
+        told.append(f"  timed here, under the load of now: {', '.join(steps)}")
     return [*told, "", *_expected(found["expected"]), *(f"  note: {note}" for note in found["notes"])]
 
 

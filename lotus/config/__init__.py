@@ -23,7 +23,8 @@ from lotus.config.recipes import (
     Train,
 )
 from lotus.config.request import Keep, Prune, Search
-from lotus.config.rules import LINEAR_OPTIMIZERS, Rule
+from lotus.config.rule import Rule
+from lotus.config.rules import LINEAR_OPTIMIZERS
 from lotus.config.section import Fraction, Method, Section
 
 __all__ = [

@@ -98,9 +98,10 @@ class Score(Recipe):
     """The proxy: a short training, or linear heads on frozen features, watched. What is not set here is as in ``train``,
     without augmentation, mixing or stochastic depth. A linear probe takes nothing from ``train`` but ``precision``."""
 
-    proxy: Literal["training", "linear_probe"] = "training"
+    proxy: Literal["training", "linear_probe", "self"] = "training"
     """training: a short training of the whole model. linear_probe: its weights stay, every image goes through it once, and
-    linear heads learn from the features."""
+    linear heads learn from the features. self: no proxy; the training itself is watched until its cut (``train.shrink``), and the
+    ticket for the rest of it is drawn at the end of that epoch."""
     model: Annotated[Model, BeforeValidator(by_name)] | None = None
     """The proxy's: any timm model, by name or with ``model``'s settings; null: the run's. Without a name it is the run's
     with what is set here, e.g. ``score.model.weights=FILE``."""
@@ -256,6 +257,11 @@ class Config(Section):
             raw["score"] = {**score, "model": {**model, **asked}}
         return raw
 
+    @property
+    def watches_itself(self) -> bool:
+        """Whether the training draws the ticket for its own rest, on the way."""
+        return self.score.proxy == "self" and self.select.keep < 1 and not self.select.ticket
+
     def key(self, *parts: str) -> str:
         """Hash of the named parts (``"train"``, ``"prune.keep"``), by which a stage knows that its settings changed."""
         dump = self.model_dump(mode="json")
@@ -283,30 +289,30 @@ class OneCut(Section):
 
 
 def _shrinking(raw: dict[str, Any]) -> dict[str, Any]:
-    """A training that shrinks needs no gates, leaves nothing to recover, and nobody to teach it: what is not set is so."""
+    """A training that shrinks leaves nothing to recover, and nobody to teach it: what is not set is so."""
     train, tune = raw.get("train"), raw.get("finetune")
     if not isinstance(train, Mapping) or train.get("shrink") is None:
         return raw
-    if isinstance(train.get("sparsity", {}), Mapping):
-        raw["train"] = {**train, "sparsity": {"gates": False, **train.get("sparsity", {})}}
     if tune is None or isinstance(tune, Mapping):
         raw["finetune"] = {"epochs": 0, "distill": "none", **(tune or {})}
     return raw
 
 
 _NOT_INHERITED = {
-    "score": {"epochs", "sparsity", "augment", "warmup_epochs", "ema", "patches", *BLURS},
-    "finetune": {"epochs", "sparsity", "lr", "warmup_epochs"},
+    "score": {"epochs", "sparsity", "augment", "warmup_epochs", "warmup_ratio", "ema", "patches", *BLURS},
+    "finetune": {"epochs", "sparsity", "lr", "warmup_epochs", "warmup_ratio"},
 }
 
 
 def _inherited(part: str, mine: Mapping[str, Any], train: Mapping[str, Any]) -> dict[str, Any]:
     """What ``score`` or ``finetune`` takes from ``train``, or has instead."""
     if mine.get("proxy") == "linear_probe":
-        return {**_LINEAR, **{name: value for name, value in train.items() if name == "precision"}}
-    known = {*Recipe.model_fields, *(("balance",) if part == "finetune" else ())}
-    shared = {k: v for k, v in train.items() if k in known and k not in _NOT_INHERITED[part]}
-    return shared | _shared_defaults(part, train)
+        found = {**_LINEAR, **{name: value for name, value in train.items() if name == "precision"}}
+    else:
+        known = {*Recipe.model_fields, *(("balance",) if part == "finetune" else ())}
+        shared = {k: v for k, v in train.items() if k in known and k not in _NOT_INHERITED[part]}
+        found = shared | _shared_defaults(part, train)
+    return found if mine.get("warmup_ratio") is None else {**found, "warmup_epochs": None}
 
 
 def _shared_defaults(part: str, train: Mapping[str, Any]) -> dict[str, Any]:

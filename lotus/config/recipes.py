@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from lotus.config.augment import Augment
 from lotus.config.request import Keep
@@ -83,8 +84,10 @@ class Recipe(Section):
     of your own."""
     min_lr: float = Field(1e-5, ge=0)
     """Learning rate at the end, of schedules that read one."""
-    warmup_epochs: float = Field(2, ge=0)
-    """Epochs of linear warm-up; may be a fraction."""
+    warmup_epochs: float | None = Field(2, ge=0)
+    """Epochs in which the rate rises, along a line; 1.5 is one and a half. null: ``warmup_ratio`` says it."""
+    warmup_ratio: float | None = Field(None, ge=0, le=1)
+    """The same as a fraction of the training, however long that is, in place of ``warmup_epochs``: 0.1."""
     weight_decay: float = Field(0.05, ge=0)
     """Decoupled; not on biases, norms, class token and position embeddings."""
     layer_decay: Fraction = 1.0
@@ -119,6 +122,19 @@ class Recipe(Section):
     save_minutes: float = Field(10, gt=0)
     """Minutes between checkpoints inside an epoch; one is always written at the end of an epoch."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_warm_up(cls, raw: Any) -> Any:
+        """A fraction of the training takes the place of the usual epochs."""
+        if isinstance(raw, Mapping) and raw.get("warmup_ratio") is not None:
+            return {"warmup_epochs": None, **raw}
+        return raw
+
+    @property
+    def warmup(self) -> float:
+        """Epochs of warm-up."""
+        return self.warmup_epochs or (self.warmup_ratio or 0) * self.epochs
+
 
 class EarlyBird(Section):
     """End the search once the mask that the gates draw at the budget hardly changes any more (2020, 1909.11957)."""
@@ -132,8 +148,8 @@ class EarlyBird(Section):
 class Sparsity(Section):
     """Gates that training drives to zero, on attention outputs and MLP units."""
 
-    gates: bool = True
-    """Learn gates while training. Needed by ``prune.criterion: gate``."""
+    gates: bool = False
+    """Learn gates while training. Needed by ``prune.criterion: gate``, and by nothing else (docs/cheaper.md: what they cost)."""
     in_channels: bool = False
     """Also gate what attention and the MLP read of the residual stream: VTP's four sites a block. For ``prune.in_channels``."""
     penalty: BriefMethod = Method(name="proximal")

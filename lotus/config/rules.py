@@ -13,48 +13,12 @@ Rows that read these are asked once they are known. A file of one's own (``--wit
 
 from __future__ import annotations
 
-import itertools
-import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from selection import methods
+from lotus.config.rule import ZEROS, Rule, of_patches
+from lotus.config.rules_shrinking import OF_SHRINKING
 from selection.errors import Refused
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A row."""
-
-    of: str
-    """The section that it reads: the name of its class."""
-    place: str
-    """The setting that is refused, from that section on; empty: the section."""
-    broken: Callable[..., bool]
-    """Whether a section breaks it; what it reads beside the section are further parameters."""
-    says: str
-    """What is wrong, and the cure. ``{it}`` is the section, ``{place}`` where it stands."""
-    bad: str
-    """Settings that break it, as ``key=value`` words of a config."""
-    good: str
-    """Settings near those that do not."""
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    """What the page cannot know, for these examples."""
-
-    @property
-    def needs(self) -> list[str]:
-        """What it reads beside the section."""
-        return methods.reads(self.broken)[1:]
-
-    def told(self, section: Any, place: str) -> str:
-        return self.says.format(it=section, place=place)
-
-
-def _patches(place: str, words: str) -> str:
-    """Words for ``train.patches``, with the mode that they are of."""
-    return f"train.patches.mode={place} {words}".strip()
-
 
 BLURS = ("mixup", "cutmix", "drop_path")
 """What stands between an image and what the model says of it."""
@@ -68,7 +32,8 @@ OF_IMAGES = {
 }  # fmt: skip
 """What a linear probe has none of, since it sees each image once; each with another value than its own."""
 
-ZEROS = "prune.method=unstructured prune.keep.weights=0.5 train.sparsity.gates=false"
+OF_GATES = ("in_channels", "penalty", "strength", "steer", "lr", "start")
+"""Settings of gates, without the one that is refused by itself."""
 
 
 def _changed(name: str) -> Callable[[Any], bool]:
@@ -113,26 +78,40 @@ OF_TRAINING = (
          and it.augment.auto is not None and it.augment.auto.moves,
          "scores of stored images (model, cached) follow crops and mirroring, not augment.auto's rotations. Remove it, or take "
          "augment.auto=3a",
-         _patches("input", "train.patches.cached=true train.augment.auto=trivial"),
-         _patches("input", "train.patches.cached=true train.augment.auto=3a")),
+         of_patches("input", "train.patches.cached=true train.augment.auto=trivial"),
+         of_patches("input", "train.patches.cached=true train.augment.auto=3a")),
+    Rule("Recipe", "warmup_ratio", lambda it: (it.warmup_epochs is None) == (it.warmup_ratio is None),
+         "is said by it or by warmup_epochs, one of the two. Set the other to null",
+         "train.warmup_ratio=0.1 train.warmup_epochs=1", "train.warmup_ratio=0.1"),
+    Rule("Sparsity", "gates", lambda it: not it.gates and any(getattr(it, name) != type(it).model_fields[name].default
+                                                             for name in OF_GATES),
+         "are off, and nothing else here does anything. Set {place}.gates=true, or {place}={{}}",
+         "train.sparsity.in_channels=true", "train.sparsity.in_channels=true train.sparsity.gates=true"),
     Rule("Train", "sides", lambda it: bool(it.sides) and not _rise(it.sides),
          "[fraction of the training, side in pixels, and if wanted a strength from 0 to 1], the parts rising from 0 to below 1",
          "train.sides=[[0.5,16],[0.2,32]]", "train.sides=[[0,16],[0.5,32,0.7]]"),
+    Rule("Recipe", "warmup_ratio", lambda it: (it.warmup_epochs is None) == (it.warmup_ratio is None),
+         "is said by it or by warmup_epochs, one of the two. Set the other to null",
+         "train.warmup_ratio=0.1 train.warmup_epochs=1", "train.warmup_ratio=0.1"),
+    Rule("Sparsity", "gates", lambda it: not it.gates and any(getattr(it, name) != type(it).model_fields[name].default
+                                                             for name in OF_GATES),
+         "are off, and nothing else here does anything. Set {place}.gates=true, or {place}={{}}",
+         "train.sparsity.in_channels=true", "train.sparsity.in_channels=true train.sparsity.gates=true"),
     Rule("Train", "sides", lambda it: bool(it.sides) and it.patches is not None,
          "how many patches stay is counted at one side. Leave out {place}.sides or {place}.patches",
          "train.sides=[[0,16]] train.patches={keep: 0.5}", "train.sides=[[0,16]]"),
     Rule("Patches", "evaluate", lambda it: it.mode == "dropout" and it.evaluate == "sparse",
          "dropout drops patches in training alone. Set evaluate: dense",
-         _patches("dropout", "train.patches.evaluate=sparse"), _patches("evit", "train.patches.evaluate=sparse")),
+         of_patches("dropout", "train.patches.evaluate=sparse"), of_patches("evit", "train.patches.evaluate=sparse")),
     Rule("Patches", "ramp", lambda it: it.warmup + it.ramp > 1,
          "warmup and ramp are parts of the training, together at most 1",
          "train.patches.warmup=0.5 train.patches.ramp=0.6", "train.patches.warmup=0.5 train.patches.ramp=0.5"),
     Rule("Patches", "mode", lambda it: it.mode != "evit" and bool(it.at or not it.fuse),
          "at and fuse are settings of evit, not of {it.mode}. Leave them out",
-         _patches("tome", "train.patches.at=[1]"), _patches("evit", "train.patches.at=[1]")),
+         of_patches("tome", "train.patches.at=[1]"), of_patches("evit", "train.patches.at=[1]")),
     Rule("Patches", "mode", lambda it: it.mode != "input" and bool(it.model or it.cached),
          "model and cached are settings of input, not of {it.mode}. Leave them out",
-         _patches("evit", "train.patches.cached=true"), _patches("input", "train.patches.cached=true")),
+         of_patches("evit", "train.patches.cached=true"), of_patches("input", "train.patches.cached=true")),
     Rule("Patches", "joint", lambda it: it.joint is not None and it.keep == 1,
          "shares out what is left at a keep below 1. Set {place}.keep, or leave it out",
          "train.patches.joint={} train.patches.keep=1", "train.patches.joint={} train.patches.keep=0.5"),
@@ -141,16 +120,16 @@ OF_TRAINING = (
          "train.patches.joint.least=0.7 train.patches.keep=0.5", "train.patches.joint.least=0.3 train.patches.keep=0.5"),
     Rule("Patches", "score", lambda it, asks: it.mode == "input" and asks and not it.model,
          "{it.score.name!r} reads a model. Give {place}.model, a folder written by LOTUS, or take contrast",
-         _patches("input", "train.patches.score=gradient"), _patches("input", "train.patches.score=gradient train.patches.model=there"),
+         of_patches("input", "train.patches.score=gradient"), of_patches("input", "train.patches.score=gradient train.patches.model=there"),
          {"asks": True}),
     Rule("Patches", "model", lambda it, asks: it.mode == "input" and not asks and bool(it.model),
          "{it.score.name!r} reads the image alone and asks no model. Remove one of the two",
-         _patches("input", "train.patches.model=there"), _patches("input", ""), {"asks": False}),
+         of_patches("input", "train.patches.model=there"), of_patches("input", ""), {"asks": False}),
     Rule("Patches", "evaluate",
          lambda it, asks: it.mode == "input" and (asks or it.cached) and it.evaluate == "sparse",
          "sparse: {it.score.name!r} is known of the training images alone. Evaluate dense, or take contrast",
-         _patches("input", "train.patches.cached=true train.patches.evaluate=sparse"),
-         _patches("input", "train.patches.evaluate=sparse"), {"asks": False}),
+         of_patches("input", "train.patches.cached=true train.patches.evaluate=sparse"),
+         of_patches("input", "train.patches.evaluate=sparse"), {"asks": False}),
     Rule("Subsets", "runs", lambda it: it.runs < it.least,
          "{it.runs} runs on {it.part:g} leave images that are in all or in none; {it.least} do not",
          "score.subsets.runs=3", "score.subsets.runs=4"),
@@ -174,7 +153,7 @@ OF_TRAINING = (
     Rule("Config", "score.patches.model",
          lambda it: it.score.patches is not None and it.score.patches.model == "baseline",
          "the proxy comes before the baseline. Give a folder written by LOTUS, or take contrast",
-         "score.patches.mode=input score.patches.model=baseline", _patches("input", "train.patches.model=baseline")),
+         "score.patches.mode=input score.patches.model=baseline", of_patches("input", "train.patches.model=baseline")),
     Rule("Config", "baseline.name",
          lambda it: it.baseline is not None and it.baseline.name == "small" and it.prune.keep.macs is None,
          "small is a model of prune.keep.macs, which is not set. Set it, or take best",
@@ -202,7 +181,7 @@ OF_TRAINING = (
          lambda it: it.train.sparsity.early_bird is not None
          and not (it.train.sparsity.gates and (it.prune.keep.macs or it.prune.keep.gates)),
          "draws masks of gates at a budget of MACs or gates. Turn gates on and set prune.keep.macs, or leave it out",
-         "train.sparsity.early_bird={} train.sparsity.gates=false", "train.sparsity.early_bird={}"),
+         "train.sparsity.early_bird={}", "train.sparsity.early_bird={} train.sparsity.gates=true"),
 )  # fmt: skip
 
 LATENCY = lambda it: (  # noqa: E731 - a condition like the others, too long for its row
@@ -231,6 +210,9 @@ def _fixed(it: Any) -> bool:
     """Whether an embedding dimension is asked for: a fraction, or to be searched for."""
     return it.embed_dim not in (None, "auto")
 
+
+_GATE = "prune.criterion=gate train.sparsity.gates=true"
+_IN_CHANNELS = f"{_GATE} prune.in_channels=true train.sparsity.in_channels=true"
 
 OF_PRUNING = (
     Rule("Keep", "", lambda it: not it.asked,
@@ -273,20 +255,20 @@ OF_PRUNING = (
            f"prune.{name}=true prune.search={{kind: ratios}}", f"prune.{name}=true") for name in ("in_channels", "sublayers")),
     Rule("Prune", "embed_dim", lambda it, reads: _fixed(it) and it.embed_dim != 1 and it.in_channels and "gates" in reads,
          "turns the residual stream, and learned gates of in_channels belong to its channels. Leave one out",
-         "prune.embed_dim=0.5 prune.in_channels=true prune.criterion=gate train.sparsity.in_channels=true",
-         "prune.embed_dim=1.0 prune.in_channels=true prune.criterion=gate train.sparsity.in_channels=true", {"reads": {"gates"}}),
+         f"prune.embed_dim=0.5 {_IN_CHANNELS}",
+         f"prune.embed_dim=1.0 {_IN_CHANNELS}", {"reads": {"gates"}}),
     Rule("Prune", "search.rounds",
          lambda it, reads: it.search is not None and it.search.rounds > 1 and "gates" in reads,
          "{it.criterion.name!r} reads learned gates, which know the first round alone. Take one round, or fisher",
-         "prune.search.rounds=2 prune.criterion=gate", "prune.search.rounds=1 prune.criterion=gate",
+         f"prune.search.rounds=2 {_GATE}", f"prune.search.rounds=1 {_GATE}",
          {"reads": {"gates"}}),
     Rule("Config", "prune.criterion", lambda it, reads: "gates" in reads and not it.train.sparsity.gates,
          "{it.prune.criterion.name!r} reads gates, and train.sparsity.gates is off. Turn it on, or use fisher",
-         "prune.criterion=gate train.sparsity.gates=false", "prune.criterion=gate", {"reads": {"gates"}}),
+         "prune.criterion=gate", _GATE, {"reads": {"gates"}}),
     Rule("Config", "prune.in_channels",
          lambda it, reads: "gates" in reads and it.prune.in_channels and not it.train.sparsity.in_channels,
          "{it.prune.criterion.name!r} would read gates of in_channels, and train.sparsity.in_channels is off. Turn it on, or use fisher",
-         "prune.criterion=gate prune.in_channels=true", "prune.criterion=gate prune.in_channels=true train.sparsity.in_channels=true",
+         f"{_GATE} prune.in_channels=true", _IN_CHANNELS,
          {"reads": {"gates"}}),
     Rule("Config", "prune.search.recovery",
          lambda it, ranks: ranks > 1 and it.prune.search is not None
@@ -295,64 +277,6 @@ OF_PRUNING = (
          "prune.search.recovery=9 prune.search.rounds=2", "prune.search.rounds=2", {"ranks": 2}),
 )  # fmt: skip
 
-
-def _falling(it: Any) -> bool:
-    """Whether the cuts of a training keep less each time, the last of them more than ``prune.keep``, all in its measures."""
-    kept = [one.keep.asked for one in it.train.shrink.cuts[:-1] if one.keep is not None] + [it.prune.keep.asked]
-    return all(
-        one.keys() == other.keys() and all(one[what] > other[what] for what in one)
-        for one, other in itertools.pairwise(kept)
-    )
-
-
-def _shrinks(it: Any) -> bool:
-    return it.train.shrink is not None
-
-
-_STEPS = "train.shrink.steps=[{at: 0.1, keep: {macs: 0.7}}, {at: 0.2}]"
-
-OF_SHRINKING = (
-    Rule("Shrink", "steps", lambda it: bool(it.steps) and (it.at is not None or it.until_stable is not None),
-         "say when by themselves. Leave out {place}.at and until_stable, or steps",
-         f"{_STEPS} train.shrink.at=0.3", _STEPS),
-    Rule("Shrink", "steps", lambda it: any(one.at >= other.at for one, other in itertools.pairwise(it.steps)),
-         "are cuts one after the other, so `at` rises from each to the next",
-         "train.shrink.steps=[{at: 0.2, keep: {macs: 0.7}}, {at: 0.1}]", _STEPS),
-    Rule("Shrink", "steps", lambda it: bool(it.steps) and (it.steps[-1].keep is not None
-                                                           or any(one.keep is None for one in it.steps[:-1])),
-         "the last goes to prune.keep, and each before it to a keep of its own: [{{at: 0.05, keep: {{macs: 0.6}}}}, {{at: 0.12}}]",
-         "train.shrink.steps=[{at: 0.1}, {at: 0.2}]", _STEPS),
-    Rule("Config", "train.shrink.steps", lambda it: _shrinks(it) and not _falling(it),
-         "each cut keeps less than the one before, the last of them prune.keep, in the measures of prune.keep",
-         "train.shrink.steps=[{at: 0.1, keep: {macs: 0.4}}, {at: 0.2}]", _STEPS),
-    Rule("Config", "train.shrink",
-         lambda it: _shrinks(it) and set(it.prune.keep.asked.values()) == {1} and it.prune.embed_dim in (None, "auto", 1),
-         "cuts to prune.keep, which keeps everything. Say how much stays, e.g. prune.keep.macs=0.35",
-         "train.shrink={} prune.keep.macs=1", "train.shrink={} prune.keep.macs=0.35"),
-    Rule("Config", "train.shrink", lambda it: _shrinks(it) and it.prune.method.name != "structured",
-         "cuts by scores, and {it.prune.method.name} is another way to prune. Set prune.method=structured, or train.shrink=null",
-         f"train.shrink={{}} {ZEROS}", "train.shrink={} prune.keep.macs=0.35"),
-    *(Rule("Config", name, lambda it, *, name=name: _shrinks(it) and bool(operator.attrgetter(name)(it)),
-           "works on a model that is cut after its training. Leave it out, or set train.shrink=null",
-           f"train.shrink={{}} {bad}", f"train.shrink=null {good}".strip())
-      for name, bad, good in (
-          ("train.sparsity.gates", "train.sparsity.gates=true", "train.sparsity.gates=true"),
-          ("prune.search", "prune.search={kind: ratios}", "prune.search={kind: ratios}"),
-          ("prune.sizes", "prune.sizes=[0.3]", "prune.sizes=[0.3]"),
-      )),
-    Rule("Config", "prune.embed_dim", lambda it: _shrinks(it) and it.prune.embed_dim == "search",
-         "search would train on while it tries. Give embed_dim a number beside train.shrink, or null",
-         "train.shrink={} prune.embed_dim=search", "train.shrink={} prune.embed_dim=0.75"),
-    Rule("Config", "prune.sublayers",
-         lambda it: _shrinks(it) and bool(it.prune.sublayers)
-         and it.train.patches is not None and it.train.patches.mode in ("evit", "tome", "cumulative"),
-         "takes sublayers out, between which {it.train.patches.mode} lets patches go. Leave one of the two out",
-         _patches("tome", "train.shrink={} prune.sublayers=true"), _patches("dropout", "train.shrink={} prune.sublayers=true")),
-    Rule("Config", "finetune.distill",
-         lambda it: _shrinks(it) and it.finetune.epochs > 0 and it.finetune.distill != "none",
-         "the model before the cut was trained no further, and teaches nobody. Set finetune.distill=none, or finetune.epochs=0",
-         "train.shrink={} finetune.epochs=1 finetune.distill=soft", "train.shrink={} finetune.epochs=1"),
-)  # fmt: skip
 
 ROWS = (*OF_TRAINING, *OF_PRUNING, *OF_SHRINKING)
 """What the page is asked."""

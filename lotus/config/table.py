@@ -10,6 +10,8 @@ from lotus import shelves
 from lotus.config import rules
 from lotus.config.page import Config
 from lotus.config.reader import over
+from lotus.config.rule import Rule
+from lotus.config.rules_shrinking import OF_SHRINKING
 
 HEAD = """# What goes with what
 
@@ -18,10 +20,10 @@ This page is printed from lotus/config/rules.py by `python -m lotus.config.table
 it that is not. A file of your own (`--with mine.py`) adds rows as a list `RULES` of `lotus.config.Rule`.
 """
 
-PARTS: tuple[tuple[str, Callable[[], Iterable[rules.Rule]]], ...] = (
+PARTS: tuple[tuple[str, Callable[[], Iterable[Rule]]], ...] = (
     ("Training, scores and the ticket of images", lambda: rules.OF_TRAINING),
     ("Pruning", lambda: rules.OF_PRUNING),
-    ("A training that shrinks", lambda: rules.OF_SHRINKING),
+    ("A training that shrinks", lambda: OF_SHRINKING),
     ("Published systems", lambda: _of_papers()),
     ("Pruning without a run: `lotus prune --model` and `lotus.prune`", lambda: rules.WITHOUT_A_RUN),
     ("Pruning by `lotus.prune` alone", lambda: rules.CALLED),
@@ -33,30 +35,30 @@ def markdown() -> str:
     return "\n".join([HEAD, *(f"## {title}\n\n{_table(rows())}\n" for title, rows in PARTS)])
 
 
-def _of_papers() -> Iterator[rules.Rule]:
+def _of_papers() -> Iterator[Rule]:
     """Rows that our own shelves add: not what else is installed here."""
     for shelf in shelves.installed():
         if shelf.__name__.startswith("lotus."):
             yield from getattr(shelf, "RULES", ())
 
 
-def _table(rows: Iterable[rules.Rule]) -> str:
+def _table(rows: Iterable[Rule]) -> str:
     lines = ["| setting | why it is refused, and the cure | refused | not refused |", "| --- | --- | --- | --- |"]
     return "\n".join([*lines, *(" | ".join(["", *_cells(row), ""]).strip() for row in rows)])
 
 
-def _cells(row: rules.Rule) -> list[str]:
+def _cells(row: Rule) -> list[str]:
     place, told = sentence(row)
     return [f"`{place}`", f"{told}.".replace("|", "\\|"), f"`{row.bad}`", f"`{row.good}`" if row.good else "without it"]
 
 
-def sentence(row: rules.Rule) -> tuple[str, str]:
+def sentence(row: Rule) -> tuple[str, str]:
     """The place that a row refuses and what it says, by its example."""
     place, section = example(row, row.bad)
     return rules.join(place, row.place), row.told(section, place)
 
 
-def example(row: rules.Rule, settings: str) -> tuple[str, Any]:
+def example(row: Rule, settings: str) -> tuple[str, Any]:
     """The section that ``row`` reads of a page with these settings, which may break rows, and its place: the first where it is
     refused, if any."""
     page = Config.model_validate(over({}, words(settings)), context=rules.UNASKED)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lotus.data.catalog import Source
+    from lotus.vit.anatomy import Dims
 
 Cost = tuple[float, float]
 """Image-forwards and MACs."""
@@ -55,8 +56,8 @@ class Ahead:
 
     @property
     def kept(self) -> int:
-        """Of them, in the ticket."""
-        return round(self.config.select.keep * self.images)
+        """Of them, in the ticket that the training begins with."""
+        return self.images if self.config.watches_itself else round(self.config.select.keep * self.images)
 
     @property
     def classes(self) -> int:
@@ -78,13 +79,29 @@ class Ahead:
 
     def share(self, patches: Patches | None) -> float:
         """Fraction of the dense model's MACs that a training of the ticket on ``patches`` spends, its schedule included."""
+        return 1.0 if patches is None else self.on_patches(patches) / self.macs
+
+    def on_patches(
+        self,
+        patches: Patches,
+        part: tuple[float, float] = (0, 1),
+        step: float = 0,
+        model: nn.Module | None = None,
+        dims: Sequence[Dims] | None = None,
+    ) -> float:
+        """MACs of the average image of the ticket in a part of a training on ``patches``.
+
+        Args:
+            part: its begin and its end, as fractions of the training
+            step: fraction of the training that an optimizer step is, at whose start it is settled how many patches stay
+            model: that is trained; None: the dense one
+            dims: widths of its blocks; None: as they are
+        """
         from lotus.vit.tokens import Tokens
         from selection.joint_budget import allot
 
-        if patches is None:
-            return 1.0
         spent, moments = 0.0, 200
-        with Tokens(self.dense, patches) as tokens:
+        with Tokens(self.dense if model is None else model, patches) as tokens:
             ends: list[tuple[float | None, float]] = [(None, 1.0)]
             if patches.joint is not None:  # by ranks: how many images a bucket has does not depend on what they score
                 shared = allot(
@@ -94,10 +111,11 @@ class Ahead:
                 level = np.bincount(shared.level, minlength=len(tokens.shares))
                 ends = list(zip(tokens.shares, level / self.kept, strict=True))
             for moment in range(moments):
-                for share, part in ends:
-                    tokens.schedule((moment + 0.5) / moments, share)
-                    spent += part * tokens.macs() / moments
-        return spent / self.macs
+                for share, images in ends:
+                    now = part[0] + (part[1] - part[0]) * (moment + 0.5) / moments
+                    tokens.schedule(max(now - step / 2, 0), share)
+                    spent += images * tokens.macs(dims=dims) / moments
+        return spent
 
 
 def training(images: float, macs: float, teacher: float = 0) -> Cost:

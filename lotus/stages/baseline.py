@@ -71,7 +71,7 @@ def recipe(config: Config, epochs: int) -> Train:
         changes |= {
             **{name: getattr(plain, name) for name in PLAIN},
             "guests": (),
-            "warmup_epochs": train.warmup_epochs or epochs / 10,
+            **({} if train.warmup else {"warmup_epochs": None, "warmup_ratio": 0.1}),
         }
     return train.model_copy(update=changes)
 

@@ -1,4 +1,4 @@
-"""How fast a training is on this machine: a few bare steps of the dense and of the small model are timed."""
+"""How fast a training is on this machine: some bare steps of its largest and of its smallest model are timed."""
 
 from __future__ import annotations
 
@@ -9,56 +9,104 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lotus.stage import TRAIN_FORWARDS
+from lotus.stages import course
 from lotus.stages.ahead import Ahead
-from lotus.stages.shrink import forecast_cuts, seen_before
+from lotus.stages.shrink import forecast_looks
 
 if TYPE_CHECKING:
     from torch import nn
 
-WARM, STEPS = 2, 5
+    from lotus.config import Patches
+
+WARM = 2
+"""Steps that are not timed: the first ones are slower."""
+STEPS, SECONDS = 5, 3.0
+"""Least steps that are timed, and for how long at least: on a machine with other work a few steps are luck."""
+MOST = 200
+"""Steps that are timed at most."""
 
 
 @dataclass(frozen=True)
 class Tempo:
-    """Images a second in training."""
+    """How long an image takes in training, by what its forward pass costs."""
 
-    dense: float
-    small: float
-    """After the cut; the dense one's where there is none."""
+    points: tuple[tuple[float, float], ...]
+    """(MACs, seconds of an image), rising; straight between them, and never less than the first."""
+    looked: float
+    """Seconds a MAC where images are only looked at."""
+
+    def of(self, macs: float) -> float:
+        """Seconds of an image."""
+        import numpy as np
+
+        costs, seconds = zip(*self.points, strict=True)
+        if macs > costs[-1]:
+            return seconds[-1] * macs / costs[-1]
+        return float(np.interp(macs, costs, seconds))
 
     def seconds(self, ahead: Ahead) -> float:
         """Of the training, with looking at the models and the evaluations on the way; loading images is taken to keep up."""
-        recipe = ahead.config.train
-        images, before, looks = recipe.epochs * ahead.kept, 1.0, 0.0
-        if recipe.shrink is not None:
-            before = seen_before(ahead, recipe.shrink.cuts[0].at)
-            looks = forecast_cuts(ahead)[1][0] / TRAIN_FORWARDS / self.dense
-        times = recipe.epochs // recipe.evaluate_every if recipe.evaluate_every else 1
-        evaluated = times * len(ahead.sources[1].labels) / TRAIN_FORWARDS / self.small
-        return images * (before / self.dense + (1 - before) / self.small) + looks + evaluated
+        recipe, gone = ahead.config.train, course.pieces(ahead)
+        images = sum(piece.images * self.of(piece.macs) for piece in gone)
+        looks = 0.0 if recipe.shrink is None else forecast_looks(ahead)[1]
+        times = -(-recipe.epochs // recipe.evaluate_every) if recipe.evaluate_every else 1
+        evaluated = times * len(ahead.sources[1].labels) * course.shapes_of(ahead)[-1].macs()
+        return images + (looks + evaluated) * self.looked
 
     def told(self) -> dict[str, Any]:
-        return {"dense_images_per_second": self.dense, "small_images_per_second": self.small}
+        return {"images_per_second": [[macs, 1 / seconds] for macs, seconds in self.points]}
 
 
-Timer = Callable[[Ahead, float], Tempo]
+Timer = Callable[[Ahead], Tempo]
 
 
-def timer(ahead: Ahead, keep: float, clock: Callable[[], float] = time.perf_counter) -> Tempo:
-    """The pace of the dense model, and, where it is to be cut, of one of ``keep`` of its MACs, on this machine."""
-    from lotus.vit.model import create
-    from lotus.vit.smaller import narrower
+def timer(ahead: Ahead, clock: Callable[[], float] = time.perf_counter) -> Tempo:
+    """The pace on this machine, under the load that it has now, of the largest and the smallest model and pictures of the training."""
+    shapes, gone = course.shapes_of(ahead), course.pieces(ahead)
+    patches = ahead.config.train.patches
+    ends = [(piece.cuts, piece.side, patches) for piece in (min(gone, key=_macs), max(gone, key=_macs))]
+    if patches is not None:  # from all patches to as few as there will be
+        ends[1] = (0, None, None)
+    timed = (timed_step(shapes[cuts], ahead, clock, side, fewer) for cuts, side, fewer in dict.fromkeys(ends))
+    points = tuple(sorted(point for point in timed if point is not None))
+    return Tempo(points, points[-1][1] / points[-1][0] / TRAIN_FORWARDS)
 
-    dense = images_per_second(ahead.dense, ahead, clock)
-    if ahead.config.train.shrink is None:
-        return Tempo(dense, dense)
-    return Tempo(dense, images_per_second(create(narrower(ahead.config.model, keep), ahead.classes), ahead, clock))
+
+def _macs(piece: course.Piece) -> float:
+    return piece.macs
 
 
-def images_per_second(model: nn.Module, ahead: Ahead, clock: Callable[[], float]) -> float:
-    """Of bare training steps by the recipe's optimizer, on random images; the median of some."""
-    import copy
+def timed_step(
+    shape: course.Shape,
+    ahead: Ahead,
+    clock: Callable[[], float],
+    side: int | None = None,
+    patches: Patches | None = None,
+) -> tuple[float, float] | None:
+    """MACs and seconds of an image in bare training steps by the recipe's optimizer, on random images; None where the model that a cut
+    leaves is not known before it.
 
+    Args:
+        side: of the images in pixels; None: the model's own
+        patches: on as few of them as there are in the end; None: on all
+    """
+    from lotus.vit.sides import AnySide
+    from lotus.vit.tokens import Tokens
+
+    model = shape.built()
+    if model is None:
+        return None
+    if patches is not None:  # by chance: as many enter whatever they score
+        by_chance = {"mode": "dropout", "model": "", "cached": False} if patches.mode == "input" else {}
+        with Tokens(model, patches.model_copy(update={**by_chance, "joint": None})) as tokens:
+            tokens.schedule(1.0)
+            return float(tokens.macs()), _seconds(model, ahead, clock, side)
+    if side is not None:
+        AnySide(model)
+    return shape.macs(side), _seconds(model, ahead, clock, side)
+
+
+def _seconds(model: nn.Module, ahead: Ahead, clock: Callable[[], float], side: int | None) -> float:
     import torch
     from torch.nn import functional
 
@@ -69,12 +117,13 @@ def images_per_second(model: nn.Module, ahead: Ahead, clock: Callable[[], float]
     recipe, config = ahead.config.train, ahead.config
     gpu = config.device != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
-    model = copy.deepcopy(model).to(device).train()
-    optimizer, side, batch = make_optimizer(model, recipe), image_size(model), recipe.batch_size // recipe.accumulate
+    model = model.to(device).train()
+    optimizer, batch = make_optimizer(model, recipe), recipe.batch_size // recipe.accumulate
+    side = side or image_size(model)
     images = torch.randn(batch, 3, side, side, device=device)
     labels = torch.randint(0, ahead.classes, (batch,), device=device)
-    times = []
-    for turn in range(WARM + STEPS):
+    times: list[float] = []
+    for turn in range(WARM + MOST):
         wait(device)
         began = clock()
         for _ in range(recipe.accumulate):
@@ -86,4 +135,6 @@ def images_per_second(model: nn.Module, ahead: Ahead, clock: Callable[[], float]
         wait(device)
         if turn >= WARM:
             times.append(clock() - began)
-    return batch * recipe.accumulate / statistics.median(times)
+        if len(times) >= STEPS and sum(times) >= SECONDS:
+            break
+    return statistics.fmean(times) / (batch * recipe.accumulate)

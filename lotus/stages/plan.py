@@ -16,10 +16,10 @@ from lotus.config.budget import Budget, Way
 from lotus.config.reader import check as page
 from lotus.files import digest, write_json
 from lotus.run import Run
-from lotus.stages import pace, plan_table
+from lotus.stages import course, pace, plan_table
 from lotus.stages.ahead import Ahead, training
 from lotus.stages.shelf import run_of
-from lotus.stages.shrink import forecast_cuts, seen_before
+from lotus.stages.shrink import forecast_looks
 from selection.errors import Refused
 
 FORMAT = 1
@@ -52,8 +52,9 @@ class Candidate:
         config, recipe = self.config, self.config.train
         found: dict[str, Any] = {
             "train.epochs": epochs,
-            "train.warmup_epochs": min(recipe.warmup_epochs, recipe.warmup_epochs * epochs / recipe.epochs),
-            "train.sparsity.gates": False,
+            "train.warmup_epochs": None,
+            "train.warmup_ratio": min(recipe.warmup / recipe.epochs, 1),
+            "train.sparsity": {},
             "finetune.epochs": 0,
             "finetune.distill": "none",
         }
@@ -101,32 +102,53 @@ def plan(config: Config, shelves: Sequence[ModuleType] = (), *, timed: pace.Time
     """
     budget, first = _budget(config), Ahead(config, shelves)
     _, dense = training(config.train.epochs * first.images, first.macs)
-    one, why = _chosen(first)
+    measured: dict[str, Any] = {}
     if budget.minutes is None:
-        epochs = _most(lambda epochs: sum(row["macs"] for row in parts(one, epochs)), budget.train * dense)  # type: ignore[operator]
-        measured: dict[str, Any] = {}
+        one, why = _chosen(first, budget.train or 0)
+        epochs = _most(lambda epochs: sum(row["macs"] for row in parts(one, epochs)), (budget.train or 0) * dense)
     else:
-        tempo = (timed or pace.timer)(one.ahead(1), one.keep)
+        one, why, tempo = _timed(first, timed or pace.timer)
         epochs = _most(lambda epochs: tempo.seconds(one.ahead(epochs)), 60 * budget.minutes)
         measured = {"pace": tempo.told(), "seconds": tempo.seconds(one.ahead(max(1, epochs)))}
     if epochs == 0:
         raise _unmet(one, dense, measured)
-    rows = [{**row, "share": row["macs"] / dense} for row in parts(one, epochs)]
-    cost = sum(row["share"] for row in rows)
-    ahead = one.ahead(epochs)
-    compared = training(epochs * ahead.images, ahead.macs)[1]
-    beside = [{"part": "baseline", "macs": compared}] if ahead.config.baseline else []
     return {
-        "format": FORMAT, "asked": key(config), "way": one.way, "why": why, "epochs": epochs, "at": one.at if one.way == "shrink" else None,
-        "keep": one.keep, "images": ahead.kept, "parts": rows, "beside": [{**row, "share": compared / dense} for row in beside],
-        "cost": cost, "budget": {"train": budget.train, "minutes": budget.minutes}, "dense_macs": dense,
-        "dense_epochs": config.train.epochs, **measured, "expected": expected(one, cost),
-        "notes": _notes(ahead, said=_said(config)), "settings": one.settings(epochs),
+        "format": FORMAT, "asked": key(config), "way": one.way, "why": why, "epochs": epochs,
+        "at": one.at if one.way == "shrink" else None, "keep": one.keep, "budget": {"train": budget.train, "minutes": budget.minutes},
+        "dense_macs": dense, "dense_epochs": config.train.epochs, **measured, **_costs(one, epochs, dense),
+        "settings": one.settings(epochs),
     }  # fmt: skip
 
 
-def _chosen(first: Ahead) -> tuple[Candidate, str]:
-    """The way that was measured to be best, of those that there are, and why.
+def _costs(one: Candidate, epochs: int, dense: float) -> Plan:
+    """What so many epochs cost, what is not in the budget, and what is expected."""
+    rows = [{**row, "share": row["macs"] / dense} for row in parts(one, epochs)]
+    cost, ahead = sum(row["share"] for row in rows), one.ahead(epochs)
+    compared = training(epochs * ahead.images, ahead.macs)[1]
+    beside = [{"part": "baseline", "macs": compared, "share": compared / dense}] if ahead.config.baseline else []
+    return {
+        "images": ahead.kept, "parts": rows, "beside": beside, "cost": cost, "expected": expected(one, cost),
+        "notes": _notes(ahead, said=_said(one.config)),
+    }  # fmt: skip
+
+
+def _timed(first: Ahead, timed: pace.Timer) -> tuple[Candidate, str, pace.Tempo]:
+    """The way for so many minutes, why, and its pace here: which way is best depends on what the minutes are of the dense training."""
+    config, minutes = first.config, _budget(first.config).minutes
+    assert minutes is not None
+
+    def pace_of(one: Candidate) -> pace.Tempo:
+        return timed(one.ahead(config.train.epochs))
+
+    one, why = _chosen(first, 1.0)
+    tempo = pace_of(one)
+    dense = config.train.epochs * first.images * tempo.of(first.macs)
+    other, why = _chosen(first, 60 * minutes / dense)
+    return other, why, tempo if other.way == one.way else pace_of(other)
+
+
+def _chosen(first: Ahead, cost: float) -> tuple[Candidate, str]:
+    """The way that was measured to be best at ``cost``, as a fraction of the dense training, of those that there are; and why.
 
     Raises:
         Refused: the budget allows none of them.
@@ -139,7 +161,6 @@ def _chosen(first: Ahead) -> tuple[Candidate, str]:
         raise Refused(
             "budget.ways: weights are given, which no smaller model can start from. Allow shrink, or leave the weights out."
         )
-    cost = budget.train or 0.33
     rule = plan_table.rule(start, cost)
     asked = config.prune.keep.asked
     keep = asked.get("macs", min(asked.values())) if _said(config) else rule.keep
@@ -166,13 +187,12 @@ def parts(one: Candidate, epochs: int) -> list[dict[str, Any]]:
     ahead = one.ahead(epochs)
     run = run_of(ahead.config, ahead.shelves)
     costs = {name: run.stages[name].forecast(ahead) or (0.0, 0.0) for name in run.plan()}
-    looks = forecast_cuts(ahead)[1] if one.way == "shrink" else (0.0, 0.0)
+    looks = forecast_looks(ahead) if one.way == "shrink" else (0.0, 0.0)
     forwards, macs = costs["train"]
-    before = 1.0
-    if one.way == "shrink":
-        before = seen_before(ahead, ahead.config.train.shrink.cuts[0].at)  # type: ignore[union-attr]
-    patches = ahead.share(ahead.config.train.patches)
-    first = training(before * epochs * ahead.kept, ahead.macs * patches)
+    dense = [piece for piece in course.pieces(ahead) if not piece.cuts]
+    before = sum(piece.part for piece in dense)
+    seen = sum(piece.images for piece in dense)
+    first = training(seen, sum(piece.images * piece.macs for piece in dense) / seen)
     rows = [_row("prepare", *costs["prepare"]), _row("score", *costs.get("score", (0.0, 0.0)))]
     rows += [_row("calibration", *looks), _row("training, whole model", *first, before * epochs)]
     if one.way == "shrink":
@@ -328,8 +348,6 @@ def _notes(ahead: Ahead, *, said: bool) -> list[str]:
         notes.append("how much stays is the planner's choice; say it by prune.keep.macs=0.5")
     if config.baseline:
         notes.append("the baseline is a comparison and not in the budget; leave it out by baseline=false")
-    if config.train.sides:
-        notes.append("train.sides is not counted: growing pictures cost less than is said here")
     if config.train.optimizer.lower() != "muon":
         notes.append(f"what is expected was measured with muon, and this recipe trains by {config.train.optimizer}")
     return notes

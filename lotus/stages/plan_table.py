@@ -156,18 +156,23 @@ def nearest(data: str, start: Start, way: Way, cost: float, keep: float) -> Seen
     )
 
 
-def at_cost(data: str, start: Start, way: Way, cost: float, keep: float) -> tuple[float, int] | None:
-    """Top-1 at exactly ``cost``, straight between measurements over the logarithm of the cost and level beyond them, and the fewest
-    seeds behind one of them; of the measured size nearest to ``keep``. None where nothing was measured."""
+Curve = list[tuple[float, float, int]]
+"""(cost, top-1, seeds), the costs rising."""
+
+
+def curve(data: str, start: Start, way: Way, keep: float) -> Curve:
+    """What was measured, of the size nearest to ``keep``."""
+    found = _of(data, start, way)
+    near = min((size(one.keep) for one in found), key=lambda of: abs(math.log(of / keep)), default=None)
+    return sorted((one.cost, one.top1, one.n) for one in found if size(one.keep) == near)
+
+
+def at_cost(measured: Curve, cost: float) -> float:
+    """Top-1 at exactly ``cost``: straight between measurements over the logarithm of the cost, and level beyond them."""
     import numpy as np
 
-    found = _of(data, start, way)
-    if not found:
-        return None
-    near = min((size(one.keep) for one in found), key=lambda of: abs(math.log(of / keep)))
-    curve = sorted((one.cost, one.top1, one.n) for one in found if size(one.keep) == near)
-    costs, tops, seeds = zip(*curve, strict=True)
-    return float(np.interp(math.log(cost), np.log(costs), tops)), min(seeds)
+    costs, tops, _ = zip(*measured, strict=True)
+    return float(np.interp(math.log(cost), np.log(costs), tops))
 
 
 def _of(data: str, start: Start, way: Way) -> list[Seen]:
@@ -184,17 +189,23 @@ def choose(start: Start, ways: Sequence[Way], cost: float, keep: float, data: st
         if start == "given" and way == "shrink":
             return way, "weights are given, and from them nothing that was measured comes near an early cut"
         return way, "of what budget.ways allows it is the best"
-    if not all(one.data == data for way in ("shrink", "small") for one in _of(data, start, way)):
+    return _cut_or_small(data, cost, keep)
+
+
+def _cut_or_small(data: str, cost: float, keep: float) -> tuple[Way, str]:
+    """Which of the two is better from scratch at equal cost, which is one that both were measured around."""
+    if not all(one.data == data for way in ("shrink", "small") for one in _of(data, "scratch", way)):
         data = USUAL  # figures of two data sets are not compared
-    cut, small = (at_cost(data, start, way, cost, keep) for way in ("shrink", "small"))
-    if cut is None or small is None:
+    cut, small = (curve(data, "scratch", way, keep) for way in ("shrink", "small"))
+    if not cut or not small:
         return "shrink", "nothing else was measured"
-    ahead = cut[0] - small[0]
+    cost = min(max(cost, cut[0][0], small[0][0]), cut[-1][0], small[-1][0])
+    ends = [at_cost(one, cost) for one in (cut, small)]
     told = (
-        f"on {data}, at this cost, a training that shrinks ends at {cut[0]:.2f} % and a smaller model from scratch at {small[0]:.2f} % "
-        f"(seeds: {cut[1]} and {small[1]})"
+        f"on {data}, at {cost:.2g} of the dense training, a training that shrinks ends at {ends[0]:.2f} % and a smaller model from scratch "
+        f"at {ends[1]:.2f} % (seeds: {min(n for *_, n in cut)} and {min(n for *_, n in small)})"
     )
-    if ahead >= MARGIN:
+    if ends[0] - ends[1] >= MARGIN:
         return "shrink", told
     return "small", f"{told}; to be taken, the first has to be {MARGIN:g} points ahead"
 

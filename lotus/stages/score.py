@@ -22,6 +22,10 @@ def score(context: Context) -> Work:
 
     run, config = context.run, context.config
     manifest, labels = context.manifest(), beton.labels(run.train_beton)
+    if config.score.proxy == "self":
+        raise Refused(
+            "score.proxy: self is watched in the training, and scores nothing alone. Take training or linear_probe, or lotus run."
+        )
     known: dict[str, np.ndarray] = {"labels": labels}
     if run.needs_proxy:  # refuse now what would be refused after the proxy
         lottery.affordable(labels, config.select.keep, bool(config.select.balance) or config.select.floor is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lotus.config import Config
@@ -15,51 +16,78 @@ from selection.errors import Refused
 if TYPE_CHECKING:
     import numpy as np
 
+    from selection.signals import Signals
+    from selection.subset import Subset
+
 
 def select(context: Context) -> Work:
     from selection import exclude
-    from selection.lottery import select as draw
     from selection.subset import Subset
 
     run, settings, manifest = context.run, context.config.select, context.manifest()
-    if settings.ticket:
-        subset = Subset.load(settings.ticket)
-        subset.check(fingerprint=manifest.fingerprint, total=manifest.n, place=settings.ticket)
-        if settings.exclude:
-            subset = exclude.without(subset, _excluded(context))
-    else:
-        signals, gone = context.signals(), None
-        if settings.exclude:
-            gone = _excluded(context)
-            yield Said("select", f"{len(gone):,} images of {settings.exclude} are excluded")
-        drawn = draw(
-            signals if gone is None else exclude.others(signals, gone),
-            score=settings.score,
-            pick=settings.pick,
-            keep=settings.keep,
-            balance=settings.balance,
-            floor=settings.floor,
-            seed=context.config.seed,
-            start=Subset.load(settings.start) if settings.start else None,
-            max_memory=settings.max_memory,
-            shelves=context.shelves,
+    gone, own = excluded(context), context.config.watches_itself
+    if settings.ticket or own:  # one's own is drawn on the way: until then all train
+        subset = (
+            Subset.load(settings.ticket)
+            if settings.ticket
+            else Subset.whole(manifest.n, fingerprint=manifest.fingerprint)
         )
-        for warning in drawn.warnings:
+        subset.check(fingerprint=manifest.fingerprint, total=manifest.n, place=settings.ticket)
+        if gone is not None:
+            subset = exclude.without(subset, gone)
+    else:
+        if gone is not None:
+            yield Said("select", f"{len(gone):,} images of {settings.exclude} are excluded")
+        subset, warnings = draw(context, context.signals(), gone)
+        for warning in warnings:
             yield Said("select", warning, level="warning")
-        subset = drawn.subset if gone is None else exclude.among(drawn.subset, gone, signals)
     subset.save(run.ticket)
     yield Wrote("select", str(run.ticket))
-    return Outcome(values={"kept": len(subset.rows), "of": subset.total})
+    return Outcome(values={"kept": len(subset.rows), "of": subset.total, **({"own": True} if own else {})})
 
 
-def _excluded(context: Context) -> np.ndarray:
-    """The rows that ``select.exclude`` names."""
+def draw(context: Context, signals: Signals, gone: np.ndarray | None) -> tuple[Subset, list[str]]:
+    """The ticket by ``select``, out of what is known of each image, and what is to be said of it.
+
+    Args:
+        gone: rows that shall not train
+    """
+    from selection import exclude, lottery
+    from selection.subset import Subset
+
+    settings = context.config.select
+    drawn = lottery.select(
+        signals if gone is None else exclude.others(signals, gone),
+        score=settings.score,
+        pick=settings.pick,
+        keep=settings.keep,
+        balance=settings.balance,
+        floor=settings.floor,
+        seed=context.config.seed,
+        start=Subset.load(settings.start) if settings.start else None,
+        max_memory=settings.max_memory,
+        shelves=context.shelves,
+    )
+    return drawn.subset if gone is None else exclude.among(drawn.subset, gone, signals), list(drawn.warnings)
+
+
+def excluded(context: Context) -> np.ndarray | None:
+    """The rows that ``select.exclude`` names; None where it names none."""
     from lotus import ticket
     from selection import exclude
 
-    run = context.run
+    run, asked = context.run, context.config.select.exclude
+    if not asked:
+        return None
     data = ticket.Data(str(run.folder), context.config, run.train_beton, shelves=context.shelves)
-    return exclude.rows(context.config.select.exclude, data.images())
+    return exclude.rows(asked, data.images())
+
+
+def _stale(config: Config, values: Mapping[str, Any]) -> str | None:
+    """A ticket of all images for a training that is to choose, or the other way round."""
+    if bool(values.get("own")) == config.watches_itself:
+        return None
+    return "score.proxy: whether the training draws the ticket itself"
 
 
 def _after(config: Config) -> tuple[str, ...]:
@@ -100,6 +128,7 @@ STAGE = Stage(
     outputs=("subset.npz",),
     part="choosing",
     files=_files,
+    stale=_stale,
     check=_check,
     tell=_tell,
 )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lotus.config import Config, Prune
+from lotus.config import Prune
 from lotus.stage import TRAIN_FORWARDS, Outcome, Section
+from lotus.stages import course
 from lotus.stages.ahead import Ahead, Cost
 from lotus.stages.context import CALIBRATION, Context
+from lotus.stages.course import request_of
 from selection.errors import Refused
 
 if TYPE_CHECKING:
@@ -22,19 +25,6 @@ if TYPE_CHECKING:
     from lotus.pruning import Pruned
     from lotus.stages.fit import Price
     from lotus.training.shrink import Shrink
-
-_BETWEEN = ("evit", "tome", "cumulative")
-"""Ways to leave patches out that need both sublayers of each block."""
-
-
-def request_of(config: Config) -> Prune:
-    """What the last cut is to: ``prune``, with all channels where nothing is said of them, and whole blocks where patches leave
-    between attention and MLP."""
-    request, patches = config.prune, config.train.patches
-    changes: dict[str, Any] = {"embed_dim": None} if request.embed_dim == "auto" else {}
-    if patches is not None and patches.mode in _BETWEEN:
-        changes["sublayers"] = False
-    return request.model_copy(update=changes)
 
 
 def shrinking(context: Context, model: nn.Module, rows: np.ndarray) -> Shrink:
@@ -96,41 +86,23 @@ def check_cuts(ahead: Ahead) -> None:
         budget.check_reach(least, request.at(keep.asked, sublayers=sublayers), whole=whole.cost())
 
 
-def seen_before(ahead: Ahead, at: float) -> float:
-    """Fraction of the images of the training that are seen before a cut at ``at``, which is after the first step that reaches it."""
-    recipe, kept = ahead.config.train, ahead.kept
-    steps = math.ceil(kept / recipe.batch_size)
-    done = math.ceil(at * recipe.epochs * steps - 1e-9)
-    return min(1.0, (done // steps * kept + done % steps * recipe.batch_size) / (recipe.epochs * kept))
-
-
-def forecast_cuts(ahead: Ahead) -> tuple[float, Cost]:
-    """The fraction of the dense model's MACs that the training's average image takes, and what looking at the models costs.
-
-    Of a budget that says nothing of MACs its own part stands for them.
-    """
+def forecast_looks(ahead: Ahead) -> Cost:
+    """What looking at the models costs: on calibration images for each plan, on the validation images around each cut."""
     from lotus.pruning.measure import enough
 
-    config, shrink = ahead.config, ahead.config.train.shrink
+    config, shrink, found = ahead.config, ahead.config.train.shrink, course.shapes_of(ahead)
     assert shrink is not None
     request = request_of(config)
-    images = min(request.calibration or enough(ahead.dense), ahead.kept)
+    images = (TRAIN_FORWARDS + request.rotate) * min(request.calibration or enough(ahead.dense), ahead.kept)
     measured = len(ahead.sources[1].labels) if shrink.evaluate else 0
-    share, now, began = 0.0, 1.0, 0.0
     forwards = macs = 0.0
     if shrink.until_stable is not None:  # at the latest
-        looks = images * int(shrink.cuts[0].at * config.train.epochs) * (TRAIN_FORWARDS + request.rotate)
-        forwards, macs = forwards + looks, macs + looks * ahead.macs
-    for one in shrink.cuts:
-        keep = (request.keep if one.keep is None else one.keep).asked
-        after = keep.get("macs", min(keep.values()))
-        at = seen_before(ahead, one.at)
-        share += (at - began) * now
-        looks = (TRAIN_FORWARDS + request.rotate) * images
-        forwards += looks + 2 * measured
-        macs += ((looks + measured) * now + measured * after) * ahead.macs
-        began, now = at, after
-    return share + (1 - began) * now, (forwards, macs)
+        forwards = images * int(shrink.cuts[0].at * config.train.epochs)
+        macs = forwards * ahead.macs
+    for now, after in itertools.pairwise(shape.macs() for shape in found):
+        forwards += images + 2 * measured
+        macs += (images + measured) * now + measured * after
+    return forwards, macs
 
 
 # ------------------------------------------------------------------------------------------------------------ afterwards

@@ -8,6 +8,7 @@ from lotus.config import Config
 from lotus.files import write_tensors
 from lotus.run import Run
 from lotus.stage import Curve, Section, Stage, Work
+from lotus.stages import course, own_ticket
 from lotus.stages.ahead import (
     Ahead,
     Cost,
@@ -22,7 +23,7 @@ from lotus.stages.ahead import (
 from lotus.stages.baseline import is_asked
 from lotus.stages.context import Context
 from lotus.stages.fit import Images, Task, fit, keep_model, outcome
-from lotus.stages.shrink import billed, check_cuts, cuts_told, forecast_cuts, shrinking, tell_cuts
+from lotus.stages.shrink import billed, check_cuts, cuts_told, forecast_looks, shrinking, tell_cuts
 from selection import dynamic_pruning
 
 if TYPE_CHECKING:
@@ -53,6 +54,10 @@ def train(context: Context) -> Work:
         guests.append(DynamicPruning(_selection(context, config.train.dynamic, ticket.rows)))
     shrink = None if config.train.shrink is None else shrinking(context, model, ticket.rows)
     guests += [] if shrink is None else [shrink]
+    own = None
+    if shrink is not None and config.watches_itself:
+        own = own_ticket.choosing(context, len(ticket.rows), shrink.is_done)
+        guests.append(own)
     images = Images(ticket.rows, ticket.spread())
     fitted, price = yield from fit(context, Task("train", config.train), model, images, guests)
     model = fitted.model
@@ -66,6 +71,8 @@ def train(context: Context) -> Work:
             write_tensors(run.gates, gates.values)
     if shrink is not None:
         more |= cuts_told(context, shrink, price)
+    if own is not None:
+        more |= own_ticket.told(own, len(ticket.rows), config.train.epochs)
     yield from keep_model(context, "train", model, run.of("train"))
     done = outcome(fitted, price, model, more)
     return done if shrink is None else billed(done, shrink)
@@ -93,7 +100,9 @@ def _selection(context: Context, dynamic: Dynamic, rows: np.ndarray) -> DynamicS
 
 
 def _settings(config: Config) -> tuple[str, ...]:
-    own = ("train", "model", "seed", "data.normalize")
+    own: tuple[str, ...] = ("train", "model", "seed", "data.normalize")
+    if config.watches_itself:
+        own = (*own, "select", "score.proxy", "score.gradients")  # it draws the ticket by them
     if config.train.shrink is not None:
         return (*own, "prune")  # it is cut by it
     return (
@@ -102,12 +111,17 @@ def _settings(config: Config) -> tuple[str, ...]:
 
 
 def _check(ahead: Ahead) -> None:
+    from lotus.training import growing
+
     check_runs("model", ahead.config.model)
     check_recipe("train", ahead.config.train, ahead.shape)
     check_weights("model", ahead.config.model)
     check_fit("model", ahead.config.model)
+    growing.check(ahead.shape, ahead.config.train.sides, place="train.sides")
     if ahead.config.train.shrink is not None:
         check_cuts(ahead)
+    if ahead.config.watches_itself:
+        own_ticket.check(ahead)
 
 
 def _asked_macs(patches: Patches | None, dense: float) -> float:
@@ -122,19 +136,26 @@ def _asked_macs(patches: Patches | None, dense: float) -> float:
 def _forecast(ahead: Ahead) -> Cost:
     settings, n = ahead.config.train, ahead.images
     asked = n * _asked_macs(settings.patches, ahead.macs)
-    drawn, again = 1.0, settings.dynamic
+    drawn, again, gone = 1.0, settings.dynamic, course.pieces(ahead)
     if again is not None:
         drawn = dynamic_pruning.rehearse(pick=again, keep=again.keep, epochs=settings.epochs, shelves=ahead.shelves)
-    share, (looks, looked_macs) = (1.0, (0.0, 0.0)) if settings.shrink is None else forecast_cuts(ahead)
-    each = ahead.macs * ahead.share(settings.patches) * share
-    forwards, macs = training(round(settings.epochs * ahead.kept * drawn), each)
+    looks, looked_macs = (0.0, 0.0) if settings.shrink is None else forecast_looks(ahead)
+    images = sum(piece.images for piece in gone)
+    forwards, macs = training(round(images * drawn), sum(piece.images * piece.macs for piece in gone) / images)
     return forwards + (n if asked else 0) + looks, macs + asked + looked_macs
 
 
 def _tell(run: Run, results: dict[str, Any]) -> Section | None:
-    if run.config.train.dynamic is not None:  # of all times that an epoch could have shown an image of the ticket
+    if "own_ticket" in results["train"]:
+        results["kept"]["images"] = results["train"]["own_ticket"]
+    if "passes_of" in results["train"]:  # of all times that an epoch could have shown an image of the ticket
         results["kept"]["passes"] = {"kept": results["train"]["images_seen"], "of": results["train"]["passes_of"]}
     return tell_cuts(results) if run.config.train.shrink is not None else None
+
+
+def _outputs(config: Config) -> tuple[str, ...]:
+    gates = ("gates.safetensors",) if config.train.sparsity.gates else ()
+    return ("train/spec.json", *gates, *(("signals.npz", own_ticket.FILE) if config.watches_itself else ()))
 
 
 def _says(config: Config) -> str:
@@ -145,6 +166,7 @@ def _says(config: Config) -> str:
     else:
         when = ", ".join(f"{one.at:g}" for one in shrink.cuts)
         how += f", cut at {when}" + (" at the latest" if shrink.until_stable is not None else "")
+        how += ", then on the ticket that it draws itself" if config.watches_itself else ""
     return how + patches_told(config.train.patches)
 
 
@@ -154,7 +176,7 @@ STAGE = Stage(
     train,
     settings=_settings,
     after=lambda config: ("select", "baseline") if is_asked(config) else ("select",),
-    outputs=lambda config: ("train/spec.json", *(("gates.safetensors",) if config.train.sparsity.gates else ())),
+    outputs=_outputs,
     every_rank=True,
     part="training",
     files=lambda config: {

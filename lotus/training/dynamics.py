@@ -93,15 +93,15 @@ class Recorder:
         self._ended, self._now = epoch + 1, None
 
     def signals(self) -> dict[str, npt.NDArray[np.generic]]:
-        """Name -> (E, N) in the dtypes of the vocabulary.
+        """Name -> (E, N) in the dtypes of the vocabulary, of the epochs that are complete.
 
         Raises:
             Refused: some image was never seen.
         """
-        epochs = torch.arange(len(self._seen))[:, None]
-        never = len(self._seen)
-        last = torch.where(self._seen, epochs, -1).cummax(0).values  # (E, N) epoch that last saw the image
-        first = torch.where(self._seen, epochs, never).amin(0)  # (N,)
+        never, seen = self._ended, self._seen[: self._ended]
+        epochs = torch.arange(never)[:, None]
+        last = torch.where(seen, epochs, -1).cummax(0).values  # (E, N) epoch that last saw the image
+        first = torch.where(seen, epochs, never).amin(0)  # (N,)
         if bool((first == never).any()):
             rows = torch.nonzero(first == never)[:, 0]
             raise Refused(
@@ -111,13 +111,13 @@ class Recorder:
         source = torch.where(last < 0, first, last)  # (E, N)
         found = {}
         for number, name in enumerate(WATCHED):
-            values = self._said[:, number].gather(0, source).numpy()
+            values = self._said[:never, number].gather(0, source).numpy()
             dtype = VOCABULARY[name].dtype
             if np.issubdtype(dtype, np.floating):
                 values = np.clip(values, -np.finfo(dtype).max, np.finfo(dtype).max)
             found[name] = values.astype(dtype)
         if self._moved is not None:
-            found["kl_step"] = self._moved.clamp(max=_MOST).numpy().astype(np.float16)
+            found["kl_step"] = self._moved[:never].clamp(max=_MOST).numpy().astype(np.float16)
         return found
 
     def state(self, world: World) -> dict[str, Tensor]:

@@ -50,6 +50,7 @@ class GrowingPictures(Guest):
         self._steps, self._epochs = tuple(steps), 0
         self._model: nn.Module | None = None
         self._any: sides.AnySide | None = None
+        self._side: int | None = None
         self._macs = 0.0
 
     def attach(self, training: Training) -> None:
@@ -57,7 +58,7 @@ class GrowingPictures(Guest):
         self.leave()
         self._epochs, self._model = training.recipe.epochs, training.model
         self._any = sides.AnySide(training.model)
-        self._count(None)
+        self._count()  # in the middle of an epoch, where the model was replaced
 
     def leave(self) -> None:
         if self._any is not None:
@@ -66,14 +67,14 @@ class GrowingPictures(Guest):
 
     def before_epoch(self, epoch: Epoch) -> Epoch:
         step = at(self._steps, epoch.number, self._epochs)
-        side = None if step is None else int(step[1])
-        self._count(side)
+        self._side = None if step is None else int(step[1])
+        self._count()
         strength = step[2] if step is not None and len(step) > 2 else epoch.strength
-        return dataclasses.replace(epoch, side=side, strength=strength)
+        return dataclasses.replace(epoch, side=self._side, strength=strength)
 
     def macs(self, macs: float) -> float:
         return self._macs
 
-    def _count(self, side: int | None) -> None:
+    def _count(self) -> None:
         assert self._model is not None, "attached first"
-        self._macs = float(outline(self._model, side).cost().macs)
+        self._macs = float(outline(self._model, self._side).cost().macs)

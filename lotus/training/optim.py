@@ -142,11 +142,11 @@ def make_schedule(
     method = find([schedules, *shelves], wants.name, place=where)
     known = {"peak": recipe.lr, "low": min(recipe.min_lr, recipe.lr)}
     # Called by the law of the shelves here, so that what would fail at the first step is refused now, and plainly from then on.
-    call(method, {**known, "step": 0, "warm": recipe.warmup_epochs, "total": recipe.epochs}, wants.options, place=where)
+    call(method, {**known, "step": 0, "warm": recipe.warmup, "total": recipe.epochs}, wants.options, place=where)
     names = reads(method)
 
     def rate(step: int, steps_per_epoch: int) -> Rate:
-        warm, total = recipe.warmup_epochs * steps_per_epoch, recipe.epochs * steps_per_epoch
+        warm, total = recipe.warmup * steps_per_epoch, recipe.epochs * steps_per_epoch
         here = {**known, "step": step, "warm": warm, "total": total}
         found = method(*(here[name] for name in names), **wants.options)
         return found if isinstance(found, tuple) else (found, None)

@@ -17,6 +17,7 @@ dynamic data pruning, token pruning, the moving average) does not stand here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,9 @@ from lotus.training.average import LateAverage
 from lotus.training.guests import Guest, Position, Seen, Training, Turn
 from selection.errors import Refused
 
+if TYPE_CHECKING:
+    from torch import nn
+
 
 def late_average(*, start: float = 0.75, every: int = 5) -> Guest:
     """The plain mean of the weights over the last part of the training (SWA, 1803.05407; LAWA, 2209.14981).
@@ -36,6 +40,21 @@ def late_average(*, start: float = 0.75, every: int = 5) -> Guest:
         every: steps between two that are taken
     """
     return LateAverage(start, every)
+
+
+def hardest(
+    model: nn.Module, classes: int, seed: int, *, keep: float = 0.5, proxy: float = 0.1, lr: float = 1e-3
+) -> Guest:
+    """The hardest part of each batch, as a narrower model sees it that trains along (airbench96). One process.
+
+    Args:
+        keep: fraction of a batch that is trained on
+        proxy: fraction of the model's MACs that the narrower one has; it goes through all images, and is billed
+        lr: of the narrower one, by AdamW
+    """
+    from lotus.training.hardest import Hardest, proxy_of
+
+    return Hardest(proxy_of(model, classes, proxy, seed), keep, lr)
 
 
 def loss_spikes(*, times: float = 8.0, window: int = 50) -> Guest:

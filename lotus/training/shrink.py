@@ -69,6 +69,10 @@ class Shrink(Guest):
     def attach(self, training: Training) -> None:
         self._training = training
 
+    def is_done(self) -> bool:
+        """Whether the last cut is made."""
+        return len(self.cuts) == len(self._wants.cuts)
+
     @property
     def bill(self) -> tuple[float, float]:
         """Image-forwards and MACs that were spent on looking at the model."""
@@ -86,7 +90,7 @@ class Shrink(Guest):
             drawn = self._draw(dense.to(world.device), self._request, None)
             return {"kept": kept(drawn.plan), "forwards": torch.tensor(float(drawn.forwards))}
 
-        found = _by_main(world, draw)
+        found = by_main(world, draw)
         now, before = found["kept"], self._kept
         self._kept = now
         moved = 1.0 if len(before) != len(now) else float((now != before).double().mean())
@@ -94,7 +98,7 @@ class Shrink(Guest):
         self._pay(float(found["forwards"]), self._macs)
 
     def due(self, at: Position, progress: float) -> bool:
-        if len(self.cuts) == len(self._wants.cuts):
+        if self.is_done():
             return False
         stable = self._wants.until_stable
         settled = stable is not None and bool((self._moved < stable.epsilon).all())
@@ -117,7 +121,7 @@ class Shrink(Guest):
                 **{f"moments/{name}": value for name, value in remembered.items()},
             }
 
-        found = _by_main(training.world, cut)
+        found = by_main(training.world, cut)
         self._pay(float(found["forwards"]), self._macs)
         done = _unpacked(found["record"])
         small = reshaped(model, done, self._drop_path)
@@ -241,7 +245,7 @@ def told(done: Record) -> str:
     return text
 
 
-def _by_main(world: World, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+def by_main(world: World, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """What rank 0's ``work`` gives, on all ranks; a refusal of it is one on all."""
     found: dict[str, Tensor] = {}
     if world.is_main:

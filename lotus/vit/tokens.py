@@ -13,7 +13,7 @@ D width, H heads, Q query/key dimensions a head.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from lotus.config import Patches
 from lotus.vit import anatomy, attention, cost
+from lotus.vit.anatomy import Dims
 from lotus.vit.token_ops import evit, keep_angles, keep_bias, keep_rows, match, merge, received, top, top_by_chance
 from lotus.vit.token_plan import Passed, keep_at, kept, passed, places, shares
 from selection.errors import Refused
@@ -149,18 +150,21 @@ class Tokens:
         """What a forward pass goes through now."""
         return self._passed(self._keep_in(training))
 
-    def macs(self, *, training: bool = True) -> int:
-        """Multiply-accumulates of one image's forward pass now, choosing and merging included."""
-        found = self.passed(training=training)
+    def macs(self, *, training: bool = True, dims: Sequence[Dims] | None = None) -> int:
+        """Multiply-accumulates of one image's forward pass now, choosing and merging included.
+
+        Args:
+            dims: widths of the blocks, where they are to be others than the model's
+        """
+        found, dims = self.passed(training=training), self._outline.dims if dims is None else dims
         prefix, width = self._prefix, self._outline.width
-        spent = self._outline.cost(tokens=[(prefix + a, prefix + b) for a, b in found.patches]).macs
-        for number, (before, after) in enumerate(found.patches):
-            dims = self._outline.dims[number]
+        spent = self._outline.cost(dims, [(prefix + a, prefix + b) for a, b in found.patches]).macs
+        for (before, after), block in zip(found.patches, dims, strict=True):
             if self.settings.mode == "evit" and after < before:
-                spent += dims.heads * dims.qk_dim * (prefix + before)  # the class token's row
+                spent += block.heads * block.qk_dim * (prefix + before)  # the class token's row
                 spent += before * width if self.settings.fuse else 0
             if self.settings.mode == "tome" and after < before:
-                spent += (before // 2) * (before - before // 2) * dims.qk_dim  # similarities
+                spent += (before // 2) * (before - before // 2) * block.qk_dim  # similarities
         return spent
 
     def share(self, *, training: bool = True) -> float:

@@ -35,6 +35,7 @@ def test_columns_are_what_arrays_are(arrays, dataset):
     rows = [select(one, score="random", pick="facility_location", keep=0.2).subset.rows for one in (found.signals, own)]
     assert np.array_equal(*rows)
     assert found.signals.classes == ("cat", "dog")
+    assert found.names is not None
     assert found.names[3] == "3.png"
     best = select(hub.signals(dataset, score="value").signals, score="given", pick="top_k", keep=0.1).subset
     assert best.rows.tolist() == sorted(np.argsort(-arrays["value"])[:4].tolist())

@@ -14,7 +14,7 @@ DIGITS = str(ROOT / "configs" / "staged.yaml")
 SHORT = [
     "model.args.embed_dim=32", "model.args.depth=2", "model.args.num_heads=2", "score.epochs=2", "score.seeds=1",
     "train.epochs=2", "finetune.epochs=1", "prune.calibration=128", "train.batch_size=128", "export.onnx=false",
-    "export.latency_batch=8",
+    "export.latency_batch=8", "train.sparsity={}",
 ]  # fmt: skip
 
 

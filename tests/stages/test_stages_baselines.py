@@ -76,7 +76,7 @@ def test_the_textbook_s_recipe_is_adamw_with_a_warm_up_and_a_cosine():
     assert plain.guests == ()
     assert plain.shrink is None
     assert plain.warmup_epochs == config.train.warmup_epochs == Train().warmup_epochs
-    assert recipe(read(SHRINKS, ["baseline=textbook", "train.warmup_epochs=0"]), 20).warmup_epochs == 2
+    assert recipe(read(SHRINKS, ["baseline=textbook", "train.warmup_epochs=0"]), 20).warmup == 2
     assert (plain.mixup, plain.cutmix, plain.augment) == (config.train.mixup, config.train.cutmix, config.train.augment)
 
 

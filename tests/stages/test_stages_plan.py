@@ -14,7 +14,7 @@ from running import DIGITS, lotus
 from lotus.cli import main
 from lotus.config import read
 from lotus.config.budget import Budget
-from lotus.stages import pace, plan, plan_table
+from lotus.stages import course, pace, plan, plan_table
 from lotus.stages.ahead import Ahead
 from selection.errors import Refused
 
@@ -24,6 +24,11 @@ SHRINK = "budget.ways=[shrink]"
 
 def planned(folder: Path, *words: str, **more: Any) -> plan.Plan:
     return plan.plan(read(DIGITS, [f"folder={folder}", *OWN, *words]), **more)
+
+
+def at_pace(dense: float, slower: float = 1) -> pace.Tempo:
+    """100 images a second in the dense model, twice as many in half of it."""
+    return pace.Tempo(((dense / 2, slower / 200), (dense, slower / 100)), slower / 300 / dense)
 
 
 def test_the_most_epochs_within_the_budget(tmp_path: Path) -> None:
@@ -96,9 +101,24 @@ def test_ways_are_compared_at_equal_cost(monkeypatch: pytest.MonkeyPatch) -> Non
     """The one that cost more is ahead by no more than its cost is worth: 10 points a factor of 2."""
     measured(monkeypatch, cell("shrink", 70.0, 0.2), cell("small", 69.0, 0.18), cell("small", 79.0, 0.36))
     between = 69 + 10 * math.log2(0.2 / 0.18)
-    assert plan_table.at_cost("cifar10", "scratch", "small", 0.2, 0.3) == (pytest.approx(between), 1)
+    small = plan_table.curve("cifar10", "scratch", "small", 0.3)
+    assert plan_table.at_cost(small, 0.2) == pytest.approx(between)
     assert plan_table.choose("scratch", WAYS, 0.2, 0.3)[0] == "small"
-    assert plan_table.at_cost("cifar10", "scratch", "small", 5.0, 0.3) == (79.0, 1)  # level beyond
+    assert plan_table.at_cost(small, 5.0) == 79.0  # level beyond
+
+
+def test_beyond_what_was_measured_of_both_the_nearest_cost_of_both_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured(
+        monkeypatch,
+        cell("shrink", 70.0, 0.2),
+        cell("shrink", 74.0, 0.3),
+        cell("small", 60.0, 0.1),
+        cell("small", 72.0, 0.3),
+    )
+    assert plan_table.choose("scratch", WAYS, 0.01, 0.3)[1].startswith(
+        "on cifar10, at 0.2 of the dense training, a training"
+    )
+    assert "at 0.3 of the dense" in plan_table.choose("scratch", WAYS, 1, 0.3)[1]
 
 
 def test_seeds_are_averaged_and_images_with_measurements_of_their_own_have_them(
@@ -108,11 +128,11 @@ def test_seeds_are_averaged_and_images_with_measurements_of_their_own_have_them(
         monkeypatch, cell("shrink", 70.0), cell("shrink", 72.0, seed=1), cell("small", 70.6), cell("shrink", 50.0, data="cifar100"),
         cell("small", 50.0, data="cifar100"),
     )  # fmt: skip
-    assert plan_table.at_cost("cifar10", "scratch", "shrink", 0.3, 0.3) == (71.0, 2)
-    assert plan_table.at_cost("mine", "scratch", "shrink", 0.3, 0.3) == (71.0, 2)
+    assert plan_table.curve("cifar10", "scratch", "shrink", 0.3) == [(0.3, 71.0, 2)]
+    assert plan_table.curve("mine", "scratch", "shrink", 0.3) == [(0.3, 71.0, 2)]
     assert plan_table.choose("scratch", WAYS, 0.3, 0.3, "mine")[0] == "small"
     assert (
-        "on cifar100, at this cost, a training that shrinks ends at 50.00 %"
+        "on cifar100, at 0.3 of the dense training, a training that shrinks ends at 50.00 %"
         in plan_table.choose("scratch", WAYS, 0.3, 0.3, "cifar100")[1]
     )
 
@@ -124,8 +144,8 @@ def test_figures_of_two_data_sets_are_not_compared(monkeypatch: pytest.MonkeyPat
 
 def test_of_several_sizes_the_nearest_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     measured(monkeypatch, cell("shrink", 70.0), cell("shrink", 75.0, keep=0.498), cell("small", 70.0))
-    assert plan_table.at_cost("cifar10", "scratch", "shrink", 0.3, 0.5) == (75.0, 1)
-    assert plan_table.at_cost("cifar10", "scratch", "shrink", 0.3, 0.25) == (70.0, 1)
+    assert plan_table.curve("cifar10", "scratch", "shrink", 0.5) == [(0.3, 75.0, 1)]
+    assert plan_table.curve("cifar10", "scratch", "shrink", 0.25) == [(0.3, 70.0, 1)]
 
 
 def test_nothing_measured_is_the_shrinking_training_s(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,20 +209,58 @@ def test_the_page_is_printed_from_the_table() -> None:
 
 
 def test_minutes_are_met_by_the_pace_that_was_timed(tmp_path: Path) -> None:
-    tempo = pace.Tempo(100.0, 200.0)
-    found = planned(tmp_path, "budget.minutes=2", SHRINK, timed=lambda ahead, keep: tempo)
+    dense = Ahead(read(DIGITS)).macs
+    tempo = at_pace(dense)
+    found = planned(tmp_path, "budget.minutes=2", SHRINK, timed=lambda ahead: tempo)
     epochs, n = found["epochs"], 1438
     by_hand = epochs * n * (0.1 / 100 + 0.9 / 200)
     assert by_hand < found["seconds"] <= 120
     assert found["seconds"] == pytest.approx(by_hand, rel=0.15)
-    assert found["pace"] == {"dense_images_per_second": 100.0, "small_images_per_second": 200.0}
+    assert found["pace"] == {"images_per_second": [[dense / 2, 200.0], [dense, 100.0]]}
 
 
 def test_the_pace_is_read_off_the_clock(tmp_path: Path) -> None:
-    config = read(DIGITS, [f"folder={tmp_path}", *OWN, "device=cpu", "train.batch_size=8", "train.shrink={}"])
+    config = read(
+        DIGITS, [f"folder={tmp_path}", *OWN, "device=cpu", "train.batch_size=8", "train.sparsity={}", "train.shrink={}"]
+    )
     ticks = itertools.count(0.0, 0.5)  # each step takes half a second
-    tempo = pace.timer(Ahead(config), 0.5, clock=lambda: next(ticks))
-    assert tempo == pace.Tempo(16.0, 16.0)
+    ahead = Ahead(config)
+    tempo = pace.timer(ahead, clock=lambda: next(ticks))
+    small = course.shapes_of(ahead)[1].macs()
+    assert tempo == pace.Tempo(((small, 1 / 16), (ahead.macs, 1 / 16)), 1 / 16 / ahead.macs / 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "least"),
+    [
+        (["train.sides=[[0, 4], [0.5, 8]]"], 4),  # the small model sees small pictures in no epoch
+        (["train.patches={mode: dropout, keep: 0.5}"], None),
+        (["train.patches={mode: input, keep: 0.5, score: contrast}"], None),
+    ],
+)
+def test_smaller_pictures_and_fewer_tokens_are_timed(tmp_path: Path, words: list[str], least: int | None) -> None:
+    config = read(
+        DIGITS,
+        [
+            f"folder={tmp_path}",
+            *OWN,
+            "device=cpu",
+            "train.batch_size=8",
+            "train.sparsity={}",
+            "train.shrink={}",
+            *words,
+        ],
+    )
+    ahead, ticks = Ahead(config), itertools.count(0.0, 0.5)
+    (low, _), (high, _) = pace.timer(ahead, clock=lambda: next(ticks)).points
+    pieces = [piece.macs for piece in course.pieces(ahead)]
+    assert low <= min(pieces) * (1 + 1e-9)
+    assert high >= max(pieces) * (1 - 1e-9)
+
+
+def test_between_what_was_timed_the_pace_is_a_straight_line() -> None:
+    tempo = pace.Tempo(((100.0, 2.0), (300.0, 4.0)), 0.01)
+    assert [tempo.of(macs) for macs in (50, 100, 200, 300, 600)] == [2, 2, 3, 4, 8]
 
 
 @pytest.mark.parametrize(
@@ -235,7 +293,7 @@ def test_what_is_offered_instead_can_be_met(tmp_path: Path) -> None:
 
 def test_too_few_minutes_are_refused_with_those_of_an_epoch(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"budget\.minutes: an epoch takes"):
-        planned(tmp_path, "budget.minutes=0.1", timed=lambda ahead, keep: pace.Tempo(1.0, 1.0))
+        planned(tmp_path, "budget.minutes=0.1", timed=lambda ahead: at_pace(ahead.macs, 100))
 
 
 def test_several_ranks_are_not_timed(tmp_path: Path) -> None:
@@ -246,9 +304,9 @@ def test_several_ranks_are_not_timed(tmp_path: Path) -> None:
 
 def test_a_plan_that_stands_is_not_made_again(tmp_path: Path) -> None:
     config = read(DIGITS, [f"folder={tmp_path}", *OWN, "budget.minutes=2"])
-    first = plan.resolved(config, timed=lambda ahead, keep: pace.Tempo(100.0, 200.0))
+    first = plan.resolved(config, timed=lambda ahead: at_pace(ahead.macs))
     plan.write(plan.run_of(config), first[1])
-    again = plan.resolved(config, timed=lambda ahead, keep: pytest.fail("timed again"))
+    again = plan.resolved(config, timed=lambda ahead: pytest.fail("timed again"))
     assert again[0] == first[0]
     other = config.model_copy(update={"budget": Budget(train=0.3)})
     assert plan.resolved(other)[1]["budget"] == {"train": 0.3, "minutes": None}

@@ -84,7 +84,7 @@ def test_what_is_not_set_follows() -> None:
     assert (config.train.sparsity.gates, config.finetune.epochs, config.finetune.distill) == (False, 0, "none")
     assert read(None, ["train.shrink={}", "finetune.epochs=3"]).finetune.epochs == 3
     plain = read(None, [])
-    assert (plain.train.shrink, plain.train.sparsity.gates, plain.finetune.epochs) == (None, True, 10)
+    assert (plain.train.shrink, plain.train.sparsity.gates, plain.finetune.epochs) == (None, False, 10)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +110,6 @@ def test_what_is_not_set_follows() -> None:
 def test_a_mistake_is_refused_before_anything_is_trained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], says: str
 ) -> None:
-    assert main(["run", DIGITS, f"folder={tmp_path / 'run'}", *words]) == 2
+    assert main(["run", DIGITS, f"folder={tmp_path / 'run'}", "train.sparsity={}", *words]) == 2
     assert says in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "run" / "data").exists()

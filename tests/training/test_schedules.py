@@ -41,6 +41,17 @@ def test_every_schedule_is_sound(name: str, warm: float) -> None:
     assert rates(10, schedule=name, warmup_epochs=4)[-1] >= 0, "nothing but a warm-up"
 
 
+@pytest.mark.parametrize("epochs", [1, 4, 30])
+def test_a_warm_up_may_be_a_fraction_of_the_training(epochs: int) -> None:
+    fraction = Recipe(epochs=epochs, warmup_ratio=0.1)
+    assert fraction.warmup_epochs is None
+    assert fraction.warmup == pytest.approx(epochs / 10)
+    same = Recipe(epochs=epochs, warmup_epochs=epochs / 10)
+    one, other = (make_schedule(recipe) for recipe in (fraction, same))
+    assert [one(step, 10) for step in range(10 * epochs)] == [other(step, 10) for step in range(10 * epochs)]
+    assert Recipe.model_validate(fraction.model_dump()) == fraction
+
+
 def test_linear_is_a_straight_line_to_zero() -> None:
     found = rates(10, schedule="linear")
     assert found[:10] == pytest.approx([2.0 * (step + 1) / 11 for step in range(10)])

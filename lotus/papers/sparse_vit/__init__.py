@@ -115,7 +115,7 @@ _BAD = "train.guests=[attention_penalty]"
 RULES = (
     Rule("Train", "shrink", lambda it: bool(_penalties(it)) and it.shrink is not None,
          "puts another model in place, and attention_penalty looks at the one it began with. Leave one of the two out",
-         f"{_BAD} train.shrink={{}} train.sparsity.gates=false", _BAD),
+         f"{_BAD} train.shrink={{}}", _BAD),
     Rule("Recipe", "compile", lambda it: bool(_penalties(it)) and it.compile,
          "compiled blocks do not show their attention, which attention_penalty reads. Set {place}.compile=false",
          f"{_BAD} train.compile=true", _BAD),

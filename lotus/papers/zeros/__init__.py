@@ -54,7 +54,7 @@ def _ours(request: object) -> str:
     return str(method.options.get("pattern", "")) if method.name == "unstructured" else ""
 
 
-_ZEROS = "prune.method={name: unstructured, pattern: '%s'} prune.keep.weights=0.5 train.sparsity.gates=false"
+_ZEROS = "prune.method={name: unstructured, pattern: '%s'} prune.keep.weights=0.5"
 
 RULES = (
     *parts.rules("unstructured"),

@@ -70,12 +70,11 @@ def tell(run: Run, found: dict[str, Any], options: Options) -> Section | None:
 def rules(name: str) -> tuple[Rule, ...]:
     """What goes with a way to zeros, by its name."""
     bad = f"prune.method={name} prune.keep.weights=0.5"
-    good = f"{bad} train.sparsity.gates=false"
     return (
         Rule("Prune", "keep", lambda it: it.method.name == name and set(it.keep.asked) != {"weights"},
              f"{name} keeps a fraction of the weights. Say {{place}}.keep.weights=0.7, and nothing else",
-             f"prune.method={name}", good),
+             f"prune.method={name}", bad),
         Rule("Config", "prune.method", lambda it: it.prune.method.name == name and it.train.sparsity.gates,
              f"{name} cuts no dimension, and gates are for those. Set train.sparsity.gates=false",
-             bad, good),
+             f"{bad} train.sparsity.gates=true", bad),
     )  # fmt: skip

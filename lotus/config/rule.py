@@ -1,0 +1,45 @@
+"""A row of the table of what goes with what (lotus/config/rules.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from selection import methods
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A row."""
+
+    of: str
+    """The section that it reads: the name of its class."""
+    place: str
+    """The setting that is refused, from that section on; empty: the section."""
+    broken: Callable[..., bool]
+    """Whether a section breaks it; what it reads beside the section are further parameters."""
+    says: str
+    """What is wrong, and the cure. ``{it}`` is the section, ``{place}`` where it stands."""
+    bad: str
+    """Settings that break it, as ``key=value`` words of a config."""
+    good: str
+    """Settings near those that do not."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What the page cannot know, for these examples."""
+
+    @property
+    def needs(self) -> list[str]:
+        """What it reads beside the section."""
+        return methods.reads(self.broken)[1:]
+
+    def told(self, section: Any, place: str) -> str:
+        return self.says.format(it=section, place=place)
+
+
+def of_patches(place: str, words: str) -> str:
+    """Words for ``train.patches``, with the mode that they are of."""
+    return f"train.patches.mode={place} {words}".strip()
+
+
+ZEROS = "prune.method=unstructured prune.keep.weights=0.5"

@@ -1,0 +1,183 @@
+"""What a training will go through, before anything is done: which part of its images at which size of the model and of the pictures.
+
+The dry run, the planner and its clock go over these pieces. They are of the MACs that the guests of the training will count
+(:mod:`lotus.training.growing`, ``fewer``, ``shrink``), so that a forecast is within a hundredth of the bill.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lotus.config import Config, Prune
+from lotus.stages.ahead import Ahead
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lotus.pruning import Plan
+    from lotus.vit.anatomy import Dims
+    from lotus.vit.cost import Outline
+
+DRAWS = 9
+"""Plans of scores by chance, the middle one of which says what a cut leaves."""
+
+
+_BETWEEN = ("evit", "tome", "cumulative")
+"""Ways to leave patches out that need both sublayers of each block."""
+
+
+def request_of(config: Config) -> Prune:
+    """What the last cut is to: ``prune``, with all channels where nothing is said of them, and whole blocks where patches leave
+    between attention and MLP."""
+    request, patches = config.prune, config.train.patches
+    changes: dict[str, Any] = {"embed_dim": None} if request.embed_dim == "auto" else {}
+    if patches is not None and patches.mode in _BETWEEN:
+        changes["sublayers"] = False
+    return request.model_copy(update=changes)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a training in which nothing changes but, slowly, its tokens."""
+
+    part: float
+    """Fraction of the training."""
+    images: float
+    """That it goes through."""
+    macs: float
+    """Of an image's forward pass."""
+    cuts: int
+    """How often the model was cut before."""
+    side: int | None
+    """Of the pictures, in pixels; None: the model's own."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model as it will be left by a cut."""
+
+    model: nn.Module
+    """Of its width."""
+    plan: Plan | None = None
+    """The cut; None: there is none, or its widths are not known."""
+    factor: float = 1.0
+    """What is left of its MACs, where the widths are not known."""
+
+    @property
+    def dims(self) -> tuple[Dims, ...] | None:
+        """The widths of its blocks; None: as they are."""
+        return None if self.plan is None else self.plan.dims
+
+    def macs(self, side: int | None = None) -> float:
+        """Of an image's forward pass."""
+        from lotus.vit.cost import outline
+
+        return self.factor * outline(self.model, side).cost(self.dims).macs
+
+    def built(self) -> nn.Module | None:
+        """Such a model, to be tried; None where it is not known, or has no weights."""
+        from lotus.pruning import surgery
+        from lotus.vit import families
+
+        if self.factor != 1 or next(self.model.parameters()).is_meta:
+            return None
+        model = copy.deepcopy(self.model)
+        return model if self.plan is None else families.close(surgery.cut(families.opened(model), self.plan), model)
+
+
+def pieces(ahead: Ahead) -> list[Piece]:
+    """The training ``train``, in order. What dynamic data pruning will leave out is not in it."""
+    config, recipe, shapes = ahead.config, ahead.config.train, shapes_of(ahead)
+    cuts = [] if recipe.shrink is None else [seen_before(ahead, one.at) for one in recipe.shrink.cuts]
+    # a side is an epoch's: the first one that is not before its part
+    sides = [(math.ceil(step[0] * recipe.epochs - 1e-9) / recipe.epochs, int(step[1])) for step in recipe.sides]
+    drawn = watched_epochs(config, ahead.kept) / recipe.epochs if config.watches_itself else 1.0
+    marks = {0.0, 1.0, drawn, *cuts, *(start for start, _ in sides)}
+    found = []
+    for begin, end in itertools.pairwise(sorted(mark for mark in marks if mark <= 1)):
+        shape = shapes[number := sum(cut <= begin for cut in cuts)]
+        side = next((side for start, side in reversed(sides) if start <= begin), None)
+        macs = shape.macs(side)
+        if recipe.patches is not None:
+            step = 1 / (recipe.epochs * steps_of(config, ahead.kept))
+            macs = ahead.on_patches(recipe.patches, (begin, end), step, shape.model, shape.dims)
+        each = ahead.kept if begin < drawn else round(config.select.keep * ahead.images)
+        found.append(Piece(end - begin, (end - begin) * recipe.epochs * each, macs, number, side))
+    return found
+
+
+def steps_of(config: Config, images: int) -> int:
+    """Optimizer steps of an epoch."""
+    return math.ceil(images / config.train.batch_size)
+
+
+def seen_before(ahead: Ahead, at: float) -> float:
+    """Fraction of the training that is done before a cut at ``at``, which is after the first step that reaches it."""
+    recipe, kept, steps = ahead.config.train, ahead.kept, steps_of(ahead.config, ahead.kept)
+    done = math.ceil(at * recipe.epochs * steps - 1e-9)
+    return min(1.0, (done // steps * kept + done % steps * recipe.batch_size) / (recipe.epochs * kept))
+
+
+def watched_epochs(config: Config, images: int) -> int:
+    """Epochs until the ticket is drawn, for a training that is its own proxy: to the end of that in which the last cut is."""
+    shrink, steps = config.train.shrink, steps_of(config, images)
+    assert shrink is not None, "lotus/config/rules.py"
+    return math.ceil(math.ceil(shrink.cuts[-1].at * config.train.epochs * steps - 1e-9) / steps)
+
+
+def shapes_of(ahead: Ahead) -> list[Shape]:
+    """The dense model, and what each cut leaves of it."""
+    shrink, dense = ahead.config.train.shrink, ahead.dense
+    found = [Shape(dense)]
+    for one in () if shrink is None else shrink.cuts:
+        request = request_of(ahead.config)
+        found.append(left_of(dense, request if one.keep is None else request.at(one.keep.asked, embed_dim=None)))
+    return found
+
+
+def left_of(dense: nn.Module, request: Prune) -> Shape:
+    """What a cut as ``request`` asks leaves of ``dense``: budgets are met from below, by up to a chunk of units, which is a hundredth of
+    a model of two blocks. Of a budget of latency its part stands for that of the MACs."""
+    from lotus.pruning import narrow
+    from lotus.vit.cost import outline
+
+    asked = request.keep.asked
+    if request.round == "auto":
+        request = request.model_copy(update={"round": 8})
+    model, whole = dense, outline(dense)
+    if request.embed_fraction < 1:
+        model = narrow.skeleton(dense, narrow.channels(dense, request.embed_fraction, request.multiple))
+    plan = _landing(outline(model), whole, request) if asked.keys() <= {"macs", "params"} else None
+    if plan is None:
+        return Shape(dense, factor=asked.get("macs", min(asked.values())))
+    return Shape(model, plan)
+
+
+@functools.lru_cache(64)
+def _landing(outline: Outline, whole: Outline, request: Prune) -> Plan | None:
+    """A cut whose scores are unknown; None where the budget is out of reach.
+
+    The middle one of some draws: which chunks go last is the scores' choice, and with it how far below the budget it ends.
+    """
+    from lotus.pruning import budget
+
+    if budget.out_of_reach(outline, request, whole=whole.cost()):
+        return None
+    drawn = []
+    for seed in range(DRAWS):
+        rng = np.random.default_rng(seed)
+        scores: dict[str, np.ndarray] = {}
+        for block, dims in enumerate(outline.dims):
+            sites = {"attn": dims.heads * dims.v_dim, "mlp": dims.hidden}
+            if request.in_channels:
+                sites |= {"attn_in": outline.width, "mlp_in": outline.width}
+            scores |= {f"blocks.{block}.{site}": rng.exponential(size=size) for site, size in sites.items()}
+        drawn.append(budget.fit_plan(outline, scores, request, whole=whole.cost()))
+    return sorted(drawn, key=lambda plan: outline.cost(plan.dims).macs)[DRAWS // 2]

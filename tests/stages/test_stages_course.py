@@ -1,0 +1,101 @@
+"""A forecast against a walk through every step, and against the bill of a real training."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from running import DIGITS, lotus
+
+from lotus.config import read
+from lotus.stages import course
+from lotus.stages.ahead import Ahead
+from lotus.stages.dry_run import forecast
+from lotus.training import growing
+from lotus.vit.cost import count, outline
+from lotus.vit.tokens import Tokens
+
+SIDES = "train.sides=[[0, 4], [0.3, 6], [0.6, 8]]"
+PATCHES = "train.patches={mode: dropout, keep: 0.4, warmup: 0.25, ramp: 0.4}"
+OWN = [
+    "baseline=false",
+    "select.keep=1",
+    "prune.calibration=128",
+    "train.batch_size=128",
+    "train.sparsity={}",
+    "export.onnx=false",
+]
+TWO = ["model.args.depth=2", "model.args.embed_dim=64"]
+FOUR = ["model.args.depth=4", "model.args.embed_dim=48"]
+
+
+def walked(ahead: Ahead) -> float:
+    """MACs of the average image, step by step: the side of its epoch, the tokens of its moment, the model of its moment."""
+    recipe = ahead.config.train
+    models = [shape.built() for shape in course.shapes_of(ahead)]
+    cuts = [] if recipe.shrink is None else [one.at for one in recipe.shrink.cuts]
+    steps = math.ceil(ahead.kept / recipe.batch_size)
+    total, spent = recipe.epochs * steps, 0.0
+    for step in range(total):
+        epoch, number = divmod(step, steps)
+        images = min(recipe.batch_size, ahead.kept - number * recipe.batch_size)
+        model = models[sum(step >= math.ceil(at * total) for at in cuts)]
+        assert model is not None
+        side = growing.at(recipe.sides, epoch, recipe.epochs)
+        if recipe.patches is not None:
+            with Tokens(model, recipe.patches) as tokens:
+                tokens.schedule(step / total)
+                each = float(tokens.macs())
+        else:
+            each = float(outline(model, None if side is None else int(side[1])).cost().macs)
+        spent += images * each
+    return spent / (recipe.epochs * ahead.kept)
+
+
+@pytest.mark.parametrize(
+    "cut", ["train.shrink=null", "train.shrink.at=0.21", "train.shrink.steps=[{at: 0.1, keep: {macs: 0.6}}, {at: 0.4}]"]
+)
+@pytest.mark.parametrize("more", ["train.lr=0.001", SIDES, PATCHES, "train.sides=[[0.5, 4]]"])
+def test_the_pieces_are_those_of_a_walk(cut: str, more: str) -> None:
+    ahead = Ahead(read(DIGITS, [*OWN, *TWO, "train.epochs=7", "prune.keep.macs=0.35", cut, more]))
+    found = course.pieces(ahead)
+    assert sum(piece.part for piece in found) == pytest.approx(1)
+    told = sum(piece.part * piece.macs for piece in found)
+    assert told == pytest.approx(walked(ahead), rel=0.01 if more == PATCHES else 1e-9)
+
+
+def test_a_cut_is_expected_where_budgets_are_met_from_below() -> None:
+    ahead = Ahead(read(DIGITS, [*OWN, *TWO, "train.shrink={}", "prune.keep.macs=0.35"]))
+    (cut,) = course.shapes_of(ahead)[1:]
+    model = cut.built()
+    assert model is not None
+    assert cut.macs() == count(model).macs
+    assert 0.34 < cut.macs() / ahead.macs <= 0.35
+
+
+def test_a_budget_of_another_measure_is_expected_too() -> None:
+    words = [*OWN, *TWO, "train.shrink={}"]
+    by_params = course.shapes_of(Ahead(read(DIGITS, [*words, "prune.keep={params: 0.4}"])))[1]
+    model = by_params.built()
+    assert model is not None
+    dense = Ahead(read(DIGITS, words)).dense
+    assert 0.35 < count(model).params / count(dense).params <= 0.4
+    by_time = course.shapes_of(Ahead(read(DIGITS, [*words, "prune.keep={latency: 0.4}"])))[1]
+    assert by_time.macs() == pytest.approx(0.4 * count(dense).macs)
+    assert by_time.built() is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [TWO, FOUR], ids=["two", "four"])
+@pytest.mark.parametrize("more", ["train.lr=0.001", SIDES, PATCHES], ids=["plain", "sides", "tokens"])
+def test_the_bill_is_within_a_hundredth_of_the_forecast(tmp_path: Path, size: list[str], more: str) -> None:
+    words = [*OWN, *size, f"folder={tmp_path}", "train.epochs=5", "train.shrink.at=0.25", "prune.keep.macs=0.35", more]
+    config = read(DIGITS, words)
+    told = {row["stage"]: row for row in forecast(config, until="train")}
+    done = lotus("train", DIGITS, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = json.loads((tmp_path / "stages" / "train.json").read_text())
+    assert told["train"]["macs"] == pytest.approx(record["macs"], rel=0.01)
+    assert told["train"]["image_forwards"] == pytest.approx(record["image_forwards"], rel=0.001)

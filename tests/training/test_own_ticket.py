@@ -1,0 +1,71 @@
+"""A training that is its own proxy: what it records is what a proxy would, the ticket is drawn once, and it goes on bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_guests import FULL, Killed, kill, minutes
+from tiny import CLASSES, ROWS, Outcome, recipe, same, shrinking, train, vit
+
+from lotus.training.dynamics import Recorder
+from lotus.training.own_ticket import OwnTicket
+from lotus.training.shrink import Shrink
+
+
+def run(folder: Path, told: list[dict[str, np.ndarray]], more: dict[str, Any] | None = None, **rest: Any) -> Outcome:
+    """Four epochs of thirteen micro-batches, seven steps each; cut after step 12, in the second, and then on the hardest half."""
+    model = vit(0.2, patch=4)
+    shrink: Shrink = shrinking(model, at=0.4)
+
+    def draw(said: Any) -> tuple[np.ndarray, np.ndarray]:
+        told.append(dict(said))
+        hard = np.sort(np.argsort(-said["error_norm"].mean(0), kind="stable")[: ROWS // 2])
+        return hard, np.linspace(0.5, 1.5, len(hard), dtype=np.float32)
+
+    own = OwnTicket(Recorder(ROWS, 2, CLASSES, steps=True), draw, shrink.is_done)
+    wants = recipe(**{**FULL, "mixup": 0, "cutmix": 0, "epochs": 4, "save_minutes": 0.5, **(more or {})})
+    done = train(folder, wants, model=model, guests=[own, shrink], **rest)
+    done.events.append(own)  # type: ignore[arg-type]
+    return done
+
+
+def test_what_is_seen_before_the_draw_is_all_and_after_it_the_ticket(tmp_path: Path) -> None:
+    told: list[dict[str, np.ndarray]] = []
+    done = run(tmp_path, told)
+    own = done.events[-1]
+    assert isinstance(own, OwnTicket)
+    assert own.rows is not None
+    assert len(told) == 1, "drawn once"
+    assert told[0]["loss"].shape == (2, ROWS)
+    assert done.fitted.images_seen == 2 * ROWS + 2 * (ROWS // 2)
+
+
+def test_it_records_what_a_watched_training_records(tmp_path: Path) -> None:
+    """The oracle is the recorder of a proxy in the same training, which is cut but loses nobody: its first two epochs."""
+    told: list[dict[str, np.ndarray]] = []
+    run(tmp_path / "own", told)
+    model = vit(0.2, patch=4)
+    wants = recipe(**{**FULL, "mixup": 0, "cutmix": 0, "epochs": 4, "save_minutes": 0.5})
+    watched = train(tmp_path / "watched", wants, model=model, guests=[shrinking(model, at=0.4)], watched=True)
+    assert watched.recorder is not None
+    for name, values in watched.recorder.signals().items():
+        np.testing.assert_array_equal(told[0][name], values[:2], err_msg=name)
+
+
+@pytest.mark.parametrize("more", [{"zero": 0}, {"zero": 1, "optimizer": "muon"}], ids=str)
+@pytest.mark.parametrize("after", [5, 20, 24, 36], ids=["watching", "before the cut", "cut", "on the ticket"])
+def test_a_killed_one_goes_on_bit_for_bit(tmp_path: Path, after: int, more: dict[str, Any]) -> None:
+    told: list[dict[str, np.ndarray]] = []
+    whole = run(tmp_path / "whole", told, more)
+    broken: list[dict[str, np.ndarray]] = []
+    with pytest.raises(Killed):
+        run(tmp_path / "broken", broken, more, at={after: kill}, clock=minutes())
+    done = run(tmp_path / "broken", broken, more)
+    assert same(done.fitted.state, whole.fitted.state)
+    assert len(broken) in (1, 2), "once more where it was killed before it was saved"
+    for name, values in told[0].items():
+        np.testing.assert_array_equal(broken[-1][name], values, err_msg=name)
+    assert done.fitted.images_seen == whole.fitted.images_seen
