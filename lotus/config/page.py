@@ -272,14 +272,14 @@ class OneCut(Section):
 
 
 def _shrinking(raw: dict[str, Any]) -> dict[str, Any]:
-    """A training that shrinks needs no gates, leaves nothing to recover, and nobody to teach it: what is not set is so."""
+    """A training that shrinks needs no gates, leaves nothing to recover, and nobody to teach that: what is not set is so."""
     train, tune = raw.get("train"), raw.get("finetune")
     if not isinstance(train, Mapping) or train.get("shrink") is None:
         return raw
     if isinstance(train.get("sparsity", {}), Mapping):
         raw["train"] = {**train, "sparsity": {"gates": False, **train.get("sparsity", {})}}
     if tune is None or isinstance(tune, Mapping):
-        raw["finetune"] = {"epochs": 0, "distill": "none", **(tune or {})}
+        raw["finetune"] = {"epochs": 0, **({} if "teacher" in (tune or {}) else {"distill": "none"}), **(tune or {})}
     return raw
 
 

@@ -20,6 +20,31 @@ def is_ours(model: Model) -> bool:
     return bool(model.weights) and (Path(model.weights) / "spec.json").is_file()
 
 
+def holds_weights(path: Path) -> bool:
+    """Whether a model lies there, and no run or config: a folder of LOTUS or the hub, or a file of weights."""
+    if path.is_dir():
+        return not (path / "config.yaml").is_file() and any(
+            (path / name).is_file() for name in ("spec.json", "config.json")
+        )
+    return path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".tar")
+
+
+def told(path: Path) -> list[str]:
+    """What there is to say of a model before it is trained on: that it was cut before."""
+    from lotus.pruning import spec
+
+    if not (path / "spec.json").is_file():
+        return []
+    about = spec.read(path)
+    part = about["cost"]["macs"] / about["dense_cost"]["macs"] if "dense_cost" in about else 1.0
+    if part > 0.999:
+        return []
+    return [
+        f"{path}: has {part:.2f} of its dense model's MACs. What is cut now is a fraction of what is left; "
+        "train.shrink=null prune.keep.macs=1 cuts nothing."
+    ]
+
+
 def model_of(model: Model, classes: int, *, place: str = "model") -> nn.Module:
     """As :func:`lotus.vit.model.create`, or what a folder of LOTUS holds, in training mode: cut ones too.
 

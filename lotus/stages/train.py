@@ -22,7 +22,9 @@ from lotus.stages.ahead import (
 from lotus.stages.baseline import is_asked
 from lotus.stages.context import Context
 from lotus.stages.fit import Images, Task, fit, keep_model, outcome
-from lotus.stages.shrink import billed, check_cuts, cuts_told, forecast_cuts, shrinking, tell_cuts
+from lotus.stages.shrink import check_cuts, cuts_told, forecast_cuts, shrinking, tell_cuts
+from lotus.stages.still import check_still, spared_forecast, still_told
+from lotus.stages.teacher import check_teacher, taught, taught_told, teacher_files, teacher_forecast
 from selection import dynamic_pruning
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ def train(context: Context) -> Work:
         guests += [Gating(gates), *([] if config.train.sparsity.early_bird is None else [EarlyBird(gates)])]
     if config.train.dynamic is not None:
         guests.append(DynamicPruning(_selection(context, config.train.dynamic, ticket.rows)))
+    guests += taught(context, config.train, "train")
     shrink = None if config.train.shrink is None else shrinking(context, model, ticket.rows)
     guests += [] if shrink is None else [shrink]
     images = Images(ticket.rows, ticket.spread())
@@ -67,8 +70,7 @@ def train(context: Context) -> Work:
     if shrink is not None:
         more |= cuts_told(context, shrink, price)
     yield from keep_model(context, "train", model, run.of("train"))
-    done = outcome(fitted, price, model, more)
-    return done if shrink is None else billed(done, shrink)
+    return outcome(fitted, price, model, more)
 
 
 def _gates(context: Context, model: nn.Module) -> Gates:
@@ -106,6 +108,8 @@ def _check(ahead: Ahead) -> None:
     check_recipe("train", ahead.config.train, ahead.shape)
     check_weights("model", ahead.config.model)
     check_fit("model", ahead.config.model)
+    check_teacher("train", ahead.config.train, ahead)
+    check_still(ahead)
     if ahead.config.train.shrink is not None:
         check_cuts(ahead)
 
@@ -127,8 +131,11 @@ def _forecast(ahead: Ahead) -> Cost:
         drawn = dynamic_pruning.rehearse(pick=again, keep=again.keep, epochs=settings.epochs, shelves=ahead.shelves)
     share, (looks, looked_macs) = (1.0, (0.0, 0.0)) if settings.shrink is None else forecast_cuts(ahead)
     each = ahead.macs * ahead.share(settings.patches) * share
-    forwards, macs = training(round(settings.epochs * ahead.kept * drawn), each)
-    return forwards + (n if asked else 0) + looks, macs + asked + looked_macs
+    images = round(settings.epochs * ahead.kept * drawn)
+    forwards, macs = training(images, each)
+    beside = [(n if asked else 0, asked), (looks, looked_macs), teacher_forecast(settings, images, ahead)]
+    beside.append(spared_forecast(images, each, ahead))
+    return forwards + sum(one for one, _ in beside), macs + sum(one for _, one in beside)
 
 
 def _tell(run: Run, results: dict[str, Any]) -> Section | None:
@@ -145,7 +152,7 @@ def _says(config: Config) -> str:
     else:
         when = ", ".join(f"{one.at:g}" for one in shrink.cuts)
         how += f", cut at {when}" + (" at the latest" if shrink.until_stable is not None else "")
-    return how + patches_told(config.train.patches)
+    return how + still_told(config.train) + taught_told(config.train) + patches_told(config.train.patches)
 
 
 STAGE = Stage(
@@ -160,6 +167,7 @@ STAGE = Stage(
     files=lambda config: {
         **asked_of_patches("train.patches", config.train.patches),
         "model.weights": config.model.weights,
+        **teacher_files("train", config.train),
     },
     check=_check,
     forecast=_forecast,

@@ -69,9 +69,7 @@ class Shrink(Guest):
     def attach(self, training: Training) -> None:
         self._training = training
 
-    @property
     def bill(self) -> tuple[float, float]:
-        """Image-forwards and MACs that were spent on looking at the model."""
         return self._bill[0], self._bill[1]
 
     def end_epoch(self, epoch: int) -> None:
