@@ -14,7 +14,7 @@ import numpy as np
 from lotus.config import Baseline, Config, Model, Sparsity, Train
 from lotus.run import Run
 from lotus.stage import TRAIN_FORWARDS, Curve, Stage, Work
-from lotus.stages.ahead import Ahead, Cost, training
+from lotus.stages.ahead import LOOK, Ahead, Cost, training
 from lotus.stages.context import Context
 from lotus.stages.fit import Images, Task, fit, keep_model, outcome
 from lotus.stages.still import spared_of
@@ -157,7 +157,7 @@ def _settings(config: Config) -> tuple[str, ...]:
     if wants.epochs is not None or wants.name == "small":
         left_out.append("epochs")
     small = ("prune.keep.macs",) if wants.name == "small" else ()
-    return ("train", *(f"-train.{name}" for name in left_out), "model", "data.normalize", "seed", *own, *small)
+    return ("train", *(f"-train.{name}" for name in left_out), "model", *LOOK, "seed", *own, *small)
 
 
 def _stale(config: Config, values: Mapping[str, Any]) -> str | None:

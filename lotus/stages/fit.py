@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lotus.training.guests import Guest
     from lotus.training.joint_budget import Joint
     from lotus.training.loop import Fitted
+    from lotus.vit.preprocessing import Preprocessing
     from lotus.vit.tokens import Tokens
 
 
@@ -250,19 +251,20 @@ def keep_model(
 
     if context.world.rank == 0:
         manifest = context.manifest()
-        seen = {**context.preprocessing().about(), **_seen(manifest, model)}
+        seen = _seen(context.preprocessing(), manifest, model)
         about = {"classes": manifest.classes, **seen, **(more or {})}
         lotus.pruning.save(model, folder, about=about)
         yield Wrote(stage, str(folder))
 
 
-def _seen(manifest: Manifest, model: nn.Module) -> dict[str, Any]:
+def _seen(pixels: Preprocessing, manifest: Manifest, model: nn.Module) -> dict[str, Any]:
     """How evaluation looks at the images: what is stored at the model's side is seen whole."""
-    from lotus.data.views import CENTER
     from lotus.vit.model import image_size
 
     whole = manifest.size is not None and min(manifest.size) <= image_size(model)
-    return {"crop": 1.0 if whole else CENTER, "interpolation": "bilinear"}
+    how = pixels.interpolation
+    timms = "bilinear" if how == "area" else how
+    return {**pixels._replace(crop=1.0 if whole else pixels.crop, interpolation=timms).about(), "resize": how}
 
 
 def outcome(fitted: Fitted, price: Price, model: nn.Module, more: Mapping[str, Any] | None = None) -> Outcome:

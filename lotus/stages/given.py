@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,9 +103,21 @@ def preprocessing_of(model: Model) -> Preprocessing:
     from lotus.vit import model as door
     from lotus.vit.preprocessing import preprocessing
 
-    if is_ours(model):
-        about = spec.read(model.weights).get("about", {})
-        return preprocessing(shape_of(model, 10)).told(about if isinstance(about, dict) else {})
     made = shape_of(model, 10)
-    door.remember_images(made, door.of_hub(model, "model")[1])
-    return preprocessing(made)
+    if not is_ours(model):
+        door.remember_images(made, door.of_hub(model, "model")[1])
+        wanted = preprocessing(made)
+        return wanted._replace(interpolation="bilinear" if wanted.interpolation == "bilinear" else "bicubic")
+    held = spec.read(model.weights).get("about", {})
+    about = held if isinstance(held, dict) else {}
+    wanted = preprocessing(made).told(about)
+    return wanted._replace(interpolation=resizing({"interpolation": wanted.interpolation, **about}))
+
+
+def resizing(about: Mapping[str, Any]) -> str:
+    """How evaluation resizes for a model, by what its folder knows: ``area``, ``bilinear`` or ``bicubic``.
+
+    What LOTUS trained was measured by area unless it says otherwise; timm has no such word, and is told the nearest.
+    """
+    how = about.get("resize", "area" if about.get("interpolation") == "bilinear" else about.get("interpolation"))
+    return str(how) if how in ("area", "bilinear") else "bicubic"

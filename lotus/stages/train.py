@@ -9,6 +9,7 @@ from lotus.files import write_tensors
 from lotus.run import Run
 from lotus.stage import Curve, Section, Stage, Work
 from lotus.stages.ahead import (
+    LOOK,
     Ahead,
     Cost,
     asked_of_patches,
@@ -95,7 +96,7 @@ def _selection(context: Context, dynamic: Dynamic, rows: np.ndarray) -> DynamicS
 
 
 def _settings(config: Config) -> tuple[str, ...]:
-    own = ("train", "model", "seed", "data.normalize")
+    own = ("train", "model", "seed", *LOOK)
     if config.train.shrink is not None:
         return (*own, "prune")  # it is cut by it
     return (

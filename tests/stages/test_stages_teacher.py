@@ -14,7 +14,7 @@ from running import DIGITS, SHORT, lotus
 from lotus.cli import main
 from lotus.config import Config, Finetune, Teacher, Train, read
 from lotus.stage import of
-from lotus.stages import teacher
+from lotus.stages import run_of, teacher
 from lotus.stages.dry_run import forecast
 from lotus.stages.train import STAGE
 from lotus.vit import cost
@@ -140,9 +140,9 @@ def test_the_ledger_bills_a_cnn_by_what_torch_counts(tmp_path: Path, words: list
     assert record["macs"] == pytest.approx(n * (3 * own + theirs), rel=1e-9)
     assert told["macs"] == pytest.approx(record["macs"], rel=1e-3)
     cnn(file, 10)  # written again, the same: it stands
-    assert "done" in lotus("train", DIGITS, *asked, "--dry-run").stdout
+    assert run_of(read(DIGITS, asked)).why("train") is None
     safetensors.torch.save_file(timm.create_model(CNN, num_classes=10).state_dict(), file)
-    assert "the file in train.teacher was changed" in lotus("train", DIGITS, *asked, "--dry-run").stdout
+    assert run_of(read(DIGITS, asked)).why("train") == "the file in train.teacher was changed"
 
 
 @pytest.mark.slow
