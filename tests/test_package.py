@@ -47,3 +47,10 @@ def test_every_extra_is_pinned() -> None:
     for needed in (*PROJECT["project"]["dependencies"], *(one for extra in extras.values() for one in extra)):
         name = needed.split(">")[0].split("[")[0].lower()
         assert name in pinned, f"{name} has no version in constraints.txt"
+
+
+def test_the_configs_are_shipped() -> None:
+    """``lotus finetune FOLDER`` reads one of them; where the wheel puts them it is looked for (lotus.config.shipped)."""
+    included = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert included == {"configs": "lotus/configs"}
+    assert (ROOT / "configs" / "finetune.yaml").is_file()

@@ -24,6 +24,12 @@ def add(verb: Verbs) -> None:
     whole = verb("run", "run every stage that is not done yet", run)
     run_options(whole, until=None)
     whole.add_argument("--from", dest="first", metavar="STAGE", help="run again from this stage on, whoever brings it")
+    tuned = verb(
+        "finetune",
+        "fine-tune the model in a folder or file by configs/finetune.yaml, or run a config's stages up to 'finetune'",
+        _finetune,
+    )
+    run_options(tuned, until="finetune")
     out = verb(
         "export", "run the stages up to 'export' that are not done yet, or export the model in a folder", _export
     )
@@ -115,6 +121,23 @@ def flags_of_a_run(options: argparse.Namespace) -> list[str]:
         "--deepspeed_config": options.deepspeed_config,
     }  # fmt: skip
     return [flag for flag, given in said.items() if given]
+
+
+def _finetune(options: argparse.Namespace) -> int:
+    """Of a run; or a whole one, by the config that is shipped for it, from the weights that are named in place of a config."""
+    from lotus.config import shipped
+    from lotus.stages import given
+
+    weights = Path(options.config)
+    if not given.holds_weights(weights):
+        return run(options)
+    if any(word.partition("=")[0].strip() == "model.weights" for word in options.overrides):
+        raise Refused(f"lotus finetune {weights}: are the weights already. Leave out model.weights.")
+    for line in given.told(weights):
+        tell(line)
+    options.overrides = [f"model.weights={json.dumps(str(weights), ensure_ascii=False)}", *options.overrides]
+    options.config, options.until = str(shipped("finetune")), None
+    return run(options)
 
 
 def _export(options: argparse.Namespace) -> int:

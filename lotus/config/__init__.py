@@ -8,7 +8,7 @@ methods by name, never run code.
 from lotus.config.augment import Augment, Auto
 from lotus.config.options import options
 from lotus.config.page import Baseline, Config, Data, Export, Model, OneCut, Score, Select, Subsets
-from lotus.config.reader import as_request, check, one_cut, read
+from lotus.config.reader import as_request, check, one_cut, read, shipped
 from lotus.config.recipes import (
     Dynamic,
     EarlyBird,
@@ -20,6 +20,8 @@ from lotus.config.recipes import (
     ShrinkStep,
     Sparsity,
     Stable,
+    Taught,
+    Teacher,
     Train,
 )
 from lotus.config.request import Keep, Prune, Search
@@ -57,10 +59,13 @@ __all__ = [
     "Sparsity",
     "Stable",
     "Subsets",
+    "Taught",
+    "Teacher",
     "Train",
     "as_request",
     "check",
     "one_cut",
     "options",
     "read",
+    "shipped",
 ]  # fmt: skip

@@ -46,6 +46,11 @@ class Data(Section):
     normalize: Literal["weights", "data"] | tuple[Three, Three] = "weights"
     """Mean and deviation of a channel that pixels are normalized by: weights: those of the weights that are given or published,
     of the data where training begins from scratch; data: the data's always; or ``[[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]``."""
+    crop: Literal["weights"] | Fraction = "weights"
+    """Fraction of an image's shorter side that evaluation looks at, in the middle: weights: as it was for the weights that are
+    given or published, 7/8 where training begins from scratch. An image is never enlarged for it."""
+    interpolation: Literal["weights", "area", "bilinear", "bicubic"] = "weights"
+    """How evaluation resizes: weights: as it was for the weights, area from scratch. Random crops of a training are always by area."""
     damaged: Literal["fatal", "skip"] = "fatal"
     """An image that cannot be read ends the run with its path, or is skipped and counted."""
     folder: str = ""
@@ -289,12 +294,12 @@ class OneCut(Section):
 
 
 def _shrinking(raw: dict[str, Any]) -> dict[str, Any]:
-    """A training that shrinks leaves nothing to recover, and nobody to teach it: what is not set is so."""
+    """A training that shrinks leaves nothing to recover, and nobody to teach that: what is not set is so."""
     train, tune = raw.get("train"), raw.get("finetune")
     if not isinstance(train, Mapping) or train.get("shrink") is None:
         return raw
     if tune is None or isinstance(tune, Mapping):
-        raw["finetune"] = {"epochs": 0, "distill": "none", **(tune or {})}
+        raw["finetune"] = {"epochs": 0, **({} if "teacher" in (tune or {}) else {"distill": "none"}), **(tune or {})}
     return raw
 
 

@@ -46,6 +46,13 @@ OLD_VALUES: dict[str, dict[str, str]] = {
 """A setting's old values and their new ones, by the setting's present name."""
 
 
+def shipped(name: str) -> Path:
+    """The config of this name that comes with LOTUS: in the package where it was installed, beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    inside, beside = (folder / "configs" / f"{name}.yaml" for folder in (package, package.parent))
+    return inside if inside.is_file() else beside
+
+
 def read(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
     """Read a config file, or that of a run's folder, apply ``key=value`` overrides, and check it all.
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from lotus.config.augment import Augment
 from lotus.config.request import Keep
@@ -136,6 +137,71 @@ class Recipe(Section):
         return self.warmup_epochs or (self.warmup_ratio or 0) * self.epochs
 
 
+UNCUT = "uncut"
+"""The model before the cut, by its name as a teacher."""
+
+
+class Teacher(Section):
+    """A model whose opinion of each image is a part of the loss (distillation), frozen."""
+
+    name: str = ""
+    """``uncut``, the model before the cut; else any timm model name, also one that LOTUS does not prune, e.g. resnet50."""
+    args: dict[str, Any] = Field({})
+    """Arguments for timm.create_model."""
+    weights: str = ""
+    """A file or folder, as ``model.weights``, trained on the same classes. A folder says itself which model it is. Empty: timm's
+    published weights of ``name``."""
+
+    @property
+    def is_uncut(self) -> bool:
+        return self.name == UNCUT
+
+    @property
+    def says_more(self) -> bool:
+        """Whether anything is set beside the name."""
+        return bool(self.weights or self.args)
+
+
+def _teacher(value: Any) -> Any:
+    """none; a name; or, where something lies there or it looks like a path, weights."""
+    if not isinstance(value, str):
+        return value
+    if value in ("", "none"):
+        return None
+    lies = "/" in value or value.endswith((".safetensors", ".pth", ".pt", ".bin")) or Path(value).is_dir()
+    return {"weights" if lies else "name": value}
+
+
+def _brief_teacher(teacher: Teacher | None) -> Any:
+    """As it is written: a word where that says it."""
+    if teacher is None:
+        return "none"
+    said = {name: value for name, value in teacher.model_dump(mode="json").items() if value}
+    return next(iter(said.values())) if said.keys() == {"name"} or _teacher(teacher.weights) == said else said
+
+
+TeacherBy = Annotated[Teacher | None, BeforeValidator(_teacher), PlainSerializer(_brief_teacher)]
+
+
+class Taught(Recipe):
+    """A training that may have a teacher."""
+
+    teacher: TeacherBy = None
+    """Who teaches beside the labels: none; uncut, the model before the cut; a timm model name; a folder or file of weights; or
+    ``{name: resnet50, weights: FILE}``. It sees the images as they are augmented, normalized and sized as it wants them."""
+    distill: Literal["none", "soft", "hard"] = "soft"
+    """What the teacher says: its softened probabilities, its decisions, or nothing."""
+    temperature: float = Field(2.0, gt=0)
+    """Softening of both sides for ``distill: soft``."""
+    teacher_weight: float = Field(0.7, ge=0, le=1)
+    """Fraction of the loss that comes from the teacher; the labels have the rest."""
+
+    @property
+    def taught_by(self) -> Teacher | None:
+        """The teacher, where it has a say."""
+        return self.teacher if self.distill != "none" and self.teacher_weight > 0 else None
+
+
 class EarlyBird(Section):
     """End the search once the mask that the gates draw at the budget hardly changes any more (2020, 1909.11957)."""
 
@@ -214,8 +280,14 @@ class Shrink(Section):
 Sampling = Literal["none", "equal", "sqrt"]
 
 
-class Train(Recipe):
+class Train(Taught):
     """The lottery's training."""
+
+    freeze: tuple[str, ...] = ()
+    """What stays as it is given: parts of the model by name, e.g. [patch_embed, blocks.0-3, "blocks.*.norm1"]. patch_embed takes
+    positions and tokens along. What is frozen has no gradient and no optimizer state."""
+    probe_epochs: float = Field(0, ge=0)
+    """Linear probing first: epochs, or a fraction of one, in which the head learns alone (2202.10054); 0: none."""
 
     sparsity: Sparsity = Sparsity()
     """Sparsity regularization while training."""
@@ -232,18 +304,19 @@ class Train(Recipe):
     guests: tuple[BriefMethod, ...] = ()
     """Guests of lotus/training/shelf.py, or of your own, that join this training alone (docs/training.md)."""
 
+    @property
+    def holds_still(self) -> bool:
+        """Whether some of the model does not learn, now and then or ever."""
+        return bool(self.freeze or self.probe_epochs)
 
-class Finetune(Recipe):
-    """The recovery after the cut. What is not set here is as in ``train``, but for epochs, lr and warm-up."""
+
+class Finetune(Taught):
+    """The recovery after the cut. What is not set here is as in ``train``, but for epochs, lr, warm-up and teacher."""
 
     epochs: int = Field(10, ge=0)
     """0: no fine-tuning."""
-    distill: Literal["none", "soft", "hard"] = "soft"
-    """The unpruned model teaches: its softened probabilities, its decisions, or not at all."""
-    temperature: float = Field(2.0, gt=0)
-    """Softening of both sides for ``distill: soft``."""
-    teacher_weight: float = Field(0.7, ge=0, le=1)
-    """Fraction of the loss that comes from the teacher; the labels have the rest."""
+    teacher: TeacherBy = Teacher(name=UNCUT)
+    """As ``train.teacher``."""
     balance: Sampling = "none"
     """As ``train.balance``, which it is where it is not set here."""
     guests: tuple[BriefMethod, ...] = ()

@@ -34,6 +34,7 @@ OF_IMAGES = {
 
 OF_GATES = ("in_channels", "penalty", "strength", "steer", "lr", "start")
 """Settings of gates, without the one that is refused by itself."""
+_GIVEN = "model.weights=mine.pth"
 
 
 def _changed(name: str) -> Callable[[Any], bool]:
@@ -100,6 +101,27 @@ OF_TRAINING = (
     Rule("Train", "sides", lambda it: bool(it.sides) and it.patches is not None,
          "how many patches stay is counted at one side. Leave out {place}.sides or {place}.patches",
          "train.sides=[[0,16]] train.patches={keep: 0.5}", "train.sides=[[0,16]]"),
+    Rule("Taught", "teacher", lambda it: it.teacher is not None and not (it.teacher.name or it.teacher.weights),
+         "nobody is named. Say {place}.teacher=NAME, a timm model, or FOLDER, or none",
+         "train.teacher={args: {depth: 2}}", "train.teacher=resnet18"),
+    Rule("Taught", "teacher", lambda it: it.teacher is not None and it.teacher.is_uncut and it.teacher.says_more,
+         "uncut is the run's own model, which has weights and arguments already. Leave them out, or name a timm model",
+         "train.teacher={name: uncut, weights: mine.pth}", "train.teacher={name: resnet18, weights: mine.pth}"),
+    Rule("Train", "teacher", lambda it: it.teacher is not None and it.teacher.is_uncut and it.shrink is None,
+         "uncut is the model before the cut, and this training has none. Set {place}.shrink, or name another teacher",
+         "train.teacher=uncut", "train.teacher=uncut train.shrink={} prune.keep.macs=0.35"),
+    Rule("Train", "probe_epochs", lambda it: it.probe_epochs >= it.epochs,
+         "the head would learn alone to the end. Lower it, or set {place}.freeze=[patch_embed, 'blocks.*', norm]",
+         f"train.probe_epochs=9 train.epochs=9 {_GIVEN}", f"train.probe_epochs=2 train.epochs=9 {_GIVEN}"),
+    Rule("Train", "probe_epochs", lambda it: bool(it.probe_epochs) and it.optimizer.lower() == "muon",
+         "muon moves matrices and leaves the head to AdamW, and the head would learn alone. Set {place}.optimizer=adamw",
+         f"train.probe_epochs=2 train.optimizer=muon {_GIVEN}", f"train.freeze=[blocks.0] train.optimizer=muon {_GIVEN}"),
+    Rule("Train", "sparsity.gates", lambda it: it.holds_still and it.sparsity.gates,
+         "gates learn in every block, in frozen ones too. Set {place}.sparsity.gates=false, or leave out freeze and probe_epochs",
+         "train.freeze=[blocks.0] model.weights=mine.pth train.sparsity.gates=true", f"train.freeze=[blocks.0] {_GIVEN}"),
+    Rule("Config", "train", lambda it: it.train.holds_still and not (it.model.weights or it.model.pretrained),
+         "freeze and probe_epochs keep weights that are given. Set model.pretrained=true or model.weights=FILE, or leave them out",
+         "train.probe_epochs=1", f"train.probe_epochs=1 {_GIVEN}"),
     Rule("Patches", "evaluate", lambda it: it.mode == "dropout" and it.evaluate == "sparse",
          "dropout drops patches in training alone. Set evaluate: dense",
          of_patches("dropout", "train.patches.evaluate=sparse"), of_patches("evit", "train.patches.evaluate=sparse")),

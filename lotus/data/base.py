@@ -21,7 +21,7 @@ from lotus.config import Augment
 from lotus.data import erasing, policies
 from lotus.data.format import Beton
 from lotus.data.sample_plan import Rows, SamplePlan
-from lotus.data.views import Table, parameters
+from lotus.data.views import CENTER, Table, parameters
 
 
 class Batch(NamedTuple):
@@ -81,6 +81,10 @@ class Look(NamedTuple):
     """Likewise."""
     seed: int
     """Of the augmentations."""
+    crop: float = CENTER
+    """Of the center view."""
+    interpolation: str = "area"
+    """How the center view is resized, ``area``, ``bilinear`` or ``bicubic``; random crops go by area."""
 
 
 _open: weakref.WeakSet[BaseLoader] = weakref.WeakSet()
@@ -101,7 +105,8 @@ class BaseLoader(ABC):
 
     def __init__(self, beton: Beton, plan: SamplePlan, look: Look, device: torch.device, workers: int) -> None:
         self.beton, self.plan, self.device, self.workers = beton, plan, device, workers
-        self.size, self.augment, mean, std, self.seed = look
+        self.size, self.augment, mean, std, self.seed, self.crop, how = look
+        self.interpolation = how if self.augment is None or self.augment.crop != "resized" else "area"
         self.side = self.size  # of the epoch under way
         # float32 throughout, subtract then divide: the table and the device's arithmetic give the same bits.
         self._mean = np.asarray(mean, np.float32) * np.float32(255)
@@ -162,7 +167,7 @@ class BaseLoader(ABC):
         if not len(rows):
             return
         high, wide = self.beton.heights[rows], self.beton.widths[rows]
-        table = parameters(self.augment, self.seed, epoch, rows, high, wide, self.size, self.side)
+        table = parameters(self.augment, self.seed, epoch, rows, high, wide, self.size, self.side, self.crop)
         with closing(self._ahead(rows, table, sizes)) as ahead:
             for raw in ahead:
                 yield self._delivered(raw, epoch, strength)

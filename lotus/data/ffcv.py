@@ -33,14 +33,12 @@ import numba.typed
 import numpy as np
 import numpy.typing as npt
 import torch
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from lotus.data.base import BaseLoader, Look, Raw
 from lotus.data.format import FIELDS, JPEG, META, Beton, Stored, TooLarge, damaged
+from lotus.data.paint import paint
 from lotus.data.sample_plan import Rows, SamplePlan
-from lotus.data.views import DOWN, FLIP, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Table
+from lotus.data.views import Table
 
 
 @contextmanager
@@ -281,7 +279,8 @@ class _Decoder(SimpleRGBImageDecoder):
         self._blank = loader.blank
         self._columns = (beton.modes, beton.heights, beton.widths, beton.pointers, beton.sizes, table)
         self._colors = np.ascontiguousarray(loader.levels), loader.fill
-        self._calls = tuple(ctypes.cast(call, ctypes.c_void_p).value for call in (_LIBRARY.imdecode, _LIBRARY.resize))
+        how = ("area", "bilinear", "bicubic").index(loader.interpolation)
+        self._calls = *(ctypes.cast(call, ctypes.c_void_p).value for call in (_LIBRARY.imdecode, _LIBRARY.resize)), how
         self._desks: SimpleQueue[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]] = SimpleQueue()
         for _ in range(self._workers):
             self._desks.put((np.empty(self._room, np.uint8), np.empty(3 * self._size**2, np.uint8)))
@@ -309,7 +308,7 @@ class _Decoder(SimpleRGBImageDecoder):
                     desk = desk[0], np.empty(3 * planes.shape[-1] ** 2, np.uint8)
                 try:
                     part = slice(start, start + step)
-                    return int(_paint(planes[part], rows[part], data, self._columns, self._colors, desk, self._calls))
+                    return int(paint(planes[part], rows[part], data, self._columns, self._colors, desk, self._calls))
                 finally:
                     self._desks.put(desk)
 
@@ -322,97 +321,3 @@ class _Decoder(SimpleRGBImageDecoder):
 
 
 _LIBRARY = ffcv.libffcv.lib
-
-
-def _c_call(result: Any, arguments: tuple[Any, ...]) -> Any:
-    """A compiled call of a C function by its address.
-
-    numba can call a ctypes function by itself, but then refuses to keep what it compiled on disk, since an address does
-    not outlive the process; so the address is passed in, as a number.
-    """
-
-    @intrinsic
-    def call(context: Any, address: Any, given: Any) -> Any:
-        signature = result(types.int64, given)
-
-        def build(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            kinds = [context.get_value_type(kind) for kind in arguments]
-            function = ir.FunctionType(context.get_value_type(result), kinds)
-            pointer = builder.inttoptr(values[0], function.as_pointer())
-            found = [builder.extract_value(values[1], i) for i in range(len(arguments))]
-            cast = [
-                context.cast(builder, value, source, kind)
-                for value, source, kind in zip(found, signature.args[1].types, arguments)
-            ]
-            return builder.call(pointer, cast)
-
-        return signature, build
-
-    return call
-
-
-_u32, _u64, _i64 = types.uint32, types.uint64, types.int64
-# int imdecode(source, bytes, height, width, destination, crop height, crop width, x, y, scale, of, crop?, mirror?)
-_imdecode = _c_call(types.int32, (_u64, _u64, _u32, _u32, _u64, _u32, _u32, _u32, _u32, _u32, _u32, _u32, _u32))
-# void resize(unused, source, height, width, from row, to row, from column, to column, destination, height, width)
-_resize = _c_call(types.none, (_i64,) * 11)
-
-
-def _kept(function: Callable[..., Any]) -> Any:
-    """Compiled at the first call, and kept on disk where there is a place for it.
-
-    numba compiles anew when this file has changed, not when a constant did that it takes from another.
-    """
-    try:
-        return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
-    except RuntimeError:  # neither this folder nor the user's cache can be written
-        return numba.njit(nogil=True, error_model="numpy")(function)
-
-
-@_kept
-def _paint(planes, rows, data, columns, colors, desk, calls):  # type: ignore[no-untyped-def]
-    """Images ``rows`` into ``planes`` (n, 3, S, S). Returns the first row whose JPEG is damaged, or -1.
-
-    ``data`` is the file, ``columns`` what it and the table of augmentations tell of all its images; ``colors`` are the levels and
-    the color beyond the border. On the ``desk`` lie a decoded JPEG and a resized image (S, S, 3), both flat and scratch. ``calls``
-    are the addresses of the decoder and of what resizes.
-    """
-    modes, heights, widths, pointers, sizes, table = columns
-    levels, fill = colors
-    room, square = desk
-    imdecode, resize = calls
-    side = planes.shape[2]
-    first = np.int64(data.ctypes.data)  # signed, since numba adds signed to unsigned as floats
-    scratch, small = np.int64(room.ctypes.data), np.int64(square.ctypes.data)
-    for i in range(len(rows)):
-        row = rows[i]
-        line, out = table[row], planes[i]
-        height, width = heights[row], widths[row]
-        source, origin, address, stride = data, pointers[row], first + pointers[row], width
-        if modes[row] == JPEG:
-            if _imdecode(imdecode, (address, sizes[row], height, width, scratch, height, width, 0, 0, 1, 1, 0, 0)):
-                return row
-            source, origin, address = room, 0, scratch
-        top, left, tall, wide = line[TOP], line[LEFT], line[HEIGHT], line[WIDTH]
-        if tall == side and wide == side:
-            origin += 3 * (top * width + left)
-        else:
-            _resize(resize, (0, address, height, width, top, top + tall, left, left + wide, small, side, side))
-            source, origin, stride = square, 0, side
-        down, right = line[DOWN], line[RIGHT]
-        # Where the picture begins and ends in a line of the output, and from where and in which direction it is read.
-        if line[FLIP]:
-            begin, end, start, step = max(0, right), min(side, side + right), side - 1 + right, -1
-        else:
-            begin, end, start, step = max(0, -right), min(side, side - right), right, 1
-        for y in range(side):
-            inside = 0 <= y + down < side
-            at = origin + 3 * ((y + down) * stride + start)
-            for x in range(side):
-                if inside and begin <= x < end:
-                    for c in range(3):
-                        out[c, y, x] = levels[c, source[at + 3 * step * x + c]]
-                else:
-                    for c in range(3):
-                        out[c, y, x] = levels[c, fill[c]]
-    return -1

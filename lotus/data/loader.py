@@ -15,6 +15,7 @@ from lotus.data.beton import opened
 from lotus.data.format import PlainWriter
 from lotus.data.sample_plan import SamplePlan
 from lotus.data.torch_loader import TorchLoader
+from lotus.data.views import CENTER
 from lotus.data.writing import Make
 from selection.errors import Notice, Refused
 
@@ -28,6 +29,8 @@ def open_loader(
     mean: Sequence[float],
     std: Sequence[float],
     seed: int,
+    crop: float = CENTER,
+    interpolation: str = "area",
     device: str | torch.device = "cpu",
     kind: str = "auto",
     workers: int = 0,
@@ -35,6 +38,8 @@ def open_loader(
     """A loader of ``file`` in the order of ``plan``.
 
     Args:
+        crop: fraction of the shorter side that the center view has
+        interpolation: ``area``, ``bilinear`` or ``bicubic``, of the center view
         kind: ``ffcv``, ``torch``, or ``auto``: FFCV where it is installed, else the torch loader with a warning. Both
             give the same batches: to the last bit for raw images that need no resizing, within two gray levels where
             they are resized, and within what two JPEG decoders differ by.
@@ -60,7 +65,7 @@ def open_loader(
                     f"data.loader: ffcv is not here ({error}). Run lotus doctor, or set it to auto."
                 ) from None
             _stand_in(str(error))
-    look = Look(size, augment, mean, std, seed)
+    look = Look(size, augment, mean, std, seed, crop, interpolation)
     return made(beton, plan, look, torch.device(device), threads.count(workers))
 
 

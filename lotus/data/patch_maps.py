@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from lotus import files
 from lotus.config import Augment
-from lotus.data.views import DOWN, FLIP, HEIGHT, LEFT, RIGHT, TOP, WIDTH, center, parameters
+from lotus.data.views import CENTER, DOWN, FLIP, HEIGHT, LEFT, RIGHT, TOP, WIDTH, center, parameters
 from selection import npz, regular
 from selection.errors import Refused
 
@@ -130,6 +130,7 @@ class Tickets:
         patch: tuple[int, int],
         augment: Augment | None,
         seed: int,
+        crop: float = CENTER,
     ) -> None:
         """
         Args:
@@ -137,7 +138,7 @@ class Tickets:
             heights, widths: (N,) of the stored images, in pixels
             size: S
             patch: height and width of the trained model's patches
-            augment, seed: the training's, as its loader has them
+            augment, seed, crop: the training's, as its loader has them
         """
         if len(maps.scores) != len(heights):
             raise Refused(
@@ -145,7 +146,7 @@ class Tickets:
             )
         self._maps, self._asked = maps
         self._heights, self._widths, self._size, self._patch = heights, widths, size, patch
-        self._augment, self._seed = augment, seed
+        self._augment, self._seed, self._crop = augment, seed, crop
 
     def seen(self, index: Tensor, epoch: int) -> Tensor:
         """The scores as a picture (B, 1, S, S), as the pixels of these images are seen in ``epoch``: a pixel has the score
@@ -156,8 +157,10 @@ class Tickets:
         """
         rows = index.cpu().numpy()
         high, wide = self._heights[rows], self._widths[rows]
-        table = parameters(self._augment, self._seed, epoch, rows, high, wide, self._size).astype(np.int64)
-        box = center(high, wide, self._asked)  # what was scored
+        table = parameters(self._augment, self._seed, epoch, rows, high, wide, self._size, crop=self._crop).astype(
+            np.int64
+        )
+        box = center(high, wide, self._asked, self._crop)  # what was scored
         down, in_rows = self._places(table[:, TOP], table[:, HEIGHT], table[:, DOWN], box[:, 0], box[:, 2], 0)
         across, in_columns = self._places(table[:, LEFT], table[:, WIDTH], table[:, RIGHT], box[:, 1], box[:, 3], 1)
         mirrored = table[:, FLIP] == 1

@@ -17,7 +17,7 @@ from torch import Tensor
 from lotus.data.pictures import Pixels
 from lotus.data.source import Source
 from lotus.data.torch_loader import view
-from lotus.data.views import TOP, center
+from lotus.data.views import CENTER, TOP, center
 from selection.errors import Refused
 
 
@@ -28,12 +28,15 @@ def batches(
     *,
     mean: Sequence[float],
     std: Sequence[float],
+    crop: float = CENTER,
+    interpolation: str = "area",
     batch: int = 64,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalized images (B, 3, S, S) and their labels (B,), in the order of ``rows``, each seen as in evaluation.
 
     Args:
         mean: Of each channel, for pixels in 0 to 1, and ``std`` likewise.
+        crop: As :func:`lotus.data.loader.open_loader` has it, and ``interpolation``.
 
     Raises:
         Refused: an image that cannot be read; names it.
@@ -42,17 +45,19 @@ def batches(
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
         for start in range(0, len(rows), batch):
             part = rows[start : start + batch]
-            seen = np.stack(list(pool.map(lambda row: _seen(source, int(row), size), part)))  # (B, S, S, 3)
+            seen = np.stack(
+                list(pool.map(lambda row: _seen(source, int(row), size, crop, interpolation), part))
+            )  # (B, S, S, 3)
             images = torch.from_numpy(seen).permute(0, 3, 1, 2).float().div_(255)
             yield (images - shift) / scale, torch.from_numpy(source.labels[part])
 
 
-def _seen(source: Source, row: int, size: int) -> Pixels:
+def _seen(source: Source, row: int, size: int, crop: float, how: str) -> Pixels:
     try:
         pixels = source.read(row)
     except Exception as error:  # whatever a damaged image makes its reader raise
         raise Refused(f"{source.name(row)}: cannot be read ({type(error).__name__}: {error}). Take it away.") from None
     height, width = pixels.shape[:2]
     line = np.zeros(7, dtype=np.int32)
-    line[TOP : TOP + 4] = center(np.array([height]), np.array([width]), size)[0]
-    return view(pixels, line, size, np.zeros(3, dtype=np.uint8))
+    line[TOP : TOP + 4] = center(np.array([height]), np.array([width]), size, crop)[0]
+    return view(pixels, line, size, np.zeros(3, dtype=np.uint8), how)

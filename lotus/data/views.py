@@ -5,6 +5,7 @@ table, an image's cached saliency can be cropped as its pixels were, a resumed r
 never disagree.
 
 How a row of the table is carried out: the box is cut out of the stored image and resized to S x S (``INTER_AREA``; not
+or as evaluation is told to; not
 at all where it has this size); the output's pixel (y, x) shows that picture's (y + down, x + right), and the fill color
 beyond its border; last, the output is mirrored where ``flip`` is 1.
 """
@@ -40,6 +41,7 @@ def parameters(
     widths: npt.ArrayLike,
     size: int,
     side: int | None = None,
+    crop: float = CENTER,
 ) -> Table:
     """The table (n, 7) for n images; see ``COLUMNS``.
 
@@ -52,6 +54,7 @@ def parameters(
         size: S, the side of the model's input.
         side: what the view is shown at in this epoch, where it is not S: the boxes stay, and the padding shrinks or grows
             with the picture.
+        crop: see :func:`center`.
     """
     rows = np.asarray(index, dtype=np.uint64)
     high, wide = np.asarray(heights, dtype=np.int64), np.asarray(widths, dtype=np.int64)
@@ -59,7 +62,7 @@ def parameters(
     if augment is not None and augment.crop == "resized":
         table[:, :4] = _resized(augment, seed, epoch, rows, high, wide)
     else:
-        table[:, :4] = center(high, wide, size)
+        table[:, :4] = center(high, wide, size, crop)
     if augment is None:
         return table
     if augment.crop == "pad":
@@ -71,15 +74,15 @@ def parameters(
     return table
 
 
-def center(heights: Ints, widths: Ints, size: int) -> Ints:
+def center(heights: Ints, widths: Ints, size: int, crop: float = CENTER) -> Ints:
     """Boxes (n, 4) of evaluation: a square in the middle.
 
-    Its side is 7/8 of the shorter side (a 224 crop of an image resized to 256), but at least ``size`` where the image
+    Its side is ``crop``, 7/8, of the shorter side (a 224 crop of an image resized to 256), but at least ``size`` where the image
     has that many pixels, and never more than the shorter side. So an image stored at the model's size is seen whole and
     untouched, one of shorter side 256 gives its middle 224 pixels without resizing, and a smaller one is enlarged.
     """
     shorter = np.minimum(heights, widths)
-    side = np.minimum(shorter, np.maximum(size, np.rint(CENTER * shorter).astype(np.int64)))
+    side = np.minimum(shorter, np.maximum(size, np.rint(crop * shorter).astype(np.int64)))
     return np.stack([(heights - side) // 2, (widths - side) // 2, side, side], axis=1)
 
 

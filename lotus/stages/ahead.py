@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from lotus.data.catalog import Source
     from lotus.vit.anatomy import Dims
 
+LOOK = ("data.normalize", "data.crop", "data.interpolation")
+"""How images are shown to a model, which is a part of how it is trained and measured."""
 Cost = tuple[float, float]
 """Image-forwards and MACs."""
 

@@ -14,15 +14,21 @@ import numpy as np
 from lotus.config import Baseline, Config, Model, Sparsity, Train
 from lotus.run import Run
 from lotus.stage import TRAIN_FORWARDS, Curve, Stage, Work
-from lotus.stages.ahead import Ahead, Cost, training
+from lotus.stages.ahead import LOOK, Ahead, Cost, training
 from lotus.stages.context import Context
 from lotus.stages.fit import Images, Task, fit, keep_model, outcome
+from lotus.stages.still import spared_of
+from lotus.stages.teacher import taught, teacher_files, teacher_macs
 from selection.errors import Refused
 
 AVERAGES = ("late_average",)
 """The guests of a training that are a part of its recipe and no lottery."""
 PLAIN = ("optimizer", "lr", "adamw_lr", "schedule", "min_lr", "ema")
 """What the textbook says of a training, by LOTUS' own defaults."""
+
+
+TEACHING = ("teacher", "distill", "temperature", "teacher_weight")
+"""What a recipe says of its teacher."""
 
 
 def baseline(context: Context) -> Work:
@@ -41,9 +47,9 @@ def baseline(context: Context) -> Work:
             model = create(smaller(config.model, config.prune.keep.macs or 1.0), len(manifest.classes))
         if wants.epochs is None:
             epochs = affordable(_spent(run), count(model).macs * manifest.n)
-    images = Images(np.arange(manifest.n))
-    task = Task("baseline", recipe(config, epochs), place="train", own_guests=True)
-    fitted, price = yield from fit(context, task, model, images)
+    plain = recipe(config, epochs)
+    task, guests = Task("baseline", plain, place="train", own_guests=True), taught(context, plain, "train")
+    fitted, price = yield from fit(context, task, model, Images(np.arange(manifest.n)), guests)
     yield from keep_model(context, "baseline", model, run.of("baseline"))
     return outcome(fitted, price, model, {"kind": wants.name, "epochs": epochs})
 
@@ -64,8 +70,10 @@ def recipe(config: Config, epochs: int) -> Train:
     averages = tuple(guest for guest in train.guests if guest.name in AVERAGES)
     changes: dict[str, Any] = {
         "epochs": epochs, "sparsity": Sparsity(gates=False), "shrink": None, "dynamic": None, "sides": (), "patches": None,
-        "guests": averages,
+        "guests": averages, "teacher": None if _learns_alone(config) else train.teacher,
     }  # fmt: skip
+    if asked(config).name != "best":
+        changes |= {"freeze": (), "probe_epochs": 0.0}
     if asked(config).name == "textbook":
         plain = Train()
         changes |= {
@@ -74,6 +82,12 @@ def recipe(config: Config, epochs: int) -> Train:
             **({} if train.warmup else {"warmup_epochs": None, "warmup_ratio": 0.1}),
         }
     return train.model_copy(update=changes)
+
+
+def _learns_alone(config: Config) -> bool:
+    """Whether nobody teaches the baseline: who else would is a part of the recipe, but for the model before the cut."""
+    teacher = config.train.taught_by
+    return teacher is None or teacher.is_uncut or asked(config).name == "textbook"
 
 
 def smaller(model: Model, keep: float) -> Model:
@@ -117,7 +131,10 @@ def _forecast(ahead: Ahead) -> Cost:
         macs = count(build(small.name, {**small.args, "num_classes": ahead.classes}, meta=True)).macs
         if wants.epochs is None:
             epochs = affordable(ahead.spent, macs * ahead.images)
-    return training(epochs * ahead.images, macs)
+    made = recipe(config, epochs)
+    forwards, spent = training(epochs * ahead.images, macs, teacher_macs(made, ahead))
+    less = spared_of(made, epochs * ahead.images, macs, ahead) if made.holds_still else (0.0, 0.0)
+    return forwards + less[0], spent + less[1]
 
 
 def _says(config: Config) -> str:
@@ -133,12 +150,14 @@ def _settings(config: Config) -> tuple[str, ...]:
     own = () if wants == Baseline() else ("baseline",)  # what stands was made before there was another
     left_out = ["sparsity", "dynamic", "shrink", "patches"]
     left_out += PLAIN if wants.name == "textbook" else ()
+    left_out += TEACHING if _learns_alone(config) else ()
+    left_out += ("freeze", "probe_epochs") if wants.name != "best" else ()
     if wants.name == "textbook" or not any(guest.name in AVERAGES for guest in config.train.guests):
         left_out.append("guests")
     if wants.epochs is not None or wants.name == "small":
         left_out.append("epochs")
     small = ("prune.keep.macs",) if wants.name == "small" else ()
-    return ("train", *(f"-train.{name}" for name in left_out), "model", "data.normalize", "seed", *own, *small)
+    return ("train", *(f"-train.{name}" for name in left_out), "model", *LOOK, "seed", *own, *small)
 
 
 def _stale(config: Config, values: Mapping[str, Any]) -> str | None:
@@ -164,7 +183,10 @@ STAGE = Stage(
     outputs=("baseline/spec.json",),
     every_rank=True,
     part="dense",
-    files=lambda config: {} if asked(config).name == "small" else {"model.weights": config.model.weights},
+    files=lambda config: {
+        **({} if asked(config).name == "small" else {"model.weights": config.model.weights}),
+        **({} if _learns_alone(config) else teacher_files("train", config.train)),
+    },
     stale=_stale,
     check=_check,
     forecast=_forecast,

@@ -138,7 +138,7 @@ def _draw_ticket(
     rows = np.sort(np.lexsort((labels, turn))[:shown])
     held = patch_maps.Tickets(
         patch_maps.Maps(maps, asked), stored.heights, stored.widths, size=size, patch=tuple(told["patch"]),
-        augment=None, seed=0,
+        augment=None, seed=0, crop=context.preprocessing().crop,
     )  # fmt: skip
     scores = held.pooled(held.seen(torch.from_numpy(rows), 0))
     kept = torch.zeros_like(scores, dtype=torch.bool).scatter(1, top(scores, told["kept"]), True)

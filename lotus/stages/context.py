@@ -102,7 +102,8 @@ class Context:
         pixels, data = self.preprocessing(), self.config.data
         return open_loader(
             file, order, size=size, augment=augment, mean=pixels.mean, std=pixels.std, seed=seed,
-            device=self.world.device, kind=data.loader, workers=data.workers,
+            crop=pixels.crop, interpolation=pixels.interpolation, device=self.world.device, kind=data.loader,
+            workers=data.workers,
         )  # fmt: skip
 
     def new_model(self) -> nn.Module:
@@ -116,18 +117,26 @@ class Context:
             return model_of(self.config.model, len(self.manifest().classes))
 
     def preprocessing(self) -> Preprocessing:
-        """How images are normalized, as ``data.normalize`` says: as the weights want it where there are some, else by the data."""
+        """How images are normalized, and looked at in evaluation, as ``data.normalize``, ``crop`` and ``interpolation`` say: as the
+        weights want it where there are some, else by the data, 7/8 of it, by area."""
+        from lotus.data.views import CENTER
         from lotus.pruning.spec import images_of
         from lotus.stages.given import preprocessing_of
         from lotus.vit.preprocessing import Preprocessing
 
-        asked, model = self.config.data.normalize, self.config.model
+        data, model, asked = self.config.data, self.config.model, self.config.data.normalize
         if self.as_of is not None and {"mean", "std"} <= images_of(self.as_of).keys():
             asked, model = "weights", model.model_copy(update={"weights": str(self.as_of), "pretrained": False})
         known = preprocessing_of(model) if model.weights or model.pretrained else None
         if isinstance(asked, tuple):
-            return (known or Preprocessing(*asked))._replace(mean=asked[0], std=asked[1])
-        if asked == "weights" and known is not None:
-            return known
-        manifest = self.manifest()
-        return (known or Preprocessing(manifest.mean, manifest.std))._replace(mean=manifest.mean, std=manifest.std)
+            mean, std = asked
+        elif asked == "weights" and known is not None:
+            mean, std = known.mean, known.std
+        else:
+            mean, std = self.manifest().mean, self.manifest().std
+        made = (known or Preprocessing(mean, std, "area", CENTER))._replace(mean=mean, std=std)
+        crop, how = data.crop, data.interpolation
+        return made._replace(
+            crop=made.crop if isinstance(crop, str) else crop,
+            interpolation=made.interpolation if how == "weights" else how,
+        )

@@ -12,13 +12,12 @@ from lotus.stages import ways
 from lotus.stages.ahead import Ahead, Cost, asked_of_patches, check_recipe, patches_told, training
 from lotus.stages.context import Context
 from lotus.stages.fit import Images, Task, fit, keep_model, outcome
+from lotus.stages.teacher import check_teacher, taught, taught_told, teacher_files, teacher_macs
 
 
 def finetune(context: Context) -> Work:
     import lotus.pruning
-    from lotus.training.distill import Taught, make_distiller
     from lotus.training.guests import Guest
-    from lotus.vit.cost import count
     from selection.subset import Subset
 
     run, recipe = context.run, context.config.finetune
@@ -27,10 +26,7 @@ def finetune(context: Context) -> Work:
         yield from keep_model(context, "finetune", model, run.of("finetune"))
         return Outcome(values={**(run.record("prune").values), "images_seen": 0, "train_seconds": 0.0})  # type: ignore[union-attr]
     ticket = Subset.load(run.ticket)
-    teacher = lotus.pruning.load(run.of("train"))
-    distiller = make_distiller(teacher, recipe, context.world.device)
-    teacher_macs = count(teacher).macs if distiller is not None else 0
-    guests: list[Guest] = [] if distiller is None else [Taught(distiller)]
+    guests: list[Guest] = list(taught(context, recipe, "finetune"))
     way, options = ways.chosen(context.config.prune, context.shelves)
     held = way.hold(model, options)
     guests += [] if held is None else [held]
@@ -39,16 +35,18 @@ def finetune(context: Context) -> Work:
     model = fitted.model
     more, about = ({}, {}) if held is None else held.left(model)
     yield from keep_model(context, "finetune", model, run.of("finetune"), about)
-    return outcome(fitted, price, model, more, teacher_macs=teacher_macs)
+    return outcome(fitted, price, model, more)
 
 
 def _check(ahead: Ahead) -> None:
     check_recipe("finetune", ahead.config.finetune, ahead.shape)
+    if ahead.config.finetune.epochs:
+        check_teacher("finetune", ahead.config.finetune, ahead)
 
 
 def _forecast(ahead: Ahead) -> Cost:
     recipe = ahead.config.finetune
-    teacher = ahead.macs if recipe.distill != "none" else 0
+    teacher = teacher_macs(recipe, ahead) if recipe.epochs else 0
     small = ahead.macs * (ahead.config.prune.keep.macs or 1)
     return training(recipe.epochs * ahead.kept, small * ahead.share(recipe.patches), teacher)
 
@@ -80,7 +78,7 @@ def _tell(run: Run, results: dict[str, Any]) -> None:
 def _says(config: Config) -> str:
     if config.train.shrink is not None and config.finetune.epochs == 0:
         return "pass on what was cut in the training"
-    return "recover, taught by the unpruned model" if config.finetune.distill != "none" else "recover"
+    return "recover" + taught_told(config.finetune)
 
 
 STAGE = Stage(
@@ -92,7 +90,10 @@ STAGE = Stage(
     outputs=("finetune/spec.json",),
     every_rank=True,
     part="shipped",
-    files=lambda config: asked_of_patches("finetune.patches", config.finetune.patches),
+    files=lambda config: {
+        **asked_of_patches("finetune.patches", config.finetune.patches),
+        **teacher_files("finetune", config.finetune),
+    },
     check=_check,
     forecast=_forecast,
     measured_on=lambda config: config.finetune.patches if config.finetune.epochs else config.train.patches,

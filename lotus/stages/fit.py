@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lotus.config import Recipe
+from lotus.config import Recipe, Train
 from lotus.events import Event, Said, Wrote
 from lotus.files import digest
 from lotus.stage import TRAIN_FORWARDS, Outcome
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lotus.training.guests import Guest
     from lotus.training.joint_budget import Joint
     from lotus.training.loop import Fitted
+    from lotus.vit.preprocessing import Preprocessing
     from lotus.vit.tokens import Tokens
 
 
@@ -41,6 +42,8 @@ class Price:
     asked: int = 0
     """Images that another model was shown for its opinion of their patches."""
     asked_macs: float = 0.0
+    beside: tuple[float, float] = (0.0, 0.0)
+    """Image-forwards and MACs that guests spent beside the training's own passes, or spared of them."""
     left: tuple[Path, ...] = ()
     """Files that it read and that have to stand for as long as what came of it does."""
 
@@ -110,6 +113,7 @@ def fit(
         if recipe.patches is not None:
             fewer = yield from _on_fewer(context, task, recipe.patches, model, images.rows, seed)
             joined.append(open_things.enter_context(fewer).guest)
+        joined += _still(task)
         loader = open_things.enter_context(
             context.loader(run.train_beton, order, size=side, augment=recipe.augment, seed=seed)
         )
@@ -170,10 +174,12 @@ def _price(fitted: Fitted, guests: Sequence[Guest], side: int, fewer: _Fewer | N
     else:
         each = macs(fitted.model, side) if fewer is None else float(fewer.tokens.macs())
     spent = each + sum(guest.own_macs() for guest in guests)
+    bills = [guest.bill() for guest in guests]
+    beside = sum(forwards for forwards, _ in bills), sum(macs for _, macs in bills)
     if fewer is None:
-        return Price(spent)
+        return Price(spent, beside=beside)
     scores = fewer.scores
-    return Price(spent, {**told, "train_macs": each}, scores.asked, scores.asked_macs, scores.left)
+    return Price(spent, {**told, "train_macs": each}, scores.asked, scores.asked_macs, beside, scores.left)
 
 
 def _check_sound(fitted: Fitted, stage: str, place: str, *, evaluated: bool) -> None:
@@ -230,6 +236,16 @@ def _own_guests(context: Context, task: Task, model: nn.Module, images: Images, 
     return growing + named.chosen(wanted, here, context.shelves, place=f"{task.where}.guests")
 
 
+def _still(task: Task) -> list[Guest]:
+    """Who keeps parts of the model from learning; the last to join, since it is told by the others what an image costs."""
+    from lotus.training.freeze import Frozen
+
+    recipe = task.recipe
+    if not (isinstance(recipe, Train) and recipe.holds_still):
+        return []
+    return [Frozen(recipe.freeze, recipe.probe_epochs / recipe.epochs, place=task.where)]
+
+
 def keep_model(
     context: Context, stage: str, model: nn.Module, folder: Path, more: Mapping[str, Any] | None = None
 ) -> Iterator[Event]:
@@ -238,34 +254,33 @@ def keep_model(
 
     if context.world.rank == 0:
         manifest = context.manifest()
-        seen = {**context.preprocessing().about(), **_seen(manifest, model)}
+        seen = _seen(context.preprocessing(), manifest, model)
         about = {"classes": manifest.classes, **seen, **(more or {})}
         lotus.pruning.save(model, folder, about=about)
         yield Wrote(stage, str(folder))
 
 
-def _seen(manifest: Manifest, model: nn.Module) -> dict[str, Any]:
+def _seen(pixels: Preprocessing, manifest: Manifest, model: nn.Module) -> dict[str, Any]:
     """How evaluation looks at the images: what is stored at the model's side is seen whole."""
-    from lotus.data.views import CENTER
     from lotus.vit.model import image_size
 
     whole = manifest.size is not None and min(manifest.size) <= image_size(model)
-    return {"crop": 1.0 if whole else CENTER, "interpolation": "bilinear"}
+    how = pixels.interpolation
+    timms = "bilinear" if how == "area" else how
+    return {**pixels._replace(crop=1.0 if whole else pixels.crop, interpolation=timms).about(), "resize": how}
 
 
-def outcome(
-    fitted: Fitted, price: Price, model: nn.Module, more: Mapping[str, Any] | None = None, *, teacher_macs: int = 0
-) -> Outcome:
+def outcome(fitted: Fitted, price: Price, model: nn.Module, more: Mapping[str, Any] | None = None) -> Outcome:
     """The cost of a training, and what it reached."""
     from lotus.vit.cost import count
 
     cost = count(model)
-    forwards = TRAIN_FORWARDS * fitted.images_seen + (fitted.images_seen if teacher_macs else 0)
-    spent = fitted.images_seen * (TRAIN_FORWARDS * price.macs + teacher_macs)
+    forwards = TRAIN_FORWARDS * fitted.images_seen + price.asked + price.beside[0]
+    spent = TRAIN_FORWARDS * fitted.images_seen * price.macs + price.asked_macs + price.beside[1]
     values = {
         "top1": fitted.top1, "loss": fitted.loss, "per_class": dict(fitted.per_class), "params": cost.params, "macs": cost.macs,
         "images_seen": fitted.images_seen, "train_seconds": fitted.seconds, "steps": fitted.steps, **(more or {}),
     }  # fmt: skip
     if price.patches:
         values["patches"] = dict(price.patches)
-    return Outcome(forwards + price.asked, spent + price.asked_macs, values, fitted.earlier_seconds, price.left)
+    return Outcome(forwards, spent, values, fitted.earlier_seconds, price.left)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,31 @@ if TYPE_CHECKING:
 def is_ours(model: Model) -> bool:
     """Whether the weights are a folder of LOTUS, which says itself what it is."""
     return bool(model.weights) and (Path(model.weights) / "spec.json").is_file()
+
+
+def holds_weights(path: Path) -> bool:
+    """Whether a model lies there, and no run or config: a folder of LOTUS or the hub, or a file of weights."""
+    if path.is_dir():
+        return not (path / "config.yaml").is_file() and any(
+            (path / name).is_file() for name in ("spec.json", "config.json")
+        )
+    return path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".tar")
+
+
+def told(path: Path) -> list[str]:
+    """What there is to say of a model before it is trained on: that it was cut before."""
+    from lotus.pruning import spec
+
+    if not (path / "spec.json").is_file():
+        return []
+    about = spec.read(path)
+    part = about["cost"]["macs"] / about["dense_cost"]["macs"] if "dense_cost" in about else 1.0
+    if part > 0.999:
+        return []
+    return [
+        f"{path}: has {part:.2f} of its dense model's MACs. What is cut now is a fraction of what is left; "
+        "train.shrink=null prune.keep.macs=1 cuts nothing."
+    ]
 
 
 def model_of(model: Model, classes: int, *, place: str = "model") -> nn.Module:
@@ -77,9 +103,21 @@ def preprocessing_of(model: Model) -> Preprocessing:
     from lotus.vit import model as door
     from lotus.vit.preprocessing import preprocessing
 
-    if is_ours(model):
-        about = spec.read(model.weights).get("about", {})
-        return preprocessing(shape_of(model, 10)).told(about if isinstance(about, dict) else {})
     made = shape_of(model, 10)
-    door.remember_images(made, door.of_hub(model, "model")[1])
-    return preprocessing(made)
+    if not is_ours(model):
+        door.remember_images(made, door.of_hub(model, "model")[1])
+        wanted = preprocessing(made)
+        return wanted._replace(interpolation="bilinear" if wanted.interpolation == "bilinear" else "bicubic")
+    held = spec.read(model.weights).get("about", {})
+    about = held if isinstance(held, dict) else {}
+    wanted = preprocessing(made).told(about)
+    return wanted._replace(interpolation=resizing({"interpolation": wanted.interpolation, **about}))
+
+
+def resizing(about: Mapping[str, Any]) -> str:
+    """How evaluation resizes for a model, by what its folder knows: ``area``, ``bilinear`` or ``bicubic``.
+
+    What LOTUS trained was measured by area unless it says otherwise; timm has no such word, and is told the nearest.
+    """
+    how = about.get("resize", "area" if about.get("interpolation") == "bilinear" else about.get("interpolation"))
+    return str(how) if how in ("area", "bilinear") else "bicubic"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -78,7 +78,7 @@ def prune(job: Job) -> Iterator[Event]:
             level="warning",
         )
     request, table = yield from known_here(model, request)
-    images = _Images(model, about["mean"], about["std"], labeled, page.seed)
+    images = _Images(model, about, labeled, page.seed)
     looked_at = min(request.calibration or enough(model), len(train))
     shown = _batches(images, train, looked_at)
     beside = lotus.pruning.Given(job.shelves, seed=page.seed)
@@ -184,8 +184,8 @@ class _Images:
     """How a model is shown images, and which are drawn."""
 
     model: Any
-    mean: Sequence[float]
-    std: Sequence[float]
+    about: Mapping[str, Any]
+    """What is known of the images that it wants."""
     labeled: bool
     """Whether the data's labels are the model's; else its own answers stand in."""
     seed: int
@@ -198,12 +198,13 @@ def _batches(images: _Images, source: Source, most: int) -> Batches:
     from lotus.data import unpacked
     from lotus.vit.model import image_size
 
-    model, size = images.model, image_size(images.model)
+    model, size, about = images.model, image_size(images.model), images.about
+    look = {"mean": about["mean"], "std": about["std"], "crop": about["crop"], "interpolation": given.resizing(about)}
     rows = np.sort(np.random.default_rng(images.seed).choice(len(source), size=min(most, len(source)), replace=False))
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         device = next(model.parameters()).device
-        for x, labels in unpacked.batches(source, rows, size, mean=images.mean, std=images.std):
+        for x, labels in unpacked.batches(source, rows, size, **look):
             x, labels = x.to(device), labels.to(device)
             if not images.labeled:
                 training = model.training

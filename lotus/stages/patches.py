@@ -117,7 +117,7 @@ def patch_scores(
     patch: Any = model.patch_embed.patch_size  # type: ignore[union-attr]
     found = patch_maps.Tickets(
         patch_maps.Maps(maps, size), stored.heights, stored.widths, size=image_size(model), patch=tuple(patch),
-        augment=recipe.augment, seed=seed,
+        augment=recipe.augment, seed=seed, crop=context.preprocessing().crop,
     )  # fmt: skip
     if asked is None or not made:
         return PatchScores(found, left=(file,))
@@ -135,6 +135,7 @@ def patch_file(
 
     import lotus.pruning
     from lotus.data import patch_maps
+    from lotus.data.views import CENTER
     from lotus.vit import saliency
     from lotus.vit.model import image_size
 
@@ -150,7 +151,8 @@ def patch_file(
             [image_size(model), list(looks.patch_embed.patch_size), context.config.seed if "rng" in reads else 0]
         )
     text = run.own_text(patches.score.name)
-    own = [text] if text else []
+    own, crop = [text] if text else [], context.preprocessing().crop
+    own += [str(crop)] if crop != CENTER else []
     file = run.data / f"patches-{digest([manifest.fingerprint, patches.score.model_dump(), by, *own])}.npz"
     made = bool(context.world.main(not patch_maps.stands(file)))  # nobody makes it before rank 0 has looked
     if context.world.rank == 0 and made:

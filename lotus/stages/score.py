@@ -7,7 +7,7 @@ import numpy as np
 from lotus.config import Config
 from lotus.events import Wrote
 from lotus.stage import TRAIN_FORWARDS, Outcome, Stage, Work
-from lotus.stages.ahead import Ahead, Cost, asked_of_patches, check_recipe, check_weights
+from lotus.stages.ahead import LOOK, Ahead, Cost, asked_of_patches, check_recipe, check_weights
 from lotus.stages.context import PARTS, Context
 from lotus.stages.proxy import by_heads, by_training, has_batch_norms, proxy_model
 from selection import lottery
@@ -91,7 +91,7 @@ STAGE = Stage(
     "score",
     "train a proxy: watch what is said of each image",
     score,
-    settings=("score", "model", "seed", "data.normalize"),
+    settings=("score", "model", "seed", *LOOK),
     after=("prepare",),
     outputs=("signals.npz",),
     every_rank=True,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lotus.config import Prune
-from lotus.stage import TRAIN_FORWARDS, Outcome, Section
+from lotus.stage import TRAIN_FORWARDS, Section
 from lotus.stages import course
 from lotus.stages.ahead import Ahead, Cost
 from lotus.stages.context import CALIBRATION, Context
@@ -125,12 +124,6 @@ def cuts_told(context: Context, shrink: Shrink, price: Price) -> dict[str, Any]:
     blocks = [{"heads": d.heads, "v_dim": d.v_dim, "hidden": d.hidden} for d in (b.dims for b in anatomy.blocks(dense))]
     uncut = {"params": whole.params, "macs": whole.macs, "blocks": blocks}
     return {"cuts": shrink.cuts, "uncut": uncut, "train_macs": price.macs}
-
-
-def billed(done: Outcome, shrink: Shrink) -> Outcome:
-    """``done`` with what looking at the models cost."""
-    forwards, macs = shrink.bill
-    return dataclasses.replace(done, image_forwards=done.image_forwards + forwards, macs=done.macs + macs)
 
 
 def tell_cuts(results: dict[str, Any]) -> Section:

@@ -10,6 +10,7 @@ from lotus.run import Run
 from lotus.stage import Curve, Section, Stage, Work
 from lotus.stages import course, own_ticket
 from lotus.stages.ahead import (
+    LOOK,
     Ahead,
     Cost,
     asked_of_patches,
@@ -23,7 +24,9 @@ from lotus.stages.ahead import (
 from lotus.stages.baseline import is_asked
 from lotus.stages.context import Context
 from lotus.stages.fit import Images, Task, fit, keep_model, outcome
-from lotus.stages.shrink import billed, check_cuts, cuts_told, forecast_looks, shrinking, tell_cuts
+from lotus.stages.shrink import check_cuts, cuts_told, forecast_looks, shrinking, tell_cuts
+from lotus.stages.still import check_still, spared_forecast, still_told
+from lotus.stages.teacher import check_teacher, taught, taught_told, teacher_files, teacher_forecast
 from selection import dynamic_pruning
 
 if TYPE_CHECKING:
@@ -52,6 +55,7 @@ def train(context: Context) -> Work:
         guests += [Gating(gates), *([] if config.train.sparsity.early_bird is None else [EarlyBird(gates)])]
     if config.train.dynamic is not None:
         guests.append(DynamicPruning(_selection(context, config.train.dynamic, ticket.rows)))
+    guests += taught(context, config.train, "train")
     shrink = None if config.train.shrink is None else shrinking(context, model, ticket.rows)
     guests += [] if shrink is None else [shrink]
     own = None
@@ -74,8 +78,7 @@ def train(context: Context) -> Work:
     if own is not None:
         more |= own_ticket.told(own, len(ticket.rows), config.train.epochs)
     yield from keep_model(context, "train", model, run.of("train"))
-    done = outcome(fitted, price, model, more)
-    return done if shrink is None else billed(done, shrink)
+    return outcome(fitted, price, model, more)
 
 
 def _gates(context: Context, model: nn.Module) -> Gates:
@@ -100,7 +103,7 @@ def _selection(context: Context, dynamic: Dynamic, rows: np.ndarray) -> DynamicS
 
 
 def _settings(config: Config) -> tuple[str, ...]:
-    own: tuple[str, ...] = ("train", "model", "seed", "data.normalize")
+    own: tuple[str, ...] = ("train", "model", "seed", *LOOK)
     if config.watches_itself:
         own = (*own, "select", "score.proxy", "score.gradients")  # it draws the ticket by them
     if config.train.shrink is not None:
@@ -118,6 +121,8 @@ def _check(ahead: Ahead) -> None:
     check_weights("model", ahead.config.model)
     check_fit("model", ahead.config.model)
     growing.check(ahead.shape, ahead.config.train.sides, place="train.sides")
+    check_teacher("train", ahead.config.train, ahead)
+    check_still(ahead)
     if ahead.config.train.shrink is not None:
         check_cuts(ahead)
     if ahead.config.watches_itself:
@@ -140,9 +145,12 @@ def _forecast(ahead: Ahead) -> Cost:
     if again is not None:
         drawn = dynamic_pruning.rehearse(pick=again, keep=again.keep, epochs=settings.epochs, shelves=ahead.shelves)
     looks, looked_macs = (0.0, 0.0) if settings.shrink is None else forecast_looks(ahead)
-    images = sum(piece.images for piece in gone)
-    forwards, macs = training(round(images * drawn), sum(piece.images * piece.macs for piece in gone) / images)
-    return forwards + (n if asked else 0) + looks, macs + asked + looked_macs
+    whole = sum(piece.images for piece in gone)
+    images, each = round(whole * drawn), sum(piece.images * piece.macs for piece in gone) / whole
+    forwards, macs = training(images, each)
+    beside = [(n if asked else 0, asked), (looks, looked_macs), teacher_forecast(settings, images, ahead)]
+    beside.append(spared_forecast(images, each, gone[0].macs, ahead))
+    return forwards + sum(one for one, _ in beside), macs + sum(one for _, one in beside)
 
 
 def _tell(run: Run, results: dict[str, Any]) -> Section | None:
@@ -167,7 +175,7 @@ def _says(config: Config) -> str:
         when = ", ".join(f"{one.at:g}" for one in shrink.cuts)
         how += f", cut at {when}" + (" at the latest" if shrink.until_stable is not None else "")
         how += ", then on the ticket that it draws itself" if config.watches_itself else ""
-    return how + patches_told(config.train.patches)
+    return how + still_told(config.train) + taught_told(config.train) + patches_told(config.train.patches)
 
 
 STAGE = Stage(
@@ -182,6 +190,7 @@ STAGE = Stage(
     files=lambda config: {
         **asked_of_patches("train.patches", config.train.patches),
         "model.weights": config.model.weights,
+        **teacher_files("train", config.train),
     },
     check=_check,
     forecast=_forecast,

@@ -95,7 +95,7 @@ class Engine:
         bf16 = recipe.precision == "bf16"
         self._dtype = torch.bfloat16 if bf16 else torch.float32
         # ZeRO 0 in fp32 steps without asking whether the gradient is finite, and one NaN stays in the weights for good.
-        # So there clipping and the question are ours, out of one norm.
+        # So there clipping and the question are ours.
         self._plain = self.stage == 0 and recipe.precision == "fp32"
         self._clip: float = config["gradient_clipping"]
         if self._plain:
@@ -109,12 +109,13 @@ class Engine:
         self._optimizer = self._engine.optimizer
         self._base: torch.optim.Optimizer = getattr(self._optimizer, "optimizer", self._optimizer)  # torch's, or timm's
         self.masters, self._own = self._lay_out()
+        # What is frozen is rounded to bf16 to compute with, and leaves as it came.
+        self._frozen = {name: start[name] for name in self._marks.keys() - self._named.keys() if bf16}
         self._places = {} if self._own else self._find_places()
         if isinstance(self._base, Muon):
             self._base.join(world, self._places, in_shards=self.stage == 3)
         if start:
-            # DeepSpeed makes the fp32 masters out of weights that it has rounded to bf16, and at ZeRO 0 takes a first step
-            # there and then, which decays them.
+            # DeepSpeed makes fp32 masters of rounded weights, and at ZeRO 0 takes a first step at once, which decays them.
             self.load_weights(start)
             self._base.state.clear()
 
@@ -173,6 +174,7 @@ class Engine:
             for name, buffer in self.module.named_buffers():
                 if name in weights:
                     buffer.copy_(weights[name])
+            self._frozen = {name: weights[name] for name in self._frozen}
             if self.stage == 3:
                 self._load_shards(weights)
                 return
@@ -343,10 +345,10 @@ class Engine:
     def _full(self, name: str, p: Tensor) -> Tensor:
         """The whole parameter in fp32, of whatever layout."""
         if name not in self._named:
-            if hasattr(p, "ds_id"):
+            if hasattr(p, "ds_id") and name not in self._frozen:
                 with self._deepspeed.zero.GatheredParameters([p]):
                     return p.detach().clone()
-            return p
+            return self._frozen.get(name, p)
         if self._own:
             return self._own[name]
         return self._deepspeed.utils.safe_get_full_fp32_param(p)

@@ -11,12 +11,13 @@ dynamic data pruning) is a *guest*: an object with a few moments, all of which d
         after_backward
         after_step                    it moved the weights, or it was not finite
         due, detach, replace, replaced    another model takes the place of this one
+            handed_over               it has
     end_epoch, ended                  before the evaluation; whether the training ends here
         evaluating                    around the evaluation
     close_epoch                       after it; what there is to tell
 
-and besides ``attach`` at the start, ``state`` and ``load_state`` around each checkpoint, ``summary``, ``macs`` and ``own_macs`` for
-what is told and billed, ``weights`` for what leaves in the end, and ``leave`` however it ends.
+and besides ``equip`` and ``attach`` at the start, ``state`` and ``load_state`` around each checkpoint, ``summary``, ``macs``,
+``own_macs`` and ``bill`` for what is told and billed, ``weights`` for what leaves in the end, and ``leave`` however it ends.
 
 Every rank asks every guest, in the same order, so that a moment may be collective.
 
@@ -164,6 +165,10 @@ class Guest:
     """Of its file in a checkpoint, unlike any other's; empty: the class' name in lower case."""
     turn: ClassVar[Turn] = Turn.LAST
 
+    def equip(self, model: nn.Module) -> None:
+        """An optimizer and an engine are about to be made around ``model``: the last moment to say which parameters learn. Again
+        where it was replaced."""
+
     def attach(self, training: Training) -> None:
         """Once before the first step, and again when the model was replaced: what was held of the old one is of no use."""
 
@@ -211,6 +216,10 @@ class Guest:
         """Its model has taken the place of the other and is in training: what happened. Every rank is asked."""
         return ()
 
+    def handed_over(self, old: nn.Module, new: nn.Module) -> None:
+        """``new`` has taken the place of ``old``, which is as plain as before the training, and nobody's any more; they may be one
+        and the same. Every guest is asked, before :meth:`equip`."""
+
     def rebuilt(self, model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
         """The model of the shape that it had when ``state`` was taken; asked before a checkpoint is taken up."""
         return model
@@ -252,6 +261,11 @@ class Guest:
     def own_macs(self) -> float:
         """Of what it computes of an image beside that pass; asked once the training is over."""
         return 0
+
+    def bill(self) -> tuple[float, float]:
+        """Image-forwards and MACs that it spent beside the training's own passes, on all ranks together and in all sittings; below
+        zero for what it spared of them."""
+        return 0.0, 0.0
 
 
 _TAKEN = ("weights", "moments")

@@ -215,6 +215,8 @@ class _Course:
     def _engage(self, model: nn.Module) -> Engine:
         """An engine around ``model``, known to all guests."""
         job, data, recipe = self._job, self._data, self._recipe
+        for guest in self._guests:
+            guest.equip(model)
         optimizer = make_optimizer(model, recipe, place=job.place)
         self.model, engine = model, Engine(model, optimizer, recipe, job.world, place=job.place)
         self._engine = engine
@@ -281,6 +283,8 @@ class _Course:
         for other in self._guests:
             other.detach()
         model, carried = guest.replace(self.model, moments)
+        for other in self._guests:
+            other.handed_over(self.model, model)
         engine = self._engage(model)
         engine.load_moments(carried)
         engine.module.train()

@@ -73,9 +73,7 @@ class Shrink(Guest):
         """Whether the last cut is made."""
         return len(self.cuts) == len(self._wants.cuts)
 
-    @property
     def bill(self) -> tuple[float, float]:
-        """Image-forwards and MACs that were spent on looking at the model."""
         return self._bill[0], self._bill[1]
 
     def end_epoch(self, epoch: int) -> None:

@@ -48,7 +48,7 @@ def create(model: config.Model, classes: int, *, place: str = "model") -> nn.Mod
     model, told = of_hub(model, place)
     args = {**model.args, "num_classes": classes}
     published = model.pretrained and not model.weights  # weights of one's own win
-    vit = build(model.name, args, pretrained=published, place=place, instead=_instead(place))
+    vit = build(model.name, args, pretrained=published, place=place)
     if vit.global_pool == "":
         raise Refused(
             f"{place}.args.global_pool: '' leaves the tokens unpooled, which classifies nothing. Take token or avg."
@@ -85,18 +85,33 @@ def remember_images(model: Any, told: Mapping[str, Any]) -> None:
     model.pretrained_cfg = model.default_cfg = cfg
 
 
+def published(name: str, place: str) -> dict[str, Any]:
+    """What timm knows of the published weights of any of its models, which there has to be: ``num_classes``, ``classifier``, ..."""
+    import timm
+
+    _known_to_timm(name, place)
+    made_as: Any = timm.get_pretrained_cfg(name)
+    return made_as.to_dict() if made_as is not None else {}
+
+
 def proxy(model: config.Model, classes: int, *, place: str = "model") -> nn.Module:
     """Any timm model, to serve as a proxy and never to be cut; what :func:`create` makes where it is one that LOTUS supports.
 
     Raises:
         Refused: as :func:`create`, but for the architecture; one that gives no features before its classifier.
     """
+    arch = _known_to_timm(model.name, place)
+    return _any(model, classes, place) if _other_kind(arch) else create(model, classes, place=place)
+
+
+def _known_to_timm(name: str, place: str) -> str:
+    """The architecture of a name of any of timm's models."""
     import timm
 
-    arch = model.name.partition(".")[0]
-    if ":" in model.name or not timm.is_model(arch):
-        raise Refused(f"{place}.name: timm has no model {model.name!r}.{nearest(arch, timm.list_models())}")
-    return _any(model, classes, place) if _other_kind(arch) else create(model, classes, place=place)
+    arch = name.partition(".")[0]
+    if ":" in name or not timm.is_model(arch):
+        raise Refused(f"{place}.name: timm has no model {name!r}.{nearest(arch, timm.list_models())}")
+    return arch
 
 
 def _class_of(name: str) -> type[nn.Module]:
@@ -164,8 +179,7 @@ def adopt(
         Refused: as :func:`build`; weights that cannot be read or do not fit.
     """
     if not weights:
-        instead = f" Without a network give weights of your own: {place}.weights=FILE."
-        model = build(name, args, pretrained=True, place=place, instead=instead)
+        model = build(name, args, pretrained=True, place=place)
     else:
         asked, told = of_hub(config.Model(name=name, args=dict(args), weights=weights), place)
         name, args, state = asked.name, dict(asked.args), state_of(Path(weights), f"{place}.weights")
@@ -185,12 +199,8 @@ def build(
     pretrained: bool = False,
     meta: bool = False,
     place: str = "model",
-    instead: str = "",
 ) -> nn.Module:
     """A plain timm ViT by name and arguments; on the meta device (shapes without memory) with ``meta``.
-
-    Args:
-        instead: what to do where timm's published weights cannot be had, in a sentence
 
     Raises:
         Refused: as :func:`create`; ``place`` is the part of the config, or the file, that the message names.
@@ -221,7 +231,7 @@ def build(
         except Exception as error:
             what = "get the published weights of" if pretrained else "make"
             raise Refused(
-                f"{place}: timm cannot {what} {name!r} ({reason(error)}).{instead if pretrained else ''}"
+                f"{place}: timm cannot {what} {name!r} ({reason(error)}).{_instead(place) if pretrained else ''}"
             ) from None
     if name != arch:  # the tag of published weights may have brought an image size of its own
         args = {**_introspected(made)["args"], **args}
@@ -253,7 +263,7 @@ def _check_sizes(args: Mapping[str, Any], place: str) -> None:
 
 
 def _instead(place: str) -> str:
-    return f" Without a network give weights of your own: {place}.pretrained=false {place}.weights=FILE."
+    return f" Without a network give weights of your own: {place}.weights=FILE."
 
 
 def _ask_the_hub(name: str) -> None:

@@ -6,7 +6,7 @@ from torch import nn
 
 from lotus.config import Finetune
 from lotus.training import distill
-from lotus.training.distill import Distiller
+from lotus.training.distill import Distiller, Shown
 from selection.errors import Refused
 
 
@@ -81,3 +81,35 @@ def test_weight_zero_asks_no_teacher():
 def test_a_teacher_of_other_classes_is_refused():
     with pytest.raises(Refused, match="the teacher tells 3 classes apart and the student 2"):
         Distiller(Fixed(TEACHER), "soft", 2.0, 0.5).losses(STUDENT[:, :2], IMAGES, BASE)
+
+
+def test_a_teacher_sees_images_normalized_and_sized_as_it_wants_them():
+    """The oracle begins with the pixels: normalized for the teacher directly, and resized by torch after that."""
+    pixels = torch.rand(2, 3, 12, 12)
+    given, own = (([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])), ([0.5, 0.45, 0.4], [0.2, 0.25, 0.3])
+
+    def normalized(numbers):
+        mean, std = (torch.tensor(one).view(3, 1, 1) for one in numbers)
+        return (pixels - mean) / std
+
+    class Whole(torch.nn.Module):
+        def forward(self, images):
+            return images
+
+    torch.testing.assert_close(Shown(Whole(), given, own)(normalized(given)), normalized(own))
+    smaller = torch.nn.functional.interpolate(normalized(own), 8, mode="bilinear", antialias=True)
+    torch.testing.assert_close(Shown(Whole(), given, own, 8)(normalized(given)), smaller)
+    same = normalized(given)
+    assert Shown(Whole(), given, given, 12)(same) is same
+    mixed = torch.lerp(same[0], same[1], 0.3)[None]  # as mixup does
+    one = Shown(Whole(), given, own)
+    torch.testing.assert_close(one(mixed)[0], torch.lerp(one(same)[0], one(same)[1], 0.3))
+
+
+def test_the_same_images_are_shown_in_half_precision():
+    given, own = ([0.5] * 3, [0.5] * 3), ([0.4] * 3, [0.2] * 3)
+    teacher = Fixed(TEACHER)
+    Distiller(Shown(teacher, given, own), "soft", 2.0, 1.0, dtype=torch.bfloat16).losses(
+        STUDENT.bfloat16(), IMAGES, BASE
+    )
+    assert teacher.seen[0].dtype == torch.bfloat16

@@ -30,9 +30,10 @@ from lotus.training.average import LateAverage, MovingAverage
 from lotus.training.balanced import BalancedClasses
 from lotus.training.checkpoint import Checkpoints
 from lotus.training.data_pruning import DynamicPruning
-from lotus.training.distill import Distiller, Taught
+from lotus.training.distill import Distiller, Taught, TaughtByUncut
 from lotus.training.dynamics import Recorder, Watched
 from lotus.training.fewer import FewerPatches
+from lotus.training.freeze import Frozen
 from lotus.training.growing import GrowingPictures
 from lotus.training.guests import Epoch, Guest, Micro, Position, Seen, Training, Turn
 from lotus.training.joint_budget import Joint
@@ -91,12 +92,19 @@ def _holding(model: nn.Module) -> list[Guest]:
     return [Holding(model, "linears")]
 
 
+def _uncut(model: nn.Module) -> list[Guest]:
+    teaches = TaughtByUncut(lambda uncut: Distiller(uncut, "soft", 2.0, 0.7))
+    return [teaches, shrinking(model, at=0.4, drop_path=0.2)]
+
+
 MAKERS: dict[type[Guest], Callable[[nn.Module], list[Guest]]] = {
     Gating: _gating,
     EarlyBird: _gating,
     AttentionPenalty: lambda model: [AttentionPenalty(model, "entropy", 0.1)],
     Holding: _holding,
     Taught: lambda model: [Taught(Distiller(vit(seed=3, patch=4), "soft", 2.0, 0.7))],
+    TaughtByUncut: _uncut,
+    Frozen: lambda model: [Frozen(["patch_embed"], 0.4)],
     Watched: lambda model: [Watched(Recorder(ROWS, EPOCHS, CLASSES, steps=True))],
     DynamicPruning: lambda model: [DynamicPruning(ThatPrunes({"name": "infobatch", "saving": 0.3}, EPOCHS))],
     FewerPatches: _fewer,

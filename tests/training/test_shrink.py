@@ -55,7 +55,7 @@ def test_one_schedule_and_the_budget_on_both_sides(tmp_path: Path) -> None:
     assert done.fitted.macs == seen * dense + (3 * 52 - seen) * small
     said = [event.text for event in done.events if isinstance(event, Said)]
     assert sum("cut after step 9, in epoch 2" in text for text in said) == 1
-    assert guest_of(done).bill == (4 * 52, 4 * 52 * dense), "rotation, and forward and backward"
+    assert guest_of(done).bill() == (4 * 52, 4 * 52 * dense), "rotation, and forward and backward"
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_killed_one_goes_on_bit_for_bit(
     assert same(whole.fitted.state, torn.fitted.state)
     assert whole.fitted.top1 == torn.fitted.top1
     assert guest_of(whole).cuts == guest_of(torn).cuts
-    assert guest_of(whole).bill == guest_of(torn).bill
+    assert guest_of(whole).bill() == guest_of(torn).bill()
 
 
 def test_it_is_saved_at_once(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_as_soon_as_the_plan_has_settled(tmp_path: Path) -> None:
     assert soon.cuts[0]["step"] == 15, "two plans alike, after the first step of the next epoch"
     late = guest_of(run(tmp_path / "late", {"epochs": 4}, {"at": 0.8, "until_stable": {"epsilon": 1e-9, "epochs": 3}}))
     assert late.cuts[0]["step"] == 23, "0.8 of 28 steps, at the latest"
-    assert [one.bill[0] for one in (soon, late)] == [3 * 208, 4 * 208], "each look is billed"
+    assert [one.bill()[0] for one in (soon, late)] == [3 * 208, 4 * 208], "each look is billed"
 
 
 def test_the_stream_is_narrowed_where_a_number_says_so(tmp_path: Path) -> None:

@@ -1,0 +1,169 @@
+"""What is compiled of a loader: an image, as it lies in the file, into a batch, as the table of augmentations says.
+
+All in one file, since numba keeps what it compiled until this file changes, and asks no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from lotus.data.format import JPEG
+from lotus.data.views import DOWN, FLIP, HEIGHT, LEFT, RIGHT, TOP, WIDTH
+
+
+def _c_call(result: Any, arguments: tuple[Any, ...]) -> Any:
+    """A compiled call of a C function by its address.
+
+    numba can call a ctypes function by itself, but then refuses to keep what it compiled on disk, since an address does
+    not outlive the process; so the address is passed in, as a number.
+    """
+
+    @intrinsic
+    def call(context: Any, address: Any, given: Any) -> Any:
+        signature = result(types.int64, given)
+
+        def build(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            kinds = [context.get_value_type(kind) for kind in arguments]
+            function = ir.FunctionType(context.get_value_type(result), kinds)
+            pointer = builder.inttoptr(values[0], function.as_pointer())
+            found = [builder.extract_value(values[1], i) for i in range(len(arguments))]
+            cast = [
+                context.cast(builder, value, source, kind)
+                for value, source, kind in zip(found, signature.args[1].types, arguments)
+            ]
+            return builder.call(pointer, cast)
+
+        return signature, build
+
+    return call
+
+
+_u32, _u64, _i64 = types.uint32, types.uint64, types.int64
+# int imdecode(source, bytes, height, width, destination, crop height, crop width, x, y, scale, of, crop?, mirror?)
+_imdecode = _c_call(types.int32, (_u64, _u64, _u32, _u32, _u64, _u32, _u32, _u32, _u32, _u32, _u32, _u32, _u32))
+# void resize(unused, source, height, width, from row, to row, from column, to column, destination, height, width)
+_resize = _c_call(types.none, (_i64,) * 11)
+
+
+def _kept(function: Callable[..., Any]) -> Any:
+    """Compiled at the first call, and kept on disk where there is a place for it.
+
+    numba compiles anew when this file has changed, not when a constant did that it takes from another.
+    """
+    try:
+        return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
+    except RuntimeError:  # neither this folder nor the user's cache can be written
+        return numba.njit(nogil=True, error_model="numpy")(function)
+
+
+@_kept
+def _taps(length, size, cubic):  # type: ignore[no-untyped-def]
+    """First input (S,) and weights (S, taps) of each output: the rows of :func:`lotus.data.torch_loader.smooth`, less their zeros."""
+    scale = length / size
+    wide = max(scale, 1.0)
+    reach = (2.0 if cubic else 1.0) * wide
+    taps = int(np.ceil(2 * reach)) + 1
+    first, weights = np.zeros(size, np.int64), np.zeros((size, taps), np.float32)
+    for i in range(size):
+        middle = (i + 0.5) * scale
+        start = max(0, int(np.floor(middle - reach)))
+        first[i] = start
+        total = 0.0
+        exact = np.zeros(taps)
+        for k in range(min(taps, length - start)):
+            off = abs((start + k + 0.5 - middle) / wide)
+            if not cubic:
+                exact[k] = max(0.0, 1 - off)
+            elif off < 1:
+                exact[k] = (1.5 * off - 2.5) * off * off + 1
+            elif off < 2:
+                exact[k] = ((-0.5 * off + 2.5) * off - 4) * off + 2
+            total += exact[k]
+        for k in range(taps):
+            weights[i, k] = exact[k] / total
+    return first, weights
+
+
+@_kept
+def _smooth(source, width, box, square, side, cubic):  # type: ignore[no-untyped-def]
+    """A box of an image of so many pixels a row, flat, into ``square`` (S, S, 3), flat: rows first, then columns."""
+    top, left, tall, wide = box
+    rows, by_row = _taps(tall, side, cubic)
+    columns, by_column = _taps(wide, side, cubic)
+    line = np.empty(3 * wide, np.float32)
+    for y in range(side):
+        line[:] = 0
+        for k in range(by_row.shape[1]):
+            weight = by_row[y, k]
+            if weight != 0:
+                at = 3 * ((top + rows[y] + k) * width + left)
+                for x in range(3 * wide):
+                    line[x] += weight * source[at + x]
+        for x in range(side):
+            for c in range(3):
+                value = np.float32(0)
+                for k in range(by_column.shape[1]):
+                    if by_column[x, k] != 0:
+                        value += by_column[x, k] * line[3 * (columns[x] + k) + c]
+                square[3 * (y * side + x) + c] = min(255, max(0, np.rint(value)))
+
+
+@_kept
+def paint(planes, rows, data, columns, colors, desk, calls):  # type: ignore[no-untyped-def]
+    """Images ``rows`` into ``planes`` (n, 3, S, S). Returns the first row whose JPEG is damaged, or -1.
+
+    ``data`` is the file, ``columns`` what it and the table of augmentations tell of all its images; ``colors`` are the levels and
+    the color beyond the border. On the ``desk`` lie a decoded JPEG and a resized image (S, S, 3), both flat and scratch. ``calls``
+    are the addresses of the decoder and of what resizes by area, and how to resize: 0 so, 1 by a triangle, 2 by a cubic.
+    """
+    modes, heights, widths, pointers, sizes, table = columns
+    levels, fill = colors
+    room, square = desk
+    imdecode, resize, how = calls
+    side = planes.shape[2]
+    first = np.int64(data.ctypes.data)  # signed, since numba adds signed to unsigned as floats
+    scratch, small = np.int64(room.ctypes.data), np.int64(square.ctypes.data)
+    for i in range(len(rows)):
+        row = rows[i]
+        line, out = table[row], planes[i]
+        height, width = heights[row], widths[row]
+        source, origin, address, stride = data, pointers[row], first + pointers[row], width
+        if modes[row] == JPEG:
+            if _imdecode(imdecode, (address, sizes[row], height, width, scratch, height, width, 0, 0, 1, 1, 0, 0)):
+                return row
+            source, origin, address = room, 0, scratch
+        top, left, tall, wide = line[TOP], line[LEFT], line[HEIGHT], line[WIDTH]
+        if tall == side and wide == side:
+            origin += 3 * (top * width + left)
+        elif how:
+            _smooth(
+                source[origin : origin + 3 * height * width], width, (top, left, tall, wide), square, side, how == 2
+            )
+            source, origin, stride = square, 0, side
+        else:
+            _resize(resize, (0, address, height, width, top, top + tall, left, left + wide, small, side, side))
+            source, origin, stride = square, 0, side
+        down, right = line[DOWN], line[RIGHT]
+        # Where the picture begins and ends in a line of the output, and from where and in which direction it is read.
+        if line[FLIP]:
+            begin, end, start, step = max(0, right), min(side, side + right), side - 1 + right, -1
+        else:
+            begin, end, start, step = max(0, -right), min(side, side - right), right, 1
+        for y in range(side):
+            inside = 0 <= y + down < side
+            at = origin + 3 * ((y + down) * stride + start)
+            for x in range(side):
+                if inside and begin <= x < end:
+                    for c in range(3):
+                        out[c, y, x] = levels[c, source[at + 3 * step * x + c]]
+                else:
+                    for c in range(3):
+                        out[c, y, x] = levels[c, fill[c]]
+    return -1
