@@ -58,8 +58,10 @@ def choose(
     if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
         raise Refused(f"{places.keep}: {keep!r} is no fraction in (0, 1]. Say 0.3 to keep 30 % of the images.")
     shelves = list(shelves)
-    score_name = resolve(scores, shelves, score, places.score, options_place=places.options_of_score).name
-    pick_name = resolve(pickers, shelves, pick, places.pick, options_place=places.options_of_pick).name
+    score_name = resolve(
+        scores, shelves, score, places.score, options_place=places.options_of_score, here=VOCABULARY
+    ).name
+    pick_name = resolve(pickers, shelves, pick, places.pick, options_place=places.options_of_pick, here=OF_PICKERS).name
     if pick_name == "top_k" and score_name not in _NOT_DIFFICULTY and keep < 0.5:
         return [
             f"{places.pick}: the {keep:.0%} that {score_name} ranks highest may train worse than a random {keep:.0%}: on CIFAR-10, "
@@ -74,13 +76,16 @@ DEFAULT_SCORE, DEFAULT_PICK = "dual", "beta"
 TOLD = frozenset({"labels", "scores", "ranking", "budget", "keep", "quotas", "rng", "start"})
 """What methods read that is known without a proxy."""
 
+OF_PICKERS = TOLD | frozenset(VOCABULARY)
+"""What a picker may read; a score: what is in the vocabulary."""
+
 
 def reads(score: Choice, pick: Choice, shelves: Iterable[ModuleType] = ()) -> set[str]:
     """The signals that a score and a picker read, labels aside. A method that is on no shelf counts as reading all of them."""
     found: set[str] = set()
-    for shelf, choice in ((scores, score), (pickers, pick)):
+    for shelf, choice, here in ((scores, score, frozenset(VOCABULARY)), (pickers, pick, OF_PICKERS)):
         try:
-            method = resolve(shelf, shelves, choice, "")
+            method = resolve(shelf, shelves, choice, "", here=here)
         except Refused:
             return set(VOCABULARY) - TOLD
         found |= set(methods.reads(method.function)) - TOLD
@@ -144,7 +149,8 @@ def select(
     shelves = list(shelves)
     warnings = choose(score=score, pick=pick, keep=keep, shelves=shelves, places=places)
     seed = check_seed(seed)
-    scorer, picker = _scorer(score, seed, shelves, places), resolve(pickers, shelves, pick, places.pick)
+    scorer = _scorer(score, seed, shelves, places)
+    picker = resolve(pickers, shelves, pick, places.pick, here=OF_PICKERS)
     if start is not None:
         start.check(signals.fingerprint, signals.images, place=places.start)
     _check_floor(floor, balance, places)
@@ -257,7 +263,7 @@ def _scored_if_it_can_be(
 
 
 def _scorer(score: Choice, seed: int, shelves: Iterable[ModuleType], places: Places) -> Method:
-    scorer = resolve(scores, shelves, score, places.score)
+    scorer = resolve(scores, shelves, score, places.score, here=VOCABULARY)
     if "seed" not in methods.settings(scorer.function):
         return scorer
     return scorer._replace(options={"seed": int(seed), **scorer.options})
