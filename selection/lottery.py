@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selection import limits, memory, methods, pickers, scores
-from selection.choices import CONFIG, Choice, Method, Places, check_seed, resolve
+from selection.choices import CONFIG, Choice, Method, Places, check_seed, named, resolve
 from selection.draws import QUOTAS, Drawing, Group, Weighed, above_floor
 from selection.errors import Refused
 from selection.ranks import ranking
@@ -84,11 +84,8 @@ def reads(score: Choice, pick: Choice, shelves: Iterable[ModuleType] = ()) -> se
     """The signals that a score and a picker read, labels aside. A method that is on no shelf counts as reading all of them."""
     found: set[str] = set()
     for shelf, choice, here in ((scores, score, frozenset(VOCABULARY)), (pickers, pick, OF_PICKERS)):
-        try:
-            method = resolve(shelf, shelves, choice, "", here=here)
-        except Refused:
-            return set(VOCABULARY) - TOLD
-        found |= set(methods.reads(method.function)) - TOLD
+        function = named(shelf, shelves, choice, here)
+        found |= set(VOCABULARY if function is None else methods.reads(function)) - TOLD
     return found
 
 
@@ -149,8 +146,7 @@ def select(
     shelves = list(shelves)
     warnings = choose(score=score, pick=pick, keep=keep, shelves=shelves, places=places)
     seed = check_seed(seed)
-    scorer = _scorer(score, seed, shelves, places)
-    picker = resolve(pickers, shelves, pick, places.pick, here=OF_PICKERS)
+    scorer, picker = _scorer(score, seed, shelves, places), _picker(pick, shelves, places)
     if start is not None:
         start.check(signals.fingerprint, signals.images, place=places.start)
     _check_floor(floor, balance, places)
@@ -260,6 +256,10 @@ def _scored_if_it_can_be(
         return _scored(signals, scorer, max_memory, enough, places)
     except Refused:
         return None
+
+
+def _picker(pick: Choice, shelves: Iterable[ModuleType], places: Places) -> Method:
+    return resolve(pickers, shelves, pick, places.pick, here=OF_PICKERS)
 
 
 def _scorer(score: Choice, seed: int, shelves: Iterable[ModuleType], places: Places) -> Method:

@@ -1,17 +1,19 @@
 """A method is a plain function on a shelf (a module).
 
 Its positional parameters say what it *reads*; its keyword-only parameters are what a config may *set*.
+A keyword-only parameter whose default is a dataclass stands for several settings, its fields, which a config says like any others.
 It is found by its name: a public function defined in the shelf's own module. There is no registry to feed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 import os
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from selection.errors import Refused
@@ -58,18 +60,25 @@ def find(
         Refused: no such method, or one of another kind; the message names ``place`` (a setting, say) and what there is.
     """
     shelves = [shelves] if isinstance(shelves, ModuleType) else list(shelves)
-    there: list[tuple[str, Callable[..., Any]]] = [
-        (known, getattr(shelf, known)) for shelf in shelves for known in names(shelf)
-    ]
-    fitting = {known: method for known, method in there if here is None or set(reads(method)) <= set(here)}
-    if name in fitting:
-        return fitting[name]
-    other = dict(there).get(name)
+    method = named(shelves, name, here)
+    if method is not None:
+        return method
+    other = named(shelves, name)
     if other is not None:
         here = set(here or ())
         raise Refused(_misread(place, name, [read for read in reads(other) if read not in here], here))
-    known = sorted(fitting)
+    known = sorted({known for shelf in shelves for known in names(shelf) if _fits(getattr(shelf, known), here)})
     raise Refused(f"{place}: there is no {name!r}.{nearest(name, known)} Here: {', '.join(known)}.")
+
+
+def named(shelves: Iterable[ModuleType], name: Any, here: Iterable[str] | None = None) -> Callable[..., Any] | None:
+    """As :func:`find`; None where there is none."""
+    on = [shelf for shelf in shelves if name in names(shelf) and _fits(getattr(shelf, name), here)]
+    return getattr(on[-1], name) if on else None
+
+
+def _fits(method: Callable[..., Any], here: Iterable[str] | None) -> bool:
+    return here is None or set(reads(method)) <= set(here)
 
 
 def _misread(place: str, name: str, missing: Sequence[str], here: Iterable[str], cure: str = "") -> str:
@@ -86,12 +95,39 @@ def reads(method: Callable[..., Any]) -> list[str]:
 
 
 def settings(method: Callable[..., Any]) -> dict[str, Any]:
-    """What a config may set on ``method``: keyword-only parameters with their published defaults."""
+    """What a config may set on ``method``, with their published defaults."""
+    found: dict[str, Any] = {}
+    for name, default in _keywords(method).items():
+        found |= _parts(default) if _is_group(default) else {name: default}
+    return found
+
+
+def arguments(method: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """``options`` as the keyword-only parameters of ``method``: those of a group together, as its dataclass."""
+    given = dict(options)
+    for name, default in _keywords(method).items():
+        if _is_group(default):
+            given[name] = dataclasses.replace(
+                default, **{part: given.pop(part) for part in _parts(default) if part in given}
+            )
+    return given
+
+
+def _keywords(method: Callable[..., Any]) -> dict[str, Any]:
+    """Its keyword-only parameters and their defaults."""
     return {
         name: parameter.default
         for name, parameter in inspect.signature(method).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
+
+
+def _is_group(default: Any) -> bool:
+    return dataclasses.is_dataclass(default) and not isinstance(default, type)
+
+
+def _parts(group: Any) -> dict[str, Any]:
+    return {part.name: getattr(group, part.name) for part in dataclasses.fields(group)}
 
 
 def check_settings(
@@ -105,7 +141,7 @@ def check_settings(
     Raises:
         Refused: an unknown option or word, with the nearest right one.
     """
-    own, hints = settings(method), _hints(method)
+    own, hints = settings(method), kinds(method)
     known = dict.fromkeys([*own, *also])
     for option in options:
         if option not in own:
@@ -115,11 +151,19 @@ def check_settings(
             check_choice(options[option], get_args(hints[option]), place=f"{place}.{option}")
 
 
-def _hints(method: Callable[..., Any]) -> dict[str, Any]:
+def kinds(method: Callable[..., Any]) -> dict[str, Any]:
+    """How the settings of ``method`` are annotated; nothing where that names what is nowhere, as one's own method may."""
+    keywords = _keywords(method)
+    own = {name: note for name, note in getattr(method, "__annotations__", {}).items() if name in keywords}
     try:
-        return get_type_hints(method)
-    except (NameError, TypeError):  # a method of one's own may be annotated with what is nowhere
+        found = get_type_hints(
+            SimpleNamespace(__annotations__=own), getattr(method, "__globals__", {}), include_extras=True
+        )
+        for default in filter(_is_group, keywords.values()):
+            found |= get_type_hints(type(default), include_extras=True)
+    except (NameError, TypeError):
         return {}
+    return found
 
 
 def call(
@@ -147,7 +191,7 @@ def call(
     if missing:
         cure = "".join(f"{cure} " for cure in dict.fromkeys(cures[name] for name in missing if name in cures))
         raise Refused(_misread(place, method.__name__, missing, available if here is None else here, cure))
-    given = [available[name] for name in wanted]
+    given, options = [available[name] for name in wanted], arguments(method, options)
     if (method.__module__ or "").split(".")[0] in ("selection", "lotus"):
         return method(*given, **options)
     try:
