@@ -64,4 +64,6 @@ def load(text: str, place: str) -> Any:
     except Refused:
         raise
     except Exception as error:  # a date of the 99th month, a base-64 of no base 64: each its own error
-        raise Refused(f"{place}: not valid YAML: {' '.join(str(error).split())}") from None
+        said, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise Refused(f"{place}: not valid YAML: {said or ' '.join(str(error).split())}{where}.") from None

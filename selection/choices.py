@@ -80,12 +80,14 @@ def resolve(
     *,
     options_place: str = "",
     also: Callable[[Callable[..., Any]], Iterable[str]] = lambda method: (),
+    here: Iterable[str] | None = None,
 ) -> Method:
     """The method of a choice, its options checked.
 
     Args:
         options_place: what a refusal has before the name of an option; empty: ``place``
         also: what can be said beside a method's own settings, and was taken out of the options, for a refusal to name
+        here: see :func:`selection.methods.find`
 
     Raises:
         Refused: no such method, or an option that it does not have.
@@ -93,14 +95,16 @@ def resolve(
     name, options = _said(choice)
     if not isinstance(name, str) or not isinstance(options, Mapping):
         raise Refused(f"{place}: expected a name, or a name with options like {{name: ccs, bins: 20}}, not {choice!r}.")
-    method = methods.find([shelf, *shelves], name, place=place)
+    method = methods.find([shelf, *shelves], name, place=place, here=here)
     methods.check_settings(method, options, place=options_place or place, also=also(method))
     return Method(name, method, dict(options))
 
 
-def named(shelf: ModuleType, shelves: Iterable[ModuleType], choice: Choice) -> Callable[..., Any] | None:
-    """The function that a choice names, whatever its options; None where it is on no shelf."""
-    return methods.named([shelf, *shelves], _said(choice)[0])
+def named(
+    shelf: ModuleType, shelves: Iterable[ModuleType], choice: Choice, here: Iterable[str] | None = None
+) -> Callable[..., Any] | None:
+    """The function that a choice names, whatever its options; None where it is on no shelf, or reads what is not ``here``."""
+    return methods.named([shelf, *shelves], _said(choice)[0], here)
 
 
 def _said(choice: Any) -> tuple[Any, Any]:

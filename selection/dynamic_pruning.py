@@ -135,9 +135,7 @@ class State:
 
     def known(self) -> dict[str, npt.NDArray[Any]]:
         """What a method may read of the images, by name, not to be changed."""
-        views = {
-            name: getattr(self, name).view() for name in ("loss", "mean", "variance", "seen", "last", "below", "labels")
-        }
+        views = {name: getattr(self, name).view() for name in IMAGES}
         for view in views.values():
             view.setflags(write=False)
         return views
@@ -203,6 +201,10 @@ class EpochSubset:
     """Positive, in the order of ``rows``; they multiply losses, and their mean need not be 1: see selection/dynamic.py."""
 
 
+IMAGES = ("loss", "mean", "variance", "seen", "last", "below", "labels")
+READS = frozenset({*IMAGES, "epoch", "epochs", "budget", "seed", "rng"})
+"""What a method may read (selection/dynamic.py says what it is)."""
+
 HALF = 0.5
 """The fraction of the images in an epoch where nobody says ``keep``."""
 
@@ -220,10 +222,10 @@ def _resolved(
 
     options = dict(pick) if isinstance(pick, Mapping) else dict(getattr(pick, "options", None) or {})
     if "saving" not in options:
-        return *resolve(dynamic, shelves, pick, place, also=also), None
+        return *resolve(dynamic, shelves, pick, place, also=also, here=READS), None
     saving = options.pop("saving")
     wanted = options.pop("name", None) or getattr(pick, "name", None)
-    name, method, options = resolve(dynamic, shelves, {**options, "name": wanted}, place, also=also)
+    name, method, options = resolve(dynamic, shelves, {**options, "name": wanted}, place, also=also, here=READS)
     if "saving" in methods.settings(method):
         return name, method, {**options, "saving": saving}, None
     if saving is None:
@@ -257,7 +259,7 @@ def choose(
         cure = f" Set {place}.{' or '.join(sets)}." if sets else ""
         raise Refused(f"{place}.keep: {name!r} finds the number of images itself. Leave keep out.{cure}")
     keep = 1 - saving if saving is not None else HALF if keep is None else keep
-    redraw(State(np.arange(1000) % 10), pick=pick, epoch=0, epochs=epochs, keep=keep, shelves=shelves)
+    redraw(State(np.arange(1000) % 10), pick=pick, epoch=0, epochs=epochs, keep=keep, shelves=shelves, place=place)
     return keep
 
 
@@ -287,6 +289,7 @@ def redraw(
     keep: float = 1.0,
     seed: int = 0,
     shelves: Iterable[ModuleType] = (),
+    place: str = "redraw",
 ) -> EpochSubset:
     """The images of epoch ``epoch`` (from 0) of ``epochs``. The same whenever it is called for the same state and seed.
 
@@ -296,16 +299,17 @@ def redraw(
         keep: fraction of the images in an epoch, for those that read a budget.
         seed: everything random follows from it.
         shelves: modules with lotteries of the user's own; they win over ours.
+        place: what a refusal names.
 
     Raises:
         Refused: no such method or option; a ``keep`` that is no fraction in (0, 1]; a method that does not return what it should.
     """
     if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
-        raise Refused(f"redraw.keep: {keep!r} is no fraction in (0, 1]. Say 0.3 for epochs of 30 % of the images.")
+        raise Refused(f"{place}.keep: {keep!r} is no fraction in (0, 1]. Say 0.3 for epochs of 30 % of the images.")
     seed = check_seed(seed)
     if not 0 <= epoch < epochs:
-        raise Refused(f"redraw: there is no epoch {epoch} of {epochs}; they are 0 to {epochs - 1}.")
-    name, method, options, saving = _resolved(pick, list(shelves), "redraw")
+        raise Refused(f"{place}: there is no epoch {epoch} of {epochs}; they are 0 to {epochs - 1}.")
+    name, method, options, saving = _resolved(pick, list(shelves), place)
     keep = keep if saving is None else 1 - saving
     own = int(np.random.SeedSequence([seed, _STREAM]).generate_state(1, np.uint64)[0])
     told: dict[str, Any] = {
@@ -316,8 +320,8 @@ def redraw(
         "seed": own,
         "rng": np.random.default_rng([own, int(epoch)]),
     }
-    taken = methods.call(method, told, options, place="redraw")
-    rows, weights = _checked(taken, len(state), f"redraw ({name})")
+    taken = methods.call(method, told, options, place=place)
+    rows, weights = _checked(taken, len(state), f"{place} ({name})")
     order = np.argsort(rows)
     return EpochSubset(rows[order].astype(np.int64), weights[order].astype(np.float32))
 

@@ -64,8 +64,10 @@ def choose(
     if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
         raise Refused(f"{places.keep}: {keep!r} is no fraction in (0, 1]. Say 0.3 to keep 30 % of the images.")
     shelves = list(shelves)
-    score_name = resolve(scores, shelves, score, places.score, options_place=places.options_of_score).name
-    pick_name = resolve(pickers, shelves, pick, places.pick, options_place=places.options_of_pick).name
+    score_name = resolve(
+        scores, shelves, score, places.score, options_place=places.options_of_score, here=VOCABULARY
+    ).name
+    pick_name = resolve(pickers, shelves, pick, places.pick, options_place=places.options_of_pick, here=OF_PICKERS).name
     if pick_name == "top_k" and score_name not in _NOT_DIFFICULTY and keep < 0.5:
         return [
             f"{places.pick}: the {keep:.0%} that {score_name} ranks highest may train worse than a random {keep:.0%}: on CIFAR-10, "
@@ -80,12 +82,15 @@ DEFAULT_SCORE, DEFAULT_PICK = "dual", "beta"
 TOLD = frozenset({"labels", "scores", "ranking", "budget", "keep", "quotas", "rng", "start"})
 """What methods read that is known without a proxy."""
 
+OF_PICKERS = TOLD | frozenset(VOCABULARY)
+"""What a picker may read; a score: what is in the vocabulary."""
+
 
 def reads(score: Choice, pick: Choice, shelves: Iterable[ModuleType] = ()) -> set[str]:
     """The signals that a score and a picker read, labels aside. A method that is on no shelf counts as reading all of them."""
     found: set[str] = set()
-    for shelf, choice in ((scores, score), (pickers, pick)):
-        function = named(shelf, shelves, choice)
+    for shelf, choice, here in ((scores, score, frozenset(VOCABULARY)), (pickers, pick, OF_PICKERS)):
+        function = named(shelf, shelves, choice, here)
         found |= set(VOCABULARY if function is None else methods.reads(function)) - TOLD
     return found
 
@@ -148,7 +153,7 @@ def select(
     shelves = list(shelves)
     warnings = choose(score=score, pick=pick, keep=keep, shelves=shelves, places=places)
     seed, share = check_seed(seed), balance_of(balance, places.balance)
-    scorer, picker = _scorer(score, seed, shelves, places), resolve(pickers, shelves, pick, places.pick)
+    scorer, picker = _scorer(score, seed, shelves, places), _picker(pick, shelves, places)
     begun = _begun(start, signals, places)
     _check_floor(floor, bool(share), places)
     by_class = _by_class(share, floor)
@@ -298,8 +303,12 @@ def _scored_if_it_can_be(
         return None
 
 
+def _picker(pick: Choice, shelves: Iterable[ModuleType], places: Places) -> Method:
+    return resolve(pickers, shelves, pick, places.pick, here=OF_PICKERS)
+
+
 def _scorer(score: Choice, seed: int, shelves: Iterable[ModuleType], places: Places) -> Method:
-    scorer = resolve(scores, shelves, score, places.score)
+    scorer = resolve(scores, shelves, score, places.score, here=VOCABULARY)
     if "seed" not in methods.settings(scorer.function):
         return scorer
     return scorer._replace(options={"seed": int(seed), **scorer.options})

@@ -47,24 +47,45 @@ def check_choice(value: Any, among: Sequence[str], *, place: str) -> None:
         raise Refused(f"{place}: there is no {value!r}.{nearest(str(value), among)} Here: {', '.join(among)}.")
 
 
-def find(shelves: ModuleType | Iterable[ModuleType], name: str, *, place: str) -> Callable[..., Any]:
+def find(
+    shelves: ModuleType | Iterable[ModuleType], name: str, *, place: str, here: Iterable[str] | None = None
+) -> Callable[..., Any]:
     """The method called ``name``; later shelves (the user's own) win over earlier ones.
 
+    Args:
+        here: all that a method of this kind may read; None: nobody knows. A user's file holds methods of several kinds, which
+            are told apart by what they read.
+
     Raises:
-        Refused: no such method; the message names ``place`` (a setting, say) and what there is.
+        Refused: no such method, or one of another kind; the message names ``place`` (a setting, say) and what there is.
     """
     shelves = [shelves] if isinstance(shelves, ModuleType) else list(shelves)
-    method = named(shelves, name)
+    method = named(shelves, name, here)
     if method is not None:
         return method
-    known = sorted({known for shelf in shelves for known in names(shelf)})
+    other = named(shelves, name)
+    if other is not None:
+        here = set(here or ())
+        raise Refused(_misread(place, name, [read for read in reads(other) if read not in here], here))
+    known = sorted({known for shelf in shelves for known in names(shelf) if _fits(getattr(shelf, known), here)})
     raise Refused(f"{place}: there is no {name!r}.{nearest(name, known)} Here: {', '.join(known)}.")
 
 
-def named(shelves: Iterable[ModuleType], name: Any) -> Callable[..., Any] | None:
+def named(shelves: Iterable[ModuleType], name: Any, here: Iterable[str] | None = None) -> Callable[..., Any] | None:
     """As :func:`find`; None where there is none."""
-    on = [shelf for shelf in shelves if name in names(shelf)]
+    on = [shelf for shelf in shelves if name in names(shelf) and _fits(getattr(shelf, name), here)]
     return getattr(on[-1], name) if on else None
+
+
+def _fits(method: Callable[..., Any], here: Iterable[str] | None) -> bool:
+    return here is None or set(reads(method)) <= set(here)
+
+
+def _misread(place: str, name: str, missing: Sequence[str], here: Iterable[str], cure: str = "") -> str:
+    """What is said of a method that reads what is not here."""
+    here = sorted(here)
+    meant = nearest(missing[0], here) if len(missing) == 1 else ""
+    return f"{place}: {name!r} reads {', '.join(missing)}, which is not here.{meant} {cure}Here: {', '.join(here)}."
 
 
 def reads(method: Callable[..., Any]) -> list[str]:
@@ -169,10 +190,7 @@ def call(
     missing = [name for name in wanted if name not in available]
     if missing:
         cure = "".join(f"{cure} " for cure in dict.fromkeys(cures[name] for name in missing if name in cures))
-        raise Refused(
-            f"{place}: {method.__name__!r} reads {', '.join(missing)}, which is not here. {cure}"
-            f"Here: {', '.join(sorted(available if here is None else here))}."
-        )
+        raise Refused(_misread(place, method.__name__, missing, available if here is None else here, cure))
     given, options = [available[name] for name in wanted], arguments(method, options)
     if (method.__module__ or "").split(".")[0] in ("selection", "lotus"):
         return method(*given, **options)

@@ -27,7 +27,7 @@ from selection.methods import nearest
 
 KIND, FORMAT = "signals of LOTUS", 1
 CURE = "Remove it and run the score stage again."
-MADE = "Signals are what the score stage writes: signals.npz in the run's folder."
+MADE = "Signals are what the score stage writes: signals.npz in the run's folder. `lotus score CONFIG` makes them."
 AXES = {"S": "seed", "E": "epoch", "N": "row", "D": "dimension", "C": "class column", "K": "run"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,3 +69,23 @@ def test_the_schema_knows_every_section(capsys: pytest.CaptureFixture[str]) -> N
     assert schema["additionalProperties"] is False
     assert main(["config", "export", "--schema"]) == 0
     assert set(json.loads(capsys.readouterr().out)["properties"]) == set(Config().export.model_dump())
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("def bad(loss:", "line 1"), ("x = 1\nimport nothing_of_that_name", "line 2"), ("\n\n1 / 0", "line 3")],
+)
+def test_a_file_of_ones_own_that_cannot_be_imported_is_told_with_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, says: str
+) -> None:
+    (tmp_path / "my file.py").write_text(text)
+    assert main(["run", "configs/digits.yaml", "--with", str(tmp_path / "my file.py")]) == 2
+    told = capsys.readouterr().err
+    assert "my file.py: it cannot be imported" in told
+    assert says in told
+
+
+def test_only_what_is_missing_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run"])
+    assert capsys.readouterr().err.rstrip().endswith("required: config")

@@ -46,6 +46,18 @@ def test_resolved_page_reads_back_the_same() -> None:
         ("lr", "an override is key=value"),
         ("train.precision=fp8", "train.precision"),
         ("train.patches.mode=evitt", ", not 'evitt'. Did you mean 'evit'?"),
+        ("prune.round=0", "prune.round: Input should be greater than or equal to 1, or 'auto', not 0."),
+        ("prune.round=six", "prune.round: Input should be a valid integer, or 'auto', not 'six'."),
+        ("train.epochs=two", "train.epochs: Input should be a valid integer, not 'two'."),
+        (
+            "train.guests=late_average",
+            "train.guests: a list, not 'late_average'. Lists have brackets: train.guests=[late_average].",
+        ),
+        ("train.guests=[3]", "train.guests.0: a name, or a name with settings like {name: ..., ...}, not 3."),
+        ("data.options=3", "data.options: a section of settings, not 3."),
+        ("train.shrink=true", "train.shrink: a section, not True. Say train.shrink={} for what it is by default."),
+        ("train.shrink=0.1", "train.shrink: a section, not 0.1. Say e.g. train.shrink.at=0.1."),
+        ("train.shrink=x", "train.shrink: a section, not 'x'. Say e.g. train.shrink.carry=true."),
         ("prune.round=aut", "prune.round: Input should be 'auto', not 'aut'. Did you mean 'auto'?"),
         (
             "prune.embed_dim=serch",

@@ -67,6 +67,12 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(there), f"{target}: there is no such heading"
 
 
+def test_every_guide_has_a_place_among_the_pages() -> None:
+    """`make docs` shows in its menu what stands in ``nav``; the rest is found by who knows that it is there."""
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2].partition("\nplugins:")[0]
+    assert [page.name for page in ROOT.glob("docs/*.md") if f" {page.name}\n" not in menu] == []
+
+
 def test_a_searcher_finds_the_words_of_the_field() -> None:
     words = ("coreset", "data pruning", "structured pruning", "token pruning", "residual stream")
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())

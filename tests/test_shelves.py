@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -79,3 +81,83 @@ def test_a_config_never_names_a_module(name: str) -> None:
         check(read(None, ["data.name=digits", f"prune.method={name!r}"]))
     with pytest.raises(Refused, match="with: no such setting"):
         read(None, [f"with=[{name!r}]"])
+
+
+KINDS = """
+def of_path(path): ...
+def of_loss(loss): ...
+def of_step(step): return 0.1
+"""
+
+PLACES = (
+    "data.name", "select.score", "select.pick", "train.dynamic", "train.schedule", "train.guests", "train.sparsity.penalty",
+    "prune.criterion",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_function_of_another_kind_is_refused_before_anything_is_done(place: str) -> None:
+    """One file holds scores, schedules and data sets; each place takes what reads what is there, and lists no other."""
+    from lotus.data.dataset import open_data
+    from lotus.stages.checks import check
+
+    mine = ModuleType("mine")
+    exec(KINDS, vars(mine))
+
+    def asked(name: str) -> str:
+        page = read(None, ["data.name=digits", f"{place}={[name] if place == 'train.guests' else name}"])
+        look = partial(open_data, page.data) if place == "data.name" else partial(check, page)
+        with pytest.raises(Refused) as told:
+            look([mine])
+        return str(told.value)
+
+    other = {
+        "data.name": "of_loss",
+        "select.score": "of_step",
+        "select.pick": "of_step",
+        "train.dynamic": "of_step",
+    }.get(place, "of_path")
+    assert asked(other).startswith(f"{place}: {other!r} reads {other[3:]}, which is not here. ")
+    near = asked(f"{other}s")
+    assert near.startswith(f"{place}: there is no '{other}s'.")
+    assert f"'{other}'" not in near
+    assert f" {other}," not in near
+
+
+def test_the_shelves_read_no_more_than_their_places_give() -> None:
+    """What is told of a user's function must never refuse one of ours."""
+    from lotus.data import catalog
+    from lotus.pruning import criteria, scoring
+    from lotus.sparsity import penalties
+    from lotus.training import named, optim, schedules, shelf
+    from lotus.vit import patch_scores, saliency
+    from selection import dynamic, dynamic_pruning, lottery, methods, pickers, scores
+    from selection.signals import VOCABULARY
+
+    for room, may in (
+        (scores, VOCABULARY),
+        (pickers, lottery.OF_PICKERS),
+        (dynamic, dynamic_pruning.READS),
+        (schedules, optim.SCHEDULE_READS),
+        (shelf, named.READS),
+        (criteria, scoring.READS),
+        (patch_scores, saliency.READS),
+        (catalog, ("path", "name")),
+        (penalties, ("values", "gradient", "descend", "lr", "strength")),
+    ):
+        for name in methods.names(room):
+            assert set(methods.reads(getattr(room, name))) <= set(may), f"{room.__name__}.{name}"
+
+
+def test_a_data_set_that_gives_none_and_a_schedule_that_gives_no_rate() -> None:
+    from lotus.data.dataset import open_data
+    from lotus.training.optim import make_schedule
+
+    mine = ModuleType("mine")
+    exec("def nothing(path): ...\ndef word(): return 'fast'\ndef pair(path): return (1, 2)", vars(mine))
+    with pytest.raises(Refused, match=r"^data\.name: 'nothing' gave nothing, .*Return two lotus\.data\.source\.Source"):
+        open_data(read(None, ["data.name=nothing"]).data, [mine])
+    with pytest.raises(Refused, match=r"^data\.name: 'pair' gave \(int, int\), .*Return two"):
+        open_data(read(None, ["data.name=pair"]).data, [mine])
+    with pytest.raises(Refused, match=r"^train\.schedule: 'word' gave 'fast' for step 0\. Return a learning rate"):
+        make_schedule(read(None, ["train.schedule=word"]).train, [mine])

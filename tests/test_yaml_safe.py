@@ -66,3 +66,11 @@ def test_what_is_hostile_is_refused_at_once(name: str, tmp_path: Path) -> None:
 def test_an_override_is_read_by_the_same_rules(value: str) -> None:
     with pytest.raises(Refused, match="seed="):
         read(None, [f"seed={value}"])
+
+
+def test_what_is_no_yaml_is_told_in_one_line_with_its_place() -> None:
+    with pytest.raises(Refused) as told:
+        yaml_safe.load("seed: 1\ntrain: [1", "mine.yaml")
+    assert (
+        str(told.value) == "mine.yaml: not valid YAML: expected ',' or ']', but got '<stream end>' (line 2, column 10)."
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +25,9 @@ class Verbs(Protocol):
 
 
 def overrides(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, e.g. train.lr=3e-4")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="settings to change, e.g. train.lr=3e-4"
+    )
 
 
 def with_files(parser: argparse.ArgumentParser, what: str = "whose functions join the shelves") -> None:
@@ -49,7 +52,11 @@ def load_shelves(files: Sequence[str]) -> list[ModuleType]:
         try:
             spec.loader.exec_module(module)
         except Exception as error:
-            raise Refused(f"--with {file}: it cannot be imported: {type(error).__name__}: {error}") from error
+            lines = [
+                frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == spec.origin
+            ]
+            at = f" (line {lines[-1]})" if lines else ""  # a SyntaxError says its line itself
+            raise Refused(f"--with {file}: it cannot be imported: {type(error).__name__}: {error}{at}") from error
         shelves.append(module)
     return shelves
 

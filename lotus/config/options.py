@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ConfigDict, ValidationError, create_model
 
 from lotus.config.section import Section
+from lotus.config.told import told
 from selection import methods
 from selection.errors import Refused
 
@@ -38,4 +39,4 @@ def _told(fault: Mapping[str, Any], place: str) -> str:
     where = ".".join((place, *map(str, fault["loc"])))
     if fault["type"] == "missing":
         return f"{where}: has no default. Set it."
-    return f"{where}: {fault['msg'].removeprefix('Value error, ')}, not {fault['input']!r}."
+    return told(fault, where)

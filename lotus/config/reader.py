@@ -16,7 +16,8 @@ from lotus import yaml_safe
 from lotus.config import rules
 from lotus.config.page import Config, OneCut
 from lotus.config.request import Keep, Prune
-from lotus.config.section import Method, Section
+from lotus.config.section import Method, Section, is_number
+from lotus.config.told import one_of_each, told
 from selection.errors import Notice, Refused
 from selection.methods import nearest
 
@@ -155,12 +156,15 @@ def _checked(kind: type[S], raw: Mapping[str, Any], at: tuple[str, ...], place: 
     except ValidationError as error:
         found = error.errors(include_url=False)
         places = {fault["loc"] for fault in found}
+        wrong: dict[str, dict[str, str]] = {}  # by setting: sentence -> kind of fault
         for fault in found:
             if fault["type"] == "extra_forbidden":
                 continue  # named above, with the nearest right name
             if _inherited(fault["loc"], raw) and ("train", *fault["loc"][1:]) in places:
                 continue  # named at train
-            faults.append(_fault({**fault, "loc": (*at, *fault["loc"])}, place))
+            fault = {**fault, "loc": (*at, *fault["loc"])}
+            wrong.setdefault(_where(fault["loc"]), {})[_fault(fault, place)] = fault["type"]
+        faults += [sentence for kinds in wrong.values() for sentence in one_of_each(kinds)]
         raise Refused("\n".join(dict.fromkeys(faults))) from None
     if faults:
         raise Refused("\n".join(dict.fromkeys(faults)))
@@ -176,12 +180,8 @@ def _fault(fault: Mapping[str, Any], place: str) -> str:
     if fault["type"] == "rule":
         row, value = fault["ctx"]["row"], fault["ctx"]["value"]
         return f"{rules.join(where, row.place) or place}: {row.told(value, where)}."
-    told = fault["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(fault["input"], (dict, BaseModel)) else f", not {fault['input']!r}"
-    if (now := _now(where, fault["input"])) is not None:
-        return f"{where}: {told}{given}. That is called {now!r} now."
-    choices = re.findall(r"'([^']*)'", fault["ctx"]["expected"]) if fault["type"] == "literal_error" else []
-    return f"{where or place}: {told}{given}.{nearest(str(fault['input']), choices)}"
+    now = _now(where, fault["input"])
+    return told(fault, where or place) + ("" if now is None else f" That is called {now!r} now.")
 
 
 def _inherited(loc: tuple[int | str, ...], raw: Mapping[str, Any]) -> bool:
@@ -219,8 +219,16 @@ def _no_section(where: str, section: type[Section], given: Any) -> str:
         return (
             f"{where}: a section, not {given!r}. Say {f'{where}.macs={given}' if number else f'e.g. {where}.macs=0.5'}."
         )
-    name, field = next(iter(section.model_fields.items()))
-    return f"{where}: a section, not {given!r}. Say e.g. {where}.{name}={field.get_default()}."
+    if given is True:
+        return f"{where}: a section, not {given!r}. Say {where}={{}} for what it is by default."
+    (first, field), *_ = section.model_fields.items()
+    if isinstance(given, (int, float)) and field.default is None and is_number(field.annotation):
+        return f"{where}: a section, not {given!r}. Say e.g. {where}.{first}={given}."
+    defaults = {name: field.get_default() for name, field in section.model_fields.items()}
+    name, value = next((name, value) for name, value in defaults.items() if isinstance(value, (str, int, float)))
+    return (
+        f"{where}: a section, not {given!r}. Say e.g. {where}.{name}={str(value).lower() if value is True else value}."
+    )
 
 
 def _load_yaml(text: str, place: str) -> dict[str, Any]:

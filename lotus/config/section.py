@@ -32,13 +32,13 @@ LARGEST = 1e30
 """The largest other one: its products with what is usual are numbers in single precision."""
 
 
-def _is_number(annotation: Any) -> bool:
+def is_number(annotation: Any) -> bool:
     """Whether numbers, and no truth values, go into a setting."""
     inside = typing.get_args(annotation)
     if typing.get_origin(annotation) is Literal:
         return all(type(value) is int for value in inside)
     return annotation in (int, float) or (
-        typing.get_origin(annotation) is not dict and any(_is_number(part) for part in inside)
+        typing.get_origin(annotation) is not dict and any(is_number(part) for part in inside)
     )
 
 
@@ -55,7 +55,7 @@ class Section(BaseModel):
         """A truth value is no number, and options without a name are for the default method."""
         field = cls.model_fields[str(info.field_name)]
         members = value if isinstance(value, (list, tuple)) else [value]
-        if any(isinstance(member, bool) for member in members) and _is_number(field.annotation):
+        if any(isinstance(member, bool) for member in members) and is_number(field.annotation):
             raise ValueError("expected a number")
         if isinstance(field.default, Method) and isinstance(value, Mapping) and "name" not in value:
             return {"name": field.default.name, **value}

@@ -28,10 +28,16 @@ def open_data(data: config.Data, shelves: Iterable[ModuleType] = (), *, learned:
         raise Refused(f"data.name: {data.name!r}. Before a colon only 'hf' is known: hf:NAME.")
     if name == "hf" and not remote:
         raise Refused("data.name: say which data set of the Hugging Face hub, e.g. hf:uoft-cs/cifar10.")
-    method = methods.find([catalog, *shelves], name, place="data.name")
     available = {"path": data.path, "name": remote}
+    method = methods.find([catalog, *shelves], name, place="data.name", here=available)
     methods.check_settings(method, data.options, place="data.options")
-    train, val = methods.call(method, available, _typed(method, data.options), place="data.options")
+    given = methods.call(method, available, _typed(method, data.options), place="data.options")
+    if not isinstance(given, tuple) or [type(part) for part in given] != [Source, Source]:
+        raise Refused(
+            f"data.name: {name!r} gave {_kind(given)}, which is no data set. Return two lotus.data.source.Source, of training "
+            "and of validation."
+        )
+    train, val = given
     if learned and len(train.classes) < 2:
         raise Refused(f"{train.where}: one class, {', '.join(train.classes)}. There is nothing to learn: give two.")
     if train.classes != val.classes:
@@ -47,6 +53,13 @@ def _apart(train: tuple[str, ...], val: tuple[str, ...]) -> str:
         if (more := [name for name in one if name not in other])
     ]
     return f"{'. '.join(told or ['They have them in other orders'])}. Give both the same names, in the same order."
+
+
+def _kind(given: Any) -> str:
+    """What a data set of the user's own gave, for a refusal."""
+    if isinstance(given, tuple):
+        return f"({', '.join(type(part).__name__ for part in given)})"
+    return "nothing" if given is None else f"a {type(given).__name__}"
 
 
 _KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "a text"}

@@ -20,6 +20,12 @@ from lotus.vit.parts import Select
 from selection import methods
 from selection.errors import Refused
 
+READS = frozenset(
+    {"reads", "writes", "gradients", "gates", "covariance", "gain", "read_squares", "write_squares", "attention"}
+    | {"rng", "units"}
+)
+"""What a criterion may read (lotus/pruning/criteria.py says what it is)."""
+
 
 def score(
     model: nn.Module,

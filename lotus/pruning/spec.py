@@ -260,7 +260,7 @@ def read(folder: str | Path) -> dict[str, Any]:
             raise Refused(
                 f"{folder}: there is no such folder. Give the folder of a model, e.g. RUN/finetune."
             ) from None
-        raise Refused(f"{folder}: is no model folder (it has no {SPEC}).") from None
+        raise Refused(f"{folder}: is no model folder (it has no {SPEC}). Give one, e.g. RUN/finetune.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise Refused(f"{file}: cannot be read ({error}). Is it whole?") from None
     known = isinstance(spec, dict) and spec.get("kind") == KIND and type(spec.get("format")) is int

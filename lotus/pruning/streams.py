@@ -69,6 +69,10 @@ def prune(
         Refused: a setting that there is not, or that does not go with another; a model that cannot be cut, a budget out of
             reach, calibration data that do not serve; says what would.
     """
+    if not isinstance(model, nn.Module):
+        raise Refused(
+            f"prune: a {type(model).__name__} is no model. Give one, e.g. of timm.create_model or lotus.load."
+        )
     shelves = []
     if callable(criterion):
         shelf, criterion = _shelf(criterion)

@@ -340,7 +340,7 @@ def criterion(request: Prune, shelves: Iterable[ModuleType]) -> Callable[..., np
     Raises:
         Refused: there is none of that name, or it has no such setting.
     """
-    found = methods.find([criteria, *shelves], request.criterion.name, place="prune.criterion")
+    found = methods.find([criteria, *shelves], request.criterion.name, place="prune.criterion", here=scoring.READS)
     methods.check_settings(found, request.criterion.options, place="prune.criterion")
     return found
 

@@ -66,8 +66,7 @@ def pressing(penalty: Method, shelves: Sequence[ModuleType] = (), *, place: str 
     Raises:
         Refused: there is no such penalty, or no such setting of it; it reads what is not here, or gives no gates.
     """
-    method = find([penalties, *shelves], penalty.name, place=place)
-    names, gates = reads(method), torch.ones(2)
+    gates = torch.ones(2)
     tried = {
         "values": gates,
         "gradient": gates,
@@ -75,6 +74,8 @@ def pressing(penalty: Method, shelves: Sequence[ModuleType] = (), *, place: str 
         "lr": 0.1,
         "strength": 0.1,
     }
+    method = find([penalties, *shelves], penalty.name, place=place, here=tried)
+    names = reads(method)
     found = call(method, tried, penalty.options, place=place)
     if not isinstance(found, Tensor) or found.shape != gates.shape:
         raise Refused(

@@ -24,13 +24,13 @@ def check(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
     Raises:
         Refused: an unknown method or option, or settings that do not go together, with the place and the cure.
     """
-    from lotus.pruning import criteria
+    from lotus.pruning.study import criterion
     from lotus.sparsity.gates import pressing
     from lotus.training import named
     from lotus.training.optim import make_schedule
 
     shelves = known(shelves)
-    wants, again, criterion = config.select, config.train.dynamic, config.prune.criterion
+    wants, again = config.select, config.train.dynamic
     lottery.choose(score=wants.score, pick=wants.pick, keep=wants.keep, shelves=shelves)
     if again is not None:
         dynamic_pruning.choose(
@@ -41,8 +41,7 @@ def check(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
         linear = part == "score" and config.score.proxy == "linear_probe"  # whose heads go by our own schedules alone
         make_schedule(recipe, () if linear else shelves, place=part)
         named.check(recipe.guests, shelves, place=f"{part}.guests")
-    found = methods.find([criteria, *shelves], criterion.name, place="prune.criterion")
-    methods.check_settings(found, criterion.options, place="prune.criterion")
+    found = criterion(config.prune, shelves)
     ways.check(config.prune, shelves)
     run, rows = Run(config), rules.of(shelves)
     facts = {

@@ -65,6 +65,7 @@ class DynamicSelection:
             keep=self._keep,
             seed=self._seed,
             shelves=self._shelves,
+            place="train.dynamic",
         )
         return EpochSubset(self.rows[drawn.rows], drawn.weights)
 

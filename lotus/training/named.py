@@ -29,10 +29,6 @@ def check(wanted: Sequence[Method], shelves: Sequence[ModuleType], *, place: str
     for settings in wanted:
         method = _found(settings, shelves, place)
         options(method, settings.options, place=f"{place}.{settings.name}")
-        if missing := [name for name in methods.reads(method) if name not in READS]:
-            raise Refused(
-                f"{place}: {settings.name!r} reads {', '.join(missing)}, which is not here. Here: {', '.join(READS)}."
-            )
 
 
 def chosen(
@@ -57,4 +53,4 @@ def chosen(
 
 
 def _found(settings: Method, shelves: Sequence[ModuleType], place: str) -> Any:
-    return methods.find([shelf, *shelves], settings.name, place=place)
+    return methods.find([shelf, *shelves], settings.name, place=place, here=READS)

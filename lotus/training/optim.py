@@ -126,6 +126,10 @@ Rate = tuple[float, float | None]
 """Learning rate of a step, and its momentum; None: the optimizer's own stays."""
 
 
+SCHEDULE_READS = ("step", "warm", "total", "peak", "low")
+"""What a schedule may read (lotus/training/schedules.py says what it is)."""
+
+
 def make_schedule(
     recipe: Recipe, shelves: Sequence[ModuleType] = (), *, place: str = "train"
 ) -> Callable[[int, int], Rate]:
@@ -139,10 +143,15 @@ def make_schedule(
         Refused: there is no such schedule, or it has no such setting, or it reads what is not here.
     """
     wants, where = recipe.schedule, f"{place}.schedule"
-    method = find([schedules, *shelves], wants.name, place=where)
+    method = find([schedules, *shelves], wants.name, place=where, here=SCHEDULE_READS)
     known = {"peak": recipe.lr, "low": min(recipe.min_lr, recipe.lr)}
     # Called by the law of the shelves here, so that what would fail at the first step is refused now, and plainly from then on.
-    call(method, {**known, "step": 0, "warm": recipe.warmup, "total": recipe.epochs}, wants.options, place=where)
+    begun = {**known, "step": 0, "warm": recipe.warmup, "total": recipe.epochs}
+    first = call(method, begun, wants.options, place=where)
+    if not all(isinstance(number, (int, float)) for number in (first if isinstance(first, tuple) else (first,))):
+        raise Refused(
+            f"{where}: {wants.name!r} gave {first!r} for step 0. Return a learning rate, or one and a momentum."
+        )
     names = reads(method)
 
     def rate(step: int, steps_per_epoch: int) -> Rate:

@@ -19,6 +19,12 @@ from selection.errors import Refused
 
 ALONE = {"images", "patch", "rng"}
 """What can be read without a model."""
+READS = ALONE | {"prefix", "has_class", "readout", "values", "attentions", "features"}
+"""What a score may read: :func:`watch` says what it is."""
+
+
+def _found(method: Method, shelves: Sequence[ModuleType], place: str) -> Callable[..., Any]:
+    return methods.find([patch_scores, *shelves], method.name, place=place, here=READS)
 
 
 def reads(method: Method, shelves: Sequence[ModuleType] = (), *, place: str = "train.patches.score") -> set[str]:
@@ -27,7 +33,7 @@ def reads(method: Method, shelves: Sequence[ModuleType] = (), *, place: str = "t
     Raises:
         Refused: there is no such score.
     """
-    return set(methods.reads(methods.find([patch_scores, *shelves], method.name, place=place)))
+    return set(methods.reads(_found(method, shelves, place)))
 
 
 def reads_a_model(method: Method, shelves: Sequence[ModuleType] = (), *, place: str = "train.patches.score") -> bool:
@@ -36,7 +42,7 @@ def reads_a_model(method: Method, shelves: Sequence[ModuleType] = (), *, place: 
     Raises:
         Refused: there is no such score, or it has no such setting.
     """
-    found = methods.find([patch_scores, *shelves], method.name, place=place)
+    found = _found(method, shelves, place)
     methods.check_settings(found, method.options, place=place)
     return bool(set(methods.reads(found)) - ALONE)
 
@@ -49,7 +55,7 @@ def of_images(
     Raises:
         Refused: there is no such score, or it needs a model.
     """
-    found = methods.find([patch_scores, *shelves], method.name, place=place)
+    found = _found(method, shelves, place)
 
     def score(images: Tensor, patch: tuple[int, int]) -> Tensor:
         given = {"images": images.float(), "patch": patch, "rng": None}
@@ -77,7 +83,7 @@ def by_images(
     Raises:
         Refused: there is no such score, or it needs a model.
     """
-    found = methods.find([patch_scores, *shelves], method.name, place=place)
+    found = _found(method, shelves, place)
     rng = torch.Generator().manual_seed(seed)
     for batch in batches:
         given = {"images": batch.images.cpu(), "patch": patch, "rng": rng}
@@ -157,7 +163,7 @@ def by_model(
     Raises:
         Refused: there is no such score.
     """
-    found = methods.find([patch_scores, *shelves], method.name, place=place)
+    found = _found(method, shelves, place)
     for batch in batches:
         with torch.no_grad():
             scores = methods.call(found, watch(model, batch.images), method.options, place=place)

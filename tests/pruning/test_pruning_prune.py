@@ -61,6 +61,11 @@ def test_what_is_told_is_what_the_models_cost(kind):
             assert drawn.after == counted(drawn.model)
 
 
+def test_what_is_no_model_is_refused():
+    with pytest.raises(Refused, match=r"^prune: a str is no model\. Give one"):
+        prune("vit_tiny_patch16_224", batches(), {"macs": 0.5})
+
+
 @pytest.mark.parametrize(
     ("name", "scope"),
     few(itertools.product(READ_NO_GATES, ["global", "per_type"]), lambda one: one[1] == "global" or one[0] == "fisher"),

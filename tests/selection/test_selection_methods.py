@@ -51,6 +51,23 @@ def test_an_unknown_method_is_refused_with_place_nearest_and_list():
         methods.find(OURS, "gcd", place="select.score")
 
 
+def test_a_method_of_another_kind_is_no_choice():
+    """A user's file holds scores, guests and criteria side by side; what each reads tells them apart."""
+    with pytest.raises(
+        Refused, match=r"^p: 'hard' reads loss, which is not here\. Did you mean 'lost'\? Here: labels, lost\.$"
+    ):
+        methods.find(OURS, "hard", place="p", here=["labels", "lost"])
+    with pytest.raises(Refused, match=r"^p: there is no 'hrd'\. Here: easy\.$"):
+        methods.find(OURS, "hrd", place="p", here=["labels"])
+    assert methods.find([OURS, THEIRS], "easy", place="p", here=["labels"])(1) == ("theirs", 1)
+
+
+def test_a_method_of_another_kind_hides_none():
+    other = ModuleType("other")
+    exec("def easy(path): pass", vars(other))
+    assert methods.find([OURS, other], "easy", place="p", here=["labels"]) is OURS.easy
+
+
 def test_the_signature_is_the_schema():
     assert methods.reads(OURS.hard) == ["loss", "labels"]
     assert methods.settings(OURS.hard) == {"window": 10, "kind": "mean"}
