@@ -15,6 +15,13 @@ from selection.submodular import dense
 SHELF = methods.names(pickers)
 
 
+def found(pattern: str, text: str) -> str:
+    """What the first group of ``pattern`` is in ``text``."""
+    match = re.search(pattern, text)
+    assert match is not None, text
+    return match[1]
+
+
 @pytest.mark.parametrize(
     ("said", "gigabytes"),
     [
@@ -29,13 +36,6 @@ SHELF = methods.names(pickers)
         ("1kib", 1.024e-6),
     ],
 )
-def found(pattern: str, text: str) -> str:
-    """What the first group of ``pattern`` is in ``text``."""
-    match = re.search(pattern, text)
-    assert match is not None, text
-    return match[1]
-
-
 def test_amounts(said, gigabytes):
     assert memory.gigabytes(said) == pytest.approx(gigabytes)
 
