@@ -67,7 +67,7 @@ ALONE: dict[str, tuple[str, list[str]]] = {
     "lotus-linear": ("lotus", ["train.schedule=linear"]),
     "lotus-patches": ("lotus", ["train.patches={mode: dropout, keep: 0.5}"]),
     "dense-images": ("dense", ["select.keep=0.5", "score.epochs=3", "score.seeds=1"]),
-    "dense-random": ("dense", ["select.keep=0.5", "select.score=random"]),
+    "dense-random": ("dense", ["select.keep=0.5", "select.score=random", "select.pick=random"]),
     "dense-infobatch": ("dense", ["train.dynamic={name: infobatch, saving: 0.3}"]),
     "dense-rs2": ("dense", ["train.dynamic={name: rs2, keep: 0.5}"]),
     "dense-hardest": ("dense", ["train.guests=[{name: hardest, keep: 0.5}]"]),
@@ -229,12 +229,12 @@ def _train(out: Path, config: str, key: dict[str, Any], settings: Sequence[str],
     words = [sys.executable, "-m", "lotus", "train", f"configs/{config}.yaml", f"folder={folder}",
              f"data.folder={out / key['row'] / 'data'}", *settings]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with folder.with_suffix(".log").open("a") as log:
+    with Path(f"{folder}.log").open("a") as log:
         code = subprocess.run(
             words, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False
         ).returncode
     if code:
-        raise SystemExit(f"exit code {code}; see {folder.with_suffix('.log')}: {' '.join(words)}")
+        raise SystemExit(f"exit code {code}; see {folder}.log: {' '.join(words)}")
     records = [json.loads(file.read_text()) for file in (folder / "stages").glob("*.json")]
     train = next(one for one in records if one["stage"] == "train")
     images = next(one for one in records if one["stage"] == "prepare")["values"]["images"]

@@ -40,7 +40,7 @@ OF_ITSELF: tuple[tuple[Callable[[Any], bool], str, str, str], ...] = (
 """What does not go with a training that is its own proxy."""
 
 OF_SHRINKING = (
-    *(Rule("Config", "score.proxy", lambda it, *, breaks=breaks: it.score.proxy == "self" and breaks(it), says,  # type: ignore[misc]
+    *(Rule("Config", "score.proxy", lambda it, *, breaks=breaks: it.score.proxy == "self" and breaks(it), says,
            f"score.proxy=self {bad}", f"score.proxy=self train.shrink={{}} {good}".strip())
       for breaks, says, bad, good in OF_ITSELF),
     Rule("Shrink", "steps", lambda it: bool(it.steps) and (it.at is not None or it.until_stable is not None),
@@ -63,7 +63,7 @@ OF_SHRINKING = (
     Rule("Config", "train.shrink", lambda it: _shrinks(it) and it.prune.method.name != "structured",
          "cuts by scores, and {it.prune.method.name} is another way to prune. Set prune.method=structured, or train.shrink=null",
          f"train.shrink={{}} {ZEROS}", "train.shrink={} prune.keep.macs=0.35"),
-    *(Rule("Config", name, lambda it, *, name=name: _shrinks(it) and bool(operator.attrgetter(name)(it)),  # type: ignore[misc]
+    *(Rule("Config", name, lambda it, *, name=name: _shrinks(it) and bool(operator.attrgetter(name)(it)),
            "works on a model that is cut after its training. Leave it out, or set train.shrink=null",
            f"train.shrink={{}} {bad}", f"train.shrink=null {good}".strip())
       for name, bad, good in (
