@@ -67,7 +67,7 @@ ALONE: dict[str, tuple[str, list[str]]] = {
     "lotus-linear": ("lotus", ["train.schedule=linear"]),
     "lotus-patches": ("lotus", ["train.patches={mode: dropout, keep: 0.5}"]),
     "dense-images": ("dense", ["select.keep=0.5", "score.epochs=3", "score.seeds=1"]),
-    "dense-random": ("dense", ["select.keep=0.5", "select.score=random"]),
+    "dense-random": ("dense", ["select.keep=0.5", "select.score=random", "select.pick=random"]),
     "dense-infobatch": ("dense", ["train.dynamic={name: infobatch, saving: 0.3}"]),
     "dense-rs2": ("dense", ["train.dynamic={name: rs2, keep: 0.5}"]),
     "dense-hardest": ("dense", ["train.guests=[{name: hardest, keep: 0.5}]"]),

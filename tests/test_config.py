@@ -242,7 +242,7 @@ def test_a_warm_up_is_said_once_and_what_follows_the_training_has_its_own() -> N
 
 def test_gates_are_learned_where_they_are_asked_for() -> None:
     assert not check({}).train.sparsity.gates
-    with pytest.raises(Refused, match=r"train\.sparsity\.gates: are off, and nothing else here"):
+    with pytest.raises(Refused, match=r"train\.sparsity\.gates: are off, and nothing else there"):
         check({"train": {"sparsity": {"strength": 0.1}}})
 
 

@@ -16,8 +16,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from lotus.config.rule import ZEROS, Rule, of_patches
-from lotus.config.rules_shrinking import OF_SHRINKING
+from lotus.config.rule import ZEROS, of_patches
+from lotus.config.rule import Rule as Rule
+from lotus.config.rules_shrinking import OF_SHRINKING as OF_SHRINKING
 from selection.errors import Refused
 
 BLURS = ("mixup", "cutmix", "drop_path")
@@ -84,20 +85,14 @@ OF_TRAINING = (
     Rule("Recipe", "warmup_ratio", lambda it: (it.warmup_epochs is None) == (it.warmup_ratio is None),
          "is said by it or by warmup_epochs, one of the two. Set the other to null",
          "train.warmup_ratio=0.1 train.warmup_epochs=1", "train.warmup_ratio=0.1"),
-    Rule("Sparsity", "gates", lambda it: not it.gates and any(getattr(it, name) != type(it).model_fields[name].default
-                                                             for name in OF_GATES),
-         "are off, and nothing else here does anything. Set {place}.gates=true, or {place}={{}}",
+    Rule("Train", "sparsity.gates",
+         lambda it: not it.sparsity.gates
+         and any(getattr(it.sparsity, name) != type(it.sparsity).model_fields[name].default for name in OF_GATES),
+         "are off, and nothing else there does anything. Set {place}.sparsity.gates=true, or {place}.sparsity={{}}",
          "train.sparsity.in_channels=true", "train.sparsity.in_channels=true train.sparsity.gates=true"),
     Rule("Train", "sides", lambda it: bool(it.sides) and not _rise(it.sides),
          "[fraction of the training, side in pixels, and if wanted a strength from 0 to 1], the parts rising from 0 to below 1",
          "train.sides=[[0.5,16],[0.2,32]]", "train.sides=[[0,16],[0.5,32,0.7]]"),
-    Rule("Recipe", "warmup_ratio", lambda it: (it.warmup_epochs is None) == (it.warmup_ratio is None),
-         "is said by it or by warmup_epochs, one of the two. Set the other to null",
-         "train.warmup_ratio=0.1 train.warmup_epochs=1", "train.warmup_ratio=0.1"),
-    Rule("Sparsity", "gates", lambda it: not it.gates and any(getattr(it, name) != type(it).model_fields[name].default
-                                                             for name in OF_GATES),
-         "are off, and nothing else here does anything. Set {place}.gates=true, or {place}={{}}",
-         "train.sparsity.in_channels=true", "train.sparsity.in_channels=true train.sparsity.gates=true"),
     Rule("Train", "sides", lambda it: bool(it.sides) and it.patches is not None,
          "how many patches stay is counted at one side. Leave out {place}.sides or {place}.patches",
          "train.sides=[[0,16]] train.patches={keep: 0.5}", "train.sides=[[0,16]]"),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 WARM = 2
 """Steps that are not timed: the first ones are slower."""
-STEPS, SECONDS = 5, 3.0
+STEPS, SECONDS = 5, 5.0
 """Least steps that are timed, and for how long at least: on a machine with other work a few steps are luck."""
 MOST = 200
 """Steps that are timed at most."""

@@ -36,7 +36,9 @@ from lotus.training.fewer import FewerPatches
 from lotus.training.freeze import Frozen
 from lotus.training.growing import GrowingPictures
 from lotus.training.guests import Epoch, Guest, Micro, Position, Seen, Training, Turn
+from lotus.training.hardest import Hardest, proxy_of
 from lotus.training.joint_budget import Joint
+from lotus.training.own_ticket import OwnTicket
 from lotus.training.regularize import EarlyBird, Gating
 from lotus.training.shrink import Shrink
 from lotus.vit.tokens import Tokens
@@ -97,6 +99,16 @@ def _uncut(model: nn.Module) -> list[Guest]:
     return [teaches, shrinking(model, at=0.4, drop_path=0.2)]
 
 
+def _own_ticket(model: nn.Module) -> list[Guest]:
+    shrink = shrinking(model, at=0.4, drop_path=0.2)
+
+    def draw(said: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.sort(np.argsort(said["loss"].sum(0), kind="stable")[: ROWS // 2])
+        return rows, np.ones(len(rows), np.float32)
+
+    return [OwnTicket(Recorder(ROWS, EPOCHS, CLASSES, steps=True), draw, shrink.is_done), shrink]
+
+
 MAKERS: dict[type[Guest], Callable[[nn.Module], list[Guest]]] = {
     Gating: _gating,
     EarlyBird: _gating,
@@ -114,6 +126,8 @@ MAKERS: dict[type[Guest], Callable[[nn.Module], list[Guest]]] = {
     shelf.LossSpikes: lambda model: [shelf.LossSpikes(8.0, 50)],
     GrowingPictures: lambda model: [GrowingPictures([(0, 8), (0.4, 12), (0.7, 16)])],
     Shrink: lambda model: [shrinking(model, at=0.4, drop_path=0.2)],
+    OwnTicket: _own_ticket,
+    Hardest: lambda model: [Hardest(proxy_of(model, CLASSES, 0.3, 5), 0.5, 1e-3)],
 }  # fmt: skip
 
 
