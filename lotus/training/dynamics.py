@@ -114,7 +114,7 @@ class Recorder:
             values = self._said[:, number].gather(0, source).numpy()
             dtype = VOCABULARY[name].dtype
             if np.issubdtype(dtype, np.floating):
-                values = np.clip(values, -np.finfo(dtype).max, np.finfo(dtype).max)  # type: ignore[type-var]
+                values = np.clip(values, -np.finfo(dtype).max, np.finfo(dtype).max)
             found[name] = values.astype(dtype)
         if self._moved is not None:
             found["kl_step"] = self._moved.clamp(max=_MOST).numpy().astype(np.float16)
