@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,13 +45,12 @@ def look(source: Source, workers: int = 2) -> Looked:
     return Looked(small, dict(sorted(damaged.items())))
 
 
-def passed_over(root: str | Path) -> dict[str, int]:
-    """How many files below ``root`` are no pictures by their ending, by ending: they are in no class and in no part."""
-    found: Counter[str] = Counter()
-    for _, below, names in os.walk(root):
-        below[:] = [name for name in below if not name.startswith(".")]
-        for name in names:
-            ending = os.path.splitext(name)[1].lower()
-            if not name.startswith(".") and ending not in pictures.SUFFIXES:
-                found[ending or "no ending"] += 1
-    return dict(found.most_common())
+def passed_over(root: str | Path) -> list[str]:
+    """Files below ``root`` that are no pictures by their ending, sorted: they are in no class and in no part."""
+    found = []
+    for here, below, names in os.walk(root):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() not in pictures.SUFFIXES:
+                found.append(os.path.join(here, name))
+    return found
