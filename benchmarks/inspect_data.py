@@ -11,8 +11,8 @@ mirrored, resized (to 0.5 to 0.8 of the side; of an array: and back) or compress
 more, a tenth of that, are added to train from val: leaks.
 
 Doubles: recall is how many copies are found with their original; precision is, of all pairs that hold a copy, those of it and
-what it was made of, where both the original and the found have no double of their own before anything was planted. Doubles that
-the data had are counted apart, for somebody to look at. Labels: average precision of the ranking that `inspect` makes, precision
+what it was made of, of pictures that have no double among the data as they came. Doubles that the data had are counted apart, for
+somebody to look at. Labels: average precision of the ranking that `inspect` makes, precision
 and recall of its list, and the same of cleanlab (if it is installed) on the same network's probabilities. Time is CPU time of this
 process, all threads, and its largest memory; OMP_NUM_THREADS=1 makes it the time of one thread.
 """
@@ -50,16 +50,14 @@ def main() -> None:
     rows = []
     print(f"{'wrong':>6} {'AP':>6} {'listed':>7} {'right':>6} {'found':>6}   {'cleanlab: AP':>12} {'listed':>7} {'right':>6} {'found':>6}   "
           f"{'doubles: right':>14} {'found':>6} " + " ".join(f"{kind:>6}" for kind in KINDS) + f" {'leaks':>6}   {'CPU s':>6} {'MB':>6}")  # fmt: skip
-    own = _own(train) if not options.no_own else set()
     for fraction in options.fractions:
-        row = measure(train, val, fraction, options.seed, own)
+        row = measure(train, val, fraction, options.seed)
         rows.append(row)
         print(_line(row), flush=True)
     told = {
         "data": options.data or "digits",
         "train": len(train),
         "val": len(val),
-        "own_doubles": len(own),
         "rows": rows,
     }
     print(json.dumps(told))
@@ -68,7 +66,7 @@ def main() -> None:
         (Path(options.out) / "inspect_data.json").write_text(json.dumps(told, indent=1))
 
 
-def measure(train: Source, val: Source, fraction: float, seed: int, own: set[int]) -> dict[str, Any]:
+def measure(train: Source, val: Source, fraction: float, seed: int) -> dict[str, Any]:
     """One row of the table."""
     rng = np.random.default_rng(seed)
     changed, wrong = _wrong(train, fraction, rng)
@@ -95,7 +93,7 @@ def measure(train: Source, val: Source, fraction: float, seed: int, own: set[int
     return {
         "fraction": fraction,
         **_labels(found, kept, wrong),
-        **planted.judged(found, own),
+        **planted.judged(found),
         "cpu_s": spent,
         "rss_mb": memory,
     }
@@ -176,10 +174,11 @@ class Planted:
         )
         return cls(more, len(train), originals)
 
-    def judged(self, found: findings.Findings, own: set[int]) -> dict[str, Any]:
+    def judged(self, found: findings.Findings) -> dict[str, Any]:
         """Precision and recall of pairs."""
         count = self.count
         pairs = {(a, b) for a, b, _ in found.pairs}
+        own = {row for pair in pairs if max(pair) < count for row in pair}
         leaks = {(a, b) for a, b, _ in found.leaks}
         hits: dict[str, list[bool]] = {kind: [] for kind in KINDS}
         leaked = []
@@ -195,7 +194,7 @@ class Planted:
             "doubles_right": float(np.mean(right)) if right else None, "doubles_found": float(np.mean(every)),
             "doubles_wrong": [pair for pair, fine in zip(clean, right, strict=True) if not fine],
             **{kind: float(np.mean(some)) for kind, some in hits.items()}, "leaks_found": float(np.mean(leaked)),
-            "copies": len(self.originals), "pairs_without_copies": sum(b < count for _, b in pairs),
+            "copies": len(self.originals), "own_pairs": sum(b < count for _, b in pairs), "own_doubles": len(own),
         }  # fmt: skip
 
     def _root(self, row: int) -> int:
@@ -234,15 +233,6 @@ def _wrong(train: Source, fraction: float, rng: np.random.Generator) -> tuple[So
     return dataclasses.replace(train, labels=own), own != train.labels
 
 
-def _own(train: Source) -> set[int]:
-    """Rows that have a double before anything is planted."""
-    from lotus.inspect import doubles
-    from lotus.inspect.look import look
-
-    pairs, _ = doubles.find(look(train).small)
-    return set(pairs.reshape(-1).tolist())
-
-
 def _data(options: argparse.Namespace) -> tuple[Source, Source]:
     if options.tiny:
         train, val = open_data(config.Data(name="digits"))
@@ -276,16 +266,13 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--images", type=int, default=0, help="of train at most (0: all)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--no-own", action="store_true", help="take it that the data have no doubles of their own: saves a look"
-    )
     parser.add_argument("--out", default="", help="a folder for inspect_data.json")
     parser.add_argument("--tiny", action="store_true", help="scikit-learn's digits, which need no file")
     options = parser.parse_args()
     if not options.data and not options.tiny:
         parser.error("give an .npz or a folder, or --tiny")
     if options.tiny:
-        options.fractions, network.SEEN = options.fractions[-2:], 4000
+        network.SEEN = 4000
     return options
 
 

@@ -24,6 +24,7 @@ SMALL = {
     "train_step.py": ["--tiny"],
     "optimizer_step.py": ["--tiny"],
     "augment.py": ["--sides", "8", "--batch", "6", "--turns", "1"],
+    "inspect_data.py": ["--tiny", "--images", "300", "--fractions", "0.1"],
     "loader.py": ["--images", "48", "--small-images", "256", "--batch", "16", "--turns", "1"],
     "selection.py": ["--images", "600"],
     "cheaper.py": [

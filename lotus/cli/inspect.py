@@ -101,15 +101,22 @@ def _write(out: Path, found: Findings, told: dict[str, Any], title: str) -> None
 
 
 def _tell(out: Path, found: Findings, told: dict[str, Any]) -> None:
+    from lotus.data import pictures
+
     train, val = found.train, found.val
     counts = {name: len(told[name]) for name in ("duplicates", "leaks", "labels", "outliers", "damaged")}
     tell(f"{len(train):,} images for training ({train.where}), {len(val):,} for validation ({val.where})")
     tell("  " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
+    if found.judged_by in ("network", "model"):
+        tell(
+            f"  labels: at most {100 * found.share_wrong:.1f} % are wrong; the list would hold {100 * found.share_found:.0f} % of those "
+            "that were made wrong on purpose"
+        )
     if found.judged_by == "nobody":
         tell("  labels and outliers were not judged: fewer than 100 images, or one class")
     if found.passed:
         tell("  passed over: " + ", ".join(f"{count:,} {ending}" for ending, count in found.endings.items()))
-        if {".heic", ".heif"} & set(found.endings):
-            tell("    HEIC is read by no library here: convert it, e.g. mogrify -format jpg *.heic")
+        if unread := pictures.UNREAD & set(found.endings):
+            tell(f"    {', '.join(sorted(unread))}: nothing here reads them; save them as JPEG or PNG")
     tell(f"{out / 'inspect.html'}: look here first")
     tell(f"{out / 'delete.txt'}: {len(told['delete']):,} images, for select.exclude={out / 'delete.txt'}")

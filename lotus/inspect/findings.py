@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,9 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lotus.data.folders import endings, passed_over
 from lotus.data.source import Source
 from lotus.inspect import doubles, labels
-from lotus.inspect.look import Looked, look, passed_over
+from lotus.inspect.look import Looked, look
 
 KINDS = ("duplicates", "leaks", "damaged", "labels", "passed")
 """What can go on the list to delete."""
@@ -49,7 +48,7 @@ class Findings:
     @property
     def endings(self) -> dict[str, int]:
         """How many files were passed over, by their ending, the commonest first."""
-        return dict(Counter(os.path.splitext(file)[1].lower() or "no ending" for file in self.passed).most_common())
+        return endings(self.passed)
 
     def listed(self, kinds: tuple[str, ...]) -> list[str]:
         """What may go, as a list has it: paths, of val and of no picture too; of images that are no files their numbers in train."""

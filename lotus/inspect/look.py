@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from lotus.data import pictures
 from lotus.data.source import Source
 
 SIDE = 32
@@ -43,14 +40,3 @@ def look(source: Source, workers: int = 2) -> Looked:
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(one, range(len(source)), chunksize=64))
     return Looked(small, dict(sorted(damaged.items())))
-
-
-def passed_over(root: str | Path) -> list[str]:
-    """Files below ``root`` that are no pictures by their ending, sorted: they are in no class and in no part."""
-    found = []
-    for here, below, names in os.walk(root):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() not in pictures.SUFFIXES:
-                found.append(os.path.join(here, name))
-    return found

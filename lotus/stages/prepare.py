@@ -8,19 +8,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from lotus.config import Config
+from lotus.events import Said
 from lotus.run import Run, digest
 from lotus.stage import Outcome, Stage, Work
 from lotus.stages.context import Context
 
 
 def prepare(context: Context) -> Work:
-    from lotus.data import beton
+    from lotus.data import beton, folders
     from lotus.data.dataset import open_data
     from lotus.data.loader import writer
 
     run, data = context.run, context.config.data
     here = lies(data.path)
     train, val = open_data(data, context.shelves)
+    if train.root and (passed := folders.unread(data.path)):
+        yield Said("prepare", passed, level="warning")
     for source, file in ((train, run.train_beton), (val, run.val_beton)):
         yield from beton.prepare(source, file, data, choose=writer, anew=context.anew)
     manifest = context.manifest()
