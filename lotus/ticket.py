@@ -101,7 +101,7 @@ class Data:
         counted = source.whole or len(source)
         return Images(
             len(rows), fingerprint, source.labels[rows], source.classes, names, numbers, counted,
-            said=index == "source", say=FLAGS,
+            said=index == "source", say=FLAGS, root=source.root,
         )  # fmt: skip
 
     def _train(self, source: Source) -> tuple[npt.NDArray[np.int64], str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,8 @@ def lines(file: str | Path, place: str = PLACE) -> np.ndarray:
 
 
 def rows(file: str | Path, images: Images, place: str = PLACE) -> Rows:
-    """The rows of the images that a list names; those of them that do not train, being of the validation set, are passed over.
+    """The rows of the images that a list names; those of them that do not train (of the validation set, damaged, no pictures) are
+    passed over.
 
     Raises:
         Refused: it is no list, names none of these images, or all of them.
@@ -48,7 +50,9 @@ def rows(file: str | Path, images: Images, place: str = PLACE) -> Rows:
     wanted = lines(file, place)
     if not len(wanted):
         return np.empty(0, np.int64)
-    if wanted.dtype.kind == "U":
+    if wanted.dtype.kind == "U" and images.names is not None:
+        found = _by_path(Path(file), wanted.tolist(), images, place)
+    elif wanted.dtype.kind == "U":
         found = held.by_path(Path(file), wanted.tolist(), images, told)
     else:
         found = held.by_number(Path(file), wanted, images, told)
@@ -56,6 +60,22 @@ def rows(file: str | Path, images: Images, place: str = PLACE) -> Rows:
     if len(gone) == images.total:
         raise Refused(f"{place}: {file} names all {images.total} images, so that none is left to train on. Shorten it.")
     return gone
+
+
+def _by_path(file: Path, wanted: list[str], images: Images, place: str) -> Rows:
+    """The row of each path, -1 for those of no image. A file that is there and lies elsewhere is none, though it end alike."""
+    assert images.names is not None
+    root = os.path.realpath(images.root)
+    there = [os.path.isfile(name) for name in wanted]
+    near = [os.path.commonpath([root, os.path.realpath(name)]) == root or not images.root for name in wanted]
+    mine = [name for name, here, inside in zip(wanted, there, near, strict=True) if inside or not here]
+    found = held.found(file, mine, images.names)
+    if (found < 0).all() and not any(there):
+        raise Refused(
+            f"{place}: {file}: none of its {len(wanted)} paths is an image of this data, e.g. {wanted[0]}. Is it of other data, "
+            f"or are they deleted? Then leave {place} out."
+        )
+    return found
 
 
 def others(signals: Signals, gone: Rows) -> Signals:

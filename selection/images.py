@@ -50,6 +50,8 @@ class Images:
     """Whether it was said that the file counts as ``index`` does, so that nothing in it speaks against it."""
     say: Words = Words()
     """What refusals call what can be said of a file that is held to these images."""
+    root: str = ""
+    """The folder that ``names`` are relative to, where it is at hand."""
 
     @property
     def numbers(self) -> Rows:
@@ -101,7 +103,7 @@ def by_path(path: Path, wanted: Sequence[str], images: Images, warnings: list[st
     """
     if images.names is None:
         raise Refused(f"{path}: names its images by path, and those of this data are not known. {images.say.names}")
-    rows = _found(path, wanted, images.names)
+    rows = found(path, wanted, images.names).tolist()
     strange = [given for given, row in zip(wanted, rows, strict=True) if row < 0]
     if strange and images.of == images.total:
         raise Refused(f"{path}: {strange[0]}: no image of this data, and {len(strange) - 1} more. It is of other data.")
@@ -112,8 +114,12 @@ def by_path(path: Path, wanted: Sequence[str], images: Images, warnings: list[st
     return np.array(rows, np.int64)
 
 
-def _found(path: Path, wanted: Iterable[str], names: Iterable[str]) -> list[int]:
-    """The row of each path: as it is, without the folders before, or by its last name where no two share one; else -1."""
+def found(path: Path, wanted: Iterable[str], names: Iterable[str]) -> Rows:
+    """The row of each path: as it is, without the folders before, or by its last name where no two share one; else -1.
+
+    Raises:
+        Refused: a last name that several share.
+    """
     whole = {posix(name): row for row, name in enumerate(names)}
     last: dict[str, int] = {}
     for name, row in whole.items():
@@ -128,7 +134,7 @@ def _found(path: Path, wanted: Iterable[str], names: Iterable[str]) -> list[int]
         if row == -2:
             raise Refused(f"{path}: {given}: several images have this name. Write the class's folder before it.")
         rows.append(row)
-    return rows
+    return np.array(rows, np.int64)
 
 
 def posix(name: str) -> str:

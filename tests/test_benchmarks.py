@@ -26,6 +26,7 @@ SMALL = {
     "optimizer_step.py": ["--tiny"],
     "gpu.py": ["--out", "OUT", "--device", "cpu", "--tiny", "--parts", "adamw"],
     "augment.py": ["--sides", "8", "--batch", "6", "--turns", "1"],
+    "inspect_data.py": ["--tiny", "--images", "300", "--fractions", "0.1"],
     "loader.py": ["--images", "48", "--small-images", "256", "--batch", "16", "--turns", "1"],
     "selection.py": ["--images", "600"],
     "cheaper.py": [

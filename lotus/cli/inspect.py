@@ -1,17 +1,22 @@
-"""``lotus inspect``: what is wrong with a folder of pictures. Needs no torch."""
+"""``lotus inspect``: what is wrong with a folder of pictures."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lotus.cli.shared import Verbs, as_json, load_shelves, tell, with_files
 from selection.errors import Refused
 
 if TYPE_CHECKING:
-    from lotus.data.source import Source
+    import numpy as np
+    import numpy.typing as npt
+
+    from lotus.inspect.findings import Findings
+    from lotus.ticket import Data
 
 
 def add(verb: Verbs) -> None:
@@ -20,60 +25,98 @@ def add(verb: Verbs) -> None:
     added.add_argument("--out", default="inspected", metavar="FOLDER",
                        help="where inspect.html, inspect.json and delete.txt go (inspected)")  # fmt: skip
     added.add_argument("--delete", default="duplicates,leaks,damaged", metavar="KINDS",
-                       help="what goes on the list: duplicates, leaks, damaged, labels (the first three)")  # fmt: skip
+                       help="what goes on the list: duplicates, leaks, damaged, labels, passed (the first three)")  # fmt: skip
     added.add_argument(
         "--most", type=int, default=1000, help="label errors and outliers that are listed at most (1000)"
     )
+    added.add_argument("--model", default="", metavar="FOLDER",
+                       help="judge the labels by the features of this model, not by a small network")  # fmt: skip
     with_files(added, "with the function of the data set")
     as_json(added)
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from lotus import files, ticket
+    from lotus import ticket
     from lotus.data import threads
     from lotus.data.dataset import open_data
-    from lotus.inspect import findings, page
+    from lotus.inspect import findings
+
+    kinds = _checked(options)
+    shelves = load_shelves(options.shelves)
+    behind = ticket.behind(options.data, shelves)
+    if behind.settings is None:
+        raise Refused(f"{options.data}: there are no pictures to look at. Give a folder of them, a config or a run.")
+    train, val = open_data(behind.settings.data, shelves, learned=False)
+    found = findings.inspect(
+        train, val, recorded=_margins(behind), model=options.model, most=options.most, workers=threads.count(),
+        root=behind.settings.data.path if train.root else "",
+        say=lambda text: tell(f"{text} ...", file=sys.stderr),
+    )  # fmt: skip
+    names = found.listed(kinds)
+    told = found.as_json() | {"delete": names}
+    _write(Path(options.out), found, told, f"Inspected: {options.data}")
+    if options.json:
+        print(json.dumps(told))
+    else:
+        _tell(Path(options.out), found, told)
+    return 0
+
+
+def _checked(options: argparse.Namespace) -> tuple[str, ...]:
+    """The kinds that go on the list, after everything that can be refused before a picture is looked at."""
+    from lotus import files
+    from lotus.inspect import findings
 
     kinds = tuple(options.delete.split(",")) if options.delete else ()
     if strange := [kind for kind in kinds if kind not in findings.KINDS]:
         raise Refused(f"--delete {strange[0]}: there is no such kind. There are: {', '.join(findings.KINDS)}.")
     if options.most < 1:
         raise Refused(f"--most: at least 1, not {options.most}.")
-    out = Path(options.out)
+    if options.model and not (Path(options.model) / "spec.json").is_file():
+        raise Refused(f"--model {options.model}: has no spec.json. Give the folder of a model, e.g. RUN/finetune.")
     for name in ("inspect.html", "inspect.json", "delete.txt"):
-        files.check(out / name)
-    shelves = load_shelves(options.shelves)
-    behind = ticket.behind(options.data, shelves)
-    if behind.settings is None:
-        raise Refused(f"{options.data}: there are no pictures to look at. Give a folder of them, a config or a run.")
-    train, val = open_data(behind.settings.data, shelves, learned=False)
+        files.check(Path(options.out) / name)
+    return kinds
+
+
+def _margins(behind: Data) -> npt.NDArray[np.floating] | None:
+    """What a run recorded of the training images, if these are still the ones."""
     recorded = behind.signals
-    margins = recorded["margin"] if recorded is not None and "margin" in recorded else None
-    if margins is not None:
-        behind.images()  # refuses signals of pictures that have changed since
-    root = behind.settings.data.path if train.root else ""
-    found = findings.inspect(train, val, margins=margins, most=options.most, workers=threads.count(), root=root)
-    gone = found.to_delete(kinds)
-    names = [train.name(row) for row in gone] if train.root else [str(_number(train, row)) for row in gone]
+    if recorded is None or "margin" not in recorded:
+        return None
+    behind.images()  # refuses signals of pictures that have changed since
+    return recorded["margin"]
+
+
+def _write(out: Path, found: Findings, told: dict[str, Any], title: str) -> None:
+    from lotus import files
+    from lotus.inspect import page
+
+    names = told["delete"]
     if odd := next((name for name in names if "\n" in name), None):
         raise Refused(f"{odd!r}: a name with a line break cannot stand on a list. Rename it.")
-    told = found.as_json() | {"delete": names}
     files.write_json(out / "inspect.json", told)
     files.write_bytes(out / "delete.txt", "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape"))
-    files.write_text(out / "inspect.html", page.render(found, f"Inspected: {options.data}", len(gone)))
-    if options.json:
-        print(json.dumps(told))
-        return 0
+    files.write_text(out / "inspect.html", page.render(found, title, len(names)))
+
+
+def _tell(out: Path, found: Findings, told: dict[str, Any]) -> None:
+    from lotus.data import pictures
+
+    train, val = found.train, found.val
     counts = {name: len(told[name]) for name in ("duplicates", "leaks", "labels", "outliers", "damaged")}
     tell(f"{len(train):,} images for training ({train.where}), {len(val):,} for validation ({val.where})")
     tell("  " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
+    if found.judged_by in ("network", "model"):
+        tell(
+            f"  labels: at most {100 * found.share_wrong:.1f} % are wrong; the list would hold {100 * found.share_found:.0f} % of those "
+            "that were made wrong on purpose"
+        )
+    if found.judged_by == "nobody":
+        tell("  labels and outliers were not judged: fewer than 100 images, or one class")
     if found.passed:
-        tell("  passed over: " + ", ".join(f"{count:,} {ending}" for ending, count in found.passed.items()))
+        tell("  passed over: " + ", ".join(f"{count:,} {ending}" for ending, count in found.endings.items()))
+        if unread := pictures.UNREAD & set(found.endings):
+            tell(f"    {', '.join(sorted(unread))}: nothing here reads them; save them as JPEG or PNG")
     tell(f"{out / 'inspect.html'}: look here first")
-    tell(f"{out / 'delete.txt'}: {len(names):,} images, for select.exclude={out / 'delete.txt'}")
-    return 0
-
-
-def _number(source: Source, row: int) -> int:
-    """As others count: the data set as it comes."""
-    return row if source.rows is None else int(source.rows[row])
+    tell(f"{out / 'delete.txt'}: {len(told['delete']):,} images, for select.exclude={out / 'delete.txt'}")

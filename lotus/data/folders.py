@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +45,15 @@ def folder(root: Path, classes: tuple[str, ...] | None = None) -> Source:
             files.append(file)
             sizes.append(size)
         if len(files) == before and any(len(os.listdir(root / other)) for other in names):
-            raise Refused(f"{root / name}: class {name!r} is empty, no pictures in it. Add some, or delete the folder.")
+            why = unread(root / name)
+            raise Refused(
+                f"{root / name}: class {name!r} is empty, no pictures in it. "
+                + (f"{why}." if why else "Add some, or delete the folder.")
+            )
         labels += [known.index(name)] * (len(files) - before)
     if not files:
-        raise Refused(f"{root}: no images in its {len(names)} class folders.")
+        why = unread(root)
+        raise Refused(f"{root}: no images in its {len(names)} class folders." + (f" {why}." if why else ""))
     relative = [os.path.relpath(file, root) for file in files]
     return Source(
         labels=np.array(labels, dtype=np.int64),
@@ -76,6 +82,31 @@ def _validates(root: Path, names: list[str], classes: tuple[str, ...]) -> str:
 
 def _listed(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def passed_over(root: str | Path) -> list[str]:
+    """Files below ``root`` that are no pictures by their ending, sorted: they are in no class and in no part."""
+    found = []
+    for here, below, names in os.walk(root):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() not in pictures.SUFFIXES:
+                found.append(os.path.join(here, name))
+    return found
+
+
+def endings(files: Iterable[str]) -> dict[str, int]:
+    """How many files have each ending, the commonest first."""
+    return dict(Counter(os.path.splitext(file)[1].lower() or "no ending" for file in files).most_common())
+
+
+def unread(root: str | Path) -> str:
+    """A sentence on the pictures below ``root`` that nothing here reads, with the cure; empty where there is none."""
+    found = [file for file in passed_over(root) if os.path.splitext(file)[1].lower() in pictures.UNREAD]
+    if not found:
+        return ""
+    counts = ", ".join(f"{count:,} {ending}" for ending, count in endings(found).items())
+    return f"{counts} passed over, e.g. {found[0]}: nothing here reads them. Save them as JPEG or PNG"
 
 
 def _classes(root: Path, allowed: tuple[str, ...] | None) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from selection import regular
 
@@ -23,6 +24,11 @@ SUFFIXES = frozenset(
      ".tga", ".jp2", ".avif"}
 )  # fmt: skip
 """Files that count as pictures in a folder, by the end of their name in lower case."""
+
+UNREAD = frozenset(
+    {".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".psd", ".svg"}
+)
+"""Files that are pictures to their owner, by their ending, and that nothing here reads."""
 
 MAX_SIDE = 65535
 """A .beton keeps a side in 16 bits."""
@@ -96,7 +102,7 @@ def read(file: str | os.PathLike[str] | bytes) -> Pixels:
     if not isinstance(file, bytes) and regular.check(file).stat().st_size <= _SMALL:
         file = Path(file).read_bytes()  # nobody else waits for this disk below
     with _silenced(notes):
-        opened = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+        opened = _opened(file)
     with opened as picture:
         pixels = picture.width * picture.height
         if ask is None:
@@ -104,6 +110,46 @@ def read(file: str | os.PathLike[str] | bytes) -> Pixels:
                 return _decoded(picture, notes)
         ask(pixels)
         return _decoded(picture, notes)
+
+
+_OTHERS: tuple[tuple[int, bytes, str], ...] = (
+    (4, b"ftyphei", "HEIC, which nothing here reads; save it as JPEG or PNG"),
+    (4, b"ftypmif1", "HEIC, which nothing here reads; save it as JPEG or PNG"),
+    (4, b"ftyp", "a film or another picture of phones, which nothing here reads"),
+    (0, b"%PDF", "a PDF"), (0, b"PK\3\4", "an archive (zip)"), (0, b"8BPS", "a Photoshop file; save it as JPEG or PNG"),
+    (0, b"\xff\x0a", "JPEG XL, which nothing here reads; save it as JPEG or PNG"),
+)  # fmt: skip
+"""What may lie under a picture's ending: where its bytes stand, the bytes, what it is."""
+
+
+def _opened(file: str | os.PathLike[str] | bytes) -> Image.Image:
+    """
+    Raises:
+        OSError: it is no picture, or one that is too large; says what it is.
+    """
+    try:
+        return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+    except Image.DecompressionBombError as error:
+        count = next((int(word) for word in re.findall(r"\d+", str(error))), 0)
+        raise OSError(
+            f"{count:,} pixels, more than the {MAX_PIXELS:,} that are opened at most; make it smaller"
+        ) from None
+    except UnidentifiedImageError:
+        head = _head(file)
+        text = head.lstrip().lower()
+        if not head:
+            raise OSError("an empty file, of 0 bytes") from None
+        if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<svg", b"{")):
+            raise OSError("a text (a web page?), no picture; download it again") from None
+        known = next((what for at, mark, what in _OTHERS if head[at:].startswith(mark)), "")
+        raise OSError(known or "no picture of a kind that is read here, or a damaged one") from None
+
+
+def _head(file: str | os.PathLike[str] | bytes) -> bytes:
+    if isinstance(file, bytes):
+        return file[:512]
+    with open(file, "rb") as opened:
+        return opened.read(512)
 
 
 def _decoded(picture: Image.Image, notes: list[str]) -> Pixels:

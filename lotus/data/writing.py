@@ -301,7 +301,10 @@ def _check_classes(source: Source, written: Written) -> None:
     gone = (counts == 0) & (np.bincount(source.labels, minlength=len(source.classes)) > 0)
     if gone.any() and not source.partial:
         name = source.classes[int(np.argmax(gone))]
-        raise Refused(f"{source.where}: all images of class {name!r} are damaged, e.g. {written.skipped[0]['name']}.")
+        raise Refused(
+            f"{source.where}: all images of class {name!r} are damaged, e.g. {written.skipped[0]['name']}. Delete them, and add "
+            "others; lotus inspect lists them."
+        )
 
 
 def read_back(beside: Path, written: Written) -> None:

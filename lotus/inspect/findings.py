@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from lotus.data.folders import endings, passed_over
 from lotus.data.source import Source
 from lotus.inspect import doubles, labels
-from lotus.inspect.look import Looked, look, passed_over
+from lotus.inspect.look import Looked, look
 
-KINDS = ("duplicates", "leaks", "damaged", "labels")
+KINDS = ("duplicates", "leaks", "damaged", "labels", "passed")
 """What can go on the list to delete."""
 
 
@@ -34,10 +36,28 @@ class Findings:
     """A row of train, the likelier class, and the margin by which it is ranked."""
     outliers: list[tuple[int, float]] = field(default_factory=list)
     """A row of train, and how far it lies from its nearest five."""
-    passed: dict[str, int] = field(default_factory=dict)
+    passed: list[str] = field(default_factory=list)
     """Files that are no pictures by their ending."""
-    judged_by: str = "probe"
-    """What the labels were judged by: a probe on pixels, or the margins of a run."""
+    judged_by: str = "nobody"
+    """Who judged the labels: the network, a model of the user's, or the margins of a run (aum); nobody where too few are."""
+    share_wrong: float = 0.0
+    """Fraction of the labels that is estimated to be wrong, at most."""
+    share_found: float = 0.0
+    """Fraction of the labels that were made wrong on purpose that the list would hold."""
+
+    @property
+    def endings(self) -> dict[str, int]:
+        """How many files were passed over, by their ending, the commonest first."""
+        return endings(self.passed)
+
+    def listed(self, kinds: tuple[str, ...]) -> list[str]:
+        """What may go, as a list has it: paths, of val and of no picture too; of images that are no files their numbers in train."""
+        train, val = self.train, self.val
+        gone = self.to_delete(kinds)
+        if not train.root:
+            return [str(row if train.rows is None else int(train.rows[row])) for row in gone]
+        broken = [val.name(row) for row in self.looked[1].damaged] if "damaged" in kinds else []
+        return [train.name(row) for row in gone] + broken + (self.passed if "passed" in kinds else [])
 
     def to_delete(self, kinds: tuple[str, ...] = KINDS[:3]) -> list[int]:
         """Rows of train that may go: of doubles all but one, of leaks the copy in train, what is damaged, and wrong labels."""
@@ -72,12 +92,15 @@ class Findings:
                 for row, to, by in self.mislabeled
             ],
             "labels_judged_by": self.judged_by,
+            "labels_wrong_at_most": round(self.share_wrong, 4),
+            "labels_found_of_planted": round(self.share_found, 4),
             "outliers": [{"image": train.name(row), "distance": round(by, 4)} for row, by in self.outliers],
             "damaged": [
                 {"image": part.name(row), "why": why}
                 for part, seen in zip((train, val), self.looked, strict=True) for row, why in seen.damaged.items()
             ],
-            "passed_over": self.passed,
+            "passed_over": self.endings,
+            "passed_over_files": self.passed,
         }  # fmt: skip
 
 
@@ -85,43 +108,69 @@ def inspect(
     train: Source,
     val: Source,
     *,
-    margins: npt.NDArray[np.floating] | None = None,
+    recorded: npt.NDArray[np.floating] | None = None,
+    model: str = "",
     most: int = 1000,
     workers: int = 2,
     root: str = "",
+    say: Callable[[str], None] = lambda _: None,
 ) -> Findings:
     """Look through a data set.
 
     Args:
-        margins: (S, E, N) that a run recorded of the training images; None: labels are judged by a probe on pixels.
+        recorded: (S, E, N) margins that a run watched, of the training images or of those that are not damaged; they rank the labels.
+        model: the folder of a model whose features judge the labels; empty: a network that is trained on these pictures does.
         most: outliers and label errors that are listed at most.
-        root: the folder whose other files are counted; empty: none.
+        root: the folder whose other files are listed; empty: none.
+        say: is told what is done next.
     """
+    say(f"looking at {len(train) + len(val):,} pictures")
     looked = look(train, workers), look(val, workers)
-    found = Findings(train, val, looked, passed=passed_over(root) if root else {})
+    found = Findings(train, val, looked, passed=passed_over(root) if root else [])
     fine = [np.setdiff1d(np.arange(len(part.small)), list(part.damaged)) for part in looked]
+    say("laying them over each other")
     _double(found, fine)
-    rows = fine[0]
-    if len(rows) < 20:
-        return found  # too few to know what is usual
-    own = train.labels[rows]
-    seen = labels.features(looked[0].small[rows])
-    told = labels.left_out(seen, own, len(train.classes))
-    wrong, likelier, margin = labels.confident(told, own)
-    if margins is not None and margins.shape[2] == len(train):
-        found.judged_by, margin = "aum", labels.aum(margins)[rows]
-        wrong = np.flatnonzero(margin < 0)  # another class was said more loudly, over the whole training
-        wrong = wrong[np.argsort(margin[wrong], kind="stable")]
-        others = told.copy()
-        others[np.arange(len(own)), own] = -1
-        likelier = others.argmax(1)[wrong]
-    found.mislabeled = [
-        (int(rows[at]), int(to), float(margin[at])) for at, to in zip(wrong[:most], likelier[:most], strict=True)
-    ]
-    distance = labels.far(seen)
+    if len(fine[0]) >= labels.FEWEST and len(train.classes) > 1:
+        _judge(found, fine[0], recorded, model, most, say)
+    return found
+
+
+def _judge(
+    found: Findings,
+    rows: npt.NDArray[np.int64],
+    recorded: npt.NDArray[np.floating] | None,
+    model: str,
+    most: int,
+    say: Callable[[str], None],
+) -> None:
+    """Labels and outliers among the images ``rows`` of train."""
+    from lotus.inspect import network
+
+    own, classes = found.train.labels[rows], len(found.train.classes)
+    told, planted = labels.plant(own, classes)
+    if model:
+        say(f"features of {model}")
+        features = network.embedded(model, found.train, rows)
+        probabilities = labels.left_out(features, told, classes)
+        margins = labels.margins(probabilities, told)
+    else:
+        judged = network.judge(found.looked[0].small[rows], told, classes, say=say)
+        probabilities, margins, features = judged.probabilities, judged.margins, judged.features
+    suspects = labels.suspects(margins, planted)
+    wrong, found.share_wrong, found.share_found = suspects.rows, suspects.share, suspects.found
+    found.judged_by = "model" if model else "network"
+    if recorded is not None and not model and recorded.shape[2] in (len(rows), len(found.train)):
+        # Where both say so, by what was watched over the whole training, perhaps without damaged images.
+        watched = labels.aum(recorded)
+        watched = watched if len(watched) == len(rows) else watched[rows]
+        wrong = np.flatnonzero((watched < 0) & (margins < 0) & ~np.isin(np.arange(len(rows)), planted))
+        wrong, margins = wrong[np.argsort(watched[wrong], kind="stable")], watched
+        found.judged_by = "aum"
+    rather = labels.likelier(probabilities, own)
+    found.mislabeled = [(int(rows[at]), int(rather[at]), float(margins[at])) for at in wrong[:most]]
+    distance = labels.far(features)
     order = np.argsort(-distance, kind="stable")[: min(most, max(1, len(rows) // 100))]
     found.outliers = [(int(rows[at]), float(distance[at])) for at in order]
-    return found
 
 
 def _double(found: Findings, fine: list[npt.NDArray[np.int64]]) -> None:

@@ -1,39 +1,73 @@
 """Labels that are likely wrong, and pictures that lie far from all others.
 
-Features are those of Coates, Lee and Ng (AISTATS 2011): whitened patches against centroids, rectified and summed over
-quarters. A ridge regression on them says of each image what it would have said without that image, by a closed form; nothing is
-trained twice. Of the probabilities confident learning (Northcutt, Jiang, Chuang 2021) makes a verdict.
+Whoever judges gives each image a margin: how much more its label is believed than the best other one. How low is too low, only the
+judge's own mistakes can tell. So a few labels are made wrong on purpose before it judges (as threshold samples are in Pleiss et
+al., NeurIPS 2020): where these lie among all others says how many are wrong at least, and of a list's head how much is right.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
-from lotus.inspect.look import SIDE
+from lotus.inspect import near
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
-PATCH, STRIDE, CENTROIDS = 6, 2, 256
-_BLOCK = 256
+FEWEST = 100
+"""Images below which no label is judged: a person looks through them sooner."""
+PLANTED, BOUNDS = 0.02, (10, 500)
+"""Fraction of the labels that are made wrong, and how many at least and at most."""
+RIGHT = 0.6
+"""Of a list this fraction is wrong indeed, or more, as far as the planted ones tell."""
+STEADY = 0.2
+"""Fraction of the planted from which on a count of them says something: the first few may lie anywhere."""
 _RIDGE = 1e-3
 """Of the mean of the Gram matrix's diagonal."""
 
 
-def features(small: npt.NDArray[np.uint8], seed: int = 0) -> Floats:
-    """(N, 4 * centroids) of pictures (N, S, S, 3)."""
+def plant(labels: Rows, classes: int, seed: int = 0) -> tuple[Rows, Rows]:
+    """The labels with some of them wrong, and the rows of these. They are not judged."""
     rng = np.random.default_rng(seed)
-    some = _patches(small[np.sort(rng.permutation(len(small))[:2000])]).reshape(-1, 3 * PATCH**2)
-    some = some[rng.permutation(len(some))[:50_000]]
-    mean = some.mean(0)
-    values, vectors = np.linalg.eigh(np.cov(some - mean, rowvar=False))
-    white = ((vectors / np.sqrt(np.maximum(values, 0) + 0.1)) @ vectors.T).astype(np.float32)
-    centers = _centroids((some - mean) @ white, min(CENTROIDS, len(some)), rng)  # (K, 108)
-    return np.concatenate([
-        _pooled(_patches(small[at : at + _BLOCK]), mean.astype(np.float32), white, centers)
-        for at in range(0, len(small), _BLOCK)
-    ])  # fmt: skip
+    count = min(max(round(PLANTED * len(labels)), BOUNDS[0]), BOUNDS[1])
+    rows = np.sort(rng.permutation(len(labels))[:count])
+    told = labels.copy()
+    told[rows] = (labels[rows] + rng.integers(1, classes, count)) % classes
+    return told, rows
+
+
+@dataclass(frozen=True, eq=False)
+class Suspects:
+    """Images whose label is likely wrong, the likeliest first."""
+
+    rows: Rows
+    share: float
+    """Fraction of all labels that is estimated to be wrong."""
+    found: float
+    """Fraction of the planted wrong labels that would stand on the list."""
+
+
+def suspects(margins: Floats, planted: Rows) -> Suspects:
+    """Who lies low enough.
+
+    With f(t) the fraction of the others, and r(t) that of the planted, whose margin is at most t: were a fraction e of the others
+    wrong like the planted, f(t) >= e r(t) at every t. So e is at most the least f / r, and of the others below t a fraction of
+    about e r(t) / f(t) is wrong (of pictures that are merely hard some are counted with them). The list ends where that falls below :data:`RIGHT`.
+    """
+    others = np.setdiff1d(np.arange(len(margins)), planted)
+    order = others[np.argsort(margins[others], kind="stable")]
+    cuts = np.sort(margins[planted])
+    part = (np.arange(len(cuts)) + 1) / len(cuts)  # r at each planted margin
+    below = np.searchsorted(margins[order], cuts, side="right")
+    steady = part >= STEADY
+    ratio = np.maximum(below, 0.5) / len(order) / part
+    share = float(ratio[steady].min())
+    fits = np.flatnonzero(steady & (share >= RIGHT * ratio))
+    last = int(fits[-1])
+    return Suspects(order[: below[last]], share, float(part[last]))
 
 
 def left_out(x: Floats, labels: Rows, classes: int) -> Floats:
@@ -51,83 +85,44 @@ def left_out(x: Floats, labels: Rows, classes: int) -> Floats:
     return _softmax(scores * np.float32(sharp))
 
 
-def confident(probabilities: npt.NDArray[np.floating], labels: Rows) -> tuple[Rows, Rows, Floats]:
-    """Confident learning: images of which another class is said at least as surely as usual for that class.
-
-    Returns:
-        Rows of likely errors, the worst first; the likelier class of each; and of all images (N,) the normalized margin, the
-        label's probability minus the highest other one, by which they are ranked: low is bad.
-    """
-    count, classes = probabilities.shape
-    usual = np.array([
-        probabilities[labels == label, label].mean() if (labels == label).any() else np.inf for label in range(classes)
-    ])  # fmt: skip
-    sure = np.where(probabilities >= usual, probabilities, -1.0)
-    likely = sure.argmax(1)
-    every = np.arange(count)
-    others = np.array(probabilities, copy=True)
-    others[every, labels] = -1
-    margin = (probabilities[every, labels] - others.max(1)).astype(np.float32)
-    wrong = np.flatnonzero((sure.max(1) >= 0) & (likely != labels))
-    wrong = wrong[np.argsort(margin[wrong], kind="stable")]
-    return wrong, likely[wrong], margin
+def margins(probabilities: Floats, labels: Rows) -> Floats:
+    """(N,) log of the label's probability less that of the best other one; low is bad."""
+    logs = np.log(np.maximum(probabilities, 1e-9))
+    return np.asarray(logs[np.arange(len(labels)), labels] - _others(logs, labels).max(1), np.float32)
 
 
-def aum(margins: npt.NDArray[np.floating]) -> Floats:
+def likelier(probabilities: Floats, labels: Rows) -> Rows:
+    """(N,) the best class but the label."""
+    return np.asarray(_others(probabilities, labels).argmax(1), np.int64)
+
+
+def aum(recorded: npt.NDArray[np.floating]) -> Floats:
     """Area under the margin (Pleiss et al., 2020): the mean over epochs of the label's logit minus the highest other one; of
     (S, E, N) watched margins (N,), low is bad."""
-    return margins.astype(np.float32).mean((0, 1))
+    return recorded.astype(np.float32).mean((0, 1))
 
 
 def far(x: Floats, count: int = 5) -> Floats:
-    """(N,) how far each image lies from its ``count`` nearest others: one minus their mean cosine, in 32 principal components."""
-    seen = (x - x.mean(0)) / (x.std(0) + 1e-6)
-    _, vectors = np.linalg.eigh(seen.T @ seen)
-    seen = seen @ vectors[:, -32:]
-    seen /= np.maximum(np.linalg.norm(seen, axis=1, keepdims=True), 1e-6)
+    """(N,) how far each image lies from its ``count`` nearest others: one minus their mean cosine, of standardized features."""
+    seen = near.unit((x - x.mean(0)) / (x.std(0) + 1e-6))
     count = min(count, len(x) - 1)
-    found = np.zeros(len(x), np.float32)
-    for at in range(0, len(x) if count else 0, 1024):
-        near = seen[at : at + 1024] @ seen.T
-        near[np.arange(len(near)), np.arange(at, at + len(near))] = -2
-        found[at : at + 1024] = 1 - np.partition(near, -count, axis=1)[:, -count:].mean(1)
+    if count < 1:
+        return np.zeros(len(x), np.float32)
+    cells, found = near.Cells.of(seen), np.zeros(len(x), np.float32)
+    for at in range(0, len(x), near.BLOCK):
+        part = seen[at : at + near.BLOCK]
+        first, second, cosine = cells.nearest(part, count + 1)
+        apart = first + at != second
+        sums = np.bincount(first[apart], cosine[apart], len(part))
+        found[at : at + near.BLOCK] = 1 - sums / np.maximum(np.bincount(first[apart], minlength=len(part)), 1)
     return found
 
 
-def _patches(small: npt.NDArray[np.uint8]) -> Floats:
-    """(N, P, 108) of even brightness and contrast."""
-    seen = np.lib.stride_tricks.sliding_window_view(small, (PATCH, PATCH), (1, 2))[:, ::STRIDE, ::STRIDE]
-    flat = seen.reshape(len(small), -1, 3 * PATCH**2).astype(np.float32)
-    flat -= flat.mean(2, keepdims=True)
-    return flat / np.sqrt(flat.var(2, keepdims=True) + 10)
-
-
-def _centroids(white: Floats, count: int, rng: np.random.Generator) -> Floats:
-    """Spherical k-means, ten rounds."""
-    centers = rng.standard_normal((count, white.shape[1])).astype(np.float32)
-    for _ in range(10):
-        centers /= np.maximum(np.linalg.norm(centers, axis=1, keepdims=True), 1e-6)
-        near = white @ centers.T
-        nearest = near.argmax(1)
-        strength = near[np.arange(len(white)), nearest]
-        sums = np.zeros_like(centers)
-        np.add.at(sums, nearest, white * strength[:, None])
-        empty = ~np.isin(np.arange(count), nearest)
-        sums[empty] = white[rng.integers(len(white), size=int(empty.sum()))]
-        centers = sums
-    return centers / np.maximum(np.linalg.norm(centers, axis=1, keepdims=True), 1e-6)
-
-
-def _pooled(patches: Floats, mean: Floats, white: Floats, centers: Floats) -> Floats:
-    """How much of each centroid there is in each quarter: what is nearer than the mean, "triangle"."""
-    count, side = len(patches), (SIDE - PATCH) // STRIDE + 1
-    seen = (patches.reshape(-1, patches.shape[2]) - mean) @ white
-    away = np.sqrt(np.maximum((seen**2).sum(1, keepdims=True) + 1 - 2 * (seen @ centers.T), 0))
-    there = np.maximum(0, away.mean(1, keepdims=True) - away).reshape(count, side, side, -1)
-    half = side // 2
-    return np.concatenate([
-        there[:, y, x].sum((1, 2)) for y in (slice(half), slice(half, None)) for x in (slice(half), slice(half, None))
-    ], 1)  # fmt: skip
+def _others(values: Floats, labels: Rows) -> Floats:
+    """A copy in which the label's own is out of the question."""
+    others = np.array(values, copy=True)
+    others[np.arange(len(labels)), labels] = -np.inf
+    return others
 
 
 def _softmax(scores: Floats) -> Floats:

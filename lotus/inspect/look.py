@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from lotus.data import pictures
 from lotus.data.source import Source
 
 SIDE = 32
@@ -44,15 +40,3 @@ def look(source: Source, workers: int = 2) -> Looked:
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(one, range(len(source)), chunksize=64))
     return Looked(small, dict(sorted(damaged.items())))
-
-
-def passed_over(root: str | Path) -> dict[str, int]:
-    """How many files below ``root`` are no pictures by their ending, by ending: they are in no class and in no part."""
-    found: Counter[str] = Counter()
-    for _, below, names in os.walk(root):
-        below[:] = [name for name in below if not name.startswith(".")]
-        for name in names:
-            ending = os.path.splitext(name)[1].lower()
-            if not name.startswith(".") and ending not in pictures.SUFFIXES:
-                found[ending or "no ending"] += 1
-    return dict(found.most_common())

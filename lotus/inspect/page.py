@@ -51,7 +51,7 @@ def _parts(found: Findings, listed: int) -> Iterator[str]:
                  for row, _ in found.outliers[:SHOWN]))  # fmt: skip
     told = found.as_json()
     yield _table("Damaged", ("image", "why"), [(one["image"], one["why"]) for one in told["damaged"]])
-    yield _table("Passed over: no pictures by their ending", ("ending", "files"), list(found.passed.items()))
+    yield _table("Passed over: no pictures by their ending", ("ending", "files"), list(found.endings.items()))
     rows = [(one["class"], one["train"], one["val"]) for one in told["classes"]]
     yield _table("Images of each class", ("class", "train", "val"), rows)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def prepare(context: Context) -> Work:
-    from lotus.data import beton
+    from lotus.data import beton, folders
     from lotus.data.dataset import open_data
     from lotus.data.loader import writer
 
@@ -31,6 +31,8 @@ def prepare(context: Context) -> Work:
     yield Said("prepare", f"validates on {_told(val)}")
     for note in filter(None, (train.note, val.note)):
         yield Said("prepare", note, level="warning")
+    if train.root and (passed := folders.unread(data.path)):
+        yield Said("prepare", passed, level="warning")
     for source, file in ((train, run.train_beton), (val, run.val_beton)):
         yield from beton.prepare(source, file, data, choose=writer, anew=context.anew)
     manifest = context.manifest()

@@ -8,10 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from sklearn.metrics import average_precision_score
 
-from lotus import cli
-from lotus.inspect import doubles, labels
+import lotus
+from lotus import cli, ticket
+from lotus.config import Model
+from lotus.inspect import doubles, labels, near, network
+from lotus.vit.model import create
 from selection import exclude
 from selection.errors import Refused
 from selection.images import Images
@@ -48,6 +53,58 @@ def test_a_planted_double_is_found_and_nothing_else(kind: str) -> None:
     assert alike[0] >= doubles.SAME
 
 
+def test_two_seas_are_two_pictures() -> None:
+    """Sky above, water below, and something small on the horizon: alike in all pixels but those that matter."""
+    rng = np.random.default_rng(0)
+    sea = np.full((40, 32, 32, 3), (90, 120, 150), np.float32)
+    sea[:, 16:] = (40, 70, 90)
+    for picture in sea:
+        for _ in range(5):
+            top, left, high, wide = rng.integers((11, 2, 1, 2), (16, 22, 5, 9))
+            picture[top : top + high, left : left + wide] = rng.choice((10, 60, 220))
+    sea = (sea + rng.normal(0, 3, sea.shape)).clip(0, 255).astype(np.uint8)
+    pairs, _ = doubles.find(np.concatenate([sea, sea[:1, :, ::-1]]))
+    assert pairs.tolist() == [[0, 40]]
+
+
+def test_flat_pictures_and_a_single_one_are_no_doubles() -> None:
+    for some in (np.full((3, 32, 32, 3), 200, np.uint8), pictures(1)):
+        assert not len(doubles.find(some)[0])
+
+
+def test_a_double_in_another_cell_is_found() -> None:
+    every = pictures(2600)
+    pairs, _ = doubles.find(np.concatenate([every, [planted(every[row], "crop") for row in range(40)]]))
+    assert (
+        len(near.Cells.of(near.unit(np.ones((2600, 3), np.float32))).members) > 8
+    )  # so that some cells are not looked in
+    found = {tuple(pair) for pair in pairs.tolist()}
+    assert len(found & {(row, 2600 + row) for row in range(40)}) >= 39
+    assert len(found) <= 41
+
+
+def test_the_nearest_are_those_of_brute_force() -> None:
+    own = near.unit(np.random.default_rng(0).standard_normal((1500, 8)).astype(np.float32))
+    first, second, cosine = near.Cells.of(own).nearest(own[:50], 3)
+    every = np.argsort(-(own[:50] @ own.T), axis=1)[:, :3]
+    assert first.tolist() == np.repeat(np.arange(50), 3).tolist()
+    assert second.reshape(50, 3).tolist() == every.tolist()
+    assert np.allclose(cosine, np.einsum("pk,pk->p", own[first], own[second]), atol=1e-6)
+    first, _, cosine = near.Cells.of(own).nearest(own[:50], 3, 0.9)
+    assert len(first) < 150
+    assert (cosine > 0.9).all()
+
+
+def test_far_is_one_less_the_mean_cosine_of_five() -> None:
+    x = np.random.default_rng(0).standard_normal((200, 8)).astype(np.float32)
+    seen = (x - x.mean(0)) / x.std(0)
+    seen /= np.linalg.norm(seen, axis=1, keepdims=True)
+    cosine = seen @ seen.T
+    np.fill_diagonal(cosine, -2)
+    assert np.allclose(labels.far(x), 1 - np.sort(cosine, axis=1)[:, -5:].mean(1), atol=1e-4)
+    assert labels.far(x[:1]).tolist() == [0]
+
+
 def test_left_out_is_what_a_regression_without_the_image_says() -> None:
     rng = np.random.default_rng(0)
     x, own = rng.standard_normal((40, 3)).astype(np.float32), rng.integers(0, 2, 40)
@@ -65,13 +122,51 @@ def test_left_out_is_what_a_regression_without_the_image_says() -> None:
     assert np.allclose(by, by[0], rtol=1e-3)
 
 
-def test_confident_learning_by_hand() -> None:
-    told = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.2, 0.8], [0.05, 0.95]])
-    wrong, likelier, margin = labels.confident(told, np.array([0, 0, 1, 1, 0]))
-    # Usual for 0: mean(0.9, 0.8, 0.05) = 0.583; for 1: 0.85. Only the last says the other class more surely than that.
-    assert wrong.tolist() == [4]
-    assert likelier.tolist() == [1]
-    assert margin[4] == pytest.approx(-0.9)
+def test_some_labels_are_made_wrong() -> None:
+    own = np.arange(1000) % 10
+    told, rows = labels.plant(own, 10)
+    assert np.flatnonzero(told != own).tolist() == rows.tolist()
+    assert len(rows) == 20
+    assert len(labels.plant(own[:120], 10)[1]) == 10
+
+
+@pytest.mark.parametrize("wrong", [0, 50, 200])
+def test_a_list_ends_where_most_of_it_is_right(wrong: int) -> None:
+    """Margins of two bells: how many are wrong is known."""
+    rng = np.random.default_rng(wrong)
+    margin = np.concatenate([rng.normal(-2, 1, wrong + 100), rng.normal(2, 1, 2000 - wrong)]).astype(np.float32)
+    found = labels.suspects(margin, np.arange(wrong, wrong + 100))
+    right = int((found.rows < wrong).sum())
+    assert wrong / 4000 <= found.share <= wrong / 2000 + 0.01
+    assert right >= 0.7 * wrong
+    assert len(found.rows) <= 2 + 1.5 * right
+    assert margin[found.rows].tolist() == sorted(margin[found.rows])
+    assert not set(found.rows.tolist()) & set(range(wrong, wrong + 100))
+
+
+def test_margins_and_the_likelier_class_by_hand() -> None:
+    told = np.array([[0.7, 0.2, 0.1], [0.7, 0.2, 0.1]], np.float32)
+    assert np.allclose(labels.margins(told, np.array([0, 1])), [np.log(3.5), np.log(2 / 7)])
+    assert labels.likelier(told, np.array([0, 1])).tolist() == [1, 0]
+
+
+def digits(count: int) -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.datasets import load_digits
+
+    x, own = load_digits(return_X_y=True)
+    small = np.kron(x[:count].reshape(-1, 8, 8, 1) * 15.9, np.ones((1, 4, 4, 3)))
+    return small.astype(np.uint8), own[:count].astype(np.int64)
+
+
+def test_a_network_believes_no_wrong_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "SEEN", 16_000)
+    small, own = digits(400)
+    told = own.copy()
+    told[:40] = (own[:40] + 3) % 10
+    judged = network.judge(small, told, 10)
+    assert average_precision_score(np.arange(400) < 40, -judged.margins) > 0.5
+    assert (labels.likelier(judged.probabilities, told)[:40] == own[:40]).mean() > 0.7
+    assert judged.features.shape == (400, network.WIDTHS[-1])
 
 
 def folder(root: Path) -> Path:
@@ -85,6 +180,7 @@ def folder(root: Path) -> Path:
     (root / "train/a/x.heic").write_bytes(b"no reader")
     (root / "train/a/zero.jpg").write_bytes(b"")
     (root / "train/b/page.jpg").write_bytes(b"<html>")
+    (root / "val/a/00.png").write_bytes(b"")  # called as a good one of train is
     return root
 
 
@@ -95,14 +191,56 @@ def test_a_folder_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     told = json.loads((out / "inspect.json").read_text())
     assert [Path(one["double"]).name for one in told["duplicates"]] == ["z mirrored.png"]
     assert [Path(one["val"]).name for one in told["leaks"]] == ["45.png"]
-    assert {Path(one["image"]).name for one in told["damaged"]} == {"zero.jpg", "page.jpg"}
+    assert {Path(one["image"]).name for one in told["damaged"]} == {"zero.jpg", "page.jpg", "00.png"}
     listed = (out / "delete.txt").read_text().splitlines()
-    assert {Path(name).name for name in listed} == {"z mirrored.png", "zz.jpg", "zero.jpg", "page.jpg"}
+    assert {Path(name).name for name in listed} == {"z mirrored.png", "zz.jpg", "zero.jpg", "page.jpg", "00.png"}
     assert all(Path(name).is_file() for name in listed)  # xargs finds them from here
     page = (out / "inspect.html").read_text()
     assert "data:image/png;base64," in page
     assert "http" not in page
     assert "<script" not in page
+
+    images = ticket.behind(root).images()
+    gone = {images.names[row] for row in exclude.rows(out / "delete.txt", images).tolist()}  # type: ignore[index]
+    assert gone == {"a/z mirrored.png", "b/zz.jpg", "a/zero.jpg", "b/page.jpg"}
+    assert cli.main(["inspect", str(root), "--out", str(out), "--delete", "passed"]) == 0
+    assert (out / "delete.txt").read_text() == f"{root}/train/a/x.heic\n"
+    assert not len(exclude.rows(out / "delete.txt", images))  # it is there, and trains in no case
+
+
+def test_the_same_seed_judges_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "EPOCHS", (1, 1))
+    small, own = digits(130)
+    state = torch.get_rng_state()
+    first, second = network.judge(small, own, 10), network.judge(small, own, 10)
+    assert np.array_equal(first.margins, second.margins)
+    assert torch.equal(torch.get_rng_state(), state)  # nobody else's draws are touched
+
+
+def test_labels_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the small network, and by the features of a model: an .npz has numbers, not paths."""
+    monkeypatch.setattr(network, "SEEN", 12_000)
+    small, own = digits(500)
+    told = own.copy()
+    told[:25] = (own[:25] + 3) % 10
+    np.savez(tmp_path / "digits.npz", x_train=small, y_train=told, x_test=small[:20], y_test=own[:20])
+    (tmp_path / "config.yaml").write_text(f"data: {{name: npz, path: {tmp_path}/digits.npz}}\nfolder: {tmp_path}/run\n")
+    args = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 1, "num_heads": 4}
+    vit = create(Model(name="vit_tiny_patch16_224", args=args), 10).eval()
+    lotus.save(vit, tmp_path / "model", about={"mean": [0.5] * 3, "std": [0.25] * 3})
+    for more, judge in ([], "network"), (["--model", str(tmp_path / "model")], "model"):
+        words = ["inspect", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "out"), "--delete", "labels", *more]
+        assert cli.main([*words, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["labels_judged_by"] == judge
+        listed = [int(name) for name in found["delete"]]
+        right = [row for row in listed if row < 25]
+        assert len(right) >= 5
+        assert len(right) >= 0.5 * len(listed)
+    assert cli.main([*words[:2], "--model", str(tmp_path)]) == 2
+    assert "has no spec.json" in capsys.readouterr().err
 
 
 def test_flags_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,5 +271,5 @@ def test_a_list_of_everything_or_of_nothing_known(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"select\.exclude: .* none is left"):
         exclude.rows(tmp_path / "all.txt", images)
     (tmp_path / "other.txt").write_text("d/9.png\n")
-    with pytest.raises(Refused, match="no image of this data"):
+    with pytest.raises(Refused, match="is an image of this data"):
         exclude.rows(tmp_path / "other.txt", images)
