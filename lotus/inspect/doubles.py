@@ -127,7 +127,7 @@ def _described(small: Small, mean: Floats, basis: Floats, crop: tuple[float, ...
         pixels = np.einsum(
             "yh,nhwc->nywc", down, np.einsum("xw,nhwc->nhxc", across, pixels, optimize=True), optimize=True
         )
-    seen = (_unit(_shrunk(pixels, 4)) - mean) @ basis
+    seen = ((_unit(_shrunk(pixels, 4)) - mean) @ basis).astype(np.float32, copy=False)
     structure = _sharp(pixels.mean(3))[..., None]
     return near.unit(seen), _unit(_shrunk(structure, 2))
 

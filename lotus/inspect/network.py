@@ -70,7 +70,11 @@ def judge(
             """(B, 3, S, S), channels last in memory, as they lie."""
             return ((pixels[rows].to(device).float() - mean) / std).permute(0, 3, 1, 2)
 
-        net = _network(ready(torch.randperm(len(pixels))[:3000]), classes).to(device, memory_format=torch.channels_last)
+        net = (
+            _network(ready(torch.randperm(len(pixels))[:3000]), classes)
+            .to(device)
+            .to(memory_format=torch.channels_last)
+        )
         watched = _trained(net, ready, target, say)
         logits, features = _said(net, ready, len(pixels))
     final = _margins(logits, target)
