@@ -184,9 +184,13 @@ def hf(
     if not held:
         return split(first, val_fraction, seed)
     second = _of_hub(datasets, found[held], f"{name} {held}", column, target, classes, partial=True)
-    if held == "test" and not val:
-        second = replace(second, note=f"{second.where} validates: what is chosen by it makes it no test any more")
-    return first, second
+    return first, second if val else _announced(second, held)
+
+
+def _announced(held: Source, part: str) -> Source:
+    """A part that validates without having been asked for by its name; a test says so."""
+    told = f"{held.where} validates: what is chosen by it makes it no test any more"
+    return replace(held, note=told) if part == "test" else held
 
 
 def _columns(datasets: Any, name: str, rows: Any, layout: Layout) -> tuple[str, str, tuple[str, ...]]:
