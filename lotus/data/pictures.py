@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from selection import regular
 
@@ -96,7 +96,10 @@ def read(file: str | os.PathLike[str] | bytes) -> Pixels:
     if not isinstance(file, bytes) and regular.check(file).stat().st_size <= _SMALL:
         file = Path(file).read_bytes()  # nobody else waits for this disk below
     with _silenced(notes):
-        opened = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+        try:
+            opened = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+        except UnidentifiedImageError:  # which would name our buffer by its address
+            raise UnidentifiedImageError("no format of pictures that Pillow knows") from None
     with opened as picture:
         pixels = picture.width * picture.height
         if ask is None:
