@@ -19,7 +19,7 @@ from lotus.data import catalog, cifar
 from lotus.data.dataset import open_data
 from lotus.data.source import Source
 from selection import methods
-from selection.errors import Refused
+from selection.errors import Notice, Refused
 
 
 def picture(file: Path, color: tuple[int, int, int] = (10, 20, 30)) -> None:
@@ -460,3 +460,9 @@ def test_real_data() -> None:
         train, val = open_data(Data(name="imagefolder", path=str(root / "imagenette224")))
         assert len(train.classes) == 10
         assert train.read(0).shape == (224, 224, 3)
+
+
+def test_a_folder_that_digits_do_not_look_at_is_told_of() -> None:
+    """`lotus run configs/digits.yaml data.path=PHOTOS` would train on digits without a word."""
+    with pytest.warns(Notice, match=r"^data\.path: photos is not looked at.*data\.name=imagefolder"):
+        catalog.digits("photos")
