@@ -67,7 +67,7 @@ def find(
     if other is not None:
         here = set(here or ())
         missing = [read for read in reads(other) if read not in here]
-        raise Refused(_misread(place, name, missing, here, nearest(missing[0], here).lstrip()))
+        raise Refused(_misread(place, name, missing, here, nearest(missing[0], sorted(here))))
     known = sorted({known for shelf in shelves for known in names(shelf) if _fits(getattr(shelf, known), here)})
     raise Refused(f"{place}: there is no {name!r}.{nearest(name, known)} Here: {', '.join(known)}.")
 
