@@ -66,7 +66,8 @@ def find(
     other = named(shelves, name)
     if other is not None:
         here = set(here or ())
-        raise Refused(_misread(place, name, [read for read in reads(other) if read not in here], here))
+        missing = [read for read in reads(other) if read not in here]
+        raise Refused(_misread(place, name, missing, here, nearest(missing[0], sorted(here))))
     known = sorted({known for shelf in shelves for known in names(shelf) if _fits(getattr(shelf, known), here)})
     raise Refused(f"{place}: there is no {name!r}.{nearest(name, known)} Here: {', '.join(known)}.")
 
@@ -83,9 +84,8 @@ def _fits(method: Callable[..., Any], here: Iterable[str] | None) -> bool:
 
 def _misread(place: str, name: str, missing: Sequence[str], here: Iterable[str], cure: str = "") -> str:
     """What is said of a method that reads what is not here."""
-    here = sorted(here)
-    meant = nearest(missing[0], here) if len(missing) == 1 else ""
-    return f"{place}: {name!r} reads {', '.join(missing)}, which is not here.{meant} {cure}Here: {', '.join(here)}."
+    cure = f"{cure.strip()} " if cure else ""
+    return f"{place}: {name!r} reads {', '.join(missing)}, which is not here. {cure}Here: {', '.join(sorted(here))}."
 
 
 def reads(method: Callable[..., Any]) -> list[str]:

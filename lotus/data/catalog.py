@@ -8,6 +8,7 @@ lists and texts alone, so a file from elsewhere cannot run code.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from lotus.data.pictures import Pixels
 from lotus.data.source import Source, digest, split
 from selection import npz as archives
 from selection import regular
-from selection.errors import Refused
+from selection.errors import Notice, Refused
 
 __all__ = ["Source", "cifar10", "cifar100", "digits", "hf", "imagefolder", "npz"]
 
@@ -33,6 +34,13 @@ def digits(path: str, *, val_fraction: float = 0.2, seed: int = 0) -> tuple[Sour
     """
     from sklearn.datasets import load_digits
 
+    if path:
+        warnings.warn(
+            f"data.path: {path} is not looked at, since digits come with scikit-learn. For pictures of your own set "
+            "data.name=imagefolder.",
+            Notice,
+            stacklevel=2,
+        )
     found = load_digits()
     gray = np.rint(found.images * (255 / 16)).astype(np.uint8)
     return split(_in_memory("digits", gray, found.target, tuple("0123456789")), val_fraction, seed)

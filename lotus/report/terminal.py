@@ -193,11 +193,11 @@ def last_page(
         console.print(Text(sure))
     console.print()
 
-    table = _table("", ledger.side(results, stages), "lotus", "change")
+    sides = _table("", ledger.side(results, stages), "lotus", "change")
     for line in ledger.compared(results, stages):
         style = {True: "green", False: "yellow", None: ""}[line.better]
-        table.add_row(Text(line.what), line.dense, line.lotus, Text(line.change, style))
-    console.print(table)
+        sides.add_row(Text(line.what), line.dense, line.lotus, Text(line.change, style))
+    console.print(sides)
 
     for told in lines.kept_lines(results.get("kept", {})):
         console.print(Text(told))
@@ -205,8 +205,8 @@ def last_page(
         console.print(Text(told))
     for section in results.get("sections", ()):
         console.print(Text(f"{section['title']}: {section['text']}" if section["text"] else section["title"]))
-        for row in section["rows"]:
-            console.print(Text("  " + "  ".join(row)))
+        if section["rows"]:
+            table(section["columns"], section["rows"], console=console)
     costs = results.get("ledger", {})
     if costs.get("stages"):
         console.print()

@@ -19,7 +19,7 @@ from lotus.data import catalog, cifar
 from lotus.data.dataset import open_data
 from lotus.data.source import Source
 from selection import methods
-from selection.errors import Refused
+from selection.errors import Notice, Refused
 
 
 def picture(file: Path, color: tuple[int, int, int] = (10, 20, 30)) -> None:
@@ -532,3 +532,7 @@ def test_classes_that_differ_are_named() -> None:
     shelf.odd = odd  # type: ignore[attr-defined]
     with pytest.raises(Refused, match=r"Only train has b\. Only val has c\."):
         open_data(Data(name="odd"), [shelf])
+def test_a_folder_that_digits_do_not_look_at_is_told_of() -> None:
+    """`lotus run configs/digits.yaml data.path=PHOTOS` would train on digits without a word."""
+    with pytest.warns(Notice, match=r"^data\.path: photos is not looked at.*data\.name=imagefolder"):
+        catalog.digits("photos")

@@ -249,3 +249,10 @@ def test_large_pictures_take_turns() -> None:
     assert len(done) == 89
     assert most == 300
     assert done.index(300) < 60
+
+
+@pytest.mark.parametrize("kind", ["file", "bytes"])
+def test_what_is_no_picture_is_told_without_an_address(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "x.jpg").write_bytes(b"no picture")
+    with pytest.raises(OSError, match=r"^no format of pictures that Pillow knows$"):
+        pictures.read(b"no picture" if kind == "bytes" else tmp_path / "x.jpg")

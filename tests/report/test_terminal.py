@@ -172,6 +172,16 @@ def test_the_last_page_of_a_run_without_a_baseline():
     assert "before the cut" in page.text
 
 
+def test_a_table_of_a_stage_has_its_heads():
+    page = Page()
+    told = {"title": "Cuts", "text": "Two.", "columns": ["after step", "MACs"], "rows": [["9", "0.6"], ["20", "0.35"]]}
+    terminal.last_page({**results(), "sections": [told]}, "r.html", STAGES, page.console)
+    lines = [line.split() for line in page.text.splitlines()]
+    at = lines.index(["Cuts:", "Two."])
+    assert lines[at + 1] == ["after", "step", "MACs"]
+    assert lines[at + 3 : at + 5] == [["9", "0.6"], ["20", "0.35"]]
+
+
 def test_the_ticket_page():
     page = Page()
     scores = np.concatenate([np.arange(100.0), [np.inf]])

@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CENTRE = 4
+CENTER = 4
 """Of the nine offsets, row by row, the one that is none: all that a 1x1 convolution has."""
 ALPHA = 1e-2
 """Temperature of the mixture, as published."""
@@ -25,7 +25,7 @@ ALPHA = 1e-2
 def mixture(scores: Tensor, kernel: int) -> Tensor:
     """(H, 9) scores Z -> (H, K) parts of the heads in each offset of the kernel."""
     parts = (scores / ALPHA).softmax(0)
-    return parts if kernel == 3 else parts[:, CENTRE : CENTRE + 1]
+    return parts if kernel == 3 else parts[:, CENTER : CENTER + 1]
 
 
 def combined(
