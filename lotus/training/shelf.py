@@ -17,15 +17,19 @@ dynamic data pruning, token pruning, the moving average) does not stand here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from lotus.training.average import LateAverage
 from lotus.training.guests import Guest, Position, Seen, Training, Turn
-from selection.errors import Refused
+
+_FEWEST, _TOLD = 8, 3
+"""Steps before one is judged; spikes that are told by number."""
 
 
 def late_average(*, start: float = 0.75, every: int = 5) -> Guest:
@@ -38,7 +42,7 @@ def late_average(*, start: float = 0.75, every: int = 5) -> Guest:
     return LateAverage(start, every)
 
 
-def loss_spikes(*, times: float = 8.0, window: int = 50) -> Guest:
+def loss_spikes(*, times: Annotated[float, Field(gt=0)] = 8.0, window: Annotated[int, Field(ge=_FEWEST)] = 50) -> Guest:
     """Which steps' loss jumped, and the image that had most of it: after each epoch, in words. The training is left as it is.
 
     A step's loss is the mean over its images on all ranks, before penalties and weights. It jumps where it lies above the median
@@ -60,8 +64,6 @@ class LossSpikes(Guest):
     turn = Turn.WATCH
 
     def __init__(self, times: float, window: int) -> None:
-        if times <= 0 or window < _FEWEST:
-            raise Refused(f"loss_spikes: times {times:g} is above 0, and window {window} at least {_FEWEST}.")
         self._times, self._window = times, window
         self._parts: list[Tensor] = []  # of the step under way, a micro-batch each
         self._steps: list[Tensor] = []  # (5,) each: number, sum of losses, images, highest loss, its row
@@ -121,7 +123,3 @@ class LossSpikes(Guest):
         if not self._world.is_main:  # rank 0 has what all had
             steps[:, 1:3], steps[:, 3] = 0, -torch.inf
         self._steps = list(steps.unbind())
-
-
-_FEWEST, _TOLD = 8, 3
-"""Steps before one is judged; spikes that are told by number."""
