@@ -17,16 +17,19 @@ dynamic data pruning, token pruning, the moving average) does not stand here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from lotus.training.average import LateAverage
 from lotus.training.guests import Guest, Position, Seen, Training, Turn
-from selection.errors import Refused
+
+_FEWEST, _TOLD = 8, 3
+"""Steps before one is judged; spikes that are told by number."""
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,7 +60,7 @@ def hardest(
     return Hardest(proxy_of(model, classes, proxy, seed), keep, lr)
 
 
-def loss_spikes(*, times: float = 8.0, window: int = 50) -> Guest:
+def loss_spikes(*, times: Annotated[float, Field(gt=0)] = 8.0, window: Annotated[int, Field(ge=_FEWEST)] = 50) -> Guest:
     """Which steps' loss jumped, and the image that had most of it: after each epoch, in words. The training is left as it is.
 
     A step's loss is the mean over its images on all ranks, before penalties and weights. It jumps where it lies above the median
@@ -79,8 +82,6 @@ class LossSpikes(Guest):
     turn = Turn.WATCH
 
     def __init__(self, times: float, window: int) -> None:
-        if times <= 0 or window < _FEWEST:
-            raise Refused(f"loss_spikes: times {times:g} is above 0, and window {window} at least {_FEWEST}.")
         self._times, self._window = times, window
         self._parts: list[Tensor] = []  # of the step under way, a micro-batch each
         self._steps: list[Tensor] = []  # (5,) each: number, sum of losses, images, highest loss, its row
@@ -140,7 +141,3 @@ class LossSpikes(Guest):
         if not self._world.is_main:  # rank 0 has what all had
             steps[:, 1:3], steps[:, 3] = 0, -torch.inf
         self._steps = list(steps.unbind())
-
-
-_FEWEST, _TOLD = 8, 3
-"""Steps before one is judged; spikes that are told by number."""

@@ -532,6 +532,8 @@ def test_classes_that_differ_are_named() -> None:
     shelf.odd = odd  # type: ignore[attr-defined]
     with pytest.raises(Refused, match=r"Only train has b\. Only val has c\."):
         open_data(Data(name="odd"), [shelf])
+
+
 def test_a_folder_that_digits_do_not_look_at_is_told_of() -> None:
     """`lotus run configs/digits.yaml data.path=PHOTOS` would train on digits without a word."""
     with pytest.warns(Notice, match=r"^data\.path: photos is not looked at.*data\.name=imagefolder"):

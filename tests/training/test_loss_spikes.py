@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as tries
 from hypothesis import strategies as st
 from tiny import recipe, same, train
 
+from lotus.config import check
 from lotus.events import Said
+from lotus.training import named
 from lotus.training.distributed import World
 from lotus.training.guests import Position
 from lotus.training.shelf import LossSpikes
@@ -51,7 +54,7 @@ def by_hand(steps: list[np.ndarray], times: float, window: int) -> list[int]:
     return found
 
 
-@settings(max_examples=30, deadline=None)
+@tries(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 1000), epochs=st.integers(1, 4), window=st.sampled_from([8, 13, 50]))
 def test_it_tells_the_steps_of_the_definition_whatever_the_epochs(seed: int, epochs: int, window: int) -> None:
     rng = np.random.default_rng(seed)
@@ -118,7 +121,10 @@ def test_a_training_with_a_broken_batch_is_told_it_and_goes_as_without(tmp_path:
     assert "step 17," in said[-1]
 
 
-@pytest.mark.parametrize(("times", "window"), [(0, 50), (-1, 50), (8, 7)])
-def test_what_cannot_be_is_refused(times: float, window: int) -> None:
-    with pytest.raises(Refused, match=r"loss_spikes: .*above 0.*at least 8"):
-        LossSpikes(times, window)
+@pytest.mark.parametrize(
+    ("settings", "says"), [({"times": 0}, "times"), ({"window": 7}, "window"), ({"windw": 9}, "windw")]
+)
+def test_what_cannot_be_is_refused_before_anything_is_made(settings: dict[str, float], says: str) -> None:
+    page = check({"train": {"guests": [{"name": "loss_spikes", **settings}]}})
+    with pytest.raises(Refused, match=rf"^train\.guests\.loss_spikes\.{says}: "):
+        named.check(page.train.guests, (), place="train.guests")
