@@ -148,8 +148,8 @@ def widths(blocks: Sequence[Mapping[str, Any]]) -> list[str]:
         [block["of_heads"] * block["of_head_dim"] for block in blocks],
         [_heads_told(block) for block in blocks],
     )
-    units = [[block[name] for block in blocks] for name in ("hidden", "of_hidden")]
-    return [attention, _bars("MLP units", *units, [""] * len(blocks))]
+    kept, of = ([block[name] for block in blocks] for name in ("hidden", "of_hidden"))
+    return [attention, _bars("MLP units", kept, of, [""] * len(blocks))]
 
 
 def _heads_told(block: Mapping[str, Any]) -> str:
