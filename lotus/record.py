@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lotus.files import digest
+from lotus.files import digest, digest_of
 
 FORMAT = 2
 """Of a record. One of another is not read, so that its stage runs again."""
 _UNSET: tuple[Any, ...] = (None, "", [], {})
 _SEAL = "digest"
 """In the file of a record, of all the rest of it."""
+SPEC, WEIGHTS = "spec.json", ".safetensors"
+"""In the folder of a model: what it is, and how the names of its weights end."""
 
 
 @dataclass(frozen=True)
@@ -109,3 +112,19 @@ def worded(value: Any, most: int = 100) -> str:
     else:
         text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def content(path: str) -> str:
+    """A hash of the file, or of the model in the folder, that a setting names; empty where none lies there."""
+    place = Path(path)
+    files = (place / SPEC, place / f"model{WEIGHTS}") if place.is_dir() else (place,)
+    try:
+        stands = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    except OSError:
+        return ""
+    return _hashed(files, tuple(stands))
+
+
+@functools.lru_cache(8)
+def _hashed(files: tuple[Path, ...], stands: tuple[tuple[int, int], ...]) -> str:
+    return digest_of(*files)
