@@ -13,6 +13,7 @@ from lotus.files import digest, digest_of
 
 FORMAT = 2
 """Of a record. One of another is not read, so that its stage runs again."""
+_UNSET: tuple[Any, ...] = (None, "", [], {})
 _SEAL = "digest"
 """In the file of a record, of all the rest of it."""
 SPEC, WEIGHTS = "spec.json", ".safetensors"
@@ -91,7 +92,26 @@ def changes(old: Any, new: Any, place: str = "") -> Iterator[str]:
         for key in {**old, **new}:
             yield from changes(old.get(key), new.get(key), f"{place}.{key}" if place else key)
     elif old != new:
-        yield f"{place}: {json.dumps(old)} -> {json.dumps(new)}"
+        yield f"{place}: {worded(old)} -> {worded(new)}"
+
+
+def worded(value: Any, most: int = 100) -> str:
+    """A setting in words, of at most so many letters: ``none``, ``resnet18, pretrained true``, ``16, 24``; what is not set is left out."""
+    if value in _UNSET:
+        return "none"
+    if isinstance(value, dict):
+        named = [worded(value["name"])] if value.get("name") else []
+        parts = named + [
+            f"{name} {worded(one)}"
+            for name, one in value.items()
+            if name != "name" and one is not False and one not in _UNSET
+        ]
+        text = ", ".join(parts) or "none"
+    elif isinstance(value, list):
+        text = ", ".join(f"({told})" if ", " in (told := worded(one)) else told for one in value)
+    else:
+        text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def content(path: str) -> str:

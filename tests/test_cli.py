@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lotus.cli import main
+from lotus.cli import _notices_as_they_are, main
 from lotus.config import Config
 from lotus.stages import STAGES
+from selection.errors import Notice
 
 
 @pytest.mark.parametrize("stage", [stage.name for stage in STAGES])
@@ -89,3 +92,23 @@ def test_only_what_is_missing_is_asked_for(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         main(["run"])
     assert capsys.readouterr().err.rstrip().endswith("required: config")
+
+
+def told_of(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the terminal shows of a notice of ours and of a library's warning."""
+    with warnings.catch_warnings():  # pytest's own record aside: as a process of its own
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", lambda message, *rest: print("raw", message, file=sys.stderr))
+        with _notices_as_they_are():
+            warnings.warn("the head starts anew", Notice, stacklevel=1)
+            warnings.warn("Corrupt EXIF data", UserWarning, stacklevel=1)
+    return capsys.readouterr().err
+
+
+def test_warnings_of_libraries_stay_off_the_terminal_unless_asked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "warnoptions", [])
+    assert told_of(capsys, monkeypatch) == "! the head starts anew\n"
+    monkeypatch.setattr(sys, "warnoptions", ["default"])
+    assert told_of(capsys, monkeypatch) == "! the head starts anew\nraw Corrupt EXIF data\n"

@@ -14,6 +14,7 @@ from lotus.cli.shared import load_shelves
 from lotus.config import check
 from lotus.events import Wrote
 from lotus.files import write_text
+from lotus.record import worded
 from lotus.run import Run
 from lotus.stages import STAGES, run_of
 from lotus.stages.prepare import lies
@@ -126,6 +127,22 @@ def test_why_names_the_setting_the_file_or_the_stage(tmp_path: Path) -> None:
     assert run.why("select") == "subset.npz was changed"
     run.outputs("select")["subset.npz"].unlink()
     assert run.why("select") == "subset.npz is gone"
+
+
+def test_a_change_is_told_in_words(tmp_path: Path) -> None:
+    do(make(tmp_path), "prepare", "score", "select", "baseline", "train")
+    other = make(tmp_path, score={"model": {"name": "resnet18", "pretrained": True}}, train={"mixup": 0.5})
+    told = other.why("score")
+    assert told is not None
+    assert told.startswith("score.model: none -> resnet18, pretrained true")
+    assert not set(told) & set('{}[]"')
+    assert worded([{"name": "a", "part": 0.7}, {"name": "b", "part": None}]) == "(a, part 0.7), b"
+    assert worded({"a": False, "b": 0}) == "b 0"
+    assert [worded(value) for value in (None, "", [], True, 0, "x" * 200)] == ["none"] * 3 + [
+        "true",
+        "0",
+        "x" * 97 + "...",
+    ]
 
 
 def test_what_was_made_from_something_else_is_made_again(tmp_path: Path) -> None:
@@ -279,7 +296,7 @@ def test_a_setting_that_is_newer_than_a_record_had_its_default(tmp_path: Path) -
         file.write_text(json.dumps(record))
     assert [make(tmp_path).why(stage) for stage in ("train", "prune")] == [None, None]
     other = make(tmp_path, train={"schedule": "onecycle"})
-    assert other.why("train") == 'train.schedule: "cosine" -> "onecycle"'
+    assert other.why("train") == "train.schedule: cosine -> onecycle"
 
 
 def test_the_baseline_is_read_by_the_training_that_asks_it(tmp_path: Path) -> None:

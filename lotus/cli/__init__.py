@@ -89,13 +89,14 @@ def _parser() -> argparse.ArgumentParser:
 
 @contextlib.contextmanager
 def _notices_as_they_are() -> Iterator[None]:
-    """A notice is one line of rank 0, without the place in our code that Python would put before it."""
+    """A notice is one line of rank 0, without the place in our code that Python would put before it; warnings of libraries are not
+    for our users."""
     before = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         if issubclass(category, Notice):
             _told(f"! {message}", 0)
-        else:
+        elif sys.warnoptions:  # -W or PYTHONWARNINGS: somebody wants to see what libraries say to their developers
             before(message, category, *place, **more)
 
     with warnings.catch_warnings():
