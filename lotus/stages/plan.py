@@ -328,9 +328,14 @@ def _unmet(one: Candidate, dense: float, measured: Mapping[str, Any]) -> Refused
     apart = sum(row["macs"] for row in rows if row["epochs"] is None) / dense
     asked = _budget(one.config).train
     what = "less than proxy and calibration cost" if apart >= (asked or 0) else "less than they and one epoch cost"
+    cheaper = (
+        ", or fewer images to look at (prune.calibration), or allow train.shrink.evaluate=false"
+        if one.way == "shrink"
+        else ""
+    )
     return Refused(
-        f"budget.train: {asked:g} of the dense training is {what}: {apart:.4g} and {least:.4g}. Give at least budget.train={_up(least):g}, or "
-        "fewer images to look at (prune.calibration), or allow train.shrink.evaluate=false."
+        f"budget.train: {asked:g} of the dense training is {what}: {apart:.4g} and {least:.4g}. Give at least budget.train={_up(least):g}"
+        f"{cheaper}."
     )
 
 

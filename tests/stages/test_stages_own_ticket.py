@@ -89,7 +89,16 @@ def test_the_bill_is_what_was_trained_and_was_forecast(whole: Path) -> None:
 @pytest.mark.slow
 def test_what_was_recorded_serves_other_tickets(whole: Path, tmp_path: Path) -> None:
     done = lotus(
-        "select", str(whole / "signals.npz"), "--score", "aum", "--keep", "0.3", "--out", str(tmp_path / "t.npz")
+        "select",
+        str(whole / "signals.npz"),
+        "--score",
+        "aum",
+        "--pick",
+        "top_k",
+        "--keep",
+        "0.3",
+        "--out",
+        str(tmp_path / "t.npz"),
     )
     assert done.returncode == 0, done.stderr
 

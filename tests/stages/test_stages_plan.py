@@ -271,7 +271,10 @@ def test_between_what_was_timed_the_pace_is_a_straight_line() -> None:
         (["budget.train=0"], "budget.train"),
         (["budget.trian=0.3"], "budget.trian: no such setting. Did you mean 'train'?"),
         (["budget={train: 0.3, ways: []}"], "budget.ways: say at least one of"),
-        (["budget.train=0.001"], "budget.train: 0.001 of the dense training is less than proxy and calibration cost"),
+        (
+            ["budget.train=0.001", SHRINK],
+            "budget.train: 0.001 of the dense training is less than proxy and calibration cost",
+        ),
         (["budget.train=0.03"], "is less than they and one epoch cost"),
         (["budget.train=0.3", "prune.keep.macs=1"], "prune.keep.macs: all is to stay"),
         ([], "budget: nothing says what the training may cost"),
@@ -287,7 +290,7 @@ def test_what_cannot_be_planned_is_refused(
 def test_what_is_offered_instead_can_be_met(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"Give at least budget\.train=") as refused:
         planned(tmp_path, "budget.train=0.001")
-    least = str(refused.value).partition("budget.train=")[2].split(",")[0]
+    least = str(refused.value).partition("budget.train=")[2].split(",")[0].removesuffix(".")
     assert planned(tmp_path, f"budget.train={least}")["epochs"] == 1
 
 
