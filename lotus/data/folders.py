@@ -110,8 +110,8 @@ def _classes(root: Path, allowed: tuple[str, ...] | None) -> list[str]:
 
 
 def _pictures(folder: Path, others: list[str]) -> Iterator[tuple[str, int]]:
-    """Pictures below ``folder`` by name and their sizes in bytes, sorted, none of hidden folders (.ipynb_checkpoints). Links to folders are followed once, and not at
-    all to a folder that holds a class or lies in another: one of ``others``."""
+    """Pictures below ``folder`` by name and their sizes in bytes, sorted; hidden folders (.ipynb_checkpoints) are passed by. Links
+    to folders are followed once, and not at all to a folder that holds a class or lies in another: one of ``others``."""
 
     def foreign(below: str) -> bool:
         real = os.path.realpath(below)
