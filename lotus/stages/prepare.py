@@ -9,7 +9,8 @@ from typing import Any
 
 from lotus.config import Config
 from lotus.events import Said
-from lotus.run import Run, digest
+from lotus.files import digest
+from lotus.run import Run
 from lotus.stage import Outcome, Stage, Work
 from lotus.stages.context import Context
 
