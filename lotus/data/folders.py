@@ -146,8 +146,8 @@ def _few(names: tuple[str, ...]) -> str:
 
 
 def _pictures(folder: Path, others: list[str]) -> Iterator[tuple[str, int]]:
-    """Pictures below ``folder`` by name and their sizes in bytes, sorted. Links to folders are followed once, and not at
-    all to a folder that holds a class or lies in another: one of ``others``."""
+    """Pictures below ``folder`` by name and their sizes in bytes, sorted; hidden folders (.ipynb_checkpoints) are passed by. Links
+    to folders are followed once, and not at all to a folder that holds a class or lies in another: one of ``others``."""
 
     def foreign(below: str) -> bool:
         real = os.path.realpath(below)
@@ -161,7 +161,7 @@ def _pictures(folder: Path, others: list[str]) -> Iterator[tuple[str, int]]:
             below.clear()
             continue
         seen.add(real)
-        below[:] = sorted(name for name in below if not foreign(os.path.join(here, name)))
+        below[:] = sorted(name for name in below if not (name.startswith(".") or foreign(os.path.join(here, name))))
         for name in sorted(names):
             if os.path.splitext(name)[1].lower() in pictures.SUFFIXES and not name.startswith("."):
                 file = os.path.join(here, name)
