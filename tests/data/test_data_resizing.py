@@ -16,7 +16,7 @@ from lotus.data.format import Beton
 from lotus.data.loader import open_loader
 from lotus.data.sample_plan import SamplePlan
 from lotus.data.source import Source
-from lotus.data.views import CENTER, center
+from lotus.data.views import CENTER, Middle, center
 
 PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -30,7 +30,16 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 def seen(file: Path, kind: str, rows: int = 24, **how: Any) -> np.ndarray:
     """(N, S, S, 3) gray levels, as a loader gives them."""
-    settings: dict[str, Any] = {"size": 12, "augment": None, "mean": (0.0,) * 3, "std": (1.0,) * 3, "seed": 0, **how}
+    middle = Middle(how.pop("crop", CENTER), how.pop("interpolation", "area"))
+    settings: dict[str, Any] = {
+        "size": 12,
+        "augment": None,
+        "mean": (0.0,) * 3,
+        "std": (1.0,) * 3,
+        "seed": 0,
+        "middle": middle,
+        **how,
+    }
     plan = SamplePlan.evaluation(np.arange(rows), batch_size=8)
     with open_loader(file, plan, kind=kind, workers=2, **settings) as loader:
         images = torch.cat([batch.images for batch in loader.epoch(0)])
