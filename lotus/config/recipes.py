@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer
@@ -152,7 +152,7 @@ def _teacher(value: Any) -> Any:
         return value
     if value in ("", "none"):
         return None
-    lies = "/" in value or value.endswith((".safetensors", ".pth", ".pt", ".bin")) or Path(value).is_dir()
+    lies = "/" in value or value.endswith((".safetensors", ".pth", ".pt", ".bin")) or os.path.isdir(value)
     return {"weights" if lies else "name": value}
 
 

@@ -149,7 +149,7 @@ def frozen(model: nn.Module, patterns: Sequence[str], *, place: str = "") -> lis
 
 def _spelled(pattern: str) -> Iterator[str]:
     """``blocks.0-3.attn`` as blocks.0.attn, ...; ``patch_embed`` as all that makes tokens."""
-    row = re.fullmatch(r"(.*\.)?(\d+)-(\d+)(\..*)?", pattern)
+    row = re.fullmatch(r"(.*\.)?(\d{1,4})-(\d{1,4})(\..*)?", pattern)
     if row:
         for number in range(int(row[2]), int(row[3]) + 1):
             yield f"{row[1] or ''}{number}{row[4] or ''}"
