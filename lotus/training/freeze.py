@@ -177,9 +177,11 @@ def spared(model: nn.Module) -> float:
     """
     total, learns = 0.0, False
     for weights, macs, linear in _parts(model):
-        here = any(weight.requires_grad for weight in weights)
-        total += 0 if here else linear if learns else 2 * macs
-        learns = learns or here
+        learns = learns or any(weight.requires_grad for weight in weights)
+        if not any(
+            weight.requires_grad for weight in weights if weight.ndim > 1
+        ):  # vectors cost nothing that is counted
+            total += linear if learns else 2 * macs
     return total / cost.count(model).macs
 
 
