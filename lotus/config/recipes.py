@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
@@ -168,7 +168,7 @@ def _teacher(value: Any) -> Any:
         return value
     if value in ("", "none"):
         return None
-    lies = "/" in value or value.endswith((".safetensors", ".pth", ".pt", ".bin")) or Path(value).is_dir()
+    lies = "/" in value or value.endswith((".safetensors", ".pth", ".pt", ".bin")) or os.path.isdir(value)
     return {"weights" if lies else "name": value}
 
 

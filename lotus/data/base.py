@@ -21,7 +21,7 @@ from lotus.config import Augment
 from lotus.data import erasing, policies
 from lotus.data.format import Beton
 from lotus.data.sample_plan import Rows, SamplePlan
-from lotus.data.views import CENTER, Table, parameters
+from lotus.data.views import Middle, Table, parameters
 
 
 class Batch(NamedTuple):
@@ -81,10 +81,8 @@ class Look(NamedTuple):
     """Likewise."""
     seed: int
     """Of the augmentations."""
-    crop: float = CENTER
-    """Of the center view."""
-    interpolation: str = "area"
-    """How the center view is resized, ``area``, ``bilinear`` or ``bicubic``; random crops go by area."""
+    middle: Middle = Middle()
+    """The center view."""
 
 
 _open: weakref.WeakSet[BaseLoader] = weakref.WeakSet()
@@ -105,7 +103,7 @@ class BaseLoader(ABC):
 
     def __init__(self, beton: Beton, plan: SamplePlan, look: Look, device: torch.device, workers: int) -> None:
         self.beton, self.plan, self.device, self.workers = beton, plan, device, workers
-        self.size, self.augment, mean, std, self.seed, self.crop, how = look
+        self.size, self.augment, mean, std, self.seed, (self.crop, how) = look
         self.interpolation = how if self.augment is None or self.augment.crop != "resized" else "area"
         self.side = self.size  # of the epoch under way
         # float32 throughout, subtract then divide: the table and the device's arithmetic give the same bits.

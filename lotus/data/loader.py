@@ -15,9 +15,11 @@ from lotus.data.beton import opened
 from lotus.data.format import PlainWriter
 from lotus.data.sample_plan import SamplePlan
 from lotus.data.torch_loader import TorchLoader
-from lotus.data.views import CENTER
+from lotus.data.views import Middle
 from lotus.data.writing import Make
 from selection.errors import Notice, Refused
+
+_MIDDLE = Middle()
 
 
 def open_loader(
@@ -29,8 +31,7 @@ def open_loader(
     mean: Sequence[float],
     std: Sequence[float],
     seed: int,
-    crop: float = CENTER,
-    interpolation: str = "area",
+    middle: Middle = _MIDDLE,
     device: str | torch.device = "cpu",
     kind: str = "auto",
     workers: int = 0,
@@ -38,8 +39,7 @@ def open_loader(
     """A loader of ``file`` in the order of ``plan``.
 
     Args:
-        crop: fraction of the shorter side that the center view has
-        interpolation: ``area``, ``bilinear`` or ``bicubic``, of the center view
+        middle: how the center view is cut and resized
         kind: ``ffcv``, ``torch``, or ``auto``: FFCV where it is installed, else the torch loader with a warning. Both
             give the same batches: to the last bit for raw images that need no resizing, within two gray levels where
             they are resized, and within what two JPEG decoders differ by.
@@ -65,7 +65,7 @@ def open_loader(
                     f"data.loader: ffcv is not here ({error}). Run lotus doctor, or set it to auto."
                 ) from None
             _stand_in(str(error))
-    look = Look(size, augment, mean, std, seed, crop, interpolation)
+    look = Look(size, augment, mean, std, seed, middle)
     return made(beton, plan, look, torch.device(device), threads.count(workers))
 
 

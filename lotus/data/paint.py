@@ -93,26 +93,27 @@ def _taps(length, size, cubic):  # type: ignore[no-untyped-def]
 
 @_kept
 def _smooth(source, width, box, square, side, cubic):  # type: ignore[no-untyped-def]
-    """A box of an image of so many pixels a row, flat, into ``square`` (S, S, 3), flat: rows first, then columns."""
+    """A box of an image of so many pixels a row, flat, into ``square`` (S, S, 3), flat: columns first, whole levels between."""
     top, left, tall, wide = box
     rows, by_row = _taps(tall, side, cubic)
     columns, by_column = _taps(wide, side, cubic)
-    line = np.empty(3 * wide, np.float32)
-    for y in range(side):
-        line[:] = 0
-        for k in range(by_row.shape[1]):
-            weight = by_row[y, k]
-            if weight != 0:
-                at = 3 * ((top + rows[y] + k) * width + left)
-                for x in range(3 * wide):
-                    line[x] += weight * source[at + x]
+    between, line = np.empty((tall, 3 * side), np.float32), np.empty(3 * side, np.float32)
+    for y in range(tall):
         for x in range(side):
+            at = 3 * ((top + y) * width + left + columns[x])
             for c in range(3):
                 value = np.float32(0)
                 for k in range(by_column.shape[1]):
                     if by_column[x, k] != 0:
-                        value += by_column[x, k] * line[3 * (columns[x] + k) + c]
-                square[3 * (y * side + x) + c] = min(255, max(0, np.rint(value)))
+                        value += by_column[x, k] * source[at + 3 * k + c]
+                between[y, 3 * x + c] = min(np.float32(255), max(np.float32(0), np.rint(value)))
+    for y in range(side):
+        line[:] = 0
+        for k in range(by_row.shape[1]):
+            if by_row[y, k] != 0:
+                line += by_row[y, k] * between[rows[y] + k]
+        for x in range(3 * side):
+            square[3 * y * side + x] = min(np.float32(255), max(np.float32(0), np.rint(line[x])))
 
 
 @_kept

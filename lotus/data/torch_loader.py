@@ -85,8 +85,8 @@ def resize_area(pixels: Pixels, size: int) -> Pixels:
 
 
 def resize(pixels: Pixels, size: int, how: str = "area") -> Pixels:
-    """To (S, S, 3); untouched where it has that size. ``bilinear`` and ``bicubic`` are Pillow's, to within one gray level, which
-    widen with what they shrink (antialiased). ``area`` is OpenCV's ``resize(..., INTER_AREA)``, likewise.
+    """To (S, S, 3); untouched where it has that size. ``bilinear`` and ``bicubic`` are Pillow's, to within two gray levels, which
+    widen with what they shrink (antialiased). ``area`` is OpenCV's ``resize(..., INTER_AREA)``, to within one.
 
     Shrinking, a pixel is the mean of the area that it covers. Enlarging in either direction, OpenCV takes a kind of
     linear interpolation in both, and so do we. Either is a matrix for the rows and one for the columns.
@@ -94,15 +94,20 @@ def resize(pixels: Pixels, size: int, how: str = "area") -> Pixels:
     height, width = pixels.shape[:2]
     if height == width == size:
         return pixels
-    if how == "area":
-        shrinks = height >= size and width >= size
-        rows, columns = _weights(height, size, shrinks), _weights(width, size, shrinks)
-    else:
+    if how != "area":  # columns first, and whole levels between the two, as Pillow has it
         rows, columns = smooth(height, size, how == "bicubic"), smooth(width, size, how == "bicubic")
-    down = rows @ pixels.reshape(height, width * 3).astype(np.float32)  # (S, W 3)
+        turned = pixels.transpose(1, 0, 2).reshape(width, height * 3).astype(np.float32)
+        across = _levels(columns @ turned).reshape(size, height, 3).transpose(1, 0, 2).reshape(height, size * 3)
+        return _levels(rows @ across).astype(np.uint8).reshape(size, size, 3)
+    shrinks = height >= size and width >= size
+    down = _weights(height, size, shrinks) @ pixels.reshape(height, width * 3).astype(np.float32)  # (S, W 3)
     turned = down.reshape(size, width, 3).transpose(1, 0, 2).reshape(width, size * 3)
-    across = columns @ turned  # (S, S 3), columns first
-    return np.rint(across).clip(0, 255).astype(np.uint8).reshape(size, size, 3).transpose(1, 0, 2)
+    across = _weights(width, size, shrinks) @ turned  # (S, S 3), columns first
+    return _levels(across).astype(np.uint8).reshape(size, size, 3).transpose(1, 0, 2)
+
+
+def _levels(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    return np.rint(values).clip(0, 255)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -12,6 +12,8 @@ beyond its border; last, the output is mirrored where ``flip`` is 1.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
@@ -22,6 +24,16 @@ TOP, LEFT, HEIGHT, WIDTH, DOWN, RIGHT, FLIP = COLUMNS = range(7)
 
 CENTER = 7 / 8
 """Fraction of the shorter side that evaluation looks at in natural images: 224 of 256, the usual ImageNet protocol."""
+
+
+class Middle(NamedTuple):
+    """How evaluation looks at an image."""
+
+    crop: float = CENTER
+    """Fraction of the shorter side, see :func:`center`."""
+    interpolation: str = "area"
+    """How that is resized: ``area``, ``bilinear`` or ``bicubic``. Random crops go by area."""
+
 
 _TRIES = 10
 _FLIP, _DOWN, _RIGHT, _CROP = 0, 1, 2, 16  # streams: what a random number is for; a try of a crop takes four

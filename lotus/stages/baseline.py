@@ -51,7 +51,7 @@ def baseline(context: Context) -> Work:
     task, guests = Task("baseline", plain, place="train", own_guests=True), taught(context, plain, "train")
     fitted, price = yield from fit(context, task, model, Images(np.arange(manifest.n)), guests)
     yield from keep_model(context, "baseline", model, run.of("baseline"))
-    return outcome(fitted, price, model, {"kind": wants.name, "epochs": epochs})
+    return outcome(fitted, price, model, {"kind": wants.name, "epochs": epochs, "taught": _teaching(config)})
 
 
 def asked(config: Config) -> Baseline:
@@ -88,6 +88,12 @@ def _learns_alone(config: Config) -> bool:
     """Whether nobody teaches the baseline: who else would is a part of the recipe, but for the model before the cut."""
     teacher = config.train.taught_by
     return teacher is None or teacher.is_uncut or asked(config).name == "textbook"
+
+
+def _teaching(config: Config) -> dict[str, Any]:
+    """Who teaches the baseline, and how; nothing where nobody does."""
+    told = config.train.model_dump(mode="json", include=set(TEACHING))
+    return {} if _learns_alone(config) else told
 
 
 def smaller(model: Model, keep: float) -> Model:
@@ -150,7 +156,7 @@ def _settings(config: Config) -> tuple[str, ...]:
     own = () if wants == Baseline() else ("baseline",)  # what stands was made before there was another
     left_out = ["sparsity", "dynamic", "shrink", "patches"]
     left_out += PLAIN if wants.name == "textbook" else ()
-    left_out += TEACHING if _learns_alone(config) else ()
+    left_out += TEACHING  # who teaches is told by the record's values
     left_out += ("freeze", "probe_epochs") if wants.name != "best" else ()
     if wants.name == "textbook" or not any(guest.name in AVERAGES for guest in config.train.guests):
         left_out.append("guests")
@@ -165,6 +171,9 @@ def _stale(config: Config, values: Mapping[str, Any]) -> str | None:
     wants, was = asked(config), values.get("kind", "best")
     if was != wants.name:
         return f"baseline.name: {was} -> {wants.name}"
+    taught, now = values.get("taught", {}), _teaching(config)
+    if taught != now:
+        return f"train.teacher of the baseline: {taught.get('teacher', 'none')} -> {now.get('teacher', 'none')}"
     epochs = wants.epochs or (None if wants.name == "small" else config.train.epochs)
     stood = values.get("epochs", epochs)
     return None if epochs in (None, stood) else f"epochs of the baseline: {stood} -> {epochs}"

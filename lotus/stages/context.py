@@ -98,12 +98,12 @@ class Context:
     def loader(self, file: Path, order: SamplePlan, *, size: int, augment: Augment | None, seed: int) -> Loader:
         """``file`` in an order, normalized as the training images are."""
         from lotus.data.loader import open_loader
+        from lotus.data.views import Middle
 
         pixels, data = self.preprocessing(), self.config.data
         return open_loader(
             file, order, size=size, augment=augment, mean=pixels.mean, std=pixels.std, seed=seed,
-            crop=pixels.crop, interpolation=pixels.interpolation, device=self.world.device, kind=data.loader,
-            workers=data.workers,
+            middle=Middle(pixels.crop, pixels.interpolation), device=self.world.device, kind=data.loader, workers=data.workers,
         )  # fmt: skip
 
     def new_model(self) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,7 +67,7 @@ def found(wants: Teacher, classes: Sequence[str], place: str) -> tuple[nn.Module
     from lotus.vit.preprocessing import preprocessing
 
     asked, where = _model(wants), f"{place}.teacher"
-    if asked.weights and not Path(asked.weights).exists():
+    if asked.weights and not os.path.exists(asked.weights):
         raise Refused(f"{where}: there is nothing at {asked.weights}.")
     if given.is_ours(asked):
         _check_classes(spec.read(asked.weights).get("about", {}), classes, asked.weights, where)

@@ -94,8 +94,7 @@ class Engine:
         _refuse_flat(optimizer, recipe, self.stage, place)
         bf16 = recipe.precision == "bf16"
         self._dtype = torch.bfloat16 if bf16 else torch.float32
-        # ZeRO 0 in fp32 steps without asking whether the gradient is finite, and one NaN stays in the weights for good.
-        # So there clipping and the question are ours.
+        # ZeRO 0 in fp32 does not ask whether the gradient is finite, and one NaN stays for good: there it is ours to ask and clip.
         self._plain = self.stage == 0 and recipe.precision == "fp32"
         self._clip: float = config["gradient_clipping"]
         if self._plain:

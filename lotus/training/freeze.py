@@ -149,7 +149,7 @@ def frozen(model: nn.Module, patterns: Sequence[str], *, place: str = "") -> lis
 
 def _spelled(pattern: str) -> Iterator[str]:
     """``blocks.0-3.attn`` as blocks.0.attn, ...; ``patch_embed`` as all that makes tokens."""
-    row = re.fullmatch(r"(.*\.)?(\d+)-(\d+)(\..*)?", pattern)
+    row = re.fullmatch(r"(.*\.)?(\d{1,4})-(\d{1,4})(\..*)?", pattern)
     if row:
         for number in range(int(row[2]), int(row[3]) + 1):
             yield f"{row[1] or ''}{number}{row[4] or ''}"
@@ -175,8 +175,19 @@ def spared(model: nn.Module) -> float:
     A part of which nothing learns, nor of what comes before it, is gone through forward alone: two of three. One that is frozen
     while something before it learns passes a gradient on, but makes none for its own weights: one of three, of its linear layers.
     """
+    total, learns = 0.0, False
+    for weights, macs, linear in _parts(model):
+        learns = learns or any(weight.requires_grad for weight in weights)
+        if not any(
+            weight.requires_grad for weight in weights if weight.ndim > 1
+        ):  # vectors cost nothing that is counted
+            total += linear if learns else 2 * macs
+    return total / cost.count(model).macs
+
+
+def _parts(model: nn.Module) -> Iterator[tuple[list[nn.Parameter], int, int]]:
+    """The parts of a model in the order in which an image goes through them: parameters, MACs, and those of their linear layers."""
     whole, each = cost.outline(model), anatomy.blocks(model, convolved=True)
-    found = whole.cost()
     inside = {id(weight) for block in each for weight in block.module.parameters()}
     stem = [weight for name, weight in model.named_parameters() if name.startswith(STEM)]
     rest = [
@@ -184,19 +195,13 @@ def spared(model: nn.Module) -> float:
     ]
     embed: Any = model.patch_embed
     stem_macs = int(embed.num_patches) * embed.proj.weight.numel()
-    parts: list[tuple[list[nn.Parameter], float, float]] = [(stem, stem_macs, stem_macs)]
-    for index, (block, spent) in enumerate(zip(each, found.blocks, strict=True)):
+    yield stem, stem_macs, stem_macs
+    for index, (block, spent) in enumerate(zip(each, whole.cost().blocks, strict=True)):
         own = list(block.module.named_parameters())
         attention = [weight for name, weight in own if name.startswith(_ATTENTION)]
         mlp = [weight for name, weight in own if not name.startswith(_ATTENTION)]
         tokens, (heads, qk_dim, v_dim, *_) = whole.kind(index).attended or whole.tokens, whole.dims[index]
         linear = max(0, spent.attn_macs - cost.products(tokens, heads, qk_dim, v_dim))
-        parts += [(attention, spent.attn_macs, linear), (mlp, spent.mlp_macs, spent.mlp_macs)]
-    parts.append((rest, whole.fixed_macs - stem_macs, whole.fixed_macs - stem_macs))
-    total = 0.0
-    learns = False
-    for weights, macs, weighed in parts:
-        here = any(weight.requires_grad for weight in weights)
-        total += 0 if here else weighed if learns else 2 * macs
-        learns = learns or here
-    return total / found.macs
+        yield attention, spent.attn_macs, linear
+        yield mlp, spent.mlp_macs, spent.mlp_macs
+    yield rest, whole.fixed_macs - stem_macs, whole.fixed_macs - stem_macs

@@ -118,7 +118,7 @@ def test_an_exception_in_the_thread_reaches_the_consumer(
     with open_(stored["square"], workers=workers) as opened:
         first = opened.epoch(0)
         next(first)
-        monkeypatch.setattr(door, "_paint", broken)
+        monkeypatch.setattr(door, "paint", broken)
         with pytest.raises(ZeroDivisionError, match="in the pipeline"):
             within(20, lambda: list(opened.epoch(1)))
         monkeypatch.undo()

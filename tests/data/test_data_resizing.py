@@ -16,7 +16,7 @@ from lotus.data.format import Beton
 from lotus.data.loader import open_loader
 from lotus.data.sample_plan import SamplePlan
 from lotus.data.source import Source
-from lotus.data.views import CENTER, center
+from lotus.data.views import CENTER, Middle, center
 
 PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -30,7 +30,16 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 def seen(file: Path, kind: str, rows: int = 24, **how: Any) -> np.ndarray:
     """(N, S, S, 3) gray levels, as a loader gives them."""
-    settings: dict[str, Any] = {"size": 12, "augment": None, "mean": (0.0,) * 3, "std": (1.0,) * 3, "seed": 0, **how}
+    middle = Middle(how.pop("crop", CENTER), how.pop("interpolation", "area"))
+    settings: dict[str, Any] = {
+        "size": 12,
+        "augment": None,
+        "mean": (0.0,) * 3,
+        "std": (1.0,) * 3,
+        "seed": 0,
+        "middle": middle,
+        **how,
+    }
     plan = SamplePlan.evaluation(np.arange(rows), batch_size=8)
     with open_loader(file, plan, kind=kind, workers=2, **settings) as loader:
         images = torch.cat([batch.images for batch in loader.epoch(0)])
@@ -55,8 +64,8 @@ def test_an_image_is_seen_as_pillow_resizes_its_middle(
         found = seen(stored[name], kind, size=size, crop=crop, interpolation=how)
         for row, image in enumerate(found):
             wanted = by_pillow(beton.image(row), size, how, crop)
-            # Pillow rounds between rows and columns, and two decoders of JPEG differ.
-            assert np.abs(image - wanted).max() <= (1.01 if name == "mixed" else 8), (name, row)
+            # A sum near a half is rounded either way, twice; and two decoders of JPEG differ.
+            assert np.abs(image - wanted).max() <= (2.01 if name == "mixed" else 8), (name, row)
 
 
 def test_both_loaders_see_the_same(stored: dict[str, Path]) -> None:
@@ -110,4 +119,4 @@ def test_images_that_lie_unpacked_are_seen_likewise() -> None:
             source, np.arange(4), 12, mean=(0.0,) * 3, std=(1.0,) * 3, crop=0.9, interpolation=how
         )
         for image, one in zip((255 * images).permute(0, 2, 3, 1).numpy(), pixels):
-            assert np.abs(image - by_pillow(one, 12, how, 0.9)).max() <= 1.01
+            assert np.abs(image - by_pillow(one, 12, how, 0.9)).max() <= 2.01

@@ -16,7 +16,7 @@ from running import DIGITS, ROOT, SHORT, lotus
 from lotus.config import Baseline, Train, read
 from lotus.config.reader import check
 from lotus.run import Run
-from lotus.stages.baseline import STAGE, affordable, recipe, smaller
+from lotus.stages.baseline import STAGE, TEACHING, affordable, recipe, smaller
 from lotus.stages.dry_run import forecast
 from lotus.stages.shelf import run_of
 from lotus.vit.cost import count
@@ -86,8 +86,15 @@ def test_the_textbook_s_recipe_is_adamw_with_a_warm_up_and_a_cosine():
 def test_settings_of_standing_runs_are_what_they_were():
     """As they were when ``baseline`` was a truth value."""
     made = run("baseline=true")
-    assert set(settings("baseline=true")) == {"train", "model", "data.normalize", "seed"}
-    gone = {"sparsity", "dynamic", "shrink", "patches", "guests"}
+    assert set(settings("baseline=true")) == {
+        "train",
+        "model",
+        "data.normalize",
+        "data.crop",
+        "data.interpolation",
+        "seed",
+    }
+    gone = {"sparsity", "dynamic", "shrink", "patches", "guests", *TEACHING}
     assert set(settings()["train"]) == set(Train.model_fields) - gone
     assert made.settings("report") == {"baseline": True}
     assert settings("baseline=best") == settings("baseline=true") == settings("baseline=null")

@@ -14,7 +14,7 @@ from running import DIGITS, SHORT, lotus
 from lotus.cli import main
 from lotus.config import Config, Finetune, Teacher, Train, read
 from lotus.stage import of
-from lotus.stages import run_of, teacher
+from lotus.stages import baseline, run_of, teacher
 from lotus.stages.dry_run import forecast
 from lotus.stages.train import STAGE
 from lotus.vit import cost
@@ -173,6 +173,10 @@ def test_the_baseline_has_the_teacher_that_is_part_of_the_recipe(tmp_path: Path,
     assert why() is None
     assert why("train.teacher=uncut", "train.shrink={}") is None, "the cut's own teacher is no part of it"
     assert "train.teacher" in str(why(f"train.teacher={{name: {CNN}, weights: {file}}}"))
+    taught, alone = (read(DIGITS, words) for words in ([f"train.teacher={{name: {CNN}, weights: {file}}}"], []))
+    left = {"kind": "best", "epochs": taught.train.epochs, "taught": baseline._teaching(taught)}
+    assert baseline.STAGE.stale(taught, left) is None
+    assert "-> none" in str(baseline.STAGE.stale(alone, left)), "one that was taught does not stand for one that is not"
 
 
 def test_the_place_is_named() -> None:
