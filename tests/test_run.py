@@ -138,7 +138,8 @@ def test_a_change_is_told_in_words(tmp_path: Path) -> None:
     assert not set(told) & set('{}[]"')
     assert worded([{"name": "a", "part": 0.7}, {"name": "b", "part": None}]) == "(a, part 0.7), b"
     assert worded({"a": False, "b": 0}) == "b 0"
-    assert [worded(value) for value in (None, "", [], True, 0, "x" * 200)] == ["none"] * 3 + [
+    values: tuple[Any, ...] = (None, "", [], True, 0, "x" * 200)
+    assert [worded(value) for value in values] == ["none"] * 3 + [
         "true",
         "0",
         "x" * 97 + "...",
