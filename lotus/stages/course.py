@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lotus.vit.cost import Outline
 
 DRAWS = 9
-"""Plans of scores by chance, the middle one of which says what a cut leaves."""
+"""Plans of scores by chance: what a cut leaves is their middle one, at the cost of their mean."""
 
 
 _BETWEEN = ("evit", "tome", "cumulative")
@@ -68,7 +68,7 @@ class Shape:
     plan: Plan | None = None
     """The cut; None: there is none, or its widths are not known."""
     factor: float = 1.0
-    """What is left of its MACs, where the widths are not known."""
+    """What it costs of that: a cut whose widths are not known ends a little higher or lower."""
 
     @property
     def dims(self) -> tuple[Dims, ...] | None:
@@ -86,7 +86,7 @@ class Shape:
         from lotus.pruning import surgery
         from lotus.vit import families
 
-        if self.factor != 1 or next(self.model.parameters()).is_meta:
+        if (self.plan is None and self.factor != 1) or next(self.model.parameters()).is_meta:
             return None
         model = copy.deepcopy(self.model)
         return model if self.plan is None else families.close(surgery.cut(families.opened(model), self.plan), model)
@@ -107,7 +107,7 @@ def pieces(ahead: Ahead) -> list[Piece]:
         macs = shape.macs(side)
         if recipe.patches is not None:
             step = 1 / (recipe.epochs * steps_of(config, ahead.kept))
-            macs = ahead.on_patches(recipe.patches, (begin, end), step, shape.model, shape.dims)
+            macs = shape.factor * ahead.on_patches(recipe.patches, (begin, end), step, shape.model, shape.dims)
         each = ahead.kept if begin < drawn else round(config.select.keep * ahead.images)
         found.append(Piece(end - begin, (end - begin) * recipe.epochs * each, macs, number, side))
     return found
@@ -154,15 +154,15 @@ def left_of(dense: nn.Module, request: Prune) -> Shape:
     model, whole = dense, outline(dense)
     if request.embed_fraction < 1:
         model = narrow.skeleton(dense, narrow.channels(dense, request.embed_fraction, request.multiple))
-    plan = _landing(outline(model), whole, request) if asked.keys() <= {"macs", "params"} else None
-    if plan is None:
+    found = _landing(outline(model), whole, request) if asked.keys() <= {"macs", "params"} else None
+    if found is None:
         return Shape(dense, factor=asked.get("macs", min(asked.values())))
-    return Shape(model, plan)
+    return Shape(model, *found)
 
 
 @functools.lru_cache(64)
-def _landing(outline: Outline, whole: Outline, request: Prune) -> Plan | None:
-    """A cut whose scores are unknown; None where the budget is out of reach.
+def _landing(outline: Outline, whole: Outline, request: Prune) -> tuple[Plan, float] | None:
+    """A cut whose scores are unknown, and what a cut costs of it on average; None where the budget is out of reach.
 
     The middle one of some draws: which chunks go last is the scores' choice, and with it how far below the budget it ends.
     """
@@ -180,4 +180,6 @@ def _landing(outline: Outline, whole: Outline, request: Prune) -> Plan | None:
                 sites |= {"attn_in": outline.width, "mlp_in": outline.width}
             scores |= {f"blocks.{block}.{site}": rng.exponential(size=size) for site, size in sites.items()}
         drawn.append(budget.fit_plan(outline, scores, request, whole=whole.cost()))
-    return sorted(drawn, key=lambda plan: outline.cost(plan.dims).macs)[DRAWS // 2]
+    costs = [outline.cost(plan.dims).macs for plan in drawn]
+    middle = sorted(range(DRAWS), key=lambda number: costs[number])[DRAWS // 2]
+    return drawn[middle], sum(costs) / DRAWS / costs[middle]

@@ -28,20 +28,21 @@ OWN = [
     "export.onnx=false",
 ]
 TWO = ["model.args.depth=2", "model.args.embed_dim=64"]
-FOUR = ["model.args.depth=4", "model.args.embed_dim=48"]
+FOUR = ["model.args.depth=4", "model.args.embed_dim=64"]
 
 
 def walked(ahead: Ahead) -> float:
     """MACs of the average image, step by step: the side of its epoch, the tokens of its moment, the model of its moment."""
     recipe = ahead.config.train
-    models = [shape.built() for shape in course.shapes_of(ahead)]
+    shapes = course.shapes_of(ahead)
+    models = [shape.built() for shape in shapes]
     cuts = [] if recipe.shrink is None else [one.at for one in recipe.shrink.cuts]
     steps = math.ceil(ahead.kept / recipe.batch_size)
     total, spent = recipe.epochs * steps, 0.0
     for step in range(total):
-        epoch, number = divmod(step, steps)
-        images = min(recipe.batch_size, ahead.kept - number * recipe.batch_size)
-        model = models[sum(step >= math.ceil(at * total) for at in cuts)]
+        epoch, turn = divmod(step, steps)
+        images = min(recipe.batch_size, ahead.kept - turn * recipe.batch_size)
+        model = models[number := sum(step >= math.ceil(at * total) for at in cuts)]
         assert model is not None
         side = growing.at(recipe.sides, epoch, recipe.epochs)
         if recipe.patches is not None:
@@ -50,7 +51,7 @@ def walked(ahead: Ahead) -> float:
                 each = float(tokens.macs())
         else:
             each = float(outline(model, None if side is None else int(side[1])).cost().macs)
-        spent += images * each
+        spent += images * each * shapes[number].factor
     return spent / (recipe.epochs * ahead.kept)
 
 
@@ -71,7 +72,7 @@ def test_a_cut_is_expected_where_budgets_are_met_from_below() -> None:
     (cut,) = course.shapes_of(ahead)[1:]
     model = cut.built()
     assert model is not None
-    assert cut.macs() == count(model).macs
+    assert cut.macs() == pytest.approx(count(model).macs, rel=0.03)
     assert 0.34 < cut.macs() / ahead.macs <= 0.35
 
 
