@@ -254,6 +254,24 @@ def test_other_classes_are_answered_by_the_model_itself(photos, tmp_path):
     assert lotus.load(tmp_path / "small").num_classes == 7
 
 
+def test_a_backbone_is_measured_by_its_features(photos, tmp_path):
+    seen = events(photos, tmp_path, classes=0)
+    assert any("has no classifier" in getattr(event, "text", "") for event in seen)
+    assert set(seen[-1].values) == {"images", "likeness"}
+    small, whole = lotus.load(tmp_path / "small"), model(0)
+    assert small.num_classes == 0
+    pixels = []
+    for name in "abc":
+        for file in sorted((photos / "val" / name).iterdir()):
+            middle = Image.open(file).crop((3, 1, 21, 19)).resize((16, 16), Image.Resampling.BOX)
+            pixels.append(torch.from_numpy(np.asarray(middle)).permute(2, 0, 1) / 255)
+    images = (torch.stack(pixels) - 0.5) / 0.5
+    with torch.no_grad():
+        a, b = small(images), whole(images)
+    cosine = ((a * b).sum(1) / a.norm(dim=1) / b.norm(dim=1)).mean()
+    assert seen[-1].values["likeness"] == pytest.approx(float(cosine), abs=1e-3)
+
+
 @pytest.mark.parametrize("form", ["folder", "npz"])
 def test_images_of_one_class_will_do_where_the_model_answers_itself(photos, tmp_path, form):
     for part in ("train", "val"):

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from lotus import files
 from lotus.data.views import CENTER
-from lotus.pruning import surgery
-from lotus.vit import anatomy, convolution, cost, families, parts
+from lotus.pruning import surgery, wrapping
+from lotus.vit import anatomy, convolution, cost, families, hub, parts
 from lotus.vit import model as door
 from lotus.vit import weights as weights_of
 from lotus.vit.anatomy import Dims
@@ -42,6 +42,8 @@ EXPORTED = (
     "config.json",
 )
 """What ``lotus export`` writes to ``export`` in a model's folder: of the older model, it goes with it."""
+_NO_MATTER = 1e-5
+"""What norms may add otherwise to a variance of about one."""
 _WIDTHS = ("heads", "qk_dim", "v_dim", "hidden")
 _NONE, _ALL = (False,) * 3, (True,) * 3
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -57,6 +59,9 @@ def save(
 ) -> Path:
     """Write ``model``, dense or cut, to ``folder``; a folder that LOTUS wrote before is replaced.
 
+    One that is compiled or parallel is unwrapped. One of Hugging Face's classes is written as timm's that computes the same,
+    which :func:`load` gives.
+
     Args:
         about: Anything JSON-ready to keep beside the weights, e.g. class names, mean and standard deviation.
         extra: More files of tensors to lie beside the weights: ``{"gates.safetensors": {...}}``.
@@ -64,7 +69,14 @@ def save(
     Raises:
         Refused: a model that could not be built again from a spec, a folder that holds something else, no space.
     """
-    folder = Path(folder)
+    folder, model = Path(folder), wrapping.unwrapped(model)
+    if name := wrapping.inside_of(model):
+        raise Refused(
+            f"{type(model).__name__}: the ViT is in it at {name}, and what else is in there cannot be saved. Save that alone: "
+            f"lotus.save(model.get_submodule({name!r}), ...)."
+        )
+    if hub.is_hub(model):
+        model = _of_hub(model)
     origin = door.origin(model)
     rows, kernels = _rows(model)
     state = model.state_dict()
@@ -96,6 +108,21 @@ def save(
         spec["digests"] = {name: files.digest_of(beside / name, size=32) for name in groups}
         (beside / SPEC).write_text(json.dumps(spec, indent=1), encoding="utf-8")
     return folder
+
+
+def _of_hub(model: Any) -> nn.Module:
+    """timm's ViT that computes what one of Hugging Face's does, cut or not."""
+    name, args = hub.origin(model)
+    made = _skeleton({"name": name, "args": args}, list(hub.rows(model)), {}, place=type(model).__name__)
+    made.load_state_dict(hub.weights(model), assign=True)
+    ours = {norm.eps for norm in made.modules() if isinstance(norm, nn.LayerNorm)}
+    theirs = hub.eps_of(model)
+    if any(abs(eps - theirs) > _NO_MATTER for eps in ours):  # Hugging Face's ViT has 1e-12, timm's 1e-6
+        raise Refused(
+            f"{type(model).__name__}: its norms add {theirs:g} (layer_norm_eps), timm's {max(ours):g}, which computes something else. "
+            "Save it by its own save_pretrained."
+        )
+    return made.eval()
 
 
 def _check_names(names: Iterable[str]) -> None:

@@ -131,6 +131,21 @@ def refuse_bytes(model: nn.Module, images: Tensor) -> None:
     )
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """``model`` without what compiled or parallel training puts around it."""
+    while (inner := _inside(model)) is not None:
+        model = inner
+    return model
+
+
+def inside_of(model: nn.Module) -> str:
+    """Where in ``model`` the one ViT lies; empty where it is one itself, or has none, or several."""
+    if anatomy.family(model) or hub.is_hub(model):
+        return ""
+    found = [name for name, part in model.named_modules() if anatomy.family(part) or hub.is_hub(part)]
+    return found[0] if len(found) == 1 else ""
+
+
 def _inside(model: Any) -> nn.Module | None:
     """What a compiled or parallel model wraps; None where it is neither."""
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):

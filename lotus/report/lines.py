@@ -204,6 +204,10 @@ def pruned(plan: str, values: Mapping[str, float], out: str, alone: Sequence[str
         )
     if "agreement" in values:
         lines.append(f"names the same class as the dense model for {values['agreement']:.2f} % of the images")
+    if "likeness" in values:
+        lines.append(
+            f"its features point where the whole model's do: cosine {values['likeness']:.4f}, the mean over the images"
+        )
     lines += [
         "",
         f"{out}: spec.json and model.safetensors. To load it:",

@@ -71,12 +71,7 @@ def prune(job: Job) -> Iterator[Event]:
     train, val = open_data(page.data, job.shelves, learned=False)
     labeled = len(train.classes) == model.num_classes
     if not labeled:
-        yield Said(
-            "prune",
-            f"The data has {len(train.classes)} class{'es' if len(train.classes) > 1 else ''}, the model tells {model.num_classes} apart: its own answers stand in for "
-            "labels, and what is measured is how often the small model agrees with it.",
-            level="warning",
-        )
+        yield Said("prune", _unlabeled(len(train.classes), model.num_classes), level="warning")
     request, table = yield from known_here(model, request)
     images = _Images(model, about, labeled, page.seed)
     looked_at = min(request.calibration or enough(model), len(train))
@@ -100,6 +95,16 @@ def prune(job: Job) -> Iterator[Event]:
             "prune", f"timm alone cannot load it: {export.why_not(cut.model)}, which its constructor cannot say."
         )
     yield Cut("prune", time.monotonic() - began, told, plan=cut.text(), out=str(job.out), alone=tuple(alone))
+
+
+def _unlabeled(classes: int, told_apart: int) -> str:
+    """What stands in for labels where those of the data are not the model's."""
+    if not told_apart:
+        return "The model has no classifier: its features count, not the data's classes, and what is measured is how alike they stay."
+    return (
+        f"The data has {classes} class{'es' if classes > 1 else ''}, the model tells {told_apart} apart: its own answers stand in for "
+        "labels, and what is measured is how often the small model agrees with it."
+    )
 
 
 def _adopted(page: OneCut) -> tuple[Any, dict[str, Any]]:
@@ -223,9 +228,28 @@ def _compared(images: _Images, small: nn.Module, val: Source, most: int) -> Gene
     if val.note:
         yield Said("prune", val.note, level="warning")
     seen, passes = _batches(images, val, most), 2 * min(most, len(val))
+    if not images.model.num_classes:  # a backbone tells no classes apart
+        alike = yield from watched("prune", passes, lambda progress: _likeness(images.model, small, seen, progress))
+        return {"likeness": alike}
     before, after = yield from watched("prune", passes, lambda progress: _top1((images.model, small), seen, progress))
     n = min(most, len(val))
     return {"top1_before": before, "top1": after, "measured_on": n} if images.labeled else {"agreement": after}
+
+
+def _likeness(model: nn.Module, small: nn.Module, batches: Batches, progress: Callable[[int], None]) -> float:
+    """The mean cosine between what both make of each image."""
+    import torch
+
+    alike, seen = 0.0, 0
+    with torch.no_grad():
+        for images, _ in batches():
+            both = [part.eval()(images).flatten(1) for part in (model, small)]
+            alike += float(torch.cosine_similarity(*both).sum())
+            seen += len(images)
+            progress(2 * seen)
+    if not seen:
+        raise Refused("--evaluate: there is no image to measure on. Take --evaluate 0.")
+    return alike / seen
 
 
 def _top1(models: tuple[nn.Module, nn.Module], batches: Batches, progress: Callable[[int], None]) -> list[float]:

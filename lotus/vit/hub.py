@@ -53,10 +53,48 @@ def as_timm(model: Any) -> nn.Module:
     """timm's ViT that computes what ``model`` does: logits, or the pooled class token; with its weights, copied.
 
     Raises:
+        Refused: an activation or an MLP that timm's class does not have; it was cut.
+    """
+    name, args = origin(model)
+    whole = door.build(name, args, meta=True)
+    if any(row != dict(zip(row, block.dims, strict=False)) for row, block in zip(rows(model), anatomy.blocks(whole))):
+        raise Refused(
+            f"{type(model).__name__}: it was cut. Save it, and go on with what lotus.load gives, timm's class."
+        )
+    vit: Any = door.build(name, args)
+    vit.load_state_dict(weights(model))
+    for module in vit.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = eps_of(model)
+    weight = next(model.parameters())
+    found: nn.Module = vit.to(weight.device, weight.dtype).eval()
+    return found
+
+
+def eps_of(model: Any) -> float:
+    """What its norms add to a variance; timm's classes have theirs."""
+    return float(model.config.layer_norm_eps)
+
+
+def rows(model: Any) -> list[dict[str, int]]:
+    """Widths of each block, which a cut changes."""
+    found = []
+    for layer in _layers(model):
+        attn = getattr(layer, _FAMILIES[type(model).__name__].attention)
+        heads = attn.q_proj.out_features // attn.head_dim
+        found.append(
+            {"heads": heads, "qk_dim": attn.head_dim, "v_dim": attn.head_dim, "hidden": layer.mlp.fc1.out_features}
+        )
+    return found
+
+
+def origin(model: Any) -> tuple[str, dict[str, Any]]:
+    """timm's name and arguments of what ``model`` was before any cut.
+
+    Raises:
         Refused: an activation or an MLP that timm's class does not have.
     """
     config, family = model.config, _FAMILIES[type(model).__name__]
-    layers = _layers(model)
     name = family.timm
     if getattr(config, "use_swiglu_ffn", False):
         raise Refused(
@@ -67,20 +105,13 @@ def as_timm(model: Any) -> nn.Module:
     elif config.hidden_act != "gelu":
         raise Refused(f"{type(model).__name__}: its activation is {config.hidden_act}. Known are gelu and quick_gelu.")
     classifier = getattr(model, "classifier", None)
-    args = {
+    hidden = getattr(config, "intermediate_size", None) or int(config.hidden_size * config.mlp_ratio)
+    return name, {
         "img_size": config.image_size, "patch_size": config.patch_size, "in_chans": config.num_channels,
-        "embed_dim": config.hidden_size, "depth": len(layers), "num_heads": config.num_attention_heads,
-        "mlp_ratio": layers[0].mlp.fc1.out_features / config.hidden_size, "qkv_bias": getattr(config, "qkv_bias", True),
+        "embed_dim": config.hidden_size, "depth": len(_layers(model)), "num_heads": config.num_attention_heads,
+        "mlp_ratio": hidden / config.hidden_size, "qkv_bias": getattr(config, "qkv_bias", True),
         "num_classes": classifier.out_features if isinstance(classifier, nn.Linear) else 0,
     }  # fmt: skip
-    vit: Any = door.build(name, args)
-    vit.load_state_dict(_weights(model, family))
-    for module in vit.modules():
-        if isinstance(module, nn.LayerNorm):
-            module.eps = config.layer_norm_eps
-    weight = next(model.parameters())
-    found: nn.Module = vit.to(weight.device, weight.dtype).eval()
-    return found
 
 
 def put_back(model: Any, small: nn.Module) -> nn.Module:
@@ -113,8 +144,9 @@ def _layers(model: Any) -> Any:
     return model.get_submodule(f"{family.root}.{family.layers}".strip("."))
 
 
-def _weights(model: Any, family: _Family) -> dict[str, Tensor]:
+def weights(model: Any) -> dict[str, Tensor]:
     """Copies of all its weights, by timm's names."""
+    family = _FAMILIES[type(model).__name__]
     root = model.get_submodule(family.root)
     found, parts = _outside(model, root)
     parts["norm"] = root.get_submodule(family.last)

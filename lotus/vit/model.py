@@ -173,7 +173,7 @@ def adopt(
 
     Args:
         weights: A .safetensors, a state dict that torch saved, or a folder that LOTUS wrote; empty: timm's published ones.
-            The number of classes is read off them.
+            The number of classes is read off them; without a classifier they are a backbone's.
 
     Raises:
         Refused: as :func:`build`; weights that cannot be read or do not fit.
@@ -186,6 +186,8 @@ def adopt(
         for head in ("head.weight", "head.fc.weight"):
             if head in state and "num_classes" not in args:
                 args = {**args, "num_classes": len(state[head])}
+        if "num_classes" not in args and not any(tensor.startswith(("head", "fc", "classifier")) for tensor in state):
+            args["num_classes"] = 0  # a head that was never trained would tell nothing
         model = build(name, args, place=place)
         load(model, Path(weights), place=place, args=args)
         remember_images(model, told)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tiny_vits import batches, pictures, random_plan
 
+import lotus
 from lotus.pruning import prune, surgery
 from lotus.vit import hub
 
@@ -60,3 +62,34 @@ def test_it_is_pruned_in_its_class(kind: str) -> None:
     assert type(small) is type(model)
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
     assert torch.isfinite(told(small, pictures())).all()
+
+
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_it_is_saved_and_comes_back_as_timm_s(kind: str, cut: bool, tmp_path: Path) -> None:
+    model, x = made(kind), pictures()
+    if cut:
+        model = hub.put_back(model, surgery.cut(hub.as_timm(model), random_plan(hub.as_timm(model), 3)))
+    lotus.save(model, tmp_path / "saved", about={"classes": list("abcde")})
+    back = lotus.load(tmp_path / "saved")
+    torch.testing.assert_close(back(x), told(model, x), rtol=1e-4, atol=1e-4)
+    again = hub.put_back(made(kind), back)  # into its own class
+    torch.testing.assert_close(told(again, x), told(model, x), rtol=1e-4, atol=1e-4)
+    lotus.save(back, tmp_path / "twice", about=lotus.pruning.spec.read(tmp_path / "saved")["about"])
+    assert torch.equal(lotus.load(tmp_path / "twice")(x), back(x))
+
+
+def test_norms_of_another_kind_are_refused(tmp_path: Path) -> None:
+    model = made(KINDS[0])
+    model.config.layer_norm_eps = 1e-2
+    with pytest.raises(lotus.Refused, match="layer_norm_eps"):
+        lotus.save(model, tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_one_that_was_cut_says_how_it_goes_on() -> None:
+    model = made(KINDS[0])
+    small = prune(model, [{"pixel_values": x, "labels": y} for x, y in batches()], {"macs": 0.6})
+    with pytest.raises(lotus.Refused, match=r"lotus\.load"):
+        prune(small, [{"pixel_values": x, "labels": y} for x, y in batches()], {"macs": 0.9})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from tiny_vits import SIZE, asks, batches, pictures, tiny
 from torch import Tensor, nn
 
+import lotus
 from lotus.pruning import lottery, measure, prune
 from lotus.vit import anatomy
 from selection.errors import Refused
@@ -144,3 +147,16 @@ def test_a_backbone_cut_by_its_features_is_nearer_than_by_chance() -> None:
             return float((small.model(pictures(32)) - wide(pictures(32))).square().mean())
 
     assert far("fisher") < far("random")
+
+
+@pytest.mark.parametrize("around", WRAPPINGS)
+@torch.no_grad()
+def test_what_is_around_a_model_is_not_saved(around: str, tmp_path: Path) -> None:
+    model = tiny().eval()
+    lotus.save(WRAPPINGS[around](model), tmp_path / "small")
+    assert torch.equal(lotus.load(tmp_path / "small")(pictures()), model(pictures()))
+
+
+def test_one_inside_of_another_module_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=re.escape("get_submodule('1')")):
+        lotus.save(nn.Sequential(nn.Identity(), tiny()), tmp_path / "small")
