@@ -13,6 +13,7 @@ Rows that read these are asked once they are known. A file of one's own (``--wit
 
 from __future__ import annotations
 
+import functools
 import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -42,7 +43,7 @@ class Rule:
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What the page cannot know, for these examples."""
 
-    @property
+    @functools.cached_property
     def needs(self) -> list[str]:
         """What it reads beside the section."""
         return methods.reads(self.broken)[1:]
