@@ -76,7 +76,7 @@ def _versions() -> Iterator[Check]:
             yield Check(name, version)
 
 
-def _pair(
+def pair(
     version: Callable[[str], str | None] = _version, requires: Callable = importlib.metadata.requires
 ) -> Iterator[Check]:
     """torchvision is compiled against one torch; beside another, ``import timm`` dies deep inside."""
@@ -146,5 +146,5 @@ def _gpu() -> Iterator[Check]:
     )
 
 
-QUICK: tuple[Callable[[], Iterator[Check]], ...] = (_python, _versions, _pair)
+QUICK: tuple[Callable[[], Iterator[Check]], ...] = (_python, _versions, pair)
 """What decides whether a run can work at all."""

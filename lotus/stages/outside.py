@@ -80,7 +80,7 @@ def prune(job: Job) -> Iterator[Event]:
     request, table = yield from known_here(model, request)
     images = _Images(model, about["mean"], about["std"], labeled, page.seed)
     looked_at = min(request.calibration or enough(model), len(train))
-    shown = _batches(images, train, looked_at)
+    shown = batches_of(images, train, looked_at)
     cut = yield from lottery(model, shown, request, images=looked_at, shelves=job.shelves, seed=page.seed, table=table)
     for note in cut.notes:
         yield Said("prune", note)
@@ -190,7 +190,7 @@ class _Images:
     seed: int
 
 
-def _batches(images: _Images, source: Source, most: int) -> Batches:
+def batches_of(images: _Images, source: Source, most: int) -> Batches:
     """The same images each time it is called: ``most`` of ``source``, drawn by the seed."""
     import torch
 
@@ -218,7 +218,7 @@ def _compared(images: _Images, small: nn.Module, val: Source, most: int) -> Gene
     """What the model and ``small`` reach on at most so many of the validation images."""
     if val.where.endswith(" (val)"):
         yield Said("prune", "There is no val folder: a tenth was held out, which the model may have been trained on.")
-    seen, passes = _batches(images, val, most), 2 * min(most, len(val))
+    seen, passes = batches_of(images, val, most), 2 * min(most, len(val))
     before, after = yield from watched("prune", passes, lambda progress: _top1((images.model, small), seen, progress))
     return {"top1_before": before, "top1": after} if images.labeled else {"agreement": after}
 
