@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 from typing import Any
 
@@ -12,6 +13,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """What was imported and collected stays: no later garbage collection, of which DeepSpeed asks for many, walks it again."""
     gc.collect()
     gc.freeze()
+    atexit.register(gc.unfreeze)
 
 
 @pytest.hookimpl(optionalhook=True)
