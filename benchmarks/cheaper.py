@@ -193,12 +193,12 @@ def _train(out: Path, config: str, key: dict[str, Any], settings: Sequence[str],
     words = [sys.executable, "-m", "lotus", "train", f"configs/{config}.yaml", f"folder={folder}",
              f"data.folder={out / key['row'] / 'data'}", *settings]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with folder.with_suffix(".log").open("a") as log:
+    with Path(f"{folder}.log").open("a") as log:
         code = subprocess.run(
             words, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False
         ).returncode
     if code:
-        raise SystemExit(f"exit code {code}; see {folder.with_suffix('.log')}: {' '.join(words)}")
+        raise SystemExit(f"exit code {code}; see {folder}.log: {' '.join(words)}")
     records = [json.loads(file.read_text()) for file in (folder / "stages").glob("*.json")]
     train = next(one for one in records if one["stage"] == "train")
     images = next(one for one in records if one["stage"] == "prepare")["values"]["images"]

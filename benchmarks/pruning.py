@@ -240,7 +240,10 @@ def ways() -> dict[str, Way]:
         def cuts(keep: float) -> nn.Module | str:
             try:
                 return lotus.pruning.lottery(
-                    bench.dense, bench.calibration, as_request({"keep": {"macs": keep}}), seed=bench.seed
+                    bench.dense,
+                    bench.calibration,
+                    as_request({"keep": {"macs": keep}}),
+                    lotus.pruning.Given(seed=bench.seed),
                 ).model
             except Refused as refusal:
                 return str(refusal)
@@ -250,7 +253,7 @@ def ways() -> dict[str, Way]:
     def lottery(**settings: Any) -> Way:
         def way(bench: Bench) -> Cuts:
             request = as_request(settings)
-            studied = lotus.pruning.study(bench.dense, bench.calibration, request, seed=bench.seed)
+            studied = lotus.pruning.study(bench.dense, bench.calibration, request, lotus.pruning.Given(seed=bench.seed))
 
             def cuts(keep: float) -> nn.Module | str:
                 try:
@@ -287,7 +290,7 @@ def narrowed(part: float, bench: Bench) -> Cuts:
     found = narrow.statistics(bench.dense, bench.calibration)
     thin = narrow.narrow(bench.dense, found, narrow.channels(bench.dense, part, 8))
     request = Prune()
-    studied = lotus.pruning.study(thin, bench.calibration, request, seed=bench.seed)
+    studied = lotus.pruning.study(thin, bench.calibration, request, lotus.pruning.Given(seed=bench.seed))
 
     def cuts(keep: float) -> nn.Module | str:
         try:
@@ -307,7 +310,7 @@ def vtp(bench: Bench) -> Cuts:
     values = {site: one.detach().clone() for site, one in gates.values.items()}
     bare = {"criterion": "gate", "rotate": False, "compensate": "none", "in_channels": True}
     request = as_request({**bare, "scope": "threshold", "decouple_qk": True, "round": 1})
-    studied = lotus.pruning.study(gates.fold(model), bench.calibration, request, gates=values)
+    studied = lotus.pruning.study(gates.fold(model), bench.calibration, request, lotus.pruning.Given(gates=values))
 
     def cuts(keep: float) -> nn.Module | str:
         try:

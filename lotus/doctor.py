@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 # What the tests run on; pyproject.toml says the same to pip.
 PYTHON = ((3, 11), (3, 14))
+TOLD = ("lotus-vit", "torch", "torchvision", "timm", "deepspeed", "ffcv", "numba", "numpy", "scikit-learn")
+"""Whose versions a run writes down."""
 LEAST = {"torch": (2, 10), "timm": (1, 0, 20), "deepspeed": (0, 18), "numpy": (2, 0)}
 SHM_BYTES = 512 << 20  # Docker's default of 64 MiB is too small for NCCL's buffers between the GPUs of a host
 
@@ -41,6 +43,18 @@ def refusals() -> list[str]:
     """The sentences for which a run has to be refused; empty on a fit machine."""
     asked = (check for ask in QUICK for check in ask())
     return [f"{check.name}: {check.found}. {check.cure}" for check in asked if check.fatal and check.cure]
+
+
+def versions() -> str:
+    """What this runs on, a line each."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    lines = [
+        f"python {platform.python_version()}",
+        f"system {platform.system()} {platform.machine()}",
+        f"processors {cores}",
+        *(f"{name} {version}" for name in TOLD if (version := _version(name)) is not None),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _version(name: str) -> str | None:
@@ -77,7 +91,8 @@ def _versions() -> Iterator[Check]:
 
 
 def pair(
-    version: Callable[[str], str | None] = _version, requires: Callable = importlib.metadata.requires
+    version: Callable[[str], str | None] = _version,
+    requires: Callable[[str], list[str] | None] = importlib.metadata.requires,
 ) -> Iterator[Check]:
     """torchvision is compiled against one torch; beside another, ``import timm`` dies deep inside."""
     torch, vision = version("torch"), version("torchvision")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lotus.files import digest
+from lotus.files import digest, digest_of
 
 FORMAT = 2
 """Of a record. One of another is not read, so that its stage runs again."""
 _SEAL = "digest"
 """In the file of a record, of all the rest of it."""
+SPEC, WEIGHTS = "spec.json", ".safetensors"
+"""In the folder of a model: what it is, and how the names of its weights end."""
 
 
 @dataclass(frozen=True)
@@ -89,3 +92,19 @@ def changes(old: Any, new: Any, place: str = "") -> Iterator[str]:
             yield from changes(old.get(key), new.get(key), f"{place}.{key}" if place else key)
     elif old != new:
         yield f"{place}: {json.dumps(old)} -> {json.dumps(new)}"
+
+
+def content(path: str) -> str:
+    """A hash of the file, or of the model in the folder, that a setting names; empty where none lies there."""
+    place = Path(path)
+    files = (place / SPEC, place / f"model{WEIGHTS}") if place.is_dir() else (place,)
+    try:
+        stands = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    except OSError:
+        return ""
+    return _hashed(files, tuple(stands))
+
+
+@functools.lru_cache(8)
+def _hashed(files: tuple[Path, ...], stands: tuple[tuple[int, int], ...]) -> str:
+    return digest_of(*files)

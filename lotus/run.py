@@ -10,13 +10,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
-import importlib.metadata
 import itertools
 import json
 import math
 import operator
-import os
-import platform
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
@@ -25,9 +22,10 @@ from types import ModuleType
 from typing import Any
 
 from lotus.config import Config, Method, Section
+from lotus.doctor import versions
 from lotus.events import Event
-from lotus.files import append, digest, digest_of, digest_once, tidy, write_json, write_text
-from lotus.record import Record, changes, filled, is_current, stored
+from lotus.files import append, digest, digest_once, tidy, write_json, write_text
+from lotus.record import SPEC, WEIGHTS, Record, changes, content, filled, is_current, stored
 from lotus.shelves import values
 from lotus.stage import Stage, of
 from lotus.way import Rival, Way
@@ -37,7 +35,6 @@ from selection.errors import Refused
 _DATA = "{data}/"
 _ROOM = "Make room there, or make it writable; the same command goes on."
 _OWN = "--with"
-_SPEC, _WEIGHTS = "spec.json", ".safetensors"
 
 
 class Run:
@@ -156,7 +153,7 @@ class Run:
 
     def models(self) -> dict[str, Path]:
         """The folders of the models that stages leave, by the stage."""
-        return {name: self.of(name) for name in self.stages if self.of(name) / _SPEC in self.outputs(name).values()}
+        return {name: self.of(name) for name in self.stages if self.of(name) / SPEC in self.outputs(name).values()}
 
     def strangers(self) -> list[str]:
         """Folders of models here that no stage has left, those of an older LOTUS among them."""
@@ -219,7 +216,7 @@ class Run:
         """Identity of each stage that ``stage`` reads from, and of the files that its settings name, if they are there."""
         records = {name: self.record(name) for name in self.after(stage)}
         found = {name: record.identity for name, record in records.items() if record is not None}
-        return found | {name: text for name, path in self._named(stage).items() if (text := _content(path))}
+        return found | {name: text for name, path in self._named(stage).items() if (text := content(path))}
 
     def _named(self, stage: str) -> dict[str, str]:
         """The files, or folders of models, that settings of ``stage`` name for it to read, by the setting."""
@@ -318,7 +315,7 @@ class Run:
                     self._check_digest(stage, path, known)
 
     def _check_digest(self, stage: str, path: Path, known: str) -> None:
-        goes = path.parent if path.name == _SPEC else path  # weights without a spec are nobody's
+        goes = path.parent if path.name == SPEC else path  # weights without a spec are nobody's
         cure = f"Delete {goes}, and lotus run makes it again."
         try:
             same = digest_once(path) == known
@@ -347,8 +344,8 @@ class Run:
             left: outputs that it has with these settings, beside those on its list
         """
         outputs = {**self.outputs(stage), **{self._name(path): path for path in left}}
-        for spec in [path for path in outputs.values() if path.name == _SPEC]:  # a model's weights lie beside it
-            outputs |= {self._name(path): path for path in sorted(spec.parent.glob(f"*{_WEIGHTS}"))}
+        for spec in [path for path in outputs.values() if path.name == SPEC]:  # a model's weights lie beside it
+            outputs |= {self._name(path): path for path in sorted(spec.parent.glob(f"*{WEIGHTS}"))}
         record = Record(
             stage=stage,
             settings=self.settings(stage),
@@ -430,32 +427,3 @@ def _named(part: Any, place: str, left_out: Set[str]) -> Iterator[tuple[str, str
         for name in type(part).model_fields:
             if f"{place}.{name}" not in left_out:
                 yield from _named(getattr(part, name), f"{place}.{name}", left_out)
-
-
-def _content(path: str) -> str:
-    """Changes when the file, or the model in the folder, does; empty where none lies there."""
-    try:
-        files = tuple(_model_files(path)) if Path(path).is_dir() else (Path(path),)
-        stands = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    except OSError:
-        return ""
-    return _hashed(files, tuple(stands))
-
-
-def _model_files(folder: str) -> list[Path]:
-    return [Path(folder) / "spec.json", Path(folder) / "model.safetensors"]
-
-
-@functools.lru_cache(8)
-def _hashed(files: tuple[Path, ...], stands: tuple[tuple[int, int], ...]) -> str:
-    return digest_of(*files)
-
-
-def versions() -> str:
-    """What this runs on, a line each."""
-    lines = [f"python {platform.python_version()}", f"system {platform.system()} {platform.machine()}",
-             f"processors {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}"]  # fmt: skip
-    for name in ("lotus-vit", "torch", "torchvision", "timm", "deepspeed", "ffcv", "numba", "numpy", "scikit-learn"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            lines.append(f"{name} {importlib.metadata.version(name)}")
-    return "\n".join(lines) + "\n"

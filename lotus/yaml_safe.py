@@ -22,13 +22,13 @@ class _Reader(yaml.SafeLoader):
         self._place, self._depth = place, 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
+        if self.check_event(yaml.AliasEvent):
             # It can blow a small file up to gigabytes.
             raise Refused(f"{self._place}: YAML aliases (*name) are not taken. Write the values out.")
         if self._depth == DEEPEST:
             raise Refused(f"{self._place}: more than {DEEPEST} brackets in one another. Write it flatter.")
         self._depth += 1
-        node: Any = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+        node: Any = super().compose_node(parent, index)
         self._depth -= 1
         if node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float") and len(node.value) > LONGEST:
             raise Refused(f"{self._place}: a number of {len(node.value)} signs. Write one that can be meant.")
@@ -43,7 +43,7 @@ class _Reader(yaml.SafeLoader):
                 lines = f"lines {seen[name].start_mark.line + 1} and {key.start_mark.line + 1}"
                 raise Refused(f"{self._place}: {key.value!r} stands there twice ({lines}). Keep one of them.")
             seen[name] = key
-        super().flatten_mapping(node)  # type: ignore[no-untyped-call]
+        super().flatten_mapping(node)
 
 
 def load(text: str, place: str) -> Any:
@@ -58,9 +58,9 @@ def load(text: str, place: str) -> Any:
     try:
         reader = _Reader(text, place)
         try:
-            return reader.get_single_data()  # type: ignore[no-untyped-call]
+            return reader.get_single_data()
         finally:
-            reader.dispose()  # type: ignore[no-untyped-call]
+            reader.dispose()
     except Refused:
         raise
     except Exception as error:  # a date of the 99th month, a base-64 of no base 64: each its own error

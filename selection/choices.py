@@ -87,17 +87,23 @@ def resolve(
     Raises:
         Refused: no such method, or an option that it does not have.
     """
-    name: Any
-    options: Any
-    if isinstance(choice, str):
-        name, options = choice, {}
-    elif isinstance(choice, Mapping):
-        options = dict(choice)
-        name = options.pop("name", None)
-    else:
-        name, options = getattr(choice, "name", None), getattr(choice, "options", None)
+    name, options = _said(choice)
     if not isinstance(name, str) or not isinstance(options, Mapping):
         raise Refused(f"{place}: expected a name, or a name with options like {{name: ccs, bins: 20}}, not {choice!r}.")
     method = methods.find([shelf, *shelves], name, place=place)
     methods.check_settings(method, options, place=options_place or place, also=also(method))
     return Method(name, method, dict(options))
+
+
+def named(shelf: ModuleType, shelves: Iterable[ModuleType], choice: Choice) -> Callable[..., Any] | None:
+    """The function that a choice names, whatever its options; None where it is on no shelf."""
+    return methods.named([shelf, *shelves], _said(choice)[0])
+
+
+def _said(choice: Any) -> tuple[Any, Any]:
+    """Name and options."""
+    if isinstance(choice, str):
+        return choice, {}
+    if isinstance(choice, Mapping):
+        return choice.get("name"), {name: value for name, value in choice.items() if name != "name"}
+    return getattr(choice, "name", None), getattr(choice, "options", None)

@@ -34,12 +34,17 @@ Maximizer = Literal["auto", "lazy", "sparse", "stochastic"]
 
 @dataclass(frozen=True)
 class Way:
-    """How it is maximized; see :func:`selection.pickers.facility_location`, whose settings these are."""
+    """How it is maximized: settings of the pickers that do."""
 
-    maximizer: Maximizer
-    neighbors: int | None
-    epsilon: float
-    max_memory: float
+    maximizer: Maximizer = "auto"
+    """``"lazy"``: exactly greedy, with all n^2 similarities in memory; ``"sparse"``: exactly greedy over the nearest neighbors of
+    each image only; ``"stochastic"``: greedy among a random few; ``"auto"``: lazy where ``max_memory`` allows, else sparse."""
+    neighbors: int | None = None
+    """For sparse; None: 32, or twice ``n / budget`` where that is more, so that neighborhoods overlap."""
+    epsilon: float = 0.05
+    """For stochastic: the fraction of the value that may be lost."""
+    max_memory: float = 0.5
+    """GB. What would take more is refused before it is begun."""
 
     def check(self, method: str) -> None:
         """Raises:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selection import limits, memory, methods, pickers, scores
-from selection.choices import CONFIG, Choice, Method, Places, check_seed, resolve
+from selection.choices import CONFIG, Choice, Method, Places, check_seed, named, resolve
 from selection.draws import QUOTAS, Drawing, Group, Weighed, above_floor
 from selection.errors import Refused
 from selection.ranks import ranking
@@ -79,11 +79,8 @@ def reads(score: Choice, pick: Choice, shelves: Iterable[ModuleType] = ()) -> se
     """The signals that a score and a picker read, labels aside. A method that is on no shelf counts as reading all of them."""
     found: set[str] = set()
     for shelf, choice in ((scores, score), (pickers, pick)):
-        try:
-            method = resolve(shelf, shelves, choice, "")
-        except Refused:
-            return set(VOCABULARY) - TOLD
-        found |= set(methods.reads(method.function)) - TOLD
+        function = named(shelf, shelves, choice)
+        found |= set(VOCABULARY if function is None else methods.reads(function)) - TOLD
     return found
 
 

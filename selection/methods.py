@@ -1,17 +1,19 @@
 """A method is a plain function on a shelf (a module).
 
 Its positional parameters say what it *reads*; its keyword-only parameters are what a config may *set*.
+A keyword-only parameter whose default is a dataclass stands for several settings, its fields, which a config says like any others.
 It is found by its name: a public function defined in the shelf's own module. There is no registry to feed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 import os
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from selection.errors import Refused
@@ -52,12 +54,17 @@ def find(shelves: ModuleType | Iterable[ModuleType], name: str, *, place: str) -
         Refused: no such method; the message names ``place`` (a setting, say) and what there is.
     """
     shelves = [shelves] if isinstance(shelves, ModuleType) else list(shelves)
-    for shelf in reversed(shelves):
-        if name in names(shelf):
-            method: Callable[..., Any] = getattr(shelf, name)
-            return method
+    method = named(shelves, name)
+    if method is not None:
+        return method
     known = sorted({known for shelf in shelves for known in names(shelf)})
     raise Refused(f"{place}: there is no {name!r}.{nearest(name, known)} Here: {', '.join(known)}.")
+
+
+def named(shelves: Iterable[ModuleType], name: Any) -> Callable[..., Any] | None:
+    """As :func:`find`; None where there is none."""
+    on = [shelf for shelf in shelves if name in names(shelf)]
+    return getattr(on[-1], name) if on else None
 
 
 def reads(method: Callable[..., Any]) -> list[str]:
@@ -67,12 +74,39 @@ def reads(method: Callable[..., Any]) -> list[str]:
 
 
 def settings(method: Callable[..., Any]) -> dict[str, Any]:
-    """What a config may set on ``method``: keyword-only parameters with their published defaults."""
+    """What a config may set on ``method``, with their published defaults."""
+    found: dict[str, Any] = {}
+    for name, default in _keywords(method).items():
+        found |= _parts(default) if _is_group(default) else {name: default}
+    return found
+
+
+def arguments(method: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """``options`` as the keyword-only parameters of ``method``: those of a group together, as its dataclass."""
+    given = dict(options)
+    for name, default in _keywords(method).items():
+        if _is_group(default):
+            given[name] = dataclasses.replace(
+                default, **{part: given.pop(part) for part in _parts(default) if part in given}
+            )
+    return given
+
+
+def _keywords(method: Callable[..., Any]) -> dict[str, Any]:
+    """Its keyword-only parameters and their defaults."""
     return {
         name: parameter.default
         for name, parameter in inspect.signature(method).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
+
+
+def _is_group(default: Any) -> bool:
+    return dataclasses.is_dataclass(default) and not isinstance(default, type)
+
+
+def _parts(group: Any) -> dict[str, Any]:
+    return {part.name: getattr(group, part.name) for part in dataclasses.fields(group)}
 
 
 def check_settings(
@@ -86,7 +120,7 @@ def check_settings(
     Raises:
         Refused: an unknown option or word, with the nearest right one.
     """
-    own, hints = settings(method), _hints(method)
+    own, hints = settings(method), kinds(method)
     known = dict.fromkeys([*own, *also])
     for option in options:
         if option not in own:
@@ -96,11 +130,19 @@ def check_settings(
             check_choice(options[option], get_args(hints[option]), place=f"{place}.{option}")
 
 
-def _hints(method: Callable[..., Any]) -> dict[str, Any]:
+def kinds(method: Callable[..., Any]) -> dict[str, Any]:
+    """How the settings of ``method`` are annotated; nothing where that names what is nowhere, as one's own method may."""
+    keywords = _keywords(method)
+    own = {name: note for name, note in getattr(method, "__annotations__", {}).items() if name in keywords}
     try:
-        return get_type_hints(method)
-    except (NameError, TypeError):  # a method of one's own may be annotated with what is nowhere
+        found = get_type_hints(
+            SimpleNamespace(__annotations__=own), getattr(method, "__globals__", {}), include_extras=True
+        )
+        for default in filter(_is_group, keywords.values()):
+            found |= get_type_hints(type(default), include_extras=True)
+    except (NameError, TypeError):
         return {}
+    return found
 
 
 def call(
@@ -131,7 +173,7 @@ def call(
             f"{place}: {method.__name__!r} reads {', '.join(missing)}, which is not here. {cure}"
             f"Here: {', '.join(sorted(available if here is None else here))}."
         )
-    given = [available[name] for name in wanted]
+    given, options = [available[name] for name in wanted], arguments(method, options)
     if (method.__module__ or "").split(".")[0] in ("selection", "lotus"):
         return method(*given, **options)
     try:

@@ -29,9 +29,8 @@ import numpy.typing as npt
 
 from selection import options
 from selection.errors import Refused
-from selection.facility import Maximizer, Way, represent
+from selection.facility import Way, represent
 from selection.gradients import Gradients
-from selection.methods import check_choice
 from selection.neighbors import Cosine, NearGradients, nearest, unit
 from selection.pursuit import Pursuit, descend
 from selection.ranks import shuffled
@@ -247,27 +246,18 @@ def facility_location(
     rng: np.random.Generator,
     start: Rows,
     *,
-    maximizer: Maximizer = "auto",
-    neighbors: int | None = None,
-    epsilon: float = 0.05,
-    max_memory: float = 0.5,
+    way: Way = Way(),
 ) -> Rows:
     """So that each image has one like it among those taken: the most of ``sum_i max_{j in S} (1 + cos_ij) / 2``.
 
     Args:
-        maximizer: ``"lazy"``: exactly greedy, with all n^2 similarities in memory; ``"sparse"``: exactly greedy over the nearest
-            neighbors of each image only; ``"stochastic"``: greedy among a random few; ``"auto"``: lazy where ``max_memory``
-            allows, else sparse.
-        neighbors: for sparse; None: 32, or twice ``n / budget`` where that is more, so that neighborhoods overlap.
-        epsilon: for stochastic: the fraction of the value that may be lost.
-        max_memory: GB. What would take more is refused before it is begun.
+        way: ``maximizer``, ``neighbors``, ``epsilon`` and ``max_memory``; see :class:`selection.facility.Way`.
 
     Raises:
         Refused: it does not fit; says what it takes, and the cure.
     """
     order, chosen = shuffled(len(embeddings), rng, start)
     kernel = Cosine(embeddings[order])
-    way = Way(maximizer, neighbors, epsilon, max_memory)
     rows, _ = represent("facility_location", kernel, budget, rng, chosen, way)
     return order[rows]
 
@@ -354,10 +344,7 @@ def craig(
     rng: np.random.Generator,
     start: Rows,
     *,
-    maximizer: Maximizer = "auto",
-    neighbors: int | None = None,
-    epsilon: float = 0.05,
-    max_memory: float = 0.5,
+    way: Way = Way(),
 ) -> tuple[Rows, Floats]:
     """So that each image's gradient has one like it among those taken. Mirzasoleiman et al. 2020 (arXiv 1906.01827).
 
@@ -366,14 +353,13 @@ def craig(
 
     Args:
         errors, embeddings: of which the gradient is the outer product; see selection/gradients.py.
-        maximizer, neighbors, epsilon, max_memory: as of ``facility_location``.
+        way: as of ``facility_location``.
 
     Raises:
         Refused: it does not fit into ``max_memory``; says what it takes, and the cure.
     """
     order, chosen = shuffled(len(errors), rng, start)
     kernel = NearGradients(Gradients(errors[order], embeddings[order]), rng)
-    way = Way(maximizer, neighbors, epsilon, max_memory)
     rows, closest = represent("craig", kernel, budget, rng, chosen, way)
     belongs = closest(rows)
     belongs[rows] = np.arange(budget)  # of two that are equal, each stands for itself
@@ -386,11 +372,7 @@ def grad_match(
     budget: int,
     rng: np.random.Generator,
     *,
-    ridge: float = 0.5,
-    by: Literal["image", "batch"] = "image",
-    batch: int = 32,
-    at_once: int | None = None,
-    max_memory: float = 0.5,
+    pursuit: Pursuit = Pursuit(),
 ) -> tuple[Rows, Floats]:
     """Images and weights whose gradients add up to that of all. Killamsetty et al. 2021 (arXiv 2103.00123), algorithm 2.
 
@@ -400,23 +382,12 @@ def grad_match(
 
     Args:
         errors, embeddings: of which the gradient is the outer product; see selection/gradients.py.
-        by: ``"image"``, or ``"batch"``: whole random batches are taken, with one weight each (the paper's PB form).
-        batch: images in one.
-        at_once: how many are taken before the weights are fitted again; None: as many as make 300 fits.
-        max_memory: GB, for the inner products among those taken.
+        pursuit: ``ridge``, ``by``, ``batch``, ``at_once`` and ``max_memory``; see :class:`selection.pursuit.Pursuit`.
 
     Raises:
         Refused: it does not fit into ``max_memory``; says what it takes, and the cure.
     """
-    options.number("grad_match", "ridge", ridge, 0)
-    options.count("grad_match", "batch", batch, 1)
-    if at_once is not None:
-        options.count("grad_match", "at_once", at_once, 1)
-    check_choice(by, ("image", "batch"), place="grad_match(by)")
-    order, pursuit = rng.permutation(len(errors)), Pursuit(budget, ridge, at_once, max_memory)
-    if by == "batch":
-        return pursuit.of_batches(errors, embeddings, order, batch)
-    return pursuit.of_images(errors, embeddings, order)
+    return pursuit.find(errors, embeddings, rng.permutation(len(errors)), budget)
 
 
 def glister(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from selection import options
 from selection.gradients import EVERY, Gradients, Index, need_batches, need_products
 from selection.memory import within
+from selection.methods import check_choice
 from selection.ranks import highest
 from selection.submodular import need
 
@@ -22,29 +24,51 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Pursuit:
-    """What is to be found, and by how much work; see :func:`selection.pickers.grad_match`, whose settings these are."""
+    """How matching gradients are pursued: the settings of :func:`selection.pickers.grad_match`."""
 
-    budget: int
-    ridge: float
-    at_once: int | None
-    max_memory: float
+    ridge: float = 0.5
+    """What large weights cost."""
+    by: Literal["image", "batch"] = "image"
+    """``"image"``, or ``"batch"``: whole random batches are taken, with one weight each (the paper's PB form)."""
+    batch: int = 32
+    """Images in one."""
+    at_once: int | None = None
+    """How many are taken before the weights are fitted again; None: as many as make 300 fits."""
+    max_memory: float = 0.5
+    """GB, for the inner products among those taken."""
 
-    def of_images(self, errors: Array, embeddings: Array, order: Rows) -> tuple[Rows, Floats]:
-        """Images, taken one by one, and their weights.
+    def check(self) -> None:
+        """Raises:
+        Refused: a setting that cannot be.
+        """
+        options.number("grad_match", "ridge", self.ridge, 0)
+        options.count("grad_match", "batch", self.batch, 1)
+        if self.at_once is not None:
+            options.count("grad_match", "at_once", self.at_once, 1)
+        check_choice(self.by, ("image", "batch"), place="grad_match(by)")
+
+    def find(self, errors: Array, embeddings: Array, order: Rows, budget: int) -> tuple[Rows, Floats]:
+        """``budget`` images, and their weights.
 
         Args:
-            order: a permutation of the images: of equal ones, that which stands first in it.
+            order: a permutation of the images: of equal ones, that which stands first in it; batches are taken along it.
 
         Raises:
-            Refused: it takes too much memory.
+            Refused: a setting that cannot be, or it takes too much memory.
         """
+        self.check()
+        of = self._batches if self.by == "batch" else self._images
+        return of(errors, embeddings, order, budget)
+
+    def _images(self, errors: Array, embeddings: Array, order: Rows, budget: int) -> tuple[Rows, Floats]:
+        """Taken one by one."""
         within(
             self.max_memory,
-            need_products(self.budget),
-            f"grad_match: the inner products of {self.budget} gradients",
+            need_products(budget),
+            f"grad_match: the inner products of {budget} gradients",
             "Balance the classes, take by=batch",
         )
-        at_once = self.at_once or math.ceil(self.budget / 300)
+        at_once = self.at_once or math.ceil(budget / 300)
         gradients = Gradients(errors[order], embeddings[order])
         missing = gradients.total()
         if (
@@ -55,7 +79,7 @@ class Pursuit:
                 inner.sum(1, dtype=np.float64),
                 lambda rows, columns: inner[np.ix_(rows, columns)],
                 lambda rows, w, of: inner[of][:, rows] @ w.astype(np.float32),
-                self.budget,
+                budget,
                 self.ridge,
                 at_once,
             )
@@ -64,22 +88,18 @@ class Pursuit:
                 gradients.along(missing),
                 lambda rows, columns: gradients.inner(rows, columns, dtype=np.float64),
                 lambda rows, w, of: gradients.along(gradients.total(rows, w), of),
-                self.budget,
+                budget,
                 self.ridge,
                 at_once,
             )
         return order[picked], weights
 
-    def of_batches(self, errors: Array, embeddings: Array, order: Rows, batch: int) -> tuple[Rows, Floats]:
-        """Images, taken in whole batches along ``order`` with one weight each.
-
-        Raises:
-            Refused: it takes too much memory.
-        """
-        n, size = len(order), min(batch, self.budget)
+    def _batches(self, errors: Array, embeddings: Array, order: Rows, budget: int) -> tuple[Rows, Floats]:
+        """Taken in whole batches, with one weight each."""
+        n, size = len(order), min(self.batch, budget)
         within(
             self.max_memory,
-            need_batches(n, self.budget, size, errors.shape[1], embeddings.shape[1]),
+            need_batches(n, budget, size, errors.shape[1], embeddings.shape[1]),
             f"grad_match: the gradients of {n} images in batches of {size}",
             "Take larger batches, balance the classes",
         )
@@ -92,12 +112,12 @@ class Pursuit:
             matrix @ matrix.sum(0),
             lambda rows, columns: matrix[rows] @ matrix[columns].T,
             lambda rows, w, of: matrix[of] @ (w @ matrix[rows]),
-            min(math.ceil(self.budget / size), len(parts)),
+            min(math.ceil(budget / size), len(parts)),
             self.ridge,
             self.at_once or 1,
         )
-        rows = np.concatenate([parts[number] for number in picked])[: self.budget]
-        return rows, np.repeat(weights, [len(parts[number]) for number in picked])[: self.budget]
+        rows = np.concatenate([parts[number] for number in picked])[:budget]
+        return rows, np.repeat(weights, [len(parts[number]) for number in picked])[:budget]
 
 
 def pursue(

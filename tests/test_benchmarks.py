@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
     "train_step.py": ["--tiny"],
     "optimizer_step.py": ["--tiny"],
+    "gpu.py": ["--out", "OUT", "--device", "cpu", "--tiny", "--parts", "adamw"],
     "augment.py": ["--sides", "8", "--batch", "6", "--turns", "1"],
     "loader.py": ["--images", "48", "--small-images", "256", "--batch", "16", "--turns", "1"],
     "selection.py": ["--images", "600"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -58,8 +59,8 @@ def test_an_old_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_small_shm_and_no_compiler_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 64 << 20})())
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 64 << 20})())
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     assert "--shm-size" in asked("/dev/shm").cure
     assert "g++" in asked("C++ compiler").cure
 

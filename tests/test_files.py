@@ -36,7 +36,7 @@ def subset(size: int) -> Subset:
     return Subset(np.arange(size), total=20, fingerprint="some", labels=LABELS, classes=("a", "b"))
 
 
-def model(size: int) -> torch.nn.Module:
+def model(size: int) -> Any:
     from lotus.config import Model
     from lotus.vit.model import create
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ ARGS = {"img_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads
 FLAGS_OF_A_RUN = [["--again"], ["--dry-run"], ["--deepspeed_config", "mine.json"]]
 
 
-def model(classes: int = 3) -> torch.nn.Module:
+def model(classes: int = 3) -> Any:
     torch.manual_seed(0)
     return timm.create_model("vit_tiny_patch16_224", num_classes=classes, **ARGS).eval()
 

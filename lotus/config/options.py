@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import types
-import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,13 +17,13 @@ class _Options(Section):
 
 
 def options(method: Callable[..., Any], given: Mapping[str, Any], *, place: str) -> dict[str, Any]:
-    """All settings of ``method``, its keyword-only parameters: what is ``given``, and the defaults of the others.
+    """All settings of ``method``: what is ``given``, and the defaults of the others.
 
     Raises:
         Refused: it has no such setting, or a value is not of the kind that the parameter is annotated with.
     """
     methods.check_settings(method, given, place=place)
-    defaults, hints = methods.settings(method), _hints(method)
+    defaults, hints = methods.settings(method), methods.kinds(method)
     fields: dict[str, Any] = {
         name: (hints.get(name, Any), ... if value is methods.REQUIRED else value) for name, value in defaults.items()
     }
@@ -41,16 +39,3 @@ def _told(fault: Mapping[str, Any], place: str) -> str:
     if fault["type"] == "missing":
         return f"{where}: has no default. Set it."
     return f"{where}: {fault['msg'].removeprefix('Value error, ')}, not {fault['input']!r}."
-
-
-def _hints(method: Callable[..., Any]) -> dict[str, Any]:
-    """Annotations of the keyword-only parameters; nothing where they name what is nowhere."""
-    own = {
-        name: note for name, note in getattr(method, "__annotations__", {}).items() if name in methods.settings(method)
-    }
-    try:
-        return typing.get_type_hints(
-            types.SimpleNamespace(__annotations__=own), getattr(method, "__globals__", {}), include_extras=True
-        )
-    except (NameError, TypeError):
-        return {}

@@ -79,12 +79,10 @@ class Recipe(Section):
     adamw_lr: float | None = Field(None, gt=0)
     """Peak rate of what muon leaves to AdamW: head, positions, tokens, norms, biases; null: as ``lr``."""
     schedule: BriefMethod = Method(name="cosine")
-    """A schedule of lotus/training/schedules.py. cosine: a linear warm-up, then half a cosine down to ``min_lr``. linear: a
-    straight line down to zero. wsd: stays at the peak, and falls to ``min_lr`` in the last part. onecycle: torch's OneCycleLR, up
-    along half a cosine from lr / 25 within ``warmup_epochs``, down to lr / 250000, momentum moving against it from 0.95 to
-    0.85 and back."""
+    """A schedule of lotus/training/schedules.py, where each says what it is; with its settings, ``{name: wsd, decay: 0.3}``. Or one
+    of your own."""
     min_lr: float = Field(1e-5, ge=0)
-    """Learning rate at the end of the schedules ``cosine`` and ``wsd``."""
+    """Learning rate at the end, of schedules that read one."""
     warmup_epochs: float = Field(2, ge=0)
     """Epochs of linear warm-up; may be a fraction."""
     weight_decay: float = Field(0.05, ge=0)

@@ -268,7 +268,7 @@ OF_PRUNING = (
          "search is a search of its own, beside search and sizes. Give embed_dim a number, or leave those out "
          "(null; sizes: [])",
          "prune.sizes=[0.3] prune.embed_dim=search", "prune.sizes=[0.3] prune.embed_dim=0.75"),
-    *(Rule("Prune", name, lambda it, *, name=name: it.search is not None and bool(getattr(it, name)),  # type: ignore[misc]
+    *(Rule("Prune", name, lambda it, *, name=name: it.search is not None and bool(getattr(it, name)),
            "search chooses among heads, their dimensions and MLP units. Leave it out, or search",
            f"prune.{name}=true prune.search={{kind: ratios}}", f"prune.{name}=true") for name in ("in_channels", "sublayers")),
     Rule("Prune", "embed_dim", lambda it, reads: _fixed(it) and it.embed_dim != 1 and it.in_channels and "gates" in reads,
@@ -332,7 +332,7 @@ OF_SHRINKING = (
     Rule("Config", "train.shrink", lambda it: _shrinks(it) and it.prune.method.name != "structured",
          "cuts by scores, and {it.prune.method.name} is another way to prune. Set prune.method=structured, or train.shrink=null",
          f"train.shrink={{}} {ZEROS}", "train.shrink={} prune.keep.macs=0.35"),
-    *(Rule("Config", name, lambda it, *, name=name: _shrinks(it) and bool(operator.attrgetter(name)(it)),  # type: ignore[misc]
+    *(Rule("Config", name, lambda it, *, name=name: _shrinks(it) and bool(operator.attrgetter(name)(it)),
            "works on a model that is cut after its training. Leave it out, or set train.shrink=null",
            f"train.shrink={{}} {bad}", f"train.shrink=null {good}".strip())
       for name, bad, good in (
@@ -361,12 +361,12 @@ _OF_A_RUN = "is done by a run. Leave it out, or say it in a config: lotus prune 
 
 WITHOUT_A_RUN = (
     Rule("Prune", "method", _elsewise, "{it.method.name} " + _OF_A_RUN, ZEROS, ""),
-    *(Rule("Prune", name, lambda it, *, name=name: bool(getattr(it, name)), _OF_A_RUN, bad, "")  # type: ignore[misc]
+    *(Rule("Prune", name, lambda it, *, name=name: bool(getattr(it, name)), _OF_A_RUN, bad, "")
       for name, bad in (
           ("search", "prune.search={kind: ratios}"),
           ("sizes", "prune.sizes=[0.3]"),
       )),
-    *(Rule("Model", name, lambda it, *, name=name: getattr(it, name) != type(it).model_fields[name].default,  # type: ignore[misc]
+    *(Rule("Model", name, lambda it, *, name=name: getattr(it, name) != type(it).model_fields[name].default,
            "is how a model starts that is trained here. Leave it out", bad, "")
       for name, bad in (("pos_embed_std", "model.pos_embed_std=0.2"), ("patch_embed_init", "model.patch_embed_init=xavier"))),
 )  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -136,25 +137,34 @@ def cifar100(path: str, *, val_fraction: float = 0.1, seed: int = 0) -> tuple[So
     return _cifar(path, "CIFAR100", val_fraction, seed)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where in a data set of the hub images and labels are."""
+
+    train: str = "train"
+    """The split that trains."""
+    val: str = ""
+    """Empty: validation, valid, val or test, or a seeded part that is held out."""
+    image: str = ""
+    """The column; empty: the only one that holds pictures."""
+    label: str = ""
+    """Empty: the only one of class labels, or, for want of one, the whole numbers or texts in a column called label or labels."""
+
+
 def hf(
     name: str,
     path: str,
     *,
     config: str = "",
     revision: str = "",
-    train: str = "train",
-    val: str = "",
-    image: str = "",
-    label: str = "",
+    layout: Layout = Layout(),
     val_fraction: float = 0.1,
     seed: int = 0,
 ) -> tuple[Source, Source]:
     """A data set of the Hugging Face hub (``data.name: hf:NAME``), or a local folder that ``datasets`` can load.
 
-    ``path`` is where it is cached; empty: the library's own place. ``config``, ``revision``, ``train`` and ``val`` name
-    the configuration, the commit and the splits; an empty ``val`` takes validation, valid, val or test, or holds a
-    seeded part out. ``image`` and ``label`` name the columns; empty: the only one that holds pictures, and the only one
-    of class labels (or, for want of one, the whole numbers or texts in a column called label or labels).
+    ``path`` is where it is cached; empty: the library's own place. ``config`` and ``revision`` name the configuration and
+    the commit, ``layout`` (``train``, ``val``, ``image``, ``label``; see :class:`Layout`) the splits and the columns.
     """
     try:
         import datasets
@@ -164,24 +174,26 @@ def hf(
         found = datasets.load_dataset(name, config or None, revision=revision or None, cache_dir=path or None)
     except Exception as error:  # the hub, the network, a missing configuration: the library's own words say it best
         raise Refused(f"data.name: hf:{name} cannot be loaded: {' '.join(str(error).split())}") from None
+    train, val = layout.train, layout.val
     for option, asked in (("train", train), ("val", val)):
         if asked not in found and (asked or option == "train"):
             raise Refused(f"data.options.{option}: {name} has no split {asked!r}. It has: {', '.join(found)}.")
     held = val or next((split_ for split_ in ("validation", "valid", "val", "test") if split_ in found), "")
-    column, target, classes = _columns(datasets, name, found[train], image, label)
+    column, target, classes = _columns(datasets, name, found[train], layout)
     first = _of_hub(datasets, found[train], f"{name} {train}", column, target, classes)
     if not held:
         return split(first, val_fraction, seed)
     return first, _of_hub(datasets, found[held], f"{name} {held}", column, target, classes, partial=True)
 
 
-def _columns(datasets: Any, name: str, rows: Any, image: str, label: str) -> tuple[str, str, tuple[str, ...]]:
+def _columns(datasets: Any, name: str, rows: Any, layout: Layout) -> tuple[str, str, tuple[str, ...]]:
     """The columns of pictures and of labels, and the names of the classes."""
     features = rows.features
     pictured = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
     labeled = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     labeled = labeled or [key for key in ("label", "labels") if key in features]
-    column, target = _column(name, "image", image, pictured, features), _column(name, "label", label, labeled, features)
+    column = _column(name, "image", layout.image, pictured, features)
+    target = _column(name, "label", layout.label, labeled, features)
     classes = tuple(getattr(features[target], "names", None) or ())
     return column, target, classes or tuple(map(str, sorted(set(rows[target]))))
 

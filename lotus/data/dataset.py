@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
@@ -49,11 +48,10 @@ def _typed(method: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, 
     Raises:
         Refused: one of another kind, or a ``val_fraction`` or ``seed`` out of range, needed or not.
     """
-    parameters = inspect.signature(method).parameters
+    kinds = methods.kinds(method)
     typed = {}
     for name, value in options.items():
-        note = parameters[name].annotation
-        kind = note if isinstance(note, str) else getattr(note, "__name__", "")
+        kind = getattr(kinds.get(name), "__name__", "")
         given = value
         if kind == "float":
             try:

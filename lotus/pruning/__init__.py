@@ -7,6 +7,20 @@ from lotus.pruning.check import Verified, verify
 from lotus.pruning.plan import Plan
 from lotus.pruning.spec import load, save
 from lotus.pruning.streams import lottery, prune
-from lotus.pruning.study import Batches, Pruned, Study, study
+from lotus.pruning.study import Given, Pruned, Study, study
+from lotus.pruning.wrapping import Batches
 
-__all__ = ["Batches", "Plan", "Pruned", "Study", "Verified", "load", "lottery", "prune", "save", "study", "verify"]
+__all__ = [
+    "Batches",
+    "Given",
+    "Plan",
+    "Pruned",
+    "Study",
+    "Verified",
+    "load",
+    "lottery",
+    "prune",
+    "save",
+    "study",
+    "verify",
+]

@@ -208,7 +208,7 @@ def out_of_reach(outline: Outline, request: Prune, *, whole: Cost | None = None)
         left = (
             "With one sublayer in all"
             if request.sublayers is not False
-            else f"With one head, {least[0].v_dim} head dimensions and {least[0].hidden} MLP units a block"
+            else f"With {least[0].heads} head{'s' if least[0].heads > 1 else ''}, {least[0].v_dim} head dimensions and {least[0].hidden} MLP units a block"
         )
         more = ", or prune.sublayers (without prune.search)" if request.sublayers is False else ""
         apart = () if request.decouple_qk else smallest(outline, request.model_copy(update={"decouple_qk": True}))
@@ -332,25 +332,25 @@ def _cut_threshold(
 
 
 def _leave(block: BlockWidths, kind: str, stays: np.ndarray, *, decouple_qk: bool) -> None:
-    """Give ``block`` the widths that ``stays`` leaves of one kind; at least one of each, and a multiple of the rounding."""
+    """Give ``block`` the widths that ``stays`` leaves of one kind; at least the least of each, and a multiple of the rounding."""
     dims, of = block.dims, block.of
 
-    def wide(count: int, whole: int) -> int:
-        return min(-(-max(count, 1) // block.round) * block.round, whole)
+    def wide(count: int, name: str, whole: int) -> int:
+        return max(min(-(-count // block.round) * block.round, whole), block.floor(name))
 
     if kind == "units" and of.hidden:
-        block.dims = dims._replace(hidden=wide(int(stays.sum()), of.hidden))
+        block.dims = dims._replace(hidden=wide(int(stays.sum()), "hidden", of.hidden))
     elif kind == "v" and of.heads:
         left = stays.reshape(of.heads, of.v_dim)
-        heads = max(1, int(left.any(axis=1).sum()))
+        heads = max(block.floor("heads"), int(left.any(axis=1).sum()))
         if block.whole_qk and not decouple_qk:
             block.dims = dims._replace(heads=heads)
             return
-        v_dim = wide(int(np.rint(left.sum() / heads)), of.v_dim)
-        qk_dim = of.qk_dim if decouple_qk else v_dim if of.qk_dim == of.v_dim else wide(v_dim, of.qk_dim)
+        v_dim = wide(int(np.rint(left.sum() / heads)), "v_dim", of.v_dim)
+        qk_dim = of.qk_dim if decouple_qk else v_dim if of.qk_dim == of.v_dim else wide(v_dim, "qk_dim", of.qk_dim)
         block.dims = dims._replace(heads=heads, qk_dim=qk_dim, v_dim=v_dim)
     elif kind in block.reads:
-        count = wide(int(stays.sum()), block.reads[kind])
+        count = wide(int(stays.sum()), kind, block.reads[kind])
         block.dims = dims._replace(**{kind: getattr(of, kind) if count == block.reads[kind] else count})
 
 
@@ -401,4 +401,5 @@ class _Spent:
 
     def relative(self, chunk: Chunk, budgets: Sequence[str]) -> float:
         """What ``chunk`` saves, each budget as a fraction of its limit."""
-        return sum(getattr(chunk, what) / max(1, self.limits[what]) for what in budgets)
+        found: float = sum(getattr(chunk, what) / max(1, self.limits[what]) for what in budgets)
+        return found

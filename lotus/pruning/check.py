@@ -91,7 +91,7 @@ def _drawn(model: Any) -> Tensor:
 def _forward(model: nn.Module, images: Tensor, where: str, faults: list[str]) -> Tensor | None:
     """The logits; None where the model cannot compute them."""
     try:
-        logits = model(images.to(next(model.parameters()).dtype)).float()
+        logits: Tensor = model(images.to(next(model.parameters()).dtype)).float()
     except (RuntimeError, TypeError, ValueError) as error:
         faults.append(f"{where}: drawn images do not go through the model ({' '.join(str(error).split())[:200]}).")
         return None

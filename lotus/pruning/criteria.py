@@ -33,7 +33,8 @@ Array = np.ndarray
 
 def gate(gates: Array) -> Array:
     """How far the learned gate is open: |a| (VTP, Zhu et al. 2021, 2104.08500, section 3.2)."""
-    return np.abs(gates)
+    found: Array = np.abs(gates)
+    return found
 
 
 def magnitude(
@@ -47,7 +48,8 @@ def magnitude(
     """
     into = (np.abs(reads) ** norm).sum(axis=1)
     out = (np.abs(writes) ** norm).sum(axis=1)
-    return into + out if combine == "sum" else (into * out) ** (1 / norm)
+    found: Array = into + out if combine == "sum" else (into * out) ** (1 / norm)
+    return found
 
 
 def taylor(gradients: Array, *, signed: bool = False) -> Array:
@@ -56,7 +58,8 @@ def taylor(gradients: Array, *, signed: bool = False) -> Array:
     Molchanov et al. 2017 (1611.06440), equation 8; Michel et al. 2019 (1905.10650), equation 2. ``signed`` takes the absolute
     value after the mean, as a gradient of the whole batch does: near an optimum that measures noise.
     """
-    return np.abs(gradients.mean(axis=0)) if signed else np.abs(gradients).mean(axis=0)
+    found: Array = np.abs(gradients.mean(axis=0)) if signed else np.abs(gradients).mean(axis=0)
+    return found
 
 
 def fisher(gradients: Array) -> Array:
@@ -64,7 +67,8 @@ def fisher(gradients: Array) -> Array:
 
     Theis et al. 2018 (1801.05787), equation 8; Molchanov et al. 2019 (1906.10771), equation 8, a sample at a time.
     """
-    return 0.5 * np.square(gradients).mean(axis=0)
+    found: Array = 0.5 * np.square(gradients).mean(axis=0)
+    return found
 
 
 def hessian(reads: Array, writes: Array, read_squares: Array, write_squares: Array) -> Array:
@@ -73,7 +77,8 @@ def hessian(reads: Array, writes: Array, read_squares: Array, write_squares: Arr
     Optimal brain damage (LeCun et al. 1990, equation 5) on the coupled group, with h the empirical Fisher information of a
     weight: the mean over images of its squared derivative, an image at a time.
     """
-    return 0.5 * ((reads**2 * read_squares).sum(axis=1) + (writes**2 * write_squares).sum(axis=1))
+    found: Array = 0.5 * ((reads**2 * read_squares).sum(axis=1) + (writes**2 * write_squares).sum(axis=1))
+    return found
 
 
 def variance(covariance: Array, gain: Array, *, weighted: bool = True) -> Array:
@@ -95,7 +100,8 @@ def obs(covariance: Array, gain: Array, *, ridge: float = 1e-4) -> Array:
     if scale == 0:
         return np.zeros(len(gain))
     inverse = np.linalg.inv(covariance + ridge * scale * np.eye(len(covariance)))
-    return gain / np.diag(inverse)
+    found: Array = gain / np.diag(inverse)
+    return found
 
 
 def cumulative_attention(attention: Array, units: int, *, accumulate: bool = True) -> Array:

@@ -177,7 +177,8 @@ def narrow(model: nn.Module, found: Statistics, width: int, *, compensate: Compe
     small.load_state_dict({name: tensor.contiguous() for name, tensor in state.items()}, assign=True)
     for weight in small.parameters():
         weight.requires_grad_(True)
-    return small.train(model.training)
+    result: nn.Module = small.train(model.training)
+    return result
 
 
 def _written(model: Any, write: Tensor, *, bias: bool) -> dict[str, Tensor]:

@@ -214,4 +214,5 @@ def _root(moment: Tensor) -> Tensor:
     """Symmetric F with F F' = ``moment``, floored so that it can be inverted."""
     spread, basis = torch.linalg.eigh(moment)
     largest = spread[-1].clamp_min(torch.finfo(spread.dtype).tiny)
-    return (basis * spread.clamp_min(FLOOR * largest).sqrt()) @ basis.T
+    found: Tensor = (basis * spread.clamp_min(FLOOR * largest).sqrt()) @ basis.T
+    return found

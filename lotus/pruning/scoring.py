@@ -73,7 +73,8 @@ def _keys(block: Block, weights: Mapping[str, np.ndarray], outputs: np.ndarray) 
     size = criteria.magnitude(weights["reads"], weights["writes"]).reshape(heads, qk_dim)
     of_heads = outputs.reshape(heads, v_dim).sum(axis=1, keepdims=True)
     total = size.sum(axis=1, keepdims=True)
-    return (of_heads * size / np.where(total > 0, total, 1)).reshape(-1)
+    found: np.ndarray = (of_heads * size / np.where(total > 0, total, 1)).reshape(-1)
+    return found
 
 
 class _Known:

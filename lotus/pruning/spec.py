@@ -254,7 +254,7 @@ def read(folder: str | Path) -> dict[str, Any]:
     files.recover(folder)
     file = folder / SPEC
     try:
-        spec = json.loads(file.read_text(encoding="utf-8"))
+        spec: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if not folder.exists():
             raise Refused(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lotus.config import Prune, as_request, rules
 from lotus.pruning import budget, latency, measure, narrow
 from lotus.pruning.study import (
-    Batches,
+    Given,
     Progress,
     Pruned,
     Study,
@@ -28,7 +28,7 @@ from lotus.pruning.study import (
     rounded,
     study,
 )
-from lotus.pruning.wrapping import Wrapped, passes_of
+from lotus.pruning.wrapping import Batches, Wrapped, passes_of
 from lotus.vit import anatomy, cost
 from selection import methods
 from selection.errors import Refused
@@ -79,7 +79,7 @@ def prune(
     wrapped = Wrapped(model)
     if wrapped.hub is not None and request.embed_dim == "auto":  # its class has one width for all that is not a block
         request = request.model_copy(update={"embed_dim": None})
-    found = lottery(wrapped.vit, wrapped.batches(batches), request, shelves=shelves, gates=gates, seed=seed)
+    found = lottery(wrapped.vit, wrapped.batches(batches), request, Given(shelves, gates, seed))
     return wrapped.around(found.model)
 
 
@@ -102,10 +102,8 @@ def lottery(
     model: nn.Module,
     batches: Batches,
     request: Prune,
+    given: Given = Given(),
     *,
-    shelves: Iterable[ModuleType] = (),
-    gates: Mapping[str, Tensor] | None = None,
-    seed: int = 0,
     table: latency.Table | None = None,
     dense: nn.Module | None = None,
     progress: Progress | None = None,
@@ -114,9 +112,7 @@ def lottery(
 
     Args:
         request: What to keep, and how.
-        shelves: Modules with criteria of the user's own.
-        gates: Learned gates by site, for a criterion that reads them.
-        seed: For the criterion ``random``.
+        given: What a criterion has beside the model and the images.
         table: As of :meth:`Study.draw`.
         dense: What budgets are parts of, where that is not the model, which was cut from it before.
         progress: Told the calibration images gone through so far, in all passes together.
@@ -125,7 +121,7 @@ def lottery(
         Refused: as :func:`prune`.
     """
     refuse_unfit(model)
-    reads = methods.reads(criterion(request, shelves))
+    reads = methods.reads(criterion(request, given.shelves))
     rules.refuse(request, (*rules.ROWS, *rules.WITHOUT_A_RUN), place="prune", reads=reads)
     tries = narrow.tries(model, request)
     if all(part == 1 for part in (*request.keep.asked.values(), *tries)):  # then nothing is to be turned or folded
@@ -133,7 +129,7 @@ def lottery(
     passes = passes_of(batches)
     request, notes = rounded(model, request, table)
     widths = narrow.useful(model, tries, request, whole=cost.count(dense or model))
-    lot = _Lot(model, dense or model, passes, request, tuple(shelves), gates, seed, table)
+    lot = _Lot(model, dense or model, passes, request, given, table)
     streams = _Streams(lot, progress)
     if request.embed_dim == "auto" and len(widths) > 1:
         streams.descend(widths)
@@ -155,15 +151,11 @@ class _Lot:
     """What budgets are parts of."""
     passes: Callable[[], Iterable[Any]]
     request: Prune
-    shelves: Sequence[ModuleType]
-    gates: Mapping[str, Tensor] | None
-    seed: int
+    given: Given
     table: latency.Table | None
 
-    def study(self, start: nn.Module, given: Callable[[], Iterable[Any]], progress: Progress | None) -> Study:
-        return study(
-            start, given, self.request, shelves=self.shelves, gates=self.gates, seed=self.seed, progress=progress
-        )
+    def study(self, start: nn.Module, passes: Callable[[], Iterable[Any]], progress: Progress | None) -> Study:
+        return study(start, passes, self.request, self.given, progress=progress)
 
     def draw(self, studied: Study) -> Pruned:
         if self.dense is not self.model:

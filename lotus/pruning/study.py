@@ -28,6 +28,18 @@ Progress = Callable[[int], None]
 """Told the images gone through so far."""
 
 
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What a criterion has beside the model and the images."""
+
+    shelves: Sequence[ModuleType] = ()
+    """Modules with criteria of the user's own."""
+    gates: Mapping[str, Tensor] | None = None
+    """Learned gates by site, for a criterion that reads them."""
+    seed: int = 0
+    """For the criterion ``random``."""
+
+
 @dataclass(frozen=True)
 class Pruned:
     """A dimension lottery's outcome."""
@@ -227,29 +239,25 @@ def study(
     model: nn.Module,
     batches: Batches,
     request: Prune,
+    given: Given = Given(),
     *,
-    shelves: Iterable[ModuleType] = (),
-    gates: Mapping[str, Tensor] | None = None,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> Study:
     """Rotate, measure and score, by the ``criterion``, ``rotate``, ``compensate`` and ``in_channels`` of ``request``.
 
     Args:
         model, batches: As of :func:`lotus.prune`.
-        shelves: Modules with criteria of the user's own.
-        gates: Learned gates by site, for a criterion that reads them.
-        seed: For the criterion ``random``.
+        given: What the criterion has beside them.
         progress: Told the calibration images gone through so far, in all passes together.
 
     Raises:
         Refused: a model that cannot be cut, no such criterion, calibration data that do not serve; says what would.
     """
-    method = criterion(request, shelves)
+    method = criterion(request, given.shelves)
     refuse_unfit(model)
     reads = set(methods.reads(method))
     if "gates" in reads:
-        _refuse_gates(model, gates, request.in_channels)
+        _refuse_gates(model, given.gates, request.in_channels)
     passes = fitting(model, passes_of(batches))
     dense, notes = families.opened(model), []
     found, looked_at = dict[str, turns.Turns](), 0
@@ -273,9 +281,9 @@ def study(
             method,
             request.criterion.options,
             measured=measured,
-            gates=gates,
+            gates=given.gates,
             in_channels=request.in_channels,
-            seed=seed,
+            seed=given.seed,
         ),
         request,
         images=max(looked_at, measured.images),

@@ -51,7 +51,7 @@ class BlockWidths:
     take or bring back, and what that is worth. Counts only ever follow the order of scores."""
 
     def __init__(self, index: int, outline: Outline, scores: Mapping[str, np.ndarray], request: Prune) -> None:
-        self.index, self.outline, self.round = index, outline, request.multiple
+        self.index, self.outline, self.request, self.round = index, outline, request, request.multiple
         self.of = self.dims = outline.dims[index]
         self.most = self.of  # what may come back; less than all where a plan has to lie within another
         self.whole_qk = _whole_qk(outline, index)
@@ -92,7 +92,7 @@ class BlockWidths:
             return Dims(0, 0, 0, self.dims.hidden, None, self.dims.mlp_in) if self.dims.heads else None
         if kind == "mlp":
             return self.dims._replace(hidden=0, mlp_in=None) if self.dims.hidden else None
-        return self._moved(kind, lambda name, now: max(now - 1, 1) if name == "heads" else _less(now, self.round))
+        return self._moved(kind, self._less)
 
     def more(self, kind: str) -> Dims | None:
         """The widths with one chunk of ``kind`` more; None where all are there that may be. A sublayer comes
@@ -104,9 +104,16 @@ class BlockWidths:
         if kind == "mlp":
             back = dims._replace(hidden=least.hidden, mlp_in=least.mlp_in)
             return back if self.most.hidden and not dims.hidden else None
-        return self._moved(
-            kind, lambda name, now: _more(now, self._wide(self.most, name), 1 if name == "heads" else self.round)
-        )
+        return self._moved(kind, lambda name, now: _more(now, self._wide(self.most, name), _step(name, self.request)))
+
+    def _less(self, name: str, width: int) -> int:
+        """The next smaller width that may be; the width itself where there is none."""
+        step = _step(name, self.request)
+        return max((width - 1) // step * step, min(width, self.floor(name)))
+
+    def floor(self, name: str) -> int:
+        """The least of a width that stays while its sublayer does."""
+        return _floor(name, self._wide(self.of, name), self.request)
 
     def _wide(self, dims: Dims, name: str) -> int:
         """A width of ``dims`` as a number, where all channels that are read are written as None."""
@@ -130,7 +137,7 @@ class BlockWidths:
     def least(self) -> Dims:
         """The smallest widths at which both sublayers are still there."""
         reads = {
-            kind: wide if _PART.get(kind, "attn") in self.whole else min(wide, self.round)
+            kind: wide if _PART.get(kind, "attn") in self.whole else self.floor(kind)
             for kind, wide in self.reads.items()
         }
         return self._least._replace(
@@ -140,11 +147,16 @@ class BlockWidths:
     def choices(self) -> tuple[list[int], list[int], list[int]]:
         """The widths that a cut may leave: of heads, of dimensions a head, of MLP units."""
         of = self.of
-        dims = [of.v_dim] if self.whole_qk else _multiples(of.v_dim, self.round)
-        heads, units = list(range(1, of.heads + 1)), _multiples(of.hidden, self.round)
+        dims = [of.v_dim] if self.whole_qk else self._multiples("v_dim")
+        heads, units = self._multiples("heads"), self._multiples("hidden")
         if "attn" in self.whole:
             heads, dims = [of.heads], [of.v_dim]
         return heads, dims, [of.hidden] if "mlp" in self.whole else units
+
+    def _multiples(self, name: str) -> list[int]:
+        """The widths of one name that a cut may leave: multiples of its step, the least, and all."""
+        width, step, least = getattr(self.of, name), _step(name, self.request), self.floor(name)
+        return sorted({least, *range(-(-least // step) * step, width, step), width}) if width else [0]
 
     def pools(self) -> list[tuple[str, np.ndarray]]:
         """The scores of all that may go, by kind."""
@@ -212,15 +224,23 @@ def _sums(best_first: np.ndarray) -> np.ndarray:
 
 def _least(outline: Outline, index: int, request: Prune, *, decouple_qk: bool | None = None) -> Dims:
     """The smallest widths of a block at which the sublayers that are there stay."""
-    of, round, whole = outline.dims[index], request.multiple, _whole(outline, request)[index]
+    of, whole = outline.dims[index], _whole(outline, request)[index]
     decouple_qk = request.decouple_qk if decouple_qk is None else decouple_qk
-    least = of if "mlp" in whole else of._replace(hidden=min(of.hidden, round))
-    if "attn" in whole:
-        return least
-    least = least._replace(heads=min(of.heads, 1))
-    if not _whole_qk(outline, index):
-        return least._replace(qk_dim=min(of.qk_dim, round), v_dim=min(of.v_dim, round))
-    return least._replace(v_dim=min(of.v_dim, round)) if decouple_qk else least
+    names = [] if "mlp" in whole else ["hidden"]
+    if "attn" not in whole:
+        names += ["heads", *(() if _whole_qk(outline, index) else ("qk_dim", "v_dim"))]
+        names += ["v_dim"] if decouple_qk else []
+    return of._replace(**{name: _floor(name, getattr(of, name), request) for name in names})
+
+
+def _step(name: str, request: Prune) -> int:
+    """What a width stays a multiple of."""
+    return 1 if name == "heads" else request.multiple
+
+
+def _floor(name: str, of: int, request: Prune) -> int:
+    """The least that stays of a width."""
+    return min(of, _step(name, request))
 
 
 def _whole(outline: Outline, request: Prune) -> list[set[str]]:
@@ -258,11 +278,14 @@ def smallest(outline: Outline, request: Prune) -> list[Cost]:
     least = floors(outline, request)
     whole = _whole(outline, request)
     if request.in_channels:
-        reads = min(outline.width, request.multiple)
+
+        def reads(name: str, of: int | None) -> int:
+            return _floor(name, of or outline.width, request)
+
         least = [
             one._replace(
-                attn_in=one.attn_in if "attn" in kept else min(one.attn_in or reads, reads) if one.heads else None,
-                mlp_in=one.mlp_in if "mlp" in kept else min(one.mlp_in or reads, reads) if one.hidden else None,
+                attn_in=one.attn_in if "attn" in kept else reads("attn_in", one.attn_in) if one.heads else None,
+                mlp_in=one.mlp_in if "mlp" in kept else reads("mlp_in", one.mlp_in) if one.hidden else None,
             )
             for one, kept in zip(least, whole, strict=True)
         ]
@@ -286,11 +309,6 @@ def _only(dims: Dims, parts: set[str]) -> Dims:
     return Dims(*attn[:3], hidden, attn[3], mlp_in)
 
 
-def _less(width: int, round: int) -> int:
-    """The next smaller multiple of ``round``; the width itself where there is none."""
-    return max((width - 1) // round * round, min(width, round))
-
-
 def _more(width: int, of: int, round: int) -> int:
     """The next larger multiple of ``round``, or all."""
     return min((width // round + 1) * round, of)
@@ -298,8 +316,3 @@ def _more(width: int, of: int, round: int) -> int:
 
 def _kept(order: np.ndarray, count: int) -> tuple[int, ...]:
     return tuple(sorted(int(i) for i in order[:count]))
-
-
-def _multiples(width: int, round: int) -> list[int]:
-    """The widths that a cut may leave: multiples of ``round``, and all."""
-    return sorted({*range(min(round, width), width, round), width})

@@ -134,7 +134,8 @@ def refuse_bytes(model: nn.Module, images: Tensor) -> None:
 def _inside(model: Any) -> nn.Module | None:
     """What a compiled or parallel model wraps; None where it is neither."""
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return model.module
+        found: nn.Module | None = model.module
+        return found
     return getattr(model, "_orig_mod", None)
 
 
@@ -154,7 +155,8 @@ def _again(layer: Any, small: nn.Module) -> nn.Module:
             find_unused_parameters=layer.find_unused_parameters,
             gradient_as_bucket_view=layer.gradient_as_bucket_view,
         )
-    return type(layer)(small, layer.dynamo_ctx)
+    found: nn.Module = type(layer)(small, layer.dynamo_ctx)
+    return found
 
 
 def _found(model: nn.Module) -> tuple[str, nn.Module]:

@@ -47,7 +47,7 @@ def patch_ticket(
         Refused: an unknown score; a model that is missing or not asked; no images.
     """
     from lotus.data import patch_maps
-    from lotus.vit import tokens
+    from lotus.vit.token_plan import kept
 
     request = _wanted(config, score, model, keep, shelves)
     share, ask = request.keep, request.model
@@ -70,11 +70,11 @@ def patch_ticket(
     mass = patch_maps.load_mass(file)
     count = int(trained.patch_embed.num_patches)
     mean = maps.mean(0) / 255
-    stays = tokens.kept(count, share)
+    stays = kept(count, share)
     told = {
         "file": str(file), "made": made, "score": request.score.name, "model": ask, "images": len(maps), "keep": share,
         "kept": stays, "of": count, "cut_as": "" if ask else plain.name, "patch": list(trained.patch_embed.patch_size), "mean_map": mean.round(4).tolist(),
-        "mass": None if mass is None else float(mass[tokens.kept(len(mass), share) - 1]),
+        "mass": None if mass is None else float(mass[kept(len(mass), share) - 1]),
     }  # fmt: skip
     if picture is not None:
         _draw_ticket(context, told, maps, asked, trained, picture, shown)
@@ -124,8 +124,8 @@ def _draw_ticket(
     from lotus.data import beton, patch_maps
     from lotus.data.format import Beton
     from lotus.report import contact
-    from lotus.vit import tokens
     from lotus.vit.model import image_size
+    from lotus.vit.token_ops import top
 
     run, manifest, size = context.run, context.manifest(), image_size(trained)
     labels, stored = beton.labels(run.train_beton), Beton(run.train_beton)
@@ -141,7 +141,7 @@ def _draw_ticket(
         augment=None, seed=0,
     )  # fmt: skip
     scores = held.pooled(held.seen(torch.from_numpy(rows), 0))
-    kept = torch.zeros_like(scores, dtype=torch.bool).scatter(1, tokens.top(scores, told["kept"]), True)
+    kept = torch.zeros_like(scores, dtype=torch.bool).scatter(1, top(scores, told["kept"]), True)
     with context.images(run.train_beton, rows, context.config.train, trained) as loader:
         shades = torch.cat([batch.images.cpu() for batch in loader.epoch(0)]).permute(0, 2, 3, 1).numpy()
     images = ((shades * manifest.std + manifest.mean) * 255).round().clip(0, 255).astype(np.uint8)

@@ -19,7 +19,7 @@ from lotus.stages.context import Context
 if TYPE_CHECKING:
     from torch import nn
 
-    from lotus.pruning import Batches, Pruned, Study
+    from lotus.pruning import Batches, Given, Pruned, Study
     from lotus.pruning.latency import Table
 
 
@@ -37,6 +37,13 @@ class Uncut:
     """With a whole number for ``round``."""
     table: Table | None = None
     """What widths take on this device, for a budget of latency."""
+
+    @property
+    def given(self) -> Given:
+        """What a criterion has beside the model and the images."""
+        from lotus.pruning import Given
+
+        return Given(self.context.shelves, self.gates, self.context.config.seed)
 
 
 @dataclass(frozen=True)
@@ -107,9 +114,7 @@ def draw(uncut: Uncut) -> Cutting:
             lambda: loader.epoch(0),
             uncut.request,
             images=len(calibration),
-            shelves=context.shelves,
-            gates=uncut.gates,
-            seed=context.config.seed,
+            given=uncut.given,
             table=uncut.table,
         )
     told = yield from timed(context, drawn)
@@ -137,7 +142,7 @@ def draw_sizes(uncut: Uncut) -> Cutting:
     ):  # nothing is to be turned or folded
         request = request.model_copy(update={"rotate": False, "compensate": "none"})
     model, spent, notes = yield from narrow_stream(context, uncut.model, uncut.calibration, request)
-    studied = yield from study(context, model, uncut.gates, uncut.calibration, request)
+    studied = yield from study(uncut, model, request)
     drawn = studied.draw(request, whole=dense, table=table)
     now = count(model)
     told: dict[str, Any] = {}
@@ -194,25 +199,18 @@ def narrow_stream(
     return small, found.images, [f"Of the residual stream's {wide} channels {channels} stay, turned."]
 
 
-def study(
-    context: Context, model: nn.Module, gates: Any, calibration: np.ndarray, request: Prune
-) -> Generator[Event, None, Study]:
-    """The model rotated, measured and scored."""
+def study(uncut: Uncut, model: nn.Module, request: Prune) -> Generator[Event, None, Study]:
+    """``model``, which was made of what is to be cut, rotated, measured and scored."""
     import lotus.pruning
 
+    context, calibration = uncut.context, uncut.calibration
     with context.images(context.run.train_beton, calibration, context.config.train, model) as loader:
         return (
             yield from watched(
                 "prune",
                 len(calibration) * (2 if request.rotate else 1),
                 lambda progress: lotus.pruning.study(
-                    model,
-                    lambda: loader.epoch(0),
-                    request,
-                    shelves=context.shelves,
-                    gates=gates,
-                    seed=context.config.seed,
-                    progress=progress,
+                    model, lambda: loader.epoch(0), request, uncut.given, progress=progress
                 ),
             )
         )

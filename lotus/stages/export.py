@@ -9,7 +9,8 @@ import numpy as np
 
 from lotus.config import Config
 from lotus.events import Said, Step, Wrote
-from lotus.run import Run, write_json
+from lotus.files import write_json
+from lotus.run import Run
 from lotus.stage import Outcome, Section, Stage, Work
 from lotus.stages.ahead import Ahead, check_batch
 from lotus.stages.context import CALIBRATION, Context

@@ -81,7 +81,8 @@ def prune(job: Job) -> Iterator[Event]:
     images = _Images(model, about["mean"], about["std"], labeled, page.seed)
     looked_at = min(request.calibration or enough(model), len(train))
     shown = batches_of(images, train, looked_at)
-    cut = yield from lottery(model, shown, request, images=looked_at, shelves=job.shelves, seed=page.seed, table=table)
+    beside = lotus.pruning.Given(job.shelves, seed=page.seed)
+    cut = yield from lottery(model, shown, request, images=looked_at, given=beside, table=table)
     for note in cut.notes:
         yield Said("prune", note)
     yield Pruned("prune", {**cut.before}, {**cut.after})

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lotus.config import Config
-from lotus.run import Run, digest
+from lotus.files import digest
+from lotus.run import Run
 from lotus.stage import Outcome, Stage, Work
 from lotus.stages.context import Context
 

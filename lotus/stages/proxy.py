@@ -251,13 +251,14 @@ def _make_proxy(context: Context, seed: int) -> tuple[nn.Module, int]:
 def proxy_model(config: Config, classes: int, *, loaded: bool = True) -> tuple[nn.Module, int]:
     """The model of the proxy and the side of the images that it reads; without ``loaded``, only its shape is right."""
     from lotus.vit import model as door
+    from lotus.vit.unmade import without_memory
 
     wants, place = (config.model, "model") if config.score.model is None else (config.score.model, "score.model")
     if not loaded:
         wants = wants.model_copy(update={"pretrained": False, "weights": ""})
     made = door.proxy(wants, classes, place=place)
     own = config.model.model_copy(update={"pretrained": False, "weights": ""})
-    with door.without_memory():
+    with without_memory():
         asked = config.score.side or door.side(made, 0) or door.image_size(door.create(own, classes))
     side = door.side(made, asked)
     if config.score.side and config.score.side != side:

@@ -19,6 +19,7 @@ from lotus.stages.ahead import Ahead, Cost
 from lotus.stages.context import CALIBRATION, Context
 from lotus.stages.cut import Uncut, known_here
 from lotus.stages.patches import as_evaluated, told_of_patches
+from selection import methods
 
 
 def clear(folder: Path) -> None:
@@ -50,7 +51,9 @@ def prune(context: Context) -> Work:
     table = None
     if way.cuts:
         wants, table = yield from known_here(model, wants)
-    cut, more = yield from way.make(Uncut(context, model, gates, calibration, wants, table), **options)
+    cut, more = yield from way.make(
+        Uncut(context, model, gates, calibration, wants, table), **methods.arguments(way.make, options)
+    )
     for note in cut.notes:
         yield Said("prune", note)
     if way.cuts:

@@ -7,7 +7,8 @@ from typing import Any
 
 from lotus.config import Config
 from lotus.events import Wrote
-from lotus.run import Run, write_json
+from lotus.files import write_json
+from lotus.run import Run
 from lotus.stage import Outcome, Section, Stage, Work, named
 from lotus.stages.baseline import is_asked
 from lotus.stages.context import Context

@@ -51,11 +51,8 @@ def _check(ahead: Ahead) -> None:
             "score.precision: bf16 leaves the statistics of batch norms in fp32, and torch takes no such mixture. Set "
             "score.precision=fp32, or score.proxy=linear_probe."
         )
-    if settings.patches is not None:
-        try:
-            anatomy.supported(proxy)
-        except Refused as refusal:
-            raise Refused(f"score.patches: {refusal} Set score.patches=null.") from None
+    if settings.patches is not None and (fault := anatomy.why_not(proxy)):
+        raise Refused(f"score.patches: {fault} Set score.patches=null.")
     check_recipe("train", ahead.config.train, ahead.shape)  # first: what it takes from there is told as that
     check_recipe("score", settings, proxy)
     if settings.model is not None:

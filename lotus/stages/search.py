@@ -20,6 +20,7 @@ from lotus.stages.context import HELD_OUT, Context
 from lotus.stages.cut import Cut, Cutting, Uncut, narrow_stream, study, timed
 from lotus.stages.fit import Images, Task, fit
 from lotus.way import Options, Rival
+from selection import methods
 from selection.errors import Refused
 
 if TYPE_CHECKING:
@@ -102,8 +103,8 @@ def _rounds(uncut: Uncut, judge: Judge, searched: _Searched) -> Generator[Event,
     searched.model, looked, searched.notes = yield from narrow_stream(context, dense, uncut.calibration, request)
     searched.forwards += looked
     for number in range(asks.rounds):
-        gates = uncut.gates if number == 0 else None
-        studied = yield from study(context, searched.model, gates, uncut.calibration, request)
+        this = uncut if number == 0 else dataclasses.replace(uncut, gates=None)
+        studied = yield from study(this, searched.model, request)
         if uncut.table is not None:  # of the dense model, whatever earlier rounds left
             studied = dataclasses.replace(studied, beside=dense)
         now = count(searched.model)
@@ -186,7 +187,7 @@ def _compare(
     if asks.compare is None:
         return []
     theirs, settings = rival(uncut.request, uncut.context.shelves)
-    rows: list[dict[str, Any]] = theirs.make(uncut.model, held, judge, **settings)
+    rows: list[dict[str, Any]] = theirs.make(uncut.model, held, judge, **methods.arguments(theirs.make, settings))
     searched.forwards += judge.images * sum(1 + row["macs"] / whole.macs for row in rows)
     return rows
 

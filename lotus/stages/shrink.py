@@ -50,11 +50,11 @@ def shrinking(context: Context, model: nn.Module, rows: np.ndarray) -> Shrink:
     rng = np.random.default_rng([config.seed, CALIBRATION])
     looked_at = np.sort(rng.choice(rows, size=min(request.calibration or enough(model), len(rows)), replace=False))
 
+    given = lotus.pruning.Given(context.shelves, seed=config.seed)
+
     def draw(model: nn.Module, request: Prune, dense: nn.Module | None) -> Pruned:
         with context.alone().images(run.train_beton, looked_at, config.train, model) as loader:
-            return lotus.pruning.lottery(
-                model, lambda: loader.epoch(0), request, shelves=context.shelves, seed=config.seed, dense=dense
-            )
+            return lotus.pruning.lottery(model, lambda: loader.epoch(0), request, given, dense=dense)
 
     def measure(model: nn.Module) -> Mapping[str, float]:
         with context.images(run.val_beton, None, config.train, model) as loader:

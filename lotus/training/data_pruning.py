@@ -105,8 +105,11 @@ class DynamicSelection:
 
     def _parts(self, world: World) -> list[Seen]:
         """What every rank saw in the epoch under way, in the order of the ranks."""
-        for index, losses in self._told:
-            self._state.add(self._place[index.cpu().numpy()], losses.float().cpu().numpy())
+        if self._told:  # read in one piece: each makes a GPU wait
+            sizes = [len(index) for index, _ in self._told]
+            rows, whole = (torch.cat(parts).cpu().split(sizes) for parts in zip(*self._told, strict=True))
+            for index, losses in zip(rows, whole, strict=True):
+                self._state.add(self._place[index.numpy()], losses.float().numpy())
         self._told = []
         mine = self._state.pending()
         if world.size == 1:

@@ -66,16 +66,15 @@ class Recorder:
         """
         with torch.no_grad():
             now = self._current(logits.device)
-            good = logits.isfinite().all(1)
-            if not bool(good.all()):
-                index, logits, labels, log_p = index[good], logits[good], labels[good], None
+            good = logits.isfinite().all(1)  # not asked whether all are: on a GPU the host would wait for the answer
             log_p = F.log_softmax(logits.float(), dim=1) if log_p is None else log_p
-            now[:-1, index] = watch(logits, labels, log_p)
-            now[-1, index] = 1
+            now[:-1, index] = torch.where(good, watch(logits, labels, log_p), now[:-1, index])
+            now[-1, index] = torch.where(good, 1.0, now[-1, index])
             if self._before is not None:
                 if self._after is None:
                     self._after = torch.zeros_like(self._before, device=logits.device)
-                self._after[index] = log_p.clamp(min=torch.finfo(torch.float16).min).half()
+                said = log_p.clamp(min=torch.finfo(torch.float16).min).half()
+                self._after[index] = torch.where(good[:, None], said, self._after[index])
 
     def end(self, epoch: int, world: World) -> None:
         """Close ``epoch``: bring together what the ranks saw. A second call for the same epoch does nothing."""
@@ -115,7 +114,7 @@ class Recorder:
             values = self._said[:, number].gather(0, source).numpy()
             dtype = VOCABULARY[name].dtype
             if np.issubdtype(dtype, np.floating):
-                values = np.clip(values, -np.finfo(dtype).max, np.finfo(dtype).max)  # type: ignore[type-var]
+                values = np.clip(values, -np.finfo(dtype).max, np.finfo(dtype).max)
             found[name] = values.astype(dtype)
         if self._moved is not None:
             found["kl_step"] = self._moved.clamp(max=_MOST).numpy().astype(np.float16)

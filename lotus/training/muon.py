@@ -211,14 +211,19 @@ class Muon(torch.optim.Optimizer):
             return
         known = [group["matrices"][at] for at, _ in moved]
         torch._foreach_mul_(parameters, [1 - decay * matrix.lr_scale for matrix in known])
-        if self._world.size > 1:  # one message, not one a matrix
+        torch._foreach_add_(parameters, self._orthogonal(updates, known), alpha=-lr)
+
+    def _orthogonal(self, updates: list[Tensor], known: Sequence[Matrix]) -> list[Tensor]:
+        """The orthogonalized, scaled updates of all ranks, which share the work; the given ones are used up."""
+        alone = self._world.size == 1
+        if not alone:  # one message, not one a matrix
             whole = torch.cat([update.reshape(-1) for update in updates])
-            updates = [part.view_as(p) for part, p in zip(whole.split([p.numel() for p in parameters]), parameters)]
-        views = [update.view(matrix.shape) for update, matrix in zip(updates, known, strict=True)]
-        self._orthogonalize_(views, known)
-        if self._world.size > 1:
+            parts = whole.split([update.numel() for update in updates])
+            updates = [part.view_as(update) for part, update in zip(parts, updates, strict=True)]
+        self._orthogonalize_([update.view(matrix.shape) for update, matrix in zip(updates, known, strict=True)], known)
+        if not alone:
             self._world.sum_(whole)
-        torch._foreach_add_(parameters, updates, alpha=-lr)
+        return updates
 
     def _momentum(self, p: Tensor) -> Tensor:
         state = self.state[p]

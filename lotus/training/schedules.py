@@ -46,6 +46,17 @@ def wsd(step: float, warm: float, total: float, peak: float, low: float, *, deca
     return peak + (low - peak) * _part(step, max(warm, (1 - decay) * total), total)
 
 
+def wsd_sqrt(step: float, warm: float, total: float, peak: float, low: float, *, decay: float = 0.2) -> float:
+    """As :func:`wsd`, but falling by 1 - sqrt of the way, first fast and then slowly (Hägele et al., 2405.18392).
+
+    Args:
+        decay: fraction of all steps in which the rate falls
+    """
+    if step < warm:
+        return _rise(step, warm, peak)
+    return peak + (low - peak) * math.sqrt(_part(step, max(warm, (1 - decay) * total), total))
+
+
 def onecycle(step: float, warm: float, total: float, peak: float) -> tuple[float, float]:
     """torch's OneCycleLR with its defaults, whose rising part is the W warm-up steps: up along half a cosine from peak / 25,
     down to peak / 250000 at the last step, momentum moving against it from 0.95 to 0.85 and back (1803.09820)."""

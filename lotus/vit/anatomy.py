@@ -73,22 +73,26 @@ class Block:
     @property
     def qkv(self) -> nn.Linear:
         """Rows: q of head 0, head 1, ..., then k, then v."""
-        return self.attn.qkv
+        found: nn.Linear = self.attn.qkv
+        return found
 
     @property
     def proj(self) -> nn.Linear:
         """Reads the attention's output: head 0's value dimensions, head 1's, ..."""
-        return self.attn.proj
+        found: nn.Linear = self.attn.proj
+        return found
 
     @property
     def fc1(self) -> nn.Linear:
         """A row a unit; a gated MLP has two, F rows apart: of the half that is activated and of the other."""
-        return self.mlp.fc1
+        found: nn.Linear = self.mlp.fc1
+        return found
 
     @property
     def fc2(self) -> nn.Linear:
         """Reads the hidden units, after the activation."""
-        return self.mlp.fc2
+        found: nn.Linear = self.mlp.fc2
+        return found
 
     @property
     def kernel(self) -> int:

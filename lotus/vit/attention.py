@@ -111,7 +111,8 @@ class SplitAttention(nn.Module):
             logits = q * self.scale @ k.transpose(-2, -1)
             x = self.attn_drop((logits if added is None else logits + added).softmax(dim=-1)) @ v
         x = self.norm(x.transpose(1, 2).reshape(batch, tokens, heads * v_dim))
-        return self.proj_drop(self.proj(x))
+        found: Tensor = self.proj_drop(self.proj(x))
+        return found
 
     def _turn(self, x: Tensor, rope: Tensor) -> Tensor:
         """Rotate pairs of dimensions of the patches, (B, H, N, Q), as RoFormer (2104.09864, equation 34)."""
@@ -159,7 +160,8 @@ class PackedGlu(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.fc1(x).chunk(2, dim=-1)
-        return self.drop2(self.fc2(self.norm(self.drop1(self.act(gate) * value))))
+        found: Tensor = self.drop2(self.fc2(self.norm(self.drop1(self.act(gate) * value))))
+        return found
 
 
 def parts(attn: Any, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -183,13 +185,15 @@ def row(attn: Any, qkv: Tensor, prefix: int, *, has_class: bool) -> Tensor:
     """
     q, k, _ = parts(attn, qkv)
     query = q[:, :, :1] if has_class else q[:, :, prefix:].mean(2, keepdim=True)  # (B, H, 1, Q)
-    return (query * attn.scale @ k.transpose(-2, -1)).softmax(-1)[:, :, 0]
+    found: Tensor = (query * attn.scale @ k.transpose(-2, -1)).softmax(-1)[:, :, 0]
+    return found
 
 
 def matrix(attn: Any, qkv: Tensor) -> Tensor:
     """The whole attention matrix of each head, (B, H, N, N)."""
     q, k, _ = parts(attn, qkv)
-    return (q * attn.scale @ k.transpose(-2, -1)).softmax(-1)
+    found: Tensor = (q * attn.scale @ k.transpose(-2, -1)).softmax(-1)
+    return found
 
 
 def explicit(attn: Any, x: Tensor) -> tuple[Tensor, Tensor]:

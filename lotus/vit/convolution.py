@@ -43,7 +43,7 @@ class ConvAttention(nn.Module):
         self.conv = nn.Conv2d(width, channels, kernel, padding=kernel // 2, bias=bias, **where)  # type: ignore[arg-type]
         self.norm = nn.BatchNorm2d(channels, **where)  # type: ignore[arg-type]
         self.act = nn.ReLU()
-        self.proj = nn.Linear(channels, width, bias=proj_bias, **where)  # type: ignore[arg-type]
+        self.proj = nn.Linear(channels, width, bias=proj_bias, **where)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, N, D) -> (B, N, D)."""

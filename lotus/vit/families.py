@@ -87,8 +87,8 @@ def split(block: Block, dims: Dims) -> SplitAttention:
 
 def resized(norm: nn.Module, width: int) -> nn.Module:
     """A norm like ``norm`` over ``width`` values, without memory or weights (meta device)."""
-    made: Any = copy.deepcopy(norm)
-    made.normalized_shape = (width,)
+    made = copy.deepcopy(norm)
+    vars(made)["normalized_shape"] = (width,)
     for name, old in norm.named_parameters(recurse=False):
         setattr(made, name, nn.Parameter(old.new_empty(width, device="meta"), requires_grad=old.requires_grad))
     return made

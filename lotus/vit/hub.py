@@ -79,7 +79,8 @@ def as_timm(model: Any) -> nn.Module:
         if isinstance(module, nn.LayerNorm):
             module.eps = config.layer_norm_eps
     weight = next(model.parameters())
-    return vit.to(weight.device, weight.dtype).eval()
+    found: nn.Module = vit.to(weight.device, weight.dtype).eval()
+    return found
 
 
 def put_back(model: Any, small: nn.Module) -> nn.Module:
@@ -103,7 +104,8 @@ def put_back(model: Any, small: nn.Module) -> nn.Module:
         for name, value in (("num_attention_heads", heads), ("num_heads", heads), ("scaling", qk_dim**-0.5), ("scale", qk_dim**-0.5)):  # fmt: skip
             if hasattr(attn, name):
                 setattr(attn, name, value)
-    return made.eval()
+    found: nn.Module = made.eval()
+    return found
 
 
 def _layers(model: Any) -> Any:
@@ -112,38 +114,49 @@ def _layers(model: Any) -> Any:
 
 
 def _weights(model: Any, family: _Family) -> dict[str, Tensor]:
+    """Copies of all its weights, by timm's names."""
     root = model.get_submodule(family.root)
-    embed = root.embeddings
-    clip = type(model).__name__ == "CLIPVisionModel"
-    found: dict[str, Tensor] = {
-        "cls_token": embed.class_embedding[None, None] if clip else embed.cls_token,
-        "pos_embed": embed.position_embedding.weight[None] if clip else embed.position_embeddings,
-    }
-    parts = {
-        "patch_embed.proj": embed.patch_embedding if clip else embed.patch_embeddings.projection,
-        "norm": root.get_submodule(family.last),
-    }
-    if clip:
-        parts["norm_pre"] = root.pre_layrnorm
-    if isinstance(getattr(model, "classifier", None), nn.Linear):
-        parts["head"] = model.classifier
-    for i, layer in enumerate(_layers(model)):
-        attn = getattr(layer, family.attention)
-        qkv = [getattr(attn, name) for name in ("q_proj", "k_proj", "v_proj")]
-        for what in ("weight", "bias"):
-            if getattr(qkv[0], what) is not None:
-                found[f"blocks.{i}.attn.qkv.{what}"] = torch.cat([getattr(linear, what) for linear in qkv])
-        parts |= {
-            f"blocks.{i}.attn.proj": getattr(attn, "o_proj", None) or attn.out_proj,
-            f"blocks.{i}.mlp.fc1": layer.mlp.fc1,
-            f"blocks.{i}.mlp.fc2": layer.mlp.fc2,
-            **{f"blocks.{i}.norm{k + 1}": getattr(layer, name) for k, name in enumerate(family.norms)},
-        }
-        for k, scale in enumerate(family.scales or ()):
-            found[f"blocks.{i}.ls{k + 1}.gamma"] = getattr(layer, scale).lambda1
+    found, parts = _outside(model, root)
+    parts["norm"] = root.get_submodule(family.last)
+    for number, layer in enumerate(_layers(model)):
+        tensors, modules = _of_layer(layer, family)
+        found |= {f"blocks.{number}.{name}": tensor for name, tensor in tensors.items()}
+        parts |= {f"blocks.{number}.{name}": module for name, module in modules.items()}
     for name, module in parts.items():
         found |= {f"{name}.{what}": tensor for what, tensor in module.named_parameters(recurse=False)}
     return {name: tensor.detach().clone() for name, tensor in found.items()}
+
+
+def _outside(model: Any, root: Any) -> tuple[dict[str, Tensor], dict[str, nn.Module]]:
+    """Tensors and modules before and after the blocks, the last norm aside, by timm's names."""
+    embed = root.embeddings
+    if type(model).__name__ == "CLIPVisionModel":
+        found = {"cls_token": embed.class_embedding[None, None], "pos_embed": embed.position_embedding.weight[None]}
+        parts = {"patch_embed.proj": embed.patch_embedding, "norm_pre": root.pre_layrnorm}
+    else:
+        found = {"cls_token": embed.cls_token, "pos_embed": embed.position_embeddings}
+        parts = {"patch_embed.proj": embed.patch_embeddings.projection}
+    if isinstance(getattr(model, "classifier", None), nn.Linear):
+        parts["head"] = model.classifier
+    return found, parts
+
+
+def _of_layer(layer: Any, family: _Family) -> tuple[dict[str, Tensor], dict[str, nn.Module]]:
+    """Tensors and modules of a block, by timm's names inside of it."""
+    attn = getattr(layer, family.attention)
+    qkv = [getattr(attn, name) for name in ("q_proj", "k_proj", "v_proj")]
+    found = {
+        f"attn.qkv.{what}": torch.cat([getattr(linear, what) for linear in qkv])
+        for what in ("weight", "bias")
+        if getattr(qkv[0], what) is not None
+    }
+    found |= {f"ls{k}.gamma": getattr(layer, scale).lambda1 for k, scale in enumerate(family.scales or (), 1)}
+    parts = {
+        "attn.proj": getattr(attn, "o_proj", None) or attn.out_proj,
+        "mlp.fc1": layer.mlp.fc1,
+        "mlp.fc2": layer.mlp.fc2,
+    }
+    return found, parts | {f"norm{k}": getattr(layer, name) for k, name in enumerate(family.norms, 1)}
 
 
 def _fill(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:

@@ -38,7 +38,8 @@ class OneSublayer(nn.Module):
         norm, scale, drop = (getattr(own, name, nn.Identity()) for name in _OF[self.sublayer])
         y = x if self.norm_after else norm(x)
         y = own.attn(y, attn_mask=attn_mask, is_causal=is_causal) if self.sublayer == "attn" else own.mlp(y)
-        return x + drop(norm(y) if self.norm_after else scale(y))
+        found: Tensor = x + drop(norm(y) if self.norm_after else scale(y))
+        return found
 
     def extra_repr(self) -> str:
         return f"sublayer={self.sublayer}"
@@ -59,7 +60,8 @@ class Select(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, channels that are read)."""
-        return self.norm(x).index_select(-1, self.index)
+        found: Tensor = self.norm(x).index_select(-1, self.index)
+        return found
 
     def extra_repr(self) -> str:
         return f"reads={len(self.index)}"

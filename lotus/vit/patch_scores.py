@@ -56,7 +56,8 @@ def ats(readout: Tensor, values: Tensor, prefix: int) -> Tensor:
         values: (B, H, N, V) of the last block
     """
     weighted = (readout * values.norm(dim=-1))[..., prefix:]  # (B, H, n)
-    return (weighted / weighted.sum(-1, keepdim=True)).mean(1)
+    found: Tensor = (weighted / weighted.sum(-1, keepdim=True)).mean(1)
+    return found
 
 
 def token_norm(features: Tensor, prefix: int) -> Tensor:
@@ -66,7 +67,8 @@ def token_norm(features: Tensor, prefix: int) -> Tensor:
     Args:
         features: (B, N, D)
     """
-    return features.norm(dim=-1)[:, prefix:]
+    found: Tensor = features.norm(dim=-1)[:, prefix:]
+    return found
 
 
 def contrast(images: Tensor, patch: tuple[int, int]) -> Tensor:
@@ -77,7 +79,8 @@ def contrast(images: Tensor, patch: tuple[int, int]) -> Tensor:
         patch: height and width of a patch in pixels
     """
     pieces = images.unflatten(3, (-1, patch[1])).unflatten(2, (-1, patch[0]))  # (B, 3, rows, height, columns, width)
-    return pieces.var((3, 5), correction=0).mean(1).sqrt().flatten(1)
+    found: Tensor = pieces.var((3, 5), correction=0).mean(1).sqrt().flatten(1)
+    return found
 
 
 def edges(images: Tensor, patch: tuple[int, int]) -> Tensor:
@@ -92,7 +95,8 @@ def edges(images: Tensor, patch: tuple[int, int]) -> Tensor:
     kernels = torch.stack([smooth[:, None] * slope, slope[:, None] * smooth])[:, None]  # (2, 1, 3, 3)
     gray = functional.pad(images.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="replicate")  # (B 3, 1, S + 2, S + 2)
     energy = functional.conv2d(gray, kernels).square().sum(1, keepdim=True)
-    return functional.avg_pool2d(energy, patch).unflatten(0, images.shape[:2]).mean(1).flatten(1)
+    found: Tensor = functional.avg_pool2d(energy, patch).unflatten(0, images.shape[:2]).mean(1).flatten(1)
+    return found
 
 
 def random(images: Tensor, patch: tuple[int, int], rng: torch.Generator | None) -> Tensor:

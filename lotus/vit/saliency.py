@@ -53,7 +53,8 @@ def of_images(
 
     def score(images: Tensor, patch: tuple[int, int]) -> Tensor:
         given = {"images": images.float(), "patch": patch, "rng": None}
-        return methods.call(found, given, method.options, place=place)
+        result: Tensor = methods.call(found, given, method.options, place=place)
+        return result
 
     return score
 

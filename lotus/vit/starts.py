@@ -65,7 +65,8 @@ def _projections(block: anatomy.Block) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _noise(width: int) -> Tensor:
-    return torch.randn(width, width) / width**0.5
+    found: Tensor = torch.randn(width, width) / width**0.5
+    return found
 
 
 def _factors(target: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,8 @@ def _process(block: Any, x: Tensor) -> Tensor:
     """The MLP's half of timm's own block."""
     norm_after = type(block).__name__ == "ResPostBlock"
     processed = block.mlp(x if norm_after else block.norm2(x))
-    return x + block.drop_path2(block.norm2(processed) if norm_after else block.ls2(processed))
+    found: Tensor = x + block.drop_path2(block.norm2(processed) if norm_after else block.ls2(processed))
+    return found
 
 
 def _refuse_unfit(model: Any, mode: str) -> None:
@@ -198,7 +199,7 @@ class Tokens:
         for number, block in enumerate(self._blocks):
             if mode == "evit" and number not in self._places:
                 continue
-            block.module.forward = functools.partial(self._block, number)  # type: ignore[assignment]
+            block.module.forward = functools.partial(self._block, number)
             if mode == "cumulative":
                 continue  # reads the whole matrix, not qkv
             handles.append(block.qkv.register_forward_hook(self._saw_qkv))
@@ -274,7 +275,8 @@ class Tokens:
             attended = self._watched(block.attn, normed)
         else:
             attended = block.attn(normed) if mask is None else block.attn(normed, attn_mask=mask)
-        return x + block.drop_path1(block.norm1(attended) if norm_after else block.ls1(attended))
+        found: Tensor = x + block.drop_path1(block.norm1(attended) if norm_after else block.ls1(attended))
+        return found
 
     def _watches(self, number: int) -> bool:
         """Whether this block's attention matrix is looked at: as long as patches are dropped here or later."""

@@ -123,8 +123,8 @@ def load(
     """
     file, weights = file_of(path), state_of(path, f"{place}.weights")
     own = model.state_dict()
-    beside = {where for where, _ in model.named_buffers()} - own.keys()  # tables that older timm kept in the file
-    weights = {where: tensor for where, tensor in weights.items() if where not in beside}
+    for table in {where for where, _ in model.named_buffers()} - own.keys():  # older timm kept them in the file
+        weights.pop(table, None)
     cure = other_images(model, weights, f"{place}.args.")
     if cure and any(f".{name}=" in cure for name in ("img_size", "patch_size") if name not in (args or {})):
         raise Refused(f"{place}.weights: {file} does not fit this model: it has other patches.{cure}")
@@ -137,16 +137,22 @@ def load(
             stacklevel=3,
         )
     for head in heads:
-        here, there = own.get(f"{head}.weight"), weights.get(f"{head}.weight")
-        classes = len(there) if there is not None else 0
-        if here is not None and (there is None or (here.shape[1:] == there.shape[1:] and len(here) != classes)):
-            was = f"classifies {classes} classes, the data has {len(here)}" if classes else "has no classifier"
+        if was := _other_classes(own.get(f"{head}.weight"), weights.get(f"{head}.weight")):
             warnings.warn(f"{place}.weights: {file} {was}: {head} starts anew.", category=Notice, stacklevel=3)
             weights |= {part: own[part] for part in (f"{head}.weight", f"{head}.bias") if part in own}
     fault = difference(shapes(own), shapes(weights))
     if fault:
         raise Refused(f"{place}.weights: {file} does not fit this model: {fault}.{other_shape(own, weights, place)}")
     model.load_state_dict(weights)
+
+
+def _other_classes(here: Tensor | None, there: Tensor | None) -> str:
+    """What a file's head ``there`` is for, where the model's, ``here``, has to begin anew; empty where it need not."""
+    if here is None or (there is not None and (here.shape[1:] != there.shape[1:] or len(here) == len(there))):
+        return ""
+    if there is None or not len(there):
+        return "has no classifier"
+    return f"classifies {len(there)} classes, the data has {len(here)}"
 
 
 def _converted(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:

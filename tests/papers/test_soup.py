@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 from tiny import CLASSES, ROWS, Batch, Killed, kill, masked, pictures, recipe, train, vit
 
 from lotus.events import Said, Step
-from lotus.papers.soup.cook import Soup, Supply, cook, steps, vary
+from lotus.papers.soup.cook import Supply, cook, steps, vary
+from lotus.papers.soup.soup import Soup
 from lotus.papers.sparse_vit.penalty import AttentionPenalty
 from lotus.papers.zeros import masks as unstructured
 from lotus.training.objective import Objective

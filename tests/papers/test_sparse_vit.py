@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import timm
@@ -29,7 +30,7 @@ def rows(seed: int = 0, size: float = 1.0) -> torch.Tensor:
     return size * torch.randn(3, 2, N, N, generator=draw)
 
 
-def vit() -> nn.Module:
+def vit() -> Any:
     torch.manual_seed(0)
     model = timm.create_model(
         "vit_tiny_patch16_224", img_size=8, patch_size=4, embed_dim=16, depth=3, num_heads=2, num_classes=4

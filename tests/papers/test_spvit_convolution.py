@@ -6,6 +6,7 @@ import math
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def mixes(model: nn.Module, seed: int = 4) -> list[Tensor]:
     return [0.02 * torch.randn(block.heads, 9, generator=draw) for block in anatomy.blocks(model)]
 
 
-def convolved(kind: str = "vit", kernels: tuple[int, ...] = (3, 1), **more) -> nn.Module:
+def convolved(kind: str = "vit", kernels: tuple[int, ...] = (3, 1), **more) -> Any:
     model = tiny(kind, **more)
     small = project.convert(model, [Choice(kernel, UNITS) for kernel in kernels], mixes(model))
     project.calibrate(small, [(pictures(6),)])
@@ -229,7 +230,7 @@ def test_mixtures_are_parts():
     torch.testing.assert_close(mixture.mixture(z, 1)[:, 0], torch.tensor([value / sum(one) for value in one]))
 
 
-def cut_sublayers(**gone) -> nn.Module:
+def cut_sublayers(**gone) -> Any:
     full = Plan.full(tiny(depth=3))
     return surgery.cut(tiny(depth=3), Plan((replace(full.blocks[0], **gone), *full.blocks[1:])))
 

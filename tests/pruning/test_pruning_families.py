@@ -11,7 +11,7 @@ import torch
 from tiny_vits import CLASSES, KINDS, NORMED, UNLIKE, asks, batches, pictures, random_plan, tiny
 
 from lotus import export
-from lotus.pruning import compensate, criteria, lottery, measure, prune, spec, surgery
+from lotus.pruning import Given, compensate, criteria, lottery, measure, prune, spec, surgery
 from lotus.pruning.plan import BlockPlan, Plan
 from lotus.sparsity import gates
 from lotus.vit import anatomy, attention, cost, families, saliency
@@ -35,7 +35,7 @@ def test_every_criterion(kind):
         assert cost.count(small).macs <= 0.6 * dense.macs
         assert small(pictures(2)).isfinite().all()
     learned = {site: torch.rand(linear.in_features) for site, linear in anatomy.sites(model).items()}
-    drawn = lottery(model, data, asks({"macs": 0.6}, criterion="gate", round=4), gates=learned)
+    drawn = lottery(model, data, asks({"macs": 0.6}, criterion="gate", round=4), Given(gates=learned))
     np.testing.assert_allclose(drawn.scores["blocks.1.mlp"], learned["blocks.1.mlp"].double())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import pytest
 import timm
@@ -51,7 +52,7 @@ def test_nothing_is_lost_until_the_stream_is_cut(kind):
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def shaped(spread: torch.Tensor, **args) -> nn.Module:
+def shaped(spread: torch.Tensor, **args) -> Any:
     """A model whose writers reach the directions of a random basis by as much as ``spread`` says, (48,)."""
     model = tiny(**args)
     basis = torch.linalg.qr(torch.randn(48, 48, generator=torch.Generator().manual_seed(0))).Q

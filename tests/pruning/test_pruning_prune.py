@@ -15,7 +15,7 @@ from tiny_vits import CLASSES, FAST, KINDS, UNLIKE, asks, batches, pictures, she
 from torch.nn import functional
 
 import lotus
-from lotus.pruning import budget, criteria, latency, lottery, measure, prune, spec, study, surgery
+from lotus.pruning import Given, budget, criteria, latency, lottery, measure, prune, spec, study, surgery
 from lotus.vit import anatomy, cost
 from selection import methods
 from selection.errors import Refused
@@ -95,7 +95,7 @@ def test_learned_gates():
     model = tiny()
     learned = gates(model)
     learned["blocks.0.mlp"][7] = 0
-    drawn = lottery(model, batches(), asks({"macs": 0.5}, criterion="gate"), gates=learned)
+    drawn = lottery(model, batches(), asks({"macs": 0.5}, criterion="gate"), Given(gates=learned))
     assert 7 not in drawn.plan.blocks[0].units
     np.testing.assert_allclose(drawn.scores["blocks.1.mlp"], learned["blocks.1.mlp"].double())
     v = drawn.scores["blocks.0.attn"].reshape(3, 16).sum(1)
@@ -190,7 +190,7 @@ def test_covariance_of_query_and_key_dimensions_is_that_of_what_they_add_to_a_lo
         seen.setdefault(len(seen), covariance)
         return gain
 
-    lottery(model, data, asks({"macs": 0.5}, criterion="spy", rotate=False), shelves=[shelf(spy)])
+    lottery(model, data, asks({"macs": 0.5}, criterion="spy", rotate=False), Given([shelf(spy)]))
     np.testing.assert_allclose(seen[0][16:32, 16:32], added.T @ added / len(added), rtol=1e-6, atol=1e-9)
     assert not seen[0][:16, 16:].any()
 
@@ -283,7 +283,7 @@ def test_a_criterion_of_ones_own():
     def last(units: int) -> np.ndarray:
         return np.arange(units, dtype=float)
 
-    drawn = lottery(tiny(), batches(), asks({"macs": 0.6}, criterion="last"), shelves=[shelf(last)])
+    drawn = lottery(tiny(), batches(), asks({"macs": 0.6}, criterion="last"), Given([shelf(last)]))
     block = drawn.plan.blocks[0]
     assert block.units == tuple(range(192 - len(block.units), 192))
     mine = ModuleType("mine")
@@ -291,7 +291,7 @@ def test_a_criterion_of_ones_own():
         "def first(units, *, shift=0.0):\n    import numpy as np\n    return np.arange(units)[::-1] + shift\n",
         mine.__dict__,
     )
-    drawn = lottery(tiny(), batches(), asks({"macs": 0.6}, criterion={"name": "first", "shift": 1}), shelves=[mine])
+    drawn = lottery(tiny(), batches(), asks({"macs": 0.6}, criterion={"name": "first", "shift": 1}), Given([mine]))
     assert drawn.plan.blocks[0].units[0] == 0
     given = functools.partial(mine.first, shift=2)  # in Python a function will do, or what is called like one
     for one in (mine.first, lambda units: np.arange(units)[::-1], given):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,14 +13,14 @@ from few import few
 from tiny_vits import PLAIN, asks, batches, pictures, random_plan, tiny
 from torch import nn
 
-from lotus.pruning import lottery, prune, rotate, spec, surgery
+from lotus.pruning import Given, lottery, prune, rotate, spec, surgery
 from lotus.pruning.plan import BlockPlan, Plan
 from lotus.vit import anatomy
 
 DIM, WIDTH = 6, 9
 
 
-def turned(model: nn.Module, data=None, **which) -> nn.Module:
+def turned(model: nn.Module, data=None, **which) -> Any:
     return rotate.rotate(model, rotate.statistics(model, data or batches()), **which)
 
 
@@ -290,7 +291,7 @@ def test_it_is_the_default_and_changes_the_cut():
 def test_learned_gates_stay_on_their_dimensions_and_the_plan_says_so():
     model = tiny()
     learned = {site: torch.rand(linear.in_features) for site, linear in anatomy.sites(model).items()}
-    drawn = lottery(model, batches(), asks({"macs": 0.5}, criterion="gate"), gates=learned)
+    drawn = lottery(model, batches(), asks({"macs": 0.5}, criterion="gate"), Given(gates=learned))
     assert "learned gate" in drawn.text()
     kept = drawn.plan.blocks[0].v[0]
     scores = learned["blocks.0.attn"].reshape(3, 16)[drawn.plan.blocks[0].heads[0]]

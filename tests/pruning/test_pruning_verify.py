@@ -52,7 +52,7 @@ def test_what_was_saved_is_whole(tmp_path, kind, width):
     assert found.facts["distance"] > 0
 
 
-def cut_by(way: str, model: torch.nn.Module) -> torch.nn.Module:
+def cut_by(way: str, model: torch.nn.Module) -> Any:
     if way == "convolved":
         choices = [project.Choice(kernel, tuple(range(0, 192, 3))) for kernel in (3, 0)]
         small = project.convert(model, choices, [torch.zeros(block.heads, 9) for block in anatomy.blocks(model)])

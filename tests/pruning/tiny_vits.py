@@ -59,7 +59,7 @@ PLAIN = list(_PLAIN)
 """Kinds of timm's VisionTransformer without norms inside of sublayers."""
 
 
-def tiny(kind: str = "vit", seed: int = 0, dtype: torch.dtype = torch.float32, **args) -> nn.Module:
+def tiny(kind: str = "vit", seed: int = 0, dtype: torch.dtype = torch.float32, **args) -> Any:
     name, own = KINDS[kind]
     base = {**_SWIN, "num_classes": CLASSES} if kind == "swin" else SMALL
     model = timm.create_model(name, **{**base, **own, **args})

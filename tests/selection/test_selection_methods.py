@@ -1,5 +1,6 @@
 """A method is a function: found by name, bound by parameter name."""
 
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Literal
 
@@ -101,6 +102,33 @@ def test_a_word_that_a_setting_does_not_know_is_refused_before_anything_is_read(
     with pytest.raises(Refused, match=r"^p\.by: there is no 'lefd'\. Did you mean 'left'\? Here: left, right\.$"):
         methods.check_settings(told, {"by": "lefd"}, place="p")
     methods.check_settings(mine, {"by": "lefd", "size": 2}, place="p")  # annotated with what is nowhere: its own affair
+
+
+@dataclass(frozen=True)
+class Oven:
+    heat: int = 200
+    mode: Literal["fan", "grill"] = "fan"
+
+
+def test_a_dataclass_of_settings_is_said_field_by_field():
+    """Two methods that share settings share one type, and a config sees no difference."""
+
+    def bake(dough, *, oven: Oven = Oven(), minutes: int = 20):
+        return dough, oven, minutes
+
+    assert methods.settings(bake) == {"heat": 200, "mode": "fan", "minutes": 20}
+    assert methods.kinds(bake).items() >= {"heat": int, "minutes": int}.items()
+    given = {"heat": 180, "minutes": 5}
+    assert methods.call(bake, {"dough": "d"}, given, place="p") == ("d", Oven(180), 5)
+    assert given == {"heat": 180, "minutes": 5}
+    assert methods.call(bake, {"dough": "d"}, {}, place="p") == ("d", Oven(), 20)
+    for wrong, says in (
+        ({"heet": 1}, r"^p\.heet: .*'heat'\? It has: heat, mode, minutes"),
+        ({"mode": "fam"}, r"^p\.mode: .*'fan'\?"),
+        ({"oven": Oven()}, r"^p\.oven: .* It has: heat, mode, minutes"),
+    ):
+        with pytest.raises(Refused, match=says):
+            methods.call(bake, {"dough": "d"}, wrong, place="p")
 
 
 def test_nearest_is_silent_where_nothing_is_near():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny import recipe, same, train
 
@@ -55,6 +56,17 @@ def test_wsd_stays_and_then_falls(decay: float) -> None:
     down = [2.0 - 1.5 * (step - falls) / (40 - falls) for step in range(falls, 41)]
     assert found[falls:41] == pytest.approx(down)
     assert found[41] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("decay", [0.2, 0.5])
+def test_wsd_sqrt_falls_by_one_minus_the_root(decay: float) -> None:
+    found, straight = (rates(10, schedule={"name": name, "decay": decay}) for name in ("wsd_sqrt", "wsd"))
+    falls = round(40 * (1 - decay))
+    assert found[: falls + 1] == straight[: falls + 1]
+    part = np.arange(falls, 41) - falls
+    np.testing.assert_allclose(found[falls:41], 0.5 + 1.5 * (1 - (part / (40 - falls)) ** 0.5))
+    assert all(one < other for one, other in zip(found[falls + 1 : 40], straight[falls + 1 : 40], strict=True))
+    assert found[40] == straight[40]
 
 
 def test_it_is_named_in_a_config_with_its_options_and_written_back_as_it_was() -> None:

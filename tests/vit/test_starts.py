@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -16,7 +18,7 @@ from selection.errors import Refused
 ARGS = {"img_size": 32, "patch_size": 8, "embed_dim": 96, "depth": 2, "num_heads": 3}
 
 
-def made(start: object, seed: int = 0, **changed: object) -> nn.Module:
+def made(start: object, seed: int = 0, **changed: object) -> Any:
     torch.manual_seed(seed)
     settings = {"name": "vit_tiny_patch16_224", "args": ARGS, "start": start, **changed}
     return create(Model.model_validate(settings), 5)

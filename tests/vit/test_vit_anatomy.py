@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import pytest
 import timm
@@ -16,7 +17,7 @@ from selection.errors import Refused
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 
 
-def tiny(name: str = "vit_tiny_patch16_224", **args) -> nn.Module:
+def tiny(name: str = "vit_tiny_patch16_224", **args) -> Any:
     return timm.create_model(name, **{**TINY, **args})
 
 

@@ -10,16 +10,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from lotus.pruning import surgery
 from lotus.pruning.plan import BlockPlan, Plan
 from lotus.vit import cost
-from lotus.vit import model as door
 from lotus.vit.anatomy import Dims
 from lotus.vit.attention import SplitAttention
+from lotus.vit.unmade import without_memory
 from selection.errors import Refused
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 5}
 
 
 def meta(name: str, **args):
-    with door.without_memory():
+    with without_memory():
         return timm.create_model(name, **args)
 
 

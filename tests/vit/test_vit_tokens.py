@@ -6,6 +6,7 @@ import copy
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -40,7 +41,7 @@ def settings(**changed) -> Patches:
     return Patches.model_validate({"evaluate": "dense" if changed.get("mode") == "dropout" else "sparse", **changed})
 
 
-def split(seed: int = 3) -> nn.Module:
+def split(seed: int = 3) -> Any:
     """A cut model with SplitAttention in it."""
     model = tiny()
     small = surgery.cut(model, random_plan(model, seed, decouple_qk=True))
@@ -48,7 +49,7 @@ def split(seed: int = 3) -> nn.Module:
     return small
 
 
-def every(kind: str) -> nn.Module:
+def every(kind: str) -> Any:
     return split() if kind == "split" else tiny(kind)
 
 
@@ -56,7 +57,7 @@ ALL = [*PLAIN, "split"]
 POOLED = ["pooled", "attention_pooled", "norm_after"]
 
 
-def in_double(model: nn.Module) -> nn.Module:
+def in_double(model: nn.Module) -> Any:
     """Explicit attention in float64, so that a near tie between two scores falls the same way everywhere."""
     for module in model.modules():
         if hasattr(module, "fused_attn"):
@@ -475,7 +476,7 @@ def test_cumulative_scores_are_the_peaks_of_all_attention_so_far(kind):
         torch.testing.assert_close(model(x), torch.cat(expected), atol=1e-9, rtol=1e-7)
 
 
-def split_of(depth: int) -> nn.Module:
+def split_of(depth: int) -> Any:
     model = tiny(depth=depth)
     return surgery.cut(model, random_plan(model, 3, decouple_qk=True))
 

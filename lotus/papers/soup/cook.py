@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from lotus.config import Recipe
 from lotus.events import Event, Said, Step
+from lotus.papers.soup.soup import Soup
 from lotus.papers.zeros import masks as zeros
 from lotus.training.objective import Objective
 from lotus.training.optim import make_optimizer
@@ -46,20 +47,6 @@ class Supply:
     images: int
     batches: Batches
     """(number of the span, fraction of the images, steps) -> that many batches of images drawn for this span."""
-
-
-@dataclass(frozen=True)
-class Soup:
-    """How it is cooked; the settings of ``soup``."""
-
-    step: float = 0.1
-    rounds: int = 10
-    train: float = 0.1
-    copies: int = 5
-    steps: int = 50
-    data: float = 0.1
-    vary: float = 2.0
-    weights: zeros.Weights = "linears"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from torch import nn
 from lotus.data import beton
 from lotus.data.sample_plan import SamplePlan
 from lotus.events import Event
-from lotus.papers.soup.cook import Cooked, Soup, Supply, cook
+from lotus.papers.soup.cook import Cooked, Supply, cook
+from lotus.papers.soup.soup import Soup
 from lotus.papers.zeros import masks as zeros
 from lotus.papers.zeros import way
 from lotus.stage import TRAIN_FORWARDS

@@ -78,7 +78,7 @@ RULES = (
     Rule("Prune", "scope", lambda it: _is(it) and it.scope != "global",
          "convolve scores nothing: its gates choose. Leave it out",
          f"{_OFF} prune.scope=per_type", _OFF),
-    *(Rule("Prune", name, lambda it, *, name=name: _is(it) and bool(getattr(it, name)),  # type: ignore[misc]
+    *(Rule("Prune", name, lambda it, *, name=name: _is(it) and bool(getattr(it, name)),
            "convolve cuts MLP units alone. Leave one of the two out",
            f"{_OFF} prune.{name}=true", f"prune.{name}=true") for name in ("in_channels", "sublayers", "decouple_qk")),
     Rule("Config", "prune.method", lambda it, ranks: ranks > 1 and _is(it.prune),

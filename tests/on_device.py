@@ -1,0 +1,167 @@
+"""What LOTUS does on a device that is not the host's: run by test_device.py in a process of its own, since a device that was
+registered stays. Prints a line of JSON a case: its name, how often the host waited and where, and what went wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import tempfile
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "training"))
+
+import tiny
+import torch
+from torch import Tensor, nn
+
+import lotus
+from lotus.config import Sparsity, Train
+from lotus.papers.sparse_vit.penalty import AttentionPenalty
+from lotus.pruning import criteria
+from lotus.sparsity.gates import Gates
+from lotus.training import loop
+from lotus.training.average import LateAverage, MovingAverage
+from lotus.training.data_pruning import DynamicPruning
+from lotus.training.distill import Distiller, Taught
+from lotus.training.distributed import World
+from lotus.training.dynamics import Recorder, Watched
+from lotus.training.optim import set_lr
+from lotus.training.regularize import EarlyBird, Gating
+from selection import methods
+from tests.twin import DEVICE, twin
+
+EPOCHS = 3
+
+
+class Plain:
+    """The engine's interface over torch alone: DeepSpeed knows no such device."""
+
+    stage = 0
+
+    def __init__(self, model: nn.Module, optimizer: Any, recipe: Train, world: World, *, place: str = "train") -> None:
+        self.module, self.world, self.optimizer = model, world, optimizer
+        self.masters: list[Tensor] = list(model.parameters())
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.module(images)
+
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
+        loss.backward()
+
+    def step(self, lr: float, momentum: float | None = None) -> bool:
+        set_lr(self.optimizer, lr, momentum)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return True
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: value.detach().to("cpu") for name, value in self.module.state_dict().items()}
+
+    def moments(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_moments(self, moments: Any) -> None: ...
+
+    def release(self, weights: Any = None) -> None: ...
+
+    @contextlib.contextmanager
+    def carrying(self, numbers: list[Tensor]) -> Iterator[None]:
+        with torch.no_grad():
+            own = [master.detach().clone() for master in self.masters]
+            torch._foreach_copy_(self.masters, numbers)
+            yield
+            torch._foreach_copy_(self.masters, own)
+
+
+class There(tiny.Memory):
+    """A loader whose batches lie on the device."""
+
+    def epoch(self, *given: Any, **view: Any) -> Iterator[tiny.Batch]:
+        for batch in super().epoch(*given, **view):
+            yield tiny.Batch(*(part.to(DEVICE) for part in batch))
+
+
+def vit(**more: Any) -> nn.Module:
+    return tiny.vit(0.2, patch=4, **more).to(DEVICE)
+
+
+def trained(guests: Callable[[nn.Module], list[Any]] = lambda model: [], **recipe: Any) -> Callable[[], None]:
+    def run() -> None:
+        model = vit()
+        wants = tiny.recipe(**{"epochs": EPOCHS, "mixup": 0.4, "cutmix": 1.0, "zero": 0, **recipe})
+        with tempfile.TemporaryDirectory() as folder:
+            tiny.train(
+                Path(folder),
+                wants,
+                world=World(device=DEVICE),
+                model=model,
+                guests=guests(model),
+                weighted=True,
+                clock=lambda: 0.0,  # no line is due but the last
+            )
+
+    return run
+
+
+def pruned(**settings: Any) -> Callable[[], None]:
+    def run() -> None:
+        images, labels = tiny.pictures()
+        batches = [(a.to(DEVICE), b.to(DEVICE)) for a, b in zip(images.split(26), labels.split(26), strict=True)]
+        small = lotus.prune(vit(), batches, **{"keep": {"macs": 0.5}, **settings})
+        assert small(batches[0][0]).device == DEVICE
+
+    return run
+
+
+def gated(model: nn.Module) -> list[Any]:
+    bird = {"epsilon": 0.999, "epochs": 2}
+    gates = Gates(model, Sparsity(start=0.1, in_channels=True, early_bird=bird), target=0.5, device=DEVICE)
+    return [Gating(gates), EarlyBird(gates)]
+
+
+def infobatch(model: nn.Module) -> list[Any]:
+    return [DynamicPruning(tiny.ThatPrunes({"name": "infobatch", "saving": 0.3}, EPOCHS))]
+
+
+GUESTS: dict[str, Callable[[nn.Module], list[Any]]] = {
+    "none": lambda model: [],
+    "gates": gated,
+    "attention penalty": lambda model: [AttentionPenalty(model, "entropy", 0.1)],
+    "teacher": lambda model: [Taught(Distiller(vit(seed=3), "soft", 2.0, 0.7))],
+    "recorder": lambda model: [Watched(Recorder(tiny.ROWS, EPOCHS, tiny.CLASSES, steps=True))],
+    "infobatch": infobatch,
+    "ema": lambda model: [MovingAverage(0.9)],
+}
+CASES: dict[str, Callable[[], None]] = {
+    **{f"{name}, {8 // size} times the steps": trained(make, batch_size=size, optimizer="muon")
+       for name, make in GUESTS.items() for size in (8, 4)},
+    "adamw": trained(),
+    "late average": trained(lambda model: [LateAverage(0.4, 2)]),
+    "shrink": trained(lambda model: [tiny.shrinking(model, at=0.4, drop_path=0.2)], optimizer="muon"),
+    "embedding": pruned(embed_dim=0.75),
+    "parameters": pruned(keep={"params": 0.5}),
+    **{f"criterion {name}": pruned(criterion=name) for name in methods.names(criteria) if name != "gate"},
+}  # fmt: skip
+
+
+def main() -> None:
+    loop.Engine = Plain  # type: ignore[assignment,misc]
+    tiny.Memory = There  # type: ignore[misc]
+    for name, run in CASES.items():
+        wrong = ""
+        with twin() as seen:
+            try:
+                run()
+            except Exception:
+                wrong = traceback.format_exc()[-1500:]
+        print(json.dumps({"name": name, "waits": Counter(seen.waits), "wrong": wrong}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
