@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV   ?= .venv
 RUN    := $(VENV)/bin/python
-# A process a core, each with one thread: two threads each on two cores would be several times slower.
-PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
+# A process a core, each with one thread: two threads each on two cores would be several times slower. What was
+# compiled is kept: without, each worker and each process that a test starts compiles all of lotus anew.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 export VENV PYTHON
 
 .PHONY: demo test check fast format lint types docs setup soak doctor clean

@@ -90,7 +90,7 @@ def _versions() -> Iterator[Check]:
             yield Check(name, version)
 
 
-def _pair(
+def pair(
     version: Callable[[str], str | None] = _version,
     requires: Callable[[str], list[str] | None] = importlib.metadata.requires,
 ) -> Iterator[Check]:
@@ -161,5 +161,5 @@ def _gpu() -> Iterator[Check]:
     )
 
 
-QUICK: tuple[Callable[[], Iterator[Check]], ...] = (_python, _versions, _pair)
+QUICK: tuple[Callable[[], Iterator[Check]], ...] = (_python, _versions, pair)
 """What decides whether a run can work at all."""

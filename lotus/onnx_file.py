@@ -79,7 +79,7 @@ def write(
     if sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()) > _LARGEST:
         raise Mismatch(f"{file.name}: weights of more than 2 GB do not fit into one ONNX file.")
     with files.beside(file) as beside:
-        _trace(model, whole[:2], beside)
+        trace(model, whole[:2], beside)
         worst = max(_difference(model, beside, whole[:size]) for size in BATCHES)
         if not worst <= TOLERANCE:
             raise Mismatch(
@@ -119,7 +119,7 @@ def _tell(file: Path, wanted: Preprocessing, takes: Input, about: Mapping[str, A
     onnx.save(stored, str(file))
 
 
-def _trace(model: nn.Module, images: Tensor, file: Path) -> None:
+def trace(model: nn.Module, images: Tensor, file: Path) -> None:
     """Write ONNX with an open batch size.
 
     torch's tracing exporter takes a tenth of the time of the one on torch.export and has fewer parts that can fail; a plain

@@ -24,7 +24,7 @@ from selection.shown import shown
 
 STOPPED = 75  # sysexits' EX_TEMPFAIL: try again
 _GOES_ON = "The same command goes on from the last checkpoint."
-_PATIENT = 5.0  # seconds for which a collective that failed looks for who is missing
+PATIENT = 5.0  # seconds for which a collective that failed looks for who is missing
 
 
 class Lost(Exception):
@@ -91,7 +91,7 @@ class Watch:
         why = "" if kind in (None, GeneratorExit) else str(error) if isinstance(error, Refused) else repr(error)
         if isinstance(error, Exception) and not isinstance(error, Refused):
             waited = 0.0
-            while not (lost := self.lost()) and waited < _PATIENT:
+            while not (lost := self.lost()) and waited < PATIENT:
                 threading.Event().wait(0.1)
                 waited += 0.1
             if lost:

@@ -24,7 +24,8 @@ import numpy.typing as npt
 
 from selection import options
 from selection.errors import Refused
-from selection.ranks import highest
+from selection.ranks import highest, shares
+from selection.strata import k_means
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -179,7 +180,7 @@ def seta(
 
 def _in_window(values: Floats, epoch: int, groups: int, window: float) -> npt.NDArray[np.bool_]:
     """Which losses lie in seta's window of this epoch; all, where none does."""
-    group = _by_loss(values, groups)
+    group = k_means(values, groups)
     width = max(1, round(window * groups))
     first = epoch % (groups - width + 1)
     inside = (group >= first) & (group < first + width)
@@ -274,12 +275,12 @@ def rcap(
     recent = (last == epoch - 1) if epoch and (last == epoch - 1).any() else np.ones(len(loss), bool)
     left = np.bincount(of[recent], importance[recent], minlength=len(classes))
     least = int(budget >= len(classes))
-    shares = least + _shares(np.sqrt(left * sizes / len(loss)), sizes - least, budget - least * len(classes))
+    quotas = least + shares(np.sqrt(left * sizes / len(loss)), sizes - least, budget - least * len(classes))
     # Gumbel keys: the highest are a draw one by one without replacement.
     keys = np.log(importance) + rng.gumbel(size=len(loss))
     order = np.lexsort((-keys, of))
     rank = np.arange(len(order)) - (np.cumsum(sizes) - sizes)[of[order]]
-    return order[rank < shares[of[order]]]
+    return order[rank < quotas[of[order]]]
 
 
 def ucb(mean: Array, variance: Array, budget: int, rng: np.random.Generator, *, confidence: float = 1.0) -> Rows:
@@ -338,44 +339,6 @@ def selective_backprop(
     ranks = (np.arange(images) + 0.5) / images
     keys = (images / budget - 1) * np.log(ranks) + rng.gumbel(size=images)
     return order[highest(keys, budget)]
-
-
-def _by_loss(values: Floats, groups: int) -> Rows:
-    """The group of each, 0 the lowest: k-means in one dimension, from the quantiles."""
-    order = np.sort(values)
-    centers = np.quantile(order, (np.arange(groups) + 0.5) / groups)
-    sums = np.concatenate([[0.0], np.cumsum(order)])
-    for _ in range(100):
-        edges = np.searchsorted(order, (centers[1:] + centers[:-1]) / 2)
-        bounds = np.concatenate([[0], edges, [len(order)]])
-        counts = np.diff(bounds)
-        means = np.diff(sums[bounds]) / np.maximum(counts, 1)
-        after = np.where(counts > 0, means, centers)
-        if np.array_equal(after, centers):
-            break
-        centers = after
-    return np.searchsorted((centers[1:] + centers[:-1]) / 2, values, side="right")
-
-
-def _shares(wanted: Floats, sizes: Rows, budget: int) -> Rows:
-    """``budget`` in proportion to ``wanted``, none above its size (which may be 0); whole numbers by largest remainder."""
-    shares = np.zeros(len(sizes))
-    open_ = np.ones(len(sizes), bool)
-    while True:
-        rest = budget - shares[~open_].sum()
-        weight = np.maximum(wanted[open_], 1e-12)
-        shares[open_] = rest * weight / weight.sum()
-        over = open_ & (shares >= sizes)
-        if not over.any():
-            break
-        shares[over] = sizes[over]
-        open_ &= ~over
-        if not open_.any():
-            break
-    whole = np.floor(shares + 1e-9).astype(np.int64)
-    remainder = np.where(whole < sizes, shares - whole, -1.0)
-    whole[highest(remainder, budget - int(whole.sum()))] += 1
-    return whole
 
 
 def _after(part: float, epochs: int) -> int:

@@ -137,7 +137,7 @@ class _Tensor(_Later):
     def value(self) -> np.ndarray:
         if self.storage.numbers is None:
             raise pickle.UnpicklingError("a tensor without numbers")
-        return _tensor(self.storage.numbers, *self.layout)
+        return strided(self.storage.numbers, *self.layout)
 
 
 # Objects of other classes, extensions and buffers from outside have no place in a file of arrays.
@@ -295,7 +295,7 @@ def _zipped(content: bytes, *, inside: bool = False) -> Any:
         return _Reader(io.BytesIO(archive.read(names[0])), storages=storage, inside=inside).load()
 
 
-def _tensor(numbers: np.ndarray, offset: Any, size: Any, stride: Any) -> np.ndarray:
+def strided(numbers: np.ndarray, offset: Any, size: Any, stride: Any) -> np.ndarray:
     """A view of ``numbers`` (n,), once it is sure to lie inside of them and to show none twice."""
     size, stride, offset = tuple(map(int, size)), tuple(map(int, stride)), int(offset)
     if len(size) != len(stride):

@@ -30,3 +30,24 @@ def shuffled(n: int, rng: np.random.Generator, start: Rows) -> tuple[Rows, list[
     place = np.empty(n, np.int64)
     place[order] = np.arange(n)
     return order, place[np.asarray(start, np.int64)].tolist()
+
+
+def shares(wanted: npt.NDArray[np.float64], sizes: Rows, budget: int) -> Rows:
+    """``budget`` in proportion to ``wanted``, none above its size (which may be 0); whole numbers by largest remainder."""
+    found = np.zeros(len(sizes))
+    open_ = np.ones(len(sizes), bool)
+    while True:
+        rest = budget - found[~open_].sum()
+        weight = np.maximum(wanted[open_], 1e-12)
+        found[open_] = rest * weight / weight.sum()
+        over = open_ & (found >= sizes)
+        if not over.any():
+            break
+        found[over] = sizes[over]
+        open_ &= ~over
+        if not open_.any():
+            break
+    whole = np.floor(found + 1e-9).astype(np.int64)
+    remainder = np.where(whole < sizes, found - whole, -1.0)
+    whole[highest(remainder, budget - int(whole.sum()))] += 1
+    return whole

@@ -55,3 +55,20 @@ def strata(scores: Floats, bins: int, binning: str) -> Rows:
         return np.zeros(len(scores), dtype=np.int64)
     binned: Rows = np.minimum(((easy - low) / (high - low) * bins).astype(np.int64), bins - 1)
     return binned
+
+
+def k_means(values: Floats, groups: int) -> Rows:
+    """The group of each, 0 the lowest: k-means in one dimension, from the quantiles."""
+    order = np.sort(values)
+    centers = np.quantile(order, (np.arange(groups) + 0.5) / groups)
+    sums = np.concatenate([[0.0], np.cumsum(order)])
+    for _ in range(100):
+        edges = np.searchsorted(order, (centers[1:] + centers[:-1]) / 2)
+        bounds = np.concatenate([[0], edges, [len(order)]])
+        counts = np.diff(bounds)
+        means = np.diff(sums[bounds]) / np.maximum(counts, 1)
+        after = np.where(counts > 0, means, centers)
+        if np.array_equal(after, centers):
+            break
+        centers = after
+    return np.searchsorted((centers[1:] + centers[:-1]) / 2, values, side="right")

@@ -18,15 +18,11 @@ def two_ranks(
     Args:
         base: the environment that they are started in, beside what makes them ranks; None: this process's
     """
-    here = Path(script).parent
-    shared = {
-        **(os.environ if base is None else base), "PYTHONPATH": f"{here.parent.parent}:{here.parent}:{here}",
-        "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
-        "GLOO_SOCKET_IFNAME": "lo",
-    }  # fmt: skip
+    here, port = Path(script).parent, free_port()
+    shared = {**(os.environ if base is None else base), "PYTHONPATH": f"{here.parent.parent}:{here.parent}:{here}"}
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(script), *map(str, words)], env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            [sys.executable, str(script), *map(str, words)], env={**shared, **one_of_two(rank, port)},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
         for rank in range(2)
@@ -38,6 +34,14 @@ def two_ranks(
             process.kill()
     assert [process.returncode for process in ranks] == [0, 0], spoken
     return spoken
+
+
+def one_of_two(rank: int, port: int) -> dict[str, str]:
+    """The environment that makes a process one of two ranks on this machine."""
+    return {
+        "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
 
 
 def free_port() -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import shutil
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,14 @@ import pytest
 from lotus import doctor
 
 
+def asked(name: str) -> doctor.Check:
+    """The first of the doctor's questions that is called so; no dearer one is asked."""
+    return next(check for check in doctor.checks() if check.name == name)
+
+
 def pair(torch: str, vision: str, requires: str) -> doctor.Check:
     versions = {"torch": torch, "torchvision": vision}
-    return next(doctor._pair(versions.get, lambda name: ["numpy", requires]))
+    return next(doctor.pair(versions.get, lambda name: ["numpy", requires]))
 
 
 @pytest.mark.parametrize(
@@ -39,8 +46,13 @@ def test_this_machine_is_fit() -> None:
 
 
 def test_an_old_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_version", lambda name: {"torch": "2.9.1", "timm": None}.get(name, "99.0"))
-    said = {check.name: check for check in doctor._versions()}
+    def version(name: str) -> str:
+        if name == "timm":
+            raise PackageNotFoundError
+        return "2.9.1" if name == "torch" else "99.0"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    said = {name: asked(name) for name in ("torch", "timm", "numpy")}
     assert "torch >= 2.10" in said["torch"].cure
     assert said["timm"].found == "not installed"
     assert said["numpy"].cure == ""
@@ -49,8 +61,8 @@ def test_an_old_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_small_shm_and_no_compiler_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 64 << 20})())
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert "--shm-size" in next(doctor._shm()).cure
-    assert "g++" in next(doctor._compiler()).cure
+    assert "--shm-size" in asked("/dev/shm").cure
+    assert "g++" in asked("C++ compiler").cure
 
 
 def test_a_run_is_read_through(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -107,14 +107,14 @@ def test_onnx_takes_any_batch_and_agrees(tmp_path):
 
 def test_a_file_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
-    trace = module.onnx_file._trace
+    trace = module.onnx_file.trace
 
     def wrong(model, images, file):
         other = vit()
         nn.init.normal_(other.head.weight)
         return trace(other, images, file)
 
-    monkeypatch.setattr(module.onnx_file, "_trace", wrong)
+    monkeypatch.setattr(module.onnx_file, "trace", wrong)
     with pytest.raises(Mismatch, match="differs from the model"):
         export(vit(), tmp_path)
     assert not list(tmp_path.glob("*.onnx")) + list(tmp_path.glob(".*"))

@@ -6,8 +6,6 @@ import ast
 import errno
 import os
 import stat
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import pytest
 import torch
 
 from lotus import export, files
+from lotus.cli import main
 from lotus.config import Data
 from lotus.data import beton, catalog, patch_maps
 from lotus.pruning import spec
@@ -140,28 +139,22 @@ def test_others_may_read_it_where_the_umask_says_so(
         assert stat.S_IMODE(path.stat().st_mode) == (0o755 if path.is_dir() else 0o644), path
 
 
-def test_six_tickets_into_one_file_all_succeed(tmp_path: Path) -> None:
+def test_six_tickets_into_one_file_all_succeed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     signals = Signals({"labels": np.arange(2000) % 10, "error_norm": np.ones((1, 1, 2000))}, fingerprint="s")
     signals.save(tmp_path / "signals.npz")
-    words = [
-        sys.executable,
-        "-m",
-        "lotus",
-        "select",
-        "signals.npz",
-        "--score",
-        "el2n",
-        "--pick",
-        "top_k",
-        "--keep",
-        "0.5",
-        "--out",
-        "t.npz",
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    running = [subprocess.Popen([*words, "--seed", str(seed)], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
-               for seed in range(6)]  # fmt: skip
-    assert [one.wait() for one in running] == [0] * 6
+    monkeypatch.chdir(tmp_path)
+    words = ["select", "signals.npz", "--score", "el2n", "--pick", "top_k", "--keep", "0.5", "--out", "t.npz"]
+    children = []
+    for seed in range(6):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                code = main([*words, "--seed", str(seed)])
+            finally:
+                os._exit(code)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 6
     assert len(Subset.load(tmp_path / "t.npz")) == 1000
     assert sorted(os.listdir(tmp_path)) == ["signals.npz", "t.npz"]
 

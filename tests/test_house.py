@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 import pytest
@@ -58,9 +60,14 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
-def imports(name: str, *, at_import: bool = False) -> set[str]:
+@functools.cache
+def parsed(name: str) -> ast.Module:
+    return ast.parse(MODULES[name].read_text(encoding="utf-8"))
+
+
+@functools.cache
+def imports(name: str, *, at_import: bool = False) -> frozenset[str]:
     """Full names of what a module imports; ``at_import`` leaves out what it imports inside functions and for types."""
-    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
     found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
@@ -78,8 +85,8 @@ def imports(name: str, *, at_import: bool = False) -> set[str]:
         for child in ast.iter_child_nodes(node):
             visit(child)
 
-    visit(tree)
-    return found
+    visit(parsed(name))
+    return frozenset(found)
 
 
 def floor(name: str) -> int | None:
@@ -131,7 +138,7 @@ def test_a_shelf_of_theirs_is_light() -> None:
     assert rooms <= set(done.stdout.split())
 
 
-def check_no_circle(graph: dict[str, set[str]]) -> None:
+def check_no_circle(graph: Mapping[str, Set[str]]) -> None:
     done: set[str] = set()
 
     def walk(name: str, path: tuple[str, ...]) -> None:
@@ -162,16 +169,15 @@ def test_a_circle_is_found() -> None:
 
 
 def test_what_another_module_uses_has_no_leading_underscore() -> None:
-    for name, path in MODULES.items():
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+    for name in MODULES:
         modules = set()
-        for node in ast.walk(tree):
+        for node in ast.walk(parsed(name)):
             if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] in ("lotus", "selection", "tools"):
                 for alias in node.names:
                     assert not alias.name.startswith("_"), f"{name} imports {alias.name} of {node.module}"
                     if f"{node.module}.{alias.name}" in MODULES:
                         modules.add(alias.asname or alias.name)
-        for node in ast.walk(tree):
+        for node in ast.walk(parsed(name)):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
                 assert not node.attr.startswith("_") or node.attr.startswith("__"), (
                     f"{name}: {node.value.id}.{node.attr}"

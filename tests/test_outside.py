@@ -386,7 +386,7 @@ def test_an_exported_folder_is_written_over_and_files_of_others_are_not(photos, 
     assert not (out / "export").exists(), "of the older model"
     (out / "export").mkdir()
     (out / "export" / "notes.txt").write_text("mine")
-    monkeypatch.setattr(outside, "_batches", lambda *_: pytest.fail("an image was read"))
+    monkeypatch.setattr(outside, "batches_of", lambda *_: pytest.fail("an image was read"))
     capsys.readouterr()
     assert cli.main(words(photos, file, out)) == 2
     assert "files that LOTUS did not write" in capsys.readouterr().err

@@ -99,7 +99,7 @@ def test_a_budget_in_rounds_is_that_of_the_dense_model(tmp_path: Path) -> None:
 def test_a_recovery_takes_its_steps_from_a_small_ticket_too(steps: int, batch: int, images: int) -> None:
     from lotus.data.sample_plan import SamplePlan
 
-    passes, each = search._passes(steps, batch, images)
+    passes, each = search.passes_for(steps, batch, images)
     assert each <= images
     taken = passes * SamplePlan(np.arange(each), batch_size=batch).steps()
     assert steps <= taken < steps + passes
@@ -223,13 +223,13 @@ def test_a_budget_of_latency_is_searched_and_drawn_in_sizes(tmp_path: Path, way:
 def test_held_out_images_are_those_that_nothing_was_trained_on() -> None:
     rng = np.random.default_rng(0)
     ticket, calibration = np.arange(0, 80), np.arange(0, 40)
-    rows = search._held_out(ticket, 100, calibration, 20, rng)
+    rows = search.held_out(ticket, 100, calibration, 20, rng)
     assert set(rows) == set(range(80, 100))
-    rows = search._held_out(ticket, 100, calibration, 30, rng)
+    rows = search.held_out(ticket, 100, calibration, 30, rng)
     assert set(rows) > set(range(80, 100))
     assert len(rows) == len(set(rows)) == 30
     assert not set(rows) & set(calibration)
-    rows = search._held_out(np.arange(50), 50, np.arange(50), 30, rng)  # nothing else is there
+    rows = search.held_out(np.arange(50), 50, np.arange(50), 30, rng)  # nothing else is there
     assert len(rows) == 30
 
 

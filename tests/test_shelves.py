@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +14,6 @@ from lotus import shelves
 from lotus.config import read
 from selection.errors import Refused
 
-ROOT = Path(__file__).resolve().parent.parent
 SHELF = """
 from lotus.way import Way
 
@@ -24,34 +22,41 @@ def make(uncut, *, part: float = 0.5):
 
 WAY = Way("theirs", "cut it", make)
 """
-LOOK = (
-    "from lotus.config import read; from lotus.stages import check; "
-    "check(read(None, ['data.name=digits', 'prune.method={name: theirs, part: 0.3}']))"
-)
 
 
-def installed(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
-    """A package with ``code`` as its shelf is on the path, with what an installer leaves; then a config names its way."""
-    about = folder / "theirs-1.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1\n")
-    (about / "entry_points.txt").write_text(f"[{shelves.GROUP}]\ntheirs = their_shelf\n")
-    (folder / "their_shelf.py").write_text(code)
-    path = os.pathsep.join([str(ROOT), str(folder)])
-    words = [
-        sys.executable,
-        "-c",
-        f"import sys; from selection.errors import Refused\ntry: {LOOK}\nexcept Refused as told: sys.exit(str(told))",
-    ]
-    return subprocess.run(words, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path})
+@pytest.fixture
+def looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
+    """What is refused of a config that names the way of a package whose shelf is ``code``; empty where nothing is.
+
+    The package is on the path, with what an installer leaves.
+    """
+    from lotus.stages import check
+
+    def look(code: str) -> str:
+        about = tmp_path / "theirs-1.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1\n")
+        (about / "entry_points.txt").write_text(f"[{shelves.GROUP}]\ntheirs = their_shelf\n")
+        (tmp_path / "their_shelf.py").write_text(code)
+        monkeypatch.syspath_prepend(tmp_path)
+        shelves.installed.cache_clear()
+        try:
+            check(read(None, ["data.name=digits", "prune.method={name: theirs, part: 0.3}"]))
+        except Refused as refusal:
+            return str(refusal)
+        return ""
+
+    yield look
+    shelves.installed.cache_clear()
+    sys.modules.pop("their_shelf", None)
 
 
-def test_an_installed_package_brings_a_shelf(tmp_path: Path) -> None:
-    assert installed(tmp_path, SHELF).stderr == ""
+def test_an_installed_package_brings_a_shelf(looked: Callable[[str], str]) -> None:
+    assert looked(SHELF) == ""
 
 
-def test_one_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
-    assert "their_shelf, which an installed package brings" in installed(tmp_path, "import nothing_of_that_name").stderr
+def test_one_that_cannot_be_imported_is_named(looked: Callable[[str], str]) -> None:
+    assert "their_shelf, which an installed package brings" in looked("import nothing_of_that_name")
 
 
 def test_the_published_systems_are_found_wherever_lotus_lies() -> None:

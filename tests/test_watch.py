@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from ranks import free_port
+from ranks import free_port, one_of_two
 
 from lotus import watch
 from lotus.watch import Lost, Watch
@@ -22,10 +22,7 @@ WORDS = [str(ROOT / "configs" / "staged.yaml"), "select.keep=0.5", "score.epochs
 
 
 def begin(rank: int, folder: Path, port: int, *words: str) -> subprocess.Popen[str]:
-    told = {
-        "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
-    }  # fmt: skip
+    told = {**one_of_two(rank, port), "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, "-m", "lotus", "train", *WORDS, *words, f"folder={folder}", "--plain"], env={**os.environ, **told}, cwd=ROOT,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -110,7 +107,7 @@ def test_who_is_gone_is_named_by_the_first_of_those_that_are_left(others: tuple[
 def test_a_failure_beside_a_lost_rank_is_told_as_that_and_any_other_as_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "_PATIENT", 0.3)
+    monkeypatch.setattr(watch, "PATIENT", 0.3)
     one = Watch(tmp_path, 0, 2, patience=60, every=0.02, grace=60)
     with pytest.raises(RuntimeError, match="my own"), one:
         raise RuntimeError("my own")

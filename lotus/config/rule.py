@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +29,7 @@ class Rule:
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What the page cannot know, for these examples."""
 
-    @property
+    @functools.cached_property
     def needs(self) -> list[str]:
         """What it reads beside the section."""
         return methods.reads(self.broken)[1:]

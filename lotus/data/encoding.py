@@ -22,7 +22,7 @@ SAMPLE = 10_000
 """Images over which mean and standard deviation are taken."""
 
 
-_BLOCK = 1 << 22  # pixels of which moments are taken at a time
+BLOCK = 1 << 22  # pixels of which moments are taken at a time
 
 
 class Encoded(NamedTuple):
@@ -121,8 +121,8 @@ def moments(pixels: Pixels) -> npt.NDArray[np.float64]:
     """(2, 3): mean and mean square of each channel, in 0..1. Every image weighs the same, whatever its size."""
     flat = pixels.reshape(-1, 3)
     sums = np.zeros((2, 3))
-    for start in range(0, len(flat), _BLOCK):
-        part = flat[start : start + _BLOCK] / 255.0
+    for start in range(0, len(flat), BLOCK):
+        part = flat[start : start + BLOCK] / 255.0
         share = len(part) / len(flat)  # 1 where there is one part
         sums += share * np.stack([part.mean(axis=0), (part * part).mean(axis=0)])
     return sums

@@ -82,12 +82,12 @@ class FfcvWriter:
 
     def __init__(self, file: Path, capacity: int, page: int) -> None:
         fields = dict(zip(FIELDS, (RGBImageField(), IntField(), IntField())))
-        self._writer = DatasetWriter(str(file), fields, page_size=page, num_workers=1)
-        self._writer.num_samples = capacity
-        self._writer.prepare()
-        shared = self._writer.metadata_sm
-        self._meta: npt.NDArray[np.void] | None = np.frombuffer(shared.buf, self._writer.metadata_type, capacity)
-        self._pages = MemoryAllocator(str(file), self._writer.data_region_start, page)
+        self.theirs = DatasetWriter(str(file), fields, page_size=page, num_workers=1)
+        self.theirs.num_samples = capacity
+        self.theirs.prepare()
+        shared = self.theirs.metadata_sm
+        self._meta: npt.NDArray[np.void] | None = np.frombuffer(shared.buf, self.theirs.metadata_type, capacity)
+        self._pages = MemoryAllocator(str(file), self.theirs.data_region_start, page)
         self._pages.__enter__()
         self._page, self._count = page, 0
 
@@ -113,16 +113,16 @@ class FfcvWriter:
     def finish(self) -> None:
         self._pages.flush_page()
         self._pages.fp.close()
-        self._writer.header["num_samples"] = self._count  # fewer than planned where damaged images were left out
-        self._writer.finalize(self._pages.allocations)
+        self.theirs.header["num_samples"] = self._count  # fewer than planned where damaged images were left out
+        self.theirs.finalize(self._pages.allocations)
         self.abandon()
 
     def abandon(self) -> None:
         if self._meta is not None:
             self._meta = None  # FFCV's shared memory cannot be closed while an array looks at it
             self._pages.fp.close()
-            self._writer.metadata_sm.close()
-            self._writer.metadata_sm.unlink()
+            self.theirs.metadata_sm.close()
+            self.theirs.metadata_sm.unlink()
 
 
 class FfcvLoader(BaseLoader):
@@ -160,7 +160,7 @@ class FfcvLoader(BaseLoader):
         self._table[rows] = table
         self._order.rows = rows
         with self._on_device():
-            epoch = _Epoch(self._ffcv, self._ffcv.next_traversal_order(), sizes)
+            epoch = Epoch(self._ffcv, self._ffcv.next_traversal_order(), sizes)
         try:
             for images, labels, index in epoch:
                 yield Raw(images, labels, index)
@@ -209,7 +209,7 @@ class _Order(TraversalOrder):
         return self.rows
 
 
-class _Epoch(EpochIterator):
+class Epoch(EpochIterator):
     """FFCV's thread of an epoch, which hands over its exceptions, ends when it is told to, and makes batches of any sizes."""
 
     _fault: BaseException | None = None

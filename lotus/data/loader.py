@@ -90,12 +90,12 @@ def writer(data: Data, images: int) -> tuple[Make, str]:
     return FfcvWriter, ""
 
 
-_warned: set[str] = set()
+warned: set[str] = set()
 
 
 def _stand_in(why: str) -> None:
-    if why not in _warned:
-        _warned.add(why)
+    if why not in warned:
+        warned.add(why)
         warnings.warn(
             f"FFCV is not here ({why}); the plain torch loader stands in. It gives the same batches, more slowly: FFCV is "
             "about 5 times as fast on CIFAR-10, 4.5 times on raw and 2.4 times on JPEG images of 224 pixels. Run lotus doctor.",

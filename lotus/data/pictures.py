@@ -49,7 +49,7 @@ _UPRIGHT = {
 """What makes a picture upright, by its EXIF orientation."""
 
 
-class _Room:
+class Room:
     """Pixels that may be held at once. Who comes first is served first, and one that asks for more than there is, alone."""
 
     def __init__(self, most: int) -> None:
@@ -70,7 +70,7 @@ class _Room:
 
 
 _SMALL = 1 << 26  # bytes of a file that is read in one go
-_room = _Room(AT_ONCE)
+_room = Room(AT_ONCE)
 _thread = threading.local()
 _quiet = threading.Lock()
 

@@ -68,7 +68,7 @@ def _solarized(part: Floats, sign: Floats) -> Floats:
     return np.minimum(256, np.trunc(part * 256))
 
 
-_OPS: dict[str, tuple[str, Amount]] = {
+OPS: dict[str, tuple[str, Amount]] = {
     "AutoContrast": ("auto_contrast", lambda part, sign: part),
     "Equalize": ("equalize", lambda part, sign: part),
     "Invert": ("invert", lambda part, sign: part),
@@ -99,7 +99,7 @@ _PLAIN = (
     "AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "SolarizeAdd", "Color", "Contrast",
     "Brightness", "Sharpness", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel",
 )  # fmt: skip
-_INCREASING = tuple(f"{name}Increasing" if f"{name}Increasing" in _OPS else name for name in _PLAIN)
+_INCREASING = tuple(f"{name}Increasing" if f"{name}Increasing" in OPS else name for name in _PLAIN)
 
 _SETS: dict[str, dict[str, float]] = {
     "3a": {"SolarizeIncreasing": 1, "Desaturate": 1, "GaussianBlur": 1},
@@ -125,7 +125,7 @@ def operations(auto: Auto) -> dict[str, float]:
 
 def amounts(name: str, level: npt.ArrayLike, sign: npt.ArrayLike) -> tuple[str, Floats]:
     """What timm's operation does at magnitude ``level`` (of 10), turned to ``sign`` (-1 or 1): an action and its amount."""
-    action, amount = _OPS[name]
+    action, amount = OPS[name]
     return action, amount(np.asarray(level, np.float64) / 10.0, np.asarray(sign, np.float64))
 
 
@@ -196,7 +196,7 @@ def _weighted(weights: list[float], count: int, numbers: _Rows) -> Ints:
     return np.argsort(np.stack(keys, axis=1), axis=1, kind="stable")[:, :count]
 
 
-_TRIVIAL: dict[str, Amount | None] = {
+TRIVIAL: dict[str, Amount | None] = {
     "nothing": None,
     "shear_x": lambda part, sign: sign * 0.99 * part,
     "shear_y": lambda part, sign: sign * 0.99 * part,
@@ -219,10 +219,10 @@ _BINS = 31
 
 def _trivial(auto: Auto, numbers: _Rows, n: int, size: int, strength: float) -> Changes:
     """One action for each image, at one of 31 magnitudes."""
-    which, part = _pick(numbers(_LAYER), len(_TRIVIAL)), strength * _pick(numbers(_LAYER + 1), _BINS) / (_BINS - 1)
+    which, part = _pick(numbers(_LAYER), len(TRIVIAL)), strength * _pick(numbers(_LAYER + 1), _BINS) / (_BINS - 1)
     sign = np.where(numbers(_LAYER + 4) < 0.5, -1.0, 1.0)
     action, amount = np.zeros(n, np.int64), np.zeros(n)
-    for place, (does, of) in enumerate(_TRIVIAL.items()):
+    for place, (does, of) in enumerate(TRIVIAL.items()):
         mine = which == place
         action[mine] = ACTIONS.index(does)
         if of is not None:

@@ -99,7 +99,7 @@ class Table:
 
     def scaled(self, by: float) -> Table:
         """As this one, but all models save ``by`` times as much."""
-        return replace(self, together=_curve([(alone, by * real) for alone, real in self.together]))
+        return replace(self, together=curve([(alone, by * real) for alone, real in self.together]))
 
     def to_json(self) -> str:
         """Text that :meth:`from_json` takes back."""
@@ -163,8 +163,8 @@ def measure(
     take = timer or _clock(batch)
     depth = len(anatomy.blocks(model))
     few = _first(model, min(_DEEP, depth))
-    smaller = {point: _like(few, point) for point in _points(of, heads, dims, units) if point != of}
-    entire = {point: _like(model, point) for point in _whole(of, dims, units)}
+    smaller = {point: like(few, point) for point in _points(of, heads, dims, units) if point != of}
+    entire = {point: like(model, point) for point in _whole(of, dims, units)}
     beside: dict[Dims, list[float]] = {point: [] for point in (*smaller, *entire)}
     bases, whole, done = [take(few)], [take(model)], 0
     for _ in range(repeats):
@@ -191,10 +191,10 @@ def measure(
     whole_models = [
         (depth * plain.saves(point), plain.dense * (1 - statistics.median(beside[point]))) for point in entire
     ]
-    return replace(plain, together=_curve(whole_models))
+    return replace(plain, together=curve(whole_models))
 
 
-def _curve(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+def curve(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
     """The points in order, made to rise from (0, 0) on at a slope within :data:`_TOGETHER`; points without an extent are left out."""
     found, (x, y) = [], (0.0, 0.0)
     for to, reached in sorted(points):
@@ -344,7 +344,7 @@ def fast_multiple(
     of = found[0].dims
     take = timer or (lambda one: cost.latency(one, batch, repeats=7, warmup=2))
     few = _first(model, min(_DEEP, len(found)))
-    least = _like(few, of._replace(hidden=min(8, of.hidden)))
+    least = like(few, of._replace(hidden=min(8, of.hidden)))
     widths = {}
     for multiple in among:
         odd = max(1, round((0.6 * of.hidden / multiple - 1) / 2)) * 2 + 1
@@ -354,7 +354,7 @@ def fast_multiple(
         return min(among)
     floor = take(least)
     pace = {
-        multiple: (take(_like(few, of._replace(hidden=width))) - floor) / width for multiple, width in widths.items()
+        multiple: (take(like(few, of._replace(hidden=width))) - floor) / width for multiple, width in widths.items()
     }
     best = min(pace.values())
     return min(multiple for multiple, each in pace.items() if each <= best + slack * abs(best))
@@ -421,7 +421,7 @@ def _shallow(model: nn.Module) -> nn.Module:
     return twin
 
 
-def _like(model: nn.Module, dims: Dims) -> nn.Module:
+def like(model: nn.Module, dims: Dims) -> nn.Module:
     """``model`` with every block cut to ``dims``; which units stay does not matter to the clock."""
 
     def plan(of: Dims) -> BlockPlan:

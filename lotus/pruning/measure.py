@@ -25,7 +25,7 @@ from lotus.vit.attention import matrix
 from selection.errors import Refused
 
 _AT_ONCE = 1 << 24  # numbers: 64 MiB
-_TOKENS = 400
+TOKENS = 400
 """Tokens of images that go through together on a CPU, where more are hardly faster: what a backward needs of them is held meanwhile."""
 ENOUGH = 100_000
 """Tokens, of all calibration images together, beyond which scores and maps did not get better (docs/log.md)."""
@@ -382,7 +382,7 @@ def _few(
     for images, labels in batches:
         whole = len(images)
         images, labels = images[::every], None if labels is None else labels[::every]
-        some = max(1, _TOKENS // tokens) if apart else len(images)
+        some = max(1, TOKENS // tokens) if apart else len(images)
         for start in range(0, len(images), some):
             part = slice(start, start + some)
             yield images[part], None if labels is None else labels[part], done + min(whole, every * (start + some))

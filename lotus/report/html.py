@@ -188,7 +188,7 @@ def _pictures(
         if stage.curve is not None and {"macs", "top1"} <= set(results.get(name) or {})
     ]
     yield "Accuracy for its cost", figures.trade(points)
-    steps = _last_course(log, named(stages, "training"), "open_macs")
+    steps = last_course(log, named(stages, "training"), "open_macs")
     yield "Gates", _gates(steps, settings.prune.keep.macs if settings else None)
 
 
@@ -287,7 +287,7 @@ def evaluations(log: list[dict[str, Any]], stage: str) -> list[tuple[int, dict[s
     return rows
 
 
-def _last_course(log: list[dict[str, Any]], stage: str, key: str) -> list[tuple[float, dict[str, float]]]:
+def last_course(log: list[dict[str, Any]], stage: str, key: str) -> list[tuple[float, dict[str, float]]]:
     """(per cent of the stage done, values) of the steps that tell ``key``, of the last course."""
     rows: list[tuple[float, dict[str, float]]] = []
     for event in log:

@@ -154,7 +154,7 @@ class Gates:
         parts = zip(self._flat.split(widths), self._gradient.split(widths), strict=True)
         self.values = dict(zip(self._sites, (_leaf(*part) for part in parts), strict=True))
 
-        self._macs = _Macs(model, self._sites, widths, self.device)
+        self._macs = Macs(model, self._sites, widths, self.device)
         self._fixed = self._macs.left(torch.zeros(size, dtype=torch.bool, device=self.device))
         self._by_count = target is None and of_gates is not None
         if target is not None and target <= self._fixed:
@@ -377,7 +377,7 @@ class Gates:
         return order[:low]
 
 
-class _Macs:
+class Macs:
     """The fraction of a model's MACs that is left when gates are closed.
 
     With an MLP unit go a row of fc1 (two where it is gated) and a column of fc2. With an attention-output dimension go, since a block's q, k

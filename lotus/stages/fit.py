@@ -127,7 +127,7 @@ def fit(
             stage, run.work(stage) / task.part, key, context.world, place=task.where, stop=stop, shelves=context.shelves
         )
         fitted = yield from loop.fit(model, recipe, data, job, joined)
-        _check_sound(fitted, stage, task.where, evaluated=task.evaluate)
+        check_sound(fitted, stage, task.where, evaluated=task.evaluate)
         told = {} if fewer is None else told_of_patches(fewer.patches, fewer.tokens, fewer.joint, images.rows)
     return fitted, _price(fitted, joined, side, fewer, told)
 
@@ -182,7 +182,7 @@ def _price(fitted: Fitted, guests: Sequence[Guest], side: int, fewer: _Fewer | N
     return Price(spent, {**told, "train_macs": each}, scores.asked, scores.asked_macs, beside, scores.left)
 
 
-def _check_sound(fitted: Fitted, stage: str, place: str, *, evaluated: bool) -> None:
+def check_sound(fitted: Fitted, stage: str, place: str, *, evaluated: bool) -> None:
     """Refuse what a training left that diverged without that three steps in a row showed it."""
     import math
 

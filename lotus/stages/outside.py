@@ -75,7 +75,7 @@ def prune(job: Job) -> Iterator[Event]:
     request, table = yield from known_here(model, request)
     images = _Images(model, about, labeled, page.seed)
     looked_at = min(request.calibration or enough(model), len(train))
-    shown = _batches(images, train, looked_at)
+    shown = batches_of(images, train, looked_at)
     beside = lotus.pruning.Given(job.shelves, seed=page.seed)
     cut = yield from lottery(model, shown, request, images=looked_at, given=beside, table=table)
     for note in cut.notes:
@@ -196,7 +196,7 @@ class _Images:
     seed: int
 
 
-def _batches(images: _Images, source: Source, most: int) -> Batches:
+def batches_of(images: _Images, source: Source, most: int) -> Batches:
     """The same images each time it is called: ``most`` of ``source``, drawn by the seed."""
     import torch
 
@@ -227,7 +227,7 @@ def _compared(images: _Images, small: nn.Module, val: Source, most: int) -> Gene
         yield Said("prune", "There is no val folder: a tenth was held out, which the model may have been trained on.")
     if val.note:
         yield Said("prune", val.note, level="warning")
-    seen, passes = _batches(images, val, most), 2 * min(most, len(val))
+    seen, passes = batches_of(images, val, most), 2 * min(most, len(val))
     if not images.model.num_classes:  # a backbone tells no classes apart
         alike = yield from watched("prune", passes, lambda progress: _likeness(images.model, small, seen, progress))
         return {"likeness": alike}

@@ -252,7 +252,7 @@ def _held_out_images(
 ) -> Generator[Event, None, np.ndarray]:
     """Rows to search by; says where some of them were trained on."""
     rng = np.random.default_rng([context.config.seed, HELD_OUT])
-    rows = _held_out(ticket.rows, ticket.total, calibration, asks.images, rng)
+    rows = held_out(ticket.rows, ticket.total, calibration, asks.images, rng)
     if len(rows) and np.isin(rows, ticket.rows).any():
         left = ticket.total - len(ticket.rows)
         cure = f"prune.search.images={left}, or a smaller select.keep" if left else "select.keep below 1 gives some"
@@ -273,7 +273,7 @@ def _recover(
 
     config, asks = context.config, context.config.prune.search
     assert asks is not None
-    passes, images = _passes(asks.recovery, config.finetune.batch_size, len(ticket))
+    passes, images = passes_for(asks.recovery, config.finetune.batch_size, len(ticket))
     off = {"epochs": passes, "warmup_epochs": 0.0, "patches": None, "compile": False, "ema": 0.0}
     recipe = config.finetune.model_copy(update=off)
     rng = np.random.default_rng([config.seed, HELD_OUT, number])
@@ -285,7 +285,7 @@ def _recover(
     return fitted.load_into(twin).to(context.world.device).eval(), fitted.images_seen, distiller is not None
 
 
-def _passes(steps: int, batch: int, images: int) -> tuple[int, int]:
+def passes_for(steps: int, batch: int, images: int) -> tuple[int, int]:
     """How often to go through how many of ``images``, so that ``steps`` optimizer steps are taken; a few more where they do
     not fill the passes evenly."""
     passes = -(-steps * batch // images)
@@ -293,7 +293,7 @@ def _passes(steps: int, batch: int, images: int) -> tuple[int, int]:
     return passes, min(images, each * batch)
 
 
-def _held_out(
+def held_out(
     ticket: np.ndarray, total: int, calibration: np.ndarray, images: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Rows of training images to search by: first those that nothing was trained on, then those that did not calibrate."""

@@ -394,16 +394,16 @@ class Engine:
 
 @contextlib.contextmanager
 def _hushed() -> Iterator[None]:
-    """While ZeRO 1 in bf16 is made, it prints its memory whatever the log level, after a garbage collection each time.
-
-    A third of a second each with torch and timm loaded, twice a parameter group: what exists is kept out of it.
-    """
+    """While ZeRO 1 in bf16 is made, it prints its memory whatever the log level, after a garbage collection each time: a third
+    of a second each with torch and timm loaded, twice a parameter group. What exists is kept out of it."""
+    before = gc.get_freeze_count()
     gc.freeze()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        gc.unfreeze()
+        if not before:  # else the caller froze, and wants it so
+            gc.unfreeze()
 
 
 def _refuse_flat(optimizer: torch.optim.Optimizer, recipe: Recipe, stage: int, place: str) -> None:

@@ -27,7 +27,7 @@ from lotus.training.optim import make_optimizer, make_schedule, set_lr
 from selection.errors import Refused
 
 _MOST = float(np.finfo(np.float16).max)
-_AT_ONCE = 1 << 30  # bytes that the recorder of a group of heads may take
+AT_ONCE = 1 << 30  # bytes that the recorder of a group of heads may take
 _WIDENED = 1 << 28  # numbers up to which features are made float32 once instead of batch by batch: a gigabyte
 _TOGETHER = 32  # heads at most: more make a step no cheaper a head
 _ROWS = 1 << 14  # rows that are looked at together
@@ -99,7 +99,7 @@ def standardized(features: npt.NDArray[np.float16]) -> npt.NDArray[np.float16]:
 def groups(heads: int, images: int, classes: int, recipe: Recipe, *, steps: bool) -> list[range]:
     """Heads that are trained together, so that what is recorded of them fits into a gigabyte; one at least."""
     each = images * (5 * 4 + 1 + 8) * recipe.epochs + (images * classes * 4 if steps else 0)  # see dynamics.Recorder
-    size = min(heads, _TOGETHER, max(1, _AT_ONCE // each))
+    size = min(heads, _TOGETHER, max(1, AT_ONCE // each))
     return [range(first, min(heads, first + size)) for first in range(0, heads, size)]
 
 

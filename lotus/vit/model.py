@@ -427,6 +427,12 @@ def _start(vit: Any, model: config.Model) -> None:
     call(begin, {"model": vit}, model.start.options, place="model.start")
 
 
+@functools.cache
+def _by_default(name: str) -> dict[str, Any]:
+    """What :func:`facts` reads off timm's ``name`` as it comes; not to be changed."""
+    return facts(build(name, {}, meta=True))
+
+
 def _introspected(model: nn.Module) -> dict[str, Any]:
     """Name and arguments of a model that timm made elsewhere.
 
@@ -445,6 +451,6 @@ def _introspected(model: nn.Module) -> dict[str, Any]:
             f"{type(model).__name__}: lost whole sublayers, or convolves, and does not say what it was made as. Cut it by "
             "lotus.prune."
         )
-    default, known = facts(build(name, {}, meta=True)), _arguments(anatomy.FAMILIES[anatomy.family(model)][0])
+    default, known = _by_default(name), _arguments(anatomy.FAMILIES[anatomy.family(model)][0])
     told = {key: value for key, value in facts(model).items() if key in known and default.get(key) != value}
     return {"name": name, "args": told}

@@ -142,7 +142,7 @@ def levels() -> Iterator[tuple[float, float]]:
 
 
 @pytest.mark.parametrize("between", [BILINEAR, BICUBIC])
-@pytest.mark.parametrize("name", list(policies._OPS))
+@pytest.mark.parametrize("name", list(policies.OPS))
 def test_timm_s_operations(side: int, name: str, between: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """At each magnitude and either sign."""
     images = pictures(side)
@@ -179,11 +179,11 @@ def test_torchvision_s_trivial_augment(bin_: int) -> None:
     """Its magnitudes, to a float32's precision; and with them, pixel by pixel."""
     images, side = pictures(64), 64
     space = autoaugment.TrivialAugmentWide()._augmentation_space(31)
-    assert len(space) == len(policies._TRIVIAL)
+    assert len(space) == len(policies.TRIVIAL)
     for name, (values, signed) in space.items():
         magnitude = float(values[bin_]) if values.ndim else 0.0
         action = "nothing" if name == "Identity" else "".join(f"_{c.lower()}" if c.isupper() else c for c in name)[1:]
-        of = policies._TRIVIAL[action]
+        of = policies.TRIVIAL[action]
         for sign in (-1, 1) if signed else (1,):
             amount = 0.0 if of is None else float(of(np.array(bin_ / 30), np.array(sign)))
             asked = sign * magnitude + (action in ("brightness", "color", "contrast", "sharpness"))

@@ -117,7 +117,7 @@ def test_magnitudes_are_spread_as_timm_spreads_them() -> None:
 def test_weighted_sets_are_drawn_as_numpy_draws_them() -> None:
     made = drawn(Augment.model_validate({"auto": "rand-m9-n2-p1-tweights"}))
     theirs = timm_augment.rand_augment_transform("rand-m9-n2-p1-tweights", {})
-    names = [policies._OPS[op.name][0] for op in theirs.ops]
+    names = [policies.OPS[op.name][0] for op in theirs.ops]
     p = np.array(theirs.choice_weights)
     assert (made.action[:, 0] != made.action[:, 1]).all(), "none twice"
     found = shares(made.action[:, 0])

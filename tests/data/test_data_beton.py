@@ -221,7 +221,7 @@ def test_moments_of_a_large_picture_are_those_of_all_of_it(monkeypatch: pytest.M
     flat = pixels.reshape(-1, 3) / 255
     whole = encoding.moments(pixels)
     assert np.array_equal(whole, np.stack([flat.mean(0), (flat * flat).mean(0)]))
-    monkeypatch.setattr(encoding, "_BLOCK", 100)
+    monkeypatch.setattr(encoding, "BLOCK", 100)
     assert encoding.moments(pixels) == pytest.approx(whole, rel=1e-12)
 
 
@@ -298,7 +298,7 @@ def test_ffcv_s_shared_memory_is_given_back(tmp_path: Path) -> None:
     from lotus.data.ffcv import FfcvWriter
 
     writer = FfcvWriter(tmp_path / "x", 10, format.SMALLEST_PAGE)
-    name = writer._writer.metadata_sm.name
+    name = writer.theirs.metadata_sm.name
     assert name in os.listdir("/dev/shm")
     writer.abandon()
     writer.abandon()
@@ -570,7 +570,6 @@ def test_a_damaged_jpeg_is_named(make: Make) -> None:
         raw.seek(start)
         raw.write(b"\0" * 40)
     os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))  # a failing disk changes no time
-    beton._opened.cache_clear()
     with pytest.raises(Refused, match=r"train.beton: image 2 is damaged"):
         beton.image(file, 2)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -10,7 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -23,9 +23,8 @@ from lotus.data.loader import open_loader
 from lotus.data.sample_plan import SamplePlan
 from selection.errors import Refused
 
-ffcv = pytest.importorskip("ffcv")
-
-from lotus.data import ffcv as door  # noqa: E402
+# Imported where it is used: whoever only collects these tests would compile for seconds.
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("ffcv") is None, reason="FFCV is not installed")
 
 
 def open_(
@@ -37,6 +36,10 @@ def open_(
 
 
 def test_one_compilation_serves_every_loader(stored: dict[str, Path]) -> None:
+    import numba
+
+    from lotus.data import ffcv as door
+
     with open_(stored["square"]) as opened:
         list(opened.epoch(0))
     before = len(door.paint.signatures)
@@ -55,6 +58,8 @@ def test_one_compilation_serves_every_loader(stored: dict[str, Path]) -> None:
 
 def test_thread_counts_stay(stored: dict[str, Path]) -> None:
     """FFCV sets torch and numba to its own number of threads at import, for each loader and for each epoch."""
+    import numba
+
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
@@ -112,6 +117,8 @@ def within(seconds: float, what: Any) -> Any:
 def test_an_exception_in_the_thread_reaches_the_consumer(
     stored: dict[str, Path], monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
+    from lotus.data import ffcv as door
+
     def broken(*_: Any) -> int:
         raise ZeroDivisionError("in the pipeline")
 
@@ -126,7 +133,9 @@ def test_an_exception_in_the_thread_reaches_the_consumer(
 
 
 def test_a_thread_that_vanishes_is_noticed(stored: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door._Epoch, "run", lambda self: None)
+    from lotus.data import ffcv as door
+
+    monkeypatch.setattr(door.Epoch, "run", lambda self: None)
     with open_(stored["square"]) as opened, pytest.raises(RuntimeError, match="ended without a word"):
         within(20, lambda: list(opened.epoch(0)))
 
@@ -177,6 +186,8 @@ print(torch.get_num_threads())
 @pytest.mark.parametrize("loader", ["ffcv", "torch"])
 def test_ffcv_alone_reads_our_files(tmp_path: Path, loader: str) -> None:
     """Whichever writer wrote it, a .beton is FFCV's: anybody's FFCV code reads it."""
+    import ffcv
+    import numba
     from drawn_data import drawn
 
     from lotus.config import Data

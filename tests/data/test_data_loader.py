@@ -410,7 +410,7 @@ def test_without_ffcv_the_torch_loader_stands_in_and_says_so(
     import sys
 
     monkeypatch.setitem(sys.modules, "lotus.data.ffcv", None)  # importing it raises ImportError
-    monkeypatch.setattr(loader, "_warned", set())
+    monkeypatch.setattr(loader, "warned", set())
     with pytest.warns(UserWarning, match="stands in.*2.4 times on JPEG"):
         opened = open_(stored["square"], training(), "auto")
     assert opened.kind == "torch"

@@ -229,8 +229,8 @@ def test_other_warnings_are_heard(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_large_pictures_take_turns() -> None:
-    """Never more pixels at a time than there is room for, but one that alone has more; and none is passed by for ever."""
-    room = pictures._Room(100)
+    """Never more pixels at a time than there is room for, but one that alone has more."""
+    room = pictures.Room(100)
     held, most, done, lock = 0, 0, [], threading.Lock()
 
     def work(pixels: int) -> None:
@@ -256,3 +256,27 @@ def test_what_is_no_picture_is_told_without_an_address(tmp_path: Path, kind: str
     (tmp_path / "x.jpg").write_bytes(b"no picture")
     with pytest.raises(OSError, match=r"^no format of pictures that Pillow knows$"):
         pictures.read(b"no picture" if kind == "bytes" else tmp_path / "x.jpg")
+
+
+def test_a_large_picture_is_not_passed_by() -> None:
+    room, done = pictures.Room(100), []
+
+    def begin(pixels: int) -> threading.Thread:
+        def work() -> None:
+            with room.of(pixels):
+                done.append(pixels)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        return thread
+
+    with room.of(50):
+        threads = [begin(300)]
+        while len(threads) == 1 or not threads[-1].is_alive():  # small ones pass until it stands there and waits
+            threads.append(begin(10))
+            threads[-1].join(0.2)
+        passed = len(done)
+        threads += [begin(10) for _ in range(20)]
+    for thread in threads:
+        thread.join()
+    assert done[passed] == 300

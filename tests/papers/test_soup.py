@@ -17,10 +17,10 @@ from ranks import two_ranks
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
-from tiny import CLASSES, ROWS, Batch, masked, pictures, recipe, train, vit
+from tiny import CLASSES, ROWS, Batch, Killed, kill, masked, pictures, recipe, train, vit
 
 from lotus.events import Said, Step
-from lotus.papers.soup.cook import Supply, _vary, cook, steps
+from lotus.papers.soup.cook import Supply, cook, steps, vary
 from lotus.papers.soup.soup import Soup
 from lotus.papers.sparse_vit.penalty import AttentionPenalty
 from lotus.papers.zeros import masks as unstructured
@@ -67,11 +67,6 @@ def test_every_step_holds_and_a_resumed_training_too(tmp_path: Path) -> None:
     def look(losses: torch.Tensor) -> torch.Tensor:
         looks.append(unstructured.counted(unstructured.zeros(model))[0])
         return losses
-
-    class Killed(BaseException): ...
-
-    def kill(losses: torch.Tensor) -> torch.Tensor:
-        raise Killed
 
     whole = copy.deepcopy(model)
     with unstructured.held(whole, masks):
@@ -182,7 +177,7 @@ def numpy_soup(model, keep: float, wants, settings: Soup) -> np.ndarray:
             ahead = copy.deepcopy(model)
             scout = make_optimizer(ahead, wants)
             scout.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-            _vary(scout, rng, settings.vary)
+            vary(scout, rng, settings.vary)
             go(ahead, scout, span, settings.data, settings.steps, mask)
             span += 1
             votes |= numpy_top(flat(ahead), count, mask)

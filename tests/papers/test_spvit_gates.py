@@ -100,9 +100,9 @@ def test_the_pull_of_the_budget_against_finite_differences():
     rng = torch.Generator().manual_seed(1)
     gates.theta.copy_(torch.randn(len(gates.theta), generator=rng))
     theta = gates.theta.clone().requires_grad_()
-    gates._share(theta).backward()
+    gates.share(theta).backward()
     assert theta.grad is not None
-    hard = (gates.theta > 0).double()
+    outline, hard = cost.outline(tiny()), (gates.theta > 0).double()
     soft = (gates.theta.double().sigmoid() - 0.5).sigmoid()
     width, step = gates.widths[0], 1e-5
     for index in (0, 1, 2, 3, 7, width, width + 2, width + 9):
@@ -111,13 +111,12 @@ def test_the_pull_of_the_budget_against_finite_differences():
             moved = gates.theta.double().clone()
             moved[index] += sign * step
             value = hard + (moved.sigmoid() - 0.5).sigmoid() - soft
-            shares.append(by_hand(gates, value))
+            shares.append(by_hand(outline, gates, value))
         assert float(theta.grad[index]) == pytest.approx((shares[0] - shares[1]) / (2 * step), rel=1e-3, abs=1e-7)
 
 
-def by_hand(gates: NestedGates, value: torch.Tensor) -> float:
+def by_hand(outline: cost.Outline, gates: NestedGates, value: torch.Tensor) -> float:
     """MACs as a part, out of the cost functions."""
-    outline = gates._outline
     total: float = outline.cost().macs - sum(outline.block(i, one).macs for i, one in enumerate(outline.dims))
     patches = outline.tokens - 1
     for index, (part, dims) in enumerate(zip(value.split(gates.widths), outline.dims)):
@@ -137,18 +136,18 @@ def test_a_step_carries_the_gradient_of_the_leaves_to_theta():
     before = gates.theta.clone()
     for images, labels in data:
         nn.functional.cross_entropy(model(images), labels, reduction="sum").backward()
-    leaves = torch.cat([leaf.grad.flatten() for pair in gates._leaves for leaf in pair])
-    outputs = torch.cat([output.flatten() for pair in gates._graph for output in pair])
-    (expected,) = torch.autograd.grad(outputs, gates._under, leaves, retain_graph=True)
+    leaves = torch.cat([leaf.grad.flatten() for pair in gates.leaves for leaf in pair])
+    outputs = torch.cat([output.flatten() for pair in gates.graph for output in pair])
+    (expected,) = torch.autograd.grad(outputs, gates.under, leaves, retain_graph=True)
     theta = before.clone().requires_grad_()
-    (30.0 * (0.5 - gates._share(theta)) ** 2).backward()
+    (30.0 * (0.5 - gates.share(theta)) ** 2).backward()
     total = expected + theta.grad
     seen = list[Any]()
     gates.step(0.5, seen.append)
     torch.testing.assert_close(seen[0], leaves)
     # Adam's first step is lr times the sign.
     torch.testing.assert_close(gates.theta, before - 0.05 * total / (total.abs() + 1e-8), atol=1e-6, rtol=1e-4)
-    assert all(leaf.grad is None for pair in gates._leaves for leaf in pair), "a new draw"
+    assert all(leaf.grad is None for pair in gates.leaves for leaf in pair), "a new draw"
 
 
 def test_the_gates_of_one_place_see_the_paths_difference():
@@ -160,7 +159,7 @@ def test_the_gates_of_one_place_see_the_paths_difference():
     images, labels = pictures(4).double(), torch.tensor([0, 1, 2, 3])
     for gate in range(3):
         nn.functional.cross_entropy(model(images), labels).backward()
-        leaf = gates._leaves[0][0]
+        leaf = gates.leaves[0][0]
         assert leaf.grad is not None
         slope, losses = float(leaf.grad[gate]), []
         gates.skip()

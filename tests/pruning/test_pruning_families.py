@@ -263,7 +263,7 @@ def test_a_gate_is_worth_the_macs_that_go_with_it(kind):
     model = tiny(kind)
     outline, sites = cost.outline(model), anatomy.sites(model)
     widths = [one.in_features for one in sites.values()]
-    costs = gates._Macs(model, sites, widths, torch.device("cpu")).costs
+    costs = gates.Macs(model, sites, widths, torch.device("cpu")).costs
     assert costs is not None
     shares = dict(zip(sites, costs.split(widths), strict=True))
     for index, of in enumerate(outline.dims):

@@ -267,7 +267,7 @@ def shared(model):
 )
 def test_the_curve_rises_and_turns_back(points, alone, scale):
     """Whatever was measured: more saved alone is more in all, and what was corrected is predicted."""
-    table = dataclasses.replace(TABLE, together=latency._curve(points))
+    table = dataclasses.replace(TABLE, together=latency.curve(points))
     assert table.in_all(0) == 0
     assert table.in_all(alone + 1) > table.in_all(alone)
     assert table.alone(table.in_all(alone)) == pytest.approx(alone, abs=1e-9)
@@ -288,9 +288,9 @@ def test_whole_models_bend_the_sum_of_halves():
     for part in (0.75, 0.5, 0.25):
         dims = of._replace(qk_dim=round(part * 24), v_dim=round(part * 24), hidden=round(part * of.hidden))
         if dims.v_dim >= 8:
-            assert table.predict([dims] * 6) == pytest.approx(shared(latency._like(model, dims)), rel=1e-6)
+            assert table.predict([dims] * 6) == pytest.approx(shared(latency.like(model, dims)), rel=1e-6)
     least = Dims(1, 8, 8, 8)  # beyond all others: nothing is left to be guessed
-    assert table.predict([least] * 6) == pytest.approx(shared(latency._like(model, least)), rel=1e-6)
+    assert table.predict([least] * 6) == pytest.approx(shared(latency.like(model, least)), rel=1e-6)
 
 
 @pytest.mark.parametrize("keep", [0.45, 0.5, 0.55])

@@ -19,7 +19,7 @@ def drawn(images: int, side: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
 def test_images_that_go_through_in_small_parts_give_the_same(monkeypatch):
     model, batch = tiny(), drawn(7)
     whole = measure.measure(model, [batch], gradients=True, moments="affine", squares=True)
-    monkeypatch.setattr(measure, "_TOKENS", 2 * 16)  # of 16 patches each
+    monkeypatch.setattr(measure, "TOKENS", 2 * 16)  # of 16 patches each
     told: list[int] = []
     parts = measure.measure(model, [batch], gradients=True, moments="affine", squares=True, progress=told.append)
     assert told == [2, 4, 6, 7]

@@ -161,7 +161,7 @@ def test_a_training_that_was_begun_again_is_drawn_once():
     broken = [*first[:7], *first[5:9], *first]
     assert [epoch for epoch, _ in html.evaluations(broken, "train")] == list(range(1, 21))
     assert html.evaluations([*first, *first[:3]], "train")[-1][0] == 3
-    assert len(html._last_course(lines + lines[:11], "train", "open_macs")) == 5
+    assert len(html.last_course(lines + lines[:11], "train", "open_macs")) == 5
     assert html.evaluations(lines, "baseline") == []
 
 

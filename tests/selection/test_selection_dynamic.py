@@ -11,6 +11,8 @@ from sklearn.cluster import KMeans
 from selection import dynamic, methods
 from selection.dynamic_pruning import State, redraw
 from selection.errors import Refused
+from selection.ranks import shares
+from selection.strata import k_means
 
 SHELF = methods.names(dynamic)
 READS = {name: methods.reads(getattr(dynamic, name)) for name in SHELF}
@@ -276,7 +278,7 @@ def test_setas_groups_are_k_means():
     start = np.quantile(values, (np.arange(5) + 0.5) / 5)[:, None]
     means = KMeans(5, init=start, n_init=1, tol=0, max_iter=500).fit(values[:, None])
     rank = np.argsort(np.argsort(means.cluster_centers_[:, 0]))
-    assert np.array_equal(dynamic._by_loss(values, 5), rank[means.labels_])
+    assert np.array_equal(k_means(values, 5), rank[means.labels_])
 
 
 @pytest.mark.parametrize("window", [0.55, 0.6, 0.65])
@@ -403,10 +405,10 @@ def test_shares_are_exact_and_fit(data):
     sizes = np.array(data.draw(st.lists(st.integers(0, 20), min_size=1, max_size=12)))
     budget = data.draw(st.integers(0, int(sizes.sum())))
     wanted = np.array(data.draw(st.lists(st.floats(0, 5), min_size=len(sizes), max_size=len(sizes))))
-    shares = dynamic._shares(wanted, sizes, budget)
-    assert shares.sum() == budget
-    assert (shares <= sizes).all()
-    assert (shares >= 0).all()
+    found = shares(wanted, sizes, budget)
+    assert found.sum() == budget
+    assert (found <= sizes).all()
+    assert (found >= 0).all()
 
 
 # -- ucb

@@ -249,7 +249,7 @@ def test_a_pickle_never_runs(plain, value, tmp_path):
 def test_a_tensor_cannot_reach_outside(shape):
     (offset,), size, stride = shape
     with pytest.raises(pickle.UnpicklingError, match="inside"):
-        pickles._tensor(np.zeros(10), offset, size, stride)
+        pickles.strided(np.zeros(10), offset, size, stride)
 
 
 @pytest.mark.parametrize(

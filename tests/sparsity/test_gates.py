@@ -33,11 +33,32 @@ def gates_of(model, target=None, **settings):
     return Gates(model, Sparsity(**{"start": 0.0, **settings}), target=target)
 
 
+def flat(gates):
+    """(G,) all gates."""
+    return torch.cat([values.detach() for values in gates.values.values()])
+
+
+def gradient(gates):
+    return torch.cat([values.grad for values in gates.values.values()])
+
+
+def put(gates, vector, into=lambda values: values.data):
+    """Set all gates from one vector."""
+    sizes = [len(values) for values in gates.values.values()]
+    for values, part in zip(gates.values.values(), vector.split(sizes), strict=True):
+        into(values).copy_(part)
+
+
+def pull(gates, vector):
+    """Set the gradients of all gates from one vector."""
+    put(gates, vector, lambda values: values.grad)
+
+
 def scatter(gates, seed=0):
     """Any values but ones, some of them zero or negative."""
-    values = torch.randn(len(gates._flat), generator=torch.Generator().manual_seed(seed))
+    values = torch.randn(len(flat(gates)), generator=torch.Generator().manual_seed(seed))
     values[::5] = 0
-    gates._flat.copy_(values)
+    put(gates, values)
     return gates
 
 
@@ -97,13 +118,13 @@ def test_gradients_add_up_over_micro_batches_in_one_vector():
     model = vit()
     gates = gates_of(model)
     loss_of(model).backward()
-    whole = gates._gradient.clone()
+    whole = gradient(gates)
     gates.skip()
-    assert not gates._gradient.any()
+    assert not gradient(gates).any()
     for part in IMAGES.split(2):
         loss_of(model, part).backward()
-    torch.testing.assert_close(gates._gradient, whole, atol=1e-5, rtol=1e-4)
-    assert torch.equal(torch.cat([v.grad for v in gates.values.values()]), gates._gradient)
+    torch.testing.assert_close(gradient(gates), whole, atol=1e-5, rtol=1e-4)
+    assert len({values.grad.untyped_storage().data_ptr() for values in gates.values.values()}) == 1
 
 
 def test_weights_are_whole_again_after_the_forward_even_after_an_exception():
@@ -125,21 +146,21 @@ def test_a_weight_that_is_not_whole_is_left_alone(in_channels):
     gates = scatter(gates_of(model, in_channels=in_channels))
     by_weight = model(IMAGES)
     loss_of(model).backward()
-    gradient = gates._gradient.clone()
+    before = gradient(gates)
     gates.skip()
     for linear in anatomy.sites(model, in_channels=in_channels).values():
         vars(linear.weight)["ds_id"] = 0
     torch.testing.assert_close(model(IMAGES), by_weight, atol=1e-6, rtol=1e-6)
     loss_of(model).backward()
-    torch.testing.assert_close(gates._gradient, gradient, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(gradient(gates), before, atol=1e-5, rtol=1e-4)
 
 
 def test_bf16_models_are_gated_in_bf16():
     model = vit().bfloat16()
     gates = gates_of(model)
     model(IMAGES.bfloat16()).float().square().sum().backward()
-    assert gates._gradient.dtype == torch.float32
-    assert gates._gradient.any()
+    assert gradient(gates).dtype == torch.float32
+    assert gradient(gates).any()
 
 
 @BOTH
@@ -171,13 +192,12 @@ def test_a_step_is_torchs_adam_where_there_is_no_penalty():
     twin = nn.Parameter(torch.ones(sum(SITES.values())))
     adam = torch.optim.Adam([twin], lr=0.01)
     for turn in range(5):
-        gradient = torch.randn(len(twin), generator=torch.Generator().manual_seed(turn))
-        gates._gradient.copy_(gradient)
+        twin.grad = torch.randn(len(twin), generator=torch.Generator().manual_seed(turn))
+        pull(gates, twin.grad)
         gates.step(turn / 5)
-        twin.grad = gradient
         adam.step()
-        torch.testing.assert_close(gates._flat, twin.detach(), atol=1e-6, rtol=1e-6)
-    assert not gates._gradient.any()
+        torch.testing.assert_close(flat(gates), twin.detach(), atol=1e-6, rtol=1e-6)
+    assert not gradient(gates).any()
 
 
 def test_ranks_are_averaged_once_in_one_vector():
@@ -193,19 +213,19 @@ def test_the_penalty_waits_for_its_start():
     model = vit()
     gates = gates_of(model, start=0.5, strength=10.0, steer=False)
     gates.step(0.49)
-    assert torch.equal(gates._flat, torch.ones_like(gates._flat))
+    assert (flat(gates) == 1).all()
     gates.step(0.5)
-    assert (gates._flat < 1).all()
+    assert (flat(gates) < 1).all()
 
 
 def drive(gates, turns=200, useful=None, noise=0.3, seed=0):
     """Train gates alone: the gradient of ||useful * (a - 1)||^2 / 2 with noise."""
     rng = torch.Generator().manual_seed(seed)
-    size = len(gates._flat)
+    size = len(flat(gates))
     useful = torch.ones(size) if useful is None else useful
     trace = []
     for turn in range(turns):
-        gates._gradient.copy_(useful * (gates._flat - 1) + noise * torch.randn(size, generator=rng))
+        pull(gates, useful * (flat(gates) - 1) + noise * torch.randn(size, generator=rng))
         gates.step(turn / turns)
         trace.append((gates.strength, gates.open_macs(), gates.met))
     return trace
@@ -218,7 +238,7 @@ def test_useless_units_close_first():
     useful[::2] = 3.0
     gates = gates_of(model, strength=0.6, steer=False, lr=0.02)
     drive(gates, 300, useful)
-    closed = gates._flat == 0
+    closed = flat(gates) == 0
     assert closed[useful == 0].float().mean() > 0.9
     assert not closed[useful > 0].any()
 
@@ -227,8 +247,8 @@ def test_useless_units_close_first():
 def test_exact_zeros_by_proximal_alone(in_channels):
     for penalty, zeros in (("proximal", True), ("subgradient", False)):
         gates = gates_of(vit(), penalty=penalty, strength=2.0, steer=False, lr=0.02, in_channels=in_channels)
-        drive(gates, 200, torch.zeros(len(gates._flat)))
-        assert bool((gates._flat == 0).any()) is zeros
+        drive(gates, 200, torch.zeros(len(flat(gates))))
+        assert bool((flat(gates) == 0).any()) is zeros
         assert gates.summary()["zero_gates"] > 0.5
 
 
@@ -236,7 +256,7 @@ def test_exact_zeros_by_proximal_alone(in_channels):
 @pytest.mark.parametrize(("target", "lr", "turns"), [(0.5, 0.02, 200), (0.3, 0.05, 150), (0.7, 0.005, 1200)])
 def test_steering_meets_the_budget_and_then_lets_go(penalty, target, lr, turns):
     gates = gates_of(vit(depth=3), target=target, penalty=penalty, lr=lr, start=0.2, strength=1e-3)
-    trace = drive(gates, turns, torch.rand(len(gates._flat), generator=torch.Generator().manual_seed(3)) * 2)
+    trace = drive(gates, turns, torch.rand(len(flat(gates)), generator=torch.Generator().manual_seed(3)) * 2)
     summary = gates.summary()
     least = (0.95 if penalty == "proximal" else 0.75) * target
     assert least <= summary["open_macs"] <= target + 1e-6
@@ -286,29 +306,41 @@ def test_open_macs_with_inputs_are_those_of_the_cut_model():
 def test_four_sites_are_steered_too(penalty, budget):
     model = vit(depth=3)
     gates = Gates(model, Sparsity(penalty=penalty, lr=0.02, start=0.2, strength=1e-3, in_channels=True), **budget)
-    drive(gates, 200, torch.rand(len(gates._flat), generator=torch.Generator().manual_seed(3)) * 2)
-    open_ = float((gates._flat.abs() > gates.tau).float().mean())
+    drive(gates, 200, torch.rand(len(flat(gates)), generator=torch.Generator().manual_seed(3)) * 2)
+    open_ = float((flat(gates).abs() > gates.tau).float().mean())
     left, wanted = (gates.open_macs(), 0.5) if budget["target"] else (open_, 0.6)
     assert (0.95 if penalty == "proximal" else 0.7) * wanted <= left <= wanted + 1e-6
     assert gates.summary()["lambda"] == 0
 
 
+def shares_of(model):
+    """(G,) what closing a gate of two sites saves of the model's MACs: a unit, and of a dimension of all heads its part."""
+    outline, shares = cost.outline(model), []
+    for index, dims in enumerate(outline.dims):
+        narrow = dims._replace(qk_dim=dims.qk_dim - 1, v_dim=dims.v_dim - 1)
+        slim = dims._replace(hidden=dims.hidden - 1)
+        for less, gates, together in ((narrow, dims.heads * dims.v_dim, dims.heads), (slim, dims.hidden, 1)):
+            saved = outline.block(index, dims).macs - outline.block(index, less).macs
+            shares += [saved / together / outline.cost().macs] * gates
+    return torch.tensor(shares)
+
+
 def test_the_search_ends_when_the_masks_have_settled():
     """Distances of successive masks at the budget, by hand; the last three must lie below epsilon."""
     gates = gates_of(vit(), target=0.5, early_bird={"epsilon": 0.1, "epochs": 3})
-    size, masks = len(gates._flat), []
+    costs, masks = shares_of(vit()), []
+    size = len(costs)
     wanders = torch.randn(6, size, generator=torch.Generator().manual_seed(0))
     settled = []
     gates.end_epoch(0)
     assert gates.distances() == [1, 1, 1], "before the penalty has set in nothing is drawn"
     gates.step(0.0)
     for epoch in range(9):
-        with torch.no_grad():
-            gates._flat.copy_(wanders[min(epoch, 4)])
+        put(gates, wanders[min(epoch, 4)])
         gates.end_epoch(epoch)
         gates.end_epoch(epoch)  # an epoch that is closed twice counts once
-        order = gates._flat.abs().argsort()
-        left = 1 - gates._macs.costs[order].cumsum(0)
+        order = flat(gates).abs().argsort()
+        left = 1 - costs[order].cumsum(0)
         mask = torch.ones(size, dtype=torch.bool)
         mask[order[: int((left > 0.5).sum()) + 1]] = False
         masks.append(mask)
@@ -336,7 +368,7 @@ def test_a_resumed_run_goes_on_to_the_bit(penalty):
 
     def go(gates, turns):
         for turn in turns:
-            gates._gradient.copy_(torch.randn(96, generator=torch.Generator().manual_seed(turn)))
+            pull(gates, torch.randn(96, generator=torch.Generator().manual_seed(turn)))
             gates.step(turn / 120)
 
     straight, first, second = fresh(), fresh(), fresh()

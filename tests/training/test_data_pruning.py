@@ -11,7 +11,22 @@ import numpy as np
 import pytest
 import torch
 from ranks import two_ranks
-from tiny import CLASSES, ROWS, Batch, Hooked, Memory, ThatPrunes, pictures, recipe, same, train, vit
+from tiny import (
+    CLASSES,
+    ROWS,
+    Batch,
+    Hooked,
+    Killed,
+    Memory,
+    ThatPrunes,
+    kill,
+    minutes,
+    pictures,
+    recipe,
+    same,
+    train,
+    vit,
+)
 
 from lotus.config import check
 from lotus.data.sample_plan import SamplePlan
@@ -24,24 +39,6 @@ from selection.errors import Refused
 INFOBATCH = {"name": "infobatch", "saving": 0.3}
 FULL = {"ema": 0.9, "accumulate": 2, "mixup": 0.4, "cutmix": 1.0}
 ALL = {"gated": True, "weighted": True, "drop_path": 0.2}
-
-
-class Killed(BaseException):
-    """As good as kill -9."""
-
-
-def kill(losses: torch.Tensor) -> torch.Tensor:
-    raise Killed
-
-
-def minutes():
-    now = [0.0]
-
-    def clock() -> float:
-        now[0] += 7.0
-        return now[0]
-
-    return clock
 
 
 class Noting(Memory):

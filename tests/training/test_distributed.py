@@ -167,6 +167,7 @@ def test_a_launcher_that_vanishes_raises_the_flag(mark: str) -> None:
         launcher.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 def test_the_runner_above_the_launcher_counts_as_well() -> None:
     """DeepSpeed's runner dies of SIGTERM without a word; its launcher and the workers stay."""

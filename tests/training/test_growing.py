@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from few import few
 from tiny import CLASSES, ROWS, Memory, pictures, recipe, same, train, vit
 from torch import Tensor, nn
 
@@ -44,7 +45,7 @@ def test_the_side_follows_the_epoch_alone() -> None:
     assert growing.at([(0, 8), (0.15, 12)], 3, 20) == (0.15, 12), "3 of 20 are 0.15, however it is rounded"
 
 
-@pytest.mark.parametrize("kind", ["torch", "ffcv"])
+@pytest.mark.parametrize("kind", few(["torch", "ffcv"], ["torch"]))
 def test_real_loaders_are_told_side_and_strength(
     tmp_path: Path, stored: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import CLASSES, ROWS, Batch, Memory, Outcome, ThatPrunes, pictures, recipe, same, shrinking, train, vit
+from few import few
+from tiny import (
+    CLASSES,
+    ROWS,
+    Batch,
+    Killed,
+    Memory,
+    Outcome,
+    ThatPrunes,
+    kill,
+    minutes,
+    pictures,
+    recipe,
+    same,
+    shrinking,
+    train,
+    vit,
+)
 from torch import Tensor, nn
 
 import lotus.papers
@@ -47,25 +64,6 @@ from selection.errors import Refused
 
 EPOCHS = 3
 FULL = {"epochs": EPOCHS, "accumulate": 2, "mixup": 0.4, "cutmix": 1.0}  # 13 micro-batches an epoch
-
-
-class Killed(BaseException):
-    """As good as kill -9: nothing in the loop knows it."""
-
-
-def kill(losses: Tensor) -> Tensor:
-    raise Killed
-
-
-def minutes() -> Callable[[], float]:
-    """A clock on which every look takes seven seconds."""
-    now = [0.0]
-
-    def clock() -> float:
-        now[0] += 7.0
-        return now[0]
-
-    return clock
 
 
 # ------------------------------------------------------------------------------------------ every one of the house
@@ -129,6 +127,8 @@ MAKERS: dict[type[Guest], Callable[[nn.Module], list[Guest]]] = {
     OwnTicket: _own_ticket,
     Hardest: lambda model: [Hardest(proxy_of(model, CLASSES, 0.3, 5), 0.5, 1e-3)],
 }  # fmt: skip
+QUICK = (Gating, Holding, Watched, DynamicPruning, FewerPatches, MovingAverage, GrowingPictures)
+"""The rest goes on with the slow tests; Shrink does so in test_shrink.py."""
 
 
 def every() -> list[type[Guest]]:
@@ -178,7 +178,7 @@ def goes_on(tmp_path: Path, make: Callable[[nn.Module], list[Guest]]) -> None:
         assert same(bits(tensors), bits(ends[1].tensors[name])), name
 
 
-@pytest.mark.parametrize("kind", MAKERS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", few(MAKERS, QUICK), ids=lambda kind: kind.__name__)
 def test_each_goes_on_bit_for_bit(tmp_path: Path, kind: type[Guest]) -> None:
     goes_on(tmp_path, MAKERS[kind])
 

@@ -120,7 +120,7 @@ def test_heads_at_once_are_heads_one_by_one(changed: dict[str, Any]) -> None:
 def test_a_head_does_not_know_who_stands_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = data()
     whole = last(linear_probe.watched(features, labels, C, recipe(), seeds=SEEDS, gradients=True))
-    monkeypatch.setattr(linear_probe, "_AT_ONCE", 1)
+    monkeypatch.setattr(linear_probe, "AT_ONCE", 1)
     assert len(linear_probe.groups(3, N, C, recipe(), steps=True)) == 3
     told: list[Any] = []
     parted = last(linear_probe.watched(features, labels, C, recipe(), seeds=SEEDS, gradients=True), told)

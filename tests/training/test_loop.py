@@ -7,7 +7,6 @@ import json
 import math
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from few import few
 from ranks import two_ranks
 from safetensors.torch import load_file
-from tiny import PAIR, ROWS, Memory, gated, pictures, recipe, same, train, vit
+from tiny import PAIR, ROWS, Killed, Memory, gated, kill, minutes, pictures, recipe, same, train, vit
 
 from lotus.config import Sparsity
 from lotus.data.sample_plan import SamplePlan
@@ -35,27 +34,8 @@ ALL = {"gated": True, "watched": True, "weighted": True, "drop_path": 0.2}
 PARTS = 2 * (6 * 2 + 1)  # micro-batches of two epochs: six steps of two, and a tail of four images in one
 
 
-class Killed(BaseException):
-    """As good as kill -9: nothing in the loop knows it."""
-
-
-def kill(losses: torch.Tensor) -> torch.Tensor:
-    raise Killed
-
-
 def nan(losses: torch.Tensor) -> torch.Tensor:
     return losses * math.nan
-
-
-def minutes() -> Callable[[], float]:
-    """A clock on which every look takes seven seconds."""
-    now = [0.0]
-
-    def clock() -> float:
-        now[0] += 7.0
-        return now[0]
-
-    return clock
 
 
 @pytest.fixture(scope="module")

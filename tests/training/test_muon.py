@@ -9,8 +9,6 @@ import functools
 import itertools
 import math
 import os
-import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +19,8 @@ import timm
 import timm.optim.muon
 import torch
 from few import few
-from tiny import pictures, recipe, same, train, vit
+from ranks import two_ranks
+from tiny import Killed, kill, minutes, pictures, recipe, same, train, vit
 from torch import Tensor, nn
 
 from lotus.config import Recipe
@@ -387,20 +386,6 @@ def test_by_hand_a_part_of_a_vector_is_the_whole() -> None:
 WANTS: dict[str, Any] = {"optimizer": "muon", "ema": 0.0, "save_minutes": 0.5, "weight_decay": 0.1, "layer_decay": 0.9}
 
 
-class Killed(BaseException):
-    """As good as kill -9."""
-
-
-def kill(losses: Tensor) -> Tensor:
-    raise Killed
-
-
-def minutes() -> Callable[[], float]:
-    """A clock on which every look takes seven seconds."""
-    now = itertools.count(0.0, 7.0)
-    return lambda: next(now)
-
-
 @pytest.mark.parametrize("zero", few([0, 1, 2, 3], [1]))
 def test_killed_and_started_again_ends_the_same(tmp_path: Path, zero: int) -> None:
     straight = train(tmp_path / "straight", recipe(**WANTS, zero=zero))
@@ -430,27 +415,7 @@ def test_two_ranks_are_as_one_and_go_on_as_one(tmp_path: Path) -> None:
         alone[zero, precision] = train(tmp_path / "alone" / f"{zero}-{precision}", wants).fitted.state
         with pytest.raises(Killed):
             train(tmp_path / f"one-{zero}-{precision}", wants, at={5: kill}, clock=minutes())
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    here = Path(__file__).parent
-    shared = {
-        "PATH": "/nonexistent", "HOME": str(tmp_path), "PYTHONPATH": f"{here.parent.parent}:{here.parent}:{here}", "OMP_NUM_THREADS": "1",
-        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
-    }  # fmt: skip
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(tmp_path)],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        spoken = [process.communicate(timeout=280)[0].decode() for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(spoken)
+    two_ranks(Path(__file__), tmp_path, timeout=280, base={"PATH": "/nonexistent", "HOME": str(tmp_path)})
     for zero, precision in CELLS:
         name = f"{zero}-{precision}"
         there = torch.load(tmp_path / f"two-{name}.pt", weights_only=True)

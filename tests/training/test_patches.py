@@ -10,7 +10,7 @@ import pytest
 import torch
 from ranks import two_ranks
 from safetensors.torch import load_file
-from tiny import ROWS, Memory, Outcome, ThatPrunes, contrast, patched, recipe, same, vit
+from tiny import ROWS, Killed, Memory, Outcome, ThatPrunes, contrast, kill, minutes, patched, recipe, same, vit
 from torch import Tensor
 
 from lotus.config import Patches
@@ -22,24 +22,6 @@ from selection.errors import Refused
 pytestmark = pytest.mark.slow
 
 FULL = {"ema": 0.9, "accumulate": 2, "mixup": 0.4, "cutmix": 1.0}
-
-
-class Killed(BaseException):
-    """As good as kill -9."""
-
-
-def kill(losses: Tensor) -> Tensor:
-    raise Killed
-
-
-def minutes():
-    now = [0.0]
-
-    def clock() -> float:
-        now[0] += 7.0
-        return now[0]
-
-    return clock
 
 
 class Watching(Memory):

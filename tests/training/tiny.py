@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -119,9 +120,28 @@ class ThatPrunes(DynamicSelection):
         return {name: value.numpy() for name, value in self.state(World()).items()}
 
 
+class Killed(BaseException):
+    """As good as kill -9: nothing in the loop knows it."""
+
+
+def kill(losses: Tensor) -> Tensor:
+    raise Killed
+
+
+def minutes() -> Callable[[], float]:
+    """A clock on which every look takes seven seconds."""
+    now = itertools.count(7.0, 7.0)
+    return lambda: next(now)
+
+
+def asked(keep: float = 0.5, **more: Any) -> Prune:
+    """What the cut of :func:`shrinking` is to be."""
+    return Prune.model_validate({"keep": {"macs": keep}, "round": 4, "embed_dim": None, **more})
+
+
 def shrinking(model: nn.Module, keep: float = 0.5, *, drop_path: float = 0.0, **wants: Any) -> Shrink:
     """A guest that cuts the model on the pictures; ``prune`` of ``wants`` are settings of the request."""
-    request = Prune.model_validate({"keep": {"macs": keep}, "round": 4, "embed_dim": None, **wants.pop("prune", {})})
+    request = asked(keep, **wants.pop("prune", {}))
 
     def draw(model: nn.Module, request: Prune, dense: nn.Module | None) -> Pruned:
         return lottery(model, [pictures()], request, dense=dense)

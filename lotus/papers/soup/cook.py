@@ -98,7 +98,7 @@ def cook(
             ahead = copy.deepcopy(model)
             scout = make_optimizer(ahead, recipe, place="finetune")
             scout.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-            _vary(scout, rng, settings.vary)
+            vary(scout, rng, settings.vary)
             with supply.batches(span, settings.data, settings.steps) as given:
                 yield from course.run(ahead, scout, given, objective, recipe, masks, span)
             span += 1
@@ -172,7 +172,7 @@ def _nominal(keep: float, settings: Soup) -> int:
     return rounds
 
 
-def _vary(optimizer: torch.optim.Optimizer, rng: np.random.Generator, factor: float) -> None:
+def vary(optimizer: torch.optim.Optimizer, rng: np.random.Generator, factor: float) -> None:
     """A learning rate and a weight decay of the copy's own; the paper varies both and names no range."""
     rate, decay = (float(factor ** rng.uniform(-1, 1)) for _ in range(2))
     group: dict[str, Any]

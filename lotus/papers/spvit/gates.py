@@ -82,6 +82,9 @@ class NestedGates:
 
     Attributes:
         theta: (G,) of all blocks: three for attention, then one for each MLP unit
+        under: theta as this step's gates were drawn of it, for their gradient
+        graph: this step's gates by block, (3,) of attention and one for each MLP unit, as a function of ``under``
+        leaves: the same, cut off, by which the forward multiplies; their gradients go on through ``graph``
     """
 
     def __init__(
@@ -123,9 +126,9 @@ class NestedGates:
         self._fixed = 1 - float(
             (self._costs[:, 2] + self._costs[:, 3] * torch.tensor(self.widths, device=device).sub(3)).sum()
         )
-        self._leaves: list[tuple[Tensor, Tensor]] = []
-        self._graph: list[tuple[Tensor, Tensor]] = []
-        self._under: Tensor | None = None
+        self.leaves: list[tuple[Tensor, Tensor]] = []
+        self.graph: list[tuple[Tensor, Tensor]] = []
+        self.under: Tensor | None = None
         self._handles = []
         for index, block in enumerate(self._blocks):
             block.attn.paths = Paths(block.heads, block.head_dim).to(next(model.parameters()))
@@ -137,27 +140,27 @@ class NestedGates:
 
     def step(self, progress: float, reduce: Callable[[Tensor], None] | None = None) -> None:
         """Move the gates, after a backward at an accumulation boundary; then draw anew."""
-        seen = torch.cat([_gradient(leaf).flatten() for pair in self._leaves for leaf in pair])
+        seen = torch.cat([_gradient(leaf).flatten() for pair in self.leaves for leaf in pair])
         if reduce is not None:
             reduce(seen)
-        assert self._under is not None
-        outputs = [output.flatten() for pair in self._graph for output in pair]
-        (gradient,) = torch.autograd.grad(torch.cat(outputs), self._under, seen)
+        assert self.under is not None
+        outputs = [output.flatten() for pair in self.graph for output in pair]
+        (gradient,) = torch.autograd.grad(torch.cat(outputs), self.under, seen)
         theta = self.theta.clone().requires_grad_()
-        (pull,) = torch.autograd.grad(self.strength * (self.keep - self._share(theta)) ** 2, theta)
+        (pull,) = torch.autograd.grad(self.strength * (self.keep - self.share(theta)) ** 2, theta)
         self._descend(gradient + pull)
         self._draw()
 
     def skip(self) -> None:
         """Drop the gradients of a step that was not finite."""
-        for pair in self._leaves:
+        for pair in self.leaves:
             for leaf in pair:
                 leaf.grad = None
 
     def open_macs(self) -> float:
         """Fraction of the model's MACs behind the gates that are open at evaluation."""
         with torch.no_grad():
-            return float(self._share(self.theta))
+            return float(self.share(self.theta))
 
     def summary(self) -> dict[str, float]:
         """``zero_gates`` (share of closed gates), ``open_macs``, ``attention`` (share of blocks that attend)."""
@@ -214,7 +217,7 @@ class NestedGates:
 
     def decide(self, index: int, gates: Sequence[float] | Tensor, units: Tensor) -> None:
         """Fix the gates of a block for the next forward passes in training mode; until the next draw."""
-        cut, kept = self._leaves[index]
+        cut, kept = self.leaves[index]
         with torch.no_grad():
             cut.copy_(torch.as_tensor(gates).to(cut))
             kept.copy_(units.to(kept))
@@ -224,7 +227,7 @@ class NestedGates:
         attn: Any = self._blocks[index].attn
         attend = functools.partial(type(attn).forward, attn)
         if attn.training:
-            first, second, third = self._leaves[index][0].to(x)
+            first, second, third = self.leaves[index][0].to(x)
             return (
                 third * attend(x)
                 + second * (1 - third) * self._convolve(attn, x, 3)
@@ -246,7 +249,7 @@ class NestedGates:
 
     def _gate_units(self, index: int, fc2: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         (x,) = inputs
-        units = self._leaves[index][1] if fc2.training else self.theta.split(self.widths)[index][3:] > 0
+        units = self.leaves[index][1] if fc2.training else self.theta.split(self.widths)[index][3:] > 0
         return (x * units.to(x),)
 
     # ----------------------------------------------------------------------------------------------------- the gates
@@ -256,14 +259,14 @@ class NestedGates:
         rng = torch.Generator().manual_seed(hash((self.seed, self.steps)) % 2**63)
         chance = torch.rand(len(self.theta), generator=rng).clamp(1e-6, 1 - 1e-6)
         noise = (chance.log() - (1 - chance).log()).to(self.theta.device)
-        self._under = self.theta.clone().requires_grad_()
+        self.under = self.theta.clone().requires_grad_()
         with torch.enable_grad():
-            gates = sampled(self._under, noise)
-            self._graph = [(nested(part[:3]), part[3:]) for part in gates.split(self.widths)]
-        leaves = [tuple(output.detach().clone().requires_grad_() for output in pair) for pair in self._graph]
-        self._leaves = leaves  # type: ignore[assignment]
+            gates = sampled(self.under, noise)
+            self.graph = [(nested(part[:3]), part[3:]) for part in gates.split(self.widths)]
+        leaves = [tuple(output.detach().clone().requires_grad_() for output in pair) for pair in self.graph]
+        self.leaves = leaves  # type: ignore[assignment]
 
-    def _share(self, theta: Tensor) -> Tensor:
+    def share(self, theta: Tensor) -> Tensor:
         """MACs of the open gates, as a fraction of the model's; differentiable."""
         total = torch.as_tensor(self._fixed, device=theta.device)
         for part, (one, three, attention, unit) in zip(open_gates(theta).split(self.widths), self._costs, strict=True):
