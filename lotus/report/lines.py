@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from lotus.events import Step
 from lotus.report import ledger
-from lotus.report.numbers import accuracy, count, duration, listed, percent, si, times
+from lotus.report.numbers import accuracy, count, duration, listed, percent, si, standard_error, times
 
 BINS = 16  # of the score histogram
 BAR = 44  # columns of its longest bar
@@ -198,9 +198,10 @@ def pruned(plan: str, values: Mapping[str, float], out: str, alone: Sequence[str
     """The end of ``lotus prune --model``."""
     lines = ["", *plan.splitlines()]
     if "top1" in values:
+        n = int(values.get("measured_on", 0))
+        error, on = (f" ± {standard_error(values['top1'], n):.2f}", f", on n = {count(n)} images") if n else ("", "")
         lines.append(
-            f"top-1: {accuracy(values['top1'], values.get('measured_on'))} after the cut, {values['top1_before']:.2f} % before, without "
-            "any fine-tuning"
+            f"top-1: {values['top1']:.2f}{error} % after the cut, {values['top1_before']:.2f} % before{on}, without any fine-tuning"
         )
     if "agreement" in values:
         lines.append(f"names the same class as the dense model for {values['agreement']:.2f} % of the images")

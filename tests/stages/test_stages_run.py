@@ -196,7 +196,8 @@ def test_a_folder_of_an_older_lotus_runs_again_and_its_models_stay(tmp_path: Pat
     (tmp_path / "stages" / "prepare.json").write_text('{"format": 1, "stage": "prepare"}')
     config = read(Path(DIGITS), [f"folder={tmp_path}"])
     said = [event for event in go(config, until="prepare") if isinstance(event, Said)]
-    assert [event.level for event in said] == ["warning"]
+    assert [event.level for event in said] == ["warning", "info"]
+    assert said[1].text.startswith("validates on digits")
     assert "its stages run again. The models in final/, trained/ stay as they are." in said[0].text
     assert (tmp_path / "trained" / "spec.json").exists()
     assert [event for event in go(config, until="prepare") if isinstance(event, (Said, Began))] == []
