@@ -33,14 +33,8 @@ FORMAT = 2
 versions read."""
 SPEC, WEIGHTS = "spec.json", "model.safetensors"
 EXPORTED = (
-    "timm.safetensors",
-    "model.safetensors",
-    "model.onnx",
-    "model.int8.onnx",
-    "MODEL.md",
-    "README.md",
-    "config.json",
-)
+    "timm.safetensors", "model.safetensors", "model.onnx", "model.int8.onnx", "MODEL.md", "README.md", "config.json",
+)  # fmt: skip
 """What ``lotus export`` writes to ``export`` in a model's folder: of the older model, it goes with it."""
 _NO_MATTER = 1e-5
 """What norms may add otherwise to a variance of about one."""
@@ -70,11 +64,6 @@ def save(
         Refused: a model that could not be built again from a spec, a folder that holds something else, no space.
     """
     folder, model = Path(folder), wrapping.unwrapped(model)
-    if name := wrapping.inside_of(model):
-        raise Refused(
-            f"{type(model).__name__}: the ViT is in it at {name}, and what else is in there cannot be saved. Save that alone: "
-            f"lotus.save(model.get_submodule({name!r}), ...)."
-        )
     if hub.is_hub(model):
         model = _of_hub(model)
     origin = door.origin(model)

@@ -132,18 +132,20 @@ def refuse_bytes(model: nn.Module, images: Tensor) -> None:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """``model`` without what compiled or parallel training puts around it."""
+    """``model`` without what compiled or parallel training puts around it.
+
+    Raises:
+        Refused: it is no ViT, and holds one: says where.
+    """
     while (inner := _inside(model)) is not None:
         model = inner
+    inside = [name for name, part in model.named_modules() if anatomy.family(part) or hub.is_hub(part)]
+    if len(inside) == 1 and inside[0]:
+        raise Refused(
+            f"{type(model).__name__}: the ViT is in it at {inside[0]}, and what else is in there cannot be saved. Save that alone: "
+            f"lotus.save(model.get_submodule({inside[0]!r}), ...)."
+        )
     return model
-
-
-def inside_of(model: nn.Module) -> str:
-    """Where in ``model`` the one ViT lies; empty where it is one itself, or has none, or several."""
-    if anatomy.family(model) or hub.is_hub(model):
-        return ""
-    found = [name for name, part in model.named_modules() if anatomy.family(part) or hub.is_hub(part)]
-    return found[0] if len(found) == 1 else ""
 
 
 def _inside(model: Any) -> nn.Module | None:
