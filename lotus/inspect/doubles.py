@@ -129,7 +129,7 @@ def _described(small: Small, mean: Floats, basis: Floats, crop: tuple[float, ...
         )
     seen = ((_unit(_shrunk(pixels, 4)) - mean) @ basis).astype(np.float32, copy=False)
     structure = _sharp(pixels.mean(3))[..., None]
-    return near.unit(seen), _unit(_shrunk(structure, 2))
+    return near.unit(np.asarray(seen, np.float32)), _unit(_shrunk(structure, 2))
 
 
 def _taps(low: Floats, high: Floats) -> Floats:
