@@ -6,7 +6,6 @@ There lie models, tickets and results under the names that they had, with their 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -50,7 +49,7 @@ class Earlier:
             for place in places:
                 there = self.folder / place.relative_to(self._run.folder)
                 there.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(place, there)
+                files.move(place, there)
                 self._moved.setdefault(stage, []).append(place)
             if self._config and not (self.folder / "config.yaml").exists():
                 files.write_text(self.folder / "config.yaml", self._config)
@@ -60,7 +59,7 @@ class Earlier:
         for stage, places in list(self._moved.items()):
             if not any(place.exists() for place in places):
                 for place in places:
-                    os.replace(self.folder / place.relative_to(self._run.folder), place)
+                    files.move(self.folder / place.relative_to(self._run.folder), place)
                 del self._moved[stage]
         if self.folder.exists() and not self._moved:
             files.remove(self.folder)

@@ -18,6 +18,7 @@ from selection.files import (
     digest,
     digest_of,
     folder_beside,
+    move,
     opened,
     recover,
     refusing,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "append", "beside", "check", "digest", "digest_of", "digest_once", "folder_beside", "opened", "put_tensors", "read_tensors", "recover",
+    "append", "beside", "check", "digest", "digest_of", "digest_once", "folder_beside", "move", "opened", "put_tensors", "read_tensors", "recover",
     "refusing", "remove", "tidy", "whole", "write_bytes", "write_json", "write_tensors", "write_text",
 ]  # fmt: skip
 

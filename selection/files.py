@@ -230,6 +230,13 @@ def remove(folder: str | Path) -> None:
 # --------------------------------------------------------------------------------------------------------------- hash
 
 
+def move(path: str | Path, there: str | Path) -> None:
+    """Give a file or folder another name on the same disk, whose folder is there; lasting."""
+    os.replace(path, there)
+    for folder in {Path(path).parent, Path(there).parent}:
+        _last_rename(folder / "_")
+
+
 def digest(value: Any, size: int = 12) -> str:
     """Short hash, of ``size`` bytes, of anything that JSON can hold."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=size).hexdigest()

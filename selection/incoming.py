@@ -291,7 +291,7 @@ def _names(path: Path, names: np.ndarray | None, count: int) -> tuple[str, ...] 
 
 
 def _known(found: Columns) -> str:
-    """The fingerprint of the data, where the file says it, as that of ``lotus select --features`` does."""
+    """The fingerprint of the data, where the file says it, as a file of features that LOTUS made does."""
     told = found.get("fingerprint")
     return str(told) if told is not None and told.ndim == 0 and told.dtype.kind == "U" else ""
 

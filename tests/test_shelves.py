@@ -110,7 +110,8 @@ def test_a_function_of_another_kind_is_refused_before_anything_is_done(place: st
     exec(KINDS, vars(mine))
 
     def asked(name: str) -> str:
-        page = read(None, ["data.name=digits", f"{place}={[name] if place == 'train.guests' else name}"])
+        gates = ["train.sparsity.gates=true"] if place == "train.sparsity.penalty" else []
+        page = read(None, ["data.name=digits", *gates, f"{place}={[name] if place == 'train.guests' else name}"])
         look = partial(open_data, page.data) if place == "data.name" else partial(check, page)
         with pytest.raises(Refused) as told:
             look([mine])

@@ -45,9 +45,19 @@ def _below(place: str, section: Any, values: Any) -> Iterator[Setting]:
         below = _section(field.annotation)
         required = None if field.is_required() else field.get_default(call_default_factory=True)
         default = getattr(values, name) if values is not None else required
-        yield Setting(f"{place}{name}", default, field.description or "", field.annotation, below is not None)
+        shown = _as_written(section, name, default)
+        yield Setting(f"{place}{name}", shown, field.description or "", field.annotation, below is not None)
         if below is not None:
             yield from _below(f"{place}{name}.", below, default)
+
+
+def _as_written(section: Any, name: str, default: Any) -> Any:
+    """A default as a config file says it: a teacher that is nobody is the word none."""
+    from lotus.config import Section
+
+    if default is None and isinstance(section, type) and issubclass(section, Section):
+        return section.model_construct(**{name: None}).model_dump(mode="json", include={name}, warnings=False).get(name)
+    return default
 
 
 def _section(annotation: Any) -> Any:

@@ -181,7 +181,8 @@ def _fault(fault: Mapping[str, Any], place: str) -> str:
         row, value = fault["ctx"]["row"], fault["ctx"]["value"]
         return f"{rules.join(where, row.place) or place}: {row.told(value, where)}."
     now = _now(where, fault["input"])
-    return told(fault, where or place) + ("" if now is None else f" That is called {now!r} now.")
+    said = told(fault, where or place)
+    return said if now is None else f"{said.partition(' Did you mean ')[0]} That is called {now!r} now."
 
 
 def _inherited(loc: tuple[int | str, ...], raw: Mapping[str, Any]) -> bool:

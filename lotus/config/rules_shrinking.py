@@ -80,7 +80,9 @@ OF_SHRINKING = (
          "takes sublayers out, between which {it.train.patches.mode} lets patches go. Leave one of the two out",
          of_patches("tome", "train.shrink={} prune.sublayers=true"), of_patches("dropout", "train.shrink={} prune.sublayers=true")),
     Rule("Config", "finetune.distill",
-         lambda it: _shrinks(it) and it.finetune.epochs > 0 and it.finetune.distill != "none",
-         "the model before the cut was trained no further, and teaches nobody. Set finetune.distill=none, or finetune.epochs=0",
+         lambda it: _shrinks(it) and it.finetune.epochs > 0 and it.finetune.taught_by is not None
+         and it.finetune.taught_by.is_uncut,
+         "the model before the cut was trained no further, and teaches nobody. Set finetune.distill=none, another "
+         "finetune.teacher, or finetune.epochs=0",
          "train.shrink={} finetune.epochs=1 finetune.distill=soft", "train.shrink={} finetune.epochs=1"),
 )  # fmt: skip

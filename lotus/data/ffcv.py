@@ -308,7 +308,7 @@ class _Decoder(SimpleRGBImageDecoder):
                     desk = desk[0], np.empty(3 * planes.shape[-1] ** 2, np.uint8)
                 try:
                     part = slice(start, start + step)
-                    return int(paint(planes[part], rows[part], data, self._columns, self._colors, desk, self._calls))
+                    return paint(planes[part], rows[part], data, self._columns, self._colors, desk, self._calls)
                 finally:
                     self._desks.put(desk)
 

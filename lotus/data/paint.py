@@ -5,6 +5,7 @@ All in one file, since numba keeps what it compiled until this file changes, and
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -116,14 +117,32 @@ def _smooth(source, width, box, square, side, cubic):  # type: ignore[no-untyped
             square[3 * y * side + x] = min(np.float32(255), max(np.float32(0), np.rint(line[x])))
 
 
-@_kept
-def paint(planes, rows, data, columns, colors, desk, calls):  # type: ignore[no-untyped-def]
+_READY: set[tuple[Any, ...]] = set()
+_COMPILING = threading.Lock()
+
+
+def paint(planes: Any, rows: Any, data: Any, columns: Any, colors: Any, desk: Any, calls: Any) -> int:
     """Images ``rows`` into ``planes`` (n, 3, S, S). Returns the first row whose JPEG is damaged, or -1.
 
     ``data`` is the file, ``columns`` what it and the table of augmentations tell of all its images; ``colors`` are the levels and
     the color beyond the border. On the ``desk`` lie a decoded JPEG and a resized image (S, S, 3), both flat and scratch. ``calls``
     are the addresses of the decoder and of what resizes by area, and how to resize: 0 so, 1 by a triangle, 2 by a cubic.
+
+    The first call of its kind has the compiler alone: of two threads that compile the same, one can fail in numba.
     """
+    given = (planes, rows, data, columns, colors, desk, calls)
+    kinds = tuple(map(numba.typeof, given))
+    if kinds in _READY:
+        return int(painted(*given))
+    with _COMPILING:
+        found = int(painted(*given))
+        _READY.add(kinds)
+    return found
+
+
+@_kept
+def painted(planes, rows, data, columns, colors, desk, calls):  # type: ignore[no-untyped-def]
+    """What :func:`paint` does, compiled."""
     modes, heights, widths, pointers, sizes, table = columns
     levels, fill = colors
     room, square = desk

@@ -69,10 +69,6 @@ def prune(
         Refused: a setting that there is not, or that does not go with another; a model that cannot be cut, a budget out of
             reach, calibration data that do not serve; says what would.
     """
-    if not isinstance(model, nn.Module):
-        raise Refused(
-            f"prune: a {type(model).__name__} is no model. Give one, e.g. of timm.create_model or lotus.load."
-        )
     shelves = []
     if callable(criterion):
         shelf, criterion = _shelf(criterion)
@@ -80,6 +76,10 @@ def prune(
     keep = dict(keep) if isinstance(keep, Mapping) else keep
     request = as_request({"keep": keep, "criterion": criterion, **settings})
     rules.refuse(request, rules.CALLED, place="prune")
+    if not isinstance(model, nn.Module):
+        raise Refused(
+            f"prune: a {type(model).__name__} is no model. Give one, e.g. of timm.create_model or lotus.load."
+        )
     wrapped = Wrapped(model)
     if wrapped.hub is not None and request.embed_dim == "auto":  # its class has one width for all that is not a block
         request = request.model_copy(update={"embed_dim": None})

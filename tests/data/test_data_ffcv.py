@@ -38,11 +38,11 @@ def open_(
 def test_one_compilation_serves_every_loader(stored: dict[str, Path]) -> None:
     import numba
 
-    from lotus.data import ffcv as door
+    from lotus.data.paint import painted
 
     with open_(stored["square"]) as opened:
         list(opened.epoch(0))
-    before = len(door.paint.signatures)
+    before = len(painted.signatures)
     for name, augment, size, workers in (
         ("mixed", Augment(crop="resized"), 16, 1),
         ("jpeg", Augment(crop="pad", flip=True), 24, 3),
@@ -51,9 +51,9 @@ def test_one_compilation_serves_every_loader(stored: dict[str, Path]) -> None:
         with open_(stored[name], range(9, 60), size=size, workers=workers, augment=augment) as opened:
             for epoch in range(3):
                 assert sum(len(batch.labels) for batch in opened.epoch(epoch)) == 51
-    assert len(door.paint.signatures) == before
+    assert len(painted.signatures) == before
     assert numba.types.uint8[::1].mutable, "which FFCV would have changed, for the whole process"
-    assert door.paint.stats.cache_path, "and it is kept on disk for the next process"
+    assert painted.stats.cache_path, "and it is kept on disk for the next process"
 
 
 def test_thread_counts_stay(stored: dict[str, Path]) -> None:

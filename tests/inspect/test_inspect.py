@@ -238,7 +238,9 @@ def test_labels_from_the_command_line(
         assert found["labels_judged_by"] == judge
         listed = [int(name) for name in found["delete"]]
         right = [row for row in listed if row < 25]
-        assert len(right) >= (3 if judge == "network" else 1), listed  # of 25 among 500, which by chance would be 5 % of the list
+        assert len(right) >= (3 if judge == "network" else 1), (
+            listed
+        )  # of 25 among 500, which by chance would be 5 % of the list
         assert len(right) >= 0.3 * len(listed), listed
     assert cli.main([*words[:2], "--model", str(tmp_path)]) == 2
     assert "has no spec.json" in capsys.readouterr().err

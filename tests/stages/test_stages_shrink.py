@@ -42,7 +42,7 @@ def test_what_ships_is_what_was_cut_in_the_training(shrunk: Path) -> None:
     assert weights[0] == weights[1] == weights[2]
     assert results["kept"]["dimensions"]["macs"] == small / dense
     assert sum(block["of_hidden"] for block in results["kept"]["blocks"]) == 2 * 128
-    assert [section["title"] for section in results["sections"]] == ["Cut in the training"]
+    assert [section["title"] for section in results["sections"]] == ["Cut in the training", "Class by class"]
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from selection.errors import Refused
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 CODE = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
-COMMANDS = re.findall(r"```\n(lotus .*?)\n```", GUIDE)
+COMMANDS = [command for command in re.findall(r"```\n(lotus .*?)\n```", GUIDE) if "PATH" not in command]
 
 
 @pytest.fixture
