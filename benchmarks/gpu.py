@@ -38,7 +38,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else selectio
 from selection import files
 
 ROOT = Path(__file__).resolve().parent.parent
-PEAK = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40": 181.0, "A10": 125.0, "RTX 4090": 165.0, "V100": 125.0}
+PEAK = {
+    "H200": 989.0,
+    "H100": 989.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "L40": 181.0,
+    "A10": 125.0,
+    "RTX 4090": 165.0,
+    "V100": 125.0,
+}
 """TFLOP/s of dense bf16 with accumulation in fp32 (V100: fp16), by the makers' data sheets."""
 
 
