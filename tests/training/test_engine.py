@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 from pathlib import Path
 
 import pytest
 import torch
 from few import few
+from ranks import left_in_shared_memory, shared_memory
 from tiny import CLASSES, pictures, recipe, same, vit
 from torch import Tensor, nn
 
@@ -192,13 +192,12 @@ def test_average_is_carried_and_put_down(zero: int, precision: str) -> None:
 
 
 def test_nothing_is_compiled_and_nothing_left_in_shared_memory() -> None:
-    before = set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()  # Python's own may be another test's
+    before = shared_memory()
     go(made(), range(1))
     import deepspeed.comm.comm
 
     assert deepspeed.comm.comm.cdb.shm_comm_op is None
-    if before:
-        assert {name for name in os.listdir("/dev/shm") if not name.startswith("psm_")} <= before
+    assert not left_in_shared_memory(before)
 
 
 def test_an_optimizer_that_zero_cannot_cut_is_refused() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from few import few
-from ranks import two_ranks
+from ranks import left_in_shared_memory, shared_memory, two_ranks
 from safetensors.torch import load_file
 from tiny import PAIR, ROWS, Killed, Memory, gated, kill, minutes, pictures, recipe, same, train, vit
 
@@ -265,12 +265,6 @@ def test_every_layout_goes_on_exactly(tmp_path: Path, changed: dict) -> None:
     assert whole.fitted.top1 > 50
 
 
-def shared_memory() -> set[str]:
-    """What lies in /dev/shm, but for Python's own segments, which another test may hold meanwhile."""
-    there = os.listdir("/dev/shm") if Path("/dev/shm").is_dir() else []
-    return {name for name in there if not name.startswith("psm_")}
-
-
 @pytest.mark.slow
 def test_two_ranks_are_as_one(tmp_path: Path) -> None:
     """Two processes over gloo, without a compiler on the PATH: a whole training, and the rest of one begun here."""
@@ -282,7 +276,7 @@ def test_two_ranks_are_as_one(tmp_path: Path) -> None:
         Path(__file__).parent / "tiny.py", tmp_path, timeout=120, base={"PATH": "/nonexistent", "HOME": str(tmp_path)}
     )
     assert spoken == ["", ""]
-    assert shared_memory() <= shm
+    assert not left_in_shared_memory(shm)
     assert not (tmp_path / ".cache" / "torch_extensions").exists()
     for name in ("whole", "begun"):
         found = load_file(tmp_path / f"{name}.safetensors")
