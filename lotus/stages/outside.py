@@ -201,15 +201,22 @@ def batches_of(images: _Images, source: Source, most: int) -> Batches:
     import torch
 
     from lotus.data import unpacked
+    from lotus.data.views import Look
     from lotus.vit.model import image_size
 
-    model, size, about = images.model, image_size(images.model), images.about
-    look = {"mean": about["mean"], "std": about["std"], "crop": about["crop"], "interpolation": given.resizing(about)}
+    model, about = images.model, images.about
+    look = Look(
+        size=image_size(model),
+        mean=about["mean"],
+        std=about["std"],
+        crop=about["crop"],
+        interpolation=given.resizing(about),
+    )
     rows = np.sort(np.random.default_rng(images.seed).choice(len(source), size=min(most, len(source)), replace=False))
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         device = next(model.parameters()).device
-        for x, labels in unpacked.batches(source, rows, size, **look):
+        for x, labels in unpacked.batches(source, rows, look):
             x, labels = x.to(device), labels.to(device)
             if not images.labeled:
                 training = model.training
