@@ -18,7 +18,7 @@ from selection.errors import Refused
 from selection.exchange import Images, Words
 from selection.lottery import select
 from selection.signals import Signals
-from selection.subset import Subset
+from selection.subset import Known, Subset
 
 LABELS = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
 NAMES = [f"c{label}/img_{row}.png" for row, label in enumerate(LABELS)]
@@ -38,8 +38,8 @@ def plain():
 
 def subset_of(images, rows, **changes):
     rows = np.asarray(sorted(rows))
-    more = {"labels": images.labels, "classes": images.classes, "scores": np.linspace(0, 1, images.total)} | changes
-    return Subset(rows, images.total, fingerprint=images.fingerprint, **more)
+    known = Known(images.labels, images.classes, changes.pop("scores", np.linspace(0, 1, images.total)))
+    return Subset(rows, images.total, fingerprint=images.fingerprint, known=known, **changes)
 
 
 # -- round trips
