@@ -35,11 +35,18 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 def open_(
-    file: Path, kind: str, batch: int = 16, plan: SamplePlan | None = None, *, workers: int = 2, **look: Any
+    file: Path,
+    kind: str,
+    batch: int = 16,
+    plan: SamplePlan | None = None,
+    *,
+    workers: int = 2,
+    device: str = "cpu",
+    **look: Any,
 ) -> Loader:
     plan = SamplePlan(np.arange(70), seed=1, batch_size=batch) if plan is None else plan
     seen = Look(**{"size": 12, "mean": MEAN, "std": STD, "seed": 5, **look})
-    return open_loader(file, plan, seen, kind=kind, workers=workers)
+    return open_loader(file, plan, seen, kind=kind, workers=workers, device=device)
 
 
 def by_row(batches: list[Batch]) -> torch.Tensor:

@@ -387,7 +387,7 @@ def test_padding_is_the_mean_color(stored: dict[str, Path], kind: str) -> None:
 
 
 def test_rows_beyond_the_file(stored: dict[str, Path], kind: str) -> None:
-    with pytest.raises(Refused, match="row 70 is asked for, but it holds 70"):
+    with pytest.raises(Refused, match=r"row 70 .*holds 70"):
         open_(stored["square"], SamplePlan([3, 70], batch_size=2), kind)
 
 

@@ -177,7 +177,7 @@ def test_everything_stays_when_everything_may():
 
 def test_a_table_of_another_model_is_refused():
     other = dataclasses.replace(OUTLINE, dims=(OF._replace(hidden=40),) * 2)
-    with pytest.raises(Refused, match="measured on a model of other widths"):
+    with pytest.raises(Refused, match="other widths"):
         program.fit_plan(other, draw(0, other), asks({"latency": 0.8}), TABLE)
 
 
@@ -215,7 +215,7 @@ def test_a_model_that_is_cut_unevenly_is_refused():
     model = tiny(embed_dim=48, num_heads=2, depth=2)
     small = lotus.pruning.surgery.cut(model, budget.fit_plan(cost.outline(model), draw_for(model), asks({"macs": 0.7})))
     assert len({block.dims for block in anatomy.blocks(small)}) == 2
-    with pytest.raises(Refused, match=r"blocks differ in width already.*Give a budget of macs"):
+    with pytest.raises(Refused, match=r"blocks differ.*budget of macs"):
         latency.measure(small, 4, timer=clock)
 
 
@@ -366,7 +366,7 @@ def test_a_model_that_was_cut_is_drawn_by_the_table_of_the_whole_one():
     studied = lotus.pruning.study(whole, [], asks(criterion="magnitude", rotate=False, compensate="none"))
     cut = studied.draw(asks({"latency": 0.9}), table=table, timer=shared).model
     again = lotus.pruning.study(cut, [], asks(criterion="magnitude", rotate=False, compensate="none"))
-    with pytest.raises(Refused, match="measured on a model of other widths"):
+    with pytest.raises(Refused, match="other widths"):
         again.draw(asks({"latency": 0.8}), table=table, timer=shared)
     again = dataclasses.replace(again, beside=whole)
     drawn = again.draw(asks({"latency": 0.8}), table=table, timer=shared)
