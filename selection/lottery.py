@@ -177,7 +177,8 @@ def draw(signals: Signals, wants: Wants, shelves: Iterable[ModuleType] = (), pla
     shelves, floor, max_memory = list(shelves), wants.floor, wants.max_memory
     warnings = choose(score=wants.score, pick=wants.pick, keep=wants.keep, shelves=shelves, places=places)
     seed, share = check_seed(wants.seed), balance_of(wants.balance, places.balance)
-    scorer, picker = _scorer(wants.score, seed, shelves, places), _picker(wants.pick, shelves, places)
+    scorer = _scorer(wants.score, seed, shelves, places)
+    picker = resolve(pickers, shelves, wants.pick, places.pick, here=OF_PICKERS)
     begun = _begun(wants.start, signals, places)
     _check_floor(floor, bool(share), places)
     by_class = _by_class(share, floor)
@@ -325,10 +326,6 @@ def _scored_if_it_can_be(
         return _scored(signals, scorer, max_memory, enough, places)
     except Refused:
         return None
-
-
-def _picker(pick: Choice, shelves: Iterable[ModuleType], places: Places) -> Method:
-    return resolve(pickers, shelves, pick, places.pick, here=OF_PICKERS)
 
 
 def _scorer(score: Choice, seed: int, shelves: Iterable[ModuleType], places: Places) -> Method:

@@ -21,7 +21,7 @@ from lotus.data.dataset import open_data
 from lotus.data.loader import open_loader
 from lotus.data.sample_plan import SamplePlan
 from lotus.data.source import split
-from lotus.data.torch_loader import resize_area, view
+from lotus.data.torch_loader import resize, view
 from lotus.data.views import Look, View, parameters
 from selection.errors import Refused
 
@@ -370,7 +370,7 @@ def test_resizing_is_opencv_s() -> None:
         height, width, size = (int(v) for v in (*rng.integers(1, 120, 2), rng.choice([8, 31, 32, 57, 96])))
         part = np.ascontiguousarray(noise[:height, :width])
         theirs = cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA)
-        assert np.abs(theirs.astype(int) - resize_area(part, size)).max() <= 1, (height, width, size)
+        assert np.abs(theirs.astype(int) - resize(part, size)).max() <= 1, (height, width, size)
 
 
 def test_padding_is_the_mean_color(stored: dict[str, Path], kind: str) -> None:
