@@ -135,7 +135,7 @@ def test_the_shelves_read_no_more_than_their_places_give() -> None:
     from lotus.data import catalog
     from lotus.pruning import criteria, scoring
     from lotus.sparsity import penalties
-    from lotus.training import named, optim, schedules, shelf
+    from lotus.training import guest_shelf, named, optim, schedules
     from lotus.vit import patch_scores, saliency
     from selection import dynamic, dynamic_pruning, lottery, methods, pickers, scores
     from selection.signals import VOCABULARY
@@ -145,7 +145,7 @@ def test_the_shelves_read_no_more_than_their_places_give() -> None:
         (pickers, lottery.OF_PICKERS),
         (dynamic, dynamic_pruning.READS),
         (schedules, optim.SCHEDULE_READS),
-        (shelf, named.READS),
+        (guest_shelf, named.READS),
         (criteria, scoring.READS),
         (patch_scores, saliency.READS),
         (catalog, ("path", "name")),

@@ -18,7 +18,7 @@ from tiny_vits import PLAIN, pictures, tiny
 
 from lotus.config import Patches, Prune
 from lotus.papers.spvit import mixture, project
-from lotus.papers.spvit.gates import NestedGates
+from lotus.papers.spvit.nested_gates import NestedGates
 from lotus.papers.spvit.project import Choice
 from lotus.pruning import load, save, spec, surgery
 from lotus.pruning.plan import Plan

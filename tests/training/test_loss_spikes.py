@@ -18,8 +18,8 @@ from lotus.config import check
 from lotus.events import Said
 from lotus.training import named
 from lotus.training.distributed import World
+from lotus.training.guest_shelf import LossSpikes
 from lotus.training.guests import Position
-from lotus.training.shelf import LossSpikes
 from selection.errors import Refused
 
 
