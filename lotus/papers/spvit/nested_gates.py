@@ -103,7 +103,7 @@ class NestedGates:
             strength: lambda
 
         Raises:
-            Refused: a patch grid that convolutions do not go over, a model on fewer patches, or no supported model.
+            Refused: a patch grid that convolutions do not go over, a model with token pruning, or no supported model.
         """
         vit: Any = model
         self._blocks = anatomy.blocks(model)
