@@ -8,6 +8,6 @@
 from selection.errors import Refused
 from selection.lottery import Lottery, choose, select
 from selection.signals import Signals
-from selection.subset import Subset
+from selection.subset import Known, Subset
 
-__all__ = ["Lottery", "Refused", "Signals", "Subset", "choose", "select"]
+__all__ = ["Known", "Lottery", "Refused", "Signals", "Subset", "choose", "select"]

@@ -43,7 +43,7 @@ DOORS = {
     "ffcv": {"lotus.data.ffcv"},
     "deepspeed": {"lotus.training.engine"},
     "rich": {"lotus.report.terminal"},
-    "timm": {"lotus.vit.model", "lotus.training.optim", "lotus.training.objective"},
+    "timm": {"lotus.vit.model", "lotus.vit.zoo", "lotus.training.optim", "lotus.training.objective"},
     "torchvision": {"lotus.data.cifar"},
 }
 
