@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
     "train_step.py": ["--tiny"],
     "optimizer_step.py": ["--tiny"],
+    "neighbor.py": ["--tiny"],
     "gpu.py": ["--out", "OUT", "--device", "cpu", "--tiny", "--parts", "adamw"],
     "augment.py": ["--sides", "8", "--batch", "6", "--turns", "1"],
     "inspect_data.py": ["--tiny", "--images", "300", "--fractions", "0.1"],

@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 
 from lotus.config import Recipe
 from lotus.events import Evaluated, Event, Said
+from lotus.training import threads
 from lotus.training.checkpoint import Checkpoint, Checkpoints, check_fits
 from lotus.training.distributed import StopFlag, World
 from lotus.training.engine import Engine
@@ -161,16 +163,22 @@ class _Course:
         self._book = _Book(guests, Checkpoints(job.folder / "checkpoints", key=job.key, world=job.world))
         self._counts = counts_of(data.weights, None, job.world)
         self._engine: Engine | None = None
+        self._threads = 0
 
     def begin(self) -> Iterator[Event]:
         """From a checkpoint or from nothing; tells which."""
         found, notes = self._book.find()
         if found is not None:
             self.model = self._book.rebuilt(self.model, found)
+        began_with = found.state.get("threads", 0) if found is not None else 0
+        self._threads = threads.take(self.model, self._data.plan.micro, self._job.world, began_with)
+        if (now := torch.get_num_threads()) != self._threads:
+            notes.append((f"computes with {now} of {self._threads} threads, as many as its steps keep busy", "info"))
         notes += [(text, "warning") for text in unusual(self._recipe, self._job.place)]
         engine = self._engage(self.model)
         if found is not None:
             self.at = self._book.restore(found, engine)
+        self.at.threads = torch.get_num_threads()
         yield from self._job.told(*(Said(self._job.stage, text, level) for text, level in notes))
         self._pace, self._saved = Pace(self._job.stage, self._job.world.size, self._job.clock), self._job.clock()
 
@@ -211,6 +219,8 @@ class _Course:
             self._engine.release(state)
         for guest in self._guests:
             guest.leave()
+        if self._threads:
+            torch.set_num_threads(self._threads)
 
     def _engage(self, model: nn.Module) -> Engine:
         """An engine around ``model``, known to all guests."""
