@@ -8,6 +8,7 @@
 from typing import TYPE_CHECKING, Any
 
 from selection.errors import Refused
+
 if TYPE_CHECKING:
     from selection.lottery import Lottery, choose, select
     from selection.signals import Signals

@@ -179,9 +179,7 @@ class _Course:
         engine = self._engage(self.model)
         if found is not None:
             self.at = self._book.restore(found, engine)
-        self.at = dataclasses.replace(
-            self.at, rewinds=len(self._passed.stretches), threads=torch.get_num_threads()
-        )
+        self.at = dataclasses.replace(self.at, rewinds=len(self._passed.stretches), threads=torch.get_num_threads())
         yield from self._job.told(*(Said(self._job.stage, text, level) for text, level in notes))
         self._pace, self._saved = Pace(self._job.stage, self._job.world.size, self._job.clock), self._job.clock()
 
