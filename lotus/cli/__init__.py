@@ -24,6 +24,7 @@ from selection.methods import nearest
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code."""
+    _let_threads_sleep()
     parser = _parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(words[:1]) if words[:1] and words[0] in ("-h", "--help", "--version") else None
@@ -41,6 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `lotus ... | head`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - python flushes it at exit
         return 0
+
+
+def _let_threads_sleep() -> None:
+    """Threads that wait for each other, torch's and numba's, give their core away instead of spinning: beside other work, a second
+    training or a browser, spinning makes a small model's training a hundred times slower. Read when torch is imported. Whoever has
+    said how they are to wait, keeps it: OMP_WAIT_POLICY=ACTIVE on a machine that does nothing else."""
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(os.environ):
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def _told(why: object, code: int) -> int:

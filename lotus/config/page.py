@@ -28,9 +28,9 @@ class Data(Section):
     """Which images, and how they lie on disk."""
 
     name: str = "imagefolder"
-    """A data set of the catalog: digits, cifar10, cifar100, npz, imagefolder, or ``hf:NAME``."""
+    """A data set of the catalog: digits, cifar10, cifar100, npz, imagefolder, webdataset, filelist, or ``hf:NAME``."""
     path: str = ""
-    """Where the images lie: a folder or an .npz. Empty for digits."""
+    """Where the images lie: a folder, an .npz, shards (``train-{000..146}.tar``) or a list. Empty for digits."""
     options: dict[str, Any] = Field({})
     """What the catalog's function may be told, e.g. ``val_fraction: 0.2``."""
     write: Literal["raw", "jpg", "smart", "proportion"] = "smart"

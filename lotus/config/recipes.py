@@ -114,6 +114,12 @@ class Recipe(Section):
     does the proxy where it is not set there."""
     evaluate_every: int = Field(1, ge=0)
     """Epochs between evaluations; 0: only after the last."""
+    on_spike: Literal["stop", "skip", "rewind"] | None = None
+    """What becomes of a step that is not finite or whose loss jumped (guest ``loss_spikes`` says when). stop: the training ends. skip:
+    the weights stay. rewind: back to a checkpoint from before, and its images and those of up to nine steps before it are passed
+    over. Step, rate and images are logged. null: skip, and no jump is looked for. Three in a row end it always."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """How many of the newest checkpoints stay while it trains."""
     zero: Literal[0, 1, 2, 3] = 1
     """DeepSpeed's ZeRO stage. 1 skips a step that is not finite; 2 and 3 are for models that do not fit."""
     deepspeed: str = ""

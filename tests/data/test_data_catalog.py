@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import builtins
+import io
 import os
 import pickle
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +37,16 @@ def folder(root: Path, parts: dict[str, int]) -> Path:
 
 
 def test_the_shelf_holds_data_sets_alone() -> None:
-    assert methods.names(catalog) == ["cifar10", "cifar100", "digits", "hf", "imagefolder", "npz"]
+    assert methods.names(catalog) == [
+        "cifar10",
+        "cifar100",
+        "digits",
+        "filelist",
+        "hf",
+        "imagefolder",
+        "npz",
+        "webdataset",
+    ]
 
 
 def test_digits() -> None:
@@ -452,7 +463,17 @@ def test_every_data_set_keeps_the_law(tmp_path: Path) -> None:
         "cifar100": str(tmp_path / "c100"),
         "npz": saved(tmp_path).path,
         "imagefolder": str(folder(tmp_path / "f", {"a": 4, "b": 4})),
+        "filelist": str(tmp_path / "f.csv"),
+        "webdataset": str(tmp_path / "f.tar"),
     }
+    with tarfile.open(at["webdataset"], "w") as tar:
+        for i, file in enumerate(sorted((tmp_path / "f").rglob("*.png"))):
+            with open(at["filelist"], "a") as table:
+                table.write(f"{file},{file.parent.name}\n")
+            tar.add(file, f"{i}.png")
+            about = tarfile.TarInfo(f"{i}.cls")
+            about.size = 1
+            tar.addfile(about, io.BytesIO(file.parent.name.encode()))
     assert sorted([*at, "hf"]) == methods.names(catalog)
     for name, path in at.items():
         for source in open_data(Data(name=name, path=path)):

@@ -58,6 +58,7 @@ from lotus.training.joint_budget import Joint
 from lotus.training.own_ticket import OwnTicket
 from lotus.training.regularize import EarlyBird, Gating
 from lotus.training.shrink import Shrink
+from lotus.training.spikes import LossSpikes
 from lotus.vit.tokens import Tokens
 from selection import methods
 from selection.errors import Refused
@@ -121,7 +122,7 @@ MAKERS: dict[type[Guest], Callable[[nn.Module], list[Guest]]] = {
     MovingAverage: lambda model: [MovingAverage(0.9)],
     BalancedClasses: lambda model: [BalancedClasses("equal", pictures()[1].numpy(), 3)],
     LateAverage: lambda model: [LateAverage(0.4, 2)],
-    guest_shelf.LossSpikes: lambda model: [guest_shelf.LossSpikes(8.0, 50)],
+    LossSpikes: lambda model: [LossSpikes(8.0, 50)],
     GrowingPictures: lambda model: [GrowingPictures([(0, 8), (0.4, 12), (0.7, 16)])],
     Shrink: lambda model: [shrinking(model, at=0.4, drop_path=0.2)],
     OwnTicket: _own_ticket,
