@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,7 +56,7 @@ class Sharded:
     seed: int = 0
     way: Way = Way()
     labels: str = ""
-    say: Words = Words()
+    say: Words = field(default_factory=Words)
 
     def check(self) -> None:
         """
