@@ -42,7 +42,7 @@ FACADE = "lotus"  # lotus/__init__.py hands out its names late and stands on no 
 DOORS = {
     "ffcv": {"lotus.data.ffcv"},
     "deepspeed": {"lotus.training.engine"},
-    "rich": {"lotus.report.terminal"},
+    "rich": {"lotus.report.live", "lotus.report.terminal"},
     "timm": {"lotus.vit.model", "lotus.training.optim", "lotus.training.objective"},
     "torchvision": {"lotus.data.cifar"},
 }

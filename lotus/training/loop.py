@@ -36,6 +36,8 @@ from lotus.training.lesson import Lesson, counts_of
 from lotus.training.objective import Objective
 from lotus.training.optim import make_optimizer, make_schedule, unusual
 from lotus.training.pace import Pace, Way, left
+from lotus.vit.cost import macs
+from lotus.vit.model import image_size
 from selection.errors import Refused
 
 if TYPE_CHECKING:
@@ -175,12 +177,14 @@ class _Course:
         if (now := torch.get_num_threads()) != self._threads:
             notes.append((f"computes with {now} of {self._threads} threads, as many as its steps keep busy", "info"))
         notes += [(text, "warning") for text in unusual(self._recipe, self._job.place)]
+        self._pace = Pace(self._job.stage, self._job.world, self._job.clock)
+        self._macs = macs(self.model, image_size(self.model)) if self._pace.peak else 0.0
         engine = self._engage(self.model)
         if found is not None:
             self.at = self._book.restore(found, engine)
         self.at.threads = torch.get_num_threads()
         yield from self._job.told(*(Said(self._job.stage, text, level) for text, level in notes))
-        self._pace, self._saved = Pace(self._job.stage, self._job.world.size, self._job.clock), self._job.clock()
+        self._saved = self._job.clock()
 
     def over(self) -> bool:
         return self.at.epoch >= self._recipe.epochs or self._ended()
@@ -194,9 +198,9 @@ class _Course:
         self._pace.resume()
         with closing(self._data.loader, at.epoch, at.micro, **view) as batches:
             parts_left = left(plan.batches(at.epoch), at.micro)
-            groups = plan.groups(at.epoch)
+            groups, fed = plan.groups(at.epoch), self._pace.fed(batches)
             for parts, group in zip(parts_left, groups[len(groups) - len(parts_left) :], strict=True):
-                yield from self._step(batches, parts, group, way)
+                yield from self._step(fed, parts, group, way)
                 self._save_if_due(way)
         for guest in self._guests:
             guest.end_epoch(at.epoch)
@@ -279,7 +283,7 @@ class _Course:
             if at.failed == TOO_MANY:
                 raise Refused(_diverged(self._job, at, lr))
         if world.is_main and self._pace.due(last=at.step == way.total):
-            yield self._pace.event(at, lr, guests, way.total)
+            yield self._pace.event(at, lr, guests, way.total, macs_of(guests) or self._macs)
         for guest in guests:
             if guest.due(at, way.progress(at)):
                 yield from self._replace(guest)
