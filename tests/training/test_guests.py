@@ -59,6 +59,7 @@ from lotus.training.own_ticket import OwnTicket
 from lotus.training.regularize import EarlyBird, Gating
 from lotus.training.shrink import Shrink
 from lotus.training.spikes import LossSpikes
+from lotus.training.trackers import Tracked
 from lotus.vit.tokens import Tokens
 from selection import methods
 from selection.errors import Refused
@@ -126,6 +127,7 @@ MAKERS: dict[type[Guest], Callable[[nn.Module], list[Guest]]] = {
     GrowingPictures: lambda model: [GrowingPictures([(0, 8), (0.4, 12), (0.7, 16)])],
     Shrink: lambda model: [shrinking(model, at=0.4, drop_path=0.2)],
     OwnTicket: _own_ticket,
+    Tracked: lambda model: [Tracked("service", lambda: (lambda values, step: None, lambda: None), 3)],
     Hardest: lambda model: [Hardest(proxy_of(model, CLASSES, 0.3, 5), 0.5, 1e-3)],
 }  # fmt: skip
 QUICK = (Gating, Holding, Watched, DynamicPruning, FewerPatches, MovingAverage, GrowingPictures)
