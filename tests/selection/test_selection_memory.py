@@ -144,9 +144,9 @@ def many(make_arrays):
     return Signals(arrays, fingerprint="made up")
 
 
-def refusal_of(signals, score, limit, **more):
+def refusal_of(signals, score, limit):
     with pytest.raises(Refused) as told:
-        scored(signals, score=score, max_memory=limit, **more)
+        scored(signals, score=score, max_memory=limit)
     return str(told.value)
 
 
