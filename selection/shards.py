@@ -26,7 +26,7 @@ from selection.images import Words
 from selection.neighbors import Cosine
 from selection.shares import balance_of, quotas
 from selection.signals import Signals
-from selection.subset import Subset
+from selection.subset import Known, Subset
 
 Rows = npt.NDArray[np.int64]
 Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
@@ -46,6 +46,7 @@ class Sharded:
         balance: see :func:`selection.shares.quotas`; False: all classes together.
         way: how it is maximized; see :class:`selection.facility.Way`.
         labels: of one file that has none, a file of them.
+        say: what refusals call ``labels``.
     """
 
     keep: float
@@ -55,6 +56,7 @@ class Sharded:
     seed: int = 0
     way: Way = Way()
     labels: str = ""
+    say: Words = Words()
 
     def check(self) -> None:
         """
@@ -108,21 +110,20 @@ class Union(NamedTuple):
     asked: Sharded
 
 
-def held(file_and_labels: tuple[str, str]) -> Held:
+def held(file_and_asked: tuple[str, Sharded]) -> Held:
     """Labels, fingerprint and names of a file's images.
 
     Raises:
         Refused: it cannot be read, or has no embeddings; see :func:`selection.incoming.read`.
     """
-    file, labels = file_and_labels
-    given = _read(file, labels)
+    given = _read(*file_and_asked)
     own = given.signals
     return Held(own["labels"], own.unlabeled, own.fingerprint, own.classes, given.names)
 
 
 def first(part: Part) -> list[Candidates]:
     """Of each class in a shard, the images that represent it: ``over`` times its share."""
-    signals = _read(part.file, part.asked.labels).signals
+    signals = _read(part.file, part.asked).signals
     mine = _split(signals.images, part)
     labels = signals["labels"][mine] if part.asked.balance else np.zeros(len(mine), np.int64)
     embeddings = signals["embeddings"]
@@ -159,7 +160,7 @@ def select(files: Sequence[str], asked: Sharded, run: Map = map) -> tuple[Subset
     asked.check()
     if len(set(files)) < len(files):
         raise Refused("shards: a file is named twice. Name each once.")
-    about = list(run(held, [(file, asked.labels) for file in files]))
+    about = list(run(held, [(file, asked) for file in files]))
     signals = _as_one(files, about)
     quota, sizes = _budget(signals["labels"], asked)
     parts = max(1, math.ceil(asked.shards / len(files)))
@@ -186,10 +187,10 @@ def _ticket(taken: Rows, signals: Signals, asked: Sharded, shards: int) -> Subse
         "balance": asked.balance,
         "seed": asked.seed,
     }
+    known = Known(None if signals.unlabeled else signals["labels"], signals.classes)
     return Subset(
-        taken, signals.images, fingerprint=signals.fingerprint, keep=float(asked.keep), origin=origin,
-        labels=None if signals.unlabeled else signals["labels"], classes=signals.classes,
-    )  # fmt: skip
+        taken, signals.images, fingerprint=signals.fingerprint, keep=float(asked.keep), origin=origin, known=known
+    )
 
 
 def _union(label: int, budget: int, candidates: Sequence[Candidates], asked: Sharded) -> Union:
@@ -209,8 +210,8 @@ def _represent(
     return represent("facility_location", kernel, budget, chance, [], way, stands)
 
 
-def _read(file: str, labels: str) -> incoming.Incoming:
-    given = incoming.read(file, labels=labels, only={"labels", "embeddings"}, say=Words({"labels": "--labels"}))
+def _read(file: str, asked: Sharded) -> incoming.Incoming:
+    given = incoming.read(file, labels=asked.labels, only={"labels", "embeddings"}, say=asked.say)
     if "embeddings" not in given.signals:
         raise Refused(
             f"{file}: has no embeddings, and shards are compared by them. One number an image needs no shards."

@@ -44,7 +44,7 @@ DOORS = {
     "deepspeed": {"lotus.training.engine"},
     "distributed": {"lotus.dask_map"},
     "rich": {"lotus.report.terminal"},
-    "timm": {"lotus.vit.model", "lotus.training.optim", "lotus.training.objective"},
+    "timm": {"lotus.vit.model", "lotus.vit.zoo", "lotus.training.optim", "lotus.training.objective"},
     "torchvision": {"lotus.data.cifar"},
 }
 

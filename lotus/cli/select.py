@@ -85,8 +85,7 @@ def _select(options: argparse.Namespace) -> int:
         return 0
     given = _given(options, asked, shelves)
     signals, asked = given.signals, _fitting(options, asked, given.signals)
-    drawn = lottery.select(
-        signals,
+    wants = lottery.Wants(
         score=asked.score,
         pick=asked.pick,
         keep=asked.keep,
@@ -95,9 +94,8 @@ def _select(options: argparse.Namespace) -> int:
         seed=options.seed,
         start=Subset.load(options.start) if options.start else None,
         max_memory=gigabytes(options.max_memory, "--max-memory") if options.max_memory else None,
-        shelves=shelves,
-        places=_places(options),
     )
+    drawn = lottery.draw(signals, wants, shelves, _places(options))
     told = [
         *given.told,
         *([f"embeddings: {options.signals}"] if options.features else []),

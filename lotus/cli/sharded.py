@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from selection.errors import Refused
+from selection.images import Words
 
 if TYPE_CHECKING:
     from selection.incoming import Incoming
@@ -61,7 +62,9 @@ def draw(options: argparse.Namespace, pick: Mapping[str, Any], keep: float) -> t
             )
     over = settings.pop("over", shards.Sharded.over)
     balance = False if options.no_balance else options.balance or True
-    asked = shards.Sharded(keep, options.shards, over, balance, options.seed, Way(**settings), options.labels)
+    asked = shards.Sharded(
+        keep, options.shards, over, balance, options.seed, Way(**settings), options.labels, Words({"labels": "--labels"}, " ")
+    )  # fmt: skip
     with contextlib.ExitStack() as stack:
         run: shards.Map = map
         if options.dask:

@@ -124,7 +124,7 @@ class Score(Recipe):
     """Also record the last layer's gradients and how predictions move, which tdds, cal, craig, grad_match and glister read:
     2 bytes an image and class in signals.npz, twice that in memory meanwhile. Turn off for many images of many classes."""
     guests: tuple[BriefMethod, ...] = ()
-    """Guests of lotus/training/shelf.py, or of your own, that join this training alone (docs/training.md)."""
+    """Guests of lotus/training/guest_shelf.py, or of your own, that join this training alone (docs/training.md)."""
 
 
 # A few thousand steps on features whose every dimension has mean 0 and variance 1.

@@ -422,7 +422,7 @@ def test_hugging_face(tmp_path: Path) -> None:
     assert train.labels.tolist() == [0, 1] * 4
     assert train.read(3).tolist() == np.full((6, 7, 3), 30).tolist()
     assert len(val) == 4
-    with pytest.raises(Refused, match=r"has no split 'dev'. It has: train, test"):
+    with pytest.raises(Refused, match=r"'dev'.*train, test"):
         open_data(Data(name=f"hf:{root}", path=str(tmp_path / "cache"), options={"val": "dev"}))
     with pytest.raises(Refused, match="no column 'target'"):
         open_data(Data(name=f"hf:{root}", path=str(tmp_path / "cache"), options={"label": "target"}))
@@ -533,7 +533,7 @@ def test_classes_of_a_split_of_the_hub_go_by_name(monkeypatch: pytest.MonkeyPatc
     assert train.classes == val.classes == ("ant", "bee")
     assert val.note == ""
     assert "makes it no test any more" in opened(["ant", "bee"], [0, 1], "test")[1].note
-    with pytest.raises(Refused, match="label 'cat' is not among those of train"):
+    with pytest.raises(Refused, match="'cat' is not among"):
         opened(["bee", "cat"], [0, 1], "validation")
 
 
