@@ -26,6 +26,7 @@ SMALL = {
     "train_step.py": ["--tiny"],
     "optimizer_step.py": ["--tiny"],
     "neighbor.py": ["--tiny"],
+    "scale.py": ["--out", "OUT", "--tiny", "--only", "prepare", "shards"],
     "gpu.py": ["--out", "OUT", "--device", "cpu", "--tiny", "--parts", "adamw"],
     "augment.py": ["--sides", "8", "--batch", "6", "--turns", "1"],
     "inspect_data.py": ["--tiny", "--images", "300", "--fractions", "0.1"],

@@ -38,8 +38,13 @@ def prepare(context: Context) -> Work:
         yield from beton.prepare(source, file, data, choose=writer, anew=context.anew)
     manifest = context.manifest()
     values = {"images": manifest.n, "classes": len(manifest.classes), "skipped": len(manifest.skipped)}
-    made = digest([manifest.fingerprint, beton.Manifest.load(run.val_beton).fingerprint])
-    return Outcome(values={**values, "fingerprint": made, "lies": here or _lie(data)})
+    return Outcome(values={**values, "fingerprint": _identity(run), "lies": here or _lie(data)})
+
+
+def _identity(run: Run) -> str:
+    from lotus.data.beton import Manifest
+
+    return digest([Manifest.load(file).fingerprint for file in (run.train_beton, run.val_beton)])
 
 
 def _told(val: Source) -> str:
@@ -111,4 +116,5 @@ STAGE = Stage(
     calls=lambda config: {"data.name": config.data.name},
     stale=_stale,
     whole=_whole,
+    identity=_identity,
 )

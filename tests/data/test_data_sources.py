@@ -69,6 +69,8 @@ def test_shards_by_pattern_folder_and_name(tmp_path: Path) -> None:
         assert sorted(pixels(opened(path)[0]) + pixels(opened(path)[1])) == list(range(12)), "a part is held out"
     with pytest.raises(Refused, match=r"tar set data\.name=webdataset"):
         opened(tmp_path / "s" / "train-000.tar", "imagefolder")
+    with pytest.raises(Refused, match=r"but shards. Set data\.name=webdataset"):
+        opened(tmp_path / "s", "imagefolder")
 
 
 def test_labels_of_shards_by_name_and_in_json(tmp_path: Path) -> None:
