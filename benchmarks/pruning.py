@@ -62,7 +62,7 @@ from lotus.data.dataset import open_data
 from lotus.data.source import Source
 from lotus.papers.cp_vit import sweep as cp_vit
 from lotus.papers.spvit import project
-from lotus.papers.spvit.gates import NestedGates
+from lotus.papers.spvit.nested_gates import NestedGates
 from lotus.pruning import criteria, narrow, search, spec
 from lotus.pruning.judge import Judge
 from lotus.sparsity.gates import Gates

@@ -21,6 +21,8 @@ from lotus.vit.preprocessing import Preprocessing, preprocessing
 __all__ = ["Mismatch", "export", "lines", "native", "why_not"]
 _TIMM, _ONNX, _PAGE, _CARD, _CONFIG = "model.safetensors", "model.onnx", "MODEL.md", "README.md", "config.json"
 _INT8, _OLDER = "model.int8.onnx", "timm.safetensors"
+FILES = (_TIMM, _ONNX, _PAGE, _CARD, _CONFIG, _INT8, _OLDER)
+"""All that :func:`export` writes, or wrote once."""
 
 
 def export(
@@ -58,7 +60,7 @@ def export(
     held, exported = native(model), None
     with files.refusing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for stale in (_TIMM, _ONNX, _PAGE, _CARD, _CONFIG, _INT8, _OLDER):
+        for stale in FILES:
             (folder / stale).unlink(missing_ok=True)
         if held is None:
             notes.append(f"{why_not(model)}, which timm's constructor cannot say: load the model by lotus.load")

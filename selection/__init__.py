@@ -12,11 +12,13 @@ from selection.errors import Refused
 if TYPE_CHECKING:
     from selection.lottery import Lottery, choose, select
     from selection.signals import Signals
-    from selection.subset import Subset
+    from selection.subset import Known, Subset
 
-__all__ = ["Lottery", "Refused", "Signals", "Subset", "choose", "select"]
+__all__ = ["Known", "Lottery", "Refused", "Signals", "Subset", "choose", "select"]
 
-_LATE = {"Lottery": "lottery", "Signals": "signals", "Subset": "subset", "choose": "lottery", "select": "lottery"}
+_LATE = {
+    "Known": "subset", "Lottery": "lottery", "Signals": "signals", "Subset": "subset", "choose": "lottery", "select": "lottery",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -247,7 +247,7 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
     assert other.stdout is not None
     try:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(Refused, match="another run is at work in this folder"), make(tmp_path).held():
+        with pytest.raises(Refused, match="another run is at work"), make(tmp_path).held():
             pass
     finally:
         other.communicate("")

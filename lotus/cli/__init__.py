@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options is None:
         options = _parse(parser, words)
     try:
-        with _terminated_like_interrupted(), _notices_as_they_are():
+        with _terminated_like_interrupted(), notices_as_they_are():
             return options.verb(options)
     except Refused as refusal:
         return _told(refusal, 2)
@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 @contextlib.contextmanager
-def _notices_as_they_are() -> Iterator[None]:
+def notices_as_they_are() -> Iterator[None]:
     """A notice is one line of rank 0, without the place in our code that Python would put before it; warnings of libraries are not
     for our users."""
     before = warnings.showwarning

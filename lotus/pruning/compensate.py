@@ -25,7 +25,6 @@ from lotus.vit import anatomy
 from lotus.vit.anatomy import Block
 
 Compensate = Literal["none", "mean", "affine"]
-HOW = ("none", "mean", "affine")
 _ROWS = 256
 """Rows of a covariance that are worked out at once: pieces larger than the activations would keep a heap from using theirs again."""
 

@@ -14,7 +14,7 @@ before it::
     prepare, score, select, baseline, train, prune, finetune, export, report
     shelf                         their order, and the place of a user's own among them
     checks, order                 what is refused before anything is done; the run itself
-    plan_table, pace, plan        rules that were measured, how fast it goes here; how a budget of training is spent
+    plan_table, speed, planner    rules that were measured, how fast it goes here; how a budget of training is spent
     dry_run, commands             what a run would cost; what is asked of a run's folder outside of the order
 """
 

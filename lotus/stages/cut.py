@@ -64,14 +64,22 @@ class Cut:
 Cutting = Generator[Event, None, tuple[Cut, dict[str, Any]]]
 
 
+def rounded(model: nn.Module, request: Prune) -> Generator[Event, None, Prune]:
+    """The request, with the number that ``round: auto`` stands for on this device."""
+    from lotus.pruning import latency
+
+    if request.round != "auto":
+        return request
+    multiple = latency.fast_multiple(model, request.latency_batch)
+    yield Said("prune", f"Widths stay multiples of {multiple}: measured at batch {request.latency_batch}.")
+    return request.model_copy(update={"round": multiple})
+
+
 def known_here(model: nn.Module, request: Prune) -> Generator[Event, None, tuple[Prune, Table | None]]:
     """What this device has to say: the number that ``round: auto`` stands for, and, for a budget of latency, what widths take."""
     from lotus.pruning import latency
 
-    if request.round == "auto":
-        multiple = latency.fast_multiple(model, request.latency_batch)
-        yield Said("prune", f"Widths stay multiples of {multiple}: measured at batch {request.latency_batch}.")
-        request = request.model_copy(update={"round": multiple})
+    request = yield from rounded(model, request)
     if request.keep.latency is None:
         return request, None
     table = yield from watched(
