@@ -15,14 +15,14 @@ from lotus.cli import main
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def lotus(*words: str, **more: str) -> CompletedProcess[str]:
-    """What ``python -m lotus *words`` returns and prints, of the repository's root; ``more`` stands in the environment.
+def lotus(*words: str, here: Path = ROOT, **more: str) -> CompletedProcess[str]:
+    """What ``python -m lotus *words`` returns and prints in the folder ``here``; ``more`` stands in the environment.
 
     Errors that are not refusals are raised here, with their trace.
     """
     out, err = io.StringIO(), io.StringIO()
     with (
-        contextlib.chdir(ROOT), mock.patch.dict(os.environ, more),
+        contextlib.chdir(here), mock.patch.dict(os.environ, more),
         contextlib.redirect_stdout(out), contextlib.redirect_stderr(err),
     ):  # fmt: skip
         try:
