@@ -99,6 +99,10 @@ class Skipped(Event):
     why: str = "done before, settings unchanged"
 
 
+class Rewound(Exception):
+    """Raised, not yielded: a stage is to be carried out once more, and goes on from before where it was; says where."""
+
+
 def watched(
     stage: str, total: int, work: Callable[[Callable[[int], None]], T], unit: str = "images"
 ) -> Generator[Event, None, T]:

@@ -114,6 +114,12 @@ class Recipe(Section):
     does the proxy where it is not set there."""
     evaluate_every: int = Field(1, ge=0)
     """Epochs between evaluations; 0: only after the last."""
+    on_spike: Literal["stop", "skip", "rewind"] | None = None
+    """What becomes of a step that is not finite or whose loss jumped (guest ``loss_spikes`` says when). stop: the training ends. skip:
+    the weights stay. rewind: back to a checkpoint from before, and its images and those of up to nine steps before it are passed
+    over. Step, rate and images are logged. null: skip, and no jump is looked for. Three in a row end it always."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """How many of the newest checkpoints stay while it trains."""
     zero: Literal[0, 1, 2, 3] = 1
     """DeepSpeed's ZeRO stage. 1 skips a step that is not finite; 2 and 3 are for models that do not fit."""
     deepspeed: str = ""
@@ -302,7 +308,7 @@ class Train(Taught):
     """Growing pictures: [[0, 112], [0.4, 160], [0.7, 224]] = from this fraction of the training on, this side in pixels. A third
     number is how strongly pixels are changed, 0 to 1. Empty: the model's own side. It is always measured at that."""
     guests: tuple[BriefMethod, ...] = ()
-    """Guests of lotus/training/shelf.py, or of your own, that join this training alone (docs/training.md)."""
+    """Guests of lotus/training/guest_shelf.py, or of your own, that join this training alone (docs/training.md)."""
 
     @property
     def holds_still(self) -> bool:
@@ -320,4 +326,4 @@ class Finetune(Taught):
     balance: Sampling = "none"
     """As ``train.balance``, which it is where it is not set here."""
     guests: tuple[BriefMethod, ...] = ()
-    """Guests of lotus/training/shelf.py, or of your own, that join this training alone (docs/training.md)."""
+    """Guests of lotus/training/guest_shelf.py, or of your own, that join this training alone (docs/training.md)."""

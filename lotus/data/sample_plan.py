@@ -150,6 +150,11 @@ class SamplePlan:
         """Micro-batches of each optimizer step of the epoch: ``accumulate``, and maybe fewer where a group or the epoch ends."""
         return [ceil(len(rows) // self.world / self.micro) for _, rows in self._steps(epoch)]
 
+    def rows_at(self, epoch: int, micro: int) -> Rows:
+        """The rows, of all ranks, of the optimizer step that micro-batch ``micro`` of the epoch is a part of."""
+        step = np.searchsorted(np.cumsum(self.batches(epoch)), micro, side="right")
+        return self._steps(epoch)[int(step)][1]
+
     def groups(self, epoch: int = 0) -> list[int]:
         """The group that each optimizer step of the epoch is of."""
         return [group for group, _ in self._steps(epoch)]

@@ -97,6 +97,7 @@ def fit(
     from lotus.training.average import MovingAverage
     from lotus.training.distributed import StopFlag
     from lotus.training.objective import Objective
+    from lotus.training.spikes import LossSpikes
     from lotus.vit.model import image_size
 
     run, stage, recipe = context.run, task.stage, task.recipe
@@ -107,6 +108,8 @@ def fit(
     joined = [*guests, *_own_guests(context, task, model, images, seed)]
     if recipe.ema:
         joined.append(MovingAverage(recipe.ema))
+    if recipe.on_spike is not None and not any(isinstance(guest, LossSpikes) for guest in joined):
+        joined.append(LossSpikes(8.0, 50, acts=True))
     with contextlib.ExitStack() as open_things:
         stop = open_things.enter_context(StopFlag())
         fewer = None

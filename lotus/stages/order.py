@@ -13,7 +13,7 @@ from typing import Any
 from lotus import watch
 from lotus.config import Config
 from lotus.earlier import Earlier
-from lotus.events import Began, Ended, Event, Said, Skipped
+from lotus.events import Began, Ended, Event, Rewound, Said, Skipped
 from lotus.run import Run
 from lotus.stage import Stage, Work
 from lotus.stages.checks import check, look_ahead
@@ -105,7 +105,10 @@ def _lead(context: Context | None, action: Callable[[], object]) -> None:
 def _check_read(run: Run, context: Context | None, names: Sequence[str], asked: Sequence[str]) -> Iterator[Event]:
     """Hold what stands and is to be read to what was written."""
     read = run.read_by(names, asked)
-    size = sum(sum(record.outputs.values()) for name in read if (record := run.record(name)) is not None)
+    stand = [record.outputs for name in read if (record := run.record(name)) is not None]
+    size = sum(
+        size for outputs in stand for name, size in outputs.items() if size < _LONG or not name.endswith(".beton")
+    )
     lead = context is None or context.world.is_main
     if lead and size > _LONG:
         yield _logged(run, Said(names[0], f"reading through what stands, {size / 1e9:.1f} GB, for any change"), lead)
@@ -203,6 +206,8 @@ def _make(stage: Stage, context: Context, lead: bool) -> Work:
             event = next(making)
         except StopIteration as end:
             return end.value
+        except Rewound as rewound:
+            making, event = stage.make(context), Said(stage.name, str(rewound), "warning")
         except KeyboardInterrupt as stopped:
             if full is None:
                 raise

@@ -12,7 +12,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,10 +89,15 @@ class Checkpoints:
                     files.remove(self.folder / f"{number:06d}")
         return path
 
-    def latest(self) -> tuple[Checkpoint | None, list[str]]:
+    def latest(
+        self, why_not: Callable[[Mapping[str, Any]], str] = lambda state: ""
+    ) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that verifies and has this key, and a sentence for each newer one that was passed over.
 
         Every rank must call; rank 0 verifies, all read.
+
+        Args:
+            why_not: why a state is not to be gone on from; empty where it is
         """
         passed: list[str] = []
         found = 0
@@ -100,10 +105,12 @@ class Checkpoints:
             for number in reversed(self._numbers()):
                 path = self.folder / f"{number:06d}"
                 try:
-                    if verify(path)["key"] == self.key:
+                    told = verify(path)
+                    why = why_not(told["state"]) if told["key"] == self.key else "made with other settings"
+                    if not why:
                         found = number
                         break
-                    passed.append(f"{path}: made with other settings, passed over")
+                    passed.append(f"{path}: {why}, passed over")
                 except Damaged as damage:
                     passed.append(f"{path}: {damage}, passed over")
         found = self._world.main(found)

@@ -9,7 +9,7 @@ dynamic data pruning) is a *guest*: an object with a few moments, all of which d
             once a micro-batch
             show, losses              what the model is shown; what each image's loss is
         after_backward
-        after_step                    it moved the weights, or it was not finite
+        after_step, spoiled           it moved the weights, or it was not finite
         due, detach, replace, replaced    another model takes the place of this one
             handed_over               it has
     end_epoch, ended                  before the evaluation; whether the training ends here
@@ -78,8 +78,12 @@ class Position:
     applied: int = 0
     failed: int = 0
     """The last steps in a row that were not finite."""
+    rewinds: int = 0
+    """Stretches that were to be passed over when it was here: :class:`lotus.training.spikes.Passed`."""
     images: int = 0
     seconds: float = 0.0
+    threads: int = 0
+    """That torch computed with; sums in another order have other last digits."""
     macs: float = 0.0
     """Of all training images' forward passes, where a guest counts them; 0 where none does."""
     top1: float = float("nan")
@@ -198,6 +202,10 @@ class Guest:
 
     def after_step(self, at: Position, progress: float, finite: bool) -> None:
         """The weights have moved; or, where the step was not ``finite``, nothing has."""
+
+    def spoiled(self) -> str:
+        """Why it has kept the last step from moving the weights, by losses that are no numbers; empty: it has not."""
+        return ""
 
     def due(self, at: Position, progress: float) -> bool:
         """Whether the model is to be replaced now, between two steps. All ranks must agree."""

@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 
 from lotus.config import Recipe
 from lotus.events import Evaluated, Event, Said
+from lotus.training import threads
 from lotus.training.checkpoint import Checkpoint, Checkpoints, check_fits
 from lotus.training.distributed import StopFlag, World
 from lotus.training.engine import Engine
@@ -34,14 +36,13 @@ from lotus.training.lesson import Lesson, counts_of
 from lotus.training.objective import Objective
 from lotus.training.optim import make_optimizer, make_schedule, unusual
 from lotus.training.pace import Pace, Way, left
-from selection.errors import Refused
+from lotus.training.spikes import Passed, Spike, became
+from lotus.vit.cost import macs
+from lotus.vit.model import image_size
 
 if TYPE_CHECKING:
     from lotus.data.base import Batch, Loader
     from lotus.data.sample_plan import SamplePlan
-
-TOO_MANY = 3
-"""Steps in a row that may not be finite before training is given up."""
 
 _SAVE, _STOP = 1, STOP
 
@@ -130,8 +131,9 @@ def fit(
 
     Raises:
         Refused: what the user can mend: a recipe that contradicts itself, a checkpoint of another model, a full disk,
-            a loss that is not finite several times in a row.
+            a loss that is not finite several times in a row, or what ``on_spike: stop`` ends.
         Stopped: it was asked to stop; saved.
+        Rewound: by ``on_spike: rewind``; the same training, made anew, goes on from before the spike.
     """
     course = _Course(model, recipe, data, job, in_order(guests))
     try:
@@ -158,21 +160,32 @@ class _Course:
         self._recipe, self._data, self._job, self._guests = recipe, data, job, guests
         self._rate = make_schedule(recipe, job.shelves, place=job.place)
         self._rows, self._drawn = data.plan.rows, False
-        self._book = _Book(guests, Checkpoints(job.folder / "checkpoints", key=job.key, world=job.world))
+        self._book = _Book(
+            guests, Checkpoints(job.folder / "checkpoints", key=job.key, world=job.world, keep=recipe.keep_checkpoints)
+        )
         self._counts = counts_of(data.weights, None, job.world)
         self._engine: Engine | None = None
+        self._threads = 0
 
     def begin(self) -> Iterator[Event]:
         """From a checkpoint or from nothing; tells which."""
-        found, notes = self._book.find()
+        self._passed = Passed.of(self._job.folder, self._job.key, self._job.world)
+        found, notes = self._book.find(self._passed)
         if found is not None:
             self.model = self._book.rebuilt(self.model, found)
+        began_with = found.state.get("threads", 0) if found is not None else 0
+        self._threads = threads.take(self.model, self._data.plan.micro, self._job.world, began_with)
+        if (now := torch.get_num_threads()) != self._threads:
+            notes.append((f"computes with {now} of {self._threads} threads, as many as its steps keep busy", "info"))
         notes += [(text, "warning") for text in unusual(self._recipe, self._job.place)]
+        self._pace = Pace(self._job.stage, self._job.world, self._job.clock)
+        self._macs = macs(self.model, image_size(self.model)) if self._pace.peak else 0.0
         engine = self._engage(self.model)
         if found is not None:
             self.at = self._book.restore(found, engine)
+        self.at = dataclasses.replace(self.at, rewinds=len(self._passed.stretches), threads=torch.get_num_threads())
         yield from self._job.told(*(Said(self._job.stage, text, level) for text, level in notes))
-        self._pace, self._saved = Pace(self._job.stage, self._job.world.size, self._job.clock), self._job.clock()
+        self._saved = self._job.clock()
 
     def over(self) -> bool:
         return self.at.epoch >= self._recipe.epochs or self._ended()
@@ -186,9 +199,12 @@ class _Course:
         self._pace.resume()
         with closing(self._data.loader, at.epoch, at.micro, **view) as batches:
             parts_left = left(plan.batches(at.epoch), at.micro)
-            groups = plan.groups(at.epoch)
+            groups, fed = plan.groups(at.epoch), self._pace.fed(batches)
             for parts, group in zip(parts_left, groups[len(groups) - len(parts_left) :], strict=True):
-                yield from self._step(batches, parts, group, way)
+                if self._passed.covers(self.at.step):
+                    self._pass_over(fed, parts)
+                    continue
+                yield from self._step(fed, parts, group, way)
                 self._save_if_due(way)
         for guest in self._guests:
             guest.end_epoch(at.epoch)
@@ -211,6 +227,8 @@ class _Course:
             self._engine.release(state)
         for guest in self._guests:
             guest.leave()
+        if self._threads:
+            torch.set_num_threads(self._threads)
 
     def _engage(self, model: nn.Module) -> Engine:
         """An engine around ``model``, known to all guests."""
@@ -264,15 +282,22 @@ class _Course:
             guest.after_step(at, way.progress(at), finite)
         if not finite:
             self._pace.forget()
-            text = f"step {at.step}, learning rate {lr:.3g}: not finite, skipped"
-            yield from self._job.told(Said(self._job.stage, text, "warning"))
-            if at.failed == TOO_MANY:
-                raise Refused(_diverged(self._job, at, lr))
+            why = next(filter(None, (guest.spoiled() for guest in guests)), "")
+            rows = self._data.plan.rows_at(at.epoch, at.micro - 1)
+            spike = Spike(at.step, at.failed, lr, rows, why, self._recipe.on_spike)
+            yield from self._job.told(Said(self._job.stage, str(spike), "warning"))
+            became(spike, self._passed, at.epoch, way.before, place=self._job.place, stage=self._job.stage)
         if world.is_main and self._pace.due(last=at.step == way.total):
-            yield self._pace.event(at, lr, guests, way.total)
+            yield self._pace.event(at, lr, guests, way.total, macs_of(guests) or self._macs)
         for guest in guests:
             if guest.due(at, way.progress(at)):
                 yield from self._replace(guest)
+
+    def _pass_over(self, batches: Iterator[Batch], parts: int) -> None:
+        """A step that nobody takes."""
+        for _ in range(parts):
+            next(batches)
+        self.at = dataclasses.replace(self.at, micro=self.at.micro + parts, step=self.at.step + 1)
 
     def _replace(self, guest: Guest) -> Iterator[Event]:
         """Another model takes the place of this one, between two steps; saved at once, since it may have taken long."""
@@ -348,9 +373,9 @@ class _Book:
                 tensors[name_of(guest)] = state
         return self._checkpoints.save(tensors, dataclasses.asdict(at))
 
-    def find(self) -> tuple[Checkpoint | None, list[tuple[str, str]]]:
-        """The checkpoint to go on from, and sentences (with their level) about it."""
-        found, passed = self._checkpoints.latest()
+    def find(self, over: Passed) -> tuple[Checkpoint | None, list[tuple[str, str]]]:
+        """The checkpoint to go on from, where these steps are passed over, and sentences (with their level) about it."""
+        found, passed = self._checkpoints.latest(over.why_not)
         notes = [(text, "warning") for text in passed]
         if found is not None:
             notes.append((f"goes on after step {found.state['step']}, from {found.path}", "info"))
@@ -373,12 +398,3 @@ class _Book:
             if (state := found.tensors.get(name_of(guest))) is not None:
                 guest.load_state(state)
         return Position(**found.state)
-
-
-def _diverged(job: Job, at: Position, lr: float) -> str:
-    stays = f"What was good stays in {job.folder / 'checkpoints'}. " if (job.folder / "checkpoints").is_dir() else ""
-    return (
-        f"{job.stage}: the loss or its gradient was not finite at step {at.step}, learning rate {lr:.3g}, and at the "
-        f"{TOO_MANY - 1} steps before. {stays}Lower {job.place}.lr, or set {job.place}.clip=1 "
-        "and a longer warm-up."
-    )

@@ -9,17 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from few import few
 from hypothesis import given
 from hypothesis import settings as tries
 from hypothesis import strategies as st
-from tiny import recipe, same, train
+from tiny import ROWS, Killed, kill, minutes, recipe, same, train
 
 from lotus.config import check
-from lotus.events import Said
-from lotus.training import named
+from lotus.data.sample_plan import SamplePlan
+from lotus.events import Rewound, Said
+from lotus.training import named, spikes
 from lotus.training.distributed import World
-from lotus.training.guests import Position
-from lotus.training.shelf import LossSpikes
+from lotus.training.guests import Epoch, Guest, Position, Turn
+from lotus.training.spikes import BACK, LossSpikes
 from selection.errors import Refused
 
 
@@ -101,13 +103,21 @@ def test_ranks_are_taken_together_and_come_back_on_any_number(monkeypatch: pytes
         goes(alone, number, steps[number], rows[number])
         for rank, guest in enumerate(both):
             goes(guest, number, steps[number, rank::2], rows[number, rank::2])
-    flat = [torch.stack(guest._steps).flatten() for guest in both]
-    monkeypatch.setattr(World, "gather", lambda self, own: [own] if self.size == 1 else flat)
-    np.testing.assert_allclose(both[0].state()["steps"].numpy(), alone.state()["steps"].numpy(), rtol=1e-12)
+    expected = alone.state()
+
+    def together() -> list[torch.Tensor]:
+        """What each rank says of all of them."""
+        handed: list[torch.Tensor] = []
+        monkeypatch.setattr(World, "gather", lambda self, own: handed.append(own) or [own])  # type: ignore[func-returns-value]
+        for guest in both:
+            guest.state()
+        monkeypatch.setattr(World, "gather", lambda self, own: handed)
+        return [guest.state()["steps"] for guest in both]
+
+    np.testing.assert_allclose(together()[0].numpy(), expected["steps"].numpy(), rtol=1e-12)
     for guest in both:
-        guest.load_state(alone.state())
-    flat[:] = [torch.stack(guest._steps).flatten() for guest in both]
-    assert torch.equal(both[1].state()["steps"], alone.state()["steps"])
+        guest.load_state(expected)
+    assert torch.equal(together()[1], expected["steps"])
 
 
 def test_a_training_with_a_broken_batch_is_told_it_and_goes_as_without(tmp_path: Path) -> None:
@@ -128,3 +138,147 @@ def test_what_cannot_be_is_refused_before_anything_is_made(settings: dict[str, f
     page = check({"train": {"guests": [{"name": "loss_spikes", **settings}]}})
     with pytest.raises(Refused, match=rf"^train\.guests\.loss_spikes\.{says}: "):
         named.check(page.train.guests, (), place="train.guests")
+
+
+# ------------------------------------------------------------------------------------------------- what becomes of them
+
+AT = 1
+BAD = int(SamplePlan(np.arange(ROWS), seed=5, batch_size=8).order(AT)[8 * 4 + 3])
+"""A row whose loss is 30 nats more in this epoch, in its fifth step."""
+
+
+class Worse(Guest):
+    """Makes it so, whichever step of whatever process it is in."""
+
+    turn = Turn.TEACH
+
+    def __init__(self, more: float = 30.0) -> None:
+        self._more = more
+
+    def before_epoch(self, epoch: Epoch) -> Epoch:
+        self._here = epoch.number == AT
+        return epoch
+
+    def losses(self, losses: torch.Tensor, seen: Any) -> torch.Tensor:
+        return losses + self._more * (seen.batch.index == BAD) if self._here else losses
+
+
+def acting(folder: Path, how: str | None, more: float = 30.0, events: list[Any] | None = None, **rest: Any) -> Any:
+    """A training with the bad row, begun once more whenever it is rewound, as the run does."""
+    wants = recipe(epochs=3, lr=1e-4, on_spike=how, **rest.pop("wants", {}))
+    events = [] if events is None else events
+    for _ in range(9):
+        watching = [LossSpikes(8.0, 50, acts=True)] if how else []
+        try:
+            return train(folder, wants, guests=[Worse(more), *watching], events=events, weighted=True, **rest)
+        except Rewound as rewound:
+            events.append(Said("train", str(rewound)))
+    raise AssertionError("it never ends")
+
+
+def bad_step() -> tuple[int, Any]:
+    """The step with the bad row, from 0, and all its rows."""
+    plan = SamplePlan(np.arange(ROWS), seed=5, batch_size=8)
+    order = plan.order(AT)
+    step = int(np.flatnonzero(order == BAD)[0]) // 8
+    return plan.steps() * AT + step, order[8 * step : 8 * step + 8]
+
+
+@pytest.mark.parametrize("more", few([30.0, np.nan], [30.0]))
+@pytest.mark.parametrize("zero", few([0, 1, 2, 3], [0, 1]))
+def test_skip_leaves_the_weights_as_a_step_that_is_not_finite_does(tmp_path: Path, zero: int, more: float) -> None:
+    step, rows = bad_step()
+    done = acting(tmp_path / "skip", "skip", more, wants={"zero": zero})
+    plain = train(
+        tmp_path / "plain",
+        recipe(epochs=3, lr=1e-4, zero=zero),
+        at={step: lambda losses: losses * torch.nan},
+        weighted=True,
+    )
+    assert same(done.fitted.state, plain.fitted.state)
+    (said,) = [event.text for event in done.events if isinstance(event, Said) and "skipped" in event.text]
+    assert said.startswith(f"step {step + 1}, learning rate ")
+    assert f"(row {BAD}: " in said
+    assert said.endswith(f"its images: rows {', '.join(map(str, rows))}")
+
+
+def test_stop_ends_it_and_says_where(tmp_path: Path) -> None:
+    step, _ = bad_step()
+    for _ in range(2):  # and once more from its checkpoint
+        with pytest.raises(
+            Refused, match=rf"jumped at step {step + 1}, .*row {BAD}.*checkpoints.*train\.on_spike=skip"
+        ):
+            acting(tmp_path, "stop")
+
+
+def test_rewind_passes_over_what_led_there_and_a_kill_changes_nothing(tmp_path: Path) -> None:
+    step, _ = bad_step()
+    events: list[Any] = []
+    done = acting(tmp_path / "whole", "rewind", events=events)
+    first = max(7 * AT, step + 1 - BACK)
+    assert f"goes back to before step {first + 1}, and passes over the steps to {step + 1}" in [
+        event.text for event in events if isinstance(event, Said)
+    ]
+    assert done.fitted.steps == 21
+    assert done.fitted.images_seen == 3 * ROWS - 8 * (step + 1 - first)
+    for kills in ([step - 1], [step], [step + 1, 0], [first, 2, 3]):
+        folder = tmp_path / "-".join(map(str, kills))
+        for after in kills:
+            with pytest.raises(Killed):
+                acting(folder, "rewind", at={after: kill}, clock=minutes(), wants={"save_minutes": 0.1})
+        again = acting(folder, "rewind", clock=minutes(), wants={"save_minutes": 0.1})
+        assert same(again.fitted.state, done.fitted.state), kills
+        assert again.fitted.images_seen == done.fitted.images_seen
+
+
+def test_what_is_passed_over_is_not_trained_on(tmp_path: Path) -> None:
+    """Against a training in which a guest shows nothing of those steps: the rows have no weight at all there."""
+    step, _ = bad_step()
+    done = acting(tmp_path / "rewound", "rewind")
+    first = max(7 * AT, step + 1 - BACK)
+    none = dict.fromkeys(range(first, step + 1), lambda losses: losses * torch.nan)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spikes, "TOO_MANY", 99)
+        plain = train(tmp_path / "plain", recipe(epochs=3, lr=1e-4), at=none, weighted=True)
+    assert same(done.fitted.state, plain.fitted.state)
+
+
+def test_a_row_that_spikes_wherever_it_comes_ends_after_three_rewinds(tmp_path: Path) -> None:
+    class Always(Guest):
+        turn = Turn.TEACH
+
+        def losses(self, losses: torch.Tensor, seen: Any) -> torch.Tensor:
+            return losses * torch.nan
+
+    wants = recipe(epochs=1, lr=1e-4, on_spike="rewind")
+    told: list[str] = []
+    for _ in range(5):
+        try:
+            train(tmp_path, wants, guests=[Always(), LossSpikes(8.0, 50, acts=True)])
+        except (Rewound, Refused) as end:
+            told.append(f"{type(end).__name__}: {end}")
+    assert [text.split(":")[0] for text in told] == ["Rewound"] * 3 + ["Refused"] * 2
+    assert "after 3 rewinds in this epoch" in told[-1]
+
+
+def test_ranks_agree_on_what_jumps(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = [LossSpikes(8.0, 50, acts=True) for _ in range(2)]
+    plan = types.SimpleNamespace(batches=lambda epoch: [1] * 20)
+    for rank, guest in enumerate(both):
+        guest.attach(types.SimpleNamespace(world=World(rank=rank, size=2), plan=plan))  # type: ignore[arg-type]
+    given: list[Any] = []
+    for number in range(12):
+        losses = [np.full(4, 2 + 0.01 * (number % 3)) + (50 * (rank == 1 and number == 11)) for rank in range(2)]
+        steps = []
+        for rank, guest in enumerate(both):  # what the other rank would send
+            one = LossSpikes(8.0, 50)
+            one._parts = [torch.tensor([losses[rank].sum(), 4, losses[rank].max(), rank], dtype=torch.float64)]
+            steps.append(torch.stack([*guest._steps, one._step(0)]).flatten())
+        monkeypatch.setattr(World, "gather", lambda self, own, steps=steps: steps)
+        given = []
+        for guest, mine in zip(both, losses, strict=True):
+            guest.show(None, types.SimpleNamespace(epoch=0, number=number))  # type: ignore[arg-type]
+            given.append(guest.losses(torch.as_tensor(mine), seen([0, 1, 2, 3])))
+            guest.after_step(Position(step=number + 1), 0.5, number < 11)
+    assert [bool(one.isnan().all()) for one in given] == [True, True]
+    assert both[0].spoiled() == both[1].spoiled() != ""
