@@ -6,13 +6,27 @@ import contextlib
 import gc
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 from unittest import mock
 
+import torch
+
 from lotus.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """As in the processes that other tests start: a sum comes out the same in both."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def lotus(*words: str, here: Path = ROOT, **more: str) -> CompletedProcess[str]:
@@ -22,7 +36,7 @@ def lotus(*words: str, here: Path = ROOT, **more: str) -> CompletedProcess[str]:
     """
     out, err = io.StringIO(), io.StringIO()
     with (
-        contextlib.chdir(here), mock.patch.dict(os.environ, more),
+        contextlib.chdir(here), mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1", **more}), _one_thread(),
         contextlib.redirect_stdout(out), contextlib.redirect_stderr(err),
     ):  # fmt: skip
         try:
