@@ -115,18 +115,16 @@ Epoch = Callable[[int], Iterable[int]]
 def lotus_epochs(file: Path, manifest: beton.Manifest, large: bool, told: argparse.Namespace) -> Epoch:
     from lotus.data.loader import open_loader
     from lotus.data.sample_plan import SamplePlan
+    from lotus.data.views import Look
 
-    loader = open_loader(
-        file,
-        SamplePlan(np.arange(manifest.n), batch_size=told.batch),
+    look = Look(
         size=224 if large else 32,
         augment=Augment(crop="resized" if large else "pad", pad=4, flip=True),
         mean=manifest.mean,
         std=manifest.std,
-        seed=0,
-        kind=told.kind,
-        workers=told.workers,
     )
+    plan = SamplePlan(np.arange(manifest.n), batch_size=told.batch)
+    loader = open_loader(file, plan, look, kind=told.kind, workers=told.workers)
     return lambda epoch: (len(batch.images) for batch in loader.epoch(epoch))
 
 

@@ -42,6 +42,7 @@ from lotus.data.base import Batch
 from lotus.data.loader import open_loader, writer
 from lotus.data.sample_plan import SamplePlan
 from lotus.data.source import Source
+from lotus.data.views import Look
 from lotus.sparsity.gates import Gates
 from lotus.training.distributed import World, start
 from lotus.training.engine import Engine
@@ -145,10 +146,8 @@ def _lotus(
 ) -> Step:
     manifest = beton.Manifest.load(file)
     plan = SamplePlan(np.arange(manifest.n), seed=0, batch_size=recipe.batch_size)
-    loader = open_loader(
-        file, plan, size=options.side, augment=Augment(crop="pad", flip=True), mean=manifest.mean, std=manifest.std, seed=0,
-        device=world.device, kind=options.loader, workers=options.workers,
-    )  # fmt: skip
+    look = Look(size=options.side, augment=Augment(crop="pad", flip=True), mean=manifest.mean, std=manifest.std)
+    loader = open_loader(file, plan, look, device=world.device, kind=options.loader, workers=options.workers)
     loaders.callback(loader.close)
     gates = Gates(model, Sparsity(start=0), target=0.5, device=world.device) if gated else None
     engine = Engine(model, make_optimizer(model, recipe), recipe, world)

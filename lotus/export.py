@@ -21,6 +21,8 @@ from lotus.vit.preprocessing import Preprocessing, preprocessing
 __all__ = ["Mismatch", "export", "lines", "native", "why_not"]
 _TIMM, _ONNX, _PAGE, _CARD, _CONFIG = "model.safetensors", "model.onnx", "MODEL.md", "README.md", "config.json"
 _INT8, _OLDER = "model.int8.onnx", "timm.safetensors"
+FILES = (_TIMM, _ONNX, _PAGE, _CARD, _CONFIG, _INT8, _OLDER)
+"""All that :func:`export` writes, or wrote once."""
 
 
 def export(
@@ -39,7 +41,7 @@ def export(
         onnx: write ``model.onnx`` too, with any batch size, where the extra ``onnx`` is installed
         onnx_input: what it takes: normalized images, or ``uint8`` pixels, the preprocessing being inside
         example: (B, 3, S, S) normalized images on which both sides must agree; None draws some
-        about: what is known beside the weights: ``classes``, ``license``, ``top1``
+        about: what is known beside the weights: ``classes``, ``license``, ``top1`` and the images it was ``measured_on``, ``resize``
         source: the model's own folder, as the page names it where LOTUS alone can load it
 
     Returns:
@@ -58,7 +60,7 @@ def export(
     held, exported = native(model), None
     with files.refusing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for stale in (_TIMM, _ONNX, _PAGE, _CARD, _CONFIG, _INT8, _OLDER):
+        for stale in FILES:
             (folder / stale).unlink(missing_ok=True)
         if held is None:
             notes.append(f"{why_not(model)}, which timm's constructor cannot say: load the model by lotus.load")

@@ -145,7 +145,7 @@ class Stage:
     forecast: Callable[[Any], tuple[float, float] | None] = _nothing
     """Image-forwards and MACs that it would cost, of the same."""
     measured_on: Callable[[Config], Patches | None] = _nothing
-    """How its model is put on fewer patches where it is measured."""
+    """How patches are pruned or merged where its model is measured."""
     tell: Callable[[Any, dict[str, Any]], Section | Sequence[Section] | None] = _nothing
     """Puts what it has to say into the results (where the values of each stage stand under its name), given the
     :class:`lotus.run.Run` and them; may return sections of its own."""

@@ -28,7 +28,7 @@ from selection.errors import Refused
 from selection.exchange import Images, Words
 from selection.incoming import Incoming
 from selection.signals import Signals
-from selection.subset import Subset
+from selection.subset import Known, Subset
 
 WHERE = "a run's folder, a config, signals.npz, train.beton, embeddings or a table of others, or a folder of pictures"
 
@@ -377,7 +377,7 @@ def _bound(path: Path, data: Data, how: Import) -> tuple[Subset, list[str]]:
     fingerprint, labels, classes = data._own()
     bound = Subset(
         subset.rows, subset.total, fingerprint=fingerprint, weights=subset.weights, keep=subset.keep,
-        origin={**subset.origin, **({"forced": True} if told else {})}, labels=labels, classes=classes, scores=subset.scores,
+        origin={**subset.origin, **({"forced": True} if told else {})}, known=Known(labels, classes, subset.scores),
     )  # fmt: skip
     return bound, told or ["it is a ticket of this data already"]
 

@@ -5,9 +5,30 @@
 >>> ticket.rows, ticket.weights
 """
 
-from selection.errors import Refused
-from selection.lottery import Lottery, choose, select
-from selection.signals import Signals
-from selection.subset import Subset
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Lottery", "Refused", "Signals", "Subset", "choose", "select"]
+from selection.errors import Refused
+
+if TYPE_CHECKING:
+    from selection.lottery import Lottery, choose, select
+    from selection.signals import Signals
+    from selection.subset import Known, Subset
+
+__all__ = ["Known", "Lottery", "Refused", "Signals", "Subset", "choose", "select"]
+
+_LATE = {
+    "Known": "subset", "Lottery": "lottery", "Signals": "signals", "Subset": "subset", "choose": "lottery", "select": "lottery",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """numpy and the shelves take a quarter of a second to import; who wants a refusal alone must not wait for them."""
+    if name in _LATE:
+        import importlib
+
+        return getattr(importlib.import_module(f"selection.{_LATE[name]}"), name)
+    raise AttributeError(f"module 'selection' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATE})

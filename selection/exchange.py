@@ -25,7 +25,7 @@ from selection.methods import nearest
 from selection.ranks import ranking
 from selection.reading import Asked, Found, find
 from selection.signals import Signals
-from selection.subset import Subset
+from selection.subset import Known, Subset
 
 __all__ = [
     "KINDS", "Found", "Images", "Words", "compare", "describe", "read", "scores", "spearman", "ticket", "write",
@@ -120,9 +120,7 @@ def ticket(
         weights=None if found.weights is None else found.weights / found.weights.mean(),
         keep=keep,
         origin=origin,
-        labels=images.labels,
-        classes=images.classes,
-        scores=found.scores,
+        known=Known(images.labels, images.classes, found.scores),
         place=name,
     )
 

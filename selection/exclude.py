@@ -13,7 +13,7 @@ from selection import parsing
 from selection.errors import Refused
 from selection.images import Images
 from selection.signals import VOCABULARY, Signals
-from selection.subset import Subset
+from selection.subset import Known, Subset
 
 Rows = npt.NDArray[np.int64]
 
@@ -96,7 +96,7 @@ def among(drawn: Subset, gone: Rows, signals: Signals) -> Subset:
         scores[stay] = drawn.scores
     return Subset(
         stay[drawn.rows], signals.images, fingerprint=signals.fingerprint, weights=drawn.weights, keep=drawn.keep,
-        origin={**drawn.origin, "excluded": len(gone)}, labels=signals["labels"], classes=signals.classes, scores=scores,
+        origin={**drawn.origin, "excluded": len(gone)}, known=Known(signals["labels"], signals.classes, scores),
     )  # fmt: skip
 
 
@@ -112,6 +112,5 @@ def without(subset: Subset, gone: Rows) -> Subset:
     weights = subset.weights[stays]
     return Subset(
         subset.rows[stays], subset.total, fingerprint=subset.fingerprint, weights=weights / weights.mean(),
-        keep=subset.keep, origin={**subset.origin, "excluded": len(gone)}, labels=subset.labels, classes=subset.classes,
-        scores=subset.scores,
+        keep=subset.keep, origin={**subset.origin, "excluded": len(gone)}, known=subset.known,
     )  # fmt: skip

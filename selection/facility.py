@@ -58,9 +58,19 @@ class Way:
 
 
 def represent(
-    method: str, kernel: Kernel, budget: int, rng: np.random.Generator, start: list[int], way: Way
+    method: str,
+    kernel: Kernel,
+    budget: int,
+    rng: np.random.Generator,
+    start: list[int],
+    way: Way,
+    stands: npt.NDArray[np.float64] | None = None,
 ) -> tuple[Rows, Callable[[Rows], Rows]]:
-    """Facility location over ``kernel``: the rows, and a function that says which of them (its number) each image is nearest to."""
+    """Facility location over ``kernel``: the rows, and a function that says which of them (its number) each image is nearest to.
+
+    Args:
+        stands: (n,) how many images each of them counts for; None: one
+    """
     way.check(method)
     n, max_memory, maximizer = len(kernel), way.max_memory, way.maximizer
     if maximizer == "auto":
@@ -69,17 +79,17 @@ def represent(
         what = f"{method}: the similarities of {n} images with one another"
         within(max_memory, need(n), what, "Take maximizer=sparse, balance the classes")
         similar = dense(kernel)
-        rows = lazy(FacilityLocation(kernel, similar), budget, order=np.arange(n), start=start)
+        rows = lazy(FacilityLocation(kernel, similar, stands), budget, order=np.arange(n), start=start)
         return np.array(rows), lambda of: similar[of].argmax(0)
     if maximizer == "stochastic":
         matrix = dense(kernel) if need(n) <= max_memory else None
-        rows = stochastic(FacilityLocation(kernel, matrix), budget, rng, epsilon=way.epsilon, start=start)
+        rows = stochastic(FacilityLocation(kernel, matrix, stands), budget, rng, epsilon=way.epsilon, start=start)
         return np.array(rows), lambda of: _closest(kernel, of, np.arange(n))
     k = neighborhood(n, budget, way.neighbors)
     what = f"{method}: the {k - 1} nearest of each of {n} images"
     within(max_memory, need_sparse(n, k), what, "Take fewer neighbors, maximizer=stochastic, balance the classes")
     index, similar = nearest(kernel, k, rng)
-    greedy = SparseFacilityLocation(index, similar)
+    greedy = SparseFacilityLocation(index, similar, stands)
     greedy.begin(np.array(start, np.int64))
     rows = in_rounds(greedy, budget, list(start))
 

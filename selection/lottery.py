@@ -17,11 +17,11 @@ from selection.errors import Refused
 from selection.ranks import ranking
 from selection.shares import BALANCES, balance_of, quotas
 from selection.signals import CURES, VOCABULARY, Signals
-from selection.subset import Subset
+from selection.subset import Known, Subset
 
 __all__ = [
-    "CONFIG", "DEFAULT_PICK", "DEFAULT_SCORE", "TOLD", "Choice", "Lottery", "Places", "affordable", "choose", "quotas",
-    "ranking", "reads", "scored", "select",
+    "CONFIG", "DEFAULT_PICK", "DEFAULT_SCORE", "TOLD", "Choice", "Lottery", "Places", "Wants", "affordable", "choose", "draw", "goes_by_score",
+    "quotas", "ranking", "reads", "scored", "select",
 ]  # fmt: skip
 
 Rows = npt.NDArray[np.int64]
@@ -32,6 +32,20 @@ _NOT_DIFFICULTY = {"random", "moderate", "zcore"}
 
 _COUNTING = (scores.random, pickers.random)  # of the labels they only read how many there are
 _UNDRAWN = (pickers.herding, pickers.k_center)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Wants:
+    """What ticket is wanted; see :func:`select`."""
+
+    score: Choice
+    pick: Choice
+    keep: float
+    balance: bool | str = True
+    floor: float | None = None
+    seed: int = 0
+    start: Subset | None = None
+    max_memory: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,14 +96,25 @@ DEFAULT_SCORE, DEFAULT_PICK = "dual", "beta"
 TOLD = frozenset({"labels", "scores", "ranking", "budget", "keep", "quotas", "rng", "start"})
 """What methods read that is known without a proxy."""
 
+_OF_SCORES = {"scores", "ranking"}
+
 OF_PICKERS = TOLD | frozenset(VOCABULARY)
 """What a picker may read; a score: what is in the vocabulary."""
 
 
-def reads(score: Choice, pick: Choice, shelves: Iterable[ModuleType] = ()) -> set[str]:
-    """The signals that a score and a picker read, labels aside. A method that is on no shelf counts as reading all of them."""
+def goes_by_score(pick: Choice, shelves: Iterable[ModuleType] = ()) -> bool:
+    """Whether a picker reads what images score; one that is on no shelf counts as doing so."""
+    function = named(pickers, shelves, pick, OF_PICKERS)
+    return function is None or bool(_OF_SCORES & set(methods.reads(function)))
+
+
+def reads(score: Choice | None, pick: Choice | None, shelves: Iterable[ModuleType] = ()) -> set[str]:
+    """The signals that a score and a picker read (None: there is none), labels aside. A method that is on no shelf counts as
+    reading all of them."""
     found: set[str] = set()
     for shelf, choice, here in ((scores, score, frozenset(VOCABULARY)), (pickers, pick, OF_PICKERS)):
+        if choice is None:
+            continue
         function = named(shelf, shelves, choice, here)
         found |= set(VOCABULARY if function is None else methods.reads(function)) - TOLD
     return found
@@ -125,7 +150,6 @@ def select(
     start: Subset | None = None,
     max_memory: float | None = None,
     shelves: Iterable[ModuleType] = (),
-    places: Places = CONFIG,
 ) -> Lottery:
     """Draw the ticket: exactly ``round(keep * N)`` images.
 
@@ -144,24 +168,36 @@ def select(
         max_memory: GB that the score, and then the picker, may take beside the signals; None: the picker's own limit, where it has
             one. What would take more is refused before it is begun, or takes a way that needs less.
         shelves: modules with scores and pickers of the user's own; they win over ours.
-        places: what refusals call what they speak of, a config's settings or the flags of a command line.
 
     Raises:
         Refused: see :func:`choose`; what a method reads is missing; a budget of no image, or of fewer than there are classes; a
             score that is NaN; a picker that does not return what it should.
     """
-    shelves = list(shelves)
-    warnings = choose(score=score, pick=pick, keep=keep, shelves=shelves, places=places)
-    seed, share = check_seed(seed), balance_of(balance, places.balance)
-    scorer, picker = _scorer(score, seed, shelves, places), _picker(pick, shelves, places)
-    begun = _begun(start, signals, places)
+    wants = Wants(
+        score=score, pick=pick, keep=keep, balance=balance, floor=floor, seed=seed, start=start, max_memory=max_memory
+    )
+    return draw(signals, wants, shelves)
+
+
+def draw(signals: Signals, wants: Wants, shelves: Iterable[ModuleType] = (), places: Places = CONFIG) -> Lottery:
+    """As :func:`select`.
+
+    Args:
+        places: what refusals call what they speak of, a config's settings or the flags of a command line.
+    """
+    shelves, floor, max_memory = list(shelves), wants.floor, wants.max_memory
+    warnings = choose(score=wants.score, pick=wants.pick, keep=wants.keep, shelves=shelves, places=places)
+    seed, share = check_seed(wants.seed), balance_of(wants.balance, places.balance)
+    scorer = _scorer(wants.score, seed, shelves, places)
+    picker = resolve(pickers, shelves, wants.pick, places.pick, here=OF_PICKERS)
+    begun = _begun(wants.start, signals, places)
     _check_floor(floor, bool(share), places)
     by_class = _by_class(share, floor)
-    budget = affordable(signals["labels"], keep, bool(by_class), places)
+    budget = affordable(signals["labels"], wants.keep, bool(by_class), places)
     groups = list(_groups(signals["labels"], budget, by_class, seed))
 
     read = set(methods.reads(picker.function))
-    going, together = bool(read & {"scores", "ranking"}), floor is not None or "quotas" in read
+    going, together = bool(read & _OF_SCORES), floor is not None or "quotas" in read
     needed = bool(groups) and going
     _check_labels(signals, [(places.score, scorer)] * needed + [(places.pick, picker)] * bool(groups), places)
     handed = [(0, np.arange(signals.images), budget)] if together else groups
@@ -172,17 +208,17 @@ def select(
     limit = limits.Limits(signals, picker, max_memory, places.max_memory, enough)
     if groups:
         limit.check(f"{places.pick} ({picker.name})", bool(share))
-    drawing = Drawing(signals, values, limit, float(keep), begun, seed, places)
+    drawing = Drawing(signals, values, limit, float(wants.keep), begun, seed, places)
     rows, weights = _drawn(drawing, groups, budget, at_once=bool(share) and together, floor=floor)
     origin = {
         "score": {"name": scorer.name, **_as_read(scorer, signals.epochs)},
         "pick": {"name": picker.name, **picker.wants},
         "balance": share if share in BALANCES[1:] else bool(share),
-        **_said(floor=floor, seed=seed, score_read=None if going else False, start=start and start.origin),
+        **_said(floor=floor, seed=seed, score_read=None if going else False, start=wants.start and wants.start.origin),
     }
     subset = Subset(
-        rows, signals.images, fingerprint=signals.fingerprint, weights=weights / weights.mean(), keep=float(keep),
-        origin=origin, labels=None if signals.unlabeled else signals["labels"], classes=signals.classes, scores=values,
+        rows, signals.images, fingerprint=signals.fingerprint, weights=weights / weights.mean(), keep=float(wants.keep),
+        origin=origin, known=Known(None if signals.unlabeled else signals["labels"], signals.classes, values),
     )  # fmt: skip
     return Lottery(subset, values, (*warnings, *_seeded(picker, seed, places)), going)
 
@@ -301,10 +337,6 @@ def _scored_if_it_can_be(
         return _scored(signals, scorer, max_memory, enough, places)
     except Refused:
         return None
-
-
-def _picker(pick: Choice, shelves: Iterable[ModuleType], places: Places) -> Method:
-    return resolve(pickers, shelves, pick, places.pick, here=OF_PICKERS)
 
 
 def _scorer(score: Choice, seed: int, shelves: Iterable[ModuleType], places: Places) -> Method:

@@ -95,13 +95,16 @@ def _members(file: Any, only: Collection[str] | None) -> tuple[dict[str, np.ndar
     return (arrays(file, wanted, what=str(file.name)) if ABOUT in names else {}), names
 
 
-def arrays(file: Any, only: Collection[str] | None = None, *, what: str = "") -> dict[str, np.ndarray]:
+def arrays(
+    file: Any, only: Collection[str] | None = None, *, what: str = "", mapped: Collection[str] = ()
+) -> dict[str, np.ndarray]:
     """The arrays of an .npz from anywhere, once each is sure to have the bytes that it claims and all to fit into memory.
 
     Args:
         file: its path, or the open file.
         only: those to read, as far as they are there; None: all.
         what: its name, for messages.
+        mapped: of a path, those that are not read where they lie in it as they are (np.savez), but mapped, for one part after another.
 
     Raises:
         Refused: they do not fit into memory.
@@ -109,9 +112,40 @@ def arrays(file: Any, only: Collection[str] | None = None, *, what: str = "") ->
     """
     with np.load(file, allow_pickle=False) as archive:
         wanted = [name for name in archive.files if only is None or name in only]
-        needed = sum(_claimed(archive.zip, name) for name in wanted)
-        memory.there(needed / memory.GB, what or str(file), "Take a part of it.")
-        return {name: _truthful(archive[name]) for name in wanted}
+        claimed = {name: _claimed(archive.zip, name) for name in wanted}
+        lie = {
+            name: found for name in wanted if name in mapped and (found := _lying(archive.zip, name, file)) is not None
+        }
+        needed = sum(size for name, size in claimed.items() if name not in lie)
+        memory.there(needed / memory.GB, what or str(file), "Take a part of it, or write it with np.savez, unpacked.")
+        return {name: lie[name] if name in lie else _truthful(archive[name]) for name in wanted}
+
+
+def _lying(archive: zipfile.ZipFile, name: str, path: str | Path) -> np.ndarray | None:
+    """A member's array where it lies in the file; None where it is packed or holds nothing.
+
+    Raises:
+        ValueError: its bytes are not those that were written.
+    """
+    member = _member(archive, name)
+    if member.compress_type != zipfile.ZIP_STORED:
+        return None
+    with archive.open(member) as opened:
+        version = np.lib.format.read_magic(opened)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(opened)
+        header = opened.tell()
+        while opened.read(1 << 22):  # to its end, where zipfile holds it to its checksum
+            pass
+    if not math.prod(shape) * dtype.itemsize:
+        return None
+    with regular.check(path).open("rb") as file:
+        file.seek(member.header_offset + 26)
+        after = sum(
+            int.from_bytes(file.read(2), "little") for _ in range(2)
+        )  # of its name, and of what else is told of it
+    begins = member.header_offset + 30 + after + header
+    return np.memmap(path, dtype, "r", begins, shape, "F" if fortran else "C")
 
 
 def array(path: str | Path) -> np.ndarray:
@@ -126,10 +160,14 @@ def array(path: str | Path) -> np.ndarray:
         return _truthful(np.lib.format.read_array(file, allow_pickle=False))
 
 
+def _member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+    held = set(archive.namelist())
+    return archive.getinfo(name if name in held and f"{name}.npy" not in held else f"{name}.npy")
+
+
 def _claimed(archive: zipfile.ZipFile, name: str) -> int:
     """Bytes that a member's array takes."""
-    held = set(archive.namelist())
-    member = archive.getinfo(name if name in held and f"{name}.npy" not in held else f"{name}.npy")
+    member = _member(archive, name)
     with archive.open(member) as opened:
         if opened.read(len(_NPY)) != _NPY:
             raise ValueError(f"{name!r} is no array")

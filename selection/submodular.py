@@ -108,12 +108,13 @@ class FacilityLocation:
 
     Args:
         matrix: similarities as :func:`dense` gives them: not negative, (n, n); None: ``kernel`` is asked.
+        stands: (n,) how many images each counts for; None: one.
     """
 
     at_once = 8
 
-    def __init__(self, kernel: Kernel, matrix: Array | None = None) -> None:
-        self.kernel, self.matrix = kernel, matrix
+    def __init__(self, kernel: Kernel, matrix: Array | None = None, stands: Array | None = None) -> None:
+        self.kernel, self.matrix, self.stands = kernel, matrix, stands
         # An image that nothing represents counts as one that is represented as badly as can be. Without a matrix that is not
         # known; it moves the first pick only, and so a bound does.
         least = 0.0 if matrix is not None else min(0.0, float(kernel.block(np.array([0])).min()) * 2)
@@ -124,7 +125,7 @@ class FacilityLocation:
 
     @property
     def value(self) -> float:
-        return float(self.cover.sum(dtype=np.float64))
+        return float((self.cover if self.stands is None else self.cover * self.stands).sum(dtype=np.float64))
 
     def gains(self, rows: Rows | None = None) -> Array:
         if rows is None:
@@ -133,7 +134,8 @@ class FacilityLocation:
         for part in slices(len(rows), len(self)):
             block = self._rows(rows[part])
             block -= self.cover
-            found[part] = np.maximum(block, 0, out=block).sum(1)
+            np.maximum(block, 0, out=block)
+            found[part] = block.sum(1) if self.stands is None else block @ self.stands
         return found
 
     def add(self, row: int) -> None:
@@ -232,11 +234,14 @@ class SparseFacilityLocation:
 
     Args:
         index, similar: as :func:`selection.neighbors.nearest` gives them: (n, k).
+        stands: (n,) how many images each counts for; None: one.
     """
 
-    def __init__(self, index: Array, similar: Array) -> None:
+    def __init__(self, index: Array, similar: Array, stands: Array | None = None) -> None:
         n, _ = index.shape
         self.index, self.above = index, similar - similar[:, -1:]  # (n, k), at least 0
+        if stands is not None:
+            self.above *= stands[:, None].astype(np.float32)
         # Sorted as one number each, which is many times as fast as an argsort: whom j can represent stands in
         # rows[first[j]:first[j + 1]].
         pairs = np.sort((index.astype(np.int64) << 32 | np.arange(n)[:, None]).ravel())

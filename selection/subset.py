@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,20 @@ _MANY = 10_000_000
 MADE = "Give a ticket, which is what the select stage and `lotus select` write."
 
 
+class Known(NamedTuple):
+    """What is known of all images of the data set, for those who look at the ticket later."""
+
+    labels: npt.ArrayLike | None = None
+    """(total,); None: not known."""
+    classes: Sequence[str] = ()
+    """Names of the labels."""
+    scores: npt.ArrayLike | None = None
+    """(total,), may hold +inf; None: not known."""
+
+
+_NOTHING = Known()
+
+
 class Subset:
     """Rows of one data set, checked once so that nobody downstream checks again. Nothing can be changed.
 
@@ -31,8 +45,7 @@ class Subset:
         weights: positive, mean 1, in the order of ``rows``; None: 1 each.
         keep: the part that was asked for; None: what the rows are.
         origin: how it was made, JSON-ready: score, pick, balance, seed.
-        labels, scores: of all ``total`` images, for those who look at the ticket later; None: not known. Scores may hold +inf.
-        classes: names of the labels.
+        known: of all ``total`` images.
 
     Raises:
         Refused: no rows, duplicate ones or ones out of range, weights, labels or scores that do not fit.
@@ -52,9 +65,7 @@ class Subset:
         weights: npt.ArrayLike | None = None,
         keep: float | None = None,
         origin: Mapping[str, Any] | None = None,
-        labels: npt.ArrayLike | None = None,
-        classes: Sequence[str] = (),
-        scores: npt.ArrayLike | None = None,
+        known: Known = _NOTHING,
         place: str = "ticket",
     ) -> None:
         _check_total(total, place)
@@ -75,7 +86,8 @@ class Subset:
             self.origin: dict[str, Any] = json.loads(json.dumps(dict(origin or {}), allow_nan=False))
         except (TypeError, ValueError) as error:
             raise Refused(f"{place}: its origin cannot be written as JSON ({error}).") from None
-        self.classes = check_classes(classes, place)
+        self.classes = check_classes(known.classes, place)
+        labels, scores = known.labels, known.scores
         self.labels = None if labels is None else _checked_labels(np.asarray(labels), total, self.classes, place)
         self.scores = None if scores is None else _checked_scores(np.asarray(scores), total, place)
         order = np.argsort(rows)
@@ -95,6 +107,11 @@ class Subset:
 
     def __repr__(self) -> str:
         return f"Subset({len(self)} of {self.total} images, keep={self.keep:g}, data {self.fingerprint})"
+
+    @property
+    def known(self) -> Known:
+        """What is known of all images."""
+        return Known(self.labels, self.classes, self.scores)
 
     @property
     def complement(self) -> npt.NDArray[np.int64]:
@@ -154,9 +171,7 @@ class Subset:
                 weights=arrays["weights"],
                 keep=about.get("keep"),
                 origin=about["origin"],
-                labels=arrays.get("labels"),
-                classes=about.get("classes") or (),
-                scores=arrays.get("scores"),
+                known=Known(arrays.get("labels"), about.get("classes") or (), arrays.get("scores")),
                 place=str(path),
             )
         except Refused as error:

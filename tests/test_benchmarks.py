@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import lotus
 from lotus.config import Model, read
@@ -24,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
     "train_step.py": ["--tiny"],
     "optimizer_step.py": ["--tiny"],
+    "neighbor.py": ["--tiny"],
     "gpu.py": ["--out", "OUT", "--device", "cpu", "--tiny", "--parts", "adamw"],
     "augment.py": ["--sides", "8", "--batch", "6", "--turns", "1"],
     "inspect_data.py": ["--tiny", "--images", "300", "--fractions", "0.1"],
@@ -43,6 +45,23 @@ SMALL = {
         "--arms",
         "dense",
         "lotus",
+    ],
+    "regularize.py": [
+        "DATA",
+        "--out",
+        "OUT",
+        "--images",
+        "40",
+        "--keep",
+        "0.5",
+        "--seeds",
+        "0",
+        "--arms",
+        "group",
+        "--before",
+        "1",
+        "--after",
+        "1",
     ],
     "patches.py": ["--tiny"],
     "proxies.py": ["--tiny"],
@@ -130,6 +149,31 @@ def test_it_runs(name: str, tmp_path: Path) -> None:
     assert "failed" not in done.stdout  # a row that fails does not stop the others
 
 
+def test_the_group_lasso_is_the_sum_over_the_units_that_a_cut_takes() -> None:
+    """Against a loop over units; a group's gradient has the length of the strength, whatever the group's own length."""
+    made = runpy.run_path(str(ROOT / "benchmarks" / "group_lasso.py"))
+    model = create(
+        Model(
+            name="vit_tiny_patch16_224",
+            args={"img_size": 16, "patch_size": 8, "embed_dim": 8, "depth": 2, "num_heads": 2},
+        ),
+        3,
+    )
+    guest, expected = made["group"](model, strength=0.5), 0.0
+    for block in model.blocks:
+        value = block.attn.qkv.weight[16:]
+        for first, second in ((value, block.attn.proj.weight), (block.mlp.fc1.weight, block.mlp.fc2.weight)):
+            for unit in range(len(first)):
+                expected += float(torch.cat([first[unit], second[:, unit]]).detach().norm())
+    losses = guest.losses(torch.zeros(4), None)
+    assert losses.tolist() == pytest.approx([0.5 * expected] * 4, rel=1e-4)
+    losses.mean().backward()
+    fc1, fc2 = (dict(model.named_parameters())[f"blocks.1.mlp.{name}.weight"].grad for name in ("fc1", "fc2"))
+    assert fc1 is not None
+    assert fc2 is not None
+    assert float(torch.cat([fc1[3], fc2[:, 3]]).norm()) == pytest.approx(0.5, rel=1e-4)
+
+
 @pytest.fixture(scope="module")
 def unit(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The benchmark's own unit of cost, on a few images of the side that its rows have."""
@@ -203,4 +247,4 @@ def test_every_command_that_is_written_down_is_understood(monkeypatch: pytest.Mo
 
 
 def test_none_is_forgotten() -> None:
-    assert {path.name for path in (ROOT / "benchmarks").glob("*.py")} == {*SMALL, "shared.py"}
+    assert {path.name for path in (ROOT / "benchmarks").glob("*.py")} == {*SMALL, "shared.py", "group_lasso.py"}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lotus.cli import _notices_as_they_are, main
+from lotus.cli import main, notices_as_they_are
 from lotus.config import Config
 from lotus.stages import STAGES
 from selection.errors import Notice
@@ -99,7 +99,7 @@ def told_of(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     with warnings.catch_warnings():  # pytest's own record aside: as a process of its own
         warnings.simplefilter("always")
         monkeypatch.setattr(warnings, "showwarning", lambda message, *rest: print("raw", message, file=sys.stderr))
-        with _notices_as_they_are():
+        with notices_as_they_are():
             warnings.warn("the head starts anew", Notice, stacklevel=1)
             warnings.warn("Corrupt EXIF data", UserWarning, stacklevel=1)
     return capsys.readouterr().err

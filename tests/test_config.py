@@ -236,19 +236,19 @@ def test_a_warm_up_is_said_once_and_what_follows_the_training_has_its_own() -> N
     )
     assert (own.train.warmup, own.finetune.warmup, own.score.warmup) == (2, 3, 10)
     assert check(yaml_safe.load(own.yaml(), "x")) == own
-    with pytest.raises(Refused, match=r"train\.warmup_ratio: is said by it or by warmup_epochs"):
+    with pytest.raises(Refused, match=r"train\.warmup_ratio: .*warmup_epochs"):
         check({"train": {"warmup_ratio": 0.2, "warmup_epochs": 1}})
 
 
 def test_gates_are_learned_where_they_are_asked_for() -> None:
     assert not check({}).train.sparsity.gates
-    with pytest.raises(Refused, match=r"train\.sparsity\.gates: are off, and nothing else there"):
+    with pytest.raises(Refused, match=r"train\.sparsity\.gates: .*off"):
         check({"train": {"sparsity": {"strength": 0.1}}})
 
 
 def test_a_floor_is_for_classes_that_are_not_balanced() -> None:
     assert check({"select": {"balance": False, "floor": 0.5}}).select.floor == 0.5
-    with pytest.raises(Refused, match=r"select\.floor: floor is for classes that are not balanced"):
+    with pytest.raises(Refused, match=r"select\.floor: .*not balanced"):
         check({"select": {"floor": 0.5}})
 
 
@@ -303,7 +303,7 @@ def test_an_old_name_is_refused_with_the_new_one(monkeypatch: pytest.MonkeyPatch
         "scores: is called score now. Say that.",
         "prune.sublayer: no such setting. Did you mean 'sublayers'?",
     }
-    with pytest.raises(Refused, match=r"prune\.breadth: is called prune\.embed_dim now"):
+    with pytest.raises(Refused, match=r"prune\.breadth: .*prune\.embed_dim"):
         as_request({"breadth": 0.5})
 
 
@@ -343,7 +343,7 @@ def test_options_of_a_method_are_as_typed_as_the_page() -> None:
 
 def test_another_model_leaves_the_files_own_arguments_out() -> None:
     place = ROOT / "configs" / "cifar10.yaml"
-    with pytest.warns(Notice, match=r"model\.args: .* left out for vit_small_patch16_224"):
+    with pytest.warns(Notice, match=r"model\.args: .*vit_small_patch16_224"):
         config = read(place, ["model.name=vit_small_patch16_224", "model.args.img_size=32"])
     assert config.model.args == {"img_size": 32}
     with warnings.catch_warnings():
@@ -364,7 +364,5 @@ def test_how_classes_share() -> None:
     page = check({"train": {"balance": "sqrt"}})
     assert page.finetune.balance == "sqrt"
     assert check({"train": {"balance": "sqrt"}, "finetune": {"balance": "none"}}).finetune.balance == "none"
-    with pytest.raises(
-        Refused, match=r"select\.balance: expected one of fraction, equal, sqrt, true, false, not 'equl'"
-    ):
+    with pytest.raises(Refused, match=r"select\.balance: .*equal.*'equl'"):
         check({"select": {"balance": "equl"}})

@@ -61,15 +61,7 @@ def test_the_page_can_be_followed(tmp_path, monkeypatch, alone):
 
 
 def test_a_models_folder_may_hold_all_that_an_export_writes() -> None:
-    assert set(spec.EXPORTED) == {
-        module._TIMM,
-        module._ONNX,
-        module._INT8,
-        module._PAGE,
-        module._CARD,
-        module._CONFIG,
-        module._OLDER,
-    }
+    assert set(spec.EXPORTED) == set(module.FILES)
 
 
 def test_blocks_of_different_widths_are_for_lotus(tmp_path):

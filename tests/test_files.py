@@ -25,7 +25,7 @@ from selection import exchange
 from selection.errors import Refused
 from selection.exchange import Images
 from selection.signals import Signals
-from selection.subset import Subset
+from selection.subset import Known, Subset
 
 ROOT = Path(__file__).resolve().parent.parent
 LABELS = np.arange(20) % 2
@@ -33,7 +33,7 @@ IMAGES = Images(20, "some", LABELS, ("a", "b"))
 
 
 def subset(size: int) -> Subset:
-    return Subset(np.arange(size), total=20, fingerprint="some", labels=LABELS, classes=("a", "b"))
+    return Subset(np.arange(size), total=20, fingerprint="some", known=Known(LABELS, ("a", "b")))
 
 
 def model(size: int) -> Any:

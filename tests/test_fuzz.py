@@ -207,12 +207,12 @@ def _of_selection(folder: Path) -> dict[str, Kind]:
     from selection import exchange
     from selection.exchange import Images
     from selection.signals import Signals
-    from selection.subset import Subset
+    from selection.subset import Known, Subset
 
     labels = np.arange(20) % 2
     images = Images(20, "some", labels, ("a", "b"))
     subset = Subset(
-        np.arange(12), total=20, weights=np.ones(12), fingerprint="some", labels=labels, classes=("a", "b")
+        np.arange(12), total=20, weights=np.ones(12), fingerprint="some", known=Known(labels, ("a", "b"))
     )  # fmt: skip
     subset.save(folder / "ticket.npz")
     said = np.random.default_rng(0).random((1, 3, 20), np.float32)

@@ -21,11 +21,11 @@ FLOORS = [
     {"lotus.stages"},
     {"lotus.training"},
     {"lotus.export", "lotus.predict", "lotus.inspect"},
+    {"lotus.card"},
     {
         "lotus.sparsity",
         "lotus.pruning",
         "lotus.report",
-        "lotus.card",
         "lotus.onnx_file",
         "lotus.ticket",
         "lotus.earlier",
@@ -33,7 +33,7 @@ FLOORS = [
     {"lotus.vit", "lotus.data", "lotus.run"},
     {"lotus.way"},
     {"lotus.stage", "lotus.record"},
-    {"lotus.config", "lotus.doctor", "lotus.files", "lotus.watch"},
+    {"lotus.config", "lotus.dask_map", "lotus.doctor", "lotus.files", "lotus.watch"},
     {"lotus.yaml_safe", "lotus.shelves"},
     {"selection", "lotus.events"},
 ]
@@ -42,8 +42,9 @@ FACADE = "lotus"  # lotus/__init__.py hands out its names late and stands on no 
 DOORS = {
     "ffcv": {"lotus.data.ffcv"},
     "deepspeed": {"lotus.training.engine"},
-    "rich": {"lotus.report.terminal"},
-    "timm": {"lotus.vit.model", "lotus.training.optim", "lotus.training.objective"},
+    "distributed": {"lotus.dask_map"},
+    "rich": {"lotus.report.live", "lotus.report.terminal"},
+    "timm": {"lotus.vit.model", "lotus.vit.zoo", "lotus.training.optim", "lotus.training.objective"},
     "torchvision": {"lotus.data.cifar"},
 }
 

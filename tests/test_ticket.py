@@ -17,7 +17,7 @@ from lotus.data import beton, dataset
 from lotus.run import Run
 from selection.errors import Refused
 from selection.signals import Signals
-from selection.subset import Subset
+from selection.subset import Known, Subset
 
 CLASSES = ("apple", "pear/..", "plum")
 
@@ -406,7 +406,7 @@ def test_a_picture_of_a_bare_ticket(run, capsys, tmp_path):
     told(capsys, "show", tmp_path / "t.npz", "--picture", tmp_path / "p.png")
     scores = np.array([0.5, np.inf, np.inf])
     for values in (scores, np.full(3, 1e30), np.full(3, np.inf), np.zeros(3)):
-        bare = Subset([1], 3, fingerprint="d", labels=[0, 1, 1], classes=["<b>", "字"], scores=values)
+        bare = Subset([1], 3, fingerprint="d", known=Known([0, 1, 1], ["<b>", "字"], values))
         bare.save(tmp_path / "t.npz")
         told(capsys, "show", tmp_path / "t.npz", "--picture", tmp_path / "p.png")
         told(capsys, "show", tmp_path / "t.npz", "--picture", tmp_path / "p.svg")

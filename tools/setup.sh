@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${VENV:-.venv} python=${PYTHON:-python3} ffcv=${FFCV:-yes}
-extras=dev,docs,onnx; [ "$ffcv" = no ] || extras=ffcv,$extras
+extras=dev,docs,onnx,scale; [ "$ffcv" = no ] || extras=ffcv,$extras
 say() { printf '\033[2msetup:\033[0m %s\n' "$*"; }
 die() { printf 'setup: %s\n' "$*" >&2; exit 2; }
 

@@ -24,13 +24,14 @@ from selection.methods import nearest
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code."""
+    _let_threads_sleep()
     parser = _parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(words[:1]) if words[:1] and words[0] in ("-h", "--help", "--version") else None
     if options is None:
         options = _parse(parser, words)
     try:
-        with _terminated_like_interrupted(), _notices_as_they_are():
+        with _terminated_like_interrupted(), notices_as_they_are():
             return options.verb(options)
     except Refused as refusal:
         return _told(refusal, 2)
@@ -41,6 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `lotus ... | head`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - python flushes it at exit
         return 0
+
+
+def _let_threads_sleep() -> None:
+    """Threads that wait for each other, torch's and numba's, give their core away instead of spinning: beside other work, a second
+    training or a browser, spinning makes a small model's training a hundred times slower. Read when torch is imported. Whoever has
+    said how they are to wait, keeps it: OMP_WAIT_POLICY=ACTIVE on a machine that does nothing else."""
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(os.environ):
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def _told(why: object, code: int) -> int:
@@ -88,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 @contextlib.contextmanager
-def _notices_as_they_are() -> Iterator[None]:
+def notices_as_they_are() -> Iterator[None]:
     """A notice is one line of rank 0, without the place in our code that Python would put before it; warnings of libraries are not
     for our users."""
     before = warnings.showwarning

@@ -27,12 +27,12 @@ def add(verb: Verbs) -> None:
 
 def _plan(options: argparse.Namespace) -> int:
     from lotus.config import read
-    from lotus.stages import check, plan, run_of
+    from lotus.stages import check, planner, run_of
     from lotus.stages.checks import look_ahead
 
     config, shelves = read(options.config, options.overrides), load_shelves(options.shelves)
-    plan.check_open(config, shelves)
-    resolved, found = plan.resolved(config, shelves)
+    planner.check_open(config, shelves)
+    resolved, found = planner.resolved(config, shelves)
     check(resolved, shelves)
     look_ahead(resolved, run_of(resolved, shelves).stages.values(), shelves)
     if options.json:
@@ -46,18 +46,18 @@ def settled(config: Config, shelves: Sequence[ModuleType] = ()) -> tuple[Config,
     """The config that is run, and the plan that made it, where a budget asks for one."""
     if config.budget is None:
         return config, None
-    from lotus.stages import plan
+    from lotus.stages import planner
 
-    return plan.resolved(config, shelves, ranks=int(os.environ.get("WORLD_SIZE", "1")))
+    return planner.resolved(config, shelves, ranks=int(os.environ.get("WORLD_SIZE", "1")))
 
 
 def keep_plan(config: Config, found: dict[str, Any], shelves: Sequence[ModuleType] = ()) -> None:
     """Write the plan into the run's folder."""
-    from lotus.stages import plan, run_of
+    from lotus.stages import planner, run_of
 
     run = run_of(config, shelves)
-    if plan.stored(run) != found:
-        plan.write(run, found)
+    if planner.stored(run) != found:
+        planner.write(run, found)
 
 
 def plan_told(found: Mapping[str, Any]) -> None:
@@ -104,7 +104,7 @@ def _expected(seen: Mapping[str, Any]) -> list[str]:
         return ["  expected: nothing of the kind was measured"]
     text = (
         f"  expected: measured on {seen['data']} at {seen['cost']:.3g} of the dense training, {seen['keep']:.2g} of the MACs: "
-        f"{seen['top1']:.2f} % top-1 (n = {seen['n']})"
+        f"{seen['top1']:.2f} % top-1 (the mean of {seen['n']} run{'s' * (seen['n'] != 1)})"
     )
     if seen["dense_top1"] is not None and seen["way"] != "dense":
         text += f"; the dense model at a cost of {seen['dense_cost']:.3g}: {seen['dense_top1']:.2f} %"

@@ -6,10 +6,14 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lotus.cli.shared import Verbs, as_json, tell
 from selection.errors import Refused
 from selection.shown import shown
+
+if TYPE_CHECKING:
+    from lotus.predict import Answer
 
 DAMAGED = 3
 """Exit code where some pictures could not be read; the others have their answers."""
@@ -43,25 +47,29 @@ def _predict(options: argparse.Namespace) -> int:
         raise Refused(f"--batch: at least 1, not {options.batch}.")
     files = predict.files_of(options.photos)
     model = predict.open_model(_shipped(Path(options.model)))
-    live = sys.stderr.isatty()
-    wide, faults, answers = max(len(shown(str(file))) for file in files), [], []
-    for number, one in enumerate(predict.predict(model, files, batch=options.batch), 1):
-        if one.fault:
-            faults.append(one)
-        if options.json:
-            answers.append(
-                {"file": one.file, "error": one.fault}
-                if one.fault
-                else {"file": one.file, "class": one.label, "probability": round(one.probability, 6)}
-            )
-        elif not one.fault:
+    wide, told = max(len(shown(str(file))) for file in files), []
+    for one in predict.predict(model, files, batch=options.batch):
+        told.append(one)
+        if not (options.json or one.fault):
             tell(f"{shown(one.file):<{wide}}  {shown(one.label)}  {100 * one.probability:.1f} %")
-        if live and not sys.stdout.isatty() and (number % options.batch == 0 or number == len(files)):
-            print(f"\r{number} of {len(files)} pictures", end="\n" if number == len(files) else "", file=sys.stderr)
+        _count(len(told), len(files), options.batch)
     if options.json:
-        print(json.dumps(answers, ensure_ascii=False))
+        print(json.dumps([_told(one) for one in told], ensure_ascii=False))
+    faults = [one for one in told if one.fault]
     for one in faults:
         tell(f"! {shown(one.file)}: cannot be read ({shown(one.fault)})", file=sys.stderr)
     if faults:
         tell(f"! {len(faults)} of {len(files)} pictures were passed over", file=sys.stderr)
     return DAMAGED if faults else 0
+
+
+def _told(one: Answer) -> dict[str, Any]:
+    if one.fault:
+        return {"file": one.file, "error": one.fault}
+    return {"file": one.file, "class": one.label, "probability": round(one.probability, 6)}
+
+
+def _count(done: int, files: int, batch: int) -> None:
+    """How far it is, where the answers go elsewhere than the terminal."""
+    if sys.stderr.isatty() and not sys.stdout.isatty() and (done % batch == 0 or done == files):
+        print(f"\r{done} of {files} pictures", end="\n" if done == files else "", file=sys.stderr)

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lotus.cli import sharded
 from lotus.cli.shared import Verbs, as_json, load_shelves, pairs, scalar, with_files
 from selection.errors import Refused
 from selection.images import Words
@@ -35,6 +36,7 @@ def add(verb: Verbs) -> None:
     ticket = verb("select", "draw a ticket (a subset of the images) from recorded signals; needs no torch", _select)
     ticket.add_argument("signals", help="signals.npz, as `lotus score` leaves it; embeddings (.npy, .npz); a table with a score an "
                         "image (.csv, .tsv, .parquet); with --features, a folder of pictures")  # fmt: skip
+    sharded.add(ticket)
     ticket.add_argument("--features", default="", metavar="MODEL", help="make the embeddings of a folder of pictures: a timm name, a "
                         "folder of LOTUS, or NAME=FILE with weights of your own")  # fmt: skip
     ticket.add_argument("--embeddings", default="", metavar="FILE.npz",
@@ -77,10 +79,13 @@ def _select(options: argparse.Namespace) -> int:
     asked = _asked(options)
     shelves = load_shelves(options.shelves)
     _check_outputs(options)
+    if sharded.wanted(options):
+        drawn, given = sharded.draw(options, asked.pick, asked.keep)
+        _tell(options, asked, given.signals, drawn, [*given.told, *_written(options, drawn, given)])
+        return 0
     given = _given(options, asked, shelves)
     signals, asked = given.signals, _fitting(options, asked, given.signals)
-    drawn = lottery.select(
-        signals,
+    wants = lottery.Wants(
         score=asked.score,
         pick=asked.pick,
         keep=asked.keep,
@@ -89,9 +94,8 @@ def _select(options: argparse.Namespace) -> int:
         seed=options.seed,
         start=Subset.load(options.start) if options.start else None,
         max_memory=gigabytes(options.max_memory, "--max-memory") if options.max_memory else None,
-        shelves=shelves,
-        places=_places(options),
     )
+    drawn = lottery.draw(signals, wants, shelves, _places(options))
     told = [
         *given.told,
         *([f"embeddings: {options.signals}"] if options.features else []),
@@ -130,7 +134,7 @@ def _featured(options: argparse.Namespace) -> str:
     """Make the embeddings of a folder of pictures; returns their file."""
     import contextlib
 
-    from lotus.report.terminal import Terminal
+    from lotus.report.live import Terminal
     from lotus.stages import features
 
     out = options.embeddings or f"{Path(options.signals).resolve().name}.embeddings.npz"

@@ -1,4 +1,4 @@
-"""What a training may cost: from it the planner makes the rest of the page (lotus/stages/plan.py)."""
+"""What a training may cost: from it the planner makes the rest of the page (lotus/stages/planner.py)."""
 
 from __future__ import annotations
 

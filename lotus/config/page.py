@@ -28,9 +28,9 @@ class Data(Section):
     """Which images, and how they lie on disk."""
 
     name: str = "imagefolder"
-    """A data set of the catalog: digits, cifar10, cifar100, npz, imagefolder, or ``hf:NAME``."""
+    """A data set of the catalog: digits, cifar10, cifar100, npz, imagefolder, webdataset, filelist, or ``hf:NAME``."""
     path: str = ""
-    """Where the images lie: a folder or an .npz. Empty for digits."""
+    """Where the images lie: a folder, an .npz, shards (``train-{000..146}.tar``) or a list. Empty for digits."""
     options: dict[str, Any] = Field({})
     """What the catalog's function may be told, e.g. ``val_fraction: 0.2``."""
     write: Literal["raw", "jpg", "smart", "proportion"] = "smart"
@@ -124,7 +124,7 @@ class Score(Recipe):
     """Also record the last layer's gradients and how predictions move, which tdds, cal, craig, grad_match and glister read:
     2 bytes an image and class in signals.npz, twice that in memory meanwhile. Turn off for many images of many classes."""
     guests: tuple[BriefMethod, ...] = ()
-    """Guests of lotus/training/shelf.py, or of your own, that join this training alone (docs/training.md)."""
+    """Guests of lotus/training/guest_shelf.py, or of your own, that join this training alone (docs/training.md)."""
 
 
 # A few thousand steps on features whose every dimension has mean 0 and variance 1.

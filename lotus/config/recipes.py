@@ -308,7 +308,7 @@ class Train(Taught):
     """Growing pictures: [[0, 112], [0.4, 160], [0.7, 224]] = from this fraction of the training on, this side in pixels. A third
     number is how strongly pixels are changed, 0 to 1. Empty: the model's own side. It is always measured at that."""
     guests: tuple[BriefMethod, ...] = ()
-    """Guests of lotus/training/shelf.py, or of your own, that join this training alone (docs/training.md)."""
+    """Guests of lotus/training/guest_shelf.py, or of your own, that join this training alone (docs/training.md)."""
 
     @property
     def holds_still(self) -> bool:
@@ -326,4 +326,4 @@ class Finetune(Taught):
     balance: Sampling = "none"
     """As ``train.balance``, which it is where it is not set here."""
     guests: tuple[BriefMethod, ...] = ()
-    """Guests of lotus/training/shelf.py, or of your own, that join this training alone (docs/training.md)."""
+    """Guests of lotus/training/guest_shelf.py, or of your own, that join this training alone (docs/training.md)."""

@@ -24,7 +24,6 @@ from lotus.config import rules
 Fraction = Annotated[float, Field(gt=0, le=1)]
 # A fraction of a training, neither its start nor its end.
 Inside = Annotated[float, Field(gt=0, lt=1)]
-Seconds = Annotated[float, Field(ge=0)]
 
 MOST = 2**31 - 1
 """The largest whole number of a config."""

@@ -17,11 +17,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lotus.config import Augment
 from lotus.data import erasing, policies
 from lotus.data.format import Beton
 from lotus.data.sample_plan import Rows, SamplePlan
-from lotus.data.views import Middle, Table, parameters
+from lotus.data.views import Look, Table, parameters
 
 
 class Batch(NamedTuple):
@@ -68,23 +67,6 @@ class Raw(NamedTuple):
     index: Tensor  # type: ignore[assignment]
 
 
-class Look(NamedTuple):
-    """How a model sees the stored images."""
-
-    size: int
-    """S."""
-    augment: Augment | None
-    """None for evaluation: the center view, :func:`lotus.data.views.center`."""
-    mean: Sequence[float]
-    """Of each channel, in 0..1."""
-    std: Sequence[float]
-    """Likewise."""
-    seed: int
-    """Of the augmentations."""
-    middle: Middle = Middle()
-    """The center view."""
-
-
 _open: weakref.WeakSet[BaseLoader] = weakref.WeakSet()
 
 
@@ -103,12 +85,12 @@ class BaseLoader(ABC):
 
     def __init__(self, beton: Beton, plan: SamplePlan, look: Look, device: torch.device, workers: int) -> None:
         self.beton, self.plan, self.device, self.workers = beton, plan, device, workers
-        self.size, self.augment, mean, std, self.seed, (self.crop, how) = look
-        self.interpolation = how if self.augment is None or self.augment.crop != "resized" else "area"
-        self.side = self.size  # of the epoch under way
+        self.look, self.augment = look, look.augment
+        self.interpolation = look.interpolation if self.augment is None or self.augment.crop != "resized" else "area"
+        self.side = look.size  # of the epoch under way
         # float32 throughout, subtract then divide: the table and the device's arithmetic give the same bits.
-        self._mean = np.asarray(mean, np.float32) * np.float32(255)
-        self._std = np.asarray(std, np.float32) * np.float32(255)
+        self._mean = np.asarray(look.mean, np.float32) * np.float32(255)
+        self._std = np.asarray(look.std, np.float32) * np.float32(255)
         gray = np.arange(256, dtype=np.float32)
         self.in_bytes = device.type != "cpu" or (self.augment is not None and self.augment.recolors)
         if not self.in_bytes:
@@ -135,7 +117,7 @@ class BaseLoader(ABC):
             raise ValueError(f"no batch {skip} in epoch {epoch}")
         if (side is not None and side < 1) or not 0 <= strength <= 1:
             raise ValueError(f"a side of {side} and a strength of {strength}: not at least 1, and 0 to 1")
-        self.side = self.size if side is None else side
+        self.side = self.look.size if side is None else side
         self._live = self._batches(epoch, self.plan.order(epoch)[sum(sizes[:skip]) :], sizes[skip:], strength)
         return self._live
 
@@ -165,7 +147,7 @@ class BaseLoader(ABC):
         if not len(rows):
             return
         high, wide = self.beton.heights[rows], self.beton.widths[rows]
-        table = parameters(self.augment, self.seed, epoch, rows, high, wide, self.size, self.side, self.crop)
+        table = parameters(self.look, epoch, rows, high, wide, self.side)
         with closing(self._ahead(rows, table, sizes)) as ahead:
             for raw in ahead:
                 yield self._delivered(raw, epoch, strength)
@@ -173,16 +155,17 @@ class BaseLoader(ABC):
     def _delivered(self, raw: Raw, epoch: int, strength: float) -> Batch:
         """On the device, augmented and normalized. Here rather than in the threads, so that a GPU does it."""
         images, told, rows = raw.planes, self.augment, raw.index.numpy()
+        size, seed = self.look.size, self.look.seed
         if self.in_bytes:
             images = images.to(self.device, non_blocking=True)
             if told is not None and told.recolors:
-                made = policies.changes(told, self.seed, epoch, rows, size=self.size, strength=strength)
-                policies.change(images, made, fill=self.fill, size=self.size)
+                made = policies.changes(told, seed, epoch, rows, size=size, strength=strength)
+                policies.change(images, made, fill=self.fill, size=size)
             images = images.to(torch.float32)
             images -= torch.from_numpy(self._mean).to(self.device).view(3, 1, 1)
             images /= torch.from_numpy(self._std).to(self.device).view(3, 1, 1)
         if told is not None and told.erase:
-            where = erasing.boxes(told, self.seed, epoch, rows, self.side, strength=strength)
+            where = erasing.boxes(told, seed, epoch, rows, self.side, strength=strength)
             erasing.erase(images, where, told.erase_mode)
         return Batch(images, raw.labels.to(self.device), raw.index.to(self.device))
 

@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lotus.data import cifar, folders, pictures
-from lotus.data.pictures import Pixels
-from lotus.data.source import Source, digest, split
+from lotus.data import cifar, folders, hub, listed, pictures, shards, written_labels
+from lotus.data.source import Source, as_labels, digest, split
 from selection import npz as archives
 from selection import regular
 from selection.errors import Notice, Refused
 
-__all__ = ["Source", "cifar10", "cifar100", "digits", "hf", "imagefolder", "npz"]
+__all__ = ["Source", "cifar10", "cifar100", "digits", "filelist", "hf", "imagefolder", "npz", "webdataset"]
 
 
 def digits(path: str, *, val_fraction: float = 0.2, seed: int = 0) -> tuple[Source, Source]:
@@ -57,7 +55,10 @@ def imagefolder(path: str, *, val_fraction: float = 0.1, seed: int = 0) -> tuple
     """
     root = _existing(path, "imagefolder")
     if not root.is_dir():
-        raise Refused(f"data.path: {path} is a file. imagefolder wants a folder of class folders.")
+        kinds = {".npz": "npz", ".tar": "webdataset", ".csv": "filelist", ".txt": "filelist"}
+        other = kinds.get(root.suffix.lower(), "")
+        hint = f" For a {root.suffix} set data.name={other}." if other else ""
+        raise Refused(f"data.path: {path} is a file. imagefolder wants a folder of class folders.{hint}")
     train, val = (
         folders.part(root, folders.TRAIN),
         next(filter(None, (folders.part(root, (name,)) for name in folders.VAL)), None),
@@ -81,9 +82,10 @@ def npz(path: str, *, val_fraction: float = 0.1, seed: int = 0) -> tuple[Source,
     x: (N, H, W), (N, H, W, 1), (N, H, W, 3) or (N, H, W, 4), uint8 or uint16. y: (N,) or (N, 1), whole numbers from 0.
     ``classes``: (C,) names, if there; else the numbers are the names. Without a test part a seeded part of every class
     is held out. Arrays of Python objects, which would have to be unpickled, are refused.
+    Images are not held in memory, unless they are compressed.
     """
     arrays, held = _archive(_existing(path, "npz"), path)
-    labels = _labels(arrays["y_train"], f"{path} y_train")
+    labels = as_labels(arrays["y_train"], f"{path} y_train")
     if "classes" in arrays:
         classes = tuple(str(name) for name in arrays["classes"].reshape(-1))
     elif (highest := int(labels.max(initial=0))) >= max(1, len(labels)):  # one of them is empty; do not count up to it
@@ -93,7 +95,7 @@ def npz(path: str, *, val_fraction: float = 0.1, seed: int = 0) -> tuple[Source,
     train = _in_memory(f"{path} train", arrays["x_train"], labels, classes)
     if f"x_{held}" not in arrays:
         return split(train, val_fraction, seed)
-    labels = _labels(arrays[f"y_{held}"], f"{path} y_{held}")
+    labels = as_labels(arrays[f"y_{held}"], f"{path} y_{held}")
     return train, _in_memory(f"{path} {held}", arrays[f"x_{held}"], labels, classes, partial=True)
 
 
@@ -114,7 +116,8 @@ def _archive(file: Path, path: str) -> tuple[dict[str, npt.NDArray[Any]], str]:
         with np.load(file, allow_pickle=False) as found:
             known = list(found.files)
         held = "val" if "x_val" in known else "test"
-        arrays = archives.arrays(file, {"classes", *(f"{axis}_{part}" for part in ("train", held) for axis in "xy")})
+        images = {"x_train", f"x_{held}"}
+        arrays = archives.arrays(file, {"classes", "y_train", f"y_{held}", *images}, mapped=images)
     except Refused as error:
         raise Refused(f"data.path: {error}") from None
     except Exception as error:  # a file from elsewhere may break its parsers in any way
@@ -125,6 +128,54 @@ def _archive(file: Path, path: str) -> tuple[dict[str, npt.NDArray[Any]], str]:
             if name not in arrays:
                 raise Refused(f"data.path: {path} has no {name}. It has: {', '.join(known) or 'nothing'}.")
     return arrays, held
+
+
+def webdataset(
+    path: str,
+    *,
+    val: str = "",
+    image: str = "",
+    label: str = "cls",
+    classes: str = "",
+    val_fraction: float = 0.1,
+    seed: int = 0,
+) -> tuple[Source, Source]:
+    """WebDataset's shards: one ``.tar``, a pattern (``train-{000..146}.tar``, ``train-*.tar``) or a folder of them.
+
+    ``val`` names the shards that validate; empty: those of ``path`` with val, validation, valid or test in their names, and
+    where there are none a seeded part ``val_fraction`` of every class is held out. ``image`` is the extension of the pictures
+    (empty: whichever there is), ``label`` that of the labels: a number or a name in ``.cls``, or ``json.FIELD``. ``classes`` is
+    a file of their names, a line each. Nothing is unpacked; a member that is a pickle, or a link, is refused.
+    """
+    found = shards.files(path)
+    if not found:
+        raise Refused(
+            f"data.path: {path or 'nothing'}: no .tar. Name one, a folder of them, or DATA/train-{{000..146}}.tar."
+        )
+    train, held = (found, shards.files(val)) if val else shards.parts(found)
+    if val and not held:
+        raise Refused(f"data.options.val: {val}: no .tar.")
+    if not train:
+        raise Refused(f"data.path: {path}: all {len(held)} shards validate by their names, none trains.")
+    first = shards.source(train, image, label, written_labels.names(classes))
+    if not held:
+        return split(first, val_fraction, seed)
+    second = shards.source(held, image, label, first.classes, partial=True)
+    return first, second if val else _announced(second, "test" if "test" in Path(held[0]).name.lower() else "")
+
+
+def filelist(
+    path: str, *, val: str = "", root: str = "", classes: str = "", val_fraction: float = 0.1, seed: int = 0
+) -> tuple[Source, Source]:
+    """A list of pictures, ``path,label`` a line in a ``.csv``, else path, blank or tab, label.
+
+    Paths start from ``root``; empty: the list's own folder. A label is a class's name or its number. ``val`` is the list that
+    validates; empty: a seeded part ``val_fraction`` of every class. ``classes`` is a file of their names, a line each.
+    """
+    first = listed.source(_existing(path, "filelist"), root, written_labels.names(classes))
+    if not val:
+        return split(first, val_fraction, seed)
+    return first, listed.source(Path(val), root, first.classes, partial=True)
 
 
 def cifar10(path: str, *, val_fraction: float = 0.1, seed: int = 0) -> tuple[Source, Source]:
@@ -145,41 +196,31 @@ def cifar100(path: str, *, val_fraction: float = 0.1, seed: int = 0) -> tuple[So
     return _cifar(path, "CIFAR100", val_fraction, seed)
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where in a data set of the hub images and labels are."""
-
-    train: str = "train"
-    """The split that trains."""
-    val: str = ""
-    """Empty: validation, valid, val or test, or a seeded part that is held out."""
-    image: str = ""
-    """The column; empty: the only one that holds pictures."""
-    label: str = ""
-    """Empty: the only one of class labels, or, for want of one, the whole numbers or texts in a column called label or labels."""
-
-
 def hf(
     name: str,
     path: str,
     *,
     config: str = "",
     revision: str = "",
-    layout: Layout = Layout(),
+    streaming: bool = False,
+    layout: hub.Layout = hub.Layout(),
     val_fraction: float = 0.1,
     seed: int = 0,
 ) -> tuple[Source, Source]:
     """A data set of the Hugging Face hub (``data.name: hf:NAME``), or a local folder that ``datasets`` can load.
 
     ``path`` is where it is cached; empty: the library's own place. ``config`` and ``revision`` name the configuration and
-    the commit, ``layout`` (``train``, ``val``, ``image``, ``label``; see :class:`Layout`) the splits and the columns.
+    the commit, ``layout`` (``train``, ``val``, ``image``, ``label``; see :class:`lotus.data.hub.Layout`) the splits and the columns.
+    ``streaming`` caches nothing: labels are read first, and then every image once, in its order.
     """
     try:
         import datasets
     except ImportError:
         raise Refused(f"data.name: hf:{name} needs the library datasets: pip install 'lotus-vit[hub]'.") from None
     try:
-        found = datasets.load_dataset(name, config or None, revision=revision or None, cache_dir=path or None)
+        found = datasets.load_dataset(
+            name, config or None, revision=revision or None, cache_dir=path or None, streaming=streaming
+        )
     except Exception as error:  # the hub, the network, a missing configuration: the library's own words say it best
         raise Refused(f"data.name: hf:{name} cannot be loaded: {' '.join(str(error).split())}") from None
     train, val = layout.train, layout.val
@@ -187,11 +228,11 @@ def hf(
         if asked not in found and (asked or option == "train"):
             raise Refused(f"data.options.{option}: {name} has no split {asked!r}. It has: {', '.join(found)}.")
     held = val or next((split_ for split_ in ("validation", "valid", "val", "test") if split_ in found), "")
-    column, target, classes = _columns(datasets, name, found[train], layout)
-    first = _of_hub(datasets, found[train], f"{name} {train}", column, target, classes)
+    column, target, classes = hub.columns(datasets, name, found[train], layout)
+    first = hub.source(datasets, found[train], f"{name} {train}", column, target, classes)
     if not held:
         return split(first, val_fraction, seed)
-    second = _of_hub(datasets, found[held], f"{name} {held}", column, target, classes, partial=True)
+    second = hub.source(datasets, found[held], f"{name} {held}", column, target, classes, partial=True)
     return first, second if val else _announced(second, held)
 
 
@@ -201,32 +242,12 @@ def _announced(held: Source, part: str) -> Source:
     return replace(held, note=told) if part == "test" else held
 
 
-def _columns(datasets: Any, name: str, rows: Any, layout: Layout) -> tuple[str, str, tuple[str, ...]]:
-    """The columns of pictures and of labels, and the names of the classes."""
-    features = rows.features
-    pictured = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
-    labeled = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    labeled = labeled or [key for key in ("label", "labels") if key in features]
-    column = _column(name, "image", layout.image, pictured, features)
-    target = _column(name, "label", layout.label, labeled, features)
-    classes = tuple(getattr(features[target], "names", None) or ())
-    return column, target, classes or tuple(map(str, sorted(set(rows[target]))))
-
-
 def _existing(path: str, kind: str) -> Path:
     if not path:
         raise Refused(f"data.path: {kind} needs to know where the images lie.")
     if not os.path.exists(path):
         raise Refused(f"data.path: {path} does not exist.")
     return Path(path)
-
-
-def _labels(array: npt.NDArray[Any], where: str) -> npt.NDArray[np.int64]:
-    if array.ndim == 2 and array.shape[1] == 1:
-        array = array[:, 0]
-    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
-        raise Refused(f"{where}: shape {array.shape} of {array.dtype}; labels are (N,) whole numbers.")
-    return array.astype(np.int64)
 
 
 def _in_memory(
@@ -272,49 +293,4 @@ def _cifar(path: str, which: str, val_fraction: float, seed: int) -> tuple[Sourc
     _, train, test = cifar.KINDS[which][kind]
     return _in_memory(f"{path} train", *read(folder, train, which), classes), _in_memory(
         f"{path} test", *read(folder, test, which), classes, partial=True
-    )
-
-
-def _column(data_set: str, what: str, asked: str, found: list[str], features: Mapping[str, Any]) -> str:
-    if asked:
-        if asked not in features:
-            raise Refused(f"data.options.{what}: {data_set} has no column {asked!r}. It has: {', '.join(features)}.")
-        return asked
-    if len(found) != 1:
-        seen = f"{len(found)} that could be it ({', '.join(found)})" if found else "none that could be it"
-        raise Refused(f"data.options.{what}: {data_set} has {seen}. Name one of: {', '.join(features)}.")
-    return found[0]
-
-
-def _of_hub(
-    datasets: Any, rows: Any, where: str, image: str, label: str, classes: tuple[str, ...], *, partial: bool = False
-) -> Source:
-    """One split; pictures stay encoded until they are read, and are decoded by us."""
-    values = list(rows[label])
-    own = getattr(rows.features[label], "names", None)
-    other = False
-    if own is not None and tuple(own) != classes:  # numbers of another list of names: the names decide
-        other, values = True, [own[value] if value >= 0 else value for value in values]
-    if values and (other or isinstance(values[0], str) or not hasattr(rows.features[label], "names")):
-        number = {name: i for i, name in enumerate(classes)}
-        unknown = next((value for value in values if str(value) not in number), None)
-        if unknown is not None:
-            raise Refused(f"{where}: label {unknown!r} is not among those of train.")
-        values = [number[str(value)] for value in values]
-    labels = _labels(np.array(values), f"{where} {label}")
-    encoded = rows.cast_column(image, datasets.Image(decode=False))
-
-    def read(i: int) -> Pixels:
-        packed = encoded[i][image]
-        return pictures.read(packed["bytes"] if packed["bytes"] is not None else packed["path"])
-
-    about = rows.info
-    return Source(
-        labels=labels,
-        classes=classes,
-        read=read,
-        name=lambda i: f"{where} {i}",
-        fingerprint=digest(where, labels, classes, image, str(about.version), str(about.dataset_size), str(len(rows))),
-        where=where,
-        partial=partial,
     )

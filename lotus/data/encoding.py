@@ -17,6 +17,7 @@ from lotus.data.format import Stored
 from lotus.data.pictures import Pixels
 from lotus.data.source import Source
 from lotus.data.views import uniform
+from selection.errors import Refused
 
 SAMPLE = 10_000
 """Images over which mean and standard deviation are taken."""
@@ -76,6 +77,8 @@ def encoded(source: Source, data: config.Data) -> Iterator[Encoded]:
             with pictures.watched(lambda pixels: room.enter(i, pixels), notes):
                 pixels = pictures.fit(checked(source.read(i)), data.max_side)
             return Encoded(stored(pixels, i, data), moments(pixels) if sampled[i] else None, "", notes)
+        except Refused:  # not one picture, but what they all come from
+            raise
         except Exception as error:  # a damaged picture can raise anything
             return Encoded(None, None, " ".join(f"{type(error).__name__}: {error}".split()), notes)
 

@@ -34,11 +34,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lotus.data.base import BaseLoader, Look, Raw
+from lotus.data.base import BaseLoader, Raw
 from lotus.data.format import FIELDS, JPEG, META, Beton, Stored, TooLarge, damaged
 from lotus.data.paint import paint
 from lotus.data.sample_plan import Rows, SamplePlan
-from lotus.data.views import Table
+from lotus.data.views import Look, Table
 
 
 @contextmanager
@@ -275,7 +275,7 @@ class _Decoder(SimpleRGBImageDecoder):
         packed = beton.modes == JPEG
         # Room for the largest JPEG of the file; raw images are read where they lie.
         self._room = int((3 * beton.heights * beton.widths)[packed].max(initial=1))
-        self._file, self._size, self._workers = beton.file, loader.size, loader.workers
+        self._file, self._size, self._workers = beton.file, loader.look.size, loader.workers
         self._blank, self._hold = loader.blank, beton.hold
         self._columns = (beton.modes, beton.heights, beton.widths, beton.pointers, beton.sizes, table)
         self._colors = np.ascontiguousarray(loader.levels), loader.fill

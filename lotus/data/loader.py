@@ -4,42 +4,33 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
 
 import torch
 
-from lotus.config import Augment, Data
+from lotus.config import Data
 from lotus.data import threads
-from lotus.data.base import BaseLoader, Loader, Look
+from lotus.data.base import BaseLoader, Loader
 from lotus.data.beton import opened
 from lotus.data.format import PlainWriter
 from lotus.data.sample_plan import SamplePlan
 from lotus.data.torch_loader import TorchLoader
-from lotus.data.views import Middle
+from lotus.data.views import Look
 from lotus.data.writing import Make
 from selection.errors import Notice, Refused
-
-_MIDDLE = Middle()
 
 
 def open_loader(
     file: str | os.PathLike[str],
     plan: SamplePlan,
+    look: Look,
     *,
-    size: int,
-    augment: Augment | None,
-    mean: Sequence[float],
-    std: Sequence[float],
-    seed: int,
-    middle: Middle = _MIDDLE,
     device: str | torch.device = "cpu",
     kind: str = "auto",
     workers: int = 0,
 ) -> Loader:
-    """A loader of ``file`` in the order of ``plan``.
+    """A loader of ``file`` in the order of ``plan``, its images seen as ``look`` says.
 
     Args:
-        middle: how the center view is cut and resized
         kind: ``ffcv``, ``torch``, or ``auto``: FFCV where it is installed, else the torch loader with a warning. Both
             give the same batches: to the last bit for raw images that need no resizing, within two gray levels where
             they are resized, and within what two JPEG decoders differ by.
@@ -65,7 +56,6 @@ def open_loader(
                     f"data.loader: ffcv is not here ({error}). Run lotus doctor, or set it to auto."
                 ) from None
             _stand_in(str(error))
-    look = Look(size, augment, mean, std, seed, middle)
     return made(beton, plan, look, torch.device(device), threads.count(workers))
 
 

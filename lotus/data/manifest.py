@@ -18,7 +18,7 @@ from selection.errors import Refused
 
 FORMAT = 1
 _CHECKSUM = 16  # bytes
-_LARGE = 2_000_000_000  # bytes, which take some seconds to read
+LARGE = 2_000_000_000  # bytes, which take some seconds to read
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def verify(file: str | os.PathLike[str], *, through: bool = True) -> Manifest:
         Refused: it is not, byte for byte, what was written, whatever its time says.
     """
     manifest = Manifest.load(file)
-    brief = bool(manifest.frame) and manifest.bytes > _LARGE and not through
+    brief = bool(manifest.frame) and manifest.bytes > LARGE and not through
     if not (frame(file) == manifest.frame if brief else _same(file, manifest)):
         raise Refused(f"{file}: its bytes have changed since it was written. Delete it and run prepare.")
     return manifest

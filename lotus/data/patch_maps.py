@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lotus import files
-from lotus.config import Augment
-from lotus.data.views import CENTER, DOWN, FLIP, HEIGHT, LEFT, RIGHT, TOP, WIDTH, center, parameters
+from lotus.data.views import DOWN, FLIP, HEIGHT, LEFT, RIGHT, TOP, WIDTH, View, center, parameters
 from selection import npz, regular
 from selection.errors import Refused
 
@@ -125,28 +124,22 @@ class Tickets:
         maps: Maps,
         heights: npt.NDArray[np.int64],
         widths: npt.NDArray[np.int64],
-        *,
-        size: int,
+        view: View,
         patch: tuple[int, int],
-        augment: Augment | None,
-        seed: int,
-        crop: float = CENTER,
     ) -> None:
         """
         Args:
             maps: of all images
             heights, widths: (N,) of the stored images, in pixels
-            size: S
+            view: the training's, as its loader has it
             patch: height and width of the trained model's patches
-            augment, seed, crop: the training's, as its loader has them
         """
         if len(maps.scores) != len(heights):
             raise Refused(
                 f"patch tickets: scores of {len(maps.scores)} images, and the data has {len(heights)}. Make them anew."
             )
         self._maps, self._asked = maps
-        self._heights, self._widths, self._size, self._patch = heights, widths, size, patch
-        self._augment, self._seed, self._crop = augment, seed, crop
+        self._heights, self._widths, self._view, self._patch = heights, widths, view, patch
 
     def seen(self, index: Tensor, epoch: int) -> Tensor:
         """The scores as a picture (B, 1, S, S), as the pixels of these images are seen in ``epoch``: a pixel has the score
@@ -157,10 +150,8 @@ class Tickets:
         """
         rows = index.cpu().numpy()
         high, wide = self._heights[rows], self._widths[rows]
-        table = parameters(self._augment, self._seed, epoch, rows, high, wide, self._size, crop=self._crop).astype(
-            np.int64
-        )
-        box = center(high, wide, self._asked, self._crop)  # what was scored
+        table = parameters(self._view, epoch, rows, high, wide).astype(np.int64)
+        box = center(high, wide, self._asked, self._view.crop)  # what was scored
         down, in_rows = self._places(table[:, TOP], table[:, HEIGHT], table[:, DOWN], box[:, 0], box[:, 2], 0)
         across, in_columns = self._places(table[:, LEFT], table[:, WIDTH], table[:, RIGHT], box[:, 1], box[:, 3], 1)
         mirrored = table[:, FLIP] == 1
@@ -187,8 +178,8 @@ class Tickets:
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Along one axis: from which patch each output pixel comes (counted from 1; 0 and G + 1 are beyond what was scored),
         and whether it is of the picture at all, not of its padding; both (B, S)."""
-        grid = self._maps.shape[1 + axis]
-        at = np.arange(self._size)[None] + shift[:, None]  # of the crop, resized to S
-        middle = start[:, None] + (at + 0.5) * (length / self._size)[:, None]  # of the stored image, in pixels
+        grid, size = self._maps.shape[1 + axis], self._view.size
+        at = np.arange(size)[None] + shift[:, None]  # of the crop, resized to S
+        middle = start[:, None] + (at + 0.5) * (length / size)[:, None]  # of the stored image, in pixels
         place = np.floor((middle - box[:, None]) * (grid / side)[:, None]).astype(np.int64)
-        return place.clip(-1, grid) + 1, (at >= 0) & (at < self._size)
+        return place.clip(-1, grid) + 1, (at >= 0) & (at < size)

@@ -44,6 +44,8 @@ class Source:
     """(N,) where each image stands in the whole that this is a part of; None: this is the whole."""
     whole: int = 0
     """Images of that whole; 0: N."""
+    streamed: bool = False
+    """Whether images come one after another, so that going back is dear."""
     note: str = ""
     """What the user should know of it, in a sentence."""
 
@@ -102,6 +104,19 @@ def split(source: Source, fraction: float, seed: int) -> tuple[Source, Source]:
         train.append(rows[held:])
     parts = np.sort(np.concatenate(train)), np.sort(np.concatenate(val))
     return source.part(parts[0], f"{source.where} (train)"), source.part(parts[1], f"{source.where} (val)")
+
+
+def as_labels(array: npt.NDArray[Any], where: str) -> npt.NDArray[np.int64]:
+    """``array`` as (N,) int64; a column of one is taken for that.
+
+    Raises:
+        Refused: it is something else.
+    """
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise Refused(f"{where}: shape {array.shape} of {array.dtype}; labels are (N,) whole numbers.")
+    return array.astype(np.int64)
 
 
 def digest(*parts: str | bytes | npt.NDArray[np.generic] | Iterable[str]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+_RANKS_HERE = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")  # torchrun's; DeepSpeed's launcher's
+
 
 def count(workers: int = 0) -> int:
     """``workers``, or for 0 as many as this process may use.
@@ -17,5 +19,5 @@ def count(workers: int = 0) -> int:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on Linux
         cores = os.cpu_count() or 1
-    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    ranks = next((os.environ[name] for name in _RANKS_HERE if name in os.environ), "1")
     return max(1, cores // max(1, int(ranks) if ranks.isdigit() else 1))

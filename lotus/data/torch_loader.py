@@ -79,11 +79,6 @@ def view(pixels: Pixels, line: npt.NDArray[np.int32], size: int, fill: Pixels, h
     return seen[:, ::-1] if flip else seen
 
 
-def resize_area(pixels: Pixels, size: int) -> Pixels:
-    """See :func:`resize`."""
-    return resize(pixels, size)
-
-
 def resize(pixels: Pixels, size: int, how: str = "area") -> Pixels:
     """To (S, S, 3); untouched where it has that size. ``bilinear`` and ``bicubic`` are Pillow's, to within two gray levels, which
     widen with what they shrink (antialiased). ``area`` is OpenCV's ``resize(..., INTER_AREA)``, to within one.

@@ -6,7 +6,7 @@ B images of a batch, S side of the model's input.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,47 +17,33 @@ from torch import Tensor
 from lotus.data.pictures import Pixels
 from lotus.data.source import Source
 from lotus.data.torch_loader import view
-from lotus.data.views import CENTER, TOP, center
+from lotus.data.views import TOP, Look, View, center
 from selection.errors import Refused
 
 
 def batches(
-    source: Source,
-    rows: npt.NDArray[np.int64],
-    size: int,
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    crop: float = CENTER,
-    interpolation: str = "area",
-    batch: int = 64,
+    source: Source, rows: npt.NDArray[np.int64], look: Look, *, batch: int = 64
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Normalized images (B, 3, S, S) and their labels (B,), in the order of ``rows``, each seen as in evaluation.
-
-    Args:
-        mean: Of each channel, for pixels in 0 to 1, and ``std`` likewise.
-        crop: As :func:`lotus.data.loader.open_loader` has it, and ``interpolation``.
+    """Normalized images (B, 3, S, S) and their labels (B,), in the order of ``rows``, each as evaluation looks at it.
 
     Raises:
         Refused: an image that cannot be read; names it.
     """
-    shift, scale = (torch.tensor(numbers, dtype=torch.float32).reshape(3, 1, 1) for numbers in (mean, std))
+    shift, scale = (torch.tensor(numbers, dtype=torch.float32).reshape(3, 1, 1) for numbers in (look.mean, look.std))
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
         for start in range(0, len(rows), batch):
             part = rows[start : start + batch]
-            seen = np.stack(
-                list(pool.map(lambda row: _seen(source, int(row), size, crop, interpolation), part))
-            )  # (B, S, S, 3)
+            seen = np.stack(list(pool.map(lambda row: _seen(source, int(row), look), part)))  # (B, S, S, 3)
             images = torch.from_numpy(seen).permute(0, 3, 1, 2).float().div_(255)
             yield (images - shift) / scale, torch.from_numpy(source.labels[part])
 
 
-def _seen(source: Source, row: int, size: int, crop: float, how: str) -> Pixels:
+def _seen(source: Source, row: int, how: View) -> Pixels:
     try:
         pixels = source.read(row)
     except Exception as error:  # whatever a damaged image makes its reader raise
         raise Refused(f"{source.name(row)}: cannot be read ({type(error).__name__}: {error}). Take it away.") from None
     height, width = pixels.shape[:2]
     line = np.zeros(7, dtype=np.int32)
-    line[TOP : TOP + 4] = center(np.array([height]), np.array([width]), size, crop)[0]
-    return view(pixels, line, size, np.zeros(3, dtype=np.uint8), how)
+    line[TOP : TOP + 4] = center(np.array([height]), np.array([width]), how.size, how.crop)[0]
+    return view(pixels, line, how.size, np.zeros(3, dtype=np.uint8), how.interpolation)

@@ -12,7 +12,8 @@ beyond its border; last, the output is mirrored where ``flip`` is 1.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -26,13 +27,31 @@ CENTER = 7 / 8
 """Fraction of the shorter side that evaluation looks at in natural images: 224 of 256, the usual ImageNet protocol."""
 
 
-class Middle(NamedTuple):
-    """How evaluation looks at an image."""
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What of the stored images is looked at."""
 
+    size: int
+    """S, the side of the model's input."""
+    augment: Augment | None = None
+    """None is evaluation: the center view, see :func:`center`. ``crop: none`` and ``pad`` start from the same view; ``resized`` takes
+    torchvision's random-resized crop instead (ten tries, then the center)."""
+    seed: int = 0
+    """Of the augmentations."""
     crop: float = CENTER
-    """Fraction of the shorter side, see :func:`center`."""
+    """Fraction of the shorter side in the center view."""
     interpolation: str = "area"
-    """How that is resized: ``area``, ``bilinear`` or ``bicubic``. Random crops go by area."""
+    """How that view is resized: ``area``, ``bilinear`` or ``bicubic``. Random crops go by area."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look(View):
+    """How a model sees the stored images: what of them, and normalized how."""
+
+    mean: Sequence[float]
+    """Of each channel, in 0..1."""
+    std: Sequence[float]
+    """Likewise."""
 
 
 _TRIES = 10
@@ -45,40 +64,34 @@ Table = npt.NDArray[np.int32]
 
 
 def parameters(
-    augment: Augment | None,
-    seed: int,
+    view: View,
     epoch: int,
     index: npt.ArrayLike,
     heights: npt.ArrayLike,
     widths: npt.ArrayLike,
-    size: int,
     side: int | None = None,
-    crop: float = CENTER,
 ) -> Table:
     """The table (n, 7) for n images; see ``COLUMNS``.
 
     Args:
-        augment: ``None`` is evaluation: the center view, see :func:`center`. ``crop: none`` and ``pad`` start from the
-            same view; ``resized`` takes torchvision's random-resized crop instead (ten tries, then the center).
         index: (n,) row numbers, what the hash is keyed by.
         heights: (n,) of the stored images, in pixels.
         widths: (n,) likewise.
-        size: S, the side of the model's input.
         side: what the view is shown at in this epoch, where it is not S: the boxes stay, and the padding shrinks or grows
             with the picture.
-        crop: see :func:`center`.
     """
+    augment, seed = view.augment, view.seed
     rows = np.asarray(index, dtype=np.uint64)
     high, wide = np.asarray(heights, dtype=np.int64), np.asarray(widths, dtype=np.int64)
     table = np.zeros((len(rows), len(COLUMNS)), dtype=np.int32)
     if augment is not None and augment.crop == "resized":
         table[:, :4] = _resized(augment, seed, epoch, rows, high, wide)
     else:
-        table[:, :4] = center(high, wide, size, crop)
+        table[:, :4] = center(high, wide, view.size, view.crop)
     if augment is None:
         return table
     if augment.crop == "pad":
-        pad = augment.pad if side is None else round(augment.pad * side / size)
+        pad = augment.pad if side is None else round(augment.pad * side / view.size)
         for column, stream in ((DOWN, _DOWN), (RIGHT, _RIGHT)):
             table[:, column] = _below(uniform(seed, epoch, rows, stream), 2 * pad + 1) - pad
     if augment.flip:

@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 import zlib
+from array import array
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,8 +144,8 @@ def _claim(folder: Path, stage: str) -> Generator[Event, None, int | None]:
 class Written:
     """What was written so far."""
 
-    labels: list[int] = dataclasses.field(default_factory=list)
-    checks: list[int] = dataclasses.field(default_factory=list)  # CRC of each image's stored bytes
+    labels: array[int] = dataclasses.field(default_factory=lambda: array("q"))
+    checks: array[int] = dataclasses.field(default_factory=lambda: array("q"))  # CRC of each image's stored bytes
     sizes: set[tuple[int, int]] = dataclasses.field(default_factory=set)
     skipped: list[dict[str, str]] = dataclasses.field(default_factory=list)
     moments: list[npt.NDArray[np.float64]] = dataclasses.field(default_factory=list)  # (2, 3) a sampled image
@@ -273,7 +274,8 @@ def _three(values: npt.NDArray[np.float64]) -> tuple[float, float, float]:
 
 def _check_room(source: Source, file: Path, data: config.Data) -> int:
     """How many bytes the file will about have, judged by a few images; refused now, not after hours, if too many."""
-    tried = np.unique(np.linspace(0, len(source) - 1, _TRIED).astype(int))
+    last = min(len(source), _TRIED) - 1 if source.streamed else len(source) - 1
+    tried = np.unique(np.linspace(0, last, _TRIED).astype(int))
     sizes = [0]
     for i in tried:
         # A damaged image is told of when its turn comes.

@@ -25,7 +25,7 @@ RIGHT = 0.6
 """Of a list this fraction is wrong indeed, or more, as far as the planted ones tell."""
 STEADY = 0.2
 """Fraction of the planted from which on a count of them says something: the first few may lie anywhere."""
-_RIDGE = 1e-3
+RIDGE = 1e-3
 """Of the mean of the Gram matrix's diagonal."""
 
 
@@ -76,7 +76,7 @@ def left_out(x: Floats, labels: Rows, classes: int) -> Floats:
     x = (x - x.mean(0)) / (x.std(0) + 1e-6)
     x = np.concatenate([x, np.ones((len(x), 1), np.float32)], 1)
     gram = (x.T @ x).astype(np.float64)
-    inverse = np.linalg.inv(gram + _RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram)))
+    inverse = np.linalg.inv(gram + RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram)))
     target = np.eye(classes, dtype=np.float32)[labels]
     solved = (inverse @ (x.T @ target)).astype(np.float32)
     hat = np.einsum("nk,nk->n", x @ inverse.astype(np.float32), x)[:, None]

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from lotus.data import unpacked
 from lotus.data.source import Source
+from lotus.data.views import Look
 from selection.errors import Refused
 
 Floats = npt.NDArray[np.float32]
@@ -177,10 +178,11 @@ def embedded(folder: str, source: Source, rows: Rows) -> Floats:
     if not hasattr(model, "forward_head"):
         raise Refused(f"--model {folder}: has no features to read. Give the folder of a ViT that LOTUS wrote.")
     wanted = preprocessing(model)
+    look = Look(size=image_size(model), mean=wanted.mean, std=wanted.std)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device)
     seen = [
         model.forward_head(model.forward_features(images.to(device)), pre_logits=True).flatten(1).float().cpu()
-        for images, _ in unpacked.batches(source, rows, image_size(model), mean=wanted.mean, std=wanted.std)
+        for images, _ in unpacked.batches(source, rows, look)
     ]
     return torch.cat(seen).numpy()

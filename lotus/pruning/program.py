@@ -26,7 +26,7 @@ STEPS = 5000
 """Into which the program divides the time between the smallest and the dense model: a plan may miss the budget by one in so many a block."""
 
 
-def fit_plan(
+def attempt(
     outline: cost.Outline,
     scores: Mapping[str, np.ndarray],
     request: Prune,
@@ -35,8 +35,9 @@ def fit_plan(
     whole: cost.Cost | None = None,
     within: Sequence[Dims] | None = None,
     least: Sequence[Dims] | None = None,
-) -> Plan:
-    """The plan that loses the least score within ``request.keep.latency`` of the dense model's time, as the table predicts it.
+) -> Plan | str:
+    """The plan that loses the least score within ``request.keep.latency`` of the dense model's time, as the table predicts it; where
+    it puts the budget out of reach, why.
 
     Args:
         outline: The model, as :func:`lotus.vit.cost.outline` reads it.
@@ -48,25 +49,8 @@ def fit_plan(
         least: Widths of each block that have to stay, and are within the budgets; None: the smallest.
 
     Raises:
-        Refused: a budget that is out of reach, with what can be reached; a table of another model.
+        Refused: a table of another model.
     """
-    plan = attempt(outline, scores, request, table, whole=whole, within=within, least=least)
-    if isinstance(plan, str):
-        raise Refused(plan)
-    return plan
-
-
-def attempt(
-    outline: cost.Outline,
-    scores: Mapping[str, np.ndarray],
-    request: Prune,
-    table: Table,
-    *,
-    whole: cost.Cost | None = None,
-    within: Sequence[Dims] | None = None,
-    least: Sequence[Dims] | None = None,
-) -> Plan | str:
-    """As :func:`fit_plan`; where the table puts the budget out of reach, why."""
     blocks = budget.of_outline(outline, scores, request)
     halves = [half for block in blocks for half in _halves(block)]
     if within is not None:

@@ -7,10 +7,9 @@ imported or run. The folder is written beside its place and renamed as a whole.
 from __future__ import annotations
 
 import importlib.metadata
-import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,10 @@ from torch import Tensor, nn
 
 from lotus import files
 from lotus.data.views import CENTER
-from lotus.pruning import surgery, wrapping
-from lotus.vit import anatomy, convolution, cost, families, hub, parts
+from lotus.pruning import described, wrapping
+from lotus.vit import cost, hub
 from lotus.vit import model as door
 from lotus.vit import weights as weights_of
-from lotus.vit.anatomy import Dims
 from lotus.vit.preprocessing import preprocessing
 from selection.errors import Refused
 
@@ -38,10 +36,7 @@ EXPORTED = (
 """What ``lotus export`` writes to ``export`` in a model's folder: of the older model, it goes with it."""
 _NO_MATTER = 1e-5
 """What norms may add otherwise to a variance of about one."""
-_WIDTHS = ("heads", "qk_dim", "v_dim", "hidden")
-_NONE, _ALL = (False,) * 3, (True,) * 3
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_WIDEST = 1 << 20  # no block of ours has more units; a spec that asks for them is not ours
 
 
 def save(
@@ -67,11 +62,11 @@ def save(
     if hub.is_hub(model):
         model = _of_hub(model)
     origin = door.origin(model)
-    rows, kernels = _rows(model)
+    rows, kernels = described.rows_of(model)
     state = model.state_dict()
     groups = {WEIGHTS: state, **(extra or {})}
     _check_names(groups)
-    skeleton = _skeleton(origin, rows, kernels, place=type(model).__name__)
+    skeleton = described.skeleton(origin, rows, kernels, place=type(model).__name__)
     fault = weights_of.few(_faults(skeleton, state))
     if fault:
         raise Refused(f"{type(model).__name__}: would not come back from {folder} as it is: {fault}.")
@@ -102,7 +97,7 @@ def save(
 def _of_hub(model: Any) -> nn.Module:
     """timm's ViT that computes what one of Hugging Face's does, cut or not."""
     name, args = hub.origin(model)
-    made = _skeleton({"name": name, "args": args}, list(hub.rows(model)), {}, place=type(model).__name__)
+    made = described.skeleton({"name": name, "args": args}, list(hub.rows(model)), {}, place=type(model).__name__)
     made.load_state_dict(hub.weights(model), assign=True)
     ours = {norm.eps for norm in made.modules() if isinstance(norm, nn.LayerNorm)}
     theirs = hub.eps_of(model)
@@ -236,12 +231,12 @@ def _open(folder: Path) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
     except (OSError, SafetensorError) as error:
         raise Refused(f"{file}: cannot be read ({error}). Is it whole?") from None
     try:
-        rows = [_row(row) for row in spec["blocks"]]
+        rows = [described.row_of(row) for row in spec["blocks"]]
         origin = {"name": spec["model"]["name"], "args": dict(spec["model"]["args"])}
         kernels = dict(spec.get("convolutions", {}))
     except (TypeError, KeyError, ValueError) as error:
         raise Refused(f"{folder / SPEC}: is damaged ({type(error).__name__}: {error}).") from None
-    return _skeleton(origin, rows, kernels, place=str(folder / SPEC)), weights, origin
+    return described.skeleton(origin, rows, kernels, place=str(folder / SPEC)), weights, origin
 
 
 def _fill(skeleton: nn.Module, origin: Mapping[str, Any]) -> None:
@@ -310,119 +305,6 @@ def _of_colors(value: Any) -> bool:
     """Whether it is a number between 0 and 1 for each of three colors."""
     three = isinstance(value, list) and len(value) == 3
     return three and all(type(one) in (int, float) and 0 <= one <= 1 for one in value)
-
-
-def _rows(model: nn.Module) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """The widths of each block as a spec holds them: 0 heads or units where a sublayer is gone, all 0 where the block is; the
-    channels that a sublayer reads where those are not all. And the side of each convolution, by the block's number as text."""
-    rows: dict[int, dict[str, Any]] = {}
-    kernels: dict[str, int] = {}
-    for number, block in zip(parts.places(model), anatomy.blocks(model, convolved=True), strict=True):
-        rows[number] = dict(zip(_WIDTHS, block.dims, strict=False))
-        rows[number] |= {f"{of}_in": list(index) for of in ("attn", "mlp") if (index := block.reads(of)) is not None}
-        kernels |= {str(number): block.kernel} if block.kernel else {}
-    rows |= {number: dict.fromkeys(_WIDTHS, 0) for number in parts.gone(model)}
-    return [rows[number] for number in sorted(rows)], kernels
-
-
-def _row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of a spec, refused by a TypeError where it is none."""
-    Dims(**row)
-    for name in ("attn_in", "mlp_in"):
-        if not isinstance(row.get(name, []), list):
-            raise TypeError(f"{name} is no list")
-    return dict(row)
-
-
-def _possible(row: Mapping[str, Any], block: anatomy.Block, kernel: int) -> bool:
-    """Whether ``block``, which is whole, can have the widths of ``row``, and a convolution of side ``kernel`` (0: none)."""
-    if any(type(row[name]) is not int or not 0 <= row[name] <= _WIDEST for name in _WIDTHS):
-        return False
-    heads, qk_dim, v_dim, hidden = (row[name] for name in _WIDTHS)
-    attn_in, mlp_in = row.get("attn_in"), row.get("mlp_in")
-    if kernel:
-        attention = (heads, qk_dim) == (1, 0) and v_dim > 0 and attn_in is None
-    else:
-        attention = (heads > 0, qk_dim > 0, v_dim > 0) in (_NONE, _ALL)
-    return attention and _can_read(block, attn_in, heads) and _can_read(block, mlp_in, hidden)
-
-
-def _can_read(block: anatomy.Block, index: list[Any] | None, there: int) -> bool:
-    """Whether a sublayer of ``there`` heads or units can read the channels ``index`` alone; None: all."""
-    if index is None:
-        return True
-    rises = all(type(i) is int for i in index) and all(a < b for a, b in itertools.pairwise(index))
-    inside = rises and bool(index) and index[0] >= 0 and index[-1] < block.width
-    return inside and there > 0 and not block.norm_after
-
-
-def _skeleton(
-    origin: Mapping[str, Any], rows: list[dict[str, Any]], kernels: Mapping[str, Any], *, place: str
-) -> nn.Module:
-    """The model that a spec describes, without memory (meta device).
-
-    Args:
-        kernels: Number of a block, as text -> side of its convolution.
-    """
-    model = _dense(origin, len(rows), place)
-    sides = _sides(model, kernels, place)
-    _check_rows(model, rows, sides, place)
-    stays = [(row["heads"] > 0, row["hidden"] > 0) for row in rows]
-    opened = families.opened(model)
-    if not all(map(all, stays)):
-        parts.strip(opened, stays)
-    left = [(row, kernel) for row, kernel, stay in zip(rows, sides, stays, strict=True) if any(stay)]
-    for block, (row, kernel) in zip(anatomy.blocks(opened), left, strict=True):
-        _reshape(block, row, kernel, opened)
-    return families.close(opened, model) if opened is not model else model
-
-
-def _dense(origin: Mapping[str, Any], depth: int, place: str) -> nn.Module:
-    """The model before any cut, of ``depth`` blocks, without memory."""
-    if not isinstance(origin["name"], str):
-        raise Refused(f"{place}: the model's name is {origin['name']!r}.")
-    told = origin["args"].get("depth", origin["args"].get("depths"))
-    deep = sum(d for d in told if isinstance(d, int)) if isinstance(told, (list, tuple)) else told
-    if isinstance(deep, int) and deep != depth:  # before it is built: thousands of blocks take long
-        raise Refused(f"{place}: widths for {depth} blocks, but a depth of {told}.")
-    model = door.build(origin["name"], origin["args"], meta=True, place=place)
-    if (built := len(anatomy.blocks(model))) != depth:
-        raise Refused(f"{place}: widths for {depth} blocks, but {origin['name']} has {built}.")
-    return model
-
-
-def _sides(model: nn.Module, kernels: Mapping[str, Any], place: str) -> list[int]:
-    """The side of each block's convolution; 0 for attention."""
-    numbers = [str(number) for number in range(len(anatomy.blocks(model)))]
-    known = all(type(side) is int and side in convolution.KERNELS for side in kernels.values())
-    if not known or not set(kernels) <= set(numbers):
-        raise Refused(f"{place}: convolutions {dict(kernels)} are none of this model's blocks and of 1 or 3 pixels.")
-    if kernels and not anatomy.is_vit(model):
-        raise Refused(f"{place}: a {type(model).__name__} has no attention that could be a convolution.")
-    return [kernels.get(number, 0) for number in numbers]
-
-
-def _check_rows(model: nn.Module, rows: Sequence[Mapping[str, Any]], sides: Sequence[int], place: str) -> None:
-    """Refuse widths that a block cannot have; of other families than plain ViTs no sublayer goes and all channels are read."""
-    plain = anatomy.is_vit(model)
-    for block, row, side in zip(anatomy.blocks(model), rows, sides, strict=True):
-        whole = plain or (row["heads"] and row["hidden"] and len(row) == len(_WIDTHS))
-        if not whole or not _possible(row, block, side):
-            raise Refused(f"{place}: {block.name} cannot have {row}.")
-    if not any(row["heads"] or row["hidden"] for row in rows):
-        raise Refused(f"{place}: nothing is left of any block.")
-
-
-def _reshape(block: anatomy.Block, row: Mapping[str, Any], kernel: int, model: nn.Module) -> None:
-    """Give ``block`` of ``model`` the widths of ``row``, and a convolution of side ``kernel`` (0: none)."""
-    reads = {of: row.get(f"{of}_in") for of in ("attn", "mlp")}
-    widths = [row[name] for name in _WIDTHS]
-    dims = Dims(*widths, *(None if index is None else len(index) for index in reads.values()))
-    if kernel:  # the attention first stays as it is: it tells the convolution what it reads and its biases
-        surgery.reshape(block, block.dims._replace(hidden=dims.hidden, mlp_in=dims.mlp_in), reads)
-        surgery.convolve(block, kernel, dims.v_dim, model)
-    elif dims != block.dims:
-        surgery.reshape(block, dims, reads)
 
 
 def ours(folder: Path) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from lotus.config import Prune, as_request, rules
-from lotus.pruning import budget, latency, measure, narrow
+from lotus.pruning import budget, latency, measure, narrow, unfit
 from lotus.pruning.study import (
     Given,
     Progress,
@@ -23,8 +23,6 @@ from lotus.pruning.study import (
     Study,
     beyond,
     criterion,
-    fitting,
-    refuse_unfit,
     rounded,
     study,
 )
@@ -124,7 +122,7 @@ def lottery(
     Raises:
         Refused: as :func:`prune`.
     """
-    refuse_unfit(model)
+    unfit.refuse_model(model)
     reads = methods.reads(criterion(request, given.shelves))
     rules.refuse(request, (*rules.ROWS, *rules.WITHOUT_A_RUN), place="prune", reads=reads)
     tries = narrow.tries(model, request)
@@ -210,7 +208,7 @@ class _Streams:
         if channels < self.wide:
             if every not in self._stream:
                 self._stream[every] = narrow.statistics(
-                    self.model, fitting(self.model, given)(), progress=beyond(self.progress, self.done)
+                    self.model, unfit.checked(self.model, given)(), progress=beyond(self.progress, self.done)
                 )
                 self.done += self._stream[every].images
                 self.forwards += self._stream[every].images

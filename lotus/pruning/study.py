@@ -10,15 +10,14 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from lotus.config import Prune
-from lotus.pruning import budget, criteria, latency, measure, program, scoring, surgery
+from lotus.pruning import budget, criteria, latency, measure, program, scoring, surgery, unfit
 from lotus.pruning import compensate as folds
 from lotus.pruning import rotate as turns
 from lotus.pruning.plan import BlockPlan, Plan
-from lotus.pruning.wrapping import Batches, passes_of, refuse_bytes
+from lotus.pruning.wrapping import Batches, passes_of
 from lotus.vit import anatomy, cost, families
 from lotus.vit import model as door
 from selection import methods
@@ -254,11 +253,11 @@ def study(
         Refused: a model that cannot be cut, no such criterion, calibration data that do not serve; says what would.
     """
     method = criterion(request, given.shelves)
-    refuse_unfit(model)
+    unfit.refuse_model(model)
     reads = set(methods.reads(method))
     if "gates" in reads:
-        _refuse_gates(model, given.gates, request.in_channels)
-    passes = fitting(model, passes_of(batches))
+        unfit.refuse_gates(model, given.gates, request.in_channels)
+    passes = unfit.checked(model, passes_of(batches))
     dense, notes = families.opened(model), []
     found, looked_at = dict[str, turns.Turns](), 0
     if request.rotate and any(block.has_attn for block in anatomy.blocks(model)):
@@ -353,30 +352,6 @@ def rounded(model: nn.Module, request: Prune, table: latency.Table | None = None
     return request.model_copy(update={"round": multiple}), [f"Widths stay multiples of {multiple}: measured."]
 
 
-def fitting(model: nn.Module, passes: Callable[[], Iterable[Any]]) -> Callable[[], Iterable[Any]]:
-    """The batches, refused where ``model`` cannot read their images."""
-    embed: Any = getattr(model, "patch_embed", None)
-    side, channels = getattr(embed, "img_size", None), getattr(getattr(embed, "proj", None), "in_channels", None)
-    if not getattr(embed, "strict_img_size", True):
-        side = None
-
-    def again() -> Iterable[Any]:
-        for batch in passes():
-            images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-            if isinstance(images, Tensor):
-                refuse_bytes(model, images)
-                wrong = images.ndim != 4 or (channels is not None and images.shape[1] != channels)
-                if wrong or (side is not None and tuple(images.shape[2:]) != tuple(side)):
-                    size = " x ".join(map(str, side)) if side is not None else "any"
-                    raise Refused(
-                        f"prune: calibration images are {tuple(images.shape)}, the model reads (images, {channels}) of {size} pixels. "
-                        "Resize them, or make the model with that img_size."
-                    )
-            yield batch
-
-    return again
-
-
 def beyond(progress: Progress | None, done: int) -> Progress | None:
     return None if progress is None else lambda images: progress(done + images)
 
@@ -412,34 +387,3 @@ def _gone(plan: BlockPlan) -> str:
 
 def _brief(whole: cost.Cost) -> dict[str, int]:
     return {"params": whole.params, "macs": whole.macs}
-
-
-def refuse_unfit(model: nn.Module) -> None:
-    if torch.is_inference_mode_enabled() or any(weight.is_inference() for weight in model.parameters()):
-        raise Refused(
-            "prune: no derivative can be taken inside of torch.inference_mode(), or of weights made there. Call it outside; "
-            "torch.no_grad() is no hindrance."
-        )
-    if hooked := anatomy.hooked(model):
-        raise Refused(f"{hooked} carries a forward hook, which a cut would lose. Take it off first (gates: remove()).")
-    first = next(iter(model.parameters())).dtype
-    for where, weight in model.named_parameters():
-        if weight.dtype != first:
-            raise Refused(
-                f"{where}: is {weight.dtype}, other weights are {first}. Bring all to one, e.g. model.float()."
-            )
-        if weight.is_meta:
-            raise Refused(f"{where}: has no memory (meta device). Load the weights first.")
-        if not torch.isfinite(weight).all():
-            raise Refused(f"{where}: holds values that are not finite. Prune a checkpoint from before.")
-
-
-def _refuse_gates(model: nn.Module, gates: Mapping[str, Tensor] | None, in_channels: bool) -> None:
-    """Refuse gates that are missing or of other widths."""
-    for site, linear in anatomy.sites(model, in_channels=in_channels).items():
-        if gates is None or site not in gates:
-            raise Refused(
-                f"prune.criterion: this one reads the learned gate of {site}, which is not here. Train with gates, or take another."
-            )
-        if gates[site].numel() != linear.in_features:
-            raise Refused(f"prune.criterion: {gates[site].numel()} gates for the {linear.in_features} units of {site}.")

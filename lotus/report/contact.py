@@ -58,7 +58,7 @@ def sheet(
 
 
 def dimmed(image: Image.Image, kept: npt.NDArray[np.bool_]) -> Image.Image:
-    """``image`` with the patches that leave pale and without color, but not white: skies are; ``kept``: (R, C)."""
+    """``image`` with the patches that are pruned pale and without color, but not white: skies are; ``kept``: (R, C)."""
     pixels = np.asarray(image, np.float32)
     gray = pixels.mean(2, keepdims=True)
     pale = np.array(_GONE, np.float32) * 0.82 + gray * 0.18

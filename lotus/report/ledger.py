@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from lotus.report.numbers import count, duration, listed, milliseconds, percent, si, times
+from lotus.report.numbers import accuracy, count, duration, listed, milliseconds, percent, si, times
 from lotus.report.numbers import standard_error as standard_error
 from lotus.stage import Stage, named
 
@@ -133,11 +133,17 @@ def compared(results: Mapping[str, Any], stages: Stages) -> list[Line]:
     training took is the training on the ticket and the fine-tune together.
     """
     dense, final = reference(results, stages), shipped(results, stages)
-    lines = []
+    lines, images = [], results.get("validation_images")
     if "top1" in dense and "top1" in final:
         gain = final["top1"] - dense["top1"]
         lines.append(
-            Line("Top-1", f"{dense['top1']:.2f} %", f"{final['top1']:.2f} %", f"{_signed(gain, 2)} points", _up(gain))
+            Line(
+                "Top-1",
+                _top1(dense["top1"], images),
+                _top1(final["top1"], images),
+                f"{_signed(gain, 2)} points",
+                _up(gain),
+            )
         )
     lines += _macro(results.get("accuracy") or {})
     if dense.get("loss") is not None and final.get("loss") is not None:
@@ -248,8 +254,48 @@ def chance(results: Mapping[str, Any], stages: Stages) -> str:
     )
 
 
+def _top1(top1: float, images: int | None) -> str:
+    return _with_error(top1, images) if images else f"{top1:.2f} %"
+
+
 def _with_error(top1: float, images: int) -> str:
     return f"{top1:.2f} ± {standard_error(top1, images):.2f} %"
+
+
+def headline(results: Mapping[str, Any], stages: Stages) -> str:
+    """What came out, in one sentence: cost and accuracy against the baseline first."""
+    dense, final = reference(results, stages), shipped(results, stages)
+    shares = _shares(results, stages)
+    if "top1" not in final or ("top1" not in dense and not shares):
+        return "The model is done."
+    top1 = accuracy(final["top1"], results.get("validation_images"))
+    if "top1" not in dense:
+        return f"With {listed(shares)}, LOTUS reaches a top-1 of {top1}."
+    name = "its own model before the cut"
+    if has_dense(results, stages):
+        name = BASELINES.get(dense.get("kind", "best"), "the dense model trained on all images")
+    gap = final["top1"] - dense["top1"]
+    size = f"{abs(gap):.2f} points {'above' if gap > 0 else 'below'}" if abs(gap) >= 0.005 else "level with"
+    told = f"{_opening(results, stages, shares)}LOTUS reaches a top-1 of {top1}, {size} {name}"
+    return f"{told}{_evaluated(results)}{_faster(results, stages)}."
+
+
+def _shares(results: Mapping[str, Any], stages: Stages) -> list[str]:
+    """With how much of everything."""
+    dense, final, kept = reference(results, stages), shipped(results, stages), results.get("kept", {})
+
+    def part(what: str) -> str:
+        return percent(kept[what]["kept"] / kept[what]["of"])
+
+    shares = [f"{part('images')} of the images"] if kept.get("images") else []
+    if kept.get("passes") and kept["passes"]["kept"] < kept["passes"]["of"]:
+        shares.append(f"{part('passes')} of their passes")
+    if kept.get("weights"):
+        shares.append(f"{part('weights')} of the weights")
+    if final.get("macs") and dense.get("macs"):
+        whose = "its" if is_small(results, stages) else "the"
+        shares.append(f"{percent(final['macs'] / dense['macs'])} of {whose} MACs")
+    return shares
 
 
 def _opening(results: Mapping[str, Any], stages: Stages, shares: list[str]) -> str:
@@ -262,44 +308,23 @@ def _opening(results: Mapping[str, Any], stages: Stages, shares: list[str]) -> s
     return told + (f"with {listed(shares)}, " if shares else "")
 
 
-def headline(results: Mapping[str, Any], stages: Stages) -> str:
-    """What came out, in one sentence: cost and accuracy against the baseline first."""
-    dense, final = reference(results, stages), shipped(results, stages)
-    name = "its own model before the cut"
-    if has_dense(results, stages):
-        name = BASELINES.get(dense.get("kind", "best"), "the dense model trained on all images")
-    kept = results.get("kept", {})
-    shares = []
-    images = kept.get("images")
-    if images:
-        shares.append(f"{percent(images['kept'] / images['of'])} of the images")
-    passes = kept.get("passes")
-    if passes and passes["kept"] < passes["of"]:
-        shares.append(f"{percent(passes['kept'] / passes['of'])} of their passes")
-    if kept.get("weights"):
-        shares.append(f"{percent(kept['weights']['kept'] / kept['weights']['of'])} of the weights")
-    if final.get("macs") and dense.get("macs"):
-        whose = "its" if is_small(results, stages) else "the"
-        shares.append(f"{percent(final['macs'] / dense['macs'])} of {whose} MACs")
-    if "top1" not in final or ("top1" not in dense and not shares):
-        return "The model is done."
-    if "top1" not in dense:
-        return f"With {listed(shares)}, LOTUS reaches {final['top1']:.2f} % top-1."
-    gap = final["top1"] - dense["top1"]
-    size = f"{abs(gap):.2f} points {'above' if gap > 0 else 'below'}"
-    told = _opening(results, stages, shares)
-    told += f"LOTUS reaches {final['top1']:.2f} % top-1, {size if abs(gap) >= 0.005 else 'level with'} {name}"
+def _evaluated(results: Mapping[str, Any]) -> str:
+    """On which patches, where the training left some out: the middle of a sentence."""
     seen = results.get("evaluated") or {}
     if seen.get("patches") == "sparse":
-        told += f", evaluated sparse: on {percent(seen['share'])} of the patches"
-    elif (kept.get("tokens") or {}).get("mode"):
-        told += ", evaluated dense: on all patches"
-    fast, slow = (final.get("latency_ms") or {}), (dense.get("latency_ms") or {})
-    if fast.get("batch_N") and slow.get("batch_N") and not kept.get("weights"):  # of the same shapes, so as fast
-        ratio = slow["batch_N"] / fast["batch_N"]
-        word = f"{times(ratio)} as fast" if ratio >= 1 else f"{times(1 / ratio)} slower"
-        told += f"; at a batch of {fast.get('batch', 'N')} it is {word}"
-    return told + "."
+        return f", evaluated sparse: on {percent(seen['share'])} of the patches"
+    tokens = results.get("kept", {}).get("tokens") or {}
+    return ", evaluated dense: on all patches" if tokens.get("mode") else ""
+
+
+def _faster(results: Mapping[str, Any], stages: Stages) -> str:
+    """How fast it is beside what it is compared with: the end of a sentence. Sparse weights leave shapes and speed as they were."""
+    fast, slow = (side.get("latency_ms") or {} for side in (shipped(results, stages), reference(results, stages)))
+    if not (fast.get("batch_N") and slow.get("batch_N")) or results.get("kept", {}).get("weights"):
+        return ""
+    ratio = slow["batch_N"] / fast["batch_N"]
+    word = f"{times(ratio)} as fast" if ratio >= 1 else f"{times(1 / ratio)} slower"
+    return f"; at a batch of {fast.get('batch', 'N')} it is {word}"
 
 
 def patches_told(tokens: Mapping[str, Any]) -> str:

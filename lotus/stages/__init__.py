@@ -14,14 +14,14 @@ before it::
     prepare, score, select, baseline, train, prune, finetune, export, report
     shelf                         their order, and the place of a user's own among them
     checks, order                 what is refused before anything is done; the run itself
-    plan_table, pace, plan        rules that were measured, how fast it goes here; how a budget of training is spent
+    plan_table, speed, planner    rules that were measured, how fast it goes here; how a budget of training is spent
     dry_run, commands             what a run would cost; what is asked of a run's folder outside of the order
 """
 
 from lotus.stage import TRAIN_FORWARDS, Outcome, Section, Stage
 from lotus.stages.checks import check
 from lotus.stages.commands import evaluate_model, patch_ticket
-from lotus.stages.dry_run import forecast
+from lotus.stages.dry_run import costs, forecast
 from lotus.stages.order import go
 from lotus.stages.shelf import STAGES, run_of
 
@@ -32,6 +32,7 @@ __all__ = [
     "Section",
     "Stage",
     "check",
+    "costs",
     "evaluate_model",
     "forecast",
     "go",

@@ -51,7 +51,7 @@ def baseline(context: Context) -> Work:
     task, guests = Task("baseline", plain, place="train", own_guests=True), taught(context, plain, "train")
     fitted, price = yield from fit(context, task, model, Images(np.arange(manifest.n)), guests)
     yield from keep_model(context, "baseline", model, run.of("baseline"))
-    return outcome(fitted, price, model, {"kind": wants.name, "epochs": epochs, "taught": _teaching(config)})
+    return outcome(fitted, price, model, {"kind": wants.name, "epochs": epochs, "taught": teaching(config)})
 
 
 def asked(config: Config) -> Baseline:
@@ -90,7 +90,7 @@ def _learns_alone(config: Config) -> bool:
     return teacher is None or teacher.is_uncut or asked(config).name == "textbook"
 
 
-def _teaching(config: Config) -> dict[str, Any]:
+def teaching(config: Config) -> dict[str, Any]:
     """Who teaches the baseline, and how; nothing where nobody does."""
     told = config.train.model_dump(mode="json", include=set(TEACHING))
     return {} if _learns_alone(config) else told
@@ -171,7 +171,7 @@ def _stale(config: Config, values: Mapping[str, Any]) -> str | None:
     wants, was = asked(config), values.get("kind", "best")
     if was != wants.name:
         return f"baseline.name: {was} -> {wants.name}"
-    taught, now = values.get("taught", {}), _teaching(config)
+    taught, now = values.get("taught", {}), teaching(config)
     if taught != now:
         return f"train.teacher of the baseline: {taught.get('teacher', 'none')} -> {now.get('teacher', 'none')}"
     epochs = wants.epochs or (None if wants.name == "small" else config.train.epochs)

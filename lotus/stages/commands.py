@@ -137,9 +137,8 @@ def _draw_ticket(
         turn[mine] = np.arange(len(mine))
     rows = np.sort(np.lexsort((labels, turn))[:shown])
     held = patch_maps.Tickets(
-        patch_maps.Maps(maps, asked), stored.heights, stored.widths, size=size, patch=tuple(told["patch"]),
-        augment=None, seed=0, crop=context.preprocessing().crop,
-    )  # fmt: skip
+        patch_maps.Maps(maps, asked), stored.heights, stored.widths, context.look(size, None, 0), tuple(told["patch"])
+    )
     scores = held.pooled(held.seen(torch.from_numpy(rows), 0))
     kept = torch.zeros_like(scores, dtype=torch.bool).scatter(1, top(scores, told["kept"]), True)
     with context.images(run.train_beton, rows, context.config.train, trained) as loader:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lotus.data.beton import Manifest
     from lotus.data.loader import Loader
     from lotus.data.sample_plan import SamplePlan
+    from lotus.data.views import Look
     from lotus.training.distributed import World
     from lotus.vit.preprocessing import Preprocessing
     from selection.signals import Signals
@@ -98,12 +99,18 @@ class Context:
     def loader(self, file: Path, order: SamplePlan, *, size: int, augment: Augment | None, seed: int) -> Loader:
         """``file`` in an order, normalized as the training images are."""
         from lotus.data.loader import open_loader
-        from lotus.data.views import Middle
 
-        pixels, data = self.preprocessing(), self.config.data
-        return open_loader(
-            file, order, size=size, augment=augment, mean=pixels.mean, std=pixels.std, seed=seed,
-            middle=Middle(pixels.crop, pixels.interpolation), device=self.world.device, kind=data.loader, workers=data.workers,
+        look, data = self.look(size, augment, seed), self.config.data
+        return open_loader(file, order, look, device=self.world.device, kind=data.loader, workers=data.workers)
+
+    def look(self, size: int, augment: Augment | None, seed: int) -> Look:
+        """How a model of that size sees the images."""
+        from lotus.data.views import Look
+
+        pixels = self.preprocessing()
+        return Look(
+            size=size, augment=augment, seed=seed, mean=pixels.mean, std=pixels.std,
+            crop=pixels.crop, interpolation=pixels.interpolation,
         )  # fmt: skip
 
     def new_model(self) -> nn.Module:

@@ -34,8 +34,8 @@ _BETWEEN = ("evit", "tome", "cumulative")
 
 
 def request_of(config: Config) -> Prune:
-    """What the last cut is to: ``prune``, with all channels where nothing is said of them, and whole blocks where patches leave
-    between attention and MLP."""
+    """What the last cut is to: ``prune``, with all channels where nothing is said of them, and whole blocks where patches are
+    pruned between attention and MLP."""
     request, patches = config.prune, config.train.patches
     changes: dict[str, Any] = {"embed_dim": None} if request.embed_dim == "auto" else {}
     if patches is not None and patches.mode in _BETWEEN:

@@ -16,6 +16,7 @@ from lotus.events import Event, Said, Wrote, watched
 from lotus.files import write_text
 from lotus.report.numbers import accuracy
 from lotus.stages.context import Context
+from lotus.stages.fit import keep_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,14 +65,22 @@ class Cut:
 Cutting = Generator[Event, None, tuple[Cut, dict[str, Any]]]
 
 
+def rounded(model: nn.Module, request: Prune) -> Generator[Event, None, Prune]:
+    """The request, with the number that ``round: auto`` stands for on this device."""
+    from lotus.pruning import latency
+
+    if request.round != "auto":
+        return request
+    multiple = latency.fast_multiple(model, request.latency_batch)
+    yield Said("prune", f"Widths stay multiples of {multiple}: measured at batch {request.latency_batch}.")
+    return request.model_copy(update={"round": multiple})
+
+
 def known_here(model: nn.Module, request: Prune) -> Generator[Event, None, tuple[Prune, Table | None]]:
     """What this device has to say: the number that ``round: auto`` stands for, and, for a budget of latency, what widths take."""
     from lotus.pruning import latency
 
-    if request.round == "auto":
-        multiple = latency.fast_multiple(model, request.latency_batch)
-        yield Said("prune", f"Widths stay multiples of {multiple}: measured at batch {request.latency_batch}.")
-        request = request.model_copy(update={"round": multiple})
+    request = yield from rounded(model, request)
     if request.keep.latency is None:
         return request, None
     table = yield from watched(
@@ -162,14 +171,12 @@ def draw_sizes(uncut: Uncut) -> Cutting:
 
 def _keep_size(context: Context, part: float, small: Pruned) -> Generator[Event, None, dict[str, Any]]:
     """Measure and write one of several sizes."""
-    import lotus.pruning
     from lotus.training import loop
 
     with context.images(context.run.val_beton, None, context.config.train, small.model) as loader:
         measured = loop.evaluate(small.model, loader, context.world)
     folder = context.run.folder / f"prune-{part:g}"
-    lotus.pruning.save(small.model, folder)
-    yield Wrote("prune", str(folder))
+    yield from keep_model(context, "prune", small.model, folder)
     of = "MACs" if small.latency is None else "latency"
     yield Said(
         "prune", f"{part:g} of the {of}: top-1 {accuracy(measured['top1'], measured['images'])} right after the cut"

@@ -149,12 +149,14 @@ def _embedded(
     import torch
 
     from lotus.data import unpacked
+    from lotus.data.views import Look
     from lotus.vit.model import image_size
 
     device = next(model.parameters()).device
     rows, found, done = np.arange(len(source)), [], 0
     most = float(np.finfo(np.float16).max)
-    for images, _ in unpacked.batches(source, rows, image_size(model), mean=about[0], std=about[1], batch=batch):
+    look = Look(size=image_size(model), mean=about[0], std=about[1])
+    for images, _ in unpacked.batches(source, rows, look, batch=batch):
         with torch.no_grad():
             tokens = model.forward_features(images.to(device))
             features = model.forward_head(tokens, pre_logits=True).flatten(1).float()  # (B, D)

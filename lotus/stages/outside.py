@@ -18,7 +18,7 @@ import numpy as np
 from lotus.config import OneCut
 from lotus.events import Began, Ended, Event, Pruned, Said, Wrote, watched
 from lotus.stages import given
-from lotus.stages.cut import known_here, lottery
+from lotus.stages.cut import known_here, lottery, rounded
 from selection.errors import Refused
 
 if TYPE_CHECKING:
@@ -124,18 +124,16 @@ def _adopted(page: OneCut) -> tuple[Any, dict[str, Any]]:
         about = preprocessing(model).about()
     else:
         model, about = door.adopt(asked.name, asked.args, asked.weights)
+        about = {"resize": "bilinear" if about["interpolation"] == "bilinear" else "bicubic", **about}
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), {**about, **beside}
 
 
 def _within_reach(model: nn.Module, request: Prune) -> Generator[Event, None, Prune]:
     """Refuse, before any image is read, what cannot be met. Returns ``request`` with a whole number for ``round``."""
-    from lotus.pruning import budget, latency, narrow
+    from lotus.pruning import budget, narrow
     from lotus.vit import anatomy, cost
 
-    if request.round == "auto":
-        multiple = latency.fast_multiple(model, request.latency_batch)
-        yield Said("prune", f"Widths stay multiples of {multiple}: measured at batch {request.latency_batch}.")
-        request = request.model_copy(update={"round": multiple})
+    request = yield from rounded(model, request)
     widths = narrow.tries(model, request)
     if widths == (1.0,):  # a smaller embedding dimension may reach further
         sublayers = request.sublayers if anatomy.is_vit(model) else False
@@ -201,15 +199,23 @@ def batches_of(images: _Images, source: Source, most: int) -> Batches:
     import torch
 
     from lotus.data import unpacked
+    from lotus.data.views import Look
     from lotus.vit.model import image_size
+    from lotus.vit.preprocessing import resizing
 
-    model, size, about = images.model, image_size(images.model), images.about
-    look = {"mean": about["mean"], "std": about["std"], "crop": about["crop"], "interpolation": given.resizing(about)}
+    model, about = images.model, images.about
+    look = Look(
+        size=image_size(model),
+        mean=about["mean"],
+        std=about["std"],
+        crop=about["crop"],
+        interpolation=resizing(about),
+    )
     rows = np.sort(np.random.default_rng(images.seed).choice(len(source), size=min(most, len(source)), replace=False))
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         device = next(model.parameters()).device
-        for x, labels in unpacked.batches(source, rows, size, **look):
+        for x, labels in unpacked.batches(source, rows, look):
             x, labels = x.to(device), labels.to(device)
             if not images.labeled:
                 training = model.training
@@ -233,7 +239,11 @@ def _compared(images: _Images, small: nn.Module, val: Source, most: int) -> Gene
         return {"likeness": alike}
     before, after = yield from watched("prune", passes, lambda progress: _top1((images.model, small), seen, progress))
     n = min(most, len(val))
-    return {"top1_before": before, "top1": after, "measured_on": n} if images.labeled else {"agreement": after}
+    return (
+        {"top1_before": before, "top1": after, "measured_on": n}
+        if images.labeled
+        else {"agreement": after, "measured_on": n}
+    )
 
 
 def _likeness(model: nn.Module, small: nn.Module, batches: Batches, progress: Callable[[int], None]) -> float:

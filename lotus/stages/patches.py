@@ -116,9 +116,12 @@ def patch_scores(
     stored = Beton(context.run.train_beton)
     patch: Any = model.patch_embed.patch_size  # type: ignore[union-attr]
     found = patch_maps.Tickets(
-        patch_maps.Maps(maps, size), stored.heights, stored.widths, size=image_size(model), patch=tuple(patch),
-        augment=recipe.augment, seed=seed, crop=context.preprocessing().crop,
-    )  # fmt: skip
+        patch_maps.Maps(maps, size),
+        stored.heights,
+        stored.widths,
+        context.look(image_size(model), recipe.augment, seed),
+        tuple(patch),
+    )
     if asked is None or not made:
         return PatchScores(found, left=(file,))
     return PatchScores(found, len(maps), float(len(maps) * count(asked).macs), (file,))

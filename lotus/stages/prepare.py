@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lotus.config import Config
+from lotus.config import Config, Data
 from lotus.events import Said
 from lotus.files import digest
 from lotus.run import Run
 from lotus.stage import Outcome, Stage, Work
 from lotus.stages.context import Context
+from selection.errors import Refused
 
 if TYPE_CHECKING:
     from lotus.data.source import Source
@@ -26,7 +27,7 @@ def prepare(context: Context) -> Work:
     from lotus.data.loader import writer
 
     run, data = context.run, context.config.data
-    here = lies(data.path)
+    here = _lie(data)
     train, val = open_data(data, context.shelves)
     yield Said("prepare", f"validates on {_told(val)}")
     for note in filter(None, (train.note, val.note)):
@@ -38,7 +39,7 @@ def prepare(context: Context) -> Work:
     manifest = context.manifest()
     values = {"images": manifest.n, "classes": len(manifest.classes), "skipped": len(manifest.skipped)}
     made = digest([manifest.fingerprint, beton.Manifest.load(run.val_beton).fingerprint])
-    return Outcome(values={**values, "fingerprint": made, "lies": here or lies(data.path)})
+    return Outcome(values={**values, "fingerprint": made, "lies": here or _lie(data)})
 
 
 def _told(val: Source) -> str:
@@ -51,26 +52,41 @@ def _told(val: Source) -> str:
 def lies(path: str) -> str:
     """Changes when pictures come or go at ``path``; empty where nothing lies there.
 
-    A file goes by its size and time, a folder by the times of the folders in it, two levels down. No picture is looked at: one
+    A file, and each of several shards, goes by its size and time, a folder by the times of the folders in it, two levels down. No picture is looked at: one
     that is replaced under its old name is found by ``prepare --again`` alone.
     """
+    from lotus.data import shards
+
     try:
+        inside = [[os.path.basename(file), *_stamp(file)] for file in shards.files(path)]
+        if inside and not os.path.isdir(path):
+            return digest(inside)
         top = os.stat(path) if path else None
         if top is None:
             return ""
         if not stat.S_ISDIR(top.st_mode):
-            return digest([top.st_size, top.st_mtime_ns])
+            return digest(_stamp(path))
         times, level = [["", top.st_mtime_ns]], [path]
         for _ in range(2):
             level = sorted(entry.path for folder in level for entry in os.scandir(folder) if entry.is_dir())
             times += [[os.path.relpath(folder, path), os.stat(folder).st_mtime_ns] for folder in level]
-        return digest(times)
-    except OSError:
+        return digest(times + inside)
+    except (OSError, Refused):
         return ""
 
 
+def _stamp(file: str) -> list[int]:
+    about = os.stat(file)
+    return [about.st_size, about.st_mtime_ns]
+
+
+def _lie(data: Data) -> str:
+    """As :func:`lies`, of what trains and, where that has a place of its own, of what validates."""
+    return lies(data.path) + lies(str(data.options.get("val", "")))
+
+
 def _stale(config: Config, values: Mapping[str, Any]) -> str | None:
-    there = lies(config.data.path)
+    there = _lie(config.data)
     if there and there != values.get("lies"):  # images that are gone by now have been prepared
         return "the folder of images was changed"
     return None

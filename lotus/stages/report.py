@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from lotus.config import Config
 from lotus.events import Wrote
 from lotus.files import write_json
+from lotus.record import Record
 from lotus.run import Run
 from lotus.stage import Outcome, Section, Stage, Work, named
 from lotus.stages.baseline import is_asked
@@ -29,7 +31,6 @@ def report(context: Context) -> Work:
 
 def results(run: Run) -> dict[str, Any]:
     """results.json: what each stage measured, by its name, and what they tell of it together."""
-    from lotus.data.beton import Manifest
     from lotus.report import ledger
 
     records = {name: record for name in run.plan() if (record := run.record(name)) is not None}
@@ -39,28 +40,47 @@ def results(run: Run) -> dict[str, Any]:
         told = run.stages[name].tell(run, page) or ()
         for section in (told,) if isinstance(told, Section) else told:
             page["sections"].append({"stage": name, **dataclasses.asdict(section)})
+    _compared(run, page)
+    page["ledger"] = _account(run, records, page)
+    return page
+
+
+def _compared(run: Run, page: dict[str, Any]) -> None:
+    """Adds how the model that ships does on the validation images, beside what it is compared with."""
+    from lotus.data.beton import Manifest
+    from lotus.report import ledger
+
+    if not run.val_beton.exists():
+        return
+    images = Manifest.load(run.val_beton)
+    page["validation_images"] = images.n
+    before, after = ledger.reference(page, run.stages), page.get(named(run.stages, "shipped"), {})
+    if "top1" in before and "top1" in after:
+        page["top1"] = ledger.compare_top1(before["top1"], after["top1"], images.n)
+    _by_class(page, images.classes, before, after)
+
+
+def _account(run: Run, records: Mapping[str, Record], page: Mapping[str, Any]) -> dict[str, Any]:
+    """What it cost."""
+    from lotus.report import ledger
+
     spent = [
         {"stage": name, "part": run.stages[name].part, "seconds": record.seconds,
          "image_forwards": record.image_forwards, "macs": record.macs}
         for name, record in records.items()
     ]  # fmt: skip
-    share = 1.0
-    for part in ("images", "passes"):
-        if part in page["kept"]:
-            share *= page["kept"][part]["kept"] / page["kept"][part]["of"]
+    kept = [page["kept"][part] for part in ("images", "passes") if part in page["kept"]]
     trained = page.get(named(run.stages, "training"), {})
     cut = trained["train_macs"] / trained["uncut"]["macs"] if "uncut" in trained else 1.0
     dense = named(run.stages, "dense")
     asked = any(dense in run.after(name) for name in records if run.stages[name].part not in ("dense", "apart"))
-    if run.val_beton.exists():
-        page["validation_images"] = Manifest.load(run.val_beton).n
-        before, after = (ledger.reference(page, run.stages), page.get(named(run.stages, "shipped"), {}))
-        if "top1" in before and "top1" in after:
-            page["top1"] = ledger.compare_top1(before["top1"], after["top1"], page["validation_images"])
-        _by_class(page, Manifest.load(run.val_beton).classes, before, after)
-    small = ledger.is_small(page, run.stages)
-    page["ledger"] = ledger.account(spent, kept_share=share, spent_share=cut, asks_dense=asked, small=small)
-    return page
+    return ledger.account(
+        spent,
+        kept_share=math.prod(part["kept"] / part["of"] for part in kept),
+        spent_share=cut,
+        asks_dense=asked,
+        small=ledger.is_small(page, run.stages),
+    )
 
 
 def _by_class(

@@ -89,10 +89,10 @@ def found(wants: Teacher, classes: Sequence[str], place: str) -> tuple[nn.Module
 
 def _known_classes(asked: Model, where: str) -> int:
     """How many classes the weights tell apart: those that are given, or timm's published ones."""
-    from lotus.vit import model as door
+    from lotus.vit import zoo
     from lotus.vit.weights import HEADS, state_of
 
-    cfg = door.published(asked.name, where)
+    cfg = zoo.published(asked.name, where)
     if not asked.weights:
         return int(cfg.get("num_classes", 0))
     names = cfg.get("classifier") or ()

@@ -7,11 +7,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lotus.config import Recipe
 from lotus.training.distributed import World
+from lotus.training.muon import Muon
 from selection.errors import Refused
 
 _LARGEST_BUCKET = int(5e8)  # numbers, DeepSpeed's own default
+# These look at a whole tensor (its norm, its rows and columns), and ZeRO 1 to 3 give them flat vectors of many; Adagrad is
+# made anew by DeepSpeed there, and loses its groups.
+NOT_FLAT = frozenset(
+    (
+        "Adafactor", "AdafactorBigVision", "Adagrad", "Adahessian", "AdamP", "Kron", "Lamb", "Lars", "Mars", "Muon",
+        "NvNovoGrad", "SGDP",
+    )
+)  # fmt: skip
 
 
 def settings(recipe: Recipe, world: World, numbers: int = _LARGEST_BUCKET, *, place: str = "train") -> dict[str, Any]:
@@ -66,6 +77,15 @@ def _check_stage(recipe: Recipe, stage: int, place: str) -> None:
     if recipe.compile and stage > 1:
         raise Refused(
             f"{place}.compile: under ZeRO {stage} the compiled blocks break. Use {place}.zero=1, or compile=false."
+        )
+
+
+def check_flat(optimizer: torch.optim.Optimizer, recipe: Recipe, stage: int, place: str) -> None:
+    """Refuse an optimizer that ZeRO cannot cut up."""
+    if stage > 0 and type(optimizer).__name__ in NOT_FLAT and not isinstance(optimizer, Muon):
+        raise Refused(
+            f"{place}.optimizer: {recipe.optimizer!r} goes wrong under ZeRO {stage}, which lays tensors end to end "
+            f"in one vector. Use {place}.zero=0, or an optimizer such as adamw."
         )
 
 

@@ -26,9 +26,6 @@ WATCHED = ("p_other", "error_norm", "loss", "entropy", "margin")
 """What is recorded, names of :data:`selection.signals.VOCABULARY`; from these the probability of the label follows, and whether it
 was right."""
 
-GRADIENTS = ("errors", "kl_step")
-"""What is recorded besides where it is asked for: 4 C bytes an image."""
-
 _MOST = float(np.finfo(np.float16).max)
 
 

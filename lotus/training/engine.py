@@ -25,20 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lotus.config import Recipe
-from lotus.training.deepspeed_config import settings
+from lotus.training.compiled import compile_blocks, release_blocks
+from lotus.training.deepspeed_config import check_flat, settings
 from lotus.training.distributed import World
 from lotus.training.muon import Muon, Place
 from lotus.training.optim import set_lr
-from selection.errors import Refused
 
-# These look at a whole tensor (its norm, its rows and columns), and ZeRO 1 to 3 give them flat vectors of many; Adagrad is
-# made anew by DeepSpeed there, and loses its groups.
-NOT_FLAT = frozenset(
-    (
-        "Adafactor", "AdafactorBigVision", "Adagrad", "Adahessian", "AdamP", "Kron", "Lamb", "Lars", "Mars", "Muon",
-        "NvNovoGrad", "SGDP",
-    )
-)  # fmt: skip
 _LEFT = (
     "_external_params", "_original_parameters", "all_parameters", "applied_pre_backward_ref_cnt", "ds_external_parameters",
     "ds_grads_remaining", "ds_id", "ds_inflight_param_registry", "ds_recompute_parameters", "post_bwd_fn", "pre_bwd_fn",
@@ -91,7 +83,7 @@ class Engine:
         config = settings(recipe, world, numbers, place=place)
         self.world, self.module = world, model
         self.stage: int = config["zero_optimization"]["stage"]
-        _refuse_flat(optimizer, recipe, self.stage, place)
+        check_flat(optimizer, recipe, self.stage, place)
         bf16 = recipe.precision == "bf16"
         self._dtype = torch.bfloat16 if bf16 else torch.float32
         # ZeRO 0 in fp32 does not ask whether the gradient is finite, and one NaN stays for good: there it is ours to ask and clip.
@@ -101,22 +93,14 @@ class Engine:
             config["gradient_clipping"] = 0.0
         self._named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._marks = {name: set(vars(p)) for name, p in model.named_parameters()}
-        self._compiled = _compile(model) if recipe.compile else []
+        self._compiled = compile_blocks(model) if recipe.compile else []
         self._deepspeed = _deepspeed()
         start = {name: _to_cpu(value) for name, value in model.state_dict().items()} if bf16 else {}
         self._engine = self._initialized(optimizer, config)
         self._optimizer = self._engine.optimizer
         self._base: torch.optim.Optimizer = getattr(self._optimizer, "optimizer", self._optimizer)  # torch's, or timm's
-        self.masters, self._own = self._lay_out()
-        # What is frozen is rounded to bf16 to compute with, and leaves as it came.
-        self._frozen = {name: start[name] for name in self._marks.keys() - self._named.keys() if bf16}
-        self._places = {} if self._own else self._find_places()
-        if isinstance(self._base, Muon):
-            self._base.join(world, self._places, in_shards=self.stage == 3)
-        if start:
-            # DeepSpeed makes fp32 masters of rounded weights, and at ZeRO 0 takes a first step at once, which decays them.
-            self.load_weights(start)
-            self._base.state.clear()
+        self._frozen: dict[str, Tensor] = {}
+        self._find_masters(start)
 
     def _initialized(self, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
         loud = self.stage == 1 and self._dtype == torch.bfloat16
@@ -281,8 +265,7 @@ class Engine:
         self._engine.destroy()
         # Its destructor would do it once more, whenever memory is collected: to parameters that are another engine's by then.
         self._engine.destroy = _nothing
-        for block in self._compiled:
-            block._compiled_call_impl = None
+        release_blocks(self._compiled)
         if self.stage < 3 or weights is not None:
             self._give_back(weights or {})
         self._engine = self._optimizer = None
@@ -302,6 +285,19 @@ class Engine:
                 buffer.copy_(weights[name])
 
     # ----------------------------------------------------------------------------------------------------- layouts
+
+    def _find_masters(self, start: Mapping[str, Tensor]) -> None:
+        """Where they lie, and what they begin with: ``start`` holds the weights in fp32 where the model has them rounded."""
+        self.masters, self._own = self._lay_out()
+        # What is frozen is rounded to bf16 to compute with, and leaves as it came.
+        self._frozen = {name: start[name] for name in self._marks.keys() - self._named.keys() if start}
+        self._places = {} if self._own else self._find_places()
+        if isinstance(self._base, Muon):
+            self._base.join(self.world, self._places, in_shards=self.stage == 3)
+        if start:
+            # DeepSpeed makes fp32 masters of rounded weights, and at ZeRO 0 takes a first step at once, which decays them.
+            self.load_weights(start)
+            self._base.state.clear()
 
     def _lay_out(self) -> tuple[list[Tensor], dict[str, Tensor]]:
         """The masters of this rank; and by parameter name those that stand for one whole parameter (ZeRO 0)."""
@@ -406,15 +402,6 @@ def _hushed() -> Iterator[None]:
             gc.unfreeze()
 
 
-def _refuse_flat(optimizer: torch.optim.Optimizer, recipe: Recipe, stage: int, place: str) -> None:
-    """Refuse an optimizer that ZeRO cannot cut up."""
-    if stage > 0 and type(optimizer).__name__ in NOT_FLAT and not isinstance(optimizer, Muon):
-        raise Refused(
-            f"{place}.optimizer: {recipe.optimizer!r} goes wrong under ZeRO {stage}, which lays tensors end to end "
-            f"in one vector. Use {place}.zero=0, or an optimizer such as adamw."
-        )
-
-
 def _scalar_type(value: Any) -> torch.dtype | None:
     if isinstance(value, Tensor):
         return value.dtype
@@ -425,15 +412,6 @@ def _to_cpu(tensor: Tensor, cast: bool = True) -> Tensor:
     """A copy on the CPU; floating-point weights in fp32."""
     dtype = torch.float32 if cast and tensor.is_floating_point() else tensor.dtype
     return tensor.detach().to("cpu", dtype, copy=True).contiguous()
-
-
-def _compile(model: nn.Module) -> list[nn.Module]:
-    """Compile block by block, which is quick since they are alike, and leaves names and hooks where they are."""
-    blocks = getattr(model, "blocks", None)
-    parts = list(blocks) if isinstance(blocks, nn.Sequential | nn.ModuleList) else [model]
-    for part in parts:
-        part.compile()
-    return parts
 
 
 def _unshard(model: nn.Module, weights: Mapping[str, Tensor], device: torch.device) -> None:

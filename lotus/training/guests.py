@@ -82,6 +82,8 @@ class Position:
     """Stretches that were to be passed over when it was here: :class:`lotus.training.spikes.Passed`."""
     images: int = 0
     seconds: float = 0.0
+    threads: int = 0
+    """That torch computed with; sums in another order have other last digits."""
     macs: float = 0.0
     """Of all training images' forward passes, where a guest counts them; 0 where none does."""
     top1: float = float("nan")

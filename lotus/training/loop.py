@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 
 from lotus.config import Recipe
 from lotus.events import Evaluated, Event, Said
+from lotus.training import threads
 from lotus.training.checkpoint import Checkpoint, Checkpoints, check_fits
 from lotus.training.distributed import StopFlag, World
 from lotus.training.engine import Engine
@@ -35,6 +37,8 @@ from lotus.training.objective import Objective
 from lotus.training.optim import make_optimizer, make_schedule, unusual
 from lotus.training.pace import Pace, Way, left
 from lotus.training.spikes import Passed, Spike, became
+from lotus.vit.cost import macs
+from lotus.vit.model import image_size
 
 if TYPE_CHECKING:
     from lotus.data.base import Batch, Loader
@@ -161,6 +165,7 @@ class _Course:
         )
         self._counts = counts_of(data.weights, None, job.world)
         self._engine: Engine | None = None
+        self._threads = 0
 
     def begin(self) -> Iterator[Event]:
         """From a checkpoint or from nothing; tells which."""
@@ -168,13 +173,19 @@ class _Course:
         found, notes = self._book.find(self._passed)
         if found is not None:
             self.model = self._book.rebuilt(self.model, found)
+        began_with = found.state.get("threads", 0) if found is not None else 0
+        self._threads = threads.take(self.model, self._data.plan.micro, self._job.world, began_with)
+        if (now := torch.get_num_threads()) != self._threads:
+            notes.append((f"computes with {now} of {self._threads} threads, as many as its steps keep busy", "info"))
         notes += [(text, "warning") for text in unusual(self._recipe, self._job.place)]
+        self._pace = Pace(self._job.stage, self._job.world, self._job.clock)
+        self._macs = macs(self.model, image_size(self.model)) if self._pace.peak else 0.0
         engine = self._engage(self.model)
         if found is not None:
             self.at = self._book.restore(found, engine)
-        self.at = dataclasses.replace(self.at, rewinds=len(self._passed.stretches))
+        self.at = dataclasses.replace(self.at, rewinds=len(self._passed.stretches), threads=torch.get_num_threads())
         yield from self._job.told(*(Said(self._job.stage, text, level) for text, level in notes))
-        self._pace, self._saved = Pace(self._job.stage, self._job.world.size, self._job.clock), self._job.clock()
+        self._saved = self._job.clock()
 
     def over(self) -> bool:
         return self.at.epoch >= self._recipe.epochs or self._ended()
@@ -188,12 +199,12 @@ class _Course:
         self._pace.resume()
         with closing(self._data.loader, at.epoch, at.micro, **view) as batches:
             parts_left = left(plan.batches(at.epoch), at.micro)
-            groups = plan.groups(at.epoch)
+            groups, fed = plan.groups(at.epoch), self._pace.fed(batches)
             for parts, group in zip(parts_left, groups[len(groups) - len(parts_left) :], strict=True):
                 if self._passed.covers(self.at.step):
-                    self._pass_over(batches, parts)
+                    self._pass_over(fed, parts)
                     continue
-                yield from self._step(batches, parts, group, way)
+                yield from self._step(fed, parts, group, way)
                 self._save_if_due(way)
         for guest in self._guests:
             guest.end_epoch(at.epoch)
@@ -216,6 +227,8 @@ class _Course:
             self._engine.release(state)
         for guest in self._guests:
             guest.leave()
+        if self._threads:
+            torch.set_num_threads(self._threads)
 
     def _engage(self, model: nn.Module) -> Engine:
         """An engine around ``model``, known to all guests."""
@@ -275,7 +288,7 @@ class _Course:
             yield from self._job.told(Said(self._job.stage, str(spike), "warning"))
             became(spike, self._passed, at.epoch, way.before, place=self._job.place, stage=self._job.stage)
         if world.is_main and self._pace.due(last=at.step == way.total):
-            yield self._pace.event(at, lr, guests, way.total)
+            yield self._pace.event(at, lr, guests, way.total, macs_of(guests) or self._macs)
         for guest in guests:
             if guest.due(at, way.progress(at)):
                 yield from self._replace(guest)

@@ -1,36 +1,25 @@
-"""The only door to timm's models: how a ViT is made, and how to make it again."""
+"""How a ViT is made, and how to make it again."""
 
 from __future__ import annotations
 
-import difflib
 import functools
-import importlib
 import inspect
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from lotus import config
-from lotus.vit import anatomy, starts
-from lotus.vit.likeness import facts, is_data, skeleton
+from lotus.vit import anatomy, starts, zoo
+from lotus.vit.likeness import facts, skeleton
 from lotus.vit.parts import gone, places, strip_like, sublayers
 from lotus.vit.preprocessing import preprocessing
 from lotus.vit.unmade import without_memory
 from lotus.vit.weights import difference, hub_config, load, reason, state_of
 from selection import memory
 from selection.errors import Refused
-from selection.methods import call, find, nearest
-
-# What an argument may be: data, never something that timm would import, open or call.
-_CALLABLES = {"embed_layer", "block_fn", "mlp_layer", "attn_layer", "device", "dtype", "self"}
-_DEEPEST, _WIDEST = 1000, 1 << 20  # blocks; units of a layer or pixels of a side: no model has as many
-PATIENCE = 5.0
-"""Seconds that the Hugging Face hub has for its first answer."""
-# timm's constructors, by the module that a name is registered in.
-_CLASSES = {module: kind for kind, (module, _) in anatomy.FAMILIES.items()}
+from selection.methods import call, find
 
 
 def create(model: config.Model, classes: int, *, place: str = "model") -> nn.Module:
@@ -85,45 +74,14 @@ def remember_images(model: Any, told: Mapping[str, Any]) -> None:
     model.pretrained_cfg = model.default_cfg = cfg
 
 
-def published(name: str, place: str) -> dict[str, Any]:
-    """What timm knows of the published weights of any of its models, which there has to be: ``num_classes``, ``classifier``, ..."""
-    import timm
-
-    _known_to_timm(name, place)
-    made_as: Any = timm.get_pretrained_cfg(name)
-    return made_as.to_dict() if made_as is not None else {}
-
-
 def proxy(model: config.Model, classes: int, *, place: str = "model") -> nn.Module:
     """Any timm model, to serve as a proxy and never to be cut; what :func:`create` makes where it is one that LOTUS supports.
 
     Raises:
         Refused: as :func:`create`, but for the architecture; one that gives no features before its classifier.
     """
-    arch = _known_to_timm(model.name, place)
-    return _any(model, classes, place) if _other_kind(arch) else create(model, classes, place=place)
-
-
-def _known_to_timm(name: str, place: str) -> str:
-    """The architecture of a name of any of timm's models."""
-    import timm
-
-    arch = name.partition(".")[0]
-    if ":" in name or not timm.is_model(arch):
-        raise Refused(f"{place}.name: timm has no model {name!r}.{nearest(arch, timm.list_models())}")
-    return arch
-
-
-def _class_of(name: str) -> type[nn.Module]:
-    """The class that timm makes of a name."""
-    import timm
-
-    arch = name.partition(".")[0]
-    try:
-        with without_memory():
-            return type(timm.create_model(arch))
-    except Exception:  # some cannot be made without memory
-        return type(timm.create_model(arch))
+    arch = zoo.architecture(model.name, place, any_kind=True)
+    return _any(model, classes, place) if zoo.other_kind(arch) else create(model, classes, place=place)
 
 
 def _any(model: config.Model, classes: int, place: str) -> nn.Module:
@@ -137,18 +95,18 @@ def _any(model: config.Model, classes: int, place: str) -> nn.Module:
     published = model.pretrained and not model.weights
 
     def failed(error: Exception) -> Refused:
-        what, cure = ("get the published weights of", _instead(place)) if published else ("make", "")
+        what, cure = ("get the published weights of", zoo.instead(place)) if published else ("make", "")
         return Refused(f"{place}: timm cannot {what} {model.name!r} with {model.args} ({reason(error)}).{cure}")
 
-    _check_sizes(model.args, place)
+    zoo.check_sizes(model.args, place)
     try:
-        allowed = set(inspect.signature(_class_of(model.name).__init__).parameters)
+        allowed = set(inspect.signature(zoo.class_of(model.name).__init__).parameters)
     except Exception as error:
         raise failed(error) from None
-    _check_args(model.args, allowed - {*_CALLABLES, "num_classes", "kwargs"}, model.name, place)
+    zoo.check_args(model.args, allowed - {*zoo.CALLABLES, "num_classes", "kwargs"}, model.name, place)
     try:
         if published:
-            _ask_the_hub(model.name)
+            zoo.ask_the_hub(model.name)
         made = timm.create_model(model.name, pretrained=published, num_classes=classes, **model.args)
     except Exception as error:
         raise failed(error) from None
@@ -209,18 +167,18 @@ def build(
     """
     import timm
 
-    arch = _known(name, place)
-    _check_sizes(args, place)
-    _check_args(args, _arguments(timm.model_entrypoint(arch).__module__), "timm's ViT", place)
+    arch = zoo.architecture(name, place)
+    zoo.check_sizes(args, place)
+    zoo.check_args(args, zoo.arguments(timm.model_entrypoint(arch).__module__), "timm's ViT", place)
     args = {key: value for key, value in args.items() if value is not None}
     try:
         with without_memory():
             skeleton = timm.create_model(name, **args)
     except Exception as error:
         # Does the bare name stand for a ViT at all? Otherwise the arguments are not what is wrong.
-        _refuse_other_kinds(arch, place, None)
+        zoo.refuse_other_kinds(arch, place, None)
         raise Refused(f"{place}: timm cannot make {name!r} with {dict(args)} ({reason(error)}).") from None
-    _refuse_other_kinds(arch, place, skeleton)
+    zoo.refuse_other_kinds(arch, place, skeleton)
     if meta:
         made = skeleton
     else:
@@ -228,64 +186,17 @@ def build(
         memory.there(4 * numbers / memory.GB, f"{place}: {name!r} with {dict(args)}", "Take a smaller model.")
         try:
             if pretrained:
-                _ask_the_hub(name)
+                zoo.ask_the_hub(name)
             made = timm.create_model(name, pretrained=pretrained, **args)
         except Exception as error:
             what = "get the published weights of" if pretrained else "make"
             raise Refused(
-                f"{place}: timm cannot {what} {name!r} ({reason(error)}).{_instead(place) if pretrained else ''}"
+                f"{place}: timm cannot {what} {name!r} ({reason(error)}).{zoo.instead(place) if pretrained else ''}"
             ) from None
     if name != arch:  # the tag of published weights may have brought an image size of its own
         args = {**_introspected(made)["args"], **args}
     remember(made, {"name": arch, "args": args})
     return made
-
-
-def _check_args(args: Mapping[str, Any], allowed: Collection[str], what: str, place: str) -> None:
-    """Refuse arguments that ``what`` does not take, or that are no data."""
-    for key, value in args.items():
-        if key not in allowed:
-            raise Refused(f"{place}.args.{key}: {what} takes no such argument.{nearest(key, allowed)}")
-        if not is_data(value):
-            raise Refused(f"{place}.args.{key}: must be a number, text, truth value or list, not {value!r}.")
-
-
-def _check_sizes(args: Mapping[str, Any], place: str) -> None:
-    """Before anything is built: thousands of blocks take minutes, even without memory for their weights.
-
-    Raises:
-        Refused: a model deeper or wider than any.
-    """
-    for key, value in args.items():
-        numbers = value if isinstance(value, (list, tuple)) else [value]
-        whole = [number for number in numbers if isinstance(number, int)]
-        most, of = (_DEEPEST, "blocks") if key in ("depth", "depths") else (_WIDEST, "units or pixels")
-        if len(numbers) > _DEEPEST or max([*whole, sum(whole) if key == "depths" else 0], default=0) > most:
-            raise Refused(f"{place}.args.{key}: {value!r:.60} is beyond any model; at most {most} {of}.")
-
-
-def _instead(place: str) -> str:
-    return f" Without a network give weights of your own: {place}.weights=FILE."
-
-
-def _ask_the_hub(name: str) -> None:
-    """One short question, where the published weights of ``name`` still have to come from the Hugging Face hub.
-
-    Whatever there is no answer for raises at once; timm's own call would be repeated five times, with longer and longer pauses.
-    """
-    import huggingface_hub as hub
-    import timm
-    from huggingface_hub.errors import HfHubHTTPError
-
-    made_as: Any = timm.get_pretrained_cfg(name)
-    if made_as is None or not made_as.hf_hub_id:
-        return
-    repo, _, revision = made_as.hf_hub_id.partition("@")
-    files = [made_as.hf_hub_filename] if made_as.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
-    if any(isinstance(hub.try_to_load_from_cache(repo, file, revision=revision or None), str) for file in files):
-        return
-    with suppress(HfHubHTTPError):  # it answers; what it says is for timm to read
-        hub.get_hf_file_metadata(hub.hf_hub_url(repo, files[0], revision=revision or None), timeout=PATIENCE)
 
 
 def remember(model: Any, made: Mapping[str, Any]) -> None:
@@ -358,63 +269,6 @@ def set_drop_path(model: nn.Module, rate: float) -> None:
             setattr(block.module, name, DropPath(here) if here > 0 else nn.Identity())
 
 
-def _known(name: str, place: str) -> str:
-    """The architecture of a timm name, which may carry a tag of published weights (``arch.tag``).
-
-    Raises:
-        Refused: timm has no such model; names the nearest.
-    """
-    import timm
-
-    arch = name.partition(".")[0]
-    # Only the registry: "hf-hub:" and "local-dir:" names would bring a config from elsewhere.
-    if ":" in name or not timm.is_model(arch):
-        raise Refused(f"{place}.name: timm has no model {name!r}.{_near(arch)}")
-    return arch
-
-
-def _near(arch: str) -> str:
-    """The nearest of the ViTs, by as many letters as were given: ``vit_tinny`` means ``vit_tiny_patch16_224``."""
-    import timm
-
-    modules = ["deit", *(module.rpartition(".")[2] for module in _CLASSES)]
-    known = [name for module in modules for name in timm.list_models(module=module)]
-    # Where some begin alike the last one stays: the shortest.
-    begins = {name[: len(arch)]: name for name in sorted(known, key=lambda name: (len(name), name), reverse=True)}
-    close = difflib.get_close_matches(arch, begins, n=1, cutoff=0.6)
-    return f" Did you mean {begins[close[0]]!r}?" if close else f" LOTUS takes {anatomy.SUPPORTED}."
-
-
-@functools.cache
-def _arguments(module: str) -> dict[str, Any]:
-    """Argument -> default, of the model that timm's ``module`` makes; of a plain ViT where the module is none of a family."""
-    known = module if module in _CLASSES else "timm.models.vision_transformer"
-    made = getattr(importlib.import_module(known), _CLASSES[known])
-    parameters = inspect.signature(made.__init__).parameters
-    return {key: value.default for key, value in parameters.items() if key not in _CALLABLES}
-
-
-def _refuse_other_kinds(arch: str, place: str, made: nn.Module | None) -> None:
-    if fault := _other_kind(arch, made):
-        raise Refused(f"{place}.name: {arch!r} {fault}")
-
-
-def _other_kind(arch: str, made: nn.Module | None = None) -> str:
-    """Why the architecture is none that LOTUS supports, in the rest of a sentence; empty where it is one."""
-    import timm
-
-    if made is None:
-        try:
-            with without_memory():
-                made = timm.create_model(arch)
-        except Exception:  # some other architectures cannot be made without memory
-            entry = timm.model_entrypoint(arch).__module__
-            ours = entry in (*_CLASSES, "timm.models.deit")
-            return "" if ours else f"is of {entry}, no family of ours. Supported: {anatomy.SUPPORTED}."
-    fault = anatomy.why_not(made)
-    return f"is not supported. {fault}" if fault else ""
-
-
 def _start(vit: Any, model: config.Model) -> None:
     if model.pos_embed_std is not None:
         if getattr(vit, "pos_embed", None) is None:
@@ -451,6 +305,6 @@ def _introspected(model: nn.Module) -> dict[str, Any]:
             f"{type(model).__name__}: lost whole sublayers, or convolves, and does not say what it was made as. Cut it by "
             "lotus.prune."
         )
-    default, known = _by_default(name), _arguments(anatomy.FAMILIES[anatomy.family(model)][0])
+    default, known = _by_default(name), zoo.arguments(anatomy.FAMILIES[anatomy.family(model)][0])
     told = {key: value for key, value in facts(model).items() if key in known and default.get(key) != value}
     return {"name": name, "args": told}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lotus.config import Augment
-from lotus.data.views import DOWN, FLIP, HEIGHT, LEFT, RIGHT, TOP, WIDTH, center, parameters, uniform
+from lotus.data.views import DOWN, FLIP, HEIGHT, LEFT, RIGHT, TOP, WIDTH, View, center, parameters, uniform
 
 N = 4000
 ROWS = np.arange(N)
@@ -14,7 +14,7 @@ RESIZED = Augment(crop="resized", flip=True)
 
 
 def table(augment: Augment | None, seed: int = 1, epoch: int = 2, rows: np.ndarray = ROWS) -> np.ndarray:
-    return parameters(augment, seed, epoch, rows, HIGH[rows], WIDE[rows], 32)
+    return parameters(View(size=32, augment=augment, seed=seed), epoch, rows, HIGH[rows], WIDE[rows])
 
 
 def test_a_pure_function_of_seed_epoch_and_index() -> None:
@@ -48,7 +48,7 @@ def test_boxes_lie_inside_and_have_the_asked_area_and_ratio() -> None:
 
 def test_a_shape_that_no_crop_fits_gives_the_middle() -> None:
     narrow = Augment(crop="resized", scale=(0.9, 1.0), ratio=(1.0, 1.0))
-    found = parameters(narrow, 0, 0, np.arange(3), np.array([100, 10, 1]), np.array([10, 100, 1]), 8)
+    found = parameters(View(size=8, augment=narrow), 0, np.arange(3), np.array([100, 10, 1]), np.array([10, 100, 1]))
     assert found[:, :4].tolist() == [[45, 0, 10, 10], [0, 45, 10, 10], [0, 0, 1, 1]]
 
 
@@ -75,9 +75,10 @@ def test_shifts_cover_the_padding_evenly() -> None:
     ],
 )
 def test_evaluation_looks_at_the_middle(height: int, width: int, size: int, box: list[int]) -> None:
-    found = parameters(None, 0, 0, [0], [height], [width], size)
+    found = parameters(View(size=size), 0, [0], [height], [width])
     assert found[0].tolist() == [*box, 0, 0, 0]
-    assert parameters(Augment(), 9, 9, [0], [height], [width], size).tolist() == found.tolist()
+    other = parameters(View(size=size, augment=Augment(), seed=9), 9, [0], [height], [width])
+    assert other.tolist() == found.tolist()
 
 
 def test_the_hash_is_uniform_and_known() -> None:

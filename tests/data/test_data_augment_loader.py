@@ -16,7 +16,7 @@ from lotus.data.base import Batch, Loader
 from lotus.data.loader import open_loader
 from lotus.data.sample_plan import SamplePlan
 from lotus.data.torch_loader import view
-from lotus.data.views import DOWN, FLIP, RIGHT, parameters
+from lotus.data.views import DOWN, FLIP, RIGHT, Look, View, parameters
 
 MEAN, STD = (0.5, 0.45, 0.4), (0.25, 0.22, 0.2)
 WRITTEN: dict[str, dict[str, Any]] = {
@@ -34,10 +34,19 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def open_(file: Path, kind: str, batch: int = 16, plan: SamplePlan | None = None, **changes: Any) -> Loader:
-    settings = {"size": 12, "augment": None, "mean": MEAN, "std": STD, "seed": 5, "workers": 2}
+def open_(
+    file: Path,
+    kind: str,
+    batch: int = 16,
+    plan: SamplePlan | None = None,
+    *,
+    workers: int = 2,
+    device: str = "cpu",
+    **look: Any,
+) -> Loader:
     plan = SamplePlan(np.arange(70), seed=1, batch_size=batch) if plan is None else plan
-    return open_loader(file, plan, kind=kind, **{**settings, **changes})
+    seen = Look(**{"size": 12, "mean": MEAN, "std": STD, "seed": 5, **look})
+    return open_loader(file, plan, seen, kind=kind, workers=workers, device=device)
 
 
 def by_row(batches: list[Batch]) -> torch.Tensor:
@@ -73,7 +82,7 @@ def test_what_is_seen_is_the_table_then_the_changes_then_the_boxes(stored: dict[
     augment, rows = Augment.model_validate(WRITTEN[name]), np.arange(70)
     with open_(stored["square"], "torch", augment=augment) as opened:
         found = by_row(list(opened.epoch(2)))
-    table = parameters(augment, 5, 2, rows, np.full(70, 12), np.full(70, 12), 12)
+    table = parameters(View(size=12, augment=augment, seed=5), 2, rows, np.full(70, 12), np.full(70, 12))
     fill = np.array([128, 115, 102], np.uint8)
     for row, line in enumerate(table):
         pixels = view(beton.image(stored["square"], row), line, 12, fill)
@@ -149,8 +158,8 @@ def test_a_smaller_side_shows_the_same_view(stored: dict[str, Path]) -> None:
     rows, size = np.arange(400), np.full(400, 32)
     for crop in ("none", "pad", "resized"):
         augment = Augment(crop=crop, pad=4, flip=True)  # type: ignore[arg-type]
-        large = parameters(augment, 1, 2, rows, size, size, 32)
-        small = parameters(augment, 1, 2, rows, size, size, 32, 16)
+        asked = View(size=32, augment=augment, seed=1)
+        large, small = (parameters(asked, 2, rows, size, size, side) for side in (32, 16))
         assert np.array_equal(large[:, :4], small[:, :4])
         assert np.array_equal(large[:, FLIP], small[:, FLIP])
         for column in (DOWN, RIGHT):

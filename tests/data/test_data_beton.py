@@ -607,7 +607,7 @@ def test_a_large_file_is_held_to_its_sums_image_by_image_and_all_else_at_once(
     make: Make, writer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever byte flips: either the file is refused before it is opened, or the image when it is first read."""
-    monkeypatch.setattr(manifest, "_LARGE", 0)
+    monkeypatch.setattr(manifest, "LARGE", 0)
     file = make(source(12), write="proportion", loader=writer)
     assert beton.verify(file, through=False).frame
     sound = Beton(file)
@@ -651,7 +651,7 @@ def test_a_file_without_sums_is_read_through(make: Make, monkeypatch: pytest.Mon
     with monkeypatch.context() as patch:
         patch.setattr(format, "seal", lambda file, sums: None)
         file = make(source(5), write="raw", loader="torch")
-    monkeypatch.setattr(manifest, "_LARGE", 0)
+    monkeypatch.setattr(manifest, "LARGE", 0)
     assert Beton(file).sums is None
     assert beton.verify(file, through=False).frame == ""
     assert np.array_equal(beton.image(file, 4), drawn(4, 8, 8))

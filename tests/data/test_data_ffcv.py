@@ -21,6 +21,7 @@ from lotus.data import threads
 from lotus.data.base import Loader
 from lotus.data.loader import open_loader
 from lotus.data.sample_plan import SamplePlan
+from lotus.data.views import Look
 from selection.errors import Refused
 
 # Imported where it is used: whoever only collects these tests would compile for seconds.
@@ -28,11 +29,17 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("ffcv") is None, reason
 
 
 def open_(
-    file: Path, rows: Any = range(70), *, size: int = 12, batch: int = 8, workers: int = 2, **more: Any
+    file: Path,
+    rows: Any = range(70),
+    *,
+    size: int = 12,
+    batch: int = 8,
+    workers: int = 2,
+    augment: Augment | None = None,
 ) -> Loader:
     plan = SamplePlan(np.asarray(rows), seed=1, batch_size=batch)
-    settings: dict[str, Any] = {"augment": None, "mean": (0.5,) * 3, "std": (0.2,) * 3, "seed": 0, **more}
-    return open_loader(file, plan, size=size, workers=workers, kind="ffcv", **settings)
+    look = Look(size=size, augment=augment, mean=(0.5,) * 3, std=(0.2,) * 3)
+    return open_loader(file, plan, look, workers=workers, kind="ffcv")
 
 
 def test_one_compilation_serves_every_loader(stored: dict[str, Path]) -> None:
@@ -169,8 +176,9 @@ import numpy as np, torch
 torch.set_num_threads(2)
 from lotus.data.loader import open_loader
 from lotus.data.sample_plan import SamplePlan
-loader = open_loader({str(stored["square"])!r}, SamplePlan(np.arange(70), batch_size=2), size=12, augment=None,
-                     mean=(0.5,) * 3, std=(0.2,) * 3, seed=0, kind="ffcv", workers=2)
+from lotus.data.views import Look
+loader = open_loader({str(stored["square"])!r}, SamplePlan(np.arange(70), batch_size=2),
+                     Look(size=12, mean=(0.5,) * 3, std=(0.2,) * 3), kind="ffcv", workers=2)
 epoch = loader.epoch(0)
 next(epoch)
 print(torch.get_num_threads())

@@ -55,7 +55,7 @@ def test_a_damaged_file_says_what_it_is(held: bytes, told: str, tmp_path: Path) 
 def test_400_megapixels_are_not_decoded(tmp_path: Path) -> None:
     (tmp_path / "huge.png").write_bytes(png(20_000, 20_000))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(OSError, match=r"400,000,000 pixels, more than the 178,956,970 .* make it smaller"):
+    with pytest.raises(OSError, match=r"400,000,000 pixels.*make it smaller"):
         pictures.read(tmp_path / "huge.png")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB; its pixels alone are 400 MB
 
@@ -104,7 +104,5 @@ def test_pictures_that_nothing_here_reads(tmp_path: Path) -> None:
     )
     (root / "phone").mkdir()
     (root / "phone/d.heic").write_bytes(HEIC)
-    with pytest.raises(
-        Refused, match=r"class 'phone' is empty, no pictures in it\. 1 \.heic passed over, .* Save them as JPEG"
-    ):
+    with pytest.raises(Refused, match=r"'phone' is empty.*\.heic.*Save them as JPEG"):
         imagefolder(str(root))

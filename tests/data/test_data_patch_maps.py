@@ -15,6 +15,7 @@ from lotus.data.loader import open_loader
 from lotus.data.patch_maps import Maps, Tickets
 from lotus.data.sample_plan import SamplePlan
 from lotus.data.source import Source
+from lotus.data.views import Look, View
 from lotus.training.objective import Objective
 from selection.errors import Refused
 
@@ -53,14 +54,11 @@ def test_scores_lie_where_the_pixels_lie(tmp_path: Path, augment: Augment | None
     plan = SamplePlan(np.arange(N), seed=3, batch_size=8)
     stored = Beton(file)
     # Asked at the stored size, the model saw the whole picture.
-    held = Tickets(
-        Maps(maps, side), stored.heights, stored.widths, size=32, patch=(4, 4), augment=augment, seed=3
-    )  # fmt: skip
+    look = Look(size=32, augment=augment, seed=3, mean=(0, 0, 0), std=(1 / 255,) * 3)
+    held = Tickets(Maps(maps, side), stored.heights, stored.widths, look, (4, 4))
     mixing = Objective(Recipe(mixup=0.5, cutmix=0.5), 2, seed=1)
     worst = []
-    with open_loader(
-        file, plan, size=32, augment=augment, mean=(0, 0, 0), std=(1 / 255,) * 3, seed=3, kind="torch"
-    ) as loader:
+    with open_loader(file, plan, look, kind="torch") as loader:
         for epoch in (0, 1):
             for number, batch in enumerate(loader.epoch(epoch)):
                 seen = held.seen(batch.index, epoch)
@@ -78,10 +76,8 @@ def test_scores_lie_where_the_pixels_lie(tmp_path: Path, augment: Augment | None
 def test_what_was_not_scored_counts_as_the_middle() -> None:
     """An oblong image of which the asked model saw the square in the middle."""
     maps = np.zeros((1, 2, 2), np.uint8)
-    held = Tickets(
-        Maps(maps, 8), np.array([8]), np.array([24]), size=8, patch=(2, 2), seed=0,
-        augment=Augment(crop="resized", scale=(1.0, 1.0), ratio=(3.0, 3.0)),
-    )  # fmt: skip
+    view = View(size=8, augment=Augment(crop="resized", scale=(1.0, 1.0), ratio=(3.0, 3.0)))
+    held = Tickets(Maps(maps, 8), np.array([8]), np.array([24]), view, (2, 2))
     seen = held.seen(torch.tensor([0]), 0)[0, 0]
     expected = [127.5, 127.5, 127.5, 0, 0, 127.5, 127.5, 127.5]  # 24 pixels on 8: a third of them was seen
     assert seen[0].tolist() == pytest.approx(expected)
@@ -120,4 +116,4 @@ def test_the_file_comes_back_and_others_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="cannot be read"):
         patch_maps.load(file, fingerprint="f")
     with pytest.raises(Refused, match="5 images, and the data has 4"):
-        Tickets(Maps(maps, 3), np.ones(4, int), np.ones(4, int), size=3, patch=(1, 1), augment=None, seed=0)
+        Tickets(Maps(maps, 3), np.ones(4, int), np.ones(4, int), View(size=3), (1, 1))

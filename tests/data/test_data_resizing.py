@@ -16,7 +16,7 @@ from lotus.data.format import Beton
 from lotus.data.loader import open_loader
 from lotus.data.sample_plan import SamplePlan
 from lotus.data.source import Source
-from lotus.data.views import CENTER, Middle, center
+from lotus.data.views import CENTER, Look, center
 
 PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -30,18 +30,9 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 def seen(file: Path, kind: str, rows: int = 24, **how: Any) -> np.ndarray:
     """(N, S, S, 3) gray levels, as a loader gives them."""
-    middle = Middle(how.pop("crop", CENTER), how.pop("interpolation", "area"))
-    settings: dict[str, Any] = {
-        "size": 12,
-        "augment": None,
-        "mean": (0.0,) * 3,
-        "std": (1.0,) * 3,
-        "seed": 0,
-        "middle": middle,
-        **how,
-    }
+    look = Look(**{"size": 12, "mean": (0.0,) * 3, "std": (1.0,) * 3, **how})
     plan = SamplePlan.evaluation(np.arange(rows), batch_size=8)
-    with open_loader(file, plan, kind=kind, workers=2, **settings) as loader:
+    with open_loader(file, plan, look, kind=kind, workers=2) as loader:
         images = torch.cat([batch.images for batch in loader.epoch(0)])
     return (255 * images).permute(0, 2, 3, 1).numpy()
 
@@ -115,8 +106,7 @@ def test_images_that_lie_unpacked_are_seen_likewise() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 40, 30, 3), dtype=np.uint8)
     source = Source(np.zeros(4, np.int64), ("one",), pixels.__getitem__, str, "x", where="here")
     for how in PILLOW:
-        ((images, _),) = unpacked.batches(
-            source, np.arange(4), 12, mean=(0.0,) * 3, std=(1.0,) * 3, crop=0.9, interpolation=how
-        )
+        look = Look(size=12, mean=(0.0,) * 3, std=(1.0,) * 3, crop=0.9, interpolation=how)
+        ((images, _),) = unpacked.batches(source, np.arange(4), look)
         for image, one in zip((255 * images).permute(0, 2, 3, 1).numpy(), pixels):
             assert np.abs(image - by_pillow(one, 12, how, 0.9)).max() <= 2.01

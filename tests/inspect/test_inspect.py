@@ -111,7 +111,7 @@ def test_left_out_is_what_a_regression_without_the_image_says() -> None:
     told = labels.left_out(x, own, 2)
     # Brute force: the same ridge without image 5.
     seen = np.c_[(x - x.mean(0)) / (x.std(0) + 1e-6), np.ones(40)]
-    ridge = labels._RIDGE * np.trace(seen.T @ seen) / 4 * np.eye(4)
+    ridge = labels.RIDGE * np.trace(seen.T @ seen) / 4 * np.eye(4)
     logit = []
     for row in range(40):
         stay = np.arange(40) != row

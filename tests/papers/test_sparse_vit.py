@@ -13,8 +13,8 @@ from torch import nn
 
 from lotus.config import read
 from lotus.papers import sparse_vit
+from lotus.papers.sparse_vit import attention_penalties as attention
 from lotus.papers.sparse_vit import focus
-from lotus.papers.sparse_vit import penalties as attention
 from lotus.papers.sparse_vit.penalty import AttentionPenalty
 from lotus.stage import Section
 from lotus.stages import STAGES, check, run_of

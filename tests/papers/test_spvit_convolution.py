@@ -18,7 +18,7 @@ from tiny_vits import PLAIN, pictures, tiny
 
 from lotus.config import Patches, Prune
 from lotus.papers.spvit import mixture, project
-from lotus.papers.spvit.gates import NestedGates
+from lotus.papers.spvit.nested_gates import NestedGates
 from lotus.papers.spvit.project import Choice
 from lotus.pruning import load, save, spec, surgery
 from lotus.pruning.plan import Plan
@@ -182,7 +182,7 @@ def test_what_reads_attention_refuses_a_convolution():
         lambda: study(small, [(pictures(), torch.zeros(8, dtype=torch.long))], Prune()),
         lambda: Tokens(small, Patches(mode="evit", keep=0.5)),
     ):
-        with pytest.raises(Refused, match=r"blocks\.0\.attn became a convolution"):
+        with pytest.raises(Refused, match=r"blocks\.0\.attn .*convolution"):
             use()
     with pytest.raises(NotImplementedError, match="mask"):
         small.blocks[0].attn(torch.zeros(1, 17, 48), attn_mask=torch.zeros(17, 17))
@@ -238,10 +238,10 @@ def cut_sublayers(**gone) -> Any:
 @pytest.mark.parametrize("gone", [{"units": ()}, {"heads": (), "qk": (), "v": ()}, {"mlp_in": tuple(range(8))}])
 def test_what_lost_a_sublayer_or_inputs_does_not_convolve(gone):
     model = cut_sublayers(**gone)
-    with pytest.raises(Refused, match=r"prune\.method: blocks\.0 lost a sublayer"):
+    with pytest.raises(Refused, match=r"prune\.method: blocks\.0 .*sublayer"):
         NestedGates(model, keep=0.5, lr=1e-3, strength=30.0)
     choices = [Choice(0, tuple(range(block.hidden))) for block in anatomy.blocks(model)]
-    with pytest.raises(Refused, match=r"prune\.method: blocks\.0 lost a sublayer"):
+    with pytest.raises(Refused, match=r"prune\.method: blocks\.0 .*sublayer"):
         project.convert(model, choices, mixes(tiny(depth=3)))
 
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pruning"))
 from tiny_vits import batches, pictures, tiny
 
 from lotus.papers.spvit import project
-from lotus.papers.spvit.gates import NestedGates, nested, sampled
+from lotus.papers.spvit.nested_gates import NestedGates, nested, sampled
 from lotus.papers.spvit.project import Choice
 from lotus.vit import anatomy, cost
 from lotus.vit.convolution import macs as conv_macs

@@ -111,7 +111,7 @@ def test_keeping_all_is_the_full_plan(scope):
 
 @pytest.mark.parametrize("scope", ["global", "per_type"])
 def test_the_range_that_is_named_can_be_had(scope):
-    with pytest.raises(Refused, match=r"prune\.keep\.macs: 0\.05 is out of reach") as refusal:
+    with pytest.raises(Refused, match=r"prune\.keep\.macs: 0\.05 .*reach") as refusal:
         fit_plan(WIDE, draw(WIDE, 0), asks({"macs": 0.05}, scope=scope, sublayers=False))
     lowest = named(refusal.value)
     plan = fit_plan(WIDE, draw(WIDE, 0), asks({"macs": lowest}, scope=scope))
@@ -272,7 +272,7 @@ def test_scores_that_do_not_fit_are_refused():
     good = draw(WIDE, 0)
     with pytest.raises(Refused, match=r"blocks\.1\.mlp: 99 scores for 100"):
         fit_plan(WIDE, {**good, "blocks.1.mlp": np.ones(99)}, asks({"macs": 0.5}))
-    with pytest.raises(Refused, match=r"blocks\.1\.mlp: scores are not finite"):
+    with pytest.raises(Refused, match=r"blocks\.1\.mlp: .*not finite"):
         fit_plan(WIDE, {**good, "blocks.1.mlp": np.full(100, np.nan)}, asks({"macs": 0.5}))
     with pytest.raises(Refused, match=r"blocks\.0\.attn: has no scores"):
         fit_plan(WIDE, {}, asks({"macs": 0.5}))

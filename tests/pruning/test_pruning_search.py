@@ -151,9 +151,9 @@ def test_blocks_never_end_worse_than_the_scores_alone(studied):
 def test_either_a_budget_or_a_drop(studied):
     judge = Judge(studied.dense, batches())
     for find in SEARCH.values():
-        with pytest.raises(Refused, match=r"prune\.search\.drop: is a target of its own"):
+        with pytest.raises(Refused, match=r"prune\.search\.drop: .*target"):
             find(studied, judge, keep={"macs": 0.5}, drop=0.1)
-        with pytest.raises(Refused, match=r"prune\.search\.drop: Input should be greater than 0"):
+        with pytest.raises(Refused, match=r"prune\.search\.drop: .*greater than 0"):
             find(studied, judge, drop=0.0)
     with pytest.raises(Refused, match="no 'accuracy'"):
         Judge(studied.dense, batches(), "accuracy")
@@ -424,14 +424,14 @@ def test_a_search_goes_by_units_alone():
     judge = Judge(model, batches())
     for find in (search.ratios, search.blocks):
         asked = asks({"macs": 0.5}, in_channels=True)
-        with pytest.raises(Refused, match=r"prune\.in_channels: search chooses among heads"):
+        with pytest.raises(Refused, match=r"prune\.in_channels: .*heads"):
             find(study(model, batches(), asked), judge, asked)
     studied = study(model, batches(), asks(criterion="magnitude", rotate=False, compensate="none"))
     assert studied.draw(asks({"macs": 0.09})).after["macs"] <= 0.09 * studied.draw(asks({"macs": 1.0})).after["macs"]
     for find in SEARCH.values():
         with pytest.raises(Refused, match=r"without prune\.search"):
             find(studied, judge, keep={"macs": 0.09})
-        with pytest.raises(Refused, match=r"prune\.keep\.gates: a fraction of all units"):
+        with pytest.raises(Refused, match=r"prune\.keep\.gates: .*fraction"):
             find(studied, judge, keep={"gates": 0.5})
     with pytest.raises(Refused, match="or all of latency"):
         studied.nested(asks(), [{"macs": 0.5}, {"latency": 0.5}])

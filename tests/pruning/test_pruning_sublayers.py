@@ -382,7 +382,7 @@ def test_a_plan_that_contradicts_itself_is_refused():
     full = Plan.full(tiny()).blocks[0]
     with pytest.raises(Refused, match="takes out every block"):
         Plan((without(full, "attn", "mlp"),))
-    with pytest.raises(Refused, match="the sublayer that would read them is gone"):
+    with pytest.raises(Refused, match=r"sublayer .*is gone"):
         dataclasses.replace(without(full, "attn"), attn_in=(0, 1))
     with pytest.raises(Refused, match="none is kept"):
         dataclasses.replace(full, mlp_in=())

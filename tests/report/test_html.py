@@ -171,8 +171,8 @@ def test_scores_of_the_users_own_are_shown_as_the_ticket_carries_them(finished, 
     scores = np.random.default_rng(0).normal(size=ticket.total)
     scores[-1] = 1234.5
     own = Subset(
-        ticket.rows, ticket.total, fingerprint=ticket.fingerprint, weights=ticket.weights, labels=ticket.labels,
-        classes=ticket.classes, scores=scores, origin={"score": "mine"},
+        ticket.rows, ticket.total, fingerprint=ticket.fingerprint, weights=ticket.weights,
+        known=ticket.known._replace(scores=scores), origin={"score": "mine"},
     )  # fmt: skip
     own.save(folder / "subset.npz")
     text = html.render(folder, STAGES)

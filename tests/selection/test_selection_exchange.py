@@ -18,7 +18,7 @@ from selection.errors import Refused
 from selection.exchange import Images, Words
 from selection.lottery import select
 from selection.signals import Signals
-from selection.subset import Subset
+from selection.subset import Known, Subset
 
 LABELS = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
 NAMES = [f"c{label}/img_{row}.png" for row, label in enumerate(LABELS)]
@@ -38,8 +38,8 @@ def plain():
 
 def subset_of(images, rows, **changes):
     rows = np.asarray(sorted(rows))
-    more = {"labels": images.labels, "classes": images.classes, "scores": np.linspace(0, 1, images.total)} | changes
-    return Subset(rows, images.total, fingerprint=images.fingerprint, **more)
+    known = Known(images.labels, images.classes, changes.pop("scores", np.linspace(0, 1, images.total)))
+    return Subset(rows, images.total, fingerprint=images.fingerprint, known=known, **changes)
 
 
 # -- round trips
@@ -395,7 +395,7 @@ def test_a_cell_that_cannot_be_is_named(text, says, tmp_path):
 
 def test_a_broken_npz_may_be_scores_or_a_ticket(plain, tmp_path):
     (tmp_path / "x.npz").write_bytes(b"PK\x03\x04 and no more")
-    with pytest.raises(Refused, match=r"list of row numbers.*ticket of LOTUS, draw it again"):
+    with pytest.raises(Refused, match=r"list of row numbers.*draw it again"):
         exchange.read(tmp_path / "x.npz", plain)
 
 

@@ -63,14 +63,14 @@ def test_rows_that_were_held_out_count_elsewhere(dataset):
     part = hub.apply(drawn, dataset, rows)
     assert part["odd"][:] == rows[drawn.rows].tolist()
     assert hub.ticket(part, len(rows), fingerprint="x", rows=rows).rows.tolist() == drawn.rows.tolist()
-    with pytest.raises(Refused, match="of 20 images, and the data set has 40"):
+    with pytest.raises(Refused, match=r"20 images.*40"):
         hub.apply(drawn, dataset)
-    with pytest.raises(Refused, match="rows that the ticket's data do not have"):
+    with pytest.raises(Refused, match="rows that the ticket's data"):
         hub.ticket(dataset.add_column(hub.INDEX, list(range(N))), len(rows), fingerprint="x", rows=rows)
 
 
 def test_what_is_not_there_is_named(dataset):
-    with pytest.raises(Refused, match=r"no column 'embd'\. It has: emb, label"):
+    with pytest.raises(Refused, match=r"'embd'.*emb, label"):
         hub.signals(dataset, embeddings="embd")
     with pytest.raises(Refused, match="neither embeddings nor scores"):
         hub.signals(dataset, label="label")

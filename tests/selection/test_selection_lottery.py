@@ -305,22 +305,22 @@ def test_what_a_ticket_adds_to_weighs_one_image_each(signals):
 def test_a_ticket_that_cannot_be_added_to(signals):
     random_half = select(signals, score="el2n", pick="random", keep=0.5).subset
     for pick in ("top_k", "window"):
-        with pytest.raises(Refused, match=r"start: it has \d+ of \d+ images \(class 0.*Keep more\."):
+        with pytest.raises(Refused, match=r"start: .*\d+ of \d+ images \(class 0.*Keep more"):
             select(signals, score="el2n", pick=pick, keep=0.3, start=random_half)
     lopped = Subset(
         np.flatnonzero(signals["labels"] == 0), 90, fingerprint="data-1"
     )  # all of a class: too many for its quota
     with pytest.raises(Refused, match=r"start: it has \d+ of \d+ images"):
         select(signals, score="el2n", pick="window", keep=0.6, start=lopped)
-    with pytest.raises(Refused, match=r"start: it has \d+ of \d+ images \(class 0.*Keep more\."):
+    with pytest.raises(Refused, match=r"start: .*\d+ of \d+ images \(class 0.*Keep more"):
         select(signals, score="el2n", pick="k_center", keep=0.3, start=random_half)
-    with pytest.raises(Refused, match=r"start: it is for 90 images of data data-2"):
+    with pytest.raises(Refused, match=r"start: .*data-2"):
         select(signals, score="el2n", pick="k_center", keep=0.6, start=Subset([1], 90, fingerprint="data-2"))
 
     def forgets(scores, budget, start):
         return np.r_[np.setdiff1d(np.arange(len(scores)), start), start][:budget]
 
-    with pytest.raises(Refused, match=r"was to keep the \d+ rows that it started from"):
+    with pytest.raises(Refused, match=r"\d+ rows that it started from"):
         select(signals, score="el2n", pick="forgets", keep=0.6, start=random_half, shelves=[shelf(forgets=forgets)])
 
 
@@ -500,7 +500,7 @@ def test_a_choice_that_is_not_there(signals, changes, match):
 
 
 def test_a_budget_too_small_names_the_smallest_that_is_not(signals):
-    with pytest.raises(Refused, match=r"0\.001 of 90 images is none\. Keep at least 0\.011\.$"):
+    with pytest.raises(Refused, match=r"0\.001 of 90 images .*0\.011\.$"):
         select(signals, score="el2n", pick="ccs", keep=0.001)
     with pytest.raises(
         Refused,

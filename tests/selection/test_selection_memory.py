@@ -9,7 +9,7 @@ from few import few
 
 from selection import facility, memory, methods, neighbors, pickers, scores
 from selection.errors import Refused
-from selection.lottery import Places, scored, select
+from selection.lottery import Places, Wants, draw, scored, select
 from selection.signals import Signals
 from selection.submodular import dense
 
@@ -211,4 +211,4 @@ def test_the_limit_is_called_as_the_user_calls_it(many):
         )
         pick = {"name": "facility_location", "maximizer": "lazy"}
         with pytest.raises(Refused, match=r"or set --max-memory=[0-9.e-]+\.$"):
-            select(few, score="random", pick=pick, keep=0.1, balance=False, max_memory=limit, places=places)
+            draw(few, Wants(score="random", pick=pick, keep=0.1, balance=False, max_memory=limit), places=places)

@@ -47,17 +47,15 @@ def test_a_later_shelf_wins():
 def test_an_unknown_method_is_refused_with_place_nearest_and_list():
     with pytest.raises(Refused, match=r"^select\.score: .*'hrd'.*'hard'\? .*easy, hard, new\.$"):
         methods.find([OURS, THEIRS], "hrd", place="select.score")
-    with pytest.raises(Refused, match=r"there is no 'gcd'\. Here: easy, hard\.$"):
+    with pytest.raises(Refused, match=r"'gcd'.*easy, hard\.$"):
         methods.find(OURS, "gcd", place="select.score")
 
 
 def test_a_method_of_another_kind_is_no_choice():
     """A user's file holds scores, guests and criteria side by side; what each reads tells them apart."""
-    with pytest.raises(
-        Refused, match=r"^p: 'hard' reads loss, which is not here\. Did you mean 'lost'\? Here: labels, lost\.$"
-    ):
+    with pytest.raises(Refused, match=r"^p: 'hard' reads loss.*'lost'\?.*labels, lost\.$"):
         methods.find(OURS, "hard", place="p", here=["labels", "lost"])
-    with pytest.raises(Refused, match=r"^p: there is no 'hrd'\. Here: easy\.$"):
+    with pytest.raises(Refused, match=r"^p: .*'hrd'.*easy\.$"):
         methods.find(OURS, "hrd", place="p", here=["labels"])
     assert methods.find([OURS, THEIRS], "easy", place="p", here=["labels"])(1) == ("theirs", 1)
 
@@ -96,7 +94,7 @@ def test_what_can_be_recorded_is_told_with_how_once():
 def test_call_refuses_unknown_settings():
     with pytest.raises(Refused, match=r"^p\.windw: 'hard' .*'window'\? .*window, kind\.$"):
         methods.call(OURS.hard, {"loss": 0, "labels": 1}, {"windw": 3}, place="p")
-    with pytest.raises(Refused, match=r"^p\.labels: 'easy' has no such setting\. It has none\.$"):
+    with pytest.raises(Refused, match=r"^p\.labels: 'easy' .*none\.$"):
         methods.call(OURS.easy, {"labels": 1}, {"labels": 3}, place="p")
 
 

@@ -7,6 +7,7 @@ import math
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,3 +129,27 @@ def test_memory_that_is_free_is_some() -> None:
     memory.there(0.0, "nothing", "")
     with pytest.raises(Refused, match="all: takes"):
         memory.there(1e12, "all", "")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_what_lies_unpacked_in_a_file_is_mapped(tmp_path: Path, save: Any, order: Any) -> None:
+    file, rng = tmp_path / "x.npz", np.random.default_rng(0)
+    made = {
+        "x": np.array(rng.integers(0, 256, (50, 4, 3), np.uint8), order=order),
+        "none": np.zeros((0, 4)),
+        "y": np.arange(50),
+    }
+    save(file, **made)
+    found = npz.arrays(file, mapped={"x", "none"})
+    assert isinstance(found["x"], np.memmap) == (save is np.savez)
+    assert not isinstance(found["y"], np.memmap)
+    for name, array in made.items():
+        assert np.array_equal(found[name], array)
+        assert found[name].dtype == array.dtype
+    if save is np.savez:
+        with file.open("r+b") as opened:
+            opened.seek(file.read_bytes().index(made["x"].tobytes(order="A")) + 7)
+            opened.write(b"\0\1\2\3")
+        with pytest.raises(zipfile.BadZipFile, match="CRC"):
+            npz.arrays(file, mapped={"x"})

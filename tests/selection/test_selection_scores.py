@@ -269,7 +269,7 @@ def test_memorization_by_hand():
 
 def test_memorization_refuses_what_it_cannot_tell():
     run_in = np.array([[1, 1, 0, 1], [0, 1, 0, 1]], bool)
-    with pytest.raises(Refused, match="3 images, row 1 first, were in all of the 2 runs or in none"):
+    with pytest.raises(Refused, match=r"3 images, row 1 first.*2 runs"):
         scores.memorization(run_in, np.ones((2, 4)))
 
 

@@ -64,5 +64,5 @@ def test_a_draw_keeps_the_shares(balance):
 
 def test_a_word_that_is_none():
     assert [balance_of(one, "x") for one in (True, False, "sqrt")] == ["fraction", "", "sqrt"]
-    with pytest.raises(Refused, match=r"select\.balance: there is no 'equals'\. Did you mean 'equal'"):
+    with pytest.raises(Refused, match=r"select\.balance: .*'equals'.*'equal'"):
         balance_of("equals", "select.balance")

@@ -150,7 +150,7 @@ def test_bad_names_and_missing_parts(arrays):
     for bad in ("ant", [1, 2, 3], 7):
         with pytest.raises(Refused, match="list of names"):
             Signals(arrays, fingerprint="f", classes=bad)
-    with pytest.raises(Refused, match=r"^signals\.los: not recorded\. Did you mean 'loss'\?"):
+    with pytest.raises(Refused, match=r"^signals\.los: .*'loss'\?"):
         Signals(arrays, fingerprint="f")["los"]
 
 
@@ -337,7 +337,7 @@ def test_foreign_files_are_refused(signals, tmp_path):
     with pytest.raises(Refused, match=r"no \.npz at all"):
         Signals.load(path)
     Subset.whole(3, fingerprint="f").save(path)
-    with pytest.raises(Refused, match="not signals of LOTUS, but a ticket of LOTUS") as refusal:
+    with pytest.raises(Refused, match=r"not signals .*a ticket of LOTUS") as refusal:
         Signals.load(path)
     assert "Remove" not in str(refusal.value), "it is the user's own file"
 
@@ -358,7 +358,7 @@ def test_a_later_format_and_bad_contents_are_refused(signals, tmp_path):
     path = tmp_path / "s.npz"
     about = {"fingerprint": "f", "classes": []}
     npz.write(path, {"labels": np.arange(3)}, about, kind="signals of LOTUS", version=2)
-    with pytest.raises(Refused, match="format 2, and this LOTUS reads format 1"):
+    with pytest.raises(Refused, match=r"format 2.*format 1"):
         Signals.load(path)
     npz.write(path, {"labels": -np.arange(3)}, about, kind="signals of LOTUS", version=1)
     with pytest.raises(Refused, match=r"s\.npz\.labels: -2 is below 0.*run the score stage again"):

@@ -162,13 +162,13 @@ def test_foreign_and_later_files_are_refused(tmp_path):
     with pytest.raises(Refused, match="No such file"):
         Subset.load(path)
     path.write_bytes(b"1 2 3")
-    with pytest.raises(Refused, match=r"not a ticket of LOTUS, and no \.npz at all"):
+    with pytest.raises(Refused, match=r"not a ticket .*no \.npz"):
         Subset.load(path)
     np.savez(path, rows=np.arange(3))
     with pytest.raises(Refused, match=r"not a ticket .*foreign \.npz \(rows\)\. Give a ticket"):
         Subset.load(path)
     Signals({"labels": [0, 1]}, fingerprint="f").save(path)
-    with pytest.raises(Refused, match="not a ticket of LOTUS, but signals of LOTUS"):
+    with pytest.raises(Refused, match=r"not a ticket .*signals of LOTUS"):
         Subset.load(path)
     npz.write(path, {"rows": np.arange(3)}, ABOUT, kind=KIND, version=1)
     with pytest.raises(Refused, match="no complete ticket"):

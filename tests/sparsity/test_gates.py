@@ -356,7 +356,7 @@ def test_the_search_ends_when_the_masks_have_settled():
 
 
 def test_a_budget_that_gates_cannot_reach_is_refused():
-    with pytest.raises(Refused, match=r"prune\.keep\.macs: 0\.01 cannot be reached"):
+    with pytest.raises(Refused, match=r"prune\.keep\.macs: 0\.01 .*reach"):
         gates_of(vit(), target=0.01)
     assert gates_of(vit(), target=1.0).target is None
 
@@ -384,7 +384,7 @@ def test_gates_of_another_model_are_refused():
     state = gates_of(vit()).state()
     with pytest.raises(Refused, match=r"no gates at blocks\.2\.attn"):
         gates_of(vit(depth=3)).load_state(state)
-    with pytest.raises(Refused, match=r"32 gates at blocks\.0\.mlp, the model 64"):
+    with pytest.raises(Refused, match=r"32 gates at blocks\.0\.mlp.*64"):
         gates_of(vit(mlp_ratio=4.0)).load_state(state)
 
 

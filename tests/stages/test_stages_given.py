@@ -71,9 +71,7 @@ def test_a_folder_says_itself_which_model_it_is(small: Path) -> None:
 
 
 def test_for_other_classes_the_head_starts_anew_with_a_line_and_all_else_stays(small: Path) -> None:
-    with pytest.warns(
-        Notice, match=r"model\.weights: .*small classifies 5 classes, the data has 7: head starts anew\."
-    ):
+    with pytest.warns(Notice, match=r"model\.weights: .*5 classes.* 7.*head starts anew"):
         model = loaded(small, 7)
     saved = lotus.load(small).state_dict()
     assert model.state_dict()["head.weight"].shape == (7, 32)
@@ -83,7 +81,7 @@ def test_for_other_classes_the_head_starts_anew_with_a_line_and_all_else_stays(s
 
 
 def test_at_another_side_its_positions_are_resampled_and_it_can_be_saved(small: Path) -> None:
-    with pytest.warns(Notice, match="positions of .* were resampled to images of 48 pixels"):
+    with pytest.warns(Notice, match="resampled to .*48 pixels"):
         model: Any = loaded(small, img_size=48)
     assert model.pos_embed.shape[1] == 1 + 36
     lotus.save(model, small.parent / "large")
@@ -169,7 +167,7 @@ def test_the_check_loads_weights_that_are_given_and_none_else(tmp_path: Path) ->
     check_fit("model", Model(name=NAME, args=ARGS))
     broken = tmp_path / "model.safetensors"
     broken.write_bytes(b"not weights")
-    with pytest.raises(Refused, match=r"score\.model\.weights: .*Is it whole\?"):
+    with pytest.raises(Refused, match=r"score\.model\.weights: .*whole\?"):
         check_fit("score.model", Model(name=NAME, args=ARGS, weights=str(broken)))
     safetensors.torch.save_file(vit().state_dict(), broken)
     with warnings.catch_warnings(action="error"):

@@ -14,7 +14,7 @@ from running import DIGITS, lotus
 from lotus.cli import main
 from lotus.config import read
 from lotus.config.budget import Budget
-from lotus.stages import course, pace, plan, plan_table
+from lotus.stages import course, plan_table, planner, speed
 from lotus.stages.ahead import Ahead
 from selection.errors import Refused
 
@@ -22,13 +22,13 @@ OWN = ["train.epochs=12", "prune.calibration=128", "export.onnx=false", "export.
 SHRINK = "budget.ways=[shrink]"
 
 
-def planned(folder: Path, *words: str, **more: Any) -> plan.Plan:
-    return plan.plan(read(DIGITS, [f"folder={folder}", *OWN, *words]), **more)
+def planned(folder: Path, *words: str, **more: Any) -> planner.Plan:
+    return planner.plan(read(DIGITS, [f"folder={folder}", *OWN, *words]), **more)
 
 
-def at_pace(dense: float, slower: float = 1) -> pace.Tempo:
+def at_pace(dense: float, slower: float = 1) -> speed.Tempo:
     """100 images a second in the dense model, twice as many in half of it."""
-    return pace.Tempo(((dense / 2, slower / 200), (dense, slower / 100)), slower / 300 / dense)
+    return speed.Tempo(((dense / 2, slower / 200), (dense, slower / 100)), slower / 300 / dense)
 
 
 def test_the_most_epochs_within_the_budget(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_the_most_epochs_within_the_budget(tmp_path: Path) -> None:
 
 def test_what_is_planned_is_a_config_that_is_read_back(tmp_path: Path) -> None:
     config = read(DIGITS, [f"folder={tmp_path}", *OWN, "budget.train=0.33", SHRINK])
-    resolved, found = plan.resolved(config)
+    resolved, found = planner.resolved(config)
     assert resolved.budget is None
     assert resolved.train.epochs == found["epochs"]
     assert resolved.train.shrink is not None
@@ -225,9 +225,9 @@ def test_the_pace_is_read_off_the_clock(tmp_path: Path) -> None:
     )
     ticks = itertools.count(0.0, 0.5)  # each step takes half a second
     ahead = Ahead(config)
-    tempo = pace.timer(ahead, clock=lambda: next(ticks))
+    tempo = speed.timer(ahead, clock=lambda: next(ticks))
     small = course.shapes_of(ahead)[1].macs()
-    assert tempo == pace.Tempo(((small, 1 / 16), (ahead.macs, 1 / 16)), 1 / 16 / ahead.macs / 3)
+    assert tempo == speed.Tempo(((small, 1 / 16), (ahead.macs, 1 / 16)), 1 / 16 / ahead.macs / 3)
 
 
 @pytest.mark.parametrize(
@@ -252,14 +252,14 @@ def test_smaller_pictures_and_fewer_tokens_are_timed(tmp_path: Path, words: list
         ],
     )
     ahead, ticks = Ahead(config), itertools.count(0.0, 0.5)
-    (low, _), (high, _) = pace.timer(ahead, clock=lambda: next(ticks)).points
+    (low, _), (high, _) = speed.timer(ahead, clock=lambda: next(ticks)).points
     pieces = [piece.macs for piece in course.pieces(ahead)]
     assert low <= min(pieces) * 1.02
     assert high >= max(pieces) * 0.98
 
 
 def test_between_what_was_timed_the_pace_is_a_straight_line() -> None:
-    tempo = pace.Tempo(((100.0, 2.0), (300.0, 4.0)), 0.01)
+    tempo = speed.Tempo(((100.0, 2.0), (300.0, 4.0)), 0.01)
     assert [tempo.of(macs) for macs in (50, 100, 200, 300, 600)] == [2, 2, 3, 4, 8]
 
 
@@ -302,17 +302,17 @@ def test_too_few_minutes_are_refused_with_those_of_an_epoch(tmp_path: Path) -> N
 def test_several_ranks_are_not_timed(tmp_path: Path) -> None:
     config = read(DIGITS, [f"folder={tmp_path}", *OWN, "budget.minutes=2"])
     with pytest.raises(Refused, match=r"budget\.minutes: several processes"):
-        plan.resolved(config, ranks=2)
+        planner.resolved(config, ranks=2)
 
 
 def test_a_plan_that_stands_is_not_made_again(tmp_path: Path) -> None:
     config = read(DIGITS, [f"folder={tmp_path}", *OWN, "budget.minutes=2"])
-    first = plan.resolved(config, timed=lambda ahead: at_pace(ahead.macs))
-    plan.write(plan.run_of(config), first[1])
-    again = plan.resolved(config, timed=lambda ahead: pytest.fail("timed again"))
+    first = planner.resolved(config, timed=lambda ahead: at_pace(ahead.macs))
+    planner.write(planner.run_of(config), first[1])
+    again = planner.resolved(config, timed=lambda ahead: pytest.fail("timed again"))
     assert again[0] == first[0]
     other = config.model_copy(update={"budget": Budget(train=0.3)})
-    assert plan.resolved(other)[1]["budget"] == {"train": 0.3, "minutes": None}
+    assert planner.resolved(other)[1]["budget"] == {"train": 0.3, "minutes": None}
 
 
 @pytest.mark.slow

@@ -219,7 +219,7 @@ def test_a_disk_that_is_full_for_real(tmp_path: Path) -> None:
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-        with pytest.raises(Refused, match="000002: the checkpoint cannot be written"):
+        with pytest.raises(Refused, match=r"000002: .*cannot be written"):
             points.save(held(2, size=1_000_000), {"number": 2})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -79,7 +79,7 @@ def test_weight_zero_asks_no_teacher():
 
 
 def test_a_teacher_of_other_classes_is_refused():
-    with pytest.raises(Refused, match="the teacher tells 3 classes apart and the student 2"):
+    with pytest.raises(Refused, match=r"teacher tells 3 classes.*student 2"):
         Distiller(Fixed(TEACHER), "soft", 2.0, 0.5).losses(STUDENT[:, :2], IMAGES, BASE)
 
 

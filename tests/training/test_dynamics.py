@@ -86,7 +86,7 @@ def test_rows_that_were_not_seen_keep_what_was_said_last() -> None:
 def test_a_row_that_never_came_is_refused() -> None:
     recorder = Recorder(4, 1, 3)
     filled(recorder, 0, [0, 1, 3], 1.0)
-    with pytest.raises(Refused, match="1 images, row 2 first, were never seen"):
+    with pytest.raises(Refused, match=r"row 2 first.*never seen"):
         recorder.signals()
 
 

@@ -42,7 +42,7 @@ from lotus.papers.sparse_vit.penalty import AttentionPenalty
 from lotus.papers.zeros import masks
 from lotus.papers.zeros.way import Holding
 from lotus.sparsity.gates import Gates
-from lotus.training import guests, named, shelf
+from lotus.training import guest_shelf, guests, named
 from lotus.training.average import LateAverage, MovingAverage
 from lotus.training.balanced import BalancedClasses
 from lotus.training.checkpoint import Checkpoints
@@ -59,6 +59,7 @@ from lotus.training.own_ticket import OwnTicket
 from lotus.training.regularize import EarlyBird, Gating
 from lotus.training.shrink import Shrink
 from lotus.training.spikes import LossSpikes
+from lotus.training.trackers import Tracked
 from lotus.vit.tokens import Tokens
 from selection import methods
 from selection.errors import Refused
@@ -126,6 +127,7 @@ MAKERS: dict[type[Guest], Callable[[nn.Module], list[Guest]]] = {
     GrowingPictures: lambda model: [GrowingPictures([(0, 8), (0.4, 12), (0.7, 16)])],
     Shrink: lambda model: [shrinking(model, at=0.4, drop_path=0.2)],
     OwnTicket: _own_ticket,
+    Tracked: lambda model: [Tracked("service", lambda: (lambda values, step: None, lambda: None), 3)],
     Hardest: lambda model: [Hardest(proxy_of(model, CLASSES, 0.3, 5), 0.5, 1e-3)],
 }  # fmt: skip
 QUICK = (Gating, Holding, Watched, DynamicPruning, FewerPatches, MovingAverage, GrowingPictures)
@@ -184,7 +186,7 @@ def test_each_goes_on_bit_for_bit(tmp_path: Path, kind: type[Guest]) -> None:
     goes_on(tmp_path, MAKERS[kind])
 
 
-@pytest.mark.parametrize("name", methods.names(shelf))
+@pytest.mark.parametrize("name", methods.names(guest_shelf))
 def test_each_of_the_shelf_goes_on_bit_for_bit(tmp_path: Path, name: str) -> None:
     def make(model: nn.Module) -> list[Guest]:
         wanted = (Method(name=name),)
@@ -469,7 +471,7 @@ def test_what_a_config_names_is_found_or_refused_with_its_place(tmp_path: Path) 
     ):
         with pytest.raises(Refused, match=says):
             named.check([Method(**wanted)], [mine], place="train.guests")
-    with pytest.raises(Refused, match=r"train\.guests: 'plain' makes a tuple, not a guest"):
+    with pytest.raises(Refused, match=r"train\.guests: 'plain' .*tuple"):
         named.chosen([Method(name="plain")], {"recipe": recipe()}, [mine], place="train.guests")
     with pytest.raises(Refused, match=r"score\.?.*guests"):
         check({"score": {"proxy": "linear_probe", "guests": ["late_average"]}})

@@ -51,7 +51,7 @@ def test_what_cannot_be_is_refused() -> None:
         Hardest(proxy_of(vit(patch=4), CLASSES, 0.3, seed=1), 1.5, 1e-3)
     guest = Hardest(proxy_of(vit(patch=4), CLASSES, 0.3, seed=1), 0.5, 1e-3)
     two: Any = SimpleNamespace(world=SimpleNamespace(size=2), place="train")
-    with pytest.raises(Refused, match=r"train\.guests: hardest: its proxy is one process's"):
+    with pytest.raises(Refused, match=r"train\.guests: hardest: .*one process"):
         guest.attach(two)
     with pytest.raises(Refused, match=r"train\.guests\.hardest"):
         named.check([Method.model_validate({"name": "hardest", "kep": 0.5})], (), place="train.guests")

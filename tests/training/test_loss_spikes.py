@@ -103,13 +103,21 @@ def test_ranks_are_taken_together_and_come_back_on_any_number(monkeypatch: pytes
         goes(alone, number, steps[number], rows[number])
         for rank, guest in enumerate(both):
             goes(guest, number, steps[number, rank::2], rows[number, rank::2])
-    flat = [torch.stack(guest._steps).flatten() for guest in both]
-    monkeypatch.setattr(World, "gather", lambda self, own: [own] if self.size == 1 else flat)
-    np.testing.assert_allclose(both[0].state()["steps"].numpy(), alone.state()["steps"].numpy(), rtol=1e-12)
+    expected = alone.state()
+
+    def together() -> list[torch.Tensor]:
+        """What each rank says of all of them."""
+        handed: list[torch.Tensor] = []
+        monkeypatch.setattr(World, "gather", lambda self, own: handed.append(own) or [own])  # type: ignore[func-returns-value]
+        for guest in both:
+            guest.state()
+        monkeypatch.setattr(World, "gather", lambda self, own: handed)
+        return [guest.state()["steps"] for guest in both]
+
+    np.testing.assert_allclose(together()[0].numpy(), expected["steps"].numpy(), rtol=1e-12)
     for guest in both:
-        guest.load_state(alone.state())
-    flat[:] = [torch.stack(guest._steps).flatten() for guest in both]
-    assert torch.equal(both[1].state()["steps"], alone.state()["steps"])
+        guest.load_state(expected)
+    assert torch.equal(together()[1], expected["steps"])
 
 
 def test_a_training_with_a_broken_batch_is_told_it_and_goes_as_without(tmp_path: Path) -> None:

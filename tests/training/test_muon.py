@@ -353,7 +353,7 @@ def test_memory_moves_between_stages() -> None:
 
 
 def test_timms_variants_are_still_refused_above_zero_0() -> None:
-    with pytest.raises(Refused, match=r"train\.optimizer: 'nadamuon' goes wrong under ZeRO 1"):
+    with pytest.raises(Refused, match=r"train\.optimizer: 'nadamuon' .*ZeRO 1"):
         engine_of(optimizer="nadamuon", zero=1, layer_decay=1.0)
 
 

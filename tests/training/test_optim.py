@@ -71,7 +71,7 @@ def test_fused_adamw_equals_the_loop_over_tensors():
 
 
 def test_an_unknown_optimizer_is_refused_with_the_nearest():
-    with pytest.raises(Refused, match=r"train\.optimizer: .*'adamww'.* Did you mean 'adamw'\?"):
+    with pytest.raises(Refused, match=r"train\.optimizer: .*'adamww'.*'adamw'"):
         make_optimizer(vit(), Recipe(optimizer="adamww"))
     with pytest.raises(Refused, match="second derivatives"):
         make_optimizer(vit(), Recipe(optimizer="adahessian"))

@@ -144,5 +144,5 @@ def test_what_there_is_not_is_refused() -> None:
         made("mimetik")
     with pytest.raises(Refused, match=r"model\.start.*beta_ov.*beta_vo"):
         made({"name": "mimetic", "beta_ov": 1.0})
-    with pytest.raises(Refused, match="start, pos_embed_std and patch_embed_init are of plain ViTs"):
+    with pytest.raises(Refused, match="start, pos_embed_std and patch_embed_init"):
         proxy(Model.model_validate({"name": "resnet18", "start": "xavier"}), 3)

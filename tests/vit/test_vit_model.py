@@ -200,7 +200,7 @@ def test_a_folder_as_the_hub_lays_it_out_says_what_it_is(tmp_path, weights):
 def test_weights_of_other_classes_keep_a_new_head(tmp_path):
     source = make(classes=7)
     save_file(source.state_dict(), tmp_path / "a.safetensors")
-    with pytest.warns(UserWarning, match="classifies 7 classes, the data has 5"):
+    with pytest.warns(UserWarning, match="7 classes.* 5"):
         loaded = make(classes=5, weights=str(tmp_path / "a.safetensors"))
     assert loaded.head.weight.shape == (5, 48)
     assert torch.equal(loaded.pos_embed, source.pos_embed)

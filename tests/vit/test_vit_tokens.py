@@ -407,7 +407,7 @@ def test_merging_ends_within_one_pair_below_its_keep(depth, keep):
 
 
 def test_what_merging_cannot_reach_is_refused():
-    with pytest.raises(Refused, match=r"patches.keep: 0.3 cannot be reached .* sees 0.375 of the 16"):
+    with pytest.raises(Refused, match=r"patches\.keep: 0\.3 .*0\.375"):
         Tokens(tiny(), settings(mode="tome", keep=0.3))
 
 
@@ -581,7 +581,7 @@ def test_bf16(mode):
 
 
 def test_refusals():
-    with pytest.raises(Refused, match=r"patches.at: there is no block 2. The model's are 0 to 1"):
+    with pytest.raises(Refused, match=r"patches\.at: .*block 2.*0 to 1"):
         Tokens(tiny(), settings(mode="evit", at=(2,)))
     with pytest.raises(Refused, match="patch_drop_rate"):
         Tokens(timm.create_model("vit_tiny_patch16_224", patch_drop_rate=0.5, **SMALL), settings(mode="evit"))

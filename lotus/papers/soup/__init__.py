@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lotus.papers.soup.soup import Soup
-from lotus.papers.zeros import parts
+from lotus.papers.zeros import common
 from lotus.stage import TRAIN_FORWARDS
 from lotus.way import Options, Way
 from selection import methods
@@ -32,7 +32,7 @@ def _make(uncut: Uncut, *, soup: Soup = Soup(), sweep: bool = False) -> Cutting:
 def _forecast(ahead: Ahead, options: Options) -> float:
     from lotus.papers.soup.cook import steps
 
-    config, looks = ahead.config, parts.looks(ahead, options)
+    config, looks = ahead.config, common.looks(ahead, options)
     if config.prune.keep.weights is None:
         return looks
     soup: Soup = methods.arguments(_make, options)["soup"]
@@ -42,14 +42,14 @@ def _forecast(ahead: Ahead, options: Options) -> float:
 
 WAY = Way(
     "soup",
-    parts.says,
+    common.says,
     _make,
     settings=("finetune",),
     cuts=False,
-    check=parts.check,
+    check=common.check,
     forecast=_forecast,
-    hold=parts.hold,
-    tell=parts.tell,
+    hold=common.hold,
+    tell=common.tell,
 )
 
-RULES = parts.rules("soup")
+RULES = common.rules("soup")

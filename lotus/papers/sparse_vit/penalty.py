@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lotus.papers.sparse_vit import penalties
+from lotus.papers.sparse_vit import attention_penalties
 from lotus.training.guests import Guest, Seen, Turn
 from lotus.vit import anatomy
 from lotus.vit.attention import matrix
@@ -31,11 +31,11 @@ class AttentionPenalty(Guest):
     def __init__(self, model: nn.Module, kind: str = "log", strength: float = 0.01, layers: str = "all") -> None:
         """
         Args:
-            kind: a penalty of lotus/papers/sparse_vit/penalties.py
+            kind: a penalty of lotus/papers/sparse_vit/attention_penalties.py
             strength: lambda
             layers: which blocks are penalized: ``last`` or ``all``
         """
-        self._penalty = find(penalties, kind, place="attention_penalty.kind")
+        self._penalty = find(attention_penalties, kind, place="attention_penalty.kind")
         self._strength = strength
         blocks = anatomy.blocks(model)
         self._blocks = blocks[-1:] if layers == "last" else blocks

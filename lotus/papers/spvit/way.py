@@ -12,7 +12,7 @@ from lotus.config import Recipe
 from lotus.events import Said, Wrote
 from lotus.files import write_json
 from lotus.papers.spvit import project
-from lotus.papers.spvit.gates import NestedGates
+from lotus.papers.spvit.nested_gates import NestedGates
 from lotus.stage import TRAIN_FORWARDS
 from lotus.stages.context import Context
 from lotus.stages.cut import Cut, Cutting, Uncut

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from lotus.config import Rule
-from lotus.papers.zeros import parts
+from lotus.papers.zeros import common
 from lotus.way import Way
 
 if TYPE_CHECKING:
@@ -32,13 +32,13 @@ def _make(
 
 WAY = Way(
     "unstructured",
-    parts.says,
+    common.says,
     _make,
     cuts=False,
-    check=parts.check,
-    forecast=parts.looks,
-    hold=parts.hold,
-    tell=parts.tell,
+    check=common.check,
+    forecast=common.looks,
+    hold=common.hold,
+    tell=common.tell,
 )
 
 
@@ -57,7 +57,7 @@ def _ours(request: object) -> str:
 _ZEROS = "prune.method={name: unstructured, pattern: '%s'} prune.keep.weights=0.5"
 
 RULES = (
-    *parts.rules("unstructured"),
+    *common.rules("unstructured"),
     Rule("Prune", "method.pattern", lambda it: bool(_ours(it)) and _part(_ours(it)) is None,
          "is N:M, e.g. 2:4, which keeps 2 of every 4",
          _ZEROS % "4:2", _ZEROS % "2:4"),

@@ -20,7 +20,7 @@ Shapes: B batch, N tokens, D width, H heads, d value dimensions a head, L blocks
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -103,7 +103,7 @@ class NestedGates:
             strength: lambda
 
         Raises:
-            Refused: a patch grid that convolutions do not go over, a model on fewer patches, or no supported model.
+            Refused: a patch grid that convolutions do not go over, a model with token pruning, or no supported model.
         """
         vit: Any = model
         self._blocks = anatomy.blocks(model)
@@ -214,13 +214,6 @@ class NestedGates:
                 del block.attn.paths
 
     # ------------------------------------------------------------------------------------------------ in the forward
-
-    def decide(self, index: int, gates: Sequence[float] | Tensor, units: Tensor) -> None:
-        """Fix the gates of a block for the next forward passes in training mode; until the next draw."""
-        cut, kept = self.leaves[index]
-        with torch.no_grad():
-            cut.copy_(torch.as_tensor(gates).to(cut))
-            kept.copy_(units.to(kept))
 
     def _attend(self, index: int, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, N, D) -> (B, N, D): attention and both convolutions, each as far as its gate is open."""

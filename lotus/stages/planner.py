@@ -16,7 +16,7 @@ from lotus.config.budget import Budget, Way
 from lotus.config.reader import check as page
 from lotus.files import digest, write_json
 from lotus.run import Run
-from lotus.stages import course, pace, plan_table
+from lotus.stages import course, plan_table, speed
 from lotus.stages.ahead import Ahead, training
 from lotus.stages.shelf import run_of
 from lotus.stages.shrink import forecast_looks
@@ -91,7 +91,7 @@ class Candidate:
         return made
 
 
-def plan(config: Config, shelves: Sequence[ModuleType] = (), *, timed: pace.Timer | None = None) -> Plan:
+def plan(config: Config, shelves: Sequence[ModuleType] = (), *, timed: speed.Timer | None = None) -> Plan:
     """How to spend ``config.budget``.
 
     Args:
@@ -107,7 +107,7 @@ def plan(config: Config, shelves: Sequence[ModuleType] = (), *, timed: pace.Time
         one, why = _chosen(first, budget.train or 0)
         epochs = _most(lambda epochs: sum(row["macs"] for row in parts(one, epochs)), (budget.train or 0) * dense)
     else:
-        one, why, tempo = _timed(first, timed or pace.timer)
+        one, why, tempo = _timed(first, timed or speed.timer)
         epochs = _most(lambda epochs: tempo.seconds(one.ahead(epochs)), 60 * budget.minutes)
         measured = {"pace": tempo.told(), "seconds": tempo.seconds(one.ahead(max(1, epochs)))}
     if epochs == 0:
@@ -132,12 +132,12 @@ def _costs(one: Candidate, epochs: int, dense: float) -> Plan:
     }  # fmt: skip
 
 
-def _timed(first: Ahead, timed: pace.Timer) -> tuple[Candidate, str, pace.Tempo]:
+def _timed(first: Ahead, timed: speed.Timer) -> tuple[Candidate, str, speed.Tempo]:
     """The way for so many minutes, why, and its pace here: which way is best depends on what the minutes are of the dense training."""
     config, minutes = first.config, _budget(first.config).minutes
     assert minutes is not None
 
-    def pace_of(one: Candidate) -> pace.Tempo:
+    def pace_of(one: Candidate) -> speed.Tempo:
         return timed(one.ahead(config.train.epochs))
 
     one, why = _chosen(first, 1.0)
@@ -224,7 +224,7 @@ def expected(one: Candidate, cost: float) -> dict[str, Any]:
 
 
 def resolved(
-    config: Config, shelves: Sequence[ModuleType] = (), *, timed: pace.Timer | None = None, ranks: int = 1
+    config: Config, shelves: Sequence[ModuleType] = (), *, timed: speed.Timer | None = None, ranks: int = 1
 ) -> tuple[Config, Plan]:
     """``config`` as it is run: by the plan in its folder where that is of the same settings, else by a new one.
 
@@ -295,7 +295,8 @@ def key(config: Config) -> str:
 def _budget(config: Config) -> Budget:
     if config.budget is None:
         raise Refused(
-            "budget: nothing says what the training may cost. Say e.g. budget.train=0.33, or budget.minutes=20."
+            "budget: nothing says what the training may cost. Say it behind the config: budget.train=0.33, a third of what its dense "
+            "training costs, or budget.minutes=20."
         )
     return config.budget
 
