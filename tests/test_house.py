@@ -21,11 +21,11 @@ FLOORS = [
     {"lotus.stages"},
     {"lotus.training"},
     {"lotus.export", "lotus.predict", "lotus.inspect"},
+    {"lotus.card"},
     {
         "lotus.sparsity",
         "lotus.pruning",
         "lotus.report",
-        "lotus.card",
         "lotus.onnx_file",
         "lotus.ticket",
         "lotus.earlier",

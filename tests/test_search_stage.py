@@ -333,7 +333,10 @@ def test_macs_at_equal_accuracy_stand_beside_a_rival() -> None:
     assert section.title == "Beside CP-ViT"
     assert ("70 %", "2.9 M", "80 %", "97.00", "0.0400") in section.rows
     assert ("searched", "726 k", "20 %", "96.25", "0.0500") in section.rows
-    assert "at the same held-out top-1, 96.25 %, the searched cut takes 30 % of its MACs (2.42 M)" in section.text
+    assert (
+        "at the same held-out top-1, 96.25 ± 0.42 % (n = 2,000), the searched cut takes 30 % of its MACs (2.42 M)"
+        in section.text
+    )
     assert "at the same divergence CP-ViT has no MACs to compare with" in section.text
     assert search.compared({}) is None
     assert search.compared({key: found[key] for key in ("kind", "chosen")}) is None

@@ -162,10 +162,23 @@ def _finetune(options: argparse.Namespace) -> int:
     return run(options)
 
 
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file()
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "spec.json").is_file()
+
+
 def _export(options: argparse.Namespace) -> int:
     """Of a run, or of the folder of a model: then into ``export`` inside of it."""
     folder = Path(options.config)
-    if not (folder / "spec.json").is_file() or (folder / "config.yaml").is_file():
+    if not folder.exists() or (folder.is_dir() and not _is_run(folder) and not _is_model(folder)):
+        what = "neither a run nor a model of LOTUS lies there" if folder.exists() else "there is no such file or folder"
+        raise Refused(
+            f"{folder}: {what}. Give a config, or the folder of a run (runs/NAME) or of a model (RUN/finetune)."
+        )
+    if _is_run(folder) or not _is_model(folder):
         return run(options)
     seen = [f"--{name}" for name in ("plain", "quiet", "json") if getattr(options, name)]
     if strange := [*options.overrides, *flags_of_a_run(options), *seen]:

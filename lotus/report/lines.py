@@ -214,7 +214,8 @@ def pruned(plan: str, values: Mapping[str, float], out: str, alone: Sequence[str
             f"top-1: {values['top1']:.2f}{error} % after the cut, {values['top1_before']:.2f} % before{on}, without any fine-tuning"
         )
     if "agreement" in values:
-        lines.append(f"names the same class as the dense model for {values['agreement']:.2f} % of the images")
+        told = accuracy(values["agreement"], values.get("measured_on"))
+        lines.append(f"names the same class as the dense model for {told} of the images")
     if "likeness" in values:
         lines.append(
             f"its features point where the whole model's do: cosine {values['likeness']:.4f}, the mean over the images"

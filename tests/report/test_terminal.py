@@ -228,7 +228,7 @@ def test_the_last_page_says_it_all():
     terminal.last_page(results(), "runs/[digits]/report.html", STAGES, page.console)
     text = " ".join(page.text.split())
     assert (
-        "At 1.25 x the dense training's computing, with 50 % of the images and 49.6 % of the MACs, LOTUS reaches 98.06 % top-1, 0.55 points below"
+        "At 1.25 x the dense training's computing, with 50 % of the images and 49.6 % of the MACs, LOTUS reaches a top-1 of 98.06 %, 0.55 points below"
         in text
     )
     assert "Top-1 98.61 % 98.06 % -0.55 points" in text

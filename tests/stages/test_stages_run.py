@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from running import DIGITS, SHORT, lotus, lotus_json
+from running import DIGITS, SHORT, alone, lotus, lotus_json
 
 from lotus.config import read
 from lotus.events import Began, Said
@@ -93,7 +93,7 @@ def test_a_training_on_balanced_classes(finished: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_second_run_does_nothing_and_is_quick(finished: Path) -> None:
     began = time.perf_counter()
-    done = lotus("run", DIGITS, f"folder={finished}", *SHORT)
+    done = alone("run", DIGITS, f"folder={finished}", *SHORT)
     assert done.returncode == 0, done.stderr
     assert time.perf_counter() - began < 5
     assert "report.html" in done.stdout
