@@ -100,7 +100,7 @@ def test_max_side_and_large_images(make: Make) -> None:
     file = make(source(3, lambda i: (60, 30 * (i + 1))), max_side=40, write="raw", loader="torch")
     assert [beton.image(file, i).shape for i in range(3)] == [(40, 20, 3), (40, 40, 3), (27, 40, 3)]
     # Larger than FFCV's usual page of 8 MiB, on which its own writer hangs.
-    large = replace(source(2), read=lambda i: np.full((1900, 1900, 3), i, np.uint8))
+    large = replace(source(2, classes=2), read=lambda i: np.full((1900, 1900, 3), i, np.uint8))
     opened = Beton(make(large, "large", max_side=0, write="raw", loader="auto"))
     assert (opened.image(1) == 1).all()
     assert opened.sizes.tolist() == [3 * 1900**2] * 2
