@@ -40,8 +40,9 @@ format:
 setup:
 	@tools/setup.sh
 
-soak: setup   ## kill runs at random moments; each must end as if nothing had happened (KILLS=20)
+soak: setup   ## strike runs at random moments; each must end as if nothing had happened (KILLS=20); then files (MUTANTS=20000)
 	@$(RUN) tools/soak.py --kills $(or $(KILLS),20)
+	@mkdir -p build && PYTHONPATH=. $(RUN) -W ignore tests/test_fuzz.py 0 $(or $(MUTANTS),20000) 2>build/fuzz.log
 
 doctor: setup
 	@$(RUN) -m lotus doctor

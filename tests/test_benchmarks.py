@@ -27,6 +27,7 @@ SMALL = {
     "train_step.py": ["--tiny"],
     "optimizer_step.py": ["--tiny"],
     "neighbor.py": ["--tiny"],
+    "scale.py": ["--out", "OUT", "--tiny", "--only", "prepare", "shards"],
     "gpu.py": ["--out", "OUT", "--device", "cpu", "--tiny", "--parts", "adamw"],
     "augment.py": ["--sides", "8", "--batch", "6", "--turns", "1"],
     "inspect_data.py": ["--tiny", "--images", "300", "--fractions", "0.1"],
@@ -125,6 +126,7 @@ MODES = {
     "selection.py --gradients": ["--gradients", "--images", "200"],
     "selection.py --value": ["--value", "--images", "300"],
     "selection.py --dynamic": ["--dynamic", "--images", "3000"],
+    "pruning.py --model": ["--model", "tiny", "--weights", "MODEL", "--data", "DATA", "--device", "cpu"],
 }
 """What else a benchmark does."""
 
@@ -151,7 +153,7 @@ def test_it_runs(name: str, tmp_path: Path) -> None:
     sets = {f"x_{part}": draw.integers(0, 256, (60, 16, 16, 3), np.uint8) for part in ("train", "test")}
     np.savez(data, **sets, y_train=np.arange(60) % 4, y_test=np.arange(60) % 4)
     places = {"DATA": str(data), "OUT": str(tmp_path / "out"), "MODEL": str(tmp_path / "model")}
-    if name == "pruning.py":
+    if name.startswith("pruning.py"):
         args = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 4}
         vit = create(Model(name="vit_tiny_patch16_224", args=args), 4).eval()
         lotus.save(vit, tmp_path / "model", about={"mean": [0.5] * 3, "std": [0.25] * 3})
@@ -259,4 +261,9 @@ def test_every_command_that_is_written_down_is_understood(monkeypatch: pytest.Mo
 
 
 def test_none_is_forgotten() -> None:
-    assert {path.name for path in (ROOT / "benchmarks").glob("*.py")} == {*SMALL, "shared.py", "group_lasso.py"}
+    assert {path.name for path in (ROOT / "benchmarks").glob("*.py")} == {
+        *SMALL,
+        "shared.py",
+        "group_lasso.py",
+        "one_shot.py",
+    }

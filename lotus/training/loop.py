@@ -26,7 +26,7 @@ from lotus.config import Recipe
 from lotus.events import Evaluated, Event, Said
 from lotus.training import threads
 from lotus.training.checkpoint import Checkpoint, Checkpoints, check_fits
-from lotus.training.distributed import StopFlag, World
+from lotus.training.distributed import StopFlag, Wishes, World
 from lotus.training.engine import Engine
 from lotus.training.evaluation import STOP, closing, evaluate_classes
 from lotus.training.evaluation import Stopped as Stopped
@@ -166,6 +166,7 @@ class _Course:
         self._counts = counts_of(data.weights, None, job.world)
         self._engine: Engine | None = None
         self._threads = 0
+        self._told_of: Engine | None = None
 
     def begin(self) -> Iterator[Event]:
         """From a checkpoint or from nothing; tells which."""
@@ -185,7 +186,7 @@ class _Course:
             self.at = self._book.restore(found, engine)
         self.at = dataclasses.replace(self.at, rewinds=len(self._passed.stretches), threads=torch.get_num_threads())
         yield from self._job.told(*(Said(self._job.stage, text, level) for text, level in notes))
-        self._saved = self._job.clock()
+        self._saved, self._wishes = self._job.clock(), Wishes(self._job.world, self._job.clock)
 
     def over(self) -> bool:
         return self.at.epoch >= self._recipe.epochs or self._ended()
@@ -206,6 +207,7 @@ class _Course:
                     continue
                 yield from self._step(fed, parts, group, way)
                 self._save_if_due(way)
+        yield from self._compiled_told()
         for guest in self._guests:
             guest.end_epoch(at.epoch)
         if self._is_evaluated():
@@ -215,6 +217,13 @@ class _Course:
                 yield from self._job.told(Said(self._job.stage, f"epoch {at.epoch + 1}: {text}"))
         self.at = dataclasses.replace(self.at, epoch=at.epoch + 1, micro=0)
         self._save()
+
+    def _compiled_told(self) -> Iterator[Event]:
+        """What compiling brought, after the first epoch of an engine."""
+        engine = self._lesson.engine
+        if engine is not self._told_of and engine.compiled is not None:
+            yield from self._job.told(Said(self._job.stage, engine.compiled.told()))
+        self._told_of = engine
 
     def leaving(self) -> dict[str, Tensor]:
         """The weights that leave."""
@@ -347,7 +356,7 @@ class _Course:
         """
         job = self._job
         due = job.world.is_main and job.clock() - self._saved >= self._recipe.save_minutes * 60
-        wish = job.world.max(_STOP if job.stop else _SAVE if due else 0)
+        wish = self._wishes.exchanged(_STOP if job.stop else _SAVE if due else 0)
         if wish:
             path = self._save()
         if wish == _STOP:

@@ -1,7 +1,7 @@
 """SHELF of guests that tell a service of the user's own how a training goes: ``train.guests: [{name: wandb, project: mine}]``.
 
 LOTUS does not depend on their packages and asks nobody for an account: whoever names one has both. A function a service, as in
-:mod:`lotus.training.shelf`. Rank 0 alone tells, after every so many steps and after each evaluation; a loss is read then and
+:mod:`lotus.training.guest_shelf`. Rank 0 alone tells, after every so many steps and after each evaluation; a loss is read then and
 not at each step, for which a GPU would have to be waited for.
 """
 

@@ -93,7 +93,7 @@ def test_a_loss_is_taken_before_weights_of_the_mixed_image_against_its_mixed_tar
     mixing, order = Hooked(still), loader.plan.order(0)
     for number, start in enumerate(range(0, ROWS, 8)):
         rows = order[start : start + 8]
-        shown, targets = mixing.mix(images[rows], labels[rows], epoch=0, step=number, rank=0)
+        shown, targets = mixing.mix(images[rows], labels[rows], epoch=0, step=number)
         assert not torch.equal(shown, images[rows])
         torch.testing.assert_close(targets.sum(1), torch.ones(len(rows)))
         with torch.no_grad():
