@@ -3,6 +3,7 @@
     python benchmarks/pruning.py MODEL --data cifar10 --path data/cifar10.npz --out runs/pruning      # the whole table
     python benchmarks/pruning.py MODEL --data cifar10 --path data/cifar10.npz --out runs/pruning      # again: goes on, or only prints
     python benchmarks/pruning.py MODEL --data cifar10 --path data/cifar10.npz --seeds 1 --finetune 0 --only ours "embed_dim 0.5"
+    python benchmarks/pruning.py --model deit_small_patch16_224 --weights FILE --data IMAGENET_VAL      # beside published rows: one_shot.py
 
 MODEL is a folder that LOTUS wrote (``runs/cifar10/baseline``), with the mean and standard deviation of its images in it. Each row of
 the table is a way to cut, each column a fraction of the dense model's MACs (QK^T and AV counted) that stays:
@@ -130,6 +131,10 @@ Way = Callable[[Bench], Cuts]
 def main() -> int:
     told = _parse()
     try:
+        if told.name:
+            import one_shot
+
+            return one_shot.main(told)
         return compare(told)
     except Refused as error:
         print(error, file=sys.stderr)
@@ -511,14 +516,21 @@ def images_of(about: dict[str, Any], size: int, told: argparse.Namespace) -> Cal
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="a folder that LOTUS wrote, with a trained ViT")
-    parser.add_argument("--data", default="imagefolder", help="a data set of the catalog (%(default)s)")
+    parser.add_argument("model", type=Path, nargs="?", help="a folder that LOTUS wrote, with a trained ViT")
+    parser.add_argument(
+        "--model", dest="name", default="", help="in place of it a timm name, cut in one shot beside published figures"
+    )
+    parser.add_argument("--weights", default="", help="of --model: a file or folder")
+    parser.add_argument("--calibrate", default="", help="of --model: a folder of images to look at (those of --data)")
+    parser.add_argument(
+        "--data", default="imagefolder", help="a data set of the catalog (%(default)s); of --model a folder of classes"
+    )
     parser.add_argument("--path", default="", help="where it lies")
     parser.add_argument("--out", type=Path, help="folder of the rows; a second run goes on there")
     parser.add_argument("--keep", type=float, nargs="+", default=[0.7, 0.5, 0.35, 0.25], help="parts of the MACs")
     parser.add_argument("--only", nargs="+", help="only these rows")
-    parser.add_argument("--calibration", type=int, default=2000, help="training images to score by (%(default)s)")
-    parser.add_argument("--images", type=int, default=10_000, help="at most so many validation images (%(default)s)")
+    parser.add_argument("--calibration", type=int, help="training images to score by (2000; of --model 8192)")
+    parser.add_argument("--images", type=int, help="at most so many validation images (10,000; of --model all)")
     parser.add_argument("--finetune", type=int, default=100, help="steps of fine-tuning; 0: none (%(default)s)")
     parser.add_argument(
         "--search", type=int, default=150, help="steps in which VTP's and SPViT's gates learn (%(default)s)"
@@ -529,7 +541,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2, help="processes at once, each with one thread (%(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, help="also write the figures here")
-    return parser.parse_args()
+    told = parser.parse_args()
+    if bool(told.model) == bool(told.name):
+        parser.error("give the folder of a model, or --model NAME")
+    if told.model:
+        told.calibration, told.images = told.calibration or 2000, told.images or 10_000
+    return told
 
 
 if __name__ == "__main__":

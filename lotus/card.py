@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from lotus.report.numbers import accuracy
 from lotus.vit import anatomy
 from lotus.vit import model as door
 from lotus.vit.cost import count
@@ -122,8 +123,8 @@ def hub(model: nn.Module, about: Mapping[str, Any], page: str) -> str:
     ]
     if license_ := about.get("license"):
         header.append(f"license: {json.dumps(license_)}")
-    top1 = about.get("top1")
-    reached = [] if top1 is None else [f"Top-1 {top1:.2f} % on the validation images it was measured on."]
+    top1, images = about.get("top1"), about.get("measured_on")
+    reached = [] if top1 is None else [f"Top-1 {accuracy(top1, images)} on the validation images it was measured on."]
     classes = [str(name) for name in about.get("classes") or ()]
     named = (
         [f"{len(classes)} classes: {', '.join(classes[:20])}{', ...' if len(classes) > 20 else ''}."] if classes else []

@@ -41,7 +41,7 @@ def export(
         onnx: write ``model.onnx`` too, with any batch size, where the extra ``onnx`` is installed
         onnx_input: what it takes: normalized images, or ``uint8`` pixels, the preprocessing being inside
         example: (B, 3, S, S) normalized images on which both sides must agree; None draws some
-        about: what is known beside the weights: ``classes``, ``license``, ``top1``
+        about: what is known beside the weights: ``classes``, ``license``, ``top1`` and the images it was ``measured_on``, ``resize``
         source: the model's own folder, as the page names it where LOTUS alone can load it
 
     Returns:

@@ -62,7 +62,7 @@ def write(
     Args:
         example: (B, 3, S, S) normalized images; as many as are asked for are made of them
         takes: what its input is: normalized images, or pixels of 0 to 255
-        about: ``classes`` and ``license``, which go into the file with ``wanted``
+        about: ``classes``, ``license`` and ``resize``, which go into the file with ``wanted``
 
     Returns:
         ``{"file", "opset", "input", "max_abs_diff"}``
@@ -90,8 +90,8 @@ def write(
 
 
 def told(file: Path) -> dict[str, Any]:
-    """What :func:`write` told of a file's images: ``mean``, ``std``, ``crop``, ``interpolation``, ``side``, ``input``, ``classes``;
-    what is no JSON stays text."""
+    """What :func:`write` told of a file's images: ``mean``, ``std``, ``crop``, ``interpolation``, ``side``, ``input``, ``classes``,
+    ``resize``; what is no JSON stays text."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
@@ -114,7 +114,7 @@ def _tell(file: Path, wanted: Preprocessing, takes: Input, about: Mapping[str, A
 
     stored = onnx.load(str(file))
     known = {**wanted.about(), "side": wanted.side, "input": takes}
-    known |= {name: about[name] for name in ("classes", "license") if about.get(name)}
+    known |= {name: about[name] for name in ("classes", "license", "resize") if about.get(name)}
     onnx.helper.set_model_props(stored, {name: json.dumps(value, ensure_ascii=False) for name, value in known.items()})
     onnx.save(stored, str(file))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lotus.data import pictures
-from lotus.data.views import CENTER, TOP
+from lotus.data.views import CENTER, TOP, center
 from selection.errors import Refused
 
 Floats = npt.NDArray[np.float32]
@@ -27,6 +27,8 @@ class Predictor:
     side: int
     crop: float
     """Fraction of the shorter side that is looked at."""
+    how: str
+    """How that is resized: ``area``, as what LOTUS trained was measured, or a filter of timm's."""
     classes: tuple[str, ...]
     """Empty where nobody told their names: then their numbers."""
 
@@ -67,6 +69,7 @@ def _of_torch(folder: Path) -> Predictor:
     from lotus.vit.model import image_size
     from lotus.vit.preprocessing import preprocessing
 
+    about = lotus.pruning.spec.read(folder).get("about")
     model: Any = lotus.pruning.load(folder)
     wanted = preprocessing(model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -78,7 +81,16 @@ def _of_torch(folder: Path) -> Predictor:
         with torch.no_grad():
             return model(images).float().cpu().numpy()
 
-    return Predictor(run, image_size(model), wanted.crop, tuple(model.pretrained_cfg.get("label_names", ())))
+    how = _how(wanted.interpolation, about)
+    return Predictor(run, image_size(model), wanted.crop, how, tuple(model.pretrained_cfg.get("label_names", ())))
+
+
+def _how(interpolation: str, about: Any) -> str:
+    """As evaluation does it, by what lies beside the model; timm's word where that is not by area."""
+    from lotus.vit.preprocessing import resizing
+
+    known = about if isinstance(about, Mapping) else {}
+    return "area" if resizing({"interpolation": interpolation, **known}) == "area" else interpolation
 
 
 def _of_onnx(file: Path) -> Predictor:
@@ -106,7 +118,8 @@ def _of_onnx(file: Path) -> Predictor:
         (logits,) = session.run(None, {"images": given})
         return logits
 
-    return Predictor(run, side, crop, tuple(str(name) for name in told.get("classes", ())))
+    how = _how(str(told.get("interpolation", "bilinear")), told)
+    return Predictor(run, side, crop, how, tuple(str(name) for name in told.get("classes", ())))
 
 
 def _normalized(pixels: Bytes, mean: Floats, std: Floats) -> Floats:
@@ -152,18 +165,18 @@ def predict(model: Predictor, files: Sequence[Path], *, batch: int = 64) -> Iter
 
 
 def _seen(file: Path, model: Predictor) -> Bytes | str:
-    """The middle of a picture at the model's side, as evaluation sees it; or why it cannot be read."""
-    from lotus.data.torch_loader import view
-
+    """The middle of a picture at the model's side, as evaluation and timm see it; or why it cannot be read."""
     try:
         pixels = pictures.read(file)
     except Exception as error:  # whatever a damaged picture makes its reader raise
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if model.how != "area":
+        return pictures.middle(pixels, model.side, model.crop, model.how)
+    from lotus.data.torch_loader import view
+
     height, width = pixels.shape[:2]
-    shorter = min(height, width)
-    box = min(shorter, max(model.side, round(model.crop * shorter)))
     line = np.zeros(7, np.int32)
-    line[TOP : TOP + 4] = (height - box) // 2, (width - box) // 2, box, box
+    line[TOP : TOP + 4] = center(np.array([height]), np.array([width]), model.side, model.crop)[0]
     return view(pixels, line, model.side, np.zeros(3, np.uint8))
 
 

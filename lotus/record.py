@@ -115,9 +115,15 @@ def worded(value: Any, most: int = 100) -> str:
 
 
 def content(path: str) -> str:
-    """A hash of the file, or of the model in the folder, that a setting names; empty where none lies there."""
+    """A hash of the file, or of the model in the folder, of LOTUS or of the hub, that a setting names; empty where none lies there."""
     place = Path(path)
-    files = (place / SPEC, place / f"model{WEIGHTS}") if place.is_dir() else (place,)
+    weights, other = place / f"model{WEIGHTS}", place / "pytorch_model.bin"
+    hub = not (place / SPEC).is_file() and (place / "config.json").is_file()
+    files: tuple[Path, ...] = (place,)
+    if hub:
+        files = (place / "config.json", weights if weights.is_file() else other)
+    elif place.is_dir():
+        files = (place / SPEC, weights)
     try:
         stands = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     except OSError:

@@ -415,9 +415,10 @@ def reads(config: Config, shelves: Sequence[ModuleType] = ()) -> set[str]:
     """The signals of a proxy that the ticket and a joint budget of patches are made from. One proxy serves every score and policy."""
     request, found = config.select, set[str]()
     if not request.ticket and request.keep < 1 and not config.watches_itself:
-        found |= lottery.reads(request.score, request.pick, shelves)
+        scored = lottery.goes_by_score(request.pick, shelves)
+        found |= lottery.reads(request.score if scored else None, request.pick, shelves)
     if any(recipe.patches and recipe.patches.joint for recipe in (config.train, config.finetune)):
-        found |= lottery.reads(request.score, "random", shelves)
+        found |= lottery.reads(request.score, None, shelves)
     return found
 
 

@@ -20,7 +20,7 @@ from selection.signals import CURES, VOCABULARY, Signals
 from selection.subset import Known, Subset
 
 __all__ = [
-    "CONFIG", "DEFAULT_PICK", "DEFAULT_SCORE", "TOLD", "Choice", "Lottery", "Places", "Wants", "affordable", "choose", "draw",
+    "CONFIG", "DEFAULT_PICK", "DEFAULT_SCORE", "TOLD", "Choice", "Lottery", "Places", "Wants", "affordable", "choose", "draw", "goes_by_score",
     "quotas", "ranking", "reads", "scored", "select",
 ]  # fmt: skip
 
@@ -96,14 +96,25 @@ DEFAULT_SCORE, DEFAULT_PICK = "dual", "beta"
 TOLD = frozenset({"labels", "scores", "ranking", "budget", "keep", "quotas", "rng", "start"})
 """What methods read that is known without a proxy."""
 
+_OF_SCORES = {"scores", "ranking"}
+
 OF_PICKERS = TOLD | frozenset(VOCABULARY)
 """What a picker may read; a score: what is in the vocabulary."""
 
 
-def reads(score: Choice, pick: Choice, shelves: Iterable[ModuleType] = ()) -> set[str]:
-    """The signals that a score and a picker read, labels aside. A method that is on no shelf counts as reading all of them."""
+def goes_by_score(pick: Choice, shelves: Iterable[ModuleType] = ()) -> bool:
+    """Whether a picker reads what images score; one that is on no shelf counts as doing so."""
+    function = named(pickers, shelves, pick, OF_PICKERS)
+    return function is None or bool(_OF_SCORES & set(methods.reads(function)))
+
+
+def reads(score: Choice | None, pick: Choice | None, shelves: Iterable[ModuleType] = ()) -> set[str]:
+    """The signals that a score and a picker read (None: there is none), labels aside. A method that is on no shelf counts as
+    reading all of them."""
     found: set[str] = set()
     for shelf, choice, here in ((scores, score, frozenset(VOCABULARY)), (pickers, pick, OF_PICKERS)):
+        if choice is None:
+            continue
         function = named(shelf, shelves, choice, here)
         found |= set(VOCABULARY if function is None else methods.reads(function)) - TOLD
     return found
@@ -186,7 +197,7 @@ def draw(signals: Signals, wants: Wants, shelves: Iterable[ModuleType] = (), pla
     groups = list(_groups(signals["labels"], budget, by_class, seed))
 
     read = set(methods.reads(picker.function))
-    going, together = bool(read & {"scores", "ranking"}), floor is not None or "quotas" in read
+    going, together = bool(read & _OF_SCORES), floor is not None or "quotas" in read
     needed = bool(groups) and going
     _check_labels(signals, [(places.score, scorer)] * needed + [(places.pick, picker)] * bool(groups), places)
     handed = [(0, np.arange(signals.images), budget)] if together else groups
@@ -287,21 +298,17 @@ def scored(
     seed: int = 0,
     shelves: Iterable[ModuleType] = (),
     max_memory: float | None = None,
-    enough: float = 0.0,
-    places: Places = CONFIG,
 ) -> Floats:
     """(N,) what each image scores; higher = keep first, may hold infinities.
 
     Args:
         seed: what a random score follows from, where it is not said
         max_memory: GB that it may take beside the signals; None: as it needs
-        enough: GB that what comes after it will need, where that is known: a refusal names no less
-        places: what refusals call what they speak of
 
     Raises:
         Refused: no such method or option; what it reads is missing; too little memory; a score that is NaN.
     """
-    return _scored(signals, _scorer(score, seed, shelves, places), max_memory, enough, places)
+    return _scored(signals, _scorer(score, seed, shelves, CONFIG), max_memory, 0.0, CONFIG)
 
 
 def _scored(signals: Signals, scorer: Method, max_memory: float | None, enough: float, places: Places) -> Floats:

@@ -21,11 +21,11 @@ FLOORS = [
     {"lotus.stages"},
     {"lotus.training"},
     {"lotus.export", "lotus.predict", "lotus.inspect"},
+    {"lotus.card"},
     {
         "lotus.sparsity",
         "lotus.pruning",
         "lotus.report",
-        "lotus.card",
         "lotus.onnx_file",
         "lotus.ticket",
         "lotus.earlier",
@@ -43,7 +43,7 @@ DOORS = {
     "ffcv": {"lotus.data.ffcv"},
     "deepspeed": {"lotus.training.engine"},
     "distributed": {"lotus.dask_map"},
-    "rich": {"lotus.report.terminal"},
+    "rich": {"lotus.report.live", "lotus.report.terminal"},
     "timm": {"lotus.vit.model", "lotus.vit.zoo", "lotus.training.optim", "lotus.training.objective"},
     "torchvision": {"lotus.data.cifar"},
 }

@@ -250,7 +250,7 @@ def top1(vit: torch.nn.Module, photos: Path) -> float:
 def test_other_classes_are_answered_by_the_model_itself(photos, tmp_path):
     seen = events(photos, tmp_path, classes=7)
     assert any("its own answers stand in for labels" in getattr(event, "text", "") for event in seen)
-    assert set(seen[-1].values) == {"images", "agreement"}
+    assert set(seen[-1].values) == {"images", "agreement", "measured_on"}
     assert lotus.load(tmp_path / "small").num_classes == 7
 
 
@@ -284,7 +284,7 @@ def test_images_of_one_class_will_do_where_the_model_answers_itself(photos, tmp_
     seen = events(tmp_path / ("some.npz" if form == "npz" else "some"), tmp_path)
     assert any("The data has 1 class, the model tells 3 apart" in getattr(event, "text", "") for event in seen)
     assert seen[-1].values["images"] == (12 if form == "npz" else 8)
-    assert set(seen[-1].values) == {"images", "agreement"}
+    assert set(seen[-1].values) == {"images", "agreement", "measured_on"}
 
 
 def test_one_folder_of_classes_is_split_and_said(photos, tmp_path):
@@ -322,7 +322,7 @@ def test_what_cannot_be_done_is_refused_before_an_image_is_read(photos, tmp_path
         (["prune"], "Give a CONFIG, or --model NAME"),
         (["prune", "--keep", "macs=0.5"], "--keep belongs to --model"),
         (["prune", "a.yaml", "--evaluate", "8"], "--evaluate belongs to --model"),
-        (["prune", "prune.round=8"], "prune.round=8: cannot be read"),
+        (["prune", "prune.round=8"], "prune.round=8: there is no such file or folder"),
         (words(photos, file, tmp_path / "o", "prune.embed_dim=[1"), "not valid YAML"),
         (["prune", "a.yaml", *words(photos, file, tmp_path)[1:]], "takes no config"),
         (words(photos, file, tmp_path / "o")[:5], "--data is missing"),

@@ -4,12 +4,13 @@ import json
 import os
 import re
 import shlex
+import shutil
 import stat
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import in_process
 import numpy as np
 import pytest
 import timm
@@ -18,11 +19,15 @@ from PIL import Image
 
 import lotus
 from lotus.cli import main
+from lotus.data import pictures as looked_at
+from lotus.data import unpacked
+from lotus.data.source import Source
+from lotus.data.views import Look
 from lotus.export import export
 from lotus.vit import model as door
 
 ROOT = Path(__file__).resolve().parent.parent
-ABOUT = {"classes": ["ant", "bee", "cat", "dog"], "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "crop": 1.0, "interpolation": "bilinear", "license": "mit"}  # fmt: skip
+ABOUT: dict[str, Any] = {"classes": ["ant", "bee", "cat", "dog"], "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "crop": 1.0, "interpolation": "bilinear", "license": "mit"}  # fmt: skip
 
 
 @pytest.fixture
@@ -55,6 +60,65 @@ def test_timm_makes_the_model_of_the_exported_folder_with_its_images(folder):
     assert tuple(model.pretrained_cfg["mean"]) == tuple(ABOUT["mean"])
     assert (folder / "out" / "README.md").read_text().startswith("---\nlibrary_name: timm\n")
     assert "0.4, 0.5, 0.6" in (folder / "out" / "MODEL.md").read_text()
+    export(model, folder / "out", onnx=False, about={**ABOUT, "top1": 90.0, "measured_on": 100})
+    assert "Top-1 90.00 ± 3.00 % (n = 100)" in (folder / "out" / "README.md").read_text()
+
+
+def photo(high: int, wide: int) -> np.ndarray:
+    """With edges and noise, so that filters differ."""
+    rng = np.random.default_rng(high)
+    blocks = rng.integers(0, 256, (high // 7 + 1, wide // 5 + 1, 3), np.uint8).repeat(7, 0).repeat(5, 1)[:high, :wide]
+    return (blocks // 2 + rng.integers(0, 128, (high, wide, 3))).astype(np.uint8)
+
+
+@pytest.mark.parametrize("how", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("crop", [0.5, 0.875, 0.9, 1.0])
+def test_a_picture_is_seen_as_timms_transform_sees_it(how: str, crop: float) -> None:
+    """Pixel by pixel, in every shape: larger and smaller than the model's side, upright, lying, of its side."""
+    own = timm.data.create_transform((3, 24, 24), interpolation=how, crop_pct=crop, mean=(0,) * 3, std=(1,) * 3)
+    for high, wide in ((80, 61), (37, 101), (24, 24), (24, 40), (25, 25), (9, 13), (27, 27), (48, 49)):
+        pixels = photo(high, wide)
+        wanted = (255 * own(Image.fromarray(pixels))).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        assert np.array_equal(looked_at.middle(pixels, 24, crop, how), wanted), (high, wide)
+
+
+@pytest.mark.parametrize("told", [{"interpolation": "bicubic"}, {"interpolation": "bilinear", "resize": "bilinear"}])
+def test_it_predicts_what_timm_does_with_the_folders_transform(folder: Path, capsys: Any, told: dict[str, str]) -> None:
+    shutil.rmtree(folder / "photos")
+    (folder / "photos").mkdir()
+    for number, shape in enumerate(((31, 20), (12, 40), (8, 8), (9, 9), (5, 6))):
+        Image.fromarray(photo(*shape)).save(folder / "photos" / f"{number}.png")
+    model: Any = lotus.load(folder / "m")
+    about = {**ABOUT, "crop": 0.9, **told}
+    lotus.save(model, folder / "n", about=about)
+    export(lotus.load(folder / "n"), folder / "out", about=about)
+    model = lotus.load(folder / "n")
+    own = timm.data.create_transform(**timm.data.resolve_data_config(model.pretrained_cfg))
+    for place in ("n", "out"):
+        if place == "out":
+            pytest.importorskip("onnxruntime")
+        _, found = answers(capsys, folder / place, folder / "photos")
+        for one in found:
+            with torch.no_grad():
+                wanted = model(own(Image.open(one["file"]))[None]).softmax(1)[0]
+            assert one["class"] == ABOUT["classes"][int(wanted.argmax())]
+            assert one["probability"] == pytest.approx(float(wanted.max()), abs=2e-6 if place == "n" else 1e-4)
+
+
+def test_what_was_measured_by_area_is_asked_by_area(folder: Path, capsys: Any) -> None:
+    """As evaluation sees an image of the data: the same view of it, to the last bit."""
+    pixels = photo(31, 20)
+    for file in (folder / "photos").iterdir():
+        file.unlink()
+    Image.fromarray(pixels).save(folder / "photos" / "one.png")
+    lotus.save(lotus.load(folder / "m"), folder / "n", about={**ABOUT, "crop": 0.9, "resize": "area"})
+    source = Source(np.zeros(1, np.int64), ("one",), lambda _: pixels, str, "x", where="here")
+    look = Look(size=8, mean=ABOUT["mean"], std=ABOUT["std"], crop=0.9, interpolation="area")
+    ((image, _),) = unpacked.batches(source, np.arange(1), look)
+    with torch.no_grad():
+        wanted = float(lotus.load(folder / "n")(image).softmax(1).max())
+    _, (found,) = answers(capsys, folder / "n", folder / "photos")
+    assert found["probability"] == pytest.approx(wanted, abs=2e-6)
 
 
 @pytest.mark.parametrize("takes", ["float32", "uint8"])
@@ -111,14 +175,11 @@ def first_block(page: str) -> list[str]:
     return re.findall(r"```bash\n(.*?)```", text, re.DOTALL)[0].strip().splitlines()
 
 
-def shell(line: str, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """``line`` as a shell would run it in ``folder``, by the lotus that is tested."""
     command, *words = shlex.split(line, comments=True)
     assert command == "lotus"
-    known = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "lotus", *words, *more], cwd=folder, capture_output=True, text=True, check=False, env=known
-    )  # fmt: skip
+    return in_process.lotus(*words, here=folder)
 
 
 @pytest.mark.slow

@@ -116,6 +116,8 @@ def test_one_proxy_serves_every_ticket(tmp_path: Path) -> None:
     assert other.needs_proxy
     assert not make(tmp_path, select={"keep": 0.3, "score": "random", "pick": "random"}).needs_proxy
     assert not make(tmp_path, select={"keep": 0.3, "ticket": "t.npz"}).needs_proxy
+    assert not make(tmp_path, select={"keep": 0.3, "score": "el2n", "pick": "random"}).needs_proxy, "reads no score"
+    assert make(tmp_path, select={"keep": 0.3, "score": "random", "pick": "k_center"}).needs_proxy, "reads embeddings"
     assert not make(tmp_path).needs_proxy, "all images stay"
 
 
@@ -209,6 +211,22 @@ def test_other_weights_of_the_model_that_is_asked_are_noticed(tmp_path: Path) ->
     assert run.made_from("train") != key, "a checkpoint of the other weights is passed over"
     shutil.rmtree(asked)
     assert run.why("train") is None, "what is done needs it no more"
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+def test_another_model_of_the_hub_in_the_same_folder_is_noticed(weights: str, tmp_path: Path) -> None:
+    asked = tmp_path / "asked"
+    asked.mkdir()
+    for name in ("config.json", weights):
+        (asked / name).write_bytes(b"one")
+    run = make(tmp_path / "run", model={"weights": str(asked)})
+    do(run, "prepare", "score", "select", "train")
+    assert run.why("train") is None
+    for name in ("config.json", weights):
+        (asked / name).write_bytes(b"two")
+        assert run.why("train") == "the model in model.weights was changed"
+        (asked / name).write_bytes(b"one")
+        assert run.why("train") is None
 
 
 def test_a_joint_budget_of_patches_wants_the_proxy(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def _expected(seen: Mapping[str, Any]) -> list[str]:
         return ["  expected: nothing of the kind was measured"]
     text = (
         f"  expected: measured on {seen['data']} at {seen['cost']:.3g} of the dense training, {seen['keep']:.2g} of the MACs: "
-        f"{seen['top1']:.2f} % top-1 (n = {seen['n']})"
+        f"{seen['top1']:.2f} % top-1 (the mean of {seen['n']} run{'s' * (seen['n'] != 1)})"
     )
     if seen["dense_top1"] is not None and seen["way"] != "dense":
         text += f"; the dense model at a cost of {seen['dense_cost']:.3g}: {seen['dense_top1']:.2f} %"

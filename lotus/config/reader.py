@@ -68,7 +68,7 @@ def read(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
         try:
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise Refused(f"{path}: cannot be read ({error}). Give a config file, e.g. configs/digits.yaml.") from None
+            raise Refused(f"{path}: {_no_config(file, error)}") from None
         if len(text) > 1 << 20:
             raise Refused(f"{path}: larger than 1 MiB, which no config is.")
         raw = _load_yaml(text, str(path))
@@ -77,6 +77,17 @@ def read(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
         overrides = [re.sub(r"^\s*model\s*=\s*(?![{\s])", "model.name=", override) for override in overrides]
         _for_another_model(raw, overrides)
     return check(over(raw, overrides), place=str(path) if path else "config")
+
+
+def _no_config(file: Path, error: Exception) -> str:
+    """Why no config can be read there, and the cure."""
+    give = "Give a config file, e.g. configs/digits.yaml, or the folder of a run, e.g. runs/digits."
+    if not file.exists():
+        return f"there is no such file or folder. {give}"
+    if file.is_dir():
+        return f"is a folder without a config.yaml, so no run's. {give}"
+    why = (error.strerror or error) if isinstance(error, OSError) else "it is no text"
+    return f"cannot be read as a config ({why}). {give}"
 
 
 def _for_another_model(raw: dict[str, Any], overrides: Iterable[str]) -> None:

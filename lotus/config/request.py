@@ -101,8 +101,9 @@ class Prune(Section):
     """Fraction of the embedding dimension (the residual stream's channels) that stays, the rest being turned out of the way;
     search: try 1 to 0.375 and take what agrees best with the dense model; auto: the same one after the other, while all
     channels are not good enough and fewer are better (all of them with search, sizes, in_channels, sublayers or a budget of latency); null: all."""
-    compensate: Literal["none", "mean", "affine"] = "affine"
-    """What the cut units carried is folded into the rest: not at all, their mean, or their best affine prediction."""
+    compensate: Literal["none", "mean", "affine", "denoised"] = "affine"
+    """What the cut units carried is folded into the rest: not at all, their mean, their best affine prediction, or (denoised) that
+    by the covariance without its noise (OB2C, 2608.17657)."""
     calibration: int | None = Field(None, ge=1)
     """Training images (of the ticket) on which scores and statistics are measured; null: 2,048, of large images 512."""
     latency_batch: int = Field(64, ge=1)

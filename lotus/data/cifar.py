@@ -50,7 +50,11 @@ def download(root: Path, which: str) -> None:
         known = getattr(datasets, which)
         download_and_extract_archive(known.url, str(root), filename=known.filename, md5=known.tgz_md5)
     except Exception as error:  # no torchvision, no network, no room
-        raise Refused(f"data.path: {root} is empty and {which} cannot be downloaded ({error}). Put it there.") from None
+        forms = f"an .npz with x_train, y_train, x_test, y_test, a folder train/CLASS/*, val/CLASS/*, or {which}'s own batches"
+        raise Refused(
+            f"data.path: {root} holds no {which}, and it cannot be downloaded ({error}). Say where it is by data.path=PATH, {forms}; or "
+            "run this once with a network."
+        ) from None
 
 
 def _unpickled(file: Path) -> dict[str, Any]:

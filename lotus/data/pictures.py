@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import threading
@@ -234,6 +235,26 @@ def fit(pixels: Pixels, max_side: int) -> Pixels:
     scale = max_side / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+
+
+def middle(pixels: Pixels, side: int, crop: float, how: str) -> Pixels:
+    """(S, S, 3) as timm's transform of evaluation sees a picture, to the last bit: its shorter side resized to S / ``crop``, of that
+    the middle.
+
+    Args:
+        side: S
+        crop: in (0, 1]
+        how: timm's word for the filter, bicubic where it is none of Pillow's
+    """
+    height, width = pixels.shape[:2]
+    short, shorter = math.floor(side / crop), min(height, width)
+    tall, wide = (short if length == shorter else int(short * length / shorter) for length in (height, width))
+    known = Image.Resampling.__members__
+    seen = Image.fromarray(pixels)
+    if (height, width) != (tall, wide):
+        seen = seen.resize((wide, tall), known.get(how.upper(), Image.Resampling.BICUBIC))
+    top, left = (round((length - side) / 2) for length in (tall, wide))
+    return np.asarray(seen.crop((left, top, left + side, top + side)))
 
 
 def jpeg(pixels: Pixels, quality: int) -> bytes:

@@ -6,7 +6,8 @@ x_P ~ mu_P + B (x_S - mu_S), turns W x + b into a smaller Linear:
     B = C_PS (C_SS + lambda I)^-1        W' = W_S + W_P B        b' = b + W_P (mu_P - B mu_S)
 
 At lambda = 0 this is the optimal-brain-surgeon update of the group (Hassibi & Stork 1993) and the least-squares fit of the
-Linear's outputs; B = 0 folds the mean alone (variance-based pruning, 2507.12988). D outputs, U inputs.
+Linear's outputs; B = 0 folds the mean alone (variance-based pruning, 2507.12988). By the covariance without its noise it is OB2C
+(2608.17657). D outputs, U inputs.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from torch import Tensor, nn
 
 from lotus.pruning import surgery
 from lotus.pruning.plan import Plan
+from lotus.pruning.spectrum import denoised
 from lotus.vit import anatomy
 from lotus.vit.anatomy import Block
 
-Compensate = Literal["none", "mean", "affine"]
+Compensate = Literal["none", "mean", "affine", "denoised"]
 _ROWS = 256
 """Rows of a covariance that are worked out at once: pieces larger than the activations would keep a heap from using theirs again."""
 
@@ -38,13 +40,14 @@ class Moments:
     """
 
     def __init__(self, *, covariance: bool = True) -> None:
-        self.count = 0
+        self.count = self.images = 0
         self.with_covariance = covariance
         self._shift = self._sum = self._outer = None  # type: Tensor | None
 
     @torch.no_grad()
     def add(self, x: Tensor) -> None:
-        """Take in (..., U) vectors."""
+        """Take in (..., U) vectors, of as many images as there are along the first axis."""
+        self.images += len(x)
         x = x.detach().reshape(-1, x.shape[-1])
         if x.device.type == "mps":  # has no float64
             x = x.cpu()
@@ -90,6 +93,8 @@ class Known:
     """(U,) float64."""
     covariance: Tensor
     """(U, U) float64."""
+    images: int = 0
+    """That they are of; 0: nobody counted them, and no noise is taken out."""
 
 
 def fold(
@@ -110,8 +115,9 @@ def fold(
         bias: (D,) or None.
         kept: The inputs that stay, in order.
         moments: Of the Linear's inputs, in the model before the cut. Not needed for ``none``.
-        how: ``none``, ``mean`` or ``affine``.
-        ridge: lambda, as a fraction of the kept inputs' mean variance.
+        how: ``none``, ``mean``, ``affine`` or ``denoised``.
+        ridge: lambda, as a fraction of the kept inputs' mean variance; of ``denoised`` of all inputs' without noise (Lee et al.
+            2026, algorithm 3; they do not say which).
     """
     stay = torch.as_tensor(kept, dtype=torch.long)
     gone_mask = torch.ones(weight.shape[1], dtype=torch.bool)
@@ -125,11 +131,15 @@ def fold(
     w = weight.to(mean.device, torch.float64)
     w_gone = w[:, gone]
     predict = torch.zeros(len(gone), len(stay), dtype=torch.float64, device=mean.device)  # B
-    if how == "affine":
+    if how in ("affine", "denoised"):
         spread = moments.covariance
         if bias is None:
             spread = spread + torch.outer(mean, mean)
-        predict = _regress(spread[stay][:, stay], spread[gone][:, stay], ridge)
+        whole = None
+        if how == "denoised" and moments.images:
+            spread = torch.from_numpy(denoised(spread.cpu().numpy(), moments.images)).to(spread)
+            whole = spread.diagonal().mean()
+        predict = _regress(spread[stay][:, stay], spread[gone][:, stay], ridge, whole)
         small = w[:, stay] + w_gone @ predict
     if bias is not None:
         shift = w_gone @ (mean[gone] - predict @ mean[stay])
@@ -282,9 +292,10 @@ def _shift_entry(model: Any, by: Tensor) -> bool:
     return True
 
 
-def _regress(stay: Tensor, cross: Tensor, ridge: float) -> Tensor:
-    """B (P, S) = cross (P, S) @ (stay (S, S) + lambda I)^-1, with as much more lambda as the factorization needs."""
-    scale = stay.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+def _regress(stay: Tensor, cross: Tensor, ridge: float, whole: Tensor | None = None) -> Tensor:
+    """B (P, S) = cross (P, S) @ (stay (S, S) + lambda I)^-1, with as much more lambda as the factorization needs; lambda is
+    ``ridge`` of the mean variance in ``stay``, or of ``whole``."""
+    scale = (stay.diagonal().mean() if whole is None else whole).clamp_min(torch.finfo(torch.float64).tiny)
     eye = torch.eye(len(stay), dtype=stay.dtype, device=stay.device)
     while True:
         factor, failed = torch.linalg.cholesky_ex(stay + ridge * scale * eye)

@@ -18,6 +18,7 @@ through its column of qkv or fc1. A criterion is called once a site and returns 
                and inputs are then ranked by magnitude
     rng        a numpy Generator
     units      U
+    images     N
 
 All are float64 numpy arrays. U units, N images.
 """
@@ -27,6 +28,8 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+
+from lotus.pruning.spectrum import denoised
 
 Array = np.ndarray
 
@@ -88,6 +91,21 @@ def variance(covariance: Array, gain: Array, *, weighted: bool = True) -> Array:
     """
     spread = np.diag(covariance)
     return spread * gain if weighted else spread.copy()
+
+
+def denoised_variance(
+    covariance: Array, gain: Array, images: int, *, ratio: float = 0.5, weighted: bool = True
+) -> Array:
+    """As :func:`variance`, of which a part is what stays of it without the covariance's noise: (1 - p) var + p var without noise.
+
+    DVBP (Lee, Choo and Jeon 2026, 2608.17657, equations 13 to 23; there unweighted, of MLPs alone); the weights that go with it
+    are ``compensate: denoised``.
+
+    Args:
+        ratio: p, the fraction of the units that goes
+    """
+    spread = (1 - ratio) * np.diag(covariance) + ratio * np.diag(denoised(covariance, images))
+    return np.maximum(spread * gain if weighted else spread, 0)
 
 
 def obs(covariance: Array, gain: Array, *, ridge: float = 1e-4) -> Array:

@@ -175,7 +175,7 @@ class _Watching:
         self.what, self.result = what, Measured()
         if what.moments != "none":
             for site in anatomy.sites(model, in_channels=what.in_channels):
-                self.result.moments[site] = Moments(covariance=what.moments == "affine")
+                self.result.moments[site] = Moments(covariance=what.moments != "mean")
         self._recorded: dict[str, _Rows] = {}
         self._gates: dict[str, Tensor] = {}
         self._tracked: list[tuple[str, nn.Linear, Tensor, Tensor]] = []

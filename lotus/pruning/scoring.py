@@ -22,7 +22,7 @@ from selection.errors import Refused
 
 READS = frozenset(
     {"reads", "writes", "gradients", "gates", "covariance", "gain", "read_squares", "write_squares", "attention"}
-    | {"rng", "units"}
+    | {"rng", "units", "images"}
 )
 """What a criterion may read (lotus/pruning/criteria.py says what it is)."""
 
@@ -101,7 +101,7 @@ class _Known:
 
     def of(self, block: Block, site: str, weights: Mapping[str, Any], *, attention: bool) -> dict[str, Any]:
         """What may be read of ``site``, its ``weights`` among it."""
-        known = {**weights, "units": len(weights["reads"]), "rng": self.rng}
+        known = {**weights, "units": len(weights["reads"]), "rng": self.rng, "images": self.measured.images}
         if site in self.measured.gradients:
             known["gradients"] = self.measured.gradients[site].astype(np.float64)
         known |= _spread(block, site, known["writes"], self.measured)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lotus.report.numbers import accuracy as with_error
 from lotus.report.numbers import count, standard_error
 from lotus.stage import Section
 
@@ -44,7 +45,9 @@ def section(accuracy: Mapping[str, Any], top1: float) -> Section:
     if many:
         table.insert(ENDS, gap)
     missing = [row["class"] for row in accuracy["classes"] if not row["of"]]
-    text = f"Macro average {accuracy['macro']:.2f} %, over all images {top1:.2f} %"
+    text = (
+        f"Macro average {accuracy['macro']:.2f} %, over all images {with_error(top1, sum(row['of'] for row in rows))}"
+    )
     text += f"; of the model beside it {accuracy['dense_macro']:.2f} %" if dense else ""
     text += f". The worst and the best {ENDS} of {count(len(rows))} classes; all are in results.json" if many else ""
     if missing:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from lotus.report.numbers import count, duration, listed, milliseconds, percent, si, times
+from lotus.report.numbers import accuracy, count, duration, listed, milliseconds, percent, si, times
 from lotus.report.numbers import standard_error as standard_error
 from lotus.stage import Stage, named
 
@@ -133,11 +133,17 @@ def compared(results: Mapping[str, Any], stages: Stages) -> list[Line]:
     training took is the training on the ticket and the fine-tune together.
     """
     dense, final = reference(results, stages), shipped(results, stages)
-    lines = []
+    lines, images = [], results.get("validation_images")
     if "top1" in dense and "top1" in final:
         gain = final["top1"] - dense["top1"]
         lines.append(
-            Line("Top-1", f"{dense['top1']:.2f} %", f"{final['top1']:.2f} %", f"{_signed(gain, 2)} points", _up(gain))
+            Line(
+                "Top-1",
+                _top1(dense["top1"], images),
+                _top1(final["top1"], images),
+                f"{_signed(gain, 2)} points",
+                _up(gain),
+            )
         )
     lines += _macro(results.get("accuracy") or {})
     if dense.get("loss") is not None and final.get("loss") is not None:
@@ -248,6 +254,10 @@ def chance(results: Mapping[str, Any], stages: Stages) -> str:
     )
 
 
+def _top1(top1: float, images: int | None) -> str:
+    return _with_error(top1, images) if images else f"{top1:.2f} %"
+
+
 def _with_error(top1: float, images: int) -> str:
     return f"{top1:.2f} ± {standard_error(top1, images):.2f} %"
 
@@ -258,14 +268,15 @@ def headline(results: Mapping[str, Any], stages: Stages) -> str:
     shares = _shares(results, stages)
     if "top1" not in final or ("top1" not in dense and not shares):
         return "The model is done."
+    top1 = accuracy(final["top1"], results.get("validation_images"))
     if "top1" not in dense:
-        return f"With {listed(shares)}, LOTUS reaches {final['top1']:.2f} % top-1."
+        return f"With {listed(shares)}, LOTUS reaches a top-1 of {top1}."
     name = "its own model before the cut"
     if has_dense(results, stages):
         name = BASELINES.get(dense.get("kind", "best"), "the dense model trained on all images")
     gap = final["top1"] - dense["top1"]
     size = f"{abs(gap):.2f} points {'above' if gap > 0 else 'below'}" if abs(gap) >= 0.005 else "level with"
-    told = f"{_opening(results, stages, shares)}LOTUS reaches {final['top1']:.2f} % top-1, {size} {name}"
+    told = f"{_opening(results, stages, shares)}LOTUS reaches a top-1 of {top1}, {size} {name}"
     return f"{told}{_evaluated(results)}{_faster(results, stages)}."
 
 

@@ -16,6 +16,7 @@ from lotus.events import Event, Said, Wrote, watched
 from lotus.files import write_text
 from lotus.report.numbers import accuracy
 from lotus.stages.context import Context
+from lotus.stages.fit import keep_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -170,14 +171,12 @@ def draw_sizes(uncut: Uncut) -> Cutting:
 
 def _keep_size(context: Context, part: float, small: Pruned) -> Generator[Event, None, dict[str, Any]]:
     """Measure and write one of several sizes."""
-    import lotus.pruning
     from lotus.training import loop
 
     with context.images(context.run.val_beton, None, context.config.train, small.model) as loader:
         measured = loop.evaluate(small.model, loader, context.world)
     folder = context.run.folder / f"prune-{part:g}"
-    lotus.pruning.save(small.model, folder)
-    yield Wrote("prune", str(folder))
+    yield from keep_model(context, "prune", small.model, folder)
     of = "MACs" if small.latency is None else "latency"
     yield Said(
         "prune", f"{part:g} of the {of}: top-1 {accuracy(measured['top1'], measured['images'])} right after the cut"

@@ -10,6 +10,7 @@ import numpy as np
 from lotus.config import Config
 from lotus.events import Said, Step, Wrote
 from lotus.files import write_json
+from lotus.report.numbers import accuracy
 from lotus.run import Run
 from lotus.stage import Outcome, Section, Stage, Work
 from lotus.stages.ahead import Ahead, check_batch
@@ -35,6 +36,7 @@ def export(context: Context) -> Work:
     known = {
         **lotus.pruning.spec.read(run.of("finetune"))["about"],
         "top1": record.values.get("top1") if record else None,
+        "measured_on": _validated(run),
     }
     sent = send(model, run.of("export"), onnx=settings.onnx, onnx_input=settings.onnx_input, about=known)
     for note in sent["notes"]:
@@ -84,13 +86,20 @@ def _eight_bits(context: Context, model: Any) -> dict[str, Any]:
     large = batch.repeat(-(-config.export.latency_batch // len(batch)), 1, 1, 1)[: config.export.latency_batch]
     files = {"fp32": whole, "int8": small}
     one, many = (onnx_file.latencies([*files.values()], images) for images in (large[:1], large))
-    told: dict[str, Any] = {"calibrated_on": count, "batch": len(large)}
+    told: dict[str, Any] = {"calibrated_on": count, "batch": len(large), "images": _validated(run)}
     for number, (name, file) in enumerate(files.items()):
         told[name] = {
             "top1": onnx_file.top1(file, _given(context, model, None)), "bytes": file.stat().st_size,
             "batch_1": one[number], "batch_N": many[number],
         }  # fmt: skip
     return told
+
+
+def _validated(run: Run) -> int:
+    """How many images a top-1 is measured on."""
+    from lotus.data.beton import Manifest
+
+    return Manifest.load(run.val_beton).n
 
 
 def _given(context: Context, model: Any, rows: np.ndarray | None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -139,7 +148,7 @@ def _eight_bits_told(told: Mapping[str, Any]) -> Section:
     rows = tuple(
         (
             name,
-            f"{one['top1']:.2f} %",
+            accuracy(one["top1"], told.get("images")),
             f"{one['bytes'] / 1e6:.2f} MB",
             f"{one['batch_1']:.2f} ms",
             f"{one['batch_N']:.1f} ms",

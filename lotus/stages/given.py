@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +100,7 @@ def preprocessing_of(model: Model) -> Preprocessing:
     """What the weights that ``model`` starts from want of their images: by their folder, or by timm's word for that name."""
     from lotus.pruning import spec
     from lotus.vit import model as door
-    from lotus.vit.preprocessing import preprocessing
+    from lotus.vit.preprocessing import preprocessing, resizing
 
     made = shape_of(model, 10)
     if not is_ours(model):
@@ -112,12 +111,3 @@ def preprocessing_of(model: Model) -> Preprocessing:
     about = held if isinstance(held, dict) else {}
     wanted = preprocessing(made).told(about)
     return wanted._replace(interpolation=resizing({"interpolation": wanted.interpolation, **about}))
-
-
-def resizing(about: Mapping[str, Any]) -> str:
-    """How evaluation resizes for a model, by what its folder knows: ``area``, ``bilinear`` or ``bicubic``.
-
-    What LOTUS trained was measured by area unless it says otherwise; timm has no such word, and is told the nearest.
-    """
-    how = about.get("resize", "area" if about.get("interpolation") == "bilinear" else about.get("interpolation"))
-    return str(how) if how in ("area", "bilinear") else "bicubic"

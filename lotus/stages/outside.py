@@ -124,6 +124,7 @@ def _adopted(page: OneCut) -> tuple[Any, dict[str, Any]]:
         about = preprocessing(model).about()
     else:
         model, about = door.adopt(asked.name, asked.args, asked.weights)
+        about = {"resize": "bilinear" if about["interpolation"] == "bilinear" else "bicubic", **about}
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), {**about, **beside}
 
 
@@ -200,6 +201,7 @@ def batches_of(images: _Images, source: Source, most: int) -> Batches:
     from lotus.data import unpacked
     from lotus.data.views import Look
     from lotus.vit.model import image_size
+    from lotus.vit.preprocessing import resizing
 
     model, about = images.model, images.about
     look = Look(
@@ -207,7 +209,7 @@ def batches_of(images: _Images, source: Source, most: int) -> Batches:
         mean=about["mean"],
         std=about["std"],
         crop=about["crop"],
-        interpolation=given.resizing(about),
+        interpolation=resizing(about),
     )
     rows = np.sort(np.random.default_rng(images.seed).choice(len(source), size=min(most, len(source)), replace=False))
 
@@ -237,7 +239,11 @@ def _compared(images: _Images, small: nn.Module, val: Source, most: int) -> Gene
         return {"likeness": alike}
     before, after = yield from watched("prune", passes, lambda progress: _top1((images.model, small), seen, progress))
     n = min(most, len(val))
-    return {"top1_before": before, "top1": after, "measured_on": n} if images.labeled else {"agreement": after}
+    return (
+        {"top1_before": before, "top1": after, "measured_on": n}
+        if images.labeled
+        else {"agreement": after, "measured_on": n}
+    )
 
 
 def _likeness(model: nn.Module, small: nn.Module, batches: Batches, progress: Callable[[int], None]) -> float:

@@ -295,7 +295,8 @@ def key(config: Config) -> str:
 def _budget(config: Config) -> Budget:
     if config.budget is None:
         raise Refused(
-            "budget: nothing says what the training may cost. Say e.g. budget.train=0.33, or budget.minutes=20."
+            "budget: nothing says what the training may cost. Say it behind the config: budget.train=0.33, a third of what its dense "
+            "training costs, or budget.minutes=20."
         )
     return config.budget
 

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from lotus.config import Config
-from lotus.events import Evaluated, Pruned, Said, Wrote
+from lotus.events import Evaluated, Pruned, Said
 from lotus.files import read_tensors
 from lotus.stage import Curve, Outcome, Stage, Work, of
 from lotus.stages import ways
 from lotus.stages.ahead import Ahead, Cost
 from lotus.stages.context import CALIBRATION, Context
 from lotus.stages.cut import Uncut, known_here
+from lotus.stages.fit import keep_model
 from lotus.stages.patches import as_evaluated, told_of_patches
 from selection import methods
 
@@ -65,8 +66,7 @@ def prune(context: Context) -> Work:
         measured, classes = evaluate_classes(cut.model, loader, context.world)
         patches = {} if tokens is None else {"patches": told_of_patches(config.train.patches, tokens)}
     yield Evaluated("prune", 0, measured)
-    lotus.pruning.save(cut.model, run.of("prune"), about=cut.about or None)
-    yield Wrote("prune", str(run.of("prune")))
+    yield from keep_model(context, "prune", cut.model, run.of("prune"), cut.about)
     spent = cut.forwards * cut.before["macs"]
     told = {"top1": measured["top1"], "loss": measured["loss"], "per_class": classes, **cut.after, **patches, **more}
     return Outcome(cut.forwards, spent, told)
@@ -77,8 +77,7 @@ def passed_on(context: Context) -> Work:
     import lotus.pruning
 
     run = context.run
-    lotus.pruning.save(lotus.pruning.load(run.of("train")), run.of("prune"))
-    yield Wrote("prune", str(run.of("prune")))
+    yield from keep_model(context, "prune", lotus.pruning.load(run.of("train")), run.of("prune"))
     done = run.record("train").values  # type: ignore[union-attr]
     told = {name: done[name] for name in ("top1", "loss", "per_class", "params", "macs", "patches") if name in done}
     return Outcome(values={**told, "cuts": done["cuts"]})

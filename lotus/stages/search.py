@@ -14,7 +14,7 @@ from lotus import shelves as all_shelves
 from lotus.config import Prune, Search, options
 from lotus.events import Event, Said, Wrote, watched
 from lotus.files import write_json
-from lotus.report.numbers import percent, si
+from lotus.report.numbers import accuracy, percent, si
 from lotus.stage import TRAIN_FORWARDS, Section
 from lotus.stages.context import HELD_OUT, Context
 from lotus.stages.cut import Cut, Cutting, Uncut, narrow_stream, study, timed
@@ -63,7 +63,7 @@ def search_widths(uncut: Uncut) -> Cutting:
     if theirs:
         title = rival(uncut.request, context.shelves)[0].title
         written["rival"] = title
-        written["equal"], text = _equal(title, theirs, (whole.macs, judge.dense.top1), after.macs, last)
+        written["equal"], text = _equal(title, theirs, (whole.macs, judge.dense.top1), after.macs, last, judge.images)
         yield Said("prune", text)
     write_json(run.folder / "search.json", written)
     write_json(run.folder / "pareto.json", written["pareto"])
@@ -151,7 +151,7 @@ def _one_round(uncut: Uncut, judge: Judge, studied: Study, number: int) -> Gener
     yield Said(
         "prune",
         f"round {number + 1} of {asks.rounds}: {len(found.tried)} tried; of attention {chosen.attention:.2f} and of the "
-        f"MLPs {chosen.mlp:.2f} of the MACs stay; {asks.metric} {chosen.worse:.4f}, held-out top-1 {chosen.top1:.2f} %",
+        f"MLPs {chosen.mlp:.2f} of the MACs stay; {asks.metric} {chosen.worse:.4f}, held-out top-1 {accuracy(chosen.top1, judge.images)}",
     )
     if found.notes and number == 0:  # no recovery yet: it is the smaller embedding dimension that is too far already
         raise Refused(
@@ -193,7 +193,7 @@ def _compare(
 
 
 def _equal(
-    title: str, theirs: list[dict[str, Any]], dense: tuple[float, float], macs: int, last: Judged
+    title: str, theirs: list[dict[str, Any]], dense: tuple[float, float], macs: int, last: Judged, images: int
 ) -> tuple[dict[str, Any], str]:
     """Of a rival, the MACs at which it is as good as what was found, and a sentence.
 
@@ -201,6 +201,7 @@ def _equal(
         title: Of the rival.
         dense: MACs and held-out top-1 of the dense model.
         macs: Of what was found.
+        images: That were judged by.
     """
     from lotus.pruning.judge import macs_at
 
@@ -209,7 +210,7 @@ def _equal(
     ratio = f"{macs / equal:.4f} of its MACs" if equal else "it is not in the range of what was compared"
     return (
         {"top1": last.top1, "macs": equal, "macs_same_metric": close},
-        f"{title} at the same held-out top-1 ({last.top1:.2f} %), nothing fine-tuned: {ratio}",
+        f"{title} at the same held-out top-1 ({accuracy(last.top1, images)}), nothing fine-tuned: {ratio}",
     )
 
 
@@ -234,7 +235,7 @@ def compared(found: Mapping[str, Any]) -> Section | None:
             return f"at the same {level} {title} has no MACs to compare with: nothing that it tried gets there"
         return f"at the same {level} the searched cut takes {percent(chosen['macs'] / macs)} of its MACs ({si(macs)})"
 
-    top1 = at(f"held-out top-1, {chosen['top1']:.2f} %,", equal.get("macs"))
+    top1 = at(f"held-out top-1, {accuracy(chosen['top1'], found.get('images'))},", equal.get("macs"))
     return Section(
         f"Beside {title}",
         f"MACs at equal accuracy compared: {top1}; {at(metric, equal.get('macs_same_metric'))}. Right after the cut, nothing "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lotus.config import Prune
+from lotus.report.numbers import accuracy
 from lotus.stage import TRAIN_FORWARDS, Section
 from lotus.stages import course
 from lotus.stages.ahead import Ahead, Cost
@@ -129,7 +130,9 @@ def cuts_told(context: Context, shrink: Shrink, price: Price) -> dict[str, Any]:
 def tell_cuts(results: dict[str, Any]) -> Section:
     """A row a cut."""
     measured = [
-        (f"{one['top1_before']:.2f} %", f"{one['top1_after']:.2f} %") if "top1_before" in one else ("", "")
+        tuple(accuracy(one[f"top1_{when}"], one.get(f"images_{when}")) for when in ("before", "after"))
+        if "top1_before" in one
+        else ("", "")
         for one in results["train"]["cuts"]
     ]
     rows = tuple(

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -28,6 +28,7 @@ from lotus.watch import born, stat
 from selection.errors import Refused
 
 _RANKS = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+_MILLISECONDS, _MOST_STEPS = 2**20, 50  # of a step, and between two exchanges of wishes
 _PATIENCE = datetime.timedelta(hours=12)  # the others wait while rank 0 prepares a large data set or prunes
 
 
@@ -227,6 +228,38 @@ def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+class Wishes:
+    """What ranks ask of each other after their steps: the largest wish is everybody's.
+
+    Several GPUs would have to be waited for after each step. So they ask about once a second, all after the same step: how long a
+    step takes is exchanged with the wish. What computes on the host asks after each.
+    """
+
+    def __init__(self, world: World, clock: Callable[[], float]) -> None:
+        """
+        Args:
+            clock: seconds
+        """
+        self._world, self._clock = world, clock
+        self._asked, self._steps, self._every = clock(), 0, 1
+
+    def exchanged(self, wish: int) -> int:
+        """The largest of the ranks' wishes, from 0, where they are exchanged now; else 0, and a wish has to be made again."""
+        world = self._world
+        if world.size == 1 or world.device.type == "cpu":
+            return world.max(wish)
+        self._steps += 1
+        if self._steps < self._every:
+            return 0
+        now = self._clock()
+        each = min(int(1000 * (now - self._asked) / self._steps), _MILLISECONDS)
+        told = world.max(wish * (_MILLISECONDS + 1) + each)  # of the same wish the slowest rank's time
+        self._asked, self._steps = now, 0
+        wish, each = divmod(told, _MILLISECONDS + 1)
+        self._every = min(max(1, 1000 // max(each, 1)), _MOST_STEPS)
+        return wish
 
 
 class StopFlag:

@@ -19,6 +19,7 @@ from lotus.config import Prune
 from lotus.config import Shrink as Wants
 from lotus.events import Event, Said
 from lotus.pruning import Plan, Pruned, carry, narrow, surgery
+from lotus.report.numbers import accuracy
 from lotus.training import muon
 from lotus.training.distributed import World
 from lotus.training.guests import Guest, Position, Training
@@ -163,7 +164,7 @@ class Shrink(Guest):
             return {}
         found = self._measure(model)
         self._pay(found["images"], cost.count(model).macs)
-        return {name: found[name] for name in ("top1", "loss")}
+        return {name: found[name] for name in ("top1", "loss", "images")}
 
     def _pay(self, forwards: float, macs: float) -> None:
         self._bill = [self._bill[0] + forwards, self._bill[1] + forwards * macs]
@@ -239,7 +240,8 @@ def told(done: Record) -> str:
         f"{shares['params']:.3f} of its parameters; {done['images']:,} images were looked at"
     )
     if "top1_before" in done:
-        text += f"; top-1 {done['top1_before']:.2f} % before, {done['top1_after']:.2f} % after"
+        before, after = (accuracy(done[f"top1_{when}"], done.get(f"images_{when}")) for when in ("before", "after"))
+        text += f"; top-1 {before} before, {after} after"
     return text
 
 

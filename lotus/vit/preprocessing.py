@@ -71,3 +71,12 @@ def _three(numbers: Any) -> Three | None:
     if not all(type(one) in (int, float) and 0 <= one <= 1 for one in numbers):
         return None
     return (float(numbers[0]), float(numbers[1]), float(numbers[2]))
+
+
+def resizing(about: Mapping[str, Any]) -> str:
+    """How evaluation resizes for a model, by what its folder knows: ``area``, ``bilinear`` or ``bicubic``.
+
+    What LOTUS trained was measured by area unless it says otherwise; timm has no such word, and is told the nearest.
+    """
+    how = about.get("resize", "area" if about.get("interpolation") == "bilinear" else about.get("interpolation"))
+    return str(how) if how in ("area", "bilinear") else "bicubic"

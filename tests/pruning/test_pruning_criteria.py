@@ -33,6 +33,7 @@ def known(seed: int = 0) -> dict:
         "gates": rng.uniform(0.1, 1, size=UNITS) * rng.choice([-1, 1], size=UNITS),
         "attention": rng.uniform(0.1, 1, size=(3, UNITS)),  # heads of one unit
         "units": UNITS,
+        "images": IMAGES,
         "rng": np.random.default_rng(seed),
     }
 
@@ -42,7 +43,17 @@ def score(name: str, available: dict, **options) -> np.ndarray:
 
 
 def test_the_shelf_holds_what_the_config_names():
-    assert {"gate", "magnitude", "taylor", "fisher", "hessian", "variance", "obs", "random"} <= set(SHELF)
+    assert {
+        "gate",
+        "magnitude",
+        "taylor",
+        "fisher",
+        "hessian",
+        "variance",
+        "denoised_variance",
+        "obs",
+        "random",
+    } <= set(SHELF)
 
 
 @pytest.mark.parametrize("name", SHELF)

@@ -39,4 +39,4 @@ def test_few_classes_are_all_shown_worst_first() -> None:
     shown = section(told, 54.5)
     assert [row[0] for row in shown.rows] == ["c", "a", "b"]
     assert shown.rows[0] == ("c", "20.0 ± 12.6", "10")  # sqrt(0.2 * 0.8 / 10)
-    assert "Macro average 53.33 %, over all images 54.50 %" in shown.text
+    assert "Macro average 53.33 %, over all images 54.50 ± 10.62 % (n = 22)" in shown.text

@@ -92,9 +92,11 @@ def test_without_a_baseline_training_is_not_compared():
 
 def test_the_headline_is_one_sentence():
     assert ledger.headline(RESULTS, STAGES) == (
-        "At 0.85 x the dense training's computing, with 50 % of the images and 49 % of the MACs, LOTUS reaches 97.90 % top-1, 0.70 points below the dense model trained "
+        "At 0.85 x the dense training's computing, with 50 % of the images and 49 % of the MACs, LOTUS reaches a top-1 of 97.90 %, 0.70 points below the dense model trained "
         "on all images; at a batch of 64 it is 1.76 x as fast."
     )
+    told = ledger.headline({**RESULTS, "validation_images": 360}, STAGES)
+    assert "LOTUS reaches a top-1 of 97.90 ± 0.76 % (n = 360), 0.70 points below" in told
     redrawn = {**RESULTS, "kept": {**RESULTS["kept"], "passes": {"kept": 10_059, "of": 14_370}}}
     assert "with 50 % of the images, 70 % of their passes and 49 % of the MACs" in ledger.headline(redrawn, STAGES)
     assert "level with" in ledger.headline({**RESULTS, "finetune": {**RESULTS["finetune"], "top1": 98.6}}, STAGES)

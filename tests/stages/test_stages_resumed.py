@@ -19,29 +19,40 @@ from selection.signals import Signals
 from selection.subset import Subset
 
 
+@pytest.fixture(scope="module")
+def words(finished: Path) -> list[str]:
+    """A training on the ticket of the short run: scoring again would only take time."""
+    return ["train", DIGITS, f"data.folder={finished / 'data'}", *SHORT, "train.epochs=4", "train.save_minutes=0.001",
+            f"select.ticket={finished / 'subset.npz'}"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The training that nobody stopped."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert lotus(*words, f"folder={folder}").returncode == 0
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_run_goes_on_and_ends_with_the_same_weights(finished: Path, tmp_path: Path, sent: int) -> None:
-    words = ["train", DIGITS, f"data.folder={finished / 'data'}", *SHORT, "train.epochs=4", "train.save_minutes=0.001"]
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    for folder in (whole, broken):  # the ticket is the same: scoring again would only take time
-        words_here = [*words, f"folder={folder}", f"select.ticket={finished / 'subset.npz'}"]
-        if folder == whole:
-            assert lotus(*words_here).returncode == 0
-            continue
-        started = subprocess.Popen(
-            [sys.executable, "-m", "lotus", *words_here], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
-        )  # fmt: skip
-        deadline = time.time() + 120
-        while not list((broken / "checkpoints").rglob("manifest.json")) and time.time() < deadline:
-            assert started.poll() is None, started.stdout.read()  # type: ignore[union-attr]
-            time.sleep(0.02)
-        started.send_signal(sent)
-        said, _ = started.communicate(timeout=60)
-        assert started.returncode == (-9 if sent == signal.SIGKILL else 75), said
-        again = lotus(*words_here)
-        assert again.returncode == 0, again.stderr
+def test_a_stopped_run_goes_on_and_ends_with_the_same_weights(
+    whole: Path, words: list[str], tmp_path: Path, sent: int
+) -> None:
+    broken = tmp_path / "broken"
+    started = subprocess.Popen(
+        [sys.executable, "-m", "lotus", *words, f"folder={broken}"], cwd=ROOT, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
+    )  # fmt: skip
+    deadline = time.time() + 120
+    while not list((broken / "checkpoints").rglob("manifest.json")) and time.time() < deadline:
+        assert started.poll() is None, started.stdout.read()  # type: ignore[union-attr]
+        time.sleep(0.02)
+    started.send_signal(sent)
+    said, _ = started.communicate(timeout=60)
+    assert started.returncode == (-9 if sent == signal.SIGKILL else 75), said
+    again = lotus(*words, f"folder={broken}")
+    assert again.returncode == 0, again.stderr
     assert (whole / "train" / "model.safetensors").read_bytes() == (broken / "train" / "model.safetensors").read_bytes()
 
 
