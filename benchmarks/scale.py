@@ -201,7 +201,7 @@ PARTS: dict[str, Callable[[Path, int], dict[str, float]]] = {
     "index": lambda folder, less: index(folder, 50_000 // less),
     "scores": lambda folder, less: scores(folder, IMAGENET // less),
     "shards": lambda folder, less: by_shards(folder, IMAGENET // less, CLASSES // less, 128),
-    "shards_unbalanced": lambda folder, less: by_shards(folder, 100_000 // less, 2, 64),
+    "shards_large_classes": lambda folder, less: by_shards(folder, 100_000 // less, 2, 64),
 }
 """By name, given a folder and by how much less than all is to be made."""
 

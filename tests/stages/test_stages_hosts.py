@@ -55,7 +55,8 @@ def both(homes: list[Path], *words: str, deepspeed: bool = False) -> list[subpro
             )
         )  # fmt: skip
     try:
-        return [subprocess.CompletedProcess("", one.wait(240), one.communicate()[0]) for one in started]
+        said = [one.communicate(timeout=500)[0] for one in started]
+        return [subprocess.CompletedProcess("", one.returncode, text) for one, text in zip(started, said, strict=True)]
     finally:
         for one in started:
             one.kill()
