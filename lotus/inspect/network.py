@@ -70,17 +70,17 @@ def judge(
     """
     if len(small) > PIXELS:
         return one(small, labels, classes, seed=seed, say=say)
-    both = [one(small, labels, classes, seed=number, say=say) for number in (seed, seed + 1)]
+    first, second = (one(small, labels, classes, seed=number, say=say) for number in (seed, seed + 1))
     target, told = torch.from_numpy(labels), by_pixels(small, labels, classes)
     right = float((told.argmax(1) == target).float().mean())
     over = max(0.0, (right - 1 / classes) / (1 - 1 / classes))  # chance
     odds = over / max(1 - over, 0.05)
-    margins, pixels = torch.from_numpy(sum(each.margins for each in both)), _margins(told, target)
+    margins, pixels = torch.from_numpy(first.margins + second.margins), _margins(told, target)
     clipped = told.clamp(min=1e-6).numpy()
     shares = clipped / clipped.sum(1, keepdims=True)
-    probabilities = (sum(each.probabilities for each in both) + 2 * odds * shares) / (2 + 2 * odds)
+    probabilities = (first.probabilities + second.probabilities + 2 * odds * shares) / (2 + 2 * odds)
     return Judged(
-        probabilities.astype(np.float32), (_by_spread(margins) + odds * _by_spread(pixels)).numpy(), both[0].features
+        probabilities.astype(np.float32), (_by_spread(margins) + odds * _by_spread(pixels)).numpy(), first.features
     )
 
 
