@@ -16,7 +16,7 @@ fails or hangs costs the others nothing, and its last lines stand in the file. P
     cifar     top-1 over cost of the dense training and of LOTUS
 
 MFU is what the multiply-accumulates of the model ask for, three forwards a step, over what the GPU promises in dense
-bf16 (``PEAK``). To be reached: the engine at 0.97 of the bare loop, MFU of 50 %, and a cut that is as much faster as
+bf16 (``lotus/training/peak.py``). To be reached: the engine at 0.97 of the bare loop, MFU of 50 %, and a cut that is as much faster as
 (MACs saved)^0.9.
 """
 
@@ -38,17 +38,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else selectio
 from selection import files
 
 ROOT = Path(__file__).resolve().parent.parent
-PEAK = {
-    "H200": 989.0,
-    "H100": 989.0,
-    "A100": 312.0,
-    "L40S": 362.0,
-    "L40": 181.0,
-    "A10": 125.0,
-    "RTX 4090": 165.0,
-    "V100": 125.0,
-}
-"""TFLOP/s of dense bf16 with accumulation in fp32 (V100: fp16), by the makers' data sheets."""
 
 
 class Part(NamedTuple):
@@ -155,8 +144,9 @@ def _machine(device: str) -> dict[str, Any]:
 
     found: dict[str, Any] = {"torch": torch.__version__, "cores": os.cpu_count(), "device": device}
     if device != "cpu" and torch.cuda.is_available():
-        name = torch.cuda.get_device_name(0)
-        found |= {"gpu": name, "peak": next((peak for part, peak in PEAK.items() if part in name), None)}
+        from lotus.training.peak import peak
+
+        found |= {"gpu": torch.cuda.get_device_name(0), "peak": peak(torch.device("cuda", 0)) / 1e12 or None}
     with contextlib.suppress(ImportError):
         import deepspeed
 

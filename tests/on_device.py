@@ -119,10 +119,13 @@ def pruned(**settings: Any) -> Callable[[], None]:
     return run
 
 
-def gated(model: nn.Module) -> list[Any]:
-    bird = {"epsilon": 0.999, "epochs": 2}
-    gates = Gates(model, Sparsity(start=0.1, in_channels=True, early_bird=bird), target=0.5, device=DEVICE)
-    return [Gating(gates), EarlyBird(gates)]
+def gated(**settings: Any) -> Callable[[nn.Module], list[Any]]:
+    def make(model: nn.Module) -> list[Any]:
+        wants = Sparsity.model_validate({"start": 0.1, "lr": 0.1, **settings})
+        gates = Gates(model, wants, target=0.5, device=DEVICE)
+        return [Gating(gates), EarlyBird(gates)]
+
+    return make
 
 
 def infobatch(model: nn.Module) -> list[Any]:
@@ -131,7 +134,8 @@ def infobatch(model: nn.Module) -> list[Any]:
 
 GUESTS: dict[str, Callable[[nn.Module], list[Any]]] = {
     "none": lambda model: [],
-    "gates": gated,
+    "gates": gated(in_channels=True, early_bird={"epsilon": 0.999, "epochs": 2}),
+    "gates of units": gated(penalty="subgradient"),
     "attention penalty": lambda model: [AttentionPenalty(model, "entropy", 0.1)],
     "teacher": lambda model: [Taught(Distiller(vit(seed=3), "soft", 2.0, 0.7))],
     "recorder": lambda model: [Watched(Recorder(tiny.ROWS, EPOCHS, tiny.CLASSES, steps=True))],

@@ -43,7 +43,7 @@ DOORS = {
     "ffcv": {"lotus.data.ffcv"},
     "deepspeed": {"lotus.training.engine"},
     "distributed": {"lotus.dask_map"},
-    "rich": {"lotus.report.terminal"},
+    "rich": {"lotus.report.live", "lotus.report.terminal"},
     "timm": {"lotus.vit.model", "lotus.vit.zoo", "lotus.training.optim", "lotus.training.objective"},
     "torchvision": {"lotus.data.cifar"},
 }

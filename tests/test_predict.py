@@ -7,10 +7,10 @@ import shlex
 import shutil
 import stat
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import in_process
 import numpy as np
 import pytest
 import timm
@@ -187,14 +187,11 @@ def first_block(page: str) -> list[str]:
     return re.findall(r"```bash\n(.*?)```", text, re.DOTALL)[0].strip().splitlines()
 
 
-def shell(line: str, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """``line`` as a shell would run it in ``folder``, by the lotus that is tested."""
     command, *words = shlex.split(line, comments=True)
     assert command == "lotus"
-    known = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "lotus", *words, *more], cwd=folder, capture_output=True, text=True, check=False, env=known
-    )  # fmt: skip
+    return in_process.lotus(*words, here=folder)
 
 
 @pytest.mark.slow

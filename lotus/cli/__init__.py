@@ -13,6 +13,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from importlib.abc import MetaPathFinder
 from typing import Any, NoReturn
 
 from lotus.cli import compare, config, inspect, look, plan, predict, prune, run, select, ticket
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options is None:
         options = _parse(parser, words)
     try:
-        with _terminated_like_interrupted(), notices_as_they_are():
+        with _terminated_like_interrupted(), notices_as_they_are(), _FirstWord():
             return options.verb(options)
     except Refused as refusal:
         return _told(refusal, 2)
@@ -42,6 +43,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `lotus ... | head`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - python flushes it at exit
         return 0
+
+
+class _FirstWord(MetaPathFinder):
+    """Says on a terminal that torch is being imported, which takes seconds: before it nothing would be heard. Finds nothing."""
+
+    def __enter__(self) -> None:
+        if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0" and "torch" not in sys.modules:
+            sys.meta_path.insert(0, self)
+
+    def __exit__(self, *fault: object) -> None:
+        with contextlib.suppress(ValueError):
+            sys.meta_path.remove(self)
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name == "torch":
+            self.__exit__()
+            tell("lotus: importing torch", file=sys.stderr)
 
 
 def _let_threads_sleep() -> None:

@@ -55,7 +55,8 @@ def add(verb: Verbs) -> None:
 def _patches(options: argparse.Namespace) -> int:
     from lotus import stages
     from lotus.config import read
-    from lotus.report.terminal import Terminal, patches_page
+    from lotus.report.live import Terminal
+    from lotus.report.terminal import patches_page
 
     folder = Path(options.config)
     bare = folder.is_dir() and not (folder / "config.yaml").is_file()

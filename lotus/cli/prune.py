@@ -45,7 +45,8 @@ def _prune(options: argparse.Namespace) -> int:
         return run(options)
     _check_alone(options)
     from lotus.config import one_cut
-    from lotus.report.terminal import Terminal, pruned_page
+    from lotus.report.live import Terminal
+    from lotus.report.terminal import pruned_page
     from lotus.stages import outside
 
     page = one_cut([*_spelled(options), *([options.config] if options.config else []), *options.overrides])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -56,7 +57,10 @@ def run_options(parser: argparse.ArgumentParser, until: str | None, config: str 
         help="let go of what other settings have left, instead of keeping it in RUN/earlier",
     )
     parser.add_argument("--dry-run", action="store_true", help="only say what would run, and what it would cost")
-    parser.add_argument("--plain", action="store_true", help="plain lines instead of live progress")
+    seen = parser.add_mutually_exclusive_group()
+    seen.add_argument("--plain", action="store_true", help="plain lines instead of live progress")
+    seen.add_argument("--quiet", action="store_true", help="warnings alone")
+    seen.add_argument("--json", action="store_true", help="print JSON alone: each event on a line, as in log.jsonl")
     with_files(parser)
     # What DeepSpeed's launcher and its users pass.
     parser.add_argument("--deepspeed", action="store_true", help="accepted for DeepSpeed's sake: it is always on")
@@ -75,15 +79,12 @@ def run(options: argparse.Namespace) -> int:
     config = read(options.config, [*options.overrides, *theirs])
     shelves = load_shelves(options.shelves)
     config, planned = settled(config, shelves)
-    if planned is not None and options.until is None and int(os.environ.get("RANK", "0")) == 0:
+    quiet = int(os.environ.get("RANK", "0")) != 0
+    told = not (quiet or options.quiet or options.json)
+    if planned is not None and options.until is None and told:
         plan_told(planned)
     if options.dry_run:
-        from lotus.report.terminal import plan_page
-
-        told = stages.forecast(config, until=options.until, first=options.first, again=options.again, shelves=shelves)
-        plan_page(told)
-        return 0
-    quiet = int(os.environ.get("RANK", "0")) != 0
+        return _dry_run(config, options, shelves, told=told)
     if planned is not None and not quiet:
         keep_plan(config, planned, shelves)
     events = stages.go(
@@ -93,22 +94,43 @@ def run(options: argparse.Namespace) -> int:
         for _ in events:
             pass
         return 0
-    _show(events, config, plain=options.plain)
-    if options.until is None:
+    _show(events, config, options, shelves)
+    if options.until is None and told:
         last_page(config, shelves)
     return 0
 
 
-def _show(events: Iterable[Event], config: Config, *, plain: bool) -> None:
+def _dry_run(config: Config, options: argparse.Namespace, shelves: Sequence[ModuleType], *, told: bool) -> int:
+    from lotus import stages
+    from lotus.report.terminal import plan_page
+
+    rows = stages.forecast(config, until=options.until, first=options.first, again=options.again, shelves=shelves)
+    if options.json:
+        print(json.dumps(rows))
+    elif told:
+        plan_page(rows)
+    return 0
+
+
+def _show(events: Iterable[Event], config: Config, options: argparse.Namespace, shelves: Sequence[ModuleType]) -> None:
     """Go through a run, before those who watch."""
+    from lotus import stages
+    from lotus.events import Said
     from lotus.report.board import Board
-    from lotus.report.terminal import Terminal
+    from lotus.report.live import JsonLines, Quiet, Terminal
     from lotus.run import Run
 
+    folder = Run(config).folder
     with contextlib.ExitStack() as open_things:
-        listeners: list[Terminal | Board] = [open_things.enter_context(Terminal(plain=plain or None))]
+        listeners: list[Terminal | Board | Quiet | JsonLines] = []
+        if options.quiet or options.json:
+            listeners.append(JsonLines() if options.json else Quiet())
+        else:
+            ahead = functools.partial(stages.costs, config, until=options.until, shelves=shelves)
+            listeners.append(open_things.enter_context(Terminal(plain=options.plain or None, ahead=ahead)))
+            listeners[0].show(Said("run", f"{folder}: torch is loaded, and what is asked for is checked"))
         if config.tensorboard:
-            listeners.append(open_things.enter_context(Board(Run(config).folder / "tensorboard")))
+            listeners.append(open_things.enter_context(Board(folder / "tensorboard")))
         for event in events:
             for listener in listeners:
                 listener.show(event)
@@ -158,7 +180,8 @@ def _export(options: argparse.Namespace) -> int:
         )
     if _is_run(folder) or not _is_model(folder):
         return run(options)
-    if strange := [*options.overrides, *flags_of_a_run(options), *(["--plain"] if options.plain else [])]:
+    seen = [f"--{name}" for name in ("plain", "quiet", "json") if getattr(options, name)]
+    if strange := [*options.overrides, *flags_of_a_run(options), *seen]:
         raise Refused(f"lotus export {folder}: is a model, not a run, and takes no {strange[0]}. Leave it out.")
     from lotus import export, pruning
 

@@ -134,7 +134,7 @@ def _featured(options: argparse.Namespace) -> str:
     """Make the embeddings of a folder of pictures; returns their file."""
     import contextlib
 
-    from lotus.report.terminal import Terminal
+    from lotus.report.live import Terminal
     from lotus.stages import features
 
     out = options.embeddings or f"{Path(options.signals).resolve().name}.embeddings.npz"

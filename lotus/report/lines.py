@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,22 @@ from lotus.report import ledger
 from lotus.report.numbers import accuracy, count, duration, listed, percent, si, standard_error, times
 
 BINS = 16  # of the score histogram
+_STALL = 0.02  # fraction of the time, from which on it is told
 BAR = 44  # columns of its longest bar
+
+
+_FACTS: Mapping[str, Callable[[float], str]] = {
+    "epoch": "epoch {:.0f}".format,
+    "images_per_second": lambda value: f"{count(value)} images/s" if value else "",
+    "mfu": lambda value: f"MFU {percent(value, 0)}",
+    "stall": lambda value: f"waits for images {percent(value, 0)}" if value >= _STALL else "",
+    "loss": "loss {:.3f}".format,
+    "top1": "top-1 {:.2f} %".format,
+    "zero_gates": lambda value: f"zero gates {percent(value, 0)}",
+    "patches": lambda value: f"patches {percent(value, 0)}" if value < 1 else "",
+    "side": "side {:.0f}".format,
+}
+"""What is told of a value, in this order; empty: nothing."""
 
 
 class Progress:
@@ -27,6 +42,8 @@ class Progress:
         self.done = self.total = 0
         self.unit = "steps"
         self.values: dict[str, float] = {}
+        self.rest = 0.0
+        """What the run has to do after this stage, in times of the whole stage."""
         self._from = (0, now)  # where the pace is taken from: a resumed stage does not start at 0
 
     def step(self, event: Step, now: float) -> None:
@@ -41,22 +58,15 @@ class Progress:
         return (self.total - self.done) * since / done if done > 0 and since > 0 else None
 
     def facts(self, now: float) -> list[str]:
-        values = self.values
         facts = [] if self.total or not self.why else [self.why]
-        if "epoch" in values:
-            facts.append(f"epoch {values['epoch']:.0f}")
-        if values.get("images_per_second"):
-            facts.append(f"{count(values['images_per_second'])} images/s")
-        if "loss" in values:
-            facts.append(f"loss {values['loss']:.3f}")
-        if "top1" in values:
-            facts.append(f"top-1 {values['top1']:.2f} %")
-        if "zero_gates" in values:
-            facts.append(f"zero gates {percent(values['zero_gates'], 0)}")
+        facts += [told(self.values[name]) for name, told in _FACTS.items() if name in self.values]
         left = self.left(now)
         if left is not None and self.done < self.total:
             facts.append(f"{duration(left)} left")
-        return facts
+            if self.rest:
+                run = left * (1 + self.rest * self.total / (self.total - self.done))
+                facts.append(f"about {duration(run)} of the run")
+        return [fact for fact in facts if fact]
 
     def sentence(self, now: float) -> str:
         return ", ".join([f"{self.unit} {count(self.done)} of {count(self.total)}", *self.facts(now)])

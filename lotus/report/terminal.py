@@ -1,36 +1,23 @@
-"""The only door to rich: live progress while a run goes on, and the pages that end a command.
-
-Where there is a terminal, a bar shows the stage at work and each finished stage leaves one line. Elsewhere (a file, a
-pipe, a batch system's log) come plain lines: when a stage begins, every ten seconds, after each evaluation, when it
-ends. Only rank 0 makes a :class:`Terminal`. What comes from users (names, paths, messages) is never read as markup.
-"""
+"""The pages that end a command, by rich. What comes from users (names, paths, messages) is never read as markup."""
 
 from __future__ import annotations
 
 import io
-import math
 import sys
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from rich import box
-from rich.console import Console, Group
-from rich.live import Live
-from rich.padding import Padding
-from rich.progress_bar import ProgressBar
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text as _Text
 
 from lotus.doctor import Check
-from lotus.events import Began, Ended, Evaluated, Event, Pruned, Said, Skipped, Step
 from lotus.report import ledger, lines
-from lotus.report.lines import Progress
-from lotus.report.numbers import count, duration, percent, si
+from lotus.report.numbers import count, percent, si
 from selection.shown import shown
 
 _PLAIN_EVERY = 10.0  # seconds between two plain lines of a stage
@@ -42,12 +29,12 @@ def pruned_page(
     plan: str, values: Mapping[str, float], out: str, alone: Sequence[str] = (), *, console: Console | None = None
 ) -> None:
     """The end of ``lotus prune --model``: what stays, what it brought, how it is loaded, with LOTUS and ``alone``."""
-    console = console or _console()
+    console = console or standard_output()
     for line in lines.pruned(plan, values, out, alone):
         console.print(Text(line), soft_wrap=True)
 
 
-def _console() -> Console:
+def standard_output() -> Console:
     """Standard output, which must not fail on a class name that its encoding does not know."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
@@ -61,115 +48,7 @@ class Text(_Text):
         super().__init__(shown(text, lines=True), style, **more)
 
 
-class Terminal:
-    """Shows events as they come. A context manager, so that the cursor comes back whatever happens."""
-
-    def __init__(
-        self,
-        console: Console | None = None,
-        plain: bool | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """
-        Args:
-            plain: lines only, or, with False, the live display; None asks the console whether it is a terminal
-            clock: seconds, from any start
-        """
-        self.console = console or _console()
-        self.plain = (not self.console.is_terminal or self.console.is_dumb_terminal) if plain is None else plain
-        self._clock = clock
-        self._live: Live | None = None
-        self._drawn = self._told = -math.inf
-        self._stage = Progress("", clock())
-
-    def __enter__(self) -> Terminal:
-        if not self.plain:
-            # Without rich's refreshing thread: loaders fork, and a fork may catch a thread holding a lock.
-            self._live = Live(console=self.console, auto_refresh=False, transient=True)
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        if self._live is not None:
-            self._live.update("", refresh=True)
-            self._live.stop()
-            self._live = None
-
-    def show(self, event: Event) -> None:
-        """Take note of one event. Kinds that say nothing to people (files written) pass in silence."""
-        now = self._clock()
-        if isinstance(event, Began | Step | Evaluated):
-            self._follow(event, now)
-        elif isinstance(event, Pruned):
-            self._line(event.stage, lines.cut(event.before, event.after), mark="·")
-        elif isinstance(event, Said):
-            warning = event.level != "info"
-            self._line(event.stage, event.text, mark="!" if warning else "·", style="yellow" if warning else "")
-        elif isinstance(event, Skipped):
-            self._line(event.stage, event.why, mark="-", style="dim")
-        elif isinstance(event, Ended):
-            self._stage = Progress("", now)
-            told = lines.reached(event.values)
-            self._line(event.stage, f"{duration(event.seconds)}{f'  {told}' if told else ''}", mark="✓", style="green")
-        self._draw(now, at_once=isinstance(event, (Began, Ended)))
-
-    def _follow(self, event: Began | Step | Evaluated, now: float) -> None:
-        """How far the stage at work is: the live display shows it, plain lines tell of it now and then."""
-        if isinstance(event, Began):
-            self._stage = Progress(event.stage, now, event.why)
-            told = f"begins ({event.why})"
-        elif isinstance(event, Step):
-            self._stage.step(event, now)
-            if now - self._told < _PLAIN_EVERY:
-                return
-            told = self._stage.sentence(now)
-        else:
-            # The loss that is shown while training is the training loss.
-            self._stage.values |= {name: value for name, value in event.values.items() if name != "loss"}
-            told = f"epoch {event.epoch}: {lines.measured(event.values)}"
-        if self.plain:
-            self._told = now
-            self._line(event.stage, told)
-
-    def _line(self, stage: str, text: str, *, mark: str = " ", style: str = "") -> None:
-        mark = mark if _can(self.console, mark) else "*"
-        if self.plain:
-            # One event, one line, however narrow the log: it is read by grep too.
-            self.console.print(Text(f"{mark} {stage:<9} {' '.join(text.split())}"), soft_wrap=True)
-        else:
-            line = Table.grid(padding=(0, 1))
-            line.add_row(
-                Text(mark, style),
-                Text(f"{stage:<9}", "bold" if style != "dim" else "dim"),
-                Text(text, style if style != "green" else ""),
-            )
-            self.console.print(line)
-
-    def _draw(self, now: float, *, at_once: bool) -> None:
-        if self._live is None or (now - self._drawn < _DRAW_EVERY and not at_once):
-            return
-        self._drawn = now
-        self._live.update(_picture(self._stage, now), refresh=True)
-
-
-def _picture(stage: Progress, now: float) -> Group | str:
-    if not stage.name:
-        return ""
-    line = Table.grid(padding=(0, 1))
-    line.add_column(width=1)
-    line.add_column(width=9, no_wrap=True)
-    line.add_column(width=24)
-    line.add_column(no_wrap=True)
-    bar = ProgressBar(
-        total=stage.total or None, completed=stage.done, width=24, pulse=not stage.total, animation_time=now
-    )
-    done = f"{count(stage.done)}/{count(stage.total)}" if stage.total else duration(now - stage.began)
-    line.add_row("", Text(stage.name, "bold cyan"), bar, Text(done))
-    facts = Text("  ".join(stage.facts(now)), "dim")
-    return Group(line, Padding(facts, (0, 0, 0, 12))) if facts.plain else Group(line)
-
-
-def _can(console: Console, text: str) -> bool:
+def can_write(console: Console, text: str) -> bool:
     """Whether ``console`` can write ``text``: not everyone's speaks UTF-8."""
     try:
         text.encode(console.encoding or "ascii")
@@ -185,7 +64,7 @@ def last_page(
     results: Mapping[str, Any], report_path: str | Path, stages: ledger.Stages, console: Console | None = None
 ) -> None:
     """The page that ends a run: what came out, dense against lotus, what was kept, what it cost, where the report is."""
-    console = console or _console()
+    console = console or standard_output()
     console.print()
     console.print(Text(f"LOTUS  {results.get('name', '')}".rstrip(), "bold"))
     console.print(Text(ledger.headline(results, stages)))
@@ -236,13 +115,13 @@ def ticket_page(
         rows: (K,) the ticket
         highest_first: whether the policy keeps the highest
     """
-    console = console or _console()
+    console = console or standard_output()
     if title:
         console.print(Text(f"ticket by {title}", "bold"))
     console.print(_classes_table(classes))
     if scores is not None and len(scores):
         console.print(Text(f"scores, from low to high{'; the highest are kept' if highest_first else ''}", "dim"))
-        for line in lines.histogram(scores, rows, unicode=_can(console, "█░")):
+        for line in lines.histogram(scores, rows, unicode=can_write(console, "█░")):
             console.print(Text(line), soft_wrap=True)
     for warning in warnings:
         console.print(Text(f"! {warning}", "yellow"))
@@ -283,7 +162,7 @@ def ticket_told(
     console: Console | None = None,
 ) -> None:
     """What ``lotus ticket show`` tells: ``told`` as :func:`selection.exchange.describe` gives it."""
-    console = console or _console()
+    console = console or standard_output()
     console.print(Text(place, "bold"))
     pairs = _table()
     pairs.add_column("")
@@ -314,7 +193,7 @@ def compare_page(
     places: Sequence[str], told: Mapping[str, Any], *, notes: Iterable[str] = (), console: Console | None = None
 ) -> None:
     """What ``lotus ticket compare`` tells: ``told`` as :func:`selection.exchange.compare` gives it."""
-    console = console or _console()
+    console = console or standard_output()
     marks = [chr(ord("A") + n) if n < 26 else f"#{n + 1}" for n in range(len(places))]
     for mark, place, kept in zip(marks, places, told["kept"], strict=True):
         console.print(Text(f"{mark}  {place}: {count(kept)} of {count(told['of'])} images"), soft_wrap=True)
@@ -346,7 +225,7 @@ def plan_page(rows: Sequence[Mapping[str, Any]], console: Console | None = None)
     Args:
         rows: a row a stage: ``stage``, ``says``, ``why`` (None: it stands), ``image_forwards``, ``macs`` if it ran
     """
-    console = console or _console()
+    console = console or standard_output()
     table = _table()
     table.add_column("stage", no_wrap=True)
     table.add_column("what")
@@ -374,7 +253,7 @@ def plan_page(rows: Sequence[Mapping[str, Any]], console: Console | None = None)
 
 def patches_page(told: Mapping[str, Any], console: Console | None = None) -> None:
     """A patch ticket: how it was scored, what is kept of the score, and where in the image that lies."""
-    console = console or _console()
+    console = console or standard_output()
     by = f"{told['score']} of {told['model']}" if told["model"] else told["score"]
     console.print(Text(f"patches by {by}", "bold"))
     side = " x ".join(map(str, told["patch"]))
@@ -392,14 +271,16 @@ def patches_page(told: Mapping[str, Any], console: Console | None = None) -> Non
 
 def doctor_page(checks: Iterable[Check], console: Console | None = None, *, of: str = "") -> None:
     """What the machine, or a run, is like, and what to do where it is not fit."""
-    console = console or _console()
+    console = console or standard_output()
     checks = list(checks)
     table = Table.grid(padding=(0, 1))
     for _ in range(3):
         table.add_column(overflow="fold")
     for check in checks:
         mark, style = ("x", "red") if check.cure and check.fatal else ("!", "yellow") if check.cure else ("✓", "green")
-        table.add_row(Text(mark if _can(console, mark) else "*", style), Text(check.name, "bold"), Text(check.found))
+        table.add_row(
+            Text(mark if can_write(console, mark) else "*", style), Text(check.name, "bold"), Text(check.found)
+        )
         if check.cure:
             table.add_row("", "", Text(check.cure, style))
     console.print(table)
@@ -438,7 +319,7 @@ def table(head: Sequence[str], lines: Iterable[Sequence[str]], *, console: Conso
         shown_table.add_column(name, justify="right" if number else "left", no_wrap=bool(number), overflow="fold")
     for line in lines:
         shown_table.add_row(*(Text(shown(cell)) for cell in line))
-    (console or _console()).print(shown_table)
+    (console or standard_output()).print(shown_table)
 
 
 def _table(*heads: str) -> Table:

@@ -42,16 +42,14 @@ from torch import Tensor, nn
 
 from lotus.config import Method, Sparsity
 from lotus.sparsity import penalties
-from lotus.vit import anatomy, cost
+from lotus.sparsity.gate_macs import Macs
+from lotus.sparsity.steering import EVERY, Steering
+from lotus.vit import anatomy
 from selection.errors import Refused
 from selection.methods import call, find, reads
 
 _BETAS = (0.9, 0.999)  # Adam's own defaults (1412.6980)
 _EPS = 1e-8
-_EVERY = 5  # optimizer steps between two looks at lambda; each look reads a number from the device
-_FASTEST = 2.5  # lambda grows or shrinks at most by this factor at a look while the target is ahead
-_ARRIVAL = 0.85  # fraction of training by which the budget should be met, so that the rest can settle
-_LARGEST = 1e3  # of lambda: far beyond any step of Adam, so that no gate leaves zero
 
 Target = TypeVar("Target", nn.Module, dict[str, Tensor])
 
@@ -110,8 +108,6 @@ class Gates:
 
     Attributes:
         values: site ("blocks.3.attn", "blocks.3.mlp") -> its gates, float32 leaf tensors that start at 1
-        strength: lambda, as it is pressed on all gates until the budget is met
-        met: whether the open gates' MACs are within the budget (only ever where lambda is steered)
         tau: a gate of at most this size counts as closed: 0 where the penalty reaches exact zeros
     """
 
@@ -141,7 +137,6 @@ class Gates:
         self.device = torch.device(device)
         self._penalty = pressing(settings.penalty, shelves)
         self.tau = 0.0 if reaches_zero(self._penalty) else 2 * settings.lr
-        self.strength = settings.strength
         self._model = model
         self._sites = anatomy.sites(model, in_channels=settings.in_channels)
 
@@ -155,24 +150,24 @@ class Gates:
         self.values = dict(zip(self._sites, (_leaf(*part) for part in parts), strict=True))
 
         self._macs = Macs(model, self._sites, widths, self.device)
-        self._fixed = self._macs.left(torch.zeros(size, dtype=torch.bool, device=self.device))
-        self._by_count = target is None and of_gates is not None
-        if target is not None and target <= self._fixed:
+        fixed = float(self._macs.left(torch.zeros(size, dtype=torch.bool, device=self.device)))
+        by_count = target is None and of_gates is not None
+        if target is not None and target <= fixed:
             raise Refused(
-                f"prune.keep.macs: {target:g} cannot be reached: {self._fixed:.3f} of the model's MACs lie outside of "
+                f"prune.keep.macs: {target:g} cannot be reached: {fixed:.3f} of the model's MACs lie outside of "
                 "attention heads and MLP units. Keep more, or take a deeper or wider model."
             )
-        target = of_gates if self._by_count else target
+        target = of_gates if by_count else target
         self.target = target if target is not None and target < 1 else None
+        self._steering = Steering(
+            settings.strength, target=self.target, macs=self._macs, by_count=by_count, tau=self.tau
+        )
         bird = settings.early_bird
         self._distances = torch.ones(bird.epochs if bird is not None else 1)  # of successive masks; nothing known yet
         self._drawn = torch.zeros(size, dtype=torch.bool)  # the mask of the last epoch that had one
         self._epoch = -1  # which that was
         self._pressed = False  # whether the penalty has set in
         self.steps = 0
-        self.met = False
-        self._edge = 1.0  # size of the gate at the budget's edge, when last looked at
-        self._looked = -1.0  # progress then; below 0: not yet
 
         self._handles = [handle for site in self._sites for handle in self._hook(site)]
 
@@ -188,29 +183,33 @@ class Gates:
         self.steps += 1
         lr, pressing = self.settings.lr, progress >= self.settings.start
         self._pressed = pressing
-        if pressing and self.strength > 0:
-            strength: float | Tensor = self.strength
-            if self.met:
-                hold = self.strength if self.tau else _LARGEST
-                strength = (self._flat.abs() <= self.tau) * hold
-            moved = self._penalty(self._flat, self._gradient, self._descend, lr, strength)
+        if pressing and self._steering.presses:
+            moved = self._penalty(self._flat, self._gradient, self._descend, lr, self._steering.pressure(self._flat))
         else:
             moved = self._descend(self._gradient)
         before = self._flat.clone()
         self._flat.copy_(moved)
         self._gradient.zero_()
-        # Close to the budget each step is looked at, so as not to run past it.
-        near = not self.met and self._edge < 2 * _EVERY * lr * max(self.strength, 1.0)
-        if pressing and self.settings.steer and self.target is not None and (near or self.steps % _EVERY == 0):
-            self._steer(progress, self.target, before)
+        if pressing and self.settings.steer and self.target is not None:
+            self._steering.look(self._flat, before, progress, lr, due=self.steps % EVERY == 0)
 
     def skip(self) -> None:
         """Drop the gradients of a step that was not finite."""
         self._gradient.zero_()
 
+    @property
+    def strength(self) -> float:
+        """Lambda; see :class:`lotus.sparsity.steering.Steering`."""
+        return self._steering.strength
+
+    @property
+    def met(self) -> bool:
+        """Whether the open gates' MACs are within the budget (only ever where lambda is steered)."""
+        return self._steering.met
+
     def open_macs(self) -> float:
         """Fraction of the model's MACs that is left when every closed gate's unit is cut."""
-        return self._macs.left(self._flat.abs() > self.tau)
+        return float(self._macs.left(self._flat.abs() > self.tau))
 
     def end_epoch(self, epoch: int) -> None:
         """Draw the mask of ``epoch``, once, where the search may end early and the penalty has set in."""
@@ -219,7 +218,7 @@ class Gates:
         self._epoch = epoch
         sizes = self._flat.abs()
         mask = torch.ones(len(sizes), dtype=torch.bool)
-        mask[self._first_within(sizes, self.target).cpu()] = False
+        mask[self._steering.first_within(sizes).cpu()] = False
         # The first mask has nothing to be compared with.
         moved = 1.0 if not bool(self._drawn.any()) else float((mask != self._drawn).float().mean())
         self._distances = torch.cat([self._distances[1:], torch.tensor([moved])])
@@ -250,7 +249,7 @@ class Gates:
         state["mask"] = self._drawn.clone()
         state["epoch"] = torch.tensor([self._epoch, self._pressed])
         state["steps"] = torch.tensor(self.steps)
-        state["steering"] = torch.tensor([self.strength, self.met, self._edge, self._looked], dtype=torch.float64)
+        state["steering"] = self._steering.state()
         return state
 
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -273,8 +272,7 @@ class Gates:
             self._distances, self._drawn = state["early_bird"].clone(), state["mask"].bool()
             self._epoch, self._pressed = int(state["epoch"][0]), bool(state["epoch"][1])
         self.steps = int(state["steps"])
-        self.strength, met, self._edge, self._looked = state["steering"].tolist()
-        self.met = bool(met)
+        self._steering.load_state(state["steering"])
         self._gradient.zero_()
 
     def fold(self, target: Target) -> Target:
@@ -337,89 +335,3 @@ class Gates:
         denominator = self._square.sqrt().add_(_EPS * scale)
         lr = self.settings.lr * scale / (1 - _BETAS[0] ** self.steps)
         return torch.addcdiv(self._flat, self._mean, denominator, value=-lr)
-
-    def _steer(self, progress: float, target: float, before: Tensor) -> None:
-        sizes = self._flat.abs()
-        needed = self._first_within(sizes, target)
-        edge = float(sizes[needed[-1]])
-        was_met, self.met = self.met, edge <= self.tau
-        if self.met and not was_met:
-            # The last step closed some more than the budget asks for: those that were largest before it stay open.
-            closed = sizes <= self.tau
-            closed[self._first_within(torch.where(closed, before.abs(), math.inf), target)] = False
-            self._flat[closed] = before[closed]
-        if not self.met and self.steps % _EVERY == 0:
-            factor = 1.0
-            if 0 <= self._looked < progress:
-                fell = (self._edge - edge) / (progress - self._looked)
-                # A little beyond zero, so that it arrives with speed and does not creep; past the date, or shortly
-                # before it, hurried no more than over a twentieth of training.
-                wanted = (edge + 0.1) / max(_ARRIVAL - progress, 0.05)
-                factor = _FASTEST if fell <= 0 else min(_FASTEST, max(1 / _FASTEST, math.sqrt(wanted / fell)))
-            # A start at 0 would stay there.
-            self.strength = min(max(self.strength, 1e-6) * factor, _LARGEST)
-            self._edge, self._looked = edge, progress
-
-    def _first_within(self, sizes: Tensor, target: float) -> Tensor:
-        """The gates that meet ``target`` when closed, in ascending order of ``sizes`` and not one more; indices."""
-        order = sizes.argsort(stable=True)
-        if self._by_count:
-            return order[: max(1, len(order) - max(1, math.floor(target * len(order) + 1e-9)))]
-        if self._macs.costs is not None:
-            left = 1 - self._macs.costs[order].cumsum(0)  # (G,) MACs left when the gates up to here are closed
-            return order[: int((left > target).sum()) + 1]
-        low, high = 1, len(order)  # what closing k gates leaves falls with k
-        while low < high:
-            middle = (low + high) // 2
-            stays = torch.ones(len(order), dtype=torch.bool, device=self.device)
-            stays[order[:middle]] = False
-            low, high = (low, middle) if self._macs.left(stays) <= target else (middle + 1, high)
-        return order[:low]
-
-
-class Macs:
-    """The fraction of a model's MACs that is left when gates are closed.
-
-    With an MLP unit go a row of fc1 (two where it is gated) and a column of fc2. With an attention-output dimension go, since a block's q, k
-    and v keep equally many, its rows of qkv, its column of proj, and its part of QK^T and AV. With an input goes a column
-    of qkv or fc1, and what that saves depends on how many rows are left.
-    """
-
-    costs: Tensor | None
-    """(G,) fraction of the model's MACs that goes with each gate; None with inputs, where it depends on the others."""
-
-    def __init__(self, model: nn.Module, sites: dict[str, nn.Linear], widths: list[int], device: torch.device) -> None:
-        outline = cost.outline(model)
-        self._total, self._tokens, self._width = outline.cost().macs, outline.tokens, outline.width
-        inside = sum(block.macs for block in outline.cost().blocks)
-        self._fixed = (self._total - inside) / self._total
-        self._sites = list(sites)
-        self._halves = [outline.kind(int(site.split(".")[1])).halves for site in sites]
-        self._of = torch.repeat_interleave(torch.arange(len(widths)), torch.tensor(widths)).to(device)
-        self.costs = None
-        if not any(site.endswith("_in") for site in sites):
-            each = []
-            for site, linear in sites.items():
-                width, kind = linear.out_features, outline.kind(int(site.split(".")[1]))
-                seen = kind.attended or outline.tokens
-                if site.endswith(".mlp"):
-                    each.append((kind.halves + 1) * (kind.processed or outline.tokens) * width)
-                else:
-                    each.append(4 * seen * width + 2 * (kind.pairs or seen**2))
-            rates = torch.tensor([macs / self._total for macs in each])
-            self.costs = torch.repeat_interleave(rates, torch.tensor(widths)).to(device)
-            self._fixed = 1 - float(self.costs.sum())
-
-    def left(self, stays: Tensor) -> float:
-        """Of (G,) open gates."""
-        if self.costs is not None:
-            return self._fixed + float(self.costs @ stays.float())
-        counts = torch.bincount(self._of, weights=stays.float(), minlength=len(self._sites)).tolist()
-        now = dict(zip(self._sites, counts, strict=True))
-        n, d, macs = self._tokens, self._width, 0.0
-        for (site, units), halves in zip(now.items(), self._halves, strict=True):
-            if site.endswith(".attn"):
-                macs += n * units * (3 * now[f"{site}_in"] + d) + 2 * n * n * units
-            elif site.endswith(".mlp"):
-                macs += n * units * (halves * now[f"{site}_in"] + d)
-        return self._fixed + macs / self._total

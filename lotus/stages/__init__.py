@@ -21,7 +21,7 @@ before it::
 from lotus.stage import TRAIN_FORWARDS, Outcome, Section, Stage
 from lotus.stages.checks import check
 from lotus.stages.commands import evaluate_model, patch_ticket
-from lotus.stages.dry_run import forecast
+from lotus.stages.dry_run import costs, forecast
 from lotus.stages.order import go
 from lotus.stages.shelf import STAGES, run_of
 
@@ -32,6 +32,7 @@ __all__ = [
     "Section",
     "Stage",
     "check",
+    "costs",
     "evaluate_model",
     "forecast",
     "go",

@@ -13,6 +13,15 @@ from lotus.stages.checks import check, look_ahead
 from lotus.stages.shelf import check_named, run_of
 
 
+def costs(config: Config, *, until: str | None = None, shelves: Sequence[ModuleType] = ()) -> dict[str, float]:
+    """MACs that each stage which leads to ``until`` is forecast to take, whether it has run or not. Nothing is checked."""
+    import torch
+
+    run, ahead = run_of(config, shelves), Ahead(config, shelves)
+    with torch.random.fork_rng():  # models are made, perhaps beside one that trains
+        return {name: (run.stages[name].forecast(ahead) or (0, 0))[1] for name in run.plan(until)}
+
+
 def forecast(
     config: Config,
     *,

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -28,6 +28,7 @@ from lotus.watch import born, stat
 from selection.errors import Refused
 
 _RANKS = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+_MILLISECONDS, _MOST_STEPS = 2**20, 50  # of a step, and between two exchanges of wishes
 _PATIENCE = datetime.timedelta(hours=12)  # the others wait while rank 0 prepares a large data set or prunes
 
 
@@ -98,14 +99,36 @@ class World:
         from safetensors.torch import load, save
 
         whole = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-        packed = save(whole) if self.is_main else b""
-        length = self.main(len(packed))
+        packed = self.bytes(save(whole) if self.is_main else b"")
+        return whole if self.is_main else load(packed)
+
+    def bytes(self, content: bytes) -> bytes:
+        """Rank 0's, on every rank; what the others give is not looked at."""
+        if self.size == 1:
+            return content
+        length = self.main(len(content))
+        if not length:
+            return b""
         if self.is_main:
-            sent = torch.frombuffer(bytearray(packed), dtype=torch.uint8).to(self.device)
+            sent = torch.frombuffer(bytearray(content), dtype=torch.uint8).to(self.device)
         else:
             sent = torch.empty(length, dtype=torch.uint8, device=self.device)
         dist.broadcast(sent, src=0)
-        return whole if self.is_main else load(sent.cpu().numpy().tobytes())
+        return content if self.is_main else sent.cpu().numpy().tobytes()
+
+    def text(self, text: str) -> str:
+        """Rank 0's, on every rank; what the others give is not looked at."""
+        return self.bytes(text.encode()).decode()
+
+    def passed(self, tensor: Tensor, to: int, of: int) -> Tensor:
+        """What rank ``of`` passes to this one, which passes ``tensor`` to rank ``to``; of one shape on all ranks."""
+        if to == self.rank or not tensor.numel():
+            return tensor
+        here, there = tensor.contiguous(), torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        both = [dist.P2POp(dist.isend, here, to), dist.P2POp(dist.irecv, there, of)]
+        for sent in dist.batch_isend_irecv(both):
+            sent.wait()
+        return there
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -205,6 +228,38 @@ def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+class Wishes:
+    """What ranks ask of each other after their steps: the largest wish is everybody's.
+
+    Several GPUs would have to be waited for after each step. So they ask about once a second, all after the same step: how long a
+    step takes is exchanged with the wish. What computes on the host asks after each.
+    """
+
+    def __init__(self, world: World, clock: Callable[[], float]) -> None:
+        """
+        Args:
+            clock: seconds
+        """
+        self._world, self._clock = world, clock
+        self._asked, self._steps, self._every = clock(), 0, 1
+
+    def exchanged(self, wish: int) -> int:
+        """The largest of the ranks' wishes, from 0, where they are exchanged now; else 0, and a wish has to be made again."""
+        world = self._world
+        if world.size == 1 or world.device.type == "cpu":
+            return world.max(wish)
+        self._steps += 1
+        if self._steps < self._every:
+            return 0
+        now = self._clock()
+        each = min(int(1000 * (now - self._asked) / self._steps), _MILLISECONDS)
+        told = world.max(wish * (_MILLISECONDS + 1) + each)  # of the same wish the slowest rank's time
+        self._asked, self._steps = now, 0
+        wish, each = divmod(told, _MILLISECONDS + 1)
+        self._every = min(max(1, 1000 // max(each, 1)), _MOST_STEPS)
+        return wish
 
 
 class StopFlag:

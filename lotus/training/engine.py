@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lotus.config import Recipe
-from lotus.training.compiled import compile_blocks, release_blocks
+from lotus.training.compiled import Compiled
 from lotus.training.deepspeed_config import check_flat, settings
 from lotus.training.distributed import World
 from lotus.training.muon import Muon, Place
@@ -63,6 +63,7 @@ class Engine:
     Attributes:
         module: the model
         stage: the ZeRO stage in force, which the user's JSON may have set
+        compiled: its blocks, where they are compiled
         masters: this rank's part of the fp32 numbers that the optimizer moves
     """
 
@@ -93,7 +94,7 @@ class Engine:
             config["gradient_clipping"] = 0.0
         self._named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._marks = {name: set(vars(p)) for name, p in model.named_parameters()}
-        self._compiled = compile_blocks(model) if recipe.compile else []
+        self.compiled = Compiled(model, place=place) if recipe.compile else None
         self._deepspeed = _deepspeed()
         start = {name: _to_cpu(value) for name, value in model.state_dict().items()} if bf16 else {}
         self._engine = self._initialized(optimizer, config)
@@ -265,7 +266,8 @@ class Engine:
         self._engine.destroy()
         # Its destructor would do it once more, whenever memory is collected: to parameters that are another engine's by then.
         self._engine.destroy = _nothing
-        release_blocks(self._compiled)
+        if self.compiled is not None:
+            self.compiled.release()
         if self.stage < 3 or weights is not None:
             self._give_back(weights or {})
         self._engine = self._optimizer = None

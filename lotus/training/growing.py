@@ -75,6 +75,9 @@ class GrowingPictures(Guest):
     def macs(self, macs: float) -> float:
         return self._macs
 
+    def summary(self) -> dict[str, float]:
+        return {"side": float(self._side)} if self._side is not None else {}
+
     def _count(self) -> None:
         assert self._model is not None, "attached first"
         self._macs = float(outline(self._model, self._side).cost().macs)

@@ -26,7 +26,7 @@ from lotus.config import Recipe
 from lotus.events import Evaluated, Event, Said
 from lotus.training import threads
 from lotus.training.checkpoint import Checkpoint, Checkpoints, check_fits
-from lotus.training.distributed import StopFlag, World
+from lotus.training.distributed import StopFlag, Wishes, World
 from lotus.training.engine import Engine
 from lotus.training.evaluation import STOP, closing, evaluate_classes
 from lotus.training.evaluation import Stopped as Stopped
@@ -37,6 +37,8 @@ from lotus.training.objective import Objective
 from lotus.training.optim import make_optimizer, make_schedule, unusual
 from lotus.training.pace import Pace, Way, left
 from lotus.training.spikes import Passed, Spike, became
+from lotus.vit.cost import macs
+from lotus.vit.model import image_size
 
 if TYPE_CHECKING:
     from lotus.data.base import Batch, Loader
@@ -164,6 +166,7 @@ class _Course:
         self._counts = counts_of(data.weights, None, job.world)
         self._engine: Engine | None = None
         self._threads = 0
+        self._told_of: Engine | None = None
 
     def begin(self) -> Iterator[Event]:
         """From a checkpoint or from nothing; tells which."""
@@ -176,12 +179,14 @@ class _Course:
         if (now := torch.get_num_threads()) != self._threads:
             notes.append((f"computes with {now} of {self._threads} threads, as many as its steps keep busy", "info"))
         notes += [(text, "warning") for text in unusual(self._recipe, self._job.place)]
+        self._pace = Pace(self._job.stage, self._job.world, self._job.clock)
+        self._macs = macs(self.model, image_size(self.model)) if self._pace.peak else 0.0
         engine = self._engage(self.model)
         if found is not None:
             self.at = self._book.restore(found, engine)
         self.at = dataclasses.replace(self.at, rewinds=len(self._passed.stretches), threads=torch.get_num_threads())
         yield from self._job.told(*(Said(self._job.stage, text, level) for text, level in notes))
-        self._pace, self._saved = Pace(self._job.stage, self._job.world.size, self._job.clock), self._job.clock()
+        self._saved, self._wishes = self._job.clock(), Wishes(self._job.world, self._job.clock)
 
     def over(self) -> bool:
         return self.at.epoch >= self._recipe.epochs or self._ended()
@@ -195,13 +200,14 @@ class _Course:
         self._pace.resume()
         with closing(self._data.loader, at.epoch, at.micro, **view) as batches:
             parts_left = left(plan.batches(at.epoch), at.micro)
-            groups = plan.groups(at.epoch)
+            groups, fed = plan.groups(at.epoch), self._pace.fed(batches)
             for parts, group in zip(parts_left, groups[len(groups) - len(parts_left) :], strict=True):
                 if self._passed.covers(self.at.step):
-                    self._pass_over(batches, parts)
+                    self._pass_over(fed, parts)
                     continue
-                yield from self._step(batches, parts, group, way)
+                yield from self._step(fed, parts, group, way)
                 self._save_if_due(way)
+        yield from self._compiled_told()
         for guest in self._guests:
             guest.end_epoch(at.epoch)
         if self._is_evaluated():
@@ -211,6 +217,13 @@ class _Course:
                 yield from self._job.told(Said(self._job.stage, f"epoch {at.epoch + 1}: {text}"))
         self.at = dataclasses.replace(self.at, epoch=at.epoch + 1, micro=0)
         self._save()
+
+    def _compiled_told(self) -> Iterator[Event]:
+        """What compiling brought, after the first epoch of an engine."""
+        engine = self._lesson.engine
+        if engine is not self._told_of and engine.compiled is not None:
+            yield from self._job.told(Said(self._job.stage, engine.compiled.told()))
+        self._told_of = engine
 
     def leaving(self) -> dict[str, Tensor]:
         """The weights that leave."""
@@ -284,7 +297,7 @@ class _Course:
             yield from self._job.told(Said(self._job.stage, str(spike), "warning"))
             became(spike, self._passed, at.epoch, way.before, place=self._job.place, stage=self._job.stage)
         if world.is_main and self._pace.due(last=at.step == way.total):
-            yield self._pace.event(at, lr, guests, way.total)
+            yield self._pace.event(at, lr, guests, way.total, macs_of(guests) or self._macs)
         for guest in guests:
             if guest.due(at, way.progress(at)):
                 yield from self._replace(guest)
@@ -343,7 +356,7 @@ class _Course:
         """
         job = self._job
         due = job.world.is_main and job.clock() - self._saved >= self._recipe.save_minutes * 60
-        wish = job.world.max(_STOP if job.stop else _SAVE if due else 0)
+        wish = self._wishes.exchanged(_STOP if job.stop else _SAVE if due else 0)
         if wish:
             path = self._save()
         if wish == _STOP:

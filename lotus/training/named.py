@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from lotus.config import Method, options
-from lotus.training import guest_shelf
+from lotus.training import guest_shelf, trackers
 from lotus.training.guests import Guest
 from selection import methods
 from selection.errors import Refused
@@ -53,4 +53,4 @@ def chosen(
 
 
 def _found(settings: Method, shelves: Sequence[ModuleType], place: str) -> Any:
-    return methods.find([guest_shelf, *shelves], settings.name, place=place, here=READS)
+    return methods.find([guest_shelf, trackers, *shelves], settings.name, place=place, here=READS)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,11 +11,16 @@ from torch import Tensor
 
 from lotus.events import Step
 from lotus.training.guests import Guest, Position
+from lotus.training.peak import peak
 
 if TYPE_CHECKING:
+    from lotus.data.base import Batch
     from lotus.data.sample_plan import SamplePlan
+    from lotus.training.distributed import World
 
 _SHOW_SECONDS = 0.25
+FLOPS = 6
+"""A multiply-accumulate of the forward pass in a training step: two operations, and twice as many again in the backward pass."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +58,12 @@ class Way:
 class Pace:
     """When to tell of a step, and what: the mean loss of rank 0's images and the speed of all since it last told."""
 
-    def __init__(self, stage: str, ranks: int, clock: Callable[[], float]) -> None:
-        self._stage, self._ranks, self._clock = stage, ranks, clock
+    def __init__(self, stage: str, world: World, clock: Callable[[], float]) -> None:
+        self._stage, self._ranks, self._clock = stage, world.size, clock
+        self.peak = peak(world.device)
         self._ticked = self._told = clock()
         self._loss: Tensor | float = 0.0
-        self._images, self._seconds = 0, 0.0
+        self._images, self._seconds, self._waited = 0, 0.0, 0.0
 
     def resume(self) -> None:
         """Time before this does not count."""
@@ -69,23 +76,40 @@ class Pace:
         self._seconds += seconds
         return seconds
 
+    def fed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """``batches``, and how long each was waited for."""
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
+
     def saw(self, loss: Tensor, images: int) -> None:
         self._loss = self._loss + loss  # not read here: a GPU would have to be waited for
         self._images += images
 
     def forget(self) -> None:
         """Begin anew."""
-        self._loss, self._images, self._seconds = 0.0, 0, 0.0
+        self._loss, self._images, self._seconds, self._waited = 0.0, 0, 0.0, 0.0
 
     def due(self, *, last: bool) -> bool:
         return last or self._clock() - self._told >= _SHOW_SECONDS
 
-    def event(self, at: Position, lr: float, guests: Sequence[Guest], total: int) -> Step:
+    def event(self, at: Position, lr: float, guests: Sequence[Guest], total: int, macs: float = 0.0) -> Step:
+        """
+        Args:
+            macs: of an image's forward pass; 0: not known
+        """
+        speed = self._images * self._ranks / self._seconds if self._seconds else 0.0
         values = {
             "epoch": float(at.epoch + 1),
             "loss": float(self._loss) / max(self._images, 1),
             "lr": lr,
-            "images_per_second": self._images * self._ranks / self._seconds if self._seconds else 0.0,
+            "images_per_second": speed,
+            **({"stall": min(1.0, self._waited / self._seconds)} if self._seconds else {}),
+            **({"mfu": FLOPS * macs * speed / (self.peak * self._ranks)} if self.peak and macs else {}),
             **{name: value for guest in guests for name, value in guest.summary().items()},
         }
         self.forget()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import numpy as np
 import pytest
 import torch
@@ -79,9 +77,7 @@ def test_affine_is_the_group_update_of_optimal_brain_surgeon():
 def test_affine_beats_mean_beats_none():
     x = drawn()
     weight, bias = layer()
-    none, mean, affine = (
-        error(x, fold(weight, bias, KEPT, moments(x), how)) for how in get_args(compensate.Compensate)[:3]
-    )
+    none, mean, affine = (error(x, fold(weight, bias, KEPT, moments(x), how)) for how in ("none", "mean", "affine"))
     assert affine < mean < none
 
 

@@ -14,7 +14,7 @@ from tiny_vits import CLASSES, KINDS, NORMED, UNLIKE, asks, batches, pictures, r
 from lotus import export
 from lotus.pruning import Given, compensate, criteria, lottery, measure, prune, spec, surgery
 from lotus.pruning.plan import BlockPlan, Plan
-from lotus.sparsity import gates
+from lotus.sparsity import gate_macs
 from lotus.vit import anatomy, attention, cost, families, saliency
 from lotus.vit import model as door
 from selection import methods
@@ -263,7 +263,7 @@ def test_a_gate_is_worth_the_macs_that_go_with_it(kind):
     model = tiny(kind)
     outline, sites = cost.outline(model), anatomy.sites(model)
     widths = [one.in_features for one in sites.values()]
-    costs = gates.Macs(model, sites, widths, torch.device("cpu")).costs
+    costs = gate_macs.Macs(model, sites, widths, torch.device("cpu")).costs
     assert costs is not None
     shares = dict(zip(sites, costs.split(widths), strict=True))
     for index, of in enumerate(outline.dims):

@@ -18,6 +18,7 @@ from lotus.events import Began, Said
 from lotus.report import figures, terminal
 from lotus.report.canvas import Canvas
 from lotus.report.html import render
+from lotus.report.live import Terminal
 
 HOSTILE = "a\x1b[2J\x1b]0;x\x07[/x] [red]\u202e<script>\udcff"
 ACTS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]")
@@ -74,7 +75,7 @@ def test_no_page_acts_on_the_terminal(name: str) -> None:
 @pytest.mark.parametrize("plain", [False, True])
 def test_no_event_acts_on_the_terminal(plain: bool) -> None:
     def draw(console: Console) -> None:
-        with terminal.Terminal(console, plain=plain) as live:
+        with Terminal(console, plain=plain) as live:
             live.show(Began("train", HOSTILE))
             live.show(Said("train", HOSTILE, level="warning"))
 

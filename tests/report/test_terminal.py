@@ -1,6 +1,7 @@
 """The terminal as text: a console of fixed width that writes into a string, and a clock that we turn."""
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from run_folder import STAGES, results
 
 from lotus.events import Began, Ended, Evaluated, Pruned, Said, Skipped, Step, Wrote
 from lotus.report import lines, terminal
-from lotus.report.terminal import Terminal
+from lotus.report.live import JsonLines, Quiet, Terminal
 
 
 class Page:
@@ -42,6 +43,82 @@ def play(page, events, plain, tick=1.0):
             shown.show(event)
             clock.now += tick
     return page.text
+
+
+def test_speed_waiting_tokens_and_side_are_told_where_they_are_known():
+    values = {"images_per_second": 1000.0, "mfu": 0.413, "stall": 0.05, "patches": 0.7, "side": 160.0, "epoch": 3}
+    told = "epoch 3, 1,000 images/s, MFU 41 %, waits for images 5 %, patches 70 %, side 160, 1 min 29 s left"
+    assert told in play(Page(), [step(i, **values) for i in range(1, 12)], True)
+    quiet = play(Page(), [step(i, stall=0.01, patches=1.0) for i in range(1, 12)], True)
+    assert "steps 11 of 100, 1 min 29 s left" in quiet
+
+
+def test_of_a_long_run_it_is_told_when_all_of_it_ends():
+    """Training at a step a second: 100 steps of it, then half as much again; before it came what does not count any more."""
+    asked = []
+
+    def ahead():
+        asked.append(1)
+        return {"prepare": 0.0, "score": 9e9, "train": 2e9, "prune": 0.0, "finetune": 1e9}
+
+    page, clock = Page(), Clock()
+    with Terminal(page.console, plain=True, clock=clock, ahead=ahead) as shown:
+        shown.show(Skipped("score"))
+        for done in range(1, 60):
+            shown.show(step(done))
+            clock.now += 1
+    told = page.text.splitlines()
+    assert "of the run" not in told[1] + told[2] + told[3]
+    assert "steps 41 of 100, 59 s left, about 1 min 49 s of the run" in page.text
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("narrow", [30, 60])
+def test_no_frame_is_wider_than_the_terminal_is_by_then(narrow):
+    page, clock = Page(force_terminal=True), Clock()
+    values = {
+        "epoch": 1,
+        "images_per_second": 1e6,
+        "loss": 0.4,
+        "zero_gates": 0.1,
+        "stall": 0.3,
+        "patches": 0.6,
+        "side": 96,
+    }
+    with Terminal(page.console, plain=False, clock=clock) as shown:
+        shown.show(Began("train", "not done yet"))
+        shown.show(step(1, **values))
+        page.console.width, before = narrow, len(page.text)
+        clock.now += 1
+        shown.show(step(2, **values))
+        drawn = page.text[before:]
+    plain = Console(file=io.StringIO(), width=200)
+    assert drawn
+    assert max(len(plain.render_str(line).plain.strip()) for line in strip(drawn).splitlines()) <= narrow
+
+
+def strip(text):
+    """Without what moves the cursor and colors."""
+    import re
+
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", text)
+
+
+def test_json_is_a_line_an_event_and_quiet_has_warnings_alone(capsys):
+    events = [
+        Began("train", "x"),
+        step(1, loss=float("nan")),
+        Said("train", "all is well"),
+        Said("train", "look", "warning"),
+    ]
+    for event in events:
+        JsonLines().show(event)
+        Quiet().show(event)
+    out, err = capsys.readouterr()
+    told = [json.loads(line) for line in out.splitlines()]
+    assert [one["event"] for one in told] == ["began", "step", "said", "said"]
+    assert told[1]["values"] == {"loss": None}
+    assert err == "! train: look\n"
 
 
 def test_plain_lines_come_at_begin_every_ten_seconds_after_an_evaluation_and_at_the_end():

@@ -1,4 +1,4 @@
-"""The command line in a process of its own, and a demo that takes seconds: for the tests of whole stages."""
+"""A demo that takes seconds, and the command line in a process of its own: for the tests of whole stages."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from in_process import ROOT, lotus
+
 DIGITS = str(ROOT / "configs" / "staged.yaml")
 # The demo's own config, shortened until it takes seconds: small ViT, few epochs.
 SHORT = [
@@ -18,10 +18,11 @@ SHORT = [
 ]  # fmt: skip
 
 
-def lotus(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+def alone(*words: str) -> subprocess.CompletedProcess[str]:
+    """What :func:`lotus` does, in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "lotus", *words], capture_output=True, text=True, check=False, cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **more},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import torch
 from few import few
 
 from lotus.training import distributed
-from lotus.training.distributed import StopFlag, World, start
+from lotus.training.distributed import StopFlag, Wishes, World, start
 from selection.errors import Refused
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +59,7 @@ def fresh(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_half_an_environment_is_refused() -> None:
     done = fresh(
         """
@@ -190,3 +192,34 @@ def test_the_runner_above_the_launcher_counts_as_well() -> None:
         runner.wait()
         if launcher:
             os.kill(launcher, signal.SIGKILL)
+
+
+@dataclasses.dataclass(frozen=True)
+class OfTwo(World):
+    """One of two ranks on GPUs, the other of which takes 90 ms a step and wants nothing."""
+
+    asked: list[int] = dataclasses.field(default_factory=list)
+
+    def max(self, value: int) -> int:
+        self.asked.append(value)
+        return max(value, 90)
+
+
+def test_gpus_exchange_wishes_about_once_a_second_and_none_is_lost() -> None:
+    now = 0.0
+    world = OfTwo(size=2, device=torch.device("cuda"))
+    wishes = Wishes(world, lambda: now)
+    heard = []
+    for step in range(60):
+        now += 0.05
+        heard.append(wishes.exchanged(2 if step >= 30 else 0))
+    assert len(world.asked) == 5, "after the first step, then each eleven of 90 ms, the slower rank's"
+    assert [(step, wish) for step, wish in enumerate(heard) if wish] == [(33, 2), (53, 2)]
+
+
+def test_on_the_host_wishes_are_exchanged_after_each_step() -> None:
+    world = OfTwo(size=2)
+    wishes = Wishes(world, lambda: 0.0)
+    for _ in range(3):
+        wishes.exchanged(0)
+    assert world.asked == [0, 0, 0]

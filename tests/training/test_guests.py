@@ -59,6 +59,7 @@ from lotus.training.own_ticket import OwnTicket
 from lotus.training.regularize import EarlyBird, Gating
 from lotus.training.shrink import Shrink
 from lotus.training.spikes import LossSpikes
+from lotus.training.trackers import Tracked
 from lotus.vit.tokens import Tokens
 from selection import methods
 from selection.errors import Refused
@@ -126,10 +127,11 @@ MAKERS: dict[type[Guest], Callable[[nn.Module], list[Guest]]] = {
     GrowingPictures: lambda model: [GrowingPictures([(0, 8), (0.4, 12), (0.7, 16)])],
     Shrink: lambda model: [shrinking(model, at=0.4, drop_path=0.2)],
     OwnTicket: _own_ticket,
+    Tracked: lambda model: [Tracked("service", lambda: (lambda values, step: None, lambda: None), 3)],
     Hardest: lambda model: [Hardest(proxy_of(model, CLASSES, 0.3, 5), 0.5, 1e-3)],
 }  # fmt: skip
-QUICK = (Gating, Holding, Watched, DynamicPruning, FewerPatches, MovingAverage, GrowingPictures)
-"""The rest goes on with the slow tests; Shrink does so in test_shrink.py."""
+QUICK = (Gating, DynamicPruning, FewerPatches)
+"""The rest goes on with the slow tests; Watched and Shrink do so in test_own_ticket.py too."""
 
 
 def every() -> list[type[Guest]]:
@@ -339,7 +341,10 @@ class Shorter(Guest):
         self.done = True
 
 
-@pytest.mark.parametrize("changed", [{"zero": 0}, {"zero": 1, "ema": 0.9}, {"zero": 2, "precision": "bf16"}], ids=str)
+REPLACED = [{"zero": 0}, {"zero": 1, "ema": 0.9}, {"zero": 2, "precision": "bf16"}]
+
+
+@pytest.mark.parametrize("changed", few(REPLACED, REPLACED[1:2]), ids=str)
 def test_a_model_may_be_replaced_in_the_middle_of_an_epoch(tmp_path: Path, changed: dict[str, Any]) -> None:
     wants = recipe(**{**FULL, **changed}, save_minutes=0.5)
 
