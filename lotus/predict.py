@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lotus.data import pictures
+from lotus.data import folders, pictures
 from lotus.data.views import CENTER, TOP, center
 from selection.errors import Refused
 
@@ -135,16 +135,20 @@ def files_of(places: Sequence[str]) -> list[Path]:
     found: list[Path] = []
     for place in map(Path, places):
         if not place.exists():
-            raise Refused(f"{place}: there is no such picture or folder.")
+            raise Refused(f"{place}: there is no such picture or folder. Give a picture, or a folder of them.")
         here = [place]
         if place.is_dir():
-            here = sorted(
-                file for file in place.rglob("*") if file.suffix.lower() in pictures.SUFFIXES and file.is_file()
-            )
+            here = sorted(file for file in place.rglob("*") if _is_picture(file, place))
         if not here:
-            raise Refused(f"{place}: no pictures are in it.")
+            raise Refused(f"{place}: no pictures are in it. {folders.unread(place) or 'Give a folder that has some'}.")
         found += here
     return found
+
+
+def _is_picture(file: Path, root: Path) -> bool:
+    """By its ending; a link to nowhere too, which is told of. Hidden files and folders are passed over, as in a data set."""
+    hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
+    return file.suffix.lower() in pictures.SUFFIXES and not hidden and (file.is_file() or file.is_symlink())
 
 
 def predict(model: Predictor, files: Sequence[Path], *, batch: int = 64) -> Iterator[Answer]:

@@ -134,6 +134,18 @@ def test_torch_and_onnx_say_the_same(folder, capsys, takes):
         assert one["probability"] == pytest.approx(other["probability"], abs=1e-3)
 
 
+def test_a_folder_without_pictures_says_what_is_in_it(folder, capsys):
+    (folder / "phone").mkdir()
+    (folder / "phone" / "a.heic").write_bytes(b"x")
+    (folder / "phone" / ".hidden").mkdir()
+    (folder / "photos" / "0.png").rename(folder / "phone" / ".hidden" / "0.png")
+    assert main(["predict", str(folder / "m"), str(folder / "phone")]) == 2
+    assert "1 .heic passed over" in capsys.readouterr().err
+    (folder / "phone" / "gone.png").symlink_to(folder / "nowhere.png")
+    assert main(["predict", str(folder / "m"), str(folder / "phone")]) == 3
+    assert "gone.png" in capsys.readouterr().err
+
+
 def test_a_damaged_picture_is_named_and_passed_over(folder, capsys):
     (folder / "photos" / "bad.jpg").write_text("<html>")
     code = main(["predict", str(folder / "m"), str(folder / "photos")])

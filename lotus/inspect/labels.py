@@ -23,8 +23,8 @@ PLANTED, BOUNDS = 0.02, (10, 500)
 """Fraction of the labels that are made wrong, and how many at least and at most."""
 RIGHT = 0.6
 """Of a list this fraction is wrong indeed, or more, as far as the planted ones tell."""
-STEADY = 0.2
-"""Fraction of the planted from which on a count of them says something: the first few may lie anywhere."""
+STEADY, COUNTED = 0.2, 5
+"""Fraction of the planted, and how many at least, from which on a count of them says something: the first few may lie anywhere."""
 RIDGE = 1e-3
 """Of the mean of the Gram matrix's diagonal."""
 
@@ -62,7 +62,7 @@ def suspects(margins: Floats, planted: Rows) -> Suspects:
     cuts = np.sort(margins[planted])
     part = (np.arange(len(cuts)) + 1) / len(cuts)  # r at each planted margin
     below = np.searchsorted(margins[order], cuts, side="right")
-    steady = part >= STEADY
+    steady = part >= max(STEADY, min(COUNTED, len(cuts)) / len(cuts))
     ratio = np.maximum(below, 0.5) / len(order) / part
     share = float(ratio[steady].min())
     fits = np.flatnonzero(steady & (share >= RIGHT * ratio))

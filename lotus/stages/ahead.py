@@ -150,7 +150,9 @@ def check_recipe(place: str, recipe: Recipe, model: nn.Module) -> None:
 def check_weights(place: str, model: Model) -> None:
     """Refuse weights that are not there."""
     if model.weights and not Path(model.weights).exists():
-        raise Refused(f"{place}.weights: there is nothing at {model.weights}.")
+        raise Refused(
+            f"{place}.weights: there is nothing at {model.weights}. Give a file of weights, or the folder of a model."
+        )
 
 
 def check_fit(place: str, model: Model) -> None:

@@ -68,7 +68,9 @@ def found(wants: Teacher, classes: Sequence[str], place: str) -> tuple[nn.Module
 
     asked, where = _model(wants), f"{place}.teacher"
     if asked.weights and not os.path.exists(asked.weights):
-        raise Refused(f"{where}: there is nothing at {asked.weights}.")
+        raise Refused(
+            f"{where}: there is nothing at {asked.weights}. Give a file of weights, or the folder of a model."
+        )
     if given.is_ours(asked):
         _check_classes(spec.read(asked.weights).get("about", {}), classes, asked.weights, where)
         ours: Any = lotus.pruning.load(asked.weights)
