@@ -162,7 +162,8 @@ class Worse(Guest):
         return epoch
 
     def losses(self, losses: torch.Tensor, seen: Any) -> torch.Tensor:
-        return losses + self._more * (seen.batch.index == BAD) if self._here else losses
+        more = torch.where(seen.batch.index == BAD, self._more, 0.0)
+        return losses + more if self._here else losses
 
 
 def acting(folder: Path, how: str | None, more: float = 30.0, events: list[Any] | None = None, **rest: Any) -> Any:
