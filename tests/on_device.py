@@ -42,7 +42,7 @@ EPOCHS = 3
 class Plain:
     """The engine's interface over torch alone: DeepSpeed knows no such device."""
 
-    stage = 0
+    stage, compiled = 0, None
 
     def __init__(self, model: nn.Module, optimizer: Any, recipe: Train, world: World, *, place: str = "train") -> None:
         self.module, self.world, self.optimizer = model, world, optimizer

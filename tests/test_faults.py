@@ -413,7 +413,7 @@ def test_whatever_file_of_a_finished_run_changes_the_doctor_names_it(
         if not content:
             continue
         flipped = bytes([*content[:-2], content[-2] ^ 1, content[-1]])
-        changed = {"flipped": flipped, "cut off": content[:-1], "empty": b""}[how]
+        changed = {"flipped": flipped, "cut off": content[:-2], "empty": b""}[how]
         file.write_bytes(changed)
         os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))
         if file.name not in TOLD_ALONE:
