@@ -7,7 +7,7 @@ RUN    := $(VENV)/bin/python
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 export VENV PYTHON
 
-.PHONY: demo test check fast format lint types docs setup soak doctor clean
+.PHONY: demo test check fast format lint lint-and-types types docs setup soak doctor clean
 
 demo: setup   ## every stage on scikit-learn's digits, ends with the report
 	@$(RUN) tools/run.py configs/digits.yaml
@@ -15,10 +15,13 @@ demo: setup   ## every stage on scikit-learn's digits, ends with the report
 test: setup   ## the whole test suite
 	@$(PYTEST)
 
-check: setup lint types fast   ## before every commit: under two minutes
+check: setup   ## before every commit: under two minutes
+	@$(MAKE) --no-print-directory -j 2 fast lint-and-types
 
 fast:
 	@$(PYTEST) -m "not slow"
+
+lint-and-types: lint types
 
 lint:
 	@$(RUN) -m ruff format --check .
@@ -37,8 +40,9 @@ format:
 setup:
 	@tools/setup.sh
 
-soak: setup   ## kill runs at random moments; each must end as if nothing had happened (KILLS=20)
+soak: setup   ## strike runs at random moments; each must end as if nothing had happened (KILLS=20); then files (MUTANTS=20000)
 	@$(RUN) tools/soak.py --kills $(or $(KILLS),20)
+	@mkdir -p build && PYTHONPATH=. $(RUN) -W ignore tests/test_fuzz.py 0 $(or $(MUTANTS),20000) 2>build/fuzz.log
 
 doctor: setup
 	@$(RUN) -m lotus doctor

@@ -33,6 +33,7 @@ from lotus.config import Data, as_request
 from lotus.data import folders, unpacked
 from lotus.data.dataset import open_data
 from lotus.data.source import Source
+from lotus.data.views import Look
 from lotus.pruning import Given, spec, study
 from lotus.pruning.plan import BlockPlan, Plan
 from lotus.pruning.study import Study
@@ -170,10 +171,11 @@ def _batches(model: nn.Module, source: Source, about: dict[str, Any], most: int 
     """The same images at every call, as timm's recipe for the weights has them: ``most`` that are drawn, or all."""
     rows = np.random.default_rng(0).permutation(len(source))[: most or len(source)]
     device = next(model.parameters()).device
-    look = {name: about[name] for name in ("mean", "std", "crop", "interpolation")}
+    seen = {name: about[name] for name in ("mean", "std", "crop", "interpolation")}
+    look = Look(size=door.image_size(model), **seen)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in unpacked.batches(source, np.sort(rows), door.image_size(model), **look):
+        for images, labels in unpacked.batches(source, np.sort(rows), look):
             yield images.to(device), labels.to(device)
 
     return batches

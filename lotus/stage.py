@@ -128,6 +128,9 @@ class Stage:
     """What it leaves, relative to the run's folder, ``{data}`` for where the images lie; of a folder the file that is written last."""
     every_rank: bool = False
     """Every rank works in it; else rank 0 does while the rest wait."""
+    identity: Callable[[Any], str] | None = None
+    """What identifies what it leaves among the images, given the :class:`lotus.run.Run`: a host that does not share rank 0's folder
+    does the stage for itself, and the two are compared. None: rank 0's is sent there."""
     part: Part = "apart"
     """What it is to the ledger: ``choosing`` images, the ``training`` on them, another part of the ``lottery``, the one that leaves
     the model that is ``shipped``, the ``dense`` training that all is compared with, or ``apart``: no part of what it cost."""

@@ -263,16 +263,14 @@ def choose(
     return keep
 
 
-def rehearse(
-    *, pick: Choice, keep: float | None, epochs: int, shelves: Iterable[ModuleType] = (), images: int = 500
-) -> float:
+def rehearse(*, pick: Choice, keep: float | None, epochs: int, shelves: Iterable[ModuleType] = ()) -> float:
     """The fraction of all image passes that a training would take, on made-up losses (exponential, the same in every epoch).
 
     Exact, but for whole images, for methods that read a budget and where ``saving`` is set; else a guess.
     """
     keep = choose(pick=pick, keep=keep, epochs=epochs, shelves=shelves)
-    losses = np.random.default_rng(0).exponential(size=images)
-    state = State(np.arange(images) % 10)
+    losses = np.random.default_rng(0).exponential(size=500)
+    state = State(np.arange(len(losses)) % 10)
     for epoch in range(epochs):
         rows = redraw(state, pick=pick, epoch=epoch, epochs=epochs, keep=keep, shelves=shelves).rows
         state.add(rows, losses[rows])

@@ -298,21 +298,17 @@ def scored(
     seed: int = 0,
     shelves: Iterable[ModuleType] = (),
     max_memory: float | None = None,
-    enough: float = 0.0,
-    places: Places = CONFIG,
 ) -> Floats:
     """(N,) what each image scores; higher = keep first, may hold infinities.
 
     Args:
         seed: what a random score follows from, where it is not said
         max_memory: GB that it may take beside the signals; None: as it needs
-        enough: GB that what comes after it will need, where that is known: a refusal names no less
-        places: what refusals call what they speak of
 
     Raises:
         Refused: no such method or option; what it reads is missing; too little memory; a score that is NaN.
     """
-    return _scored(signals, _scorer(score, seed, shelves, places), max_memory, enough, places)
+    return _scored(signals, _scorer(score, seed, shelves, CONFIG), max_memory, 0.0, CONFIG)
 
 
 def _scored(signals: Signals, scorer: Method, max_memory: float | None, enough: float, places: Places) -> Floats:

@@ -172,9 +172,7 @@ def pursue(
     return chosen, np.maximum(weights, 0.01 * mean)
 
 
-def _not_negative(
-    weights: Floats, aim: Floats, product: Callable[[Floats], Array], ridge: float, *, rounds: int = 1000
-) -> Floats:
+def _not_negative(weights: Floats, aim: Floats, product: Callable[[Floats], Array], ridge: float) -> Floats:
     """The weights >= 0 with the least ``w K w / 2 + ridge w w / 2 - aim w``, K through ``product``.
 
     Accelerated projected gradients with restarts (O'Donoghue and Candes 2015, arXiv 1204.3982).
@@ -189,7 +187,7 @@ def _not_negative(
     rate = 1 / (1.05 * largest + ridge)
     now = ahead = np.maximum(weights, 0)
     speed = 1.0
-    for _ in range(rounds):
+    for _ in range(1000):
         slope = product(ahead) + ridge * ahead - aim
         after = np.maximum(ahead - rate * slope, 0)
         moved = after - now

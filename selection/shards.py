@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,7 +56,7 @@ class Sharded:
     seed: int = 0
     way: Way = Way()
     labels: str = ""
-    say: Words = Words()
+    say: Words = field(default_factory=Words)
 
     def check(self) -> None:
         """
@@ -167,17 +167,26 @@ def select(files: Sequence[str], asked: Sharded, run: Map = map) -> tuple[Subset
     share = {label: quota[label] / sizes[label] for label in quota}
     jobs = [Part(file, number, parts, share, asked) for file in files for number in range(parts)]
     begins = dict(zip(files, np.cumsum([0, *[len(one.labels) for one in about]]).tolist()))
-    handed: dict[int, list[tuple[Rows, Candidates]]] = {label: [] for label in quota}
-    for job, found in zip(jobs, run(first, jobs), strict=True):
-        for one in found:
-            handed[one.label].append((one.rows + begins[job.file], one))
+    handed = _handed(jobs, run, begins)
     places = {label: np.concatenate([rows for rows, _ in some]) for label, some in handed.items()}
     unions = [_union(label, quota[label], [one for _, one in some], asked) for label, some in handed.items()]
     taken = np.concatenate([places[of.label][chosen] for of, chosen in zip(unions, run(second, unions), strict=True)])
     told = f"{len(jobs)} shards handed on {sum(map(len, places.values())):,} images"
-    names = [one.names for one in about]
-    known = tuple(name for some in names for name in some or ()) if all(names) else None
-    return _ticket(taken, signals, asked, len(jobs)), incoming.Incoming(signals, known, (told,))
+    return _ticket(taken, signals, asked, len(jobs)), incoming.Incoming(signals, _names(about), (told,))
+
+
+def _handed(jobs: Sequence[Part], run: Map, begins: Mapping[str, int]) -> dict[int, list[tuple[Rows, Candidates]]]:
+    """Of each class, what the shards hand on, with the rows of all files together."""
+    handed: dict[int, list[tuple[Rows, Candidates]]] = {}
+    for job, found in zip(jobs, run(first, jobs), strict=True):
+        for one in found:
+            handed.setdefault(one.label, []).append((one.rows + begins[job.file], one))
+    return dict(sorted(handed.items()))
+
+
+def _names(about: Sequence[Held]) -> tuple[str, ...] | None:
+    """The names of the images of all files; None where one knows none."""
+    return tuple(name for one in about for name in one.names or ()) if all(one.names for one in about) else None
 
 
 def _ticket(taken: Rows, signals: Signals, asked: Sharded, shards: int) -> Subset:

@@ -30,6 +30,7 @@ def test_every_example_is_here_and_named() -> None:
     assert [name for name in EXAMPLES if f"examples/{name}" not in readme] == []
 
 
+@pytest.mark.slow
 def test_images_are_chosen_without_torch() -> None:
     code = (
         "import runpy, sys\n"

@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
+import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +41,49 @@ WHOLE = [
 DIVERGES = ["batch_size=719", "epochs=1", "lr=1e30", "optimizer=sgd", "clip=0", "warmup_epochs=0"]
 
 
+class Disk:
+    """Watches over what a power cut would leave: a file, or a name, that was not made to last is gone or empty after it."""
+
+    def __init__(self) -> None:
+        self.lost: list[str] = []
+        self._lasts: dict[tuple[int, int], tuple[int, int]] = {}
+        self._names: dict[Path, str] = {}
+        self._real = os.fsync, os.replace
+
+    def fsync(self, handle: Any) -> None:
+        about = os.fstat(handle)
+        self._lasts[about.st_dev, about.st_ino] = about.st_size, about.st_mtime_ns
+        if stat.S_ISDIR(about.st_mode):
+            self._names.pop(Path(os.readlink(f"/proc/self/fd/{handle}")), None)
+        self._real[0](handle)
+
+    def replace(self, new: Any, path: Any, **named: Any) -> None:
+        new, path = Path(new), Path(path).absolute()
+        for file in [new, *new.rglob("*")] if new.is_dir() else [new]:
+            about = file.lstat()
+            known = self._lasts.get((about.st_dev, about.st_ino))
+            if stat.S_ISREG(about.st_mode) and about.st_nlink == 1 and known != (about.st_size, about.st_mtime_ns):
+                self.lost.append(f"{path}: {file} came to its name before it would last")
+        self._real[1](new, path, **named)
+        self._names[path.parent.resolve()] = f"{path}: its name would not last"
+
+    def left(self) -> list[str]:
+        """What a power cut now would cost."""
+        return self.lost + [text for folder, text in self._names.items() if folder.is_dir()]
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def disk() -> Disk:
+    return Disk()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, disk: Disk) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "trained"
-    assert main(["finetune", *WORDS, f"folder={folder}"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", disk.fsync)
+        patch.setattr(os, "replace", disk.replace)
+        assert main(["finetune", *WORDS, f"folder={folder}"]) == 0
     return folder
 
 
@@ -53,6 +95,13 @@ def folder(trained: Path, tmp_path: Path) -> Path:
 
 def told(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the name of a folder")
+def test_a_power_cut_finds_whole_files_alone(trained: Path, disk: Disk) -> None:
+    assert (trained / "finetune" / "model.safetensors").is_file()
+    assert len(disk._lasts) > 20
+    assert disk.left() == []
 
 
 @pytest.mark.parametrize(
@@ -334,3 +383,65 @@ def test_a_finished_run_reads_through_no_file_and_loads_no_torch(finished: Path)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "report.html" in done.stdout
+
+
+TOLD_ALONE = ("log.jsonl", "config.yaml", "versions.txt", "MODEL.md", "README.md", ".lock")
+"""What no stage reads: nobody is misled by them but the eye. ``config.yaml`` is held to the stages' own settings."""
+
+
+def check_of(run: runs.Run) -> str:
+    """What ``lotus doctor RUN`` finds wrong, with its cure."""
+    from lotus.stages.whole import run_checks
+
+    return "\n".join(f"{check.name}: {check.found}. {check.cure}" for check in run_checks(run) if check.cure)
+
+
+@pytest.mark.parametrize("how", few(["flipped", "cut off", "empty"], ["flipped"]))
+def test_whatever_file_of_a_finished_run_changes_the_doctor_names_it(
+    how: str, whole: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every kind of file that a run leaves, a checkpoint among them; and what nobody reads leads to no traceback."""
+    import torch
+
+    from lotus.training.checkpoint import Checkpoints
+
+    Checkpoints(whole / "checkpoints" / "train", key="k").save({"weights": {"w": torch.ones(9)}}, {"step": 1})
+    run, kinds = run_of(read(WHOLE[0], [*WHOLE[1:], f"folder={whole}"])), set()
+    assert check_of(run) == ""
+    for file in sorted(path for path in whole.rglob("*") if path.is_file()):
+        content, about = file.read_bytes(), file.stat()
+        if not content:
+            continue
+        flipped = bytes([*content[:-2], content[-2] ^ 1, content[-1]])
+        changed = {"flipped": flipped, "cut off": content[:-1], "empty": b""}[how]
+        file.write_bytes(changed)
+        os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))
+        if file.name not in TOLD_ALONE:
+            kinds.add(file.suffix)
+            told = check_of(run)
+            named = file.name if "checkpoints" not in file.parts else "checkpoints/train/000001"
+            assert named in told, f"{file}: {told}"
+            assert re.search(r"elete|To be done|passed over", told), told
+        else:
+            capsys.readouterr()
+            assert main(["report", str(whole)]) in (0, 2), file
+            shutil.copy2(finished / "report.html", whole / "report.html")
+        file.write_bytes(content)
+        os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))
+    assert kinds == {".safetensors", ".json", ".npz", ".beton", ".html"}
+    assert check_of(run) == ""
+
+
+@pytest.mark.parametrize("seconds", few([-86_400, 86_400], [86_400]))
+def test_a_clock_that_is_set_makes_nothing_again(
+    seconds: int, whole: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = time.time
+    for file in whole.rglob("*"):
+        os.utime(file, (now() + seconds, now() + seconds))
+    monkeypatch.setattr(time, "time", lambda: now() - 2 * seconds)
+    assert main(["run", *WHOLE, f"folder={whole}"]) == 0
+    assert main(["run", *WHOLE, f"folder={whole}", "--from", "report"]) == 0
+    for name in ("train", "prune", "finetune", "baseline"):
+        stands = json.loads((whole / "stages" / f"{name}.json").read_text())
+        assert stands == json.loads((finished / "stages" / f"{name}.json").read_text()), name

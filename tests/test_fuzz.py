@@ -6,6 +6,7 @@ They are read by a second process, which may take 2 GB beside what it has loaded
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import pickle
@@ -163,6 +164,23 @@ def of_npz(data: bytes, rng: Random) -> bytes:
     return out.getvalue()
 
 
+def of_torch(data: bytes, rng: Random) -> bytes:
+    """Half of them are sound archives whose pickle, or numbers, are not."""
+    if rng.random() < 0.5:
+        return blind(data, rng)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    names = [name for name, content in members.items() if content]
+    pickled = [name for name in names if name.endswith("data.pkl")]
+    name = pickled[0] if rng.random() < 0.7 else names[int(rng.integers(len(names)))]
+    members[name] = blind(members[name], rng)
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return out.getvalue()
+
+
 def _npy(array: np.ndarray) -> bytes:
     out = io.BytesIO()
     np.save(out, array)
@@ -181,7 +199,8 @@ class Kind(NamedTuple):
 
 def kinds(folder: Path) -> dict[str, Kind]:
     """Every format, with a small file of it."""
-    return {**_of_selection(folder), **_of_data(folder), **_of_models(folder), **_of_runs(folder)}
+    parts = (_of_selection, _of_incoming, _of_data, _of_models, _of_runs)
+    return {name: kind for part in parts for name, kind in part(folder).items()}
 
 
 def _of_selection(folder: Path) -> dict[str, Kind]:
@@ -225,6 +244,37 @@ def _of_selection(folder: Path) -> dict[str, Kind]:
         "json": Kind(folder / "ticket.json", of_json, foreign),
         "json of scores": Kind(folder / "scores.json", of_json, scored),
     }
+
+
+def _of_incoming(folder: Path) -> dict[str, Kind]:
+    """What ``lotus select`` reads of others."""
+    from selection import incoming
+
+    rng = np.random.default_rng(0)
+    embeddings, names = rng.random((20, 4), np.float32), np.array([f"a/{i}.jpg" for i in range(20)])
+    np.save(folder / "embeddings.npy", embeddings)
+    np.savez(folder / "embeddings.npz", embeddings=embeddings, labels=np.arange(20) % 2, paths=names)
+    np.save(folder / "labels.npy", np.arange(20) % 2)
+    rows = [f"{name},{i / 20},{i % 2}" for i, name in enumerate(names)]
+    (folder / "scores.csv").write_text("\n".join(["path,score,label", *rows]), encoding="utf-8")
+    found = {
+        "embeddings .npy": Kind(folder / "embeddings.npy", blind, incoming.read),
+        "embeddings .npz": Kind(folder / "embeddings.npz", of_npz, incoming.read),
+        "scores .csv": Kind(folder / "scores.csv", blind, incoming.read),
+        "labels .npy": Kind(
+            folder / "labels.npy", blind, lambda path: incoming.read(folder / "embeddings.npy", labels=path)
+        ),
+    }
+    if importlib.util.find_spec("pyarrow") is not None:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        parquet.write_table(
+            pa.table({"path": names.tolist(), "score": rng.random(20), "label": [i % 2 for i in range(20)]}),
+            folder / "scores.parquet",
+        )
+        found["scores .parquet"] = Kind(folder / "scores.parquet", blind, incoming.read)
+    return found
 
 
 def _of_data(folder: Path) -> dict[str, Kind]:
@@ -285,7 +335,9 @@ def _of_models(folder: Path) -> dict[str, Kind]:
     for name in ("described", "weighted"):
         spec.save(create(Model(name="vit_tiny_patch16_224", args=args), 2), folder / name, about={"mean": [0.5] * 3})
     files.write_tensors(folder / "gates.safetensors", {"blocks.0.attn": torch.ones(16)})
-    torch.save(create(Model(name="vit_tiny_patch16_224", args=args), 2).state_dict(), folder / "weights.pt")
+    weights = create(Model(name="vit_tiny_patch16_224", args=args), 2).state_dict()
+    torch.save(weights, folder / "weights.pt")
+    torch.save({"model": weights, "epoch": 3, "arch": "deit"}, folder / "deit.pth")
     start = Model(name="vit_tiny_patch16_224", args=args, weights=str(folder / "weighted"))
 
     def described(path: Path) -> None:
@@ -301,7 +353,8 @@ def _of_models(folder: Path) -> dict[str, Kind]:
         adopt("vit_tiny_patch16_224", args, str(path))
 
     return {
-        "weights of torch": Kind(folder / "weights.pt", blind, torchs),
+        "weights of torch": Kind(folder / "weights.pt", of_torch, torchs),
+        "checkpoint of DeiT": Kind(folder / "deit.pth", of_torch, torchs),
         "spec.json": Kind(folder / "described" / "spec.json", of_json, described),
         "safetensors": Kind(folder / "weighted" / "model.safetensors", of_safetensors, weighted),
         "gates": Kind(folder / "gates.safetensors", of_safetensors, lambda path: files.read_tensors(path, "Again.")),
@@ -316,6 +369,7 @@ def _of_runs(folder: Path) -> dict[str, Kind]:
     from lotus.training.checkpoint import Checkpoints
     from lotus.training.deepspeed_config import settings
     from lotus.training.distributed import World
+    from lotus.training.spikes import Passed
 
     page = Path(__file__).resolve().parent.parent / "configs" / "staged.yaml"
     (folder / "page.yaml").write_bytes(page.read_bytes())
@@ -333,6 +387,8 @@ def _of_runs(folder: Path) -> dict[str, Kind]:
     Checkpoints(folder / "checkpoints", key="k", world=World()).save({"weights": {"w": torch.ones(3)}}, {"step": 1})
     checkpoint = next((folder / "checkpoints").iterdir())
     (folder / "zero.json").write_text('{"zero_optimization": {"stage": 1}, "bf16": {"enabled": "auto"}}', "utf-8")
+
+    Passed(folder / "rewound.json", "k", World()).more(0, 1, 3)
 
     def deepspeed(path: Path) -> None:
         settings(Recipe(deepspeed=str(path)), World())
@@ -352,6 +408,9 @@ def _of_runs(folder: Path) -> dict[str, Kind]:
             checkpoint / "manifest.json",
             of_json,
             lambda _: Checkpoints(checkpoint.parent, key="k", world=World()).latest(),
+        ),
+        "steps that are passed over": Kind(
+            folder / "rewound.json", of_json, lambda path: Passed.of(path.parent, "k", World())
         ),
         "config": Kind(folder / "page.yaml", blind, lambda path: read(path)),
         "overrides": Kind(words, blind, overrides),

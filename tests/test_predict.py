@@ -7,10 +7,10 @@ import shlex
 import shutil
 import stat
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import in_process
 import numpy as np
 import pytest
 import timm
@@ -22,6 +22,7 @@ from lotus.cli import main
 from lotus.data import pictures as looked_at
 from lotus.data import unpacked
 from lotus.data.source import Source
+from lotus.data.views import Look
 from lotus.export import export
 from lotus.vit import model as door
 
@@ -112,8 +113,8 @@ def test_what_was_measured_by_area_is_asked_by_area(folder: Path, capsys: Any) -
     Image.fromarray(pixels).save(folder / "photos" / "one.png")
     lotus.save(lotus.load(folder / "m"), folder / "n", about={**ABOUT, "crop": 0.9, "resize": "area"})
     source = Source(np.zeros(1, np.int64), ("one",), lambda _: pixels, str, "x", where="here")
-    look = {"mean": ABOUT["mean"], "std": ABOUT["std"], "crop": 0.9, "interpolation": "area"}
-    ((image, _),) = unpacked.batches(source, np.arange(1), 8, **look)
+    look = Look(size=8, mean=ABOUT["mean"], std=ABOUT["std"], crop=0.9, interpolation="area")
+    ((image, _),) = unpacked.batches(source, np.arange(1), look)
     with torch.no_grad():
         wanted = float(lotus.load(folder / "n")(image).softmax(1).max())
     _, (found,) = answers(capsys, folder / "n", folder / "photos")
@@ -174,14 +175,11 @@ def first_block(page: str) -> list[str]:
     return re.findall(r"```bash\n(.*?)```", text, re.DOTALL)[0].strip().splitlines()
 
 
-def shell(line: str, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """``line`` as a shell would run it in ``folder``, by the lotus that is tested."""
     command, *words = shlex.split(line, comments=True)
     assert command == "lotus"
-    known = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "lotus", *words, *more], cwd=folder, capture_output=True, text=True, check=False, env=known
-    )  # fmt: skip
+    return in_process.lotus(*words, here=folder)
 
 
 @pytest.mark.slow

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from in_process import lotus
 
-from lotus import stages
+from lotus import load, stages
 from lotus.config import Config, read
 from lotus.stages import checks, search
 from selection.errors import Refused
@@ -26,10 +24,7 @@ TINY = [
 
 
 def run(config: str, folder: Path, *more: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "lotus", "run", str(ROOT / "configs" / config), f"folder={folder}", *TINY, *more],
-        capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    done = lotus("run", str(ROOT / "configs" / config), f"folder={folder}", *TINY, *more)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -118,16 +113,15 @@ def test_a_searched_budget_is_hit(tmp_path: Path, more: list[str]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["prune.search.kind=blocks", "prune.sizes=[0.3]"])
 def test_the_stream_is_narrowed_first(tmp_path: Path, way: str) -> None:
-    import lotus
     from lotus.vit import anatomy
     from lotus.vit.cost import count
 
     told = run("staged.yaml", tmp_path / "run", "score.epochs=1", "prune.embed_dim=0.75", "prune.keep.macs=0.5",
                "train.sparsity.gates=false", way)  # fmt: skip
     assert "Of the residual stream's 32 channels 24 stay, turned." in told
-    dense = count(lotus.load(tmp_path / "run" / "train")).macs
+    dense = count(load(tmp_path / "run" / "train")).macs
     for folder, part in (("finetune", 0.5), *((("prune-0.3", 0.3),) if "sizes" in way else ())):
-        small = lotus.load(tmp_path / "run" / folder)
+        small = load(tmp_path / "run" / folder)
         assert {block.width for block in anatomy.blocks(small)} == {24}
         assert 0.8 * part * dense < count(small).macs <= part * dense  # of the dense model's, not of the narrower one's
     assert loaded(tmp_path / "run" / "results.json")["kept"]["width"] == {"kept": 24, "of": 32}
@@ -135,14 +129,13 @@ def test_the_stream_is_narrowed_first(tmp_path: Path, way: str) -> None:
 
 @pytest.mark.slow
 def test_several_sizes_out_of_one_training(tmp_path: Path) -> None:
-    import lotus
     from lotus.vit import anatomy
     from lotus.vit.cost import count
 
     run("staged.yaml", tmp_path / "run", "score.epochs=1", "prune.sizes=[0.4, 0.8]")
     told = loaded(tmp_path / "run" / "stages" / "prune.json")["values"]["sizes"]
-    models = [lotus.load(tmp_path / "run" / f"prune-{part}") for part in (0.8, 0.4)]
-    dense = count(lotus.load(tmp_path / "run" / "train")).macs
+    models = [load(tmp_path / "run" / f"prune-{part}") for part in (0.8, 0.4)]
+    dense = count(load(tmp_path / "run" / "train")).macs
     for model, part in zip(models, (0.8, 0.4)):
         assert count(model).macs == told[str(part)]["macs"] <= part * dense
     page = (tmp_path / "run" / "report.html").read_text()
@@ -193,7 +186,6 @@ def test_a_budget_of_latency_is_told_and_its_file_goes_with_it(tmp_path: Path) -
 )
 def test_a_budget_of_latency_is_searched_and_drawn_in_sizes(tmp_path: Path, way: list[str]) -> None:
     """By the clock: nothing is said of how exact it is while tests share the machine."""
-    import lotus
     from lotus.pruning.latency import Table
     from lotus.vit.cost import count
 
@@ -212,7 +204,7 @@ def test_a_budget_of_latency_is_searched_and_drawn_in_sizes(tmp_path: Path, way:
         for part in (0.95, 0.85):
             assert values["sizes"][f"{part}"]["latency"]["measured"] > 0
             assert values["sizes"][f"{part}"]["latency"]["asked"] == part
-        large, small = (count(lotus.load(tmp_path / "run" / f"prune-{part}")) for part in (0.95, 0.85))
+        large, small = (count(load(tmp_path / "run" / f"prune-{part}")) for part in (0.95, 0.85))
         assert small.macs <= large.macs
     else:
         found = loaded(tmp_path / "run" / "search.json")

@@ -29,7 +29,7 @@ LINEAR_OPTIMIZERS = ("adamw", "sgd")
 
 OF_IMAGES = {
     "accumulate": 2, "augment": "{flip: true}", "compile": "true", "cutmix": 1, "deepspeed": "mine.json", "drop_path": 0.1,
-    "ema": 0.9, "guests": "[late_average]", "layer_decay": 0.9, "mixup": 0.2, "patches": "{keep: 0.5}",
+    "ema": 0.9, "guests": "[late_average]", "layer_decay": 0.9, "mixup": 0.2, "on_spike": "skip", "patches": "{keep: 0.5}",
 }  # fmt: skip
 """What a linear probe has none of, since it sees each image once; each with another value than its own."""
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from lotus.data import format
 from lotus.data.format import Beton, PlainWriter, Stored
-from lotus.data.manifest import Manifest, checksum, verify
+from lotus.data.manifest import Manifest, checksum, frame, verify
 from lotus.data.pictures import Pixels
 from lotus.data.source import digest
 from lotus.data.writing import Written, fresh, prepare, read_back, settings, tell
@@ -91,6 +91,7 @@ def part(file: str | os.PathLike[str], rows: npt.NDArray[np.int64], out: str | o
             writer.finish()
         finally:
             writer.abandon()
+        format.seal(beside, written.checks)
         read_back(beside, written)
         about = beside.stat()
         fingerprint = digest(known.fingerprint, rows)
@@ -104,6 +105,7 @@ def part(file: str | os.PathLike[str], rows: npt.NDArray[np.int64], out: str | o
             bytes=about.st_size,
             modified=about.st_mtime_ns,
             checksum=checksum(beside),
+            frame=frame(beside),
         )
     tell(out, manifest)
     return manifest

@@ -59,6 +59,8 @@ def imagefolder(path: str, *, val_fraction: float = 0.1, seed: int = 0) -> tuple
         other = kinds.get(root.suffix.lower(), "")
         hint = f" For a {root.suffix} set data.name={other}." if other else ""
         raise Refused(f"data.path: {path} is a file. imagefolder wants a folder of class folders.{hint}")
+    if shards.files(path) and not any(child.is_dir() for child in root.iterdir()):
+        raise Refused(f"data.path: {path} has no class folders, but shards. Set data.name=webdataset.")
     train, val = (
         folders.part(root, folders.TRAIN),
         next(filter(None, (folders.part(root, (name,)) for name in folders.VAL)), None),

@@ -276,7 +276,7 @@ class _Decoder(SimpleRGBImageDecoder):
         # Room for the largest JPEG of the file; raw images are read where they lie.
         self._room = int((3 * beton.heights * beton.widths)[packed].max(initial=1))
         self._file, self._size, self._workers = beton.file, loader.look.size, loader.workers
-        self._blank = loader.blank
+        self._blank, self._hold = loader.blank, beton.hold
         self._columns = (beton.modes, beton.heights, beton.widths, beton.pointers, beton.sizes, table)
         self._colors = np.ascontiguousarray(loader.levels), loader.fill
         how = ("area", "bilinear", "bicubic").index(loader.interpolation)
@@ -308,6 +308,7 @@ class _Decoder(SimpleRGBImageDecoder):
                     desk = desk[0], np.empty(3 * planes.shape[-1] ** 2, np.uint8)
                 try:
                     part = slice(start, start + step)
+                    self._hold(rows[part])
                     return paint(planes[part], rows[part], data, self._columns, self._colors, desk, self._calls)
                 finally:
                     self._desks.put(desk)

@@ -1,12 +1,15 @@
 """The .beton format (FFCV's version 2), read and written with numpy alone.
 
 A file is a header, a description of each field, a row of metadata an image, pages of pixel data, and a table that says
-where in the pages each image lies. LOTUS keeps three fields: ``image``, ``label``, ``index``.
+where in the pages each image lies. LOTUS keeps three fields: ``image``, ``label``, ``index``. Between pages and table it puts
+what FFCV passes over: :data:`SUMS`, and the CRC-32 of each stored image, to which the image is held when it is first read.
 """
 
 from __future__ import annotations
 
 import os
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -36,6 +39,9 @@ PLACE = np.dtype([("row", "<u8"), ("pointer", "<u8"), ("size", "<u8")])
 
 START = HEADER.itemsize + len(FIELDS) * FIELD.itemsize
 """Where the metadata begin."""
+
+SUMS = b"LOTUSCRC"
+"""Before the checksums, which are (N,) little-endian uint32."""
 
 MOST_CLASSES = 1 << 31
 _PIECE = 1 << 16  # rows of metadata that are read at a time
@@ -149,6 +155,28 @@ def head(page: int, images: int, table: int) -> tuple[npt.NDArray[np.void], npt.
     return header, fields
 
 
+def seal(file: Path, sums: Sequence[int]) -> None:
+    """Put the checksums of the images into a finished file, before its table.
+
+    Args:
+        sums: (N,) the CRC-32 of what is stored of each
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    block = SUMS + np.asarray(sums, "<u4").tobytes()
+    with file.open("r+b") as opened:
+        header = np.fromfile(opened, HEADER, count=1)
+        at = int(header["table"][0])
+        opened.seek(at)
+        places = opened.read()
+        header["table"] = at + len(block)
+        opened.seek(at)
+        opened.write(block + places)
+        opened.seek(0)
+        opened.write(header.tobytes())
+
+
 class Beton:
     """An open .beton: columns in memory, pixels mapped from the file. Everything in it has been checked to lie inside.
 
@@ -156,6 +184,8 @@ class Beton:
         modes, heights, widths, pointers, sizes: (N,) of each stored image; ``sizes`` in bytes.
         labels, index: (N,) int64.
         data: (bytes,) uint8, the whole file, mapped (copy on write; nothing writes).
+        sums: (N,) uint32, the CRC-32 of each stored image; None in a file of an older LOTUS.
+        pixels: where the pages begin and end, in bytes; all else of the file has been read.
 
     Raises:
         Refused: it is no .beton of ours, or parts of it are missing or make no sense.
@@ -203,14 +233,34 @@ class Beton:
         if int(self.labels.min()) < 0 or int(self.labels.max()) >= MOST_CLASSES:
             raise self._broken(f"its labels go from {self.labels.min()} to {self.labels.max()}")
         self.data: npt.NDArray[np.uint8] = np.asarray(np.memmap(self.file, np.uint8, mode="c"))
+        begin = table - len(SUMS) - 4 * images
+        sealed = begin >= pages and self.data[begin : begin + len(SUMS)].tobytes() == SUMS
+        self.sums = self.data[begin + len(SUMS) : table].view("<u4").copy() if sealed else None
+        self.pixels = pages, begin if sealed else table
+        self._held = np.zeros(images, np.bool_)  # those that are what was written
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def payload(self, row: int) -> npt.NDArray[np.uint8]:
-        """What is stored of image ``row``: raw pixels or a JPEG."""
+        """What is stored of image ``row``: raw pixels or a JPEG.
+
+        Raises:
+            Refused: it is not what was written.
+        """
         start = self.pointers[row]
-        return self.data[start : start + self.sizes[row]]
+        stored = self.data[start : start + self.sizes[row]]
+        if self.sums is not None and not self._held[row]:
+            if zlib.crc32(stored.data) != self.sums[row]:
+                raise damaged(self.file, row, "its bytes have changed since it was written")
+            self._held[row] = True
+        return stored
+
+    def hold(self, rows: npt.ArrayLike) -> None:
+        """Hold what is stored of ``rows`` to its checksums, for whoever reads the file by itself; see :meth:`payload`."""
+        rows = np.asarray(rows)
+        for row in rows[~self._held[rows]].tolist():
+            self.payload(row)
 
     def image(self, row: int) -> Pixels:
         """Image ``row`` (H, W, 3), decoded; not a view.

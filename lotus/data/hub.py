@@ -69,7 +69,7 @@ def source(
         values = [number[str(value)] for value in values]
     labels = as_labels(np.array(values), f"{where} {label}")
     rows = rows.cast_column(image, datasets.Image(decode=False))
-    encoded = rows if hasattr(rows, "__len__") else _Stream(rows, where)
+    encoded = rows if hasattr(rows, "__len__") else Stream(rows, where)
 
     def read(i: int) -> Pixels:
         packed = encoded[i][image]
@@ -97,7 +97,7 @@ def _values(rows: Any, column: str) -> list[Any]:
     return [row[column] for row in rows.select_columns([column])]
 
 
-class _Stream:
+class Stream:
     """Rows of a stream by their number. The last ones are kept, for threads that come late; for others it begins again."""
 
     KEPT = 512

@@ -72,4 +72,5 @@ def _lines(file: Path) -> Iterator[tuple[int, str, str]]:
                     raise Refused(f"{file}, line {line}: {', '.join(cells)!r:.80} is no path and label.")
                 yield line, cells[0], cells[1]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise Refused(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+        why = getattr(error, "strerror", None) or error
+        raise Refused(f"{file} cannot be read: {why}. Name a list, path,label a line.") from None

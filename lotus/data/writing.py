@@ -22,7 +22,7 @@ from lotus import config, files
 from lotus.data import format, pictures
 from lotus.data.encoding import checked, encoded, moments, stored
 from lotus.data.format import Beton, PlainWriter, Stored, TooLarge, Writer
-from lotus.data.manifest import Manifest, checksum, verified
+from lotus.data.manifest import Manifest, checksum, frame, verified
 from lotus.data.source import Source, digest
 from lotus.events import Event, Said, Step, Wrote
 from selection.errors import Refused
@@ -176,6 +176,7 @@ def _write(source: Source, file: Path, data: config.Data, stage: str, choose: Ch
                     stage, f"{file.name}: an image of {error.needed / 1e6:.1f} MB; beginning again with larger pages"
                 )
         _check_classes(source, written)
+        format.seal(beside, written.checks)
         read_back(beside, written)
         manifest = _described(source, data, beside, written)
     tell(file, manifest)
@@ -205,6 +206,7 @@ def _described(source: Source, data: config.Data, beside: Path, written: Written
         bytes=about.st_size,
         modified=about.st_mtime_ns,
         checksum=checksum(beside),
+        frame=frame(beside),
     )
 
 

@@ -34,6 +34,8 @@ ROUNDS = 6
 """Plans that are measured at most, each drawn by what the ones before it showed."""
 _DEEP = 4
 """Blocks that are enough to time one."""
+_MULTIPLES = (4, 8, 16, 32, 64)
+"""That ``round: auto`` may stand for."""
 _EVEN = (0.75, 0.5, 0.25)
 """Parts of all widths at which whole models are timed."""
 
@@ -325,15 +327,8 @@ def settle(
     return max(tried.values(), key=lambda one: one.part if one.part <= most else -one.part)
 
 
-def fast_multiple(
-    model: nn.Module,
-    batch: int,
-    *,
-    among: Sequence[int] = (4, 8, 16, 32, 64),
-    slack: float = 0.03,
-    timer: Timer | None = None,
-) -> int:
-    """The smallest of ``among`` such that MLP widths that are multiples of it are as fast a unit as any, to within ``slack``.
+def fast_multiple(model: nn.Module, batch: int, *, timer: Timer | None = None) -> int:
+    """The smallest of :data:`_MULTIPLES` such that MLP widths that are multiples of it are as fast a unit as any, to within 3 %.
 
     Each is tried at the multiple of it nearest to 0.6 of the width that is no multiple of the next.
 
@@ -346,18 +341,18 @@ def fast_multiple(
     few = _first(model, min(_DEEP, len(found)))
     least = like(few, of._replace(hidden=min(8, of.hidden)))
     widths = {}
-    for multiple in among:
+    for multiple in _MULTIPLES:
         odd = max(1, round((0.6 * of.hidden / multiple - 1) / 2)) * 2 + 1
         if multiple * odd <= of.hidden:
             widths[multiple] = multiple * odd
     if not widths:
-        return min(among)
+        return min(_MULTIPLES)
     floor = take(least)
     pace = {
         multiple: (take(like(few, of._replace(hidden=width))) - floor) / width for multiple, width in widths.items()
     }
     best = min(pace.values())
-    return min(multiple for multiple, each in pace.items() if each <= best + slack * abs(best))
+    return min(multiple for multiple, each in pace.items() if each <= best + 0.03 * abs(best))
 
 
 def _grid(width: int, least: int, parts: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0)) -> tuple[int, ...]:

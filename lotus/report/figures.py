@@ -308,10 +308,10 @@ def _dots(style: str, places: Sequence[tuple[float, float]], radius: float) -> l
     return [f'<circle class="{style}" cx="{a:.1f}" cy="{b:.1f}" r="{radius:g}"/>' for a, b in places]
 
 
-def _svg(title: str, parts: Sequence[str], *, width: float = _WIDTH, height: float = _HEIGHT) -> str:
+def _svg(title: str, parts: Sequence[str], *, height: float = _HEIGHT) -> str:
     told = escape(title)
     return (
-        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{told}"><title>{told}</title>'
+        f'<svg viewBox="0 0 {_WIDTH:g} {height:g}" role="img" aria-label="{told}"><title>{told}</title>'
         f"{''.join(parts)}</svg>"
     )
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lotus.data.loader import Loader
     from lotus.data.sample_plan import SamplePlan
     from lotus.data.views import Look
+    from lotus.stages.hosts import Hosts
     from lotus.training.distributed import World
     from lotus.vit.preprocessing import Preprocessing
     from selection.signals import Signals
@@ -47,6 +48,8 @@ class Context:
     """Beside LOTUS' own: those that are installed, and the user's files."""
     anew: bool = False
     """The data too is to be written again, whatever stands."""
+    hosts: Hosts | None = None
+    """The hosts of several ranks; None: one process, or nobody has looked yet."""
     as_of: Path | None = None
     """Folder of a model from elsewhere that is looked at: images are normalized as it wants them."""
 
@@ -60,6 +63,13 @@ class Context:
     @property
     def config(self) -> Config:
         return self.run.config
+
+    def share(self) -> None:
+        """Wait for all ranks; what rank 0 has written is then seen by all hosts."""
+        if self.hosts is not None:
+            self.hosts.share()
+        else:
+            self.world.barrier()
 
     def alone(self) -> Context:
         """For a stage that one rank does while the others wait."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import shutil
@@ -18,6 +19,7 @@ from lotus.run import Run
 from lotus.stage import Stage, Work
 from lotus.stages.checks import check, look_ahead
 from lotus.stages.context import Context
+from lotus.stages.hosts import Hosts
 from lotus.stages.shelf import check_named, run_of
 from selection.errors import Refused
 
@@ -79,6 +81,8 @@ def _held(run: Run, context: Context | None, lead: bool) -> Iterator[None]:
             if lead:
                 watch.clear(run.ranks)
             context.world.barrier()
+            context.hosts = Hosts(run, context.world)
+            context.share()
             rank, size = context.world.rank, context.world.size
             open_things.enter_context(watch.over(run.ranks, rank, size, 60 * run.config.rank_timeout))
         yield
@@ -121,7 +125,7 @@ def _go(
 ) -> Iterator[Event]:  # fmt: skip
     """Every stage that is asked for or not done."""
     lead = context is None or context.world.rank == 0
-    if asked or any(run.why(name) for name in names):
+    if asked or any(_why(run, context, name) for name in names):
         look_ahead(run.config, run.stages.values(), shelves)
         yield from _check_read(run, context, names, asked)
     _wait(context)  # nobody changes what stands before everybody has looked
@@ -159,10 +163,9 @@ def _each(
     """Every stage that is not done, in order; ``stood`` gathers the records that give way."""
     lead = context is None or context.world.rank == 0
     for name in names:
-        _wait(context)
-        why = run.why(name)
-        _wait(context)  # nobody starts, and changes what stands, before everybody has looked
+        why = _why(run, context, name)
         if why is None:
+            _elsewhere(run.stages[name], context)
             yield _logged(run, Skipped(name), lead)
             continue
         if context is None:
@@ -174,6 +177,24 @@ def _each(
         yield from _carry_out(run.stages[name], why, context, lead)
 
 
+def _why(run: Run, context: Context | None, name: str) -> str | None:
+    """Why a stage has to run, to rank 0: a host apart may think otherwise of images that are its own."""
+    if context is None:
+        return run.why(name)
+    context.share()
+    return context.world.text((run.why(name) or "") if context.world.is_main else "") or None
+
+
+def _elsewhere(stage: Stage, context: Context | None) -> None:
+    """Let hosts that do not share rank 0's folder do a stage for themselves, and compare."""
+    if stage.identity is None or context is None or context.hosts is None or not context.hosts.any:
+        return
+    hosts, here, identity = context.hosts, context.alone(), stage.identity
+    hosts.together(lambda: collections.deque(stage.make(here), maxlen=0) if hosts.copies else None)
+    context.world.barrier()
+    hosts.hold(stage.name, lambda: identity(context.run))
+
+
 def _carry_out(stage: Stage, why: str, context: Context, lead: bool) -> Iterator[Event]:
     """A stage, from its beginning to its record."""
     run, name = context.run, stage.name
@@ -183,6 +204,7 @@ def _carry_out(stage: Stage, why: str, context: Context, lead: bool) -> Iterator
         outcome = yield from _make(stage, context, lead)
     elif lead:
         outcome = yield from _make(stage, context.alone(), lead)
+    _elsewhere(stage, context)
     if lead:
         seconds = time.perf_counter() - began + outcome.earlier_seconds
         run.finish(

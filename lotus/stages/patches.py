@@ -178,5 +178,5 @@ def patch_file(
                 yield Step(stage, done, manifest.n, unit="images asked for their patches")
         patch_maps.save(file, maps, size=image_size(looks), fingerprint=manifest.fingerprint, mass=mass.curve())
         yield Wrote(stage, str(file))
-    context.world.barrier()
+    context.share()
     return file, asked, made

@@ -12,6 +12,7 @@ from selection.errors import Refused
 
 def run_checks(run: Run) -> Iterator[Check]:
     """What of a run is whole, stage by stage: all that it left is read through, about a second a gigabyte. Then its checkpoints."""
+    from lotus.data import beton
     from lotus.training import checkpoint
 
     goes_on = "lotus run goes on from there."
@@ -22,6 +23,9 @@ def run_checks(run: Run) -> Iterator[Check]:
             continue
         try:
             run.check_whole([stage])
+            for file in run.outputs(stage).values():
+                if file.suffix == ".beton":
+                    beton.verify(file)
         except Refused as fault:
             yield Check(stage, "done, and damaged since", str(fault), fatal=True)
         else:

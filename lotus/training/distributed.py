@@ -99,14 +99,36 @@ class World:
         from safetensors.torch import load, save
 
         whole = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-        packed = save(whole) if self.is_main else b""
-        length = self.main(len(packed))
+        packed = self.bytes(save(whole) if self.is_main else b"")
+        return whole if self.is_main else load(packed)
+
+    def bytes(self, content: bytes) -> bytes:
+        """Rank 0's, on every rank; what the others give is not looked at."""
+        if self.size == 1:
+            return content
+        length = self.main(len(content))
+        if not length:
+            return b""
         if self.is_main:
-            sent = torch.frombuffer(bytearray(packed), dtype=torch.uint8).to(self.device)
+            sent = torch.frombuffer(bytearray(content), dtype=torch.uint8).to(self.device)
         else:
             sent = torch.empty(length, dtype=torch.uint8, device=self.device)
         dist.broadcast(sent, src=0)
-        return whole if self.is_main else load(sent.cpu().numpy().tobytes())
+        return content if self.is_main else sent.cpu().numpy().tobytes()
+
+    def text(self, text: str) -> str:
+        """Rank 0's, on every rank; what the others give is not looked at."""
+        return self.bytes(text.encode()).decode()
+
+    def passed(self, tensor: Tensor, to: int, of: int) -> Tensor:
+        """What rank ``of`` passes to this one, which passes ``tensor`` to rank ``to``; of one shape on all ranks."""
+        if to == self.rank or not tensor.numel():
+            return tensor
+        here, there = tensor.contiguous(), torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        both = [dist.P2POp(dist.isend, here, to), dist.P2POp(dist.irecv, there, of)]
+        for sent in dist.batch_isend_irecv(both):
+            sent.wait()
+        return there
 
     def barrier(self) -> None:
         """Wait until every rank is here."""

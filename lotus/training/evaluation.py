@@ -27,11 +27,9 @@ class Stopped(KeyboardInterrupt):
     """Training ended early because it was asked to. What was reached is saved; the message says where."""
 
 
-def evaluate(
-    forward: nn.Module | Callable[[Tensor], Tensor], loader: Loader, world: World, *, stop: StopFlag | None = None
-) -> dict[str, float]:
+def evaluate(forward: nn.Module | Callable[[Tensor], Tensor], loader: Loader, world: World) -> dict[str, float]:
     """What :func:`evaluate_classes` tells of all classes together."""
-    return evaluate_classes(forward, loader, world, stop=stop)[0]
+    return evaluate_classes(forward, loader, world)[0]
 
 
 def evaluate_classes(

@@ -61,10 +61,10 @@ def loss_spikes(
     """Which steps' loss jumped, and the image that had most of it: after each epoch, in words. The training is left as it is; or,
     where ``on_spike`` is set, it is told at once, and that becomes of the step.
 
-    A step's loss is the mean over its images on all ranks, before weights, and before penalties where it is told alone. It jumps where it lies above the median
-    of the ``window`` steps before it by more than ``times`` their spread, 1.4826 times the median distance from that median (of
-    a normal distribution that is its standard deviation). A spike that comes back with the same image is that image's;
-    one with any images asks for a lower rate or a smaller ``clip``.
+    A step's loss is the mean over its images on all ranks, before weights, and before penalties where it is told alone. It jumps
+    where it lies above the median of the ``window`` steps before it by more than ``times`` their spread, 1.4826 times the median
+    distance from that median (of a normal distribution that is its standard deviation). A spike that comes back with the same
+    image is that image's; one with any images asks for a lower rate or a smaller ``clip``.
 
     Args:
         times: of the spread

@@ -143,12 +143,16 @@ class Micro:
     epoch: int
     number: int
     """In the epoch, from 0."""
-    rank: int
+    world: World
     objective: Objective
 
+    def mixed(self, pictures: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`lotus.training.objective.Objective.mix`; every rank calls."""
+        return self.objective.mix(pictures, labels, epoch=self.epoch, step=self.number, world=self.world)
+
     def mix(self, pictures: Tensor, labels: Tensor) -> Tensor:
-        """(B, any, S, S) mixed by the very lambda or box that the images are mixed by."""
-        return self.objective.mix(pictures, labels, epoch=self.epoch, step=self.number, rank=self.rank)[0]
+        """(B, any, S, S) mixed by the very lambda or box that the images are mixed by; every rank calls."""
+        return self.mixed(pictures, labels)[0]
 
 
 @dataclass(frozen=True)

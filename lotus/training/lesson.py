@@ -38,11 +38,11 @@ class Lesson:
 
     def give(self, batches: Iterator[Batch], at: Position, parts: int) -> tuple[Tensor, int]:
         """Forward and backward through ``parts`` micro-batches: the sum of this rank's losses, and of how many images."""
-        rank = self.engine.world.rank
-        _seed(_hash(self.objective.seed, at.step, rank), self.engine.world.device)
+        world = self.engine.world
+        _seed(_hash(self.objective.seed, at.step, world.rank), world.device)
         losses, images = [], 0
         for part in range(parts):
-            micro = Micro(at.epoch, at.micro + part, rank, self.objective)
+            micro = Micro(at.epoch, at.micro + part, world, self.objective)
             batch = next(batches)
             for guest in self.guests:
                 batch = guest.show(batch, micro)
@@ -54,9 +54,7 @@ class Lesson:
 
     def _loss(self, batch: Batch, micro: Micro) -> Tensor:
         """Sum over the micro-batch of each image's loss, times what the image counts."""
-        images, targets = self.objective.mix(
-            batch.images, batch.labels, epoch=micro.epoch, step=micro.number, rank=micro.rank
-        )
+        images, targets = micro.mixed(batch.images, batch.labels)
         logits = self.engine.forward(images)  # (B, C)
         losses = self.objective.losses(logits, targets)  # (B,)
         seen = Seen(batch, images, logits)

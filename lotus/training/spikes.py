@@ -164,7 +164,7 @@ class Spike:
     def __str__(self) -> str:
         rows = ", ".join(map(str, self.rows[:BACK]))
         more = f" and {len(self.rows) - BACK} more" if len(self.rows) > BACK else ""
-        ends = {None: "skipped", "skip": "skipped"}.get(self.how, self.how)
+        ends = {"stop": "the end of it", "rewind": "goes back"}.get(self.how or "", "skipped")
         return f"step {self.step}, learning rate {self.lr:.3g}: {self.why or 'not finite'}, {ends}; its images: rows {rows}{more}"
 
 
@@ -233,9 +233,10 @@ def became(spike: Spike, passed: Passed, epoch: int, begin: int, *, place: str, 
     """
     stays = "What was good stays in its checkpoints. " if (passed.file.parent / "checkpoints").is_dir() else ""
     cure = f"{stays}Lower {place}.lr, or set {place}.clip=1 and a longer warm-up"
-    what = f"{stage}: the loss {'jumped' if spike.why else 'or its gradient was not finite'} at step {spike.step}, learning rate {spike.lr:.3g}"
+    kind = "the loss or its gradient was not finite" if spike.how is None else "one more spike"
+    what = f"{stage}: {kind} at step {spike.step}, learning rate {spike.lr:.3g}"
     if spike.how == "stop":
-        raise Refused(f"{what}: {spike}. {cure}; {place}.on_spike=skip goes on without such steps.")
+        raise Refused(f"{stage}: {spike}. {cure}; {place}.on_spike=skip goes on without such steps.")
     if spike.failed == TOO_MANY:
         raise Refused(f"{what}, and at the {TOO_MANY - 1} steps before. {cure}.")
     if spike.how == "rewind":

@@ -100,10 +100,10 @@ def test_max_side_and_large_images(make: Make) -> None:
     file = make(source(3, lambda i: (60, 30 * (i + 1))), max_side=40, write="raw", loader="torch")
     assert [beton.image(file, i).shape for i in range(3)] == [(40, 20, 3), (40, 40, 3), (27, 40, 3)]
     # Larger than FFCV's usual page of 8 MiB, on which its own writer hangs.
-    large = replace(source(3), read=lambda i: np.full((1900, 1900, 3), i, np.uint8))
+    large = replace(source(2, classes=2), read=lambda i: np.full((1900, 1900, 3), i, np.uint8))
     opened = Beton(make(large, "large", max_side=0, write="raw", loader="auto"))
     assert (opened.image(1) == 1).all()
-    assert opened.sizes.tolist() == [3 * 1900**2] * 3
+    assert opened.sizes.tolist() == [3 * 1900**2] * 2
 
 
 def test_progress_is_told(tmp_path: Path) -> None:
@@ -587,3 +587,84 @@ def test_the_plain_writer_refuses_what_does_not_fit(tmp_path: Path) -> None:
     assert format.page_for(9 << 20) == 16 << 20
     with pytest.raises(Refused, match="max_side"):
         format.page_for(3 << 30)
+
+
+# ------------------------------------------------------------------------------------- a checksum an image, and the rest
+
+
+def flip(file: Path, at: int) -> None:
+    """One bit, under the old size and time."""
+    about = file.stat()
+    with file.open("r+b") as opened:
+        opened.seek(at)
+        byte = opened.read(1)[0]
+        opened.seek(at)
+        opened.write(bytes([byte ^ 1]))
+    os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))
+
+
+def test_a_large_file_is_held_to_its_sums_image_by_image_and_all_else_at_once(
+    make: Make, writer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever byte flips: either the file is refused before it is opened, or the image when it is first read."""
+    monkeypatch.setattr(manifest, "LARGE", 0)
+    file = make(source(12), write="proportion", loader=writer)
+    assert beton.verify(file, through=False).frame
+    sound = Beton(file)
+    assert sound.sums is not None
+    first, last = sound.pixels
+    places = {
+        0,
+        8,
+        40,
+        format.START + 5,
+        last - 1,
+        last,
+        last + 3,
+        last + len(format.SUMS) + 2,
+        file.stat().st_size - 9,
+    }
+    for at in sorted(places - {last - 1}):
+        flip(file, at)
+        with pytest.raises(Refused, match=r"train\.beton: .*Delete it and run prepare"):
+            beton.verify(file, through=False)
+        flip(file, at)
+    for row in range(12):
+        for at in (int(sound.pointers[row]), int(sound.pointers[row] + sound.sizes[row]) - 1):
+            flip(file, at)
+            assert beton.verify(file, through=False)
+            with pytest.raises(
+                Refused, match=rf"train\.beton: image {row} is damaged .*Delete the file and run prepare"
+            ):
+                Beton(file).image(row)
+            Beton(file).hold([one for one in range(12) if one != row])
+            flip(file, at)
+    Beton(file).hold(range(12))
+    flip(file, int(sound.pointers[3]))
+    with pytest.raises(Refused, match="its bytes have changed"):
+        beton.verify(file)
+    assert first <= int(sound.pointers.min())
+
+
+def test_a_file_without_sums_is_read_through(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an older LOTUS left it."""
+    with monkeypatch.context() as patch:
+        patch.setattr(format, "seal", lambda file, sums: None)
+        file = make(source(5), write="raw", loader="torch")
+    monkeypatch.setattr(manifest, "LARGE", 0)
+    assert Beton(file).sums is None
+    assert beton.verify(file, through=False).frame == ""
+    assert np.array_equal(beton.image(file, 4), drawn(4, 8, 8))
+    flip(file, int(Beton(file).pointers[2]))
+    with pytest.raises(Refused, match="its bytes have changed"):
+        beton.verify(file, through=False)
+
+
+def test_a_part_has_sums_of_its_own(make: Make, tmp_path: Path) -> None:
+    file = make(source(20), write="raw", loader="torch")
+    beton.part(file, np.arange(3, 9), tmp_path / "part.beton")
+    part, whole = Beton(tmp_path / "part.beton"), Beton(file)
+    assert part.sums is not None
+    assert whole.sums is not None
+    assert part.sums.tolist() == whole.sums[3:9].tolist()
+    assert beton.verify(tmp_path / "part.beton").frame

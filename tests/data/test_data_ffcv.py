@@ -169,6 +169,7 @@ def test_a_subset_smaller_than_a_batch(stored: dict[str, Path]) -> None:
     assert sorted(batch.index.tolist()) == [2, 5, 60]
 
 
+@pytest.mark.slow
 def test_a_live_epoch_at_the_interpreters_end(stored: dict[str, Path]) -> None:
     """FFCV aborts the process with code 134; and its import sets torch to one thread."""
     script = f"""
@@ -191,8 +192,8 @@ print(torch.get_num_threads())
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("loader", ["ffcv", "torch"])
-def test_ffcv_alone_reads_our_files(tmp_path: Path, loader: str) -> None:
+@pytest.mark.slow
+def test_ffcv_alone_reads_our_files(tmp_path: Path) -> None:
     """Whichever writer wrote it, a .beton is FFCV's: anybody's FFCV code reads it."""
     from drawn_data import drawn
 
@@ -200,18 +201,21 @@ def test_ffcv_alone_reads_our_files(tmp_path: Path, loader: str) -> None:
     from lotus.data import beton
     from lotus.data import loader as loaders
 
-    file = tmp_path / "x.beton"
-    list(beton.prepare(source(20, lambda i: (10, 14)), file, Data(write="raw", loader=loader), choose=loaders.writer))
+    files = [tmp_path / f"{loader}.beton" for loader in ("ffcv", "torch")]
+    for file in files:
+        data = Data(write="raw", loader=file.stem)
+        list(beton.prepare(source(20, lambda i: (10, 14)), file, data, choose=loaders.writer))
     # In a process of its own: FFCV marks numba's own type of byte arrays, not a copy, and nothing that this process has compiled
     # would be found again.
     script = (
         "import sys, numpy, ffcv\n"
-        "plain = ffcv.Loader(sys.argv[1], batch_size=20, num_workers=1, os_cache=True, drop_last=False)\n"
-        "numpy.savez(sys.argv[2], *[part.numpy() for part in next(iter(plain))])\n"
+        "for file in sys.argv[1:]:\n"
+        "    plain = ffcv.Loader(file, batch_size=20, num_workers=1, os_cache=True, drop_last=False)\n"
+        "    numpy.savez(file + '.npz', *[part.numpy() for part in next(iter(plain))])\n"
     )
-    read = tmp_path / "read.npz"
-    subprocess.run([sys.executable, "-c", script, str(file), str(read)], check=True, capture_output=True)
-    images, labels, index = np.load(read).values()
-    assert index.ravel().tolist() == list(range(20))
-    assert labels.ravel().tolist() == [i % 3 for i in range(20)]
-    assert np.array_equal(images, np.stack([drawn(i, 10, 14) for i in range(20)]))
+    subprocess.run([sys.executable, "-c", script, *map(str, files)], check=True, capture_output=True)
+    for file in files:
+        images, labels, index = np.load(f"{file}.npz").values()
+        assert index.ravel().tolist() == list(range(20))
+        assert labels.ravel().tolist() == [i % 3 for i in range(20)]
+        assert np.array_equal(images, np.stack([drawn(i, 10, 14) for i in range(20)]))

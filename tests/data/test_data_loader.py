@@ -422,3 +422,21 @@ def test_without_ffcv_the_torch_loader_stands_in_and_says_so(
         open_(stored["square"], training(), "auto").close()  # once is enough
     with pytest.raises(Refused, match="ffcv is not here"):
         open_(stored["square"], training(), "ffcv")
+
+
+@pytest.mark.parametrize("write", ["raw", "jpg"])
+def test_an_image_that_changed_is_named_before_its_batch_is_given(make: Make, kind: str, write: str) -> None:
+    file = make(source(40), write=write, loader="torch")
+    stored = beton.opened(file)
+    about = file.stat()
+    with file.open("r+b") as opened:  # under its old time, as a disk may do it
+        opened.seek(int(stored.pointers[29] + stored.sizes[29]) - 4)
+        opened.write(b"\xaa\xbb")
+    os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))
+    plan = SamplePlan.evaluation(np.arange(40), batch_size=8)
+    with open_(file, plan, kind, size=8) as made:
+        given = made.epoch(0)
+        got = [next(given) for _ in range(3)]
+        assert [batch.index.tolist()[0] for batch in got] == [0, 8, 16]
+        with pytest.raises(Refused, match=r"train\.beton: image 29 is damaged .*bytes have changed.*Delete the file"):
+            next(given)

@@ -62,8 +62,8 @@ def test_scores_lie_where_the_pixels_lie(tmp_path: Path, augment: Augment | None
         for epoch in (0, 1):
             for number, batch in enumerate(loader.epoch(epoch)):
                 seen = held.seen(batch.index, epoch)
-                mixed, _ = mixing.mix(seen, batch.labels, epoch=epoch, step=number, rank=0)
-                images, _ = mixing.mix(batch.images, batch.labels, epoch=epoch, step=number, rank=0)
+                mixed, _ = mixing.mix(seen, batch.labels, epoch=epoch, step=number)
+                images, _ = mixing.mix(batch.images, batch.labels, epoch=epoch, step=number)
                 for ours, theirs in ((seen, batch.images), (mixed, images)):
                     truth = torch.nn.functional.avg_pool2d(theirs.mean(1, keepdim=True), (4, 4)).flatten(1)
                     worst.append((held.pooled(ours) - truth).abs().mean())

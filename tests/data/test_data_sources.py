@@ -69,6 +69,8 @@ def test_shards_by_pattern_folder_and_name(tmp_path: Path) -> None:
         assert sorted(pixels(opened(path)[0]) + pixels(opened(path)[1])) == list(range(12)), "a part is held out"
     with pytest.raises(Refused, match=r"tar set data\.name=webdataset"):
         opened(tmp_path / "s" / "train-000.tar", "imagefolder")
+    with pytest.raises(Refused, match=r"but shards. Set data\.name=webdataset"):
+        opened(tmp_path / "s", "imagefolder")
 
 
 def test_labels_of_shards_by_name_and_in_json(tmp_path: Path) -> None:
@@ -228,7 +230,7 @@ def test_lists_that_are_refused(tmp_path: Path, text: str, says: str) -> None:
 
 def test_a_stream_of_the_hub_gives_what_the_whole_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets", reason="of the extra hub")
-    monkeypatch.setattr(hub._Stream, "KEPT", 3)
+    monkeypatch.setattr(hub.Stream, "KEPT", 3)
     kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["no", "yes"])})
     rows = {"image": [Image.new("L", (7, 6), 10 * i) for i in range(20)], "label": [i % 2 for i in range(20)]}
     (tmp_path / "set").mkdir()
@@ -255,7 +257,7 @@ def test_a_stream_that_breaks_off_is_no_damaged_picture(tmp_path: Path) -> None:
 
     from lotus.data import pictures
 
-    stream = hub._Stream(Torn(), "a set")
+    stream = hub.Stream(Torn(), "a set")
     torn = Source(
         np.array([0, 1]), ("a", "b"), lambda i: pictures.read(stream[i]["image"]["bytes"]), str, "torn", streamed=True
     )

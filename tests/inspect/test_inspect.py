@@ -72,6 +72,7 @@ def test_flat_pictures_and_a_single_one_are_no_doubles() -> None:
         assert not len(doubles.find(some)[0])
 
 
+@pytest.mark.slow
 def test_a_double_in_another_cell_is_found() -> None:
     every = pictures(2600)
     pairs, _ = doubles.find(np.concatenate([every, [planted(every[row], "crop") for row in range(40)]]))
@@ -158,6 +159,7 @@ def digits(count: int) -> tuple[np.ndarray, np.ndarray]:
     return small.astype(np.uint8), own[:count].astype(np.int64)
 
 
+@pytest.mark.slow
 def test_a_network_believes_no_wrong_label(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "SEEN", 16_000)
     small, own = digits(400)
@@ -218,6 +220,7 @@ def test_the_same_seed_judges_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(torch.get_rng_state(), state)  # nobody else's draws are touched
 
 
+@pytest.mark.slow
 def test_labels_from_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

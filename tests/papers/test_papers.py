@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from in_process import lotus
 
 from lotus import shelves
 from lotus.config import Config, read
@@ -128,10 +126,8 @@ def test_lotus_2024_is_as_published() -> None:
 def test_a_published_system_runs_end_to_end(tmp_path: Path, file: Path) -> None:
     folder = tmp_path / "run"
     own = OWN.get(file.stem, ["finetune.epochs=1"] if read(file).finetune.epochs else [])
-    words = [sys.executable, "-m", "lotus", "run", str(file), f"folder={folder}", *TINY, *own]
-    done = subprocess.run(
-        words, capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    words = ["run", str(file), f"folder={folder}", *TINY, *own]
+    done = lotus(*words)
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads((folder / "results.json").read_text())
     assert 0 <= results["finetune"]["top1"] <= 100
@@ -156,6 +152,6 @@ def test_a_published_system_runs_end_to_end(tmp_path: Path, file: Path) -> None:
         assert prune["left"] == sorted(prune["left"], reverse=True)
         assert prune["left"][-1] == 0.7
         assert results["kept"]["tokens"]["kept"] < results["kept"]["tokens"]["of"]
-    again = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT)
+    again = lotus(*words)
     assert again.returncode == 0, again.stderr
     assert not re.search(r"begins", again.stdout), "done, so nothing is done again"

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from in_process import lotus
 from safetensors.torch import load_file
 
 from lotus import config, stages
@@ -22,11 +20,8 @@ SHORT = [*TINY, "train.epochs=3", "train.augment={crop: none, flip: false}", "pr
          "export.onnx=false", "export.latency_batch=8"]  # fmt: skip
 
 
-def lotus(*words: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "lotus", *words], capture_output=True, text=True, check=False, cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+def run(*words: str) -> None:
+    done = lotus(*words)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -49,27 +44,27 @@ def test_the_config_is_what_its_first_lines_say(name: str) -> None:
 
 @pytest.mark.slow
 def test_both_forms_run_from_a_dense_model_to_a_smaller_one(tmp_path: Path) -> None:
-    lotus("train", str(ROOT / "configs" / "staged.yaml"), f"folder={tmp_path / 'dense'}", *TINY, "select.keep=1", "train.epochs=4",
-          "train.sparsity.gates=false", "score.epochs=1", "score.seeds=1")  # fmt: skip
+    run("train", str(ROOT / "configs" / "staged.yaml"), f"folder={tmp_path / 'dense'}", *TINY, "select.keep=1", "train.epochs=4",
+        "train.sparsity.gates=false", "score.epochs=1", "score.seeds=1")  # fmt: skip
     kept = {}
     for name, more in (
         ("vtp", []),
         ("vtp_proximal", ["train.sparsity.lr=0.05", "train.epochs=10", "train.batch_size=64"]),
     ):
-        run = tmp_path / name
-        lotus("run", str(PAPERS / f"{name}.yaml"), f"folder={run}", f"model.weights={tmp_path / 'dense' / 'train'}",
-              f"data.folder={tmp_path / 'dense' / 'data'}", *SHORT, *more)  # fmt: skip
-        gates = load_file(run / "gates.safetensors")
+        folder = tmp_path / name
+        run("run", str(PAPERS / f"{name}.yaml"), f"folder={folder}", f"model.weights={tmp_path / 'dense' / 'train'}",
+            f"data.folder={tmp_path / 'dense' / 'data'}", *SHORT, *more)  # fmt: skip
+        gates = load_file(folder / "gates.safetensors")
         sites = {site.rpartition(".")[2] for site in gates}
         assert sites == {"attn_in", "attn", "mlp_in", "mlp"}
-        rows = json.loads((run / "finetune" / "spec.json").read_text())["blocks"]
+        rows = json.loads((folder / "finetune" / "spec.json").read_text())["blocks"]
         assert all(row["qk_dim"] == 16 for row in rows), "queries and keys keep their dimensions"
         left = sum(row["heads"] * row["v_dim"] + row["hidden"] for row in rows if row["heads"])
         left += sum(len(row.get(f"{of}_in", range(32))) for row in rows for of in ("attn", "mlp"))
         every = sum(len(one) for one in gates.values())
         assert left == pytest.approx(0.6 * every, abs=len(rows) * 2)
         kept[name] = sum(int((one == 0).sum()) for one in gates.values()) / every
-        results = json.loads((run / "results.json").read_text())
+        results = json.loads((folder / "results.json").read_text())
         assert results["finetune"]["macs"] < results["train"]["macs"]
     assert kept["vtp"] == 0, "a subgradient of these hyper-parameters closes nothing"
     assert 0.39 <= kept["vtp_proximal"] <= 0.42, "a proximal step does, up to the budget"

@@ -148,7 +148,7 @@ def numpy_soup(model, keep: float, wants, settings: Soup) -> np.ndarray:
         )
         for number, batch in enumerate(shown(span, part, count)):
             objective = Objective(wants, CLASSES, 0)
-            images, targets = objective.mix(batch.images, batch.labels, epoch=span, step=number, rank=0)
+            images, targets = objective.mix(batch.images, batch.labels, epoch=span, step=number)
             optimizer.zero_grad()
             objective.losses(one(images), targets).mean().backward()
             for name, parameter in one.named_parameters():

@@ -12,6 +12,7 @@ import lotus.pruning
 from lotus.config import as_request
 from lotus.pruning import criteria, spectrum
 from lotus.pruning.compensate import Moments, fold
+from lotus.vit import cost
 
 
 def by_quadrature(ratio: float) -> float:
@@ -87,7 +88,7 @@ def test_the_least_of_all_mlp_units_go_and_attention_stays() -> None:
     block = studied.draw(as_request({**settings, "keep": {"macs": 1.0}})).plan.blocks[0].of
     tokens, dim = 17, 48
     units = 2 * block.hidden
-    share = (units // 2) * 2 * tokens * dim / studied._outline.cost().macs
+    share = (units // 2) * 2 * tokens * dim / cost.outline(studied.model).cost().macs
     drawn = studied.draw(as_request({**settings, "keep": {"macs": 1 - share + 1e-9}}))
     stay = [set(one.units) for one in drawn.plan.blocks]
     scores = np.concatenate([studied.scores[f"blocks.{row}.mlp"] for row in range(2)])

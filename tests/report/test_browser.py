@@ -16,7 +16,10 @@ from run_folder import BLOCKS, STAGES, results
 from lotus.report import compare, html
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium"),
+]
 WIDTHS = (390, 1280)
 # Each page lies in a frame of that width, since a window is at least 500 pixels wide; nothing is added to the page itself.
 ASKS = """<script>addEventListener('load', () => {

@@ -144,9 +144,9 @@ def many(make_arrays):
     return Signals(arrays, fingerprint="made up")
 
 
-def refusal_of(signals, score, limit, **more):
+def refusal_of(signals, score, limit):
     with pytest.raises(Refused) as told:
-        scored(signals, score=score, max_memory=limit, **more)
+        scored(signals, score=score, max_memory=limit)
     return str(told.value)
 
 
@@ -200,7 +200,9 @@ def test_a_score_that_no_picker_reads_is_left_out_rather_than_refused(many):
 
 def test_the_limit_is_called_as_the_user_calls_it(many):
     places = Places(score="--score", pick="--pick", max_memory="--max-memory")
-    told = refusal_of(many, "ssp", 1e-9, places=places)
+    with pytest.raises(Refused) as refusal:
+        draw(many, Wants(score="ssp", pick="top_k", keep=0.1, balance=False, max_memory=1e-9), places=places)
+    told = str(refusal.value)
     assert told.startswith("--score (ssp), for 2000 images at once: ")
     assert " and --max-memory is 1e-09 GB." in told
     for limit in (0.001, None):  # None: the picker's own, of 0.5 GB, is what binds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -10,7 +11,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from ranks import free_port
 from running import DIGITS, ROOT, SHORT, lotus
 
 from lotus.cli import main
@@ -19,6 +22,7 @@ from lotus.stages import course
 from lotus.stages.ahead import Ahead
 from lotus.stages.dry_run import forecast
 from lotus.stages.shelf import run_of
+from selection.subset import Subset
 
 OWN = [*SHORT, "train.epochs=5", "baseline=false", "train.shrink.at=0.3", "prune.keep.macs=0.35", "train.mixup=0", "train.cutmix=0",
        "score.proxy=self", "select.keep=0.5", "select.score=el2n", "select.pick=top_k", "train.sparsity={}"]  # fmt: skip
@@ -127,3 +131,43 @@ def test_a_killed_run_ends_with_the_same_weights(whole: Path, tmp_path: Path) ->
     assert again.returncode == 0, again.stdout + again.stderr
     for name in ("train/model.safetensors", "own_subset.npz", "signals.npz"):
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_two_processes_draw_and_cut_as_one_and_one_ends_what_they_began(whole: Path, tmp_path: Path) -> None:
+    """Scored, drawn, calibrated and cut by two, stopped in the middle of an epoch behind the cut, and ended by one."""
+    words = [DIGITS, f"folder={tmp_path}", f"data.folder={whole / 'data'}", *OWN, "train.save_minutes=0.0001"]
+    command = [
+        str(Path(sys.executable).parent / "torchrun"),
+        "--nproc_per_node=2",
+        f"--master_port={free_port()}",
+        "tools/run.py",
+    ]
+    two = subprocess.Popen(
+        [*command, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+    )  # fmt: skip
+    try:
+        deadline, at = time.time() + 200, {"epoch": 0, "micro": 0}
+        while not (at["epoch"] >= 3 and at["micro"]) and time.time() < deadline:
+            assert two.poll() is None, two.stdout.read()  # type: ignore[union-attr]
+            with contextlib.suppress(OSError, ValueError, IndexError):  # one that goes as it is looked at
+                newest = sorted((tmp_path / "checkpoints").rglob("state.json"))[-1]
+                at = json.loads(newest.read_text())["state"]
+        two.send_signal(signal.SIGTERM)
+        said, _ = two.communicate(timeout=60)
+    finally:
+        two.kill()
+    assert not (tmp_path / "results.json").exists(), said
+    done = lotus("run", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "goes on after step" in done.stdout
+    ours, theirs = (json.loads((folder / "train" / "spec.json").read_text()) for folder in (tmp_path, whole))
+    assert ours["blocks"] == theirs["blocks"]
+    ticket, known = (Subset.load(folder / "own_subset.npz").rows for folder in (tmp_path, whole))
+    assert ticket.tolist() == known.tolist()
+    from safetensors.numpy import load_file
+
+    found, expected = (load_file(folder / "train" / "model.safetensors") for folder in (tmp_path, whole))
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, atol=5e-3, err_msg=name)

@@ -55,6 +55,7 @@ def test_what_is_planned_is_a_config_that_is_read_back(tmp_path: Path) -> None:
     assert read(tmp_path).model_dump() == resolved.model_dump()
 
 
+@pytest.mark.slow
 def test_who_says_nothing_of_the_size_gets_the_table_s(tmp_path: Path) -> None:
     assert planned(tmp_path, "budget={train: 0.33, keep: measured}")["keep"] == plan_table.rule("scratch", 0.33).keep
     assert planned(tmp_path, "budget.train=0.33")["keep"] == 0.5  # the config says so
@@ -305,6 +306,7 @@ def test_several_ranks_are_not_timed(tmp_path: Path) -> None:
         planner.resolved(config, ranks=2)
 
 
+@pytest.mark.slow
 def test_a_plan_that_stands_is_not_made_again(tmp_path: Path) -> None:
     config = read(DIGITS, [f"folder={tmp_path}", *OWN, "budget.minutes=2"])
     first = planner.resolved(config, timed=lambda ahead: at_pace(ahead.macs))

@@ -11,6 +11,7 @@ import timm
 import torch
 from running import DIGITS, SHORT, lotus
 
+from lotus import save
 from lotus.cli import main
 from lotus.config import Config, Finetune, Teacher, Train, read
 from lotus.stage import of
@@ -18,6 +19,7 @@ from lotus.stages import baseline, run_of, teacher
 from lotus.stages.dry_run import forecast
 from lotus.stages.train import STAGE
 from lotus.vit import cost
+from lotus.vit.model import create
 from selection.errors import Refused
 
 TEN = tuple(str(digit) for digit in range(10))
@@ -55,6 +57,7 @@ def test_a_cnn_of_ones_own_teaches_and_is_as_it_was_saved(tmp_path: Path) -> Non
     assert list(pixels.mean) == list(timm.get_pretrained_cfg(CNN).mean)
 
 
+@pytest.mark.slow
 def test_a_folder_of_lotus_teaches_a_cut_one_too_and_says_how_it_wants_its_images(finished: Path) -> None:
     names = json.loads((finished / "finetune" / "spec.json").read_text())["about"]["classes"]
     for name in ("baseline", "finetune"):
@@ -82,17 +85,15 @@ def test_a_folder_of_lotus_teaches_a_cut_one_too_and_says_how_it_wants_its_image
     ],
 )
 def test_a_teacher_that_cannot_be_is_refused_before_anything_is_done(
-    tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str], asked: str, says: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], asked: str, says: str
 ) -> None:
     for name, classes in (("CNN7", 7), ("CNN10", 10)):
         if name in asked:
             asked = asked.replace(name, str(cnn(tmp_path / "cnn.safetensors", classes)))
     if asked == "FOLDER":
         asked = str(tmp_path / "model")
-        spec = json.loads((finished / "baseline" / "spec.json").read_text())
-        spec["about"]["classes"][9] = "nine"
-        (tmp_path / "model").mkdir()
-        (tmp_path / "model" / "spec.json").write_text(json.dumps(spec))
+        about = {"classes": [*TEN[:9], "nine"], "mean": [0.5] * 3, "std": [0.25] * 3}
+        save(create(read(DIGITS, SHORT).model, 10), asked, about=about)
     folder = tmp_path / "run"
     assert main(["run", DIGITS, f"folder={folder}", f"train.teacher={asked}"]) == 2
     assert says in " ".join(capsys.readouterr().err.split())

@@ -181,6 +181,7 @@ def test_at_every_write_an_intact_one_remains(tmp_path: Path, error) -> None:
     assert len(os.listdir(tmp_path)) == 2
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     """A child writes without pause and is killed, again and again, in the same folder."""
     dice = random.Random(0)

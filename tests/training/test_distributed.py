@@ -59,6 +59,7 @@ def fresh(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_half_an_environment_is_refused() -> None:
     done = fresh(
         """

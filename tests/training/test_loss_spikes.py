@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +208,7 @@ def test_stop_ends_it_and_says_where(tmp_path: Path) -> None:
     step, _ = bad_step()
     for _ in range(2):  # and once more from its checkpoint
         with pytest.raises(
-            Refused, match=rf"jumped at step {step + 1}, .*row {BAD}.*checkpoints.*train\.on_spike=skip"
+            Refused, match=rf"train: step {step + 1}, learning rate .*row {BAD}.*checkpoints.*train\.on_spike=skip"
         ):
             acting(tmp_path, "stop")
 
@@ -221,7 +223,7 @@ def test_rewind_passes_over_what_led_there_and_a_kill_changes_nothing(tmp_path: 
     ]
     assert done.fitted.steps == 21
     assert done.fitted.images_seen == 3 * ROWS - 8 * (step + 1 - first)
-    for kills in ([step - 1], [step], [step + 1, 0], [first, 2, 3]):
+    for kills in ([step], [first, 2, 3]):
         folder = tmp_path / "-".join(map(str, kills))
         for after in kills:
             with pytest.raises(Killed):
@@ -266,19 +268,25 @@ def test_ranks_agree_on_what_jumps(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = types.SimpleNamespace(batches=lambda epoch: [1] * 20)
     for rank, guest in enumerate(both):
         guest.attach(types.SimpleNamespace(world=World(rank=rank, size=2), plan=plan))  # type: ignore[arg-type]
-    given: list[Any] = []
-    for number in range(12):
-        losses = [np.full(4, 2 + 0.01 * (number % 3)) + (50 * (rank == 1 and number == 11)) for rank in range(2)]
-        steps = []
-        for rank, guest in enumerate(both):  # what the other rank would send
-            one = LossSpikes(8.0, 50)
-            one._parts = [torch.tensor([losses[rank].sum(), 4, losses[rank].max(), rank], dtype=torch.float64)]
-            steps.append(torch.stack([*guest._steps, one._step(0)]).flatten())
-        monkeypatch.setattr(World, "gather", lambda self, own, steps=steps: steps)
-        given = []
-        for guest, mine in zip(both, losses, strict=True):
-            guest.show(None, types.SimpleNamespace(epoch=0, number=number))  # type: ignore[arg-type]
-            given.append(guest.losses(torch.as_tensor(mine), seen([0, 1, 2, 3])))
-            guest.after_step(Position(step=number + 1), 0.5, number < 11)
+    sent, meet = [torch.empty(0)] * 2, threading.Barrier(2, timeout=30)
+
+    def gather(self: World, own: torch.Tensor) -> list[torch.Tensor]:
+        sent[self.rank] = own
+        meet.wait()
+        every = list(sent)
+        meet.wait()  # nobody sends again before the other has read
+        return every
+
+    def step(rank: int, number: int) -> torch.Tensor:
+        mine = np.full(4, 2 + 0.01 * (number % 3)) + (50 * (rank == 1 and number == 11))
+        both[rank].show(None, types.SimpleNamespace(epoch=0, number=number))  # type: ignore[arg-type]
+        given = both[rank].losses(torch.as_tensor(mine), seen([0, 1, 2, 3]))
+        both[rank].after_step(Position(step=number + 1), 0.5, number < 11)
+        return given
+
+    monkeypatch.setattr(World, "gather", gather)
+    with ThreadPoolExecutor(2) as ranks:
+        for number in range(12):
+            given = list(ranks.map(step, range(2), [number] * 2))
     assert [bool(one.isnan().all()) for one in given] == [True, True]
     assert both[0].spoiled() == both[1].spoiled() != ""

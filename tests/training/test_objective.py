@@ -8,11 +8,12 @@ from timm.data import mixup as timms
 
 from lotus.config import Recipe
 from lotus.training import objective
+from lotus.training.distributed import World
 from lotus.training.objective import Objective
 
 IMAGES = torch.randn(6, 3, 10, 12, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 3, 3, 1])
-WHERE = {"epoch": 3, "step": 7, "rank": 0}
+WHERE = {"epoch": 3, "step": 7}
 
 
 def test_with_nothing_on_images_pass_and_the_loss_is_cross_entropy():
@@ -65,17 +66,13 @@ def test_mixing_follows_from_its_key_alone():
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002
     state = torch.random.get_rng_state()
-    first = both.mix(IMAGES, LABELS, epoch=1, step=2, rank=0)
+    first = both.mix(IMAGES, LABELS, epoch=1, step=2)
     torch.rand(3)
-    again = both.mix(IMAGES, LABELS, epoch=1, step=2, rank=0)
+    again = both.mix(IMAGES, LABELS, epoch=1, step=2)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     torch.random.set_rng_state(state)
     assert np.random.rand() == np.random.RandomState(0).rand()  # noqa: NPY002
-    for other in (
-        {"epoch": 2, "step": 2, "rank": 0},
-        {"epoch": 1, "step": 3, "rank": 0},
-        {"epoch": 1, "step": 2, "rank": 1},
-    ):
+    for other in ({"epoch": 2, "step": 2}, {"epoch": 1, "step": 3}):
         assert not torch.equal(first[1], both.mix(IMAGES, LABELS, **other)[1])
 
 
@@ -86,7 +83,7 @@ def test_everyone_is_mixed_with_one_other_and_one_alone_with_none(size, alphas):
     images = torch.arange(size).float().view(size, 1, 1, 1).expand(size, 3, 8, 8).contiguous()
     for step in range(6):
         mixed, targets = Objective(Recipe(smoothing=0, **alphas), size, seed=1).mix(
-            images, torch.arange(size), epoch=0, step=step, rank=0
+            images, torch.arange(size), epoch=0, step=step
         )
         own = targets.diagonal()
         others = [set(row.nonzero().flatten().tolist()) - {number} for number, row in enumerate(targets)]
@@ -110,3 +107,34 @@ def test_the_box_is_timms(monkeypatch):
         draws = iter([row, column])
         monkeypatch.setattr(np.random, "randint", lambda *_, draws=draws, **__: next(draws))
         assert objective.cut_box(9, 13, share, row, column) == timms.rand_bbox((3, 9, 13), share)
+
+
+@pytest.mark.parametrize(("size", "ranks"), [(8, 2), (9, 3), (6, 3), (2, 2), (15, 5)])
+@pytest.mark.parametrize("alphas", [{"mixup": 0.8}, {"cutmix": 1.0}])
+def test_ranks_mix_among_all_of_their_images(alphas, size, ranks, monkeypatch):
+    """Each rank's part is that part of what one process mixes. What is passed is looked up here, in all of the batch."""
+    images, labels = torch.randn(size, 3, 8, 8), torch.arange(size)
+    ours = Objective(Recipe(smoothing=0.1, **alphas), size, seed=2)
+    for step in range(4):
+        whole = ours.mix(images, labels, epoch=0, step=step)
+        for rank, mine in enumerate(torch.arange(size).chunk(ranks)):
+
+            def passed(world, tensor, to, of, mine=mine):
+                assert 0 <= to < ranks
+                assert 0 <= of < ranks
+                parts = labels.chunk(ranks) if tensor.dim() == 1 else images.chunk(ranks)
+                own, other = parts[world.rank], parts[of]
+                if tensor.dim() == 4 and tensor.shape[-2:] != (8, 8):  # a box: found by where it lies
+                    where = [(t, s) for t in range(9 - tensor.shape[2]) for s in range(9 - tensor.shape[3])]
+                    t, s = next(
+                        (t, s) for t, s in where
+                        if torch.equal(own[-len(tensor):, :, t:t + tensor.shape[2], s:s + tensor.shape[3]], tensor)
+                    )  # fmt: skip
+                    other = other[..., t : t + tensor.shape[2], s : s + tensor.shape[3]]
+                return other[-len(tensor) :]
+
+            monkeypatch.setattr(World, "passed", passed)
+            found = ours.mix(images[mine], labels[mine], epoch=0, step=step, world=World(rank, ranks))
+            monkeypatch.undo()
+            torch.testing.assert_close(found[0], whole[0][mine])
+            torch.testing.assert_close(found[1], whole[1][mine])

@@ -121,7 +121,8 @@ def test_lr_is_timms_cosine_with_a_warm_up(warmup, epochs, steps):
 )
 def test_lr_rises_then_falls_within_its_bounds(epochs, steps, warmup, low, peak):
     recipe = Recipe(epochs=epochs, warmup_epochs=warmup, min_lr=low, lr=peak)
-    rates = [make_schedule(recipe)(step, steps)[0] for step in range(epochs * steps + 2)]
+    schedule = make_schedule(recipe)
+    rates = [schedule(step, steps)[0] for step in range(epochs * steps + 2)]
     top = rates.index(max(rates))
     assert all(0 < rate <= peak * (1 + 1e-12) or low == 0 for rate in rates)
     assert all(a <= b for a, b in pairwise(rates[: top + 1]))

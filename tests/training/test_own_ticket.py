@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from few import few
 from test_guests import FULL, Killed, kill, minutes
 from tiny import CLASSES, ROWS, Outcome, recipe, same, shrinking, train, vit
 
@@ -55,11 +59,27 @@ def test_it_records_what_a_watched_training_records(tmp_path: Path) -> None:
         np.testing.assert_array_equal(told[0][name], values[:2], err_msg=name)
 
 
-@pytest.mark.parametrize("more", [{"zero": 0}, {"zero": 1, "optimizer": "muon"}], ids=str)
-@pytest.mark.parametrize("after", [5, 20, 24, 36], ids=["watching", "before the cut", "cut", "on the ticket"])
-def test_a_killed_one_goes_on_bit_for_bit(tmp_path: Path, after: int, more: dict[str, Any]) -> None:
-    told: list[dict[str, np.ndarray]] = []
-    whole = run(tmp_path / "whole", told, more)
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Outcome, list[dict[str, np.ndarray]]]]:
+    """The training of a layout that nobody killed, and what was told for its draw; made once."""
+
+    @functools.cache
+    def whole(layout: str) -> tuple[Outcome, list[dict[str, np.ndarray]]]:
+        told: list[dict[str, np.ndarray]] = []
+        return run(tmp_path_factory.mktemp("whole"), told, LAYOUTS[layout]), told
+
+    return whole
+
+
+LAYOUTS: dict[str, dict[str, Any]] = {"adamw": {"zero": 0}, "muon": {"zero": 1, "optimizer": "muon"}}
+MOMENTS = {"watching": 5, "before the cut": 20, "cut": 24, "on the ticket": 36}
+FAST = [("watching", "adamw"), ("cut", "muon")]
+
+
+@pytest.mark.parametrize(("moment", "layout"), few(itertools.product(MOMENTS, LAYOUTS), FAST))
+def test_a_killed_one_goes_on_bit_for_bit(tmp_path: Path, wholes: Any, moment: str, layout: str) -> None:
+    whole, told = wholes(layout)
+    after, more = MOMENTS[moment], LAYOUTS[layout]
     broken: list[dict[str, np.ndarray]] = []
     with pytest.raises(Killed):
         run(tmp_path / "broken", broken, more, at={after: kill}, clock=minutes())

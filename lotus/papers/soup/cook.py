@@ -138,7 +138,7 @@ class _Course:
         model.train()
         with zeros.held(model, masks):
             for number, batch in enumerate(batches):
-                images, targets = objective.mix(batch.images, batch.labels, epoch=span, step=number, rank=0)
+                images, targets = objective.mix(batch.images, batch.labels, epoch=span, step=number)
                 loss = objective.losses(model(images), targets).mean()
                 optimizer.zero_grad()
                 loss.backward()
