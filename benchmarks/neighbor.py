@@ -50,8 +50,9 @@ def main() -> int:
         arms = {
             (threads, wait): _measured(name, threads, wait, options)
             for wait in WAITS
-            for threads in sorted({0, 1, cores})
-            if threads or wait == "sleep"  # 0 is what a training of LOTUS chooses, and it sleeps
+            for threads in ({0, 1} if options.tiny else sorted({0, 1, cores}))
+            # 0 is what a training of LOTUS chooses, and it sleeps
+            if (threads > 0) == (wait == "spin") or (threads and not options.tiny)
         }
         mine = arms.pop((0, "sleep"))
         best = max([mine["alone"], *(one["alone"] for one in arms.values())])
