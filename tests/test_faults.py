@@ -42,9 +42,13 @@ DIVERGES = ["batch_size=719", "epochs=1", "lr=1e30", "optimizer=sgd", "clip=0", 
 
 
 class Disk:
-    """Watches over what a power cut would leave: a file, or a name, that was not made to last is gone or empty after it."""
+    """Watches over what a power cut would leave below a folder: a file, or a name, that was not made to last is gone or empty after it.
 
-    def __init__(self) -> None:
+    Caches elsewhere, such as numba's beside its functions, may be lost.
+    """
+
+    def __init__(self, below: Path) -> None:
+        self._below = below.resolve()
         self.lost: list[str] = []
         self._lasts: dict[tuple[int, int], tuple[int, int]] = {}
         self._names: dict[Path, str] = {}
@@ -59,6 +63,8 @@ class Disk:
 
     def replace(self, new: Any, path: Any, **named: Any) -> None:
         new, path = Path(new), Path(path).absolute()
+        if not path.parent.resolve().is_relative_to(self._below):
+            return self._real[1](new, path, **named)
         for file in [new, *new.rglob("*")] if new.is_dir() else [new]:
             about = file.lstat()
             known = self._lasts.get((about.st_dev, about.st_ino))
@@ -66,6 +72,7 @@ class Disk:
                 self.lost.append(f"{path}: {file} came to its name before it would last")
         self._real[1](new, path, **named)
         self._names[path.parent.resolve()] = f"{path}: its name would not last"
+        return None
 
     def left(self) -> list[str]:
         """What a power cut now would cost."""
@@ -73,8 +80,8 @@ class Disk:
 
 
 @pytest.fixture(scope="module")
-def disk() -> Disk:
-    return Disk()
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Disk:
+    return Disk(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")
