@@ -8,6 +8,7 @@ unchanged, and so is what it was made from. What a stage reads is held to the di
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import functools
 import itertools
@@ -373,6 +374,19 @@ class Run:
         )
         write_json(self._record_of(stage), record.sealed())
         return record
+
+    def written_again(self, path: Path) -> None:
+        """An output of a finished stage was written anew from what stands: its record tells of it as it is now."""
+        name = self._name(path)
+        for stage in self.stages:
+            record = self.record(stage)
+            if record is None or name not in record.outputs:
+                continue
+            outputs, digests = (
+                {**record.outputs, name: path.stat().st_size},
+                {**record.digests, name: digest_once(path)},
+            )
+            write_json(self._record_of(stage), dataclasses.replace(record, outputs=outputs, digests=digests).sealed())
 
     def forget(self, stages: Sequence[str]) -> dict[str, str]:
         """Let these stages run again; returns the records that stood, for :meth:`recall`."""

@@ -439,6 +439,17 @@ def test_whatever_file_of_a_finished_run_changes_the_doctor_names_it(
     assert check_of(run) == ""
 
 
+def test_a_page_that_is_written_again_is_whole(whole: Path) -> None:
+    log = whole / "log.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:3]))
+    before = (whole / "report.html").read_bytes()
+    assert main(["report", str(whole)]) == 0
+    assert (whole / "report.html").read_bytes() != before
+    run = run_of(read(WHOLE[0], [*WHOLE[1:], f"folder={whole}"]))
+    assert check_of(run) == ""
+    assert run.outdated(run.plan()) == []
+
+
 @pytest.mark.parametrize("seconds", few([-86_400, 86_400], [86_400]))
 def test_a_clock_that_is_set_makes_nothing_again(
     seconds: int, whole: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

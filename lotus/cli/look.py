@@ -154,6 +154,7 @@ def _report(options: argparse.Namespace) -> int:
     run = run_of(read(folder), load_shelves(options.shelves))
     run.check_file(run.results)
     page = html.write(folder, run.stages)
+    run.written_again(page)
     last_page(json.loads(results.read_text(encoding="utf-8")), page, run.stages)
     if older := run.outdated(run.plan()):
         tell(
