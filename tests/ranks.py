@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -50,35 +48,3 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
-
-
-def left_in_shared_memory(before: set[str], wait: float = 5) -> set[str]:
-    """What has come into /dev/shm since ``before`` and stays, but for what another living process holds.
-
-    Tests that run meanwhile have segments and semaphores of their own there. One that was made a moment ago is mapped
-    a moment later, hence the second look.
-    """
-    ends = time.monotonic() + wait
-    while (left := _unheld(shared_memory() - before)) and time.monotonic() < ends:
-        time.sleep(0.1)
-    return left
-
-
-def shared_memory() -> set[str]:
-    """The names in /dev/shm."""
-    return set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()
-
-
-def _unheld(names: set[str]) -> set[str]:
-    """Those of ``names`` whose inode no other process has mapped: a semaphore is mapped before it has its name."""
-    held = set()
-    for maps in Path("/proc").glob("[0-9]*/maps") if names else ():
-        if maps.parent.name != str(os.getpid()):
-            with contextlib.suppress(OSError):  # it has ended, or is another user's
-                held |= {line.split()[4] for line in maps.read_text().splitlines() if "/dev/shm/" in line}
-    left = set()
-    for name in names:
-        with contextlib.suppress(FileNotFoundError):
-            if str(Path("/dev/shm", name).stat().st_ino) not in held:
-                left.add(name)
-    return left

@@ -15,6 +15,7 @@ This process imports LOTUS once and runs nothing; each attempt is a fork of it, 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import hashlib
 import importlib
@@ -80,7 +81,7 @@ def main() -> int:
         shutil.rmtree(place, ignore_errors=True)
     elif place.is_dir() and any(place.iterdir()):
         raise SystemExit(f"--out {place}: something lies there. Name an empty or a new folder.")
-    before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+    before = shared_memory()
     _warm()
     began = time.monotonic()
     whole = place / "undisturbed"
@@ -99,8 +100,7 @@ def main() -> int:
             raise SystemExit(f"After {blows} blows another run: {', '.join(other) or 'more files'} in {folder}")
         print(f"{kills}/{options.kills} kills, {blows} blows, {runs} runs done, all alike", flush=True)
         shutil.rmtree(folder)
-    left = set(os.listdir("/dev/shm")) - before if before else set()
-    if left:
+    if left := left_in_shared_memory(before):
         raise SystemExit(f"Left in /dev/shm: {', '.join(sorted(left))}")
     print(
         f"{kills} kills among {blows} blows, {runs} runs: weights, plans and figures as without, bit for bit ({time.monotonic() - began:.0f} s)"
@@ -108,6 +108,38 @@ def main() -> int:
     if not options.out:
         shutil.rmtree(place)
     return 0
+
+
+def left_in_shared_memory(before: set[str], wait: float = 5) -> set[str]:
+    """What has come into /dev/shm since ``before`` and stays, but for what another living process holds.
+
+    Others that run meanwhile have segments and semaphores of their own there. One that was made a moment ago is mapped
+    a moment later, hence the second look.
+    """
+    ends = time.monotonic() + wait
+    while (left := _unheld(shared_memory() - before)) and time.monotonic() < ends:
+        time.sleep(0.1)
+    return left
+
+
+def shared_memory() -> set[str]:
+    """The names in /dev/shm."""
+    return set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()
+
+
+def _unheld(names: set[str]) -> set[str]:
+    """Those of ``names`` whose inode no other process has mapped: a semaphore is mapped before it has its name."""
+    held = set()
+    for maps in Path("/proc").glob("[0-9]*/maps") if names else ():
+        if maps.parent.name != str(os.getpid()):
+            with contextlib.suppress(OSError):  # it has ended, or is another user's
+                held |= {line.split()[4] for line in maps.read_text().splitlines() if "/dev/shm/" in line}
+    left = set()
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            if str(Path("/dev/shm", name).stat().st_ino) not in held:
+                left.add(name)
+    return left
 
 
 def _ends_by(folder: Path, blow: Blow) -> bool:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from few import few
-from ranks import left_in_shared_memory, shared_memory
 from tiny import CLASSES, pictures, recipe, same, vit
 from torch import Tensor, nn
 
@@ -21,6 +20,7 @@ from lotus.training.distributed import World
 from lotus.training.engine import Engine
 from lotus.training.optim import make_optimizer
 from selection.errors import Refused
+from tools.soak import left_in_shared_memory, shared_memory
 
 
 def made(model: nn.Module | None = None, **changed) -> Engine:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from few import few
-from ranks import left_in_shared_memory, shared_memory, two_ranks
+from ranks import two_ranks
 from safetensors.torch import load_file
 from tiny import PAIR, ROWS, Killed, Memory, gated, kill, minutes, pictures, recipe, same, train, vit
 
@@ -27,6 +27,7 @@ from lotus.training.distributed import StopFlag, World
 from lotus.training.evaluation import evaluate_classes
 from lotus.training.loop import Stopped, evaluate
 from selection.errors import Refused
+from tools.soak import left_in_shared_memory, shared_memory
 
 # Everything that has a state: gates, moving average, drop path, mixing, accumulation, weights, a recorder.
 FULL = {"ema": 0.9, "accumulate": 2, "mixup": 0.4, "cutmix": 1.0}
