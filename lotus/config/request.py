@@ -43,9 +43,9 @@ class Search(Section):
     """ratios: one for all attention, one for all MLPs (Feng et al. 2023); blocks: one for each of each block."""
     drop: float | None = Field(None, gt=0)
     """Cut as far as ``metric`` is at most this, with no budget beside it; null: to ``prune.keep``, with the least of it."""
-    metric: Literal["divergence", "loss", "agreement"] = "divergence"
-    """How far a cut model is from the trained one: mean KL divergence in nats, rise of the loss in nats, or the fraction of the
-    images that it decides otherwise."""
+    metric: str = "divergence"
+    """How far a cut model is from the trained one, of lotus/pruning/metrics.py: mean KL divergence in nats, rise of the loss in
+    nats, or the fraction of the images that it decides otherwise (agreement). Or one of your own."""
     images: int = Field(2048, ge=1)
     """Held-out training images on which that is measured: of those that the ticket left out, where there are enough."""
     grid: int = Field(8, ge=0, le=10)

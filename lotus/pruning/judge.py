@@ -7,42 +7,42 @@ loss have a tenth of that.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from lotus.pruning import metrics
 from selection.errors import Refused
-
-Metric = Literal["divergence", "loss", "agreement"]
+from selection.methods import call, find, reads
 
 _KEEP_BYTES = 1 << 28  # of held-out images that are kept in memory
 
 
-def divergence(logits: Tensor, dense: Tensor, labels: Tensor) -> Tensor:
-    """KL(dense || cut) of an image in nats: 0 where the cut model says what the dense one says. Needs no labels."""
-    return functional.kl_div(logits.log_softmax(-1), dense.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+Measure = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(B, C) logits, (B, C) of the dense model, (B,) labels -> (B,)."""
 
 
-def loss(logits: Tensor, dense: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of an image in nats, beyond the dense model's; below 0 where the cut model is better."""
-    return functional.cross_entropy(logits, labels, reduction="none") - functional.cross_entropy(
-        dense, labels, reduction="none"
-    )
+def measuring(name: str, shelves: Sequence[ModuleType] = (), *, place: str = "prune.search.metric") -> Measure:
+    """A metric of :mod:`lotus.pruning.metrics`, or of the user's own.
 
+    Raises:
+        Refused: there is no such metric; it reads what is not here, or gives no number an image.
+    """
+    tried = {"logits": torch.eye(2), "dense": torch.eye(2), "labels": torch.arange(2)}
+    method = find([metrics, *shelves], name, place=place, here=tried)
+    names = reads(method)
+    found = call(method, tried, {}, place=place)
+    if not isinstance(found, Tensor) or found.shape != tried["labels"].shape:
+        raise Refused(f"{place}: {name!r} gives no number an image. Return a tensor of shape (B,).")
 
-def agreement(logits: Tensor, dense: Tensor, labels: Tensor) -> Tensor:
-    """1 where the cut model decides otherwise than the dense one, else 0."""
-    return (logits.argmax(-1) != dense.argmax(-1)).float()
+    def measure(logits: Tensor, dense: Tensor, labels: Tensor) -> Tensor:
+        given = {"logits": logits, "dense": dense, "labels": labels}
+        return method(*(given[name] for name in names))
 
-
-METRICS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "divergence": divergence,
-    "loss": loss,
-    "agreement": agreement,
-}
+    return measure
 
 
 class Judged(NamedTuple):
@@ -63,20 +63,23 @@ class Judge:
     """
 
     def __init__(
-        self, dense: nn.Module, batches: Iterable[Any] | Callable[[], Iterable[Any]], metric: Metric = "divergence"
+        self,
+        dense: nn.Module,
+        batches: Iterable[Any] | Callable[[], Iterable[Any]],
+        metric: str = "divergence",
+        shelves: Sequence[ModuleType] = (),
     ) -> None:
         """
         Args:
             dense: The model to stay close to; it is asked once.
             batches: Of (images, labels), or a function that gives them again and again.
+            metric: By its name in lotus/pruning/metrics.py, or in one of ``shelves``.
 
         Raises:
             Refused: no such metric, or no image.
         """
-        if metric not in METRICS:
-            raise Refused(f"prune.search.metric: there is no {metric!r}. Here: {', '.join(METRICS)}.")
         self.metric = metric
-        self._measure = METRICS[metric]
+        self._measure = measuring(metric, shelves)
         again = list(batches) if not callable(batches) and iter(batches) is batches else batches
         self._batches = again if callable(again) else lambda: again
         self._held: list[tuple[Tensor, Tensor]] | None = []

@@ -24,6 +24,7 @@ def check(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
     Raises:
         Refused: an unknown method or option, or settings that do not go together, with the place and the cure.
     """
+    from lotus.pruning.judge import measuring
     from lotus.pruning.study import criterion
     from lotus.sparsity.gates import pressing
     from lotus.training import named
@@ -41,6 +42,8 @@ def check(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
         linear = part == "score" and config.score.proxy == "linear_probe"  # whose heads go by our own schedules alone
         make_schedule(recipe, () if linear else shelves, place=part)
         named.check(recipe.guests, shelves, place=f"{part}.guests")
+    if config.prune.search is not None:
+        measuring(config.prune.search.metric, shelves)
     found = criterion(config.prune, shelves)
     ways.check(config.prune, shelves)
     run, rows = Run(config), rules.of(shelves)

@@ -44,7 +44,7 @@ def search_widths(uncut: Uncut) -> Cutting:
     run, whole = context.run, count(dense)
     rows = yield from _held_out_images(context, uncut.calibration, Subset.load(run.ticket), asks)
     with context.images(run.train_beton, rows, context.config.train, dense) as held:
-        judge = Judge(dense, lambda: held.epoch(0), asks.metric)
+        judge = Judge(dense, lambda: held.epoch(0), asks.metric, context.shelves)
         searched = _Searched(dense, float(judge.forwards))
         yield from _rounds(uncut, judge, searched)
         after = count(searched.model)
@@ -226,9 +226,8 @@ def compared(found: Mapping[str, Any]) -> Section | None:
     rows = [("dense", dense["macs"], dense["top1"], 0.0), ("searched", chosen["macs"], chosen["top1"], chosen["worse"])]
     rows += [(one["name"], one["macs"], one["top1"], one["worse"]) for one in theirs]
     equal = found.get("equal") or {}
-    metric = {"loss": "rise of the loss", "agreement": "agreement with dense"}.get(
-        found.get("metric", ""), "divergence"
-    )
+    metric = found.get("metric", "divergence")
+    metric = {"loss": "rise of the loss", "agreement": "agreement with dense"}.get(metric, metric)
 
     def at(level: str, macs: float | None) -> str:
         if not macs:
