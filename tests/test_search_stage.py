@@ -242,7 +242,6 @@ def test_held_out_images_are_those_that_nothing_was_trained_on() -> None:
         (["prune.search.drop=0.05"], "a target of its own"),
         (["prune.search.drop=0.05", "prune.keep={params: 0.5}"], "a target of its own"),
         (["prune.search.kid=ratios"], "Did you mean 'kind'"),
-        (["prune.search.metric=accuracy"], "prune.search.metric"),
     ],
 )
 def test_settings_that_contradict_are_refused(overrides: list[str], match: str) -> None:

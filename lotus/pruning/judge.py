@@ -40,7 +40,8 @@ def measuring(name: str, shelves: Sequence[ModuleType] = (), *, place: str = "pr
 
     def measure(logits: Tensor, dense: Tensor, labels: Tensor) -> Tensor:
         given = {"logits": logits, "dense": dense, "labels": labels}
-        return method(*(given[name] for name in names))
+        found: Tensor = method(*(given[name] for name in names))
+        return found
 
     return measure
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -31,13 +30,6 @@ def test_each_of_the_shelf_is_of_an_image_and_nothing_for_the_dense_model(name: 
     worse, alone = measure(-logits, logits, labels), measure(-logits[2:3], logits[2:3], labels[2:3])
     assert worse.shape == (6,)
     torch.testing.assert_close(worse[2:3], alone)  # each image's by itself
-
-
-def test_divergence_is_the_sum_over_the_classes() -> None:
-    logits, dense = np.array([[0.2, 1.0, -1.0]]), np.array([[1.5, 0.0, 0.3]])
-    p, q = (np.exp(x) / np.exp(x).sum() for x in (dense, logits))
-    found = measuring("divergence")(torch.tensor(logits), torch.tensor(dense), torch.tensor([0]))
-    assert float(found) == pytest.approx(float((p * np.log(p / q)).sum()))
 
 
 @pytest.fixture

@@ -14,12 +14,12 @@ import pytest
 import torch
 from tiny_vits import asks, batches, pictures, random_plan, tiny
 
-from lotus.pruning import budget, latency, program, search, study, surgery, widths
-from lotus.pruning import judge as judging
+from lotus.pruning import budget, latency, metrics, program, search, study, surgery, widths
 from lotus.pruning.judge import Judge, Judged, macs_at
 from lotus.pruning.plan import Plan
 from lotus.pruning.search import Tried
 from lotus.vit import anatomy, cost
+from selection import methods
 from selection.errors import Refused
 
 pytestmark = pytest.mark.slow  # many models: every family by every law
@@ -168,13 +168,13 @@ def test_the_metrics_against_their_formulas():
     p, q = dense.double().softmax(1), cut.double().softmax(1)
     for row in range(7):
         kl = sum(float(p[row, c]) * math.log(float(p[row, c] / q[row, c])) for c in range(4))
-        assert judging.divergence(cut, dense, labels)[row] == pytest.approx(kl, abs=1e-5)
+        assert metrics.divergence(cut, dense, labels)[row] == pytest.approx(kl, abs=1e-5)
         rise = -math.log(float(q[row, labels[row]])) + math.log(float(p[row, labels[row]]))
-        assert judging.loss(cut, dense, labels)[row] == pytest.approx(rise, abs=1e-5)
-        assert judging.agreement(cut, dense, labels)[row] == float(p[row].argmax() != q[row].argmax())
+        assert metrics.loss(cut, dense, labels)[row] == pytest.approx(rise, abs=1e-5)
+        assert metrics.agreement(cut, dense, labels)[row] == float(p[row].argmax() != q[row].argmax())
 
 
-@pytest.mark.parametrize("metric", ["divergence", "loss", "agreement"])
+@pytest.mark.parametrize("metric", methods.names(metrics))
 def test_the_dense_model_is_as_good_as_itself_and_is_asked_once(metric):
     model, data = tiny(), batches(3)
     judge = Judge(model, iter(data), metric)
