@@ -205,14 +205,11 @@ def is_house(method: Any) -> bool:
 
 
 @contextlib.contextmanager
-def blamed(
-    method: Callable[..., Any], *, place: str, spared: tuple[type[Exception], ...] = (), cure: str = ""
-) -> Iterator[None]:
+def blamed(method: Callable[..., Any], *, place: str, spared: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Around a call of the user's own ``method``: what it raises is for the user to mend.
 
     Args:
         spared: goes through as it is, as what is refused does
-        cure: a sentence that ends the refusal
 
     Raises:
         Refused: it raises something, which is named, with its line.
@@ -222,8 +219,7 @@ def blamed(
     except (Refused, *spared):
         raise
     except Exception as error:
-        told = f"{place} ({_name(method)}): {type(error).__name__}: {error}{_line(method, error)}."
-        raise Refused(f"{told} {cure}".rstrip()) from error
+        raise Refused(f"{place} ({_name(method)}): {type(error).__name__}: {error}{_line(method, error)}.") from error
 
 
 def _name(method: Callable[..., Any]) -> str:
