@@ -216,9 +216,9 @@ def blamed(method: Callable[..., Any], *, place: str, spared: tuple[type[Excepti
     """
     try:
         yield
-    except (Refused, *spared):
-        raise
     except Exception as error:
+        if isinstance(error, (Refused, *spared)):
+            raise
         raise Refused(f"{place} ({_name(method)}): {type(error).__name__}: {error}{_line(method, error)}.") from error
 
 
