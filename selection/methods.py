@@ -7,12 +7,13 @@ It is found by its name: a public function defined in the shelf's own module. Th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import inspect
 import os
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -192,13 +193,32 @@ def call(
         cure = "".join(f"{cure} " for cure in dict.fromkeys(cures[name] for name in missing if name in cures))
         raise Refused(_misread(place, method.__name__, missing, available if here is None else here, cure))
     given, options = [available[name] for name in wanted], arguments(method, options)
-    if (method.__module__ or "").split(".")[0] in ("selection", "lotus"):
+    if is_house(method):
         return method(*given, **options)
+    with blamed(method, place=place):
+        return method(*given, **options)
+
+
+def is_house(method: Any) -> bool:
+    """Whether ``method`` (or a class) is ours: what it raises is a fault of ours."""
+    return (getattr(method, "__module__", None) or "").split(".")[0] in ("selection", "lotus")
+
+
+@contextlib.contextmanager
+def blamed(method: Callable[..., Any], *, place: str, spared: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Around a call of the user's own ``method``: what it raises is for the user to mend.
+
+    Args:
+        spared: goes through as it is, as what is refused does
+
+    Raises:
+        Refused: it raises something, which is named, with its line.
+    """
     try:
-        return method(*given, **options)
-    except Refused:
-        raise
-    except Exception as error:  # the user's own method: for the user to mend
+        yield
+    except Exception as error:
+        if isinstance(error, (Refused, *spared)):
+            raise
         raise Refused(f"{place} ({_name(method)}): {type(error).__name__}: {error}{_line(method, error)}.") from error
 
 

@@ -76,7 +76,12 @@ def test_the_schema_knows_every_section(capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("def bad(loss:", "line 1"), ("x = 1\nimport nothing_of_that_name", "line 2"), ("\n\n1 / 0", "line 3")],
+    [
+        ("def bad(loss:", "line 1"),
+        ("x = 1\nimport nothing_of_that_name", "line 2"),
+        ("\n\n1 / 0", "line 3"),
+        ("\nraise SystemExit(3)", "SystemExit: 3 (line 2)"),
+    ],
 )
 def test_a_file_of_ones_own_that_cannot_be_imported_is_told_with_its_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, says: str

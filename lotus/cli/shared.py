@@ -52,7 +52,7 @@ def load_shelves(files: Sequence[str]) -> list[ModuleType]:
         try:
             # Not by the loader: of two versions within a second, alike in size, it would run the bytecode of the first.
             exec(compile(Path(file).read_bytes(), file, "exec"), vars(module))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             lines = [
                 frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == spec.origin
             ]

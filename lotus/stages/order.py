@@ -20,6 +20,7 @@ from lotus.stage import Stage, Work
 from lotus.stages.checks import check, look_ahead
 from lotus.stages.context import Context
 from lotus.stages.hosts import Hosts
+from lotus.stages.own_stage import begun
 from lotus.stages.shelf import check_named, run_of
 from selection.errors import Refused
 
@@ -190,7 +191,7 @@ def _elsewhere(stage: Stage, context: Context | None) -> None:
     if stage.identity is None or context is None or context.hosts is None or not context.hosts.any:
         return
     hosts, here, identity = context.hosts, context.alone(), stage.identity
-    hosts.together(lambda: collections.deque(stage.make(here), maxlen=0) if hosts.copies else None)
+    hosts.together(lambda: collections.deque(begun(stage, here), maxlen=0) if hosts.copies else None)
     context.world.barrier()
     hosts.hold(stage.name, lambda: identity(context.run))
 
@@ -221,7 +222,7 @@ def _carry_out(stage: Stage, why: str, context: Context, lead: bool) -> Iterator
 
 def _make(stage: Stage, context: Context, lead: bool) -> Work:
     """Carry out a stage, writing down what happens. Where that cannot be, a training is saved before it is refused."""
-    making = stage.make(context)
+    making = begun(stage, context)
     full: Refused | None = None
     while True:
         try:
@@ -229,7 +230,7 @@ def _make(stage: Stage, context: Context, lead: bool) -> Work:
         except StopIteration as end:
             return end.value
         except Rewound as rewound:
-            making, event = stage.make(context), Said(stage.name, str(rewound), "warning")
+            making, event = begun(stage, context), Said(stage.name, str(rewound), "warning")
         except KeyboardInterrupt as stopped:
             if full is None:
                 raise

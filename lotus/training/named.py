@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from types import ModuleType
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Real
+from types import ModuleType, NoneType
 from typing import Any
 
+from torch import Tensor, nn
+
 from lotus.config import Method, options
+from lotus.data.base import Batch
+from lotus.events import Rewound
 from lotus.training import guest_shelf, trackers
-from lotus.training.guests import Guest
+from lotus.training.guests import Epoch, Guest
+from lotus.watch import Lost
 from selection import methods
 from selection.errors import Refused
 
 READS = ("model", "recipe", "rows", "labels", "classes", "seed", "world")
 """What a function that makes a guest may read: the model; its recipe; (K,) rows of the ticket; (N,) labels of the data set;
 the number of classes; the training's seed; the ranks."""
+
+_GIVES: dict[str, Any] = {
+    "before_epoch": Epoch, "show": Batch, "losses": Tensor, "spoiled": str, "replace": Sequence, "rebuilt": nn.Module,
+    "evaluating": contextlib.AbstractContextManager, "weights": (Mapping, NoneType), "state": (Mapping, NoneType),
+    "summary": Mapping, "macs": Real, "own_macs": Real, "bill": Sequence,
+}  # fmt: skip
+"""What a moment gives; one that is not here may give anything."""
+_SEVERAL = ("replaced", "close_epoch")
+"""Moments that give what may be an iterator, which goes wrong only while it is gone through."""
 
 
 def check(wanted: Sequence[Method], shelves: Sequence[ModuleType], *, place: str) -> None:
@@ -24,10 +42,15 @@ def check(wanted: Sequence[Method], shelves: Sequence[ModuleType], *, place: str
         place: where they are named, e.g. ``train.guests``
 
     Raises:
-        Refused: with the nearest right name.
+        Refused: with the nearest right name; or one is named twice.
     """
-    for settings in wanted:
+    names = [settings.name for settings in wanted]
+    for number, settings in enumerate(wanted):
         method = _found(settings, shelves, place)
+        if settings.name in names[:number]:
+            raise Refused(
+                f"{place}: {settings.name!r} is named twice, and the states of the two would share a file. Name it once."
+            )
         options(method, settings.options, place=f"{place}.{settings.name}")
 
 
@@ -48,8 +71,60 @@ def chosen(
                 f"{place}: {settings.name!r} makes a {type(guest).__name__}, not a guest. Return an instance of a subclass of "
                 "lotus.training.guests.Guest."
             )
-        found.append(guest)
+        found.append(guest if methods.is_house(type(guest)) else _watched(guest, where))
     return found
+
+
+def _watched(guest: Guest, place: str) -> Guest:
+    """``guest``, a user's own: what goes wrong in a moment that it overrides is refused, with ``place``."""
+    for name in filter(lambda name: inspect.isfunction(getattr(Guest, name)), vars(Guest)):
+        moment = getattr(guest, name)
+        if not methods.is_house(moment):
+            object.__setattr__(guest, name, _moment(name, moment, place))
+    return guest
+
+
+def _moment(name: str, moment: Callable[..., Any], place: str) -> Callable[..., Any]:
+    """``moment``, which refuses what goes wrong in it."""
+
+    @functools.wraps(moment)
+    def watched(*given: Any, **options: Any) -> Any:
+        with methods.blamed(moment, place=place, spared=(Lost, Rewound)):
+            found = moment(*given, **options)
+            if name in _SEVERAL:
+                found = tuple(found)
+        kind = _GIVES.get(name, object)
+        if name == "losses" and given and isinstance(found, Tensor) and found.shape != given[0].shape:
+            raise Refused(
+                f"{place}: losses gave a tensor of shape {tuple(found.shape)} for losses of {tuple(given[0].shape)}. Return one "
+                "number for each image."
+            )
+        if not isinstance(found, kind) or (name == "state" and not _are_tensors(found)):
+            raise Refused(f"{place}: {name} gave {_told(found)}. Return what lotus.training.guests.Guest.{name} says.")
+        return _evaluating(moment, found, place) if name == "evaluating" else found
+
+    return watched
+
+
+@contextlib.contextmanager
+def _evaluating(
+    moment: Callable[..., Any], found: contextlib.AbstractContextManager[None], place: str
+) -> Iterator[None]:
+    """As ``found``, which is entered with the same care; what is raised inside is not its fault."""
+    with contextlib.ExitStack() as inside:
+        with methods.blamed(moment, place=place, spared=(Lost, Rewound)):
+            inside.enter_context(found)
+        yield
+
+
+def _are_tensors(state: Mapping[str, Any] | None) -> bool:
+    return all(isinstance(name, str) and isinstance(value, Tensor) for name, value in (state or {}).items())
+
+
+def _told(found: Any) -> str:
+    """What it is, short."""
+    kinds = {name: type(value).__name__ for name, value in found.items()} if isinstance(found, Mapping) else None
+    return f"{kinds}" if kinds else f"a {type(found).__name__}"
 
 
 def _found(settings: Method, shelves: Sequence[ModuleType], place: str) -> Any:

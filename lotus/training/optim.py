@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -13,7 +14,7 @@ from torch import nn
 from lotus.config import Recipe
 from lotus.training import muon, schedules
 from selection.errors import Refused
-from selection.methods import call, find, nearest, reads
+from selection.methods import blamed, call, find, is_house, nearest, reads
 
 USUAL = {
     "adamw": (1e-5, 1e-2), "nadamw": (1e-5, 1e-2), "adam": (1e-5, 1e-2), "muon": (1e-4, 1e-2), "lion": (1e-6, 2e-3),
@@ -148,16 +149,28 @@ def make_schedule(
     # Called by the law of the shelves here, so that what would fail at the first step is refused now, and plainly from then on.
     begun = {**known, "step": 0, "warm": recipe.warmup, "total": recipe.epochs}
     first = call(method, begun, wants.options, place=where)
-    if not all(isinstance(number, (int, float)) for number in (first if isinstance(first, tuple) else (first,))):
-        raise Refused(
-            f"{where}: {wants.name!r} gave {first!r} for step 0. Return a learning rate, or one and a momentum."
-        )
-    names = reads(method)
+    _checked(first, 0, wants.name, where)
+    names, ours = reads(method), is_house(method)
 
     def rate(step: int, steps_per_epoch: int) -> Rate:
         warm, total = recipe.warmup * steps_per_epoch, recipe.epochs * steps_per_epoch
         here = {**known, "step": step, "warm": warm, "total": total}
-        found = method(*(here[name] for name in names), **wants.options)
-        return found if isinstance(found, tuple) else (found, None)
+        with contextlib.nullcontext() if ours else blamed(method, place=f"{where} at step {step}"):
+            found = method(*(here[name] for name in names), **wants.options)
+        return _checked(found, step, wants.name, where)
 
     return rate
+
+
+def _checked(found: Any, step: int, name: str, place: str) -> Rate:
+    """What a schedule gave.
+
+    Raises:
+        Refused: that is no rate.
+    """
+    lr, momentum = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
+    if not isinstance(lr, (int, float)) or not isinstance(momentum, (int, float, type(None))):
+        raise Refused(
+            f"{place}: {name!r} gave {found!r} for step {step}. Return a learning rate, or one and a momentum."
+        )
+    return lr, momentum

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from running import DIGITS, SHORT, lotus
 
 from lotus.cli.shared import load_shelves
 from lotus.config import check
+from lotus.events import Said
 from lotus.stage import Stage
 from lotus.stages import run_of
+from lotus.stages.own_stage import begun
 from selection.errors import Refused
 
 # What CONTRIBUTING would show: how far the confidence of the model that ships is from how often it is right.
@@ -170,6 +173,33 @@ def test_it_stands_behind_what_it_reads_and_before_what_reads_it(tmp_path: Path)
 def test_one_that_cannot_stand_is_refused(text: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(Refused, match=says):
         plan(make(text, tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("return Outcome()", r"'odd' gives a Outcome\. Write it as a generator: yield events, return an Outcome\.$"),
+        ("yield 1 / 0", r"'odd' \(odd\): ZeroDivisionError: .* \(own\.py, line 5\)\.$"),
+        ("yield 3", r"'odd' yields a int, which is no event\. "),
+        ("yield from ()", r"'odd' returns a NoneType, not an Outcome\. "),
+    ],
+)
+def test_one_that_goes_wrong_is_refused(body: str, says: str, tmp_path: Path) -> None:
+    text = f"def odd(context):\n    {body}\nA = Stage('odd', 'x', odd)"
+    (shelf,) = load_shelves([str(make(text, tmp_path))])
+    context = SimpleNamespace(shelves=[shelf])
+    with pytest.raises(Refused, match=r"^--with .*own\.py: the stage " + says):
+        list(begun(shelf.A, context))  # type: ignore[arg-type]
+
+
+def test_one_that_is_right_gives_what_it_gives(tmp_path: Path) -> None:
+    text = "from lotus.events import Said\ndef fine(context):\n    yield Said('fine', 'so')\n    return Outcome(3)\nA = Stage('fine', 'x', fine)"
+    (shelf,) = load_shelves([str(make(text, tmp_path))])
+    making = begun(shelf.A, SimpleNamespace(shelves=[shelf]))  # type: ignore[arg-type]
+    assert next(making) == Said("fine", "so")
+    with pytest.raises(StopIteration) as end:
+        next(making)
+    assert end.value.value.image_forwards == 3
 
 
 def test_every_stage_of_ours_says_what_it_must() -> None:

@@ -127,3 +127,45 @@ def test_a_mistake_is_refused_before_anything_is_done(tmp_path: Path, mine: Path
 
     with pytest.raises(Refused, match=says):
         asked()
+
+
+BAD = """from lotus.training.guests import Guest
+class Boo(Guest):
+    def {moment}:
+        {body}
+def boo():
+    return Boo()
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "body", "says"),
+    [
+        (
+            "losses(self, losses, seen)",
+            "raise ValueError('boo')",
+            r" \(losses\): ValueError: boo \(bad\.py, line 4\)\.$",
+        ),
+        ("losses(self, losses, seen)", "return None", r": losses gave a NoneType\. Return what .*Guest\.losses says"),
+        ("losses(self, losses, seen)", "return losses.mean()", r": losses gave a tensor of shape \(\) .*each image"),
+        ("state(self)", "return 3", r": state gave a int\."),
+        ("state(self)", "return {'a': 3}", r": state gave {'a': 'int'}\."),
+        ("close_epoch(self, at)", "yield 1 / 0", r" \(close_epoch\): ZeroDivisionError: .*line 4"),
+        ("evaluating(self)", "return 3", r": evaluating gave a int\."),
+        ("attach(self)", "pass", r" \(attach\): TypeError: "),
+    ],
+)
+def test_one_that_goes_wrong_in_a_moment_is_refused_with_its_place(
+    tmp_path: Path, moment: str, body: str, says: str
+) -> None:
+    (tmp_path / "bad.py").write_text(BAD.format(moment=moment, body=body))
+    wanted = (Method(name="boo"),)
+    guests = named.chosen(wanted, {}, [loaded(tmp_path / "bad.py")], place="train.guests")
+    with pytest.raises(Refused, match=r"^train\.guests\.boo" + says):
+        train(tmp_path / "run", recipe(epochs=1), guests=guests)
+
+
+def test_one_that_is_named_twice_is_refused_before_anything_is_done() -> None:
+    twice = (Method(name="late_average"), Method(name="late_average"))
+    with pytest.raises(Refused, match=r"^train\.guests: 'late_average' is named twice"):
+        named.check(twice, [], place="train.guests")

@@ -113,3 +113,20 @@ def test_what_is_not_there_is_refused_with_its_place(schedule: object, says: str
     exec("def weather(wind):\n    return wind\n", vars(mine))
     with pytest.raises(Refused, match=says):
         make_schedule(Recipe.model_validate({"schedule": schedule}), [mine], place="finetune")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("if step > 4: 1 / 0", r"^finetune\.schedule at step 5 \(bad\): ZeroDivisionError: .* \(<string>, line 2\)\.$"),
+        ("if step > 4: return None", r"^finetune\.schedule: 'bad' gave None for step 5\. Return a learning rate"),
+        ("if step > 4: return 1, 2, 3", r"^finetune\.schedule: 'bad' gave \(1, 2, 3\) for step 5\."),
+    ],
+)
+def test_one_that_goes_wrong_later_is_refused_with_its_step(text: str, says: str) -> None:
+    mine = types.ModuleType("mine")
+    exec(f"def bad(step):\n    {text}\n    return 1e-3\n", vars(mine))
+    rate = make_schedule(Recipe.model_validate({"schedule": "bad"}), [mine], place="finetune")
+    assert rate(4, 10) == (1e-3, None)
+    with pytest.raises(Refused, match=says):
+        rate(5, 10)
