@@ -131,12 +131,18 @@ def _parts(group: Any) -> dict[str, Any]:
 
 
 def check_settings(
-    method: Callable[..., Any], options: Mapping[str, Any], *, place: str, also: Iterable[str] = ()
+    method: Callable[..., Any],
+    options: Mapping[str, Any],
+    *,
+    place: str,
+    also: Iterable[str] = (),
+    name: str | None = None,
 ) -> None:
     """Refuse options that ``method`` does not have, and words that its annotations (``Literal``) do not name.
 
     Args:
         also: what can be said in the same place beside the method's own settings, for a refusal to name
+        name: what a config calls the method; None: as the function is called
 
     Raises:
         Refused: an unknown option or word, with the nearest right one.
@@ -146,7 +152,9 @@ def check_settings(
     for option in options:
         if option not in own:
             has = f"It has: {', '.join(known)}." if known else "It has none."
-            raise Refused(f"{place}.{option}: {method.__name__!r} has no such setting.{nearest(option, known)} {has}")
+            raise Refused(
+                f"{place}.{option}: {name or _name(method)!r} has no such setting.{nearest(option, known)} {has}"
+            )
         if get_origin(hints.get(option)) is Literal:
             check_choice(options[option], get_args(hints[option]), place=f"{place}.{option}")
 
