@@ -200,7 +200,7 @@ def call(
         cure = "".join(f"{cure} " for cure in dict.fromkeys(cures[name] for name in missing if name in cures))
         raise Refused(_misread(place, method.__name__, missing, available if here is None else here, cure))
     given, options = [available[name] for name in wanted], arguments(method, options)
-    if (method.__module__ or "").split(".")[0] in ("selection", "lotus"):
+    if is_ours(method):
         return method(*given, **options)
     try:
         return method(*given, **options)
@@ -208,6 +208,16 @@ def call(
         raise
     except Exception as error:  # the user's own method: for the user to mend
         raise Refused(f"{place} ({_name(method)}): {type(error).__name__}: {error}{_line(method, error)}.") from error
+
+
+def is_ours(method: Callable[..., Any]) -> bool:
+    """Whether ``method`` is the house's, not the user's own."""
+    return (method.__module__ or "").split(".")[0] in ("selection", "lotus")
+
+
+def whose(method: Callable[..., Any], place: str) -> str:
+    """What a refusal of what ``method`` gave begins with: ``place``, and the name of a method of the user's own."""
+    return place if is_ours(method) else f"{place} ({_name(method)})"
 
 
 def _name(method: Callable[..., Any]) -> str:
