@@ -132,12 +132,18 @@ def _parts(group: Any) -> dict[str, Any]:
 
 
 def check_settings(
-    method: Callable[..., Any], options: Mapping[str, Any], *, place: str, also: Iterable[str] = ()
+    method: Callable[..., Any],
+    options: Mapping[str, Any],
+    *,
+    place: str,
+    also: Iterable[str] = (),
+    name: str | None = None,
 ) -> None:
     """Refuse options that ``method`` does not have, and words that its annotations (``Literal``) do not name.
 
     Args:
         also: what can be said in the same place beside the method's own settings, for a refusal to name
+        name: what a config calls the method; None: as the function is called
 
     Raises:
         Refused: an unknown option or word, with the nearest right one.
@@ -147,7 +153,9 @@ def check_settings(
     for option in options:
         if option not in own:
             has = f"It has: {', '.join(known)}." if known else "It has none."
-            raise Refused(f"{place}.{option}: {method.__name__!r} has no such setting.{nearest(option, known)} {has}")
+            raise Refused(
+                f"{place}.{option}: {name or _name(method)!r} has no such setting.{nearest(option, known)} {has}"
+            )
         if get_origin(hints.get(option)) is Literal:
             check_choice(options[option], get_args(hints[option]), place=f"{place}.{option}")
 
@@ -193,15 +201,10 @@ def call(
         cure = "".join(f"{cure} " for cure in dict.fromkeys(cures[name] for name in missing if name in cures))
         raise Refused(_misread(place, method.__name__, missing, available if here is None else here, cure))
     given, options = [available[name] for name in wanted], arguments(method, options)
-    if is_house(method):
+    if is_ours(method):
         return method(*given, **options)
     with blamed(method, place=place):
         return method(*given, **options)
-
-
-def is_house(method: Any) -> bool:
-    """Whether ``method`` (or a class) is ours: what it raises is a fault of ours."""
-    return (getattr(method, "__module__", None) or "").split(".")[0] in ("selection", "lotus")
 
 
 @contextlib.contextmanager
@@ -220,6 +223,16 @@ def blamed(method: Callable[..., Any], *, place: str, spared: tuple[type[Excepti
         if isinstance(error, (Refused, *spared)):
             raise
         raise Refused(f"{place} ({_name(method)}): {type(error).__name__}: {error}{_line(method, error)}.") from error
+
+
+def is_ours(method: Callable[..., Any]) -> bool:
+    """Whether ``method`` is the house's, not the user's own."""
+    return (method.__module__ or "").split(".")[0] in ("selection", "lotus")
+
+
+def whose(method: Callable[..., Any], place: str) -> str:
+    """What a refusal of what ``method`` gave begins with: ``place``, and the name of a method of the user's own."""
+    return place if is_ours(method) else f"{place} ({_name(method)})"
 
 
 def _name(method: Callable[..., Any]) -> str:

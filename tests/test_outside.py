@@ -141,6 +141,13 @@ def test_a_request_that_cannot_be_met_is_refused_before_an_image_is_read(
     assert message in capsys.readouterr().err
 
 
+def test_a_wrong_criterion_is_told_before_the_weights_are_looked_for(photos, tmp_path, capsys):
+    assert cli.main(words(photos, tmp_path / "nowhere.safetensors", tmp_path / "small", "prune.criterion=taylr")) == 2
+    out, err = capsys.readouterr()
+    assert "prune.criterion: there is no 'taylr'. Did you mean 'taylor'?" in err
+    assert not out, "nothing has begun"
+
+
 def test_one_threshold_leaves_a_part_of_all_units(photos, tmp_path):
     save_file(model().state_dict(), tmp_path / "a.safetensors")
     asked = words(

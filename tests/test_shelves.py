@@ -74,7 +74,7 @@ def test_the_users_own_file_wins() -> None:
     mine.WAY = Way("soup", "mine", lambda uncut, *, salt=1: None)  # type: ignore[attr-defined]
     wants = read(None, ["prune.method={name: soup, salt: 2}"]).prune
     assert ways.chosen(wants, shelves.known([mine]))[1] == {"salt": 2}
-    with pytest.raises(Refused, match=r"prune\.method\.salt: .*has no such setting"):
+    with pytest.raises(Refused, match=r"prune\.method\.salt: 'soup' has no such setting"):
         ways.chosen(wants, shelves.known())
 
 
@@ -167,3 +167,12 @@ def test_a_data_set_that_gives_none_and_a_schedule_that_gives_no_rate() -> None:
         open_data(read(None, ["data.name=pair"]).data, [mine])
     with pytest.raises(Refused, match=r"^train\.schedule: 'word' .*'fast'.*learning rate"):
         make_schedule(read(None, ["train.schedule=word"]).train, [mine])
+
+
+@pytest.mark.parametrize("name", ["unstructured", "convolve"])
+def test_a_way_is_refused_a_setting_by_its_own_name(name: str) -> None:
+    from lotus.stages import ways
+
+    wants = read(None, [f"prune.method={{name: {name}, foo: 3}}"]).prune
+    with pytest.raises(Refused, match=rf"prune\.method\.foo: '{name}' has no such setting"):
+        ways.chosen(wants, shelves.known())

@@ -17,13 +17,18 @@ class _Options(Section):
     model_config = ConfigDict(use_attribute_docstrings=False, arbitrary_types_allowed=True, protected_namespaces=())
 
 
-def options(method: Callable[..., Any], given: Mapping[str, Any], *, place: str) -> dict[str, Any]:
+def options(
+    method: Callable[..., Any], given: Mapping[str, Any], *, place: str, name: str | None = None
+) -> dict[str, Any]:
     """All settings of ``method``: what is ``given``, and the defaults of the others.
+
+    Args:
+        name: what a config calls the method; None: as the function is called
 
     Raises:
         Refused: it has no such setting, or a value is not of the kind that the parameter is annotated with.
     """
-    methods.check_settings(method, given, place=place)
+    methods.check_settings(method, given, place=place, name=name)
     defaults, hints = methods.settings(method), methods.kinds(method)
     fields: dict[str, Any] = {
         name: (hints.get(name, Any), ... if value is methods.REQUIRED else value) for name, value in defaults.items()

@@ -57,7 +57,7 @@ def fit_plan(
             ``sublayers``: whether a sublayer may go as a whole, and with both the block. None: only where the budget asks for less
             than units can give. By ``per_type`` and ``threshold`` True too means no more than that.
         whole: What the budget is a fraction of, where that is not the present model.
-        within: Widths of the blocks of a larger plan, all of whose units may stay (``pool`` alone): what this one keeps, that
+        within: Widths of the blocks of a larger plan, all of whose units may stay (``global`` alone): what this one keeps, that
             one keeps. It may keep a little less of the score than a plan that is free.
 
     Raises:
@@ -66,7 +66,7 @@ def fit_plan(
     if request.keep.latency is not None:
         raise Refused("prune.keep.latency: milliseconds are not counted but measured; see lotus.pruning.latency.")
     if within is not None and request.scope != "global":
-        raise Refused(f"prune.sizes: {request.scope!r} draws each budget for itself. Set prune.scope to pool.")
+        raise Refused(f"prune.sizes: {request.scope!r} draws each budget for itself. Set prune.scope to global.")
     limits = check_reach(outline, request, whole=whole)
     blocks = of_outline(outline, scores, request)
     if within is not None:

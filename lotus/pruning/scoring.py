@@ -5,7 +5,7 @@ U units of a site, F MLP units.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,13 +62,30 @@ def score(
                 scores[site] = worth * size / max(size.sum(), np.finfo(np.float64).tiny)
                 continue
             given = known.of(block, site, of_site, attention="attention" in reads)
-            found = np.asarray(methods.call(criterion, given, options, place="prune.criterion"), dtype=np.float64)
-            if found.shape != (units,):
-                raise Refused(f"{site}: the criterion gave scores of shape {found.shape}, not ({units},).")
-            scores[site] = found
-            worth = float(found.sum()) if attention else worth
+            found = methods.call(criterion, given, options, place="prune.criterion")
+            scores[site] = _checked(found, units, site, criterion, [given[name] for name in reads])
+            worth = float(scores[site].sum()) if attention else worth
         if block.has_attn and f"{block.name}.qk" not in scores:
             scores[f"{block.name}.qk"] = _keys(block, weights[f"{block.name}.qk"], scores[f"{block.name}.attn"])
+    return scores
+
+
+def _checked(found: Any, units: int, site: str, criterion: Callable[..., Any], read: Sequence[Any]) -> np.ndarray:
+    """What ``criterion`` made of ``read``: a score a unit, (U,). Where its own input is not finite, that is not its fault."""
+    place = methods.whose(criterion, "prune.criterion")
+    try:
+        scores = np.asarray(found, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise Refused(
+            f"{place}: gave a {type(found).__name__} for {site} that is no array of numbers. Return a score a unit, ({units},)."
+        ) from None
+    if scores.shape != (units,):
+        raise Refused(
+            f"{place}: gave scores of shape {scores.shape} for {site}, not ({units},). Return a score a unit."
+        )
+    own = not methods.is_ours(criterion) and not np.isfinite(scores).all()
+    if own and all(np.isfinite(one).all() for one in read if isinstance(one, np.ndarray)):
+        raise Refused(f"{place}: gave scores for {site} that are not finite. Return a finite score a unit.")
     return scores
 
 

@@ -79,9 +79,10 @@ class Ahead:
 
         return count(self.dense).macs
 
-    def share(self, patches: Patches | None) -> float:
-        """Fraction of the dense model's MACs that a training of the ticket on ``patches`` spends, its schedule included."""
-        return 1.0 if patches is None else self.on_patches(patches) / self.macs
+    def share(self, patches: Patches | None, place: str) -> float:
+        """Fraction of the dense model's MACs that a training of the ticket on ``patches``, which stand at ``place``, spends, its schedule
+        included."""
+        return 1.0 if patches is None else self.on_patches(patches, place=place) / self.macs
 
     def on_patches(
         self,
@@ -90,6 +91,8 @@ class Ahead:
         step: float = 0,
         model: nn.Module | None = None,
         dims: Sequence[Dims] | None = None,
+        *,
+        place: str = "train.patches",
     ) -> float:
         """MACs of the average image of the ticket in a part of a training on ``patches``.
 
@@ -98,17 +101,18 @@ class Ahead:
             step: fraction of the training that an optimizer step is, at whose start it is settled how many patches stay
             model: that is trained; None: the dense one
             dims: widths of its blocks; None: as they are
+            place: where ``patches`` stand
         """
         from lotus.vit.tokens import Tokens
         from selection.joint_budget import allot
 
         spent, moments = 0.0, 200
-        with Tokens(self.dense if model is None else model, patches) as tokens:
+        with Tokens(self.dense if model is None else model, patches, place=place) as tokens:
             ends: list[tuple[float | None, float]] = [(None, 1.0)]
             if patches.joint is not None:  # by ranks: how many images a bucket has does not depend on what they score
                 shared = allot(
                     np.arange(self.kept), patches=tokens.patches, keep=patches.keep, buckets=patches.joint.buckets,
-                    least=patches.joint.least, place="train.patches.joint",
+                    least=patches.joint.least, place=f"{place}.joint",
                 )  # fmt: skip
                 level = np.bincount(shared.level, minlength=len(tokens.shares))
                 ends = list(zip(tokens.shares, level / self.kept, strict=True))
@@ -137,7 +141,7 @@ def check_recipe(place: str, recipe: Recipe, model: nn.Module) -> None:
     if recipe.deepspeed and not Path(recipe.deepspeed).is_file():
         raise Refused(f"{place}.deepspeed: there is no file {recipe.deepspeed}.")
     if recipe.patches is not None:
-        Tokens(model, recipe.patches).remove()
+        Tokens(model, recipe.patches, place=f"{place}.patches").remove()
         depth = len(anatomy.blocks(model))
         if recipe.patches.mode == "cumulative" and not risen(depth - 2, depth):
             raise Refused(

@@ -165,7 +165,8 @@ def _on_fewer(
         joint = share_out(context, patches, model, seed, place=f"{task.where}.patches.joint")
         if context.world.is_main:
             yield Said(task.stage, joint_line(joint, rows))
-    return _Fewer(patches, fewer_tokens(model, patches, context.shelves), scores, joint)
+    tokens = fewer_tokens(model, patches, context.shelves, place=f"{task.where}.patches")
+    return _Fewer(patches, tokens, scores, joint)
 
 
 def _price(fitted: Fitted, guests: Sequence[Guest], side: int, fewer: _Fewer | None, told: Mapping[str, Any]) -> Price:

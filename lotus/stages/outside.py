@@ -59,10 +59,12 @@ def prune(job: Job) -> Iterator[Event]:
     from lotus.data.dataset import open_data
     from lotus.pruning import spec
     from lotus.pruning.measure import enough
+    from lotus.pruning.study import criterion
 
     page, request = job.page, job.page.prune
     began = time.monotonic()
     _refuse_to_replace(Path(job.out), force=job.force)
+    criterion(request, job.shelves)  # before the weights, which may have to be fetched
     yield Began(
         "prune", f"{page.model.name}, keep {', '.join(f'{what} {part:g}' for what, part in request.keep.asked.items())}"
     )

@@ -10,7 +10,7 @@ from lotus.stage import Outcome, Stage, Work
 from lotus.stages.context import Context
 from lotus.watch import Lost
 from selection.errors import Refused
-from selection.methods import blamed, is_house
+from selection.methods import blamed, is_ours
 
 _CURE = "Write it as a generator: yield events, return an Outcome."
 
@@ -18,7 +18,7 @@ _CURE = "Write it as a generator: yield events, return an Outcome."
 def begun(stage: Stage, context: Context) -> Work:
     """What ``stage`` does; of a user's own, what goes wrong in it is refused."""
     files = [str(shelf.__file__) for shelf in context.shelves if stage.name in brought(shelf)]
-    if not files or is_house(stage.make):
+    if not files or is_ours(stage.make):
         return stage.make(context)
     return _watched(stage, context, f"--with {files[-1]}: the stage {stage.name!r}")
 

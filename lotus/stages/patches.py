@@ -38,13 +38,15 @@ class PatchScores:
     """The file that they lie in."""
 
 
-def fewer_tokens(model: nn.Module, patches: Patches, shelves: Sequence[ModuleType]) -> Tokens:
+def fewer_tokens(
+    model: nn.Module, patches: Patches, shelves: Sequence[ModuleType], *, place: str = "train.patches"
+) -> Tokens:
     """Puts ``model`` on fewer tokens while it is entered."""
     from lotus.vit import saliency
     from lotus.vit.tokens import Tokens
 
     alone = patches.mode == "input" and not patches.model and not patches.cached
-    return Tokens(model, patches, saliency.of_images(patches.score, shelves) if alone else None)
+    return Tokens(model, patches, saliency.of_images(patches.score, shelves) if alone else None, place=place)
 
 
 def as_evaluated(model: nn.Module, patches: Patches | None, shelves: Sequence[ModuleType]) -> Any:

@@ -173,7 +173,7 @@ def rival(request: Prune, shelves: Sequence[ModuleType]) -> tuple[Rival, Options
     assert request.search.compare is not None
     asked, place = request.search.compare, "prune.search.compare"
     found = all_shelves.find(Rival, shelves, asked.name, place=place)
-    return found, options(found.make, asked.options, place=place)
+    return found, options(found.make, asked.options, place=place, name=found.name)
 
 
 def _compare(

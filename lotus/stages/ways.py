@@ -19,7 +19,7 @@ def chosen(request: Prune, shelves: Sequence[ModuleType]) -> tuple[Way, Options]
         Refused: there is no such way, or it is given what it does not have.
     """
     way = all_shelves.find(Way, (structured, *shelves), request.method.name, place="prune.method")
-    return way, options(way.make, request.method.options, place="prune.method")
+    return way, options(way.make, request.method.options, place="prune.method", name=way.name)
 
 
 def check(request: Prune, shelves: Sequence[ModuleType]) -> None:

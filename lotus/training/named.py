@@ -71,7 +71,7 @@ def chosen(
                 f"{place}: {settings.name!r} makes a {type(guest).__name__}, not a guest. Return an instance of a subclass of "
                 "lotus.training.guests.Guest."
             )
-        found.append(guest if methods.is_house(type(guest)) else _watched(guest, where))
+        found.append(guest if methods.is_ours(type(guest)) else _watched(guest, where))
     return found
 
 
@@ -79,7 +79,7 @@ def _watched(guest: Guest, place: str) -> Guest:
     """``guest``, a user's own: what goes wrong in a moment that it overrides is refused, with ``place``."""
     for name in filter(lambda name: inspect.isfunction(getattr(Guest, name)), vars(Guest)):
         moment = getattr(guest, name)
-        if not methods.is_house(moment):
+        if not methods.is_ours(moment):
             object.__setattr__(guest, name, _moment(name, moment, place))
     return guest
 

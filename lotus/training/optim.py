@@ -14,7 +14,7 @@ from torch import nn
 from lotus.config import Recipe
 from lotus.training import muon, schedules
 from selection.errors import Refused
-from selection.methods import blamed, call, find, is_house, nearest, reads
+from selection.methods import blamed, call, find, is_ours, nearest, reads
 
 USUAL = {
     "adamw": (1e-5, 1e-2), "nadamw": (1e-5, 1e-2), "adam": (1e-5, 1e-2), "muon": (1e-4, 1e-2), "lion": (1e-6, 2e-3),
@@ -150,7 +150,7 @@ def make_schedule(
     begun = {**known, "step": 0, "warm": recipe.warmup, "total": recipe.epochs}
     first = call(method, begun, wants.options, place=where)
     _checked(first, 0, wants.name, where)
-    names, ours = reads(method), is_house(method)
+    names, ours = reads(method), is_ours(method)
 
     def rate(step: int, steps_per_epoch: int) -> Rate:
         warm, total = recipe.warmup * steps_per_epoch, recipe.epochs * steps_per_epoch

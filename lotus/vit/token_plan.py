@@ -49,7 +49,7 @@ class Passed(NamedTuple):
     """tome: r, pairs that each block merges, half of its patches at most."""
 
 
-def passed(patches: int, depth: int, settings: Patches, keep: float) -> Passed:
+def passed(patches: int, depth: int, settings: Patches, keep: float, *, place: str = "train.patches") -> Passed:
     """How many tokens each block sees.
 
     Raises:
@@ -61,7 +61,7 @@ def passed(patches: int, depth: int, settings: Patches, keep: float) -> Passed:
         count = kept(patches, keep)
         return Passed(((count, count),) * depth)
     if settings.mode == "evit":
-        at, seen, now = places(settings, depth), [], patches
+        at, seen, now = places(settings, depth, place), [], patches
         for number in range(depth):
             before = now
             if number in at and kept(now, keep) + settings.fuse < now:
@@ -80,7 +80,7 @@ def passed(patches: int, depth: int, settings: Patches, keep: float) -> Passed:
             return Passed(tuple(seen), merges)
     least = sum(after for _, after in seen) / (patches * depth)
     raise Refused(
-        f"patches.keep: {keep:g} cannot be reached by merging, which halves the tokens in a block at most: at {depth} "
+        f"{place}.keep: {keep:g} cannot be reached by merging, which halves the tokens in a block at most: at {depth} "
         f"blocks the average MLP still sees {least:.3f} of the {patches} patches. Keep more, or use evit or input."
     )
 
@@ -92,7 +92,7 @@ def risen(number: int, depth: int) -> float:
     return min(1.0, max(0.0, (place - 2) / 6))
 
 
-def places(settings: Patches, depth: int) -> tuple[int, ...]:
+def places(settings: Patches, depth: int, place: str = "train.patches") -> tuple[int, ...]:
     """Blocks in which EViT lets patches go; by default 3, 6 and 9 of 12, as in 2202.07800.
 
     Raises:
@@ -100,5 +100,5 @@ def places(settings: Patches, depth: int) -> tuple[int, ...]:
     """
     for number in settings.at:
         if not 0 <= number < depth:
-            raise Refused(f"patches.at: there is no block {number}. The model's are 0 to {depth - 1}.")
+            raise Refused(f"{place}.at: there is no block {number}. The model's are 0 to {depth - 1}.")
     return settings.at or tuple(sorted({depth * quarter // 4 for quarter in (1, 2, 3)}))

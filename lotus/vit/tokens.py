@@ -35,21 +35,21 @@ def _process(block: Any, x: Tensor) -> Tensor:
     return found
 
 
-def _refuse_unfit(model: Any, mode: str) -> None:
+def _refuse_unfit(model: Any, mode: str, place: str) -> None:
     """Refuse a model whose tokens cannot leave in this mode, that drops patches by itself, or lost what ``mode`` works between."""
     if anatomy.family(model) not in ("Eva", "Beit"):
-        anatomy.plain(model, "train.patches")
+        anatomy.plain(model, place)
     elif mode not in ("input", "dropout"):
         raise Refused(
-            f"train.patches.mode: {mode} is for timm's plain ViTs, and this model is {type(model).__name__}. Take "
+            f"{place}.mode: {mode} is for timm's plain ViTs, and this model is {type(model).__name__}. Take "
             "input or dropout, by which tokens leave before the first block."
         )
     if not isinstance(getattr(model, "patch_drop", None), (nn.Identity, type(None))):
-        raise Refused("model.args.patch_drop_rate: patches are dropped by train.patches already. Set one of the two.")
+        raise Refused(f"model.args.patch_drop_rate: patches are dropped by {place} already. Set one of the two.")
     halved = [block.name for block in anatomy.blocks(model) if not (block.has_attn and block.has_mlp)]
     if halved and mode in ("evit", "tome", "cumulative"):
         raise Refused(
-            f"patches.mode: {mode} works between attention and MLP, and {halved[0]} lost one of them. "
+            f"{place}.mode: {mode} works between attention and MLP, and {halved[0]} lost one of them. "
             "Take input or dropout, or none."
         )
 
@@ -65,17 +65,23 @@ class Tokens:
     """
 
     def __init__(
-        self, model: nn.Module, settings: Patches, score: Callable[[Tensor, tuple[int, int]], Tensor] | None = None
+        self,
+        model: nn.Module,
+        settings: Patches,
+        score: Callable[[Tensor, tuple[int, int]], Tensor] | None = None,
+        *,
+        place: str = "train.patches",
     ) -> None:
         """
         Args:
             score: mode input: (B, 3, S, S) images and the patch's (height, width) -> (B, n), higher = keep first. None
                 where :meth:`choose` will be told for each batch.
+            place: where the settings stand
 
         Raises:
             Refused: a model that is not supported or drops patches by itself; a place or a keep that does not fit it.
         """
-        self.settings, self.keep, self._score = settings, settings.keep, score
+        self.settings, self.keep, self._score, self._place = settings, settings.keep, score, place
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._model: Any = None
         self.put_on(model)
@@ -93,7 +99,7 @@ class Tokens:
         settings, vit = self.settings, model  # type: Any, Any
         self._model = vit
         self._blocks = anatomy.blocks(model)
-        _refuse_unfit(vit, settings.mode)
+        _refuse_unfit(vit, settings.mode, self._place)
         self._outline = cost.outline(model)
         self._prefix = int(vit.num_prefix_tokens)
         self._rows: Tensor | None = None  # (B, K) patches that entered, where positions are told in each block
@@ -102,7 +108,9 @@ class Tokens:
         self._qkv: Tensor | None = None
         self._sizes: Tensor | None = None  # (B, n) patches that each token stands for; None: one each
         self._received: Tensor | None = None  # (B, n) attention that each patch had so far, in cumulative mode
-        self._passed = functools.lru_cache(64)(functools.partial(passed, self._count, len(self._blocks), settings))
+        self._passed = functools.lru_cache(64)(
+            functools.partial(passed, self._count, len(self._blocks), settings, place=self._place)
+        )
         self._now = self._passed(settings.keep).patches  # refuses here what would fail at the first step
         self.shares: list[float] = []
         if settings.joint is not None:
@@ -111,10 +119,10 @@ class Tokens:
                 self._passed(share)
         if settings.keep < 1 and all(seen == (self._count,) * 2 for seen in self._now):
             raise Refused(
-                f"patches.keep: {settings.keep:g} of {self._count} patches keeps them all, rounded up"
+                f"{self._place}.keep: {settings.keep:g} of {self._count} patches keeps them all, rounded up"
                 f"{' and with the fused token' if settings.mode == 'evit' and settings.fuse else ''}. Keep less."
             )
-        self._places = places(settings, len(self._blocks)) if settings.mode == "evit" else ()
+        self._places = places(settings, len(self._blocks), self._place) if settings.mode == "evit" else ()
         self._mean = vit.global_pool == "avg" and getattr(vit, "attn_pool", None) is None
         self._handles = self._attach()
 

@@ -347,7 +347,18 @@ def test_settings_are_refused_as_those_of_a_config_are(settings, message):
         ({"round": 2.5}, "prune.round"),
         ({"round": "fast"}, "(?s)prune.round.*'auto', not 'fast'"),
         ({"batches": [(pictures() * torch.nan, torch.zeros(8, dtype=torch.long))]}, "not finite.*Are these finite"),
-        ({"criterion": lambda units: np.ones(3)}, "shape \\(3,\\)"),
+        (
+            {"criterion": lambda units: np.ones(3)},
+            r"^prune\.criterion \(<lambda>\): gave scores of shape \(3,\) .*Return a score a unit",
+        ),
+        (
+            {"criterion": lambda units: "many"},
+            r"^prune\.criterion \(<lambda>\): gave a str for .*Return a score a unit",
+        ),
+        (
+            {"criterion": lambda units: np.full(units, np.nan)},
+            r"^prune\.criterion \(<lambda>\): gave scores for .*not finite. Return a finite score",
+        ),
         ({"criterion": lambda souls: souls}, "reads souls"),
     ],
 )

@@ -42,6 +42,16 @@ from lotus.cli import main
             ["train.patches={mode: cumulative, keep: 0.5}", "model.args.depth=2"],
             "lets no patch go before the last of 2 blocks",
         ),
+        (["finetune.patches={mode: tome, keep: 0.01}"], "lotus: finetune.patches.keep: 0.01 cannot be reached"),
+        (["finetune.patches={mode: evit, at: [9]}"], "lotus: finetune.patches.at: there is no block 9"),
+        (
+            ["finetune.patches={mode: evit}", "model.args.patch_drop_rate=0.1"],
+            "model.args.patch_drop_rate: patches are dropped by finetune.patches already",
+        ),
+        (
+            ["train.shrink=null", "model=swin_tiny_patch4_window7_224", "finetune.patches={keep: 0.5, mode: tome}"],
+            "finetune.patches: is for timm's plain ViTs",
+        ),
         (["train.patches={mode: input, score: attention}"], "Give train.patches.model"),
         (["train.patches={mode: input, model: x}"], "asks no model"),
         (["train.patches={mode: input, score: ats, model: nowhere}"], "nowhere: there is no such folder"),
