@@ -251,7 +251,9 @@ class _Streams:
             notes.append(f"Of the residual stream's {self.wide} channels {channels} stay, turned.")
         if len(self.apart) > 1:
             lines = ", ".join(f"{width}: {apart:.4f}" for width, apart in self.apart.items())
-            notes.append(f"Widths tried, and how far each is from the dense model (nats an image): {lines}.")
+            notes.append(
+                f"Embedding dimensions tried, and how far each is from the dense model (nats an image): {lines}."
+            )
         return dataclasses.replace(found, forwards=self.forwards, notes=(*notes, *found.notes))
 
 
