@@ -17,7 +17,7 @@ the table is a way to cut, each column a fraction of the dense model's MACs (QK^
                   Its published rates move no gate (docs/papers.md), so gates learn at 1e-2 here
     auto ratio    one ratio for attention and one for MLPs, searched for on 1,000 training images by agreement; magnitude, nothing compensated
     CP-ViT        one ratio for heads and patches
-    SPViT         attention to convolutions, MLP units: nested gates learn for ``--search`` steps towards each budget, and are projected onto it
+    SPViT         attention to convolutions, MLP units: nested gates learn for ``--search`` steps toward each budget, and are projected onto it
     the others    a criterion on the dimensions as they are, nothing compensated: what the literature does
     Torch-Pruning its own pruner (heads, head dimensions, MLP units and the residual width), where it is installed
 

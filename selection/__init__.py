@@ -5,6 +5,7 @@
 >>> ticket.rows, ticket.weights
 """
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from selection.errors import Refused
@@ -31,4 +32,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATE})
+    return sorted({*__all__, *(name for name in globals() if f"{__name__}.{name}" in sys.modules)})

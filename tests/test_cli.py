@@ -63,6 +63,23 @@ def test_config_of_a_section_and_of_one_setting(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == "prune.keep.macs = 0.5\n    Multiply-accumulates an image.\n"
     assert main(["config", "prune.kep"]) == 2
     assert "Did you mean 'prune.keep'?" in capsys.readouterr().err
+    assert main(["config", "prune.rank"]) == 2
+    assert "prune.rank: is called prune.scope now. See: lotus config prune.scope" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["prune", "--model", "vit", "--round", "16"], "--round: no such option. It is a setting: prune.round=16."),
+        (["prune", "a.yaml", "--criterion=magnitude"], "It is a setting: prune.criterion=magnitude."),
+        (["prune", "a.yaml", "--rank"], "It is a setting: prune.scope=VALUE."),
+        (["prune", "a.yaml", "--rnd"], "--rnd: no such option. See: lotus prune --help"),
+    ],
+)
+def test_a_flag_that_is_a_setting_is_told_so(given: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(given)
+    assert told in capsys.readouterr().err
 
 
 def test_the_schema_knows_every_section(capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,7 +70,7 @@ def test_resolved_page_reads_back_the_same() -> None:
         ("select.keep=true", "select.keep: expected a number, not True."),
         ("prune.keep={weights: 0.7}", "prune.keep.weights: is the budget of ways that cut no dimension"),
         ("prune.method.sweep=true", "prune.method: structured has no settings of its own"),
-        ("prune.sweep=true", "prune.sweep: is called prune.method.sweep now"),
+        ("prune.sweep=true", "prune.sweep: is called prune.method={name: unstructured, sweep: true} now"),
         ("prune.soup.steps=3", "prune.soup: is called prune.method={name: soup} now"),
         (
             "train.sparsity.attention.kind=log",

@@ -26,6 +26,13 @@ def test_an_old_name_is_told_the_new_one(old: str) -> None:
     assert f"{old}: is called {OLD[old]} now. Say that." in str(refusal.value).splitlines()
 
 
+@pytest.mark.parametrize("new", [new for new in OLD.values() if "=" in new])
+def test_a_new_name_with_its_value_is_taken_alone(new: str) -> None:
+    asked = new.replace("N:M", "2:4").replace("...", "sparse_vit")
+    what = "macs" if "convolve" in new else "weights"
+    assert read(None, [asked, *([f"prune.keep={{{what}: 0.5}}"] if "prune." in new else [])])
+
+
 @pytest.mark.parametrize(("place", "old"), [(place, old) for place, values in OLD_VALUES.items() for old in values])
 def test_an_old_value_is_told_the_new_one(place: str, old: str) -> None:
     with pytest.raises(Refused) as refusal:

@@ -117,6 +117,10 @@ def test_the_stream_its_inputs_and_sublayers_may_go_too(photos, tmp_path, capsys
     [
         (["prune.embed_dim=0.05"], "prune.embed_dim: 8 of 48 channels leave 0."),
         (["--keep", "macs=0.7"], "--keep macs=0.7: there is a --keep macs already"),
+        (["--keep", "0.5"], "--keep 0.5: write BUDGET=FRACTION, e.g. --keep macs=0.5"),
+        (["prune.keep.macs=0.3"], "--keep macs=0.6: there is a setting prune.keep.macs=0.3 already. Give one"),
+        (["--keep", "params=0.7", "prune.keep.params=0.3"], "--keep params=0.7: there is a setting prune.keep.params"),
+        (["prune.keep={macs: 0.3}"], "--keep macs=0.6: there is a setting prune.keep={macs: 0.3} already"),
         (["--keep", "params=0.7", "params=0.8"], "--keep params=0.8: there is a --keep params already"),
         (
             ["--keep", "gates=0.7"],
@@ -127,7 +131,7 @@ def test_the_stream_its_inputs_and_sublayers_may_go_too(photos, tmp_path, capsys
         (["prune.rond=4"], "prune.rond: no such setting. Did you mean 'round'?"),
         (["train.lr=0.1"], "train: no such setting. Here: seed, data, model, prune."),
         (["prune.search.kind=ratios"], "prune.search: is done by a run"),
-        (["prune.method=soup", "prune.keep={weights: 0.5}"], "prune.method: soup is done by a run"),
+        (["prune.method=soup"], "prune.method: soup is done by a run"),
         (["model.pos_embed_std=0.2"], "model.pos_embed_std: is how a model starts that is trained here"),
         (["prune.criterion=mine", "--with", "nowhere.py"], "--with nowhere.py: no such Python file"),
     ],

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import sys
 import tomllib
 from pathlib import Path
 
 import lotus
+import selection
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -22,6 +24,9 @@ def test_the_version_stands_in_one_place() -> None:
 def test_what_the_face_exports_can_be_listed() -> None:
     assert set(lotus.__all__) <= set(dir(lotus))
     assert {"prune", "save", "load", "verify", "Refused", "__version__"} <= set(dir(lotus))
+    for package in (lotus, selection):
+        rest = set(dir(package)) - {*package.__all__, "__version__"}
+        assert all(f"{package.__name__}.{name}" in sys.modules for name in rest), rest
     for name in lotus.__all__:
         assert getattr(lotus, name).__doc__
 

@@ -82,10 +82,26 @@ def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namesp
     options, rest = parser.parse_known_args(words)
     strange = [word for word in rest if word.startswith("-") or not hasattr(options, "overrides")]
     if strange:
-        parser.error(f"{strange[0]}: no such option. See: lotus {words[0]} --help")
+        parser.error(
+            f"{strange[0]}: no such option. {_as_setting(words, strange[0]) or f'See: lotus {words[0]} --help'}"
+        )
     if rest:
         options.overrides = [*options.overrides, *rest]
     return options
+
+
+def _as_setting(words: list[str], flag: str) -> str:
+    """What to say instead of a flag of a stage that is a setting of its section, like the old ``lotus prune --round 16``; or nothing."""
+    from lotus.config.reader import OLD
+
+    name, equals, value = flag.partition("=")
+    place = f"{words[0]}.{name.lstrip('-').replace('-', '_')}"
+    place = OLD.get(place, place)
+    if all(one.place != place for one in config.settings()):
+        return ""
+    after = words[words.index(flag) + 1 :][:1]
+    value = value if equals else after[0] if after and not after[0].startswith("-") else "VALUE"
+    return f"It is a setting: {place}={value}."
 
 
 class _Parser(argparse.ArgumentParser):

@@ -75,8 +75,12 @@ def _section(annotation: Any) -> Any:
 
 
 def _config(options: argparse.Namespace) -> int:
+    from lotus.config.reader import OLD
+
     every = {one.place: one for one in settings()}
     name = options.name.strip(".")
+    if name in OLD:
+        raise Refused(f"{name}: is called {OLD[name]} now. See: lotus config {OLD[name].partition('=')[0]}")
     if name and name not in every:
         raise Refused(f"{name}: no such setting.{nearest(name, every) or ' See: lotus config'}")
     if options.schema:

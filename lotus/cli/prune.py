@@ -49,7 +49,7 @@ def _prune(options: argparse.Namespace) -> int:
     from lotus.report.terminal import pruned_page
     from lotus.stages import outside
 
-    page = one_cut([*_spelled(options), *([options.config] if options.config else []), *options.overrides])
+    page = one_cut(_spelled(options, [*([options.config] if options.config else []), *options.overrides]))
     job = outside.Job(page, options.out, options.force, options.evaluate, load_shelves(options.shelves))
     with Terminal(plain=options.plain or None) as terminal:
         for event in outside.prune(job):
@@ -81,8 +81,8 @@ def _check_alone(options: argparse.Namespace) -> None:
         raise Refused(f"--evaluate: a number from 0 on, not {options.evaluate}.")
 
 
-def _spelled(options: argparse.Namespace) -> list[str]:
-    """The settings that flags of ``lotus prune --model`` are short for."""
+def _spelled(options: argparse.Namespace, overrides: list[str]) -> list[str]:
+    """The settings that flags of ``lotus prune --model`` are short for, and those of its own."""
     named = "npz" if options.data.endswith(".npz") else "imagefolder"
     texts = {
         "model.name": options.model,
@@ -90,12 +90,18 @@ def _spelled(options: argparse.Namespace) -> list[str]:
         "data.name": named,
         "data.path": options.data,
     }
-    settings = [word for word in options.keep if "." in word.partition("=")[0]]  # --keep macs=0.5 prune.round=16
+    taken = [
+        word for word in options.keep if "." in word.partition("=")[0] and "=" in word
+    ]  # --keep macs=0.5 prune.round=16
+    settings = [*taken, *overrides]
+    said = {name.strip(): word for word in settings for name in [word.partition("=")[0]]}
     keep: dict[str, str] = {}
-    budgets = [word for word in options.keep if word not in settings]
+    budgets = [word for word in options.keep if word not in taken]
     for what, part in pairs("--keep", budgets, "BUDGET=FRACTION, e.g. --keep macs=0.5"):
         if what in keep:
             raise Refused(f"--keep {what}={part}: there is a --keep {what} already. Give one of them.")
+        if twice := said.get(f"prune.keep.{what}") or said.get("prune.keep"):
+            raise Refused(f"--keep {what}={part}: there is a setting {twice} already. Give one of them.")
         keep[what] = part
     return [
         *(f"{name}={json.dumps(text, ensure_ascii=False)}" for name, text in texts.items()),

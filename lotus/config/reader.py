@@ -31,10 +31,10 @@ OLD: dict[str, str] = {
     "prune.branches": "prune.sublayers",
     "prune.width": "prune.embed_dim",
     "prune.convolve": "prune.method={name: convolve}",
-    "prune.pattern": "prune.method.pattern",
+    "prune.pattern": "prune.method={name: unstructured, pattern: 'N:M'}",
     "prune.soup": "prune.method={name: soup}",
-    "prune.sweep": "prune.method.sweep",
-    "prune.weights": "prune.method.weights",
+    "prune.sweep": "prune.method={name: unstructured, sweep: true}",
+    "prune.weights": "prune.method={name: unstructured, weights: ...}",
     "train.sparsity.attention": "train.guests=[{name: attention_penalty}]",
 }
 """A setting's old name and its new one, where the nearest-name refusal would not find it: ``{"prune.old": "prune.new"}``. A

@@ -92,7 +92,7 @@ class Recipe(Section):
     weight_decay: float = Field(0.05, ge=0)
     """Decoupled; not on biases, norms, class token and position embeddings."""
     layer_decay: Fraction = 1.0
-    """Each block towards the input learns this much slower than the next."""
+    """Each block toward the input learns this much slower than the next."""
     clip: float = Field(1.0, ge=0)
     """Largest norm of the gradient; 0: no clipping."""
     smoothing: float = Field(0.1, ge=0, lt=1)

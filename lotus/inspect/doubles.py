@@ -84,7 +84,7 @@ def _laid_over(first: Small, second: Small, crop: tuple[float, ...]) -> Floats:
 
 
 def _step(gray: Floats, wanted: Floats) -> Floats:
-    """How the edges (P, 4) top, bottom, left, right of crops that look like ``gray`` (P, S, S) are to move towards ``wanted``."""
+    """How the edges (P, 4) top, bottom, left, right of crops that look like ``gray`` (P, S, S) are to move toward ``wanted``."""
     at = ((np.arange(SIDE) + 0.5) / SIDE).astype(np.float32)
     down, across = np.gradient(gray, axis=1) * SIDE, np.gradient(gray, axis=2) * SIDE
     slopes = [down * (1 - at)[:, None], down * at[:, None], across * (1 - at), across * at]

@@ -44,6 +44,7 @@ def prune(
     criterion: Any = "fisher",
     gates: Mapping[str, Tensor] | None = None,
     seed: int = 0,
+    shelves: Iterable[ModuleType] = (),
     **settings: Any,
 ) -> nn.Module:
     """A smaller model within the budget, in eval mode, on the model's device; the model itself is left as it was.
@@ -59,6 +60,7 @@ def prune(
         criterion: A name from :mod:`lotus.pruning.criteria`, a mapping of ``name`` and its settings, or a function like those.
         gates: Learned gates by site, for the criterion ``gate``.
         seed: For the criterion ``random``.
+        shelves: Modules with criteria of the user's own.
         settings: Further settings of the section ``prune`` of a config (:class:`lotus.config.Prune`), with the same defaults:
             ``scope``, ``round``, ``rotate``, ``decouple_qk``, ``compensate``, ``in_channels``, ``sublayers``, ``embed_dim``,
             ``latency_batch``.
@@ -67,7 +69,7 @@ def prune(
         Refused: a setting that there is not, or that does not go with another; a model that cannot be cut, a budget out of
             reach, calibration data that do not serve; says what would.
     """
-    shelves = []
+    shelves = list(shelves)
     if callable(criterion):
         shelf, criterion = _shelf(criterion)
         shelves.append(shelf)
@@ -251,7 +253,9 @@ class _Streams:
             notes.append(f"Of the residual stream's {self.wide} channels {channels} stay, turned.")
         if len(self.apart) > 1:
             lines = ", ".join(f"{width}: {apart:.4f}" for width, apart in self.apart.items())
-            notes.append(f"Widths tried, and how far each is from the dense model (nats an image): {lines}.")
+            notes.append(
+                f"Embedding dimensions tried, and how far each is from the dense model (nats an image): {lines}."
+            )
         return dataclasses.replace(found, forwards=self.forwards, notes=(*notes, *found.notes))
 
 

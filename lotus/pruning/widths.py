@@ -241,7 +241,10 @@ def _step(name: str, request: Prune) -> int:
 
 def looser(request: Prune) -> str:
     """What would let widths become smaller, in words."""
-    return "a smaller round" + (" or min_keep" if request.min_keep else "")
+    if "*" in request.exclude:
+        return "name less in prune.exclude"
+    exclude = "name less in prune.exclude, or take " if request.exclude else ""
+    return f"{exclude}a smaller round" + (" or min_keep" if request.min_keep else "")
 
 
 def _floor(name: str, of: int, request: Prune) -> int:

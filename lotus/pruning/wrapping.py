@@ -96,9 +96,20 @@ class _Reached(Exception):
 def passes_of(batches: Batches) -> Callable[[], Iterable[Any]]:
     """The batches as tuples, as often as they are asked for."""
     if callable(batches):
-        return lambda: map(_parts, batches())
+        return lambda: map(_parts, _several(batches()))
+    _several(batches)
     again = list(batches) if iter(batches) is batches else batches
     return lambda: map(_parts, again)
+
+
+def _several(batches: Any) -> Iterable[Any]:
+    """The batches, refused where they cannot be gone through."""
+    if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
+        raise Refused(
+            f"prune: batches are {type(batches).__name__}, not calibration data. Give a DataLoader, a list of (images, labels), or a "
+            "function that gives one."
+        )
+    return batches
 
 
 def _parts(batch: Any) -> Any:

@@ -302,7 +302,7 @@ class Muon(torch.optim.Optimizer):
 def newton_schulz(
     x: Tensor, buffer: Buffers | None = None, coefficients: Sequence[tuple[float, float, float]] = QUINTIC
 ) -> Tensor:
-    """Move the singular values of matrices towards 1 and leave their vectors: U S V^T -> about U V^T.
+    """Move the singular values of matrices toward 1 and leave their vectors: U S V^T -> about U V^T.
 
     In float32, a matrix at least twice as wide as it is high is iterated on by its Gram matrix, X X^T, which is smaller
     (tridao.me/blog/2026/gram-newton-schulz, without its restart, which half precision alone needs): 34 n^3 + 4 n^2 m

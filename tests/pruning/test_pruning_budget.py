@@ -349,6 +349,15 @@ def test_no_sublayer_that_stays_is_thinner_than_is_said(ways: dict) -> None:
         assert free.dims[1].hidden < 40 or free.dims[1].heads < 2 or free.dims[1].v_dim < 8
 
 
+@pytest.mark.parametrize(
+    ("exclude", "cure"),
+    [(["*"], r"or name less in prune\.exclude\.$"), (["*.attn"], r"prune\.exclude, or take a smaller round")],
+)
+def test_what_excludes_too_much_is_told_so(exclude: list[str], cure: str) -> None:
+    with pytest.raises(Refused, match=cure):
+        fit_plan(WIDE, draw(WIDE, 3), asks({"macs": 0.01}, exclude=exclude, sublayers=True))
+
+
 def test_min_keep_limits_what_can_be_reached_and_the_widths_that_a_clock_chooses() -> None:
     request = asks({"macs": 0.05}, min_keep=0.5, sublayers=False)
     with pytest.raises(Refused, match=r"prune\.keep\.macs: .*With 2 heads, 8 .*round or min_keep") as refusal:

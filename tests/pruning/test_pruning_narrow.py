@@ -140,7 +140,7 @@ def test_a_width_joins_a_budget_and_the_search_takes_what_agrees_best():
     apart = {part: narrow.apart(model, one.model, batches())[0] for part, one in each.items()}
     best = min(apart, key=lambda part: apart[part])
     assert cost.outline(found.model).width == cost.outline(each[best].model).width
-    assert any(note.startswith("Widths tried") for note in found.notes)
+    assert any(note.startswith("Embedding dimensions tried") for note in found.notes)
     assert found.forwards > 4 * drawn.forwards
     plain = pruning.lottery(model, batches(), asks({"macs": 1}, embed_dim=1.0)).model
     with torch.no_grad():
@@ -152,7 +152,7 @@ def test_a_stream_that_misses_the_budget_from_below_is_refused_and_not_searched(
     with pytest.raises(Refused, match=r"prune\.embed_dim: 8 of 48 .* 0\.\d+ of macs .*larger width"):
         pruning.prune(model, data, {"macs": 0.8}, embed_dim=0.2)
     found = pruning.lottery(model, data, asks({"macs": 0.8}, embed_dim="search"))
-    (told,) = [note for note in found.notes if note.startswith("Widths tried")]
+    (told,) = [note for note in found.notes if note.startswith("Embedding dimensions tried")]
     assert "48: " in told
     assert "24: " not in told
     assert narrow.useful(model, (0.2,), asks({"macs": 1.0})) == [8], "nothing is asked but the width"
@@ -166,7 +166,7 @@ def test_what_is_no_width_is_refused(width):
 
 def told_widths(drawn: pruning.Pruned) -> list[int]:
     """The widths that were tried, as the note lists them; empty where only one was."""
-    found = [note for note in drawn.notes if note.startswith("Widths tried")]
+    found = [note for note in drawn.notes if note.startswith("Embedding dimensions tried")]
     return [int(pair.split(":")[0]) for pair in found[0].split("): ")[1].split(", ")] if found else []
 
 

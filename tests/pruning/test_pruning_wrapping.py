@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import re
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_vits import SIZE, asks, batches, pictures, tiny
@@ -160,3 +162,25 @@ def test_what_is_around_a_model_is_not_saved(around: str, tmp_path: Path) -> Non
 def test_one_inside_of_another_module_is_named(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=re.escape("get_submodule('1')")):
         lotus.save(nn.Sequential(nn.Identity(), tiny()), tmp_path / "small")
+
+
+@pytest.mark.parametrize("given", [None, 3, lambda: None])
+def test_what_are_no_batches_is_refused(given: Any) -> None:
+    with pytest.raises(Refused, match=r"batches are (NoneType|int), .*Give a DataLoader"):
+        prune(tiny(), given, {"macs": 0.5})
+
+
+def test_a_criterion_is_found_in_a_module_of_the_users_own() -> None:
+    def outgoing(writes: np.ndarray) -> np.ndarray:
+        return np.linalg.norm(writes, axis=1)
+
+    outgoing.__module__ = "mine"
+    shelf = ModuleType("mine")
+    shelf.outgoing = outgoing  # type: ignore[attr-defined]
+    asked: dict[str, Any] = {"keep": {"macs": 0.7}, "embed_dim": None}
+    named, given = (
+        prune(tiny(), batches(), **asked, **how)
+        for how in ({"criterion": "outgoing", "shelves": [shelf]}, {"criterion": outgoing})
+    )
+    for name, weight in given.state_dict().items():
+        assert torch.equal(weight, named.state_dict()[name])

@@ -1,5 +1,5 @@
 """Nested gates: attention that may become a 3x3 or a 1x1 convolution of its own weights, and MLP units that may go, all
-learned at once towards a budget of MACs (SPViT, He et al. 2021, 2111.11802, sections 3.2 and 3.3).
+learned at once toward a budget of MACs (SPViT, He et al. 2021, 2111.11802, sections 3.2 and 3.3).
 
 Three gates a block, g = sigmoid(theta), are multiplied one after the other, so that each is open only where all before it
 are (nothing < 1x1 < 3x3 < attention):
