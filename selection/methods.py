@@ -225,9 +225,9 @@ def blamed(method: Callable[..., Any], *, place: str, spared: tuple[type[Excepti
         raise Refused(f"{place} ({_name(method)}): {type(error).__name__}: {error}{_line(method, error)}.") from error
 
 
-def is_ours(method: Callable[..., Any]) -> bool:
-    """Whether ``method`` is the house's, not the user's own."""
-    return (method.__module__ or "").split(".")[0] in ("selection", "lotus")
+def is_ours(method: Any) -> bool:
+    """Whether ``method`` (or a class) is the house's, not the user's own."""
+    return (getattr(method, "__module__", None) or "").split(".")[0] in ("selection", "lotus")
 
 
 def whose(method: Callable[..., Any], place: str) -> str:

@@ -109,7 +109,8 @@ def _several(batches: Any) -> Iterable[Any]:
             f"prune: batches are {type(batches).__name__}, not calibration data. Give a DataLoader, a list of (images, labels), or a "
             "function that gives one."
         )
-    return batches
+    several: Iterable[Any] = batches
+    return several
 
 
 def _parts(batch: Any) -> Any:
