@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tools.soak import left_in_shared_memory, shared_memory
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -21,3 +23,23 @@ def test_runs_that_are_killed_end_as_if_nothing_had_happened(tmp_path: Path) -> 
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "bit for bit" in done.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="a system without /dev/shm")
+def test_what_nobody_holds_is_left_and_what_another_holds_is_not() -> None:
+    before, name = shared_memory(), f"lotus-test-{os.getpid()}"
+    holds = "import mmap, sys; f = open(sys.argv[1], 'r+b'); m = mmap.mmap(f.fileno(), 0); print(flush=True); input()"
+    file = Path("/dev/shm", name)
+    file.write_bytes(bytes(4096))
+    try:
+        assert name in left_in_shared_memory(before, wait=0)
+        with subprocess.Popen(
+            [sys.executable, "-c", holds, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as other:
+            assert other.stdout is not None
+            other.stdout.readline()
+            assert name not in left_in_shared_memory(before, wait=0)
+            other.communicate(b"\n")
+        assert name in left_in_shared_memory(before, wait=0)
+    finally:
+        file.unlink()
