@@ -151,12 +151,11 @@ def _judge(
     if model:
         say(f"features of {model}")
         features = network.embedded(model, found.train, rows)
-        probabilities = labels.left_out(features, told, classes)
-        margins = labels.margins(probabilities, told)
+        probabilities, margins, suspects = labels.by_features(features, own, classes)
     else:
         judged = network.judge(found.looked[0].small[rows], told, classes, say=say)
         probabilities, margins, features = judged.probabilities, judged.margins, judged.features
-    suspects = labels.suspects(margins, planted)
+        suspects = labels.suspects(margins, planted)
     wrong, found.share_wrong, found.share_found = suspects.rows, suspects.share, suspects.found
     found.judged_by = "model" if model else "network"
     if recorded is not None and not model and recorded.shape[2] in (len(rows), len(found.train)):

@@ -25,6 +25,8 @@ RIGHT = 0.6
 """Of a list this fraction is wrong indeed, or more, as far as the planted ones tell."""
 STEADY, COUNTED = 0.2, 5
 """Fraction of the planted, and how many at least, from which on a count of them says something: the first few may lie anywhere."""
+PLANTINGS, PLENTY = 9, 100
+"""How often labels are planted where a judge costs little and fewer than this are planted at once: where ten lie is chance."""
 RIDGE = 1e-3
 """Of the mean of the Gram matrix's diagonal."""
 
@@ -68,6 +70,21 @@ def suspects(margins: Floats, planted: Rows) -> Suspects:
     fits = np.flatnonzero(steady & (share >= RIGHT * ratio))
     last = int(fits[-1])
     return Suspects(order[: below[last]], share, float(part[last]))
+
+
+def by_features(x: Floats, labels: Rows, classes: int) -> tuple[Floats, Floats, Suspects]:
+    """Features (N, D) judge: probabilities (N, C), margins (N,), and whose label is suspect by more than half of the plantings."""
+    probabilities = left_out(x, labels, classes)
+    own, votes, lists = margins(probabilities, labels), np.zeros(len(labels), np.int64), list[Suspects]()
+    while len(lists) < PLANTINGS:
+        told, planted = plant(labels, classes, len(lists))
+        lists.append(suspects(margins(left_out(x, told, classes), told), planted))
+        votes[lists[-1].rows] += 1
+        if len(planted) >= PLENTY:
+            break
+    rows = np.flatnonzero(2 * votes > len(lists))
+    share, found = (float(np.median([getattr(one, name) for one in lists])) for name in ("share", "found"))
+    return probabilities, own, Suspects(rows[np.argsort(own[rows], kind="stable")], share, found)
 
 
 def left_out(x: Floats, labels: Rows, classes: int) -> Floats:

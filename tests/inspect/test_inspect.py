@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,26 @@ def test_some_labels_are_made_wrong() -> None:
     assert np.flatnonzero(told != own).tolist() == rows.tolist()
     assert len(rows) == 20
     assert len(labels.plant(own[:120], 10)[1]) == 10
+
+
+def test_features_judge_by_many_plantings() -> None:
+    """Where ten planted labels lie is chance: most of nine lists agree, and a thousand are planted once."""
+    rng = np.random.default_rng(0)
+    own = rng.integers(4, size=300)
+    x = (np.eye(8)[own] * 2 + rng.normal(size=(300, 8))).astype(np.float32)
+    told = own.copy()
+    told[:15] = (own[:15] + 1) % 4
+    probabilities, margins, found = labels.by_features(x, told, 4)
+    assert np.array_equal(margins, labels.margins(labels.left_out(x, told, 4), told))
+    assert np.array_equal(probabilities, labels.left_out(x, told, 4))
+    one = []
+    for seed in range(labels.PLANTINGS):
+        planted, rows = labels.plant(told, 4, seed)
+        one.append(labels.suspects(labels.margins(labels.left_out(x, planted, 4), planted), rows))
+    votes = Counter(row for each in one for row in each.rows.tolist())
+    assert set(found.rows.tolist()) == {row for row, count in votes.items() if count > labels.PLANTINGS / 2}
+    assert np.all(np.diff(margins[found.rows]) >= 0)
+    assert found.share == float(np.median([each.share for each in one]))
 
 
 @pytest.mark.parametrize("wrong", [0, 50, 200])
@@ -262,10 +283,8 @@ def test_labels_from_the_command_line(
         assert found["labels_judged_by"] == judge
         listed = [int(name) for name in found["delete"]]
         right = [row for row in listed if row < 25]
-        assert len(right) >= (3 if judge == "network" else 1), (
-            listed
-        )  # of 25 among 500, which by chance would be 5 % of the list
-        assert len(right) >= 0.3 * len(listed), listed
+        assert len(right) >= (20 if judge == "network" else 5), listed  # of 25 among 500: by chance 5 % of the list
+        assert len(right) >= (0.5 if judge == "network" else 0.3) * len(listed), listed
     assert cli.main([*words[:2], "--model", str(tmp_path)]) == 2
     assert "has no spec.json" in capsys.readouterr().err
 
