@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from selection import files
+from selection import atomic_files
 from selection.comparison import compare, describe, spearman
 from selection.errors import Refused
 from selection.images import Images, Words
@@ -187,7 +187,7 @@ def write(
         content = _parquet(subset, images)
     else:
         content = _array(path.suffix, _columns(subset, images, paths) if weights else None, images.numbers[subset.rows])
-    files.write_bytes(path, content)
+    atomic_files.write_bytes(path, content)
 
 
 def _columns(subset: Subset, images: Images, paths: bool) -> dict[str, np.ndarray]:

@@ -103,7 +103,7 @@ def _select(options: argparse.Namespace) -> int:
     ]
     if options.picture:
         from lotus import ticket
-        from lotus.report import ticket as picture
+        from lotus.report import ticket_picture as picture
 
         picture.write(options.picture, drawn.subset, ticket.recorded(options.signals, drawn.subset, shelves, given))
     _tell(options, asked, signals, drawn, told)
@@ -219,10 +219,10 @@ def _places(options: argparse.Namespace) -> Places:
 
 def _check_outputs(options: argparse.Namespace) -> None:
     """Before the work: whether all can be written."""
-    from selection import exchange, files
+    from selection import atomic_files, exchange
 
     if options.out:
-        files.check(options.out)
+        atomic_files.check(options.out)
         if Path(options.out).suffix in LISTS:
             exchange.check(options.out)
             if Path(options.out).exists():
@@ -230,7 +230,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
         else:
             refuse_to_replace(Path(options.out))
     if options.picture:
-        from lotus.report import ticket as picture
+        from lotus.report import ticket_picture as picture
 
         picture.check(options.picture)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lotus import files
 from lotus.data.views import CENTER
 from lotus.pruning import described, wrapping
-from lotus.vit import cost, hub
+from lotus.vit import cost, hub_models
 from lotus.vit import model as door
 from lotus.vit import weights as weights_of
 from lotus.vit.preprocessing import preprocessing
@@ -59,7 +59,7 @@ def save(
         Refused: a model that could not be built again from a spec, a folder that holds something else, no space.
     """
     folder, model = Path(folder), wrapping.unwrapped(model)
-    if hub.is_hub(model):
+    if hub_models.is_hub(model):
         model = _of_hub(model)
     origin = door.origin(model)
     rows, kernels = described.rows_of(model)
@@ -96,11 +96,13 @@ def save(
 
 def _of_hub(model: Any) -> nn.Module:
     """timm's ViT that computes what one of Hugging Face's does, cut or not."""
-    name, args = hub.origin(model)
-    made = described.skeleton({"name": name, "args": args}, list(hub.rows(model)), {}, place=type(model).__name__)
-    made.load_state_dict(hub.weights(model), assign=True)
+    name, args = hub_models.origin(model)
+    made = described.skeleton(
+        {"name": name, "args": args}, list(hub_models.rows(model)), {}, place=type(model).__name__
+    )
+    made.load_state_dict(hub_models.weights(model), assign=True)
     ours = {norm.eps for norm in made.modules() if isinstance(norm, nn.LayerNorm)}
-    theirs = hub.eps_of(model)
+    theirs = hub_models.eps_of(model)
     if any(abs(eps - theirs) > _NO_MATTER for eps in ours):  # Hugging Face's ViT has 1e-12, timm's 1e-6
         raise Refused(
             f"{type(model).__name__}: its norms add {theirs:g} (layer_norm_eps), timm's {max(ours):g}, which computes something else. "

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from lotus.config import Patches
     from lotus.data.patch_maps import Tickets
-    from lotus.training.joint_budget import Joint
+    from lotus.training.patch_buckets import Joint
     from lotus.vit.tokens import Tokens
 
 
@@ -82,7 +82,7 @@ def told_of_patches(
 
 def share_out(context: Context, patches: Patches, model: nn.Module, seed: int, *, place: str) -> Joint:
     """Shares out the patches by what ``select.score`` says of each image."""
-    from lotus.training.joint_budget import Joint
+    from lotus.training.patch_buckets import Joint
 
     wants = context.config.select
     scores = lottery.scored(

@@ -12,14 +12,14 @@ from types import ModuleType
 from typing import Any
 
 from lotus.config import Config
-from lotus.config.budget import Budget, Way
 from lotus.config.reader import check as page
+from lotus.config.training_budget import Budget, Way
 from lotus.files import digest, write_json
 from lotus.run import Run
 from lotus.stages import course, plan_table, speed
 from lotus.stages.ahead import Ahead, training
 from lotus.stages.shelf import run_of
-from lotus.stages.shrink import forecast_looks
+from lotus.stages.shrinking import forecast_looks
 from selection.errors import Refused
 
 FORMAT = 1

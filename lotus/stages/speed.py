@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lotus.stage import TRAIN_FORWARDS
 from lotus.stages import course
 from lotus.stages.ahead import Ahead
-from lotus.stages.shrink import forecast_looks
+from lotus.stages.shrinking import forecast_looks
 
 if TYPE_CHECKING:
     from torch import nn

@@ -21,7 +21,7 @@ from tiny import CLASSES, ROWS, Batch, Killed, kill, masked, pictures, recipe, t
 
 from lotus.events import Said, Step
 from lotus.papers.soup.cook import Supply, cook, steps, vary
-from lotus.papers.soup.soup import Soup
+from lotus.papers.soup.recipe import Soup
 from lotus.papers.sparse_vit.penalty import AttentionPenalty
 from lotus.papers.zeros import masks as unstructured
 from lotus.training.objective import Objective

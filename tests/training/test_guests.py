@@ -40,7 +40,7 @@ from lotus.data.sample_plan import SamplePlan
 from lotus.events import Evaluated, Said, Step
 from lotus.papers.sparse_vit.penalty import AttentionPenalty
 from lotus.papers.zeros import masks
-from lotus.papers.zeros.way import Holding
+from lotus.papers.zeros.one_shot import Holding
 from lotus.sparsity.gates import Gates
 from lotus.training import guest_shelf, guests, named
 from lotus.training.average import LateAverage, MovingAverage
@@ -54,8 +54,8 @@ from lotus.training.freeze import Frozen
 from lotus.training.growing import GrowingPictures
 from lotus.training.guests import Epoch, Guest, Micro, Position, Seen, Training, Turn
 from lotus.training.hardest import Hardest, proxy_of
-from lotus.training.joint_budget import Joint
 from lotus.training.own_ticket import OwnTicket
+from lotus.training.patch_buckets import Joint
 from lotus.training.regularize import EarlyBird, Gating
 from lotus.training.shrink import Shrink
 from lotus.training.spikes import LossSpikes

@@ -20,8 +20,8 @@ from lotus.stages.checks import look_ahead
 from lotus.training.deepspeed_config import settings
 from lotus.training.distributed import World
 from lotus.training.engine import Engine
-from lotus.training.joint_budget import Joint
 from lotus.training.optim import make_optimizer
+from lotus.training.patch_buckets import Joint
 from selection.errors import Refused
 
 

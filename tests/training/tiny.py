@@ -30,8 +30,8 @@ from lotus.training.distributed import World
 from lotus.training.dynamics import Recorder, Watched
 from lotus.training.fewer import FewerPatches
 from lotus.training.guests import Guest
-from lotus.training.joint_budget import Joint
 from lotus.training.objective import Objective
+from lotus.training.patch_buckets import Joint
 from lotus.training.regularize import EarlyBird, Gating
 from lotus.training.shrink import Shrink
 from lotus.vit.patch_scores import contrast
