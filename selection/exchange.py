@@ -23,12 +23,12 @@ from selection.errors import Refused
 from selection.images import Images, Words
 from selection.methods import nearest
 from selection.ranks import ranking
-from selection.reading import Asked, Found, find
+from selection.reading import Asked, Contents, find
 from selection.signals import Signals
 from selection.subset import Known, Subset
 
 __all__ = [
-    "KINDS", "Found", "Images", "Words", "compare", "describe", "read", "scores", "spearman", "ticket", "write",
+    "KINDS", "Contents", "Images", "Words", "compare", "describe", "read", "scores", "spearman", "ticket", "write",
 ]  # fmt: skip
 
 Rows = npt.NDArray[np.int64]
@@ -53,7 +53,7 @@ def read(
     order: str = "index",
     negate: bool = False,
     force: bool = False,
-) -> Found:
+) -> Contents:
     """Rows or scores out of a file of others.
 
     Args:
@@ -84,7 +84,7 @@ def read(
 
 
 def ticket(
-    found: Found, images: Images, *, name: str, keep: float | None = None, seed: int = 0, force: bool = False
+    found: Contents, images: Images, *, name: str, keep: float | None = None, seed: int = 0, force: bool = False
 ) -> Subset:
     """The ticket of what was found.
 
@@ -125,7 +125,7 @@ def ticket(
     )
 
 
-def scores(found: Found, images: Images, *, name: str, beside: Signals | None = None) -> Signals:
+def scores(found: Contents, images: Images, *, name: str, beside: Signals | None = None) -> Signals:
     """What the score ``given`` reads: the scores, with the labels and with all that was recorded of the same images.
 
     Raises:

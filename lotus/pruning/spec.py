@@ -139,7 +139,7 @@ def load(folder: str | Path) -> nn.Module:
 def _describe(model: Any, about: Any) -> None:
     """Give ``model`` the preprocessing, classes and license that its folder knows, as timm's models have them."""
     known = about if isinstance(about, dict) else {}
-    wanted = preprocessing(model).told(known)
+    wanted = preprocessing(model).updated(known)
     if "mean" in known and "crop" not in known:  # of a training of ours, which looks at images so
         wanted = wanted._replace(crop=CENTER, interpolation="bilinear")
     held = getattr(model, "pretrained_cfg", None) or {}
@@ -182,10 +182,10 @@ def _faults(skeleton: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
     real = [name for name, tensor in expected.items() if tensor.is_floating_point()]
     told = Counter(weights[name].dtype for name in real if weights[name].dtype in _DTYPES)
     most = told.most_common(1)[0][0] if told else torch.float32
-    wants = {name: most if name in real else tensor.dtype for name, tensor in expected.items()}
+    dtypes = {name: most if name in real else tensor.dtype for name, tensor in expected.items()}
     return [
         f"{name} is {_said(weights[name].dtype)}, not {_said(dtype)} as it should be"
-        for name, dtype in wants.items()
+        for name, dtype in dtypes.items()
         if weights[name].dtype != dtype
     ]
 

@@ -109,7 +109,7 @@ def plan(config: Config, shelves: Sequence[ModuleType] = (), *, timed: speed.Tim
     else:
         one, why, tempo = _timed(first, timed or speed.timer)
         epochs = _most(lambda epochs: tempo.seconds(one.ahead(epochs)), 60 * budget.minutes)
-        measured = {"pace": tempo.told(), "seconds": tempo.seconds(one.ahead(max(1, epochs)))}
+        measured = {"pace": tempo.record(), "seconds": tempo.seconds(one.ahead(max(1, epochs)))}
     if epochs == 0:
         raise _unmet(one, dense, measured)
     return {

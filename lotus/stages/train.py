@@ -76,7 +76,7 @@ def train(context: Context) -> Work:
     if shrink is not None:
         more |= cuts_told(context, shrink, price)
     if own is not None:
-        more |= self_proxy.told(own, len(ticket.rows), config.train.epochs)
+        more |= self_proxy.recorded(own, len(ticket.rows), config.train.epochs)
     yield from keep_model(context, "train", model, run.of("train"))
     return outcome(fitted, price, model, more)
 
