@@ -20,7 +20,18 @@ from lotus.cli import compare, config, inspect, look, plan, predict, prune, run,
 from lotus.cli.shared import Action, tell
 from lotus.watch import STOPPED, Lost
 from selection.errors import Notice, Refused
+from selection.files import disk_faults_refused
 from selection.methods import nearest
+
+
+def program(arguments: Sequence[str] | None = None) -> NoReturn:
+    """:func:`main` as a whole process."""
+    code = main(arguments)
+    if "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized():
+        from lotus.training import distributed
+
+        distributed.leave(code)
+    sys.exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options is None:
         options = _parse(parser, words)
     try:
-        with _terminated_like_interrupted(), notices_as_they_are(), _FirstWord():
+        with _terminated_like_interrupted(), notices_as_they_are(), _FirstWord(), disk_faults_refused():
             return options.verb(options)
     except Refused as refusal:
         return _told(refusal, 2)

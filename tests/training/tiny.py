@@ -269,7 +269,7 @@ def patches_main(out: Path, zero: int) -> None:
             values["images"] = torch.tensor(done.fitted.images_seen)
             flat = {f"w/{name}": value.contiguous() for name, value in done.fitted.state.items()}
             save_file({**flat, **{f"v/{k}": v for k, v in values.items()}}, out / f"{mode}-{joint}.safetensors")
-    world.close()
+    distributed.leave()
 
 
 def dynamic_main(out: Path) -> None:
@@ -291,7 +291,7 @@ def dynamic_main(out: Path) -> None:
         for epoch in range(wants.epochs):
             kept.setdefault(f"drawn/{epoch}", np.zeros(0, np.int64))
         np.savez(out / f"{name}-{world.rank}.npz", **kept, **{f"known/{k}": v for k, v in dynamic.known().items()})
-    world.close()
+    distributed.leave()
 
 
 def masked(folder: Path, zero: int, world: World | None = None) -> Outcome:
@@ -316,7 +316,7 @@ def masked_main(out: Path) -> None:
         done = masked(out / str(zero), zero, world)
         if world.is_main:
             save_file(done.fitted.state, out / f"{zero}.safetensors")
-    world.close()
+    distributed.leave()
 
 
 def gated(folder: Path, zero: int, world: World | None = None) -> Outcome:
@@ -341,7 +341,7 @@ def gated_main(out: Path) -> None:
         save_file(
             {k: v.detach().clone() for k, v in done.gates.values.items()}, out / f"{zero}-{world.rank}.safetensors"
         )
-    world.close()
+    distributed.leave()
 
 
 SHRINKING: dict[str, dict[str, Any]] = {
@@ -366,7 +366,7 @@ def shrink_main(out: Path) -> None:
         done = shrunk(out / name, name, world)
         if world.is_main:
             save_file(done.fitted.state, out / f"{name}.safetensors")
-    world.close()
+    distributed.leave()
 
 
 PAIR: dict[str, Any] = {"gated": True, "watched": True, "weighted": True}
@@ -395,7 +395,7 @@ def main(out: Path) -> None:
             save_file(flat, out / f"{name}.safetensors")
         else:
             assert not done.events
-    world.close()
+    distributed.leave()
 
 
 if __name__ == "__main__":
