@@ -232,7 +232,7 @@ def test_a_report_where_something_is_of_the_wrong_kind_or_nothing_may_be_written
 @pytest.mark.parametrize(
     ("code", "cure"),
     [
-        (errno.ENOSPC, "Make room there"), (errno.EROFS, "the right to it"), (errno.EACCES, "the right to it"),
+        (errno.ENOSPC, "Make room there"), (errno.EROFS, "Give this user the right to it"), (errno.EACCES, "Give this user the right to it"),
         (errno.EIO, "See to that disk"), (errno.ENOENT, None),
     ],
 )  # fmt: skip
