@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else selection.py of this folder is found first
 
-from selection import files
+from selection import atomic_files
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -67,7 +67,7 @@ def main() -> int:
             continue
         done[name] = _run(part, min(part.limit, left))
         _tell(name, done)
-        files.write_json(out, done)
+        atomic_files.write_json(out, done)
     return int(any("failed" in one for one in done.values()))
 
 

@@ -36,7 +36,7 @@ from lotus.data import beton
 from lotus.data.dataset import open_data
 from lotus.data.loader import writer
 from lotus.data.source import Source
-from selection import files
+from selection import atomic_files
 from selection.errors import Refused
 
 TARGETS = {"224 px JPEG": 2.0, "CIFAR-10": 4.0}
@@ -75,7 +75,7 @@ def main() -> int:
             f"{row['story']:14}{row['torchvision']:14,.0f}{row['lotus']:16,.0f}{row['ratio']:8.2f}{row['wanted']:8.1f}"
         )
     if told.json:
-        files.write_json(told.json, {"cores": cores, "batch": told.batch, "workers": told.workers, "rows": rows})
+        atomic_files.write_json(told.json, {"cores": cores, "batch": told.batch, "workers": told.workers, "rows": rows})
     return 0
 
 

@@ -69,7 +69,7 @@ def _by_path(file: Path, wanted: list[str], images: Images, place: str) -> Rows:
     there = [os.path.isfile(name) for name in wanted]
     near = [os.path.commonpath([root, os.path.realpath(name)]) == root or not images.root for name in wanted]
     mine = [name for name, here, inside in zip(wanted, there, near, strict=True) if inside or not here]
-    found = held.found(file, mine, images.names)
+    found = held.rows_of(file, mine, images.names)
     if (found < 0).all() and not any(there):
         raise Refused(
             f"{place}: {file}: none of its {len(wanted)} paths is an image of this data, e.g. {wanted[0]}. Is it of other data, "

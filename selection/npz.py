@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from selection import files, memory, regular
+from selection import atomic_files, memory, regular
 from selection.errors import Refused
 
 ABOUT = "about"
@@ -32,7 +32,7 @@ def write(
     """
     members: dict[str, Any] = dict(arrays)
     members[ABOUT] = np.array(json.dumps({"kind": kind, "format": version, **about}, sort_keys=True))
-    with files.opened(path) as file:
+    with atomic_files.opened(path) as file:
         np.savez(file, **members)
 
 

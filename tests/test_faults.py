@@ -23,7 +23,7 @@ from lotus.config import read
 from lotus.events import Evaluated
 from lotus.stages.fit import check_sound
 from lotus.stages.shelf import run_of
-from selection import files
+from selection import atomic_files
 from selection.errors import Refused
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -259,7 +259,7 @@ def test_the_disk_fills_in_the_middle_of_an_epoch(
     """The log has no room, a checkpoint has: it is saved, and the same command goes on to what an unbroken run leaves."""
     words = [*WORDS, "train.batch_size=16"]
     assert main(["train", *words, f"folder={tmp_path / 'whole'}"]) == 0
-    real, lines = files.append, [0]
+    real, lines = atomic_files.append, [0]
 
     def full(path: Any, line: str, cure: str = "") -> None:
         lines[0] += '"step"' in line and '"train"' in line

@@ -289,8 +289,8 @@ def _of_data(folder: Path) -> dict[str, Kind]:
     patch_maps.save(folder / "maps.npz", np.zeros((20, 2, 2), np.uint8), size=8, fingerprint="some")
     source = Source(np.arange(20) % 2, ("a", "b"), lambda i: pixels[i], str, "some")
     for name in ("images", "told"):
-        wants = Data(loader="torch", write="proportion", jpeg_share=0.5)
-        list(beton.prepare(source, folder / f"{name}.beton", wants))
+        asked = Data(loader="torch", write="proportion", jpeg_share=0.5)
+        list(beton.prepare(source, folder / f"{name}.beton", asked))
 
     def stored(path: Path) -> None:
         """With a manifest that speaks of these very bytes, or it would stop at the checksum."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Set
@@ -183,6 +184,38 @@ def test_what_another_module_uses_has_no_leading_underscore() -> None:
                 assert not node.attr.startswith("_") or node.attr.startswith("__"), (
                     f"{name}: {node.value.id}.{node.attr}"
                 )
+
+
+TWICE = {
+    "compare": {"lotus.cli.compare", "lotus.report.compare"},
+    "config": {"lotus.cli.config", "lotus.config"},
+    "export": {"lotus.export", "lotus.stages.export"},
+    "inspect": {"lotus.cli.inspect", "lotus.inspect"},
+    "predict": {"lotus.cli.predict", "lotus.predict"},
+    "prune": {"lotus.cli.prune", "lotus.stages.prune"},
+    "report": {"lotus.report", "lotus.stages.report"},
+    "run": {"lotus.cli.run", "lotus.run"},
+    "select": {"lotus.cli.select", "lotus.stages.select"},
+    "ticket": {"lotus.cli.ticket", "lotus.ticket"},
+}
+"""One name, one thing: a verb of the command line, or a stage, may be called as what does its work."""
+
+
+def test_one_name_one_thing() -> None:
+    found: dict[str, set[str]] = {}
+    for name in MODULES:
+        if name.split(".")[0] != "tools":  # each of which is a verb
+            found.setdefault(name.rpartition(".")[2], set()).add(name)
+    assert {stem: names for stem, names in found.items() if len(names) > 1} == TWICE
+
+
+@pytest.mark.parametrize("stem", TWICE)
+def test_what_stands_twice_is_a_verb_or_a_stage(stem: str) -> None:
+    rooms = {"lotus.cli": f'verb\\(\\s*"{stem}"', "lotus.stages": f'Stage\\(\\s*"{stem}"'}
+    doors = {name for name in TWICE[stem] if name.rpartition(".")[0] in rooms}
+    assert len(TWICE[stem] - doors) <= 1, "two that do work"
+    for name in doors:
+        assert re.search(rooms[name.rpartition(".")[0]], MODULES[name].read_text(encoding="utf-8")), name
 
 
 @pytest.mark.parametrize("package", DOORS)

@@ -479,7 +479,7 @@ def test_a_ticket_is_there_though_its_picture_is_not(run, tmp_path, monkeypatch)
     def no(*_):
         raise Refused("picture: no. None.")
 
-    monkeypatch.setattr("lotus.report.ticket.draw", no)
+    monkeypatch.setattr("lotus.report.ticket_picture.draw", no)
     words = ["select", str(run / "signals.npz"), "--score", "el2n", "--pick", "ccs", "--keep", "0.4"]
     assert main([*words, "--out", f"{tmp_path}/t.npz", "--picture", f"{tmp_path}/p.png"]) == 2
     assert len(Subset.load(tmp_path / "t.npz"))

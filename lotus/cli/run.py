@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from lotus.cli.plan import keep_plan, plan_told, settled
+from lotus.cli.planning import keep_plan, plan_told, settled
 from lotus.cli.shared import Verbs, load_shelves, overrides, tell, with_files
 from selection.errors import Refused
 
@@ -155,7 +155,7 @@ def _finetune(options: argparse.Namespace) -> int:
         return run(options)
     if any(word.partition("=")[0].strip() == "model.weights" for word in options.overrides):
         raise Refused(f"lotus finetune {weights}: are the weights already. Leave out model.weights.")
-    for line in given.told(weights):
+    for line in given.notes(weights):
         tell(line)
     options.overrides = [f"model.weights={json.dumps(str(weights), ensure_ascii=False)}", *options.overrides]
     options.config, options.until = str(shipped("finetune")), None

@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
-from lotus.config.budget import Budget
 from lotus.config.recipes import Finetune, Recipe, Train
 from lotus.config.request import Prune
 from lotus.config.rules import BLURS
 from lotus.config.section import BriefMethod, Fraction, Method, MethodOf, Section, by_name
-from selection.files import digest
+from lotus.config.training_budget import Budget
+from selection.atomic_files import digest
 from selection.lottery import DEFAULT_PICK, DEFAULT_SCORE
 from selection.memory import gigabytes
 

@@ -345,7 +345,7 @@ def refuse(section: Any, rows: Iterable[Rule] = ROWS, *, place: str, **facts: An
         Refused: by the first row that it breaks.
     """
     for row in broken(section, rows, **facts):
-        raise Refused(f"{join(place, row.place)}: {row.told(section, place)}.")
+        raise Refused(f"{join(place, row.place)}: {row.sentence(section, place)}.")
 
 
 def of(shelves: Iterable[Any]) -> tuple[Rule, ...]:

@@ -10,7 +10,7 @@ What FFCV 1.0.2 does, and what is done about it here:
   process. Here the thread hands its exception over, and is joined when an epoch ends or is given up.
 * It sets torch and numba to as many threads as a loader has, at import, for each loader and each epoch. Here what was
   set stays set, and decoding has threads of its own.
-* It reads foreign memory for a row that is not there. Rows are checked where they come in (plan.py, loader.py), and so
+* It reads foreign memory for a row that is not there. Rows are checked where they come in (sample_plan.py, loader.py), and so
   is every pointer of the file (format.py).
 """
 

@@ -8,7 +8,7 @@ import warnings
 import torch
 
 from lotus.config import Data
-from lotus.data import threads
+from lotus.data import cores
 from lotus.data.base import BaseLoader, Loader
 from lotus.data.beton import opened
 from lotus.data.format import PlainWriter
@@ -56,7 +56,7 @@ def open_loader(
                     f"data.loader: ffcv is not here ({error}). Run lotus doctor, or set it to auto."
                 ) from None
             _stand_in(str(error))
-    return made(beton, plan, look, torch.device(device), threads.count(workers))
+    return made(beton, plan, look, torch.device(device), cores.count(workers))
 
 
 def writer(data: Data, images: int) -> tuple[Make, str]:

@@ -31,8 +31,8 @@ def check(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
     from lotus.training.optim import make_schedule
 
     shelves = known(shelves)
-    wants, again = config.select, config.train.dynamic
-    lottery.choose(score=wants.score, pick=wants.pick, keep=wants.keep, shelves=shelves)
+    settings, again = config.select, config.train.dynamic
+    lottery.choose(score=settings.score, pick=settings.pick, keep=settings.keep, shelves=shelves)
     if again is not None:
         dynamic_pruning.choose(
             pick=again, keep=again.keep, epochs=config.train.epochs, shelves=shelves, place="train.dynamic"

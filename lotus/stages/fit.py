@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from lotus.data.beton import Manifest
     from lotus.data.sample_plan import SamplePlan
     from lotus.training.guests import Guest
-    from lotus.training.joint_budget import Joint
     from lotus.training.loop import Fitted
+    from lotus.training.patch_buckets import Joint
     from lotus.vit.preprocessing import Preprocessing
     from lotus.vit.tokens import Tokens
 

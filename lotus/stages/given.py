@@ -29,7 +29,7 @@ def holds_weights(path: Path) -> bool:
     return path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".tar")
 
 
-def told(path: Path) -> list[str]:
+def notes(path: Path) -> list[str]:
     """What there is to say of a model before it is trained on: that it was cut before."""
     from lotus.pruning import spec
 
@@ -109,5 +109,5 @@ def preprocessing_of(model: Model) -> Preprocessing:
         return wanted._replace(interpolation="bilinear" if wanted.interpolation == "bilinear" else "bicubic")
     held = spec.read(model.weights).get("about", {})
     about = held if isinstance(held, dict) else {}
-    wanted = preprocessing(made).told(about)
+    wanted = preprocessing(made).updated(about)
     return wanted._replace(interpolation=resizing({"interpolation": wanted.interpolation, **about}))

@@ -12,14 +12,14 @@ from types import ModuleType
 from typing import Any
 
 from lotus.config import Config
-from lotus.config.budget import Budget, Way
 from lotus.config.reader import check as page
+from lotus.config.training_budget import Budget, Way
 from lotus.files import digest, write_json
 from lotus.run import Run
 from lotus.stages import course, plan_table, speed
 from lotus.stages.ahead import Ahead, training
 from lotus.stages.shelf import run_of
-from lotus.stages.shrink import forecast_looks
+from lotus.stages.shrinking import forecast_looks
 from selection.errors import Refused
 
 FORMAT = 1
@@ -109,7 +109,7 @@ def plan(config: Config, shelves: Sequence[ModuleType] = (), *, timed: speed.Tim
     else:
         one, why, tempo = _timed(first, timed or speed.timer)
         epochs = _most(lambda epochs: tempo.seconds(one.ahead(epochs)), 60 * budget.minutes)
-        measured = {"pace": tempo.told(), "seconds": tempo.seconds(one.ahead(max(1, epochs)))}
+        measured = {"pace": tempo.record(), "seconds": tempo.seconds(one.ahead(max(1, epochs)))}
     if epochs == 0:
         raise _unmet(one, dense, measured)
     return {

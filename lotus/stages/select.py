@@ -103,13 +103,13 @@ def _check(ahead: Ahead) -> None:
     from selection import exclude
     from selection.subset import Subset
 
-    wants = ahead.config.select
-    for file in (wants.ticket, wants.start):
+    request = ahead.config.select
+    for file in (request.ticket, request.start):
         if file:
             Subset.load(file)
-    if wants.exclude:
-        exclude.lines(wants.exclude)
-        if wants.start:
+    if request.exclude:
+        exclude.lines(request.exclude)
+        if request.start:
             raise Refused(
                 "select.exclude: does not go with select.start, whose images all stay. Leave one of them out."
             )

@@ -16,7 +16,7 @@ from lotus.config import Dynamic
 from lotus.training import guests
 from lotus.training.distributed import World
 from lotus.training.guests import Epoch, Guest, Position, Training, Turn
-from selection.dynamic_pruning import EpochSubset, Seen, State, choose, redraw
+from selection.dynamic_pruning import EpochSubset, Seen, State, choose, epoch_subset
 from selection.errors import Refused
 
 
@@ -57,7 +57,7 @@ class DynamicSelection:
 
     def draw(self, epoch: int) -> EpochSubset:
         """The rows of ``epoch``, of the data set's, and their weights; the same however often it is asked."""
-        drawn = redraw(
+        drawn = epoch_subset(
             self._state,
             pick=self._settings,
             epoch=epoch,

@@ -222,7 +222,7 @@ class _Course:
         """What compiling brought, after the first epoch of an engine."""
         engine = self._lesson.engine
         if engine is not self._told_of and engine.compiled is not None:
-            yield from self._job.told(Said(self._job.stage, engine.compiled.told()))
+            yield from self._job.told(Said(self._job.stage, engine.compiled.sentence()))
         self._told_of = engine
 
     def leaving(self) -> dict[str, Tensor]:

@@ -75,13 +75,13 @@ def test_what_is_no_model_is_refused():
 )  # fmt: skip
 def test_every_criterion_and_rank(name, scope, width):
     model = tiny()
-    wants = asks({"macs": 0.6, "params": 0.7}, criterion=name, scope=scope, compensate="mean", embed_dim=width)
-    drawn = lottery(model, batches(), wants)
+    request = asks({"macs": 0.6, "params": 0.7}, criterion=name, scope=scope, compensate="mean", embed_dim=width)
+    drawn = lottery(model, batches(), request)
     assert drawn.after["macs"] <= 0.6 * drawn.before["macs"]
     assert drawn.after["params"] <= 0.7 * drawn.before["params"]
     counted = cost.count(drawn.model)
     assert drawn.after == {"params": counted.params, "macs": counted.macs}
-    again = lottery(model, batches(), wants)
+    again = lottery(model, batches(), request)
     assert again.plan == drawn.plan
 
 
@@ -426,8 +426,8 @@ def test_scores_of_dimensions_of_queries_matter():
     """A q/k dimension that is silent in a head is the first of that head to go."""
 
     def scored(model: torch.nn.Module, name: str) -> np.ndarray:
-        wants = asks({"macs": 0.9}, criterion=name, rotate=False, embed_dim=None)
-        return lottery(model, batches(), wants).scores["blocks.0.qk"]
+        request = asks({"macs": 0.9}, criterion=name, rotate=False, embed_dim=None)
+        return lottery(model, batches(), request).scores["blocks.0.qk"]
 
     model = tiny()
     with torch.no_grad():

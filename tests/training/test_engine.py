@@ -24,9 +24,9 @@ from tools.soak import left_in_shared_memory, shared_memory
 
 
 def made(model: nn.Module | None = None, **changed) -> Engine:
-    wants = recipe(**changed)
+    asked = recipe(**changed)
     model = vit() if model is None else model
-    return Engine(model, make_optimizer(model, wants), wants, distributed.start("cpu"))
+    return Engine(model, make_optimizer(model, asked), asked, distributed.start("cpu"))
 
 
 def go(engine: Engine, steps: range, *, accumulate: int = 1) -> None:

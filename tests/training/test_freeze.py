@@ -71,8 +71,8 @@ def test_what_is_frozen_leaves_as_it_came_and_has_no_state(
 ) -> None:
     model = vit()
     before = copy.deepcopy(model.state_dict())
-    wants = recipe(zero=zero, precision=precision, optimizer=optimizer, layer_decay=0.9, ema=0.9 if zero < 3 else 0)
-    done = train(tmp_path, wants, model=model, guests=[Frozen(["patch_embed", "blocks.0"])])
+    settings = recipe(zero=zero, precision=precision, optimizer=optimizer, layer_decay=0.9, ema=0.9 if zero < 3 else 0)
+    done = train(tmp_path, settings, model=model, guests=[Frozen(["patch_embed", "blocks.0"])])
     held = names(model, "patch_embed", "blocks.0")
     for name, value in done.fitted.state.items():
         assert torch.equal(value, before[name]) == (name in held), name

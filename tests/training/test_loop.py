@@ -66,12 +66,12 @@ def test_it_learns_and_tells(straight) -> None:
          "again and again", "at the last"],
 )  # fmt: skip
 def test_killed_and_started_again_ends_the_same(tmp_path: Path, straight, kills: list[int]) -> None:
-    wants = recipe(**FULL, save_minutes=0.5)
+    settings = recipe(**FULL, save_minutes=0.5)
     for after in kills:
         with pytest.raises(Killed):
-            train(tmp_path, wants, at={after: kill}, clock=minutes(), **ALL)
+            train(tmp_path, settings, at={after: kill}, clock=minutes(), **ALL)
     events: list = []
-    done = train(tmp_path, wants, clock=minutes(), events=events, **ALL)
+    done = train(tmp_path, settings, clock=minutes(), events=events, **ALL)
     assert same(done.fitted.state, straight.fitted.state)
     assert same(done.gates.state(), straight.gates.state())
     assert done.fitted.images_seen == 2 * ROWS
@@ -216,11 +216,11 @@ def test_rows_that_count_nothing_teach_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_tail_weighs_as_much_an_image_as_the_rest(tmp_path: Path, accumulate: int) -> None:
     """52 rows in batches of 64: one step, all tail, in which each image weighs 1/64 as it would in a whole batch."""
-    wants = recipe(
+    settings = recipe(
         epochs=1, batch_size=64, accumulate=accumulate, optimizer="sgd", lr=1e-2, warmup_epochs=0, weight_decay=0, clip=0,
         zero=0,
     )  # fmt: skip
-    moved = train(tmp_path, wants).fitted.state
+    moved = train(tmp_path, settings).fitted.state
     model, (images, labels) = vit(), pictures()
     loss = torch.nn.functional.cross_entropy(model(images), labels, reduction="sum", label_smoothing=0.1) / 64
     loss.backward()
@@ -255,11 +255,11 @@ LAYOUTS = few([{"zero": 2}, {"zero": 3, "ema": 0.0}, {"precision": "bf16"}], [{"
 
 @pytest.mark.parametrize("changed", LAYOUTS, ids=str)
 def test_every_layout_goes_on_exactly(tmp_path: Path, changed: dict) -> None:
-    wants = recipe(**{**FULL, "save_minutes": 0.5, **changed})
-    whole = train(tmp_path / "whole", wants, **ALL)
+    settings = recipe(**{**FULL, "save_minutes": 0.5, **changed})
+    whole = train(tmp_path / "whole", settings, **ALL)
     with pytest.raises(Killed):
-        train(tmp_path / "torn", wants, at={8: kill}, clock=minutes(), **ALL)
-    torn = train(tmp_path / "torn", wants, **ALL)
+        train(tmp_path / "torn", settings, at={8: kill}, clock=minutes(), **ALL)
+    torn = train(tmp_path / "torn", settings, **ALL)
     assert same(whole.fitted.state, torn.fitted.state)
     assert same(whole.gates.state(), torn.gates.state())
     assert same(dict(whole.model.state_dict()), whole.fitted.state)
@@ -359,14 +359,14 @@ def test_fewer_patches_resume_bit_for_bit_and_are_counted(tmp_path: Path, mode: 
     from lotus.vit.patch_scores import contrast
     from lotus.vit.tokens import Tokens
 
-    wants = recipe(**FULL, save_minutes=0.5)
+    settings = recipe(**FULL, save_minutes=0.5)
     patches = Patches.model_validate({"mode": mode, "keep": 0.5, "warmup": 0.2, "ramp": 0.5})
 
     def run(folder: Path, **more):
         model = vit(0.2)
         with Tokens(model, patches, contrast if mode == "input" else None) as tokens:
             try:
-                return train(folder, wants, model=model, tokens=tokens, **ALL, **more), tokens
+                return train(folder, settings, model=model, tokens=tokens, **ALL, **more), tokens
             finally:
                 tokens.remove()
 
@@ -382,7 +382,7 @@ def test_fewer_patches_resume_bit_for_bit_and_are_counted(tmp_path: Path, mode: 
         tokens.schedule(step / 14)
         spent += tokens.macs() * (8 if step % 7 < 6 else 4)
     assert whole.fitted.macs == again.fitted.macs == spent
-    dense = train(tmp_path / "dense", wants, model=vit(0.2), **ALL)
+    dense = train(tmp_path / "dense", settings, model=vit(0.2), **ALL)
     assert not same(dense.fitted.state, whole.fitted.state)
     assert dense.fitted.macs == 0
     shares = [event.values["patches"] for event in whole.events if isinstance(event, Step)]

@@ -30,8 +30,8 @@ def run(folder: Path, told: list[dict[str, np.ndarray]], more: dict[str, Any] | 
         return hard, np.linspace(0.5, 1.5, len(hard), dtype=np.float32)
 
     own = OwnTicket(Recorder(ROWS, 2, CLASSES, steps=True), draw, shrink.is_done)
-    wants = recipe(**{**FULL, "mixup": 0, "cutmix": 0, "epochs": 4, "save_minutes": 0.5, **(more or {})})
-    done = train(folder, wants, model=model, guests=[own, shrink], **rest)
+    settings = recipe(**{**FULL, "mixup": 0, "cutmix": 0, "epochs": 4, "save_minutes": 0.5, **(more or {})})
+    done = train(folder, settings, model=model, guests=[own, shrink], **rest)
     done.events.append(own)  # type: ignore[arg-type]
     return done
 
@@ -52,8 +52,8 @@ def test_it_records_what_a_watched_training_records(tmp_path: Path) -> None:
     told: list[dict[str, np.ndarray]] = []
     run(tmp_path / "own", told)
     model = vit(0.2, patch=4)
-    wants = recipe(**{**FULL, "mixup": 0, "cutmix": 0, "epochs": 4, "save_minutes": 0.5})
-    watched = train(tmp_path / "watched", wants, model=model, guests=[shrinking(model, at=0.4)], watched=True)
+    settings = recipe(**{**FULL, "mixup": 0, "cutmix": 0, "epochs": 4, "save_minutes": 0.5})
+    watched = train(tmp_path / "watched", settings, model=model, guests=[shrinking(model, at=0.4)], watched=True)
     assert watched.recorder is not None
     for name, values in watched.recorder.signals().items():
         np.testing.assert_array_equal(told[0][name], values[:2], err_msg=name)

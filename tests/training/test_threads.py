@@ -13,7 +13,7 @@ import tiny
 import torch
 
 from lotus.config import Model
-from lotus.data import threads as cores
+from lotus.data import cores
 from lotus.training import threads
 from lotus.training.checkpoint import Checkpoints
 from lotus.training.distributed import World

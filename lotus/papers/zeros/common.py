@@ -19,13 +19,13 @@ def says(config: Config) -> str:
 
 def check(ahead: Ahead, options: Options) -> None:
     """Refuse a pattern that does not fit the model, and a fine-tune that would move what was pruned."""
-    from lotus.papers.zeros import masks, way
+    from lotus.papers.zeros import masks, one_shot
 
     listed = masks.listed(ahead.shape, options["weights"])
     if pattern := options.get("pattern"):
         masks.n_of_m(listed, *masks.pattern(pattern))
     if ahead.config.finetune.epochs:
-        way.check_stays(ahead.config.finetune)
+        one_shot.check_stays(ahead.config.finetune)
 
 
 def looks(ahead: Ahead, options: Options) -> float:
@@ -37,7 +37,7 @@ def looks(ahead: Ahead, options: Options) -> float:
 
 def hold(model: Any, options: Options) -> Any:
     """The guest by which zeros stay zeros."""
-    from lotus.papers.zeros.way import Holding
+    from lotus.papers.zeros.one_shot import Holding
 
     return Holding(model, options["weights"])
 
@@ -45,7 +45,7 @@ def hold(model: Any, options: Options) -> Any:
 def tell(run: Run, found: dict[str, Any], options: Options) -> Section | None:
     """What is left of the weights, and what they take on a disk; the sweep as a picture."""
     from lotus.papers.zeros.masks import compressed
-    from lotus.papers.zeros.way import essential
+    from lotus.papers.zeros.one_shot import essential
 
     weights = found.get("finetune", {}).get("weights")
     if weights is not None:
