@@ -19,8 +19,8 @@ from typing import Any, NoReturn
 from lotus.cli import compare, config, inspect, look, planning, predict, prune, run, select, ticket
 from lotus.cli.shared import Action, tell
 from lotus.watch import STOPPED, Lost
+from selection.atomic_files import disk_faults_refused
 from selection.errors import Notice, Refused
-from selection.files import disk_faults_refused
 from selection.methods import nearest
 
 

@@ -159,7 +159,7 @@ def test_a_name_as_long_as_a_name_can_be(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from selection import files
+from selection import atomic_files as files
 real, left = os.replace, [int(sys.argv[2])]
 def dies(old, new):
     if not left[0]:
