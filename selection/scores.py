@@ -178,7 +178,7 @@ def tdds(kl_step: Array, *, epochs: int | None = None, window: int = 10, decay: 
     moves = kl_step[:, 1:epochs]  # (S, T - 1, N)
     if moves.shape[1] < 2:
         raise Refused(
-            "tdds: compares how a prediction moves, and needs three epochs for that. Run the proxy again with score.epochs=3 or more."
+            "tdds: compares how a prediction moves, and needs three epochs for that. Watch three epochs or more, or take el2n."
         )
     length = min(window - 1, moves.shape[1])
     windows = moves.shape[1] - length + 1
@@ -423,7 +423,7 @@ def _over_windows(method: str, watched: Array, window: int, of: Callable[[Scores
     seeds, epochs, _ = watched.shape
     if epochs < 2:
         raise Refused(
-            f"{method}: measures how a prediction moves from epoch to epoch, and there is one. Run the proxy again with score.epochs=2 or more, or take el2n."
+            f"{method}: measures how a prediction moves from epoch to epoch, and there is one. Watch two epochs or more, or take el2n."
         )
     length = min(window, epochs)
     starts = range(epochs - length + 1)

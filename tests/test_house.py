@@ -218,6 +218,32 @@ def test_what_stands_twice_is_a_verb_or_a_stage(stem: str) -> None:
         assert re.search(rooms[name.rpartition(".")[0]], MODULES[name].read_text(encoding="utf-8")), name
 
 
+HELPS = {"lotus.stages.proxy": "score", "lotus.stages.shrinking": "train", "lotus.stages.structured": "prune"}
+"""Modules that do a part of one stage's work."""
+
+
+def test_no_stage_is_known_by_name() -> None:
+    """What is asked of a run's stages goes by what they say of themselves: one of a user's own is equal to ours everywhere. A
+    stage's own file may name those that it reads."""
+    from lotus.stages import STAGES
+
+    asked = {"of", "record", "plan", "work", "settings", "made_from", "outputs", "after", "why"}
+    stages = {stage.name for stage in STAGES}
+    own = {f"lotus.stages.{name}" for name in stages} | set(HELPS)
+    for name in MODULES.keys() - own:
+        for node in ast.walk(parsed(name)) if not name.startswith(PAPERS) else ():
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in asked
+                and node.args
+            ):
+                said, where = node.args[0], ast.unparse(node.func.value)
+                assert not (isinstance(said, ast.Constant) and said.value in stages and where.endswith("run")), (
+                    f"{name}: {ast.unparse(node)}"
+                )
+
+
 @pytest.mark.parametrize("package", DOORS)
 def test_a_heavy_package_has_one_door(package: str) -> None:
     users = {name for name in MODULES if any(other.split(".")[0] == package for other in imports(name))}

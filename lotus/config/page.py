@@ -126,6 +126,10 @@ class Score(Recipe):
     guests: tuple[BriefMethod, ...] = ()
     """Guests of lotus/training/guest_shelf.py, or of your own, that join this training alone (docs/training.md)."""
 
+    @property
+    def own_schedule(self) -> bool:
+        return self.proxy != "linear_probe"  # whose heads go by our own schedules alone
+
 
 # A few thousand steps on features whose every dimension has mean 0 and variance 1.
 _LINEAR: dict[str, Any] = {

@@ -64,6 +64,11 @@ class Patches(Section):
     ramp: float = Field(0, ge=0, le=1)
     """Fraction of the training, after the warm-up, in which what stays falls to ``keep``, along a cosine."""
 
+    @property
+    def asks_baseline(self) -> bool:
+        """Whether the run's own dense model is asked, which has to be trained before."""
+        return self.model == "baseline"
+
 
 class Recipe(Section):
     """How a model is trained. The same for the dense baseline, the lottery's training, the proxy and the fine-tune."""
@@ -136,6 +141,11 @@ class Recipe(Section):
         if isinstance(raw, Mapping) and raw.get("warmup_ratio") is not None:
             return {"warmup_epochs": None, **raw}
         return raw
+
+    @property
+    def own_schedule(self) -> bool:
+        """Whether a schedule of the user's own may set the pace."""
+        return True
 
     @property
     def warmup(self) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 
 from lotus.config import Baseline, Config, Model, Sparsity, Train
 from lotus.run import Run
-from lotus.stage import TRAIN_FORWARDS, Curve, Stage, Work
+from lotus.stage import TRAIN_FORWARDS, Curve, Stage, Work, named
 from lotus.stages.ahead import LOOK, Ahead, Cost, training
 from lotus.stages.context import Context
 from lotus.stages.fit import Images, Task, fit, keep_model, outcome
@@ -61,7 +61,7 @@ def asked(config: Config) -> Baseline:
 
 def is_asked(config: Config) -> bool:
     """Whether the lottery asks the run's own dense model which patches matter, so that it is more than a comparison."""
-    return any(one.patches is not None and one.patches.model == "baseline" for one in (config.train, config.finetune))
+    return any(one.patches is not None and one.patches.asks_baseline for one in (config.train, config.finetune))
 
 
 def recipe(config: Config, epochs: int) -> Train:
@@ -117,7 +117,11 @@ def affordable(macs: float, epoch: float) -> int:
 
 def _spent(run: Run) -> float:
     """MACs of the lottery so far."""
-    records = [run.record(name) for name in run.plan("finetune") if run.stages[name].part not in ("dense", "apart")]
+    records = [
+        run.record(name)
+        for name in run.plan(named(run.stages, "shipped"))
+        if run.stages[name].part not in ("dense", "apart")
+    ]
     return sum(record.macs for record in records if record is not None)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from lotus.config import Recipe
 from lotus.events import Event, Step, Wrote
 from lotus.files import digest, digest_of
+from lotus.stage import named
 from lotus.stages.context import Context
 from selection import lottery
 
@@ -145,7 +146,7 @@ def patch_file(
     from lotus.vit.model import image_size
 
     run, manifest = context.run, context.manifest()
-    folder = run.of("baseline") if patches.model == "baseline" else Path(patches.model)
+    folder = run.of(named(run.stages, "dense")) if patches.asks_baseline else Path(patches.model)
     asked = lotus.pruning.load(folder) if patches.model else None
     looks: Any = model if asked is None else asked
     if asked is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lotus.config import Finetune, Model, Taught, Teacher
+from lotus.stage import named
 from lotus.stages import given
 from lotus.stages.ahead import Ahead, Cost
 from lotus.stages.context import Context
@@ -50,7 +51,7 @@ def taught(context: Context, recipe: Taught, place: str) -> list[Guest]:
     if teacher.is_uncut and not isinstance(recipe, Finetune):
         return [distill.TaughtByUncut(teaches)]
     if teacher.is_uncut:
-        return [distill.Taught(teaches(lotus.pruning.load(context.run.of("train"))))]
+        return [distill.Taught(teaches(lotus.pruning.load(context.run.of(named(context.run.stages, "training")))))]
     model, own = load(teacher, context.manifest().classes, place)
     return [distill.Taught(teaches(model))]
 

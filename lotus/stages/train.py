@@ -98,7 +98,13 @@ def _selection(context: Context, dynamic: Dynamic, rows: np.ndarray) -> DynamicS
 
     labels, config = beton.labels(context.run.train_beton), context.config
     return DynamicSelection(
-        dynamic, rows=rows, labels=labels, epochs=config.train.epochs, seed=config.seed, shelves=context.shelves
+        dynamic,
+        rows=rows,
+        labels=labels,
+        epochs=config.train.epochs,
+        seed=config.seed,
+        shelves=context.shelves,
+        place="train.dynamic",
     )
 
 
@@ -133,7 +139,7 @@ def _asked_macs(patches: Patches | None, dense: float) -> float:
     """MACs of an image in the model that is asked about patches, ``dense`` in the run's own; 0 where there is none."""
     from lotus.pruning import spec
 
-    if patches is not None and patches.model == "baseline":
+    if patches is not None and patches.asks_baseline:
         return dense
     return float(spec.read(patches.model)["cost"]["macs"]) if patches is not None and patches.model else 0.0
 

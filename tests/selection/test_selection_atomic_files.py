@@ -159,7 +159,7 @@ def test_a_name_as_long_as_a_name_can_be(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from selection import atomic_files as files
+from selection import atomic_files
 real, left = os.replace, [int(sys.argv[2])]
 def dies(old, new):
     if not left[0]:
@@ -167,7 +167,7 @@ def dies(old, new):
     left[0] -= 1
     real(old, new)
 os.replace = dies
-with files.folder_beside(sys.argv[1], replace=True) as new:
+with atomic_files.folder_beside(sys.argv[1], replace=True) as new:
     (new / "inside").write_text("new")
 """
 

@@ -185,7 +185,7 @@ def test_a_wish_to_stop_and_a_rate_that_is_too_high() -> None:
         stop.set("asked to terminate")
         with pytest.raises(Stopped, match="features are kept"):
             last(linear_probe.watched(features, labels, C, recipe(), seeds=SEEDS, gradients=False, stop=stop))
-    with pytest.raises(Refused, match=r"Lower score\.lr"):
+    with pytest.raises(Refused, match=r"^linear probe: .*Lower lr"):
         last(
             linear_probe.watched(
                 1e20 * features, labels, C, recipe(lr=1e30, optimizer="sgd"), seeds=SEEDS, gradients=False

@@ -6,7 +6,7 @@ from typing import Any
 
 from lotus.config import Config, Rule
 from lotus.run import Run
-from lotus.stage import Plot, Section
+from lotus.stage import Plot, Section, named
 from lotus.stages.ahead import Ahead
 from lotus.way import Options
 
@@ -47,9 +47,10 @@ def tell(run: Run, found: dict[str, Any], options: Options) -> Section | None:
     from lotus.papers.zeros.masks import compressed
     from lotus.papers.zeros.one_shot import essential
 
-    weights = found.get("finetune", {}).get("weights")
+    weights = found.get(named(run.stages, "shipped"), {}).get("weights")
     if weights is not None:
-        of_bytes, of_these = (compressed(run.of(stage) / "model.safetensors") for stage in ("train", "finetune"))
+        models = [named(run.stages, part) for part in ("training", "shipped")]
+        of_bytes, of_these = (compressed(run.of(stage) / "model.safetensors") for stage in models)
         found["kept"]["weights"] = {**weights, "list": options["weights"], "bytes": of_these, "of_bytes": of_bytes}
     sweep = found["prune"].get("sweep")
     if sweep is None:
