@@ -143,13 +143,15 @@ def _parser() -> argparse.ArgumentParser:
 
 @contextlib.contextmanager
 def notices_as_they_are() -> Iterator[None]:
-    """A notice is one line of rank 0, without the place in our code that Python would put before it; warnings of libraries are not
-    for our users."""
-    before = warnings.showwarning
+    """A notice is one line of rank 0, said once, without the place in our code that Python would put before it; warnings of libraries
+    are not for our users."""
+    before, said = warnings.showwarning, set[str]()
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         if issubclass(category, Notice):
-            _told(f"! {message}", 0)
+            if str(message) not in said:  # the model is made anew by each stage that starts from it
+                _told(f"! {message}", 0)
+            said.add(str(message))
         elif sys.warnoptions:  # -W or PYTHONWARNINGS: somebody wants to see what libraries say to their developers
             before(message, category, *place, **more)
 

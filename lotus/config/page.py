@@ -48,7 +48,7 @@ class Data(Section):
     of the data where training begins from scratch; data: the data's always; or ``[[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]``."""
     crop: Literal["weights"] | Fraction = "weights"
     """Fraction of an image's shorter side that evaluation looks at, in the middle: weights: as it was for the weights that are
-    given or published, 7/8 where training begins from scratch. An image is never enlarged for it."""
+    given or published, 7/8 where training begins from scratch; by area an image is never enlarged for it."""
     interpolation: Literal["weights", "area", "bilinear", "bicubic"] = "weights"
     """How evaluation resizes: weights: as it was for the weights, area from scratch. Random crops of a training are always by area."""
     damaged: Literal["fatal", "skip"] = "fatal"

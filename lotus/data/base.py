@@ -86,7 +86,6 @@ class BaseLoader(ABC):
     def __init__(self, beton: Beton, plan: SamplePlan, look: Look, device: torch.device, workers: int) -> None:
         self.beton, self.plan, self.device, self.workers = beton, plan, device, workers
         self.look, self.augment = look, look.augment
-        self.interpolation = look.interpolation if self.augment is None or self.augment.crop != "resized" else "area"
         self.side = look.size  # of the epoch under way
         # float32 throughout, subtract then divide: the table and the device's arithmetic give the same bits.
         self._mean = np.asarray(look.mean, np.float32) * np.float32(255)

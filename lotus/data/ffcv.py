@@ -279,8 +279,9 @@ class _Decoder(SimpleRGBImageDecoder):
         self._blank, self._hold = loader.blank, beton.hold
         self._columns = (beton.modes, beton.heights, beton.widths, beton.pointers, beton.sizes, table)
         self._colors = np.ascontiguousarray(loader.levels), loader.fill
-        how = ("area", "bilinear", "bicubic").index(loader.interpolation)
-        self._calls = *(ctypes.cast(call, ctypes.c_void_p).value for call in (_LIBRARY.imdecode, _LIBRARY.resize)), how
+        look = loader.look
+        how = ("", "bilinear", "bicubic").index(look.filter), float(look.crop), look.crop_mode == "squash"
+        self._calls = *(ctypes.cast(call, ctypes.c_void_p).value for call in (_LIBRARY.imdecode, _LIBRARY.resize)), *how
         self._desks: SimpleQueue[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]] = SimpleQueue()
         for _ in range(self._workers):
             self._desks.put((np.empty(self._room, np.uint8), np.empty(3 * self._size**2, np.uint8)))

@@ -120,7 +120,7 @@ class Context:
         pixels = self.preprocessing()
         return Look(
             size=size, augment=augment, seed=seed, mean=pixels.mean, std=pixels.std,
-            crop=pixels.crop, interpolation=pixels.interpolation,
+            crop=pixels.crop, interpolation=pixels.interpolation, crop_mode=pixels.mode,
         )  # fmt: skip
 
     def new_model(self) -> nn.Module:

@@ -265,11 +265,11 @@ def keep_model(
 
 
 def _seen(pixels: Preprocessing, manifest: Manifest, model: nn.Module) -> dict[str, Any]:
-    """How evaluation looks at the images: what is stored at the model's side is seen whole."""
+    """How evaluation looks at the images: by area what is stored at the model's side is seen whole."""
     from lotus.vit.model import image_size
 
-    whole = manifest.size is not None and min(manifest.size) <= image_size(model)
     how = pixels.interpolation
+    whole = how == "area" and manifest.size is not None and min(manifest.size) <= image_size(model)
     timms = "bilinear" if how == "area" else how
     return {**pixels._replace(crop=1.0 if whole else pixels.crop, interpolation=timms).about(), "resize": how}
 
