@@ -59,6 +59,8 @@ class Data(Section):
     """auto takes FFCV where it is installed, else the plain torch loader, with a warning."""
     workers: int = Field(0, ge=0)
     """Threads that decode; 0: as many as this process may use."""
+    keep_decoded: bool = True
+    """A training keeps JPEG images decoded in memory once they are read, where all of a file's take at most half of what is free."""
 
 
 class Model(Section):

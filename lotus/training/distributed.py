@@ -308,6 +308,11 @@ class StopFlag:
         return bool(self.reason)
 
     @classmethod
+    def now(cls) -> StopFlag | None:
+        """The flag of whoever works in a long loop now, for what they call; None where nobody does."""
+        return cls._open[-1] if cls._open else None
+
+    @classmethod
     def ask(cls, reason: str) -> bool:
         """Ask whoever works in a long loop now to stop; False where nobody does."""
         for flag in cls._open:
