@@ -7,6 +7,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -155,9 +156,16 @@ def _finetune(options: argparse.Namespace) -> int:
         return run(options)
     if any(word.partition("=")[0].strip() == "model.weights" for word in options.overrides):
         raise Refused(f"lotus finetune {weights}: are the weights already. Leave out model.weights.")
-    for line in given.notes(weights):
+    asks = any(
+        re.match(r"\s*((prune|train\.shrink|budget)\b|train\.teacher\s*=\s*uncut)", word) for word in options.overrides
+    )
+    lines = given.notes(weights, again=asks)
+    for line in lines:
         tell(line)
-    options.overrides = [f"model.weights={json.dumps(str(weights), ensure_ascii=False)}", *options.overrides]
+    as_it_is = given.AS_IT_IS if lines and not asks else ()
+    options.overrides = [
+        f"model.weights={json.dumps(str(weights), ensure_ascii=False)}", *as_it_is, *options.overrides
+    ]  # fmt: skip
     options.config, options.until = str(shipped("finetune")), None
     return run(options)
 

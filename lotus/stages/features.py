@@ -6,6 +6,7 @@ Letters: N pictures, D width of an embedding.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -141,6 +142,7 @@ def _opened(asked: str) -> tuple[Any, Look]:
 
 def _model(asked: str) -> Any:
     from lotus.vit import model as door
+    from lotus.vit import zoo
 
     name, _, file = asked.partition("=")
     if not file and Path(asked).is_file():
@@ -149,6 +151,9 @@ def _model(asked: str) -> Any:
         import lotus.pruning
 
         return lotus.pruning.load(asked)
+    if file and zoo.other_kind(zoo.architecture(name, PLACE, any_kind=True)):
+        with warnings.catch_warnings(action="ignore"):  # of a head that starts anew, which nobody asks
+            return door.proxy(Model(name=name, weights=file), 2, place=PLACE)
     if file or Path(asked).is_dir():
         return door.adopt(name if file else Model().name, {}, file or asked, place=PLACE)[0]
     return door.proxy(Model(name=name, pretrained=True), 2, place=PLACE)
