@@ -376,6 +376,49 @@ def shrink_main(out: Path) -> None:
     distributed.leave()
 
 
+class Curve(Guest):
+    """Notes of each micro-batch what this rank's images lose, as the optimizer's loss has it, and how many they are."""
+
+    name = "curve"
+
+    def __init__(self) -> None:
+        self.told: list[tuple[float, float]] = []
+
+    def losses(self, losses: Tensor, seen: Any) -> Tensor:
+        self.told.append((float(losses.detach().double().sum()), float(len(losses))))
+        return losses
+
+
+CURVES = [f"{what}-{zero}" for what in ("score", "train", "finetune") for zero in range(4)]
+
+
+def curved(folder: Path, name: str, world: World | None = None) -> tuple[Outcome, Tensor]:
+    """A training as a stage has it, and its curve (micro-batches, 2). By SGD: Adam makes whole steps of gradients that are nothing
+    but rounding (those of the keys' biases), which the losses do not show and the weights do."""
+    what, zero = name.split("-")
+    model, curve = vit(patch=4), Curve()
+    wants = recipe(zero=int(zero), optimizer="momentum", lr=0.1)
+    more: dict[str, Any] = {"guests": [curve], "watched": what == "score"}
+    if what == "train":
+        more["guests"].append(shrinking(model, at=0.4))
+    if what == "finetune":
+        more["distiller"] = Distiller(vit(seed=3, patch=4), "soft", 2.0, 0.5)
+    done = train(folder, wants, world=world, model=model, **more)
+    return done, torch.tensor(curve.told, dtype=torch.float64)
+
+
+def curves_main(out: Path) -> None:
+    """One rank of trainings whose losses are noted."""
+    from safetensors.torch import save_file
+
+    torch.set_num_threads(1)
+    world = distributed.start("cpu")
+    for name in CURVES:
+        done, curve = curved(out / name, name, world)
+        save_file({**done.fitted.state, "curve": curve}, out / f"{name}-{world.rank}.safetensors")
+    world.close()
+
+
 PAIR: dict[str, Any] = {"gated": True, "watched": True, "weighted": True}
 """What the test of two ranks trains; no drop_path, which draws by rank."""
 
@@ -417,4 +460,5 @@ if __name__ == "__main__":
             ("masked",): masked_main,
             ("gated",): gated_main,
             ("shrink",): shrink_main,
+            ("curves",): curves_main,
         }[tuple(words)](Path(folder))
