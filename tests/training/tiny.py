@@ -416,7 +416,7 @@ def curves_main(out: Path) -> None:
     for name in CURVES:
         done, curve = curved(out / name, name, world)
         save_file({**done.fitted.state, "curve": curve}, out / f"{name}-{world.rank}.safetensors")
-    world.close()
+    distributed.leave()
 
 
 PAIR: dict[str, Any] = {"gated": True, "watched": True, "weighted": True}
