@@ -107,7 +107,7 @@ def _labels(found: findings.Findings, kept: dict[str, Any], wrong: np.ndarray) -
     count = len(wrong)
     rows = np.setdiff1d(np.arange(count), kept["planted"])
     listed = np.array([row for row, _, _ in found.mislabeled if row < count], np.int64)
-    told = _listed(listed, wrong, rows) | {"found_of_planted": found.share_found, "wrong_at_most": found.share_wrong}
+    told = _listed(listed, wrong, rows) | {"found_of_planted": found.share_found, "wrong_estimated": found.share_wrong}
     if wrong[rows].any():
         told["ap"] = average_precision_score(wrong[rows], -kept["margins"][:count][rows])
         told["ap_all"] = average_precision_score(wrong, -_last(kept["margins"], kept["planted"])[:count])

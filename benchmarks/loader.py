@@ -52,6 +52,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2, help="DataLoader processes, LOTUS threads (%(default)s)")
     parser.add_argument("--turns", type=int, default=5, help="timed epochs of each (%(default)s)")
     parser.add_argument("--kind", default="ffcv", choices=["ffcv", "torch"], help="LOTUS' loader (%(default)s)")
+    parser.add_argument("--keep", action="store_true", help="LOTUS' loader keeps decoded images, as a training does")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     told = parser.parse_args()
     try:
@@ -124,7 +125,7 @@ def lotus_epochs(file: Path, manifest: beton.Manifest, large: bool, told: argpar
         std=manifest.std,
     )
     plan = SamplePlan(np.arange(manifest.n), batch_size=told.batch)
-    loader = open_loader(file, plan, look, kind=told.kind, workers=told.workers)
+    loader = open_loader(file, plan, look, kind=told.kind, workers=told.workers, keep=told.keep)
     return lambda epoch: (len(batch.images) for batch in loader.epoch(epoch))
 
 

@@ -142,10 +142,9 @@ def _model(name: str, weights: str) -> tuple[Any, dict[str, Any]]:
     """The model, and what it wants of its images."""
     if not (Path(weights) / "spec.json").is_file():
         model, about = door.adopt(name, {}, weights)
-        return model, about
-    known = spec.read(weights).get("about", {})
+        return model, {**about, "resize": about["interpolation"]}
     ours: Any = spec.load(weights)
-    return ours, {**preprocessing(ours).about(), "interpolation": resizing(known)}
+    return ours, {**preprocessing(ours).about(), **spec.read(weights).get("about", {})}
 
 
 def _images(model: Any, about: dict[str, Any], told: argparse.Namespace) -> tuple[Batches, Batches]:
@@ -171,8 +170,8 @@ def _batches(model: nn.Module, source: Source, about: dict[str, Any], most: int 
     """The same images at every call, as timm's recipe for the weights has them: ``most`` that are drawn, or all."""
     rows = np.random.default_rng(0).permutation(len(source))[: most or len(source)]
     device = next(model.parameters()).device
-    seen = {name: about[name] for name in ("mean", "std", "crop", "interpolation")}
-    look = Look(size=door.image_size(model), **seen)
+    seen = {name: about[name] for name in ("mean", "std", "crop", "crop_mode")}
+    look = Look(size=door.image_size(model), interpolation=resizing(about), **seen)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels in unpacked.batches(source, np.sort(rows), look):

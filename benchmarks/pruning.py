@@ -58,7 +58,7 @@ import shared
 
 import lotus.pruning
 from lotus.config import Data, Patches, Prune, Sparsity, as_request
-from lotus.data import torch_loader, views
+from lotus.data import unpacked, views
 from lotus.data.dataset import open_data
 from lotus.data.source import Source
 from lotus.papers.cp_vit import sweep as cp_vit
@@ -69,6 +69,7 @@ from lotus.pruning.judge import Judge
 from lotus.sparsity.gates import Gates
 from lotus.vit import anatomy, cost
 from lotus.vit.model import image_size
+from lotus.vit.preprocessing import resizing
 from lotus.vit.tokens import Tokens
 from selection import atomic_files, methods
 from selection.errors import Refused
@@ -495,18 +496,20 @@ def macs(model: nn.Module) -> int:
 
 def images_of(about: dict[str, Any], size: int, told: argparse.Namespace) -> Callable[[Source, np.ndarray], Batches]:
     """Reads rows of a data set as the model was evaluated on them: the middle, at its size, normalized as in its folder."""
-    mean, std = (torch.tensor(about["about"][name]).view(3, 1, 1) for name in ("mean", "std"))
-    fill = np.zeros(3, np.uint8)  # nothing is shifted in evaluation
+    known = {"crop": views.CENTER, "interpolation": "bilinear", **about["about"]}
+    mean, std = (torch.tensor(known[name]).view(3, 1, 1) for name in ("mean", "std"))
+    look = views.View(
+        size=size,
+        crop=known["crop"],
+        interpolation=resizing(known),
+        crop_mode=known.get("crop_mode", "center"),
+    )
 
     def tensors(source: Source, rows: np.ndarray) -> Batches:
         batches = []
         for part in np.array_split(rows, -(-len(rows) // told.batch)):
-            pictures = []
-            for row in part:
-                pixels = source.read(int(row))
-                sides = np.array([pixels.shape[0]]), np.array([pixels.shape[1]])
-                line = np.concatenate([views.center(*sides, size)[0], [0, 0, 0]]).astype(np.int32)
-                pictures.append(torch.from_numpy(torch_loader.view(pixels, line, size, fill).copy()).permute(2, 0, 1))
+            shown = [unpacked.seen(source.read(int(row)), look).copy() for row in part]
+            pictures = [torch.from_numpy(pixels).permute(2, 0, 1) for pixels in shown]
             images = (torch.stack(pictures).float() / 255 - mean) / std
             batches.append((images.to(told.device), torch.from_numpy(source.labels[part]).to(told.device)))
         return batches

@@ -28,7 +28,7 @@ def config(
     side: Any = wanted.side
     images = {
         "mean": list(wanted.mean), "std": list(wanted.std), "interpolation": wanted.interpolation,
-        "crop_pct": wanted.crop, "crop_mode": "center", "input_size": [3, side, side], "fixed_input_size": True,
+        "crop_pct": wanted.crop, "crop_mode": wanted.mode, "input_size": [3, side, side], "fixed_input_size": True,
         "pool_size": None, "first_conv": "patch_embed.proj", "classifier": "head", "num_classes": classes,
     }  # fmt: skip
     if license_ := about.get("license"):
@@ -46,8 +46,11 @@ def images_told(wanted: Preprocessing) -> str:
     """In a sentence, by numbers."""
     three = ["[" + ", ".join(f"{number:.6g}" for number in numbers) + "]" for numbers in (wanted.mean, wanted.std)]
     side = f"{wanted.side} x {wanted.side} pixels" if wanted.side else "any size"
+    part = f"of the middle square {wanted.crop:.6g} of the shorter side"
+    if wanted.mode == "squash":
+        part = f"of the middle {wanted.crop:.6g} of both sides, made square"
     return (
-        f"Images are RGB of {side}: of the middle square {wanted.crop:.6g} of the shorter side, resized ({wanted.interpolation}); "
+        f"Images are RGB of {side}: {part}, resized ({wanted.interpolation}); "
         f"then pixels in 0 to 1, less the mean {three[0]} and over the standard deviation {three[1]}."
     )
 

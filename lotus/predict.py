@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lotus.data import folders, pictures
-from lotus.data.views import CENTER, TOP, center
+from lotus.data.views import CENTER, View
 from selection.errors import Refused
 
 Floats = npt.NDArray[np.float32]
@@ -29,6 +29,8 @@ class Predictor:
     """Fraction of the shorter side that is looked at."""
     how: str
     """How that is resized: ``area``, as what LOTUS trained was measured, or a filter of timm's."""
+    mode: str
+    """timm's ``crop_mode``."""
     classes: tuple[str, ...]
     """Empty where nobody told their names: then their numbers."""
 
@@ -82,7 +84,8 @@ def _of_torch(folder: Path) -> Predictor:
             return model(images).float().cpu().numpy()
 
     how = _how(wanted.interpolation, about)
-    return Predictor(run, image_size(model), wanted.crop, how, tuple(model.pretrained_cfg.get("label_names", ())))
+    names = tuple(model.pretrained_cfg.get("label_names", ()))
+    return Predictor(run, image_size(model), wanted.crop, how, wanted.mode, names)
 
 
 def _how(interpolation: str, about: Any) -> str:
@@ -119,7 +122,8 @@ def _of_onnx(file: Path) -> Predictor:
         return logits
 
     how = _how(str(told.get("interpolation", "bilinear")), told)
-    return Predictor(run, side, crop, how, tuple(str(name) for name in told.get("classes", ())))
+    mode = "squash" if told.get("crop_mode") == "squash" else "center"
+    return Predictor(run, side, crop, how, mode, tuple(str(name) for name in told.get("classes", ())))
 
 
 def _normalized(pixels: Bytes, mean: Floats, std: Floats) -> Floats:
@@ -175,13 +179,10 @@ def _seen(file: Path, model: Predictor) -> Bytes | str:
     except Exception as error:  # whatever a damaged picture makes its reader raise
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     if model.how != "area":
-        return pictures.middle(pixels, model.side, model.crop, model.how)
-    from lotus.data.torch_loader import view
+        return pictures.middle(pixels, model.side, model.crop, model.how, model.mode)
+    from lotus.data.unpacked import seen
 
-    height, width = pixels.shape[:2]
-    line = np.zeros(7, np.int32)
-    line[TOP : TOP + 4] = center(np.array([height]), np.array([width]), model.side, model.crop)[0]
-    return view(pixels, line, model.side, np.zeros(3, np.uint8))
+    return seen(pixels, View(size=model.side, crop=model.crop))
 
 
 def _softmax(logits: Floats) -> Floats:

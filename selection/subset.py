@@ -18,7 +18,9 @@ KIND, FORMAT = "a ticket of LOTUS", 1
 CURE = "Give another ticket, or run the select stage again."
 REBIND = "If the images are the same, in the same order, lotus ticket import binds it to these by force."
 _MANY = 10_000_000
-MADE = "Give a ticket, which is what the select stage and `lotus select` write."
+MADE = (
+    "Give a ticket, which is what the select stage and `lotus select` write; `lotus ticket import` makes one of a list."
+)
 
 
 class Known(NamedTuple):

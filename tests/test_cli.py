@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lotus.cli import main, notices_as_they_are
-from lotus.config import Config
+from lotus.config import Config, read, shipped
 from lotus.stages import STAGES
 from selection.errors import Notice
 
@@ -134,3 +134,25 @@ def test_warnings_of_libraries_stay_off_the_terminal_unless_asked_for(
     assert told_of(capsys, monkeypatch) == "! the head starts anew\n"
     monkeypatch.setattr(sys, "warnoptions", ["default"])
     assert told_of(capsys, monkeypatch) == "! the head starts anew\nraw Corrupt EXIF data\n"
+
+
+def test_a_notice_is_said_once_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each stage that starts from given weights makes the model anew: of its head one plain line is enough."""
+    with warnings.catch_warnings(), notices_as_they_are():
+        warnings.simplefilter("always")
+        for text in ("the head starts anew", "positions were resampled", "the head starts anew"):
+            warnings.warn(text, Notice, stacklevel=1)
+    assert capsys.readouterr().err == "! the head starts anew\n! positions were resampled\n"
+
+
+def test_a_config_that_is_shipped_is_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("imagefolder", "papers/dvbp"):
+        assert read(f"configs/{name}.yaml").model_dump() == read(shipped(name)).model_dump()
+    assert main(["run", "configs/nothing.yaml"]) == 2
+    assert "configs/nothing.yaml: there is no such file or folder" in capsys.readouterr().err
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "imagefolder.yaml").write_text("seed: 7\n")
+    assert read("configs/imagefolder.yaml").seed == 7, "one's own comes first"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -102,3 +104,40 @@ def test_patches_without_a_config_say_as_which_model_they_are_cut(run, capsys):
     assert main([*words, *SMALL[1:], "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["cut_as"], told["patch"], told["of"]) == ("deit_tiny_patch16_224", [4, 4], 16)
+
+
+@pytest.mark.parametrize("loader", ["torch", "ffcv"])
+@pytest.mark.parametrize("mode", ["center", "squash"])
+def test_a_model_is_measured_and_asked_as_timms_transform_and_a_plain_forward_do(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str, loader: str
+) -> None:
+    """On photos smaller than its side, of its side, and larger, upright and lying; by `evaluate` and by `predict`."""
+    if loader == "ffcv":
+        pytest.importorskip("ffcv")
+    draw(tmp_path / "photos", seed=2, val=0)
+    rng, files = np.random.default_rng(3), []
+    for number, (high, wide) in enumerate([(9, 13), (16, 16), (17, 30), (18, 18), (40, 31), (12, 50), (8, 8)]):
+        blocks = rng.integers(0, 256, (high // 3 + 1, wide // 4 + 1, 3), np.uint8).repeat(3, 0).repeat(4, 1)
+        files.append(tmp_path / "photos" / "val" / "abc"[number % 3] / f"{number}.png")
+        Image.fromarray(np.ascontiguousarray(blocks[:high, :wide])).save(files[-1])
+    about = {
+        "classes": list("abc"), "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "interpolation": "bicubic",
+        "resize": "bicubic", "crop": 0.8, "crop_mode": mode,
+    }  # fmt: skip
+    lotus.save(lotus.load(run / "model"), tmp_path / "model", about=about)
+    model: Any = lotus.load(tmp_path / "model")
+    own = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    with torch.no_grad():
+        logits = model(torch.stack([own(Image.open(file)) for file in files]))
+    labels = torch.tensor(["abc".index(file.parent.name) for file in files])
+    words = [*SMALL, f"data.loader={loader}", f"data.path={tmp_path / 'photos'}"]
+    found = evaluated(run, *words, "--model", str(tmp_path / "model"), capsys=capsys)
+    exact = loader == "torch"  # the other is Pillow's filter to within two gray levels
+    wanted = torch.nn.functional.cross_entropy(logits, labels).item()
+    assert found["loss"] == pytest.approx(wanted, abs=1e-5 if exact else 5e-3)
+    assert found["top1"] == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item(), abs=1e-4)
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "model"), *map(str, files), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [one["class"] for one in told] == ["abc"[row] for row in logits.argmax(1)]
+    assert [one["probability"] for one in told] == pytest.approx(logits.softmax(1).amax(1).tolist(), abs=2e-6)

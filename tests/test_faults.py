@@ -229,6 +229,30 @@ def test_a_report_where_something_is_of_the_wrong_kind_or_nothing_may_be_written
     assert main(["report", str(folder)]) == 0, "what it does not need, or can do without"
 
 
+@pytest.mark.parametrize(
+    ("code", "cure"),
+    [
+        (errno.ENOSPC, "Make room there"), (errno.EROFS, "Give this user the right to it"), (errno.EACCES, "Give this user the right to it"),
+        (errno.EIO, "See to that disk"), (errno.ENOENT, None),
+    ],
+)  # fmt: skip
+def test_a_disk_that_refuses_any_call_is_named_and_a_fault_of_ours_is_none_of_its(
+    code: int, cure: str | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def strikes(*_: Any) -> int:
+        raise OSError(code, os.strerror(code), "runs/digits/pareto.json")
+
+    monkeypatch.setattr("lotus.cli.config.settings", strikes)
+    if cure is None:
+        with pytest.raises(FileNotFoundError):
+            main(["config"])
+        return
+    assert main(["config"]) == 2
+    says = capsys.readouterr().err
+    assert f"lotus: runs/digits/pareto.json: {os.strerror(code)}. {cure}" in says
+    assert "same command goes on" in says
+
+
 def test_the_disk_fills_in_the_middle_of_an_epoch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,7 +131,7 @@ def test_a_shelf_of_theirs_is_light() -> None:
     code = (
         "import sys\nfrom lotus import shelves\n"
         "print(*[shelf.__name__ for shelf in shelves.installed()])\n"
-        "heavy = {'torch', 'timm', 'deepspeed', 'ffcv', 'sklearn', 'numba'} & set(sys.modules)\n"
+        "heavy = {'torch', 'timm', 'deepspeed', 'ffcv', 'sklearn', 'numba', 'pydantic'} & set(sys.modules)\n"
         "sys.exit(f'loaded: {sorted(heavy)}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -261,7 +261,7 @@ def test_help_and_selection_load_nothing_heavy() -> None:
         "import sys, lotus, lotus.cli, selection.lottery, selection.scores, selection.pickers\n"
         "try: lotus.cli.main(['run', '--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'timm', 'deepspeed', 'ffcv', 'sklearn', 'numba'} & set(sys.modules)\n"
+        "heavy = {'torch', 'timm', 'deepspeed', 'ffcv', 'sklearn', 'numba', 'pydantic'} & set(sys.modules)\n"
         "sys.exit(f'loaded: {sorted(heavy)}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

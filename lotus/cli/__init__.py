@@ -19,8 +19,19 @@ from typing import Any, NoReturn
 from lotus.cli import compare, config, inspect, look, planning, predict, prune, run, select, ticket
 from lotus.cli.shared import Action, tell
 from lotus.watch import STOPPED, Lost
+from selection.atomic_files import disk_faults_refused
 from selection.errors import Notice, Refused
 from selection.methods import nearest
+
+
+def program(arguments: Sequence[str] | None = None) -> NoReturn:
+    """:func:`main` as a whole process."""
+    code = main(arguments)
+    if "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized():
+        from lotus.training import distributed
+
+        distributed.leave(code)
+    sys.exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options is None:
         options = _parse(parser, words)
     try:
-        with _terminated_like_interrupted(), notices_as_they_are(), _FirstWord():
+        with _terminated_like_interrupted(), notices_as_they_are(), _FirstWord(), disk_faults_refused():
             return options.verb(options)
     except Refused as refusal:
         return _told(refusal, 2)
@@ -132,13 +143,15 @@ def _parser() -> argparse.ArgumentParser:
 
 @contextlib.contextmanager
 def notices_as_they_are() -> Iterator[None]:
-    """A notice is one line of rank 0, without the place in our code that Python would put before it; warnings of libraries are not
-    for our users."""
-    before = warnings.showwarning
+    """A notice is one line of rank 0, said once, without the place in our code that Python would put before it; warnings of libraries
+    are not for our users."""
+    before, said = warnings.showwarning, set[str]()
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         if issubclass(category, Notice):
-            _told(f"! {message}", 0)
+            if str(message) not in said:  # the model is made anew by each stage that starts from it
+                _told(f"! {message}", 0)
+            said.add(str(message))
         elif sys.warnoptions:  # -W or PYTHONWARNINGS: somebody wants to see what libraries say to their developers
             before(message, category, *place, **more)
 

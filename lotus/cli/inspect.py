@@ -106,11 +106,16 @@ def _tell(out: Path, found: Findings, told: dict[str, Any]) -> None:
     train, val = found.train, found.val
     counts = {name: len(told[name]) for name in ("duplicates", "leaks", "labels", "outliers", "damaged")}
     tell(f"{len(train):,} images for training ({train.where}), {len(val):,} for validation ({val.where})")
-    tell("  " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
+    tell(
+        "  "
+        + ", ".join(
+            f"{count:,} {name[:-1] if count == 1 and name[-1] == 's' else name}" for name, count in counts.items()
+        )
+    )
     if found.judged_by in ("network", "model"):
         tell(
-            f"  labels: at most {100 * found.share_wrong:.1f} % are wrong; the list would hold {100 * found.share_found:.0f} % of those "
-            "that were made wrong on purpose"
+            f"  labels: an estimated {100 * found.share_wrong:.1f} % are wrong; the list would hold {100 * found.share_found:.0f} % of "
+            "those that were made wrong on purpose"
         )
     if found.judged_by == "nobody":
         tell("  labels and outliers were not judged: fewer than 100 images, or one class")
@@ -119,4 +124,5 @@ def _tell(out: Path, found: Findings, told: dict[str, Any]) -> None:
         if unread := pictures.UNREAD & set(found.endings):
             tell(f"    {', '.join(sorted(unread))}: nothing here reads them; save them as JPEG or PNG")
     tell(f"{out / 'inspect.html'}: look here first")
-    tell(f"{out / 'delete.txt'}: {len(told['delete']):,} images, for select.exclude={out / 'delete.txt'}")
+    gone = len(told["delete"])
+    tell(f"{out / 'delete.txt'}: {gone:,} image{'' if gone == 1 else 's'}, for select.exclude={out / 'delete.txt'}")

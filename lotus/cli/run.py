@@ -7,6 +7,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,9 @@ from selection.errors import Refused
 if TYPE_CHECKING:
     from lotus.config import Config
     from lotus.events import Event
+
+STAGES = ("prepare", "score", "select", "baseline", "train", "prune", "finetune", "export", "report")
+"""Names of ``lotus.stages.STAGES``, written down since to import those takes a third of a second, which no verb's help needs."""
 
 
 def add(verb: Verbs) -> None:
@@ -39,12 +43,10 @@ def add(verb: Verbs) -> None:
 
 def add_stages(verb: Verbs, taken: Sequence[str]) -> None:
     """A verb for each stage whose name is not ``taken``."""
-    from lotus.stages import STAGES
-
     for stage in STAGES:
-        if stage.name not in taken:
-            added = verb(stage.name, f"run the stages up to {stage.name!r} that are not done yet", run)
-            run_options(added, until=stage.name)
+        if stage not in taken:
+            added = verb(stage, f"run the stages up to {stage!r} that are not done yet", run)
+            run_options(added, until=stage)
 
 
 def run_options(parser: argparse.ArgumentParser, until: str | None, config: str | None = None) -> None:
@@ -155,9 +157,16 @@ def _finetune(options: argparse.Namespace) -> int:
         return run(options)
     if any(word.partition("=")[0].strip() == "model.weights" for word in options.overrides):
         raise Refused(f"lotus finetune {weights}: are the weights already. Leave out model.weights.")
-    for line in given.notes(weights):
+    asks = any(
+        re.match(r"\s*((prune|train\.shrink|budget)\b|train\.teacher\s*=\s*uncut)", word) for word in options.overrides
+    )
+    lines = given.notes(weights, again=asks)
+    for line in lines:
         tell(line)
-    options.overrides = [f"model.weights={json.dumps(str(weights), ensure_ascii=False)}", *options.overrides]
+    as_it_is = given.AS_IT_IS if lines and not asks else ()
+    options.overrides = [
+        f"model.weights={json.dumps(str(weights), ensure_ascii=False)}", *as_it_is, *options.overrides
+    ]  # fmt: skip
     options.config, options.until = str(shipped("finetune")), None
     return run(options)
 

@@ -48,7 +48,7 @@ class Data(Section):
     of the data where training begins from scratch; data: the data's always; or ``[[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]``."""
     crop: Literal["weights"] | Fraction = "weights"
     """Fraction of an image's shorter side that evaluation looks at, in the middle: weights: as it was for the weights that are
-    given or published, 7/8 where training begins from scratch. An image is never enlarged for it."""
+    given or published, 7/8 where training begins from scratch; by area an image is never enlarged for it."""
     interpolation: Literal["weights", "area", "bilinear", "bicubic"] = "weights"
     """How evaluation resizes: weights: as it was for the weights, area from scratch. Random crops of a training are always by area."""
     damaged: Literal["fatal", "skip"] = "fatal"
@@ -59,6 +59,8 @@ class Data(Section):
     """auto takes FFCV where it is installed, else the plain torch loader, with a warning."""
     workers: int = Field(0, ge=0)
     """Threads that decode; 0: as many as this process may use."""
+    keep_decoded: bool = True
+    """A training keeps JPEG images decoded in memory once they are read, where all of a file's take at most half of what is free."""
 
 
 class Model(Section):

@@ -65,15 +65,16 @@ def _kept(function: Callable[..., Any]) -> Any:
 
 
 @_kept
-def _taps(length, size, cubic):  # type: ignore[no-untyped-def]
-    """First input (S,) and weights (S, taps) of each output: the rows of :func:`lotus.data.torch_loader.smooth`, less their zeros."""
-    scale = length / size
+def _taps(length, resized, begin, size, cubic):  # type: ignore[no-untyped-def]
+    """First input (S,) and weights (S, taps) of the S outputs from ``begin`` on, of a line that is resized: a triangle, or Keys' cubic
+    at a = -1/2 (IEEE ASSP 29, 1981, eq. 4), stretched by how much is shrunk, as Pillow and timm have it."""
+    scale = length / resized
     wide = max(scale, 1.0)
     reach = (2.0 if cubic else 1.0) * wide
     taps = int(np.ceil(2 * reach)) + 1
     first, weights = np.zeros(size, np.int64), np.zeros((size, taps), np.float32)
     for i in range(size):
-        middle = (i + 0.5) * scale
+        middle = (begin + i + 0.5) * scale
         start = max(0, int(np.floor(middle - reach)))
         first[i] = start
         total = 0.0
@@ -93,26 +94,30 @@ def _taps(length, size, cubic):  # type: ignore[no-untyped-def]
 
 
 @_kept
-def _smooth(source, width, box, square, side, cubic):  # type: ignore[no-untyped-def]
-    """A box of an image of so many pixels a row, flat, into ``square`` (S, S, 3), flat: columns first, whole levels between."""
-    top, left, tall, wide = box
-    rows, by_row = _taps(tall, side, cubic)
-    columns, by_column = _taps(wide, side, cubic)
-    between, line = np.empty((tall, 3 * side), np.float32), np.empty(3 * side, np.float32)
-    for y in range(tall):
+def _smooth(source, height, width, square, side, crop, squash, cubic):  # type: ignore[no-untyped-def]
+    """An image, flat, as :func:`lotus.data.pictures.middle` sees it, into ``square`` (S, S, 3), flat: columns first, whole levels
+    between."""
+    short, shorter = int(np.floor(side / crop)), min(height, width)
+    high = short if squash or height == shorter else int(short * height / shorter)
+    across = short if squash or width == shorter else int(short * width / shorter)
+    rows, by_row = _taps(height, high, int(np.rint((high - side) / 2)), side, cubic)
+    columns, by_column = _taps(width, across, int(np.rint((across - side) / 2)), side, cubic)
+    top, bottom = rows[0], min(height, rows[side - 1] + by_row.shape[1])
+    between, line = np.empty((bottom - top, 3 * side), np.float32), np.empty(3 * side, np.float32)
+    for y in range(top, bottom):
         for x in range(side):
-            at = 3 * ((top + y) * width + left + columns[x])
+            at = 3 * (y * width + columns[x])
             for c in range(3):
                 value = np.float32(0)
                 for k in range(by_column.shape[1]):
                     if by_column[x, k] != 0:
                         value += by_column[x, k] * source[at + 3 * k + c]
-                between[y, 3 * x + c] = min(np.float32(255), max(np.float32(0), np.rint(value)))
+                between[y - top, 3 * x + c] = min(np.float32(255), max(np.float32(0), np.rint(value)))
     for y in range(side):
         line[:] = 0
         for k in range(by_row.shape[1]):
             if by_row[y, k] != 0:
-                line += by_row[y, k] * between[rows[y] + k]
+                line += by_row[y, k] * between[rows[y] - top + k]
         for x in range(3 * side):
             square[3 * y * side + x] = min(np.float32(255), max(np.float32(0), np.rint(line[x])))
 
@@ -121,16 +126,17 @@ _READY: set[tuple[Any, ...]] = set()
 _COMPILING = threading.Lock()
 
 
-def paint(planes: Any, rows: Any, data: Any, columns: Any, colors: Any, desk: Any, calls: Any) -> int:
+def paint(planes: Any, rows: Any, data: Any, columns: Any, kept: Any, colors: Any, desk: Any, calls: Any) -> int:
     """Images ``rows`` into ``planes`` (n, 3, S, S). Returns the first row whose JPEG is damaged, or -1.
 
-    ``data`` is the file, ``columns`` what it and the table of augmentations tell of all its images; ``colors`` are the levels and
-    the color beyond the border. On the ``desk`` lie a decoded JPEG and a resized image (S, S, 3), both flat and scratch. ``calls``
-    are the addresses of the decoder and of what resizes by area, and how to resize: 0 so, 1 by a triangle, 2 by a cubic.
+    ``data`` is the file, ``columns`` what it and the table of augmentations tell of all its images, ``kept`` where decoded ones
+    stay (:class:`lotus.data.kept.Kept`); ``colors`` are the levels and the color beyond the border. On the ``desk`` lie a decoded
+    JPEG and a resized image (S, S, 3), both flat and scratch. ``calls`` are the addresses of the decoder and of what resizes by
+    area, and how to resize: 0 so, 1 by a triangle, 2 by a cubic; these two with ``crop`` and whether to squash.
 
     The first call of its kind has the compiler alone: of two threads that compile the same, one can fail in numba.
     """
-    given = (planes, rows, data, columns, colors, desk, calls)
+    given = (planes, rows, data, columns, kept, colors, desk, calls)
     kinds = tuple(map(numba.typeof, given))
     if kinds in _READY:
         return int(painted(*given))
@@ -141,12 +147,13 @@ def paint(planes: Any, rows: Any, data: Any, columns: Any, colors: Any, desk: An
 
 
 @_kept
-def painted(planes, rows, data, columns, colors, desk, calls):  # type: ignore[no-untyped-def]
+def painted(planes, rows, data, columns, kept, colors, desk, calls):  # type: ignore[no-untyped-def]
     """What :func:`paint` does, compiled."""
     modes, heights, widths, pointers, sizes, table = columns
+    pool, begins, there = kept
     levels, fill = colors
     room, square = desk
-    imdecode, resize, how = calls
+    imdecode, resize, how, crop, squash = calls
     side = planes.shape[2]
     first = np.int64(data.ctypes.data)  # signed, since numba adds signed to unsigned as floats
     scratch, small = np.int64(room.ctypes.data), np.int64(square.ctypes.data)
@@ -156,17 +163,21 @@ def painted(planes, rows, data, columns, colors, desk, calls):  # type: ignore[n
         height, width = heights[row], widths[row]
         source, origin, address, stride = data, pointers[row], first + pointers[row], width
         if modes[row] == JPEG:
-            if _imdecode(imdecode, (address, sizes[row], height, width, scratch, height, width, 0, 0, 1, 1, 0, 0)):
-                return row
-            source, origin, address = room, 0, scratch
+            source, origin, decoded, known = room, np.int64(0), scratch, False
+            if len(begins) > 0:
+                source, origin, decoded, known = pool, begins[row], np.int64(pool.ctypes.data) + begins[row], there[row]
+            if not known:
+                if _imdecode(imdecode, (address, sizes[row], height, width, decoded, height, width, 0, 0, 1, 1, 0, 0)):
+                    return row
+                if len(begins) > 0:
+                    there[row] = True
+            address = decoded
         top, left, tall, wide = line[TOP], line[LEFT], line[HEIGHT], line[WIDTH]
-        if tall == side and wide == side:
-            origin += 3 * (top * width + left)
-        elif how:
-            _smooth(
-                source[origin : origin + 3 * height * width], width, (top, left, tall, wide), square, side, how == 2
-            )
+        if how:
+            _smooth(source[origin : origin + 3 * height * width], height, width, square, side, crop, squash, how == 2)
             source, origin, stride = square, 0, side
+        elif tall == side and wide == side:
+            origin += 3 * (top * width + left)
         else:
             _resize(resize, (0, address, height, width, top, top + tall, left, left + wide, small, side, side))
             source, origin, stride = square, 0, side

@@ -9,6 +9,7 @@ Shapes: N images, B of a batch, G x G patches of the model that was asked, S sid
 from __future__ import annotations
 
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lotus import files
-from lotus.data.views import DOWN, FLIP, HEIGHT, LEFT, RIGHT, TOP, WIDTH, View, center, parameters
+from lotus.data.views import DOWN, FLIP, HEIGHT, LEFT, RIGHT, TOP, WIDTH, View, middle, parameters
 from selection import npz, regular
 from selection.errors import Refused
 
@@ -151,7 +152,7 @@ class Tickets:
         rows = index.cpu().numpy()
         high, wide = self._heights[rows], self._widths[rows]
         table = parameters(self._view, epoch, rows, high, wide).astype(np.int64)
-        box = center(high, wide, self._asked, self._view.crop)  # what was scored
+        box = middle(replace(self._view, augment=None), high, wide, self._asked)  # what was scored
         down, in_rows = self._places(table[:, TOP], table[:, HEIGHT], table[:, DOWN], box[:, 0], box[:, 2], 0)
         across, in_columns = self._places(table[:, LEFT], table[:, WIDTH], table[:, RIGHT], box[:, 1], box[:, 3], 1)
         mirrored = table[:, FLIP] == 1

@@ -237,7 +237,7 @@ def fit(pixels: Pixels, max_side: int) -> Pixels:
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
 
 
-def middle(pixels: Pixels, side: int, crop: float, how: str) -> Pixels:
+def middle(pixels: Pixels, side: int, crop: float, how: str, mode: str = "center") -> Pixels:
     """(S, S, 3) as timm's transform of evaluation sees a picture, to the last bit: its shorter side resized to S / ``crop``, of that
     the middle.
 
@@ -245,10 +245,12 @@ def middle(pixels: Pixels, side: int, crop: float, how: str) -> Pixels:
         side: S
         crop: in (0, 1]
         how: timm's word for the filter, bicubic where it is none of Pillow's
+        mode: timm's word, ``squash`` where both sides become S / ``crop``
     """
     height, width = pixels.shape[:2]
     short, shorter = math.floor(side / crop), min(height, width)
-    tall, wide = (short if length == shorter else int(short * length / shorter) for length in (height, width))
+    alike = mode == "squash"
+    tall, wide = (short if alike or length == shorter else int(short * length / shorter) for length in (height, width))
     known = Image.Resampling.__members__
     seen = Image.fromarray(pixels)
     if (height, width) != (tall, wide):

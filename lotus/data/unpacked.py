@@ -17,7 +17,7 @@ from torch import Tensor
 from lotus.data.pictures import Pixels
 from lotus.data.source import Source
 from lotus.data.torch_loader import view
-from lotus.data.views import TOP, Look, View, center
+from lotus.data.views import Look, View, parameters
 from selection.errors import Refused
 
 
@@ -33,8 +33,8 @@ def batches(
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
         for start in range(0, len(rows), batch):
             part = rows[start : start + batch]
-            seen = np.stack(list(pool.map(lambda row: _seen(source, int(row), look), part)))  # (B, S, S, 3)
-            images = torch.from_numpy(seen).permute(0, 3, 1, 2).float().div_(255)
+            shown = np.stack(list(pool.map(lambda row: _seen(source, int(row), look), part)))  # (B, S, S, 3)
+            images = torch.from_numpy(shown).permute(0, 3, 1, 2).float().div_(255)
             yield (images - shift) / scale, torch.from_numpy(source.labels[part])
 
 
@@ -43,7 +43,10 @@ def _seen(source: Source, row: int, how: View) -> Pixels:
         pixels = source.read(row)
     except Exception as error:  # whatever a damaged image makes its reader raise
         raise Refused(f"{source.name(row)}: cannot be read ({type(error).__name__}: {error}). Take it away.") from None
-    height, width = pixels.shape[:2]
-    line = np.zeros(7, dtype=np.int32)
-    line[TOP : TOP + 4] = center(np.array([height]), np.array([width]), how.size, how.crop)[0]
-    return view(pixels, line, how.size, np.zeros(3, dtype=np.uint8), how.interpolation)
+    return seen(pixels, how)
+
+
+def seen(pixels: Pixels, how: View) -> Pixels:
+    """A picture as evaluation looks at it: (S, S, 3)."""
+    line = parameters(how, 0, [0], pixels.shape[:1], pixels.shape[1:2])[0]
+    return view(pixels, line, how.size, np.zeros(3, dtype=np.uint8), how)

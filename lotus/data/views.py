@@ -5,13 +5,15 @@ table, an image's cached saliency can be cropped as its pixels were, a resumed r
 never disagree.
 
 How a row of the table is carried out: the box is cut out of the stored image and resized to S x S (``INTER_AREA``; not
-or as evaluation is told to; not
 at all where it has this size); the output's pixel (y, x) shows that picture's (y + down, x + right), and the fill color
-beyond its border; last, the output is mirrored where ``flip`` is 1.
+beyond its border; last, the output is mirrored where ``flip`` is 1. Where the center view is resized by one of timm's
+filters the box is told to a pixel and not carried out: the whole image is resized, and S x S of that are cut out, as
+:func:`lotus.data.pictures.middle` and timm do it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,6 +44,14 @@ class View:
     """Fraction of the shorter side in the center view."""
     interpolation: str = "area"
     """How that view is resized: ``area``, ``bilinear`` or ``bicubic``. Random crops go by area."""
+    crop_mode: str = "center"
+    """timm's word where that is by a filter: ``squash`` resizes both sides alike, whatever the shape."""
+
+    @property
+    def filter(self) -> str:
+        """``bilinear`` or ``bicubic`` where images are resized so, as timm does it; empty where it goes by area."""
+        random = self.augment is not None and self.augment.crop == "resized"
+        return "" if random or self.interpolation == "area" else self.interpolation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +97,7 @@ def parameters(
     if augment is not None and augment.crop == "resized":
         table[:, :4] = _resized(augment, seed, epoch, rows, high, wide)
     else:
-        table[:, :4] = center(high, wide, view.size, view.crop)
+        table[:, :4] = middle(view, high, wide)
     if augment is None:
         return table
     if augment.crop == "pad":
@@ -99,8 +109,28 @@ def parameters(
     return table
 
 
+def middle(view: View, heights: Ints, widths: Ints, size: int | None = None) -> Ints:
+    """Boxes (n, 4) of evaluation: :func:`center`, or where timm's transform looks, to a pixel.
+
+    Args:
+        size: of another model than the view is for
+    """
+    size = view.size if size is None else size
+    if not view.filter:
+        return center(heights, widths, size, view.crop)
+    short, shorter = math.floor(size / view.crop), np.minimum(heights, widths)
+    boxes = []
+    for lengths in (heights, widths):
+        alike = (lengths == shorter) | (view.crop_mode == "squash")
+        resized = np.where(alike, short, (short * lengths / shorter).astype(np.int64))
+        start = np.rint(np.rint((resized - size) / 2) * lengths / resized).astype(np.int64)
+        boxes.append((start, np.maximum(1, np.rint(size * lengths / resized).astype(np.int64))))
+    (top, tall), (left, wide) = boxes
+    return np.stack([top, left, np.minimum(tall, heights - top), np.minimum(wide, widths - left)], axis=1)
+
+
 def center(heights: Ints, widths: Ints, size: int, crop: float = CENTER) -> Ints:
-    """Boxes (n, 4) of evaluation: a square in the middle.
+    """Boxes (n, 4) of evaluation by area: a square in the middle.
 
     Its side is ``crop``, 7/8, of the shorter side (a 224 crop of an image resized to 256), but at least ``size`` where the image
     has that many pixels, and never more than the shorter side. So an image stored at the model's size is seen whole and

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,17 +61,23 @@ class Findings:
         return [train.name(row) for row in gone] + broken + (self.passed if "passed" in kinds else [])
 
     def to_delete(self, kinds: tuple[str, ...] = KINDS[:3]) -> list[int]:
-        """Rows of train that may go: of doubles all but one, of leaks the copy in train, what is damaged, and wrong labels."""
+        """Rows of train that may go: of doubles all but one, a link before the file that it points to, of leaks the copy in train, what
+        is damaged, and wrong labels."""
         gone = set(self.looked[0].damaged) if "damaged" in kinds else set()
         if "leaks" in kinds:
             gone |= {row for row, _, _ in self.leaks}
         if "duplicates" in kinds:
             for first, second, _ in sorted(self.pairs):
                 if first not in gone:
-                    gone.add(second)
+                    gone.add(self._kept_first(first, second)[1])
         if "labels" in kinds:
             gone |= {row for row, _, _ in self.mislabeled}
         return sorted(gone)
+
+    def _kept_first(self, first: int, second: int) -> tuple[int, int]:
+        """Of two that are the same picture the one that stays, and the other: a file stays, and not the link to it."""
+        links = [bool(self.train.root) and os.path.islink(self.train.name(row)) for row in (first, second)]
+        return (second, first) if links == [True, False] else (first, second)
 
     def as_json(self) -> dict[str, Any]:
         """Everything, by names of pictures."""
@@ -84,7 +91,8 @@ class Findings:
             ],
             "duplicates": [
                 {"keep": train.name(a), "double": train.name(b), "alike": round(s, 4),
-                 "same_class": bool(train.labels[a] == train.labels[b])} for a, b, s in self.pairs
+                 "same_class": bool(train.labels[a] == train.labels[b])}
+                for first, second, s in self.pairs for a, b in [self._kept_first(first, second)]
             ],
             "leaks": [{"train": train.name(a), "val": val.name(b), "alike": round(s, 4)} for a, b, s in self.leaks],
             "labels": [
@@ -92,7 +100,7 @@ class Findings:
                 for row, to, by in self.mislabeled
             ],
             "labels_judged_by": self.judged_by,
-            "labels_wrong_at_most": round(self.share_wrong, 4),
+            "labels_wrong_estimated": round(self.share_wrong, 4),
             "labels_found_of_planted": round(self.share_found, 4),
             "outliers": [{"image": train.name(row), "distance": round(by, 4)} for row, by in self.outliers],
             "damaged": [

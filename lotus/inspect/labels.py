@@ -2,7 +2,7 @@
 
 Whoever judges gives each image a margin: how much more its label is believed than the best other one. How low is too low, only the
 judge's own mistakes can tell. So a few labels are made wrong on purpose before it judges (as threshold samples are in Pleiss et
-al., NeurIPS 2020): where these lie among all others says how many are wrong at least, and of a list's head how much is right.
+al., NeurIPS 2020): where these lie among all others lets one estimate how many are wrong, and of a list's head how much is right.
 """
 
 from __future__ import annotations

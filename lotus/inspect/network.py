@@ -154,7 +154,8 @@ def _trained(
     steps, done = epochs * turns, 0
     watched, seen = torch.zeros(count), torch.zeros(count)
     for epoch in range(epochs):
-        say(f"a small network looks at their labels, {epoch + 1} of {epochs}")
+        if epoch % -(-epochs // 4) == 0:
+            say(f"a small network looks at their labels, {epoch + 1} of {epochs}")
         net.train()
         order = torch.randperm(count)
         for rows in order[: turns * batch].split(batch):

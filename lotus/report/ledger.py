@@ -322,6 +322,8 @@ def _faster(results: Mapping[str, Any], stages: Stages) -> str:
     fast, slow = (side.get("latency_ms") or {} for side in (shipped(results, stages), reference(results, stages)))
     if not (fast.get("batch_N") and slow.get("batch_N")) or results.get("kept", {}).get("weights"):
         return ""
+    if shipped(results, stages).get("macs", 0) == reference(results, stages).get("macs"):
+        return ""  # the same shapes: what their times differ by is chance
     ratio = slow["batch_N"] / fast["batch_N"]
     word = f"{times(ratio)} as fast" if ratio >= 1 else f"{times(1 / ratio)} slower"
     return f"; at a batch of {fast.get('batch', 'N')} it is {word}"

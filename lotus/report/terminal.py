@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text as _Text
@@ -313,13 +314,21 @@ def _ledger_table(costs: Mapping[str, Any], side: str) -> Table:
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]], *, console: Console | None = None) -> None:
-    """Lines under their heads; all but the first column are figures."""
-    shown_table = _table()
+    """Lines under their heads; all but the first column are figures, which break only where they would be cut otherwise."""
+    console, shown_table, rows = (
+        console or standard_output(),
+        _table(),
+        [[shown(cell) for cell in line] for line in lines],
+    )
+    wide = [max(cell_len(cell) for cell in column) for column in zip(head, *rows, strict=True)]
+    fits = sum(wide[1:]) + 2 * len(wide) + min(wide[:1], default=0) // 2 <= console.width
     for number, name in enumerate(head):
-        shown_table.add_column(name, justify="right" if number else "left", no_wrap=bool(number), overflow="fold")
-    for line in lines:
-        shown_table.add_row(*(Text(shown(cell)) for cell in line))
-    (console or standard_output()).print(shown_table)
+        shown_table.add_column(
+            name, justify="right" if number else "left", no_wrap=bool(number) and fits, overflow="fold"
+        )
+    for row in rows:
+        shown_table.add_row(*map(Text, row))
+    console.print(shown_table)
 
 
 def _table(*heads: str) -> Table:

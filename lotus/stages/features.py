@@ -6,9 +6,10 @@ Letters: N pictures, D width of an embedding.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from lotus.data.source import Source, digest
 from lotus.events import Began, Event, Said, Wrote, watched
 from selection import atomic_files
 from selection.errors import Refused
+
+if TYPE_CHECKING:
+    from lotus.data.views import Look
 
 PLACE = "--features"
 
@@ -58,11 +62,11 @@ def make(job: Job) -> Iterator[Event]:
     check(job)
     source, labeled = pictures_of(Path(job.photos))
     yield Began("features", f"{len(source):,} pictures by {job.model}")
-    model, mean, std = _opened(job.model)
+    model, look = _opened(job.model)
     if source.note:
         yield Said("features", source.note)
     found = yield from watched(
-        "features", len(source), lambda progress: _embedded(model, source, (mean, std), job.batch, progress)
+        "features", len(source), lambda progress: _embedded(model, source, look, job.batch, progress)
     )
     names = [os.path.relpath(source.name(row), source.root) for row in range(len(source))]
     arrays: dict[str, Any] = {
@@ -108,11 +112,14 @@ def _flat(root: Path, found: list[str]) -> Source:
     )  # fmt: skip
 
 
-def _opened(asked: str) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:
-    """The model in eval mode on its device, and the mean and deviation that its images want."""
+def _opened(asked: str) -> tuple[Any, Look]:
+    """The model in eval mode on its device, and how it looks at images."""
     import torch
 
-    from lotus.vit.preprocessing import preprocessing
+    from lotus.data.views import Look
+    from lotus.pruning import spec
+    from lotus.vit.model import image_size
+    from lotus.vit.preprocessing import preprocessing, resizing
 
     try:
         model = _model(asked)
@@ -123,12 +130,19 @@ def _opened(asked: str) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:
     for part in ("forward_features", "forward_head"):
         if not hasattr(model, part):
             raise Refused(f"{PLACE} {asked}: has no {part}, as timm's models have. Take one of timm or of LOTUS.")
-    about = preprocessing(model)
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), about.mean, about.std
+    wanted = preprocessing(model)
+    ours = spec.read(asked).get("about") if (Path(asked) / spec.SPEC).is_file() else None
+    about = ours if isinstance(ours, dict) else {"resize": wanted.interpolation}
+    look = Look(
+        size=wanted.side or image_size(model), mean=wanted.mean, std=wanted.std, crop=wanted.crop, crop_mode=wanted.mode,
+        interpolation=resizing({"interpolation": wanted.interpolation, **about}),
+    )  # fmt: skip
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), look
 
 
 def _model(asked: str) -> Any:
     from lotus.vit import model as door
+    from lotus.vit import zoo
 
     name, _, file = asked.partition("=")
     if not file and Path(asked).is_file():
@@ -137,25 +151,23 @@ def _model(asked: str) -> Any:
         import lotus.pruning
 
         return lotus.pruning.load(asked)
+    if file and zoo.other_kind(zoo.architecture(name, PLACE, any_kind=True)):
+        with warnings.catch_warnings(action="ignore"):  # of a head that starts anew, which nobody asks
+            return door.proxy(Model(name=name, weights=file), 2, place=PLACE)
     if file or Path(asked).is_dir():
         return door.adopt(name if file else Model().name, {}, file or asked, place=PLACE)[0]
     return door.proxy(Model(name=name, pretrained=True), 2, place=PLACE)
 
 
-def _embedded(
-    model: Any, source: Source, about: tuple[Any, Any], batch: int, progress: Callable[[int], None]
-) -> np.ndarray:
+def _embedded(model: Any, source: Source, look: Look, batch: int, progress: Callable[[int], None]) -> np.ndarray:
     """(N, D) float16: what the head reads of each picture, seen as in evaluation."""
     import torch
 
     from lotus.data import unpacked
-    from lotus.data.views import Look
-    from lotus.vit.model import image_size
 
     device = next(model.parameters()).device
     rows, found, done = np.arange(len(source)), [], 0
     most = float(np.finfo(np.float16).max)
-    look = Look(size=image_size(model), mean=about[0], std=about[1])
     for images, _ in unpacked.batches(source, rows, look, batch=batch):
         with torch.no_grad():
             tokens = model.forward_features(images.to(device))

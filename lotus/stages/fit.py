@@ -118,11 +118,12 @@ def fit(
             joined.append(open_things.enter_context(fewer).guest)
         joined += _still(task)
         loader = open_things.enter_context(
-            context.loader(run.train_beton, order, size=side, augment=recipe.augment, seed=seed)
+            context.loader(run.train_beton, order, size=side, augment=recipe.augment, seed=seed, keep=True)
         )
         validation = None
         if task.evaluate:
-            validation = open_things.enter_context(context.images(run.val_beton, None, recipe, model))
+            validation = open_things.enter_context(context.images(run.val_beton, None, recipe, model, keep=True))
+        yield from _told_of_memory(context, task.stage, loader, validation)
         objective = Objective(recipe, len(context.manifest().classes), seed)
         data = loop.Data(loader, order, objective, validation, images.weights)
         key = digest([run.settings(stage), run.made_from(stage), seed])
@@ -133,6 +134,17 @@ def fit(
         check_sound(fitted, stage, task.where, evaluated=task.evaluate)
         told = {} if fewer is None else told_of_patches(fewer.patches, fewer.tokens, fewer.joint, images.rows)
     return fitted, _price(fitted, joined, side, fewer, told)
+
+
+def _told_of_memory(context: Context, stage: str, *loaders: Any) -> Iterator[Event]:
+    """Whether decoded images stay in memory."""
+    from lotus.data import kept
+
+    if not context.world.is_main or not context.config.data.keep_decoded:
+        return
+    for loader in loaders:
+        if loader is not None and (text := kept.told(loader.beton, loader.kept)):
+            yield Said(stage, text)
 
 
 @dataclass(frozen=True)
@@ -265,11 +277,11 @@ def keep_model(
 
 
 def _seen(pixels: Preprocessing, manifest: Manifest, model: nn.Module) -> dict[str, Any]:
-    """How evaluation looks at the images: what is stored at the model's side is seen whole."""
+    """How evaluation looks at the images: by area what is stored at the model's side is seen whole."""
     from lotus.vit.model import image_size
 
-    whole = manifest.size is not None and min(manifest.size) <= image_size(model)
     how = pixels.interpolation
+    whole = how == "area" and manifest.size is not None and min(manifest.size) <= image_size(model)
     timms = "bilinear" if how == "area" else how
     return {**pixels._replace(crop=1.0 if whole else pixels.crop, interpolation=timms).about(), "resize": how}
 

@@ -29,8 +29,12 @@ def holds_weights(path: Path) -> bool:
     return path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".tar")
 
 
-def notes(path: Path) -> list[str]:
-    """What there is to say of a model before it is trained on: that it was cut before."""
+AS_IT_IS = ("train.shrink=null", "prune.keep.macs=1")
+"""What lets a model as it is."""
+
+
+def notes(path: Path, *, again: bool = True) -> list[str]:
+    """What there is to say of a model before it is trained on: that it was cut before, and whether it is cut ``again``."""
     from lotus.pruning import spec
 
     if not (path / "spec.json").is_file():
@@ -39,10 +43,10 @@ def notes(path: Path) -> list[str]:
     part = about["cost"]["macs"] / about["dense_cost"]["macs"] if "dense_cost" in about else 1.0
     if part > 0.999:
         return []
-    return [
-        f"{path}: has {part:.2f} of its dense model's MACs. What is cut now is a fraction of what is left; "
-        "train.shrink=null prune.keep.macs=1 cuts nothing."
-    ]
+    known = f"{path}: has {part:.2f} of its dense model's MACs"
+    if not again:
+        return [f"{known}, and is not cut again. prune.keep.macs=0.8 would let it shrink to 0.8 of what is left."]
+    return [f"{known}. What is cut now is a fraction of what is left; {' '.join(AS_IT_IS)} cuts nothing."]
 
 
 def model_of(model: Model, classes: int, *, place: str = "model") -> nn.Module:

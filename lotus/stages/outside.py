@@ -212,6 +212,7 @@ def batches_of(images: _Images, source: Source, most: int) -> Batches:
         std=about["std"],
         crop=about["crop"],
         interpolation=resizing(about),
+        crop_mode=about.get("crop_mode", "center"),
     )
     rows = np.sort(np.random.default_rng(images.seed).choice(len(source), size=min(most, len(source)), replace=False))
 

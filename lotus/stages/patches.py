@@ -157,8 +157,9 @@ def patch_file(
             [image_size(model), list(looks.patch_embed.patch_size), context.config.seed if "rng" in reads else 0]
         )
     text = run.own_text(patches.score.name)
-    own, crop = [text] if text else [], context.preprocessing().crop
-    own += [str(crop)] if crop != CENTER else []
+    own, seen = [text] if text else [], context.preprocessing()
+    own += [str(seen.crop)] if seen.crop != CENTER else []
+    own += [seen.interpolation, seen.mode] if seen.interpolation != "area" else []
     file = run.data / f"patches-{digest([manifest.fingerprint, patches.score.model_dump(), by, *own])}.npz"
     made = bool(context.world.main(not patch_maps.stands(file)))  # nobody makes it before rank 0 has looked
     if context.world.rank == 0 and made:

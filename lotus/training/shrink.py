@@ -22,6 +22,7 @@ from lotus.pruning import Plan, Pruned, carry, narrow, surgery
 from lotus.report.numbers import accuracy
 from lotus.training import muon
 from lotus.training.distributed import World
+from lotus.training.evaluation import Stopped
 from lotus.training.guests import Guest, Position, Training
 from lotus.vit import cost, families
 from lotus.vit import model as door
@@ -81,7 +82,7 @@ class Shrink(Guest):
         """Draw the plan of ``epoch``, once, where the cut waits until it has settled."""
         if self._settings.until_stable is None or self.cuts or epoch <= self._epoch:
             return
-        self._epoch, world, dense = epoch, self._training.world, self._dense
+        world, dense = self._training.world, self._dense
         assert dense is not None
         dense.load_state_dict(self._training.engine.weights())
 
@@ -91,7 +92,7 @@ class Shrink(Guest):
 
         found = by_main(world, draw)
         now, before = found["kept"], self._kept
-        self._kept = now
+        self._epoch, self._kept = epoch, now  # not sooner: who is stopped while it is drawn does it again
         moved = 1.0 if len(before) != len(now) else float((now != before).double().mean())
         self._moved = torch.cat([self._moved[1:], torch.tensor([moved], dtype=torch.float64)])
         self._pay(float(found["forwards"]), self._macs)
@@ -104,6 +105,14 @@ class Shrink(Guest):
         return settled or progress >= self._settings.cuts[len(self.cuts)].at
 
     def replace(self, model: nn.Module, moments: Mapping[str, Tensor]) -> tuple[nn.Module, Mapping[str, Tensor]]:
+        paid = list(self._bill)
+        try:
+            return self._cut(model, moments)
+        except Stopped:  # all of it is done again
+            self._bill = paid
+            raise
+
+    def _cut(self, model: nn.Module, moments: Mapping[str, Tensor]) -> tuple[nn.Module, Mapping[str, Tensor]]:
         number, training = len(self.cuts), self._training
         request = asked(self._settings, self._request, number)
         top1 = self._looked(model)
@@ -125,8 +134,9 @@ class Shrink(Guest):
         done = _unpacked(found["record"])
         small = reshaped(model, done, self._drop_path)
         small.load_state_dict(_under("weights/", found))
+        after = self._looked(small)
         self._macs = done["after"]["macs"]
-        self.cuts.append({**done, **_named("before", top1), **_named("after", self._looked(small))})
+        self.cuts.append({**done, **_named("before", top1), **_named("after", after)})
         return small, _under("moments/", found)
 
     def replaced(self, at: Position) -> Iterable[Event]:
@@ -246,14 +256,18 @@ def sentence(done: Record) -> str:
 
 
 def by_main(world: World, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What rank 0's ``work`` gives, on all ranks; a refusal of it is one on all."""
+    """What rank 0's ``work`` gives, on all ranks; a refusal of it is one on all, and so is its end on request."""
     found: dict[str, Tensor] = {}
     if world.is_main:
         try:
             found = work()
         except Refused as refusal:
             found = {"refused": _packed(str(refusal))}
+        except Stopped as stopped:
+            found = {"stopped": _packed(str(stopped))}
     found = world.from_main(found)
+    if "stopped" in found:
+        raise Stopped(_unpacked(found["stopped"]))
     if "refused" in found:
         raise Refused(_unpacked(found["refused"]))
     return found

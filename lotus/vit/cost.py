@@ -364,6 +364,10 @@ def macs(model: nn.Module, side: int, *, place: str = "model") -> int:
     return int(counter.get_total_flops()) // 2
 
 
+ENOUGH = 20.0
+"""Seconds after which a slow model has been timed often enough."""
+
+
 def latency(
     model: nn.Module,
     batch: int,
@@ -375,6 +379,7 @@ def latency(
 ) -> float:
     """Median (or least) milliseconds of a forward pass over ``batch`` random images, in eval mode, after ``warmup`` passes.
 
+    Of ``repeats`` passes, or of five at least where more would take longer than ``ENOUGH`` seconds.
     On the model's own device, or on a copy of it on ``device``. From the first call on glibc keeps what is freed
     (:func:`_keep_freed`), or passes would pay for pages that the ones before gave back, large models more of them.
     """
@@ -400,6 +405,8 @@ def latency(
                 wait(device)
                 if turn >= warmup:
                     times.append(time.perf_counter() - start)
+                if len(times) >= 5 and sum(times) > ENOUGH:
+                    break
     finally:
         timed.train(training)
     return 1000 * (min(times) if fastest else statistics.median(times))

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, Self
 from torch import nn
 
 Three = tuple[float, float, float]
+MODES = ("center", "squash")
+"""Of timm's modes of cropping; the third, ``border``, no ViT of timm has."""
 
 
 class Preprocessing(NamedTuple):
@@ -23,17 +25,23 @@ class Preprocessing(NamedTuple):
     """Fraction of the shorter side that evaluation looks at (timm's ``crop_pct``)."""
     side: int | None = None
     """Of the square input, in pixels; None: any."""
+    mode: str = "center"
+    """timm's ``crop_mode``: ``squash`` where the shape of an image is given up for all of it."""
 
     def cfg(self) -> dict[str, Any]:
         """As a timm model's ``pretrained_cfg`` says it."""
         told: dict[str, Any] = {
             "mean": self.mean, "std": self.std, "interpolation": self.interpolation, "crop_pct": self.crop,
+            "crop_mode": self.mode,
         }  # fmt: skip
         return told if self.side is None else {**told, "input_size": (3, self.side, self.side)}
 
     def about(self) -> dict[str, Any]:
         """As the folder of a model keeps it: JSON, of which :meth:`updated` makes this again."""
-        return {"mean": list(self.mean), "std": list(self.std), "interpolation": self.interpolation, "crop": self.crop}
+        return {
+            "mean": list(self.mean), "std": list(self.std), "interpolation": self.interpolation, "crop": self.crop,
+            "crop_mode": self.mode,
+        }  # fmt: skip
 
     def updated(self, about: Mapping[str, Any]) -> Self:
         """This, with what a folder's ``about`` says otherwise; numbers that cannot be are passed over."""
@@ -44,6 +52,8 @@ class Preprocessing(NamedTuple):
             new["crop"] = float(crop)
         if isinstance(how, str) and how:
             new["interpolation"] = how
+        if about.get("crop_mode") in MODES:
+            new["mode"] = about["crop_mode"]
         return self._replace(**new)
 
 
@@ -61,6 +71,7 @@ def preprocessing(model: nn.Module) -> Preprocessing:
         str(cfg.get("interpolation") or "bicubic"),
         float(cfg.get("crop_pct") or 0.875),
         int(wanted[0]) if wanted[0] is not None and wanted[0] == wanted[1] else None,
+        mode if (mode := cfg.get("crop_mode")) in MODES else "center",
     )
 
 

@@ -170,6 +170,8 @@ def other_shape(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], place:
     """Of which width and depth ``weights`` are, with the arguments that make such a model, in a sentence; empty where they
     are of the same, or of no ViT."""
     mine, theirs = _size(own), _size(weights)
+    if mine is None:  # a teacher may be of any kind
+        return f" Set {place}.name to the model that they are of."
     if theirs is None:
         return " These are not the weights of a ViT as timm names them: take a timm ViT's."
     other = [f"{place}.args.{name}={value}" for name, value in theirs.items() if (mine or {}).get(name) != value]

@@ -319,3 +319,18 @@ def test_a_list_of_everything_or_of_nothing_known(tmp_path: Path) -> None:
     (tmp_path / "other.txt").write_text("d/9.png\n")
     with pytest.raises(Refused, match="is an image of this data"):
         exclude.rows(tmp_path / "other.txt", images, "select.exclude")
+
+
+def test_a_link_goes_before_the_file_that_it_points_to(tmp_path: Path) -> None:
+    """Else `xargs rm` would take the picture and leave a link to nowhere."""
+    rng, photos = np.random.default_rng(0), tmp_path / "photos" / "train"
+    for name in "ab":
+        (photos / name).mkdir(parents=True)
+        for number in range(3):
+            pixels = rng.integers(0, 256, (6, 6, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+            Image.fromarray(pixels).save(photos / name / f"{number}.png")
+    (photos / "a" / "link.png").symlink_to(photos / "b" / "1.png")
+    assert cli.main(["inspect", str(tmp_path / "photos"), "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "delete.txt").read_text() == f"{photos / 'a' / 'link.png'}\n"
+    (double,) = json.loads((tmp_path / "out" / "inspect.json").read_text())["duplicates"]
+    assert (double["keep"], double["double"]) == (str(photos / "b" / "1.png"), str(photos / "a" / "link.png"))

@@ -133,6 +133,8 @@ def test_what_holds_weights_and_what_does_not(tmp_path: Path, small: Path) -> No
 def test_it_is_told_that_a_model_was_cut_before(small: Path) -> None:
     (line,) = given.notes(small)
     assert "of its dense model's MACs. What is cut now is a fraction of what is left" in line
+    (line,) = given.notes(small, again=False)
+    assert "of its dense model's MACs, and is not cut again. prune.keep.macs=0.8 would" in line
     lotus.save(vit(), small.parent / "whole")
     assert given.notes(small.parent / "whole") == given.notes(Path("x.pth")) == []
 
@@ -262,6 +264,28 @@ def test_one_command_adapts_a_cut_folder_and_says_how_it_looked(tmp_path: Path, 
     results = json.loads((folder / "results.json").read_text())
     assert results["finetune"]["macs"] <= 0.5 * results["train"]["uncut"]["macs"]
     assert not results.get("baseline"), "nothing is compared with where that is not asked for"
+
+
+def test_a_cut_folder_goes_on_as_it_is_unless_a_cut_is_asked_for(
+    small: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of what was left of a small model may be out of reach, and nobody asked for it."""
+
+    def rows(*words: str) -> tuple[str, Any]:
+        assert (
+            main(["finetune", str(small), f"data.path={photos}", "train.batch_size=8", *words, "--dry-run", "--json"])
+            == 0
+        )
+        said, _, found = capsys.readouterr().out.rpartition("\n[")
+        return said, json.loads(f"[{found}")
+
+    said, plain = rows()
+    assert "is not cut again" in said
+    assert plain == rows(*given.AS_IT_IS)[1]
+    for word in ("prune.keep.macs=0.9", "train.shrink.at=0.3", "train.teacher=uncut"):
+        said, found = rows(word, "prune.calibration=16")
+        assert "is a fraction of what is left" in said, word
+        assert found != plain, word
 
 
 def test_the_config_that_is_shipped_is_found() -> None:

@@ -439,7 +439,7 @@ def main(out: Path) -> None:
         if world.is_main:
             torch.save(states, out / f"two-{name}.pt")
         world.barrier()
-    world.close()
+    distributed.leave()
 
 
 if __name__ == "__main__":

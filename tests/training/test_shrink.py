@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from few import few
 from ranks import two_ranks
@@ -20,6 +22,7 @@ from lotus.pruning import lottery
 from lotus.training import shrink
 from lotus.training.average import LateAverage, MovingAverage
 from lotus.training.checkpoint import Checkpoints
+from lotus.training.evaluation import Stopped
 from lotus.training.fewer import FewerPatches
 from lotus.training.guests import Guest, Position, Training
 from lotus.training.shrink import Shrink
@@ -92,6 +95,31 @@ def test_a_killed_one_goes_on_bit_for_bit(
     torn = run(tmp_path / "torn", more, clock=minutes())
     assert same(whole.fitted.state, torn.fitted.state)
     assert whole.fitted.top1 == torn.fitted.top1
+    assert guest_of(whole).cuts == guest_of(torn).cuts
+    assert guest_of(whole).bill() == guest_of(torn).bill()
+
+
+STOPPED: list[dict[str, Any]] = [
+    {"zero": 1, "ema": 0.9}, {"zero": 0, "optimizer": "muon", "precision": "bf16"}, {"zero": 3},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("more", few(STOPPED, STOPPED[:1]), ids=str)
+def test_stopped_while_it_is_cut_it_is_saved_and_the_cut_comes_first(
+    tmp_path: Path, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(tmp_path / "whole", more)
+
+    def stopping() -> Iterator[tuple[Tensor, Tensor]]:
+        yield pictures()
+        raise Stopped("asked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny, "lottery", lambda model, _, request, **rest: lottery(model, stopping, request, **rest))
+        with pytest.raises(Stopped, match=r"after step 9 of 21, saved to"):
+            run(tmp_path / "torn", more)
+    torn = run(tmp_path / "torn", more)
+    assert same(whole.fitted.state, torn.fitted.state)
     assert guest_of(whole).cuts == guest_of(torn).cuts
     assert guest_of(whole).bill() == guest_of(torn).bill()
 

@@ -90,7 +90,14 @@ def vit(drop_path: float = 0.0, seed: int = 0, width: int = 32, patch: int = 8, 
 
 
 def recipe(**changed: Any) -> Train:
-    base: dict[str, Any] = {"epochs": 2, "batch_size": 8, "lr": 3e-3, "warmup_epochs": 0.5, "save_minutes": 1e9}
+    base: dict[str, Any] = {
+        "epochs": 2,
+        "batch_size": 8,
+        "lr": 3e-3,
+        "warmup_epochs": 0.5,
+        "save_minutes": 1e9,
+        "zero": 1,
+    }
     return Train.model_validate({**base, **changed})
 
 
@@ -269,7 +276,7 @@ def patches_main(out: Path, zero: int) -> None:
             values["images"] = torch.tensor(done.fitted.images_seen)
             flat = {f"w/{name}": value.contiguous() for name, value in done.fitted.state.items()}
             save_file({**flat, **{f"v/{k}": v for k, v in values.items()}}, out / f"{mode}-{joint}.safetensors")
-    world.close()
+    distributed.leave()
 
 
 def dynamic_main(out: Path) -> None:
@@ -291,7 +298,7 @@ def dynamic_main(out: Path) -> None:
         for epoch in range(given.epochs):
             kept.setdefault(f"drawn/{epoch}", np.zeros(0, np.int64))
         np.savez(out / f"{name}-{world.rank}.npz", **kept, **{f"known/{k}": v for k, v in dynamic.known().items()})
-    world.close()
+    distributed.leave()
 
 
 def masked(folder: Path, zero: int, world: World | None = None) -> Outcome:
@@ -316,7 +323,7 @@ def masked_main(out: Path) -> None:
         done = masked(out / str(zero), zero, world)
         if world.is_main:
             save_file(done.fitted.state, out / f"{zero}.safetensors")
-    world.close()
+    distributed.leave()
 
 
 def gated(folder: Path, zero: int, world: World | None = None) -> Outcome:
@@ -341,7 +348,7 @@ def gated_main(out: Path) -> None:
         save_file(
             {k: v.detach().clone() for k, v in done.gates.values.items()}, out / f"{zero}-{world.rank}.safetensors"
         )
-    world.close()
+    distributed.leave()
 
 
 SHRINKING: dict[str, dict[str, Any]] = {
@@ -366,7 +373,50 @@ def shrink_main(out: Path) -> None:
         done = shrunk(out / name, name, world)
         if world.is_main:
             save_file(done.fitted.state, out / f"{name}.safetensors")
-    world.close()
+    distributed.leave()
+
+
+class Curve(Guest):
+    """Notes of each micro-batch what this rank's images lose, as the optimizer's loss has it, and how many they are."""
+
+    name = "curve"
+
+    def __init__(self) -> None:
+        self.told: list[tuple[float, float]] = []
+
+    def losses(self, losses: Tensor, seen: Any) -> Tensor:
+        self.told.append((float(losses.detach().double().sum()), float(len(losses))))
+        return losses
+
+
+CURVES = [f"{what}-{zero}" for what in ("score", "train", "finetune") for zero in range(4)]
+
+
+def curved(folder: Path, name: str, world: World | None = None) -> tuple[Outcome, Tensor]:
+    """A training as a stage has it, and its curve (micro-batches, 2). By SGD: Adam makes whole steps of gradients that are nothing
+    but rounding (those of the keys' biases), which the losses do not show and the weights do."""
+    what, zero = name.split("-")
+    model, curve = vit(patch=4), Curve()
+    wants = recipe(zero=int(zero), optimizer="momentum", lr=0.1)
+    more: dict[str, Any] = {"guests": [curve], "watched": what == "score"}
+    if what == "train":
+        more["guests"].append(shrinking(model, at=0.4))
+    if what == "finetune":
+        more["distiller"] = Distiller(vit(seed=3, patch=4), "soft", 2.0, 0.5)
+    done = train(folder, wants, world=world, model=model, **more)
+    return done, torch.tensor(curve.told, dtype=torch.float64)
+
+
+def curves_main(out: Path) -> None:
+    """One rank of trainings whose losses are noted."""
+    from safetensors.torch import save_file
+
+    torch.set_num_threads(1)
+    world = distributed.start("cpu")
+    for name in CURVES:
+        done, curve = curved(out / name, name, world)
+        save_file({**done.fitted.state, "curve": curve}, out / f"{name}-{world.rank}.safetensors")
+    distributed.leave()
 
 
 PAIR: dict[str, Any] = {"gated": True, "watched": True, "weighted": True}
@@ -395,7 +445,7 @@ def main(out: Path) -> None:
             save_file(flat, out / f"{name}.safetensors")
         else:
             assert not done.events
-    world.close()
+    distributed.leave()
 
 
 if __name__ == "__main__":
@@ -410,4 +460,5 @@ if __name__ == "__main__":
             ("masked",): masked_main,
             ("gated",): gated_main,
             ("shrink",): shrink_main,
+            ("curves",): curves_main,
         }[tuple(words)](Path(folder))

@@ -178,7 +178,7 @@ def test_weights_in_every_form_that_others_save_them_in(tmp_path, form, zipped):
 def test_a_folder_as_the_hub_lays_it_out_says_what_it_is(tmp_path, weights):
     source = make(classes=7)
     images = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bilinear", "crop_pct": 0.95,
-              "input_size": [3, 32, 32]}  # fmt: skip
+              "input_size": [3, 32, 32], "crop_mode": "squash"}  # fmt: skip
     told = {"architecture": NAME, "num_classes": 7, "model_args": TINY, "pretrained_cfg": images}
     (tmp_path / "config.json").write_text(json.dumps(told))
     if weights.endswith("bin"):
@@ -188,7 +188,7 @@ def test_a_folder_as_the_hub_lays_it_out_says_what_it_is(tmp_path, weights):
     with pytest.warns(UserWarning, match="head starts anew"):
         found = door.create(config.Model(weights=str(tmp_path)), 5)
     assert torch.equal(found.pos_embed, source.pos_embed)
-    assert preprocessing(found) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear", 0.95, 32)
+    assert preprocessing(found) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear", 0.95, 32, "squash")
     with pytest.warns(UserWarning, match="resampled"):
         smaller = door.create(config.Model(weights=str(tmp_path), args={"img_size": 16}), 7)
     assert preprocessing(smaller).side == 16
