@@ -33,13 +33,13 @@ class Kept(NamedTuple):
 NOTHING = Kept(np.empty(0, np.uint8), np.empty(0, np.int64), np.empty(0, np.bool_))
 """Every image is decoded whenever it is read."""
 
-_kept: weakref.WeakKeyDictionary[Beton, dict[str, Kept]] = weakref.WeakKeyDictionary()
+HELD: weakref.WeakKeyDictionary[Beton, dict[str, Kept]] = weakref.WeakKeyDictionary()
 
 
 def keep(beton: Beton, kind: str) -> Kept:
     """Room for the decoded images of ``beton``, the same for every loader of one ``kind`` (two kinds decode differently in the last
     bit) in this process; :data:`NOTHING` where none is JPEG, or memory lacks."""
-    known = _kept.setdefault(beton, {})
+    known = HELD.setdefault(beton, {})
     if kind not in known:
         size = _size(beton)
         if not 0 < size.sum() <= room():
@@ -53,7 +53,7 @@ def room() -> float:
     return SHARE * memory.available() * memory.GB / cores.ranks_here()
 
 
-def told(beton: Beton, kept: Kept) -> str:
+def sentence(beton: Beton, kept: Kept) -> str:
     """What the user is told of it; empty where no image is JPEG."""
     size, count = int(_size(beton).sum()), int((beton.modes == JPEG).sum())
     if not count:

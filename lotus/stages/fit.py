@@ -143,7 +143,7 @@ def _told_of_memory(context: Context, stage: str, *loaders: Any) -> Iterator[Eve
     if not context.world.is_main or not context.config.data.keep_decoded:
         return
     for loader in loaders:
-        if loader is not None and (text := kept.told(loader.beton, loader.kept)):
+        if loader is not None and (text := kept.sentence(loader.beton, loader.kept)):
             yield Said(stage, text)
 
 

@@ -460,13 +460,13 @@ def test_images_that_stay_decoded_are_the_same_and_decoded_once(
                 assert torch.equal(one.images, other.images)
         packed = keeps.beton.modes == JPEG
         assert np.array_equal(keeps.kept.there, packed & (np.arange(70) < 60)), "of what nobody reads, nothing"
-        assert f"{packed.sum()} JPEG images stay decoded" in decoded.told(keeps.beton, keeps.kept)
+        assert f"{packed.sum()} JPEG images stay decoded" in decoded.sentence(keeps.beton, keeps.kept)
         keeps.kept.pool[:] = 7
         for batch in shares.epoch(0):
             flat = batch.images.flatten(2).std(2).amax(1) < 1e-5
             assert np.array_equal(flat, packed[batch.index]), "read where they were kept, by any loader"
-    decoded._kept.pop(beton.opened(stored[name]))  # the next one is not to see sevens
+    decoded.HELD.pop(beton.opened(stored[name]))  # the next one is not to see sevens
     monkeypatch.setattr(decoded, "room", lambda: 100.0)
     with made(True) as lacks:
         assert lacks.kept is decoded.NOTHING
-        assert "are decoded whenever they are read" in decoded.told(lacks.beton, lacks.kept)
+        assert "are decoded whenever they are read" in decoded.sentence(lacks.beton, lacks.kept)

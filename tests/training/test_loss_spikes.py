@@ -212,10 +212,18 @@ def test_stop_ends_it_and_says_where(tmp_path: Path) -> None:
             acting(tmp_path, "stop")
 
 
-def test_rewind_passes_over_what_led_there_and_a_kill_changes_nothing(tmp_path: Path) -> None:
-    step, _ = bad_step()
+@pytest.fixture(scope="module")
+def rewound(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Any]]:
+    """A training that goes back once and that nobody kills, and what happened in it."""
     events: list[Any] = []
-    done = acting(tmp_path / "whole", "rewind", events=events)
+    return acting(tmp_path_factory.mktemp("rewound"), "rewind", events=events), events
+
+
+def test_rewind_passes_over_what_led_there_and_a_kill_changes_nothing(
+    tmp_path: Path, rewound: tuple[Any, list[Any]]
+) -> None:
+    step, _ = bad_step()
+    done, events = rewound
     first = max(7 * AT, step + 1 - BACK)
     assert f"goes back to before step {first + 1}, and passes over the steps to {step + 1}" in [
         event.text for event in events if isinstance(event, Said)
@@ -232,10 +240,10 @@ def test_rewind_passes_over_what_led_there_and_a_kill_changes_nothing(tmp_path: 
         assert again.fitted.images_seen == done.fitted.images_seen
 
 
-def test_what_is_passed_over_is_not_trained_on(tmp_path: Path) -> None:
+def test_what_is_passed_over_is_not_trained_on(tmp_path: Path, rewound: tuple[Any, list[Any]]) -> None:
     """Against a training in which a guest shows nothing of those steps: the rows have no weight at all there."""
     step, _ = bad_step()
-    done = acting(tmp_path / "rewound", "rewind")
+    done, _ = rewound
     first = max(7 * AT, step + 1 - BACK)
     none = dict.fromkeys(range(first, step + 1), lambda losses: losses * torch.nan)
     with pytest.MonkeyPatch.context() as patch:

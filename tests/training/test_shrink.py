@@ -80,7 +80,7 @@ def test_a_killed_one_goes_on_bit_for_bit(
     for after in (14, 2):  # before the cut
         with pytest.raises(Killed):
             run(tmp_path / "torn", more, at={after: kill}, clock=minutes())
-    for moment in ("moments_of", "told"):  # in it, and when it is done and not saved yet
+    for moment in ("moments_of", "sentence"):  # in it, and when it is done and not saved yet
         with monkeypatch.context() as patch:
             patch.setattr(shrink, moment, lambda *_: kill(torch.zeros(1)))
             with pytest.raises(Killed):
