@@ -50,13 +50,13 @@ class Disk:
     def __init__(self, below: Path) -> None:
         self._below = below.resolve()
         self.lost: list[str] = []
-        self._lasts: dict[tuple[int, int], tuple[int, int]] = {}
+        self.lasts: dict[tuple[int, int], tuple[int, int]] = {}
         self._names: dict[Path, str] = {}
         self._real = os.fsync, os.replace
 
     def fsync(self, handle: Any) -> None:
         about = os.fstat(handle)
-        self._lasts[about.st_dev, about.st_ino] = about.st_size, about.st_mtime_ns
+        self.lasts[about.st_dev, about.st_ino] = about.st_size, about.st_mtime_ns
         if stat.S_ISDIR(about.st_mode):
             self._names.pop(Path(os.readlink(f"/proc/self/fd/{handle}")), None)
         self._real[0](handle)
@@ -67,7 +67,7 @@ class Disk:
             return self._real[1](new, path, **named)
         for file in [new, *new.rglob("*")] if new.is_dir() else [new]:
             about = file.lstat()
-            known = self._lasts.get((about.st_dev, about.st_ino))
+            known = self.lasts.get((about.st_dev, about.st_ino))
             if stat.S_ISREG(about.st_mode) and about.st_nlink == 1 and known != (about.st_size, about.st_mtime_ns):
                 self.lost.append(f"{path}: {file} came to its name before it would last")
         self._real[1](new, path, **named)
@@ -107,7 +107,7 @@ def told(folder: Path) -> dict[str, bytes]:
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the name of a folder")
 def test_a_power_cut_finds_whole_files_alone(trained: Path, disk: Disk) -> None:
     assert (trained / "finetune" / "model.safetensors").is_file()
-    assert len(disk._lasts) > 20
+    assert len(disk.lasts) > 20
     assert disk.left() == []
 
 

@@ -440,7 +440,7 @@ def test_an_image_that_changed_is_named_before_its_batch_is_given(make: Make, ki
         given = made.epoch(0)
         got = [next(given) for _ in range(3)]
         assert [batch.index.tolist()[0] for batch in got] == [0, 8, 16]
-        with pytest.raises(Refused, match=r"train\.beton: image 29 is damaged .*bytes have changed.*Delete the file"):
+        with pytest.raises(Refused, match=r"train\.beton: image 29 .*Delete the file"):
             next(given)
 
 

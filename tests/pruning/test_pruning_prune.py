@@ -404,7 +404,7 @@ def test_a_fast_multiple_is_measured_where_it_is_asked_for(monkeypatch):
 def test_models_that_do_not_serve_are_refused():
     mixed = tiny()
     mixed.blocks[0].half()
-    with pytest.raises(Refused, match=r"blocks\.0\.norm1\.weight: is torch\.float16.*model\.float"):
+    with pytest.raises(Refused, match=r"blocks\.0\.norm1\.weight: .*model\.float"):
         prune(mixed, batches(), {"macs": 0.5})
     broken = tiny()
     broken.blocks[1].mlp.fc1.weight.data[3, 3] = torch.nan

@@ -223,7 +223,7 @@ def test_a_line_that_finds_no_room_leaves_the_lines_before(tmp_path):
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_a_number_that_json_does_not_know_is_named(number, tmp_path):
-    with pytest.raises(Refused, match=rf"x.json: not written, as model.losses.1 is {number}"):
+    with pytest.raises(Refused, match=rf"x.json: .* model.losses.1 is {number}"):
         atomic_files.write_json(tmp_path / "x.json", {"model": {"losses": [1.0, number]}})
     assert os.listdir(tmp_path) == []
 

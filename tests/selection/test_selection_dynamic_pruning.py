@@ -175,7 +175,7 @@ def test_no_state_without_labels_and_a_memory(labels, more, says):
 
 def test_a_file_that_is_no_state_is_refused(tmp_path):
     path = tmp_path / "state.npz"
-    with pytest.raises(Refused, match=r"state\.npz: cannot be read .* Begin the training anew"):
+    with pytest.raises(Refused, match=r"state\.npz: .* Begin the training anew"):
         State.load(path)
     trained().save(path)
     whole = path.read_bytes()

@@ -43,7 +43,7 @@ def test_parts_go_by_their_names() -> None:
 
 @pytest.mark.parametrize("pattern", ["blocks.9", "block.0", "blocks.4-6", "mlp", ""])
 def test_a_name_of_nothing_is_refused_with_the_parts(pattern: str) -> None:
-    with pytest.raises(Refused, match=r"train\.freeze: .* matches nothing.*Parts are patch_embed, blocks\.0"):
+    with pytest.raises(Refused, match=r"train\.freeze: .*Parts are patch_embed, blocks"):
         names(vit(depth=4), pattern)
 
 

@@ -102,7 +102,7 @@ def test_other_settings_begin_anew(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     train(tmp_path, recipe(epochs=1))
-    with pytest.raises(Refused, match=r"of another model: .*\(.*\) .*\(.*\).*Remove .*checkpoints"):
+    with pytest.raises(Refused, match=r"of another model: .*Remove .*checkpoints"):
         train(tmp_path, recipe(epochs=1), model=vit(width=48))
 
 
@@ -121,7 +121,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_named(tmp_path: Path, zero: in
 @pytest.mark.parametrize("zero", few([0, 1], [0]))
 def test_three_in_a_row_end_it_and_the_last_good_checkpoint_stays(tmp_path: Path, zero: int) -> None:
     events: list = []
-    with pytest.raises(Refused, match=r"not finite at step 12.*checkpoints.*Lower train\.lr"):
+    with pytest.raises(Refused, match=r"not finite at step 12.*Lower train\.lr"):
         train(tmp_path, recipe(zero=zero), at={9: nan, 10: nan, 11: nan}, events=events)
     assert sum("not finite" in event.text for event in events if isinstance(event, Said)) == 3
     kept, _ = Checkpoints(tmp_path / "checkpoints", key="k").latest()

@@ -158,7 +158,7 @@ def test_values_of_another_width_than_queries_are_told_apart() -> None:
 
 def test_a_model_without_matrices_is_refused() -> None:
     settings = Recipe(optimizer="muon")
-    with pytest.raises(Refused, match=r"finetune\.optimizer: muon .*LayerNorm has none.*adamw"):
+    with pytest.raises(Refused, match=r"finetune\.optimizer: .*LayerNorm.*adamw"):
         make_optimizer(nn.LayerNorm(4), settings, place="finetune")
     model = small()
     for name, p in model.named_parameters():
