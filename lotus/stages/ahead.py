@@ -199,7 +199,7 @@ def check_batch(place: str, images: int, model: nn.Module, device: str) -> None:
         return
     shape = outline(model)
     numbers = 3 * image_size(model) ** 2 + shape.tokens * (2 * shape.width + max(one.hidden for one in shape.dims))
-    memory.there(4e-9 * images * numbers, f"{place}: {images} images at once", "Take fewer.")
+    memory.there(memory.size(4 * images * numbers), f"{place}: {images} images at once", "Take fewer.")
 
 
 def patches_told(patches: Patches | None) -> str:

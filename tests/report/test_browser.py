@@ -33,6 +33,10 @@ ASKS = """<script>addEventListener('load', () => {
       if (['auto', 'scroll'].includes(style.overflowX) && one.tagName != 'PRE' && one.scrollWidth > one.clientWidth + 1)
         wrong.push('scrolls inside: ' + words);
     }
+    for (const one of page.querySelectorAll('td:first-child')) {
+      const long = Math.max(0, ...one.textContent.split(/\\s+/).map(word => word.length));
+      if (long > 3 && one.clientWidth < 6 * Math.min(long, 12)) wrong.push('broken into letters: ' + one.textContent);
+    }
     for (const one of page.querySelectorAll('svg text')) {
       const box = one.getBoundingClientRect(), all = one.ownerSVGElement.getBoundingClientRect();
       if (box.width && (box.left < all.left - 1 || box.right > all.right + 1)) wrong.push('cut: ' + one.textContent);
@@ -85,6 +89,7 @@ def test_a_report_fits_a_telephone_and_a_desk(finished: Path, tmp_path: Path) ->
     size = {"keep": 0.4, "top1": 93.21, "loss": 0.7, "params": 81_000, "macs": 1_452_000}
     latency = {"asked": 0.4, "predicted": 0.41, "measured": 0.427, "dense_ms": 31.2, "batch": 64, "device": "cpu"}
     found = results("a-run-of-a-rather-long-name-that-nobody-broke-into-words")
+    found["validation_images"] = 359  # a standard error with each top-1
     found["kept"]["blocks"] = [{**BLOCKS[0], "of_hidden": 3_072, "hidden": 1_536}, *BLOCKS[1:]]
     found["prune"]["sizes"] = {"0.4": {**size, "latency": latency}}
     more = tmp_path / "run"

@@ -78,6 +78,7 @@ def test_nothing_can_be_changed_afterwards():
         (np.ones(10, bool), {}, "np.flatnonzero"),
         ([[1, 2]], {}, "a list of row numbers"),
         ([1, 2], {"total": 0}, "of 0 images"),
+        ([1, 2], {"total": 10**400}, "takes inf GB of memory"),
         ([1, 2], {"total": 10.0}, "of 10.0 images"),
         ([1, 2], {"fingerprint": ""}, "fingerprint"),
         ([1, 2], {"weights": [1.0]}, r"2 rows want 2 weights"),
