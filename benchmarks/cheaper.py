@@ -96,7 +96,7 @@ ROWS = {
     "cifar100": Row("cifar100", 12),
     "patch4": Row("cifar10", 12, ("model.args.patch_size=4", "model.args.embed_dim=192")),
     "imagenette": Row("imagefolder", 20),
-    "digits": Row("digits", 30),
+    "digits": Row("digits", 20),
 }
 
 

@@ -474,3 +474,33 @@ def test_where_timm_holds_the_widths_its_lines_are_printed(capsys):
     assert "load_file('small/model.safetensors')" in told
     pruned_page("the plan", {"agreement": 50.0}, "small")
     assert "Without LOTUS" not in capsys.readouterr().out
+
+
+def test_a_folder_that_says_itself_what_it_is_needs_no_name(photos, tmp_path, capsys):
+    """`lotus prune --model FOLDER`, as `lotus finetune FOLDER`; a file of weights asks for the name."""
+    lotus.save(model(), tmp_path / "ours")
+    settings = ["--keep", "macs=0.6", "--evaluate", "0", "prune.round=4", "--out", str(tmp_path / "small")]
+    assert cli.main(["prune", "--model", str(tmp_path / "ours"), "--data", str(photos), *settings]) == 0
+    assert cost.count(lotus.load(tmp_path / "small")).macs <= 0.6 * cost.count(model()).macs
+    save_file(model().state_dict(), tmp_path / "a.safetensors")
+    capsys.readouterr()
+    assert cli.main(["prune", "--model", str(tmp_path / "a.safetensors"), "--data", str(photos), *settings]) == 2
+    assert "Say of which model: --model NAME --weights" in capsys.readouterr().err
+
+
+def test_weights_that_are_no_file_or_of_no_vit_are_told_from_by_the_cure(photos, tmp_path, capsys):
+    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "whole.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:200])
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")
+    for name, cure in (
+        ("nowhere.pth", "nothing is there. Give a file of weights, or the folder of a model."),
+        ("cut.pth", "Is it whole"),
+        ("module.pth", "Save model.state_dict(), best as .safetensors."),
+        ("whole.pth", "take a timm ViT's."),
+    ):
+        assert cli.main(words(photos, tmp_path / name, tmp_path / "small")) == 2
+        told = capsys.readouterr().err
+        assert name in told, told
+        assert cure in told or (name == "cut.pth" and "Save model.state_dict()" in told), told
+        assert "starts anew" not in told, "of weights that are refused nothing else is said"
+    assert not (tmp_path / "small").exists()

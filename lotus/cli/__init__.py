@@ -57,10 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _FirstWord(MetaPathFinder):
-    """Says on a terminal that torch is being imported, which takes seconds: before it nothing would be heard. Finds nothing."""
+    """Says on a terminal what is being imported that takes seconds: else nothing would be heard meanwhile. Finds nothing."""
+
+    def __init__(self) -> None:
+        self._slow = [name for name in ("torch", "timm") if name not in sys.modules]
 
     def __enter__(self) -> None:
-        if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0" and "torch" not in sys.modules:
+        if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0" and self._slow:
             sys.meta_path.insert(0, self)
 
     def __exit__(self, *fault: object) -> None:
@@ -68,9 +71,11 @@ class _FirstWord(MetaPathFinder):
             sys.meta_path.remove(self)
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        if name == "torch":
+        if name in self._slow:
+            self._slow.remove(name)
+            tell(f"lotus: importing {name}", file=sys.stderr)
+        if not self._slow:
             self.__exit__()
-            tell("lotus: importing torch", file=sys.stderr)
 
 
 def _let_threads_sleep() -> None:

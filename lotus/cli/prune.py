@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 from lotus.cli.run import flags_of_a_run, run, run_options
 from lotus.cli.shared import Verbs, load_shelves, pairs
@@ -44,6 +45,7 @@ def _prune(options: argparse.Namespace) -> int:
         _check_run(options)
         return run(options)
     _check_alone(options)
+    _weights_alone(options)
     from lotus.config import one_cut
     from lotus.report.live import Terminal
     from lotus.report.terminal import pruned_page
@@ -79,6 +81,19 @@ def _check_alone(options: argparse.Namespace) -> None:
         raise Refused("lotus prune --model: --data is missing, e.g. --data FOLDER.")
     if options.evaluate < 0:
         raise Refused(f"--evaluate: a number from 0 on, not {options.evaluate}.")
+
+
+def _weights_alone(options: argparse.Namespace) -> None:
+    """Let ``--model FOLDER`` of one that says itself what it is be its weights."""
+    from lotus.config import Model
+    from lotus.stages import given
+
+    asked = Path(options.model)
+    if options.weights or not asked.exists() or not given.holds_weights(asked):
+        return
+    if asked.is_file():
+        raise Refused(f"--model {asked}: are weights. Say of which model: --model NAME --weights {asked}.")
+    options.model, options.weights = Model().name, str(asked)
 
 
 def _spelled(options: argparse.Namespace, overrides: list[str]) -> list[str]:

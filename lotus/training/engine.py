@@ -56,9 +56,10 @@ def ready() -> None:
     """Import all that an engine needs, DeepSpeed's Muon with torch's compiler among it: seconds that the first training of a
     process would be billed for, and no later one."""
     _deepspeed()
-    importlib.import_module("deepspeed.runtime.zero.utils").is_zero_supported_optimizer(
-        torch.optim.SGD([torch.zeros(1)])
-    )
+    with contextlib.suppress(
+        ImportError
+    ):  # as DeepSpeed has it, which asks for its ranks first: nobody has joined them yet
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
 
 
 def _nothing() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lotus.training.guests import Guest, Position, Seen, Training
 from lotus.vit import anatomy, cost
-from lotus.vit.parts import places
+from lotus.vit.parts import gone, places
 from lotus.vit.weights import HEADS
 from selection.errors import Refused
 from selection.methods import nearest
@@ -137,6 +137,12 @@ def frozen(model: nn.Module, patterns: Sequence[str], *, place: str = "") -> lis
     for pattern in patterns:
         wanted = list(_spelled(pattern))
         mine = {name for name, first in names.items() if any(_in(first, one) for one in wanted)}
+        row = pattern != STEM[0] and len(wanted) > 1 and not gone(model)
+        lacks = [one for one in wanted if row and not any(_in(first, one) for first in names.values())]
+        if place and mine and lacks:
+            raise Refused(
+                f"{place}: {pattern!r} names {lacks[0]}, which the model does not have. End the row before it."
+            )
         if place and not mine:
             parts = sorted({".".join(name.split(".")[:2]) for name in names.values()} | {"patch_embed", "head"})
             raise Refused(

@@ -39,17 +39,21 @@ def state_of(path: Path, place: str) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     file = file_of(path)
+    if not file.exists():
+        raise Refused(
+            f"{place}: {file} cannot be read: nothing is there. Give a file of weights, or the folder of a model."
+        )
     try:
         found: Any = load_file(file) if file.suffix == ".safetensors" else _torch_file(file)
     except OSError as error:
-        raise Refused(f"{place}: {file} cannot be read ({reason(error)}).") from None
+        raise Refused(f"{place}: {file} cannot be read ({reason(error)}). Is it whole, and yours to read?") from None
     except Exception as error:  # a damaged file can break its parsers in any way
         # torch's own words would advise to run what the file holds.
         why = "damaged, or more than tensors" if isinstance(error, pickle.UnpicklingError) else reason(error)
         if file.suffix == ".safetensors":
             raise Refused(f"{place}: {file} cannot be read ({why}). Is it whole?") from None
         raise Refused(
-            f"{place}: {file} no state dict of tensors alone ({why}). Save model.state_dict(), best as .safetensors."
+            f"{place}: {file} is no state dict of tensors alone ({why}). Save model.state_dict(), best as .safetensors."
         ) from None
     for key in _INSIDE:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping) and found[key]:
@@ -136,13 +140,16 @@ def load(
             category=Notice,
             stacklevel=3,
         )
+    anew = []
     for head in heads:
         if was := _other_classes(own.get(f"{head}.weight"), weights.get(f"{head}.weight")):
-            warnings.warn(f"{place}.weights: {file} {was}: {head} starts anew.", category=Notice, stacklevel=3)
+            anew.append(f"{was}: {head} starts anew")
             weights |= {part: own[part] for part in (f"{head}.weight", f"{head}.bias") if part in own}
     fault = difference(shapes(own), shapes(weights))
     if fault:
         raise Refused(f"{place}.weights: {file} does not fit this model: {fault}.{other_shape(own, weights, place)}")
+    for text in anew:
+        warnings.warn(f"{place}.weights: {file} {text}.", category=Notice, stacklevel=3)
     model.load_state_dict(weights)
 
 

@@ -47,6 +47,13 @@ def test_a_name_of_nothing_is_refused_with_the_parts(pattern: str) -> None:
         names(vit(depth=4), pattern)
 
 
+def test_a_row_of_blocks_that_goes_on_beyond_the_last_is_refused() -> None:
+    with pytest.raises(
+        Refused, match=r"train\.freeze: 'blocks\.0-99\.attn' names blocks\.\d+\.attn, which the model does not have"
+    ):
+        frozen(vit(), ["blocks.0-99.attn"], place="train.freeze")
+
+
 def test_blocks_keep_their_numbers_when_one_is_cut_out_whole() -> None:
     from lotus.vit.parts import strip
 
