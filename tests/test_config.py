@@ -11,7 +11,7 @@ import pytest
 from pydantic import Field
 
 from lotus import shelves, yaml_safe
-from lotus.config import Config, Rule, as_request, check, options, read, reader, rules, table
+from lotus.config import Config, Finetune, Rule, Train, as_request, check, options, read, reader, rules, table
 from selection.errors import Notice, Refused
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -366,3 +366,12 @@ def test_how_classes_share() -> None:
     assert check({"train": {"balance": "sqrt"}, "finetune": {"balance": "none"}}).finetune.balance == "none"
     with pytest.raises(Refused, match=r"select\.balance: .*equal.*'equl'"):
         check({"select": {"balance": "equl"}})
+
+
+def test_what_is_off_within_a_stage_is_off_by_default_and_says_so_itself() -> None:
+    """A search and a convolution ask the features, and keep no list of them."""
+    for page in (Train(), Finetune()):
+        off = page.off_within()
+        assert {"ema", "patches", "compile"} <= set(off)
+        assert not any(off.values())
+        assert page.model_copy(update=off) == page

@@ -70,6 +70,10 @@ class Patches(Section):
         return self.model == "baseline"
 
 
+OFF_WITHIN = "off within a stage"
+"""A feature that says so is off, which it is by default, in a short training within another stage: a search, gates that learn."""
+
+
 class Recipe(Section):
     """How a model is trained. The same for the dense baseline, the lottery's training, the proxy and the fine-tune."""
 
@@ -108,13 +112,13 @@ class Recipe(Section):
     """CutMix' alpha; 0: off."""
     drop_path: float = Field(0, ge=0, lt=1)
     """Stochastic depth, rising to this rate at the last block."""
-    ema: float = Field(0, ge=0, lt=1)
+    ema: Annotated[float, OFF_WITHIN] = Field(0, ge=0, lt=1)
     """Decay of the moving average of the weights; 0: off. Where on, the average is what is evaluated and kept."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 keeps fp32 master weights."""
     augment: Augment = Augment()
     """What happens to the training images."""
-    patches: Patches | None = None
+    patches: Annotated[Patches | None, OFF_WITHIN] = None
     """Train on a fraction of each image's patches; null: on all. The baseline sees all of them always, and so
     does the proxy where it is not set there."""
     evaluate_every: int = Field(1, ge=0)
@@ -130,7 +134,7 @@ class Recipe(Section):
     models that do not fit. null: 1; of one process in fp32, which has nobody to share with and is quicker without, 0."""
     deepspeed: str = ""
     """A DeepSpeed JSON of your own, merged over ours; ``"auto"`` in it means ours."""
-    compile: bool = False
+    compile: Annotated[bool, OFF_WITHIN] = False
     """torch.compile the blocks (ZeRO 0 and 1)."""
     save_minutes: float = Field(10, gt=0)
     """Minutes between checkpoints inside an epoch; one is always written at the end of an epoch."""
@@ -142,6 +146,12 @@ class Recipe(Section):
         if isinstance(raw, Mapping) and raw.get("warmup_ratio") is not None:
             return {"warmup_epochs": None, **raw}
         return raw
+
+    @classmethod
+    def off_within(cls) -> dict[str, Any]:
+        """The features that say :data:`OFF_WITHIN`, off."""
+        page = cls()
+        return {name: getattr(page, name) for name, field in cls.model_fields.items() if OFF_WITHIN in field.metadata}
 
     @property
     def own_schedule(self) -> bool:
