@@ -44,7 +44,7 @@ from lotus.stages.ahead import Ahead
 from lotus.stages.shelf import run_of
 from lotus.vit.cost import macs
 from lotus.vit.model import create, image_size
-from selection import files
+from selection import atomic_files
 
 ROOT = Path(__file__).resolve().parent.parent
 BUDGETS = (0.1, 0.17, 0.25, 0.33, 0.5, 1.0)
@@ -96,7 +96,7 @@ ROWS = {
     "cifar100": Row("cifar100", 12),
     "patch4": Row("cifar10", 12, ("model.args.patch_size=4", "model.args.embed_dim=192")),
     "imagenette": Row("imagefolder", 20),
-    "digits": Row("digits", 30),
+    "digits": Row("digits", 20),
 }
 
 
@@ -138,7 +138,7 @@ def main() -> int:
         if any(all(line.get(name, "") == value for name, value in key.items()) for line in shared.rows_of(book)):
             continue
         cell = key | _train(out, row.config, key, [*told, *settings, f"seed={seed}"], unit)
-        files.append(book, json.dumps(cell))
+        atomic_files.append(book, json.dumps(cell))
         done += 1
         left = (time.monotonic() - began) / done * (len(wanted) - number) / 60
         print(f"{number}/{len(wanted)}  {arm} {budget:g}: {cell['top1']:.2f} ({left:.0f} min left)", file=sys.stderr, flush=True)  # fmt: skip
@@ -276,10 +276,10 @@ def _draw(place: Path, cells: Sequence[dict[str, Any]]) -> None:
     for (arm, _), group in _grouped(cells).items():
         point = (statistics.fmean(one["cost"] for one in group), statistics.fmean(one["top1"] for one in group))
         curves.setdefault(arm, []).append(point)
-    files.write_json(place.with_suffix(".json"), curves)
+    atomic_files.write_json(place.with_suffix(".json"), curves)
     drawn = {arm: sorted(curve) for arm, curve in curves.items()}
     canvas = chart(drawn, x="cost, in dense trainings of the textbook", y=f"{place.name}: top-1, %")
-    files.write_text(place.with_suffix(".svg"), canvas.svg(f"Top-1 over cost, {place.name}", alone=True))
+    atomic_files.write_text(place.with_suffix(".svg"), canvas.svg(f"Top-1 over cost, {place.name}", alone=True))
 
 
 def _parse() -> argparse.Namespace:

@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -35,7 +36,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else selection.py of this folder is found first
 
-from selection import files
+from selection import atomic_files
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -67,7 +68,7 @@ def main() -> int:
             continue
         done[name] = _run(part, min(part.limit, left))
         _tell(name, done)
-        files.write_json(out, done)
+        atomic_files.write_json(out, done)
     return int(any("failed" in one for one in done.values()))
 
 
@@ -168,7 +169,11 @@ def _tell(name: str, done: dict[str, Any]) -> None:
         for arm, speed in figures["images_per_second"].items():
             used = f", MFU {figures['teraflops'][arm] / peak:.1%}" if peak else ""
             print(f"  {arm:10}{speed:10.0f} images/s, {figures['teraflops'][arm]:.2f} TFLOP/s{used}", flush=True)
-        print(f"  engine / bare {figures['ratio']:.3f}", flush=True)
+        print(f"  engine / bare {figures['ratio']:.3f}, stall {figures['stall']:.1%}", flush=True)
+        if "cut" in figures["macs"]:
+            speed, macs = figures["images_per_second"], figures["macs"]
+            power = math.log(speed["cut"] / speed["no gates"]) / math.log(macs["no gates"] / macs["cut"])
+            print(f"  the cut model is (MACs saved)^{power:.2f} times as fast", flush=True)
 
 
 def _parse() -> argparse.Namespace:

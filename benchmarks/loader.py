@@ -36,7 +36,7 @@ from lotus.data import beton
 from lotus.data.dataset import open_data
 from lotus.data.loader import writer
 from lotus.data.source import Source
-from selection import files
+from selection import atomic_files
 from selection.errors import Refused
 
 TARGETS = {"224 px JPEG": 2.0, "CIFAR-10": 4.0}
@@ -52,6 +52,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2, help="DataLoader processes, LOTUS threads (%(default)s)")
     parser.add_argument("--turns", type=int, default=5, help="timed epochs of each (%(default)s)")
     parser.add_argument("--kind", default="ffcv", choices=["ffcv", "torch"], help="LOTUS' loader (%(default)s)")
+    parser.add_argument("--keep", action="store_true", help="LOTUS' loader keeps decoded images, as a training does")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     told = parser.parse_args()
     try:
@@ -75,7 +76,7 @@ def main() -> int:
             f"{row['story']:14}{row['torchvision']:14,.0f}{row['lotus']:16,.0f}{row['ratio']:8.2f}{row['wanted']:8.1f}"
         )
     if told.json:
-        files.write_json(told.json, {"cores": cores, "batch": told.batch, "workers": told.workers, "rows": rows})
+        atomic_files.write_json(told.json, {"cores": cores, "batch": told.batch, "workers": told.workers, "rows": rows})
     return 0
 
 
@@ -124,7 +125,7 @@ def lotus_epochs(file: Path, manifest: beton.Manifest, large: bool, told: argpar
         std=manifest.std,
     )
     plan = SamplePlan(np.arange(manifest.n), batch_size=told.batch)
-    loader = open_loader(file, plan, look, kind=told.kind, workers=told.workers)
+    loader = open_loader(file, plan, look, kind=told.kind, workers=told.workers, keep=told.keep)
     return lambda epoch: (len(batch.images) for batch in loader.epoch(epoch))
 
 

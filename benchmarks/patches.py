@@ -66,13 +66,13 @@ def _speed(options: argparse.Namespace) -> int:
     device = torch.device(options.device)
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
     shares, steps = {}, {}
-    for name, wants in ARMS.items():
+    for name, settings in ARMS.items():
         torch.manual_seed(0)
         model = create(Model(name=options.model, args=options.args), CLASSES).to(device, dtype)
         tokens = None
-        if wants is not None:
+        if settings is not None:
             score = patch_scores.contrast if name == "input, contrast" else None
-            tokens = Tokens(model, Patches.model_validate({**wants, "keep": options.keep}), score)
+            tokens = Tokens(model, Patches.model_validate({**settings, "keep": options.keep}), score)
         shares[name] = 1.0 if tokens is None else tokens.macs() / count(model).macs
         steps[name] = _training(model, tokens if name == "input, told" else None, options.batch, device, dtype)
     seconds: dict[str, list[float]] = {name: [] for name in steps}

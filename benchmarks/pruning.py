@@ -71,7 +71,7 @@ from lotus.vit import anatomy, cost
 from lotus.vit.model import image_size
 from lotus.vit.preprocessing import resizing
 from lotus.vit.tokens import Tokens
-from selection import files, methods
+from selection import atomic_files, methods
 from selection.errors import Refused
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -161,7 +161,7 @@ def compare(told: argparse.Namespace) -> int:
     found = [rows[name, seed] for name in names for seed in range(told.seeds)]
     print("\n".join(_table(found, told)))
     if told.json:
-        files.write_json(told.json, {"model": str(told.model), "finetune": told.finetune, "rows": found})
+        atomic_files.write_json(told.json, {"model": str(told.model), "finetune": told.finetune, "rows": found})
     return 0
 
 

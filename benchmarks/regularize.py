@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else selectio
 
 import shared
 
-from selection import files
+from selection import atomic_files
 
 ROOT = Path(__file__).resolve().parent.parent
 GATES = "train.sparsity.gates=true"
@@ -65,7 +65,7 @@ def main() -> int:
                     all(line.get(name) == value for name, value in key.items()) for line in shared.rows_of(book)
                 ):
                     cell = {**key, **_run(out, pool, key)}
-                    files.append(book, json.dumps(cell))
+                    atomic_files.append(book, json.dumps(cell))
                     print(f"{arm} {keep:g} seed {seed}: {cell['top1']:.2f}", file=sys.stderr, flush=True)
     print("\n".join(_table([one for one in shared.rows_of(book) if all(one[name] == same[name] for name in same)])))
     return 0

@@ -32,7 +32,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else selection.py of this folder is found first
 
 from selection import dynamic, methods, pickers
-from selection.dynamic_pruning import State, redraw
+from selection.dynamic_pruning import State, epoch_subset
 from selection.gradients import Gradients
 from selection.lottery import ranking, reads, select
 from selection.neighbors import Cosine
@@ -212,7 +212,7 @@ def dynamically(name: str, images: int, width: int, keep: float) -> dict[str, An
         state.add(np.arange(images), rng.gamma(1.0, 1.0, images))
         state.end(epoch)
     began = time.perf_counter()
-    drawn = redraw(state, pick=name, epoch=20, epochs=30, keep=0.5)
+    drawn = epoch_subset(state, pick=name, epoch=20, epochs=30, keep=0.5)
     return {
         "seconds": time.perf_counter() - began,
         "peak_gb": peak_gb(),

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from selection import files
+from selection import atomic_files
 
 
 def pool_of_images(data: str | Path, count: int, file: Path) -> None:
@@ -24,13 +24,13 @@ def pool_of_images(data: str | Path, count: int, file: Path) -> None:
         classes = np.unique(labels)
         rows = np.sort(np.concatenate([np.flatnonzero(labels == label)[: count // len(classes)] for label in classes]))
         others = {name: whole[name] for name in whole.files if not name.endswith("train")}
-        with files.opened(file) as out:
+        with atomic_files.opened(file) as out:
             np.savez(out, x_train=whole["x_train"][rows], y_train=labels[rows], **others)
 
 
 def key(settings: Mapping[str, Any]) -> str:
     """By which the rows of the same settings find each other."""
-    return files.digest(settings, size=6)
+    return atomic_files.digest(settings, size=6)
 
 
 def rows_of(book: Path) -> list[dict[str, Any]]:
@@ -46,7 +46,7 @@ def as_they_end(
     for number, future in enumerate(as_completed(running), 1):
         row = future.result()
         if book is not None:
-            files.append(book, json.dumps(row))
+            atomic_files.append(book, json.dumps(row))
         left = (time.monotonic() - began) / number * (len(running) - number) / 60
         print(f"{number}/{len(running)}  {told(row)} ({left:.0f} min left)", file=sys.stderr, flush=True)
         yield row

@@ -23,8 +23,8 @@ def main(folder: str = "runs/example", *changes: str) -> dict[str, Any]:
     Args:
         changes: any settings, as on the command line: ``"train.epochs=3"``
     """
-    wants = config.read(ROOT / "configs" / "staged.yaml", [f"folder={folder}", "select.keep=0.4", *changes])
-    for event in stages.go(wants):
+    settings = config.read(ROOT / "configs" / "staged.yaml", [f"folder={folder}", "select.keep=0.4", *changes])
+    for event in stages.go(settings):
         match event:
             case events.Began(stage, why):
                 print(f"{stage}: begins, {why}")

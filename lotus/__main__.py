@@ -1,8 +1,6 @@
 """``python -m lotus``."""
 
-import sys
-
-from lotus.cli import main
+from lotus.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

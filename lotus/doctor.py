@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 # What the tests run on; pyproject.toml says the same to pip.
 PYTHON = ((3, 11), (3, 14))
-TOLD = ("lotus-vit", "torch", "torchvision", "timm", "deepspeed", "ffcv", "numba", "numpy", "scikit-learn")
+REPORTED = ("lotus-vit", "torch", "torchvision", "timm", "deepspeed", "ffcv", "numba", "numpy", "scikit-learn")
 """Whose versions a run writes down."""
 LEAST = {"torch": (2, 10), "timm": (1, 0, 20), "deepspeed": (0, 18), "numpy": (2, 0)}
 SHM_BYTES = 512 << 20  # Docker's default of 64 MiB is too small for NCCL's buffers between the GPUs of a host
@@ -52,7 +52,7 @@ def versions() -> str:
         f"python {platform.python_version()}",
         f"system {platform.system()} {platform.machine()}",
         f"processors {cores}",
-        *(f"{name} {version}" for name in TOLD if (version := _version(name)) is not None),
+        *(f"{name} {version}" for name in REPORTED if (version := _version(name)) is not None),
     ]
     return "\n".join(lines) + "\n"
 

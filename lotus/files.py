@@ -1,4 +1,4 @@
-"""How LOTUS writes: all of :mod:`selection.files`, and what holds tensors. Needs torch where tensors are written or read alone."""
+"""How LOTUS writes: all of :mod:`selection.atomic_files`, and what holds tensors. Needs torch where tensors are written or read alone."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selection.errors import Refused
-from selection.files import (
+from selection.atomic_files import (
     append,
     beside,
     check,
@@ -29,6 +28,7 @@ from selection.files import (
     write_json,
     write_text,
 )
+from selection.errors import Refused
 
 if TYPE_CHECKING:
     from torch import Tensor

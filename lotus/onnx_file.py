@@ -89,17 +89,17 @@ def write(
     return {"file": file.name, "opset": OPSET, "input": takes, "max_abs_diff": worst}
 
 
-def told(file: Path) -> dict[str, Any]:
+def metadata(file: Path) -> dict[str, Any]:
     """What :func:`write` told of a file's images: ``mean``, ``std``, ``crop``, ``interpolation``, ``side``, ``input``, ``classes``,
     ``resize``; what is no JSON stays text."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    return read_told(session)
+    return metadata_of(session)
 
 
-def read_told(session: Any) -> dict[str, Any]:
-    """As :func:`told`, of an open session."""
+def metadata_of(session: Any) -> dict[str, Any]:
+    """As :func:`metadata`, of an open session."""
     found: dict[str, Any] = {}
     for name, text in session.get_modelmeta().custom_metadata_map.items():
         try:

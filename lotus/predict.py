@@ -107,7 +107,7 @@ def _of_onnx(file: Path) -> Predictor:
         session = onnx_file.opened(file)
     except Exception as error:  # a file from elsewhere may break its parser in any way
         raise Refused(f"{file}: cannot be read ({' '.join(str(error).split())[:200]}). Is it whole?") from None
-    told = onnx_file.read_told(session)
+    told = onnx_file.metadata_of(session)
     try:
         mean, std = (np.array([float(one) for one in told[name]], np.float32).reshape(3) for name in ("mean", "std"))
         side, crop, pixels_in = int(told["side"]), float(told.get("crop", CENTER)), told.get("input") == "uint8"

@@ -160,5 +160,6 @@ class Stage:
 
 
 def named(stages: Mapping[str, Stage], part: Part) -> str:
-    """The name of the first of ``stages`` that is ``part`` of the ledger; empty where none is."""
-    return next((stage.name for stage in stages.values() if stage.part == part), "")
+    """The name of the last of ``stages`` that is ``part`` of the ledger, as whoever trains further leaves the model that ships;
+    empty where none is."""
+    return next((stage.name for stage in reversed([*stages.values()]) if stage.part == part), "")

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from selection import files
+from selection import atomic_files
 from selection.errors import Refused
 from selection.shown import shown
 
@@ -151,7 +151,7 @@ class Watch:
         told = {**self._here, "beat": self._beat, "left": left, "why": why[:500]}
         with contextlib.suppress(Refused, OSError):  # a full disk: the others have their patience, and the work goes on
             self._folder.mkdir(parents=True, exist_ok=True)
-            files.write_json(self._folder / str(self._rank), told)
+            atomic_files.write_json(self._folder / str(self._rank), told)
 
 
 @contextlib.contextmanager

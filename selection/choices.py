@@ -56,7 +56,7 @@ class Method(NamedTuple):
     options: dict[str, Any]
 
     @property
-    def wants(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """All its settings: the options, and the defaults of the others."""
         return {**methods.settings(self.function), **self.options}
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from selection import options
+from selection import bounds
 from selection.errors import Refused
 from selection.ranks import highest, shares
 from selection.strata import k_means
@@ -63,14 +63,14 @@ def infobatch(
     Raises:
         Refused: a saving that cannot be had.
     """
-    options.part("infobatch", "prune", prune)
-    options.part("infobatch", "until", until, whole=True)
+    bounds.part("infobatch", "prune", prune)
+    bounds.part("infobatch", "until", until, whole=True)
     images = len(loss)
     last = _until(until, epochs)  # the first epoch that sees all again
     known = np.flatnonzero(np.isfinite(loss))
     total = 0
     if saving is not None:  # refused in the first epoch, not in the second
-        options.part("infobatch", "saving", saving)
+        bounds.part("infobatch", "saving", saving)
         total = round(saving * epochs * images)
         if total > max(0, last - 1) * (images - 1):
             most = max(0, last - 1) * (images - 1) / (epochs * images)
@@ -157,14 +157,14 @@ def seta(
             solved for, epoch by epoch, from what is still to be saved. Where windows alone would save more than all of it, some
             of the images outside come back, at random.
     """
-    options.part("seta", "drop", drop)
-    options.part("seta", "window", window, whole=True)
-    options.part("seta", "until", until, whole=True)
-    options.count("seta", "groups", groups)
+    bounds.part("seta", "drop", drop)
+    bounds.part("seta", "window", window, whole=True)
+    bounds.part("seta", "until", until, whole=True)
+    bounds.count("seta", "groups", groups)
     images = len(loss)
     known = np.isfinite(loss)
     if saving is not None:
-        options.part("seta", "saving", saving)
+        bounds.part("seta", "saving", saving)
         order = rng.permutation(images)
         inside = np.ones(images, bool)
         if epoch < _until(until, epochs) and known.any():
@@ -218,9 +218,9 @@ def repb(
             None: what ``drop`` gives. Epoch by epoch as many of these, and of those left out before, sit out as are still to be
             saved: ``drop`` is solved for.
     """
-    options.part("repb", "drop", drop)
+    bounds.part("repb", "drop", drop)
     if saving is not None:
-        options.part("repb", "saving", saving)
+        bounds.part("repb", "saving", saving)
         may = np.flatnonzero((below & (last >= 0)) | ((last < epoch - 1) & (last >= 0)))
         _, now = _to_save(saving, seen, epoch, epochs)
         stays = np.ones(len(seen), bool)
@@ -241,7 +241,7 @@ def orderdp(loss: Array, budget: int, rng: np.random.Generator, *, take: float =
         loss: when it was last seen; +inf, never seen, counts as hardest.
         take: fraction of the pool that trains; the pool has ``budget / take`` images, or all.
     """
-    options.part("orderdp", "take", take, whole=True, least=1e-9)
+    bounds.part("orderdp", "take", take, whole=True, least=1e-9)
     pool = rng.choice(len(loss), min(len(loss), round(budget / take)), replace=False)
     return pool[highest(loss[pool], budget)]
 
@@ -267,7 +267,7 @@ def rcap(
         loss: when it was last seen; +inf, never seen, counts as ln C.
         last: the epoch in which it was last seen.
     """
-    options.positive("rcap", "temperature", temperature)
+    bounds.positive("rcap", "temperature", temperature)
     classes, of, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     top = math.log(max(2, len(classes)))
     importance = np.exp(np.clip(loss.astype(np.float64), 0, top) / temperature)
@@ -289,7 +289,7 @@ def ucb(mean: Array, variance: Array, budget: int, rng: np.random.Generator, *, 
     Args:
         mean, variance: running ones of the loss; a mean of +inf, never seen, comes first.
     """
-    options.number("ucb", "confidence", confidence, 0, _LARGEST)
+    bounds.number("ucb", "confidence", confidence, 0, _LARGEST)
     shuffled = rng.permutation(len(mean))
     bound = mean[shuffled] + confidence * np.sqrt(variance[shuffled])
     return shuffled[highest(bound, budget)]
@@ -319,12 +319,12 @@ def selective_backprop(
     Raises:
         Refused: a saving that cannot be had.
     """
-    options.part("selective_backprop", "start", start, whole=True)
-    options.part("selective_backprop", "end", end, whole=True)
+    bounds.part("selective_backprop", "start", start, whole=True)
+    bounds.part("selective_backprop", "end", end, whole=True)
     images = len(loss)
     first, last = _after(start, epochs), _after(end, epochs)
     if saving is not None:
-        options.part("selective_backprop", "saving", saving)
+        bounds.part("selective_backprop", "saving", saving)
         total, between = round(saving * epochs * images), max(0, last - first)
         if total > between * (images - 1):
             raise Refused(

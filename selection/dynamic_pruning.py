@@ -2,7 +2,7 @@
 
 >>> state = State(labels)
 >>> for epoch in range(epochs):
-...     drawn = redraw(state, pick="infobatch", epoch=epoch, epochs=epochs, seed=0)
+...     drawn = epoch_subset(state, pick="infobatch", epoch=epoch, epochs=epochs, seed=0)
 ...     for rows, losses in train_on(drawn.rows, drawn.weights):
 ...         state.add(rows, losses)
 ...     state.end(epoch)
@@ -23,7 +23,7 @@ from selection import dynamic, methods, npz
 from selection.choices import Choice, check_seed, resolve
 from selection.errors import Refused
 
-KIND, FORMAT = "the state of a redrawn lottery of LOTUS", 1
+KIND, FORMAT = "the state of dynamic data pruning of LOTUS", 1
 CURE = "Begin the training anew."
 
 _STREAM = 0x10775
@@ -58,9 +58,9 @@ class State:
     def __init__(self, labels: npt.ArrayLike, *, memory: float = 0.8) -> None:
         labels = np.asarray(labels)
         if labels.ndim != 1 or not len(labels) or labels.dtype.kind not in "iu":
-            raise Refused(f"redraw: labels are one whole number an image, not {labels.dtype} {labels.shape}.")
+            raise Refused(f"dynamic: labels are one whole number an image, not {labels.dtype} {labels.shape}.")
         if isinstance(memory, bool) or not isinstance(memory, (int, float)) or not 0 <= memory < 1:
-            raise Refused(f"redraw: memory={memory!r} is no part from 0 to 1, and less than 1.")
+            raise Refused(f"dynamic: memory={memory!r} is no part from 0 to 1, and less than 1.")
         n = len(labels)
         self.labels = labels.astype(np.int64)
         self.memory = float(memory)
@@ -92,10 +92,10 @@ class State:
         at, values = np.asarray(rows), np.asarray(losses, dtype=np.float32)
         if at.dtype.kind not in "iu" or at.ndim != 1 or values.shape != at.shape:
             raise Refused(
-                f"redraw: one loss a row is wanted, not rows {at.dtype} {at.shape} and losses {values.shape}."
+                f"dynamic: one loss a row is wanted, not rows {at.dtype} {at.shape} and losses {values.shape}."
             )
         if len(at) and (at.min() < 0 or at.max() >= len(self)):
-            raise Refused(f"redraw: rows {at.min()} to {at.max()}; the {len(self)} images are 0 to {len(self) - 1}.")
+            raise Refused(f"dynamic: rows {at.min()} to {at.max()}; the {len(self)} images are 0 to {len(self) - 1}.")
         good = np.isfinite(values)
         at, values = at[good], values[good]
         if len(at):
@@ -152,7 +152,7 @@ class State:
         }
 
     @classmethod
-    def of(cls, arrays: Mapping[str, npt.ArrayLike], *, place: str = "redraw") -> State:
+    def of(cls, arrays: Mapping[str, npt.ArrayLike], *, place: str = "dynamic") -> State:
         """Take up what :meth:`arrays` gave.
 
         Raises:
@@ -240,15 +240,15 @@ def _resolved(
 
 
 def choose(
-    *, pick: Choice, keep: float | None, epochs: int, shelves: Iterable[ModuleType] = (), place: str = "redraw"
+    *, pick: Choice, keep: float | None, epochs: int, shelves: Iterable[ModuleType] = (), place: str = "dynamic"
 ) -> float:
     """Check a choice before anything trains, by a draw of the first epoch over made-up images.
 
     Returns:
-        The fraction of the images in an epoch, for :func:`redraw`: ``keep``, what ``saving`` leaves, or half where both are None.
+        The fraction of the images in an epoch, for :func:`epoch_subset`: ``keep``, what ``saving`` leaves, or half where both are None.
 
     Raises:
-        Refused: see :func:`redraw`; also a ``keep`` for a method that finds its own number, or beside a ``saving``.
+        Refused: see :func:`epoch_subset`; also a ``keep`` for a method that finds its own number, or beside a ``saving``.
     """
     shelves = list(shelves)
     name, method, options, saving = _resolved(pick, shelves, place)
@@ -259,7 +259,9 @@ def choose(
         cure = f" Set {place}.{' or '.join(sets)}." if sets else ""
         raise Refused(f"{place}.keep: {name!r} finds the number of images itself. Leave keep out.{cure}")
     keep = 1 - saving if saving is not None else HALF if keep is None else keep
-    redraw(State(np.arange(1000) % 10), pick=pick, epoch=0, epochs=epochs, keep=keep, shelves=shelves, place=place)
+    epoch_subset(
+        State(np.arange(1000) % 10), pick=pick, epoch=0, epochs=epochs, keep=keep, shelves=shelves, place=place
+    )
     return keep
 
 
@@ -272,13 +274,13 @@ def rehearse(*, pick: Choice, keep: float | None, epochs: int, shelves: Iterable
     losses = np.random.default_rng(0).exponential(size=500)
     state = State(np.arange(len(losses)) % 10)
     for epoch in range(epochs):
-        rows = redraw(state, pick=pick, epoch=epoch, epochs=epochs, keep=keep, shelves=shelves).rows
+        rows = epoch_subset(state, pick=pick, epoch=epoch, epochs=epochs, keep=keep, shelves=shelves).rows
         state.add(rows, losses[rows])
         state.end(epoch)
     return 1 - state.saved
 
 
-def redraw(
+def epoch_subset(
     state: State,
     *,
     pick: Choice,
@@ -287,7 +289,7 @@ def redraw(
     keep: float = 1.0,
     seed: int = 0,
     shelves: Iterable[ModuleType] = (),
-    place: str = "redraw",
+    place: str = "dynamic",
 ) -> EpochSubset:
     """The images of epoch ``epoch`` (from 0) of ``epochs``. The same whenever it is called for the same state and seed.
 

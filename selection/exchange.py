@@ -17,18 +17,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from selection import files
+from selection import atomic_files
 from selection.comparison import compare, describe, spearman
 from selection.errors import Refused
 from selection.images import Images, Words
 from selection.methods import nearest
 from selection.ranks import ranking
-from selection.reading import Asked, Found, find
+from selection.reading import Asked, Contents, find
 from selection.signals import Signals
 from selection.subset import Known, Subset
 
 __all__ = [
-    "KINDS", "Found", "Images", "Words", "compare", "describe", "read", "scores", "spearman", "ticket", "write",
+    "KINDS", "Contents", "Images", "Words", "compare", "describe", "read", "scores", "spearman", "ticket", "write",
 ]  # fmt: skip
 
 Rows = npt.NDArray[np.int64]
@@ -53,7 +53,7 @@ def read(
     order: str = "index",
     negate: bool = False,
     force: bool = False,
-) -> Found:
+) -> Contents:
     """Rows or scores out of a file of others.
 
     Args:
@@ -84,7 +84,7 @@ def read(
 
 
 def ticket(
-    found: Found, images: Images, *, name: str, keep: float | None = None, seed: int = 0, force: bool = False
+    found: Contents, images: Images, *, name: str, keep: float | None = None, seed: int = 0, force: bool = False
 ) -> Subset:
     """The ticket of what was found.
 
@@ -125,7 +125,7 @@ def ticket(
     )
 
 
-def scores(found: Found, images: Images, *, name: str, beside: Signals | None = None) -> Signals:
+def scores(found: Contents, images: Images, *, name: str, beside: Signals | None = None) -> Signals:
     """What the score ``given`` reads: the scores, with the labels and with all that was recorded of the same images.
 
     Raises:
@@ -187,7 +187,7 @@ def write(
         content = _parquet(subset, images)
     else:
         content = _array(path.suffix, _columns(subset, images, paths) if weights else None, images.numbers[subset.rows])
-    files.write_bytes(path, content)
+    atomic_files.write_bytes(path, content)
 
 
 def _columns(subset: Subset, images: Images, paths: bool) -> dict[str, np.ndarray]:

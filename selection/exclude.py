@@ -17,10 +17,8 @@ from selection.subset import Known, Subset
 
 Rows = npt.NDArray[np.int64]
 
-PLACE = "select.exclude"
 
-
-def lines(file: str | Path, place: str = PLACE) -> np.ndarray:
+def lines(file: str | Path, place: str = "exclude") -> np.ndarray:
     """The paths (texts) or numbers (whole) of a list; none where it is empty.
 
     Raises:
@@ -39,7 +37,7 @@ def lines(file: str | Path, place: str = PLACE) -> np.ndarray:
     return found
 
 
-def rows(file: str | Path, images: Images, place: str = PLACE) -> Rows:
+def rows(file: str | Path, images: Images, place: str = "exclude") -> Rows:
     """The rows of the images that a list names; those of them that do not train (of the validation set, damaged, no pictures) are
     passed over.
 
@@ -69,7 +67,7 @@ def _by_path(file: Path, wanted: list[str], images: Images, place: str) -> Rows:
     there = [os.path.isfile(name) for name in wanted]
     near = [os.path.commonpath([root, os.path.realpath(name)]) == root or not images.root for name in wanted]
     mine = [name for name, here, inside in zip(wanted, there, near, strict=True) if inside or not here]
-    found = held.found(file, mine, images.names)
+    found = held.rows_of(file, mine, images.names)
     if (found < 0).all() and not any(there):
         raise Refused(
             f"{place}: {file}: none of its {len(wanted)} paths is an image of this data, e.g. {wanted[0]}. Is it of other data, "
@@ -100,7 +98,7 @@ def among(drawn: Subset, gone: Rows, signals: Signals) -> Subset:
     )  # fmt: skip
 
 
-def without(subset: Subset, gone: Rows) -> Subset:
+def without(subset: Subset, gone: Rows, place: str = "exclude") -> Subset:
     """A ticket less what is gone.
 
     Raises:
@@ -108,7 +106,7 @@ def without(subset: Subset, gone: Rows) -> Subset:
     """
     stays = ~np.isin(subset.rows, gone)
     if not stays.any():
-        raise Refused(f"{PLACE}: names all {len(subset)} images of the ticket, so that none is left. Shorten it.")
+        raise Refused(f"{place}: names all {len(subset)} images of the ticket, so that none is left. Shorten it.")
     weights = subset.weights[stays]
     return Subset(
         subset.rows[stays], subset.total, fingerprint=subset.fingerprint, weights=weights / weights.mean(),

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from selection import options
+from selection import bounds
 from selection.memory import within
 from selection.methods import check_choice
 from selection.neighbors import Kernel, nearest, slices
@@ -51,10 +51,10 @@ class Way:
         Refused: a setting that cannot be.
         """
         check_choice(self.maximizer, get_args(Maximizer), place=f"{method}(maximizer)")
-        options.number(method, "epsilon", self.epsilon, 1e-6, 1 - 1e-6)
-        options.number(method, "max_memory", self.max_memory, 0)
+        bounds.number(method, "epsilon", self.epsilon, 1e-6, 1 - 1e-6)
+        bounds.number(method, "max_memory", self.max_memory, 0)
         if self.neighbors is not None:
-            options.count(method, "neighbors", self.neighbors)
+            bounds.count(method, "neighbors", self.neighbors)
 
 
 def represent(

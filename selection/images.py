@@ -103,7 +103,7 @@ def by_path(path: Path, wanted: Sequence[str], images: Images, warnings: list[st
     """
     if images.names is None:
         raise Refused(f"{path}: names its images by path, and those of this data are not known. {images.say.names}")
-    rows = found(path, wanted, images.names).tolist()
+    rows = rows_of(path, wanted, images.names).tolist()
     strange = [given for given, row in zip(wanted, rows, strict=True) if row < 0]
     if strange and images.of == images.total:
         raise Refused(f"{path}: {strange[0]}: no image of this data, and {len(strange) - 1} more. It is of other data.")
@@ -114,7 +114,7 @@ def by_path(path: Path, wanted: Sequence[str], images: Images, warnings: list[st
     return np.array(rows, np.int64)
 
 
-def found(path: Path, wanted: Iterable[str], names: Iterable[str]) -> Rows:
+def rows_of(path: Path, wanted: Iterable[str], names: Iterable[str]) -> Rows:
     """The row of each path: as it is, without the folders before, or by its last name where no two share one; else -1.
 
     Raises:

@@ -63,7 +63,7 @@ def allot(
     scores = np.asarray(scores, np.float64)
     least = keep / 2 if least is None else least
     if scores.ndim != 1 or not len(scores) or np.isnan(scores).any():
-        raise Refused(f"{place}: a score for each image is needed, and none of them NaN. Take another select.score.")
+        raise Refused(f"{place}: a score for each image is needed, and none of them NaN. Take another score.")
     steps = levels(patches, buckets, least)
     images, budget = len(scores), round(keep * len(scores) * patches)
     if len(steps) < 2 or steps[0] * images >= budget:

@@ -18,7 +18,7 @@ from selection.submodular import need, need_sparse, neighborhood
 def of_score(scorer: Method, signals: Signals) -> float:
     """GB that a score takes, which is handed all images at once and goes through them in parts."""
     n, (watched, wide) = signals.images, _widths(scorer.function, signals)
-    k = scorer.wants["neighbors"] if scorer.function is scores.cal else 0
+    k = scorer.settings["neighbors"] if scorer.function is scores.cal else 0
     lists = 8 * n * (k + 1) / memory.GB if k and isinstance(k, int) else 0.0
     return memory.working(n, watched + wide, blocks=bool(wide)) + memory.parts(n, watched + wide) + lists
 
@@ -56,16 +56,16 @@ def _working(n: int, picker: Callable[..., Any], signals: Signals) -> float:
 
 def _matrices(n: int, budget: int, picker: Method, signals: Signals) -> float:
     """GB that a picker of ours takes at least for matrices of its own, which come on top; of another's nothing is known."""
-    wants = picker.wants
+    settings = picker.settings
     if "max_memory" in picker.options or picker.function.__module__ != pickers.__name__:
         return 0.0
-    if "maximizer" in wants and wants["maximizer"] != "stochastic":
-        ways = {"lazy": need(n), "sparse": need_sparse(n, neighborhood(n, budget, wants["neighbors"]))}
-        return ways.get(wants["maximizer"], min(ways.values()))
+    if "maximizer" in settings and settings["maximizer"] != "stochastic":
+        ways = {"lazy": need(n), "sparse": need_sparse(n, neighborhood(n, budget, settings["neighbors"]))}
+        return ways.get(settings["maximizer"], min(ways.values()))
     if picker.function is pickers.grad_match and "errors" in signals and "embeddings" in signals:
-        size = min(wants["batch"], budget)
+        size = min(settings["batch"], budget)
         widths = signals["errors"].shape[1], signals["embeddings"].shape[1]
-        return need_products(budget) if wants["by"] == "image" else need_batches(n, budget, size, *widths)
+        return need_products(budget) if settings["by"] == "image" else need_batches(n, budget, size, *widths)
     return 0.0
 
 

@@ -20,7 +20,7 @@ from selection.signals import CURES, VOCABULARY, Signals
 from selection.subset import Known, Subset
 
 __all__ = [
-    "CONFIG", "DEFAULT_PICK", "DEFAULT_SCORE", "TOLD", "Choice", "Lottery", "Places", "Wants", "affordable", "choose", "draw", "goes_by_score",
+    "CONFIG", "DEFAULT_PICK", "DEFAULT_SCORE", "HANDED", "Choice", "Lottery", "Places", "Request", "affordable", "choose", "draw", "goes_by_score",
     "quotas", "ranking", "reads", "scored", "select",
 ]  # fmt: skip
 
@@ -35,7 +35,7 @@ _UNDRAWN = (pickers.herding, pickers.k_center)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Wants:
+class Request:
     """What ticket is wanted; see :func:`select`."""
 
     score: Choice
@@ -93,12 +93,12 @@ def choose(
 DEFAULT_SCORE, DEFAULT_PICK = "dual", "beta"
 """What is taken where nothing is said (docs/selection.md, which method when)."""
 
-TOLD = frozenset({"labels", "scores", "ranking", "budget", "keep", "quotas", "rng", "start"})
+HANDED = frozenset({"labels", "scores", "ranking", "budget", "keep", "quotas", "rng", "start"})
 """What methods read that is known without a proxy."""
 
 _OF_SCORES = {"scores", "ranking"}
 
-OF_PICKERS = TOLD | frozenset(VOCABULARY)
+OF_PICKERS = HANDED | frozenset(VOCABULARY)
 """What a picker may read; a score: what is in the vocabulary."""
 
 
@@ -116,7 +116,7 @@ def reads(score: Choice | None, pick: Choice | None, shelves: Iterable[ModuleTyp
         if choice is None:
             continue
         function = named(shelf, shelves, choice, here)
-        found |= set(VOCABULARY if function is None else methods.reads(function)) - TOLD
+        found |= set(VOCABULARY if function is None else methods.reads(function)) - HANDED
     return found
 
 
@@ -173,27 +173,27 @@ def select(
         Refused: see :func:`choose`; what a method reads is missing; a budget of no image, or of fewer than there are classes; a
             score that is NaN; a picker that does not return what it should.
     """
-    wants = Wants(
+    request = Request(
         score=score, pick=pick, keep=keep, balance=balance, floor=floor, seed=seed, start=start, max_memory=max_memory
     )
-    return draw(signals, wants, shelves)
+    return draw(signals, request, shelves)
 
 
-def draw(signals: Signals, wants: Wants, shelves: Iterable[ModuleType] = (), places: Places = CONFIG) -> Lottery:
+def draw(signals: Signals, request: Request, shelves: Iterable[ModuleType] = (), places: Places = CONFIG) -> Lottery:
     """As :func:`select`.
 
     Args:
         places: what refusals call what they speak of, a config's settings or the flags of a command line.
     """
-    shelves, floor, max_memory = list(shelves), wants.floor, wants.max_memory
-    warnings = choose(score=wants.score, pick=wants.pick, keep=wants.keep, shelves=shelves, places=places)
-    seed, share = check_seed(wants.seed), balance_of(wants.balance, places.balance)
-    scorer = _scorer(wants.score, seed, shelves, places)
-    picker = resolve(pickers, shelves, wants.pick, places.pick, here=OF_PICKERS)
-    begun = _begun(wants.start, signals, places)
+    shelves, floor, max_memory = list(shelves), request.floor, request.max_memory
+    warnings = choose(score=request.score, pick=request.pick, keep=request.keep, shelves=shelves, places=places)
+    seed, share = check_seed(request.seed), balance_of(request.balance, places.balance)
+    scorer = _scorer(request.score, seed, shelves, places)
+    picker = resolve(pickers, shelves, request.pick, places.pick, here=OF_PICKERS)
+    begun = _begun(request.start, signals, places)
     _check_floor(floor, bool(share), places)
     by_class = _by_class(share, floor)
-    budget = affordable(signals["labels"], wants.keep, bool(by_class), places)
+    budget = affordable(signals["labels"], request.keep, bool(by_class), places)
     groups = list(_groups(signals["labels"], budget, by_class, seed))
 
     read = set(methods.reads(picker.function))
@@ -208,16 +208,18 @@ def draw(signals: Signals, wants: Wants, shelves: Iterable[ModuleType] = (), pla
     limit = limits.Limits(signals, picker, max_memory, places.max_memory, enough)
     if groups:
         limit.check(f"{places.pick} ({picker.name})", bool(share))
-    drawing = Drawing(signals, values, limit, float(wants.keep), begun, seed, places)
+    drawing = Drawing(signals, values, limit, float(request.keep), begun, seed, places)
     rows, weights = _drawn(drawing, groups, budget, at_once=bool(share) and together, floor=floor)
     origin = {
         "score": {"name": scorer.name, **_as_read(scorer, signals.epochs)},
-        "pick": {"name": picker.name, **picker.wants},
+        "pick": {"name": picker.name, **picker.settings},
         "balance": share if share in BALANCES[1:] else bool(share),
-        **_said(floor=floor, seed=seed, score_read=None if going else False, start=wants.start and wants.start.origin),
+        **_said(
+            floor=floor, seed=seed, score_read=None if going else False, start=request.start and request.start.origin
+        ),
     }
     subset = Subset(
-        rows, signals.images, fingerprint=signals.fingerprint, weights=weights / weights.mean(), keep=float(wants.keep),
+        rows, signals.images, fingerprint=signals.fingerprint, weights=weights / weights.mean(), keep=float(request.keep),
         origin=origin, known=Known(None if signals.unlabeled else signals["labels"], signals.classes, values),
     )  # fmt: skip
     return Lottery(subset, values, (*warnings, *_seeded(picker, seed, places)), going)
@@ -357,7 +359,7 @@ def _groups(labels: Rows, budget: int, balance: str, seed: int) -> Iterator[Grou
 
 def _as_read(scorer: Method, epochs: int) -> dict[str, Any]:
     """The settings of a score, of ours with no more epochs than the proxy had: what its docstrings call a shorter proxy."""
-    settings, read = scorer.wants, methods.reads(scorer.function)
+    settings, read = scorer.settings, methods.reads(scorer.function)
     watched = any(name in VOCABULARY and "E" in VOCABULARY[name].dims for name in read)
     if scorer.function.__module__ != scores.__name__ or not watched or not epochs:
         return settings

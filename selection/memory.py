@@ -60,6 +60,14 @@ def available() -> float:
     return min(found)
 
 
+def size(count: int) -> float:
+    """GB that ``count`` bytes are; infinite for a number that no float holds, as a file may claim it."""
+    try:
+        return count / GB
+    except OverflowError:
+        return math.inf
+
+
 def there(needed: float, what: str, cure: str) -> None:
     """Hold ``needed`` GB, which a file asks for, to what the machine has, before it is taken.
 

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from selection import files, memory, regular
+from selection import atomic_files, memory, regular
 from selection.errors import Refused
 
 ABOUT = "about"
@@ -32,7 +32,7 @@ def write(
     """
     members: dict[str, Any] = dict(arrays)
     members[ABOUT] = np.array(json.dumps({"kind": kind, "format": version, **about}, sort_keys=True))
-    with files.opened(path) as file:
+    with atomic_files.opened(path) as file:
         np.savez(file, **members)
 
 
@@ -117,7 +117,7 @@ def arrays(
             name: found for name in wanted if name in mapped and (found := _lying(archive.zip, name, file)) is not None
         }
         needed = sum(size for name, size in claimed.items() if name not in lie)
-        memory.there(needed / memory.GB, what or str(file), "Take a part of it, or write it with np.savez, unpacked.")
+        memory.there(memory.size(needed), what or str(file), "Take a part of it, or write it with np.savez, unpacked.")
         return {name: lie[name] if name in lie else _truthful(archive[name]) for name in wanted}
 
 
@@ -155,7 +155,7 @@ def array(path: str | Path) -> np.ndarray:
         there = os.fstat(file.fileno()).st_size - start
         if claimed > there:
             raise ValueError(f"it claims {claimed} bytes of numbers and has {there}")
-        memory.there(claimed / memory.GB, str(path), "Take a part of it.")
+        memory.there(memory.size(claimed), str(path), "Take a part of it.")
         file.seek(0)
         return _truthful(np.lib.format.read_array(file, allow_pickle=False))
 

@@ -197,7 +197,7 @@ def parquet(path: Path, only: Container[str] | None = None) -> dict[str, np.ndar
     with reader.ParquetFile(regular.check(path)) as file:
         about = file.metadata
         claimed = sum(about.row_group(group).total_byte_size for group in range(about.num_row_groups))
-        memory.there(4 * claimed / memory.GB, str(path), "Take a part of it.")  # as numbers of Python on the way
+        memory.there(memory.size(4 * claimed), str(path), "Take a part of it.")  # as numbers of Python on the way
         wanted = [name for name in file.schema_arrow.names if only is None or name.lower() in only]
         table = file.read(columns=wanted)
     blank = next((name for name in wanted if table.column(name).null_count), None)

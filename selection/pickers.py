@@ -27,7 +27,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from selection import options
+from selection import bounds
 from selection.errors import Refused
 from selection.facility import Way, represent
 from selection.gradients import Gradients
@@ -59,7 +59,7 @@ def middle(ranking: Rows, budget: int, *, at: float = 0.5) -> Rows:
     Args:
         at: where it lies, 0 (the highest scores) to 1 (the lowest).
     """
-    options.number("middle", "at", at, 0, 1)
+    bounds.number("middle", "at", at, 0, 1)
     first = round(at * (len(ranking) - budget))
     return ranking[first : first + budget]
 
@@ -99,8 +99,8 @@ def window(
         step: fraction of the images from one window to the next.
         ridge: of the regression; embeddings have length 1.
     """
-    options.number("window", "step", step, 1e-6, 1)
-    options.number("window", "ridge", ridge, 1e-12)
+    bounds.number("window", "step", step, 1e-6, 1)
+    bounds.number("window", "ridge", ridge, 1e-12)
     classes, truth = np.unique(labels, return_inverse=True)
     stretches = [(ranking, budget)]
     if quotas is not None:
@@ -149,7 +149,7 @@ def ccs(
     Raises:
         Refused: a cut that leaves fewer images than are to stay.
     """
-    options.count("ccs", "bins", bins, 1)
+    bounds.count("ccs", "bins", bins, 1)
     dropped = cut_off("ccs", ccs_cut(keep) if cut is None else cut, keep, len(scores), budget)
     rest = ranking[dropped:]
     bins = min(bins, budget)
@@ -185,7 +185,7 @@ def beta(
     Raises:
         Refused: a negative score, which cannot be a probability.
     """
-    options.positive("beta", "c_d", c_d)
+    bounds.positive("beta", "c_d", c_d)
     if scores.min() < 0:
         raise Refused(
             f"beta: draws in proportion to the score, and there is one of {scores.min():g}. Take dual, el2n, loss."
@@ -268,7 +268,7 @@ def graph_cut(embeddings: Array, budget: int, rng: np.random.Generator, start: R
     With ``s = (1 + cos) / 2``. Exactly greedy; needs no matrix. The value can fall once more than half of the images are taken,
     unless ``coverage`` is at least 2 (Iyer et al. 2021, arXiv 2006.15412).
     """
-    options.number("graph_cut", "coverage", coverage, 0)
+    bounds.number("graph_cut", "coverage", coverage, 0)
     order, chosen = shuffled(len(embeddings), rng, start)
     greedy = GraphCut(unit(embeddings[order]), float(coverage))
     greedy.begin(np.array(chosen, np.int64))
@@ -283,7 +283,7 @@ def log_det(embeddings: Array, budget: int, rng: np.random.Generator, start: Row
     Args:
         ridge: the less, the more a direction that is spanned already counts for nothing.
     """
-    options.number("log_det", "ridge", ridge, 1e-6)
+    bounds.number("log_det", "ridge", ridge, 1e-6)
     order, chosen = shuffled(len(embeddings), rng, start)
     greedy = LogDet(unit(embeddings[order]), float(ridge))
     greedy.begin(np.array(chosen, np.int64))
@@ -318,9 +318,9 @@ def d2(
     Raises:
         Refused: a cut that leaves fewer images than are to stay.
     """
-    options.count("d2", "neighbors", neighbors, 1)
-    options.number("d2", "gamma_forward", gamma_forward, 0)
-    options.number("d2", "gamma_reverse", gamma_reverse, 0)
+    bounds.count("d2", "neighbors", neighbors, 1)
+    bounds.number("d2", "gamma_forward", gamma_forward, 0)
+    bounds.number("d2", "gamma_reverse", gamma_reverse, 0)
     rest = ranking[cut_off("d2", ccs_cut(keep) if cut is None else cut, keep, len(scores), budget) :]
     index, similar = nearest(Cosine(embeddings[rest]), min(neighbors + 1, len(rest)), rng)
     index, distances = index[:, 1:], np.sqrt(np.maximum(4 * (1 - similar[:, 1:]), 0))  # |a - b|^2 = 2 - 2 cos
@@ -411,7 +411,7 @@ def glister(
         step: of the head along one image's gradient: a learning rate over a batch size, 0.1 over 128.
         rounds: how often the gradient is computed anew.
     """
-    options.number("glister", "step", step, 0)
-    options.count("glister", "rounds", rounds, 1)
+    bounds.number("glister", "step", step, 0)
+    bounds.count("glister", "rounds", rounds, 1)
     order = rng.permutation(len(errors))
     return order[descend(Gradients(errors[order], embeddings[order]), labels[order], budget, step, rounds)]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from selection import options
+from selection import bounds
 from selection.gradients import EVERY, Gradients, Index, need_batches, need_products
 from selection.memory import within
 from selection.methods import check_choice
@@ -41,10 +41,10 @@ class Pursuit:
         """Raises:
         Refused: a setting that cannot be.
         """
-        options.number("grad_match", "ridge", self.ridge, 0)
-        options.count("grad_match", "batch", self.batch, 1)
+        bounds.number("grad_match", "ridge", self.ridge, 0)
+        bounds.count("grad_match", "batch", self.batch, 1)
         if self.at_once is not None:
-            options.count("grad_match", "at_once", self.at_once, 1)
+            bounds.count("grad_match", "at_once", self.at_once, 1)
         check_choice(self.by, ("image", "batch"), place="grad_match(by)")
 
     def find(self, errors: Array, embeddings: Array, order: Rows, budget: int) -> tuple[Rows, Floats]:

@@ -29,7 +29,7 @@ _NAMED = {
 
 
 @dataclass(eq=False)
-class Found:
+class Contents:
     """What a file turned out to hold. Rows are LOTUS' own."""
 
     rows: Rows | None = None
@@ -51,7 +51,7 @@ class Asked:
     force: bool
 
 
-def find(path: Path, asked: Asked, images: Images) -> Found:
+def find(path: Path, asked: Asked, images: Images) -> Contents:
     """Rows or scores out of a file of others.
 
     Raises:
@@ -75,7 +75,7 @@ def _chosen(path: Path, columns: Columns, column: str) -> np.ndarray:
     return columns[column]
 
 
-def _by_name(path: Path, columns: Columns, images: Images, asked: Asked) -> Found | None:
+def _by_name(path: Path, columns: Columns, images: Images, asked: Asked) -> Contents | None:
     """A table whose lines name their image, by number or by path; None where they do not."""
     index, names = _pick(columns, "index"), _pick_names(columns)
     if index is None and names is None:
@@ -83,7 +83,7 @@ def _by_name(path: Path, columns: Columns, images: Images, asked: Asked) -> Foun
     if asked.order != "index":
         said = images.say("order", asked.order)
         raise Refused(f"{said}: the lines of {path} name their images themselves. Leave it out.")
-    found = Found()
+    found = Contents()
     rows = _lines_rows(path, index, names, images, found.warnings)
     values, kept = _score(path, columns, asked.column, images), _pick(columns, "kept")
     _check_kind(path, columns, asked.kind, values is not None, images)
@@ -184,7 +184,7 @@ def _check_agree(path: Path, named: list[str], rows: list[int], images: Images) 
 
 
 def _choose(
-    path: Path, found: Found, rows: Rows, stays: npt.NDArray[np.bool_], kind: str, marked: bool, total: int
+    path: Path, found: Contents, rows: Rows, stays: npt.NDArray[np.bool_], kind: str, marked: bool, total: int
 ) -> None:
     """Which images a table keeps, if it says so: by a column ``kept`` (``marked``), or for want of scores.
 
@@ -229,7 +229,7 @@ def _column(path: Path, columns: Columns, images: Images, asked: Asked) -> np.nd
     return meant
 
 
-def _by_number(path: Path, values: np.ndarray, images: Images, asked: Asked) -> Found:
+def _by_number(path: Path, values: np.ndarray, images: Images, asked: Asked) -> Contents:
     """A bare list: rows, a mask, an order, scores, or paths."""
     if values.ndim != 1 or not len(values):
         raise Refused(f"{path}: of shape {values.shape}. Wanted is a list: one number an image, or a row number each.")
@@ -253,16 +253,16 @@ def _by_number(path: Path, values: np.ndarray, images: Images, asked: Asked) -> 
             raise Refused(f"{path}: no order: it does not name each of the {len(values)} images once.")
         place = np.empty(len(values))
         place[values] = np.arange(len(values))
-        return Found(scores=place[images.numbers], told="order, the best last")
+        return Contents(scores=place[images.numbers], told="order, the best last")
     values = _in_order(values, images, asked.order)
     if kind == "mask":
         stays = np.flatnonzero(parsing.truth(path, values))
         if not len(stays):
             raise Refused(f"{path}: a mask that keeps no image.")
-        return Found(rows=stays, told="mask, true = stays")
+        return Contents(rows=stays, told="mask, true = stays")
     scores = parsing.numbers(path, values, "score")
     _check_pair(path, scores, images)
-    return Found(scores=scores, told="scores" if asked.order == "index" else f"scores in the order of {asked.order}")
+    return Contents(scores=scores, told="scores" if asked.order == "index" else f"scores in the order of {asked.order}")
 
 
 def _guess(path: Path, values: np.ndarray, images: Images) -> str:
@@ -334,9 +334,9 @@ def _check_pair(path: Path, found: Floats, images: Images) -> None:
         )
 
 
-def _taken(path: Path, values: np.ndarray, images: Images, kind: str) -> Found:
+def _taken(path: Path, values: np.ndarray, images: Images, kind: str) -> Contents:
     """Images by number or by path, which stay or (``kind="remove"``) go."""
-    found = Found()
+    found = Contents()
     by_path = values.dtype.kind == "U"
     if by_path:
         rows = held.by_path(path, values.tolist(), images, found.warnings)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from selection import options
+from selection import bounds
 from selection.errors import Refused
 from selection.methods import check_choice
 from selection.neighbors import Cosine, assign, kmeans, nearest, slices, unit
@@ -44,8 +44,8 @@ def el2n(error_norm: Array, *, epoch: int = 20, window: int = 1) -> Scores:
         epoch: read at the end of this epoch, counted from 1 (the paper: 20 of 200); the last one of a shorter proxy.
         window: mean over so many epochs that end there. Zheng et al. 2023 on ImageNet: ``epoch=10, window=10``.
     """
-    options.count("el2n", "epoch", epoch, 1)
-    options.count("el2n", "window", window, 1)
+    bounds.count("el2n", "epoch", epoch, 1)
+    bounds.count("el2n", "window", window, 1)
     end = min(epoch, error_norm.shape[1])
     return _mean(error_norm[:, max(0, end - window) : end])
 
@@ -171,14 +171,14 @@ def tdds(kl_step: Array, *, epochs: int | None = None, window: int = 10, decay: 
         Refused: fewer than three epochs, which make fewer than two moves.
     """
     if epochs is not None:
-        options.count("tdds", "epochs", epochs, 3)
-    options.count("tdds", "window", window, 3)
+        bounds.count("tdds", "epochs", epochs, 3)
+    bounds.count("tdds", "window", window, 3)
     if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 < decay < 1:
         raise Refused(f"tdds(decay={decay!r}): a number between 0 and 1 is wanted.")
     moves = kl_step[:, 1:epochs]  # (S, T - 1, N)
     if moves.shape[1] < 2:
         raise Refused(
-            "tdds: compares how a prediction moves, and needs three epochs for that. Run the proxy again with score.epochs=3 or more."
+            "tdds: compares how a prediction moves, and needs three epochs for that. Watch three epochs or more, or take el2n."
         )
     length = min(window - 1, moves.shape[1])
     windows = moves.shape[1] - length + 1
@@ -275,7 +275,7 @@ def ssp(embeddings: Array, labels: Array, *, clusters: int | None = None, seed: 
         seed: of the start of k-means.
     """
     if clusters is not None:
-        options.count("ssp", "clusters", clusters, 1)
+        bounds.count("ssp", "clusters", clusters, 1)
     order = _canonical(embeddings)
     features = unit(embeddings[order])
     count = min(len(features), clusters or len(np.unique(labels)))
@@ -300,7 +300,7 @@ def cal(errors: Array, labels: Array, embeddings: Array, *, neighbors: int = 10,
         neighbors: how many.
         seed: of the lists in which neighbors are looked for where there are more than 20,000 images.
     """
-    options.count("cal", "neighbors", neighbors, 1)
+    bounds.count("cal", "neighbors", neighbors, 1)
     order = _canonical(embeddings)
     index, _ = nearest(Cosine(embeddings[order]), min(neighbors + 1, len(order)), np.random.default_rng(seed))
     p = errors[order].astype(np.float32)
@@ -341,8 +341,8 @@ def zcore(
     """
     for setting, value in (("draws", draws), ("subspaces", subspaces), ("neighbors", neighbors)):
         if value is not None:
-            options.count("zcore", setting, value, 1)
-    options.number("zcore", "exponent", exponent, 0, 16)
+            bounds.count("zcore", setting, value, 1)
+    bounds.number("zcore", "exponent", exponent, 0, 16)
     from sklearn.neighbors import KDTree  # late: a second to import
 
     rng = np.random.default_rng(seed)
@@ -413,17 +413,17 @@ def _in_parts(of: Callable[..., Scores], *watched: Array) -> Scores:
 
 
 def _last(method: str, watched: Array, epochs: int) -> Scores:
-    options.count(method, "epochs", epochs, 1)
+    bounds.count(method, "epochs", epochs, 1)
     return _mean(watched[:, -epochs:])
 
 
 def _over_windows(method: str, watched: Array, window: int, of: Callable[[Scores], Scores]) -> Scores:
     """Mean over seeds and all windows of successive epochs of ``of(window)``; ``of``: (J, N) -> (N,)."""
-    options.count(method, "window", window, 2)
+    bounds.count(method, "window", window, 2)
     seeds, epochs, _ = watched.shape
     if epochs < 2:
         raise Refused(
-            f"{method}: measures how a prediction moves from epoch to epoch, and there is one. Run the proxy again with score.epochs=2 or more, or take el2n."
+            f"{method}: measures how a prediction moves from epoch to epoch, and there is one. Watch two epochs or more, or take el2n."
         )
     length = min(window, epochs)
     starts = range(epochs - length + 1)

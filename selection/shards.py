@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from selection import incoming, options
+from selection import bounds, incoming
 from selection.draws import PICK, QUOTAS
 from selection.errors import Refused
 from selection.facility import Way, represent
@@ -63,9 +63,9 @@ class Sharded:
         Raises:
             Refused: a setting that cannot be.
         """
-        options.number("shards", "keep", self.keep, 0, 1)
-        options.number("shards", "over", self.over, 1)
-        options.count("shards", "shards", self.shards, 0)
+        bounds.number("shards", "keep", self.keep, 0, 1)
+        bounds.number("shards", "over", self.over, 1)
+        bounds.count("shards", "shards", self.shards, 0)
         if not self.keep:
             raise Refused("shards(keep): 0 is no fraction in (0, 1].")
         self.way.check("facility_location")

@@ -94,11 +94,11 @@ def vit(**more: Any) -> nn.Module:
 def trained(guests: Callable[[nn.Module], list[Any]] = lambda model: [], **recipe: Any) -> Callable[[], None]:
     def run() -> None:
         model = vit()
-        wants = tiny.recipe(**{"epochs": EPOCHS, "mixup": 0.4, "cutmix": 1.0, "zero": 0, **recipe})
+        asked = tiny.recipe(**{"epochs": EPOCHS, "mixup": 0.4, "cutmix": 1.0, "zero": 0, **recipe})
         with tempfile.TemporaryDirectory() as folder:
             tiny.train(
                 Path(folder),
-                wants,
+                asked,
                 world=World(device=DEVICE),
                 model=model,
                 guests=guests(model),
@@ -121,8 +121,8 @@ def pruned(**settings: Any) -> Callable[[], None]:
 
 def gated(**settings: Any) -> Callable[[nn.Module], list[Any]]:
     def make(model: nn.Module) -> list[Any]:
-        wants = Sparsity.model_validate({"start": 0.1, "lr": 0.1, **settings})
-        gates = Gates(model, wants, target=0.5, device=DEVICE)
+        asked = Sparsity.model_validate({"start": 0.1, "lr": 0.1, **settings})
+        gates = Gates(model, asked, target=0.5, device=DEVICE)
         return [Gating(gates), EarlyBird(gates)]
 
     return make

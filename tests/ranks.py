@@ -1,4 +1,4 @@
-"""Two processes that are the two ranks of one training."""
+"""Two processes that are the two ranks of one training, and launchers that start them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def two_ranks(
@@ -34,6 +36,32 @@ def two_ranks(
             process.kill()
     assert [process.returncode for process in ranks] == [0, 0], spoken
     return spoken
+
+
+def launched(launcher: str, *words: str, home: Path = ROOT) -> subprocess.Popen[str]:
+    """A launcher (``torchrun``, ``deepspeed``) at work in ``home``, on the CPU; what it says is in its ``stdout``."""
+    bins = Path(sys.executable).parent
+    shared = {
+        **os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo",
+        "PATH": f"{bins}:{os.environ['PATH']}",
+    }  # fmt: skip
+    return subprocess.Popen(
+        [str(bins / launcher), *words],
+        cwd=home,
+        env=shared,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def heard(started: Sequence[subprocess.Popen[str]], timeout: float = 300) -> list[str]:
+    """What each of ``started`` says until its end; none is left."""
+    try:
+        return [process.communicate(timeout=timeout)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
 
 
 def one_of_two(rank: int, port: int) -> dict[str, str]:

@@ -24,7 +24,8 @@ from lotus.vit.model import create
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
-    "train_step.py": ["--tiny"],
+    "train_step.py": ["--tiny", "--evaluate"],
+    "engine.py": ["--out", "OUT", "--tiny", "--parts", "help"],
     "optimizer_step.py": ["--tiny"],
     "neighbor.py": ["--tiny"],
     "scale.py": ["--out", "OUT", "--tiny", "--only", "prepare", "shards"],

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from lotus import cli
 from lotus.cli import main, notices_as_they_are
 from lotus.config import Config, read, shipped
 from lotus.stages import STAGES
@@ -156,3 +157,17 @@ def test_a_config_that_is_shipped_is_found_from_any_folder(
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "imagefolder.yaml").write_text("seed: 7\n")
     assert read("configs/imagefolder.yaml").seed == 7, "one's own comes first"
+
+
+def test_on_a_terminal_each_slow_import_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    for name in ("torch", "timm"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with cli._FirstWord():
+        finder = sys.meta_path[0]
+        for name in ("torch", "json", "torch", "timm.models", "timm", "timm"):
+            assert finder.find_spec(name, None) is None
+        assert finder not in sys.meta_path
+    assert capsys.readouterr().err.splitlines() == ["lotus: importing torch", "lotus: importing timm"]

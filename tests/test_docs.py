@@ -160,8 +160,8 @@ def test_a_way_to_prune_is_added() -> None:
     from lotus.stages.cut import Cut
 
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3)
-    wants = read(None, ["prune.method={name: narrowest, part: 0.25}"]).prune
-    way, options = ways.chosen(wants, [shelf("narrowest")])
+    settings = read(None, ["prune.method={name: narrowest, part: 0.25}"]).prune
+    way, options = ways.chosen(settings, [shelf("narrowest")])
     making = way.make(types.SimpleNamespace(model=model.eval()), **options)
     try:
         next(making)

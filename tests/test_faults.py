@@ -23,7 +23,7 @@ from lotus.config import read
 from lotus.events import Evaluated
 from lotus.stages.fit import check_sound
 from lotus.stages.shelf import run_of
-from selection import files
+from selection import atomic_files
 from selection.errors import Refused
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,13 +50,13 @@ class Disk:
     def __init__(self, below: Path) -> None:
         self._below = below.resolve()
         self.lost: list[str] = []
-        self._lasts: dict[tuple[int, int], tuple[int, int]] = {}
+        self.lasts: dict[tuple[int, int], tuple[int, int]] = {}
         self._names: dict[Path, str] = {}
         self._real = os.fsync, os.replace
 
     def fsync(self, handle: Any) -> None:
         about = os.fstat(handle)
-        self._lasts[about.st_dev, about.st_ino] = about.st_size, about.st_mtime_ns
+        self.lasts[about.st_dev, about.st_ino] = about.st_size, about.st_mtime_ns
         if stat.S_ISDIR(about.st_mode):
             self._names.pop(Path(os.readlink(f"/proc/self/fd/{handle}")), None)
         self._real[0](handle)
@@ -67,7 +67,7 @@ class Disk:
             return self._real[1](new, path, **named)
         for file in [new, *new.rglob("*")] if new.is_dir() else [new]:
             about = file.lstat()
-            known = self._lasts.get((about.st_dev, about.st_ino))
+            known = self.lasts.get((about.st_dev, about.st_ino))
             if stat.S_ISREG(about.st_mode) and about.st_nlink == 1 and known != (about.st_size, about.st_mtime_ns):
                 self.lost.append(f"{path}: {file} came to its name before it would last")
         self._real[1](new, path, **named)
@@ -107,7 +107,7 @@ def told(folder: Path) -> dict[str, bytes]:
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the name of a folder")
 def test_a_power_cut_finds_whole_files_alone(trained: Path, disk: Disk) -> None:
     assert (trained / "finetune" / "model.safetensors").is_file()
-    assert len(disk._lasts) > 20
+    assert len(disk.lasts) > 20
     assert disk.left() == []
 
 
@@ -229,13 +229,37 @@ def test_a_report_where_something_is_of_the_wrong_kind_or_nothing_may_be_written
     assert main(["report", str(folder)]) == 0, "what it does not need, or can do without"
 
 
+@pytest.mark.parametrize(
+    ("code", "cure"),
+    [
+        (errno.ENOSPC, "Make room there"), (errno.EROFS, "Give this user the right to it"), (errno.EACCES, "Give this user the right to it"),
+        (errno.EIO, "See to that disk"), (errno.ENOENT, None),
+    ],
+)  # fmt: skip
+def test_a_disk_that_refuses_any_call_is_named_and_a_fault_of_ours_is_none_of_its(
+    code: int, cure: str | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def strikes(*_: Any) -> int:
+        raise OSError(code, os.strerror(code), "runs/digits/pareto.json")
+
+    monkeypatch.setattr("lotus.cli.config.settings", strikes)
+    if cure is None:
+        with pytest.raises(FileNotFoundError):
+            main(["config"])
+        return
+    assert main(["config"]) == 2
+    says = capsys.readouterr().err
+    assert f"lotus: runs/digits/pareto.json: {os.strerror(code)}. {cure}" in says
+    assert "same command goes on" in says
+
+
 def test_the_disk_fills_in_the_middle_of_an_epoch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The log has no room, a checkpoint has: it is saved, and the same command goes on to what an unbroken run leaves."""
     words = [*WORDS, "train.batch_size=16"]
     assert main(["train", *words, f"folder={tmp_path / 'whole'}"]) == 0
-    real, lines = files.append, [0]
+    real, lines = atomic_files.append, [0]
 
     def full(path: Any, line: str, cure: str = "") -> None:
         lines[0] += '"step"' in line and '"train"' in line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Set
@@ -185,6 +186,64 @@ def test_what_another_module_uses_has_no_leading_underscore() -> None:
                 )
 
 
+TWICE = {
+    "compare": {"lotus.cli.compare", "lotus.report.compare"},
+    "config": {"lotus.cli.config", "lotus.config"},
+    "export": {"lotus.export", "lotus.stages.export"},
+    "inspect": {"lotus.cli.inspect", "lotus.inspect"},
+    "predict": {"lotus.cli.predict", "lotus.predict"},
+    "prune": {"lotus.cli.prune", "lotus.stages.prune"},
+    "report": {"lotus.report", "lotus.stages.report"},
+    "run": {"lotus.cli.run", "lotus.run"},
+    "select": {"lotus.cli.select", "lotus.stages.select"},
+    "ticket": {"lotus.cli.ticket", "lotus.ticket"},
+}
+"""One name, one thing: a verb of the command line, or a stage, may be called as what does its work."""
+
+
+def test_one_name_one_thing() -> None:
+    found: dict[str, set[str]] = {}
+    for name in MODULES:
+        if name.split(".")[0] != "tools":  # each of which is a verb
+            found.setdefault(name.rpartition(".")[2], set()).add(name)
+    assert {stem: names for stem, names in found.items() if len(names) > 1} == TWICE
+
+
+@pytest.mark.parametrize("stem", TWICE)
+def test_what_stands_twice_is_a_verb_or_a_stage(stem: str) -> None:
+    rooms = {"lotus.cli": f'verb\\(\\s*"{stem}"', "lotus.stages": f'Stage\\(\\s*"{stem}"'}
+    doors = {name for name in TWICE[stem] if name.rpartition(".")[0] in rooms}
+    assert len(TWICE[stem] - doors) <= 1, "two that do work"
+    for name in doors:
+        assert re.search(rooms[name.rpartition(".")[0]], MODULES[name].read_text(encoding="utf-8")), name
+
+
+HELPS = {"lotus.stages.proxy": "score", "lotus.stages.shrinking": "train", "lotus.stages.structured": "prune"}
+"""Modules that do a part of one stage's work."""
+
+
+def test_no_stage_is_known_by_name() -> None:
+    """What is asked of a run's stages goes by what they say of themselves: one of a user's own is equal to ours everywhere. A
+    stage's own file may name those that it reads."""
+    from lotus.stages import STAGES
+
+    asked = {"of", "record", "plan", "work", "settings", "made_from", "outputs", "after", "why"}
+    stages = {stage.name for stage in STAGES}
+    own = {f"lotus.stages.{name}" for name in stages} | set(HELPS)
+    for name in MODULES.keys() - own:
+        for node in ast.walk(parsed(name)) if not name.startswith(PAPERS) else ():
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in asked
+                and node.args
+            ):
+                said, where = node.args[0], ast.unparse(node.func.value)
+                assert not (isinstance(said, ast.Constant) and said.value in stages and where.endswith("run")), (
+                    f"{name}: {ast.unparse(node)}"
+                )
+
+
 @pytest.mark.parametrize("package", DOORS)
 def test_a_heavy_package_has_one_door(package: str) -> None:
     users = {name for name in MODULES if any(other.split(".")[0] == package for other in imports(name))}
@@ -202,7 +261,7 @@ def test_help_and_selection_load_nothing_heavy() -> None:
         "import sys, lotus, lotus.cli, selection.lottery, selection.scores, selection.pickers\n"
         "try: lotus.cli.main(['run', '--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'timm', 'deepspeed', 'ffcv', 'sklearn', 'numba'} & set(sys.modules)\n"
+        "heavy = {'torch', 'timm', 'deepspeed', 'ffcv', 'sklearn', 'numba', 'pydantic'} & set(sys.modules)\n"
         "sys.exit(f'loaded: {sorted(heavy)}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

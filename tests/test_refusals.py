@@ -20,11 +20,11 @@ def test_every_refusal_has_its_entry_but_those_that_pass_on_the_words_of_another
     for top in ("selection", "lotus"):
         for file in sorted((ROOT / top).rglob("*.py")):
             source = file.read_text(encoding="utf-8")
-            module = refusals.Module(source)
+            module = refusals.module(file)
             sites += source.count("Refused(")
-            told = list(module.sites())
+            told = module.sites
             own = [call for call, _ in told if any(map(_sentence, ast.walk(call.args[0])))]
-            texts = list(module.messages())
+            texts = module.messages
             assert not own or texts, file
             for call in own:
                 words = [word for node in ast.walk(call.args[0]) if (word := _sentence(node))]
@@ -51,6 +51,6 @@ def opened(path, deep):
         raise broken("it is gone")
     raise Refused(f"{path.name}: {len(rows)} rows. " + cure)
 """
-    assert sorted(refusals.Module(source).messages()) == [
+    assert sorted(refusals.Module(source).messages) == [
         "FILE: it is gone. Run prepare.", "NAME: ROWS rows. Make it.", "NAME: ROWS rows. Put it back."
     ]  # fmt: skip

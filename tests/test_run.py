@@ -68,13 +68,15 @@ def test_pictures_that_come_or_go_are_noticed(tmp_path: Path) -> None:
 def test_own_methods_that_change_are_noticed(tmp_path: Path) -> None:
     """By the stages that call one of them: the others stay done."""
     stages = ("prepare", "score", "select", "baseline", "train", "prune", "finetune", "export")
-    wants = {"select": {"keep": 0.5, "score": "mine"}, "train": {"dynamic": "mine_too"}}
+    request = {"select": {"keep": 0.5, "score": "mine"}, "train": {"dynamic": "mine_too"}}
     own, other = tmp_path / "own.py", tmp_path / "other.py"
     own.write_text("def mine(loss): return loss[0, -1]\n")
     other.write_text("def mine_too(labels): return labels\n")
 
     def run(*files: Path, **settings: object) -> Run:
-        return Run(make(tmp_path, **{**wants, **settings}).config, STAGES, load_shelves([str(file) for file in files]))
+        return Run(
+            make(tmp_path, **{**request, **settings}).config, STAGES, load_shelves([str(file) for file in files])
+        )
 
     do(run(own, other), *stages)
     assert [name for name in stages if run(own, other).why(name)] == []
@@ -335,10 +337,10 @@ def test_the_baseline_is_read_by_the_training_that_asks_it(tmp_path: Path) -> No
 
 def test_a_soup_depends_on_the_recipe_that_it_trains_by(tmp_path: Path) -> None:
     for method, why in (("soup", "finetune.lr: 0.001 -> 0.5"), ("unstructured", None)):
-        wants = {"prune": {"method": method, "keep": {"weights": 0.5}}}
-        run = make(tmp_path / method, **wants, finetune={"lr": 0.001})
+        request = {"prune": {"method": method, "keep": {"weights": 0.5}}}
+        run = make(tmp_path / method, **request, finetune={"lr": 0.001})
         do(run, "prepare", "score", "select", "train", "prune")
-        assert make(tmp_path / method, **wants, finetune={"lr": 0.5}).why("prune") == why
+        assert make(tmp_path / method, **request, finetune={"lr": 0.5}).why("prune") == why
 
 
 def test_a_training_without_gates_does_not_depend_on_the_budget(tmp_path: Path) -> None:

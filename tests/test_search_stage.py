@@ -12,7 +12,7 @@ from in_process import lotus
 
 from lotus import load, stages
 from lotus.config import Config, read
-from lotus.stages import checks, search
+from lotus.stages import checks, width_search
 from selection.errors import Refused
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -94,7 +94,7 @@ def test_a_budget_in_rounds_is_that_of_the_dense_model(tmp_path: Path) -> None:
 def test_a_recovery_takes_its_steps_from_a_small_ticket_too(steps: int, batch: int, images: int) -> None:
     from lotus.data.sample_plan import SamplePlan
 
-    passes, each = search.passes_for(steps, batch, images)
+    passes, each = width_search.passes_for(steps, batch, images)
     assert each <= images
     taken = passes * SamplePlan(np.arange(each), batch_size=batch).steps()
     assert steps <= taken < steps + passes
@@ -215,13 +215,13 @@ def test_a_budget_of_latency_is_searched_and_drawn_in_sizes(tmp_path: Path, way:
 def test_held_out_images_are_those_that_nothing_was_trained_on() -> None:
     rng = np.random.default_rng(0)
     ticket, calibration = np.arange(0, 80), np.arange(0, 40)
-    rows = search.held_out(ticket, 100, calibration, 20, rng)
+    rows = width_search.held_out(ticket, 100, calibration, 20, rng)
     assert set(rows) == set(range(80, 100))
-    rows = search.held_out(ticket, 100, calibration, 30, rng)
+    rows = width_search.held_out(ticket, 100, calibration, 30, rng)
     assert set(rows) > set(range(80, 100))
     assert len(rows) == len(set(rows)) == 30
     assert not set(rows) & set(calibration)
-    rows = search.held_out(np.arange(50), 50, np.arange(50), 30, rng)  # nothing else is there
+    rows = width_search.held_out(np.arange(50), 50, np.arange(50), 30, rng)  # nothing else is there
     assert len(rows) == 30
 
 
@@ -319,7 +319,7 @@ def test_macs_at_equal_accuracy_stand_beside_a_rival() -> None:
         "rows": [{"name": "70 %", "macs": 2_904_000.0, "worse": 0.04, "top1": 97.0}, {"name": "40 %", "macs": 1_452_000.0, "worse": 0.5, "top1": 91.0}],
         "equal": {"top1": 96.25, "macs": 2_420_000.0, "macs_same_metric": None},
     }  # fmt: skip
-    section = search.compared(found)
+    section = width_search.compared(found)
     assert section is not None
     assert section.title == "Beside CP-ViT"
     assert ("70 %", "2.9 M", "80 %", "97.00", "0.0400") in section.rows
@@ -329,5 +329,5 @@ def test_macs_at_equal_accuracy_stand_beside_a_rival() -> None:
         in section.text
     )
     assert "at the same divergence CP-ViT has no MACs to compare with" in section.text
-    assert search.compared({}) is None
-    assert search.compared({key: found[key] for key in ("kind", "chosen")}) is None
+    assert width_search.compared({}) is None
+    assert width_search.compared({key: found[key] for key in ("kind", "chosen")}) is None

@@ -177,12 +177,3 @@ def test_quantiles_carry_names(there, capsys, tmp_path):
     assert f"lowest {scores[-9]:.4g}, 25 % " in page
     assert f"median {np.median(scores[:-9]):.4g}, 75 % " in page
     assert f"highest {scores[-1]:.4g}" in page
-
-
-def test_no_torch_is_loaded(there):
-    code = (
-        "import sys\nfrom lotus.cli import main\n"
-        f"code = main(['select', {str(there / 'emb.npy')!r}, '--pick', 'k_center', '--keep', '0.1', '--json'])\n"
-        "sys.exit(code or ('torch' in sys.modules))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0

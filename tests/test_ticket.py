@@ -367,13 +367,15 @@ def test_a_picture(run, capsys, ending, tmp_path):
         assert tree.fromstring(text).tag.endswith("svg")
 
 
-def test_a_ticket_is_pictured_as_it_is_drawn_without_torch(run, tmp_path):
-    """What `lotus ticket show` draws of it, with the images of the run in whose folder the signals lie."""
-    code = "import sys; from lotus.cli import main; main(sys.argv[1:]); sys.exit(int('torch' in sys.modules))"
+def pictured(run, to):
     words = ["select", str(run / "signals.npz"), "--score", "el2n", "--pick", "k_center", "--keep", "0.5"]
-    words += ["--no-balance", "--floor", "0.5", "--out", str(tmp_path / "t.npz"), "--picture", str(tmp_path / "p.svg")]
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    return [*words, "--no-balance", "--floor", "0.5", "--out", str(to / "t.npz"), "--picture", str(to / "p.svg")]
+
+
+def test_a_ticket_is_pictured_as_it_is_drawn(run, tmp_path):
+    """What `lotus ticket show` draws of it, with the images of the run in whose folder the signals lie."""
+    words = pictured(run, tmp_path)
+    assert main(words) == 0
     text = (tmp_path / "p.svg").read_text()
     assert text.count("data:image/png") == 29
     assert "Where the images lie" in text
@@ -479,7 +481,7 @@ def test_a_ticket_is_there_though_its_picture_is_not(run, tmp_path, monkeypatch)
     def no(*_):
         raise Refused("picture: no. None.")
 
-    monkeypatch.setattr("lotus.report.ticket.draw", no)
+    monkeypatch.setattr("lotus.report.ticket_picture.draw", no)
     words = ["select", str(run / "signals.npz"), "--score", "el2n", "--pick", "ccs", "--keep", "0.4"]
     assert main([*words, "--out", f"{tmp_path}/t.npz", "--picture", f"{tmp_path}/p.png"]) == 2
     assert len(Subset.load(tmp_path / "t.npz"))
@@ -497,7 +499,21 @@ def test_an_exported_list_is_not_written_over_by_a_manifest(run, tmp_path, capsy
 
 
 def test_selecting_and_tickets_load_no_torch(run, tmp_path):
+    np.save(tmp_path / "emb.npy", np.random.default_rng(0).normal(size=(90, 5)).astype(np.float32))
+    (tmp_path / "other").mkdir()
     words = [
+        [
+            "select",
+            f"{tmp_path}/emb.npy",
+            "--pick",
+            "k_center",
+            "--keep",
+            "0.1",
+            "--out",
+            f"{tmp_path}/k.npz",
+            "--json",
+        ],
+        pictured(run, tmp_path / "other"),
         [
             "select",
             f"{run}/signals.npz",

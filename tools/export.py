@@ -2,7 +2,7 @@
 
 import sys
 
-from lotus.cli import main
+from lotus.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main(["export", *sys.argv[1:]]))
+    program(["export", *sys.argv[1:]])

@@ -2,7 +2,7 @@
 
 import sys
 
-from lotus.cli import main
+from lotus.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main(["prepare", *sys.argv[1:]]))
+    program(["prepare", *sys.argv[1:]])

@@ -7,6 +7,7 @@ table of rules has an entry, under what it speaks of: its message, and its cure.
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import textwrap
 from collections.abc import Iterator
@@ -65,8 +66,14 @@ def refusals() -> Iterator[tuple[str, str]]:
     for top in ("selection", "lotus", "tools"):
         for file in sorted((ROOT / top).rglob("*.py")):
             name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
-            for text in Module(file.read_text(encoding="utf-8")).messages():
+            for text in module(file).messages:
                 yield name, text
+
+
+@functools.cache
+def module(file: Path) -> Module:
+    """That of a file, which is read once."""
+    return Module(file.read_text(encoding="utf-8"))
 
 
 class Module:
@@ -78,7 +85,8 @@ class Module:
         self._calls = [node for node in ast.walk(self._tree) if isinstance(node, ast.Call)]
         self._top = self._assigned([node for node in self._tree.body if isinstance(node, ast.Assign)])
 
-    def sites(self) -> Iterator[tuple[ast.Call, ast.FunctionDef | None]]:
+    @functools.cached_property
+    def sites(self) -> list[tuple[ast.Call, ast.FunctionDef | None]]:
         """Each ``Refused(...)``, with the function that it is in."""
 
         def walk(node: ast.AST, inside: ast.FunctionDef | None) -> Iterator[tuple[ast.Call, ast.FunctionDef | None]]:
@@ -88,15 +96,14 @@ class Module:
             for child in ast.iter_child_nodes(node):
                 yield from walk(child, inside)
 
-        return walk(self._tree, None)
+        return list(walk(self._tree, None))
 
-    def messages(self) -> Iterator[str]:
+    @functools.cached_property
+    def messages(self) -> list[str]:
         """What they say; those that pass on another's words say nothing of their own."""
-        for call, inside in self.sites():
-            for text in self._texts(call.args[0], inside, ())[:_MOST]:
-                text = re.sub(r"\s+", " ", text).strip()
-                if re.search(r"[a-z]{3}", text):
-                    yield text
+        told = (self._texts(call.args[0], inside, ())[:_MOST] for call, inside in self.sites)
+        texts = (re.sub(r"\s+", " ", text).strip() for one in told for text in one)
+        return [text for text in texts if re.search(r"[a-z]{3}", text)]
 
     def _texts(self, node: ast.expr, inside: ast.FunctionDef | None, seen: tuple[str, ...]) -> list[str]:
         """The texts that an expression may be."""

@@ -2,7 +2,7 @@
 
 import sys
 
-from lotus.cli import main
+from lotus.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main(["report", *sys.argv[1:]]))
+    program(["report", *sys.argv[1:]])

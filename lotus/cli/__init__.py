@@ -16,11 +16,22 @@ from collections.abc import Iterator, Sequence
 from importlib.abc import MetaPathFinder
 from typing import Any, NoReturn
 
-from lotus.cli import compare, config, inspect, look, plan, predict, prune, run, select, ticket
+from lotus.cli import compare, config, inspect, look, planning, predict, prune, run, select, ticket
 from lotus.cli.shared import Action, tell
 from lotus.watch import STOPPED, Lost
+from selection.atomic_files import disk_faults_refused
 from selection.errors import Notice, Refused
 from selection.methods import nearest
+
+
+def program(arguments: Sequence[str] | None = None) -> NoReturn:
+    """:func:`main` as a whole process."""
+    code = main(arguments)
+    if "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized():
+        from lotus.training import distributed
+
+        distributed.leave(code)
+    sys.exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options is None:
         options = _parse(parser, words)
     try:
-        with _terminated_like_interrupted(), notices_as_they_are(), _FirstWord():
+        with _terminated_like_interrupted(), notices_as_they_are(), _FirstWord(), disk_faults_refused():
             return options.verb(options)
     except Refused as refusal:
         return _told(refusal, 2)
@@ -46,10 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _FirstWord(MetaPathFinder):
-    """Says on a terminal that torch is being imported, which takes seconds: before it nothing would be heard. Finds nothing."""
+    """Says on a terminal what is being imported that takes seconds: else nothing would be heard meanwhile. Finds nothing."""
+
+    def __init__(self) -> None:
+        self._slow = [name for name in ("torch", "timm") if name not in sys.modules]
 
     def __enter__(self) -> None:
-        if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0" and "torch" not in sys.modules:
+        if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0" and self._slow:
             sys.meta_path.insert(0, self)
 
     def __exit__(self, *fault: object) -> None:
@@ -57,9 +71,11 @@ class _FirstWord(MetaPathFinder):
             sys.meta_path.remove(self)
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        if name == "torch":
+        if name in self._slow:
+            self._slow.remove(name)
+            tell(f"lotus: importing {name}", file=sys.stderr)
+        if not self._slow:
             self.__exit__()
-            tell("lotus: importing torch", file=sys.stderr)
 
 
 def _let_threads_sleep() -> None:
@@ -124,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(verb=action)
         return added
 
-    for group in (run, plan, prune, predict, select, ticket, inspect, look, compare, config):
+    for group in (run, planning, prune, predict, select, ticket, inspect, look, compare, config):
         group.add(verb)
     run.add_stages(verb, taken=tuple(verbs.choices))
     return parser

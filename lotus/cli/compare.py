@@ -25,7 +25,7 @@ def _compare(options: argparse.Namespace) -> int:
     from lotus.report import compare
     from lotus.report.terminal import table
     from lotus.stages import run_of
-    from selection import files
+    from selection import atomic_files
 
     shelves, rows = load_shelves(options.shelves), []
     for name in options.folders:
@@ -37,7 +37,7 @@ def _compare(options: argparse.Namespace) -> int:
             run.check_file(run.results)
         rows.append(compare.read(folder, run.stages))
     if options.html:
-        files.write_text(options.html, compare.page(rows))
+        atomic_files.write_text(options.html, compare.page(rows))
     if options.json:
         print(json.dumps([one._asdict() | {"standard_error": one.error} for one in rows]))
     else:

@@ -37,7 +37,7 @@ def add(verb: Verbs) -> None:
 
 def _inspect(options: argparse.Namespace) -> int:
     from lotus import ticket
-    from lotus.data import threads
+    from lotus.data import cores
     from lotus.data.dataset import open_data
     from lotus.inspect import findings
 
@@ -48,7 +48,7 @@ def _inspect(options: argparse.Namespace) -> int:
         raise Refused(f"{options.data}: there are no pictures to look at. Give a folder of them, a config or a run.")
     train, val = open_data(behind.settings.data, shelves, learned=False)
     found = findings.inspect(
-        train, val, recorded=_margins(behind), model=options.model, most=options.most, workers=threads.count(),
+        train, val, recorded=_margins(behind), model=options.model, most=options.most, workers=cores.count(),
         root=behind.settings.data.path if train.root else "",
         say=lambda text: tell(f"{text} ...", file=sys.stderr),
     )  # fmt: skip
@@ -90,14 +90,14 @@ def _margins(behind: Data) -> npt.NDArray[np.floating] | None:
 
 def _write(out: Path, found: Findings, told: dict[str, Any], title: str) -> None:
     from lotus import files
-    from lotus.inspect import page
+    from lotus.inspect import findings_page
 
     names = told["delete"]
     if odd := next((name for name in names if "\n" in name), None):
         raise Refused(f"{odd!r}: a name with a line break cannot stand on a list. Rename it.")
     files.write_json(out / "inspect.json", told)
     files.write_bytes(out / "delete.txt", "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape"))
-    files.write_text(out / "inspect.html", page.render(found, title, len(names)))
+    files.write_text(out / "inspect.html", findings_page.render(found, title, len(names)))
 
 
 def _tell(out: Path, found: Findings, told: dict[str, Any]) -> None:

@@ -13,13 +13,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from lotus.cli.plan import keep_plan, plan_told, settled
+from lotus.cli.planning import keep_plan, plan_told, settled
 from lotus.cli.shared import Verbs, load_shelves, overrides, tell, with_files
 from selection.errors import Refused
 
 if TYPE_CHECKING:
     from lotus.config import Config
     from lotus.events import Event
+
+STAGES = ("prepare", "score", "select", "baseline", "train", "prune", "finetune", "export", "report")
+"""Names of ``lotus.stages.STAGES``, written down since to import those takes a third of a second, which no verb's help needs."""
 
 
 def add(verb: Verbs) -> None:
@@ -40,12 +43,10 @@ def add(verb: Verbs) -> None:
 
 def add_stages(verb: Verbs, taken: Sequence[str]) -> None:
     """A verb for each stage whose name is not ``taken``."""
-    from lotus.stages import STAGES
-
     for stage in STAGES:
-        if stage.name not in taken:
-            added = verb(stage.name, f"run the stages up to {stage.name!r} that are not done yet", run)
-            run_options(added, until=stage.name)
+        if stage not in taken:
+            added = verb(stage, f"run the stages up to {stage!r} that are not done yet", run)
+            run_options(added, until=stage)
 
 
 def run_options(parser: argparse.ArgumentParser, until: str | None, config: str | None = None) -> None:
@@ -159,7 +160,7 @@ def _finetune(options: argparse.Namespace) -> int:
     asks = any(
         re.match(r"\s*((prune|train\.shrink|budget)\b|train\.teacher\s*=\s*uncut)", word) for word in options.overrides
     )
-    lines = given.told(weights, again=asks)
+    lines = given.notes(weights, again=asks)
     for line in lines:
         tell(line)
     as_it_is = given.AS_IT_IS if lines and not asks else ()

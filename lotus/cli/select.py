@@ -85,7 +85,7 @@ def _select(options: argparse.Namespace) -> int:
         return 0
     given = _given(options, asked, shelves)
     signals, asked = given.signals, _fitting(options, asked, given.signals)
-    wants = lottery.Wants(
+    request = lottery.Request(
         score=asked.score,
         pick=asked.pick,
         keep=asked.keep,
@@ -95,7 +95,7 @@ def _select(options: argparse.Namespace) -> int:
         start=Subset.load(options.start) if options.start else None,
         max_memory=gigabytes(options.max_memory, "--max-memory") if options.max_memory else None,
     )
-    drawn = lottery.draw(signals, wants, shelves, _places(options))
+    drawn = lottery.draw(signals, request, shelves, _places(options))
     told = [
         *given.told,
         *([f"embeddings: {options.signals}"] if options.features else []),
@@ -103,7 +103,7 @@ def _select(options: argparse.Namespace) -> int:
     ]
     if options.picture:
         from lotus import ticket
-        from lotus.report import ticket as picture
+        from lotus.report import ticket_picture as picture
 
         picture.write(options.picture, drawn.subset, ticket.recorded(options.signals, drawn.subset, shelves, given))
     _tell(options, asked, signals, drawn, told)
@@ -167,11 +167,11 @@ def _fitting(options: argparse.Namespace, asked: _Asked, signals: Signals) -> _A
     missing = picks.get(asked.pick["name"], set()) - here
     if missing:
         lacks = "a score" if missing == {"scores", "ranking"} else ", ".join(sorted(missing))
-        scorers = [name for name, wants in own.items() if wants <= here]
+        scorers = [name for name, needed in own.items() if needed <= here]
         first = "" if scored else f" Or score them first: --score {', '.join(scorers)}."
         raise Refused(
             f"--pick: {asked.pick['name']!r} reads {lacks}, and {options.signals} has {', '.join(signals.known)}. Take one of: "
-            f"{', '.join(name for name, wants in picks.items() if wants <= here)}.{first}"
+            f"{', '.join(name for name, needed in picks.items() if needed <= here)}.{first}"
         )
     return asked._replace(score={**asked.score, "name": "given"}) if scored else asked
 
@@ -219,10 +219,10 @@ def _places(options: argparse.Namespace) -> Places:
 
 def _check_outputs(options: argparse.Namespace) -> None:
     """Before the work: whether all can be written."""
-    from selection import exchange, files
+    from selection import atomic_files, exchange
 
     if options.out:
-        files.check(options.out)
+        atomic_files.check(options.out)
         if Path(options.out).suffix in LISTS:
             exchange.check(options.out)
             if Path(options.out).exists():
@@ -230,7 +230,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
         else:
             refuse_to_replace(Path(options.out))
     if options.picture:
-        from lotus.report import ticket as picture
+        from lotus.report import ticket_picture as picture
 
         picture.check(options.picture)
 

@@ -107,7 +107,7 @@ def _ticket_show(options: argparse.Namespace) -> int:
     )
     told = exchange.describe(subset)
     if options.picture:
-        from lotus.report import ticket as picture
+        from lotus.report import ticket_picture as picture
 
         picture.write(options.picture, subset, data)
     if options.json:

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import ConfigDict, ValidationError, create_model
 
+from lotus.config.faults import sentence
 from lotus.config.section import Section
-from lotus.config.told import told
 from selection import methods
 from selection.errors import Refused
 
@@ -36,12 +36,12 @@ def options(
     try:
         made = create_model("Options", __base__=_Options, **fields).model_validate(dict(given))
     except ValidationError as error:
-        raise Refused("\n".join(dict.fromkeys(_told(fault, place) for fault in error.errors()))) from None
+        raise Refused("\n".join(dict.fromkeys(_sentence(fault, place) for fault in error.errors()))) from None
     return {name: getattr(made, name) for name in fields}
 
 
-def _told(fault: Mapping[str, Any], place: str) -> str:
+def _sentence(fault: Mapping[str, Any], place: str) -> str:
     where = ".".join((place, *map(str, fault["loc"])))
     if fault["type"] == "missing":
         return f"{where}: has no default. Set it."
-    return told(fault, where)
+    return sentence(fault, where)

@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
-from lotus.config.budget import Budget
 from lotus.config.recipes import Finetune, Recipe, Train
 from lotus.config.request import Prune
 from lotus.config.rules import BLURS
 from lotus.config.section import BriefMethod, Fraction, Method, MethodOf, Section, by_name
-from selection.files import digest
+from lotus.config.training_budget import Budget
+from selection.atomic_files import digest
 from selection.lottery import DEFAULT_PICK, DEFAULT_SCORE
 from selection.memory import gigabytes
 
@@ -59,6 +59,8 @@ class Data(Section):
     """auto takes FFCV where it is installed, else the plain torch loader, with a warning."""
     workers: int = Field(0, ge=0)
     """Threads that decode; 0: as many as this process may use."""
+    keep_decoded: bool = True
+    """A training keeps JPEG images decoded in memory once they are read, where all of a file's take at most half of what is free."""
 
 
 class Model(Section):
@@ -125,6 +127,10 @@ class Score(Recipe):
     2 bytes an image and class in signals.npz, twice that in memory meanwhile. Turn off for many images of many classes."""
     guests: tuple[BriefMethod, ...] = ()
     """Guests of lotus/training/guest_shelf.py, or of your own, that join this training alone (docs/training.md)."""
+
+    @property
+    def own_schedule(self) -> bool:
+        return self.proxy != "linear_probe"  # whose heads go by our own schedules alone
 
 
 # A few thousand steps on features whose every dimension has mean 0 and variance 1.

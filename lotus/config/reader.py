@@ -14,10 +14,10 @@ from pydantic import BaseModel, ValidationError
 
 from lotus import yaml_safe
 from lotus.config import rules
+from lotus.config.faults import one_of_each, sentence
 from lotus.config.page import Config, OneCut
 from lotus.config.request import Keep, Prune
 from lotus.config.section import Method, Section, is_number
-from lotus.config.told import one_of_each, told
 from selection.errors import Notice, Refused
 from selection.methods import nearest
 
@@ -192,9 +192,9 @@ def _fault(fault: Mapping[str, Any], place: str) -> str:
     where = _where(fault["loc"])
     if fault["type"] == "rule":
         row, value = fault["ctx"]["row"], fault["ctx"]["value"]
-        return f"{rules.join(where, row.place) or place}: {row.told(value, where)}."
+        return f"{rules.join(where, row.place) or place}: {row.sentence(value, where)}."
     now = _now(where, fault["input"])
-    said = told(fault, where or place)
+    said = sentence(fault, where or place)
     return said if now is None else f"{said.partition(' Did you mean ')[0]} That is called {now!r} now."
 
 

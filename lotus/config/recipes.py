@@ -64,6 +64,11 @@ class Patches(Section):
     ramp: float = Field(0, ge=0, le=1)
     """Fraction of the training, after the warm-up, in which what stays falls to ``keep``, along a cosine."""
 
+    @property
+    def asks_baseline(self) -> bool:
+        """Whether the run's own dense model is asked, which has to be trained before."""
+        return self.model == "baseline"
+
 
 class Recipe(Section):
     """How a model is trained. The same for the dense baseline, the lottery's training, the proxy and the fine-tune."""
@@ -120,8 +125,9 @@ class Recipe(Section):
     over. Step, rate and images are logged. null: skip, and no jump is looked for. Three in a row end it always."""
     keep_checkpoints: int = Field(2, ge=1)
     """How many of the newest checkpoints stay while it trains."""
-    zero: Literal[0, 1, 2, 3] = 1
-    """DeepSpeed's ZeRO stage. 1 skips a step that is not finite; 2 and 3 are for models that do not fit."""
+    zero: Literal[0, 1, 2, 3] | None = None
+    """DeepSpeed's ZeRO stage: 0 shares nothing out among the ranks, 1 the optimizer's state, 2 and 3 gradients and weights too, for
+    models that do not fit. null: 1; of one process in fp32, which has nobody to share with and is quicker without, 0."""
     deepspeed: str = ""
     """A DeepSpeed JSON of your own, merged over ours; ``"auto"`` in it means ours."""
     compile: bool = False
@@ -136,6 +142,11 @@ class Recipe(Section):
         if isinstance(raw, Mapping) and raw.get("warmup_ratio") is not None:
             return {"warmup_epochs": None, **raw}
         return raw
+
+    @property
+    def own_schedule(self) -> bool:
+        """Whether a schedule of the user's own may set the pace."""
+        return True
 
     @property
     def warmup(self) -> float:

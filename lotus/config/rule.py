@@ -34,7 +34,7 @@ class Rule:
         """What it reads beside the section."""
         return methods.reads(self.broken)[1:]
 
-    def told(self, section: Any, place: str) -> str:
+    def sentence(self, section: Any, place: str) -> str:
         return self.says.format(it=section, place=place)
 
 

@@ -60,6 +60,10 @@ OF_TRAINING = (
     Rule("Budget", "ways", lambda it: not it.ways,
          "say at least one of shrink, small and dense",
          "budget={train: 0.3, ways: []}", "budget={train: 0.3, ways: [shrink]}"),
+    Rule("Config", "budget.ways",
+         lambda it: it.budget is not None and set(it.budget.ways) == {"small"} and bool(it.model.weights or it.model.pretrained),
+         "weights are given, which no smaller model can start from. Allow shrink, or leave the weights out",
+         f"budget={{train: 0.3, ways: [small]}} {_GIVEN}", "budget={train: 0.3, ways: [small]}"),
     Rule("Augment", "scale", lambda it: not 0 < it.scale[0] <= it.scale[1] <= 1,
          "two numbers with 0 < low <= high <= 1",
          "train.augment.scale=[0.5,0.4]", "train.augment.scale=[0.4,0.5]"),
@@ -168,7 +172,7 @@ OF_TRAINING = (
          "what the images score is known only after this training. Set it in train.patches alone",
          "score.patches.joint={}", "train.patches.joint={}"),
     Rule("Config", "score.patches.model",
-         lambda it: it.score.patches is not None and it.score.patches.model == "baseline",
+         lambda it: it.score.patches is not None and it.score.patches.asks_baseline,
          "the proxy comes before the baseline. Give a folder written by LOTUS, or take contrast",
          "score.patches.mode=input score.patches.model=baseline", of_patches("input", "train.patches.model=baseline")),
     Rule("Config", "baseline.name",
@@ -177,7 +181,7 @@ OF_TRAINING = (
          "baseline=small prune.keep={params: 0.5}", "baseline=small prune.keep={macs: 0.5}"),
     Rule("Config", "baseline.name",
          lambda it: it.baseline is not None and it.baseline.name == "small" and any(
-             one.patches is not None and one.patches.model == "baseline" for one in (it.train, it.finetune)),
+             one.patches is not None and one.patches.asks_baseline for one in (it.train, it.finetune)),
          "a small model comes after the training, which asks the baseline which patches matter. Take best",
          "baseline=small train.patches={mode: input, score: attention, model: baseline}",
          "baseline=best train.patches={mode: input, score: attention, model: baseline}"),
@@ -345,7 +349,7 @@ def refuse(section: Any, rows: Iterable[Rule] = ROWS, *, place: str, **facts: An
         Refused: by the first row that it breaks.
     """
     for row in broken(section, rows, **facts):
-        raise Refused(f"{join(place, row.place)}: {row.told(section, place)}.")
+        raise Refused(f"{join(place, row.place)}: {row.sentence(section, place)}.")
 
 
 def of(shelves: Iterable[Any]) -> tuple[Rule, ...]:

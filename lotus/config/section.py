@@ -77,7 +77,7 @@ class Section(BaseModel):
         row = next(rules.broken(self), None)
         if row is not None and info.context is not rules.UNASKED:
             place = type(self).__name__
-            told = f"{rules.join(place, row.place)}: {row.told(self, place)}"
+            told = f"{rules.join(place, row.place)}: {row.sentence(self, place)}"
             raise PydanticCustomError("rule", "{told}", {"told": told, "row": row, "value": self})
         return self
 

@@ -55,7 +55,7 @@ def _cells(row: Rule) -> list[str]:
 def sentence(row: Rule) -> tuple[str, str]:
     """The place that a row refuses and what it says, by its example."""
     place, section = example(row, row.bad)
-    return rules.join(place, row.place), row.told(section, place)
+    return rules.join(place, row.place), row.sentence(section, place)
 
 
 def example(row: Rule, settings: str) -> tuple[str, Any]:

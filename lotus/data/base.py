@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lotus.data import erasing, policies
 from lotus.data.format import Beton
+from lotus.data.kept import NOTHING, Kept
 from lotus.data.sample_plan import Rows, SamplePlan
 from lotus.data.views import Look, Table, parameters
 
@@ -79,11 +80,15 @@ class BaseLoader(ABC):
         look: how its images are seen.
         device: where batches go. Elsewhere than on the CPU they are augmented and normalized there and travel as bytes.
         workers: threads that decode.
+        kept: where decoded images stay.
     """
 
     kind = ""
 
-    def __init__(self, beton: Beton, plan: SamplePlan, look: Look, device: torch.device, workers: int) -> None:
+    def __init__(
+        self, beton: Beton, plan: SamplePlan, look: Look, device: torch.device, workers: int, kept: Kept = NOTHING
+    ) -> None:
+        self.kept = kept
         self.beton, self.plan, self.device, self.workers = beton, plan, device, workers
         self.look, self.augment = look, look.augment
         self.side = look.size  # of the epoch under way

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lotus.data import cifar, folders, hub, listed, pictures, shards, written_labels
+from lotus.data import cifar, folders, hub_datasets, listed, pictures, tar_shards, written_labels
 from lotus.data.source import Source, as_labels, digest, split
 from selection import npz as archives
 from selection import regular
@@ -59,7 +59,7 @@ def imagefolder(path: str, *, val_fraction: float = 0.1, seed: int = 0) -> tuple
         other = kinds.get(root.suffix.lower(), "")
         hint = f" For a {root.suffix} set data.name={other}." if other else ""
         raise Refused(f"data.path: {path} is a file. imagefolder wants a folder of class folders.{hint}")
-    if shards.files(path) and not any(child.is_dir() for child in root.iterdir()):
+    if tar_shards.files(path) and not any(child.is_dir() for child in root.iterdir()):
         raise Refused(f"data.path: {path} has no class folders, but shards. Set data.name=webdataset.")
     train, val = (
         folders.part(root, folders.TRAIN),
@@ -149,20 +149,20 @@ def webdataset(
     (empty: whichever there is), ``label`` that of the labels: a number or a name in ``.cls``, or ``json.FIELD``. ``classes`` is
     a file of their names, a line each. Nothing is unpacked; a member that is a pickle, or a link, is refused.
     """
-    found = shards.files(path)
+    found = tar_shards.files(path)
     if not found:
         raise Refused(
             f"data.path: {path or 'nothing'}: no .tar. Name one, a folder of them, or DATA/train-{{000..146}}.tar."
         )
-    train, held = (found, shards.files(val)) if val else shards.parts(found)
+    train, held = (found, tar_shards.files(val)) if val else tar_shards.parts(found)
     if val and not held:
         raise Refused(f"data.options.val: {val}: no .tar.")
     if not train:
         raise Refused(f"data.path: {path}: all {len(held)} shards validate by their names, none trains.")
-    first = shards.source(train, image, label, written_labels.names(classes))
+    first = tar_shards.source(train, image, label, written_labels.names(classes))
     if not held:
         return split(first, val_fraction, seed)
-    second = shards.source(held, image, label, first.classes, partial=True)
+    second = tar_shards.source(held, image, label, first.classes, partial=True)
     return first, second if val else _announced(second, "test" if "test" in Path(held[0]).name.lower() else "")
 
 
@@ -205,14 +205,14 @@ def hf(
     config: str = "",
     revision: str = "",
     streaming: bool = False,
-    layout: hub.Layout = hub.Layout(),
+    layout: hub_datasets.Layout = hub_datasets.Layout(),
     val_fraction: float = 0.1,
     seed: int = 0,
 ) -> tuple[Source, Source]:
     """A data set of the Hugging Face hub (``data.name: hf:NAME``), or a local folder that ``datasets`` can load.
 
     ``path`` is where it is cached; empty: the library's own place. ``config`` and ``revision`` name the configuration and
-    the commit, ``layout`` (``train``, ``val``, ``image``, ``label``; see :class:`lotus.data.hub.Layout`) the splits and the columns.
+    the commit, ``layout`` (``train``, ``val``, ``image``, ``label``; see :class:`lotus.data.hub_datasets.Layout`) the splits and the columns.
     ``streaming`` caches nothing: labels are read first, and then every image once, in its order.
     """
     try:
@@ -230,11 +230,11 @@ def hf(
         if asked not in found and (asked or option == "train"):
             raise Refused(f"data.options.{option}: {name} has no split {asked!r}. It has: {', '.join(found)}.")
     held = val or next((split_ for split_ in ("validation", "valid", "val", "test") if split_ in found), "")
-    column, target, classes = hub.columns(datasets, name, found[train], layout)
-    first = hub.source(datasets, found[train], f"{name} {train}", column, target, classes)
+    column, target, classes = hub_datasets.columns(datasets, name, found[train], layout)
+    first = hub_datasets.source(datasets, found[train], f"{name} {train}", column, target, classes)
     if not held:
         return split(first, val_fraction, seed)
-    second = hub.source(datasets, found[held], f"{name} {held}", column, target, classes, partial=True)
+    second = hub_datasets.source(datasets, found[held], f"{name} {held}", column, target, classes, partial=True)
     return first, second if val else _announced(second, held)
 
 

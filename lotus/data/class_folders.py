@@ -46,7 +46,9 @@ def write(
         raise Refused(f"{out}: is there and not empty. Give another place, or delete it.")
     put = _putting(images, source, read, copy)
     if put is None:
-        raise Refused(f"{out}: needs the images, and {where} holds none. Give --data a run, a config or a folder.")
+        raise Refused(
+            f"{out}: needs the images, and {where} holds none. Say where they are: a run, a config or a folder."
+        )
     labels = images.labels[subset.rows]
     folders = _class_folders(images.classes, int(labels.max()) + 1)
     kinds: dict[str, int] = {}

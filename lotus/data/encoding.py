@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lotus import config
-from lotus.data import format, pictures, threads
+from lotus.data import cores, format, pictures
 from lotus.data.format import Stored
 from lotus.data.pictures import Pixels
 from lotus.data.source import Source
@@ -82,7 +82,7 @@ def encoded(source: Source, data: config.Data) -> Iterator[Encoded]:
         except Exception as error:  # a damaged picture can raise anything
             return Encoded(None, None, " ".join(f"{type(error).__name__}: {error}".split()), notes)
 
-    workers = threads.count(data.workers)
+    workers = cores.count(data.workers)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="lotus-prepare")
     pending: deque[Future[Encoded]] = deque()
     try:

@@ -10,7 +10,7 @@ What FFCV 1.0.2 does, and what is done about it here:
   process. Here the thread hands its exception over, and is joined when an epoch ends or is given up.
 * It sets torch and numba to as many threads as a loader has, at import, for each loader and each epoch. Here what was
   set stays set, and decoding has threads of its own.
-* It reads foreign memory for a row that is not there. Rows are checked where they come in (plan.py, loader.py), and so
+* It reads foreign memory for a row that is not there. Rows are checked where they come in (sample_plan.py, loader.py), and so
   is every pointer of the file (format.py).
 """
 
@@ -36,6 +36,7 @@ import torch
 
 from lotus.data.base import BaseLoader, Raw
 from lotus.data.format import FIELDS, JPEG, META, Beton, Stored, TooLarge, damaged
+from lotus.data.kept import NOTHING, Kept
 from lotus.data.paint import paint
 from lotus.data.sample_plan import Rows, SamplePlan
 from lotus.data.views import Look, Table
@@ -130,8 +131,10 @@ class FfcvLoader(BaseLoader):
 
     kind = "ffcv"
 
-    def __init__(self, beton: Beton, plan: SamplePlan, look: Look, device: torch.device, workers: int) -> None:
-        super().__init__(beton, plan, look, device, workers)
+    def __init__(
+        self, beton: Beton, plan: SamplePlan, look: Look, device: torch.device, workers: int, kept: Kept = NOTHING
+    ) -> None:
+        super().__init__(beton, plan, look, device, workers, kept)
         self._table = np.zeros((len(self.beton), 7), np.int32)  # one line an image; filled for the rows of an epoch
         self._order = _Order()
         self._decoder = _Decoder(self, self._table)
@@ -277,6 +280,7 @@ class _Decoder(SimpleRGBImageDecoder):
         self._room = int((3 * beton.heights * beton.widths)[packed].max(initial=1))
         self._file, self._size, self._workers = beton.file, loader.look.size, loader.workers
         self._blank, self._hold = loader.blank, beton.hold
+        self._kept = tuple(loader.kept)  # numba knows a plain tuple as another type than a named one
         self._columns = (beton.modes, beton.heights, beton.widths, beton.pointers, beton.sizes, table)
         self._colors = np.ascontiguousarray(loader.levels), loader.fill
         look = loader.look
@@ -310,7 +314,9 @@ class _Decoder(SimpleRGBImageDecoder):
                 try:
                     part = slice(start, start + step)
                     self._hold(rows[part])
-                    return paint(planes[part], rows[part], data, self._columns, self._colors, desk, self._calls)
+                    return paint(
+                        planes[part], rows[part], data, self._columns, self._kept, self._colors, desk, self._calls
+                    )
                 finally:
                     self._desks.put(desk)
 

@@ -8,7 +8,7 @@ import warnings
 import torch
 
 from lotus.config import Data
-from lotus.data import threads
+from lotus.data import cores, kept
 from lotus.data.base import BaseLoader, Loader
 from lotus.data.beton import opened
 from lotus.data.format import PlainWriter
@@ -27,6 +27,7 @@ def open_loader(
     device: str | torch.device = "cpu",
     kind: str = "auto",
     workers: int = 0,
+    keep: bool = False,
 ) -> Loader:
     """A loader of ``file`` in the order of ``plan``, its images seen as ``look`` says.
 
@@ -35,6 +36,7 @@ def open_loader(
             give the same batches: to the last bit for raw images that need no resizing, within two gray levels where
             they are resized, and within what two JPEG decoders differ by.
         workers: threads that decode; 0: as many as this process may use.
+        keep: JPEG images stay decoded in memory where it has room for all of the file; for one that is gone through again.
 
     Raises:
         Refused: the file is not whole, the plan's rows are not in it, or FFCV is asked for and not there.
@@ -56,7 +58,8 @@ def open_loader(
                     f"data.loader: ffcv is not here ({error}). Run lotus doctor, or set it to auto."
                 ) from None
             _stand_in(str(error))
-    return made(beton, plan, look, torch.device(device), threads.count(workers))
+    held = kept.keep(beton, made.kind) if keep else kept.NOTHING
+    return made(beton, plan, look, torch.device(device), cores.count(workers), held)
 
 
 def writer(data: Data, images: int) -> tuple[Make, str]:

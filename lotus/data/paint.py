@@ -126,17 +126,17 @@ _READY: set[tuple[Any, ...]] = set()
 _COMPILING = threading.Lock()
 
 
-def paint(planes: Any, rows: Any, data: Any, columns: Any, colors: Any, desk: Any, calls: Any) -> int:
+def paint(planes: Any, rows: Any, data: Any, columns: Any, kept: Any, colors: Any, desk: Any, calls: Any) -> int:
     """Images ``rows`` into ``planes`` (n, 3, S, S). Returns the first row whose JPEG is damaged, or -1.
 
-    ``data`` is the file, ``columns`` what it and the table of augmentations tell of all its images; ``colors`` are the levels and
-    the color beyond the border. On the ``desk`` lie a decoded JPEG and a resized image (S, S, 3), both flat and scratch. ``calls``
-    are the addresses of the decoder and of what resizes by area, and how to resize: 0 so, 1 by a triangle, 2 by a cubic; these two
-    with ``crop`` and whether to squash.
+    ``data`` is the file, ``columns`` what it and the table of augmentations tell of all its images, ``kept`` where decoded ones
+    stay (:class:`lotus.data.kept.Kept`); ``colors`` are the levels and the color beyond the border. On the ``desk`` lie a decoded
+    JPEG and a resized image (S, S, 3), both flat and scratch. ``calls`` are the addresses of the decoder and of what resizes by
+    area, and how to resize: 0 so, 1 by a triangle, 2 by a cubic; these two with ``crop`` and whether to squash.
 
     The first call of its kind has the compiler alone: of two threads that compile the same, one can fail in numba.
     """
-    given = (planes, rows, data, columns, colors, desk, calls)
+    given = (planes, rows, data, columns, kept, colors, desk, calls)
     kinds = tuple(map(numba.typeof, given))
     if kinds in _READY:
         return int(painted(*given))
@@ -147,9 +147,10 @@ def paint(planes: Any, rows: Any, data: Any, columns: Any, colors: Any, desk: An
 
 
 @_kept
-def painted(planes, rows, data, columns, colors, desk, calls):  # type: ignore[no-untyped-def]
+def painted(planes, rows, data, columns, kept, colors, desk, calls):  # type: ignore[no-untyped-def]
     """What :func:`paint` does, compiled."""
     modes, heights, widths, pointers, sizes, table = columns
+    pool, begins, there = kept
     levels, fill = colors
     room, square = desk
     imdecode, resize, how, crop, squash = calls
@@ -162,9 +163,15 @@ def painted(planes, rows, data, columns, colors, desk, calls):  # type: ignore[n
         height, width = heights[row], widths[row]
         source, origin, address, stride = data, pointers[row], first + pointers[row], width
         if modes[row] == JPEG:
-            if _imdecode(imdecode, (address, sizes[row], height, width, scratch, height, width, 0, 0, 1, 1, 0, 0)):
-                return row
-            source, origin, address = room, 0, scratch
+            source, origin, decoded, known = room, np.int64(0), scratch, False
+            if len(begins) > 0:
+                source, origin, decoded, known = pool, begins[row], np.int64(pool.ctypes.data) + begins[row], there[row]
+            if not known:
+                if _imdecode(imdecode, (address, sizes[row], height, width, decoded, height, width, 0, 0, 1, 1, 0, 0)):
+                    return row
+                if len(begins) > 0:
+                    there[row] = True
+            address = decoded
         top, left, tall, wide = line[TOP], line[LEFT], line[HEIGHT], line[WIDTH]
         if how:
             _smooth(source[origin : origin + 3 * height * width], height, width, square, side, crop, squash, how == 2)

@@ -123,7 +123,7 @@ class SamplePlan:
             few = min(size for size in np.bincount(groups) if size)
             if few < self.world:
                 raise Refused(
-                    f"rows: a group of {few} for {self.world} ranks. Make fewer groups (train.patches.joint.buckets), or start "
+                    f"rows: a group of {few} for {self.world} ranks. Make fewer groups (joint.buckets), or start "
                     "fewer ranks."
                 )
         self.rows, self._groups = rows, groups

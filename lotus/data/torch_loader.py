@@ -6,6 +6,7 @@ Letters: S side of the model's input.
 from __future__ import annotations
 
 import functools
+import math
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,7 @@ import torch
 
 from lotus.data.base import BaseLoader, Raw
 from lotus.data.format import RAW
+from lotus.data.kept import NOTHING
 from lotus.data.pictures import Pixels, middle
 from lotus.data.sample_plan import Rows
 from lotus.data.views import Table, View
@@ -64,7 +66,15 @@ class TorchLoader(BaseLoader):
     def _pixels(self, row: int) -> Pixels:
         if self.beton.modes[row] == RAW:  # a view will do, since nobody writes into it
             return self.beton.payload(row).reshape(self.beton.heights[row], self.beton.widths[row], 3)
-        return self.beton.image(row)
+        if self.kept is NOTHING:
+            return self.beton.image(row)
+        pool, at, there = self.kept
+        shape = int(self.beton.heights[row]), int(self.beton.widths[row]), 3
+        pixels = pool[at[row] : at[row] + math.prod(shape)].reshape(shape)
+        if not there[row]:
+            pixels[:] = self.beton.image(row)
+            there[row] = True
+        return pixels
 
 
 def view(pixels: Pixels, line: npt.NDArray[np.int32], size: int, fill: Pixels, how: View | None = None) -> Pixels:

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lotus.inspect import near
-from lotus.inspect.look import SIDE
 from lotus.inspect.near import BLOCK
+from lotus.inspect.thumbnails import SIDE
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from lotus.data.folders import endings, passed_over
 from lotus.data.source import Source
 from lotus.inspect import doubles, labels
-from lotus.inspect.look import Looked, look
+from lotus.inspect.thumbnails import Looked, look
 
 KINDS = ("duplicates", "leaks", "damaged", "labels", "passed")
 """What can go on the list to delete."""

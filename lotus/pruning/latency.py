@@ -258,7 +258,7 @@ class Settled:
         """Whether it is beyond the budget."""
         return self.part > self.asked * (1 + CLOSE)
 
-    def told(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """For a record."""
         return {
             "asked": self.asked, "predicted": self.predicted, "measured": self.measured, "dense_ms": self.table.dense,

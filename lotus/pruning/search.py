@@ -64,7 +64,7 @@ class Tried:
 
 
 @dataclass
-class Found:
+class SearchResult:
     """What a search ended with."""
 
     pruned: Pruned
@@ -183,11 +183,11 @@ class _Trial:
             budget.best(self.outline, self.studied.scores, dims), decouple_qk=self.request.decouple_qk
         )
 
-    def found(self, chosen: Tried, settled: latency.Settled | None = None) -> Found:
+    def result(self, chosen: Tried, settled: latency.Settled | None = None) -> SearchResult:
         drawn = self.draw(chosen.dims)
         if settled is not None:
             drawn = replace(drawn, notes=(*drawn.notes, settled.text()), latency=settled)
-        return Found(drawn, chosen, self.all, self._done / self.whole.macs)
+        return SearchResult(drawn, chosen, self.all, self._done / self.whole.macs)
 
 
 def _dims(plan: Plan | str) -> tuple[Dims, ...] | str:
@@ -214,7 +214,7 @@ def ratios(
     table: latency.Table | None = None,
     timer: latency.Timer | None = None,
     progress: Callable[[int], None] | None = None,
-) -> Found:
+) -> SearchResult:
     """Two ratios, one for all attention and one for all MLPs.
 
     A budget is hit as :func:`lotus.pruning.prune` hits it, and of all splits of it between attention and MLPs
@@ -240,7 +240,7 @@ def ratios(
         trial(trial.ratios(1 - COARSE * a, 1 - COARSE * m), "grid")
     drop = trial.asks.drop
     if drop is None:
-        return trial.found(*trial.settle("budget", lambda table: _on_budget(trial, table)))
+        return trial.result(*trial.settle("budget", lambda table: _on_budget(trial, table)))
 
     def allowed(scale: float, *, part: float) -> bool:
         return trial(_along(trial, part, scale), "bisect").worse <= drop
@@ -248,7 +248,7 @@ def ratios(
     for part in DIRECTIONS:
         largest(functools.partial(allowed, part=part), 0.0, 1.0, FINE)
     chosen = _cheapest(trial, drop)
-    return _told(trial.found(chosen if chosen.worse > drop else _alternate(trial, chosen, drop)), drop)
+    return _told(trial.result(chosen if chosen.worse > drop else _alternate(trial, chosen, drop)), drop)
 
 
 def blocks(
@@ -259,7 +259,7 @@ def blocks(
     table: latency.Table | None = None,
     timer: latency.Timer | None = None,
     progress: Callable[[int], None] | None = None,
-) -> Found:
+) -> SearchResult:
     """A ratio for the attention and the MLP of each block.
 
     Each is cut alone to ``request.search.levels`` widths and measured. On the lower convex hull of (MACs saved, worse) the steps
@@ -289,7 +289,7 @@ def blocks(
     drop = trial.asks.drop
     if drop is not None:
         largest(lambda place: trial(path[int(place)], "greedy").worse <= drop, 0, len(path) - 1, 1)
-        return _told(trial.found(_cheapest(trial, drop)), drop)
+        return _told(trial.result(_cheapest(trial, drop)), drop)
 
     def combine(table: latency.Table | None) -> Sequence[Dims] | str:
         if table is not None:
@@ -301,7 +301,7 @@ def blocks(
 
     how = "greedy" if request.keep.latency is None else "program"
     rivals = (trial.settle("scores", trial.by_scores), trial.settle(how, combine))
-    return trial.found(*min(rivals, key=lambda rival: rival.rank))
+    return trial.result(*min(rivals, key=lambda rival: rival.rank))
 
 
 def _alone(trial: _Trial) -> tuple[list[list[program.Option]], list[tuple[float, int, int, str, Dims]]]:
@@ -423,7 +423,7 @@ def _cheapest(trial: _Trial, drop: float) -> Tried:
     return min(allowed, key=lambda one: (one.macs, one.worse)) if allowed else trial(trial.outline.dims, "dense")
 
 
-def _told(found: Found, drop: float) -> Found:
+def _told(found: SearchResult, drop: float) -> SearchResult:
     """With a note where nothing was allowed."""
     if found.chosen.worse > drop:
         found.notes.append(

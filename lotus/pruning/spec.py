@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lotus import files
 from lotus.data.views import CENTER
 from lotus.pruning import described, wrapping
-from lotus.vit import cost, hub
+from lotus.vit import cost, hub_models
 from lotus.vit import model as door
 from lotus.vit import weights as weights_of
 from lotus.vit.preprocessing import preprocessing
@@ -59,7 +59,7 @@ def save(
         Refused: a model that could not be built again from a spec, a folder that holds something else, no space.
     """
     folder, model = Path(folder), wrapping.unwrapped(model)
-    if hub.is_hub(model):
+    if hub_models.is_hub(model):
         model = _of_hub(model)
     origin = door.origin(model)
     rows, kernels = described.rows_of(model)
@@ -96,11 +96,13 @@ def save(
 
 def _of_hub(model: Any) -> nn.Module:
     """timm's ViT that computes what one of Hugging Face's does, cut or not."""
-    name, args = hub.origin(model)
-    made = described.skeleton({"name": name, "args": args}, list(hub.rows(model)), {}, place=type(model).__name__)
-    made.load_state_dict(hub.weights(model), assign=True)
+    name, args = hub_models.origin(model)
+    made = described.skeleton(
+        {"name": name, "args": args}, list(hub_models.rows(model)), {}, place=type(model).__name__
+    )
+    made.load_state_dict(hub_models.weights(model), assign=True)
     ours = {norm.eps for norm in made.modules() if isinstance(norm, nn.LayerNorm)}
-    theirs = hub.eps_of(model)
+    theirs = hub_models.eps_of(model)
     if any(abs(eps - theirs) > _NO_MATTER for eps in ours):  # Hugging Face's ViT has 1e-12, timm's 1e-6
         raise Refused(
             f"{type(model).__name__}: its norms add {theirs:g} (layer_norm_eps), timm's {max(ours):g}, which computes something else. "
@@ -137,7 +139,7 @@ def load(folder: str | Path) -> nn.Module:
 def _describe(model: Any, about: Any) -> None:
     """Give ``model`` the preprocessing, classes and license that its folder knows, as timm's models have them."""
     known = about if isinstance(about, dict) else {}
-    wanted = preprocessing(model).told(known)
+    wanted = preprocessing(model).updated(known)
     if "mean" in known and "crop" not in known:  # of a training of ours, which looks at images so
         wanted = wanted._replace(crop=CENTER, interpolation="bilinear")
     held = getattr(model, "pretrained_cfg", None) or {}
@@ -180,10 +182,10 @@ def _faults(skeleton: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
     real = [name for name, tensor in expected.items() if tensor.is_floating_point()]
     told = Counter(weights[name].dtype for name in real if weights[name].dtype in _DTYPES)
     most = told.most_common(1)[0][0] if told else torch.float32
-    wants = {name: most if name in real else tensor.dtype for name, tensor in expected.items()}
+    dtypes = {name: most if name in real else tensor.dtype for name, tensor in expected.items()}
     return [
         f"{name} is {_said(weights[name].dtype)}, not {_said(dtype)} as it should be"
-        for name, dtype in wants.items()
+        for name, dtype in dtypes.items()
         if weights[name].dtype != dtype
     ]
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lotus.vit import anatomy, hub
+from lotus.vit import anatomy, hub_models
 from selection.errors import Refused
 
 IMAGES, LABELS = ("pixel_values", "images", "image"), ("labels", "label")
@@ -40,10 +40,10 @@ class Wrapped:
             self.layers.append(self.bare)
             self.bare = inner
         self.name, self.vit = _found(self.bare)
-        self.hub = self.vit if hub.is_hub(self.vit) else None
+        self.hub = self.vit if hub_models.is_hub(self.vit) else None
         """A class of Hugging Face's, which is cut as timm's ``vit`` and comes back in its own."""
         if self.hub is not None:
-            self.vit = hub.as_timm(self.hub)
+            self.vit = hub_models.as_timm(self.hub)
 
     def batches(self, batches: Batches) -> Callable[[], Iterable[Any]]:
         """Calibration batches as (images, labels), the images as the ViT reads them; as often as they are asked for."""
@@ -53,7 +53,7 @@ class Wrapped:
     def around(self, small: nn.Module) -> nn.Module:
         """``small`` in the wrapping that the ViT has; what else is in there is copied."""
         inner = self.vit if self.hub is None else self.hub
-        small = small if self.hub is None else hub.put_back(self.hub, small)
+        small = small if self.hub is None else hub_models.put_back(self.hub, small)
         made = copy.deepcopy(self.bare, {id(inner): small}).eval() if self.name else small
         for layer in reversed(self.layers):
             made = _again(layer, made)
@@ -151,7 +151,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """
     while (inner := _inside(model)) is not None:
         model = inner
-    inside = [name for name, part in model.named_modules() if anatomy.family(part) or hub.is_hub(part)]
+    inside = [name for name, part in model.named_modules() if anatomy.family(part) or hub_models.is_hub(part)]
     if len(inside) == 1 and inside[0]:
         raise Refused(
             f"{type(model).__name__}: the ViT is in it at {inside[0]}, and what else is in there cannot be saved. Save that alone: "
@@ -190,7 +190,7 @@ def _again(layer: Any, small: nn.Module) -> nn.Module:
 
 def _found(model: nn.Module) -> tuple[str, nn.Module]:
     """The one ViT in ``model``: its name and itself."""
-    found = {name: part for name, part in model.named_modules() if anatomy.family(part) or hub.is_hub(part)}
+    found = {name: part for name, part in model.named_modules() if anatomy.family(part) or hub_models.is_hub(part)}
     if len(found) > 1:
         names = list(found)
         raise Refused(

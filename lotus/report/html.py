@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lotus import config, files
-from lotus.report import figures, ledger, ticket
+from lotus.report import figures, ledger, ticket_picture
 from lotus.report.figures import Point, Series
 from lotus.report.ledger import Stages
 from lotus.report.names import plain
@@ -87,7 +87,7 @@ def _of_ticket(folder: Path, settings: config.Config | None, scored: _Scored | N
 
     if scored is None:
         return {"scores": "", "ticket": [], "sheets": []}
-    shown = ticket.in_report(scored.labels, scored.rows, scored.classes, scored.embeddings)
+    shown = ticket_picture.in_report(scored.labels, scored.rows, scored.classes, scored.embeddings)
     return {
         "scores": Markup(figures.scores(scored.values, scored.rows, name=scored.name)),
         "ticket": [(name, Markup(svg)) for name, svg in shown],
@@ -168,11 +168,11 @@ def _scored(folder: Path) -> _Scored | None:
     if signals is not None and (signals.fingerprint, signals.images) != (subset.fingerprint, subset.total):
         signals = None
     labels = subset.labels if subset.labels is not None else None if signals is None else signals["labels"]
-    if subset.scores is None or labels is None or not ticket.score_read(subset):
+    if subset.scores is None or labels is None or not ticket_picture.score_read(subset):
         return None
     classes = subset.classes or (signals.classes if signals is not None else ())
     embeddings = None if signals is None else signals.available().get("embeddings")
-    name = ticket.score_name(subset)
+    name = ticket_picture.score_name(subset)
     return _Scored(name, subset.scores.astype(np.float64), subset.rows, labels, tuple(classes), embeddings)
 
 

@@ -265,7 +265,7 @@ class Gates:
                     has = "no gates" if found is None else f"{found.numel()} gates"
                     raise Refused(
                         f"checkpoint: it has {has} at {site}, the model {len(values)}. It is of another model; "
-                        "train again with --again."
+                        "train again."
                     )
                 values.copy_(found)
         if len(state["early_bird"]) == len(self._distances):

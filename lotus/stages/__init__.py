@@ -8,7 +8,7 @@ before it::
 
     context, ahead                what stages have at hand; what is known before anything is done
     patches, fit, proxy           what they share: token pruning, a training, the proxies
-    cut, search, structured       pruning by scores, by trying; the way that is both
+    cut, width_search, structured pruning by scores, by trying; the way that is both
     ways                          the way to prune that a config names
     outside                       pruning a model that LOTUS never trained, without a run
     prepare, score, select, baseline, train, prune, finetune, export, report

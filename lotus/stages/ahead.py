@@ -147,7 +147,7 @@ def check_recipe(place: str, recipe: Recipe, model: nn.Module) -> None:
             raise Refused(
                 f"{place}.patches.mode: cumulative lets no patch go before the last of {depth} blocks. Take evit or input."
             )
-        if recipe.patches.model not in ("", "baseline"):
+        if recipe.patches.model and not recipe.patches.asks_baseline:
             lotus.pruning.load(recipe.patches.model)
 
 
@@ -199,7 +199,7 @@ def check_batch(place: str, images: int, model: nn.Module, device: str) -> None:
         return
     shape = outline(model)
     numbers = 3 * image_size(model) ** 2 + shape.tokens * (2 * shape.width + max(one.hidden for one in shape.dims))
-    memory.there(4e-9 * images * numbers, f"{place}: {images} images at once", "Take fewer.")
+    memory.there(memory.size(4 * images * numbers), f"{place}: {images} images at once", "Take fewer.")
 
 
 def patches_told(patches: Patches | None) -> str:
@@ -209,4 +209,4 @@ def patches_told(patches: Patches | None) -> str:
 
 def asked_of_patches(place: str, patches: Patches | None) -> dict[str, Any]:
     """The model of another run that ``place`` asks which patches matter, by the setting."""
-    return {f"{place}.model": patches.model} if patches is not None and patches.model != "baseline" else {}
+    return {f"{place}.model": patches.model} if patches is not None and not patches.asks_baseline else {}

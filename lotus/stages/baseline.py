@@ -13,7 +13,7 @@ import numpy as np
 
 from lotus.config import Baseline, Config, Model, Sparsity, Train
 from lotus.run import Run
-from lotus.stage import TRAIN_FORWARDS, Curve, Stage, Work
+from lotus.stage import TRAIN_FORWARDS, Curve, Stage, Work, named
 from lotus.stages.ahead import LOOK, Ahead, Cost, training
 from lotus.stages.context import Context
 from lotus.stages.fit import Images, Task, fit, keep_model, outcome
@@ -37,21 +37,21 @@ def baseline(context: Context) -> Work:
     from lotus.vit.cost import count
     from lotus.vit.model import create
 
-    run, config, wants = context.run, context.config, asked(context.config)
+    run, config, settings = context.run, context.config, asked(context.config)
     manifest = context.manifest()
     model = context.new_model()
-    epochs = wants.epochs or config.train.epochs
-    if wants.name == "small":
+    epochs = settings.epochs or config.train.epochs
+    if settings.name == "small":
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             model = create(smaller(config.model, config.prune.keep.macs or 1.0), len(manifest.classes))
-        if wants.epochs is None:
+        if settings.epochs is None:
             epochs = affordable(_spent(run), count(model).macs * manifest.n)
     plain = recipe(config, epochs)
     task, guests = Task("baseline", plain, place="train", own_guests=True), taught(context, plain, "train")
     fitted, price = yield from fit(context, task, model, Images(np.arange(manifest.n)), guests)
     yield from keep_model(context, "baseline", model, run.of("baseline"))
-    return outcome(fitted, price, model, {"kind": wants.name, "epochs": epochs, "taught": teaching(config)})
+    return outcome(fitted, price, model, {"kind": settings.name, "epochs": epochs, "taught": teaching(config)})
 
 
 def asked(config: Config) -> Baseline:
@@ -61,7 +61,7 @@ def asked(config: Config) -> Baseline:
 
 def is_asked(config: Config) -> bool:
     """Whether the lottery asks the run's own dense model which patches matter, so that it is more than a comparison."""
-    return any(one.patches is not None and one.patches.model == "baseline" for one in (config.train, config.finetune))
+    return any(one.patches is not None and one.patches.asks_baseline for one in (config.train, config.finetune))
 
 
 def recipe(config: Config, epochs: int) -> Train:
@@ -117,7 +117,11 @@ def affordable(macs: float, epoch: float) -> int:
 
 def _spent(run: Run) -> float:
     """MACs of the lottery so far."""
-    records = [run.record(name) for name in run.plan("finetune") if run.stages[name].part not in ("dense", "apart")]
+    records = [
+        run.record(name)
+        for name in run.plan(named(run.stages, "shipped"))
+        if run.stages[name].part not in ("dense", "apart")
+    ]
     return sum(record.macs for record in records if record is not None)
 
 
@@ -130,12 +134,12 @@ def _forecast(ahead: Ahead) -> Cost:
     from lotus.vit.cost import count
     from lotus.vit.model import build
 
-    config, wants = ahead.config, asked(ahead.config)
-    epochs, macs = wants.epochs or config.train.epochs, ahead.macs
-    if wants.name == "small":
+    config, settings = ahead.config, asked(ahead.config)
+    epochs, macs = settings.epochs or config.train.epochs, ahead.macs
+    if settings.name == "small":
         small = smaller(config.model, config.prune.keep.macs or 1.0)
         macs = count(build(small.name, {**small.args, "num_classes": ahead.classes}, meta=True)).macs
-        if wants.epochs is None:
+        if settings.epochs is None:
             epochs = affordable(ahead.spent, macs * ahead.images)
     made = recipe(config, epochs)
     forwards, spent = training(epochs * ahead.images, macs, teacher_macs(made, ahead))
@@ -152,29 +156,29 @@ def _says(config: Config) -> str:
 
 
 def _settings(config: Config) -> tuple[str, ...]:
-    wants = asked(config)
-    own = () if wants == Baseline() else ("baseline",)  # what stands was made before there was another
+    settings = asked(config)
+    own = () if settings == Baseline() else ("baseline",)  # what stands was made before there was another
     left_out = ["sparsity", "dynamic", "shrink", "patches"]
-    left_out += PLAIN if wants.name == "textbook" else ()
+    left_out += PLAIN if settings.name == "textbook" else ()
     left_out += TEACHING  # who teaches is told by the record's values
-    left_out += ("freeze", "probe_epochs") if wants.name != "best" else ()
-    if wants.name == "textbook" or not any(guest.name in AVERAGES for guest in config.train.guests):
+    left_out += ("freeze", "probe_epochs") if settings.name != "best" else ()
+    if settings.name == "textbook" or not any(guest.name in AVERAGES for guest in config.train.guests):
         left_out.append("guests")
-    if wants.epochs is not None or wants.name == "small":
+    if settings.epochs is not None or settings.name == "small":
         left_out.append("epochs")
-    small = ("prune.keep.macs",) if wants.name == "small" else ()
+    small = ("prune.keep.macs",) if settings.name == "small" else ()
     return ("train", *(f"-train.{name}" for name in left_out), "model", *LOOK, "seed", *own, *small)
 
 
 def _stale(config: Config, values: Mapping[str, Any]) -> str | None:
     """Another kind, or another length, than was trained: a record is not asked for settings that are not named any more."""
-    wants, was = asked(config), values.get("kind", "best")
-    if was != wants.name:
-        return f"baseline.name: {was} -> {wants.name}"
+    settings, was = asked(config), values.get("kind", "best")
+    if was != settings.name:
+        return f"baseline.name: {was} -> {settings.name}"
     taught, now = values.get("taught", {}), teaching(config)
     if taught != now:
         return f"train.teacher of the baseline: {taught.get('teacher', 'none')} -> {now.get('teacher', 'none')}"
-    epochs = wants.epochs or (None if wants.name == "small" else config.train.epochs)
+    epochs = settings.epochs or (None if settings.name == "small" else config.train.epochs)
     stood = values.get("epochs", epochs)
     return None if epochs in (None, stood) else f"epochs of the baseline: {stood} -> {epochs}"
 

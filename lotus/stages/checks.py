@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from types import ModuleType
 
 from lotus import doctor
-from lotus.config import Config, Patches, rules
+from lotus.config import Config, Patches, Recipe, Train, rules
 from lotus.run import Run
 from lotus.shelves import known
 from lotus.stage import Stage
@@ -31,17 +31,17 @@ def check(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
     from lotus.training.optim import make_schedule
 
     shelves = known(shelves)
-    wants, again = config.select, config.train.dynamic
-    lottery.choose(score=wants.score, pick=wants.pick, keep=wants.keep, shelves=shelves)
+    settings, again = config.select, config.train.dynamic
+    lottery.choose(score=settings.score, pick=settings.pick, keep=settings.keep, shelves=shelves)
     if again is not None:
         dynamic_pruning.choose(
             pick=again, keep=again.keep, epochs=config.train.epochs, shelves=shelves, place="train.dynamic"
         )
     pressing(config.train.sparsity.penalty, shelves)
-    for part, recipe in (("train", config.train), ("score", config.score), ("finetune", config.finetune)):
-        linear = part == "score" and config.score.proxy == "linear_probe"  # whose heads go by our own schedules alone
-        make_schedule(recipe, () if linear else shelves, place=part)
-        named.check(recipe.guests, shelves, place=f"{part}.guests")
+    recipes = [(place, recipe) for place, recipe in rules.sections(config) if isinstance(recipe, Recipe)]
+    for place, recipe in sorted(recipes, key=lambda one: not isinstance(one[1], Train)):  # the others take from it
+        make_schedule(recipe, shelves if recipe.own_schedule else (), place=place)
+        named.check(getattr(recipe, "guests", ()), shelves, place=f"{place}.guests")
     if config.prune.search is not None:
         measuring(config.prune.search.metric, shelves)
     found = criterion(config.prune, shelves)

@@ -16,6 +16,7 @@ from lotus import files
 from lotus.config import Config, Data, Model, Patches
 from lotus.events import Event, Said, Wrote
 from lotus.run import Run
+from lotus.stages import prepare
 from lotus.stages.context import Context
 from lotus.stages.order import go
 from lotus.stages.patches import as_evaluated, patch_file
@@ -52,7 +53,7 @@ def patch_ticket(
     request = _wanted(config, score, model, keep, shelves)
     share, ask = request.keep, request.model
     if not prepared:
-        yield from go(config, until="prepare", shelves=shelves)
+        yield from go(config, until=prepare.STAGE.name, shelves=shelves)
     context = Context.open(run_of(config, shelves), shelves).alone()
     manifest = context.manifest()
     plain = config.model.model_copy(update={"pretrained": False, "weights": ""})
@@ -211,7 +212,7 @@ def evaluate_model(config: Config, which: str, shelves: Sequence[ModuleType] = (
 
 def _prepared_data(run: Run) -> Data:
     """What the run's images were prepared from; where that is not known, what its config has."""
-    record = run.record("prepare")
+    record = run.record(prepare.STAGE.name)
     if record is None:
         return run.config.data
     made = {name: record.settings[f"data.{name}"] for name in Data.model_fields if f"data.{name}" in record.settings}

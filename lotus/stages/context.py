@@ -92,9 +92,16 @@ class Context:
         return Signals(known, classes=manifest.classes, fingerprint=manifest.fingerprint)
 
     def images(
-        self, file: Path, rows: np.ndarray | None, recipe: Recipe, model: nn.Module, *, side: int | None = None
+        self,
+        file: Path,
+        rows: np.ndarray | None,
+        recipe: Recipe,
+        model: nn.Module,
+        *,
+        side: int | None = None,
+        keep: bool = False,
     ) -> Any:
-        """A loader that goes through ``rows`` (all, for None) once, in order, without augmentation."""
+        """A loader that goes through ``rows`` (all, for None) in order, without augmentation; ``keep`` is of one that does so often."""
         from lotus.data import beton
         from lotus.data.sample_plan import SamplePlan
         from lotus.vit.model import image_size
@@ -103,15 +110,25 @@ class Context:
             rows = np.arange(beton.Manifest.load(file).n)
         order = SamplePlan.evaluation(rows, batch_size=recipe.batch_size, world=self.world.size, rank=self.world.rank)
         return self.loader(
-            file, order, size=image_size(model) if side is None else side, augment=None, seed=self.config.seed
+            file,
+            order,
+            size=image_size(model) if side is None else side,
+            augment=None,
+            seed=self.config.seed,
+            keep=keep,
         )
 
-    def loader(self, file: Path, order: SamplePlan, *, size: int, augment: Augment | None, seed: int) -> Loader:
-        """``file`` in an order, normalized as the training images are."""
+    def loader(
+        self, file: Path, order: SamplePlan, *, size: int, augment: Augment | None, seed: int, keep: bool = False
+    ) -> Loader:
+        """``file`` in an order, normalized as the training images are; decoded images stay, where that is to be kept and they may."""
         from lotus.data.loader import open_loader
 
         look, data = self.look(size, augment, seed), self.config.data
-        return open_loader(file, order, look, device=self.world.device, kind=data.loader, workers=data.workers)
+        keep = keep and data.keep_decoded
+        return open_loader(
+            file, order, look, device=self.world.device, kind=data.loader, workers=data.workers, keep=keep
+        )
 
     def look(self, size: int, augment: Augment | None, seed: int) -> Look:
         """How a model of that size sees the images."""

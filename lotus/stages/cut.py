@@ -137,7 +137,7 @@ def timed(context: Context, drawn: Any) -> Generator[Event, None, dict[str, Any]
         return {}
     write_text(context.run.folder / "latency.json", drawn.latency.table.to_json())
     yield Wrote("prune", str(context.run.folder / "latency.json"))
-    return {"latency": drawn.latency.told()}
+    return {"latency": drawn.latency.record()}
 
 
 def draw_sizes(uncut: Uncut) -> Cutting:
@@ -185,7 +185,7 @@ def _keep_size(context: Context, part: float, small: Pruned) -> Generator[Event,
     if small.latency is None:
         return told
     yield Said("prune", small.latency.text())
-    return {**told, "latency": small.latency.told()}
+    return {**told, "latency": small.latency.record()}
 
 
 def narrow_stream(

@@ -12,7 +12,7 @@ from lotus.events import Said, Step, Wrote
 from lotus.files import write_json
 from lotus.report.numbers import accuracy
 from lotus.run import Run
-from lotus.stage import Outcome, Section, Stage, Work
+from lotus.stage import Outcome, Section, Stage, Work, named
 from lotus.stages.ahead import Ahead, check_batch
 from lotus.stages.context import CALIBRATION, Context
 from selection.errors import Refused
@@ -31,10 +31,11 @@ def export(context: Context) -> Work:
     from lotus.vit import cost
 
     run, settings, device = context.run, context.config.export, context.world.device
-    model = lotus.pruning.load(run.of("finetune"))
-    record = run.record("finetune")
+    trained, shipped = _models(run)
+    model = lotus.pruning.load(run.of(shipped))
+    record = run.record(shipped)
     known = {
-        **lotus.pruning.spec.read(run.of("finetune"))["about"],
+        **lotus.pruning.spec.read(run.of(shipped))["about"],
         "top1": record.values.get("top1") if record else None,
         "measured_on": _validated(run),
     }
@@ -44,8 +45,8 @@ def export(context: Context) -> Work:
     for line in lines(sent["timm"], run.of("export")):
         yield Said("export", line)
     latency, widths = {}, []
-    for number, name in enumerate(("train", "finetune")):
-        uncut = name == "train" and context.config.train.shrink is not None  # which nobody kept: as it started
+    for number, name in enumerate((trained, shipped)):
+        uncut = name == trained and context.config.train.shrink is not None  # which nobody kept: as it started
         timed = (context.new_model().eval() if uncut else lotus.pruning.load(run.of(name))).to(device)
         widths.append(cost.outline(timed).width)
         latency[name] = {
@@ -68,6 +69,12 @@ def export(context: Context) -> Work:
         run.of("export") / name for name in ("model.onnx", "model.int8.onnx") if (run.of("export") / name).is_file()
     )
     return Outcome(values=values, left=left)
+
+
+def _models(run: Run) -> tuple[str, str]:
+    """The stages that left the model that was trained, and the one that ships: of those that come before."""
+    before = {name: run.stages[name] for name in run.plan(STAGE.name)}
+    return named(before, "training"), named(before, "shipped")
 
 
 def _eight_bits(context: Context, model: Any) -> dict[str, Any]:
@@ -134,11 +141,12 @@ def _check(ahead: Ahead) -> None:
 def _tell(run: Run, results: dict[str, Any]) -> Section | None:
     exported = results["export"]
     timed = exported["latency_ms"]
-    results["device"] = timed["train"]["device"]
-    for name, like in (("train", "train"), ("finetune", "finetune"), ("baseline", "train")):
+    trained, shipped = _models(run)
+    results["device"] = next(iter(timed.values()))["device"]
+    for name, like in ((trained, trained), (shipped, shipped), (named(run.stages, "dense"), trained)):
         if name in results and results[name].get("kind") != "small":
             results[name]["latency_ms"] = timed[like]
-    results["kept"]["tokens"] = _tokens_kept(exported["tokens"], results["train"].get("patches"))
+    results["kept"]["tokens"] = _tokens_kept(exported["tokens"], results[trained].get("patches"))
     if exported["width"]["kept"] < exported["width"]["of"]:
         results["kept"]["width"] = exported["width"]
     return _eight_bits_told(exported["int8"]) if exported.get("int8") else None

@@ -17,7 +17,7 @@ from lotus.config import Model
 from lotus.data import folders, pictures
 from lotus.data.source import Source, digest
 from lotus.events import Began, Event, Said, Wrote, watched
-from selection import files
+from selection import atomic_files
 from selection.errors import Refused
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def check(job: Job) -> None:
     Raises:
         Refused: it cannot, or there is something already, which may have taken hours.
     """
-    files.check(job.out)
+    atomic_files.check(job.out)
     if not job.out.endswith(".npz"):
         raise Refused(f"--embeddings {job.out}: embeddings are written as .npz. Give such a name.")
     if Path(job.out).exists():
@@ -76,7 +76,7 @@ def make(job: Job) -> Iterator[Event]:
     }
     if labeled:
         arrays |= {"labels": source.labels, "classes": np.array(source.classes)}
-    with files.opened(job.out) as file:
+    with atomic_files.opened(job.out) as file:
         np.savez(file, **arrays)
     yield Wrote("features", job.out)
 

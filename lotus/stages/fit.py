@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from lotus.data.beton import Manifest
     from lotus.data.sample_plan import SamplePlan
     from lotus.training.guests import Guest
-    from lotus.training.joint_budget import Joint
     from lotus.training.loop import Fitted
+    from lotus.training.patch_buckets import Joint
     from lotus.vit.preprocessing import Preprocessing
     from lotus.vit.tokens import Tokens
 
@@ -118,11 +118,12 @@ def fit(
             joined.append(open_things.enter_context(fewer).guest)
         joined += _still(task)
         loader = open_things.enter_context(
-            context.loader(run.train_beton, order, size=side, augment=recipe.augment, seed=seed)
+            context.loader(run.train_beton, order, size=side, augment=recipe.augment, seed=seed, keep=True)
         )
         validation = None
         if task.evaluate:
-            validation = open_things.enter_context(context.images(run.val_beton, None, recipe, model))
+            validation = open_things.enter_context(context.images(run.val_beton, None, recipe, model, keep=True))
+        yield from _told_of_memory(context, task.stage, loader, validation)
         objective = Objective(recipe, len(context.manifest().classes), seed)
         data = loop.Data(loader, order, objective, validation, images.weights)
         key = digest([run.settings(stage), run.made_from(stage), seed])
@@ -133,6 +134,17 @@ def fit(
         check_sound(fitted, stage, task.where, evaluated=task.evaluate)
         told = {} if fewer is None else told_of_patches(fewer.patches, fewer.tokens, fewer.joint, images.rows)
     return fitted, _price(fitted, joined, side, fewer, told)
+
+
+def _told_of_memory(context: Context, stage: str, *loaders: Any) -> Iterator[Event]:
+    """Whether decoded images stay in memory."""
+    from lotus.data import kept
+
+    if not context.world.is_main or not context.config.data.keep_decoded:
+        return
+    for loader in loaders:
+        if loader is not None and (text := kept.sentence(loader.beton, loader.kept)):
+            yield Said(stage, text)
 
 
 @dataclass(frozen=True)

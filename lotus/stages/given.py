@@ -33,7 +33,7 @@ AS_IT_IS = ("train.shrink=null", "prune.keep.macs=1")
 """What lets a model as it is."""
 
 
-def told(path: Path, *, again: bool = True) -> list[str]:
+def notes(path: Path, *, again: bool = True) -> list[str]:
     """What there is to say of a model before it is trained on: that it was cut before, and whether it is cut ``again``."""
     from lotus.pruning import spec
 
@@ -113,5 +113,5 @@ def preprocessing_of(model: Model) -> Preprocessing:
         return wanted._replace(interpolation="bilinear" if wanted.interpolation == "bilinear" else "bicubic")
     held = spec.read(model.weights).get("about", {})
     about = held if isinstance(held, dict) else {}
-    wanted = preprocessing(made).told(about)
+    wanted = preprocessing(made).updated(about)
     return wanted._replace(interpolation=resizing({"interpolation": wanted.interpolation, **about}))

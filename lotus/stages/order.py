@@ -200,6 +200,10 @@ def _carry_out(stage: Stage, why: str, context: Context, lead: bool) -> Iterator
     """A stage, from its beginning to its record."""
     run, name = context.run, stage.name
     yield _logged(run, Began(name, why), lead)
+    if stage.every_rank:
+        from lotus.training.engine import ready
+
+        ready()
     began = time.perf_counter()
     if stage.every_rank:
         outcome = yield from _make(stage, context, lead)

@@ -14,6 +14,7 @@ import numpy as np
 from lotus.config import Recipe
 from lotus.events import Event, Step, Wrote
 from lotus.files import digest, digest_of
+from lotus.stage import named
 from lotus.stages.context import Context
 from selection import lottery
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from lotus.config import Patches
     from lotus.data.patch_maps import Tickets
-    from lotus.training.joint_budget import Joint
+    from lotus.training.patch_buckets import Joint
     from lotus.vit.tokens import Tokens
 
 
@@ -82,15 +83,15 @@ def told_of_patches(
 
 def share_out(context: Context, patches: Patches, model: nn.Module, seed: int, *, place: str) -> Joint:
     """Shares out the patches by what ``select.score`` says of each image."""
-    from lotus.training.joint_budget import Joint
+    from lotus.training.patch_buckets import Joint
 
-    wants = context.config.select
+    settings = context.config.select
     scores = lottery.scored(
         context.signals(),
-        score=wants.score,
+        score=settings.score,
         seed=context.config.seed,
         shelves=context.shelves,
-        max_memory=wants.max_memory,
+        max_memory=settings.max_memory,
     )
     count: Any = model.patch_embed.num_patches  # type: ignore[union-attr]
     return Joint(scores, patches, patches=count, seed=seed, place=place)
@@ -145,7 +146,7 @@ def patch_file(
     from lotus.vit.model import image_size
 
     run, manifest = context.run, context.manifest()
-    folder = run.of("baseline") if patches.model == "baseline" else Path(patches.model)
+    folder = run.of(named(run.stages, "dense")) if patches.asks_baseline else Path(patches.model)
     asked = lotus.pruning.load(folder) if patches.model else None
     looks: Any = model if asked is None else asked
     if asked is not None:

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from lotus.config.budget import Way
+from lotus.config.training_budget import Way
 from lotus.files import write_text
 
 Start = Literal["scratch", "given"]

@@ -12,14 +12,15 @@ from types import ModuleType
 from typing import Any
 
 from lotus.config import Config
-from lotus.config.budget import Budget, Way
 from lotus.config.reader import check as page
+from lotus.config.training_budget import Budget, Way
 from lotus.files import digest, write_json
 from lotus.run import Run
-from lotus.stages import course, plan_table, speed
+from lotus.stage import named
+from lotus.stages import course, export, plan_table, prepare, score, speed
 from lotus.stages.ahead import Ahead, training
 from lotus.stages.shelf import run_of
-from lotus.stages.shrink import forecast_looks
+from lotus.stages.shrinking import forecast_looks
 from selection.errors import Refused
 
 FORMAT = 1
@@ -109,7 +110,7 @@ def plan(config: Config, shelves: Sequence[ModuleType] = (), *, timed: speed.Tim
     else:
         one, why, tempo = _timed(first, timed or speed.timer)
         epochs = _most(lambda epochs: tempo.seconds(one.ahead(epochs)), 60 * budget.minutes)
-        measured = {"pace": tempo.told(), "seconds": tempo.seconds(one.ahead(max(1, epochs)))}
+        measured = {"pace": tempo.record(), "seconds": tempo.seconds(one.ahead(max(1, epochs)))}
     if epochs == 0:
         raise _unmet(one, dense, measured)
     return {
@@ -157,10 +158,6 @@ def _chosen(first: Ahead, cost: float) -> tuple[Candidate, str]:
 
     config, budget = first.config, _budget(first.config)
     start: plan_table.Start = "given" if config.model.pretrained or config.model.weights else "scratch"
-    if start == "given" and set(budget.ways) == {"small"}:
-        raise Refused(
-            "budget.ways: weights are given, which no smaller model can start from. Allow shrink, or leave the weights out."
-        )
     rule = plan_table.rule(start, cost)
     asked = config.prune.keep.asked
     keep = asked.get("macs", min(asked.values())) if _said(config) else rule.keep
@@ -188,20 +185,22 @@ def parts(one: Candidate, epochs: int) -> list[dict[str, Any]]:
     run = run_of(ahead.config, ahead.shelves)
     costs = {name: run.stages[name].forecast(ahead) or (0.0, 0.0) for name in run.plan()}
     looks = forecast_looks(ahead) if one.way == "shrink" else (0.0, 0.0)
-    forwards, macs = costs["train"]
+    trained, compared = named(run.stages, "training"), named(run.stages, "dense")
+    forwards, macs = costs[trained]
     dense = [piece for piece in course.pieces(ahead) if not piece.cuts]
     before = sum(piece.part for piece in dense)
     seen = sum(piece.images for piece in dense)
     first = training(seen, sum(piece.images * piece.macs for piece in dense) / seen)
-    rows = [_row("prepare", *costs["prepare"]), _row("score", *costs.get("score", (0.0, 0.0)))]
+    first_of_all = (prepare.STAGE.name, score.STAGE.name)
+    rows = [_row(name, *costs.get(name, (0.0, 0.0))) for name in first_of_all]
     rows += [_row("calibration", *looks), _row("training, whole model", *first, before * epochs)]
     if one.way == "shrink":
         after = (forwards - looks[0] - first[0], macs - looks[1] - first[1])
         rows.append(_row("training, after the cut", *after, (1 - before) * epochs))
     rows.append(_row("teacher", 0.0, 0.0))
-    told = ("prepare", "score", "train", "baseline")
+    told = (*first_of_all, trained, compared)
     return rows + [
-        _row(name, *cost) for name, cost in costs.items() if name == "export" or (cost[1] and name not in told)
+        _row(name, *cost) for name, cost in costs.items() if name == export.STAGE.name or (cost[1] and name not in told)
     ]
 
 
@@ -235,7 +234,7 @@ def resolved(
     stands = stored(run)
     if stands is not None and stands["asked"] == key(config):
         return applied(config, stands["settings"]), stands
-    if run.record("train") is not None:
+    if run.record(named(run.stages, "training")) is not None:
         raise Refused(
             f"budget: {run.folder} holds a training that is finished, by another plan. Give another folder=PATH, or leave the budget out."
         )
@@ -264,7 +263,7 @@ def write(run: Run, found: Plan) -> None:
 def check_open(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
     """Refuse to plan what is finished."""
     run = run_of(config, shelves)
-    if run.record("train") is not None:
+    if run.record(named(run.stages, "training")) is not None:
         raise Refused(
             f"folder: {run.folder} holds a training that is finished, and there is nothing to plan. Give another folder=PATH, or see "
             f"lotus report {run.folder}."

@@ -60,10 +60,10 @@ def lies(path: str) -> str:
     A file, and each of several shards, goes by its size and time, a folder by the times of the folders in it, two levels down. No picture is looked at: one
     that is replaced under its old name is found by ``prepare --again`` alone.
     """
-    from lotus.data import shards
+    from lotus.data import tar_shards
 
     try:
-        inside = [[os.path.basename(file), *_stamp(file)] for file in shards.files(path)]
+        inside = [[os.path.basename(file), *_stamp(file)] for file in tar_shards.files(path)]
         if inside and not os.path.isdir(path):
             return digest(inside)
         top = os.stat(path) if path else None

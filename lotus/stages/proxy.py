@@ -140,25 +140,25 @@ def by_heads(context: Context, labels: np.ndarray, run_in: np.ndarray | None) ->
     from lotus.training import linear_probe
     from lotus.training.distributed import StopFlag
 
-    wants, classes, device = context.config.score, len(context.manifest().classes), context.world.device
+    settings, classes, device = context.config.score, len(context.manifest().classes), context.world.device
     embeddings, spent = yield from _features(context)
     found: dict[str, Any] = {"embeddings": linear_probe.standardized(embeddings)}
     images, width = embeddings.shape
-    trained = wants.heads * images + (0 if run_in is None else int(run_in.sum()))
-    spent += Spent(macs=linear_probe.macs(trained, wants.epochs, width, classes))
+    trained = settings.heads * images + (0 if run_in is None else int(run_in.sum()))
+    spent += Spent(macs=linear_probe.macs(trained, settings.epochs, width, classes))
     if context.world.rank:
         return found, spent
     features, own = torch.from_numpy(found["embeddings"]).to(device), torch.from_numpy(labels).to(device)
     with StopFlag() as stop:
-        seeds = [_proxy_seed(context.config, number) for number in range(wants.heads)]
+        seeds = [_proxy_seed(context.config, number) for number in range(settings.heads)]
         found |= yield from linear_probe.watched(
-            features, own, classes, wants, seeds=seeds, gradients=wants.gradients, stop=stop
+            features, own, classes, settings, seeds=seeds, gradients=settings.gradients, stop=stop
         )
-        if run_in is not None and wants.subsets is not None:
-            seeds = [_proxy_seed(context.config, wants.heads + number) for number in range(len(run_in))]
-            correct = wants.subsets.record == "correct"
+        if run_in is not None and settings.subsets is not None:
+            seeds = [_proxy_seed(context.config, settings.heads + number) for number in range(len(run_in))]
+            correct = settings.subsets.record == "correct"
             found["run_p_label"] = yield from linear_probe.on_parts(
-                features, own, classes, wants, run_in=run_in, seeds=seeds, correct=correct, stop=stop
+                features, own, classes, settings, run_in=run_in, seeds=seeds, correct=correct, stop=stop
             )
     return found, spent
 
@@ -169,9 +169,9 @@ def _features(context: Context) -> Generator[Event, None, tuple[np.ndarray, Spen
     from lotus.training.distributed import StopFlag
 
     run, config, manifest, world = context.run, context.config, context.manifest(), context.world
-    wants = config.score.model or config.model
+    settings = config.score.model or config.model
     key = digest([
-        manifest.fingerprint, wants.model_dump(), _weights_hash(wants), config.score.side, config.model.model_dump(),
+        manifest.fingerprint, settings.model_dump(), _weights_hash(settings), config.score.side, config.model.model_dump(),
         config.score.precision, config.seed,
     ])  # fmt: skip
     known = _recalled(run.features, key)
@@ -181,7 +181,7 @@ def _features(context: Context) -> Generator[Event, None, tuple[np.ndarray, Spen
     began = time.perf_counter()
     model, side = _make_proxy(context, _proxy_seed(config, 0))
     model = model.to(world.device)
-    if world.rank == 0 and not wants.pretrained and not wants.weights:
+    if world.rank == 0 and not settings.pretrained and not settings.weights:
         cure = "Give score.model.weights or score.model.pretrained for better ones, or take score.proxy=training."
         yield Said("score", f"the features are of a model that has not learned anything yet. {cure}", "warning")
     with StopFlag() as stop, context.images(run.train_beton, None, config.score, model, side=side) as loader:
@@ -212,11 +212,11 @@ def _steps(reading: Generator[int, None, T], total: int, world: World, stop: Any
             yield Step("score", done, total, unit="images")
 
 
-def _weights_hash(wants: Any) -> str:
+def _weights_hash(settings: Any) -> str:
     """Of the file from which a model's weights come; empty where there is none."""
-    if not wants.weights:
+    if not settings.weights:
         return ""
-    path = Path(wants.weights)
+    path = Path(settings.weights)
     try:
         return digest_of(path / "model.safetensors" if path.is_dir() else path, size=64)
     except OSError:
@@ -253,10 +253,10 @@ def proxy_model(config: Config, classes: int, *, loaded: bool = True) -> tuple[n
     from lotus.vit import model as door
     from lotus.vit.unmade import without_memory
 
-    wants, place = (config.model, "model") if config.score.model is None else (config.score.model, "score.model")
+    settings, place = (config.model, "model") if config.score.model is None else (config.score.model, "score.model")
     if not loaded:
-        wants = wants.model_copy(update={"pretrained": False, "weights": ""})
-    made = door.proxy(wants, classes, place=place)
+        settings = settings.model_copy(update={"pretrained": False, "weights": ""})
+    made = door.proxy(settings, classes, place=place)
     own = config.model.model_copy(update={"pretrained": False, "weights": ""})
     with without_memory():
         asked = config.score.side or door.side(made, 0) or door.image_size(door.create(own, classes))

@@ -38,22 +38,22 @@ def prune(context: Context) -> Work:
     from lotus.training.evaluation import evaluate_classes
     from selection.subset import Subset
 
-    run, config, wants = context.run, context.config, context.config.prune
+    run, config, request = context.run, context.config, context.config.prune
     clear(run.folder)
     if config.train.shrink is not None:
         return (yield from passed_on(context))
-    way, options = ways.chosen(wants, context.shelves)
+    way, options = ways.chosen(request, context.shelves)
     model = lotus.pruning.load(run.of("train")).to(context.world.device)
     again = "Make it again: lotus run CONFIG --from train."
     gates = read_tensors(run.gates, again) if config.train.sparsity.gates else None
     rows = Subset.load(run.ticket).rows
     rng = np.random.default_rng([config.seed, CALIBRATION])
-    calibration = np.sort(rng.choice(rows, size=min(wants.calibration or enough(model), len(rows)), replace=False))
+    calibration = np.sort(rng.choice(rows, size=min(request.calibration or enough(model), len(rows)), replace=False))
     table = None
     if way.cuts:
-        wants, table = yield from known_here(model, wants)
+        request, table = yield from known_here(model, request)
     cut, more = yield from way.make(
-        Uncut(context, model, gates, calibration, wants, table), **methods.arguments(way.make, options)
+        Uncut(context, model, gates, calibration, request, table), **methods.arguments(way.make, options)
     )
     for note in cut.notes:
         yield Said("prune", note)

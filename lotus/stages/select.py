@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from selection.subset import Subset
 
 
+_EXCLUDE = "select.exclude"
+
+
 def select(context: Context) -> Work:
     from selection import exclude
     from selection.subset import Subset
@@ -34,7 +37,7 @@ def select(context: Context) -> Work:
         )
         subset.check(fingerprint=manifest.fingerprint, total=manifest.n, place=settings.ticket)
         if gone is not None:
-            subset = exclude.without(subset, gone)
+            subset = exclude.without(subset, gone, _EXCLUDE)
     else:
         if gone is not None:
             yield Said("select", f"{len(gone):,} images of {settings.exclude} are excluded")
@@ -80,7 +83,7 @@ def excluded(context: Context) -> np.ndarray | None:
     if not asked:
         return None
     data = ticket.Data(str(run.folder), context.config, run.train_beton, shelves=context.shelves)
-    return exclude.rows(asked, data.images())
+    return exclude.rows(asked, data.images(), _EXCLUDE)
 
 
 def _stale(config: Config, values: Mapping[str, Any]) -> str | None:
@@ -103,13 +106,13 @@ def _check(ahead: Ahead) -> None:
     from selection import exclude
     from selection.subset import Subset
 
-    wants = ahead.config.select
-    for file in (wants.ticket, wants.start):
+    request = ahead.config.select
+    for file in (request.ticket, request.start):
         if file:
             Subset.load(file)
-    if wants.exclude:
-        exclude.lines(wants.exclude)
-        if wants.start:
+    if request.exclude:
+        exclude.lines(request.exclude, _EXCLUDE)
+        if request.start:
             raise Refused(
                 "select.exclude: does not go with select.start, whose images all stay. Leave one of them out."
             )

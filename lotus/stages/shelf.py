@@ -48,15 +48,23 @@ def stages(config: Config, shelves: Sequence[ModuleType] = ()) -> list[Stage]:
     Raises:
         Refused: it reads a stage that is not there, or one that comes after those that are to read it.
     """
-    joined, all_shelves = list(STAGES), known(shelves)
-    if baseline.asked(config).name == "small":  # which may spend what the lottery has spent, so it comes after it
-        joined.remove(baseline.STAGE)
-        joined.insert(joined.index(finetune.STAGE) + 1, baseline.STAGE)
+    joined, all_shelves = _ordered(config), known(shelves)
     for shelf in all_shelves:
         for stage in brought(shelf).values():
             if stage.wanted(config):
                 _join(joined, stage, config, str(shelf.__file__))
     return [dataclasses.replace(stage, **stage.bind(config, all_shelves)) for stage in joined]
+
+
+def _ordered(config: Config) -> list[Stage]:
+    """Ours: one that reads a later one with these settings stands right behind it."""
+    ordered = list(STAGES)
+    for stage in STAGES:
+        reads = set(of(stage.after, config))
+        behind = max((place for place, other in enumerate(ordered) if other.name in reads), default=0)
+        if (place := ordered.index(stage)) < behind:
+            ordered.insert(behind, ordered.pop(place))
+    return ordered
 
 
 def _join(joined: list[Stage], stage: Stage, config: Config, file: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lotus.stage import TRAIN_FORWARDS
 from lotus.stages import course
 from lotus.stages.ahead import Ahead
-from lotus.stages.shrink import forecast_looks
+from lotus.stages.shrinking import forecast_looks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,7 +53,7 @@ class Tempo:
         evaluated = times * len(ahead.sources[1].labels) * course.shapes_of(ahead)[-1].macs()
         return images + (looks + evaluated) * self.looked
 
-    def told(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         return {"images_per_second": [[macs, 1 / seconds] for macs, seconds in self.points]}
 
 

@@ -10,7 +10,7 @@ from lotus.run import Run
 from lotus.stage import TRAIN_FORWARDS, Section
 from lotus.stages.ahead import Ahead, check_batch
 from lotus.stages.cut import Cutting, Uncut, draw, draw_sizes
-from lotus.stages.search import compared, rival, search_widths
+from lotus.stages.width_search import compared, rival, search_widths
 from lotus.way import Options, Way
 
 MODES: dict[str, Callable[[Uncut], Cutting]] = {"search": search_widths, "sizes": draw_sizes}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lotus.config import Finetune, Model, Taught, Teacher
+from lotus.stage import named
 from lotus.stages import given
 from lotus.stages.ahead import Ahead, Cost
 from lotus.stages.context import Context
@@ -35,8 +36,8 @@ def taught(context: Context, recipe: Taught, place: str) -> list[Guest]:
     from lotus.training import distill
     from lotus.vit import model as door
 
-    wants = recipe.taught_by
-    if wants is None:
+    teacher = recipe.taught_by
+    if teacher is None:
         return []
     pixels = context.preprocessing()
     own = pixels
@@ -47,15 +48,15 @@ def taught(context: Context, recipe: Taught, place: str) -> list[Guest]:
         assert made is not None
         return made
 
-    if wants.is_uncut and not isinstance(recipe, Finetune):
+    if teacher.is_uncut and not isinstance(recipe, Finetune):
         return [distill.TaughtByUncut(teaches)]
-    if wants.is_uncut:
-        return [distill.Taught(teaches(lotus.pruning.load(context.run.of("train"))))]
-    model, own = found(wants, context.manifest().classes, place)
+    if teacher.is_uncut:
+        return [distill.Taught(teaches(lotus.pruning.load(context.run.of(named(context.run.stages, "training")))))]
+    model, own = load(teacher, context.manifest().classes, place)
     return [distill.Taught(teaches(model))]
 
 
-def found(wants: Teacher, classes: Sequence[str], place: str) -> tuple[nn.Module, Preprocessing]:
+def load(teacher: Teacher, classes: Sequence[str], place: str) -> tuple[nn.Module, Preprocessing]:
     """The teacher, and how it wants its images.
 
     Raises:
@@ -66,7 +67,7 @@ def found(wants: Teacher, classes: Sequence[str], place: str) -> tuple[nn.Module
     from lotus.vit import model as door
     from lotus.vit.preprocessing import preprocessing
 
-    asked, where = _model(wants), f"{place}.teacher"
+    asked, where = _model(teacher), f"{place}.teacher"
     if asked.weights and not os.path.exists(asked.weights):
         raise Refused(
             f"{where}: there is nothing at {asked.weights}. Give a file of weights, or the folder of a model."
@@ -109,8 +110,8 @@ def _known_classes(asked: Model, where: str) -> int:
     return known[0]
 
 
-def _model(wants: Teacher) -> Model:
-    return Model(name=wants.name, args=wants.args, weights=wants.weights, pretrained=not wants.weights)
+def _model(teacher: Teacher) -> Model:
+    return Model(name=teacher.name, args=teacher.args, weights=teacher.weights, pretrained=not teacher.weights)
 
 
 def _check_number(known: int, classes: Sequence[str], who: str, where: str) -> None:
@@ -139,10 +140,10 @@ def _check_classes(about: Any, classes: Sequence[str], who: str, where: str) -> 
 
 def check_teacher(place: str, recipe: Taught, ahead: Ahead) -> None:
     """Refuse a teacher that cannot be had, or of other classes: it is loaded."""
-    wants = recipe.taught_by
-    if wants is not None and not wants.is_uncut:
+    teacher = recipe.taught_by
+    if teacher is not None and not teacher.is_uncut:
         with warnings.catch_warnings(action="ignore"):
-            found(wants, ahead.sources[0].classes, place)
+            load(teacher, ahead.sources[0].classes, place)
 
 
 def teacher_macs(recipe: Taught, ahead: Ahead) -> float:
@@ -151,12 +152,12 @@ def teacher_macs(recipe: Taught, ahead: Ahead) -> float:
     from lotus.vit import cost
     from lotus.vit import model as door
 
-    wants = recipe.taught_by
-    if wants is None:
+    teacher = recipe.taught_by
+    if teacher is None:
         return 0.0
-    if wants.is_uncut:
+    if teacher.is_uncut:
         return ahead.macs
-    asked = _model(wants)
+    asked = _model(teacher)
     if given.is_ours(asked):
         return float(spec.read(asked.weights)["cost"]["macs"])
     asked = door.of_hub(asked, "teacher")[0].model_copy(update={"pretrained": False, "weights": ""})
@@ -166,11 +167,11 @@ def teacher_macs(recipe: Taught, ahead: Ahead) -> float:
 
 def teacher_forecast(recipe: Taught, images: float, ahead: Ahead) -> Cost:
     """What teaching a training of so many images costs: the uncut model teaches after the first cut alone."""
-    each, wants = teacher_macs(recipe, ahead), recipe.taught_by
+    each, teacher = teacher_macs(recipe, ahead), recipe.taught_by
     shrink = ahead.config.train.shrink
-    if wants is not None and wants.is_uncut and shrink is not None:
+    if teacher is not None and teacher.is_uncut and shrink is not None:
         images *= 1 - seen_before(ahead, shrink.cuts[0].at)
-    return (images, images * each) if wants is not None else (0.0, 0.0)
+    return (images, images * each) if teacher is not None else (0.0, 0.0)
 
 
 def teacher_files(place: str, recipe: Taught) -> dict[str, str]:
@@ -180,7 +181,7 @@ def teacher_files(place: str, recipe: Taught) -> dict[str, str]:
 
 def taught_told(recipe: Taught) -> str:
     """What a stage says of its teacher, behind what it does."""
-    wants = recipe.taught_by
-    if wants is None:
+    teacher = recipe.taught_by
+    if teacher is None:
         return ""
-    return f", taught by {'the unpruned model' if wants.is_uncut else wants.weights or wants.name}"
+    return f", taught by {'the unpruned model' if teacher.is_uncut else teacher.weights or teacher.name}"

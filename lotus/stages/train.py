@@ -8,7 +8,7 @@ from lotus.config import Config
 from lotus.files import write_tensors
 from lotus.run import Run
 from lotus.stage import Curve, Section, Stage, Work
-from lotus.stages import course, own_ticket
+from lotus.stages import course, self_proxy
 from lotus.stages.ahead import (
     LOOK,
     Ahead,
@@ -24,7 +24,7 @@ from lotus.stages.ahead import (
 from lotus.stages.baseline import is_asked
 from lotus.stages.context import Context
 from lotus.stages.fit import Images, Task, fit, keep_model, outcome
-from lotus.stages.shrink import check_cuts, cuts_told, forecast_looks, shrinking, tell_cuts
+from lotus.stages.shrinking import check_cuts, cuts_told, forecast_looks, shrinking, tell_cuts
 from lotus.stages.still import check_still, spared_forecast, still_told
 from lotus.stages.teacher import check_teacher, taught, taught_told, teacher_files, teacher_forecast
 from selection import dynamic_pruning
@@ -60,7 +60,7 @@ def train(context: Context) -> Work:
     guests += [] if shrink is None else [shrink]
     own = None
     if shrink is not None and config.watches_itself:
-        own = own_ticket.choosing(context, len(ticket.rows), shrink.is_done)
+        own = self_proxy.choosing(context, len(ticket.rows), shrink.is_done)
         guests.append(own)
     images = Images(ticket.rows, ticket.spread())
     fitted, price = yield from fit(context, Task("train", config.train), model, images, guests)
@@ -76,7 +76,7 @@ def train(context: Context) -> Work:
     if shrink is not None:
         more |= cuts_told(context, shrink, price)
     if own is not None:
-        more |= own_ticket.told(own, len(ticket.rows), config.train.epochs)
+        more |= self_proxy.recorded(own, len(ticket.rows), config.train.epochs)
     yield from keep_model(context, "train", model, run.of("train"))
     return outcome(fitted, price, model, more)
 
@@ -98,7 +98,13 @@ def _selection(context: Context, dynamic: Dynamic, rows: np.ndarray) -> DynamicS
 
     labels, config = beton.labels(context.run.train_beton), context.config
     return DynamicSelection(
-        dynamic, rows=rows, labels=labels, epochs=config.train.epochs, seed=config.seed, shelves=context.shelves
+        dynamic,
+        rows=rows,
+        labels=labels,
+        epochs=config.train.epochs,
+        seed=config.seed,
+        shelves=context.shelves,
+        place="train.dynamic",
     )
 
 
@@ -126,14 +132,14 @@ def _check(ahead: Ahead) -> None:
     if ahead.config.train.shrink is not None:
         check_cuts(ahead)
     if ahead.config.watches_itself:
-        own_ticket.check(ahead)
+        self_proxy.check(ahead)
 
 
 def _asked_macs(patches: Patches | None, dense: float) -> float:
     """MACs of an image in the model that is asked about patches, ``dense`` in the run's own; 0 where there is none."""
     from lotus.pruning import spec
 
-    if patches is not None and patches.model == "baseline":
+    if patches is not None and patches.asks_baseline:
         return dense
     return float(spec.read(patches.model)["cost"]["macs"]) if patches is not None and patches.model else 0.0
 
@@ -163,7 +169,7 @@ def _tell(run: Run, results: dict[str, Any]) -> Section | None:
 
 def _outputs(config: Config) -> tuple[str, ...]:
     gates = ("gates.safetensors",) if config.train.sparsity.gates else ()
-    return ("train/spec.json", *gates, *(("signals.npz", own_ticket.FILE) if config.watches_itself else ()))
+    return ("train/spec.json", *gates, *(("signals.npz", self_proxy.FILE) if config.watches_itself else ()))
 
 
 def _says(config: Config) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lotus import shelves as all_shelves
 from lotus.config import Prune, options
-from lotus.stages import search, structured
+from lotus.stages import structured, width_search
 from lotus.way import Options, Way
 
 
@@ -30,7 +30,7 @@ def check(request: Prune, shelves: Sequence[ModuleType]) -> None:
     """
     chosen(request, shelves)
     if request.search is not None and request.search.compare is not None:
-        search.rival(request, shelves)
+        width_search.rival(request, shelves)
 
 
 def named(request: Prune, shelves: Sequence[ModuleType]) -> Way | None:

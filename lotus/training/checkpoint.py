@@ -168,9 +168,9 @@ def check_fits(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) 
     there = {name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.get("weights", {}).items()}
     for name in sorted(there.keys() | expected.keys(), key=lambda name: (name in there and name in expected, name)):
         if there.get(name) != expected.get(name):
-            has, wants = (shapes.get(name, "nothing") for shapes in (there, expected))
+            has, needed = (shapes.get(name, "nothing") for shapes in (there, expected))
             raise Refused(
-                f"{checkpoint.path}: of another model: {name} is {has} there and {wants} here. "
+                f"{checkpoint.path}: of another model: {name} is {has} there and {needed} here. "
                 f"Remove {checkpoint.path.parent}, or give the run another folder."
             )
 

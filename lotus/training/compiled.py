@@ -53,7 +53,7 @@ class Compiled:
         for part in self._parts:
             part._compiled_call_impl = None
 
-    def told(self) -> str:
+    def sentence(self) -> str:
         """What it brought so far: the time of a block's forward and backward pass beside that of the same block as it was."""
         graphs, broken, over = (_counted()[name] - self._before[1][name] for name in _counted())
         told = f"compiled: {graphs} graph{'s' * (graphs != 1)} for {len(self._parts)} blocks"

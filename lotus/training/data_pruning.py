@@ -16,7 +16,7 @@ from lotus.config import Dynamic
 from lotus.training import guests
 from lotus.training.distributed import World
 from lotus.training.guests import Epoch, Guest, Position, Training, Turn
-from selection.dynamic_pruning import EpochSubset, Seen, State, choose, redraw
+from selection.dynamic_pruning import EpochSubset, Seen, State, choose, epoch_subset
 from selection.errors import Refused
 
 
@@ -38,18 +38,20 @@ class DynamicSelection:
         epochs: int,
         seed: int,
         shelves: Sequence[ModuleType] = (),
+        place: str = "dynamic",
     ) -> None:
         """
         Args:
             rows: (K,) the ticket's, of the data set's N
             labels: (N,)
+            place: where ``settings`` stand
 
         Raises:
             Refused: see :func:`selection.dynamic_pruning.choose`.
         """
         self.rows, self.epochs = np.sort(rows), epochs
-        self._settings, self._seed, self._shelves = settings, seed, shelves
-        self._keep = choose(pick=settings, keep=settings.keep, epochs=epochs, shelves=shelves, place="train.dynamic")
+        self._settings, self._seed, self._shelves, self._where = settings, seed, shelves, place
+        self._keep = choose(pick=settings, keep=settings.keep, epochs=epochs, shelves=shelves, place=place)
         self._state = State(labels[self.rows])
         self._place = np.full(len(labels), -1, np.int64)  # of each row in the ticket
         self._place[self.rows] = np.arange(len(self.rows))
@@ -57,7 +59,7 @@ class DynamicSelection:
 
     def draw(self, epoch: int) -> EpochSubset:
         """The rows of ``epoch``, of the data set's, and their weights; the same however often it is asked."""
-        drawn = redraw(
+        drawn = epoch_subset(
             self._state,
             pick=self._settings,
             epoch=epoch,
@@ -65,7 +67,7 @@ class DynamicSelection:
             keep=self._keep,
             seed=self._seed,
             shelves=self._shelves,
-            place="train.dynamic",
+            place=self._where,
         )
         return EpochSubset(self.rows[drawn.rows], drawn.weights)
 
@@ -99,9 +101,9 @@ class DynamicSelection:
         if not world.is_main:  # what all ranks saw lies on one of them
             arrays["now"] = np.full_like(arrays["now"], np.nan)
             arrays["now_below"] = np.zeros_like(arrays["now_below"])
-        found = State.of(arrays, place="train.dynamic")
+        found = State.of(arrays, place=self._where)
         if not np.array_equal(found.labels, self._state.labels):
-            raise Refused("train.dynamic: the checkpoint is of a lottery over other images. Begin the training anew.")
+            raise Refused(f"{self._where}: the checkpoint is of other images. Begin the training anew.")
         self._state, self._told = found, []
 
     def _parts(self, world: World) -> list[Seen]:

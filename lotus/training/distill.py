@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lotus.config import Taught as Wants
+from lotus.config import Taught as TaughtBy
 from lotus.training.guests import Guest, Seen, Training, Turn
 from lotus.vit import cost
 from selection.errors import Refused
@@ -213,7 +213,7 @@ def hard(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 def make_distiller(
-    teacher: nn.Module, recipe: Wants, device: torch.device | str, *, place: str = "finetune"
+    teacher: nn.Module, recipe: TaughtBy, device: torch.device | str, *, place: str = "finetune"
 ) -> Distiller | None:
     """The teacher that ``recipe`` asks for, in the student's precision; None where it asks for none."""
     if recipe.taught_by is None or recipe.distill == "none":

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import importlib
 import io
 import itertools
 import logging
@@ -49,6 +50,16 @@ def _deepspeed() -> ModuleType:
     # DeepSpeed's own table of what this machine can compile: it is asked before anything is, and takes edits.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+def ready() -> None:
+    """Import all that an engine needs, DeepSpeed's Muon with torch's compiler among it: seconds that the first training of a
+    process would be billed for, and no later one."""
+    _deepspeed()
+    with contextlib.suppress(
+        ImportError
+    ):  # as DeepSpeed has it, which asks for its ranks first: nobody has joined them yet
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
 
 
 def _nothing() -> None:

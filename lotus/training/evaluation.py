@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,12 +19,26 @@ from selection.errors import Refused
 if TYPE_CHECKING:
     from lotus.data.base import Batch, Loader
 
+T = TypeVar("T")
+
 STOP = 2
 """What ranks tell each other where one was asked to stop."""
 
 
 class Stopped(KeyboardInterrupt):
     """Training ended early because it was asked to. What was reached is saved; the message says where."""
+
+
+def heard(batches: Iterator[T]) -> Iterator[T]:
+    """``batches``, as long as nobody has asked to stop.
+
+    Raises:
+        Stopped: somebody has.
+    """
+    for batch in batches:
+        if stop := StopFlag.now():
+            raise Stopped(stop.reason)
+        yield batch
 
 
 def evaluate(forward: nn.Module | Callable[[Tensor], Tensor], loader: Loader, world: World) -> dict[str, float]:

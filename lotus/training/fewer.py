@@ -11,7 +11,7 @@ from selection.errors import Refused
 if TYPE_CHECKING:
     from lotus.data.base import Batch
     from lotus.data.patch_maps import Tickets
-    from lotus.training.joint_budget import Joint
+    from lotus.training.patch_buckets import Joint
     from lotus.vit.tokens import Tokens
 
 

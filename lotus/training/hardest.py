@@ -26,9 +26,7 @@ def proxy_of(model: nn.Module, classes: int, part: float, seed: int) -> nn.Modul
     args = {name: value for name, value in origin["args"].items() if name != "num_classes"}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return door.create(
-            smaller.narrower(Model(name=origin["name"], args=args), part, place="train.guests.hardest"), classes
-        )
+        return door.create(smaller.narrower(Model(name=origin["name"], args=args), part, place="hardest"), classes)
 
 
 class Hardest(Guest):

@@ -161,7 +161,7 @@ def fit(
         told = clock()
         yield sign(epoch, 1.0, log_p, own, lr)
     if not all(bool(p.isfinite().all()) for p in heads.parameters()):
-        raise Refused(f"score: the heads' weights are not finite. Lower score.lr ({recipe.lr:g}), or set score.clip=1.")
+        raise Refused(f"linear probe: the heads' weights are not finite. Lower lr ({recipe.lr:g}), or set clip=1.")
 
 
 def _among(groups: int, number: int, signs: Iterator[Step]) -> Iterator[Step]:

@@ -166,6 +166,8 @@ class _Course:
         self._counts = counts_of(data.weights, None, job.world)
         self._engine: Engine | None = None
         self._threads = 0
+        self._taken_up = False
+        """From the middle of an epoch, just now."""
         self._told_of: Engine | None = None
 
     def begin(self) -> Iterator[Event]:
@@ -184,6 +186,7 @@ class _Course:
         engine = self._engage(self.model)
         if found is not None:
             self.at = self._book.restore(found, engine)
+            self._taken_up = self.at.micro > 0
         self.at = dataclasses.replace(self.at, rewinds=len(self._passed.stretches), threads=torch.get_num_threads())
         yield from self._job.told(*(Said(self._job.stage, text, level) for text, level in notes))
         self._saved, self._wishes = self._job.clock(), Wishes(self._job.world, self._job.clock)
@@ -197,6 +200,9 @@ class _Course:
         view = self._draw(at.epoch)
         way = Way.of(plan, at, self._recipe.epochs)
         self._lesson.engine.module.train()
+        if self._taken_up:  # it may have been stopped while a model was being replaced
+            self._taken_up = False
+            yield from self._replacements(way)
         self._pace.resume()
         with closing(self._data.loader, at.epoch, at.micro, **view) as batches:
             parts_left = left(plan.batches(at.epoch), at.micro)
@@ -208,8 +214,9 @@ class _Course:
                 yield from self._step(fed, parts, group, way)
                 self._save_if_due(way)
         yield from self._compiled_told()
-        for guest in self._guests:
-            guest.end_epoch(at.epoch)
+        with self._saved_where_stopped(way):
+            for guest in self._guests:
+                guest.end_epoch(at.epoch)
         if self._is_evaluated():
             yield from self._evaluate(way)
         for guest in self._guests:  # not sooner: whoever is stopped while evaluating must do this epoch's end again
@@ -222,7 +229,7 @@ class _Course:
         """What compiling brought, after the first epoch of an engine."""
         engine = self._lesson.engine
         if engine is not self._told_of and engine.compiled is not None:
-            yield from self._job.told(Said(self._job.stage, engine.compiled.told()))
+            yield from self._job.told(Said(self._job.stage, engine.compiled.sentence()))
         self._told_of = engine
 
     def leaving(self) -> dict[str, Tensor]:
@@ -298,9 +305,12 @@ class _Course:
             became(spike, self._passed, at.epoch, way.before, place=self._job.place, stage=self._job.stage)
         if world.is_main and self._pace.due(last=at.step == way.total):
             yield self._pace.event(at, lr, guests, way.total, macs_of(guests) or self._macs)
-        for guest in guests:
-            if guest.due(at, way.progress(at)):
-                yield from self._replace(guest)
+        yield from self._replacements(way)
+
+    def _replacements(self, way: Way) -> Iterator[Event]:
+        for guest in self._guests:
+            if guest.due(self.at, way.progress(self.at)):
+                yield from self._replace(guest, way)
 
     def _pass_over(self, batches: Iterator[Batch], parts: int) -> None:
         """A step that nobody takes."""
@@ -308,15 +318,22 @@ class _Course:
             next(batches)
         self.at = dataclasses.replace(self.at, micro=self.at.micro + parts, step=self.at.step + 1)
 
-    def _replace(self, guest: Guest) -> Iterator[Event]:
-        """Another model takes the place of this one, between two steps; saved at once, since it may have taken long."""
+    def _replace(self, guest: Guest, way: Way) -> Iterator[Event]:
+        """Another model takes the place of this one, between two steps; saved at once, since it may have taken long. Where it is
+        stopped on the way, what was trained is saved, and the replacement comes first when it is taken up."""
         old = self._lesson.engine
         weights, moments = old.weights(), old.moments()
         old.release(weights)
         self._engine = None
         for other in self._guests:
             other.detach()
-        model, carried = guest.replace(self.model, moments)
+        try:
+            model, carried = guest.replace(self.model, moments)
+        except Stopped:
+            engine = self._engage(self.model)
+            engine.load_weights(weights)
+            engine.load_moments(moments)
+            raise self._job.stopped(self.at, way.total, self._save()) from None
         for other in self._guests:
             other.handed_over(self.model, model)
         engine = self._engage(model)
@@ -338,15 +355,20 @@ class _Course:
         engine, job, validation = self._lesson.engine, self._job, self._data.validation
         assert validation is not None
         engine.module.eval()
-        try:
-            with contextlib.ExitStack() as inside:
-                for guest in self._guests:
-                    inside.enter_context(guest.evaluating())
-                values, told = evaluate_classes(engine.forward, validation, job.world, stop=job.stop)
-        except Stopped:
-            raise job.stopped(self.at, way.total, self._save()) from None
+        with self._saved_where_stopped(way), contextlib.ExitStack() as inside:
+            for guest in self._guests:
+                inside.enter_context(guest.evaluating())
+            values, told = evaluate_classes(engine.forward, validation, job.world, stop=job.stop)
         self.at = dataclasses.replace(self.at, top1=values["top1"], loss=values["loss"], per_class=told)
         yield from job.told(Evaluated(job.stage, self.at.epoch + 1, values))
+
+    @contextlib.contextmanager
+    def _saved_where_stopped(self, way: Way) -> Iterator[None]:
+        """What is stopped inside is asked for again when the training is taken up."""
+        try:
+            yield
+        except Stopped:
+            raise self._job.stopped(self.at, way.total, self._save()) from None
 
     def _save_if_due(self, way: Way) -> None:
         """Also where the training is asked to stop, which it then does.

@@ -143,21 +143,21 @@ def make_schedule(
     Raises:
         Refused: there is no such schedule, or it has no such setting, or it reads what is not here.
     """
-    wants, where = recipe.schedule, f"{place}.schedule"
-    method = find([schedules, *shelves], wants.name, place=where, here=SCHEDULE_READS)
+    settings, where = recipe.schedule, f"{place}.schedule"
+    method = find([schedules, *shelves], settings.name, place=where, here=SCHEDULE_READS)
     known = {"peak": recipe.lr, "low": min(recipe.min_lr, recipe.lr)}
     # Called by the law of the shelves here, so that what would fail at the first step is refused now, and plainly from then on.
     begun = {**known, "step": 0, "warm": recipe.warmup, "total": recipe.epochs}
-    first = call(method, begun, wants.options, place=where)
-    _checked(first, 0, wants.name, where)
+    first = call(method, begun, settings.options, place=where)
+    _checked(first, 0, settings.name, where)
     names, ours = reads(method), is_ours(method)
 
     def rate(step: int, steps_per_epoch: int) -> Rate:
         warm, total = recipe.warmup * steps_per_epoch, recipe.epochs * steps_per_epoch
         here = {**known, "step": step, "warm": warm, "total": total}
         with contextlib.nullcontext() if ours else blamed(method, place=f"{where} at step {step}"):
-            found = method(*(here[name] for name in names), **wants.options)
-        return _checked(found, step, wants.name, where)
+            found = method(*(here[name] for name in names), **settings.options)
+        return _checked(found, step, settings.name, where)
 
     return rate
 

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from lotus.config import Prune
-from lotus.config import Shrink as Wants
+from lotus.config import Shrink as ShrinkBy
 from lotus.events import Event, Said
 from lotus.pruning import Plan, Pruned, carry, narrow, surgery
 from lotus.report.numbers import accuracy
 from lotus.training import muon
 from lotus.training.distributed import World
+from lotus.training.evaluation import Stopped
 from lotus.training.guests import Guest, Position, Training
 from lotus.vit import cost, families
 from lotus.vit import model as door
@@ -44,7 +45,7 @@ class Shrink(Guest):
     def __init__(
         self,
         model: nn.Module,
-        wants: Wants,
+        settings: ShrinkBy,
         request: Prune,
         draw: Draw,
         *,
@@ -58,12 +59,12 @@ class Shrink(Guest):
             measure: looks at the model before and after a cut, on all ranks together; None: nobody does
             drop_path: of the recipe, for a model whose stream was narrowed
         """
-        self._wants, self._request, self._draw, self._measure = wants, request, draw, measure
+        self._settings, self._request, self._draw, self._measure = settings, request, draw, measure
         self._drop_path, self._macs = drop_path, cost.count(model).macs
-        self._dense = copy.deepcopy(model) if len(wants.cuts) > 1 or wants.until_stable is not None else None
+        self._dense = copy.deepcopy(model) if len(settings.cuts) > 1 or settings.until_stable is not None else None
         self.cuts: list[Record] = []
         self._bill = [0.0, 0.0]
-        stable = wants.until_stable
+        stable = settings.until_stable
         self._moved = torch.ones(0 if stable is None else stable.epochs, dtype=torch.float64)  # nothing known yet
         self._kept, self._epoch = torch.zeros(0, dtype=torch.bool), -1
 
@@ -72,16 +73,16 @@ class Shrink(Guest):
 
     def is_done(self) -> bool:
         """Whether the last cut is made."""
-        return len(self.cuts) == len(self._wants.cuts)
+        return len(self.cuts) == len(self._settings.cuts)
 
     def bill(self) -> tuple[float, float]:
         return self._bill[0], self._bill[1]
 
     def end_epoch(self, epoch: int) -> None:
         """Draw the plan of ``epoch``, once, where the cut waits until it has settled."""
-        if self._wants.until_stable is None or self.cuts or epoch <= self._epoch:
+        if self._settings.until_stable is None or self.cuts or epoch <= self._epoch:
             return
-        self._epoch, world, dense = epoch, self._training.world, self._dense
+        world, dense = self._training.world, self._dense
         assert dense is not None
         dense.load_state_dict(self._training.engine.weights())
 
@@ -91,7 +92,7 @@ class Shrink(Guest):
 
         found = by_main(world, draw)
         now, before = found["kept"], self._kept
-        self._kept = now
+        self._epoch, self._kept = epoch, now  # not sooner: who is stopped while it is drawn does it again
         moved = 1.0 if len(before) != len(now) else float((now != before).double().mean())
         self._moved = torch.cat([self._moved[1:], torch.tensor([moved], dtype=torch.float64)])
         self._pay(float(found["forwards"]), self._macs)
@@ -99,20 +100,28 @@ class Shrink(Guest):
     def due(self, at: Position, progress: float) -> bool:
         if self.is_done():
             return False
-        stable = self._wants.until_stable
+        stable = self._settings.until_stable
         settled = stable is not None and bool((self._moved < stable.epsilon).all())
-        return settled or progress >= self._wants.cuts[len(self.cuts)].at
+        return settled or progress >= self._settings.cuts[len(self.cuts)].at
 
     def replace(self, model: nn.Module, moments: Mapping[str, Tensor]) -> tuple[nn.Module, Mapping[str, Tensor]]:
+        paid = list(self._bill)
+        try:
+            return self._cut(model, moments)
+        except Stopped:  # all of it is done again
+            self._bill = paid
+            raise
+
+    def _cut(self, model: nn.Module, moments: Mapping[str, Tensor]) -> tuple[nn.Module, Mapping[str, Tensor]]:
         number, training = len(self.cuts), self._training
-        request = asked(self._wants, self._request, number)
+        request = asked(self._settings, self._request, number)
         top1 = self._looked(model)
 
         def cut() -> dict[str, Tensor]:
             dense = self._dense.to(training.world.device) if number and self._dense is not None else None
             drawn = self._draw(model, request, dense)
             weights = drawn.model.state_dict()
-            remembered = moments_of(model, drawn, moments, training.recipe.optimizer) if self._wants.carry else {}
+            remembered = moments_of(model, drawn, moments, training.recipe.optimizer) if self._settings.carry else {}
             return {
                 "record": _packed(record(model, drawn)),
                 "forwards": torch.tensor(float(drawn.forwards)),
@@ -125,14 +134,15 @@ class Shrink(Guest):
         done = _unpacked(found["record"])
         small = reshaped(model, done, self._drop_path)
         small.load_state_dict(_under("weights/", found))
+        after = self._looked(small)
         self._macs = done["after"]["macs"]
-        self.cuts.append({**done, **_named("before", top1), **_named("after", self._looked(small))})
+        self.cuts.append({**done, **_named("before", top1), **_named("after", after)})
         return small, _under("moments/", found)
 
     def replaced(self, at: Position) -> Iterable[Event]:
         done = self.cuts[-1]
         done |= {"step": at.step, "epoch": at.epoch + 1}
-        yield Said(self._training.stage, told(done))
+        yield Said(self._training.stage, sentence(done))
         for note in done["notes"]:
             yield Said(self._training.stage, note)
 
@@ -170,9 +180,9 @@ class Shrink(Guest):
         self._bill = [self._bill[0] + forwards, self._bill[1] + forwards * macs]
 
 
-def asked(wants: Wants, request: Prune, number: int) -> Prune:
+def asked(settings: ShrinkBy, request: Prune, number: int) -> Prune:
     """What is asked of cut ``number``, from 0: all but the last leave the stream as it is."""
-    keep = wants.cuts[number].keep
+    keep = settings.cuts[number].keep
     return request if keep is None else request.at(keep.asked, embed_dim=None)
 
 
@@ -232,7 +242,7 @@ def kept(plan: Plan) -> Tensor:
     return torch.cat(parts)
 
 
-def told(done: Record) -> str:
+def sentence(done: Record) -> str:
     """A cut in one sentence."""
     shares = {what: done["after"][what] / done["before"][what] for what in ("macs", "params")}
     text = (
@@ -246,14 +256,18 @@ def told(done: Record) -> str:
 
 
 def by_main(world: World, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What rank 0's ``work`` gives, on all ranks; a refusal of it is one on all."""
+    """What rank 0's ``work`` gives, on all ranks; a refusal of it is one on all, and so is its end on request."""
     found: dict[str, Tensor] = {}
     if world.is_main:
         try:
             found = work()
         except Refused as refusal:
             found = {"refused": _packed(str(refusal))}
+        except Stopped as stopped:
+            found = {"stopped": _packed(str(stopped))}
     found = world.from_main(found)
+    if "stopped" in found:
+        raise Stopped(_unpacked(found["stopped"]))
     if "refused" in found:
         raise Refused(_unpacked(found["refused"]))
     return found

@@ -14,7 +14,7 @@ import os
 import torch
 from torch import nn
 
-from lotus.data import threads
+from lotus.data import cores
 from lotus.training.distributed import World
 from lotus.vit import anatomy
 from lotus.vit.cost import count
@@ -36,7 +36,7 @@ def take(model: nn.Module, images: int, world: World, began_with: int = 0) -> in
     """
     before = torch.get_num_threads()
     if world.device.type == "cpu" and not any(name in os.environ for name in _USERS):
-        torch.set_num_threads(began_with or worth(model, images, threads.count()))
+        torch.set_num_threads(began_with or worth(model, images, cores.count()))
     return before
 
 

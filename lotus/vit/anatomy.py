@@ -243,7 +243,7 @@ def sites(model: nn.Module, *, in_channels: bool = False) -> dict[str, nn.Linear
         if in_channels and block.norm_after:
             raise Refused(
                 f"{block.name}: is post-norm, so none of what its sublayers read can be left out (in_channels). "
-                "Turn train.sparsity.in_channels and prune.in_channels off."
+                "Turn that off."
             )
         for there, sublayer, reads, writes in (
             (block.has_attn, "attn", "qkv", "proj"),

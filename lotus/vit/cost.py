@@ -354,8 +354,8 @@ def macs(model: nn.Module, side: int, *, place: str = "model") -> int:
     except Exception as error:
         text = " ".join(str(error).split())[:200]
         raise Refused(
-            f"{place}: {type(model).__name__} cannot read an image of {side} x {side} pixels ({text}). Set score.side, or "
-            "take another model."
+            f"{place}: {type(model).__name__} cannot read an image of {side} x {side} pixels ({text}). Give it another "
+            "side, or take another model."
         ) from None
     finally:
         for module in fused:

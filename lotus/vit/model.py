@@ -183,7 +183,7 @@ def build(
         made = skeleton
     else:
         numbers = sum(tensor.numel() for tensor in skeleton.state_dict().values())
-        memory.there(4 * numbers / memory.GB, f"{place}: {name!r} with {dict(args)}", "Take a smaller model.")
+        memory.there(memory.size(4 * numbers), f"{place}: {name!r} with {dict(args)}", "Take a smaller model.")
         try:
             if pretrained:
                 zoo.ask_the_hub(name)

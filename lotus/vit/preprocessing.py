@@ -37,13 +37,13 @@ class Preprocessing(NamedTuple):
         return told if self.side is None else {**told, "input_size": (3, self.side, self.side)}
 
     def about(self) -> dict[str, Any]:
-        """As the folder of a model keeps it: JSON, of which :meth:`told` makes this again."""
+        """As the folder of a model keeps it: JSON, of which :meth:`updated` makes this again."""
         return {
             "mean": list(self.mean), "std": list(self.std), "interpolation": self.interpolation, "crop": self.crop,
             "crop_mode": self.mode,
         }  # fmt: skip
 
-    def told(self, about: Mapping[str, Any]) -> Self:
+    def updated(self, about: Mapping[str, Any]) -> Self:
         """This, with what a folder's ``about`` says otherwise; numbers that cannot be are passed over."""
         new: dict[str, Any] = {name: three for name in ("mean", "std") if (three := _three(about.get(name)))}
         crop: Any = about.get("crop")

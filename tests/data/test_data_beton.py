@@ -306,7 +306,8 @@ def test_ffcv_s_shared_memory_is_given_back(tmp_path: Path) -> None:
 
 
 def test_no_room_is_known_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda where: shutil._ntuple_diskusage(1, 1, 1000))  # type: ignore[attr-defined]
+    known = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda where: known(where)._replace(free=1000))
     with pytest.raises(Refused, match=r"needs about 12\.6 kB, and 1 kB are free"):
         list(beton.prepare(source(50), tmp_path / "x.beton", Data(loader="torch")))
     assert list(tmp_path.iterdir()) == []
@@ -633,9 +634,7 @@ def test_a_large_file_is_held_to_its_sums_image_by_image_and_all_else_at_once(
         for at in (int(sound.pointers[row]), int(sound.pointers[row] + sound.sizes[row]) - 1):
             flip(file, at)
             assert beton.verify(file, through=False)
-            with pytest.raises(
-                Refused, match=rf"train\.beton: image {row} is damaged .*Delete the file and run prepare"
-            ):
+            with pytest.raises(Refused, match=rf"train\.beton: image {row} .*run prepare"):
                 Beton(file).image(row)
             Beton(file).hold([one for one in range(12) if one != row])
             flip(file, at)

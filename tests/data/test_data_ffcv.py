@@ -17,7 +17,7 @@ import torch
 from drawn_data import source
 
 from lotus.config import Augment
-from lotus.data import threads
+from lotus.data import cores
 from lotus.data.base import Loader
 from lotus.data.loader import open_loader
 from lotus.data.sample_plan import SamplePlan
@@ -93,12 +93,12 @@ def test_more_threads_than_cores(stored: dict[str, Path]) -> None:
 def test_only_the_cores_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     """FFCV counts the machine's, and in a container starts sixty threads on two."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 8, 9})
-    assert threads.count() == 4
-    assert threads.count(7) == 7
+    assert cores.count() == 4
+    assert cores.count(7) == 7
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert threads.count() == 2
+    assert cores.count() == 2
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "9")
-    assert threads.count() == 1
+    assert cores.count() == 1
 
 
 def within(seconds: float, what: Any) -> Any:

@@ -16,8 +16,10 @@ from few import few
 
 from lotus.config import Augment, Data
 from lotus.data import beton, loader
+from lotus.data import kept as decoded
 from lotus.data.base import Batch, Loader
 from lotus.data.dataset import open_data
+from lotus.data.format import JPEG
 from lotus.data.loader import open_loader
 from lotus.data.sample_plan import SamplePlan
 from lotus.data.source import split
@@ -438,5 +440,33 @@ def test_an_image_that_changed_is_named_before_its_batch_is_given(make: Make, ki
         given = made.epoch(0)
         got = [next(given) for _ in range(3)]
         assert [batch.index.tolist()[0] for batch in got] == [0, 8, 16]
-        with pytest.raises(Refused, match=r"train\.beton: image 29 is damaged .*bytes have changed.*Delete the file"):
+        with pytest.raises(Refused, match=r"train\.beton: image 29 .*Delete the file"):
             next(given)
+
+
+@pytest.mark.parametrize("name", few(["jpeg", "both"], ["both"]))
+def test_images_that_stay_decoded_are_the_same_and_decoded_once(
+    stored: dict[str, Path], kind: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = Look(size=12, augment=AUGMENTS["resized"], mean=MEAN, std=STD, seed=5)
+
+    def made(keep: bool) -> Any:
+        return open_loader(stored[name], training(60), look, kind=kind, workers=2, keep=keep)
+
+    with made(False) as fresh, made(True) as keeps, made(True) as shares:
+        assert fresh.kept is decoded.NOTHING
+        for epoch in range(2):
+            for one, other in zip(fresh.epoch(epoch), keeps.epoch(epoch), strict=True):
+                assert torch.equal(one.images, other.images)
+        packed = keeps.beton.modes == JPEG
+        assert np.array_equal(keeps.kept.there, packed & (np.arange(70) < 60)), "of what nobody reads, nothing"
+        assert f"{packed.sum()} JPEG images stay decoded" in decoded.sentence(keeps.beton, keeps.kept)
+        keeps.kept.pool[:] = 7
+        for batch in shares.epoch(0):
+            flat = batch.images.flatten(2).std(2).amax(1) < 1e-5
+            assert np.array_equal(flat, packed[batch.index]), "read where they were kept, by any loader"
+    decoded.HELD.pop(beton.opened(stored[name]))  # the next one is not to see sevens
+    monkeypatch.setattr(decoded, "room", lambda: 100.0)
+    with made(True) as lacks:
+        assert lacks.kept is decoded.NOTHING
+        assert "are decoded whenever they are read" in decoded.sentence(lacks.beton, lacks.kept)

@@ -129,9 +129,9 @@ def test_a_step_is_of_one_group_on_every_rank(
     pieces = [iter(np.split(plan.order(epoch), np.cumsum(plan.sizes(epoch))[:-1])) for plan in ranks]
     every = np.split(alone.order(epoch), np.cumsum(alone.sizes(epoch))[:-1])
     every = [together for together in every if len(together) >= world]  # a smaller one sits out
-    for parts, wants, together in zip(ranks[0].batches(epoch), ranks[0].groups(epoch), every, strict=True):
+    for parts, asked, together in zip(ranks[0].batches(epoch), ranks[0].groups(epoch), every, strict=True):
         step = np.concatenate([next(mine) for mine in pieces for _ in range(parts)])
-        assert {of[row] for row in step.tolist()} == {wants}
+        assert {of[row] for row in step.tolist()} == {asked}
         assert set(step) <= set(together), "the images of a step do not depend on the ranks"
         assert len(together) - len(step) < world
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from lotus.config import Data
-from lotus.data import beton, hub, shards
+from lotus.data import beton, hub_datasets, tar_shards
 from lotus.data.dataset import open_data
 from lotus.data.source import Source
 from lotus.stages.prepare import lies
@@ -159,7 +159,7 @@ def test_shards_that_are_not_there(tmp_path: Path) -> None:
     ):
         with pytest.raises(Refused, match=says):
             opened(path)
-    assert shards.files("a{08..10}b{1..2}.tar") == [f"a{i:02d}b{j}.tar" for i in (8, 9, 10) for j in (1, 2)]
+    assert tar_shards.files("a{08..10}b{1..2}.tar") == [f"a{i:02d}b{j}.tar" for i in (8, 9, 10) for j in (1, 2)]
     for path in ("pipe:cat x.tar", "https://host/x.tar"):
         with pytest.raises(Refused, match="files of this machine"):
             opened(path)
@@ -230,7 +230,7 @@ def test_lists_that_are_refused(tmp_path: Path, text: str, says: str) -> None:
 
 def test_a_stream_of_the_hub_gives_what_the_whole_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets", reason="of the extra hub")
-    monkeypatch.setattr(hub.Stream, "KEPT", 3)
+    monkeypatch.setattr(hub_datasets.Stream, "KEPT", 3)
     kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["no", "yes"])})
     rows = {"image": [Image.new("L", (7, 6), 10 * i) for i in range(20)], "label": [i % 2 for i in range(20)]}
     (tmp_path / "set").mkdir()
@@ -257,11 +257,11 @@ def test_a_stream_that_breaks_off_is_no_damaged_picture(tmp_path: Path) -> None:
 
     from lotus.data import pictures
 
-    stream = hub.Stream(Torn(), "a set")
+    stream = hub_datasets.Stream(Torn(), "a set")
     torn = Source(
         np.array([0, 1]), ("a", "b"), lambda i: pictures.read(stream[i]["image"]["bytes"]), str, "torn", streamed=True
     )
-    with pytest.raises(Refused, match="breaks off after 1 images: ConnectionError: reset by peer"):
+    with pytest.raises(Refused, match="after 1 images: ConnectionError: reset by peer"):
         list(beton.prepare(torn, tmp_path / "a.beton", Data(damaged="skip")))
 
 

@@ -315,10 +315,10 @@ def test_a_list_of_everything_or_of_nothing_known(tmp_path: Path) -> None:
     images = Images(2, "data", np.arange(2), names=["c/0.png", "c/1.png"])
     (tmp_path / "all.txt").write_text("c/0.png\nc/1.png\n")
     with pytest.raises(Refused, match=r"select\.exclude: .* none is left"):
-        exclude.rows(tmp_path / "all.txt", images)
+        exclude.rows(tmp_path / "all.txt", images, "select.exclude")
     (tmp_path / "other.txt").write_text("d/9.png\n")
     with pytest.raises(Refused, match="is an image of this data"):
-        exclude.rows(tmp_path / "other.txt", images)
+        exclude.rows(tmp_path / "other.txt", images, "select.exclude")
 
 
 def test_a_link_goes_before_the_file_that_it_points_to(tmp_path: Path) -> None:

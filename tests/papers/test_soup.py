@@ -21,7 +21,7 @@ from tiny import CLASSES, ROWS, Batch, Killed, kill, masked, pictures, recipe, t
 
 from lotus.events import Said, Step
 from lotus.papers.soup.cook import Supply, cook, steps, vary
-from lotus.papers.soup.soup import Soup
+from lotus.papers.soup.recipe import Soup
 from lotus.papers.sparse_vit.penalty import AttentionPenalty
 from lotus.papers.zeros import masks as unstructured
 from lotus.training.objective import Objective
@@ -37,9 +37,9 @@ def test_masked_weights_stay_zero_through_a_training(tmp_path: Path, zero: int, 
     masks = unstructured.magnitude(unstructured.listed(model, "sparse_vit"), 0.5)
     unstructured.put(model, masks)
     before = copy.deepcopy(model.state_dict())
-    wants = recipe(zero=zero, precision=precision, accumulate=2, weight_decay=0.3, ema=0 if zero == 3 else 0.9)
+    asked = recipe(zero=zero, precision=precision, accumulate=2, weight_decay=0.3, ema=0 if zero == 3 else 0.9)
     with unstructured.held(model, masks):
-        done = train(tmp_path, wants, model=model)
+        done = train(tmp_path, asked, model=model)
     unstructured.check(model, masks)
     for name, mask in masks.items():
         assert (done.fitted.state[name][~mask] == 0).all(), name
@@ -113,10 +113,10 @@ def batches(span: int, part: float, count: int) -> Iterator[Any]:
     yield iter(shown(span, part, count))
 
 
-def cooked(model, keep: float, wants, settings: Soup):
+def cooked(model, keep: float, asked, settings: Soup):
     making = cook(
-        model, keep, Supply(ROWS, batches), settings, stage="prune", recipe=wants,
-        objective=Objective(wants, CLASSES, 0), seed=4,
+        model, keep, Supply(ROWS, batches), settings, stage="prune", recipe=asked,
+        objective=Objective(asked, CLASSES, 0), seed=4,
     )  # fmt: skip
     events = []
     while True:
@@ -133,7 +133,7 @@ def numpy_top(values: np.ndarray, count: int, inside: np.ndarray) -> np.ndarray:
     return mask
 
 
-def numpy_soup(model, keep: float, wants, settings: Soup) -> np.ndarray:
+def numpy_soup(model, keep: float, asked, settings: Soup) -> np.ndarray:
     """The algorithm line by line; only the training of a span is torch's."""
     names = list(unstructured.listed(model))
 
@@ -147,14 +147,14 @@ def numpy_soup(model, keep: float, wants, settings: Soup) -> np.ndarray:
             zip(names, np.split(mask, np.cumsum([one.state_dict()[n].numel() for n in names])[:-1]), strict=True)
         )
         for number, batch in enumerate(shown(span, part, count)):
-            objective = Objective(wants, CLASSES, 0)
+            objective = Objective(asked, CLASSES, 0)
             images, targets = objective.mix(batch.images, batch.labels, epoch=span, step=number)
             optimizer.zero_grad()
             objective.losses(one(images), targets).mean().backward()
             for name, parameter in one.named_parameters():
                 if name in held:
                     parameter.grad *= torch.from_numpy(held[name]).view_as(parameter)
-            torch.nn.utils.clip_grad_norm_(one.parameters(), wants.clip)
+            torch.nn.utils.clip_grad_norm_(one.parameters(), asked.clip)
             optimizer.step()
             with torch.no_grad():
                 for name, parameter in one.named_parameters():
@@ -163,8 +163,8 @@ def numpy_soup(model, keep: float, wants, settings: Soup) -> np.ndarray:
 
     rng = np.random.default_rng([4, 0x50])
     total = len(flat(model))
-    mask, span, optimizer = np.ones(total, bool), 0, make_optimizer(model, wants)
-    own = -(-round(settings.train * ROWS * 1000) // (wants.batch_size * 1000))
+    mask, span, optimizer = np.ones(total, bool), 0, make_optimizer(model, asked)
+    own = -(-round(settings.train * ROWS * 1000) // (asked.batch_size * 1000))
     for number in range(settings.rounds + 1):
         go(model, optimizer, span, settings.train, own, mask)
         span += 1
@@ -175,7 +175,7 @@ def numpy_soup(model, keep: float, wants, settings: Soup) -> np.ndarray:
         votes = numpy_top(flat(model), count, mask)
         for _ in range(settings.copies):
             ahead = copy.deepcopy(model)
-            scout = make_optimizer(ahead, wants)
+            scout = make_optimizer(ahead, asked)
             scout.load_state_dict(copy.deepcopy(optimizer.state_dict()))
             vary(scout, rng, settings.vary)
             go(ahead, scout, span, settings.data, settings.steps, mask)
@@ -191,11 +191,11 @@ def numpy_soup(model, keep: float, wants, settings: Soup) -> np.ndarray:
 
 @pytest.mark.parametrize(("keep", "step"), [(0.6, 0.25), (0.97, 0.1), (0.5, 0.6)])
 def test_the_soup_is_the_algorithm_line_by_line(keep: float, step: float) -> None:
-    wants, settings = recipe(lr=5e-3), Soup(step=step, copies=2, steps=3, train=0.3, data=0.5, rounds=4)
+    asked, settings = recipe(lr=5e-3), Soup(step=step, copies=2, steps=3, train=0.3, data=0.5, rounds=4)
     model = vit(width=16)
     oracle = copy.deepcopy(model)
-    found, events = cooked(model, keep, wants, settings)
-    mask = numpy_soup(oracle, keep, wants, settings)
+    found, events = cooked(model, keep, asked, settings)
+    mask = numpy_soup(oracle, keep, asked, settings)
     assert np.array_equal(np.concatenate([part.numpy().ravel() for part in found.masks.values()]), mask)
     stays, of = unstructured.counted(found.masks)
     assert stays == unstructured.kept_of(keep, of), "the rate is exact"

@@ -156,7 +156,7 @@ def test_which_optimizers_leave_zeros_alone(name: str, keeps: bool) -> None:
 def test_a_weight_that_moved_is_refused() -> None:
     model = tiny()
     masks = unstructured.magnitude(unstructured.listed(model), 0.5)
-    with pytest.raises(Refused, match=r"blocks\.0\.attn\.qkv\.weight: [\d,]+ .* pruned have moved"):
+    with pytest.raises(Refused, match=r"blocks\.0\.attn\.qkv\.weight: .* have moved"):
         unstructured.check(model, masks)
     unstructured.put(model, masks)
     unstructured.check(model, masks)

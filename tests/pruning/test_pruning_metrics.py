@@ -44,7 +44,7 @@ def own(tmp_path: Path) -> Callable[..., None]:
 
 def test_one_of_your_own_is_found_and_a_wrong_one_refused_before_anything_is_done(own: Callable[..., None]) -> None:
     own(OWN, "margin_lost")
-    with pytest.raises(Refused, match=r"prune\.search\.metric: there is no 'margin_lst'.*'margin_lost'"):
+    with pytest.raises(Refused, match=r"prune\.search\.metric: .*'margin_lost'"):
         own(OWN, "margin_lst")
-    with pytest.raises(Refused, match=r"prune\.search\.metric: 'all' gives no number an image\. Return"):
+    with pytest.raises(Refused, match=r"prune\.search\.metric: 'all' .*Return"):
         own("def all(logits):\n    return logits.mean()\n", "all")

@@ -149,7 +149,7 @@ def test_a_width_joins_a_budget_and_the_search_takes_what_agrees_best():
 
 def test_a_stream_that_misses_the_budget_from_below_is_refused_and_not_searched():
     model, data = tiny(depth=3), batches(1)
-    with pytest.raises(Refused, match=r"prune\.embed_dim: 8 of 48 .* 0\.\d+ of macs .*larger width"):
+    with pytest.raises(Refused, match=r"prune\.embed_dim: 8 of 48 .*larger width"):
         pruning.prune(model, data, {"macs": 0.8}, embed_dim=0.2)
     found = pruning.lottery(model, data, asks({"macs": 0.8}, embed_dim="search"))
     (told,) = [note for note in found.notes if note.startswith("Embedding dimensions tried")]

@@ -75,13 +75,13 @@ def test_what_is_no_model_is_refused():
 )  # fmt: skip
 def test_every_criterion_and_rank(name, scope, width):
     model = tiny()
-    wants = asks({"macs": 0.6, "params": 0.7}, criterion=name, scope=scope, compensate="mean", embed_dim=width)
-    drawn = lottery(model, batches(), wants)
+    request = asks({"macs": 0.6, "params": 0.7}, criterion=name, scope=scope, compensate="mean", embed_dim=width)
+    drawn = lottery(model, batches(), request)
     assert drawn.after["macs"] <= 0.6 * drawn.before["macs"]
     assert drawn.after["params"] <= 0.7 * drawn.before["params"]
     counted = cost.count(drawn.model)
     assert drawn.after == {"params": counted.params, "macs": counted.macs}
-    again = lottery(model, batches(), wants)
+    again = lottery(model, batches(), request)
     assert again.plan == drawn.plan
 
 
@@ -404,7 +404,7 @@ def test_a_fast_multiple_is_measured_where_it_is_asked_for(monkeypatch):
 def test_models_that_do_not_serve_are_refused():
     mixed = tiny()
     mixed.blocks[0].half()
-    with pytest.raises(Refused, match=r"blocks\.0\.norm1\.weight: is torch\.float16.*model\.float"):
+    with pytest.raises(Refused, match=r"blocks\.0\.norm1\.weight: .*model\.float"):
         prune(mixed, batches(), {"macs": 0.5})
     broken = tiny()
     broken.blocks[1].mlp.fc1.weight.data[3, 3] = torch.nan
@@ -426,8 +426,8 @@ def test_scores_of_dimensions_of_queries_matter():
     """A q/k dimension that is silent in a head is the first of that head to go."""
 
     def scored(model: torch.nn.Module, name: str) -> np.ndarray:
-        wants = asks({"macs": 0.9}, criterion=name, rotate=False, embed_dim=None)
-        return lottery(model, batches(), wants).scores["blocks.0.qk"]
+        request = asks({"macs": 0.9}, criterion=name, rotate=False, embed_dim=None)
+        return lottery(model, batches(), request).scores["blocks.0.qk"]
 
     model = tiny()
     with torch.no_grad():

@@ -393,9 +393,9 @@ def reads(model) -> dict[str, np.ndarray]:
 
 def test_nested_sizes_of_another_scope_are_refused_with_one_that_goes():
     model = tiny()
-    outline, wants = cost.outline(model), asks({"macs": 0.5}, scope="uniform")
+    outline, request = cost.outline(model), asks({"macs": 0.5}, scope="uniform")
     with pytest.raises(Refused, match=r"Set prune\.scope to global") as refusal:
-        budget.fit_plan(outline, reads(model), wants, within=outline.dims)
+        budget.fit_plan(outline, reads(model), request, within=outline.dims)
     named = str(refusal.value).rpartition(" ")[2].rstrip(".")
     assert asks({"macs": 0.5}, scope=named).scope == named
 

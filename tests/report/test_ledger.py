@@ -97,8 +97,8 @@ def test_the_headline_is_one_sentence():
     )
     told = ledger.headline({**RESULTS, "validation_images": 360}, STAGES)
     assert "LOTUS reaches a top-1 of 97.90 ± 0.76 % (n = 360), 0.70 points below" in told
-    redrawn = {**RESULTS, "kept": {**RESULTS["kept"], "passes": {"kept": 10_059, "of": 14_370}}}
-    assert "with 50 % of the images, 70 % of their passes and 49 % of the MACs" in ledger.headline(redrawn, STAGES)
+    pruned = {**RESULTS, "kept": {**RESULTS["kept"], "passes": {"kept": 10_059, "of": 14_370}}}
+    assert "with 50 % of the images, 70 % of their passes and 49 % of the MACs" in ledger.headline(pruned, STAGES)
     assert "level with" in ledger.headline({**RESULTS, "finetune": {**RESULTS["finetune"], "top1": 98.6}}, STAGES)
     assert ledger.headline({"finetune": {}}, STAGES) == "The model is done."
 

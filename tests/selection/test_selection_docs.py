@@ -11,7 +11,7 @@ import pytest
 
 from lotus.cli import main
 from selection import dynamic, methods, pickers, scores
-from selection.dynamic_pruning import State, redraw
+from selection.dynamic_pruning import State, epoch_subset
 from selection.signals import Signals
 from selection.subset import Subset
 
@@ -28,7 +28,7 @@ def test_every_block_of_python_runs(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines()[1].startswith("300 400")
     mine = type(dynamic)("mine")
     vars(mine)["by_loss"] = names["by_loss"]
-    assert len(redraw(State([0] * 10), pick="by_loss", epoch=0, epochs=1, keep=0.3, shelves=[mine]).rows) == 3
+    assert len(epoch_subset(State([0] * 10), pick="by_loss", epoch=0, epochs=1, keep=0.3, shelves=[mine]).rows) == 3
 
 
 def test_a_score_and_a_picker_of_ones_own_from_the_command_line(tmp_path, monkeypatch, capsys):

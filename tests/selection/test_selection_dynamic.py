@@ -1,4 +1,4 @@
-"""Every lottery that is redrawn each epoch against an oracle, and the laws that hold for the whole shelf."""
+"""Every method of dynamic data pruning against an oracle, and the laws that hold for the whole shelf."""
 
 import math
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
 from selection import dynamic, methods
-from selection.dynamic_pruning import State, redraw
+from selection.dynamic_pruning import State, epoch_subset
 from selection.errors import Refused
 from selection.ranks import shares
 from selection.strata import k_means
@@ -62,7 +62,7 @@ def test_a_draw_is_distinct_rows_and_positive_weights(name, losses, data):
     labels = data.draw(st.lists(st.integers(0, 4), min_size=n, max_size=n))
     state = known_after(losses, labels)
     epoch, keep = data.draw(st.integers(0, epochs - 1)), data.draw(st.floats(0.01, 1))
-    drawn = redraw(state, pick=name, epoch=epoch, epochs=epochs, keep=keep, seed=data.draw(st.integers(0, 3)))
+    drawn = epoch_subset(state, pick=name, epoch=epoch, epochs=epochs, keep=keep, seed=data.draw(st.integers(0, 3)))
     assert 1 <= len(drawn.rows) <= n
     assert (np.diff(drawn.rows) > 0).all()
     assert drawn.rows[0] >= 0
@@ -87,7 +87,7 @@ def test_everything_kept_is_everything(name):
 @pytest.mark.parametrize("name", SHELF)
 def test_the_same_seed_is_the_same_draw_and_another_is_another(name):
     state = known_after(np.random.default_rng(0).random((6, 60)), np.arange(60) % 3)
-    first, again, other = (redraw(state, pick=name, epoch=6, epochs=10, keep=0.4, seed=s) for s in (1, 1, 2))
+    first, again, other = (epoch_subset(state, pick=name, epoch=6, epochs=10, keep=0.4, seed=s) for s in (1, 1, 2))
     assert np.array_equal(first.rows, again.rows)
     assert np.array_equal(first.weights, again.weights)
     if name != "ucb":  # the losses decide
@@ -135,7 +135,7 @@ def test_ucb_is_equivariant():
 
 @pytest.mark.parametrize("name", SHELF)
 def test_at_the_first_epoch_nothing_is_known_and_it_draws(name):
-    drawn = redraw(State(np.arange(50) % 5), pick=name, epoch=0, epochs=10, keep=0.3)
+    drawn = epoch_subset(State(np.arange(50) % 5), pick=name, epoch=0, epochs=10, keep=0.3)
     everything = {"infobatch", "repb", "selective_backprop"}
     assert len(drawn.rows) == (50 if name in everything else 45 if name == "seta" else 15)
 
@@ -164,7 +164,7 @@ def test_at_the_first_epoch_nothing_is_known_and_it_draws(name):
 )
 def test_options_that_make_no_sense_are_refused_before_the_first_epoch(pick, says):
     with pytest.raises(Refused, match=says):
-        redraw(State(np.zeros(500, int)), pick=pick, epoch=0, epochs=10)
+        epoch_subset(State(np.zeros(500, int)), pick=pick, epoch=0, epochs=10)
 
 
 # -- infobatch
@@ -217,11 +217,11 @@ def test_infobatch_saves_what_it_was_told_to_the_image(n, epochs, saving, prune,
     active = math.floor(0.875 * epochs) - 1
     if round(saving * epochs * n) > active * (n - 1):
         with pytest.raises(Refused, match="at most"):
-            redraw(state, pick=pick, epoch=0, epochs=epochs)
+            epoch_subset(state, pick=pick, epoch=0, epochs=epochs)
         return
     passes = []
     for epoch in range(epochs):
-        drawn = redraw(state, pick=pick, epoch=epoch, epochs=epochs, seed=seed)
+        drawn = epoch_subset(state, pick=pick, epoch=epoch, epochs=epochs, seed=seed)
         assert drawn.weights.sum() == pytest.approx(n, rel=1e-5)
         state.add(drawn.rows, rng.exponential(size=len(drawn.rows)))
         state.end(epoch)
@@ -320,7 +320,7 @@ def test_repbs_weights_make_up_for_the_epochs_missed():
     easy = np.arange(n) % 2 == 0
     state, total = State(np.zeros(n, int)), np.zeros(n)
     for epoch in range(epochs):
-        drawn = redraw(state, pick="repb", epoch=epoch, epochs=epochs)
+        drawn = epoch_subset(state, pick="repb", epoch=epoch, epochs=epochs)
         total[drawn.rows] += drawn.weights
         order = rng.permutation(drawn.rows)
         for batch in np.array_split(order, 5):
@@ -386,7 +386,7 @@ def test_rcap_no_class_is_lost_for_good():
     labels = np.concatenate([np.zeros(400, int), np.arange(1, 100)])
     state = State(labels)
     for epoch in range(6):
-        drawn = redraw(state, pick="rcap", epoch=epoch, epochs=6, keep=0.3)
+        drawn = epoch_subset(state, pick="rcap", epoch=epoch, epochs=6, keep=0.3)
         assert set(labels[drawn.rows].tolist()) == set(range(100))
         state.add(drawn.rows, np.full(len(drawn.rows), 0.1))
         state.end(epoch)

@@ -434,9 +434,9 @@ def test_labels_alone_will_do_where_nothing_else_is_read():
     assert unscored.scores is None
     assert len(unscored.subset) == 50
     assert select(labels_only, score="el2n", pick="ccs", keep=1.0).scores is None
-    with pytest.raises(Refused, match=r"^select\.score: 'el2n' reads error_norm.*Here: labels\.$"):
+    with pytest.raises(Refused, match=r"^select\.score: .*error_norm.*Here: labels\.$"):
         select(labels_only, score="el2n", pick="ccs", keep=0.5)
-    with pytest.raises(Refused, match=r"^select\.pick: 'beta' reads p_label.*Here: .*ranking"):
+    with pytest.raises(Refused, match=r"^select\.pick: .*p_label.*Here: .*ranking"):
         select(labels_only, score="random", pick="beta", keep=0.5)
 
 
@@ -504,7 +504,7 @@ def test_a_budget_too_small_names_the_smallest_that_is_not(signals):
         select(signals, score="el2n", pick="ccs", keep=0.001)
     with pytest.raises(
         Refused,
-        match=r"3 of 90 .* 5 classes.*0\.056.*select\.balance=false",
+        match=r"3 of 90 .*0\.056.*select\.balance=false",
     ):
         select(signals, score="el2n", pick="ccs", keep=0.03)
     assert len(select(signals, score="el2n", pick="ccs", keep=0.056).subset) == 5

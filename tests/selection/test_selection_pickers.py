@@ -765,17 +765,17 @@ def test_glister_refreshes_the_gradient_of_the_loss():
 def test_memory_is_refused_before_it_is_spent(name):
     with pytest.raises(
         Refused,
-        match=rf"{name}: .*0\.00036 GB .*sparse.*balance.*max_memory=0\.00036\.$",
+        match=rf"{name}: .*sparse.*max_memory=0\.00036\.$",
     ):
         pick(name, np.zeros(300), 10, maximizer="lazy", max_memory=1e-4)
-    with pytest.raises(Refused, match=rf"{name}: .*60 nearest of .*300 images.*fewer neighbors"):
+    with pytest.raises(Refused, match=rf"{name}: .*60 nearest .*fewer neighbors"):
         pick(name, np.zeros(300), 10, max_memory=1e-4)
     assert len(pick(name, np.zeros(300), 10, maximizer="stochastic", max_memory=1e-4)) == 10
 
 
 def test_grad_match_refuses_what_does_not_fit():
     for by in ("image", "batch"):
-        with pytest.raises(Refused, match=r"grad_match: .*max_memory.*1e-06 GB.*[Bb]alance the classes"):
+        with pytest.raises(Refused, match=r"grad_match: .*1e-06 GB.*[Bb]alance the classes"):
             pick("grad_match", np.zeros(300), 100, by=by, max_memory=1e-6)
 
 

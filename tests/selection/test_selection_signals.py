@@ -296,7 +296,7 @@ def test_a_file_cut_short_is_refused(signals, tmp_path, part):
     signals.save(path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * part)])
-    with pytest.raises(Refused, match=r"signals\.npz: damaged, cut short.*run the score stage again"):
+    with pytest.raises(Refused, match=r"signals\.npz: damaged.*score stage again"):
         Signals.load(path)
 
 
@@ -322,7 +322,7 @@ def test_foreign_files_are_refused(signals, tmp_path):
     with pytest.raises(Refused, match=r"no \.npz at all"):
         Signals.load(path)
     np.savez(path, labels=np.arange(3))
-    with pytest.raises(Refused, match=r"not signals .*foreign \.npz \(labels\).*score stage"):
+    with pytest.raises(Refused, match=r"not signals .*\(labels\).*score stage"):
         Signals.load(path)
     np.savez(path, labels=np.arange(3), about=np.array("[]"))
     with pytest.raises(Refused, match=r"a foreign \.npz \(labels, about\)"):
@@ -361,7 +361,7 @@ def test_a_later_format_and_bad_contents_are_refused(signals, tmp_path):
     with pytest.raises(Refused, match=r"format 2.*format 1"):
         Signals.load(path)
     npz.write(path, {"labels": -np.arange(3)}, about, kind="signals of LOTUS", version=1)
-    with pytest.raises(Refused, match=r"s\.npz\.labels: -2 is below 0.*run the score stage again"):
+    with pytest.raises(Refused, match=r"s\.npz\.labels: -2 .*score stage again"):
         Signals.load(path)
     npz.write(path, {"labels": np.arange(3)}, {"fingerprint": 7}, kind="signals of LOTUS", version=1)
     with pytest.raises(Refused, match="fingerprint"):
@@ -378,7 +378,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(signals, tmp_pa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(Refused, match=r"signals\.npz: cannot be written \(No space left on device\)"):
+    with pytest.raises(Refused, match=r"signals\.npz: .*\(No space left on device\)"):
         signals.save(path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["signals.npz"]

@@ -78,6 +78,7 @@ def test_nothing_can_be_changed_afterwards():
         (np.ones(10, bool), {}, "np.flatnonzero"),
         ([[1, 2]], {}, "a list of row numbers"),
         ([1, 2], {"total": 0}, "of 0 images"),
+        ([1, 2], {"total": 10**400}, "takes inf GB of memory"),
         ([1, 2], {"total": 10.0}, "of 10.0 images"),
         ([1, 2], {"fingerprint": ""}, "fingerprint"),
         ([1, 2], {"weights": [1.0]}, r"2 rows want 2 weights"),
@@ -105,7 +106,7 @@ def test_a_ticket_of_other_data_is_refused(ticket):
     ticket.check("data-1", 10)
     with pytest.raises(
         Refused,
-        match=r"^select\.ticket: .*10 .*data-1.*10 .*data-2\. Give another",
+        match=r"^select\.ticket: .*data-1.*data-2\. Give another",
     ):
         ticket.check("data-2", 10, place="select.ticket")
     with pytest.raises(Refused, match="here are 11 of data data-1"):
@@ -132,7 +133,7 @@ def test_a_file_cut_short_is_refused(ticket, tmp_path, part):
     ticket.save(path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * part)])
-    with pytest.raises(Refused, match=r"subset\.npz: damaged, cut short.*select stage again"):
+    with pytest.raises(Refused, match=r"subset\.npz: damaged.*select stage again"):
         Subset.load(path)
 
 
@@ -165,7 +166,7 @@ def test_foreign_and_later_files_are_refused(tmp_path):
     with pytest.raises(Refused, match=r"not a ticket .*no \.npz"):
         Subset.load(path)
     np.savez(path, rows=np.arange(3))
-    with pytest.raises(Refused, match=r"not a ticket .*foreign \.npz \(rows\)\. Give a ticket"):
+    with pytest.raises(Refused, match=r"not a ticket .*\(rows\)\. Give a ticket"):
         Subset.load(path)
     Signals({"labels": [0, 1]}, fingerprint="f").save(path)
     with pytest.raises(Refused, match=r"not a ticket .*signals of LOTUS"):

@@ -86,10 +86,10 @@ def test_one_of_ones_own_is_found_and_what_is_none_is_refused():
     press = pressing(Method(name="clipped", floor=0.7), [mine])
     moved = press(VALUES, torch.zeros(6), sgd(0.1), 0.1, 1.0)
     torch.testing.assert_close(moved, VALUES.clamp(min=0.7))
-    for wants, says in (
+    for settings, says in (
         ({"name": "proximl"}, r"train\.sparsity\.penalty: there is no 'proximl'.*'proximal'"),
         ({"name": "clipped", "flor": 1}, r"train\.sparsity\.penalty\.flor.*floor"),
         ({"name": "nothing"}, r"train\.sparsity\.penalty: 'nothing' gives no gates"),
     ):
         with pytest.raises(Refused, match=says):
-            pressing(Method(**wants), [mine])
+            pressing(Method(**settings), [mine])

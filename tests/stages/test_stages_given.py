@@ -131,12 +131,12 @@ def test_what_holds_weights_and_what_does_not(tmp_path: Path, small: Path) -> No
 
 
 def test_it_is_told_that_a_model_was_cut_before(small: Path) -> None:
-    (line,) = given.told(small)
+    (line,) = given.notes(small)
     assert "of its dense model's MACs. What is cut now is a fraction of what is left" in line
-    (line,) = given.told(small, again=False)
+    (line,) = given.notes(small, again=False)
     assert "of its dense model's MACs, and is not cut again. prune.keep.macs=0.8 would" in line
     lotus.save(vit(), small.parent / "whole")
-    assert given.told(small.parent / "whole") == given.told(Path("x.pth")) == []
+    assert given.notes(small.parent / "whole") == given.notes(Path("x.pth")) == []
 
 
 # ----------------------------------------------------------------------------------------------- before it begins

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from ranks import free_port
+from ranks import free_port, heard, launched
 from running import ROOT, SHORT
 
 from lotus.config import Config
@@ -23,43 +21,16 @@ from selection.errors import Refused
 
 def both(homes: list[Path], *words: str, deepspeed: bool = False) -> list[subprocess.CompletedProcess[str]]:
     """What the two starts of a launcher say."""
-    port, bins = str(free_port()), Path(sys.executable).parent
-    environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo",
-        "PATH": f"{bins}:{os.environ['PATH']}",
-    }  # fmt: skip
-    started = []
+    port, started = free_port(), []
     for number, home in enumerate(homes):
         (home / "hosts").write_text("127.0.0.1 slots=1\n127.0.0.2 slots=1\n")
-        command = [
-            "torchrun",
-            "--nnodes=2",
-            f"--node-rank={number}",
-            "--nproc-per-node=1",
-            "--master-addr=127.0.0.1",
-            f"--master-port={port}",
-        ]
+        how = ["torchrun", "--nnodes=2", f"--node-rank={number}", "--nproc-per-node=1"]
         if deepspeed:
-            command = [
-                "deepspeed",
-                "--hostfile=hosts",
-                "--no_ssh",
-                f"--node_rank={number}",
-                "--master_addr=127.0.0.1",
-                f"--master_port={port}",
-            ]
-        started.append(
-            subprocess.Popen(
-                [*command, str(ROOT / "tools" / "run.py"), *words], cwd=home, env=environment, text=True,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            )
-        )  # fmt: skip
-    try:
-        said = [one.communicate(timeout=500)[0] for one in started]
-        return [subprocess.CompletedProcess("", one.returncode, text) for one, text in zip(started, said, strict=True)]
-    finally:
-        for one in started:
-            one.kill()
+            how = ["deepspeed", "--hostfile=hosts", "--no_ssh", f"--node_rank={number}"]
+        how += ["--master_addr=127.0.0.1", f"--master_port={port}", str(ROOT / "tools" / "run.py")]
+        started.append(launched(*how, *words, home=home))
+    said = heard(started, timeout=500)
+    return [subprocess.CompletedProcess("", one.returncode, text) for one, text in zip(started, said, strict=True)]
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from running import DIGITS, SHORT, lotus
 from lotus.cli.shared import load_shelves
 from lotus.config import check
 from lotus.events import Said
-from lotus.stage import Stage
+from lotus.stage import Stage, named
 from lotus.stages import run_of
 from lotus.stages.own_stage import begun
 from selection.errors import Refused
@@ -152,6 +152,10 @@ def test_it_stands_behind_what_it_reads_and_before_what_reads_it(tmp_path: Path)
     assert "look" not in plan(file, tmp_path, "finetune"), "nobody there reads it"
     file = make('A = Stage("mend", "mend", make, after=("train",), before=("prune",))', tmp_path)
     assert plan(file, tmp_path, "prune") == ["prepare", "select", "train", "mend", "prune"]
+    file = make('A = Stage("mend", "mend", make, after=("finetune",), before=("export",), part="shipped")', tmp_path)
+    run = run_of(check({"data": {"name": "digits"}}), load_shelves([str(file)]))
+    assert named(run.stages, "shipped") == "mend", "who trains further leaves the model that ships"
+    assert run.plan("export")[-2:] == ["mend", "export"]
     file = make('A = Stage("train", "mine", make, after=("select",), outputs=("train/spec.json",))', tmp_path)
     config = check({"folder": str(tmp_path / "run"), "data": {"name": "digits"}})
     run = run_of(config, load_shelves([str(file)]))

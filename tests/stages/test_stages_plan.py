@@ -13,7 +13,7 @@ from running import DIGITS, lotus
 
 from lotus.cli import main
 from lotus.config import read
-from lotus.config.budget import Budget
+from lotus.config.training_budget import Budget
 from lotus.stages import course, plan_table, planner, speed
 from lotus.stages.ahead import Ahead
 from selection.errors import Refused

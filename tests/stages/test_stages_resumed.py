@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from ranks import free_port
-from running import DIGITS, ROOT, SHORT, lotus
+from ranks import free_port, heard, launched
+from running import DIGITS, SHORT, lotus, struck
 
 from selection.signals import Signals
 from selection.subset import Subset
@@ -40,32 +36,20 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_weights(
     whole: Path, words: list[str], tmp_path: Path, sent: int
 ) -> None:
     broken = tmp_path / "broken"
-    started = subprocess.Popen(
-        [sys.executable, "-m", "lotus", *words, f"folder={broken}"], cwd=ROOT, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
-    )  # fmt: skip
-    deadline = time.time() + 120
-    while not list((broken / "checkpoints").rglob("manifest.json")) and time.time() < deadline:
-        assert started.poll() is None, started.stdout.read()  # type: ignore[union-attr]
-        time.sleep(0.02)
-    started.send_signal(sent)
-    said, _ = started.communicate(timeout=60)
-    assert started.returncode == (-9 if sent == signal.SIGKILL else 75), said
+    code, said = struck(
+        [*words, f"folder={broken}"], sent, lambda: any((broken / "checkpoints").rglob("manifest.json"))
+    )
+    assert code == (-9 if sent == signal.SIGKILL else 75), said
     again = lotus(*words, f"folder={broken}")
     assert again.returncode == 0, again.stderr
     assert (whole / "train" / "model.safetensors").read_bytes() == (broken / "train" / "model.safetensors").read_bytes()
 
 
-def two_ranks(*command: str) -> None:
-    """Two processes of a launcher, which must end well."""
-    launcher, *words = command
-    done = subprocess.run(
-        [str(Path(sys.executable).parent / launcher), "--master_port", str(free_port()), *words],
-        capture_output=True, text=True, check=False, cwd=ROOT, timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
-             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+def ends_well(launcher: str, *words: str) -> None:
+    """Two processes of a launcher."""
+    started = launched(launcher, f"--master_port={free_port()}", *words)
+    (said,) = heard([started])
+    assert started.returncode == 0, said[-3000:]
 
 
 def same_weights(one: Path, two: Path, far: float) -> None:
@@ -81,7 +65,7 @@ def same_weights(one: Path, two: Path, far: float) -> None:
 def test_two_ranks_run_what_one_runs(finished: Path, tmp_path: Path) -> None:
     """Scored, drawn, trained with mixup and CutMix, calibrated, cut and fine-tuned by two: as by one, within rounding."""
     words = [DIGITS, f"data.folder={finished / 'data'}", f"folder={tmp_path}", *SHORT]
-    two_ranks("torchrun", "--nproc_per_node=2", "tools/run.py", *words)
+    ends_well("torchrun", "--nproc_per_node=2", "tools/run.py", *words)
     told, known = (Signals.load(folder / "signals.npz") for folder in (tmp_path, finished))
     for name in known.recorded:
         np.testing.assert_allclose(told[name], known[name], atol=5e-3, err_msg=name)
@@ -98,5 +82,5 @@ def test_deepspeeds_launcher_trains_what_one_trains(finished: Path, tmp_path: Pa
     words = [DIGITS, f"data.folder={finished / 'data'}", *SHORT, f"select.ticket={finished / 'subset.npz'}"]
     one, two = tmp_path / "one", tmp_path / "two"
     assert lotus("train", *words, f"folder={one}").returncode == 0
-    two_ranks("deepspeed", "--num_gpus=2", "tools/train.py", *words, f"folder={two}")
+    ends_well("deepspeed", "--num_gpus=2", "tools/train.py", *words, f"folder={two}")
     same_weights(one / "train", two / "train", 1e-2)

@@ -49,7 +49,7 @@ def words(finished: Path) -> list[str]:
 
 def test_a_cnn_of_ones_own_teaches_and_is_as_it_was_saved(tmp_path: Path) -> None:
     file = cnn(tmp_path / "cnn.safetensors")
-    model, pixels = teacher.found(Teacher(name=CNN, weights=str(file)), TEN, "train")
+    model, pixels = teacher.load(Teacher(name=CNN, weights=str(file)), TEN, "train")
     images = torch.rand(3, 3, 64, 64)
     same = timm.create_model(CNN, num_classes=10)
     same.load_state_dict(safetensors.torch.load_file(file))
@@ -61,7 +61,7 @@ def test_a_cnn_of_ones_own_teaches_and_is_as_it_was_saved(tmp_path: Path) -> Non
 def test_a_folder_of_lotus_teaches_a_cut_one_too_and_says_how_it_wants_its_images(finished: Path) -> None:
     names = json.loads((finished / "finetune" / "spec.json").read_text())["about"]["classes"]
     for name in ("baseline", "finetune"):
-        model, pixels = teacher.found(Teacher(weights=str(finished / name)), names, "train")
+        model, pixels = teacher.load(Teacher(weights=str(finished / name)), names, "train")
         about = json.loads((finished / name / "spec.json").read_text())["about"]
         assert list(pixels.mean) == about["mean"]
         assert cost.count(model).macs == results(finished)[name]["macs"]
@@ -182,4 +182,4 @@ def test_the_baseline_has_the_teacher_that_is_part_of_the_recipe(tmp_path: Path,
 
 def test_the_place_is_named() -> None:
     with pytest.raises(Refused, match=r"^finetune\.teacher: resnet18 .*1000 classes"):
-        teacher.found(Teacher(name="resnet18"), TEN, "finetune")
+        teacher.load(Teacher(name="resnet18"), TEN, "finetune")

@@ -28,7 +28,7 @@ def test_a_proxy_records_the_images_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_lottery_redrawn_each_epoch_saves_what_it_says(finished: Path, tmp_path: Path) -> None:
+def test_dynamic_data_pruning_saves_what_it_says(finished: Path, tmp_path: Path) -> None:
     words = [DIGITS, f"folder={tmp_path / 'run'}", f"data.folder={finished / 'data'}", *SHORT, "train.epochs=6", "baseline=false",
              f"select.ticket={finished / 'subset.npz'}", "train.dynamic={name: infobatch, saving: 0.3}"]  # fmt: skip
     done = lotus("run", *words)

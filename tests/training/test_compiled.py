@@ -76,5 +76,5 @@ def test_compiled_by_inductor_it_trains_the_same(tmp_path: Path) -> None:
 def test_without_a_compiler_it_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", os.devnull)
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(Refused, match=r"finetune\.compile: .*C\+\+ compiler.*finetune\.compile=false"):
+    with pytest.raises(Refused, match=r"finetune\.compile: .*finetune\.compile=false"):
         compiled.Compiled(vit(), place="finetune")

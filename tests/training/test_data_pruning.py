@@ -55,11 +55,11 @@ class Noting(Memory):
             yield batch
 
 
-def pruned(folder: Path, wants: Any, pick: Any, **more: Any) -> tuple[Any, ThatPrunes, Noting]:
+def pruned(folder: Path, settings: Any, pick: Any, **more: Any) -> tuple[Any, ThatPrunes, Noting]:
     """A training whose epochs are drawn by ``pick``."""
-    plan = SamplePlan(np.arange(ROWS), seed=5, batch_size=wants.batch_size, accumulate=wants.accumulate)
-    dynamic, loader = ThatPrunes(pick, wants.epochs), Noting(plan)
-    done = train(folder, wants, plan=plan, loader=loader, dynamic=dynamic, **more)
+    plan = SamplePlan(np.arange(ROWS), seed=5, batch_size=settings.batch_size, accumulate=settings.accumulate)
+    dynamic, loader = ThatPrunes(pick, settings.epochs), Noting(plan)
+    done = train(folder, settings, plan=plan, loader=loader, dynamic=dynamic, **more)
     return done, dynamic, loader
 
 
@@ -142,11 +142,11 @@ def straight(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.mark.parametrize("kills", few([[5], [21, 2], [30, 3]], [[21, 2]]), ids=["first epoch", "twice", "late"])
 def test_killed_and_started_again_ends_the_same(tmp_path: Path, straight, kills: list[int]) -> None:
-    wants = recipe(epochs=4, **FULL, save_minutes=0.5)
+    settings = recipe(epochs=4, **FULL, save_minutes=0.5)
     for after in kills:
         with pytest.raises(Killed):
-            pruned(tmp_path, wants, INFOBATCH, at={after: kill}, clock=minutes(), **ALL)
-    done, dynamic, loader = pruned(tmp_path, wants, INFOBATCH, clock=minutes(), **ALL)
+            pruned(tmp_path, settings, INFOBATCH, at={after: kill}, clock=minutes(), **ALL)
+    done, dynamic, loader = pruned(tmp_path, settings, INFOBATCH, clock=minutes(), **ALL)
     assert same(done.fitted.state, straight[0].fitted.state)
     assert same(done.gates.state(), straight[0].gates.state())
     assert done.fitted.images_seen == straight[0].fitted.images_seen == 4 * ROWS - round(0.3 * 4 * ROWS)
@@ -177,8 +177,8 @@ def test_stopped_while_evaluating_the_epoch_is_not_drawn_anew(tmp_path: Path, st
 
 def test_the_learning_rate_follows_the_steps_really_taken(tmp_path: Path) -> None:
     """Each epoch goes through an equal part of the schedule, in as many steps as it has; the last step is the end."""
-    wants = recipe(epochs=6, warmup_epochs=1.5)
-    done, _, loader = pruned(tmp_path, wants, {"name": "selective_backprop", "keep": 0.2}, clock=minutes())
+    settings = recipe(epochs=6, warmup_epochs=1.5)
+    done, _, loader = pruned(tmp_path, settings, {"name": "selective_backprop", "keep": 0.2}, clock=minutes())
     steps = [math.ceil(len(loader.seen[epoch]) / 8) for epoch in range(6)]
     assert steps == [7, 7, 7, 2, 2, 2]
     expected = []
@@ -218,11 +218,11 @@ def test_a_state_of_other_images_is_refused() -> None:
 
 def test_the_setting_is_typed_and_the_baseline_has_none() -> None:
     assert check({}).train.dynamic is None
-    wants = check({"train": {"dynamic": {"name": "infobatch", "saving": 0.3}}})
-    assert (wants.train.dynamic.name, wants.train.dynamic.options, wants.train.dynamic.keep) == ("infobatch", {"saving": 0.3}, None)  # fmt: skip
+    settings = check({"train": {"dynamic": {"name": "infobatch", "saving": 0.3}}})
+    assert (settings.train.dynamic.name, settings.train.dynamic.options, settings.train.dynamic.keep) == ("infobatch", {"saving": 0.3}, None)  # fmt: skip
     assert check({"train": {"dynamic": "rs2"}}).train.dynamic.name == "rs2"
-    assert not hasattr(wants.score, "dynamic")
-    assert not hasattr(wants.finetune, "dynamic")
+    assert not hasattr(settings.score, "dynamic")
+    assert not hasattr(settings.finetune, "dynamic")
     with pytest.raises(Refused, match=r"train\.dynamic\.keep"):
         check({"train": {"dynamic": {"name": "rs2", "keep": 1.5}}})
 

@@ -60,6 +60,12 @@ def fresh(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
+def test_what_an_engine_imports_asks_for_no_ranks() -> None:
+    done = fresh("from lotus.training.engine import ready; ready(); ready()")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
 def test_half_an_environment_is_refused() -> None:
     done = fresh(
         """

@@ -24,9 +24,9 @@ from tools.soak import left_in_shared_memory, shared_memory
 
 
 def made(model: nn.Module | None = None, **changed) -> Engine:
-    wants = recipe(**changed)
+    asked = recipe(**changed)
     model = vit() if model is None else model
-    return Engine(model, make_optimizer(model, wants), wants, distributed.start("cpu"))
+    return Engine(model, make_optimizer(model, asked), asked, distributed.start("cpu"))
 
 
 def go(engine: Engine, steps: range, *, accumulate: int = 1) -> None:
@@ -301,6 +301,24 @@ def test_what_cannot_go_together_is_refused(tmp_path: Path) -> None:
         merged(tmp_path, {"zero_optimization": {"stage": 3}}, ema=0.9)
     with pytest.raises(Refused, match=r"train\.compile: under ZeRO 2"):
         settings(recipe(compile=True, zero=2), World())
+
+
+@pytest.mark.parametrize(
+    ("ranks", "precision", "zero", "stage"),
+    [
+        (1, "fp32", None, 0),
+        (2, "fp32", None, 1),
+        (1, "bf16", None, 1),
+        (1, "fp32", 1, 1),
+        (2, "fp32", 0, 0),
+        (1, "fp32", 3, 3),
+    ],
+)
+def test_one_process_shares_nothing_out_unless_it_is_asked_to(
+    ranks: int, precision: str, zero: int | None, stage: int
+) -> None:
+    found = settings(recipe(precision=precision, zero=zero), World(size=ranks))
+    assert found["zero_optimization"]["stage"] == stage
 
 
 def test_a_json_reaches_the_engine(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_parts_go_by_their_names() -> None:
 
 @pytest.mark.parametrize("pattern", ["blocks.9", "block.0", "blocks.4-6", "mlp", ""])
 def test_a_name_of_nothing_is_refused_with_the_parts(pattern: str) -> None:
-    with pytest.raises(Refused, match=r"train\.freeze: .* matches nothing.*Parts are patch_embed, blocks\.0"):
+    with pytest.raises(Refused, match=r"train\.freeze: .*Parts are patch_embed, blocks"):
         names(vit(depth=4), pattern)
 
 
@@ -78,8 +78,8 @@ def test_what_is_frozen_leaves_as_it_came_and_has_no_state(
 ) -> None:
     model = vit()
     before = copy.deepcopy(model.state_dict())
-    wants = recipe(zero=zero, precision=precision, optimizer=optimizer, layer_decay=0.9, ema=0.9 if zero < 3 else 0)
-    done = train(tmp_path, wants, model=model, guests=[Frozen(["patch_embed", "blocks.0"])])
+    settings = recipe(zero=zero, precision=precision, optimizer=optimizer, layer_decay=0.9, ema=0.9 if zero < 3 else 0)
+    done = train(tmp_path, settings, model=model, guests=[Frozen(["patch_embed", "blocks.0"])])
     held = names(model, "patch_embed", "blocks.0")
     for name, value in done.fitted.state.items():
         assert torch.equal(value, before[name]) == (name in held), name

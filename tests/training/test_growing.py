@@ -98,9 +98,9 @@ def test_cost_is_counted_by_side(tmp_path: Path) -> None:
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_zero_trains_the_same(tmp_path: Path, zero: int) -> None:
     def run(stage: int) -> dict[str, Tensor]:
-        wants = recipe(epochs=2, zero=stage, clip=0)
+        settings = recipe(epochs=2, zero=stage, clip=0)
         steps = [(0, 8), (0.5, 16)]
-        return train(tmp_path / str(stage), wants, model=vit(patch=4), guests=[GrowingPictures(steps)]).fitted.state
+        return train(tmp_path / str(stage), settings, model=vit(patch=4), guests=[GrowingPictures(steps)]).fitted.state
 
     for one, other in zip(run(0).values(), run(zero).values(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

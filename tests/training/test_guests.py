@@ -40,7 +40,7 @@ from lotus.data.sample_plan import SamplePlan
 from lotus.events import Evaluated, Said, Step
 from lotus.papers.sparse_vit.penalty import AttentionPenalty
 from lotus.papers.zeros import masks
-from lotus.papers.zeros.way import Holding
+from lotus.papers.zeros.one_shot import Holding
 from lotus.sparsity.gates import Gates
 from lotus.training import guest_shelf, guests, named
 from lotus.training.average import LateAverage, MovingAverage
@@ -54,8 +54,8 @@ from lotus.training.freeze import Frozen
 from lotus.training.growing import GrowingPictures
 from lotus.training.guests import Epoch, Guest, Micro, Position, Seen, Training, Turn
 from lotus.training.hardest import Hardest, proxy_of
-from lotus.training.joint_budget import Joint
 from lotus.training.own_ticket import OwnTicket
+from lotus.training.patch_buckets import Joint
 from lotus.training.regularize import EarlyBird, Gating
 from lotus.training.shrink import Shrink
 from lotus.training.spikes import LossSpikes
@@ -82,11 +82,11 @@ def _gating(model: nn.Module) -> list[Guest]:
 
 
 def _fewer(model: nn.Module) -> list[Guest]:
-    wants = Patches.model_validate(
+    settings = Patches.model_validate(
         {"mode": "dropout", "keep": 0.61, "joint": {"least": 0.4}, "warmup": 0.2, "ramp": 0.5}
     )
-    sharing = Joint(np.random.default_rng(3).random(ROWS), wants, patches=16, seed=0)
-    return [FewerPatches(Tokens(model, wants), joint=sharing)]
+    sharing = Joint(np.random.default_rng(3).random(ROWS), settings, patches=16, seed=0)
+    return [FewerPatches(Tokens(model, settings), joint=sharing)]
 
 
 def _holding(model: nn.Module) -> list[Guest]:
@@ -109,7 +109,7 @@ def _own_ticket(model: nn.Module) -> list[Guest]:
     return [OwnTicket(Recorder(ROWS, EPOCHS, CLASSES, steps=True), draw, shrink.is_done), shrink]
 
 
-MAKERS: dict[type[Guest], Callable[[nn.Module], list[Guest]]] = {
+GUESTS: dict[type[Guest], Callable[[nn.Module], list[Guest]]] = {
     Gating: _gating,
     EarlyBird: _gating,
     AttentionPenalty: lambda model: [AttentionPenalty(model, "entropy", 0.1)],
@@ -150,8 +150,8 @@ def every() -> list[type[Guest]]:
 
 def joined(folder: Path, make: Callable[[nn.Module], list[Guest]], **more: Any) -> Outcome:
     model = vit(0.2, patch=4)
-    wants = recipe(**FULL, save_minutes=0.5)
-    return train(folder, wants, model=model, guests=make(model), weighted=True, **more)
+    settings = recipe(**FULL, save_minutes=0.5)
+    return train(folder, settings, model=model, guests=make(model), weighted=True, **more)
 
 
 def bits(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -160,7 +160,7 @@ def bits(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def test_each_guest_of_the_house_is_tested_here() -> None:
-    assert set(every()) == set(MAKERS), "say in MAKERS how it is made"
+    assert set(every()) == set(GUESTS), "say in GUESTS how it is made"
 
 
 def goes_on(tmp_path: Path, make: Callable[[nn.Module], list[Guest]]) -> None:
@@ -181,9 +181,9 @@ def goes_on(tmp_path: Path, make: Callable[[nn.Module], list[Guest]]) -> None:
         assert same(bits(tensors), bits(ends[1].tensors[name])), name
 
 
-@pytest.mark.parametrize("kind", few(MAKERS, QUICK), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", few(GUESTS, QUICK), ids=lambda kind: kind.__name__)
 def test_each_goes_on_bit_for_bit(tmp_path: Path, kind: type[Guest]) -> None:
-    goes_on(tmp_path, MAKERS[kind])
+    goes_on(tmp_path, GUESTS[kind])
 
 
 @pytest.mark.parametrize("name", methods.names(guest_shelf))
@@ -207,7 +207,7 @@ def test_in_whatever_order_they_are_given_they_meet_a_loss_in_the_same(tmp_path:
     def run(folder: Path, backwards: bool) -> dict[str, Tensor]:
         model = vit(patch=4)
         kinds = (AttentionPenalty, Watched, FewerPatches, Taught, MovingAverage)
-        inside = [guest for kind in kinds for guest in MAKERS[kind](model)] + _gating(model)
+        inside = [guest for kind in kinds for guest in GUESTS[kind](model)] + _gating(model)
         return train(folder, recipe(**FULL), model=model, guests=inside[::-1] if backwards else inside).fitted.state
 
     assert same(run(tmp_path / "a", False), run(tmp_path / "b", True))
@@ -229,15 +229,15 @@ def test_the_loss_that_is_remembered_is_the_taught_one_without_penalty_and_weigh
     for guest in guests.in_order(given):
         guest.losses(torch.zeros(1), None)  # type: ignore[arg-type]
     assert found == ["teach", "watch", "penalize", "last"]
-    turns = {kind: kind.turn for kind in MAKERS}
+    turns = {kind: kind.turn for kind in GUESTS}
     assert turns[Taught] < turns[DynamicPruning] == turns[Watched] < turns[AttentionPenalty]
 
 
-def test_a_redrawn_lottery_is_told_the_taught_loss_without_the_penalty(tmp_path: Path) -> None:
+def test_dynamic_data_pruning_is_told_the_taught_loss_without_the_penalty(tmp_path: Path) -> None:
     """Against the definition, where the step is too small to move the model."""
     still = recipe(epochs=1, optimizer="sgd", lr=1e-30, warmup_epochs=0, weight_decay=0, clip=0, zero=0)
     model, dynamic = vit(patch=4), ThatPrunes("repb", 1)
-    inside = [*MAKERS[AttentionPenalty](model), DynamicPruning(dynamic), *MAKERS[Taught](model)]
+    inside = [*GUESTS[AttentionPenalty](model), DynamicPruning(dynamic), *GUESTS[Taught](model)]
     train(tmp_path, still, model=model, guests=inside, weighted=True)
     model, teacher, (images, labels) = vit(patch=4), vit(seed=3, patch=4), pictures()
     with torch.no_grad():
@@ -346,10 +346,10 @@ REPLACED = [{"zero": 0}, {"zero": 1, "ema": 0.9}, {"zero": 2, "precision": "bf16
 
 @pytest.mark.parametrize("changed", few(REPLACED, REPLACED[1:2]), ids=str)
 def test_a_model_may_be_replaced_in_the_middle_of_an_epoch(tmp_path: Path, changed: dict[str, Any]) -> None:
-    wants = recipe(**{**FULL, **changed}, save_minutes=0.5)
+    settings = recipe(**{**FULL, **changed}, save_minutes=0.5)
 
     def run(folder: Path, **more: Any) -> Outcome:
-        return train(folder, wants, guests=[Shorter(0.4)], **more)
+        return train(folder, settings, guests=[Shorter(0.4)], **more)
 
     whole = run(tmp_path / "whole")
     assert whole.fitted.steps == 7 * EPOCHS, "one schedule on both sides"

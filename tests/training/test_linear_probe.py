@@ -48,7 +48,7 @@ def last(making: Any, told: list[Any] | None = None) -> Any:
 
 
 def alone(
-    seed: int, rows: np.ndarray, features: torch.Tensor, labels: torch.Tensor, wants: Score, recorder: Recorder | None
+    seed: int, rows: np.ndarray, features: torch.Tensor, labels: torch.Tensor, asked: Score, recorder: Recorder | None
 ) -> nn.Linear:
     """One head by autograd and torch's own modules, a step at a time."""
     head = nn.Linear(features.shape[1], C)
@@ -56,27 +56,27 @@ def alone(
     with torch.no_grad():
         head.weight.copy_(start.weight[0])
         head.bias.zero_()
-    kind: Any = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[wants.optimizer]
-    more: Any = {"momentum": 0.9, "nesterov": True} if wants.optimizer == "sgd" else {}
+    kind: Any = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[asked.optimizer]
+    more: Any = {"momentum": 0.9, "nesterov": True} if asked.optimizer == "sgd" else {}
     groups = [
-        {"params": [head.weight], "weight_decay": wants.weight_decay},
+        {"params": [head.weight], "weight_decay": asked.weight_decay},
         {"params": [head.bias], "weight_decay": 0.0},
     ]
-    optimizer = kind(groups, lr=wants.lr, **more)
-    plan = SamplePlan(rows, seed=seed, batch_size=wants.batch_size)
+    optimizer = kind(groups, lr=asked.lr, **more)
+    plan = SamplePlan(rows, seed=seed, batch_size=asked.batch_size)
     step = 0
-    for epoch in range(wants.epochs):
-        for index in torch.from_numpy(plan.order(epoch)).split(wants.batch_size):
+    for epoch in range(asked.epochs):
+        for index in torch.from_numpy(plan.order(epoch)).split(asked.batch_size):
             logits = head(features[index].float())
             if recorder is not None:
                 recorder.add(index, logits, labels[index])
-            loss = F.cross_entropy(logits, labels[index], label_smoothing=wants.smoothing, reduction="sum")
+            loss = F.cross_entropy(logits, labels[index], label_smoothing=asked.smoothing, reduction="sum")
             optimizer.zero_grad()
-            (loss / wants.batch_size).backward()
-            if wants.clip:
-                nn.utils.clip_grad_norm_(head.parameters(), wants.clip)
+            (loss / asked.batch_size).backward()
+            if asked.clip:
+                nn.utils.clip_grad_norm_(head.parameters(), asked.clip)
             for group in optimizer.param_groups:
-                group["lr"] = make_schedule(wants)(step, plan.steps())[0]
+                group["lr"] = make_schedule(asked)(step, plan.steps())[0]
             optimizer.step()
             step += 1
         if recorder is not None:
@@ -91,17 +91,17 @@ def alone(
 )
 def test_heads_at_once_are_heads_one_by_one(changed: dict[str, Any]) -> None:
     features, labels = data()
-    wants = recipe(**changed)
+    asked = recipe(**changed)
     heads = linear_probe.Heads(D, C, SEEDS)
     plans = [SamplePlan(np.arange(N), seed=seed, batch_size=16) for seed in SEEDS]
-    assert len(list(linear_probe.fit(heads, features, labels, plans, wants, clock=lambda: 0.0))) == 3, (
+    assert len(list(linear_probe.fit(heads, features, labels, plans, asked, clock=lambda: 0.0))) == 3, (
         "a sign of life an epoch"
     )
-    whole = last(linear_probe.watched(features, labels, C, wants, seeds=SEEDS, gradients=True))
+    whole = last(linear_probe.watched(features, labels, C, asked, seeds=SEEDS, gradients=True))
     assert not torch.allclose(heads.weight[0], heads.weight[1], atol=1e-2), "heads that differ"
     for number, seed in enumerate(SEEDS):
-        recorder = Recorder(N, wants.epochs, C, steps=True)
-        own = alone(seed, np.arange(N), features, labels, wants, recorder)
+        recorder = Recorder(N, asked.epochs, C, steps=True)
+        own = alone(seed, np.arange(N), features, labels, asked, recorder)
         torch.testing.assert_close(heads.weight[number], own.weight, atol=1e-5, rtol=0)
         torch.testing.assert_close(heads.bias[number], own.bias, atol=1e-5, rtol=0)
         told = recorder.signals()
@@ -131,10 +131,10 @@ def test_a_head_does_not_know_who_stands_beside_it(monkeypatch: pytest.MonkeyPat
 
 def test_what_is_recorded_serves_every_score_that_reads_a_proxy() -> None:
     features, labels = data()
-    wants = recipe(epochs=4)
+    asked = recipe(epochs=4)
     run_in = random_parts(N, 3, 0.6, np.random.default_rng(0))
-    found = last(linear_probe.watched(features, labels, C, wants, seeds=SEEDS, gradients=True))
-    found["run_p_label"] = last(linear_probe.on_parts(features, labels, C, wants, run_in=run_in, seeds=[7, 8, 9]))
+    found = last(linear_probe.watched(features, labels, C, asked, seeds=SEEDS, gradients=True))
+    found["run_p_label"] = last(linear_probe.on_parts(features, labels, C, asked, run_in=run_in, seeds=[7, 8, 9]))
     found |= {"labels": labels.numpy(), "embeddings": features.numpy(), "run_in": run_in}
     signals = Signals(found, fingerprint="f", classes=("a", "b", "c", "d"))
     assert (signals.seeds, signals.epochs) == (3, 4)
@@ -150,11 +150,11 @@ def test_memorization_by_its_definition(correct: bool) -> None:
     features, labels = data(d=80, signal=5)  # wide enough to learn any label by heart
     labels = labels.clone()
     labels[5] = (labels[5] + 1) % C
-    wants = recipe(epochs=12)
+    asked = recipe(epochs=12)
     run_in = random_parts(N, 6, 0.7, np.random.default_rng(0))
     seeds = list(range(6))
-    said = last(linear_probe.on_parts(features, labels, C, wants, run_in=run_in, seeds=seeds, correct=correct))
-    heads = [alone(seed, np.flatnonzero(own), features, labels, wants, None) for seed, own in zip(seeds, run_in)]
+    said = last(linear_probe.on_parts(features, labels, C, asked, run_in=run_in, seeds=seeds, correct=correct))
+    heads = [alone(seed, np.flatnonzero(own), features, labels, asked, None) for seed, own in zip(seeds, run_in)]
     expected = np.zeros(N)
     for row in range(N):
         inside, outside = list[Any](), list[Any]()
@@ -185,7 +185,7 @@ def test_a_wish_to_stop_and_a_rate_that_is_too_high() -> None:
         stop.set("asked to terminate")
         with pytest.raises(Stopped, match="features are kept"):
             last(linear_probe.watched(features, labels, C, recipe(), seeds=SEEDS, gradients=False, stop=stop))
-    with pytest.raises(Refused, match=r"Lower score\.lr"):
+    with pytest.raises(Refused, match=r"^linear probe: .*Lower lr"):
         last(
             linear_probe.watched(
                 1e20 * features, labels, C, recipe(lr=1e30, optimizer="sgd"), seeds=SEEDS, gradients=False
@@ -205,10 +205,10 @@ def test_what_many_heads_give_their_labels(correct: bool) -> None:
 def test_an_epoch_longer_than_a_second_shows_where_it_is():
     """By a clock of which each look takes 0.6 s: every second step of an epoch but its last, and the end of each."""
     features, labels = torch.randn(40, D), torch.arange(40) % C
-    wants, now = recipe(epochs=2, batch_size=8), iter(range(1000))
+    asked, now = recipe(epochs=2, batch_size=8), iter(range(1000))
     plans = [SamplePlan(np.arange(40), seed=0, batch_size=8)]
     heads = linear_probe.Heads(D, C, [0])
-    signs = list(linear_probe.fit(heads, features, labels, plans, wants, clock=lambda: 0.6 * next(now)))
+    signs = list(linear_probe.fit(heads, features, labels, plans, asked, clock=lambda: 0.6 * next(now)))
     places = [sign.values["epoch"] for sign in signs]
     assert places == sorted(set(places))
     assert {1.0, 2.0} < set(places)

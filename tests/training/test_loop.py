@@ -16,7 +16,7 @@ import torch
 from few import few
 from ranks import two_ranks
 from safetensors.torch import load_file
-from tiny import PAIR, ROWS, Killed, Memory, gated, kill, minutes, pictures, recipe, same, train, vit
+from tiny import CURVES, PAIR, ROWS, Killed, Memory, curved, gated, kill, minutes, pictures, recipe, same, train, vit
 
 from lotus.config import Sparsity
 from lotus.data.sample_plan import SamplePlan
@@ -66,12 +66,12 @@ def test_it_learns_and_tells(straight) -> None:
          "again and again", "at the last"],
 )  # fmt: skip
 def test_killed_and_started_again_ends_the_same(tmp_path: Path, straight, kills: list[int]) -> None:
-    wants = recipe(**FULL, save_minutes=0.5)
+    settings = recipe(**FULL, save_minutes=0.5)
     for after in kills:
         with pytest.raises(Killed):
-            train(tmp_path, wants, at={after: kill}, clock=minutes(), **ALL)
+            train(tmp_path, settings, at={after: kill}, clock=minutes(), **ALL)
     events: list = []
-    done = train(tmp_path, wants, clock=minutes(), events=events, **ALL)
+    done = train(tmp_path, settings, clock=minutes(), events=events, **ALL)
     assert same(done.fitted.state, straight.fitted.state)
     assert same(done.gates.state(), straight.gates.state())
     assert done.fitted.images_seen == 2 * ROWS
@@ -102,7 +102,7 @@ def test_other_settings_begin_anew(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     train(tmp_path, recipe(epochs=1))
-    with pytest.raises(Refused, match=r"of another model: .*\(.*\) .*\(.*\).*Remove .*checkpoints"):
+    with pytest.raises(Refused, match=r"of another model: .*Remove .*checkpoints"):
         train(tmp_path, recipe(epochs=1), model=vit(width=48))
 
 
@@ -121,7 +121,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_named(tmp_path: Path, zero: in
 @pytest.mark.parametrize("zero", few([0, 1], [0]))
 def test_three_in_a_row_end_it_and_the_last_good_checkpoint_stays(tmp_path: Path, zero: int) -> None:
     events: list = []
-    with pytest.raises(Refused, match=r"not finite at step 12.*checkpoints.*Lower train\.lr"):
+    with pytest.raises(Refused, match=r"not finite at step 12.*Lower train\.lr"):
         train(tmp_path, recipe(zero=zero), at={9: nan, 10: nan, 11: nan}, events=events)
     assert sum("not finite" in event.text for event in events if isinstance(event, Said)) == 3
     kept, _ = Checkpoints(tmp_path / "checkpoints", key="k").latest()
@@ -216,11 +216,11 @@ def test_rows_that_count_nothing_teach_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_tail_weighs_as_much_an_image_as_the_rest(tmp_path: Path, accumulate: int) -> None:
     """52 rows in batches of 64: one step, all tail, in which each image weighs 1/64 as it would in a whole batch."""
-    wants = recipe(
+    settings = recipe(
         epochs=1, batch_size=64, accumulate=accumulate, optimizer="sgd", lr=1e-2, warmup_epochs=0, weight_decay=0, clip=0,
         zero=0,
     )  # fmt: skip
-    moved = train(tmp_path, wants).fitted.state
+    moved = train(tmp_path, settings).fitted.state
     model, (images, labels) = vit(), pictures()
     loss = torch.nn.functional.cross_entropy(model(images), labels, reduction="sum", label_smoothing=0.1) / 64
     loss.backward()
@@ -255,11 +255,11 @@ LAYOUTS = few([{"zero": 2}, {"zero": 3, "ema": 0.0}, {"precision": "bf16"}], [{"
 
 @pytest.mark.parametrize("changed", LAYOUTS, ids=str)
 def test_every_layout_goes_on_exactly(tmp_path: Path, changed: dict) -> None:
-    wants = recipe(**{**FULL, "save_minutes": 0.5, **changed})
-    whole = train(tmp_path / "whole", wants, **ALL)
+    settings = recipe(**{**FULL, "save_minutes": 0.5, **changed})
+    whole = train(tmp_path / "whole", settings, **ALL)
     with pytest.raises(Killed):
-        train(tmp_path / "torn", wants, at={8: kill}, clock=minutes(), **ALL)
-    torn = train(tmp_path / "torn", wants, **ALL)
+        train(tmp_path / "torn", settings, at={8: kill}, clock=minutes(), **ALL)
+    torn = train(tmp_path / "torn", settings, **ALL)
     assert same(whole.fitted.state, torn.fitted.state)
     assert same(whole.gates.state(), torn.gates.state())
     assert same(dict(whole.model.state_dict()), whole.fitted.state)
@@ -311,6 +311,23 @@ def test_gates_of_two_ranks_are_those_of_one_under_every_zero(tmp_path: Path) ->
             torch.testing.assert_close(found[site], value.detach(), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_losses_of_every_step_of_two_ranks_are_those_of_one_of_twice_the_batch(tmp_path: Path) -> None:
+    """Watched, cut on the way and taught, under every stage of ZeRO: each loss within 1e-5, and the weights in the end too."""
+    two_ranks(Path(__file__).parent / "tiny.py", tmp_path, "curves", timeout=500)
+    for name in CURVES:
+        one, told = curved(tmp_path / f"one-{name}", name)
+        found = [load_file(tmp_path / f"{name}-{rank}.safetensors") for rank in range(2)]
+        curve = found[0].pop("curve") + found[1].pop("curve")
+        assert len(told) == 14
+        assert curve[:, 1].tolist() == told[:, 1].tolist(), "images"
+        torch.testing.assert_close(curve[:, 0] / curve[:, 1], told[:, 0] / told[:, 1], rtol=1e-5, atol=0, msg=name)
+        assert abs(float(told[-1, 0] / told[-1, 1] - told[0, 0] / told[0, 1])) > 0.01, "it moves"
+        for weights in found:
+            torch.testing.assert_close(weights, one.fitted.state, rtol=0, atol=1e-5)
+
+
 def test_state_json_is_for_people(tmp_path: Path) -> None:
     train(tmp_path, recipe(epochs=1))
     folder = sorted((tmp_path / "checkpoints").iterdir())[-1]
@@ -359,14 +376,14 @@ def test_fewer_patches_resume_bit_for_bit_and_are_counted(tmp_path: Path, mode: 
     from lotus.vit.patch_scores import contrast
     from lotus.vit.tokens import Tokens
 
-    wants = recipe(**FULL, save_minutes=0.5)
+    settings = recipe(**FULL, save_minutes=0.5)
     patches = Patches.model_validate({"mode": mode, "keep": 0.5, "warmup": 0.2, "ramp": 0.5})
 
     def run(folder: Path, **more):
         model = vit(0.2)
         with Tokens(model, patches, contrast if mode == "input" else None) as tokens:
             try:
-                return train(folder, wants, model=model, tokens=tokens, **ALL, **more), tokens
+                return train(folder, settings, model=model, tokens=tokens, **ALL, **more), tokens
             finally:
                 tokens.remove()
 
@@ -382,7 +399,7 @@ def test_fewer_patches_resume_bit_for_bit_and_are_counted(tmp_path: Path, mode: 
         tokens.schedule(step / 14)
         spent += tokens.macs() * (8 if step % 7 < 6 else 4)
     assert whole.fitted.macs == again.fitted.macs == spent
-    dense = train(tmp_path / "dense", wants, model=vit(0.2), **ALL)
+    dense = train(tmp_path / "dense", settings, model=vit(0.2), **ALL)
     assert not same(dense.fitted.state, whole.fitted.state)
     assert dense.fitted.macs == 0
     shares = [event.values["patches"] for event in whole.events if isinstance(event, Step)]

@@ -87,8 +87,8 @@ def test_zero_stays_zero() -> None:
 
 
 def small(**args: Any) -> Any:
-    wants = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 3}
-    return timm.create_model("vit_tiny_patch16_224", **{**wants, **args})
+    settings = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 3}
+    return timm.create_model("vit_tiny_patch16_224", **{**settings, **args})
 
 
 PATCHES = "patch_embed.proj.weight"
@@ -157,14 +157,14 @@ def test_values_of_another_width_than_queries_are_told_apart() -> None:
 
 
 def test_a_model_without_matrices_is_refused() -> None:
-    wants = Recipe(optimizer="muon")
-    with pytest.raises(Refused, match=r"finetune\.optimizer: muon .*LayerNorm has none.*adamw"):
-        make_optimizer(nn.LayerNorm(4), wants, place="finetune")
+    settings = Recipe(optimizer="muon")
+    with pytest.raises(Refused, match=r"finetune\.optimizer: .*LayerNorm.*adamw"):
+        make_optimizer(nn.LayerNorm(4), settings, place="finetune")
     model = small()
     for name, p in model.named_parameters():
         p.requires_grad = name.startswith("head")
     with pytest.raises(Refused, match=r"train\.optimizer"):
-        make_optimizer(model, wants)
+        make_optimizer(model, settings)
 
 
 # --------------------------------------------------------------------------------------------------------- an update
@@ -207,9 +207,9 @@ def test_the_update_is_timms(monkeypatch: pytest.MonkeyPatch) -> None:
             torch.testing.assert_close(mine, other, atol=2e-6, rtol=1e-4, msg=f"{name} at {step}")
 
 
-def change(model: nn.Module, wants: Recipe) -> dict[str, Tensor]:
+def change(model: nn.Module, settings: Recipe) -> dict[str, Tensor]:
     """What the first step, along given gradients, adds to each parameter."""
-    optimizer = make_optimizer(model, wants)
+    optimizer = make_optimizer(model, settings)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     gradients(model)
     optimizer.step()
@@ -277,9 +277,9 @@ def test_what_has_no_gradient_stays_where_it_is() -> None:
 
 
 def engine_of(**changed: Any) -> Engine:
-    wants = recipe(**{"optimizer": "muon", "weight_decay": 0.1, "layer_decay": 0.8, **changed})
+    settings = recipe(**{"optimizer": "muon", "weight_decay": 0.1, "layer_decay": 0.8, **changed})
     model = vit()
-    return Engine(model, make_optimizer(model, wants), wants, distributed.start("cpu"))
+    return Engine(model, make_optimizer(model, settings), settings, distributed.start("cpu"))
 
 
 def go(engine: Engine, steps: range, lr: float = 1e-2) -> None:
@@ -411,16 +411,16 @@ def test_two_ranks_are_as_one_and_go_on_as_one(tmp_path: Path) -> None:
     """Over gloo: whole trainings, the rest of those begun here, and ones begun there that are ended here."""
     alone = {}
     for zero, precision in CELLS:
-        wants = recipe(**WANTS, zero=zero, precision=precision)
-        alone[zero, precision] = train(tmp_path / "alone" / f"{zero}-{precision}", wants).fitted.state
+        settings = recipe(**WANTS, zero=zero, precision=precision)
+        alone[zero, precision] = train(tmp_path / "alone" / f"{zero}-{precision}", settings).fitted.state
         with pytest.raises(Killed):
-            train(tmp_path / f"one-{zero}-{precision}", wants, at={5: kill}, clock=minutes())
+            train(tmp_path / f"one-{zero}-{precision}", settings, at={5: kill}, clock=minutes())
     two_ranks(Path(__file__), tmp_path, timeout=280, base={"PATH": "/nonexistent", "HOME": str(tmp_path)})
     for zero, precision in CELLS:
         name = f"{zero}-{precision}"
         there = torch.load(tmp_path / f"two-{name}.pt", weights_only=True)
-        wants = recipe(**WANTS, zero=zero, precision=precision)
-        there["ended"] = train(tmp_path / f"two-{name}", wants).fitted.state
+        settings = recipe(**WANTS, zero=zero, precision=precision)
+        there["ended"] = train(tmp_path / f"two-{name}", settings).fitted.state
         for what, state in there.items():
             far = max((value - alone[zero, precision][key]).abs().max().item() for key, value in state.items())
             assert far < (2e-3 if precision == "fp32" else 4e-2), f"{name} {what}: {far:.2g} away"
@@ -432,14 +432,14 @@ def main(out: Path) -> None:
     world = distributed.start("cpu")
     for zero, precision in CELLS:
         name = f"{zero}-{precision}"
-        wants = recipe(**WANTS, zero=zero, precision=precision)
-        states = {what: train(out / f"{what}-{name}", wants, world=world).fitted.state for what in ("whole", "one")}
+        settings = recipe(**WANTS, zero=zero, precision=precision)
+        states = {what: train(out / f"{what}-{name}", settings, world=world).fitted.state for what in ("whole", "one")}
         with pytest.raises(Killed):
-            train(out / f"two-{name}", wants, world=world, at={5: kill}, clock=minutes())
+            train(out / f"two-{name}", settings, world=world, at={5: kill}, clock=minutes())
         if world.is_main:
             torch.save(states, out / f"two-{name}.pt")
         world.barrier()
-    world.close()
+    distributed.leave()
 
 
 if __name__ == "__main__":

@@ -65,9 +65,9 @@ def test_the_guides_guest_trains_on_the_hardest(tmp_path: Path, mine: Path) -> N
 
 
 def test_the_guides_schedule(tmp_path: Path, mine: Path) -> None:
-    wants = recipe(epochs=2, warmup_epochs=1, schedule="steady")
+    settings = recipe(epochs=2, warmup_epochs=1, schedule="steady")
     now = iter(range(10**6))
-    done = train(tmp_path / "run", wants, shelves=[loaded(mine)], clock=lambda: float(next(now)))
+    done = train(tmp_path / "run", settings, shelves=[loaded(mine)], clock=lambda: float(next(now)))
     rates = [event.values["lr"] for event in done.events if isinstance(event, Step)]
     np.testing.assert_allclose(rates, [3e-3 * min(1, (step + 1) / 8) for step in range(14)])
 

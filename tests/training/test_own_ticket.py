@@ -30,33 +30,10 @@ def run(folder: Path, told: list[dict[str, np.ndarray]], more: dict[str, Any] | 
         return hard, np.linspace(0.5, 1.5, len(hard), dtype=np.float32)
 
     own = OwnTicket(Recorder(ROWS, 2, CLASSES, steps=True), draw, shrink.is_done)
-    wants = recipe(**{**FULL, "mixup": 0, "cutmix": 0, "epochs": 4, "save_minutes": 0.5, **(more or {})})
-    done = train(folder, wants, model=model, guests=[own, shrink], **rest)
+    settings = recipe(**{**FULL, "mixup": 0, "cutmix": 0, "epochs": 4, "save_minutes": 0.5, **(more or {})})
+    done = train(folder, settings, model=model, guests=[own, shrink], **rest)
     done.events.append(own)  # type: ignore[arg-type]
     return done
-
-
-def test_what_is_seen_before_the_draw_is_all_and_after_it_the_ticket(tmp_path: Path) -> None:
-    told: list[dict[str, np.ndarray]] = []
-    done = run(tmp_path, told)
-    own = done.events[-1]
-    assert isinstance(own, OwnTicket)
-    assert own.rows is not None
-    assert len(told) == 1, "drawn once"
-    assert told[0]["loss"].shape == (2, ROWS)
-    assert done.fitted.images_seen == 2 * ROWS + 2 * (ROWS // 2)
-
-
-def test_it_records_what_a_watched_training_records(tmp_path: Path) -> None:
-    """The oracle is the recorder of a proxy in the same training, which is cut but loses nobody: its first two epochs."""
-    told: list[dict[str, np.ndarray]] = []
-    run(tmp_path / "own", told)
-    model = vit(0.2, patch=4)
-    wants = recipe(**{**FULL, "mixup": 0, "cutmix": 0, "epochs": 4, "save_minutes": 0.5})
-    watched = train(tmp_path / "watched", wants, model=model, guests=[shrinking(model, at=0.4)], watched=True)
-    assert watched.recorder is not None
-    for name, values in watched.recorder.signals().items():
-        np.testing.assert_array_equal(told[0][name], values[:2], err_msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +49,29 @@ def wholes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Ou
 
 
 LAYOUTS: dict[str, dict[str, Any]] = {"adamw": {"zero": 0}, "muon": {"zero": 1, "optimizer": "muon"}}
+
+
+def test_what_is_seen_before_the_draw_is_all_and_after_it_the_ticket(wholes: Any) -> None:
+    done, told = wholes("adamw")
+    own = done.events[-1]
+    assert isinstance(own, OwnTicket)
+    assert own.rows is not None
+    assert len(told) == 1, "drawn once"
+    assert told[0]["loss"].shape == (2, ROWS)
+    assert done.fitted.images_seen == 2 * ROWS + 2 * (ROWS // 2)
+
+
+def test_it_records_what_a_watched_training_records(tmp_path: Path, wholes: Any) -> None:
+    """The oracle is the recorder of a proxy in the same training, which is cut but loses nobody: its first two epochs."""
+    _, told = wholes("adamw")
+    model = vit(0.2, patch=4)
+    settings = recipe(**{**FULL, "mixup": 0, "cutmix": 0, "epochs": 4, "save_minutes": 0.5, **LAYOUTS["adamw"]})
+    watched = train(tmp_path / "watched", settings, model=model, guests=[shrinking(model, at=0.4)], watched=True)
+    assert watched.recorder is not None
+    for name, values in watched.recorder.signals().items():
+        np.testing.assert_array_equal(told[0][name], values[:2], err_msg=name)
+
+
 MOMENTS = {"watching": 5, "before the cut": 20, "cut": 24, "on the ticket": 36}
 FAST = [("watching", "adamw"), ("cut", "muon")]
 

@@ -38,13 +38,13 @@ class Watching(Memory):
 
 
 @pytest.mark.parametrize("mode", ["dropout", "input", "evit", "tome"])
-@pytest.mark.parametrize("pick", [None, {"name": "rs2", "keep": 0.5}], ids=["ticket", "redrawn"])
+@pytest.mark.parametrize("pick", [None, {"name": "rs2", "keep": 0.5}], ids=["ticket", "dynamic"])
 def test_a_joint_budget_is_kept_to_the_patch(tmp_path: Path, mode: str, pick: Any) -> None:
-    wants = recipe(epochs=4)
+    asked = recipe(epochs=4)
     plan = SamplePlan(np.arange(ROWS), seed=5, batch_size=8)
     loader, entered = Watching(plan), list[Any]()
     dynamic = ThatPrunes(pick, 4) if pick else None
-    done, tokens, joint = patched(tmp_path, wants, mode, plan=plan, loader=loader, dynamic=dynamic, entered=entered)
+    done, tokens, joint = patched(tmp_path, asked, mode, plan=plan, loader=loader, dynamic=dynamic, entered=entered)
     rows = ROWS // 2 if pick else ROWS
     assert len({row for epoch, batch in loader.seen if epoch < 2 for row in batch}) == ROWS
     spent = 0
@@ -74,11 +74,11 @@ SCORES = np.random.default_rng(3).random(ROWS)
 
 @pytest.mark.parametrize("pick", [None, "infobatch"])
 def test_a_joint_budget_goes_on_where_it_was(tmp_path: Path, pick: Any) -> None:
-    wants = recipe(epochs=3, save_minutes=0.5, **FULL)
+    asked = recipe(epochs=3, save_minutes=0.5, **FULL)
 
     def run(name: str, **more: Any) -> Outcome:
         dynamic = ThatPrunes(pick, 3) if pick else None
-        return patched(tmp_path / name, wants, "dropout", dynamic=dynamic, weighted=True, gated=True, **more)[0]
+        return patched(tmp_path / name, asked, "dropout", dynamic=dynamic, weighted=True, gated=True, **more)[0]
 
     whole = run("whole")
     for after in (3, 9):

@@ -20,8 +20,8 @@ from lotus.stages.checks import look_ahead
 from lotus.training.deepspeed_config import settings
 from lotus.training.distributed import World
 from lotus.training.engine import Engine
-from lotus.training.joint_budget import Joint
 from lotus.training.optim import make_optimizer
+from lotus.training.patch_buckets import Joint
 from selection.errors import Refused
 
 
@@ -47,9 +47,9 @@ THEIRS: list[dict[str, Any]] = [
 def test_the_engine_names_the_place_it_was_given(tmp_path: Path, place: str) -> None:
     file, world = tmp_path / "mine.json", World()
 
-    def refused(wants: Any, ranks: World = world) -> str:
+    def refused(asked: Any, ranks: World = world) -> str:
         with pytest.raises(Refused) as told:
-            settings(wants, ranks, place=place)
+            settings(asked, ranks, place=place)
         return str(told.value)
 
     found = [
@@ -61,10 +61,10 @@ def test_the_engine_names_the_place_it_was_given(tmp_path: Path, place: str) -> 
     for theirs in THEIRS:
         file.write_text(json.dumps(theirs))
         found.append(refused(recipe(deepspeed=str(file))))
-    model, wants = vit(), recipe(optimizer="lamb")
-    optimizer = make_optimizer(model, wants, place=place)
+    model, asked = vit(), recipe(optimizer="lamb")
+    optimizer = make_optimizer(model, asked, place=place)
     with pytest.raises(Refused) as told:
-        Engine(model, optimizer, wants, world, place=place)
+        Engine(model, optimizer, asked, world, place=place)
     found.append(str(told.value))
     others = {"train.", "finetune.", "score."} - {f"{place}."}
     for text in found:
@@ -80,9 +80,9 @@ def test_a_mistyped_optimizer_is_refused_where_it_was_written(place: str) -> Non
 
 
 def test_a_joint_budget_names_the_place_it_was_given() -> None:
-    wants = Patches.model_validate({"keep": 0.5, "joint": {"least": 0.49}})
+    asked = Patches.model_validate({"keep": 0.5, "joint": {"least": 0.49}})
     with pytest.raises(Refused, match=r"^finetune\.patches\.joint\.least: "):
-        Joint(np.arange(8.0), wants, patches=4, seed=0, place="finetune.patches.joint").groups(np.arange(8))
+        Joint(np.arange(8.0), asked, patches=4, seed=0, place="finetune.patches.joint").groups(np.arange(8))
 
 
 def test_no_low_room_spells_the_name_of_a_top_floor() -> None:

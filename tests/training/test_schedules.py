@@ -19,8 +19,8 @@ from selection.errors import Refused
 READS = {"step", "warm", "total", "peak", "low"}
 
 
-def rates(steps: int, **wants: object) -> list[float]:
-    recipe = Recipe.model_validate({"lr": 2.0, "min_lr": 0.5, "epochs": 4, "warmup_epochs": 1, **wants})
+def rates(steps: int, **settings: object) -> list[float]:
+    recipe = Recipe.model_validate({"lr": 2.0, "min_lr": 0.5, "epochs": 4, "warmup_epochs": 1, **settings})
     rate = make_schedule(recipe)
     return [rate(step, steps)[0] for step in range(4 * steps + 2)]
 
@@ -93,8 +93,8 @@ def test_it_is_named_in_a_config_with_its_options_and_written_back_as_it_was() -
 def test_one_of_ones_own_is_found_in_training(tmp_path: Path) -> None:
     mine = types.ModuleType("mine")
     exec("def steady(peak, *, part: float = 1.0):\n    return part * peak, 0.5\n", vars(mine))
-    wants = recipe(epochs=1, schedule={"name": "steady", "part": 0.25}, optimizer="momentum")
-    done = train(tmp_path / "a", wants, shelves=[mine])
+    settings = recipe(epochs=1, schedule={"name": "steady", "part": 0.25}, optimizer="momentum")
+    done = train(tmp_path / "a", settings, shelves=[mine])
     assert {event.values["lr"] for event in done.events if isinstance(event, Step)} == {0.25 * 3e-3}
     slow = recipe(epochs=1, schedule="steady", lr=0.25 * 3e-3, optimizer="momentum")
     assert same(done.fitted.state, train(tmp_path / "b", slow, shelves=[mine]).fitted.state)

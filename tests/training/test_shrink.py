@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from few import few
 from ranks import two_ranks
@@ -20,6 +22,7 @@ from lotus.pruning import lottery
 from lotus.training import shrink
 from lotus.training.average import LateAverage, MovingAverage
 from lotus.training.checkpoint import Checkpoints
+from lotus.training.evaluation import Stopped
 from lotus.training.fewer import FewerPatches
 from lotus.training.guests import Guest, Position, Training
 from lotus.training.shrink import Shrink
@@ -28,10 +31,12 @@ from lotus.vit.tokens import Tokens
 from selection.errors import Refused
 
 
-def run(folder: Path, more: dict[str, Any] | None = None, wants: dict[str, Any] | None = None, **rest: Any) -> Outcome:
+def run(
+    folder: Path, more: dict[str, Any] | None = None, request: dict[str, Any] | None = None, **rest: Any
+) -> Outcome:
     """Three epochs of thirteen micro-batches, seven steps each; cut after step 9."""
     model = vit(0.2, patch=4)
-    guest = shrinking(model, **{"at": 0.4, **(wants or {})})
+    guest = shrinking(model, **{"at": 0.4, **(request or {})})
     done = train(folder, recipe(**{**FULL, **(more or {})}, save_minutes=0.5), model=model, guests=[guest], **rest)
     done.events.append(guest)  # type: ignore[arg-type]
     return done
@@ -75,7 +80,7 @@ def test_a_killed_one_goes_on_bit_for_bit(
     for after in (14, 2):  # before the cut
         with pytest.raises(Killed):
             run(tmp_path / "torn", more, at={after: kill}, clock=minutes())
-    for moment in ("moments_of", "told"):  # in it, and when it is done and not saved yet
+    for moment in ("moments_of", "sentence"):  # in it, and when it is done and not saved yet
         with monkeypatch.context() as patch:
             patch.setattr(shrink, moment, lambda *_: kill(torch.zeros(1)))
             with pytest.raises(Killed):
@@ -90,6 +95,31 @@ def test_a_killed_one_goes_on_bit_for_bit(
     torn = run(tmp_path / "torn", more, clock=minutes())
     assert same(whole.fitted.state, torn.fitted.state)
     assert whole.fitted.top1 == torn.fitted.top1
+    assert guest_of(whole).cuts == guest_of(torn).cuts
+    assert guest_of(whole).bill() == guest_of(torn).bill()
+
+
+STOPPED: list[dict[str, Any]] = [
+    {"zero": 1, "ema": 0.9}, {"zero": 0, "optimizer": "muon", "precision": "bf16"}, {"zero": 3},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("more", few(STOPPED, STOPPED[:1]), ids=str)
+def test_stopped_while_it_is_cut_it_is_saved_and_the_cut_comes_first(
+    tmp_path: Path, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(tmp_path / "whole", more)
+
+    def stopping() -> Iterator[tuple[Tensor, Tensor]]:
+        yield pictures()
+        raise Stopped("asked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny, "lottery", lambda model, _, request, **rest: lottery(model, stopping, request, **rest))
+        with pytest.raises(Stopped, match=r"after step 9 of 21, saved to"):
+            run(tmp_path / "torn", more)
+    torn = run(tmp_path / "torn", more)
+    assert same(whole.fitted.state, torn.fitted.state)
     assert guest_of(whole).cuts == guest_of(torn).cuts
     assert guest_of(whole).bill() == guest_of(torn).bill()
 
@@ -152,8 +182,8 @@ def test_vectors_that_count_steps_together_begin_anew_together(tmp_path: Path) -
                     looks.append(self.training.engine.moments())  # noqa: B023 - it does not outlive the turn
 
         model = vit(patch=4)
-        wants = recipe(epochs=2, zero=zero, optimizer="muon", warmup_epochs=0)
-        train(tmp_path / str(zero), wants, model=model, guests=[shrinking(model, at=0.5), Looking()])
+        request = recipe(epochs=2, zero=zero, optimizer="muon", warmup_epochs=0)
+        train(tmp_path / str(zero), request, model=model, guests=[shrinking(model, at=0.5), Looking()])
         assert ("norm.weight/step" in looks[0]) == carried
         assert "blocks.0.attn.qkv.bias/step" not in looks[0]
         assert "head.weight/step" in looks[0], "of another vector"
@@ -172,8 +202,8 @@ def test_carrying_is_better_than_beginning_anew_and_can_be_turned_off(tmp_path: 
 @pytest.mark.slow
 def test_several_cuts_each_a_part_of_the_dense_model(tmp_path: Path) -> None:
     steps = [{"at": 0.2, "keep": {"macs": 0.7}}, {"at": 0.5}]
-    wants = {"at": None, "steps": steps, "keep": 0.4}
-    whole = run(tmp_path / "whole", wants=wants)
+    request = {"at": None, "steps": steps, "keep": 0.4}
+    whole = run(tmp_path / "whole", request=request)
     first, second = guest_of(whole).cuts
     dense = cost.count(vit(patch=4)).macs
     assert first["before"] == second["before"]
@@ -182,15 +212,15 @@ def test_several_cuts_each_a_part_of_the_dense_model(tmp_path: Path) -> None:
     assert cost.count(whole.fitted.model).macs == second["after"]["macs"]
     for after in (12, 9, 9):  # between them, after both
         with pytest.raises(Killed):
-            run(tmp_path / "torn", wants=wants, at={after: kill}, clock=minutes())
-    torn = run(tmp_path / "torn", wants=wants, clock=minutes())
+            run(tmp_path / "torn", request=request, at={after: kill}, clock=minutes())
+    torn = run(tmp_path / "torn", request=request, clock=minutes())
     assert same(whole.fitted.state, torn.fitted.state)
 
 
 @pytest.mark.slow
 def test_as_soon_as_the_plan_has_settled(tmp_path: Path) -> None:
-    wants = {"at": 0.9, "until_stable": {"epsilon": 0.9, "epochs": 1}}
-    soon = guest_of(run(tmp_path / "soon", {"epochs": 4, "lr": 1e-6}, wants))
+    request = {"at": 0.9, "until_stable": {"epsilon": 0.9, "epochs": 1}}
+    soon = guest_of(run(tmp_path / "soon", {"epochs": 4, "lr": 1e-6}, request))
     assert soon.cuts[0]["step"] == 15, "two plans alike, after the first step of the next epoch"
     late = guest_of(run(tmp_path / "late", {"epochs": 4}, {"at": 0.8, "until_stable": {"epsilon": 1e-9, "epochs": 3}}))
     assert late.cuts[0]["step"] == 23, "0.8 of 28 steps, at the latest"
@@ -199,13 +229,13 @@ def test_as_soon_as_the_plan_has_settled(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_stream_is_narrowed_where_a_number_says_so(tmp_path: Path) -> None:
-    wants = {"prune": {"embed_dim": 0.75}, "drop_path": 0.2}
-    whole = run(tmp_path / "whole", wants=wants)
+    request = {"prune": {"embed_dim": 0.75}, "drop_path": 0.2}
+    whole = run(tmp_path / "whole", request=request)
     assert cost.outline(whole.fitted.model).width == 24
     assert any(getattr(module, "drop_prob", 0) for module in whole.fitted.model.modules())
     with pytest.raises(Killed):
-        run(tmp_path / "torn", wants=wants, at={22: kill}, clock=minutes())
-    assert same(whole.fitted.state, run(tmp_path / "torn", wants=wants, clock=minutes()).fitted.state)
+        run(tmp_path / "torn", request=request, at={22: kill}, clock=minutes())
+    assert same(whole.fitted.state, run(tmp_path / "torn", request=request, clock=minutes()).fitted.state)
 
 
 @pytest.mark.parametrize("mode", few(["input", "evit", "tome", "cumulative", "dropout"], ["input"]))
@@ -218,8 +248,8 @@ def test_fewer_patches_follow_onto_the_small_model(tmp_path: Path, mode: str) ->
         model = vit(patch=4)
         guest = shrinking(model, at=0.4)
         tokens = Tokens(model, settings, contrast if mode == "input" else None)
-        wants = recipe(**FULL, save_minutes=0.5)
-        return train(folder, wants, model=model, guests=[guest, FewerPatches(tokens)], **more), tokens
+        request = recipe(**FULL, save_minutes=0.5)
+        return train(folder, request, model=model, guests=[guest, FewerPatches(tokens)], **more), tokens
 
     whole, tokens = go(tmp_path / "whole")
     small, dense = whole.fitted.model, vit(patch=4)
@@ -247,7 +277,7 @@ def test_averages_begin_anew(tmp_path: Path) -> None:
 
 def test_a_budget_out_of_reach_is_refused_on_all_ranks(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="macs"):
-        run(tmp_path, wants={"keep": 0.01})
+        run(tmp_path, request={"keep": 0.01})
 
 
 def test_the_cut_is_that_of_lottery_on_the_model_of_then(tmp_path: Path) -> None:

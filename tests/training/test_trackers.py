@@ -81,7 +81,7 @@ def test_both_at_once_change_nothing_of_what_is_trained(tmp_path: Path, monkeypa
 
 def test_without_the_package_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(Refused, match=r"train\.guests: wandb is not installed .*pip install wandb"):
+    with pytest.raises(Refused, match=r"train\.guests: .*pip install wandb"):
         train(tmp_path, recipe(epochs=1), guests=made("wandb"))
     with pytest.raises(Refused, match=r"train\.guests\.wandb\.evry.*every"):
         made("wandb", evry=3)

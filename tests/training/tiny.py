@@ -30,8 +30,8 @@ from lotus.training.distributed import World
 from lotus.training.dynamics import Recorder, Watched
 from lotus.training.fewer import FewerPatches
 from lotus.training.guests import Guest
-from lotus.training.joint_budget import Joint
 from lotus.training.objective import Objective
+from lotus.training.patch_buckets import Joint
 from lotus.training.regularize import EarlyBird, Gating
 from lotus.training.shrink import Shrink
 from lotus.vit.patch_scores import contrast
@@ -90,7 +90,14 @@ def vit(drop_path: float = 0.0, seed: int = 0, width: int = 32, patch: int = 8, 
 
 
 def recipe(**changed: Any) -> Train:
-    base: dict[str, Any] = {"epochs": 2, "batch_size": 8, "lr": 3e-3, "warmup_epochs": 0.5, "save_minutes": 1e9}
+    base: dict[str, Any] = {
+        "epochs": 2,
+        "batch_size": 8,
+        "lr": 3e-3,
+        "warmup_epochs": 0.5,
+        "save_minutes": 1e9,
+        "zero": 1,
+    }
     return Train.model_validate({**base, **changed})
 
 
@@ -112,9 +119,9 @@ class ThatPrunes(DynamicSelection):
     """A lottery over the pictures, which tells what it knows."""
 
     def __init__(self, pick: Any, epochs: int, rows: Any = None) -> None:
-        wants = Dynamic.model_validate({"name": pick} if isinstance(pick, str) else pick)
+        given = Dynamic.model_validate({"name": pick} if isinstance(pick, str) else pick)
         rows = np.arange(ROWS) if rows is None else rows
-        super().__init__(wants, rows=rows, labels=np.arange(ROWS) % CLASSES, epochs=epochs, seed=5)
+        super().__init__(given, rows=rows, labels=np.arange(ROWS) % CLASSES, epochs=epochs, seed=5)
 
     def known(self) -> dict[str, Any]:
         return {name: value.numpy() for name, value in self.state(World()).items()}
@@ -139,14 +146,14 @@ def asked(keep: float = 0.5, **more: Any) -> Prune:
     return Prune.model_validate({"keep": {"macs": keep}, "round": 4, "embed_dim": None, **more})
 
 
-def shrinking(model: nn.Module, keep: float = 0.5, *, drop_path: float = 0.0, **wants: Any) -> Shrink:
-    """A guest that cuts the model on the pictures; ``prune`` of ``wants`` are settings of the request."""
-    request = asked(keep, **wants.pop("prune", {}))
+def shrinking(model: nn.Module, keep: float = 0.5, *, drop_path: float = 0.0, **given: Any) -> Shrink:
+    """A guest that cuts the model on the pictures; ``prune`` of ``given`` are settings of the request."""
+    request = asked(keep, **given.pop("prune", {}))
 
     def draw(model: nn.Module, request: Prune, dense: nn.Module | None) -> Pruned:
         return lottery(model, [pictures()], request, dense=dense)
 
-    return Shrink(model, ShrinkBy.model_validate(wants), request, draw, drop_path=drop_path)
+    return Shrink(model, ShrinkBy.model_validate(given), request, draw, drop_path=drop_path)
 
 
 class Outcome(NamedTuple):
@@ -158,7 +165,7 @@ class Outcome(NamedTuple):
 
 
 def guests_of(
-    wants: Train,
+    given: Train,
     *,
     gates: Any = None,
     distiller: Distiller | None = None,
@@ -176,14 +183,14 @@ def guests_of(
         None if recorder is None else Watched(recorder),
         None if dynamic is None else DynamicPruning(dynamic),
         None if tokens is None else FewerPatches(tokens, tickets, joint),
-        MovingAverage(wants.ema) if wants.ema else None,
+        MovingAverage(given.ema) if given.ema else None,
     ]
     return [guest for guest in found if guest is not None]
 
 
 def train(
     folder: Path,
-    wants: Train,
+    given: Train,
     *,
     world: World | None = None,
     at: dict[int, Callable[[Tensor], Tensor]] | None = None,
@@ -200,20 +207,20 @@ def train(
     job, and what :func:`guests_of` makes guests of."""
     world = world or distributed.start("cpu")
     model = model or vit(drop_path)
-    split = {"batch_size": wants.batch_size, "world": world.size, "rank": world.rank}
-    plan = SamplePlan(np.arange(ROWS), seed=5, accumulate=wants.accumulate, **split)
+    split = {"batch_size": given.batch_size, "world": world.size, "rank": world.rank}
+    plan = SamplePlan(np.arange(ROWS), seed=5, accumulate=given.accumulate, **split)
     gates = Gates(model, Sparsity(start=0.1, in_channels=True), target=0.5, device="cpu") if gated else None
-    recorder = Recorder(ROWS, wants.epochs, CLASSES, steps=True) if watched else None
+    recorder = Recorder(ROWS, given.epochs, CLASSES, steps=True) if watched else None
     weights = np.linspace(0.5, 1.5, ROWS, dtype=np.float32) if weighted else None
     data = {
         "loader": Memory(plan), "plan": plan, "validation": Memory(SamplePlan.evaluation(np.arange(ROWS), **split)),
-        "objective": Hooked(wants, at), "weights": weights,
+        "objective": Hooked(given, at), "weights": weights,
     }  # fmt: skip
     job = {"stage": "train", "folder": folder, "world": world, "key": "k"}
     here, made = ({name: more.pop(name, value) for name, value in group.items()} for group in (data, job))
     made |= {name: more.pop(name) for name in ("stop", "clock", "place", "shelves") if name in more}
-    joined = [*guests_of(wants, gates=more.pop("gates", gates), recorder=recorder, **more), *guests]
-    making = loop.fit(model, wants, loop.Data(**here), loop.Job(**made), joined)
+    joined = [*guests_of(given, gates=more.pop("gates", gates), recorder=recorder, **more), *guests]
+    making = loop.fit(model, given, loop.Data(**here), loop.Job(**made), joined)
     events = [] if events is None else events
     while True:
         try:
@@ -228,7 +235,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def patched(
-    folder: Path, wants: Train, mode: str, *, joint: bool | None = True, entered: list[int] | None = None, **more: Any
+    folder: Path, given: Train, mode: str, *, joint: bool | None = True, entered: list[int] | None = None, **more: Any
 ) -> tuple[Outcome, Tokens, Joint | None]:
     """A training on 0.61 of 16 patches; with ``joint`` shared out by made-up scores: 30 images on 7, 14 on 12 and 8 on 16,
     which two ranks can share evenly.
@@ -251,7 +258,7 @@ def patched(
 
         model.blocks[0].register_forward_pre_hook(note)  # type: ignore[union-attr,index,operator]
     with tokens:
-        return train(folder, wants, model=model, tokens=tokens, joint=sharing, **more), tokens, sharing
+        return train(folder, given, model=model, tokens=tokens, joint=sharing, **more), tokens, sharing
 
 
 def patches_main(out: Path, zero: int) -> None:
@@ -269,17 +276,17 @@ def patches_main(out: Path, zero: int) -> None:
             values["images"] = torch.tensor(done.fitted.images_seen)
             flat = {f"w/{name}": value.contiguous() for name, value in done.fitted.state.items()}
             save_file({**flat, **{f"v/{k}": v for k, v in values.items()}}, out / f"{mode}-{joint}.safetensors")
-    world.close()
+    distributed.leave()
 
 
 def dynamic_main(out: Path) -> None:
-    """One rank of a training whose epochs are redrawn: what it was told to see, saw, and knows in the end."""
+    """One rank of a training with dynamic data pruning: what it was told to see, saw, and knows in the end."""
     torch.set_num_threads(1)
     world = distributed.start("cpu")
-    wants = recipe(epochs=4)
+    given = recipe(epochs=4)
     for name in ("whole", "begun"):
         plan = SamplePlan(np.arange(ROWS), seed=5, batch_size=8, world=world.size, rank=world.rank)
-        dynamic, kept = ThatPrunes({"name": "infobatch", "saving": 0.3}, wants.epochs), {}
+        dynamic, kept = ThatPrunes({"name": "infobatch", "saving": 0.3}, given.epochs), {}
 
         class Noting(Memory):
             def epoch(self, epoch: int, skip: int = 0, side: int | None = None) -> Iterator[Batch]:
@@ -287,11 +294,11 @@ def dynamic_main(out: Path) -> None:
                 kept[f"seen/{epoch}"] = self.plan.order(epoch)  # noqa: B023
                 return super().epoch(epoch, skip)
 
-        train(out / name, wants, world=world, plan=plan, loader=Noting(plan), dynamic=dynamic)
-        for epoch in range(wants.epochs):
+        train(out / name, given, world=world, plan=plan, loader=Noting(plan), dynamic=dynamic)
+        for epoch in range(given.epochs):
             kept.setdefault(f"drawn/{epoch}", np.zeros(0, np.int64))
         np.savez(out / f"{name}-{world.rank}.npz", **kept, **{f"known/{k}": v for k, v in dynamic.known().items()})
-    world.close()
+    distributed.leave()
 
 
 def masked(folder: Path, zero: int, world: World | None = None) -> Outcome:
@@ -316,7 +323,7 @@ def masked_main(out: Path) -> None:
         done = masked(out / str(zero), zero, world)
         if world.is_main:
             save_file(done.fitted.state, out / f"{zero}.safetensors")
-    world.close()
+    distributed.leave()
 
 
 def gated(folder: Path, zero: int, world: World | None = None) -> Outcome:
@@ -325,8 +332,8 @@ def gated(folder: Path, zero: int, world: World | None = None) -> Outcome:
     model = vit()
     settings = Sparsity(start=0.1, in_channels=True, steer=False, strength=0.3, lr=0.1)
     gates = Gates(model, settings, target=0.5, device="cpu")
-    wants = recipe(epochs=4, zero=zero, optimizer="momentum", lr=1e-2, weight_decay=0)
-    return train(folder, wants, world=world, model=model, gates=gates)._replace(gates=gates)
+    given = recipe(epochs=4, zero=zero, optimizer="momentum", lr=1e-2, weight_decay=0)
+    return train(folder, given, world=world, model=model, gates=gates)._replace(gates=gates)
 
 
 def gated_main(out: Path) -> None:
@@ -341,7 +348,7 @@ def gated_main(out: Path) -> None:
         save_file(
             {k: v.detach().clone() for k, v in done.gates.values.items()}, out / f"{zero}-{world.rank}.safetensors"
         )
-    world.close()
+    distributed.leave()
 
 
 SHRINKING: dict[str, dict[str, Any]] = {
@@ -366,7 +373,50 @@ def shrink_main(out: Path) -> None:
         done = shrunk(out / name, name, world)
         if world.is_main:
             save_file(done.fitted.state, out / f"{name}.safetensors")
-    world.close()
+    distributed.leave()
+
+
+class Curve(Guest):
+    """Notes of each micro-batch what this rank's images lose, as the optimizer's loss has it, and how many they are."""
+
+    name = "curve"
+
+    def __init__(self) -> None:
+        self.told: list[tuple[float, float]] = []
+
+    def losses(self, losses: Tensor, seen: Any) -> Tensor:
+        self.told.append((float(losses.detach().double().sum()), float(len(losses))))
+        return losses
+
+
+CURVES = [f"{what}-{zero}" for what in ("score", "train", "finetune") for zero in range(4)]
+
+
+def curved(folder: Path, name: str, world: World | None = None) -> tuple[Outcome, Tensor]:
+    """A training as a stage has it, and its curve (micro-batches, 2). By SGD: Adam makes whole steps of gradients that are nothing
+    but rounding (those of the keys' biases), which the losses do not show and the weights do."""
+    what, zero = name.split("-")
+    model, curve = vit(patch=4), Curve()
+    wants = recipe(zero=int(zero), optimizer="momentum", lr=0.1)
+    more: dict[str, Any] = {"guests": [curve], "watched": what == "score"}
+    if what == "train":
+        more["guests"].append(shrinking(model, at=0.4))
+    if what == "finetune":
+        more["distiller"] = Distiller(vit(seed=3, patch=4), "soft", 2.0, 0.5)
+    done = train(folder, wants, world=world, model=model, **more)
+    return done, torch.tensor(curve.told, dtype=torch.float64)
+
+
+def curves_main(out: Path) -> None:
+    """One rank of trainings whose losses are noted."""
+    from safetensors.torch import save_file
+
+    torch.set_num_threads(1)
+    world = distributed.start("cpu")
+    for name in CURVES:
+        done, curve = curved(out / name, name, world)
+        save_file({**done.fitted.state, "curve": curve}, out / f"{name}-{world.rank}.safetensors")
+    distributed.leave()
 
 
 PAIR: dict[str, Any] = {"gated": True, "watched": True, "weighted": True}
@@ -395,7 +445,7 @@ def main(out: Path) -> None:
             save_file(flat, out / f"{name}.safetensors")
         else:
             assert not done.events
-    world.close()
+    distributed.leave()
 
 
 if __name__ == "__main__":
@@ -410,4 +460,5 @@ if __name__ == "__main__":
             ("masked",): masked_main,
             ("gated",): gated_main,
             ("shrink",): shrink_main,
+            ("curves",): curves_main,
         }[tuple(words)](Path(folder))

@@ -331,12 +331,12 @@ def test_what_cannot_be_a_proxy_is_refused(settings, message) -> None:
 
 
 def test_a_proxy_model_takes_weights_from_a_file(tmp_path) -> None:
-    wants = {"name": "resnet10t"}
-    given = door.proxy(config.Model(**wants), 3)
+    request = {"name": "resnet10t"}
+    given = door.proxy(config.Model(**request), 3)
     file = tmp_path / "net.safetensors"
     save_file(given.state_dict(), file)
     with pytest.warns(UserWarning, match="fc starts anew"):
-        found = door.proxy(config.Model(**wants, weights=str(file)), 5)
+        found = door.proxy(config.Model(**request, weights=str(file)), 5)
     assert all(
         torch.equal(value, given.state_dict()[name]) for name, value in found.state_dict().items() if "fc" not in name
     )

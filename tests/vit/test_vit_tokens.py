@@ -423,14 +423,14 @@ def test_evit_of_the_paper():
 
 
 def test_the_schedule():
-    wants = settings(mode="evit", keep=0.6, warmup=0.2, ramp=0.4)
-    at = [token_plan.keep_at(wants, progress) for progress in (0, 0.1999, 0.2, 0.3, 0.4, 0.5, 0.6, 1)]
+    asked = settings(mode="evit", keep=0.6, warmup=0.2, ramp=0.4)
+    at = [token_plan.keep_at(asked, progress) for progress in (0, 0.1999, 0.2, 0.3, 0.4, 0.5, 0.6, 1)]
     middle = [0.6 + 0.4 * (1 + math.cos(math.pi / 4)) / 2, 0.8, 0.6 + 0.4 * (1 - math.cos(math.pi / 4)) / 2]
     assert at == pytest.approx([1, 1, 1, *middle, 0.6, 0.6])
     assert token_plan.keep_at(settings(mode="evit", keep=0.6), 0) == 0.6
     model, x = tiny().train(), pictures(2)
     dense = model(x)
-    with Tokens(model, wants) as reduced:
+    with Tokens(model, asked) as reduced:
         reduced.schedule(0.1)
         assert torch.equal(model(x), dense)
         assert reduced.macs() == cost.count(model).macs
@@ -451,8 +451,8 @@ def test_cumulative_scores_are_the_peaks_of_all_attention_so_far(kind):
     model = split_of(3) if kind == "split" else tiny(kind, depth=3)
     model = in_double(model)
     x, prefix = pictures(2).double(), model.num_prefix_tokens
-    wants = settings(mode="cumulative", keep=0.5)
-    counts = [after for _, after in token_plan.passed(16, 3, wants, 0.5).patches]
+    asked = settings(mode="cumulative", keep=0.5)
+    counts = [after for _, after in token_plan.passed(16, 3, asked, 0.5).patches]
     expected = []
     for image in range(2):
         now = model.norm_pre(model._pos_embed(model.patch_embed(x[image : image + 1])))
@@ -472,7 +472,7 @@ def test_cumulative_scores_are_the_peaks_of_all_attention_so_far(kind):
             processed = block.mlp(now if after else block.norm2(now))
             now = now + (block.norm2(processed) if after else block.ls2(processed))
         expected.append(model.forward_head(model.norm(now)))
-    with Tokens(model, wants):
+    with Tokens(model, asked):
         torch.testing.assert_close(model(x), torch.cat(expected), atol=1e-9, rtol=1e-7)
 
 
@@ -585,7 +585,7 @@ def test_refusals():
         Tokens(tiny(), settings(mode="evit", at=(2,)))
     with pytest.raises(Refused, match="patch_drop_rate"):
         Tokens(timm.create_model("vit_tiny_patch16_224", patch_drop_rate=0.5, **SMALL), settings(mode="evit"))
-    with pytest.raises(Refused, match=r"keep: 0\.9 of 16 patches keeps them all.*fused token"):
+    with pytest.raises(Refused, match=r"keep: 0\.9 of 16 .*fused token"):
         Tokens(tiny(), settings(mode="evit", keep=0.9))
     for wrong in (
         {"mode": "dropout", "evaluate": "sparse"},

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lotus.papers.soup.soup import Soup
+from lotus.papers.soup.recipe import Soup
 from lotus.papers.zeros import common
 from lotus.stage import TRAIN_FORWARDS
 from lotus.way import Options, Way
@@ -24,7 +24,7 @@ def _make(uncut: Uncut, *, soup: Soup = Soup(), sweep: bool = False) -> Cutting:
         soup: how it is cooked
         sweep: also measure the trained model at sparsities from 0 to 90 %, to see where accuracy breaks
     """
-    from lotus.papers.soup.way import simmer
+    from lotus.papers.soup.simmer import simmer
 
     return (yield from simmer(uncut, soup, sweep=sweep))
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from lotus.config import Recipe
 from lotus.events import Event, Said, Step
-from lotus.papers.soup.soup import Soup
+from lotus.papers.soup.recipe import Soup
 from lotus.papers.zeros import masks as zeros
 from lotus.training.objective import Objective
 from lotus.training.optim import make_optimizer

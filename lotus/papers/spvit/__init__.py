@@ -33,7 +33,7 @@ def _make(
         strength: lambda of lambda (prune.keep.macs - open MACs)^2, MACs as parts of the dense model's. The paper tunes it until
             this is a little above the cross-entropy at the start
     """
-    from lotus.papers.spvit.way import Search, convolve
+    from lotus.papers.spvit.convolve import Search, convolve
 
     return (yield from convolve(uncut, Search(epochs, lr, gate_lr, strength)))
 

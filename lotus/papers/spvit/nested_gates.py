@@ -187,7 +187,7 @@ class NestedGates:
         """
         found = state.get("theta")
         if found is None or found.shape != self.theta.shape:
-            raise Refused("checkpoint: its nested gates are of another model; search again with --again.")
+            raise Refused("checkpoint: its nested gates are of another model; search again.")
         for own, name in ((self.theta, "theta"), (self._mean, "mean"), (self._square, "square")):
             own.copy_(state[name])
         self.steps = int(state["steps"])

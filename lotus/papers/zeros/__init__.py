@@ -25,7 +25,7 @@ def _make(
         pattern: keep N of every M neighbors, e.g. ``2:4``, instead of the largest of all
         sweep: also measure the trained model at sparsities from 0 to 90 %, to see where accuracy breaks
     """
-    from lotus.papers.zeros.way import one_shot
+    from lotus.papers.zeros.one_shot import one_shot
 
     return (yield from one_shot(uncut, weights=weights, pattern=pattern, sweep=sweep))
 

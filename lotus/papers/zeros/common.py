@@ -6,7 +6,7 @@ from typing import Any
 
 from lotus.config import Config, Rule
 from lotus.run import Run
-from lotus.stage import Plot, Section
+from lotus.stage import Plot, Section, named
 from lotus.stages.ahead import Ahead
 from lotus.way import Options
 
@@ -19,13 +19,13 @@ def says(config: Config) -> str:
 
 def check(ahead: Ahead, options: Options) -> None:
     """Refuse a pattern that does not fit the model, and a fine-tune that would move what was pruned."""
-    from lotus.papers.zeros import masks, way
+    from lotus.papers.zeros import masks, one_shot
 
     listed = masks.listed(ahead.shape, options["weights"])
     if pattern := options.get("pattern"):
         masks.n_of_m(listed, *masks.pattern(pattern))
     if ahead.config.finetune.epochs:
-        way.check_stays(ahead.config.finetune)
+        one_shot.check_stays(ahead.config.finetune)
 
 
 def looks(ahead: Ahead, options: Options) -> float:
@@ -37,7 +37,7 @@ def looks(ahead: Ahead, options: Options) -> float:
 
 def hold(model: Any, options: Options) -> Any:
     """The guest by which zeros stay zeros."""
-    from lotus.papers.zeros.way import Holding
+    from lotus.papers.zeros.one_shot import Holding
 
     return Holding(model, options["weights"])
 
@@ -45,11 +45,12 @@ def hold(model: Any, options: Options) -> Any:
 def tell(run: Run, found: dict[str, Any], options: Options) -> Section | None:
     """What is left of the weights, and what they take on a disk; the sweep as a picture."""
     from lotus.papers.zeros.masks import compressed
-    from lotus.papers.zeros.way import essential
+    from lotus.papers.zeros.one_shot import essential
 
-    weights = found.get("finetune", {}).get("weights")
+    weights = found.get(named(run.stages, "shipped"), {}).get("weights")
     if weights is not None:
-        of_bytes, of_these = (compressed(run.of(stage) / "model.safetensors") for stage in ("train", "finetune"))
+        models = [named(run.stages, part) for part in ("training", "shipped")]
+        of_bytes, of_these = (compressed(run.of(stage) / "model.safetensors") for stage in models)
         found["kept"]["weights"] = {**weights, "list": options["weights"], "bytes": of_these, "of_bytes": of_bytes}
     sweep = found["prune"].get("sweep")
     if sweep is None:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from ranks import free_port
-from running import DIGITS, ROOT, SHORT, lotus
+from ranks import free_port, launched
+from running import DIGITS, SHORT, lotus, strike, struck
 
 from lotus.cli import main
 from lotus.config import read
@@ -116,16 +112,7 @@ def test_another_proxy_draws_the_ticket_anew(whole: Path) -> None:
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_weights(whole: Path, tmp_path: Path) -> None:
     words = [*OWN, f"data.folder={whole / 'data'}", "train.save_minutes=0.001", f"folder={tmp_path}"]
-    started = subprocess.Popen(
-        [sys.executable, "-m", "lotus", "train", DIGITS, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
-    )  # fmt: skip
-    deadline = time.time() + 200
-    while not (tmp_path / "own_subset.npz").exists() and time.time() < deadline:  # it is being drawn
-        assert started.poll() is None, started.stdout.read()  # type: ignore[union-attr]
-        time.sleep(0.005)
-    started.send_signal(signal.SIGKILL)
-    started.communicate(timeout=60)
+    struck(["train", DIGITS, *words], signal.SIGKILL, (tmp_path / "own_subset.npz").exists)  # it is being drawn
     again = lotus("train", DIGITS, *words)
     assert again.returncode == 0, again.stdout + again.stderr
     for name in ("train/model.safetensors", "own_subset.npz", "signals.npz"):
@@ -136,25 +123,8 @@ def test_a_killed_run_ends_with_the_same_weights(whole: Path, tmp_path: Path) ->
 def test_two_processes_draw_and_cut_as_one_and_one_ends_what_they_began(whole: Path, tmp_path: Path) -> None:
     """Scored, drawn and cut by two, stopped in the middle of that epoch, and ended by one."""
     words = [DIGITS, f"folder={tmp_path}", f"data.folder={whole / 'data'}", *OWN, "train.save_minutes=0.0001"]
-    command = [
-        str(Path(sys.executable).parent / "torchrun"),
-        "--nproc_per_node=2",
-        f"--master_port={free_port()}",
-        "tools/run.py",
-    ]
-    two = subprocess.Popen(
-        [*command, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-    )  # fmt: skip
-    try:
-        deadline = time.time() + 200
-        while not (tmp_path / "own_subset.npz").exists() and time.time() < deadline:  # it is being drawn
-            assert two.poll() is None, two.stdout.read()  # type: ignore[union-attr]
-            time.sleep(0.02)
-        two.send_signal(signal.SIGTERM)
-        said, _ = two.communicate(timeout=60)
-    finally:
-        two.kill()
+    two = launched("torchrun", "--nproc_per_node=2", f"--master_port={free_port()}", "tools/run.py", *words)
+    said = strike(two, signal.SIGTERM, (tmp_path / "own_subset.npz").exists)  # it is being drawn
     assert not (tmp_path / "results.json").exists(), said
     done = lotus("run", *words)
     assert done.returncode == 0, done.stdout + done.stderr

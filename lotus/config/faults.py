@@ -13,7 +13,7 @@ from selection.methods import nearest
 _PARSING = re.compile(r", unable to parse string as an? \w+")
 
 
-def told(fault: Mapping[str, Any], where: str) -> str:
+def sentence(fault: Mapping[str, Any], where: str) -> str:
     """One fault of pydantic's, as a sentence that begins with its place."""
     value, kind = fault["input"], fault["type"]
     if kind == "tuple_type":

@@ -17,7 +17,7 @@ from lotus.data.pictures import Pixels
 from lotus.report import figures
 from lotus.report.canvas import FONT, NIGHT, PALETTE, Canvas
 from lotus.report.numbers import count, percent
-from selection import files
+from selection import atomic_files
 from selection.errors import Refused
 from selection.methods import nearest
 from selection.subset import Subset
@@ -57,7 +57,7 @@ def write(path: str | Path, subset: Subset, data: Behind | None = None) -> None:
     else:
         svg = drawn.svg(title, alone=True)
         content = (svg if path.suffix == ".svg" else _page(title, svg)).encode("utf-8", "replace")
-    files.write_bytes(path, content)
+    atomic_files.write_bytes(path, content)
 
 
 def check(path: str | Path) -> None:
@@ -70,7 +70,7 @@ def check(path: str | Path) -> None:
     endings = (".png", ".svg", ".html")
     if path.suffix not in endings:
         raise Refused(f"--picture {path}: drawn are .png, .svg and .html.{nearest(path.suffix, endings)}")
-    files.check(path)
+    atomic_files.check(path)
 
 
 @dataclass(frozen=True)

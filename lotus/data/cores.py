@@ -19,5 +19,10 @@ def count(workers: int = 0) -> int:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on Linux
         cores = os.cpu_count() or 1
-    ranks = next((os.environ[name] for name in _RANKS_HERE if name in os.environ), "1")
-    return max(1, cores // max(1, int(ranks) if ranks.isdigit() else 1))
+    return max(1, cores // ranks_here())
+
+
+def ranks_here() -> int:
+    """How many ranks a launcher started on this machine; 1 without one."""
+    told = next((os.environ[name] for name in _RANKS_HERE if name in os.environ), "1")
+    return max(1, int(told) if told.isdigit() else 1)

@@ -31,7 +31,8 @@ def shrinking(context: Context, model: nn.Module, rows: np.ndarray) -> Shrink:
     """The guest that cuts ``model``, which is looked at on some of ``rows`` as they are, without augmentation."""
     import lotus.pruning
     from lotus.pruning.measure import enough
-    from lotus.training import loop
+    from lotus.training.distributed import StopFlag
+    from lotus.training.evaluation import evaluate_classes, heard
     from lotus.training.shrink import Shrink
 
     config, run = context.config, context.run
@@ -44,11 +45,11 @@ def shrinking(context: Context, model: nn.Module, rows: np.ndarray) -> Shrink:
 
     def draw(model: nn.Module, request: Prune, dense: nn.Module | None) -> Pruned:
         with context.alone().images(run.train_beton, looked_at, config.train, model) as loader:
-            return lotus.pruning.lottery(model, lambda: loader.epoch(0), request, given, dense=dense)
+            return lotus.pruning.lottery(model, lambda: heard(loader.epoch(0)), request, given, dense=dense)
 
     def measure(model: nn.Module) -> Mapping[str, float]:
         with context.images(run.val_beton, None, config.train, model) as loader:
-            return loop.evaluate(model, loader, context.world)
+            return evaluate_classes(model, loader, context.world, stop=StopFlag.now())[0]
 
     return Shrink(
         model, settings, request, draw, measure=measure if settings.evaluate else None, drop_path=config.train.drop_path

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from lotus.pruning import Study
     from lotus.pruning.judge import Judge, Judged
-    from lotus.pruning.search import Found, Tried
+    from lotus.pruning.search import SearchResult, Tried
     from selection.subset import Subset
 
 
@@ -89,7 +89,7 @@ class _Searched:
     notes: list[str] = field(default_factory=list)
     log: list[dict[str, Any]] = field(default_factory=list)
     tried: list[Tried] = field(default_factory=list)
-    last: Found | None = None
+    last: SearchResult | None = None
 
 
 def _rounds(uncut: Uncut, judge: Judge, searched: _Searched) -> Generator[Event, None, None]:
@@ -118,7 +118,7 @@ def _rounds(uncut: Uncut, judge: Judge, searched: _Searched) -> Generator[Event,
             searched.forwards += seen * (TRAIN_FORWARDS * found.chosen.macs / whole.macs + taught)
 
 
-def _one_round(uncut: Uncut, judge: Judge, studied: Study, number: int) -> Generator[Event, None, Found]:
+def _one_round(uncut: Uncut, judge: Judge, studied: Study, number: int) -> Generator[Event, None, SearchResult]:
     """Search once, and tell what was found.
 
     Raises:

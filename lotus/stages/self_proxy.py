@@ -57,9 +57,9 @@ def check(ahead: Ahead) -> None:
     from selection.signals import Signals
 
     config = ahead.config
-    wants, epochs = config.select, course.watched_epochs(config, ahead.kept)
+    settings, epochs = config.select, course.watched_epochs(config, ahead.kept)
     recorded = RECORDED if config.score.gradients else RECORDED - {"kl_step"}
-    missing = lottery.reads(wants.score, wants.pick, ahead.shelves) - recorded
+    missing = lottery.reads(settings.score, settings.pick, ahead.shelves) - recorded
     if missing:
         raise Refused(
             f"select.score: {', '.join(sorted(missing))} would be read, and a training that is its own proxy does not record it. Take "
@@ -82,14 +82,16 @@ def check(ahead: Ahead) -> None:
     }
     signals = Signals({"labels": np.arange(n) % ahead.classes, **said}, fingerprint="0" * 16)
     try:
-        lottery.select(signals, score=wants.score, pick=wants.pick, keep=0.5, balance=False, shelves=ahead.shelves)
+        lottery.select(
+            signals, score=settings.score, pick=settings.pick, keep=0.5, balance=False, shelves=ahead.shelves
+        )
     except Refused as refusal:
         raise Refused(
             f"score.proxy: self draws the ticket after epoch {epochs}. {refusal} Cut later (train.shrink.at), or train longer."
         ) from None
 
 
-def told(own: OwnTicket, images: int, epochs: int) -> dict[str, Any]:
+def recorded(own: OwnTicket, images: int, epochs: int) -> dict[str, Any]:
     """What is recorded of the ticket."""
     assert own.rows is not None, "the training was cut"
     return {"own_ticket": {"kept": len(own.rows), "of": images}, "passes_of": epochs * images}

@@ -100,6 +100,28 @@ def refusing(path: str | Path, cure: str = "") -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def disk_faults_refused() -> Iterator[None]:
+    """Turns an ``OSError`` by a disk that is full or broken, or by rights that are missing, into the refusal of the file that it
+    names, wherever in the body it was raised: at a removal, too.
+
+    Raises:
+        Refused: the body raised one.
+    """
+    try:
+        yield
+    except OSError as error:
+        cures = {
+            **dict.fromkeys(_FULL, "Make room there"),
+            **dict.fromkeys(_LOCKED, "Give this user the right to it"),
+            errno.EIO: "See to that disk",
+        }
+        if error.filename is None or error.errno not in cures:
+            raise
+        path = os.fsdecode(error.filename)
+        raise Refused(f"{path}: {error.strerror}. {cures[error.errno]}; then the same command goes on.") from error
+
+
+@contextlib.contextmanager
 def whole(path: str | Path, cure: str = "") -> Iterator[Path]:
     """:func:`beside`, with refusals.
 

@@ -14,9 +14,9 @@ from lotus.data import beton
 from lotus.data.sample_plan import SamplePlan
 from lotus.events import Event
 from lotus.papers.soup.cook import Cooked, Supply, cook
-from lotus.papers.soup.soup import Soup
+from lotus.papers.soup.recipe import Soup
 from lotus.papers.zeros import masks as zeros
-from lotus.papers.zeros import way
+from lotus.papers.zeros import one_shot
 from lotus.stage import TRAIN_FORWARDS
 from lotus.stages.context import CALIBRATION, Context
 from lotus.stages.cut import Cutting, Uncut
@@ -28,15 +28,15 @@ from selection.subset import Subset
 def simmer(uncut: Uncut, soup: Soup, *, sweep: bool) -> Cutting:
     """Beside the soup, what one shot at the same budget would reach is measured."""
     context, model, weights = uncut.context, uncut.model, soup.weights
-    told: dict[str, Any] = (yield from way.swept(uncut, weights)) if sweep else {}
-    with way.measuring(uncut) as measured:
-        told["one_shot_top1"] = measured(way.chosen(uncut, zeros.listed(model, weights)))["top1"]
+    told: dict[str, Any] = (yield from one_shot.swept(uncut, weights)) if sweep else {}
+    with one_shot.measuring(uncut) as measured:
+        told["one_shot_top1"] = measured(one_shot.chosen(uncut, zeros.listed(model, weights)))["top1"]
     looks = (len(zeros.SWEEP) if sweep else 0) + 1
     forwards = looks * beton.Manifest.load(context.run.val_beton).n
     cooked = yield from _cook(context, model, Subset.load(context.run.ticket).rows, soup)
     zeros.put(model, cooked.masks)
     told["left"] = list(cooked.left)
-    return way.thinned(uncut, cooked.masks, weights, forwards + TRAIN_FORWARDS * cooked.images, told)
+    return one_shot.thinned(uncut, cooked.masks, weights, forwards + TRAIN_FORWARDS * cooked.images, told)
 
 
 def _cook(context: Context, model: nn.Module, rows: np.ndarray, soup: Soup) -> Generator[Event, None, Cooked]:

@@ -11,7 +11,7 @@ from tiny_vits import batches, pictures, random_plan
 
 import lotus
 from lotus.pruning import prune, surgery
-from lotus.vit import hub
+from lotus.vit import hub_models
 
 transformers = pytest.importorskip("transformers", reason="the extra hub is not installed")
 
@@ -46,10 +46,10 @@ KINDS = ["ViTForImageClassification", "Dinov2Model", "CLIPVisionModel"]
 @torch.no_grad()
 def test_as_timm_and_cut_it_computes_what_it_does(kind: str) -> None:
     model, x = made(kind), pictures()
-    vit = hub.as_timm(model)
+    vit = hub_models.as_timm(model)
     torch.testing.assert_close(vit(x), told(model, x), rtol=1e-4, atol=1e-4)
     plan = random_plan(vit, 3)
-    small = hub.put_back(model, surgery.cut(vit, plan))
+    small = hub_models.put_back(model, surgery.cut(vit, plan))
     assert type(small) is type(model)
     torch.testing.assert_close(told(small, x), surgery.masked(vit, plan)(x), rtol=1e-4, atol=1e-4)
 
@@ -70,11 +70,13 @@ def test_it_is_pruned_in_its_class(kind: str) -> None:
 def test_it_is_saved_and_comes_back_as_timm_s(kind: str, cut: bool, tmp_path: Path) -> None:
     model, x = made(kind), pictures()
     if cut:
-        model = hub.put_back(model, surgery.cut(hub.as_timm(model), random_plan(hub.as_timm(model), 3)))
+        model = hub_models.put_back(
+            model, surgery.cut(hub_models.as_timm(model), random_plan(hub_models.as_timm(model), 3))
+        )
     lotus.save(model, tmp_path / "saved", about={"classes": list("abcde")})
     back = lotus.load(tmp_path / "saved")
     torch.testing.assert_close(back(x), told(model, x), rtol=1e-4, atol=1e-4)
-    again = hub.put_back(made(kind), back)  # into its own class
+    again = hub_models.put_back(made(kind), back)  # into its own class
     torch.testing.assert_close(told(again, x), told(model, x), rtol=1e-4, atol=1e-4)
     lotus.save(back, tmp_path / "twice", about=lotus.pruning.spec.read(tmp_path / "saved")["about"])
     assert torch.equal(lotus.load(tmp_path / "twice")(x), back(x))
