@@ -146,6 +146,12 @@ class Prune(Section):
         return self.embed_dim if isinstance(self.embed_dim, float) else 1.0
 
     @property
+    def keeps_all(self) -> bool:
+        """Whether nothing is to be cut: everything stays, and no search or further size is asked for."""
+        fixed = self.embed_dim in (None, "auto", 1)
+        return set(self.keep.asked.values()) == {1} and fixed and not self.search and not self.sizes
+
+    @property
     def by_scores(self) -> str:
         """The settings that a cut by scores alone meets, those that are set, in words."""
         return ", ".join(name for name in _BY_SCORES if getattr(self, name))

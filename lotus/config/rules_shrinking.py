@@ -57,7 +57,7 @@ OF_SHRINKING = (
          "each cut keeps less than the one before, the last of them prune.keep, in the measures of prune.keep",
          "train.shrink.steps=[{at: 0.1, keep: {macs: 0.4}}, {at: 0.2}]", _STEPS),
     Rule("Config", "train.shrink",
-         lambda it: _shrinks(it) and set(it.prune.keep.asked.values()) == {1} and it.prune.embed_dim in (None, "auto", 1),
+         lambda it: _shrinks(it) and it.prune.keeps_all,
          "cuts to prune.keep, which keeps everything. Say how much stays, e.g. prune.keep.macs=0.35",
          "train.shrink={} prune.keep.macs=1", "train.shrink={} prune.keep.macs=0.35"),
     Rule("Config", "train.shrink", lambda it: _shrinks(it) and it.prune.method.name != "structured",

@@ -9,7 +9,7 @@ from lotus.config import Config
 from lotus.run import Run
 from lotus.stage import TRAIN_FORWARDS, Section
 from lotus.stages.ahead import Ahead, check_batch
-from lotus.stages.cut import Cutting, Uncut, draw, draw_sizes
+from lotus.stages.cut import Cut, Cutting, Uncut, draw, draw_sizes
 from lotus.stages.width_search import compared, rival, search_widths
 from lotus.way import Options, Way
 
@@ -18,6 +18,12 @@ MODES: dict[str, Callable[[Uncut], Cutting]] = {"search": search_widths, "sizes"
 
 
 def _make(uncut: Uncut) -> Cutting:
+    if uncut.request.keeps_all and uncut.gates is None:
+        from lotus.vit.cost import count
+
+        whole = count(uncut.model)
+        now = {"params": whole.params, "macs": whole.macs}
+        return Cut(uncut.model, now, now, 0, []), {}
     mode = next((mode for name, mode in MODES.items() if getattr(uncut.request, name)), draw)
     return (yield from mode(uncut))
 
@@ -61,6 +67,8 @@ def _forecast(ahead: Ahead, options: Options) -> float:
     from lotus.pruning.narrow import GRID
 
     request = ahead.config.prune
+    if request.keeps_all and not ahead.config.train.sparsity.gates:
+        return 0
     searched = request.search
     forwards = (TRAIN_FORWARDS + request.rotate) * min(request.calibration or enough(ahead.dense), ahead.kept)
     if searched is not None:

@@ -92,6 +92,20 @@ def test_a_training_on_balanced_classes(finished: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_where_everything_stays_nothing_is_looked_at(finished: Path, tmp_path: Path) -> None:
+    """A plain fine-tune was billed for a calibration that chose nothing."""
+    words = [f"data.folder={finished / 'data'}", *SHORT, "train.epochs=1", "select.keep=1", "prune.keep.macs=1"]
+    row = next(row for row in forecast(read(DIGITS, words)) if row["stage"] == "prune")
+    assert not row["image_forwards"]
+    done = lotus("prune", DIGITS, f"folder={tmp_path}", *words)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "stages" / "prune.json").read_text())
+    assert (record["image_forwards"], record["macs"]) == (0, 0)
+    weights = [(tmp_path / stage / "model.safetensors").read_bytes() for stage in ("train", "prune")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
 def test_a_second_run_does_nothing_and_is_quick(finished: Path) -> None:
     before, began = os.times(), time.perf_counter()
     done = alone("run", DIGITS, f"folder={finished}", *SHORT)
