@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import itertools
 import json
@@ -25,6 +24,7 @@ from lotus.config import Config, Method, Section
 from lotus.doctor import versions
 from lotus.events import Event, sound
 from lotus.files import append, digest, digest_once, tidy, write_json, write_text
+from lotus.folder_lock import locked
 from lotus.record import SPEC, WEIGHTS, Record, changes, content, filled, is_current, stored
 from lotus.shelves import values
 from lotus.stage import Stage, of
@@ -83,18 +83,7 @@ class Run:
         Raises:
             Refused: another run is at work in it, or it cannot be made.
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = open(self.folder / ".lock", "w")  # noqa: SIM115 - held open for as long as the run
-        except OSError as error:
-            raise Refused(f"{self.folder}: cannot be used ({error.strerror}). Give another with folder=PATH.") from None
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise Refused(
-                    f"{self.folder}: another run is at work in this folder. Wait for it, or give another with folder=PATH."
-                ) from None
+        with locked(self.folder):
             self._check_kinds()
             for folder in (self.folder, self.folder / "stages", *self._left()):
                 tidy(folder)

@@ -34,7 +34,7 @@ FLOORS = [
     {"lotus.vit", "lotus.data", "lotus.run"},
     {"lotus.way"},
     {"lotus.stage", "lotus.record"},
-    {"lotus.config", "lotus.dask_map", "lotus.doctor", "lotus.files", "lotus.watch"},
+    {"lotus.config", "lotus.dask_map", "lotus.doctor", "lotus.files", "lotus.folder_lock", "lotus.watch"},
     {"lotus.yaml_safe", "lotus.shelves"},
     {"selection", "lotus.events"},
 ]

@@ -275,6 +275,19 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
         pass
 
 
+def test_a_folder_that_was_made_for_nothing_is_gone_again(tmp_path: Path) -> None:
+    deep, there = tmp_path / "runs" / "mine", tmp_path / "there"
+    there.mkdir()
+    for folder in (deep, there):
+        with pytest.raises(Refused, match="no images"), Run(check({"folder": str(folder)})).held():
+            raise Refused("no images")
+    assert not (tmp_path / "runs").exists()
+    assert there.is_dir(), "it was there before"
+    with Run(check({"folder": str(deep)})).held():
+        (deep / "config.yaml").touch()
+    assert (deep / "config.yaml").exists()
+
+
 def test_a_run_name_cannot_leave_its_place() -> None:
     assert Run(check({"name": "../../etc/x"})).folder == Path("runs/etc-x")
 
