@@ -67,6 +67,9 @@ def choose(
     """Check a choice of methods before anything is recorded.
 
     Args:
+        signals: what was recorded of the images
+        request: what is to be drawn, and how
+        shelves: modules with scores and pickers of the user's own
         places: what refusals call what they speak of
 
     Returns:

@@ -49,38 +49,52 @@ def check_choice(value: Any, among: Sequence[str], *, place: str) -> None:
 
 
 def find(
-    shelves: ModuleType | Iterable[ModuleType], name: str, *, place: str, here: Iterable[str] | None = None
+    shelves: ModuleType | Iterable[ModuleType],
+    name: str,
+    *,
+    place: str,
+    here: Iterable[str] | None = None,
+    or_nothing: bool = False,
 ) -> Callable[..., Any]:
     """The method called ``name``; later shelves (the user's own) win over earlier ones.
 
     Args:
         here: all that a method of this kind may read; None: nobody knows. A user's file holds methods of several kinds, which
             are told apart by what they read.
+        or_nothing: a method of this kind may read nothing at all, as a guest or a data set may
 
     Raises:
         Refused: no such method, or one of another kind; the message names ``place`` (a setting, say) and what there is.
     """
     shelves = [shelves] if isinstance(shelves, ModuleType) else list(shelves)
-    method = named(shelves, name, here)
+    method = named(shelves, name, here, or_nothing=or_nothing)
     if method is not None:
         return method
     other = named(shelves, name)
     if other is not None:
         here = set(here or ())
         missing = [read for read in reads(other) if read not in here]
+        if not missing:
+            raise Refused(
+                f"{place}: {name!r} reads nothing, and is of another kind. It has to read some of: {', '.join(sorted(here))}."
+            )
         raise Refused(_misread(place, name, missing, here, nearest(missing[0], sorted(here))))
-    known = sorted({known for shelf in shelves for known in names(shelf) if _fits(getattr(shelf, known), here)})
+    known = sorted(
+        {known for shelf in shelves for known in names(shelf) if _fits(getattr(shelf, known), here, or_nothing)}
+    )
     raise Refused(f"{place}: there is no {name!r}.{nearest(name, known)} Here: {', '.join(known)}.")
 
 
-def named(shelves: Iterable[ModuleType], name: Any, here: Iterable[str] | None = None) -> Callable[..., Any] | None:
+def named(
+    shelves: Iterable[ModuleType], name: Any, here: Iterable[str] | None = None, *, or_nothing: bool = False
+) -> Callable[..., Any] | None:
     """As :func:`find`; None where there is none."""
-    on = [shelf for shelf in shelves if name in names(shelf) and _fits(getattr(shelf, name), here)]
+    on = [shelf for shelf in shelves if name in names(shelf) and _fits(getattr(shelf, name), here, or_nothing)]
     return getattr(on[-1], name) if on else None
 
 
-def _fits(method: Callable[..., Any], here: Iterable[str] | None) -> bool:
-    return here is None or set(reads(method)) <= set(here)
+def _fits(method: Callable[..., Any], here: Iterable[str] | None, or_nothing: bool) -> bool:
+    return here is None or (set(reads(method)) <= set(here) and (or_nothing or bool(reads(method))))
 
 
 def _misread(place: str, name: str, missing: Sequence[str], here: Iterable[str], cure: str = "") -> str:

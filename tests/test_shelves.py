@@ -92,6 +92,7 @@ KINDS = """
 def of_path(path): ...
 def of_loss(loss): ...
 def of_step(step): return 0.1
+def of_nothing(*, by=0.9): ...
 """
 
 PLACES = (
@@ -124,6 +125,8 @@ def test_a_function_of_another_kind_is_refused_before_anything_is_done(place: st
         "train.dynamic": "of_step",
     }.get(place, "of_path")
     assert asked(other).startswith(f"{place}: {other!r} reads {other[3:]}, which is not here. ")
+    if place not in ("data.name", "train.guests"):  # which may read nothing
+        assert asked("of_nothing").startswith(f"{place}: 'of_nothing' reads nothing")
     near = asked(f"{other}s")
     assert near.startswith(f"{place}: there is no '{other}s'.")
     assert f"'{other}'" not in near
@@ -160,7 +163,7 @@ def test_a_data_set_that_gives_none_and_a_schedule_that_gives_no_rate() -> None:
     from lotus.training.optim import make_schedule
 
     mine = ModuleType("mine")
-    exec("def nothing(path): ...\ndef word(): return 'fast'\ndef pair(path): return (1, 2)", vars(mine))
+    exec("def nothing(path): ...\ndef word(step): return 'fast'\ndef pair(path): return (1, 2)", vars(mine))
     with pytest.raises(Refused, match=r"^data\.name: 'nothing' .*two .*source\.Source"):
         open_data(read(None, ["data.name=nothing"]).data, [mine])
     with pytest.raises(Refused, match=r"^data\.name: 'pair' .*\(int, int\).*Return two"):

@@ -29,7 +29,7 @@ def open_data(data: config.Data, shelves: Iterable[ModuleType] = (), *, learned:
     if name == "hf" and not remote:
         raise Refused("data.name: say which data set of the Hugging Face hub, e.g. hf:uoft-cs/cifar10.")
     available = {"path": data.path, "name": remote}
-    method = methods.find([catalog, *shelves], name, place="data.name", here=available)
+    method = methods.find([catalog, *shelves], name, place="data.name", here=available, or_nothing=True)
     methods.check_settings(method, data.options, place="data.options")
     given = methods.call(method, available, _typed(method, data.options), place="data.options")
     if not isinstance(given, tuple) or [type(part) for part in given] != [Source, Source]:

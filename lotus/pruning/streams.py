@@ -56,14 +56,13 @@ def prune(
         batches: Calibration data: tuples that begin with images and labels, or mappings of ``pixel_values`` and ``labels``,
             some 2,000 images; or a function that gives them.
             With ``rotate`` they are gone through twice; a plain iterator's are kept in memory until then.
-        keep: ``macs``, ``params``, ``latency`` (on the model's device), or several, as parts of the model's.
+        keep: ``macs``, ``params``, ``latency`` (on the model's device), or several, as fractions of the model's.
         criterion: A name from :mod:`lotus.pruning.criteria`, a mapping of ``name`` and its settings, or a function like those.
         gates: Learned gates by site, for the criterion ``gate``.
         seed: For the criterion ``random``.
         shelves: Modules with criteria of the user's own.
-        settings: Further settings of the section ``prune`` of a config (:class:`lotus.config.Prune`), with the same defaults:
-            ``scope``, ``round``, ``rotate``, ``decouple_qk``, ``compensate``, ``in_channels``, ``sublayers``, ``embed_dim``,
-            ``latency_batch``.
+        settings: Further settings of the section ``prune`` of a config (:class:`lotus.config.Prune`), with the same defaults,
+            such as ``scope``, ``round``, ``rotate``, ``compensate``, ``embed_dim``, ``exclude``; docs/settings.md has them all.
 
     Raises:
         Refused: a setting that there is not, or that does not go with another; a model that cannot be cut, a budget out of
@@ -115,10 +114,12 @@ def lottery(
     """As :func:`prune`, with all that came to light on the way.
 
     Args:
+        model: As of :func:`prune`.
+        batches: As of :func:`prune`.
         request: What to keep, and how.
         given: What a criterion has beside the model and the images.
         table: As of :meth:`Study.draw`.
-        dense: What budgets are parts of, where that is not the model, which was cut from it before.
+        dense: What budgets are fractions of, where that is not the model, which was cut from it before.
         progress: Told the calibration images gone through so far, in all passes together.
 
     Raises:

@@ -39,9 +39,12 @@ def go(
     """Run every stage that leads to ``until`` (the last) and is not done, in order.
 
     Args:
+        config: of the run, resolved.
+        until: the last stage.
         first: run again from this stage on.
         again: run every stage again.
         replace: let go of what other settings have left; else it is kept (:mod:`lotus.earlier`).
+        shelves: modules with methods, guests and stages of the user's own.
 
     Raises:
         Refused: what the user can mend: the machine, the data, a setting, a budget.

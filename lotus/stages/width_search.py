@@ -275,7 +275,7 @@ def _recover(
     assert asks is not None
     passes, images = passes_for(asks.recovery, config.finetune.batch_size, len(ticket))
     off = config.finetune.off_within()
-    recipe = config.finetune.model_copy(update={**off, "epochs": passes, "warmup_epochs": 0.0})
+    recipe = config.finetune.model_copy(update={**off, "epochs": passes, "warmup_epochs": 0.0, "warmup_ratio": None})
     rng = np.random.default_rng([config.seed, HELD_OUT, number])
     rows = np.sort(rng.choice(ticket, size=images, replace=False))
     twin = copy.deepcopy(model)

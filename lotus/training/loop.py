@@ -127,6 +127,10 @@ def fit(
     Every rank runs the generator; only rank 0's yields. At the end ``model`` holds :attr:`Fitted.state`.
 
     Args:
+        model: trained in place
+        recipe: how long, by which optimizer and schedule, on how much a step
+        data: which images, in which order, their labels and the loss, and what validates
+        job: who asks: the stage, its folder and place, the ranks, the clock
         guests: who joins, in any order
 
     Raises:

@@ -100,7 +100,10 @@ def _moment(name: str, moment: Callable[..., Any], place: str) -> Callable[..., 
                 "number for each image."
             )
         if not isinstance(found, kind) or (name == "state" and not _are_tensors(found)):
-            raise Refused(f"{place}: {name} gave {_told(found)}. Return what lotus.training.guests.Guest.{name} says.")
+            tensors = " Its values are tensors, as in {'seen': torch.tensor(3)}." if name == "state" else ""
+            raise Refused(
+                f"{place}: {name} gave {_told(found)}. Return what lotus.training.guests.Guest.{name} says.{tensors}"
+            )
         return _evaluating(moment, found, place) if name == "evaluating" else found
 
     return watched
@@ -128,4 +131,4 @@ def _told(found: Any) -> str:
 
 
 def _found(settings: Method, shelves: Sequence[ModuleType], place: str) -> Any:
-    return methods.find([guest_shelf, trackers, *shelves], settings.name, place=place, here=READS)
+    return methods.find([guest_shelf, trackers, *shelves], settings.name, place=place, here=READS, or_nothing=True)

@@ -43,7 +43,7 @@ def create(model: config.Model, classes: int, *, place: str = "model") -> nn.Mod
             f"{place}.args.global_pool: '' leaves the tokens unpooled, which classifies nothing. Take token or avg."
         )
     if not published:
-        _start(vit, model)
+        _start(vit, model, place)
     if model.weights:
         load(vit, Path(model.weights), place=place, args=model.args)
         remember_images(vit, told)
@@ -269,16 +269,16 @@ def set_drop_path(model: nn.Module, rate: float) -> None:
             setattr(block.module, name, DropPath(here) if here > 0 else nn.Identity())
 
 
-def _start(vit: Any, model: config.Model) -> None:
+def _start(vit: Any, model: config.Model, place: str) -> None:
     if model.pos_embed_std is not None:
         if getattr(vit, "pos_embed", None) is None:
-            raise Refused(f"model.pos_embed_std: {model.name!r} has no position embeddings. Remove it.")
+            raise Refused(f"{place}.pos_embed_std: {model.name!r} has no position embeddings. Remove it.")
         std = model.pos_embed_std
         nn.init.trunc_normal_(vit.pos_embed, std=std, a=-3 * std, b=3 * std)
     if model.patch_embed_init == "xavier":
         starts.xavier(vit)
-    begin = find(starts, model.start.name, place="model.start")
-    call(begin, {"model": vit}, model.start.options, place="model.start")
+    begin = find(starts, model.start.name, place=f"{place}.start")
+    call(begin, {"model": vit}, model.start.options, place=f"{place}.start")
 
 
 @functools.cache

@@ -45,7 +45,9 @@ def _refuse_unfit(model: Any, mode: str, place: str) -> None:
             "input or dropout, by which tokens leave before the first block."
         )
     if not isinstance(getattr(model, "patch_drop", None), (nn.Identity, type(None))):
-        raise Refused(f"model.args.patch_drop_rate: patches are dropped by {place} already. Set one of the two.")
+        raise Refused(
+            f"{place}: the model drops patches by itself, by its argument patch_drop_rate. Set one of the two."
+        )
     halved = [block.name for block in anatomy.blocks(model) if not (block.has_attn and block.has_mlp)]
     if halved and mode in ("evit", "tome", "cumulative"):
         raise Refused(

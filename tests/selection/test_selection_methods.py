@@ -60,6 +60,17 @@ def test_a_method_of_another_kind_is_no_choice():
     assert methods.find([OURS, THEIRS], "easy", place="p", here=["labels"])(1) == ("theirs", 1)
 
 
+def test_a_method_that_reads_nothing_is_of_another_kind_unless_it_may():
+    """A guest reads nothing, and is no score."""
+    other = ModuleType("other")
+    exec("def guest(*, by=0.9): pass", vars(other))
+    with pytest.raises(Refused, match=r"^p: 'guest' reads nothing.*some of: labels\.$"):
+        methods.find([OURS, other], "guest", place="p", here=["labels"])
+    with pytest.raises(Refused, match=r"^p: there is no 'gues'\. Here: easy\.$"):
+        methods.find([OURS, other], "gues", place="p", here=["labels"])
+    assert methods.find([OURS, other], "guest", place="p", here=["labels"], or_nothing=True) is other.guest
+
+
 def test_a_method_of_another_kind_hides_none():
     other = ModuleType("other")
     exec("def easy(path): pass", vars(other))

@@ -46,7 +46,7 @@ from lotus.cli import main
         (["finetune.patches={mode: evit, at: [9]}"], "lotus: finetune.patches.at: there is no block 9"),
         (
             ["finetune.patches={mode: evit}", "model.args.patch_drop_rate=0.1"],
-            "model.args.patch_drop_rate: patches are dropped by finetune.patches already",
+            "finetune.patches: the model drops patches by itself, by its argument patch_drop_rate",
         ),
         (
             ["train.shrink=null", "model=swin_tiny_patch4_window7_224", "finetune.patches={keep: 0.5, mode: tome}"],

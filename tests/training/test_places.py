@@ -14,7 +14,7 @@ import torch
 from tiny import recipe, train, vit
 
 import lotus.training
-from lotus.config import Patches, check
+from lotus.config import Model, Patches, check
 from lotus.stages import STAGES
 from lotus.stages.checks import look_ahead
 from lotus.training.deepspeed_config import settings
@@ -22,6 +22,7 @@ from lotus.training.distributed import World
 from lotus.training.engine import Engine
 from lotus.training.optim import make_optimizer
 from lotus.training.patch_buckets import Joint
+from lotus.vit.model import create
 from selection.errors import Refused
 
 
@@ -77,6 +78,14 @@ def test_a_mistyped_optimizer_is_refused_where_it_was_written(place: str) -> Non
     """What stands in ``train`` is inherited, and is named there."""
     with pytest.raises(Refused, match=rf"^{place}\.optimizer: .*'adamww'.*'adamw'"):
         look_ahead(check({place: {"optimizer": "adamww"}}), STAGES)
+
+
+@pytest.mark.parametrize("place", ["model", "score.model"])
+def test_a_model_names_the_place_it_was_given(place: str) -> None:
+    asked = Model.model_validate({"name": "vit_tiny_patch16_224", "args": {"depth": 1}, "start": {"name": "xavierr"}})
+    with pytest.raises(Refused) as told:
+        create(asked, 3, place=place)
+    assert str(told.value).startswith(f"{place}.start: there is no 'xavierr'. Did you mean 'xavier'?")
 
 
 def test_a_joint_budget_names_the_place_it_was_given() -> None:
