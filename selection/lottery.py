@@ -67,9 +67,6 @@ def choose(
     """Check a choice of methods before anything is recorded.
 
     Args:
-        signals: what was recorded of the images
-        request: what is to be drawn, and how
-        shelves: modules with scores and pickers of the user's own
         places: what refusals call what they speak of
 
     Returns:
@@ -186,6 +183,9 @@ def draw(signals: Signals, request: Request, shelves: Iterable[ModuleType] = (),
     """As :func:`select`.
 
     Args:
+        signals: what was recorded of the images
+        request: what is to be drawn, and how
+        shelves: modules with scores and pickers of the user's own
         places: what refusals call what they speak of, a config's settings or the flags of a command line.
     """
     shelves, floor, max_memory = list(shelves), request.floor, request.max_memory
