@@ -32,7 +32,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # else selection.py of this folder is found first
 
-from selection import files
+from selection import atomic_files as files
 
 ROOT = Path(__file__).resolve().parent.parent
 WANTED: dict[str, tuple[str, float]] = {

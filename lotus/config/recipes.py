@@ -129,9 +129,9 @@ class Recipe(Section):
     over. Step, rate and images are logged. null: skip, and no jump is looked for. Three in a row end it always."""
     keep_checkpoints: int = Field(2, ge=1)
     """How many of the newest checkpoints stay while it trains."""
-    zero: Literal[0, 1, 2, 3] | None = None
-    """DeepSpeed's ZeRO stage: 0 shares nothing out among the ranks, 1 the optimizer's state, 2 and 3 gradients and weights too, for
-    models that do not fit. null: 1; of one process in fp32, which has nobody to share with and is quicker without, 0."""
+    zero: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed's ZeRO stage: 0 shares nothing out among the ranks, and is quicker for a small model; 1 shares the optimizer's state;
+    2 and 3 gradients and weights too, for models that do not fit."""
     deepspeed: str = ""
     """A DeepSpeed JSON of your own, merged over ours; ``"auto"`` in it means ours."""
     compile: Annotated[bool, OFF_WITHIN] = False

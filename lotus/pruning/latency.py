@@ -39,6 +39,7 @@ _MULTIPLES = (4, 8, 16, 32, 64)
 _EVEN = (0.75, 0.5, 0.25)
 """Parts of all widths at which whole models are timed."""
 
+_APART = 1e-6  # milliseconds
 _TOGETHER = (0.05, 2.0)
 """Between which the slopes of :attr:`Table.together` lie; what was measured beyond them is noise."""
 
@@ -197,10 +198,11 @@ def measure(
 
 
 def curve(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
-    """The points in order, made to rise from (0, 0) on at a slope within :data:`_TOGETHER`; points without an extent are left out."""
+    """The points in order, made to rise from (0, 0) on at a slope within :data:`_TOGETHER`; points within a
+    nanosecond of the one before, which no clock tells apart, are left out."""
     found, (x, y) = [], (0.0, 0.0)
     for to, reached in sorted(points):
-        if to <= x:
+        if to - x < _APART:
             continue
         least, most = (y + slope * (to - x) for slope in _TOGETHER)
         x, y = to, min(max(reached, least), most)

@@ -43,7 +43,6 @@ def settings(recipe: Recipe, world: World, numbers: int = _LARGEST_BUCKET, *, pl
         )
     bucket = min(numbers + numbers % 2, _LARGEST_BUCKET)  # DeepSpeed wants it even
     bf16 = recipe.precision == "bf16"
-    alone = world.size == 1 and not bf16
     ours: dict[str, Any] = {
         "train_batch_size": recipe.batch_size,
         "train_micro_batch_size_per_gpu": recipe.batch_size // ranks,
@@ -51,7 +50,7 @@ def settings(recipe: Recipe, world: World, numbers: int = _LARGEST_BUCKET, *, pl
         "gradient_clipping": recipe.clip,
         "bf16": {"enabled": bf16},
         "zero_optimization": {
-            "stage": (0 if alone else 1) if recipe.zero is None else recipe.zero,
+            "stage": recipe.zero,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
             # It would replace torch.nn.functional.linear for the whole process, and the gates count on the real one.

@@ -303,24 +303,6 @@ def test_what_cannot_go_together_is_refused(tmp_path: Path) -> None:
         settings(recipe(compile=True, zero=2), World())
 
 
-@pytest.mark.parametrize(
-    ("ranks", "precision", "zero", "stage"),
-    [
-        (1, "fp32", None, 0),
-        (2, "fp32", None, 1),
-        (1, "bf16", None, 1),
-        (1, "fp32", 1, 1),
-        (2, "fp32", 0, 0),
-        (1, "fp32", 3, 3),
-    ],
-)
-def test_one_process_shares_nothing_out_unless_it_is_asked_to(
-    ranks: int, precision: str, zero: int | None, stage: int
-) -> None:
-    found = settings(recipe(precision=precision, zero=zero), World(size=ranks))
-    assert found["zero_optimization"]["stage"] == stage
-
-
 def test_a_json_reaches_the_engine(tmp_path: Path) -> None:
     file = tmp_path / "mine.json"
     file.write_text(json.dumps({"zero_optimization": {"stage": 2}, "gradient_clipping": 0.1}))

@@ -90,14 +90,7 @@ def vit(drop_path: float = 0.0, seed: int = 0, width: int = 32, patch: int = 8, 
 
 
 def recipe(**changed: Any) -> Train:
-    base: dict[str, Any] = {
-        "epochs": 2,
-        "batch_size": 8,
-        "lr": 3e-3,
-        "warmup_epochs": 0.5,
-        "save_minutes": 1e9,
-        "zero": 1,
-    }
+    base: dict[str, Any] = {"epochs": 2, "batch_size": 8, "lr": 3e-3, "warmup_epochs": 0.5, "save_minutes": 1e9}
     return Train.model_validate({**base, **changed})
 
 

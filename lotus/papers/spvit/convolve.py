@@ -78,7 +78,7 @@ def _recipe(context: Context, asks: Search) -> Recipe:
     train = {name: getattr(config.train, name) for name in Recipe.model_fields}
     changed: dict[str, Any] = {
         "epochs": asks.epochs, "lr": asks.lr, "min_lr": min(config.train.min_lr, asks.lr), "warmup_epochs": 0.0,
-        "warmup_ratio": None, "zero": config.train.zero and min(1, config.train.zero), "evaluate_every": 0,
+        "warmup_ratio": None, "zero": min(1, config.train.zero), "evaluate_every": 0,
     }  # fmt: skip
     return Recipe(**{**train, **Recipe.off_within(), **changed})
 
