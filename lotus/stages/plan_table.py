@@ -237,7 +237,9 @@ def _measured(line: Mapping[str, Any]) -> Cell | None:
         return None
     start = "given" if "model.weights" in told else "scratch"
     at = told.get("train.shrink.at") if way == "shrink" else None
-    number = {name: round(value, _DIGITS[name]) for name, value in (("cost", line["cost"]), ("keep", line["macs"]))}
+    number = {
+        name: round(value, _DIGITS[name]) for name, value in (("cost", line["cost"]), ("keep", min(1.0, line["macs"])))
+    }
     return Cell(
         line["row"], start, way, line["budget"], line["seed"], number["cost"],  # type: ignore[arg-type]
         None if at is None else round(float(at), _DIGITS["at"]), number["keep"], round(line["top1"], 2),
