@@ -130,7 +130,7 @@ def keys(studied: Study, part: float = PART) -> nn.Module:
 
 @torch.no_grad()
 def top1(model: nn.Module, batches: Batches) -> tuple[float, int]:
-    """In per cent, and of how many images."""
+    """In percent, and of how many images."""
     right = seen = 0
     for images, labels in batches():
         right += int((model(images).argmax(1) == labels).sum())

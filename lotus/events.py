@@ -50,7 +50,7 @@ class Evaluated(Event):
     stage: str
     epoch: int
     values: dict[str, float]
-    """``top1`` in per cent, ``loss`` in nats, and what else was measured."""
+    """``top1`` in percent, ``loss`` in nats, and what else was measured."""
 
 
 @dataclass(frozen=True)

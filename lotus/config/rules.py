@@ -125,7 +125,7 @@ OF_TRAINING = (
          "dropout drops patches in training alone. Set evaluate: dense",
          of_patches("dropout", "train.patches.evaluate=sparse"), of_patches("evit", "train.patches.evaluate=sparse")),
     Rule("Patches", "ramp", lambda it: it.warmup + it.ramp > 1,
-         "warmup and ramp are parts of the training, together at most 1",
+         "warmup and ramp are fractions of the training, together at most 1",
          "train.patches.warmup=0.5 train.patches.ramp=0.6", "train.patches.warmup=0.5 train.patches.ramp=0.5"),
     Rule("Patches", "mode", lambda it: it.mode != "evit" and bool(it.at or not it.fuse),
          "at and fuse are settings of evit, not of {it.mode}. Leave them out",

@@ -142,6 +142,6 @@ def check_range(name: str, value: Any) -> None:
         Refused: ``val_fraction`` is no part, or ``seed`` is below 0.
     """
     if name == "val_fraction" and not 0 < value < 1:
-        raise Refused(f"data.options.val_fraction: {value}. It is a part between 0 and 1, e.g. 0.1.")
+        raise Refused(f"data.options.val_fraction: {value}. It is a fraction between 0 and 1, e.g. 0.1.")
     if name == "seed" and value < 0:
         raise Refused(f"data.options.seed: {value}. It is a whole number from 0.")

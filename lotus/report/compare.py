@@ -28,7 +28,7 @@ class Row(NamedTuple):
     name: str
     """Its folder."""
     top1: float
-    """Of the model that ships, in per cent."""
+    """Of the model that ships, in percent."""
     images: int
     """That it was measured on."""
     macs: int
@@ -39,7 +39,7 @@ class Row(NamedTuple):
     seconds: float
     """Of all stages but the baseline."""
     course: tuple[tuple[float, float], ...]
-    """(MACs spent so far, top-1 in per cent) at each evaluation of its trainings."""
+    """(MACs spent so far, top-1 in percent) at each evaluation of its trainings."""
 
     @property
     def error(self) -> float:

@@ -55,7 +55,7 @@ def curves(
 
     Args:
         x, y: what the axes show, with units
-        bounds: lowest and highest y that make sense, e.g. 0 and 100 for per cent; None leaves it open
+        bounds: lowest and highest y that make sense, e.g. 0 and 100 for percent; None leaves it open
         level: a dashed horizontal line, with its name
     """
     series = [_finite(one) for one in series]
@@ -78,7 +78,7 @@ def curves(
 
 
 def trade(points: Sequence[Point], *, title: str = "Top-1 against multiply-accumulates an image") -> str:
-    """Models as dots: accuracy (per cent) over cost (MACs an image), in the order in which one became the other."""
+    """Models as dots: accuracy (percent) over cost (MACs an image), in the order in which one became the other."""
     points = [point for point in points if math.isfinite(point.macs) and math.isfinite(point.top1)]
     if not points:
         return ""

@@ -288,7 +288,7 @@ def evaluations(log: list[dict[str, Any]], stage: str) -> list[tuple[int, dict[s
 
 
 def last_course(log: list[dict[str, Any]], stage: str, key: str) -> list[tuple[float, dict[str, float]]]:
-    """(per cent of the stage done, values) of the steps that tell ``key``, of the last course."""
+    """(percent of the stage done, values) of the steps that tell ``key``, of the last course."""
     rows: list[tuple[float, dict[str, float]]] = []
     for event in log:
         values = event.get("values") or {}

@@ -226,7 +226,7 @@ BASELINES = {
 
 
 def compare_top1(dense: float, lotus: float, images: int) -> dict[str, Any]:
-    """Two top-1 in per cent on the same ``images``, with their standard errors in points.
+    """Two top-1 in percent on the same ``images``, with their standard errors in points.
 
     Unpaired: the two errors are taken as independent. Models that fail on the same images differ more surely than this says.
     """

@@ -28,13 +28,13 @@ def count(value: float) -> str:
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """A share in [0, 1] in per cent, without a bare ``.0``: ``50 %``."""
+    """A share in [0, 1] in percent, without a bare ``.0``: ``50 %``."""
     text = f"{100 * share:.{digits}f}"
     return (text.rstrip("0").rstrip(".") if "." in text else text) + " %"
 
 
 def standard_error(top1: float, images: int) -> float:
-    """Of a top-1 in per cent that was measured on so many images, in points: sqrt(p (1 - p) / n)."""
+    """Of a top-1 in percent that was measured on so many images, in points: sqrt(p (1 - p) / n)."""
     share = min(max(top1 / 100, 0.0), 1.0)
     return 100 * math.sqrt(share * (1 - share) / images)
 

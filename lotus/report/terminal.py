@@ -262,7 +262,7 @@ def patches_page(told: Mapping[str, Any], console: Console | None = None) -> Non
     console.print(Text(f"{kept}, of each of {count(told['images'])} images"))
     if told["mass"] is not None:
         console.print(Text(f"the kept part has {percent(told['mass'])} of the score"))
-    console.print(Text("mean place of each patch, in per cent: 100 comes first in every image", "dim"))
+    console.print(Text("mean place of each patch, in percent: 100 comes first in every image", "dim"))
     for row in told["mean_map"]:
         console.print(Text(" ".join(f"{100 * value:3.0f}" for value in row)))
     console.print(Text(f"{'written to' if told['made'] else 'was made before:'} {told['file']}"), soft_wrap=True)

@@ -278,7 +278,7 @@ def markdown() -> str:
         [
             HEAD,
             *_table(("start", "budget up to", "cut at", "to, where nobody says"), rules),
-            "\n## What was measured\n\nTop-1 in per cent, the mean of n seeds.\n",
+            "\n## What was measured\n\nTop-1 in percent, the mean of n seeds.\n",
             *_table(("data", "start", "way", "cost", "cut at", "MACs shipped", "top-1", "n"), seen),
             "",
         ]

@@ -143,6 +143,6 @@ def tell_cuts(results: dict[str, Any]) -> Section:
         )
         for one, (before, after) in zip(results["train"]["cuts"], measured, strict=True)
     )  # fmt: skip
-    text = "The model was cut within its training, which went on with what was left. MACs and parameters are parts of the dense model's."
+    text = "The model was cut within its training, which went on with what was left. MACs and parameters are fractions of the dense model's."
     columns = ("after step", "epoch", "MACs", "parameters", "top-1 before", "top-1 after")
     return Section("Cut in the training", text, columns, rows)

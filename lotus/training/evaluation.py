@@ -55,7 +55,7 @@ def evaluate_classes(
         forward: (B, 3, S, S) -> (B, C) logits. A module is put into eval mode meanwhile.
 
     Returns:
-        ``top1`` and ``top5`` in per cent, ``macro`` (the mean of each class's top-1, of classes with an image), ``loss`` in
+        ``top1`` and ``top5`` in percent, ``macro`` (the mean of each class's top-1, of classes with an image), ``loss`` in
         nats, ``images``. And of each class ``right`` and ``of``, (C,) each: images named right, and how many there are.
 
     Raises:

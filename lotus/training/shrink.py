@@ -31,7 +31,7 @@ from selection.errors import Refused
 Draw = Callable[[nn.Module, Prune, nn.Module | None], Pruned]
 """Looks at a model, and cuts it as is asked; budgets are parts of the third, where that is another."""
 Measure = Callable[[nn.Module], Mapping[str, float]]
-"""``top1`` in per cent, ``loss`` in nats, ``images``."""
+"""``top1`` in percent, ``loss`` in nats, ``images``."""
 Record = dict[str, Any]
 """Of a cut, JSON-ready: ``plan``, ``channels`` of a smaller embedding dimension (null: all), ``before`` and ``after`` with ``macs`` and
 ``params``, ``images``, ``notes``, and what was measured before and after."""

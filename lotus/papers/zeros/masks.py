@@ -218,7 +218,7 @@ def knee(sparsities: Sequence[float], top1: Sequence[float], drop: float = 1.0) 
 
     Args:
         sparsities: ascending, beginning with 0
-        top1: per cent at each
+        top1: percent at each
     """
     for place in range(1, len(sparsities)):
         if top1[place] < top1[0] - drop:
