@@ -140,8 +140,8 @@ class World:
 def leave(code: int = 0) -> NoReturn:
     """End this process, a rank: the last thing that it does.
 
-    Python's own end would take down the threads of torch and gloo one by one, in which a rank that had done all its work was aborted
-    (SIGABRT, once in some thousand times) and its launcher said that the training had failed.
+    Python's own end takes down the threads of torch and gloo one by one, in which a rank that had done all its work was once seen
+    aborted (SIGABRT): its launcher would call that a failed training.
 
     Args:
         code: the exit code; with 0, every rank comes here, and the group ends first

@@ -56,9 +56,8 @@ def ready() -> None:
     """Import all that an engine needs, DeepSpeed's Muon with torch's compiler among it: seconds that the first training of a
     process would be billed for, and no later one."""
     _deepspeed()
-    with contextlib.suppress(
-        ImportError
-    ):  # as DeepSpeed has it, which asks for its ranks first: nobody has joined them yet
+    # By name, since DeepSpeed's own question for it asks for ranks first, and nobody has joined them yet.
+    with contextlib.suppress(ImportError):
         importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
 
 
