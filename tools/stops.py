@@ -121,7 +121,8 @@ def _rank(told: Path) -> int:
     from lotus.cli import main as lotus  # a runner that died before could not be missed by anybody
 
     name = os.environ.get("RANK", "0")
-    (told / f"{name}.pid").write_text(f"{os.getpid()} {os.getppid()}")
+    (told / f"{name}.begun").write_text(f"{os.getpid()} {os.getppid()}")
+    (told / f"{name}.begun").rename(told / f"{name}.pid")
     leave = os._exit
 
     def leaving(code: int) -> None:
