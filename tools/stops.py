@@ -188,7 +188,8 @@ def _faults(moment: Moment, stage: str, told: Path, ranks: int, output: Path, ru
     """What is wrong with how it ended."""
     wrong, said = [], output.read_text()
     # The last two stages are short: where all is done before the launcher's end is noticed, that is as well.
-    done = stage in ("export", "report") and (run / "results.json").stat().st_mtime > struck
+    page = run / "report.html"
+    done = stage in ("export", "report") and page.exists() and page.stat().st_mtime > struck
     for rank in range(ranks):
         code = told / f"{rank}.code"
         found = code.read_text() if code.exists() else "the signal's"
