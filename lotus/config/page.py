@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
+from lotus.config.marks import Mark, marked
 from lotus.config.recipes import Finetune, Recipe, Train
 from lotus.config.request import Prune
-from lotus.config.rules import BLURS
 from lotus.config.section import BriefMethod, Fraction, Method, MethodOf, Section, by_name
 from lotus.config.training_budget import Budget
 from selection.atomic_files import digest
@@ -105,6 +105,8 @@ class Score(Recipe):
     """The proxy: a short training, or linear heads on frozen features, watched. What is not set here is as in ``train``,
     without augmentation, mixing or stochastic depth. A linear probe takes nothing from ``train`` but ``precision``."""
 
+    LEAVES: ClassVar = (Mark.LENGTH, Mark.BLURS, Mark.ADDS)
+    """Settings that it does not take from ``train``."""
     proxy: Literal["training", "linear_probe", "self"] = "training"
     """training: a short training of the whole model. linear_probe: its weights stay, every image goes through it once, and
     linear heads learn from the features. self: no proxy; the training itself is watched until its cut (``train.shrink``), and the
@@ -125,7 +127,7 @@ class Score(Recipe):
     gradients: bool = True
     """Also record the last layer's gradients and how predictions move, which tdds, cal, craig, grad_match and glister read:
     2 bytes an image and class in signals.npz, twice that in memory meanwhile. Turn off for many images of many classes."""
-    guests: tuple[BriefMethod, ...] = ()
+    guests: Annotated[tuple[BriefMethod, ...], Mark.OF_TRAINING] = Field((), examples=[["late_average"]])
     """Guests of lotus/training/guest_shelf.py, or of your own, that join this training alone (docs/training.md)."""
 
     @property
@@ -309,10 +311,11 @@ def _shrinking(raw: dict[str, Any]) -> dict[str, Any]:
     return raw
 
 
-_NOT_INHERITED = {
-    "score": {"epochs", "sparsity", "augment", "warmup_epochs", "warmup_ratio", "ema", "patches", *BLURS},
-    "finetune": {"epochs", "sparsity", "lr", "warmup_epochs", "warmup_ratio"},
-}
+def taken(part: type[Score | Finetune], train: type[Train] = Train) -> set[str]:
+    """Names of the settings that ``part`` takes from ``train`` where it does not set them: those of any training that it does not
+    leave, and those that a training shares."""
+    shared = {name for name in marked(train, Mark.SHARED) if name in part.model_fields}
+    return {*Recipe.model_fields, *shared} - {*marked(train, *part.LEAVES)}
 
 
 def _inherited(part: str, mine: Mapping[str, Any], train: Mapping[str, Any]) -> dict[str, Any]:
@@ -320,8 +323,8 @@ def _inherited(part: str, mine: Mapping[str, Any], train: Mapping[str, Any]) -> 
     if mine.get("proxy") == "linear_probe":
         found = {**_LINEAR, **{name: value for name, value in train.items() if name == "precision"}}
     else:
-        known = {*Recipe.model_fields, *(("balance",) if part == "finetune" else ())}
-        shared = {k: v for k, v in train.items() if k in known and k not in _NOT_INHERITED[part]}
+        known = taken(Finetune if part == "finetune" else Score)
+        shared = {name: value for name, value in train.items() if name in known}
         found = shared | _shared_defaults(part, train)
     return found if mine.get("warmup_ratio") is None else {**found, "warmup_epochs": None}
 
