@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Sequence
 from types import ModuleType
 
+from lotus import stage_names
 from lotus.config import Config
 from lotus.run import Run, brought
 from lotus.shelves import known
 from lotus.stage import Stage, of
-from lotus.stages import baseline, export, finetune, prepare, prune, report, score, select, train
 from selection.errors import Refused
 from selection.methods import nearest
 
-STAGES: tuple[Stage, ...] = (
-    prepare.STAGE, score.STAGE, select.STAGE, baseline.STAGE, train.STAGE, prune.STAGE, finetune.STAGE, export.STAGE,
-    report.STAGE,
-)  # fmt: skip
+STAGES: tuple[Stage, ...] = tuple(importlib.import_module(f"lotus.stages.{name}").STAGE for name in stage_names.STAGES)
 _TAKEN = (
     "name",
     "format",

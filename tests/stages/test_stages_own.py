@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from running import DIGITS, SHORT, lotus
 
+from lotus import stage_names
 from lotus.cli.shared import load_shelves
 from lotus.config import check
 from lotus.events import Said
 from lotus.stage import Stage, named
-from lotus.stages import run_of
+from lotus.stages import STAGES, run_of
 from lotus.stages.own_stage import begun
 from selection.errors import Refused
 
@@ -208,6 +209,7 @@ def test_one_that_is_right_gives_what_it_gives(tmp_path: Path) -> None:
 
 def test_every_stage_of_ours_says_what_it_must() -> None:
     """A law: read from the stages, whichever there are."""
+    assert [stage.name for stage in STAGES] == [*stage_names.STAGES], "each is called as its file is"
     stages = run_of(check({})).stages
     for stage in stages.values():
         assert isinstance(stage, Stage)
