@@ -119,7 +119,7 @@ def test_resolved_page_reads_back_the_same() -> None:
             "score.subsets.runs=3",
             "score.subsets.runs: 3 runs on 0.7 leave images that are in all or in none; 4 do not.",
         ),
-        ("score.subsets={runs: 4, part: 1}", "score.subsets.part: Input should be less than 1"),
+        ("score.subsets={runs: 4, fraction: 1}", "score.subsets.fraction: Input should be less than 1"),
     ],
 )
 def test_a_mistake_is_refused_with_place_and_cure(override: str, says: str) -> None:

@@ -89,7 +89,7 @@ class Subsets(Section):
 
     runs: int = Field(10, ge=2)
     """How many. The paper has thousands; few are noisy."""
-    part: float = Field(0.7, gt=0, lt=1)
+    fraction: float = Field(0.7, gt=0, lt=1)
     """Fraction of the images that each trains on, drawn over all classes; every image is in some runs and out of others."""
     record: Literal["probability", "correct"] = "probability"
     """What each run says of every image at its end: the probability of its label, or, as the paper has it, whether it was
@@ -98,7 +98,7 @@ class Subsets(Section):
     @property
     def least(self) -> int:
         """Fewer runs on such parts leave images that are in all or in none."""
-        return math.ceil(1 / min(self.part, 1 - self.part) - 1e-6)
+        return math.ceil(1 / min(self.fraction, 1 - self.fraction) - 1e-6)
 
 
 class Score(Recipe):
@@ -242,13 +242,21 @@ class Config(Section):
     budget: Budget | None = None
     """What the training may cost: then epochs, cut and size are planned (``lotus plan``); null: as the rest of the page says."""
     data: Data = Data()
+    """Which images, and how they lie on disk."""
     model: Annotated[Model, BeforeValidator(by_name)] = Model()
+    """The ViT, by its name in timm, or by settings."""
     score: Score = Score()
+    """The proxy that says what is known of each image: what is not set here is as in ``train``."""
     select: Select = Select()
+    """Which images train: the ticket."""
     train: Train = Train()
+    """The training on the ticket; the baseline's, proxy's and fine-tune's recipes follow from it."""
     prune: Prune = Prune()
+    """Which dimensions stay, and how many."""
     finetune: Finetune = Finetune()
+    """The recovery after the cut: what is not set here is as in ``train``, but for epochs, lr, warm-up and teacher."""
     export: Export = Export()
+    """What leaves: ONNX files, and at which batch latency is measured."""
 
     @model_validator(mode="before")
     @classmethod
@@ -297,8 +305,11 @@ class OneCut(Section):
     seed: int = Field(0, ge=0, lt=2**31)
     """Which images are drawn."""
     data: Data = Data()
+    """Which images, and how they lie on disk."""
     model: Model = Model()
+    """The ViT."""
     prune: Prune = Prune()
+    """Which dimensions stay, and how many."""
 
 
 def _shrinking(raw: dict[str, Any]) -> dict[str, Any]:

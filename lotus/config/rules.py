@@ -138,7 +138,7 @@ OF_TRAINING = (
          of_patches("input", "train.patches.cached=true train.patches.evaluate=sparse"),
          of_patches("input", "train.patches.evaluate=sparse"), {"asks": False}),
     Rule("Subsets", "runs", lambda it: it.runs < it.least,
-         "{it.runs} runs on {it.part:g} leave images that are in all or in none; {it.least} do not",
+         "{it.runs} runs on {it.fraction:g} leave images that are in all or in none; {it.least} do not",
          "score.subsets.runs=3", "score.subsets.runs=4"),
     Rule("Score", "{name}", lambda it, *, name: it.proxy != "linear_probe" and bool(getattr(it, name)),
          "an image is scored by what is said of it as it is. Remove it",

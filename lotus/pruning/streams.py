@@ -68,6 +68,7 @@ def prune(
         Refused: a setting that there is not, or that does not go with another; a model that cannot be cut, a budget out of
             reach, calibration data that do not serve; says what would.
     """
+    _check_arguments(settings)
     shelves = list(shelves)
     if callable(criterion):
         shelf, criterion = _shelf(criterion)
@@ -84,6 +85,15 @@ def prune(
         request = request.model_copy(update={"embed_dim": None})
     found = lottery(wrapped.vit, wrapped.batches(batches), request, Given(shelves, gates, seed))
     return wrapped.around(found.model)
+
+
+def _check_arguments(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that are an argument of :func:`prune`, mistyped; those that are nothing at all the page refuses."""
+    own = [name for name in inspect.signature(prune).parameters if name not in Prune.model_fields]
+    for name in settings:
+        near = methods.nearest(name, [*Prune.model_fields, *own])
+        if near and near == methods.nearest(name, own) and name not in Prune.model_fields:
+            raise Refused(f"lotus.prune: has no argument {name!r}.{near}")
 
 
 def _shelf(function: Callable[..., np.ndarray]) -> tuple[ModuleType, str]:
