@@ -39,7 +39,7 @@ def _inspect(options: argparse.Namespace) -> int:
     from lotus import ticket
     from lotus.data import cores
     from lotus.data.dataset import open_data
-    from lotus.inspect import findings
+    from lotus.inspect import findings, findings_page
 
     kinds = _checked(options)
     shelves = load_shelves(options.shelves)
@@ -54,7 +54,7 @@ def _inspect(options: argparse.Namespace) -> int:
     )  # fmt: skip
     names = found.listed(kinds)
     told = found.as_json() | {"delete": names}
-    _write(Path(options.out), found, told, f"Inspected: {options.data}")
+    findings_page.write(Path(options.out), found, told, names, f"Inspected: {options.data}")
     if options.json:
         print(json.dumps(told))
     else:
@@ -65,7 +65,7 @@ def _inspect(options: argparse.Namespace) -> int:
 def _checked(options: argparse.Namespace) -> tuple[str, ...]:
     """The kinds that go on the list, after everything that can be refused before a picture is looked at."""
     from lotus import files
-    from lotus.inspect import findings
+    from lotus.inspect import findings, findings_page
 
     kinds = tuple(options.delete.split(",")) if options.delete else ()
     if strange := [kind for kind in kinds if kind not in findings.KINDS]:
@@ -74,7 +74,7 @@ def _checked(options: argparse.Namespace) -> tuple[str, ...]:
         raise Refused(f"--most: at least 1, not {options.most}.")
     if options.model and not (Path(options.model) / "spec.json").is_file():
         raise Refused(f"--model {options.model}: has no spec.json. Give the folder of a model, e.g. RUN/finetune.")
-    for name in ("inspect.html", "inspect.json", "delete.txt"):
+    for name in (findings_page.PAGE, findings_page.JSON, findings_page.LIST):
         files.check(Path(options.out) / name)
     return kinds
 
@@ -86,18 +86,6 @@ def _margins(behind: Data) -> npt.NDArray[np.floating] | None:
         return None
     behind.images()  # refuses signals of pictures that have changed since
     return recorded["margin"]
-
-
-def _write(out: Path, found: Findings, told: dict[str, Any], title: str) -> None:
-    from lotus import files
-    from lotus.inspect import findings_page
-
-    names = told["delete"]
-    if odd := next((name for name in names if "\n" in name), None):
-        raise Refused(f"{odd!r}: a name with a line break cannot stand on a list. Rename it.")
-    files.write_json(out / "inspect.json", told)
-    files.write_bytes(out / "delete.txt", "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape"))
-    files.write_text(out / "inspect.html", findings_page.render(found, title, len(names)))
 
 
 def _tell(out: Path, found: Findings, told: dict[str, Any]) -> None:

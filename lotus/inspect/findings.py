@@ -128,7 +128,7 @@ def inspect(
     Args:
         recorded: (S, E, N) margins that a run watched, of the training images or of those that are not damaged; they rank the labels.
         model: the folder of a model whose features judge the labels; empty: a network that is trained on these pictures does.
-        most: outliers and label errors that are listed at most.
+        most: outliers and label errors that are listed at most; 0: nobody judges, which takes a minute or two.
         root: the folder whose other files are listed; empty: none.
         say: is told what is done next.
     """
@@ -138,9 +138,14 @@ def inspect(
     fine = [np.setdiff1d(np.arange(len(part.small)), list(part.damaged)) for part in looked]
     say("laying them over each other")
     _double(found, fine)
-    if len(fine[0]) >= labels.FEWEST and len(train.classes) > 1:
+    if most and can_judge(len(fine[0]), len(train.classes)):
         _judge(found, fine[0], recorded, model, most, say)
     return found
+
+
+def can_judge(images: int, classes: int) -> bool:
+    """Whether labels of so many images can be judged."""
+    return images >= labels.FEWEST and classes > 1
 
 
 def _judge(

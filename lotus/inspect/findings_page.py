@@ -5,15 +5,21 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from lotus import files
 from lotus.data.source import Source
 from lotus.inspect.findings import Findings
+from selection.errors import Refused
 from selection.shown import shown
 
+PAGE, JSON, LIST = "inspect.html", "inspect.json", "delete.txt"
+"""What is written."""
 SHOWN = 60
 """Rows of each list that have their pictures on the page; the JSON has all."""
 
@@ -23,6 +29,23 @@ h2{margin-top:2.2rem}.grid{display:flex;flex-wrap:wrap;gap:12px}figure{margin:0;
 figcaption{font-size:12px;color:#555;overflow-wrap:anywhere}img{width:104px;height:104px;object-fit:contain;background:#eee}
 table{border-collapse:collapse}td,th{padding:2px 10px;text-align:left;overflow-wrap:anywhere}p{overflow-wrap:anywhere}
 """
+
+
+def write(out: Path, found: Findings, told: Mapping[str, Any], names: Sequence[str], title: str) -> None:
+    """The page, the same as JSON, and the list of what may go, in the folder ``out``.
+
+    Args:
+        told: :meth:`Findings.as_json`, and what else belongs there
+        names: :meth:`Findings.listed`
+
+    Raises:
+        Refused: a name has a line break.
+    """
+    if odd := next((name for name in names if "\n" in name), None):
+        raise Refused(f"{odd!r}: a name with a line break cannot stand on a list. Rename it.")
+    files.write_json(out / JSON, told)
+    files.write_bytes(out / LIST, "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape"))
+    files.write_text(out / PAGE, render(found, title, len(names)))
 
 
 def render(found: Findings, title: str, listed: int) -> str:
