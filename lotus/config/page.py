@@ -241,6 +241,9 @@ class Config(Section):
     """Also write TensorBoard files under ``tensorboard/`` in the run's folder (extra ``tensorboard``)."""
     budget: Budget | None = None
     """What the training may cost: then epochs, cut and size are planned (``lotus plan``); null: as the rest of the page says."""
+    stages: tuple[BriefMethod, ...] = ()
+    """Stages beside the usual ones, by name, and settings of those that have some of their own, of a file of yours too:
+    ``[inspect]``, ``[{name: inspect, delete: [labels]}]``."""
     data: Data = Data()
     """Which images, and how they lie on disk."""
     model: Annotated[Model, BeforeValidator(by_name)] = Model()
@@ -277,6 +280,10 @@ class Config(Section):
         if isinstance(asked, Mapping) and isinstance(model, Mapping) and "name" not in asked:
             raw["score"] = {**score, "model": {**model, **asked}}
         return raw
+
+    def asked(self, stage: str) -> Method | None:
+        """What ``stages`` says of one; None: it does not name it."""
+        return next((one for one in self.stages if one.name == stage), None)
 
     @property
     def watches_itself(self) -> bool:

@@ -13,7 +13,7 @@ from lotus.run import Run, brought
 from lotus.shelves import known
 from lotus.stage import Stage, of
 from selection.errors import Refused
-from selection.methods import nearest
+from selection.methods import check_choice, nearest
 
 STAGES: tuple[Stage, ...] = tuple(importlib.import_module(f"lotus.stages.{name}").STAGE for name in stage_names.STAGES)
 _TAKEN = (
@@ -55,9 +55,10 @@ def stages(config: Config, shelves: Sequence[ModuleType] = ()) -> list[Stage]:
 
 
 def _ordered(config: Config) -> list[Stage]:
-    """Ours: one that reads a later one with these settings stands right behind it."""
-    ordered = list(STAGES)
-    for stage in STAGES:
+    """Ours that are wanted: one that reads a later one with these settings stands right behind it."""
+    wanted = [stage for stage in STAGES if stage.wanted(config)]
+    ordered = list(wanted)
+    for stage in wanted:
         reads = set(of(stage.after, config))
         behind = max((place for place, other in enumerate(ordered) if other.name in reads), default=0)
         if (place := ordered.index(stage)) < behind:
@@ -84,6 +85,20 @@ def _join(joined: list[Stage], stage: Stage, config: Config, file: str) -> None:
             f"{place} reads {names[behind - 1]}, which comes after {stage.before[0]}, by which it is to be read."
         )
     joined.insert(behind, stage)
+
+
+def check_asked(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
+    """Refuse stages that ``stages`` names and that are not there, and settings that they do not have.
+
+    Raises:
+        Refused: with the nearest; or one is named twice.
+    """
+    there, names = {stage.name: stage for stage in stages(config, shelves)}, [one.name for one in config.stages]
+    for number, name in enumerate(names):
+        check_choice(name, sorted(there), place="stages")
+        if name in names[:number]:
+            raise Refused(f"stages: {name!r} is named twice. Name it once, with all of its settings.")
+        there[name].options(config)
 
 
 def check_named(name: str | None, names: Sequence[str], place: str) -> None:
