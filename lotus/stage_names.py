@@ -3,4 +3,4 @@
 They stand apart from those files, which take a third of a second to import: no verb's help needs that.
 """
 
-STAGES = ("prepare", "score", "select", "baseline", "train", "prune", "finetune", "export", "report")
+STAGES = ("prepare", "inspect", "score", "select", "baseline", "train", "prune", "finetune", "export", "report")

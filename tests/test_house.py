@@ -195,7 +195,7 @@ TWICE = {
     "compare": {"lotus.cli.compare", "lotus.report.compare"},
     "config": {"lotus.cli.config", "lotus.config"},
     "export": {"lotus.export", "lotus.stages.export"},
-    "inspect": {"lotus.cli.inspect", "lotus.inspect"},
+    "inspect": {"lotus.cli.inspect", "lotus.inspect", "lotus.stages.inspect"},
     "predict": {"lotus.cli.predict", "lotus.predict"},
     "prune": {"lotus.cli.prune", "lotus.stages.prune"},
     "report": {"lotus.report", "lotus.stages.report"},

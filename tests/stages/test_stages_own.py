@@ -217,11 +217,14 @@ def test_one_that_is_right_gives_what_it_gives(tmp_path: Path) -> None:
 def test_every_stage_of_ours_says_what_it_must() -> None:
     """A law: read from the stages, whichever there are."""
     assert [stage.name for stage in STAGES] == [*stage_names.STAGES], "each is called as its file is"
-    stages = run_of(check({})).stages
+    run = run_of(check({"stages": [stage.name for stage in STAGES]}))
+    stages = run.stages
+    assert [*stages] == [*stage_names.STAGES], "all are there where all are named"
     for stage in stages.values():
         assert isinstance(stage, Stage)
         assert stage.name.isidentifier()
         assert stage.outputs
+        assert not stage.excludes or stage.excludes in run.outputs(stage.name)
         if stage.curve is not None or stage.part in ("training", "shipped", "dense"):
             assert f"{stage.name}/spec.json" in run_of(check({})).outputs(stage.name), "its model lies under its name"
     parts = [stage.part for stage in stages.values()]
