@@ -119,8 +119,11 @@ def _asked(options: argparse.Namespace) -> Iterator[tuple[str, str, str, str]]:
 
 def _rank(told: Path) -> int:
     """A rank of the run: as ``tools/run.py``, and its exit code is written down."""
+    from lotus.cli import main as lotus  # a runner that died before could not be missed by anybody
+
     name = os.environ.get("RANK", "0")
-    (told / f"{name}.pid").write_text(f"{os.getpid()} {os.getppid()}")
+    (told / f"{name}.begun").write_text(f"{os.getpid()} {os.getppid()}")
+    (told / f"{name}.begun").rename(told / f"{name}.pid")
     leave = os._exit
 
     def leaving(code: int) -> None:
@@ -128,8 +131,6 @@ def _rank(told: Path) -> int:
         leave(code)
 
     os._exit = leaving  # type: ignore[assignment]  # one that cannot wait for the others ends so
-    from lotus.cli import main as lotus
-
     code = lotus(["run", *sys.argv[1:]])
     (told / f"{name}.code").write_text(str(code))
     return code
