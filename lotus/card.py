@@ -21,7 +21,9 @@ def config(
     """config.json as timm's loader of the hub and of ``local-dir:`` reads it.
 
     Args:
+        model: of which classes and features are told
         held: ``name`` and ``args`` by which timm builds the model
+        wanted: the images that it wants
         about: ``classes`` and ``license``, where they are known
     """
     classes: Any = model.num_classes
@@ -66,6 +68,8 @@ def page(
     """MODEL.md: what lies here and the lines that load it.
 
     Args:
+        model: as it is sent
+        wanted: the images that it wants
         sent: what :func:`lotus.export.export` returns
         source: the model's own folder
         lines: those that load it by timm

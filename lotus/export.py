@@ -96,6 +96,7 @@ def lines(held: Mapping[str, Any] | None, folder: Path | None = None) -> list[st
 
     Args:
         held: ``name`` and ``args``, as :func:`native` gives them, and ``file``.
+        folder: the weights' folder, which their path then begins with; None: none
     """
     if held is None:
         return []

@@ -183,6 +183,7 @@ def quantize(source: Path, file: Path, images: Iterable[Tensor]) -> None:
     it is faster and nearer. What was tried: docs/log.md.
 
     Args:
+        file: the .onnx to write
         images: batches as ``source`` takes them
 
     Raises:

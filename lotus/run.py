@@ -347,6 +347,11 @@ class Run:
         """Write the record of a stage whose outputs stand.
 
         Args:
+            stage: its name
+            seconds: that it took
+            image_forwards: forward passes of an image that it spent; a training step counts three
+            macs: multiply-accumulates that it spent
+            values: what it tells, by name
             left: outputs that it has with these settings, beside those on its list
         """
         outputs = {**self.outputs(stage), **{self._name(path): path for path in left}}

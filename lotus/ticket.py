@@ -191,6 +191,9 @@ def recorded(
     """The data behind a ticket drawn from ``signals``: the run in whose folder they lie, if it is of the same, else they alone.
 
     Args:
+        signals: the file
+        subset: the ticket, whose fingerprint tells its data
+        shelves: modules with data sets of the user's own
         given: what was read of them
     """
     folder = Path(signals).parent

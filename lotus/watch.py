@@ -174,7 +174,7 @@ def launcher_is_gone() -> bool:
     return _launcher_is_gone.is_set()
 
 
-def over_launcher(every: float = 1.0) -> None:
+def over_launcher(every: float = 0.25) -> None:
     """Watch, from now on and once a process, over the launcher above it, and send this process SIGTERM when that is gone.
 
     DeepSpeed's runner does not pass SIGTERM on, and leaves its workers behind when it dies (DeepSpeed#4098). To be called as early

@@ -48,6 +48,7 @@ class Drawing:
         """``quota`` rows of a group, and their weights; those that are in already among them.
 
         Args:
+            group: (g,) rows to draw from
             key: of its stream of chance
             shares: (C,) how many of each class, in the order of their labels, for a picker that keeps them itself
 

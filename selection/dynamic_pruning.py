@@ -111,6 +111,7 @@ class State:
         """Close the epoch. A second call for the same one does nothing.
 
         Args:
+            epoch: its number, from 0.
             parts: :meth:`pending` of all ranks, in the order of the ranks; None: there is this one only. A row that several
                 ranks saw (padding) counts once.
         """
@@ -294,6 +295,7 @@ def epoch_subset(
     """The images of epoch ``epoch`` (from 0) of ``epochs``. The same whenever it is called for the same state and seed.
 
     Args:
+        state: what the epochs before said of each image.
         pick: a function of selection/dynamic.py. ``saving`` among its options is the fraction of all image passes of the training to
             save: a setting of the method, or, for those that read a budget alone, ``1 - keep``.
         keep: fraction of the images in an epoch, for those that read a budget.

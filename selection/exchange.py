@@ -57,6 +57,8 @@ def read(
     """Rows or scores out of a file of others.
 
     Args:
+        path: the file; its ending says how it is read.
+        images: of the data that it is to be of.
         kind: one of :data:`KINDS`; empty: what the file itself leaves no doubt about.
         column: which array of a dictionary, or column of a table, holds the scores.
         order: of a value an image: by ``"index"``, by ``"class"`` (sorted by label, stably), or a .npy of the index of each.
@@ -89,7 +91,11 @@ def ticket(
     """The ticket of what was found.
 
     Args:
+        found: as :func:`read` gives it.
+        images: of the data.
+        name: what refusals and the ticket call the file.
         keep: for scores: the fraction of the highest that stays, ties by ``seed``.
+        force: was said when it was read; the ticket says so.
 
     Raises:
         Refused: scores without ``keep``, or rows with one; a ``keep`` or ``seed`` that cannot be.
@@ -170,6 +176,9 @@ def write(
     .parquet (all images, with paths, labels, scores and weights).
 
     Args:
+        subset: what is written.
+        path: where to; its ending says as what.
+        images: of the ticket's data.
         labels: in .txt, write the label after each path.
         paths: write paths: in .txt in place of the indices, in .npy and .json with ``weights``, beside them.
         weights: write what each image weighs: a .txt then has tabs between its cells, a .npy fields, a .json lists by name.

@@ -45,6 +45,7 @@ def apply(subset: Subset, dataset: Any, rows: npt.ArrayLike | None = None) -> An
     """The images of a ticket, as a data set: with the columns :data:`INDEX` and :data:`WEIGHT`.
 
     Args:
+        subset: the ticket
         dataset: a ``datasets.Dataset``
         rows: (N,) where each image that the ticket counts stands in ``dataset``, if some were held out of it or damaged (of a
             run: ``lotus.ticket.behind(RUN).images().numbers``); None: it is of all N rows

@@ -65,6 +65,7 @@ def read(
     """What a file says of its images: signals of LOTUS as they are, or what others made of theirs.
 
     Args:
+        path: of signals, embeddings or scores: ``.npz``, ``.npy``, a table, a file of torch
         labels: a file with a whole number, or the name of a class, an image: ``.npy``, ``.npz``, ``.txt``, or a table
         only: of signals of LOTUS, those to read; see :meth:`selection.signals.Signals.load`
         say: what refusals call ``labels``
@@ -87,6 +88,7 @@ def of_arrays(arrays: Mapping[str, np.ndarray], *, place: str = "arrays") -> Inc
     """:func:`read`, of arrays that are at hand: by the names of :data:`NAMES`.
 
     Args:
+        arrays: (N, ...) each, or one for the whole, as ``classes``
         place: what refusals call them
 
     Raises:

@@ -33,6 +33,8 @@ def of_all(scorer: Method | None, picker: Method, signals: Signals, sizes: set[t
 
     Args:
         scorer: None where nothing is scored
+        picker: and its options
+        signals: of the images
         sizes: images and budget of each group that the picker is handed
     """
     picking = [of_picker(picker, signals, n, budget) for n, budget in sizes]

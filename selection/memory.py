@@ -99,6 +99,10 @@ def within(
     """Hold what is about to be allocated to the limit.
 
     Args:
+        max_memory: GB, the limit.
+        needed: GB that are about to be allocated.
+        what: for.
+        cure: what else makes it less, a sentence without its end.
         enough: GB that what comes after it will need in all, where that is known: the figure to name.
         name: what the user calls the limit, where it does not say itself.
 

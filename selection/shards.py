@@ -149,6 +149,8 @@ def select(files: Sequence[str], asked: Sharded, run: Map = map) -> tuple[Subset
     """Draw exactly ``round(keep * N)`` of the images of all files, which count as one data set in the order they are named.
 
     Args:
+        files: of embeddings, each with its labels.
+        asked: how they are drawn.
         run: maps a function over a sequence, here or elsewhere.
 
     Returns:

@@ -331,6 +331,7 @@ def refuse(section: Any, rows: Iterable[Rule] = ROWS, *, place: str, **facts: An
 
     Args:
         section: A part of the page, or the page.
+        rows: What is asked of it.
         place: Where it stands, e.g. ``train.patches``; empty: the page.
         facts: What the page cannot know, by the names that rows read.
 

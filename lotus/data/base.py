@@ -47,6 +47,7 @@ class Loader(Protocol):
         Beginning another epoch, or :meth:`close`, ends this one.
 
         Args:
+            epoch: its number, from 0, which the order and what is done to pixels follow from.
             side: S of this epoch; None: what the loader was opened with.
             strength: a factor, 0 to 1, of how strongly pixels are changed; see :func:`lotus.data.policies.changes`.
         """

@@ -159,6 +159,7 @@ def seal(file: Path, sums: Sequence[int]) -> None:
     """Put the checksums of the images into a finished file, before its table.
 
     Args:
+        file: a finished .beton
         sums: (N,) the CRC-32 of what is stored of each
 
     Raises:

@@ -67,6 +67,8 @@ def save(file: Path, maps: Bytes, *, size: int, fingerprint: str, mass: npt.NDAr
     """Write (N, G, G) scores.
 
     Args:
+        file: the .npz to write
+        maps: those scores, uint8
         size: side in pixels of what the asked model saw: the center view of each image
         fingerprint: of the data
         mass: what :class:`Mass` found

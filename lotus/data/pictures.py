@@ -242,6 +242,7 @@ def middle(pixels: Pixels, side: int, crop: float, how: str, mode: str = "center
     the middle.
 
     Args:
+        pixels: (H, W, 3) uint8
         side: S
         crop: in (0, 1]
         how: timm's word for the filter, bicubic where it is none of Pillow's

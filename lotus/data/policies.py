@@ -139,6 +139,8 @@ def changes(
     """What is done to images ``index`` (n,) in ``epoch``.
 
     Args:
+        augment: the policy and its strengths.
+        seed: what chance follows from, with ``epoch`` and ``index``.
         size: side of the model's input. Lengths in pixels (a blur's radius, TrivialAugment's 32) are of an image of it.
         strength: a factor of RandAugment's magnitude, TrivialAugment's bins and color jitter's ranges, and of how often
             3-Augment's three are done.

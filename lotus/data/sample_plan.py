@@ -107,6 +107,7 @@ class SamplePlan:
         """Go through these rows from now on. A loader asks for its order when an epoch begins, and so nothing is compiled anew.
 
         Args:
+            rows: (K,) of the data set
             groups: (K,) from 0, the group of each row; None: they are one
             repeats: a row may stand there several times
 
@@ -216,6 +217,8 @@ def balanced(labels: npt.ArrayLike, how: str, *, seed: int, epoch: int) -> Rows:
     Args:
         labels: (K,) of the rows
         how: ``"equal"``: K / C of each class; ``"sqrt"``: by the root of its size, as Mahajan et al. 2018 (arXiv 1805.00932)
+        seed: of the plan
+        epoch: from 0
 
     Returns:
         (K,) places in ``labels``, sorted, some of them several times.

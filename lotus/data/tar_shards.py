@@ -88,6 +88,7 @@ def source(found: list[str], image: str, label: str, classes: tuple[str, ...], *
         image: extension of the pictures; empty: the only member of a sample that is a picture by its extension
         label: extension of the labels, ``json.FIELD`` for a field of a JSON
         classes: see :func:`lotus.data.written_labels.numbered`
+        partial: these are not all shards of the data: they need not show every class
 
     Raises:
         Refused: a shard that is missing, torn or compressed; a sample without picture or label; a pickle.

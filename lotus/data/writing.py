@@ -77,6 +77,7 @@ def prepare(
     Args:
         choose: the writer, e.g. :func:`lotus.data.loader.writer`; asked once it is sure that something is written
         anew: write it even if it stands
+        stage: the events' stage
 
     Raises:
         Refused: a damaged image (named; with ``data.damaged: skip`` it is left out and counted), no room on the disk; what

@@ -126,9 +126,12 @@ def inspect(
     """Look through a data set.
 
     Args:
+        train: the training set.
+        val: the validation set, which may hold copies of its images.
         recorded: (S, E, N) margins that a run watched, of the training images or of those that are not damaged; they rank the labels.
         model: the folder of a model whose features judge the labels; empty: a network that is trained on these pictures does.
         most: outliers and label errors that are listed at most; 0: nobody judges, which takes a minute or two.
+        workers: threads that decode.
         root: the folder whose other files are listed; empty: none.
         say: is told what is done next.
     """

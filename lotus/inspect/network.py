@@ -66,6 +66,9 @@ def judge(
     their pixels.
 
     Args:
+        small: uint8
+        classes: C
+        seed: of the first network; a second one has the next
         say: is told when an epoch begins.
     """
     if len(small) > PIXELS:
@@ -99,6 +102,9 @@ def one(
     """Train a network on pictures (N, S, S, 3) with labels (N,), and say what it believes of each.
 
     Args:
+        small: uint8
+        classes: C
+        seed: of the weights and the order
         say: is told when an epoch begins.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"

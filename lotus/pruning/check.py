@@ -36,6 +36,7 @@ def verify(folder: str | Path, *, against: str | Path | None = None) -> Verified
     that is recorded.
 
     Args:
+        folder: Of ``spec.json`` and ``model.safetensors``.
         against: The folder of the model that it was cut from. Then architecture, classes, and that no block is wider are
             compared too; the outputs must be the same where nothing was cut, and how far they lie apart is told.
 

@@ -211,6 +211,7 @@ def carry_over(
 
     Args:
         moments: Of the dense model's sites; one that is missing has nothing folded.
+        how: As ``prune.compensate`` says it.
 
     Returns:
         Sentences on what could not be done.

@@ -293,6 +293,7 @@ def settle(
     Args:
         draw: The plan by a table, or why that has none, as :func:`lotus.pruning.program.attempt` tells.
         least: The smallest that can be drawn.
+        table: What each part takes, before anything was measured.
         keep: The fraction of the dense model's time that may stay.
         take: Time of a plan, measured, as a fraction of the dense model's.
         rounds: Plans that are measured at most.

@@ -100,9 +100,13 @@ def allocate(
     which they hold is taken: then the widths are the best for that price.
 
     Args:
+        outline: Of the dense model.
         halves: The options of the first block's attention, of its MLP, of the second block's attention, and so on.
+        request: With a budget of latency.
+        table: What each width takes.
+        whole: As of :func:`lotus.pruning.budget.check_reach`.
 
-    The other arguments, and what is refused, are those of :func:`fit_plan`.
+    What is refused is what :func:`lotus.pruning.budget.fit_plan` refuses.
     """
     limits = budget.check_reach(outline, request.model_copy(update={"sublayers": False}), whole=whole)
     asked = request.keep.latency

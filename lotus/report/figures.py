@@ -54,6 +54,8 @@ def curves(
     """Lines over one pair of axes; empty without a point.
 
     Args:
+        series: a line each; points that are not finite are left out
+        title: what a reader who cannot see it is told
         x, y: what the axes show, with units
         bounds: lowest and highest y that make sense, e.g. 0 and 100 for percent; None leaves it open
         level: a dashed horizontal line, with its name

@@ -32,6 +32,7 @@ def write(folder: str | Path, stages: Stages) -> Path:
     """Write ``report.html`` into a run's folder; returns its path.
 
     Args:
+        folder: the run's
         stages: of the run, by name, in order
 
     Raises:

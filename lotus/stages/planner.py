@@ -96,6 +96,7 @@ def plan(config: Config, shelves: Sequence[ModuleType] = (), *, timed: speed.Tim
     """How to spend ``config.budget``.
 
     Args:
+        shelves: modules with methods of the user's own
         timed: seconds of a training step of a model; None: measured here
 
     Raises:

@@ -56,6 +56,8 @@ def draw(context: Context, signals: Signals, gone: np.ndarray | None) -> tuple[S
     """The ticket by ``select``, out of what is known of each image, and what is to be said of it.
 
     Args:
+        context: of the run, whose section ``select`` says how
+        signals: of the training images
         gone: rows that shall not train
     """
     from selection import exclude, lottery

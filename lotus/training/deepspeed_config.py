@@ -29,6 +29,8 @@ def settings(recipe: Recipe, world: World, numbers: int = _LARGEST_BUCKET, *, pl
     """The DeepSpeed config of a recipe, with the user's own JSON merged over it.
 
     Args:
+        recipe: of the training
+        world: the ranks, among whom the batch is divided
         numbers: how many the model has; DeepSpeed's communication buffers need not be larger
         place: where the recipe's settings stand, for a refusal to name them
 

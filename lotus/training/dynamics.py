@@ -231,6 +231,7 @@ def last_layer(
         model: a timm model
         loader: goes through every row once over all ranks
         n: rows of the data set
+        world: the ranks
         errors: also ``errors``
 
     Returns:
@@ -248,6 +249,7 @@ def features(
     """The ``embeddings`` of :func:`last_layer`, told on the way how many rows of this rank are through.
 
     Args:
+        model, loader, n, world: as there
         bf16: go forward in mixed precision
     """
     found = yield from _last_layer(model, loader, n, world, errors=False, bf16=bf16)

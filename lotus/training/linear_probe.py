@@ -120,7 +120,10 @@ def fit(
         features: (N, D) of all images, in half precision or not
         labels: (N,)
         plans: which rows each head goes through, in which order; all of the same number
+        recipe: of the proxy
         recorder: of K N rows, those of head 0 first; is shown every batch
+        stop: asked after each step; None: nobody stops it
+        clock: seconds, by which signs of life come
 
     Raises:
         Refused: the heads' weights are not finite in the end.
@@ -184,6 +187,9 @@ def macs(trained: float, epochs: int, width: int, classes: int) -> float:
 
     Args:
         trained: images, of all heads together
+        epochs: of each head
+        width: D of the features
+        classes: C
     """
     return 2.0 * trained * epochs * width * classes
 
@@ -243,8 +249,14 @@ def on_parts(
     """Train head k on the images of ``run_in[k]`` alone; what each says of every image in the end.
 
     Args:
+        features: (N, D) of all images
+        labels: (N,)
+        classes: C
+        recipe: of the proxy
         run_in: (K, N), the same number in each row
+        seeds: (K,) of the heads
         correct: whether the label had the highest logit, instead of its probability
+        stop: asked after each step; None: nobody stops it
 
     Returns:
         (K, N), ``run_p_label`` of the vocabulary

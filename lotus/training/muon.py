@@ -105,9 +105,12 @@ def make(
     """Muon over ``groups``: what is a matrix and decays is Muon's, the rest stays in its group, which is AdamW's.
 
     Args:
+        model: whose matrices are moved
         groups: timm's, with ``weight_decay``, which is zero or the same for all, and ``lr_scale``; used up
+        lr: Muon's peak rate
         adamw_lr: AdamW's peak rate; None for ``lr``
         place: of the recipe, as in "train"
+        fused: AdamW by torch's fused kernel
 
     Raises:
         Refused: a model without matrices.
@@ -170,6 +173,7 @@ class Muon(torch.optim.Optimizer):
         """Share the work with the other ranks from now on, which all have to step together.
 
         Args:
+            world: the ranks
             places: id of a parameter -> where it lies, if ZeRO has laid the parameters into vectors; else empty
             in_shards: every rank has a shard of every parameter (ZeRO 3), and not a part of their sequence (ZeRO 1 and 2)
         """
@@ -311,6 +315,7 @@ def newton_schulz(
     Args:
         x: (K, n, m) with n <= m, used up
         buffer: gives memory of a name and a size; None for new
+        coefficients: a, b, c of each iteration, x -> a x + b x^3 + c x^5
 
     Returns:
         (K, n, m), which lies in a buffer, or in ``x``

@@ -39,6 +39,8 @@ def check(wanted: Sequence[Method], shelves: Sequence[ModuleType], *, place: str
     """Refuse guests that are not on a shelf, or are given what they do not have, before anything is made.
 
     Args:
+        wanted: their names and options
+        shelves: modules with guests of the user's own
         place: where they are named, e.g. ``train.guests``
 
     Raises:

@@ -41,6 +41,7 @@ class Objective:
         Args:
             images: (B, 3, S, S)
             labels: (B,) int64
+            epoch: from 0
             step: number of this (micro-)batch in the epoch
             world: all its ranks call, each with its B of the batch, in the order of the ranks
 

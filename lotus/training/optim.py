@@ -28,6 +28,7 @@ def unusual(recipe: Recipe, place: str = "train") -> list[str]:
     """A sentence for each peak rate that is far outside what is usual for its optimizer.
 
     Args:
+        recipe: that names optimizer and rates
         place: of the recipe, as in "train"
     """
     name = recipe.optimizer.lower()
@@ -113,6 +114,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float, momentum: float | None =
     """Give every group ``lr``, times its own ``lr_scale`` where layer decay gave it one.
 
     Args:
+        optimizer: of which all groups change, in place
         momentum: also this momentum, or this first beta, where the optimizer has one; None leaves it
     """
     for group in optimizer.param_groups:

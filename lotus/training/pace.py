@@ -100,6 +100,10 @@ class Pace:
     def event(self, at: Position, lr: float, guests: Sequence[Guest], total: int, macs: float = 0.0) -> Step:
         """
         Args:
+            at: where the training is
+            lr: rate of the last step
+            guests: who have their summaries told
+            total: steps of the training
             macs: of an image's forward pass; 0: not known
         """
         speed = self._images * self._ranks / self._seconds if self._seconds else 0.0

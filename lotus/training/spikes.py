@@ -224,8 +224,12 @@ def became(spike: Spike, passed: Passed, epoch: int, begin: int, *, place: str, 
     """What becomes of a spike, where it is not passed by.
 
     Args:
+        spike: what was seen
+        passed: the steps that are passed over, and their file
+        epoch: of the spike, from 0
         begin: steps that were tried before this epoch
         place: where the recipe stands
+        stage: its name, for a refusal
 
     Raises:
         Refused: the training ends with it.

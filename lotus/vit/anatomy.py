@@ -217,6 +217,7 @@ def blocks(model: nn.Module, *, convolved: bool = False) -> list[Block]:
     """The blocks, in order.
 
     Args:
+        model: A plain ViT, or one of a family that opens as one.
         convolved: Blocks may have a convolution for an attention (:mod:`lotus.vit.convolution`): they have no ``qkv``.
 
     Raises:
@@ -231,6 +232,7 @@ def sites(model: nn.Module, *, in_channels: bool = False) -> dict[str, nn.Linear
     """Where gates multiply: ``"blocks.3.attn"`` -> proj, ``"blocks.3.mlp"`` -> fc2; a gate acts on that Linear's input.
 
     Args:
+        model: as :func:`blocks` takes it
         in_channels: also ``"blocks.3.attn_in"`` -> qkv, ``"blocks.3.mlp_in"`` -> fc1: the four sites of VTP (2104.08500).
 
     Raises:

@@ -61,6 +61,7 @@ def skeleton(model: Any, besides: tuple[str, ...] = ()) -> dict[str, Any]:
     """What must be the same in a model made again: shapes that no cut changes, and the kinds of modules.
 
     Args:
+        model: a plain ViT, cut or not
         besides: beginnings of names that are left out
     """
     own = {_SELECTED.sub(r"\1", name): shape for name, shape in shapes(model.state_dict()).items()}

@@ -130,8 +130,11 @@ def adopt(
     """A model that was trained elsewhere, and what is known of the images that it wants: ``mean`` and ``std``, for pixels in 0 to 1.
 
     Args:
+        name: of timm
+        args: of timm's constructor
         weights: A .safetensors, a state dict that torch saved, or a folder that LOTUS wrote; empty: timm's published ones.
             The number of classes is read off them; without a classifier they are a backbone's.
+        place: where the model is named, for a refusal
 
     Raises:
         Refused: as :func:`build`; weights that cannot be read or do not fit.

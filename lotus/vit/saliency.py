@@ -77,8 +77,12 @@ def by_images(
     """Row numbers (B,) and scores (B, n) of each batch, read off the images alone, on the CPU.
 
     Args:
+        method: the score's name and options
         patch: height and width of a patch
+        batches: of a loader, with ``images`` and ``index``
+        shelves: modules with scores of the user's own
         seed: what a random score follows from
+        place: where the score is named, for a refusal
 
     Raises:
         Refused: there is no such score, or it needs a model.

@@ -164,6 +164,7 @@ class Tokens:
         """Multiply-accumulates of one image's forward pass now, choosing and merging included.
 
         Args:
+            training: as in a training step; else as in evaluation
             dims: widths of the blocks, where they are to be others than the model's
         """
         found, dims = self.passed(training=training), self._outline.dims if dims is None else dims

@@ -120,6 +120,10 @@ def load(
     ``args`` ask for those (timm's way), and a head for other classes anew.
 
     Args:
+        model: takes the weights, in place
+        path: of a file, or a folder that holds one
+        place: where the model is named, for a refusal
+        heads: the linear layers that may start anew
         args: what the model was made with
 
     Raises:
@@ -202,6 +206,7 @@ def other_images(model: nn.Module, weights: Mapping[str, Tensor], argument: str)
     it has, or where their position embedding does not tell.
 
     Args:
+        model: that is to have them
         argument: what the user writes before NAME=VALUE
     """
     embed: Any = getattr(model, "patch_embed", None)

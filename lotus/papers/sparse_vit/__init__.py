@@ -35,6 +35,7 @@ def attention_penalty(
     """A penalty on attention probabilities.
 
     Args:
+        model: that trains
         kind: log: log(1 + a^2), as published, which spreads attention; entropy: which makes it sparse
         strength: lambda: what it counts in the loss
         layers: which blocks are penalized; published is the last alone

@@ -34,6 +34,7 @@ def listed(model: nn.Module, weights: Weights = "linears") -> dict[str, nn.Param
     """The weights that may become zero, by name; queries, keys and values are the rows of one matrix.
 
     Args:
+        model: a plain ViT
         weights: ``linears``: of every block, as in essential sparsity (2306.03805) and instant soup (2306.10460). ``sparse_vit``:
             those, the patch embedding, the blocks' norms and the classifier (2307.11988; its code prunes the norms' gains too).
 
@@ -62,6 +63,8 @@ def magnitude(weights: Mapping[str, Tensor], keep: float, within: Masks | None =
     Of equal weights the one that comes first stays.
 
     Args:
+        weights: by name
+        keep: the fraction of their numbers that stays
         within: nothing beyond these masks stays; :func:`kept_of` is of all weights all the same
 
     Raises:
