@@ -93,9 +93,13 @@ def check_asked(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
     Raises:
         Refused: with the nearest; or one is named twice.
     """
-    there, names = {stage.name: stage for stage in stages(config, shelves)}, [one.name for one in config.stages]
+    names = [one.name for one in config.stages]
+    own = [name for shelf in known(shelves) for name in brought(shelf)]
+    there = {stage.name: stage for stage in stages(config, shelves)} if names else {}
     for number, name in enumerate(names):
-        check_choice(name, sorted(there), place="stages")
+        check_choice(name, [*dict.fromkeys([*stage_names.STAGES, *own])], place="stages")
+        if name not in there:
+            raise Refused(f"stages: {name!r} is not there with these settings. Leave it out.")
         if name in names[:number]:
             raise Refused(f"stages: {name!r} is named twice. Name it once, with all of its settings.")
         there[name].options(config)
