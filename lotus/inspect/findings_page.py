@@ -32,11 +32,14 @@ table{border-collapse:collapse}td,th{padding:2px 10px;text-align:left;overflow-w
 
 
 def write(out: Path, found: Findings, told: Mapping[str, Any], names: Sequence[str], title: str) -> None:
-    """The page, the same as JSON, and the list of what may go, in the folder ``out``.
+    """Write the page, the same as JSON, and the list of what may go.
 
     Args:
+        out: the folder that they go to
+        found: what was found
         told: :meth:`Findings.as_json`, and what else belongs there
         names: :meth:`Findings.listed`
+        title: of the page
 
     Raises:
         Refused: a name has a line break.

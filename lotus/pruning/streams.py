@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from lotus.config import Prune, as_request, rules
+from lotus.config import Prune, as_request, reader, rules
 from lotus.pruning import budget, latency, measure, narrow, unfit
 from lotus.pruning.study import (
     Given,
@@ -92,7 +92,8 @@ def _check_arguments(settings: Mapping[str, Any]) -> None:
     own = [name for name in inspect.signature(prune).parameters if name not in Prune.model_fields]
     for name in settings:
         near = methods.nearest(name, [*Prune.model_fields, *own])
-        if near and near == methods.nearest(name, own) and name not in Prune.model_fields:
+        known = name in Prune.model_fields or f"prune.{name}" in reader.OLD
+        if near and near == methods.nearest(name, own) and not known:
             raise Refused(f"lotus.prune: has no argument {name!r}.{near}")
 
 

@@ -32,6 +32,7 @@ def inspect(
     """What ``lotus inspect`` does, on the images of the run.
 
     Args:
+        context: of the run
         delete: what is left out of the ticket: of doubles all but one, of leaks the copy in train, damaged pictures, likely wrong
             labels. Labels and outliers are judged only where labels are named, by a network that is trained for it.
         most: label errors and outliers that are listed at most
