@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from importlib.abc import MetaPathFinder
 from typing import Any, NoReturn
 
-from lotus.cli import compare, config, inspect, look, planning, predict, prune, run, select, ticket
+from lotus.cli import compare, config, export, inspect, look, planning, predict, prune, run, select, ticket
 from lotus.cli.shared import Action, tell
 from lotus.watch import STOPPED, Lost, over_launcher
 from selection.atomic_files import disk_faults_refused
@@ -141,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(verb=action)
         return added
 
-    for group in (run, planning, prune, predict, select, ticket, inspect, look, compare, config):
+    for group in (run, export, planning, prune, predict, select, ticket, inspect, look, compare, config):
         group.add(verb)
     run.add_stages(verb, taken=tuple(verbs.choices))
     return parser

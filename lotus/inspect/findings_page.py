@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 from lotus import files
 from lotus.data.source import Source
-from lotus.inspect.findings import Findings
+from lotus.inspect.findings import Findings, Listed
 from selection.errors import Refused
 from selection.shown import shown
 
@@ -31,24 +31,28 @@ table{border-collapse:collapse}td,th{padding:2px 10px;text-align:left;overflow-w
 """
 
 
-def write(out: Path, found: Findings, told: Mapping[str, Any], names: Sequence[str], title: str) -> None:
+def write(out: Path, found: Findings, listed: Listed, title: str) -> dict[str, Any]:
     """Write the page, the same as JSON, and the list of what may go.
 
     Args:
         out: the folder that they go to
         found: what was found
-        told: :meth:`Findings.as_json`, and what else belongs there
-        names: :meth:`Findings.listed`
+        listed: :meth:`Findings.listed`
         title: of the page
+
+    Returns:
+        What stands in the JSON.
 
     Raises:
         Refused: a name has a line break.
     """
-    if odd := next((name for name in names if "\n" in name), None):
+    told = found.as_json() | {"delete": listed.gone, "held_by_links": listed.held}
+    if odd := next((name for name in listed.gone if "\n" in name), None):
         raise Refused(f"{odd!r}: a name with a line break cannot stand on a list. Rename it.")
     files.write_json(out / JSON, told)
-    files.write_bytes(out / LIST, "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape"))
-    files.write_text(out / PAGE, render(found, title, len(names)))
+    files.write_bytes(out / LIST, "".join(f"{name}\n" for name in listed.gone).encode("utf-8", "surrogateescape"))
+    files.write_text(out / PAGE, render(found, title, len(listed.gone)))
+    return told
 
 
 def render(found: Findings, title: str, listed: int) -> str:

@@ -37,9 +37,11 @@ def inspect(
             labels. Labels and outliers are judged only where labels are named, by a network that is trained for it.
         most: label errors and outliers that are listed at most
     """
+    from lotus import ticket
     from lotus.data import cores
     from lotus.data.dataset import open_data
-    from lotus.inspect import findings, findings_page, network
+    from lotus.inspect import findings, findings_page
+    from selection import exclude
 
     run, data = context.run, context.config.data
     train, val = open_data(data, context.shelves)
@@ -59,16 +61,16 @@ def inspect(
         )
 
     found = yield from watched("inspect", 2, look, unit="steps")  # read, compared; where labels are judged more
-    names = found.listed(delete)
-    findings_page.write(
-        run.of("inspect"), found, found.as_json() | {"delete": names}, names, f"Inspected: {run.config.name}"
-    )
+    findings_page.write(run.of("inspect"), found, found.listed(delete), f"Inspected: {run.config.name}")
     yield Wrote("inspect", str(run.of("inspect") / findings_page.PAGE))
     damaged = found.looked[0].damaged  # none of them was prepared
     values = {"duplicates": len(found.pairs), "leaks": len(found.leaks), "damaged": len(damaged), "by": [*delete]}
-    values["left_out"] = len(set(found.to_delete(delete)) - set(damaged))
+    images = ticket.Data(str(run.folder), context.config, run.train_beton, shelves=context.shelves).images()
+    values["left_out"] = len(exclude.rows(run.folder / _LIST, images, "stages.inspect"))
     if found.judged_by == "network":
         values |= {"labels": len(found.mislabeled), "outliers": len(found.outliers)}
+        from lotus.inspect import network
+
         return Outcome(*network.cost(len(train) - len(damaged), len(train.classes)), values=values)
     if "labels" in delete:
         yield Said("inspect", "labels were not judged: fewer than 100 images, or one class", level="warning")
