@@ -188,6 +188,8 @@ class Run:
                 functools.reduce(operator.getitem, way, found).pop(last)
             else:
                 found[part] = functools.reduce(operator.getitem, [*way, last], dump)
+        if self.stages[stage].is_set:
+            found[f"stages.{stage}"] = asked.options if (asked := config.asked(stage)) else {}
         return found
 
     def after(self, stage: str) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ import pytest
 
 from lotus import cli
 from lotus.cli import main, notices_as_they_are
+from lotus.cli.config import settings
 from lotus.config import Config, read, shipped
 from lotus.events import Event, Skipped
 from lotus.stages import STAGES
@@ -133,6 +134,15 @@ def test_the_schema_knows_every_section(capsys: pytest.CaptureFixture[str]) -> N
     assert schema["additionalProperties"] is False
     assert main(["config", "export", "--schema"]) == 0
     assert set(json.loads(capsys.readouterr().out)["properties"]) == set(Config().export.model_dump())
+
+
+def test_every_setting_has_its_sentence() -> None:
+    assert [one.place for one in settings() if not one.sentence] == []
+    schema = Config.model_json_schema()
+    for name, section in {"the page": schema, **schema["$defs"]}.items():
+        for setting, about in section.get("properties", {}).items():
+            told = about if "description" in about else schema["$defs"][about["$ref"].rpartition("/")[2]]
+            assert told["description"], f"{name}: {setting}"
 
 
 @pytest.mark.parametrize(

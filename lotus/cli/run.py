@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from lotus.cli.planning import keep_plan, plan_told, settled
 from lotus.cli.shared import Verbs, load_shelves, overrides, tell, with_files
+from lotus.stage_names import STAGES
 from selection.errors import Refused
 
 if TYPE_CHECKING:
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from lotus.events import Event
     from lotus.report.board import Board
     from lotus.report.live import JsonLines, Quiet, Terminal
-
-STAGES = ("prepare", "score", "select", "baseline", "train", "prune", "finetune", "export", "report")
-"""Names of ``lotus.stages.STAGES``, written down since to import those takes a third of a second, which no verb's help needs."""
 
 
 def add(verb: Verbs) -> None:
