@@ -78,9 +78,9 @@ class World:
         self.sum_(lengths)
         padded = torch.zeros(int(lengths.max()), dtype=tensor.dtype, device=self.device)
         padded[: len(tensor)] = tensor
-        found = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(found, padded)
-        return [part[:length].cpu() for part, length in zip(found, lengths.tolist(), strict=True)]
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        return [part[:length].cpu() for part, length in zip(parts, lengths.tolist(), strict=True)]
 
     def any(self, flag: object) -> bool:
         """Whether ``flag`` is set on any rank."""
@@ -292,13 +292,8 @@ class StopFlag:
 
     _open: ClassVar[list[StopFlag]] = []
 
-    def __init__(self, *, every: float = 1.0) -> None:
-        """
-        Args:
-            every: seconds between two looks at the launcher
-        """
+    def __init__(self) -> None:
         self.reason = ""
-        self._every = every
         self._first = 0.0  # time.monotonic() of the first Ctrl-C
         self._before: dict[int, Any] = {}
         self._done = threading.Event()
@@ -354,7 +349,7 @@ class StopFlag:
         self.set("interrupted" if number == signal.SIGINT else "asked to terminate")
 
     def _look(self, above: list[tuple[int, str]]) -> None:
-        while not self._done.wait(self._every):
+        while not self._done.wait(1.0):  # seconds between two looks at the launcher
             if os.getppid() != above[0][0] or any(born(pid) != when for pid, when in above):
                 self.set("the launcher is gone")
                 return

@@ -86,8 +86,8 @@ def evaluate_classes(
             loss = F.cross_entropy(logits, batch.labels, reduction="none")
             sums += torch.stack([torch.ones_like(loss), best[:, 0], best.any(1), loss]).double().sum(1)
             labels, width = batch.labels, logits.shape[1]
-            told = [one.bincount(minlength=width) for one in (labels[best[:, 0]], labels)]  # right, of
-            classes = _wide(classes, width) + torch.stack(told)
+            counts = [one.bincount(minlength=width) for one in (labels[best[:, 0]], labels)]  # right, of
+            classes = _wide(classes, width) + torch.stack(counts)
     count, top1, top5, loss_sum = world.sum_(sums).tolist()
     if not count:
         raise Refused("validation: there is no image to measure on. Give a validation set of at least one.")
