@@ -77,7 +77,7 @@ def export(
         sent = {"timm": held, "onnx": exported, "notes": notes}
         page = card.page(model, wanted, sent, source, lines(held), why_not(model) if held is None else "")
         files.write_text(folder / _PAGE, page)
-        files.write_text(folder / _CARD, card.hub(model, about, page))
+        files.write_text(folder / _CARD, card.hub(model, about, page, timm=held is not None))
     return sent
 
 

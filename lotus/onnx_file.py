@@ -70,6 +70,7 @@ def write(
     Raises:
         Mismatch: ONNX and torch disagree; the file is not kept.
     """
+    classes: Any = getattr(model, "num_classes", None)
     if takes == "uint8":
         model = _FromPixels(model, wanted).to(example.device).eval()
         draw = torch.Generator().manual_seed(0)
@@ -85,13 +86,13 @@ def write(
             raise Mismatch(
                 f"{file.name}: differs from the model by {worst:.2g}, more than {TOLERANCE:g}; it was not kept."
             )
-        _tell(beside, wanted, takes, about or {})
+        _tell(beside, wanted, takes, {"num_classes": classes, **(about or {})})
     return {"file": file.name, "opset": OPSET, "input": takes, "max_abs_diff": worst}
 
 
 def metadata_of(session: Any) -> dict[str, Any]:
     """What :func:`write` told of its images: ``mean``, ``std``, ``crop``, ``interpolation``, ``side``, ``input``, ``classes``,
-    ``resize``; what is no JSON stays text."""
+    ``num_classes``, ``resize``; what is no JSON stays text."""
     values: dict[str, Any] = {}
     for name, text in session.get_modelmeta().custom_metadata_map.items():
         try:
@@ -107,6 +108,7 @@ def _tell(file: Path, wanted: Preprocessing, takes: Input, about: Mapping[str, A
     stored = onnx.load(str(file))
     known = {**wanted.about(), "side": wanted.side, "input": takes}
     known |= {name: about[name] for name in ("classes", "license", "resize") if about.get(name)}
+    known |= {"num_classes": about["num_classes"]} if about["num_classes"] is not None else {}
     onnx.helper.set_model_props(stored, {name: json.dumps(value, ensure_ascii=False) for name, value in known.items()})
     onnx.save(stored, str(file))
 

@@ -17,6 +17,10 @@ from selection.errors import Refused
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
+_NO_CLASSES = (
+    "{}: has no classifier, and names no class of a picture. Train one on it: lotus finetune FOLDER data.path=PHOTOS."
+)
+
 
 @dataclass(frozen=True)
 class Predictor:
@@ -73,6 +77,7 @@ def _of_torch(folder: Path) -> Predictor:
 
     about = lotus.pruning.spec.read(folder).get("about")
     model: Any = lotus.pruning.load(folder)
+    _check_classifies(model.num_classes, folder)
     wanted = preprocessing(model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device)
@@ -108,6 +113,7 @@ def _of_onnx(file: Path) -> Predictor:
     except Exception as error:  # a file from elsewhere may break its parser in any way
         raise Refused(f"{file}: cannot be read ({' '.join(str(error).split())[:200]}). Is it whole?") from None
     about = onnx_file.metadata_of(session)
+    _check_classifies(about.get("num_classes"), file)
     try:
         mean, std = (np.array([float(one) for one in about[name]], np.float32).reshape(3) for name in ("mean", "std"))
         side, crop, pixels_in = int(about["side"]), float(about.get("crop", CENTER)), about.get("input") == "uint8"
@@ -124,6 +130,14 @@ def _of_onnx(file: Path) -> Predictor:
     how = _how(str(about.get("interpolation", "bilinear")), about)
     mode = "squash" if about.get("crop_mode") == "squash" else "center"
     return Predictor(run, side, crop, how, mode, tuple(str(name) for name in about.get("classes", ())))
+
+
+def _check_classifies(classes: Any, place: Path) -> None:
+    """Refuse a backbone, whose features are no logits."""
+    if classes == 0:
+        raise Refused(
+            f"{place}: has no classifier, and so no word for a picture. Train one: lotus finetune FOLDER data.path=PHOTOS."
+        )
 
 
 def _normalized(pixels: Bytes, mean: Floats, std: Floats) -> Floats:

@@ -208,7 +208,7 @@ ARMS = ("textbook", "adamw", "dense", "lotus", "narrow", "shallow")
 ALONE = (
     "lotus-half", "lotus-sides", "lotus-average", "lotus-ema", "lotus-self", "lotus-infobatch", "lotus-linear", "lotus-patches",
     "dense-images", "dense-random", "dense-infobatch", "dense-rs2", "dense-hardest", "dense-average", "dense-ema", "dense-patches",
-    "dense-sides",
+    "dense-sides", "lotus-early", "lotus-sides-long",
 )  # fmt: skip
 
 

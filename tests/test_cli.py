@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +18,8 @@ from lotus import cli
 from lotus.cli import main, notices_as_they_are
 from lotus.config import Config, read, shipped
 from lotus.stages import STAGES
-from selection.errors import Notice
+from lotus.watch import STOPPED
+from selection.errors import Notice, Refused
 
 
 @pytest.mark.parametrize("stage", [stage.name for stage in STAGES])
@@ -159,15 +163,35 @@ def test_a_config_that_is_shipped_is_found_from_any_folder(
     assert read("configs/imagefolder.yaml").seed == 7, "one's own comes first"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupt_that_a_library_turned_into_an_error_still_stops(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A reader in Rust that calls Python says so: what was refused then is no fault of the user's."""
+
+    def library(options: object) -> int:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        except KeyboardInterrupt as inside:
+            raise Refused("model.safetensors: it cannot be read") from inside
+        return 0
+
+    monkeypatch.setattr("lotus.cli.compare._compare", library)
+    assert main(["compare", "runs/a"]) == STOPPED
+    assert "goes on" in capsys.readouterr().err
+
+
 def test_on_a_terminal_each_slow_import_is_said_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    for name in ("torch", "timm"):
+    slow = ["torch", "timm", "sklearn"]
+    for name in slow:
         monkeypatch.delitem(sys.modules, name, raising=False)
     with cli._FirstWord():
         finder = sys.meta_path[0]
-        for name in ("torch", "json", "torch", "timm.models", "timm", "timm"):
+        for name in ("torch", "json", "torch", "timm.models", "timm", "timm", "sklearn"):
             assert finder.find_spec(name, None) is None
         assert finder not in sys.meta_path
-    assert capsys.readouterr().err.splitlines() == ["lotus: importing torch", "lotus: importing timm"]
+    assert capsys.readouterr().err.splitlines() == [f"lotus: importing {name}" for name in slow]

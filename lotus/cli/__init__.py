@@ -16,9 +16,9 @@ from collections.abc import Iterator, Sequence
 from importlib.abc import MetaPathFinder
 from typing import Any, NoReturn
 
-from lotus.cli import compare, config, inspect, look, planning, predict, prune, run, select, ticket
+from lotus.cli import compare, config, export, inspect, look, planning, predict, prune, run, select, ticket
 from lotus.cli.shared import Action, tell
-from lotus.watch import STOPPED, Lost
+from lotus.watch import STOPPED, Lost, over_launcher
 from selection.atomic_files import disk_faults_refused
 from selection.errors import Notice, Refused
 from selection.methods import nearest
@@ -37,6 +37,7 @@ def program(arguments: Sequence[str] | None = None) -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code."""
     _let_threads_sleep()
+    over_launcher()
     parser = _parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(words[:1]) if words[:1] and words[0] in ("-h", "--help", "--version") else None
@@ -60,7 +61,7 @@ class _FirstWord(MetaPathFinder):
     """Says on a terminal what is being imported that takes seconds: else nothing would be heard meanwhile. Finds nothing."""
 
     def __init__(self) -> None:
-        self._slow = [name for name in ("torch", "timm") if name not in sys.modules]
+        self._slow = [name for name in ("torch", "timm", "sklearn") if name not in sys.modules]
 
     def __enter__(self) -> None:
         if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0" and self._slow:
@@ -140,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(verb=action)
         return added
 
-    for group in (run, planning, prune, predict, select, ticket, inspect, look, compare, config):
+    for group in (run, export, planning, prune, predict, select, ticket, inspect, look, compare, config):
         group.add(verb)
     run.add_stages(verb, taken=tuple(verbs.choices))
     return parser
@@ -169,7 +170,10 @@ def notices_as_they_are() -> Iterator[None]:
 def _terminated_like_interrupted() -> Iterator[None]:
     """SIGTERM unwinds like Ctrl-C, so that what is half-written is taken away. Training has its own, gentler way."""
 
+    asked = []
+
     def interrupt(number: int, frame: Any) -> None:
+        asked.append(number)
         raise _Interrupted
 
     try:
@@ -179,6 +183,10 @@ def _terminated_like_interrupted() -> Iterator[None]:
         return
     try:
         yield
+    except Exception as fault:
+        if asked:  # an interrupt in Python that a library's C or Rust has called may come out of it as an error of the library's
+            raise _Interrupted from fault
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

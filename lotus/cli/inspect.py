@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from lotus.inspect.findings import Findings
+    from lotus.data.source import Source
+    from lotus.inspect.findings import Findings, Listed
     from lotus.ticket import Data
 
 
@@ -31,6 +32,8 @@ def add(verb: Verbs) -> None:
     )
     added.add_argument("--model", default="", metavar="FOLDER",
                        help="judge the labels by the features of this model, not by a small network")  # fmt: skip
+    added.add_argument("--features", default="", metavar="FILE",
+                       help="judge them by these embeddings, as lotus select --features leaves them: needs no torch")  # fmt: skip
     with_files(added, "with the function of the data set")
     as_json(added)
 
@@ -48,17 +51,18 @@ def _inspect(options: argparse.Namespace) -> int:
         raise Refused(f"{options.data}: there are no pictures to look at. Give a folder of them, a config or a run.")
     train, val = open_data(behind.settings.data, shelves, learned=False)
     found = findings.inspect(
-        train, val, recorded=_margins(behind), model=options.model, most=options.most, workers=cores.count(),
+        train, val, recorded=_margins(behind), features=_features(options, train), most=options.most, workers=cores.count(),
         root=behind.settings.data.path if train.root else "",
         say=lambda text: tell(f"{text} ...", file=sys.stderr),
     )  # fmt: skip
-    names = found.listed(kinds)
-    told = found.as_json() | {"delete": names}
+    listed = found.listed(kinds)
+    told = found.as_json() | {"delete": listed.gone, "held_by_links": listed.held}
     _write(Path(options.out), found, told, f"Inspected: {options.data}")
     if options.json:
         print(json.dumps(told))
     else:
         _tell(Path(options.out), found, told)
+        _links_told(listed)
     return 0
 
 
@@ -74,9 +78,28 @@ def _checked(options: argparse.Namespace) -> tuple[str, ...]:
         raise Refused(f"--most: at least 1, not {options.most}.")
     if options.model and not (Path(options.model) / "spec.json").is_file():
         raise Refused(f"--model {options.model}: has no spec.json. Give the folder of a model, e.g. RUN/finetune.")
+    if options.model and options.features:
+        raise Refused("--features: are there, and --model makes others. Leave one of the two out.")
     for name in ("inspect.html", "inspect.json", "delete.txt"):
         files.check(Path(options.out) / name)
     return kinds
+
+
+def _features(options: argparse.Namespace, train: Source) -> str | npt.NDArray[np.float32]:
+    """By what labels are judged: features that are there, the folder of a model, or nothing."""
+    if not options.features:
+        return str(options.model)
+    import numpy as np
+
+    from lotus.inspect import embeddings
+
+    found = embeddings.of(options.features, train)
+    if missing := int(np.isnan(found).any(1).sum()):
+        tell(
+            f"! {missing:,} of {len(train):,} images have no features in {options.features}: not judged",
+            file=sys.stderr,
+        )
+    return found
 
 
 def _margins(behind: Data) -> npt.NDArray[np.floating] | None:
@@ -112,7 +135,7 @@ def _tell(out: Path, found: Findings, told: dict[str, Any]) -> None:
             f"{count:,} {name[:-1] if count == 1 and name[-1] == 's' else name}" for name, count in counts.items()
         )
     )
-    if found.judged_by in ("network", "model"):
+    if found.judged_by in ("network", "model", "features"):
         tell(
             f"  labels: an estimated {100 * found.share_wrong:.1f} % are wrong; the list would hold {100 * found.share_found:.0f} % of "
             "those that were made wrong on purpose"
@@ -126,3 +149,15 @@ def _tell(out: Path, found: Findings, told: dict[str, Any]) -> None:
     tell(f"{out / 'inspect.html'}: look here first")
     gone = len(told["delete"])
     tell(f"{out / 'delete.txt'}: {gone:,} image{'' if gone == 1 else 's'}, for select.exclude={out / 'delete.txt'}")
+
+
+def _links_told(listed: Listed) -> None:
+    """Why the list is not what somebody who knows the leaks would expect."""
+    if listed.links:
+        tell(
+            f"  {listed.links:,} of them {'is a link' if listed.links == 1 else 'are links'} of val to a picture of train, which stays"
+        )
+    if listed.held:
+        tell(
+            f"  {len(listed.held):,} more would be on it, but a picture that stays is a link to them, e.g. {listed.held[0]}"
+        )

@@ -98,6 +98,8 @@ def read(file: str | os.PathLike[str] | bytes) -> Pixels:
             device, on which it would wait.
     """
     ask, notes = getattr(_thread, "watch", (None, []))
+    if not isinstance(file, bytes) and os.path.islink(file) and not os.path.exists(file):
+        raise OSError("a link to nowhere; mend it, or take it away")
     if not isinstance(file, bytes) and regular.check(file).stat().st_size <= _SMALL:
         file = Path(file).read_bytes()  # nobody else waits for this disk below
     with _silenced(notes):

@@ -41,24 +41,29 @@ _LEFT = (
 
 @functools.cache
 def _deepspeed() -> ModuleType:
-    """deepspeed, quiet, and without the operation that it would compile."""
+    """deepspeed, quiet, and without the operations that it would compile."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     import deepspeed
     import deepspeed.ops
+    from deepspeed.runtime import compiler
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # DeepSpeed's own table of what this machine can compile: it is asked before anything is, and takes edits.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Its Muon, which ZeRO imports and nobody here uses, would load torch's inductor: a second. By name, since DeepSpeed's
+    # own question for it asks for ranks first, and nobody has joined them yet.
+    compiled, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
+    with contextlib.suppress(ImportError):
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    compiler.compile = compiled
     return deepspeed
 
 
 def ready() -> None:
-    """Import all that an engine needs, DeepSpeed's Muon with torch's compiler among it: seconds that the first training of a
-    process would be billed for, and no later one."""
+    """Import all that a training needs, what torch's optimizers load when the first is made among it: seconds that the first
+    training of a process would be billed for, and no later one."""
     _deepspeed()
-    # By name, since DeepSpeed's own question for it asks for ranks first, and nobody has joined them yet.
-    with contextlib.suppress(ImportError):
-        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    importlib.import_module("torch._dynamo")
 
 
 class Engine:

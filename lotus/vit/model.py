@@ -52,7 +52,7 @@ def create(model: config.Model, classes: int, *, place: str = "model") -> nn.Mod
 
 def of_hub(model: config.Model, place: str) -> tuple[config.Model, dict[str, Any]]:
     """``model`` with the name and arguments that a folder laid out as the hub does says its weights are of, over which a side and
-    patches of one's own stand; and the ``pretrained_cfg`` that lies there. Any other is as it was."""
+    patches of one's own stand; and the ``pretrained_cfg`` that lies there, with ``label_names``. Any other is as it was."""
     hub = hub_config(Path(model.weights), f"{place}.weights") if model.weights else {}
     if not hub:
         return model, {}
@@ -60,7 +60,9 @@ def of_hub(model: config.Model, place: str) -> tuple[config.Model, dict[str, Any
     mine = {key: value for key, value in model.args.items() if key in ("img_size", "patch_size")}
     made = {**(args if isinstance(args, dict) else {}), **mine}
     made.pop("num_classes", None)
-    told_images = own if isinstance(own, dict) else {}
+    told_images = dict(own) if isinstance(own, dict) else {}
+    if isinstance(hub.get("label_names"), list):
+        told_images["label_names"] = hub["label_names"]
     if "img_size" not in made and told_images.get("input_size"):
         mine_size = told_images["input_size"]
         made["img_size"] = mine_size[-1] if isinstance(mine_size, list) else mine_size
@@ -68,8 +70,8 @@ def of_hub(model: config.Model, place: str) -> tuple[config.Model, dict[str, Any
 
 
 def remember_images(model: Any, told: Mapping[str, Any]) -> None:
-    """Let ``pretrained_cfg`` say how the images of the weights were made."""
-    known = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
+    """Let ``pretrained_cfg`` say how the images of the weights were made, and what their classes are called."""
+    known = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "label_names")
     cfg = {**(getattr(model, "pretrained_cfg", None) or {}), **{name: told[name] for name in known if name in told}}
     model.pretrained_cfg = model.default_cfg = cfg
 
