@@ -60,12 +60,7 @@ def images_told(wanted: Preprocessing) -> str:
 
 
 def page(
-    model: nn.Module,
-    wanted: Preprocessing,
-    sent: Mapping[str, Any],
-    source: str,
-    lines: Sequence[str],
-    why_not: str,
+    model: nn.Module, wanted: Preprocessing, sent: Mapping[str, Any], source: str, lines: Sequence[str], why_not: str
 ) -> str:
     """MODEL.md: what lies here and the lines that load it.
 

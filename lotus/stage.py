@@ -105,10 +105,6 @@ def _none(*_: Any) -> Mapping[str, Any]:
     return {}
 
 
-def _always(config: Config) -> bool:
-    return True
-
-
 @dataclass(frozen=True)
 class Stage:
     """A stage. ``make``, ``check``, ``forecast`` and ``tell`` are given what stands in :mod:`lotus.stages`; the rest is the config's."""
@@ -157,7 +153,7 @@ class Stage:
     """Puts what it has to say into the results (where the values of each stage stand under its name), given the
     :class:`lotus.run.Run` and them; may return sections of its own."""
     curve: Curve | None = None
-    wanted: Callable[[Config], bool] = _always
+    wanted: Callable[[Config], bool] = lambda config: True
     """Whether it is there at all with these settings."""
     bind: Callable[[Config, Sequence[ModuleType]], Mapping[str, Any]] = _none
     """What of it depends on the shelves beside LOTUS' own: other values of its fields."""

@@ -173,18 +173,20 @@ class Watch:
         if now["system"] and now["system"] == self._here["system"] and born(now["pid"]) != now["born"]:
             return f"{name} is gone."
         if self._silent[other] > self._patience:
+            seconds = self._patience
+            patience = f"{seconds / 60:g} minutes" if seconds >= 60 else f"{seconds:g} seconds"
             return (
-                f"{name} has not answered for {_time(self._patience)}: it is stopped, or its machine is gone. End it, or give it "
+                f"{name} has not answered for {patience}: it is stopped, or its machine is gone. End it, or give it "
                 "longer with rank_timeout=MINUTES."
             )
         return ""
 
     def _tell(self, *, left: bool = False, why: str = "") -> None:
         self._beat += 1
-        told = {**self._here, "beat": self._beat, "left": left, "why": why[:500]}
+        sign = {**self._here, "beat": self._beat, "left": left, "why": why[:500]}
         with contextlib.suppress(Refused, OSError):  # a full disk: the others have their patience, and the work goes on
             self._folder.mkdir(parents=True, exist_ok=True)
-            atomic_files.write_json(self._folder / str(self._rank), told)
+            atomic_files.write_json(self._folder / str(self._rank), sign)
 
 
 @contextlib.contextmanager
@@ -266,7 +268,3 @@ def _system() -> str:
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds / 60:g} minutes" if seconds >= 60 else f"{seconds:g} seconds"

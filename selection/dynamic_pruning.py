@@ -314,7 +314,7 @@ def epoch_subset(
     name, method, options, saving = _resolved(pick, list(shelves), place)
     keep = keep if saving is None else 1 - saving
     own = int(np.random.SeedSequence([seed, _STREAM]).generate_state(1, np.uint64)[0])
-    told: dict[str, Any] = {
+    known: dict[str, Any] = {
         **state.known(),
         "epoch": int(epoch),
         "epochs": int(epochs),
@@ -322,7 +322,7 @@ def epoch_subset(
         "seed": own,
         "rng": np.random.default_rng([own, int(epoch)]),
     }
-    taken = methods.call(method, told, options, place=place)
+    taken = methods.call(method, known, options, place=place)
     rows, weights = _checked(taken, len(state), f"{place} ({name})")
     order = np.argsort(rows)
     return EpochSubset(rows[order].astype(np.int64), weights[order].astype(np.float32))

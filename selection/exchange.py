@@ -73,16 +73,16 @@ def read(
         raise Refused(
             f"{images.say('kind', kind)}: there is no such kind.{nearest(kind, KINDS)} There are: {', '.join(KINDS)}."
         )
-    found = find(path, Asked(kind, column, order, force), images)
+    contents = find(path, Asked(kind, column, order, force), images)
     if negate:
         say = images.say("negate")
-        if found.scores is None:
+        if contents.scores is None:
             raise Refused(f"{say}: {path} holds no scores. Leave it out.")
-        if not np.isfinite(found.scores).all():
+        if not np.isfinite(contents.scores).all():
             raise Refused(f"{say}: {path} has a score of +inf, which would become the least wanted. Leave it out.")
-        found.scores = -found.scores
-        found.told += ", negated"
-    return found
+        contents.scores = -contents.scores
+        contents.told += ", negated"
+    return contents
 
 
 def ticket(
@@ -201,10 +201,10 @@ def write(
 
 def _columns(subset: Subset, images: Images, paths: bool) -> dict[str, np.ndarray]:
     """Of the images that stay."""
-    found = {"index": images.numbers[subset.rows]}
+    columns = {"index": images.numbers[subset.rows]}
     if paths and images.names is not None:
-        found["path"] = np.array([images.names[row] for row in subset.rows.tolist()])
-    return {**found, "weight": subset.weights}
+        columns["path"] = np.array([images.names[row] for row in subset.rows.tolist()])
+    return {**columns, "weight": subset.weights}
 
 
 def _array(ending: str, columns: dict[str, np.ndarray] | None, numbers: Rows) -> bytes:

@@ -99,9 +99,9 @@ def _column(dataset: Any, name: str) -> np.ndarray:
     if name not in dataset.column_names:
         raise Refused(f"dataset: has no column {name!r}. It has: {', '.join(dataset.column_names)}.")
     try:
-        found = np.asarray(dataset.with_format("numpy")[name][:])
+        column = np.asarray(dataset.with_format("numpy")[name][:])
     except ValueError:
-        found = np.empty(0, object)
-    if found.dtype.kind == "O":
+        column = np.empty(0, object)
+    if column.dtype.kind == "O":
         raise Refused(f"dataset: the column {name!r} holds neither numbers nor texts of one shape. Give another.")
-    return found
+    return column

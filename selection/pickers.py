@@ -248,12 +248,7 @@ def k_center(embeddings: Array, budget: int, rng: np.random.Generator, start: Ro
 
 
 def facility_location(
-    embeddings: Array,
-    budget: int,
-    rng: np.random.Generator,
-    start: Rows,
-    *,
-    way: Way = Way(),
+    embeddings: Array, budget: int, rng: np.random.Generator, start: Rows, *, way: Way = Way()
 ) -> Rows:
     """So that each image has one like it among those taken: the most of ``sum_i max_{j in S} (1 + cos_ij) / 2``.
 
@@ -351,13 +346,7 @@ def d2(
 
 
 def craig(
-    errors: Array,
-    embeddings: Array,
-    budget: int,
-    rng: np.random.Generator,
-    start: Rows,
-    *,
-    way: Way = Way(),
+    errors: Array, embeddings: Array, budget: int, rng: np.random.Generator, start: Rows, *, way: Way = Way()
 ) -> tuple[Rows, Floats]:
     """So that each image's gradient has one like it among those taken. Mirzasoleiman et al. 2020 (arXiv 1906.01827).
 
@@ -381,12 +370,7 @@ def craig(
 
 
 def grad_match(
-    errors: Array,
-    embeddings: Array,
-    budget: int,
-    rng: np.random.Generator,
-    *,
-    pursuit: Pursuit = Pursuit(),
+    errors: Array, embeddings: Array, budget: int, rng: np.random.Generator, *, pursuit: Pursuit = Pursuit()
 ) -> tuple[Rows, Floats]:
     """Images and weights whose gradients add up to that of all. Killamsetty et al. 2021 (arXiv 2103.00123), algorithm 2.
 

@@ -210,11 +210,7 @@ def _union(label: int, budget: int, candidates: Sequence[Candidates], asked: Sha
 
 
 def _represent(
-    kernel: Cosine,
-    budget: int,
-    chance: np.random.Generator,
-    way: Way,
-    stands: npt.NDArray[np.float64] | None = None,
+    kernel: Cosine, budget: int, chance: np.random.Generator, way: Way, stands: npt.NDArray[np.float64] | None = None
 ) -> tuple[Rows, Callable[[Rows], Rows]]:
     if budget == len(kernel):
         return np.arange(budget), lambda of: np.arange(budget)

@@ -27,7 +27,6 @@ from lotus.data.views import uniform
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-Uint64 = npt.NDArray[np.uint64]
 
 ACTIONS = (
     "nothing", "auto_contrast", "equalize", "invert", "posterize", "solarize", "solarize_add", "color", "contrast",

@@ -183,15 +183,15 @@ def _check_end(file: str, opened: BinaryIO, at: int) -> None:
 
 
 def _picture(file: str, key: str, members: dict[str, tarfile.TarInfo], image: str) -> str:
-    found = [
+    images = [
         one for one in members if one == image or (not image and f".{one.rpartition('.')[2]}" in pictures.SUFFIXES)
     ]
-    if len(found) != 1:
-        many = "several pictures" if found else f"no .{image}" if image else "no picture"
+    if len(images) != 1:
+        many = "several pictures" if images else f"no .{image}" if image else "no picture"
         raise Refused(
             f"{file}: {key} has {many}, but {', '.join(sorted(members))}. data.options.image names the extension."
         )
-    return found[0]
+    return images[0]
 
 
 def _label(file: str, key: str, members: dict[str, tarfile.TarInfo], label: str) -> str:

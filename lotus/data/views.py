@@ -74,12 +74,7 @@ Table = npt.NDArray[np.int32]
 
 
 def parameters(
-    view: View,
-    epoch: int,
-    index: npt.ArrayLike,
-    heights: npt.ArrayLike,
-    widths: npt.ArrayLike,
-    side: int | None = None,
+    view: View, epoch: int, index: npt.ArrayLike, heights: npt.ArrayLike, widths: npt.ArrayLike, side: int | None = None
 ) -> Table:
     """The table (n, 7) for n images; see ``COLUMNS``.
 

@@ -311,15 +311,15 @@ def images_of(folder: Path) -> dict[str, list[float]]:
     """
     if not (folder / SPEC).is_file():
         return {}
-    told = read(folder).get("about", {})
-    told = told if isinstance(told, dict) else {}
-    found = {name: told[name] for name in ("mean", "std") if name in told}
-    for name, three in found.items():
+    about = read(folder).get("about", {})
+    about = about if isinstance(about, dict) else {}
+    numbers = {name: about[name] for name in ("mean", "std") if name in about}
+    for name, three in numbers.items():
         if not _of_colors(three) or (name == "std" and 0 in three):
             raise Refused(
                 f"{folder / SPEC}: about.{name} is {three!r:.60}, not three numbers between 0 and 1. Mend it."
             )
-    return {name: [float(number) for number in three] for name, three in found.items()}
+    return {name: [float(number) for number in three] for name, three in numbers.items()}
 
 
 def _of_colors(value: Any) -> bool:

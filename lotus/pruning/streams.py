@@ -16,16 +16,7 @@ from torch import Tensor, nn
 
 from lotus.config import Prune, as_request, reader, rules
 from lotus.pruning import budget, latency, measure, narrow, unfit
-from lotus.pruning.study import (
-    Given,
-    Progress,
-    Pruned,
-    Study,
-    beyond,
-    criterion,
-    rounded,
-    study,
-)
+from lotus.pruning.study import Given, Progress, Pruned, Study, beyond, criterion, rounded, study
 from lotus.pruning.wrapping import Batches, Wrapped, passes_of
 from lotus.vit import anatomy, cost
 from selection import methods
@@ -83,8 +74,8 @@ def prune(
     wrapped = Wrapped(model)
     if wrapped.hub is not None and request.embed_dim == "auto":  # its class has one width for all that is not a block
         request = request.model_copy(update={"embed_dim": None})
-    found = lottery(wrapped.vit, wrapped.batches(batches), request, Given(shelves, gates, seed))
-    return wrapped.around(found.model)
+    pruned = lottery(wrapped.vit, wrapped.batches(batches), request, Given(shelves, gates, seed))
+    return wrapped.around(pruned.model)
 
 
 def _check_arguments(settings: Mapping[str, Any]) -> None:
@@ -260,7 +251,7 @@ class _Streams:
         if not self.drawn:
             raise Refused(self._beyond)
         channels = min(self.drawn, key=lambda width: self.apart.get(width, 0.0))
-        found, notes = self.drawn[channels], []
+        best, notes = self.drawn[channels], []
         if channels < self.wide:
             notes.append(f"Of the residual stream's {self.wide} channels {channels} stay, turned.")
         if len(self.apart) > 1:
@@ -268,7 +259,7 @@ class _Streams:
             notes.append(
                 f"Embedding dimensions tried, and how far each is from the dense model (nats an image): {lines}."
             )
-        return dataclasses.replace(found, forwards=self.forwards, notes=(*notes, *found.notes))
+        return dataclasses.replace(best, forwards=self.forwards, notes=(*notes, *best.notes))
 
 
 def _thinned(passes: Callable[[], Iterable[Any]], every: int, first: int = 0) -> Iterator[Any]:

@@ -136,15 +136,15 @@ def convolve(block: Block, kernel: int, channels: int, model: nn.Module) -> Conv
 
 def cut_weights(block: Block, keep: BlockPlan, power: int = 1) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Weight and bias of each Linear after the cut, by name; ``power`` as of :func:`cut`."""
-    found: dict[str, tuple[Tensor, Tensor | None]] = {}
+    weights: dict[str, tuple[Tensor, Tensor | None]] = {}
     if keep.heads:
-        found |= _cut_attention(block, keep, power)
+        weights |= _cut_attention(block, keep, power)
     if keep.units:
         units = list(keep.units)
         halves = [half * keep.of.hidden + unit for half in range(1 + block.glu) for unit in units]
-        found["fc1"] = (_columns(block.fc1.weight.detach()[halves], keep.mlp_in), _rows(block.fc1, halves))
-        found["fc2"] = (block.fc2.weight.detach()[:, units], _rows(block.fc2))
-    return found
+        weights["fc1"] = (_columns(block.fc1.weight.detach()[halves], keep.mlp_in), _rows(block.fc1, halves))
+        weights["fc2"] = (block.fc2.weight.detach()[:, units], _rows(block.fc2))
+    return weights
 
 
 def _cut_attention(block: Block, keep: BlockPlan, power: int) -> dict[str, tuple[Tensor, Tensor | None]]:

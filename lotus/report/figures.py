@@ -180,12 +180,12 @@ def _bars(name: str, kept: Sequence[int], of: Sequence[int], more: Sequence[str]
     return _svg(f"{name} kept in each block", parts, height=36 + row * len(kept))
 
 
-def scores(values: npt.NDArray[np.floating], rows: npt.NDArray[np.integer], *, name: str, bins: int = 40) -> str:
+def scores(values: npt.NDArray[np.floating], rows: npt.NDArray[np.integer], *, name: str) -> str:
     """Histogram of the scores (N,), the kept rows (K,) marked; scores without bound are left out and named."""
     finite = np.isfinite(values)
     if not finite.any():
         return ""
-    edges, everyone, chosen = binned(values, rows, bins=bins)
+    edges, everyone, chosen = binned(values, rows, bins=40)
     axes = _Axes(
         (float(edges[0]), float(edges[-1])),
         (0.0, float(everyone.max()) * 1.05),

@@ -21,8 +21,6 @@ from lotus.report import ledger, lines
 from lotus.report.numbers import count, percent, si
 from selection.shown import shown
 
-_PLAIN_EVERY = 10.0  # seconds between two plain lines of a stage
-_DRAW_EVERY = 0.1  # seconds between two frames of the live display
 _CLASSES = 40  # rows of the ticket's table
 
 

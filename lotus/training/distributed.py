@@ -77,9 +77,9 @@ class World:
         self.sum_(lengths)
         padded = torch.zeros(int(lengths.max()), dtype=tensor.dtype, device=self.device)
         padded[: len(tensor)] = tensor
-        found = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(found, padded)
-        return [part[:length].cpu() for part, length in zip(found, lengths.tolist(), strict=True)]
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        return [part[:length].cpu() for part, length in zip(parts, lengths.tolist(), strict=True)]
 
     def any(self, flag: object) -> bool:
         """Whether ``flag`` is set on any rank."""

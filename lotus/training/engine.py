@@ -66,10 +66,6 @@ def ready() -> None:
     importlib.import_module("torch._dynamo")
 
 
-def _nothing() -> None:
-    return None
-
-
 class Engine:
     """A model in training: forward, backward, step.
 
@@ -83,13 +79,7 @@ class Engine:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        recipe: Recipe,
-        world: World,
-        *,
-        place: str = "train",
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, world: World, *, place: str = "train"
     ) -> None:
         """
         Raises:
@@ -191,7 +181,7 @@ class Engine:
 
         Plain numbers become scalars of int64 or float64. Every rank must call.
         """
-        found = {}
+        moments = {}
         if not self._own and self._base.state:
             self._link()
         with torch.no_grad():
@@ -200,8 +190,8 @@ class Engine:
                 for key, value in self._base.state.get(master, {}).items():
                     if not self._own and torch.is_tensor(value) and value.shape == master.shape:
                         value = self._deepspeed.utils.safe_get_full_optimizer_state(p, key)
-                    found[f"{name}/{key}"] = _to_cpu(torch.as_tensor(value, dtype=_scalar_type(value)), cast=False)
-        return found
+                    moments[f"{name}/{key}"] = _to_cpu(torch.as_tensor(value, dtype=_scalar_type(value)), cast=False)
+        return moments
 
     def load_moments(self, moments: Mapping[str, Tensor]) -> None:
         """Take up what :meth:`moments` gave, on any number of ranks."""
@@ -280,7 +270,7 @@ class Engine:
                 handle.remove()
         self._engine.destroy()
         # Its destructor would do it once more, whenever memory is collected: to parameters that are another engine's by then.
-        self._engine.destroy = _nothing
+        self._engine.destroy = lambda: None
         if self.compiled is not None:
             self.compiled.release()
         if self.stage < 3 or weights is not None:
@@ -335,8 +325,8 @@ class Engine:
         """Where each parameter lies in the masters of ZeRO 1 to 3, by its id."""
         own = self._optimizer
         if self.stage == 3:
-            found = {id(p): own.grad_position[own.get_param_id(p)] for p in self._named.values()}
-            return {key: Place(self.masters[group], start, length) for key, (group, start, length) in found.items()}
+            positions = {id(p): own.grad_position[own.get_param_id(p)] for p in self._named.values()}
+            return {key: Place(self.masters[group], start, length) for key, (group, start, length) in positions.items()}
         places: dict[int, Place] = {}
         groups = getattr(own, "round_robin_bit16_groups", None) or own.bf16_groups
         for flat, group, starts in zip(

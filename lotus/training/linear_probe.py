@@ -211,7 +211,7 @@ def watched(
     """
     images, width = features.shape
     parts = groups(len(seeds), images, classes, recipe, steps=gradients)
-    found: list[dict[str, npt.NDArray[np.generic]]] = []
+    signals: list[dict[str, npt.NDArray[np.generic]]] = []
     errors: dict[str, npt.NDArray[np.generic]] = {}
     for number, part in enumerate(parts):
         own = [seeds[head] for head in part]
@@ -220,7 +220,7 @@ def watched(
         plans = [SamplePlan(np.arange(images), seed=seed, batch_size=recipe.batch_size) for seed in own]
         signs = fit(heads, features, labels, plans, recipe, recorder=recorder, stop=stop)
         yield from _among(len(parts), number, signs)
-        found.append(
+        signals.append(
             {
                 name: values.reshape(recipe.epochs, len(own), images).transpose(1, 0, 2)
                 for name, values in recorder.signals().items()
@@ -232,7 +232,7 @@ def watched(
                 p[0, torch.arange(len(p[0])), labels[rows]] -= 1
                 error[rows] = p[0].half().cpu().numpy()
             errors["errors"] = error
-    return {name: np.concatenate([one[name] for one in found]) for name in found[0]} | errors
+    return {name: np.concatenate([one[name] for one in signals]) for name in signals[0]} | errors
 
 
 def on_parts(

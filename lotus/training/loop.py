@@ -177,10 +177,10 @@ class _Course:
     def begin(self) -> Iterator[Event]:
         """From a checkpoint or from nothing; tells which."""
         self._passed = Passed.of(self._job.folder, self._job.key, self._job.world)
-        found, notes = self._book.find(self._passed)
-        if found is not None:
-            self.model = self._book.rebuilt(self.model, found)
-        began_with = found.state.get("threads", 0) if found is not None else 0
+        checkpoint, notes = self._book.find(self._passed)
+        if checkpoint is not None:
+            self.model = self._book.rebuilt(self.model, checkpoint)
+        began_with = checkpoint.state.get("threads", 0) if checkpoint is not None else 0
         self._threads = threads.take(self.model, self._data.plan.micro, self._job.world, began_with)
         if (now := torch.get_num_threads()) != self._threads:
             notes.append((f"computes with {now} of {self._threads} threads, as many as its steps keep busy", "info"))
@@ -188,8 +188,8 @@ class _Course:
         self._pace = Pace(self._job.stage, self._job.world, self._job.clock)
         self._macs = macs(self.model, image_size(self.model)) if self._pace.peak else 0.0
         engine = self._engage(self.model)
-        if found is not None:
-            self.at = self._book.restore(found, engine)
+        if checkpoint is not None:
+            self.at = self._book.restore(checkpoint, engine)
             self._taken_up = self.at.micro > 0
         self.at = dataclasses.replace(self.at, rewinds=len(self._passed.stretches), threads=torch.get_num_threads())
         yield from self._job.told(*(Said(self._job.stage, text, level) for text, level in notes))
@@ -362,8 +362,8 @@ class _Course:
         with self._saved_where_stopped(count), contextlib.ExitStack() as inside:
             for guest in self._guests:
                 inside.enter_context(guest.evaluating())
-            values, told = evaluate_classes(engine.forward, validation, job.world, stop=job.stop)
-        self.at = dataclasses.replace(self.at, top1=values["top1"], loss=values["loss"], per_class=told)
+            values, per_class = evaluate_classes(engine.forward, validation, job.world, stop=job.stop)
+        self.at = dataclasses.replace(self.at, top1=values["top1"], loss=values["loss"], per_class=per_class)
         yield from job.told(Evaluated(job.stage, self.at.epoch + 1, values))
 
     @contextlib.contextmanager
@@ -410,11 +410,11 @@ class _Book:
 
     def find(self, over: Passed) -> tuple[Checkpoint | None, list[tuple[str, str]]]:
         """The checkpoint to go on from, where these steps are passed over, and sentences (with their level) about it."""
-        found, passed = self._checkpoints.latest(over.why_not)
+        checkpoint, passed = self._checkpoints.latest(over.why_not)
         notes = [(text, "warning") for text in passed]
-        if found is not None:
-            notes.append((f"goes on after step {found.state['step']}, from {found.path}", "info"))
-        return found, notes
+        if checkpoint is not None:
+            notes.append((f"goes on after step {checkpoint.state['step']}, from {checkpoint.path}", "info"))
+        return checkpoint, notes
 
     def rebuilt(self, model: nn.Module, found: Checkpoint) -> nn.Module:
         """The model that ``found`` is of, as the guests say."""

@@ -303,9 +303,7 @@ class Muon(torch.optim.Optimizer):
         return self._memory[key]
 
 
-def newton_schulz(
-    x: Tensor, buffer: Buffers | None = None, coefficients: Sequence[tuple[float, float, float]] = QUINTIC
-) -> Tensor:
+def newton_schulz(x: Tensor, buffer: Buffers | None = None) -> Tensor:
     """Move the singular values of matrices toward 1 and leave their vectors: U S V^T -> about U V^T.
 
     In float32, a matrix at least twice as wide as it is high is iterated on by its Gram matrix, X X^T, which is smaller
@@ -315,7 +313,6 @@ def newton_schulz(
     Args:
         x: (K, n, m) with n <= m, used up
         buffer: gives memory of a name and a size; None for new
-        coefficients: a, b, c of each iteration, x -> a x + b x^3 + c x^5
 
     Returns:
         (K, n, m), which lies in a buffer, or in ``x``
@@ -327,8 +324,8 @@ def newton_schulz(
     a_, b_, other = buffer("a", small), buffer("b", small), buffer("y", (count, rows, columns))
     if x.dtype == torch.float32 and columns >= 2 * rows:
         gram = torch.bmm(x, x.mT, out=a_)
-        return torch.bmm(_polynomial(gram, b_, buffer, coefficients), x, out=other)
-    for a, b, c in coefficients:
+        return torch.bmm(_polynomial(gram, b_, buffer), x, out=other)
+    for a, b, c in QUINTIC:
         torch.bmm(x, x.mT, out=a_)
         torch.baddbmm(a_, a_, a_, beta=b, alpha=c, out=b_)
         torch.baddbmm(x, b_, x, beta=a, out=other)
@@ -336,18 +333,18 @@ def newton_schulz(
     return x
 
 
-def _polynomial(gram: Tensor, z: Tensor, buffer: Buffers, coefficients: Sequence[tuple[float, float, float]]) -> Tensor:
+def _polynomial(gram: Tensor, z: Tensor, buffer: Buffers) -> Tensor:
     """(K, n, n) R = X X^T -> Q such that Q X is what the iterations make of X. All of these matrices commute."""
     size = (gram.shape[0], gram.shape[1], gram.shape[2])
     q, other, between = buffer("q", size), buffer("p", size), buffer("r", size)
-    for number, (a, b, c) in enumerate(coefficients):
+    for number, (a, b, c) in enumerate(QUINTIC):
         torch.baddbmm(gram, gram, gram, beta=b, alpha=c, out=z)  # the iteration multiplies X by a I + Z
         if number == 0:
             q.copy_(z).diagonal(dim1=-2, dim2=-1).add_(a)
         else:
             torch.baddbmm(q, z, q, beta=a, out=other)
             q, other = other, q
-        if number + 1 < len(coefficients):
+        if number + 1 < len(QUINTIC):
             torch.baddbmm(gram, z, gram, beta=a, out=between)
             torch.baddbmm(between, z, between, beta=a, out=gram)
     return q

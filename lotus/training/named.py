@@ -64,7 +64,7 @@ def chosen(
     Raises:
         Refused: there is no such function, or it makes no guest.
     """
-    found = []
+    guests = []
     for settings in wanted:
         method, where = _found(settings, shelves, place), f"{place}.{settings.name}"
         guest = methods.call(method, available, options(method, settings.options, place=where), place=where, here=READS)
@@ -73,8 +73,8 @@ def chosen(
                 f"{place}: {settings.name!r} makes a {type(guest).__name__}, not a guest. Return an instance of a subclass of "
                 "lotus.training.guests.Guest."
             )
-        found.append(guest if methods.is_ours(type(guest)) else _watched(guest, where))
-    return found
+        guests.append(guest if methods.is_ours(type(guest)) else _watched(guest, where))
+    return guests
 
 
 def _watched(guest: Guest, place: str) -> Guest:

@@ -128,7 +128,6 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float, momentum: float | None =
 Rate = tuple[float, float | None]
 """Learning rate of a step, and its momentum; None: the optimizer's own stays."""
 
-
 SCHEDULE_READS = ("step", "warm", "total", "peak", "low")
 """What a schedule may read (lotus/training/schedules.py says what it is)."""
 
@@ -158,8 +157,8 @@ def make_schedule(
         warm, total = recipe.warmup * steps_per_epoch, recipe.epochs * steps_per_epoch
         here = {**known, "step": step, "warm": warm, "total": total}
         with contextlib.nullcontext() if ours else blamed(method, place=f"{where} at step {step}"):
-            found = method(*(here[name] for name in names), **settings.options)
-        return _checked(found, step, settings.name, where)
+            rates = method(*(here[name] for name in names), **settings.options)
+        return _checked(rates, step, settings.name, where)
 
     return rate
 

@@ -110,8 +110,8 @@ class Tracked(Guest):
 
     def close_epoch(self, at: Position) -> Iterable[str]:
         if self._tell is not None:
-            found = {"validation/top1": at.top1, "validation/loss": at.loss, "epoch": at.epoch + 1}
-            self._tell(_sound(found), at.step)
+            values = {"validation/top1": at.top1, "validation/loss": at.loss, "epoch": at.epoch + 1}
+            self._tell(_sound(values), at.step)
         return ()
 
     def leave(self) -> None:

@@ -136,30 +136,37 @@ class Outline:
         Args:
             tokens: how many its attention and its MLP see; all where None
         """
-        heads, qk_dim, v_dim, hidden, attn_in, mlp_in = dims
-        bias, kind = self.biases[index], self.kind(index)
+        bias, kind, hidden = self.biases[index], self.kind(index), dims.hidden
         width = kind.width or self.width
         attended, processed = tokens or (kind.attended or self.tokens, kind.processed or self.tokens)
         attention = attn_macs = mlp = fc_macs = 0
         by_attn, by_mlp = self.beside[index] if self.beside else (0, 0)
         kernel = self.kernels[index] if self.kernels else 0
         if kernel:
-            attention = by_attn + convolution.params(width, v_dim, kernel, bias=bias.qkv, proj_bias=bias.proj)
-            attn_macs = convolution.macs(attended - self.prefix, width, v_dim, kernel)
-        elif heads:
-            attention = by_attn + ((attn_in or width) + bias.qkv) * heads * (2 * qk_dim + v_dim)
-            attention += heads * v_dim * width + bias.proj * width
-            attention += heads * kind.per_head + heads * v_dim * kind.per_output
-            if bias.qkv and not bias.keys and qk_dim == v_dim and heads * v_dim == width:
-                attention -= heads * qk_dim
-            attn_macs = attention_macs(attended, width, heads, qk_dim, v_dim, reads=attn_in)
-            if kind.pairs:
-                attn_macs += (kind.pairs - attended * attended) * heads * (qk_dim + v_dim)
+            attention = by_attn + convolution.params(width, dims.v_dim, kernel, bias=bias.qkv, proj_bias=bias.proj)
+            attn_macs = convolution.macs(attended - self.prefix, width, dims.v_dim, kernel)
+        elif dims.heads:
+            attention, attn_macs = self._attention(index, dims, attended)
+            attention += by_attn
         if hidden:
-            mlp = by_mlp + hidden * kind.per_unit + kind.halves * ((mlp_in or width) + bias.fc1) * hidden
+            mlp = by_mlp + hidden * kind.per_unit + kind.halves * ((dims.mlp_in or width) + bias.fc1) * hidden
             mlp += hidden * width + bias.fc2 * width
-            fc_macs = mlp_macs(processed, width, hidden, kind.halves, reads=mlp_in)
+            fc_macs = mlp_macs(processed, width, hidden, kind.halves, reads=dims.mlp_in)
         return BlockCost(attention, attn_macs, mlp, fc_macs)
+
+    def _attention(self, index: int, dims: Dims, attended: int) -> tuple[int, int]:
+        """Parameters and MACs of the attention of block ``index``, over ``attended`` tokens; what stands beside it is not in it."""
+        heads, qk_dim, v_dim, _, reads, _ = dims
+        bias, kind = self.biases[index], self.kind(index)
+        width = kind.width or self.width
+        params = ((reads or width) + bias.qkv) * heads * (2 * qk_dim + v_dim) + (heads * v_dim + bias.proj) * width
+        params += heads * kind.per_head + heads * v_dim * kind.per_output
+        if bias.qkv and not bias.keys and qk_dim == v_dim and heads * v_dim == width:
+            params -= heads * qk_dim
+        macs = attention_macs(attended, width, heads, qk_dim, v_dim, reads=reads)
+        if kind.pairs:
+            macs += (kind.pairs - attended * attended) * heads * (qk_dim + v_dim)
+        return params, macs
 
     def kind(self, index: int) -> Kind:
         return self.kinds[index] if self.kinds else Kind()
@@ -187,7 +194,7 @@ def outline(model: nn.Module, side: int | None = None) -> Outline:
     Raises:
         Refused: no supported ViT, or one without a fixed image size.
     """
-    found = anatomy.blocks(model, convolved=True)
+    blocks = anatomy.blocks(model, convolved=True)
     vit: Any = model
     if vit.patch_embed.num_patches is None:
         raise Refused(f"{type(model).__name__}: has no fixed image size, so its cost is open. Create it with img_size.")
@@ -200,32 +207,32 @@ def outline(model: nn.Module, side: int | None = None) -> Outline:
     classifier = read * sum(linear.weight.numel() for linear in _linears(vit, "head", "head_dist"))
     made = Outline(
         tokens=tokens,
-        width=found[0].width,
-        dims=tuple(block.dims for block in found),
-        biases=tuple(_biases(block) for block in found),
+        width=blocks[0].width,
+        dims=tuple(block.dims for block in blocks),
+        biases=tuple(_biases(block) for block in blocks),
         fixed_params=0,
         fixed_macs=patches * vit.patch_embed.proj.weight.numel() + pooled + classifier + _merging(vit),
         pool_token_macs=pool_token_macs,
-        whole_qk=tuple(block.whole_qk for block in found),
-        kinds=tuple(_kind(block, found[0].width) for block in found),
-        kernels=tuple(block.kernel for block in found),
+        whole_qk=tuple(block.whole_qk for block in blocks),
+        kinds=tuple(_kind(block, blocks[0].width) for block in blocks),
+        kernels=tuple(block.kernel for block in blocks),
         prefix=int(getattr(vit, "num_prefix_tokens", 0)),
-        beside=tuple(_beside(block) for block in found),
+        beside=tuple(_beside(block) for block in blocks),
     )
     whole = sum(weight.numel() for weight in model.parameters())
     return dataclasses.replace(made, fixed_params=whole - made.cost().params)
 
 
 def _biases(block: anatomy.Block) -> Biases:
-    found = Biases()
+    biases = Biases()
     if block.kernel:
-        found = found._replace(qkv=block.attn.conv.bias is not None, proj=block.proj.bias is not None)
+        biases = biases._replace(qkv=block.attn.conv.bias is not None, proj=block.proj.bias is not None)
     elif block.has_attn:
         queries, keys = block.biases
-        found = found._replace(qkv=queries, proj=block.proj.bias is not None, keys=keys)
+        biases = biases._replace(qkv=queries, proj=block.proj.bias is not None, keys=keys)
     if block.has_mlp:
-        found = found._replace(fc1=block.units[0].bias is not None, fc2=block.fc2.bias is not None)
-    return found
+        biases = biases._replace(fc1=block.units[0].bias is not None, fc2=block.fc2.bias is not None)
+    return biases
 
 
 def _kind(block: anatomy.Block, width: int) -> Kind:

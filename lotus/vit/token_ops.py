@@ -17,11 +17,6 @@ def keep_rows(x: Tensor, rows: Tensor, prefix: int) -> Tensor:
     return torch.cat([x[:, :prefix], _rows(x[:, prefix:], rows)], 1)
 
 
-def keep_angles(rope: Tensor, rows: Tensor) -> Tensor:
-    """The sines and cosines of the patches ``rows``, for every head: (n, 2 Q), (B, K) -> (B, 1, K, 2 Q)."""
-    return rope[rows][:, None]
-
-
 def keep_bias(bias: Tensor, rows: Tensor, prefix: int) -> Tensor:
     """What relative positions add to the logits between the prefix and the patches ``rows``: (1, H, N, N), (B, K) ->
     (B, H, P + K, P + K)."""

@@ -22,7 +22,7 @@ DIM, WIDTH = 6, 9
 
 
 def turned(model: nn.Module, data=None, **which) -> Any:
-    return rotate.rotate(model, rotate.statistics(model, data or batches()), **which)
+    return rotate.apply(model, rotate.turns(model, rotate.statistics(model, data or batches()), **which))
 
 
 def moment(seed: int, dim: int = DIM) -> torch.Tensor:

@@ -10,7 +10,6 @@ A mask holds True where a weight stays. A saved model needs no file of masks: th
 from __future__ import annotations
 
 import contextlib
-import copy
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -145,13 +144,6 @@ def put(model: nn.Module, masks: Masks) -> None:
     with torch.no_grad():
         for name, mask in masks.items():
             parameters[name].masked_fill_(~mask.to(parameters[name].device), 0.0)
-
-
-def thinned(model: nn.Module, masks: Masks) -> nn.Module:
-    """A copy under the masks."""
-    small = copy.deepcopy(model)
-    put(small, masks)
-    return small
 
 
 @contextlib.contextmanager
