@@ -91,7 +91,10 @@ def _course(
         evaluated = evaluations(log, row["stage"]) if row["part"] in ("training", "shipped") else []
         for epoch, values in evaluated:
             if values.get("top1") is not None:
-                yield spent + row["macs"] * _done(results.get(row["stage"]) or {}, epoch / evaluated[-1][0]), values["top1"]
+                yield (
+                    spent + row["macs"] * _done(results.get(row["stage"]) or {}, epoch / evaluated[-1][0]),
+                    values["top1"],
+                )
         spent += row["macs"]
 
 
