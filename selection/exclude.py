@@ -25,7 +25,7 @@ def lines(file: str | Path, place: str = "exclude") -> np.ndarray:
         Refused: it cannot be read, or is no such list.
     """
     path = Path(file)
-    if path.is_file() and path.suffix in (".txt", ".lst", ".list") and not path.read_bytes().strip():
+    if parsing.holds_nothing(path):
         return np.empty(0, np.int64)  # nothing was found: nothing goes
     found = parsing.table(path)
     if isinstance(found, dict):
