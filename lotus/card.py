@@ -21,7 +21,9 @@ def config(
     """config.json as timm's loader of the hub and of ``local-dir:`` reads it.
 
     Args:
+        model: of which classes and features are told
         held: ``name`` and ``args`` by which timm builds the model
+        wanted: the images that it wants
         about: ``classes`` and ``license``, where they are known
     """
     classes: Any = model.num_classes
@@ -58,16 +60,13 @@ def images_told(wanted: Preprocessing) -> str:
 
 
 def page(
-    model: nn.Module,
-    wanted: Preprocessing,
-    sent: Mapping[str, Any],
-    source: str,
-    lines: Sequence[str],
-    why_not: str,
+    model: nn.Module, wanted: Preprocessing, sent: Mapping[str, Any], source: str, lines: Sequence[str], why_not: str
 ) -> str:
     """MODEL.md: what lies here and the lines that load it.
 
     Args:
+        model: as it is sent
+        wanted: the images that it wants
         sent: what :func:`lotus.export.export` returns
         source: the model's own folder
         lines: those that load it by timm
@@ -123,6 +122,9 @@ def hub(model: nn.Module, about: Mapping[str, Any], page: str, *, timm: bool) ->
     """README.md as the Hugging Face hub shows it: a YAML header, then :func:`page`. Nothing is uploaded.
 
     Args:
+        model: of which it tells
+        about: ``classes``, ``license``, ``top1`` and the images it was ``measured_on``, where they are known
+        page: what :func:`page` gives
         timm: whether timm alone can load it, which the hub's pages then say how to do
     """
     task = "image-classification" if model.num_classes else "image-feature-extraction"

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selection import regular
 from selection.atomic_files import (
     append,
     beside,
@@ -90,6 +91,7 @@ def read_tensors(path: Path, cure: str) -> dict[str, Tensor]:
     """What :func:`write_tensors` wrote, on the CPU.
 
     Args:
+        path: the .safetensors
         cure: how it comes back where it is gone or damaged
 
     Raises:
@@ -99,6 +101,6 @@ def read_tensors(path: Path, cure: str) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        return load_file(regular.check(path))
     except (OSError, SafetensorError) as error:
         raise Refused(f"{path}: cannot be read ({error}). {cure}") from None

@@ -27,14 +27,14 @@ def lines(file: str | Path, place: str = "exclude") -> np.ndarray:
     path = Path(file)
     if parsing.holds_nothing(path):
         return np.empty(0, np.int64)  # nothing was found: nothing goes
-    found = parsing.table(path)
-    if isinstance(found, dict):
-        found = next((column for name, column in found.items() if name in ("path", "index")), None)
-    if not isinstance(found, np.ndarray) or found.ndim != 1 or found.dtype.kind not in "iuU":
+    table = parsing.table(path)
+    if isinstance(table, dict):
+        table = next((column for name, column in table.items() if name in ("path", "index")), None)
+    if not isinstance(table, np.ndarray) or table.ndim != 1 or table.dtype.kind not in "iuU":
         raise Refused(
             f"{place}: {file} is no list of images. Give a text with a path or a number a line (lotus inspect)."
         )
-    return found
+    return table
 
 
 def rows(file: str | Path, images: Images, place: str = "exclude") -> Rows:
@@ -44,16 +44,16 @@ def rows(file: str | Path, images: Images, place: str = "exclude") -> Rows:
     Raises:
         Refused: it is no list, names none of these images, or all of them.
     """
-    told: list[str] = []
+    warnings: list[str] = []
     wanted = lines(file, place)
     if not len(wanted):
         return np.empty(0, np.int64)
     if wanted.dtype.kind == "U" and images.names is not None:
         found = _by_path(Path(file), wanted.tolist(), images, place)
     elif wanted.dtype.kind == "U":
-        found = held.by_path(Path(file), wanted.tolist(), images, told)
+        found = held.by_path(Path(file), wanted.tolist(), images, warnings)
     else:
-        found = held.by_number(Path(file), wanted, images, told)
+        found = held.by_number(Path(file), wanted, images, warnings)
     gone = np.unique(found[found >= 0])
     if len(gone) == images.total:
         raise Refused(f"{place}: {file} names all {images.total} images, so that none is left to train on. Shorten it.")

@@ -189,6 +189,7 @@ def parquet(path: Path, only: Container[str] | None = None) -> dict[str, np.ndar
     """The columns of a .parquet, (N,) or (N, D) each.
 
     Args:
+        path: the file
         only: the columns to read, by their names in small letters; None: all
 
     Raises:

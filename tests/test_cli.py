@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,9 +17,13 @@ import pytest
 
 from lotus import cli
 from lotus.cli import main, notices_as_they_are
+from lotus.cli.config import settings
 from lotus.config import Config, read, shipped
+from lotus.events import Event, Skipped
 from lotus.stages import STAGES
-from selection.errors import Notice
+from lotus.training.distributed import StopFlag
+from lotus.watch import STOPPED
+from selection.errors import Notice, Refused
 
 
 @pytest.mark.parametrize("stage", [stage.name for stage in STAGES])
@@ -24,6 +32,42 @@ def test_every_stage_has_a_verb(stage: str, capsys: pytest.CaptureFixture[str]) 
         main([stage, "--help"])
     assert left.value.code == 0
     assert f"lotus {stage}" in capsys.readouterr().out
+
+
+class Gone:
+    """Watches a run, and is read by nobody after the first event."""
+
+    def __init__(self) -> None:
+        self.shown = 0
+
+    def show(self, event: Event) -> None:
+        self.shown += 1
+        if self.shown > 1:
+            raise BrokenPipeError
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_run_that_nobody_reads_on_is_saved_and_stops(works: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lotus.cli.run import _tell
+
+    saved = []
+
+    def events() -> Iterator[Event]:
+        with StopFlag() if works else contextlib.nullcontext() as stop:
+            try:
+                for _ in range(5):
+                    if stop:
+                        raise KeyboardInterrupt(f"stopped ({stop.reason})")
+                    yield Skipped("train")
+            finally:
+                saved.append(bool(stop))
+
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    gone: Any = Gone()
+    with pytest.raises(KeyboardInterrupt, match="nobody reads its output"):
+        _tell(events(), [gone])
+    assert gone.shown == 2
+    assert saved == [works]
 
 
 def leaves(values: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
@@ -90,6 +134,15 @@ def test_the_schema_knows_every_section(capsys: pytest.CaptureFixture[str]) -> N
     assert schema["additionalProperties"] is False
     assert main(["config", "export", "--schema"]) == 0
     assert set(json.loads(capsys.readouterr().out)["properties"]) == set(Config().export.model_dump())
+
+
+def test_every_setting_has_its_sentence() -> None:
+    assert [one.place for one in settings() if not one.sentence] == []
+    schema = Config.model_json_schema()
+    for name, section in {"the page": schema, **schema["$defs"]}.items():
+        for setting, about in section.get("properties", {}).items():
+            told = about if "description" in about else schema["$defs"][about["$ref"].rpartition("/")[2]]
+            assert told["description"], f"{name}: {setting}"
 
 
 @pytest.mark.parametrize(
@@ -159,15 +212,35 @@ def test_a_config_that_is_shipped_is_found_from_any_folder(
     assert read("configs/imagefolder.yaml").seed == 7, "one's own comes first"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupt_that_a_library_turned_into_an_error_still_stops(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A reader in Rust that calls Python says so: what was refused then is no fault of the user's."""
+
+    def library(options: object) -> int:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        except KeyboardInterrupt as inside:
+            raise Refused("model.safetensors: it cannot be read") from inside
+        return 0
+
+    monkeypatch.setattr("lotus.cli.compare._compare", library)
+    assert main(["compare", "runs/a"]) == STOPPED
+    assert "goes on" in capsys.readouterr().err
+
+
 def test_on_a_terminal_each_slow_import_is_said_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    for name in ("torch", "timm"):
+    slow = ["torch", "timm", "sklearn"]
+    for name in slow:
         monkeypatch.delitem(sys.modules, name, raising=False)
     with cli._FirstWord():
         finder = sys.meta_path[0]
-        for name in ("torch", "json", "torch", "timm.models", "timm", "timm"):
+        for name in ("torch", "json", "torch", "timm.models", "timm", "timm", "sklearn"):
             assert finder.find_spec(name, None) is None
         assert finder not in sys.meta_path
-    assert capsys.readouterr().err.splitlines() == ["lotus: importing torch", "lotus: importing timm"]
+    assert capsys.readouterr().err.splitlines() == [f"lotus: importing {name}" for name in slow]

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from lotus.cli import compare, config, export, inspect, look, planning, predict, prune, run, select, ticket
 from lotus.cli.shared import Action, tell
-from lotus.watch import STOPPED, Lost
+from lotus.watch import STOPPED, Lost, over_launcher, placed, speaks
 from selection.atomic_files import disk_faults_refused
 from selection.errors import Notice, Refused
 from selection.methods import nearest
@@ -37,6 +37,7 @@ def program(arguments: Sequence[str] | None = None) -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code."""
     _let_threads_sleep()
+    over_launcher()
     parser = _parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(words[:1]) if words[:1] and words[0] in ("-h", "--help", "--version") else None
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parse(parser, words)
     try:
         with _terminated_like_interrupted(), notices_as_they_are(), _FirstWord(), disk_faults_refused():
+            placed()
             return options.verb(options)
     except Refused as refusal:
         return _told(refusal, 2)
@@ -60,10 +62,10 @@ class _FirstWord(MetaPathFinder):
     """Says on a terminal what is being imported that takes seconds: else nothing would be heard meanwhile. Finds nothing."""
 
     def __init__(self) -> None:
-        self._slow = [name for name in ("torch", "timm") if name not in sys.modules]
+        self._slow = [name for name in ("torch", "timm", "sklearn") if name not in sys.modules]
 
     def __enter__(self) -> None:
-        if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0" and self._slow:
+        if sys.stderr.isatty() and speaks() and self._slow:
             sys.meta_path.insert(0, self)
 
     def __exit__(self, *fault: object) -> None:
@@ -87,8 +89,8 @@ def _let_threads_sleep() -> None:
 
 
 def _told(why: object, code: int) -> int:
-    """Say why on rank 0; the others would only repeat it."""
-    if os.environ.get("RANK", "0") == "0":
+    """Say why on rank 0, or where nobody can tell who that is; the others would only repeat it."""
+    if speaks():
         tell(why if code == 0 else f"lotus: {why}", file=sys.stderr)
     return code
 
@@ -169,7 +171,10 @@ def notices_as_they_are() -> Iterator[None]:
 def _terminated_like_interrupted() -> Iterator[None]:
     """SIGTERM unwinds like Ctrl-C, so that what is half-written is taken away. Training has its own, gentler way."""
 
+    asked = []
+
     def interrupt(number: int, frame: Any) -> None:
+        asked.append(number)
         raise _Interrupted
 
     try:
@@ -179,6 +184,10 @@ def _terminated_like_interrupted() -> Iterator[None]:
         return
     try:
         yield
+    except Exception as fault:
+        if asked:  # an interrupt in Python that a library's C or Rust has called may come out of it as an error of the library's
+            raise _Interrupted from fault
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -6,6 +6,7 @@ Letters: B images of a batch, S side of the model's input.
 from __future__ import annotations
 
 import atexit
+import functools
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Sequence
@@ -20,6 +21,7 @@ from torch import Tensor
 from lotus.data import erasing, policies
 from lotus.data.format import Beton
 from lotus.data.kept import NOTHING, Kept
+from lotus.data.pixel_ops import sent
 from lotus.data.sample_plan import Rows, SamplePlan
 from lotus.data.views import Look, Table, parameters
 
@@ -47,6 +49,7 @@ class Loader(Protocol):
         Beginning another epoch, or :meth:`close`, ends this one.
 
         Args:
+            epoch: its number, from 0, which the order and what is done to pixels follow from.
             side: S of this epoch; None: what the loader was opened with.
             strength: a factor, 0 to 1, of how strongly pixels are changed; see :func:`lotus.data.policies.changes`.
         """
@@ -158,20 +161,26 @@ class BaseLoader(ABC):
 
     def _delivered(self, raw: Raw, epoch: int, strength: float) -> Batch:
         """On the device, augmented and normalized. Here rather than in the threads, so that a GPU does it."""
-        images, told, rows = raw.planes, self.augment, raw.index.numpy()
+        images, augment, rows = raw.planes, self.augment, raw.index.numpy()
         size, seed = self.look.size, self.look.seed
         if self.in_bytes:
-            images = images.to(self.device, non_blocking=True)
-            if told is not None and told.recolors:
-                made = policies.changes(told, seed, epoch, rows, size=size, strength=strength)
+            images = sent(images, self.device)
+            if augment is not None and augment.recolors:
+                made = policies.changes(augment, seed, epoch, rows, size=size, strength=strength)
                 policies.change(images, made, fill=self.fill, size=size)
             images = images.to(torch.float32)
-            images -= torch.from_numpy(self._mean).to(self.device).view(3, 1, 1)
-            images /= torch.from_numpy(self._std).to(self.device).view(3, 1, 1)
-        if told is not None and told.erase:
-            where = erasing.boxes(told, seed, epoch, rows, self.side, strength=strength)
-            erasing.erase(images, where, told.erase_mode)
-        return Batch(images, raw.labels.to(self.device), raw.index.to(self.device))
+            images -= self._there[0]
+            images /= self._there[1]
+        if augment is not None and augment.erase:
+            where = erasing.boxes(augment, seed, epoch, rows, self.side, strength=strength)
+            erasing.erase(images, where, augment.erase_mode)
+        return Batch(images, sent(raw.labels, self.device), sent(raw.index, self.device))
+
+    @functools.cached_property
+    def _there(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, (3, 1, 1) each, on the device."""
+        mean, std = (torch.from_numpy(numbers).to(self.device).view(3, 1, 1) for numbers in (self._mean, self._std))
+        return mean, std
 
     def blank(self, count: int) -> Tensor:
         """Memory for ``count`` images (count, 3, S, S), of the kind that ``levels`` gives; new, so that it can be given away."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lotus import files
+from lotus.data.pixel_ops import sent
 from lotus.data.views import DOWN, FLIP, HEIGHT, LEFT, RIGHT, TOP, WIDTH, View, middle, parameters
 from selection import npz, regular
 from selection.errors import Refused
@@ -67,6 +68,8 @@ def save(file: Path, maps: Bytes, *, size: int, fingerprint: str, mass: npt.NDAr
     """Write (N, G, G) scores.
 
     Args:
+        file: the .npz to write
+        maps: those scores, uint8
         size: side in pixels of what the asked model saw: the center view of each image
         fingerprint: of the data
         mass: what :class:`Mass` found
@@ -97,10 +100,10 @@ def load(file: Path, *, fingerprint: str) -> Maps:
         Refused: it cannot be read, or was made from other data.
     """
     try:
-        found = npz.arrays(regular.check(file))
-        if int(found["format"]) != FORMAT:
-            raise ValueError(f"format {int(found['format'])}")
-        maps, size, of = found["maps"], int(found["size"]), str(found["fingerprint"])
+        arrays = npz.arrays(regular.check(file))
+        if int(arrays["format"]) != FORMAT:
+            raise ValueError(f"format {int(arrays['format'])}")
+        maps, size, of = arrays["maps"], int(arrays["size"]), str(arrays["fingerprint"])
         if maps.dtype != np.uint8 or maps.ndim != 3:
             raise ValueError(f"{maps.dtype} of {maps.ndim} dimensions")
         if size < 1 or 0 in maps.shape:
@@ -158,11 +161,12 @@ class Tickets:
         mirrored = table[:, FLIP] == 1
         across[mirrored], in_columns[mirrored] = across[mirrored, ::-1], in_columns[mirrored, ::-1]
         framed = np.pad(self._maps[rows].astype(np.float32), ((0, 0), (1, 1), (1, 1)), constant_values=_UNKNOWN)
-        maps, device = torch.from_numpy(framed).to(index.device), index.device
-        y, x = torch.from_numpy(down).to(device), torch.from_numpy(across).to(device)
-        inside = torch.from_numpy(in_rows).to(device)[:, :, None] & torch.from_numpy(in_columns).to(device)[:, None]
+        device = index.device
+        maps, y, x, high_in, wide_in = (
+            sent(torch.from_numpy(one), device) for one in (framed, down, across, in_rows, in_columns)
+        )
         picture = maps[torch.arange(len(rows), device=device)[:, None, None], y[:, :, None], x[:, None]]
-        return (picture * inside)[:, None]
+        return (picture * (high_in[:, :, None] & wide_in[:, None]))[:, None]
 
     def pooled(self, pictures: Tensor) -> Tensor:
         """(B, 1, S, S) -> (B, n): the mean over each of the trained model's patches."""

@@ -27,7 +27,6 @@ from lotus.data.views import uniform
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-Uint64 = npt.NDArray[np.uint64]
 
 ACTIONS = (
     "nothing", "auto_contrast", "equalize", "invert", "posterize", "solarize", "solarize_add", "color", "contrast",
@@ -139,6 +138,8 @@ def changes(
     """What is done to images ``index`` (n,) in ``epoch``.
 
     Args:
+        augment: the policy and its strengths.
+        seed: what chance follows from, with ``epoch`` and ``index``.
         size: side of the model's input. Lengths in pixels (a blur's radius, TrivialAugment's 32) are of an image of it.
         strength: a factor of RandAugment's magnitude, TrivialAugment's bins and color jitter's ranges, and of how often
             3-Augment's three are done.
@@ -276,7 +277,7 @@ def change(images: Tensor, made: Changes, *, fill: npt.NDArray[np.uint8], size: 
             rows = np.flatnonzero(keys == key)
             for start in range(0, len(rows), step):
                 some = rows[start : start + step]
-                where = torch.from_numpy(some).to(images.device, non_blocking=True)
+                where = pixel_ops.sent(torch.from_numpy(some), images.device)
                 seen, amount = images.index_select(0, where), made.amount[some, layer]
                 done = act(ACTIONS[key // 4], seen, amount, between=int(key % 4), fill=fill, size=size)
                 images.index_copy_(0, where, done)

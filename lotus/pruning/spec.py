@@ -23,6 +23,7 @@ from lotus.vit import cost, hub_models
 from lotus.vit import model as door
 from lotus.vit import weights as weights_of
 from lotus.vit.preprocessing import preprocessing, resizing
+from selection import regular
 from selection.errors import Refused
 
 KIND = "lotus-vit"
@@ -247,7 +248,7 @@ def _open(folder: Path) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
 
     spec, file = read(folder), folder / WEIGHTS
     try:
-        weights = load_file(file)
+        weights = load_file(regular.check(file))
     except (OSError, SafetensorError) as error:
         raise Refused(f"{file}: cannot be read ({error}). Is it whole?") from None
     try:
@@ -285,7 +286,7 @@ def read(folder: str | Path) -> dict[str, Any]:
     files.recover(folder)
     file = folder / SPEC
     try:
-        spec: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        spec: dict[str, Any] = json.loads(regular.check(file).read_text(encoding="utf-8"))
     except FileNotFoundError:
         if not folder.exists():
             raise Refused(
@@ -310,15 +311,15 @@ def images_of(folder: Path) -> dict[str, list[float]]:
     """
     if not (folder / SPEC).is_file():
         return {}
-    told = read(folder).get("about", {})
-    told = told if isinstance(told, dict) else {}
-    found = {name: told[name] for name in ("mean", "std") if name in told}
-    for name, three in found.items():
+    about = read(folder).get("about", {})
+    about = about if isinstance(about, dict) else {}
+    numbers = {name: about[name] for name in ("mean", "std") if name in about}
+    for name, three in numbers.items():
         if not _of_colors(three) or (name == "std" and 0 in three):
             raise Refused(
                 f"{folder / SPEC}: about.{name} is {three!r:.60}, not three numbers between 0 and 1. Mend it."
             )
-    return {name: [float(number) for number in three] for name, three in found.items()}
+    return {name: [float(number) for number in three] for name, three in numbers.items()}
 
 
 def _of_colors(value: Any) -> bool:

@@ -38,11 +38,13 @@ def patch_ticket(
     """Make the patches' scores of a run's images, or find them made, and tell what is in them.
 
     Args:
+        config: of the run
         score: instead of that in ``train.patches``, without options
         model: likewise, the folder of the model to ask
         keep: likewise
         prepared: the .beton in ``data.folder`` is all that there is: do not look at what it was made from
         picture: a contact sheet of ``shown`` images goes there
+        shelves: modules with scores of the user's own
 
     Raises:
         Refused: an unknown score; a model that is missing or not asked; no images.

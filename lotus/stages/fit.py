@@ -88,6 +88,9 @@ def fit(
     """Train ``model``; returns what came out and what it cost.
 
     Args:
+        context: of the run
+        task: which stage trains, by which recipe
+        images: rows, weights and side of the images
         guests: who joins besides those that the recipe names
 
     Raises:

@@ -53,6 +53,9 @@ def evaluate_classes(
 
     Args:
         forward: (B, 3, S, S) -> (B, C) logits. A module is put into eval mode meanwhile.
+        loader: of each rank's part of the images
+        world: the ranks
+        stop: asked before each batch; None: nobody stops it
 
     Returns:
         ``top1`` and ``top5`` in percent, ``macro`` (the mean of each class's top-1, of classes with an image), ``loss`` in
@@ -82,9 +85,9 @@ def evaluate_classes(
             best = logits.topk(min(5, logits.shape[1])).indices == batch.labels[:, None]  # (B, 5)
             loss = F.cross_entropy(logits, batch.labels, reduction="none")
             sums += torch.stack([torch.ones_like(loss), best[:, 0], best.any(1), loss]).double().sum(1)
-            labels, width = batch.labels, logits.shape[1]
-            told = [one.bincount(minlength=width) for one in (labels[best[:, 0]], labels)]  # right, of
-            classes = _wide(classes, width) + torch.stack(told)
+            told = torch.stack([best[:, 0], torch.ones_like(best[:, 0])]).long()  # (2, B) right, of
+            # Not by bincount or a mask: of what they give the host would have to know the size, and wait for a GPU.
+            classes = _wide(classes, logits.shape[1]).index_add(1, batch.labels, told)
     count, top1, top5, loss_sum = world.sum_(sums).tolist()
     if not count:
         raise Refused("validation: there is no image to measure on. Give a validation set of at least one.")
