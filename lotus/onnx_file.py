@@ -115,7 +115,7 @@ def _tell(file: Path, wanted: Preprocessing, takes: Input, about: Mapping[str, A
     stored = onnx.load(str(file))
     known = {**wanted.about(), "side": wanted.side, "input": takes}
     known |= {name: about[name] for name in ("classes", "license", "resize") if about.get(name)}
-    onnx.helper.set_model_props(stored, {name: json.dumps(value, ensure_ascii=False) for name, value in known.items()})
+    onnx.helper.set_model_props(stored, {name: json.dumps(value) for name, value in known.items()})
     onnx.save(stored, str(file))
 
 
