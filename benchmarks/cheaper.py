@@ -66,6 +66,8 @@ ALONE: dict[str, tuple[str, list[str]]] = {
     "lotus-infobatch": ("lotus", ["train.dynamic={name: infobatch, saving: 0.3}"]),
     "lotus-linear": ("lotus", ["train.schedule=linear"]),
     "lotus-patches": ("lotus", ["train.patches={mode: dropout, keep: 0.5}"]),
+    "lotus-early": ("lotus", ["train.shrink.at=0.05"]),
+    "lotus-sides-long": ("lotus", ["train.sides=[[0, 16], [0.3, 24], [0.6, 32]]"]),
     "dense-images": ("dense", ["select.keep=0.5", "score.epochs=3", "score.seeds=1"]),
     "dense-random": ("dense", ["select.keep=0.5", "select.score=random", "select.pick=random"]),
     "dense-infobatch": ("dense", ["train.dynamic={name: infobatch, saving: 0.3}"]),

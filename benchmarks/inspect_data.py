@@ -4,6 +4,7 @@
     python benchmarks/inspect_data.py IMAGENETTE --out OUT         # a folder of train/CLASS/picture, val/CLASS/picture
     python benchmarks/inspect_data.py CIFAR10.npz --images 10000 --fractions 0.1
     python benchmarks/inspect_data.py CIFAR10.npz --no-labels
+    python benchmarks/inspect_data.py CIFAR10.npz --photos 224     # its 10,000 test images as JPEGs of 224 px, by `lotus inspect`
     python benchmarks/inspect_data.py --tiny                       # scikit-learn's digits; only shows that it works
 
 It runs `lotus.inspect.findings.inspect`, as the command line does, on the data with a fraction of the labels changed to another
@@ -16,6 +17,10 @@ what it was made of, of pictures that have no double among the data as they came
 somebody to look at. Labels: average precision of the ranking that `inspect` makes, precision
 and recall of its list, and the same of cleanlab (if it is installed) on the same network's probabilities. Time is CPU time of this
 process, all threads, and its largest memory; OMP_NUM_THREADS=1 makes it the time of one thread.
+
+With --photos nothing is planted: the test images of an .npz are written as JPEGs of that side, enlarged bicubically by Pillow, into a
+temporary folder (or --out) of class folders, all of them different pictures, and `lotus inspect` looks through it, as a process of its own
+whose seconds, CPU seconds and largest memory are printed.
 """
 
 from __future__ import annotations
@@ -25,7 +30,9 @@ import dataclasses
 import io
 import json
 import resource
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -47,6 +54,9 @@ KINDS = ("crop", "flip", "resize", "jpeg")
 
 def main() -> None:
     options = _parse()
+    if options.photos:
+        print(json.dumps(looked_through(options)))
+        return
     train, val = _data(options)
     rows = []
     print(f"{'wrong':>6} {'AP':>6} {'listed':>7} {'right':>6} {'found':>6}   {'cleanlab: AP':>12} {'listed':>7} {'right':>6} {'found':>6}   "
@@ -65,6 +75,44 @@ def main() -> None:
     if options.out:
         Path(options.out).mkdir(parents=True, exist_ok=True)
         (Path(options.out) / "inspect_data.json").write_text(json.dumps(told, indent=1))
+
+
+def looked_through(options: argparse.Namespace) -> dict[str, Any]:
+    """What `lotus inspect` takes for a folder of photos."""
+    root = Path(__file__).resolve().parent.parent
+    with tempfile.TemporaryDirectory() as made:
+        photos = Path(options.out or made) / "photos"
+        count = write_photos(_data(options)[1], photos, options.photos, options.images)
+        command = [
+            sys.executable,
+            "-m",
+            "lotus",
+            "inspect",
+            str(photos),
+            "--out",
+            str(Path(made) / "inspected"),
+            "--json",
+        ]
+        began = time.perf_counter()
+        told = json.loads(subprocess.run(command, cwd=root, stdout=subprocess.PIPE, check=True).stdout)
+        spent = time.perf_counter() - began
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    found = {name: len(told[name]) for name in ("duplicates", "leaks", "labels", "outliers", "damaged")}
+    return {
+        "photos": count, "side": options.photos, "seconds": spent, "cpu_s": used.ru_utime + used.ru_stime,
+        "rss_mb": used.ru_maxrss / 1e3, **found,
+    }  # fmt: skip
+
+
+def write_photos(source: Source, folder: Path, side: int, most: int = 0) -> int:
+    """Images of ``source``, at ``most`` so many (0: all), as JPEGs of ``side`` pixels in class folders; returns how many."""
+    count = min(len(source), most or len(source))
+    for row in range(count):
+        home = folder / source.classes[source.labels[row]]
+        home.mkdir(parents=True, exist_ok=True)
+        large = Image.fromarray(source.read(row)).resize((side, side), Image.Resampling.BICUBIC)
+        large.save(home / f"{row:06d}.jpg", quality=90)
+    return count
 
 
 def measure(train: Source, val: Source, fraction: float, seed: int) -> dict[str, Any]:
@@ -270,7 +318,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--no-labels", action="store_true", help="doubles and leaks alone, which take a third of the time"
     )
-    parser.add_argument("--out", default="", help="a folder for inspect_data.json")
+    parser.add_argument("--photos", type=int, default=0, metavar="SIDE",
+                        help="write the test images as JPEGs of that side, and look through them")  # fmt: skip
+    parser.add_argument("--out", default="", help="a folder for inspect_data.json, or for the photos")
     parser.add_argument("--tiny", action="store_true", help="scikit-learn's digits, which need no file")
     options = parser.parse_args()
     if not options.data and not options.tiny:

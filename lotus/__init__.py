@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["Refused", "load", "prune", "save", "verify"]
 __version__ = "0.1.0"
 
-
 _LATE = ("load", "prune", "save", "verify")
 
 

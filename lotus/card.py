@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from lotus.report.numbers import accuracy
-from lotus.vit import anatomy
+from lotus.vit import anatomy, zoo
 from lotus.vit import model as door
 from lotus.vit.cost import count
 from lotus.vit.preprocessing import Preprocessing
@@ -22,15 +22,19 @@ def config(
     """config.json as timm's loader of the hub and of ``local-dir:`` reads it.
 
     Args:
+        model: of which classes and features are told
         held: ``name`` and ``args`` by which timm builds the model
+        wanted: the images that it wants
         about: ``classes`` and ``license``, where they are known
     """
     classes: Any = model.num_classes
+    known = zoo.published(held["name"], "model")  # which layers begin anew for other classes, or other channels
     side: Any = wanted.side
     images = {
         "mean": list(wanted.mean), "std": list(wanted.std), "interpolation": wanted.interpolation,
         "crop_pct": wanted.crop, "crop_mode": wanted.mode, "input_size": [3, side, side], "fixed_input_size": True,
-        "pool_size": None, "first_conv": "patch_embed.proj", "classifier": "head", "num_classes": classes,
+        "pool_size": None, "first_conv": known.get("first_conv") or "patch_embed.proj",
+        "classifier": known.get("classifier") or "head", "num_classes": classes,
     }  # fmt: skip
     if license_ := about.get("license"):
         images["license"] = license_
@@ -57,22 +61,20 @@ def images_told(wanted: Preprocessing) -> str:
 
 
 def page(
-    model: nn.Module,
-    wanted: Preprocessing,
-    sent: Mapping[str, Any],
-    source: str,
-    lines: Sequence[str],
-    why_not: str,
+    model: nn.Module, wanted: Preprocessing, sent: Mapping[str, Any], source: str, lines: Sequence[str], why_not: str
 ) -> str:
     """MODEL.md: what lies here and the lines that load it.
 
     Args:
+        model: as it is sent
+        wanted: the images that it wants
         sent: what :func:`lotus.export.export` returns
         source: the model's own folder
         lines: those that load it by timm
         why_not: what timm's constructor cannot say of it; empty where it can all
     """
-    cost = count(model)
+    cost, made = count(model), door.origin(model)
+    cut = ", cut" if cost.macs < count(door.build(made["name"], made["args"], meta=True)).macs else ""
     widths = ["| block | heads | head dimension | MLP units |", "|---|---|---|---|"]
     widths += [
         f"| {place} | {f'convolution of {block.kernel} x {block.kernel}' if block.kernel else block.heads} | "
@@ -81,7 +83,7 @@ def page(
     ]
     parts = [
         "# The model",
-        f"{door.origin(model)['name']}, cut: {cost.params:,} parameters, {cost.macs:,} multiply-accumulates an image of "
+        f"{made['name']}{cut}: {cost.params:,} parameters, {cost.macs:,} multiply-accumulates an image of "
         f"{wanted.side} x {wanted.side} pixels.",
         images_told(wanted),
         "\n".join(widths),
@@ -99,16 +101,16 @@ def page(
             f'```python\nimport lotus\nmodel = lotus.load("{source}")  # the folder of spec.json and model.safetensors\n```',
         ]
     if sent["onnx"]:
-        parts += _onnx(sent["onnx"], wanted)
+        parts += _onnx(sent["onnx"], wanted, "batch, classes" if model.num_classes else "batch, features")
     return "\n\n".join(parts) + "\n"
 
 
-def _onnx(sent: Mapping[str, Any], wanted: Preprocessing) -> list[str]:
+def _onnx(sent: Mapping[str, Any], wanted: Preprocessing, gives: str) -> list[str]:
     pixels = sent["input"] == "uint8"
     takes = "uint8, pixels of 0 to 255 (mean and deviation are inside)" if pixels else "float32, normalized"
     return [
         "## With ONNX",
-        f"Input `images` (batch, 3, {wanted.side}, {wanted.side}) {takes}; output `logits` (batch, classes). Checked against torch "
+        f"Input `images` (batch, 3, {wanted.side}, {wanted.side}) {takes}; output `logits` ({gives}). Checked against torch "
         f"at batches of 1, 2 and 7: they differ by {sent['max_abs_diff']:.1e} at most. The numbers above and the names of the "
         "classes lie in the file's metadata, as JSON.",
         "```python\nimport onnxruntime\n"
@@ -117,13 +119,21 @@ def _onnx(sent: Mapping[str, Any], wanted: Preprocessing) -> list[str]:
     ]
 
 
-def hub(model: nn.Module, about: Mapping[str, Any], page: str) -> str:
-    """README.md as the Hugging Face hub shows it: a YAML header, then :func:`page`. Nothing is uploaded."""
+def hub(model: nn.Module, about: Mapping[str, Any], page: str, *, timm: bool) -> str:
+    """README.md as the Hugging Face hub shows it: a YAML header, then :func:`page`. Nothing is uploaded.
+
+    Args:
+        model: as it is sent
+        about: ``classes`` and ``license``, where they are known
+        page: as :func:`page` gives it
+        timm: whether timm alone can load it, which the hub's pages then say how to do
+    """
+    task = "image-classification" if model.num_classes else "image-feature-extraction"
     header = [
         "---",
-        "library_name: timm",
-        "pipeline_tag: image-classification",
-        "tags: [image-classification, timm, lotus]",
+        *(["library_name: timm"] if timm else []),
+        f"pipeline_tag: {task}",
+        f"tags: [{task}, {'timm, ' if timm else ''}lotus]",
     ]
     if license_ := about.get("license"):
         header.append(f"license: {json.dumps(license_)}")

@@ -114,11 +114,11 @@ def pair(
 
 
 def _compiler() -> Iterator[Check]:
-    found = shutil.which(os.environ.get("CXX", "g++"))
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
     yield Check(
         "C++ compiler",
-        found or "none",
-        "" if found else "FFCV is built with it, and train.compile needs it. Run: apt install g++.",
+        compiler or "none",
+        "" if compiler else "FFCV is built with it, and train.compile needs it. Run: apt install g++.",
     )
 
 

@@ -77,7 +77,7 @@ def export(
         sent = {"timm": held, "onnx": exported, "notes": notes}
         page = card.page(model, wanted, sent, source, lines(held), why_not(model) if held is None else "")
         files.write_text(folder / _PAGE, page)
-        files.write_text(folder / _CARD, card.hub(model, about, page))
+        files.write_text(folder / _CARD, card.hub(model, about, page, timm=held is not None))
     return sent
 
 
@@ -96,6 +96,7 @@ def lines(held: Mapping[str, Any] | None, folder: Path | None = None) -> list[st
 
     Args:
         held: ``name`` and ``args``, as :func:`native` gives them, and ``file``.
+        folder: the weights' folder, which their path then begins with; None: none
     """
     if held is None:
         return []
@@ -131,17 +132,17 @@ def native(model: nn.Module) -> dict[str, Any] | None:
 
 def why_not(model: nn.Module) -> str:
     """What of a model for which :func:`native` is None timm's constructor cannot say."""
-    found = anatomy.blocks(model, convolved=True)
-    first, stages = found[0], len(getattr(model, "layers", (0,)))
-    if any(block.kernel for block in found):
+    blocks = anatomy.blocks(model, convolved=True)
+    first, stages = blocks[0], len(getattr(model, "layers", (0,)))
+    if any(block.kernel for block in blocks):
         return "some blocks convolve"
-    if not all(block.has_attn and block.has_mlp for block in found):
+    if not all(block.has_attn and block.has_mlp for block in blocks):
         return "some blocks lost a sublayer"
-    if any(block.dims.qk_dim != block.dims.v_dim for block in found):
+    if any(block.dims.qk_dim != block.dims.v_dim for block in blocks):
         return "query/key and value dimensions differ in number"
-    if any(block.reads(sublayer) is not None for block in found for sublayer in ("attn", "mlp")):
+    if any(block.reads(sublayer) is not None for block in blocks for sublayer in ("attn", "mlp")):
         return "some blocks read a part of the residual stream"
-    if stages > 1 or len({block.dims for block in found}) > 1:
+    if stages > 1 or len({block.dims for block in blocks}) > 1:
         return "the blocks' widths differ"
     if first.heads * first.head_dim != first.width:
         return f"{first.heads} heads of {first.head_dim} dimensions do not fill the {first.width} channels"

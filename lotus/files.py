@@ -91,6 +91,7 @@ def read_tensors(path: Path, cure: str) -> dict[str, Tensor]:
     """What :func:`write_tensors` wrote, on the CPU.
 
     Args:
+        path: the .safetensors
         cure: how it comes back where it is gone or damaged
 
     Raises:

@@ -70,6 +70,7 @@ def write(
     Raises:
         Mismatch: ONNX and torch disagree; the file is not kept.
     """
+    classes: Any = getattr(model, "num_classes", None)
     if takes == "uint8":
         model = _FromPixels(model, wanted).to(example.device).eval()
         draw = torch.Generator().manual_seed(0)
@@ -85,28 +86,20 @@ def write(
             raise Mismatch(
                 f"{file.name}: differs from the model by {worst:.2g}, more than {TOLERANCE:g}; it was not kept."
             )
-        _tell(beside, wanted, takes, about or {})
+        _tell(beside, wanted, takes, {"num_classes": classes, **(about or {})})
     return {"file": file.name, "opset": OPSET, "input": takes, "max_abs_diff": worst}
 
 
-def metadata(file: Path) -> dict[str, Any]:
-    """What :func:`write` told of a file's images: ``mean``, ``std``, ``crop``, ``interpolation``, ``side``, ``input``, ``classes``,
-    ``resize``; what is no JSON stays text."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    return metadata_of(session)
-
-
 def metadata_of(session: Any) -> dict[str, Any]:
-    """As :func:`metadata`, of an open session."""
-    found: dict[str, Any] = {}
+    """What :func:`write` told of its images: ``mean``, ``std``, ``crop``, ``interpolation``, ``side``, ``input``, ``classes``,
+    ``num_classes``, ``resize``; what is no JSON stays text."""
+    values: dict[str, Any] = {}
     for name, text in session.get_modelmeta().custom_metadata_map.items():
         try:
-            found[name] = json.loads(text)
+            values[name] = json.loads(text)
         except ValueError:
-            found[name] = text
-    return found
+            values[name] = text
+    return values
 
 
 def _tell(file: Path, wanted: Preprocessing, takes: Input, about: Mapping[str, Any]) -> None:
@@ -115,6 +108,7 @@ def _tell(file: Path, wanted: Preprocessing, takes: Input, about: Mapping[str, A
     stored = onnx.load(str(file))
     known = {**wanted.about(), "side": wanted.side, "input": takes}
     known |= {name: about[name] for name in ("classes", "license", "resize") if about.get(name)}
+    known |= {"num_classes": about["num_classes"]} if about["num_classes"] is not None else {}
     onnx.helper.set_model_props(stored, {name: json.dumps(value) for name, value in known.items()})
     onnx.save(stored, str(file))
 
@@ -142,10 +136,10 @@ def _difference(model: nn.Module, file: Path, images: Tensor) -> float:
     """Largest difference of the logits, absolute below 1 and relative above; infinite where one is not a number."""
     session = opened(file)
     given = images if images.dtype == torch.uint8 else images.float()
-    (found,) = session.run(None, {"images": given.cpu().numpy()})
+    (logits,) = session.run(None, {"images": given.cpu().numpy()})
     with torch.no_grad():
         expected = model(images).float().cpu()
-    gap = ((torch.from_numpy(found) - expected).abs() / expected.abs().clamp(min=1)).max()
+    gap = ((torch.from_numpy(logits) - expected).abs() / expected.abs().clamp(min=1)).max()
     return float(gap) if torch.isfinite(gap) else math.inf
 
 
@@ -183,6 +177,7 @@ def quantize(source: Path, file: Path, images: Iterable[Tensor]) -> None:
     it is faster and nearer. What was tried: docs/log.md.
 
     Args:
+        file: the .onnx to write
         images: batches as ``source`` takes them
 
     Raises:

@@ -17,6 +17,10 @@ from selection.errors import Refused
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
+_NO_CLASSES = (
+    "{}: has no classifier, and names no class of a picture. Train one on it: lotus finetune FOLDER data.path=PHOTOS."
+)
+
 
 @dataclass(frozen=True)
 class Predictor:
@@ -73,6 +77,7 @@ def _of_torch(folder: Path) -> Predictor:
 
     about = lotus.pruning.spec.read(folder).get("about")
     model: Any = lotus.pruning.load(folder)
+    _check_classifies(model.num_classes, folder)
     wanted = preprocessing(model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device)
@@ -107,10 +112,11 @@ def _of_onnx(file: Path) -> Predictor:
         session = onnx_file.opened(file)
     except Exception as error:  # a file from elsewhere may break its parser in any way
         raise Refused(f"{file}: cannot be read ({' '.join(str(error).split())[:200]}). Is it whole?") from None
-    told = onnx_file.metadata_of(session)
+    about = onnx_file.metadata_of(session)
+    _check_classifies(about.get("num_classes"), file)
     try:
-        mean, std = (np.array([float(one) for one in told[name]], np.float32).reshape(3) for name in ("mean", "std"))
-        side, crop, pixels_in = int(told["side"]), float(told.get("crop", CENTER)), told.get("input") == "uint8"
+        mean, std = (np.array([float(one) for one in about[name]], np.float32).reshape(3) for name in ("mean", "std"))
+        side, crop, pixels_in = int(about["side"]), float(about.get("crop", CENTER)), about.get("input") == "uint8"
     except (KeyError, TypeError, ValueError):
         raise Refused(
             f"{file}: says nothing of the images that it wants. Give one that this LOTUS exported: lotus export FOLDER."
@@ -121,9 +127,17 @@ def _of_onnx(file: Path) -> Predictor:
         (logits,) = session.run(None, {"images": given})
         return logits
 
-    how = _how(str(told.get("interpolation", "bilinear")), told)
-    mode = "squash" if told.get("crop_mode") == "squash" else "center"
-    return Predictor(run, side, crop, how, mode, tuple(str(name) for name in told.get("classes", ())))
+    how = _how(str(about.get("interpolation", "bilinear")), about)
+    mode = "squash" if about.get("crop_mode") == "squash" else "center"
+    return Predictor(run, side, crop, how, mode, tuple(str(name) for name in about.get("classes", ())))
+
+
+def _check_classifies(classes: Any, place: Path) -> None:
+    """Refuse a backbone, whose features are no logits."""
+    if classes == 0:
+        raise Refused(
+            f"{place}: has no classifier, and so no word for a picture. Train one: lotus finetune FOLDER data.path=PHOTOS."
+        )
 
 
 def _normalized(pixels: Bytes, mean: Floats, std: Floats) -> Floats:
@@ -136,7 +150,7 @@ def files_of(places: Sequence[str]) -> list[Path]:
     Raises:
         Refused: nothing is at one, or a folder holds no picture.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     for place in map(Path, places):
         if not place.exists():
             raise Refused(f"{place}: there is no such picture or folder. Give a picture, or a folder of them.")
@@ -145,8 +159,8 @@ def files_of(places: Sequence[str]) -> list[Path]:
             here = sorted(file for file in place.rglob("*") if _is_picture(file, place))
         if not here:
             raise Refused(f"{place}: no pictures are in it. {folders.unread(place) or 'Give a folder that has some'}.")
-        found += here
-    return found
+        files += here
+    return files
 
 
 def _is_picture(file: Path, root: Path) -> bool:
@@ -162,7 +176,8 @@ def predict(model: Predictor, files: Sequence[Path], *, batch: int = 64) -> Iter
         seen = [_seen(file, model) for file in part]
         whole = [one for one in seen if not isinstance(one, str)]
         logits = model.run(np.stack(whole)) if whole else np.empty((0, 1), np.float32)
-        rows = iter(_softmax(logits))
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        rows = iter(powers / powers.sum(axis=1, keepdims=True))  # softmax
         for file, one in zip(part, seen, strict=True):
             if isinstance(one, str):
                 yield Answer(str(file), fault=one)
@@ -183,9 +198,3 @@ def _seen(file: Path, model: Predictor) -> Bytes | str:
     from lotus.data.unpacked import seen
 
     return seen(pixels, View(size=model.side, crop=model.crop))
-
-
-def _softmax(logits: Floats) -> Floats:
-    """(B, C), rows of sum 1."""
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)

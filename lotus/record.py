@@ -62,17 +62,17 @@ class Record:
 
     def sealed(self) -> dict[str, Any]:
         """What is written of it."""
-        told = {"format": FORMAT, **vars(self)}
-        return {**told, _SEAL: digest(json.loads(json.dumps(told)))}
+        record = {"format": FORMAT, **vars(self)}
+        return {**record, _SEAL: digest(json.loads(json.dumps(record)))}
 
 
 def stored(file: Path) -> Mapping[str, Any]:
     """What the file of a record holds, whatever its format; nothing where it cannot be read."""
     try:
-        told = json.loads(regular.check(file).read_text(encoding="utf-8"))
+        record = json.loads(regular.check(file).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return told if isinstance(told, dict) else {}
+    return record if isinstance(record, dict) else {}
 
 
 def is_current(told: Mapping[str, Any]) -> bool:
@@ -96,8 +96,8 @@ def changes(old: Any, new: Any, place: str = "") -> Iterator[str]:
         yield f"{place}: {worded(old)} -> {worded(new)}"
 
 
-def worded(value: Any, most: int = 100) -> str:
-    """A setting in words, of at most so many letters: ``none``, ``resnet18, pretrained true``, ``16, 24``; what is not set is left out."""
+def worded(value: Any) -> str:
+    """A setting in words, of at most 100 letters: ``none``, ``resnet18, pretrained true``, ``16, 24``; what is not set is left out."""
     if value in _UNSET:
         return "none"
     if isinstance(value, dict):
@@ -112,7 +112,7 @@ def worded(value: Any, most: int = 100) -> str:
         text = ", ".join(f"({told})" if ", " in (told := worded(one)) else told for one in value)
     else:
         text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def content(path: str) -> str:

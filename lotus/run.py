@@ -155,8 +155,8 @@ class Run:
     @property
     def is_older(self) -> bool:
         """Whether records of an older LOTUS stand here."""
-        told = (stored(self._record_of(name)) for name in self.stages)
-        return any(one and not is_current(one) for one in told)
+        records = (stored(self._record_of(name)) for name in self.stages)
+        return any(one and not is_current(one) for one in records)
 
     def settings(self, stage: str) -> dict[str, Any]:
         """The part of the config that ``stage`` depends on."""
@@ -171,9 +171,9 @@ class Run:
         named = [pair for part in parts if not part.startswith("-")
                  for pair in _named(functools.reduce(getattr, part.split("."), self.config), part, left_out)]  # fmt: skip
         named += self.stages[stage].calls(self.config).items()
-        found = {place: text for place, name in named if (text := self.own_text(name))}
+        texts = {place: text for place, name in named if (text := self.own_text(name))}
         brought_by = [text for _, stages, text in self._own if stage in stages]
-        return found | ({stage: brought_by[-1]} if brought_by else {})
+        return texts | ({stage: brought_by[-1]} if brought_by else {})
 
     def own_text(self, method: str) -> str:
         """The text of the user's own file that has ``method``, as a hash; empty where none has."""
@@ -181,14 +181,16 @@ class Run:
 
     def _settings(self, stage: str, config: Config) -> dict[str, Any]:
         dump = config.model_dump(mode="json")
-        found: dict[str, Any] = {}
+        settings: dict[str, Any] = {}
         for part in of(self.stages[stage].settings, self.config):
             *way, last = part.removeprefix("-").split(".")
             if part.startswith("-"):
-                functools.reduce(operator.getitem, way, found).pop(last)
+                functools.reduce(operator.getitem, way, settings).pop(last)
             else:
-                found[part] = functools.reduce(operator.getitem, [*way, last], dump)
-        return found
+                settings[part] = functools.reduce(operator.getitem, [*way, last], dump)
+        if self.stages[stage].is_set:
+            settings[f"stages.{stage}"] = asked.options if (asked := config.asked(stage)) else {}
+        return settings
 
     def after(self, stage: str) -> tuple[str, ...]:
         """Stages whose outputs ``stage`` reads."""
@@ -207,8 +209,8 @@ class Run:
     def made_from(self, stage: str) -> dict[str, str]:
         """Identity of each stage that ``stage`` reads from, and of the files that its settings name, if they are there."""
         records = {name: self.record(name) for name in self.after(stage)}
-        found = {name: record.identity for name, record in records.items() if record is not None}
-        return found | {name: text for name, path in self._named(stage).items() if (text := content(path))}
+        identities = {name: record.identity for name, record in records.items() if record is not None}
+        return identities | {name: text for name, path in self._named(stage).items() if (text := content(path))}
 
     def _named(self, stage: str) -> dict[str, str]:
         """The files, or folders of models, that settings of ``stage`` name for it to read, by the setting."""
@@ -345,6 +347,11 @@ class Run:
         """Write the record of a stage whose outputs stand.
 
         Args:
+            stage: its name
+            seconds: that it took
+            image_forwards: forward passes of an image that it spent; a training step counts three
+            macs: multiply-accumulates that it spent
+            values: what it tells, by name
             left: outputs that it has with these settings, beside those on its list
         """
         outputs = {**self.outputs(stage), **{self._name(path): path for path in left}}
@@ -391,10 +398,10 @@ class Run:
         for stage, text in stood.items():
             if self._record_of(stage).exists():
                 continue
-            told = json.loads(text)
-            places = {name: self._place(name) for name in told["outputs"]}
+            event = json.loads(text)
+            places = {name: self._place(name) for name in event["outputs"]}
             if all(
-                path.is_file() and path.stat().st_size == told["outputs"][name] and told["digests"].get(name) in (None, digest_once(path))
+                path.is_file() and path.stat().st_size == event["outputs"][name] and event["digests"].get(name) in (None, digest_once(path))
                 for name, path in places.items()
             ):  # fmt: skip
                 write_text(self._record_of(stage), text)
@@ -405,8 +412,8 @@ class Run:
         Raises:
             Refused: it cannot be written.
         """
-        told = {"time": round(time.time(), 3), **event.record()}
-        append(self.log, json.dumps(sound(told), allow_nan=False), _ROOM)
+        record = {"time": round(time.time(), 3), **event.record()}
+        append(self.log, json.dumps(sound(record), allow_nan=False), _ROOM)
 
 
 def brought(shelf: ModuleType) -> dict[str, Stage]:
@@ -416,13 +423,13 @@ def brought(shelf: ModuleType) -> dict[str, Stage]:
 
 def reads(config: Config, shelves: Sequence[ModuleType] = ()) -> set[str]:
     """The signals of a proxy that the ticket and a joint budget of patches are made from. One proxy serves every score and policy."""
-    request, found = config.select, set[str]()
+    request, signals = config.select, set[str]()
     if not request.ticket and request.keep < 1 and not config.watches_itself:
         scored = lottery.goes_by_score(request.pick, shelves)
-        found |= lottery.reads(request.score if scored else None, request.pick, shelves)
+        signals |= lottery.reads(request.score if scored else None, request.pick, shelves)
     if any(recipe.patches and recipe.patches.joint for recipe in (config.train, config.finetune)):
-        found |= lottery.reads(request.score, None, shelves)
-    return found
+        signals |= lottery.reads(request.score, None, shelves)
+    return signals
 
 
 def _named(part: Any, place: str, left_out: Set[str]) -> Iterator[tuple[str, str]]:

@@ -48,7 +48,7 @@ def installed() -> tuple[ModuleType, ...]:
         Refused: a package's shelf cannot be imported.
     """
     room = importlib.import_module(ROOM)
-    found = [importlib.import_module(f"{ROOM}.{name}") for _, name, _ in pkgutil.iter_modules(room.__path__)]
+    modules = [importlib.import_module(f"{ROOM}.{name}") for _, name, _ in pkgutil.iter_modules(room.__path__)]
     for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
         try:
             shelf = point.load()
@@ -59,8 +59,8 @@ def installed() -> tuple[ModuleType, ...]:
             ) from error
         if not isinstance(shelf, ModuleType):
             raise Refused(f"{point.value}: an entry of {GROUP} is a module. Mend that package, or uninstall it.")
-        found.append(shelf)
-    return tuple(found)
+        modules.append(shelf)
+    return tuple(modules)
 
 
 def known(own: Sequence[ModuleType] = ()) -> tuple[ModuleType, ...]:

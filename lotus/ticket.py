@@ -59,10 +59,10 @@ class Data:
         """What was recorded of these very images; None where nothing was."""
         if self.given is not None:
             return self.given.signals
-        found = Signals.load(self.recorded) if self.recorded is not None else None
-        if found is not None and self._manifest is not None and found.fingerprint != self._manifest.fingerprint:
+        signals = Signals.load(self.recorded) if self.recorded is not None else None
+        if signals is not None and self._manifest is not None and signals.fingerprint != self._manifest.fingerprint:
             return None
-        return found
+        return signals
 
     @cached_property
     def source(self) -> Source | None:
@@ -191,6 +191,9 @@ def recorded(
     """The data behind a ticket drawn from ``signals``: the run in whose folder they lie, if it is of the same, else they alone.
 
     Args:
+        signals: the file
+        subset: the ticket, whose fingerprint tells its data
+        shelves: modules with data sets of the user's own
         given: what was read of them
     """
     folder = Path(signals).parent
@@ -235,18 +238,21 @@ def export(subset: Subset, data: Data | None, out: str | Path, how: Export = Exp
     kind = how.kind or out.suffix[1:] or "folder"
     if kind != "folder" and out.exists() and not how.force:
         raise Refused(f"{out}: is there already. Give another name, remove it, or say --force to write over it.")
-    told = []
+    notes = []
     if data is not None:
-        told += held(subset, data, force=how.force, risk="another image may come out under each row")
+        notes += held(subset, data, force=how.force, risk="another image may come out under each row")
     elif kind in ("folder", "beton") or how.by_path:
         raise Refused(f"{out}: needs the images. Say where they are: --data, {WHERE}.")
     if data is not None and kind == "beton":
-        told.append(_beton(subset, data, out))
+        notes.append(_beton(subset, data, out))
     elif data is not None and kind == "folder":
-        told.append(_folder(subset, data, out, how.copy))
+        images, read = data.images(), data.reader()
+        notes.append(
+            class_folders.write(subset, images, out, source=data.source, read=read, copy=how.copy, where=data.where)
+        )
     else:
-        told.append(_list(subset, data, out, how))
-    return told + _left(subset, kind, how)
+        notes.append(_list(subset, data, out, how))
+    return notes + _left(subset, kind, how)
 
 
 def _left(subset: Subset, kind: str, how: Export) -> list[str]:
@@ -256,11 +262,6 @@ def _left(subset: Subset, kind: str, how: Export) -> list[str]:
         return []
     more = "" if pictures else ", and --weights writes them"
     return [f"the weights of this ticket are left behind: a .csv has them{more}"]
-
-
-def _folder(subset: Subset, data: Data, out: Path, copy: bool) -> str:
-    images, read = data.images(), data.reader()
-    return class_folders.write(subset, images, out, source=data.source, read=read, copy=copy, where=data.where)
 
 
 def held(subset: Subset, data: Data, *, force: bool, risk: str) -> list[str]:
@@ -345,22 +346,22 @@ def bring(file: str | Path, data: Data, how: Import = Import()) -> tuple[Subset 
     if _is_ticket(path):
         return _bound(path, data, how)
     images, keep, seed = data.images(index=how.index), how.keep, how.seed
-    found = exchange.read(
+    contents = exchange.read(
         path, images, kind=how.kind, column=how.column, order=how.order, negate=how.negate, force=how.force
     )
-    if seed and (found.rows is not None or keep is None):
+    if seed and (contents.rows is not None or keep is None):
         raise Refused(
             f"--seed {seed}: decides among equal scores when --keep takes the highest, and nothing is drawn from {file}. Leave it out."
         )
-    told = [f"taken for {found.told}", *found.warnings]
+    notes = [f"taken for {contents.told}", *contents.warnings]
     if how.order == "class":
-        told.append(
+        notes.append(
             "within a class they are taken in the order of the index: code that sorts unstably (data_diet) need not agree"
         )
-    if found.rows is None and keep is None:
-        signals = exchange.scores(found, images, name=str(path), beside=data.signals)
-        return signals, [*told, "draw from them with: lotus select FILE --score given --pick ccs --keep 0.3"]
-    return exchange.ticket(found, images, name=path.name, keep=keep, seed=seed, force=how.force), told
+    if contents.rows is None and keep is None:
+        signals = exchange.scores(contents, images, name=str(path), beside=data.signals)
+        return signals, [*notes, "draw from them with: lotus select FILE --score given --pick ccs --keep 0.3"]
+    return exchange.ticket(contents, images, name=path.name, keep=keep, seed=seed, force=how.force), notes
 
 
 def _bound(path: Path, data: Data, how: Import) -> tuple[Subset, list[str]]:
@@ -373,13 +374,13 @@ def _bound(path: Path, data: Data, how: Import) -> tuple[Subset, list[str]]:
         )
     subset = Subset.load(path)
     risk = "its rows stand for other images, and training goes on them unnoticed"
-    told = held(subset, data, force=how.force, risk=risk)
+    notes = held(subset, data, force=how.force, risk=risk)
     fingerprint, labels, classes = data._own()
     bound = Subset(
         subset.rows, subset.total, fingerprint=fingerprint, weights=subset.weights, keep=subset.keep,
-        origin={**subset.origin, **({"forced": True} if told else {})}, known=Known(labels, classes, subset.scores),
+        origin={**subset.origin, **({"forced": True} if notes else {})}, known=Known(labels, classes, subset.scores),
     )  # fmt: skip
-    return bound, told or ["it is a ticket of this data already"]
+    return bound, notes or ["it is a ticket of this data already"]
 
 
 def _is_ticket(path: Path) -> bool:

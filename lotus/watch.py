@@ -12,8 +12,10 @@ import json
 import os
 import platform
 import shutil
+import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -171,18 +173,20 @@ class Watch:
         if now["system"] and now["system"] == self._here["system"] and born(now["pid"]) != now["born"]:
             return f"{name} is gone."
         if self._silent[other] > self._patience:
+            seconds = self._patience
+            patience = f"{seconds / 60:g} minutes" if seconds >= 60 else f"{seconds:g} seconds"
             return (
-                f"{name} has not answered for {_time(self._patience)}: it is stopped, or its machine is gone. End it, or give it "
+                f"{name} has not answered for {patience}: it is stopped, or its machine is gone. End it, or give it "
                 "longer with rank_timeout=MINUTES."
             )
         return ""
 
     def _tell(self, *, left: bool = False, why: str = "") -> None:
         self._beat += 1
-        told = {**self._here, "beat": self._beat, "left": left, "why": why[:500]}
+        sign = {**self._here, "beat": self._beat, "left": left, "why": why[:500]}
         with contextlib.suppress(Refused, OSError):  # a full disk: the others have their patience, and the work goes on
             self._folder.mkdir(parents=True, exist_ok=True)
-            atomic_files.write_json(self._folder / str(self._rank), told)
+            atomic_files.write_json(self._folder / str(self._rank), sign)
 
 
 @contextlib.contextmanager
@@ -193,6 +197,54 @@ def over(folder: Path, rank: int, size: int, patience: float) -> Iterator[None]:
         return
     with Watch(folder, rank, size, patience=patience):
         yield
+
+
+_watched, _launcher_is_gone = threading.Event(), threading.Event()
+
+
+def launcher_is_gone() -> bool:
+    """Whether the SIGTERM that came was that of :func:`over_launcher`."""
+    return _launcher_is_gone.is_set()
+
+
+def over_launcher(every: float = 0.25) -> None:
+    """Watch, from now on and once a process, over the launcher above it, and send this process SIGTERM when that is gone.
+
+    DeepSpeed's runner does not pass SIGTERM on, and leaves its workers behind when it dies (DeepSpeed#4098). To be called as early
+    as can be: of a launcher that is gone before, nothing is seen. Without one nothing is done.
+
+    Args:
+        every: seconds between two looks
+    """
+    above = _launchers()
+    if above and not _watched.is_set():
+        _watched.set()
+        threading.Thread(target=_look, args=(above, every), name="lotus-launcher-watch", daemon=True).start()
+
+
+def _look(above: list[tuple[int, str]], every: float) -> None:
+    while os.getppid() == above[0][0] and all(born(pid) == when for pid, when in above):
+        time.sleep(every)
+    _launcher_is_gone.set()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _launchers() -> list[tuple[int, str]]:
+    """(pid, when it was born) of the launcher above this process and of DeepSpeed's runner above that; empty without one."""
+    environment = os.environ
+    # CROSS_SIZE is how deepspeed.launcher.launch is known, TORCHELASTIC_RUN_ID torchrun.
+    if not {"TORCHELASTIC_RUN_ID", "CROSS_SIZE"} & set(environment) or not Path("/proc/self/stat").exists():
+        return []
+    parent = os.getppid()
+    above = [parent]
+    if "CROSS_SIZE" in environment:
+        try:
+            runner = int(stat(parent)[1])
+            if b"deepspeed" in Path(f"/proc/{runner}/cmdline").read_bytes():  # else a shell, which may well go
+                above.append(runner)
+        except (OSError, IndexError, ValueError):
+            pass
+    return [(pid, born(pid)) for pid in above]
 
 
 def stat(pid: int) -> list[str]:
@@ -216,7 +268,3 @@ def _system() -> str:
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds / 60:g} minutes" if seconds >= 60 else f"{seconds:g} seconds"

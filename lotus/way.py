@@ -29,10 +29,6 @@ def _nothing(*_: Any) -> None:
     return None
 
 
-def _free(*_: Any) -> float:
-    return 0.0
-
-
 class Held(Protocol):
     """A guest of the fine-tune (:class:`lotus.training.guests.Guest`) by which a cut stays what it is."""
 
@@ -61,7 +57,7 @@ class Way:
     """Dimensions go. Else the model keeps its shapes, and nothing is measured of the device."""
     check: Callable[[Any, Options], None] = _nothing
     """Refuses what can be known to fail before anything is done, given a :class:`lotus.stages.ahead.Ahead`."""
-    forecast: Callable[[Any, Options], float] = _free
+    forecast: Callable[[Any, Options], float] = lambda *_: 0.0
     """Forward passes of an image in the dense model that it would cost, of the same."""
     hold: Callable[[Any, Options], Any] = _nothing
     """The guest (:class:`Held`) that keeps the cut ``model`` so while it is fine-tuned; None where nothing has to be kept."""

@@ -50,6 +50,7 @@ def load(text: str, place: str) -> Any:
     """What a text says in YAML: numbers, texts, truth values, lists and dictionaries.
 
     Args:
+        text: the YAML.
         place: where the text stands, for messages.
 
     Raises:

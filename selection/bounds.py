@@ -35,6 +35,9 @@ def part(method: str, option: str, value: Any, *, whole: bool = False, least: fl
     """Hold an option to be a part from ``least`` to 1.
 
     Args:
+        method: whose it is
+        option: its name
+        value: as it was given
         whole: it may be all of it
 
     Raises:

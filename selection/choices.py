@@ -85,6 +85,9 @@ def resolve(
     """The method of a choice, its options checked.
 
     Args:
+        shelf: ours
+        shelves: the user's own, which win over ours
+        choice: a name, or a mapping with ``name`` and options
         options_place: what a refusal has before the name of an option; empty: ``place``
         also: what can be said beside a method's own settings, and was taken out of the options, for a refusal to name
         here: see :func:`selection.methods.find`

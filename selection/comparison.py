@@ -100,10 +100,7 @@ def describe(subset: Subset) -> dict[str, Any]:
     if subset.scores is not None:
         found["scores"] = {
             name: _quantiles(values)
-            for name, values in (
-                ("kept", subset.scores[subset.rows]),
-                ("dropped", subset.scores[subset.complement]),
-            )
+            for name, values in (("kept", subset.scores[subset.rows]), ("dropped", subset.scores[subset.complement]))
             if len(values)
         }
     return found

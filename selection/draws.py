@@ -48,6 +48,7 @@ class Drawing:
         """``quota`` rows of a group, and their weights; those that are in already among them.
 
         Args:
+            group: (g,) rows to draw from
             key: of its stream of chance
             shares: (C,) how many of each class, in the order of their labels, for a picker that keeps them itself
 
@@ -79,12 +80,12 @@ class Drawing:
     def _pick(self, group: Rows, have: Rows, quota: int, key: int, shares: Rows | None, options: Any) -> Weighed:
         picker, place = self.limits.picker.function, self.places.pick
         rng = np.random.default_rng([self.seed, PICK, key])
-        told: dict[str, Any] = {"budget": quota, "keep": self.keep, "quotas": shares, "rng": rng, "start": have}
+        known: dict[str, Any] = {"budget": quota, "keep": self.keep, "quotas": shares, "rng": rng, "start": have}
         if self.values is not None:
-            told["scores"] = self.values[group]
-            told["ranking"] = ranking(told["scores"], np.random.default_rng([self.seed, RANKING, key]))
-        available: Any = ChainMap(told, self.signals.available(group))  # type: ignore[arg-type]
-        here = {*told, *self.signals.known}
+            known["scores"] = self.values[group]
+            known["ranking"] = ranking(known["scores"], np.random.default_rng([self.seed, RANKING, key]))
+        available: Any = ChainMap(known, self.signals.available(group))  # type: ignore[arg-type]
+        here = {*known, *self.signals.known}
         taken = methods.call(picker, available, options, place=place, here=here, cures=CURES)
         rows, weights = _checked(taken, quota, len(group), have, f"{place} ({picker.__name__})")
         return group[rows], weights
@@ -108,11 +109,7 @@ def _checked(taken: Any, quota: int, n: int, have: Rows, place: str) -> Weighed:
 
 
 def above_floor(
-    floor: float,
-    groups: Sequence[Group],
-    budget: int,
-    labels: Rows,
-    draw: Callable[[Rows, int, int], Weighed],
+    floor: float, groups: Sequence[Group], budget: int, labels: Rows, draw: Callable[[Rows, int, int], Weighed]
 ) -> list[Weighed]:
     """Draws over all classes together in which none falls below its floor.
 

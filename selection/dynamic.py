@@ -54,6 +54,8 @@ def infobatch(
     mean but as many as it takes.
 
     Args:
+        loss: (n,) when it was last seen; +inf: never.
+        epoch, epochs, rng: see the head of this file.
         prune: fraction of the learned images that is left out.
         until: fraction of the epochs after which all images train; below 1 that is the last epoch at least.
         saving: fraction of all image passes of the training to save, to the image; None: what the mean gives. Epoch 0, which has no
@@ -103,6 +105,8 @@ def rs2(labels: Rows, epoch: int, budget: int, seed: int, *, replacement: bool =
     times, none a second time before all were seen once.
 
     Args:
+        labels: (n,), of which only the number is read.
+        epoch, seed: see the head of this file.
         replacement: draw each epoch anew, whatever the others had.
     """
     if not isinstance(replacement, bool):
@@ -153,6 +157,8 @@ def seta(
     random part is left out. An image that was never seen counts with the hardest.
 
     Args:
+        seen: (n,) in how many epochs it was.
+        epoch, epochs, rng: see the head of this file.
         saving: fraction of all image passes of the training to save, to the image; None: what drop and windows give. ``drop`` is then
             solved for, epoch by epoch, from what is still to be saved. Where windows alone would save more than all of it, some
             of the images outside come back, at random.
@@ -214,6 +220,7 @@ def repb(
         below: its loss was below the mean of its batch when it was last seen.
         last: the epoch in which it was last seen, -1: never.
         seen: in how many epochs it was.
+        epoch, epochs, rng: see the head of this file.
         saving: fraction of all image passes of the training to save, to the image, as far as those below their batch's mean allow;
             None: what ``drop`` gives. Epoch by epoch as many of these, and of those left out before, sit out as are still to be
             saved: ``drop`` is solved for.
@@ -239,6 +246,7 @@ def orderdp(loss: Array, budget: int, rng: np.random.Generator, *, take: float =
 
     Args:
         loss: when it was last seen; +inf, never seen, counts as hardest.
+        budget, rng: see the head of this file.
         take: fraction of the pool that trains; the pool has ``budget / take`` images, or all.
     """
     bounds.part("orderdp", "take", take, whole=True, least=1e-9)
@@ -265,7 +273,9 @@ def rcap(
 
     Args:
         loss: when it was last seen; +inf, never seen, counts as ln C.
+        labels: (n,), of C classes.
         last: the epoch in which it was last seen.
+        epoch, budget, rng: see the head of this file.
     """
     bounds.positive("rcap", "temperature", temperature)
     classes, of, sizes = np.unique(labels, return_inverse=True, return_counts=True)
@@ -288,6 +298,7 @@ def ucb(mean: Array, variance: Array, budget: int, rng: np.random.Generator, *, 
 
     Args:
         mean, variance: running ones of the loss; a mean of +inf, never seen, comes first.
+        budget, rng: see the head of this file.
     """
     bounds.number("ucb", "confidence", confidence, 0, _LARGEST)
     shuffled = rng.permutation(len(mean))
@@ -313,6 +324,7 @@ def selective_backprop(
 
     Args:
         loss: +inf, never seen, ranks highest.
+        epoch, epochs, rng: see the head of this file.
         start, end: parts of the epochs between which it draws; else all images train (Composer's defaults).
         saving: fraction of all image passes of the training to save, to the image, by the epochs between; None: what ``budget`` gives.
 

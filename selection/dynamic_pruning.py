@@ -111,6 +111,7 @@ class State:
         """Close the epoch. A second call for the same one does nothing.
 
         Args:
+            epoch: its number, from 0.
             parts: :meth:`pending` of all ranks, in the order of the ranks; None: there is this one only. A row that several
                 ranks saw (padding) counts once.
         """
@@ -294,6 +295,7 @@ def epoch_subset(
     """The images of epoch ``epoch`` (from 0) of ``epochs``. The same whenever it is called for the same state and seed.
 
     Args:
+        state: what the epochs before said of each image.
         pick: a function of selection/dynamic.py. ``saving`` among its options is the fraction of all image passes of the training to
             save: a setting of the method, or, for those that read a budget alone, ``1 - keep``.
         keep: fraction of the images in an epoch, for those that read a budget.
@@ -312,7 +314,7 @@ def epoch_subset(
     name, method, options, saving = _resolved(pick, list(shelves), place)
     keep = keep if saving is None else 1 - saving
     own = int(np.random.SeedSequence([seed, _STREAM]).generate_state(1, np.uint64)[0])
-    told: dict[str, Any] = {
+    known: dict[str, Any] = {
         **state.known(),
         "epoch": int(epoch),
         "epochs": int(epochs),
@@ -320,7 +322,7 @@ def epoch_subset(
         "seed": own,
         "rng": np.random.default_rng([own, int(epoch)]),
     }
-    taken = methods.call(method, told, options, place=place)
+    taken = methods.call(method, known, options, place=place)
     rows, weights = _checked(taken, len(state), f"{place} ({name})")
     order = np.argsort(rows)
     return EpochSubset(rows[order].astype(np.int64), weights[order].astype(np.float32))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from selection import atomic_files
+from selection import atomic_files, parsing
 from selection.comparison import compare, describe, spearman
 from selection.errors import Refused
 from selection.images import Images, Words
@@ -57,6 +57,8 @@ def read(
     """Rows or scores out of a file of others.
 
     Args:
+        path: the file; its ending says how it is read.
+        images: of the data that it is to be of.
         kind: one of :data:`KINDS`; empty: what the file itself leaves no doubt about.
         column: which array of a dictionary, or column of a table, holds the scores.
         order: of a value an image: by ``"index"``, by ``"class"`` (sorted by label, stably), or a .npy of the index of each.
@@ -71,16 +73,18 @@ def read(
         raise Refused(
             f"{images.say('kind', kind)}: there is no such kind.{nearest(kind, KINDS)} There are: {', '.join(KINDS)}."
         )
-    found = find(path, Asked(kind, column, order, force), images)
+    if kind == "remove" and parsing.holds_nothing(path):
+        return Contents(np.arange(images.total), told="rows that go, of which there are none")
+    contents = find(path, Asked(kind, column, order, force), images)
     if negate:
         say = images.say("negate")
-        if found.scores is None:
+        if contents.scores is None:
             raise Refused(f"{say}: {path} holds no scores. Leave it out.")
-        if not np.isfinite(found.scores).all():
+        if not np.isfinite(contents.scores).all():
             raise Refused(f"{say}: {path} has a score of +inf, which would become the least wanted. Leave it out.")
-        found.scores = -found.scores
-        found.told += ", negated"
-    return found
+        contents.scores = -contents.scores
+        contents.told += ", negated"
+    return contents
 
 
 def ticket(
@@ -89,7 +93,11 @@ def ticket(
     """The ticket of what was found.
 
     Args:
+        found: as :func:`read` gives it.
+        images: of the data.
+        name: what refusals and the ticket call the file.
         keep: for scores: the fraction of the highest that stays, ties by ``seed``.
+        force: was said when it was read; the ticket says so.
 
     Raises:
         Refused: scores without ``keep``, or rows with one; a ``keep`` or ``seed`` that cannot be.
@@ -170,6 +178,9 @@ def write(
     .parquet (all images, with paths, labels, scores and weights).
 
     Args:
+        subset: what is written.
+        path: where to; its ending says as what.
+        images: of the ticket's data.
         labels: in .txt, write the label after each path.
         paths: write paths: in .txt in place of the indices, in .npy and .json with ``weights``, beside them.
         weights: write what each image weighs: a .txt then has tabs between its cells, a .npy fields, a .json lists by name.
@@ -192,10 +203,10 @@ def write(
 
 def _columns(subset: Subset, images: Images, paths: bool) -> dict[str, np.ndarray]:
     """Of the images that stay."""
-    found = {"index": images.numbers[subset.rows]}
+    columns = {"index": images.numbers[subset.rows]}
     if paths and images.names is not None:
-        found["path"] = np.array([images.names[row] for row in subset.rows.tolist()])
-    return {**found, "weight": subset.weights}
+        columns["path"] = np.array([images.names[row] for row in subset.rows.tolist()])
+    return {**columns, "weight": subset.weights}
 
 
 def _array(ending: str, columns: dict[str, np.ndarray] | None, numbers: Rows) -> bytes:

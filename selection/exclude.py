@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selection import images as held
-from selection import parsing
+from selection import links, parsing
 from selection.errors import Refused
 from selection.images import Images
 from selection.signals import VOCABULARY, Signals
@@ -25,16 +25,16 @@ def lines(file: str | Path, place: str = "exclude") -> np.ndarray:
         Refused: it cannot be read, or is no such list.
     """
     path = Path(file)
-    if path.is_file() and path.suffix in (".txt", ".lst", ".list") and not path.read_bytes().strip():
+    if parsing.holds_nothing(path):
         return np.empty(0, np.int64)  # nothing was found: nothing goes
-    found = parsing.table(path)
-    if isinstance(found, dict):
-        found = next((column for name, column in found.items() if name in ("path", "index")), None)
-    if not isinstance(found, np.ndarray) or found.ndim != 1 or found.dtype.kind not in "iuU":
+    table = parsing.table(path)
+    if isinstance(table, dict):
+        table = next((column for name, column in table.items() if name in ("path", "index")), None)
+    if not isinstance(table, np.ndarray) or table.ndim != 1 or table.dtype.kind not in "iuU":
         raise Refused(
             f"{place}: {file} is no list of images. Give a text with a path or a number a line (lotus inspect)."
         )
-    return found
+    return table
 
 
 def rows(file: str | Path, images: Images, place: str = "exclude") -> Rows:
@@ -44,16 +44,16 @@ def rows(file: str | Path, images: Images, place: str = "exclude") -> Rows:
     Raises:
         Refused: it is no list, names none of these images, or all of them.
     """
-    told: list[str] = []
+    warnings: list[str] = []
     wanted = lines(file, place)
     if not len(wanted):
         return np.empty(0, np.int64)
     if wanted.dtype.kind == "U" and images.names is not None:
         found = _by_path(Path(file), wanted.tolist(), images, place)
     elif wanted.dtype.kind == "U":
-        found = held.by_path(Path(file), wanted.tolist(), images, told)
+        found = held.by_path(Path(file), wanted.tolist(), images, warnings)
     else:
-        found = held.by_number(Path(file), wanted, images, told)
+        found = held.by_number(Path(file), wanted, images, warnings)
     gone = np.unique(found[found >= 0])
     if len(gone) == images.total:
         raise Refused(f"{place}: {file} names all {images.total} images, so that none is left to train on. Shorten it.")
@@ -61,13 +61,17 @@ def rows(file: str | Path, images: Images, place: str = "exclude") -> Rows:
 
 
 def _by_path(file: Path, wanted: list[str], images: Images, place: str) -> Rows:
-    """The row of each path, -1 for those of no image. A file that is there and lies elsewhere is none, though it end alike."""
+    """The row of each path, -1 for those of no image. One that is there is looked for by its place, and else by what it is a link to: a
+    file of another folder is none of these, though it end alike."""
     assert images.names is not None
-    root = os.path.realpath(images.root)
-    there = [os.path.isfile(name) for name in wanted]
-    near = [os.path.commonpath([root, os.path.realpath(name)]) == root or not images.root for name in wanted]
-    mine = [name for name, here, inside in zip(wanted, there, near, strict=True) if inside or not here]
-    found = held.rows_of(file, mine, images.names)
+    there = [bool(images.root) and os.path.lexists(name) for name in wanted]
+    away = [name for name, here in zip(wanted, there, strict=True) if not here]
+    found = np.full(len(wanted), -1, np.int64)
+    found[~np.array(there)] = held.rows_of(file, away, images.names)
+    if any(there):
+        homes = {links.place(os.path.join(images.root, name)): row for row, name in enumerate(images.names)}
+        for at in np.flatnonzero(there).tolist():
+            found[at] = next((homes[one] for one in links.passed(wanted[at]) if one in homes), -1)
     if (found < 0).all() and not any(there):
         raise Refused(
             f"{place}: {file}: none of its {len(wanted)} paths is an image of this data, e.g. {wanted[0]}. Is it of other data, "

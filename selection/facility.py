@@ -69,6 +69,11 @@ def represent(
     """Facility location over ``kernel``: the rows, and a function that says which of them (its number) each image is nearest to.
 
     Args:
+        method: what a refusal calls it
+        budget: how many to take of the n
+        rng: of what is drawn at random
+        start: rows that are in from the beginning, and count
+        way: how it is maximized
         stands: (n,) how many images each of them counts for; None: one
     """
     way.check(method)

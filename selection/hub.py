@@ -45,6 +45,7 @@ def apply(subset: Subset, dataset: Any, rows: npt.ArrayLike | None = None) -> An
     """The images of a ticket, as a data set: with the columns :data:`INDEX` and :data:`WEIGHT`.
 
     Args:
+        subset: the ticket
         dataset: a ``datasets.Dataset``
         rows: (N,) where each image that the ticket counts stands in ``dataset``, if some were held out of it or damaged (of a
             run: ``lotus.ticket.behind(RUN).images().numbers``); None: it is of all N rows
@@ -98,9 +99,9 @@ def _column(dataset: Any, name: str) -> np.ndarray:
     if name not in dataset.column_names:
         raise Refused(f"dataset: has no column {name!r}. It has: {', '.join(dataset.column_names)}.")
     try:
-        found = np.asarray(dataset.with_format("numpy")[name][:])
+        column = np.asarray(dataset.with_format("numpy")[name][:])
     except ValueError:
-        found = np.empty(0, object)
-    if found.dtype.kind == "O":
+        column = np.empty(0, object)
+    if column.dtype.kind == "O":
         raise Refused(f"dataset: the column {name!r} holds neither numbers nor texts of one shape. Give another.")
-    return found
+    return column

@@ -66,6 +66,9 @@ def by_number(path: Path, numbers: np.ndarray, images: Images, warnings: list[st
     """LOTUS' row of each number of others; -1 for those that it held out or found damaged.
 
     Args:
+        path: what a refusal names
+        numbers: (m,)
+        images: of the data
         warnings: takes up a sentence about these
 
     Raises:
@@ -96,6 +99,9 @@ def by_path(path: Path, wanted: Sequence[str], images: Images, warnings: list[st
     """The row of each path; -1 for those that are no training images.
 
     Args:
+        path: what a refusal names
+        wanted: m paths
+        images: of the data
         warnings: takes up a sentence about these
 
     Raises:

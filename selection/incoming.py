@@ -65,6 +65,7 @@ def read(
     """What a file says of its images: signals of LOTUS as they are, or what others made of theirs.
 
     Args:
+        path: of signals, embeddings or scores; see :data:`ENDINGS`
         labels: a file with a whole number, or the name of a class, an image: ``.npy``, ``.npz``, ``.txt``, or a table
         only: of signals of LOTUS, those to read; see :meth:`selection.signals.Signals.load`
         say: what refusals call ``labels``
@@ -78,22 +79,23 @@ def read(
         if labels:
             raise Refused(f"{flag} {labels}: {path} are signals of LOTUS and have their labels. Leave it out.")
         return Incoming(Signals.load(path, only))
-    found = _ours(path, _columns(path))
-    own = _told_labels(Path(labels), flag) if labels else found.get("labels")
-    return _incoming(path, found, own, Path(labels) if labels else path)
+    columns = _ours(path, _columns(path))
+    own = _told_labels(Path(labels), flag) if labels else columns.get("labels")
+    return _incoming(path, columns, own, Path(labels) if labels else path)
 
 
 def of_arrays(arrays: Mapping[str, np.ndarray], *, place: str = "arrays") -> Incoming:
     """:func:`read`, of arrays that are at hand: by the names of :data:`NAMES`.
 
     Args:
+        arrays: (N, ...) each, or one for the whole, as ``classes``
         place: what refusals call them
 
     Raises:
         Refused: see :func:`read`.
     """
-    found = _ours(Path(place), arrays)
-    return _incoming(Path(place), found, found.get("labels"), Path(place))
+    columns = _ours(Path(place), arrays)
+    return _incoming(Path(place), columns, columns.get("labels"), Path(place))
 
 
 def _incoming(path: Path, found: Mapping[str, np.ndarray], labels: np.ndarray | None, of_labels: Path) -> Incoming:
@@ -127,17 +129,17 @@ def _ours(path: Path, held: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     Raises:
         Refused: see :func:`read`.
     """
-    found: dict[str, np.ndarray] = {}
+    columns: dict[str, np.ndarray] = {}
     for ours, theirs in NAMES.items():
         there = [name for name in held if name.lower() in theirs]
         if len(there) > 1:
             raise Refused(f"{path}: {' and '.join(there)} could both be the {ours}. Keep one of them.")
         if there:
-            found[ours] = held[there[0]]
-    found |= {name: array for name, array in held.items() if name in VOCABULARY and name not in found}
-    if not {"embeddings", "given"} & set(found) and not set(found) & (set(VOCABULARY) - {"labels"}):
+            columns[ours] = held[there[0]]
+    columns |= {name: array for name, array in held.items() if name in VOCABULARY and name not in columns}
+    if not {"embeddings", "given"} & set(columns) and not set(columns) & (set(VOCABULARY) - {"labels"}):
         raise Refused(f"{path}: holds {_few(held)}, and neither embeddings nor scores. Wanted is {WANTED}.")
-    return found
+    return columns
 
 
 def _columns(path: Path) -> dict[str, np.ndarray]:
@@ -236,7 +238,7 @@ def _told_labels(path: Path, flag: str) -> np.ndarray:
     if path.suffix.lower() not in (*readers, ".csv", ".tsv", ".txt", ".lst", ".list"):
         raise Refused(f"{flag} {path}: a .npy, .npz, .txt, .csv, .tsv or .parquet with a label an image is wanted.")
     try:
-        found = readers.get(path.suffix.lower(), parsing.table)(path)
+        table = readers.get(path.suffix.lower(), parsing.table)(path)
     except Refused as error:
         raise Refused(f"{flag}: {error}") from None
     except OSError as error:
@@ -244,7 +246,7 @@ def _told_labels(path: Path, flag: str) -> np.ndarray:
     except Exception as error:  # a foreign file can break its parser in any way
         why = " ".join(str(error).split()) or type(error).__name__
         raise Refused(f"{flag} {path}: cannot be read: {why}. Save whole numbers with np.save, or text.") from None
-    held = found if isinstance(found, dict) else {"labels": found}
+    held = table if isinstance(table, dict) else {"labels": table}
     named: list[np.ndarray] = [array for name, array in held.items() if name.lower() in NAMES["labels"]]
     if not named and len(held) > 1:
         raise Refused(f"{flag} {path}: holds {_few(held)}. Call the labels 'labels'.")

@@ -23,19 +23,16 @@ def of_score(scorer: Method, signals: Signals) -> float:
     return memory.working(n, watched + wide, blocks=bool(wide)) + memory.parts(n, watched + wide) + lists
 
 
-def of_picker(picker: Method, signals: Signals, n: int, budget: int) -> float:
-    """GB that a picker takes for n of the images, matrices of its own included, as far as they are known."""
-    return _working(n, picker.function, signals) + _matrices(n, budget, picker, signals)
-
-
 def of_all(scorer: Method | None, picker: Method, signals: Signals, sizes: set[tuple[int, int]]) -> float:
-    """GB with which a whole draw gets through.
+    """GB with which a whole draw gets through, the picker's own matrices included, as far as they are known.
 
     Args:
         scorer: None where nothing is scored
+        picker: and its options
+        signals: of the images
         sizes: images and budget of each group that the picker is handed
     """
-    picking = [of_picker(picker, signals, n, budget) for n, budget in sizes]
+    picking = [_working(n, picker.function, signals) + _matrices(n, budget, picker, signals) for n, budget in sizes]
     return max([of_score(scorer, signals) if scorer is not None else 0.0, *picking])
 
 

@@ -67,6 +67,9 @@ def choose(
     """Check a choice of methods before anything is recorded.
 
     Args:
+        score, pick: a method each, by name or with options
+        keep: fraction of the images that stays
+        shelves: modules with methods of the user's own
         places: what refusals call what they speak of
 
     Returns:
@@ -307,7 +310,10 @@ def scored(
     """(N,) what each image scores; higher = keep first, may hold infinities.
 
     Args:
+        signals: of N images
+        score: a name, or a mapping with ``name`` and options
         seed: what a random score follows from, where it is not said
+        shelves: modules with scores of the user's own
         max_memory: GB that it may take beside the signals; None: as it needs
 
     Raises:

@@ -40,10 +40,10 @@ def gigabytes(value: Any, place: str = "max_memory") -> float:
     Raises:
         Refused: it is no such thing.
     """
-    found = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-zA-Z]*)\s*", str(value))
-    if found and not isinstance(value, bool) and found[2].lower() in _UNITS:
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-zA-Z]*)\s*", str(value))
+    if match and not isinstance(value, bool) and match[2].lower() in _UNITS:
         try:
-            amount = float(found[1]) * _UNITS[found[2].lower()]
+            amount = float(match[1]) * _UNITS[match[2].lower()]
         except ValueError:
             amount = math.nan
         if 0 < amount < math.inf:
@@ -53,17 +53,17 @@ def gigabytes(value: Any, place: str = "max_memory") -> float:
 
 def available() -> float:
     """GB that this process may still take, as far as the system says; infinite where it does not."""
-    found = [math.inf]
+    limits = [math.inf]
     with contextlib.suppress(OSError, ValueError, IndexError):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        found += [float(line.split()[1]) * 1024 / GB for line in lines if line.startswith("MemAvailable:")]
+        limits += [float(line.split()[1]) * 1024 / GB for line in lines if line.startswith("MemAvailable:")]
     with contextlib.suppress(OSError, ValueError, IndexError):  # a container's limit; "max" is none
         most, taken = (
             float((_CONTAINER / f"memory.{name}").read_text(encoding="ascii")) for name in ("max", "current")
         )
         told = (_CONTAINER / "memory.stat").read_text(encoding="ascii").split()
-        found.append(max(0.0, most - taken + float(told[told.index("inactive_file") + 1])) / GB)  # files give way
-    return min(found)
+        limits.append(max(0.0, most - taken + float(told[told.index("inactive_file") + 1])) / GB)  # files give way
+    return min(limits)
 
 
 def size(count: int) -> float:
@@ -105,6 +105,10 @@ def within(
     """Hold what is about to be allocated to the limit.
 
     Args:
+        max_memory: GB, the limit.
+        needed: GB that are about to be allocated.
+        what: for.
+        cure: what else makes it less, a sentence without its end.
         enough: GB that what comes after it will need in all, where that is known: the figure to name.
         name: what the user calls the limit, where it does not say itself.
 

@@ -156,6 +156,8 @@ def check_settings(
     """Refuse options that ``method`` does not have, and words that its annotations (``Literal``) do not name.
 
     Args:
+        options: by name
+        place: where they stand, for a refusal to name
         also: what can be said in the same place beside the method's own settings, for a refusal to name
         name: what a config calls the method; None: as the function is called
 
@@ -201,6 +203,7 @@ def call(
     """Call ``method`` with what it reads out of ``available`` and with ``options``.
 
     Args:
+        place: where its options stand, for a refusal to name
         here: what a refusal says that there is; None: all of ``available``. (Of a file only what is read may be at hand.)
         cures: how something is to be had, in a sentence, by its name
 
@@ -226,6 +229,7 @@ def blamed(method: Callable[..., Any], *, place: str, spared: tuple[type[Excepti
     """Around a call of the user's own ``method``: what it raises is for the user to mend.
 
     Args:
+        place: where it is named
         spared: goes through as it is, as what is refused does
 
     Raises:

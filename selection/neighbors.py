@@ -116,7 +116,9 @@ def nearest(kernel: Kernel, k: int, rng: np.random.Generator, *, exact: int = EX
     says what part is found.
 
     Args:
+        kernel: of n images.
         k: 1 to n.
+        rng: draws the centers and the sample.
         exact: see above.
 
     Returns:
@@ -175,6 +177,10 @@ def kmeans(points: Array, k: int, rng: np.random.Generator, *, rounds: int = 20,
     """Centers (k, D) float32: Lloyd's algorithm on a sample of at most 64 k points, from k-means++ (or any k of them).
 
     Args:
+        points: (n, D).
+        k: how many centers.
+        rng: draws the sample and where they start.
+        rounds: at most; fewer where nothing moves any more.
         spread: start from k-means++ (Arthur and Vassilvitskii 2007), on at most 32,000 of them.
     """
     n = len(points)

@@ -42,6 +42,9 @@ def read(
     """The arrays, read-only, and the ``about`` of a file that :func:`write` wrote.
 
     Args:
+        path: the file.
+        kind: what it is to be, as a reader calls it.
+        version: its format, from 1.
         cure: what to do about a file of this kind that is damaged or of a later format.
         made: where files of this kind come from. Said of one that is missing or of another kind, which may well be precious.
         only: the arrays to read, as far as they are there; None: all.

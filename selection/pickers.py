@@ -57,6 +57,7 @@ def middle(ranking: Rows, budget: int, *, at: float = 0.5) -> Rows:
     """A stretch of the ranking. With the score ``moderate`` use ``top_k``; this does as much for any other.
 
     Args:
+        ranking, budget: see the head of this file.
         at: where it lies, 0 (the highest scores) to 1 (the lowest).
     """
     bounds.number("middle", "at", at, 0, 1)
@@ -68,6 +69,7 @@ def double_end(ranking: Rows, budget: int, keep: float, *, cut: float | None = N
     """Drop the hardest, which may be mislabeled, and keep the hardest of the rest. Zheng et al. 2025, ELFS (arXiv 2406.04273).
 
     Args:
+        ranking, budget, keep: see the head of this file.
         cut: fraction of the n images to drop; None: a third of the fraction that goes. (Where a tenth stays, the paper's grid search
             found 0.4 for CIFAR-10 and 0.3 for ImageNet.)
 
@@ -95,6 +97,9 @@ def window(
     Where classes are balanced, a window is the same stretch of every class' own ranking.
 
     Args:
+        ranking: (n,) highest score first.
+        labels: (n,).
+        embeddings: (n, D).
         quotas: (C,) how many of each class, in the order of their labels; None: windows of the ranking of all.
         step: fraction of the images from one window to the next.
         ridge: of the regression; embeddings have length 1.
@@ -142,6 +147,7 @@ def ccs(
 
     Args:
         scores: hardest first. +inf joins the hardest bin that is left.
+        ranking, budget, keep, rng: see the head of this file.
         cut: fraction of the n images to drop as too hard; None: the published one for ImageNet, in between by interpolation.
         bins: number of strata; no more than the budget, for the floor of step 3 would leave the smallest with nothing.
         binning: ``"width"``: equally wide in score, the paper's; ``"quantile"``: equally many images, for scores with outliers.
@@ -180,6 +186,7 @@ def beta(
     Args:
         scores: not negative; +inf counts as the highest finite one.
         p_label: (S, E, n).
+        budget, keep, rng: see the head of this file.
         c_d: 4 for CIFAR (the authors' code), 11 for ImageNet.
 
     Raises:
@@ -241,16 +248,13 @@ def k_center(embeddings: Array, budget: int, rng: np.random.Generator, start: Ro
 
 
 def facility_location(
-    embeddings: Array,
-    budget: int,
-    rng: np.random.Generator,
-    start: Rows,
-    *,
-    way: Way = Way(),
+    embeddings: Array, budget: int, rng: np.random.Generator, start: Rows, *, way: Way = Way()
 ) -> Rows:
     """So that each image has one like it among those taken: the most of ``sum_i max_{j in S} (1 + cos_ij) / 2``.
 
     Args:
+        embeddings: (n, D).
+        budget, rng, start: see the head of this file.
         way: ``maximizer``, ``neighbors``, ``epsilon`` and ``max_memory``; see :class:`selection.facility.Way`.
 
     Raises:
@@ -281,6 +285,8 @@ def log_det(embeddings: Array, budget: int, rng: np.random.Generator, start: Row
     The most probable set of a determinantal point process, greedily (Chen et al. 2018, arXiv 1709.05135).
 
     Args:
+        embeddings: (n, D).
+        budget, rng, start: see the head of this file.
         ridge: the less, the more a direction that is spanned already counts for nothing.
     """
     bounds.number("log_det", "ridge", ridge, 1e-6)
@@ -312,6 +318,8 @@ def d2(
 
     Args:
         scores: hardest first; +inf counts as the highest finite one.
+        ranking, budget, keep, rng: see the head of this file.
+        embeddings: (n, D).
         neighbors, gamma_forward, gamma_reverse: the paper searches 1 to 15, and 0 to 1 for the last.
         cut: fraction of the n images to drop as too hard before; None: as in ``ccs``, which the authors' code combines it with.
 
@@ -338,13 +346,7 @@ def d2(
 
 
 def craig(
-    errors: Array,
-    embeddings: Array,
-    budget: int,
-    rng: np.random.Generator,
-    start: Rows,
-    *,
-    way: Way = Way(),
+    errors: Array, embeddings: Array, budget: int, rng: np.random.Generator, start: Rows, *, way: Way = Way()
 ) -> tuple[Rows, Floats]:
     """So that each image's gradient has one like it among those taken. Mirzasoleiman et al. 2020 (arXiv 1906.01827).
 
@@ -353,6 +355,7 @@ def craig(
 
     Args:
         errors, embeddings: of which the gradient is the outer product; see selection/gradients.py.
+        budget, rng, start: see the head of this file.
         way: as of ``facility_location``.
 
     Raises:
@@ -367,12 +370,7 @@ def craig(
 
 
 def grad_match(
-    errors: Array,
-    embeddings: Array,
-    budget: int,
-    rng: np.random.Generator,
-    *,
-    pursuit: Pursuit = Pursuit(),
+    errors: Array, embeddings: Array, budget: int, rng: np.random.Generator, *, pursuit: Pursuit = Pursuit()
 ) -> tuple[Rows, Floats]:
     """Images and weights whose gradients add up to that of all. Killamsetty et al. 2021 (arXiv 2103.00123), algorithm 2.
 
@@ -382,6 +380,7 @@ def grad_match(
 
     Args:
         errors, embeddings: of which the gradient is the outer product; see selection/gradients.py.
+        budget, rng: see the head of this file.
         pursuit: ``ridge``, ``by``, ``batch``, ``at_once`` and ``max_memory``; see :class:`selection.pursuit.Pursuit`.
 
     Raises:
@@ -408,6 +407,8 @@ def glister(
 
     Args:
         errors, embeddings: of which the gradient is the outer product; see selection/gradients.py.
+        labels: (n,).
+        budget, rng: see the head of this file.
         step: of the head along one image's gradient: a learning rate over a batch size, 0.1 over 128.
         rounds: how often the gradient is computed anew.
     """

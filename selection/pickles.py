@@ -41,6 +41,7 @@ def load(file: Path, *, encoding: str = "ASCII") -> Any:
     """What a pickle or a ``torch.save`` file holds: numbers, texts, lists, tuples, sets, dictionaries and arrays.
 
     Args:
+        file: the path.
         encoding: of the texts of Python 2.
 
     Raises:

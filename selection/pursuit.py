@@ -51,7 +51,9 @@ class Pursuit:
         """``budget`` images, and their weights.
 
         Args:
+            errors, embeddings: (n, C) and (n, D), of which each gradient is the outer product.
             order: a permutation of the images: of equal ones, that which stands first in it; batches are taken along it.
+            budget: how many of the n.
 
         Raises:
             Refused: a setting that cannot be, or it takes too much memory.
@@ -134,6 +136,8 @@ def pursue(
         aim: inner product of each gradient with the target, (n,).
         inner: (rows, columns) -> their inner products.
         explained: (rows, weights, of) -> inner product of each gradient in ``of`` with that weighted sum.
+        budget: how many of the n.
+        ridge: of the least squares.
         at_once: rows taken before the weights are fitted again.
     """
     aim = np.asarray(aim, np.float64)
@@ -210,6 +214,9 @@ def descend(gradients: Gradients, labels: Rows, budget: int, step: float, rounds
     Args:
         gradients: of the n images; they are not changed.
         labels: (n,).
+        budget: how many of the n.
+        step: of the head along one image's gradient.
+        rounds: how often the gradient is computed anew.
     """
     onehot = (np.arange(len(labels)), labels)
     probabilities = gradients.errors.copy()

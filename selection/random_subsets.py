@@ -20,7 +20,9 @@ def random_parts(images: int, runs: int, part: float, rng: np.random.Generator) 
     other, within one.
 
     Args:
+        images: N.
         part: of the images, in (0, 1); the smaller side is rounded up to whole images.
+        rng: shuffles the packs.
 
     Returns:
         (runs, images)

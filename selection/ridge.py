@@ -20,7 +20,11 @@ def taught(embeddings: Array, labels: Rows, classes: int, rows: Rows, ridge: flo
     """How many of all n images the regression on ``rows`` tells right, and its squared error on them, up to a constant.
 
     Args:
+        embeddings: (n, D).
         labels: (n,) 0 to C - 1.
+        classes: C.
+        rows: (m,) to fit it on.
+        ridge: what is added to the diagonal.
     """
     inside = _with_one(embeddings[rows]).astype(np.float64)
     sums = np.stack([inside[labels[rows] == place].sum(0) for place in range(classes)])  # (C, D + 1)

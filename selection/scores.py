@@ -336,8 +336,11 @@ def zcore(
     about a hundredth. Their random starting value is left out: ties are broken by chance anyway.
 
     Args:
+        embeddings: (N, D).
         draws: points in all; None: four an image, at most 1,000,000 (the paper's).
         subspaces: pairs of dimensions; None: one for 32 points, at most 500.
+        neighbors: how many of an image lose.
+        seed: of the points and the subspaces.
     """
     for setting, value in (("draws", draws), ("subspaces", subspaces), ("neighbors", neighbors)):
         if value is not None:

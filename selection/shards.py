@@ -149,6 +149,8 @@ def select(files: Sequence[str], asked: Sharded, run: Map = map) -> tuple[Subset
     """Draw exactly ``round(keep * N)`` of the images of all files, which count as one data set in the order they are named.
 
     Args:
+        files: of embeddings, each with its labels.
+        asked: how they are drawn.
         run: maps a function over a sequence, here or elsewhere.
 
     Returns:
@@ -208,11 +210,7 @@ def _union(label: int, budget: int, candidates: Sequence[Candidates], asked: Sha
 
 
 def _represent(
-    kernel: Cosine,
-    budget: int,
-    chance: np.random.Generator,
-    way: Way,
-    stands: npt.NDArray[np.float64] | None = None,
+    kernel: Cosine, budget: int, chance: np.random.Generator, way: Way, stands: npt.NDArray[np.float64] | None = None
 ) -> tuple[Rows, Callable[[Rows], Rows]]:
     if budget == len(kernel):
         return np.arange(budget), lambda of: np.arange(budget)

@@ -21,6 +21,7 @@ def balance_of(balance: Any, place: str) -> str:
 
     Args:
         balance: that; True: ``"fraction"``; False: not balanced
+        place: where it is set, for a refusal to name
 
     Raises:
         Refused: it is none of these.
@@ -45,6 +46,7 @@ def quotas(sizes: npt.ArrayLike, budget: int, rng: np.random.Generator, balance:
     Args:
         sizes: (C,) images of each class, at least 1 each.
         budget: C to ``sum(sizes)``.
+        rng: of that order.
         balance: one of :data:`BALANCES`.
     """
     order = rng.permutation(np.size(sizes))

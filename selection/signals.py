@@ -214,6 +214,7 @@ class Signals:
         """Read what :meth:`save` wrote.
 
         Args:
+            path: the .npz.
             only: besides the labels, these signals, as far as they were recorded; None: all. ``errors`` may be gigabytes.
 
         Raises:

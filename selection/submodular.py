@@ -45,6 +45,8 @@ def lazy(function: Function, budget: int, *, order: Rows, start: Sequence[int] =
     A gain that was once computed bounds what it is now from above. The row that still leads once it is computed anew is the best.
 
     Args:
+        function: what is to be as large as it can be.
+        budget: how many to take, those of ``start`` counted.
         order: a permutation of the rows: of equal gains, the row that stands first in it.
         start: rows that are in the set from the beginning; they count.
 
@@ -194,8 +196,11 @@ def in_rounds(greedy: Rounds, budget: int, chosen: list[int], *, group: int = 51
     than any row outside can be; then all are brought up to date at once, by a matrix product in place of many vector products.
 
     Args:
+        greedy: what holds and updates the gains.
+        budget: how many to take, ``chosen`` counted.
         chosen: rows that are taken already; extended and returned.
         group: rows in the first round; more while rounds end for want of rows, fewer while they end after a few.
+        most: rows in a round at most.
     """
     n = len(greedy.values)
     while len(chosen) < budget:

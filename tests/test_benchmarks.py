@@ -224,7 +224,7 @@ ARMS = ("textbook", "adamw", "dense", "lotus", "narrow", "shallow")
 ALONE = (
     "lotus-half", "lotus-sides", "lotus-average", "lotus-ema", "lotus-self", "lotus-infobatch", "lotus-linear", "lotus-patches",
     "dense-images", "dense-random", "dense-infobatch", "dense-rs2", "dense-hardest", "dense-average", "dense-ema", "dense-patches",
-    "dense-sides",
+    "dense-sides", "lotus-early", "lotus-sides-long",
 )  # fmt: skip
 
 
@@ -253,7 +253,8 @@ def test_every_arm_is_tried(unit: Any) -> None:
 def commands() -> list[tuple[str, ...]]:
     """What the pages and the benchmarks' own heads say to type."""
     pages = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.py")]
-    lines = [line for page in pages for line in re.findall(r"python (benchmarks/[^`#\n]+)", page.read_text("utf-8"))]
+    texts = [page.read_text("utf-8").replace("\\\n", " ") for page in pages]  # a line that goes on is one
+    lines = [line for text in texts for line in re.findall(r"python (benchmarks/[^`#\n]+)", text)]
     return sorted({tuple(shlex.split(line)) for line in lines})
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,11 +17,13 @@ import pytest
 
 from lotus import cli
 from lotus.cli import main, notices_as_they_are
+from lotus.cli.config import settings
 from lotus.config import Config, read, shipped
 from lotus.events import Event, Skipped
 from lotus.stages import STAGES
 from lotus.training.distributed import StopFlag
-from selection.errors import Notice
+from lotus.watch import STOPPED
+from selection.errors import Notice, Refused
 
 
 @pytest.mark.parametrize("stage", [stage.name for stage in STAGES])
@@ -131,6 +136,15 @@ def test_the_schema_knows_every_section(capsys: pytest.CaptureFixture[str]) -> N
     assert set(json.loads(capsys.readouterr().out)["properties"]) == set(Config().export.model_dump())
 
 
+def test_every_setting_has_its_sentence() -> None:
+    assert [one.place for one in settings() if not one.sentence] == []
+    schema = Config.model_json_schema()
+    for name, section in {"the page": schema, **schema["$defs"]}.items():
+        for setting, about in section.get("properties", {}).items():
+            told = about if "description" in about else schema["$defs"][about["$ref"].rpartition("/")[2]]
+            assert told["description"], f"{name}: {setting}"
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -198,15 +212,58 @@ def test_a_config_that_is_shipped_is_found_from_any_folder(
     assert read("configs/imagefolder.yaml").seed == 7, "one's own comes first"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupt_that_a_library_turned_into_an_error_still_stops(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A reader in Rust that calls Python says so: what was refused then is no fault of the user's."""
+
+    def library(options: object) -> int:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        except KeyboardInterrupt as inside:
+            raise Refused("model.safetensors: it cannot be read") from inside
+        return 0
+
+    monkeypatch.setattr("lotus.cli.compare._compare", library)
+    assert main(["compare", "runs/a"]) == STOPPED
+    assert "goes on" in capsys.readouterr().err
+
+
+def test_an_interrupt_that_a_library_swallowed_ends_a_run_at_its_next_event(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = []
+
+    def go(config: Config, **more: Any) -> Iterator[Event]:
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        try:
+            yield Skipped("prepare")
+            yield Skipped("score")
+        finally:
+            left.append(True)
+
+    monkeypatch.setattr("lotus.stages.go", go)
+    assert main(["train", "configs/digits.yaml", "--plain"]) == STOPPED
+    shown = capsys.readouterr()
+    assert "prepare" in shown.out
+    assert "score" not in shown.out
+    assert left
+
+
 def test_on_a_terminal_each_slow_import_is_said_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    for name in ("torch", "timm"):
+    slow = ["torch", "timm", "sklearn"]
+    for name in slow:
         monkeypatch.delitem(sys.modules, name, raising=False)
     with cli._FirstWord():
         finder = sys.meta_path[0]
-        for name in ("torch", "json", "torch", "timm.models", "timm", "timm"):
+        for name in ("torch", "json", "torch", "timm.models", "timm", "timm", "sklearn"):
             assert finder.find_spec(name, None) is None
         assert finder not in sys.meta_path
-    assert capsys.readouterr().err.splitlines() == ["lotus: importing torch", "lotus: importing timm"]
+    assert capsys.readouterr().err.splitlines() == [f"lotus: importing {name}" for name in slow]

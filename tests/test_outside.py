@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -268,6 +270,16 @@ def test_other_classes_are_answered_by_the_model_itself(photos, tmp_path):
     assert lotus.load(tmp_path / "small").num_classes == 7
 
 
+def test_classes_go_by_their_names_and_stay_the_model_s(photos, tmp_path, capsys):
+    """As many of other names are other classes: what is shipped keeps its own, and its license."""
+    lotus.save(model(), tmp_path / "a", about={"classes": ["x", "y", "z"], "license": "mit"})
+    asked = ["prune", "--model", str(tmp_path / "a"), "--data", str(photos), "--keep", "macs=0.6", "--out"]
+    assert cli.main([*asked, str(tmp_path / "small")]) == 0
+    assert "tells 3 apart: 'x' where the data has 'a'" in " ".join(capsys.readouterr().out.split())
+    about = lotus.pruning.spec.read(tmp_path / "small")["about"]
+    assert (about["classes"], about["license"]) == (["x", "y", "z"], "mit")
+
+
 def test_a_backbone_is_measured_by_its_features(photos, tmp_path):
     seen = events(photos, tmp_path, classes=0)
     assert any("has no classifier" in getattr(event, "text", "") for event in seen)
@@ -456,11 +468,36 @@ def test_its_folder_is_exported_as_a_run_is(photos, tmp_path, capsys):
     page = (tmp_path / "small" / "export" / "MODEL.md").read_text()
     assert 'lotus.load("small")' in page or "timm.safetensors" in written
     assert lotus.verify(tmp_path / "small")
-    assert cli.main(["export", str(tmp_path / "small"), "seed=1"]) == 2
-    assert "is a model, not a run, and takes no seed=1" in capsys.readouterr().err
+    for words, why in (
+        (["seed=1"], "is a model, not a run, and takes no seed=1"),
+        (["export.latency_batch=2"], "takes no export.latency_batch=2"),
+        (["data.path=x"], "images are read for 8 bits alone"),
+        (["export.int8=true"], "Say where some are: data.path=PHOTOS"),
+        (["export.int8=true", "export.onnx=false", f"data.path={photos}"], "is made of model.onnx"),
+    ):
+        assert cli.main(["export", str(tmp_path / "small"), *words]) == 2
+        assert why in capsys.readouterr().err
     for flag in [*FLAGS_OF_A_RUN, ["--plain"]]:
         assert cli.main(["export", str(tmp_path / "small"), *flag]) == 2
         assert f"is a model, not a run, and takes no {flag[0]}. Leave it out." in capsys.readouterr().err
+
+
+def test_a_model_of_no_run_is_exported_in_8_bits_of_pixels(photos, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    lotus.save(model(), tmp_path / "m", about={"classes": ["a", "b", "c"]})
+    asked = ["export", str(tmp_path / "m"), "export.int8=true", "export.onnx_input=uint8", f"data.path={photos}"]
+    assert cli.main(asked) == 0
+    told = capsys.readouterr().out
+    found = re.search(r"top-1 ([\d.]+) and ([\d.]+) on 12 images", told)
+    assert found is not None
+    assert float(found[1]) == pytest.approx(top1(lotus.load(tmp_path / "m"), photos), abs=0.01)
+    assert "model.int8.onnx" in told
+    pictures = [str(file) for file in sorted((photos / "val" / "a").iterdir())]
+    both = []
+    for name in ("model.onnx", "model.int8.onnx"):
+        assert cli.main(["predict", str(tmp_path / "m" / "export" / name), *pictures, "--json"]) == 0
+        both.append([one["probability"] for one in json.loads(capsys.readouterr().out)])
+    assert np.allclose(both[0], both[1], atol=0.1)
 
 
 def test_where_timm_holds_the_widths_its_lines_are_printed(capsys):

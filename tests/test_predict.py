@@ -64,6 +64,26 @@ def test_timm_makes_the_model_of_the_exported_folder_with_its_images(folder):
     assert "Top-1 90.00 ± 3.00 % (n = 100)" in (folder / "out" / "README.md").read_text()
 
 
+def test_other_classes_begin_anew_in_every_head_of_the_exported_folder(tmp_path: Path) -> None:
+    args = {"img_size": 8, "patch_size": 2, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 4}
+    export(door.build("deit_tiny_distilled_patch16_224", args).eval(), tmp_path / "out", onnx=False)
+    twin = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True, num_classes=3)
+    assert twin.eval()(torch.randn(1, 3, 8, 8)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("form", ["m", "out"])
+def test_a_backbone_names_no_class(tmp_path: Path, capsys: Any, form: str) -> None:
+    args = {"img_size": 8, "patch_size": 2, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 0}
+    model = door.build("vit_tiny_patch16_224", args).eval()
+    lotus.save(model, tmp_path / "m")
+    export(model, tmp_path / "out", onnx=form == "out")
+    assert "image-feature-extraction" in (tmp_path / "out" / "README.md").read_text()
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    if form == "m" or (tmp_path / "out" / "model.onnx").is_file():
+        assert main(["predict", str(tmp_path / form), str(tmp_path / "a.png")]) == 2
+        assert "has no classifier" in capsys.readouterr().err
+
+
 def photo(high: int, wide: int) -> np.ndarray:
     """With edges and noise, so that filters differ."""
     rng = np.random.default_rng(high)

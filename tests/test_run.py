@@ -19,9 +19,11 @@ from lotus.events import Skipped, Wrote
 from lotus.files import write_text
 from lotus.record import worded
 from lotus.run import Run
-from lotus.stages import STAGES, run_of
+from lotus.stages import run_of
 from lotus.stages.prepare import lies
 from selection.errors import Refused
+
+STAGES = tuple(run_of(check({})).stages.values())
 
 
 def make(folder: Path, **settings: object) -> Run:

@@ -9,16 +9,16 @@ import argparse
 import contextlib
 import os
 import re
-import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib.abc import MetaPathFinder
 from typing import Any, NoReturn
 
-from lotus.cli import compare, config, inspect, look, planning, predict, prune, run, select, ticket
+from lotus.cli import compare, config, export, inspect, look, planning, predict, prune, run, select, ticket
 from lotus.cli.shared import Action, tell
-from lotus.watch import STOPPED, Lost, placed, speaks
+from lotus.cli.stopping import terminated_like_interrupted
+from lotus.watch import STOPPED, Lost, over_launcher, placed, speaks
 from selection.atomic_files import disk_faults_refused
 from selection.errors import Notice, Refused
 from selection.methods import nearest
@@ -37,13 +37,14 @@ def program(arguments: Sequence[str] | None = None) -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code."""
     _let_threads_sleep()
+    over_launcher()
     parser = _parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(words[:1]) if words[:1] and words[0] in ("-h", "--help", "--version") else None
     if options is None:
         options = _parse(parser, words)
     try:
-        with _terminated_like_interrupted(), notices_as_they_are(), _FirstWord(), disk_faults_refused():
+        with terminated_like_interrupted(), notices_as_they_are(), _FirstWord(), disk_faults_refused():
             placed()
             return options.verb(options)
     except Refused as refusal:
@@ -61,7 +62,7 @@ class _FirstWord(MetaPathFinder):
     """Says on a terminal what is being imported that takes seconds: else nothing would be heard meanwhile. Finds nothing."""
 
     def __init__(self) -> None:
-        self._slow = [name for name in ("torch", "timm") if name not in sys.modules]
+        self._slow = [name for name in ("torch", "timm", "sklearn") if name not in sys.modules]
 
     def __enter__(self) -> None:
         if sys.stderr.isatty() and speaks() and self._slow:
@@ -141,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(verb=action)
         return added
 
-    for group in (run, planning, prune, predict, select, ticket, inspect, look, compare, config):
+    for group in (run, export, planning, prune, predict, select, ticket, inspect, look, compare, config):
         group.add(verb)
     run.add_stages(verb, taken=tuple(verbs.choices))
     return parser
@@ -164,26 +165,3 @@ def notices_as_they_are() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.showwarning = show
         yield
-
-
-@contextlib.contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM unwinds like Ctrl-C, so that what is half-written is taken away. Training has its own, gentler way."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise _Interrupted
-
-    try:
-        before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not the main thread: whoever called us keeps the signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-class _Interrupted(KeyboardInterrupt):
-    """Python ends itself by SIGINT, whatever exit code it was told, once a plain KeyboardInterrupt has left an exec'd string."""

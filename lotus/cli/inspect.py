@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from lotus.inspect.findings import Findings
+    from lotus.data.source import Source
+    from lotus.inspect.findings import Findings, Listed
     from lotus.ticket import Data
 
 
@@ -31,6 +32,8 @@ def add(verb: Verbs) -> None:
     )
     added.add_argument("--model", default="", metavar="FOLDER",
                        help="judge the labels by the features of this model, not by a small network")  # fmt: skip
+    added.add_argument("--features", default="", metavar="FILE",
+                       help="judge them by these embeddings, as lotus select --features leaves them: needs no torch")  # fmt: skip
     with_files(added, "with the function of the data set")
     as_json(added)
 
@@ -39,7 +42,7 @@ def _inspect(options: argparse.Namespace) -> int:
     from lotus import ticket
     from lotus.data import cores
     from lotus.data.dataset import open_data
-    from lotus.inspect import findings
+    from lotus.inspect import findings, findings_page
 
     kinds = _checked(options)
     shelves = load_shelves(options.shelves)
@@ -48,24 +51,24 @@ def _inspect(options: argparse.Namespace) -> int:
         raise Refused(f"{options.data}: there are no pictures to look at. Give a folder of them, a config or a run.")
     train, val = open_data(behind.settings.data, shelves, learned=False)
     found = findings.inspect(
-        train, val, recorded=_margins(behind), model=options.model, most=options.most, workers=cores.count(),
+        train, val, recorded=_margins(behind), features=_features(options, train), most=options.most, workers=cores.count(),
         root=behind.settings.data.path if train.root else "",
         say=lambda text: tell(f"{text} ...", file=sys.stderr),
     )  # fmt: skip
-    names = found.listed(kinds)
-    told = found.as_json() | {"delete": names}
-    _write(Path(options.out), found, told, f"Inspected: {options.data}")
+    listed = found.listed(kinds)
+    told = findings_page.write(Path(options.out), found, listed, f"Inspected: {options.data}")
     if options.json:
         print(json.dumps(told))
     else:
         _tell(Path(options.out), found, told)
+        _links_told(listed)
     return 0
 
 
 def _checked(options: argparse.Namespace) -> tuple[str, ...]:
     """The kinds that go on the list, after everything that can be refused before a picture is looked at."""
     from lotus import files
-    from lotus.inspect import findings
+    from lotus.inspect import findings, findings_page
 
     kinds = tuple(options.delete.split(",")) if options.delete else ()
     if strange := [kind for kind in kinds if kind not in findings.KINDS]:
@@ -74,9 +77,28 @@ def _checked(options: argparse.Namespace) -> tuple[str, ...]:
         raise Refused(f"--most: at least 1, not {options.most}.")
     if options.model and not (Path(options.model) / "spec.json").is_file():
         raise Refused(f"--model {options.model}: has no spec.json. Give the folder of a model, e.g. RUN/finetune.")
-    for name in ("inspect.html", "inspect.json", "delete.txt"):
+    if options.model and options.features:
+        raise Refused("--features: are there, and --model makes others. Leave one of the two out.")
+    for name in (findings_page.PAGE, findings_page.JSON, findings_page.LIST):
         files.check(Path(options.out) / name)
     return kinds
+
+
+def _features(options: argparse.Namespace, train: Source) -> str | npt.NDArray[np.float32]:
+    """By what labels are judged: features that are there, the folder of a model, or nothing."""
+    if not options.features:
+        return str(options.model)
+    import numpy as np
+
+    from lotus.inspect import embeddings
+
+    found = embeddings.of(options.features, train)
+    if missing := int(np.isnan(found).any(1).sum()):
+        tell(
+            f"! {missing:,} of {len(train):,} images have no features in {options.features}: not judged",
+            file=sys.stderr,
+        )
+    return found
 
 
 def _margins(behind: Data) -> npt.NDArray[np.floating] | None:
@@ -86,18 +108,6 @@ def _margins(behind: Data) -> npt.NDArray[np.floating] | None:
         return None
     behind.images()  # refuses signals of pictures that have changed since
     return recorded["margin"]
-
-
-def _write(out: Path, found: Findings, told: dict[str, Any], title: str) -> None:
-    from lotus import files
-    from lotus.inspect import findings_page
-
-    names = told["delete"]
-    if odd := next((name for name in names if "\n" in name), None):
-        raise Refused(f"{odd!r}: a name with a line break cannot stand on a list. Rename it.")
-    files.write_json(out / "inspect.json", told)
-    files.write_bytes(out / "delete.txt", "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape"))
-    files.write_text(out / "inspect.html", findings_page.render(found, title, len(names)))
 
 
 def _tell(out: Path, found: Findings, told: dict[str, Any]) -> None:
@@ -112,7 +122,7 @@ def _tell(out: Path, found: Findings, told: dict[str, Any]) -> None:
             f"{count:,} {name[:-1] if count == 1 and name[-1] == 's' else name}" for name, count in counts.items()
         )
     )
-    if found.judged_by in ("network", "model"):
+    if found.judged_by in ("network", "model", "features"):
         tell(
             f"  labels: an estimated {100 * found.share_wrong:.1f} % are wrong; the list would hold {100 * found.share_found:.0f} % of "
             "those that were made wrong on purpose"
@@ -126,3 +136,15 @@ def _tell(out: Path, found: Findings, told: dict[str, Any]) -> None:
     tell(f"{out / 'inspect.html'}: look here first")
     gone = len(told["delete"])
     tell(f"{out / 'delete.txt'}: {gone:,} image{'' if gone == 1 else 's'}, for select.exclude={out / 'delete.txt'}")
+
+
+def _links_told(listed: Listed) -> None:
+    """Why the list is not what somebody who knows the leaks would expect."""
+    if listed.links:
+        tell(
+            f"  {listed.links:,} of them {'is a link' if listed.links == 1 else 'are links'} of val to a picture of train, which stays"
+        )
+    if listed.held:
+        tell(
+            f"  {len(listed.held):,} more would be on it, but a picture that stays is a link to them, e.g. {listed.held[0]}"
+        )

@@ -82,14 +82,14 @@ def _patches(options: argparse.Namespace) -> int:
             try:
                 event = next(making)
             except StopIteration as stop:
-                told = stop.value
+                ticket = stop.value
                 break
             if terminal is not None:
                 terminal.show(event)
     if options.json:
-        print(json.dumps(told))
+        print(json.dumps(ticket))
     else:
-        patches_page(told)
+        patches_page(ticket)
     return 0
 
 
@@ -102,16 +102,16 @@ def _evaluate(options: argparse.Namespace) -> int:
     config = read(options.config, options.overrides)
     shelves = load_shelves(options.shelves)
     which = options.model or named(stages.run_of(config, shelves).stages, "shipped")
-    found = stages.evaluate_model(config, which, shelves)
-    where = "" if found["own_data"] else f" of {config.data.path or config.data.name}, not the run's own"
+    values = stages.evaluate_model(config, which, shelves)
+    where = "" if values["own_data"] else f" of {config.data.path or config.data.name}, not the run's own"
     if options.json:
-        print(json.dumps(found))
+        print(json.dumps(values))
     else:
         tell(
-            f"{which}: top-1 {accuracy(found['top1'], found['images'])}, macro average {found['macro']:.2f} %, "
-            f"top-5 {found['top5']:.2f} %, loss {found['loss']:.4f} on {found['images']:.0f} images{where}; {found['params'] / 1e6:.3f} M parameters, {found['macs'] / 1e6:.2f} M MACs"
+            f"{which}: top-1 {accuracy(values['top1'], values['images'])}, macro average {values['macro']:.2f} %, "
+            f"top-5 {values['top5']:.2f} %, loss {values['loss']:.4f} on {values['images']:.0f} images{where}; {values['params'] / 1e6:.3f} M parameters, {values['macs'] / 1e6:.2f} M MACs"
         )
-    if found["outdated"]:
+    if values["outdated"]:
         tell(
             f"! {which} is older than what it was made from, or of other settings; lotus run makes it again",
             file=sys.stderr,
@@ -122,23 +122,23 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     from lotus.pruning import verify
 
-    found = verify(options.folder, against=options.against)
+    verified = verify(options.folder, against=options.against)
     if options.json:
-        print(json.dumps({"folder": options.folder, "faults": list(found.faults), **found.facts}))
+        print(json.dumps({"folder": options.folder, "faults": list(verified.faults), **verified.facts}))
     else:
-        for fault in found.faults:
+        for fault in verified.faults:
             tell(f"{options.folder}: {fault.removeprefix(f'{options.folder}: ')}", file=sys.stderr)
-        if found:
-            told = found.facts
+        if verified:
+            facts = verified.facts
             tell(
-                f"{options.folder}: whole. {told['name']}, {told['tensors']} tensors, {told['params']:,} parameters, {told['macs']:,} MACs."
+                f"{options.folder}: whole. {facts['name']}, {facts['tensors']} tensors, {facts['params']:,} parameters, {facts['macs']:,} MACs."
             )
             if options.against:
                 tell(
-                    f"Against {options.against}: names the same class for {100 * told['agree']:.0f} % of a few drawn images, "
-                    f"logits differ by {told['distance']:.2g} (relative)."
+                    f"Against {options.against}: names the same class for {100 * facts['agree']:.0f} % of a few drawn images, "
+                    f"logits differ by {facts['distance']:.2g} (relative)."
                 )
-    return 0 if found else 2
+    return 0 if verified else 2
 
 
 def _report(options: argparse.Namespace) -> int:

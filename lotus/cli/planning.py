@@ -32,13 +32,13 @@ def _plan(options: argparse.Namespace) -> int:
 
     config, shelves = read(options.config, options.overrides), load_shelves(options.shelves)
     planner.check_open(config, shelves)
-    resolved, found = planner.resolved(config, shelves)
+    resolved, plan = planner.resolved(config, shelves)
     check(resolved, shelves)
     look_ahead(resolved, run_of(resolved, shelves).stages.values(), shelves)
     if options.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(plan, indent=1))
     else:
-        plan_told(found)
+        plan_told(plan)
     return 0
 
 

@@ -47,15 +47,15 @@ def _predict(options: argparse.Namespace) -> int:
         raise Refused(f"--batch: at least 1, not {options.batch}.")
     files = predict.files_of(options.photos)
     model = predict.open_model(_shipped(Path(options.model)))
-    wide, told = max(len(shown(str(file))) for file in files), []
+    wide, answers = max(len(shown(str(file))) for file in files), []
     for one in predict.predict(model, files, batch=options.batch):
-        told.append(one)
+        answers.append(one)
         if not (options.json or one.fault):
             tell(f"{shown(one.file):<{wide}}  {shown(one.label)}  {100 * one.probability:.1f} %")
-        _count(len(told), len(files), options.batch)
+        _count(len(answers), len(files), options.batch)
     if options.json:
-        print(json.dumps([_told(one) for one in told]))
-    faults = [one for one in told if one.fault]
+        print(json.dumps([_told(one) for one in answers]))
+    faults = [one for one in answers if one.fault]
     for one in faults:
         tell(f"! {shown(one.file)}: cannot be read ({shown(one.fault)})", file=sys.stderr)
     if faults:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 from lotus.cli.planning import keep_plan, plan_told, settled
 from lotus.cli.shared import Verbs, load_shelves, overrides, tell, with_files
+from lotus.cli.stopping import heeded
+from lotus.stage_names import STAGES
 from selection.errors import Refused
 
 if TYPE_CHECKING:
@@ -23,9 +25,6 @@ if TYPE_CHECKING:
     from lotus.events import Event
     from lotus.report.board import Board
     from lotus.report.live import JsonLines, Quiet, Terminal
-
-STAGES = ("prepare", "score", "select", "baseline", "train", "prune", "finetune", "export", "report")
-"""Names of ``lotus.stages.STAGES``, written down since to import those takes a third of a second, which no verb's help needs."""
 
 
 def add(verb: Verbs) -> None:
@@ -38,10 +37,6 @@ def add(verb: Verbs) -> None:
         _finetune,
     )
     run_options(tuned, until="finetune")
-    out = verb(
-        "export", "run the stages up to 'export' that are not done yet, or export the model in a folder", _export
-    )
-    run_options(out, until="export")
 
 
 def add_stages(verb: Verbs, taken: Sequence[str]) -> None:
@@ -92,9 +87,8 @@ def run(options: argparse.Namespace) -> int:
         return _dry_run(config, options, shelves, told=told)
     if planned is not None and not quiet:
         keep_plan(config, planned, shelves)
-    events = stages.go(
-        config, until=options.until, first=options.first, again=options.again, replace=options.replace, shelves=shelves
-    )
+    asked = {"until": options.until, "first": options.first, "again": options.again, "replace": options.replace}
+    events = heeded(stages.go(config, **asked, shelves=shelves))
     if quiet:
         for _ in events:
             pass
@@ -188,39 +182,6 @@ def _finetune(options: argparse.Namespace) -> int:
     ]  # fmt: skip
     options.config, options.until = str(shipped("finetune")), None
     return run(options)
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file()
-
-
-def _is_model(folder: Path) -> bool:
-    return (folder / "spec.json").is_file()
-
-
-def _export(options: argparse.Namespace) -> int:
-    """Of a run, or of the folder of a model: then into ``export`` inside of it."""
-    folder = Path(options.config)
-    if not folder.exists() or (folder.is_dir() and not _is_run(folder) and not _is_model(folder)):
-        what = "neither a run nor a model of LOTUS lies there" if folder.exists() else "there is no such file or folder"
-        raise Refused(
-            f"{folder}: {what}. Give a config, or the folder of a run (runs/NAME) or of a model (RUN/finetune)."
-        )
-    if _is_run(folder) or not _is_model(folder):
-        return run(options)
-    seen = [f"--{name}" for name in ("plain", "quiet", "json") if getattr(options, name)]
-    if strange := [*options.overrides, *flags_of_a_run(options), *seen]:
-        raise Refused(f"lotus export {folder}: is a model, not a run, and takes no {strange[0]}. Leave it out.")
-    from lotus import export, pruning
-
-    about = pruning.spec.read(folder).get("about")
-    known = about if isinstance(about, dict) else {}
-    sent = export.export(pruning.load(folder), folder / "export", about=known, source=folder.resolve().name)
-    files = [sent[kind]["file"] for kind in ("timm", "onnx") if sent[kind]]
-    tell(f"{folder / 'export'}: {', '.join([*files, 'MODEL.md', 'README.md'])}")
-    for line in [*sent["notes"], *export.lines(sent["timm"], folder / "export")]:
-        tell(f"  {line}")
-    return 0
 
 
 def last_page(config: Config, shelves: Sequence[ModuleType] = ()) -> None:

@@ -79,7 +79,7 @@ def _select(options: argparse.Namespace) -> int:
     asked = _asked(options)
     shelves = load_shelves(options.shelves)
     _check_outputs(options)
-    if sharded.wanted(options):
+    if options.more or options.shards or options.dask:
         drawn, given = sharded.draw(options, asked.pick, asked.keep)
         _tell(options, asked, given.signals, drawn, [*given.told, *_written(options, drawn, given)])
         return 0
@@ -96,7 +96,7 @@ def _select(options: argparse.Namespace) -> int:
         max_memory=gigabytes(options.max_memory, "--max-memory") if options.max_memory else None,
     )
     drawn = lottery.draw(signals, request, shelves, _places(options))
-    told = [
+    notes = [
         *given.told,
         *([f"embeddings: {options.signals}"] if options.features else []),
         *_written(options, drawn, given),
@@ -106,7 +106,7 @@ def _select(options: argparse.Namespace) -> int:
         from lotus.report import ticket_picture as picture
 
         picture.write(options.picture, drawn.subset, ticket.recorded(options.signals, drawn.subset, shelves, given))
-    _tell(options, asked, signals, drawn, told)
+    _tell(options, asked, signals, drawn, notes)
     return 0
 
 
@@ -297,7 +297,4 @@ def refuse_to_replace(out: Path, *, scores: bool = False) -> None:
 def per_class(labels: np.ndarray, rows: np.ndarray, classes: int) -> tuple[list[int], list[int]]:
     import numpy as np
 
-    return (
-        np.bincount(labels[rows], minlength=classes).tolist(),
-        np.bincount(labels, minlength=classes).tolist(),
-    )
+    return (np.bincount(labels[rows], minlength=classes).tolist(), np.bincount(labels, minlength=classes).tolist())

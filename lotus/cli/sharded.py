@@ -26,10 +26,6 @@ def add(ticket: argparse.ArgumentParser) -> None:
                         "there are cores here")  # fmt: skip
 
 
-def wanted(options: argparse.Namespace) -> bool:
-    return bool(options.more or options.shards or options.dask)
-
-
 def draw(options: argparse.Namespace, pick: Mapping[str, Any], keep: float) -> tuple[Lottery, Incoming]:
     """
     Raises:

@@ -13,19 +13,10 @@ from selection.errors import Refused
 
 
 def add(verb: Verbs) -> None:
-    _ticket_verbs(
-        verb("ticket", "look at a ticket, compare tickets, bring them in and out as files of others", _nothing)
-    )
+    does = "look at a ticket, compare tickets, bring them in and out as files of others"
+    verbs = verb("ticket", does, _ticket_show).add_subparsers(title="verbs", required=True, metavar="VERB")
 
-
-def _nothing(options: argparse.Namespace) -> int:
-    raise AssertionError("argparse asks for a verb")
-
-
-def _ticket_verbs(parser: argparse.ArgumentParser) -> None:
-    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-
-    def verb(name: str, does: str, action: Callable[[argparse.Namespace], int], data: str) -> argparse.ArgumentParser:
+    def part(name: str, does: str, action: Callable[[argparse.Namespace], int], data: str) -> argparse.ArgumentParser:
         added = verbs.add_parser(name, help=does, description=does[0].upper() + does[1:] + ".")
         added.set_defaults(verb=action)
         if data:
@@ -36,20 +27,20 @@ def _ticket_verbs(parser: argparse.ArgumentParser) -> None:
         as_json(added)
         return added
 
-    show = verb("show", "what a ticket holds", _ticket_show, "may")
+    show = part("show", "what a ticket holds", _ticket_show, "may")
     show.add_argument("ticket", help="a ticket (.npz), or a run's folder")
     show.add_argument("--picture", default="", metavar="FILE", help="draw it: .png, .svg or .html")
 
-    compare = verb("compare", "what tickets of the same data share", _ticket_compare, "")
+    compare = part("compare", "what tickets of the same data share", _ticket_compare, "")
     compare.add_argument("tickets", nargs="+", metavar="ticket", help="two or more tickets (.npz), or runs' folders")
 
     does = (
         "write a ticket as a file of others: .npy, .json, .txt, .csv, .parquet, .beton, or a folder of images by class"
     )
-    _export_flags(verb("export", does, _ticket_export, "may"))
+    _export_flags(part("export", does, _ticket_export, "may"))
 
     does = "make a ticket, or scores for `lotus select --score given`, out of a file of others"
-    _import_flags(verb("import", does, _ticket_import, "must"))
+    _import_flags(part("import", does, _ticket_import, "must"))
 
 
 def _data(added: argparse.ArgumentParser, *, must: bool) -> None:
@@ -105,17 +96,17 @@ def _ticket_show(options: argparse.Namespace) -> int:
         if data is None
         else ticket.held(subset, data, force=options.force, risk="names and pictures may be of other images")
     )
-    told = exchange.describe(subset)
+    described = exchange.describe(subset)
     if options.picture:
         from lotus.report import ticket_picture as picture
 
         picture.write(options.picture, subset, data)
     if options.json:
-        print(json.dumps({**told, "notes": notes, "picture": options.picture}))
+        print(json.dumps({**described, "notes": notes, "picture": options.picture}))
         return 0
     from lotus.report.terminal import ticket_told
 
-    ticket_told(told, subset.scores, subset.rows, place=options.ticket, notes=notes, picture=options.picture)
+    ticket_told(described, subset.scores, subset.rows, place=options.ticket, notes=notes, picture=options.picture)
     return 0
 
 
@@ -126,9 +117,9 @@ def _ticket_compare(options: argparse.Namespace) -> int:
     if len(options.tickets) < 2:
         raise Refused("lotus ticket compare: give two tickets or more.")
     subsets = [ticket.opened(name)[0] for name in options.tickets]
-    told = exchange.compare(subsets, force=options.force)
+    compared = exchange.compare(subsets, force=options.force)
     if options.json:
-        print(json.dumps({"tickets": options.tickets, **told}))
+        print(json.dumps({"tickets": options.tickets, **compared}))
         return 0
     from lotus.report.terminal import compare_page
 
@@ -140,7 +131,7 @@ def _ticket_compare(options: argparse.Namespace) -> int:
             "forced: these tickets are of different data; a row of one may be another image than the same row of the other"
         ]
     )
-    compare_page(options.tickets, told, notes=risk)
+    compare_page(options.tickets, compared, notes=risk)
     return 0
 
 
@@ -151,8 +142,8 @@ def _ticket_export(options: argparse.Namespace) -> int:
     how = ticket.Export(
         options.kind, options.index, options.paths, options.labels, options.weights, options.copy, options.force
     )
-    told = ticket.export(subset, data, options.out, how)
-    return _written(options, told, kept=len(subset), of=subset.total)
+    notes = ticket.export(subset, data, options.out, how)
+    return _written(options, notes, kept=len(subset), of=subset.total)
 
 
 def _ticket_import(options: argparse.Namespace) -> int:
@@ -163,14 +154,14 @@ def _ticket_import(options: argparse.Namespace) -> int:
     how = ticket.Import(
         options.kind, options.column, options.order, options.index, options.negate, options.keep, options.seed, options.force
     )  # fmt: skip
-    made, told = ticket.bring(options.file, data, how)
+    made, notes = ticket.bring(options.file, data, how)
     if Path(options.out).suffix != ".npz":
         raise Refused(f"--out {options.out}: tickets and scores are .npz files. Say --out {options.out}.npz.")
     refuse_to_replace(Path(options.out), scores=not isinstance(made, Subset))
     made.save(options.out)
     if isinstance(made, Subset):
-        return _written(options, told, kept=len(made), of=made.total)
-    return _written(options, told, scores=made.images)
+        return _written(options, notes, kept=len(made), of=made.total)
+    return _written(options, notes, scores=made.images)
 
 
 def _written(options: argparse.Namespace, told: list[str], **numbers: int) -> int:

@@ -23,6 +23,7 @@ def options(
     """All settings of ``method``: what is ``given``, and the defaults of the others.
 
     Args:
+        place: where they stand, for a refusal to name
         name: what a config calls the method; None: as the function is called
 
     Raises:

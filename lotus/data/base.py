@@ -49,6 +49,7 @@ class Loader(Protocol):
         Beginning another epoch, or :meth:`close`, ends this one.
 
         Args:
+            epoch: its number, from 0, which the order and what is done to pixels follow from.
             side: S of this epoch; None: what the loader was opened with.
             strength: a factor, 0 to 1, of how strongly pixels are changed; see :func:`lotus.data.policies.changes`.
         """
@@ -160,19 +161,19 @@ class BaseLoader(ABC):
 
     def _delivered(self, raw: Raw, epoch: int, strength: float) -> Batch:
         """On the device, augmented and normalized. Here rather than in the threads, so that a GPU does it."""
-        images, told, rows = raw.planes, self.augment, raw.index.numpy()
+        images, augment, rows = raw.planes, self.augment, raw.index.numpy()
         size, seed = self.look.size, self.look.seed
         if self.in_bytes:
             images = sent(images, self.device)
-            if told is not None and told.recolors:
-                made = policies.changes(told, seed, epoch, rows, size=size, strength=strength)
+            if augment is not None and augment.recolors:
+                made = policies.changes(augment, seed, epoch, rows, size=size, strength=strength)
                 policies.change(images, made, fill=self.fill, size=size)
             images = images.to(torch.float32)
             images -= self._there[0]
             images /= self._there[1]
-        if told is not None and told.erase:
-            where = erasing.boxes(told, seed, epoch, rows, self.side, strength=strength)
-            erasing.erase(images, where, told.erase_mode)
+        if augment is not None and augment.erase:
+            where = erasing.boxes(augment, seed, epoch, rows, self.side, strength=strength)
+            erasing.erase(images, where, augment.erase_mode)
         return Batch(images, sent(raw.labels, self.device), sent(raw.index, self.device))
 
     @functools.cached_property

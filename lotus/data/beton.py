@@ -44,15 +44,15 @@ def opened(file: str | os.PathLike[str]) -> Beton:
     """
     manifest = Manifest.load(file)
     about = os.stat(file)
-    found = _opened(os.fspath(file), about.st_mtime_ns, about.st_size)
-    if len(found) != manifest.n:
-        raise Refused(f"{file}: {len(found)} images, and its manifest says {manifest.n}. Delete it and run prepare.")
-    if (highest := int(found.labels.max())) >= len(manifest.classes):
+    beton = _opened(os.fspath(file), about.st_mtime_ns, about.st_size)
+    if len(beton) != manifest.n:
+        raise Refused(f"{file}: {len(beton)} images, and its manifest says {manifest.n}. Delete it and run prepare.")
+    if (highest := int(beton.labels.max())) >= len(manifest.classes):
         raise Refused(
             f"{file}: a label of {highest}, and its manifest has {len(manifest.classes)} classes, counted from 0. "
             "Delete it and run prepare."
         )
-    return found
+    return beton
 
 
 @functools.lru_cache(maxsize=4)

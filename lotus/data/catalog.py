@@ -149,12 +149,12 @@ def webdataset(
     (empty: whichever there is), ``label`` that of the labels: a number or a name in ``.cls``, or ``json.FIELD``. ``classes`` is
     a file of their names, a line each. Nothing is unpacked; a member that is a pickle, or a link, is refused.
     """
-    found = tar_shards.files(path)
-    if not found:
+    shards = tar_shards.files(path)
+    if not shards:
         raise Refused(
             f"data.path: {path or 'nothing'}: no .tar. Name one, a folder of them, or DATA/train-{{000..146}}.tar."
         )
-    train, held = (found, tar_shards.files(val)) if val else tar_shards.parts(found)
+    train, held = (shards, tar_shards.files(val)) if val else tar_shards.parts(shards)
     if val and not held:
         raise Refused(f"data.options.val: {val}: no .tar.")
     if not train:
@@ -220,21 +220,21 @@ def hf(
     except ImportError:
         raise Refused(f"data.name: hf:{name} needs the library datasets: pip install 'lotus-vit[hub]'.") from None
     try:
-        found = datasets.load_dataset(
+        splits = datasets.load_dataset(
             name, config or None, revision=revision or None, cache_dir=path or None, streaming=streaming
         )
     except Exception as error:  # the hub, the network, a missing configuration: the library's own words say it best
         raise Refused(f"data.name: hf:{name} cannot be loaded: {' '.join(str(error).split())}") from None
     train, val = layout.train, layout.val
     for option, asked in (("train", train), ("val", val)):
-        if asked not in found and (asked or option == "train"):
-            raise Refused(f"data.options.{option}: {name} has no split {asked!r}. It has: {', '.join(found)}.")
-    held = val or next((split_ for split_ in ("validation", "valid", "val", "test") if split_ in found), "")
-    column, target, classes = hub_datasets.columns(datasets, name, found[train], layout)
-    first = hub_datasets.source(datasets, found[train], f"{name} {train}", column, target, classes)
+        if asked not in splits and (asked or option == "train"):
+            raise Refused(f"data.options.{option}: {name} has no split {asked!r}. It has: {', '.join(splits)}.")
+    held = val or next((split_ for split_ in ("validation", "valid", "val", "test") if split_ in splits), "")
+    column, target, classes = hub_datasets.columns(datasets, name, splits[train], layout)
+    first = hub_datasets.source(datasets, splits[train], f"{name} {train}", column, target, classes)
     if not held:
         return split(first, val_fraction, seed)
-    second = hub_datasets.source(datasets, found[held], f"{name} {held}", column, target, classes, partial=True)
+    second = hub_datasets.source(datasets, splits[held], f"{name} {held}", column, target, classes, partial=True)
     return first, second if val else _announced(second, held)
 
 

@@ -32,9 +32,13 @@ def write(
     """Images by class: links to their files, hard links or copies where the file system has none; pictures of those that are no files.
 
     Args:
+        subset: the rows that are written
+        images: of the data: labels, classes and names of files
+        out: the folder to make; one that is there must be empty
         source: the data set, where its images are files
         read: row -> pixels
         copy: copies in place of links
+        where: what a refusal calls the data
 
     Returns:
         What was written.

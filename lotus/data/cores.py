@@ -24,5 +24,5 @@ def count(workers: int = 0) -> int:
 
 def ranks_here() -> int:
     """How many ranks a launcher started on this machine; 1 without one."""
-    told = next((os.environ[name] for name in _RANKS_HERE if name in os.environ), "1")
-    return max(1, int(told) if told.isdigit() else 1)
+    ranks = next((os.environ[name] for name in _RANKS_HERE if name in os.environ), "1")
+    return max(1, int(ranks) if ranks.isdigit() else 1)

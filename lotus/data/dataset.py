@@ -18,6 +18,8 @@ def open_data(data: config.Data, shelves: Iterable[ModuleType] = (), *, learned:
     """``(train, val)`` of the data set that a config names: one of the catalog, of ``shelves``, or ``hf:NAME``.
 
     Args:
+        data: the section ``data`` of the page.
+        shelves: modules with data sets of the user's own.
         learned: whether the classes are to be learned, which takes two.
 
     Raises:

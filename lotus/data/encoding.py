@@ -22,7 +22,6 @@ from selection.errors import Refused
 SAMPLE = 10_000
 """Images over which mean and standard deviation are taken."""
 
-
 BLOCK = 1 << 22  # pixels of which moments are taken at a time
 
 

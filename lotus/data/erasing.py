@@ -38,6 +38,9 @@ def boxes(
     """(k, 6) of images ``index`` (n,), in their order; see the columns.
 
     Args:
+        augment: says how often an image is erased, and in how many boxes at most.
+        seed, epoch: what chance follows from.
+        side: S, pixels.
         strength: a factor of how often an image is erased.
     """
     rows = np.asarray(index, dtype=np.uint64)
@@ -68,6 +71,7 @@ def erase(images: Tensor, where: npt.NDArray[np.int64], mode: str) -> Tensor:
     """Fill the boxes of ``images`` (n, 3, S, S), normalized, in place.
 
     Args:
+        where: (k, 6), as :func:`boxes` gives them
         mode: ``pixel``: each pixel a normal number for each channel; ``rand``: each box; ``const``: zero, the mean.
     """
     noise = strip(str(images.device))

@@ -16,7 +16,6 @@ from selection.methods import nearest
 
 TRAIN = ("train", "training")
 
-
 VAL = ("val", "validation", "valid", "test")
 
 
@@ -86,13 +85,13 @@ def _listed(names: list[str]) -> str:
 
 def passed_over(root: str | Path) -> list[str]:
     """Files below ``root`` that are no pictures by their ending, sorted: they are in no class and in no part."""
-    found = []
+    files = []
     for here, below, names in os.walk(root):
         below[:] = sorted(name for name in below if not name.startswith("."))
         for name in sorted(names):
             if not name.startswith(".") and os.path.splitext(name)[1].lower() not in pictures.SUFFIXES:
-                found.append(os.path.join(here, name))
-    return found
+                files.append(os.path.join(here, name))
+    return files
 
 
 def endings(files: Iterable[str]) -> dict[str, int]:
@@ -102,11 +101,11 @@ def endings(files: Iterable[str]) -> dict[str, int]:
 
 def unread(root: str | Path) -> str:
     """A sentence on the pictures below ``root`` that nothing here reads, with the cure; empty where there is none."""
-    found = [file for file in passed_over(root) if os.path.splitext(file)[1].lower() in pictures.UNREAD]
-    if not found:
+    files = [file for file in passed_over(root) if os.path.splitext(file)[1].lower() in pictures.UNREAD]
+    if not files:
         return ""
-    counts = ", ".join(f"{count:,} {ending}" for ending, count in endings(found).items())
-    return f"{counts} passed over, e.g. {found[0]}: nothing here reads them. Save them as JPEG or PNG"
+    counts = ", ".join(f"{count:,} {ending}" for ending, count in endings(files).items())
+    return f"{counts} passed over, e.g. {files[0]}: nothing here reads them. Save them as JPEG or PNG"
 
 
 def _classes(root: Path, allowed: tuple[str, ...] | None) -> list[str]:

@@ -102,7 +102,7 @@ class PlainWriter:
         self._meta = np.zeros(capacity, META)
         self._places = np.zeros(capacity, PLACE)
         self._count = 0
-        self._at = _aligned(START + self._meta.nbytes, page)  # of the page being filled
+        self._at = -(-(START + self._meta.nbytes) // page) * page  # of the page being filled
         self._file: BinaryIO | None = file.open("wb")
         self._file.truncate(self._at)
         self._file.seek(self._at)
@@ -159,6 +159,7 @@ def seal(file: Path, sums: Sequence[int]) -> None:
     """Put the checksums of the images into a finished file, before its table.
 
     Args:
+        file: a finished .beton
         sums: (N,) the CRC-32 of what is stored of each
 
     Raises:
@@ -299,7 +300,3 @@ class Beton:
 def damaged(file: Path, row: int, why: str) -> Refused:
     """The refusal for an image that does not decode although the file passed its checks."""
     return Refused(f"{file}: image {row} is damaged ({why}). Delete the file and run prepare.")
-
-
-def _aligned(offset: int, page: int) -> int:
-    return -(-offset // page) * page

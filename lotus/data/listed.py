@@ -24,6 +24,7 @@ def source(file: Path, root: str, classes: tuple[str, ...], *, partial: bool = F
     Args:
         root: what the paths start from; empty: the list's own folder
         classes: see :func:`lotus.data.written_labels.numbered`
+        partial: only a part of the data's images is listed: they need not show every class
 
     Raises:
         Refused: the list cannot be read, or a line lacks a label, names a file that is not there, or a label out of range.

@@ -32,6 +32,7 @@ def open_loader(
     """A loader of ``file`` in the order of ``plan``, its images seen as ``look`` says.
 
     Args:
+        device: where the batches are to lie.
         kind: ``ffcv``, ``torch``, or ``auto``: FFCV where it is installed, else the torch loader with a warning. Both
             give the same batches: to the last bit for raw images that need no resizing, within two gray levels where
             they are resized, and within what two JPEG decoders differ by.

@@ -62,16 +62,16 @@ class Manifest:
         Raises:
             Refused: no manifest, an unreadable one, or a file that is not the one it speaks of.
         """
-        found = cls._found(Path(file))
-        if isinstance(found, str):
-            raise Refused(found)
-        return found
+        manifest = cls._found(Path(file))
+        if isinstance(manifest, str):
+            raise Refused(manifest)
+        return manifest
 
     @classmethod
     def whole(cls, file: str | os.PathLike[str]) -> Self | None:
         """As :meth:`load`; None where that refuses."""
-        found = cls._found(Path(file))
-        return None if isinstance(found, str) else found
+        manifest = cls._found(Path(file))
+        return None if isinstance(manifest, str) else manifest
 
     @classmethod
     def _found(cls, file: Path) -> Self | str:
@@ -83,12 +83,12 @@ class Manifest:
             return f"{file}: no {path.name} beside it, so it is half-written or not from LOTUS. Run prepare."
         try:
             regular.check(file)
-            told = json.loads(regular.check(path).read_text(encoding="utf-8"))
-            sealed = told.pop("digest", None)
-            changed = sealed not in (None, files.digest(told))
-            if told.pop("format") != FORMAT:
+            record = json.loads(regular.check(path).read_text(encoding="utf-8"))
+            sealed = record.pop("digest", None)
+            changed = sealed not in (None, files.digest(record))
+            if record.pop("format") != FORMAT:
                 return f"{path}: written by another version of LOTUS. Run prepare again."
-            manifest = cls._of(told)
+            manifest = cls._of(record)
             if changed:
                 return f"{path}: has changed since it was written. Delete it and run prepare."
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -145,8 +145,8 @@ class Manifest:
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write the manifest of ``file``, whole or not at all."""
         with files.beside(self.path(file)) as beside, beside.open("w", encoding="utf-8") as opened:
-            told = {"format": FORMAT, **dataclasses.asdict(self)}
-            json.dump({**told, "digest": files.digest(told)}, opened, indent=1)  # in ASCII: a name may be no UTF-8
+            record = {"format": FORMAT, **dataclasses.asdict(self)}
+            json.dump({**record, "digest": files.digest(record)}, opened, indent=1)  # in ASCII: a name may be no UTF-8
 
 
 def verify(file: str | os.PathLike[str], *, through: bool = True) -> Manifest:

@@ -68,6 +68,8 @@ def save(file: Path, maps: Bytes, *, size: int, fingerprint: str, mass: npt.NDAr
     """Write (N, G, G) scores.
 
     Args:
+        file: the .npz to write
+        maps: those scores, uint8
         size: side in pixels of what the asked model saw: the center view of each image
         fingerprint: of the data
         mass: what :class:`Mass` found
@@ -98,10 +100,10 @@ def load(file: Path, *, fingerprint: str) -> Maps:
         Refused: it cannot be read, or was made from other data.
     """
     try:
-        found = npz.arrays(regular.check(file))
-        if int(found["format"]) != FORMAT:
-            raise ValueError(f"format {int(found['format'])}")
-        maps, size, of = found["maps"], int(found["size"]), str(found["fingerprint"])
+        arrays = npz.arrays(regular.check(file))
+        if int(arrays["format"]) != FORMAT:
+            raise ValueError(f"format {int(arrays['format'])}")
+        maps, size, of = arrays["maps"], int(arrays["size"]), str(arrays["fingerprint"])
         if maps.dtype != np.uint8 or maps.ndim != 3:
             raise ValueError(f"{maps.dtype} of {maps.ndim} dimensions")
         if size < 1 or 0 in maps.shape:

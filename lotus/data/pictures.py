@@ -34,10 +34,8 @@ UNREAD = frozenset(
 MAX_SIDE = 65535
 """A .beton keeps a side in 16 bits."""
 
-
 MAX_PIXELS = 178_956_970
 """Of one picture: what Pillow opens at most, before it takes a file for a bomb."""
-
 
 AT_ONCE = 128_000_000
 """Pixels that are decoded at a time, by all threads together, beside a picture that alone has more: about a gigabyte."""
@@ -100,6 +98,8 @@ def read(file: str | os.PathLike[str] | bytes) -> Pixels:
             device, on which it would wait.
     """
     ask, notes = getattr(_thread, "watch", (None, []))
+    if not isinstance(file, bytes) and os.path.islink(file) and not os.path.exists(file):
+        raise OSError("a link to nowhere; mend it, or take it away")
     if not isinstance(file, bytes) and regular.check(file).stat().st_size <= _SMALL:
         file = Path(file).read_bytes()  # nobody else waits for this disk below
     with _silenced(notes):
@@ -242,6 +242,7 @@ def middle(pixels: Pixels, side: int, crop: float, how: str, mode: str = "center
     the middle.
 
     Args:
+        pixels: (H, W, 3) uint8
         side: S
         crop: in (0, 1]
         how: timm's word for the filter, bicubic where it is none of Pillow's

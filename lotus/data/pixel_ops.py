@@ -179,6 +179,7 @@ def warp(images: Tensor, matrix: Floats, fill: npt.NDArray[np.uint8], between: i
     """The pixel whose middle is (x, y) shows what lies at (a x + b y + c, d x + e y + f); ``fill`` (3,) beyond the border.
 
     Args:
+        images: (n, 3, S, S) uint8.
         matrix: (n, 6): a to f.
         between: ``NEAREST``, ``BILINEAR``, or ``BICUBIC`` (a = -1).
         axes: ``x`` or ``y`` where only this one is moved along: less work, the same result.

@@ -27,7 +27,6 @@ from lotus.data.views import uniform
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-Uint64 = npt.NDArray[np.uint64]
 
 ACTIONS = (
     "nothing", "auto_contrast", "equalize", "invert", "posterize", "solarize", "solarize_add", "color", "contrast",
@@ -139,6 +138,8 @@ def changes(
     """What is done to images ``index`` (n,) in ``epoch``.
 
     Args:
+        augment: the policy and its strengths.
+        seed: what chance follows from, with ``epoch`` and ``index``.
         size: side of the model's input. Lengths in pixels (a blur's radius, TrivialAugment's 32) are of an image of it.
         strength: a factor of RandAugment's magnitude, TrivialAugment's bins and color jitter's ranges, and of how often
             3-Augment's three are done.

@@ -107,6 +107,7 @@ class SamplePlan:
         """Go through these rows from now on. A loader asks for its order when an epoch begins, and so nothing is compiled anew.
 
         Args:
+            rows: (K,) of the data set
             groups: (K,) from 0, the group of each row; None: they are one
             repeats: a row may stand there several times
 
@@ -140,11 +141,11 @@ class SamplePlan:
 
     def sizes(self, epoch: int) -> list[int]:
         """Images of each micro-batch of this rank: :attr:`micro`, and fewer where a group, or the epoch, ends."""
-        found: list[int] = []
+        sizes: list[int] = []
         for _, rows in self._steps(epoch):
             full, rest = divmod(len(rows) // self.world, self.micro)
-            found += [self.micro] * full + [rest] * (rest > 0)
-        return found
+            sizes += [self.micro] * full + [rest] * (rest > 0)
+        return sizes
 
     def batches(self, epoch: int = 0) -> list[int]:
         """Micro-batches of each optimizer step of the epoch: ``accumulate``, and maybe fewer where a group or the epoch ends."""
@@ -171,13 +172,13 @@ class SamplePlan:
         places = rng.permutation(len(self.rows)) if self.shuffle else np.arange(len(self.rows))
         rows = self.rows[places]
         groups = np.zeros(len(rows), np.int64) if self._groups is None else self._groups[places]
-        found: list[tuple[int, Rows]] = []
+        steps: list[tuple[int, Rows]] = []
         for group in np.unique(groups).tolist():
             mine = rows[groups == group] if self._groups is not None else rows
-            found += [(group, piece) for piece in cut(mine, self.batch_size)]
+            steps += [(group, piece) for piece in cut(mine, self.batch_size)]
         if self.shuffle and self._groups is not None:
-            found = [found[place] for place in rng.permutation(len(found))]
-        even = [(group, piece[: len(piece) - len(piece) % self.world]) for group, piece in found]
+            steps = [steps[place] for place in rng.permutation(len(steps))]
+        even = [(group, piece[: len(piece) - len(piece) % self.world]) for group, piece in steps]
         self._dealt = epoch, [(group, piece) for group, piece in even if len(piece)]
         return self._dealt[1]
 
@@ -216,6 +217,8 @@ def balanced(labels: npt.ArrayLike, how: str, *, seed: int, epoch: int) -> Rows:
     Args:
         labels: (K,) of the rows
         how: ``"equal"``: K / C of each class; ``"sqrt"``: by the root of its size, as Mahajan et al. 2018 (arXiv 1805.00932)
+        seed: of the plan
+        epoch: from 0
 
     Returns:
         (K,) places in ``labels``, sorted, some of them several times.

@@ -88,6 +88,7 @@ def source(found: list[str], image: str, label: str, classes: tuple[str, ...], *
         image: extension of the pictures; empty: the only member of a sample that is a picture by its extension
         label: extension of the labels, ``json.FIELD`` for a field of a JSON
         classes: see :func:`lotus.data.written_labels.numbered`
+        partial: these are not all shards of the data: they need not show every class
 
     Raises:
         Refused: a shard that is missing, torn or compressed; a sample without picture or label; a pickle.
@@ -182,15 +183,15 @@ def _check_end(file: str, opened: BinaryIO, at: int) -> None:
 
 
 def _picture(file: str, key: str, members: dict[str, tarfile.TarInfo], image: str) -> str:
-    found = [
+    images = [
         one for one in members if one == image or (not image and f".{one.rpartition('.')[2]}" in pictures.SUFFIXES)
     ]
-    if len(found) != 1:
-        many = "several pictures" if found else f"no .{image}" if image else "no picture"
+    if len(images) != 1:
+        many = "several pictures" if images else f"no .{image}" if image else "no picture"
         raise Refused(
             f"{file}: {key} has {many}, but {', '.join(sorted(members))}. data.options.image names the extension."
         )
-    return found[0]
+    return images[0]
 
 
 def _label(file: str, key: str, members: dict[str, tarfile.TarInfo], label: str) -> str:

@@ -81,6 +81,10 @@ def view(pixels: Pixels, line: npt.NDArray[np.int32], size: int, fill: Pixels, h
     """One line of the table of augmentations, carried out: (S, S, 3) uint8; see :mod:`lotus.data.views`.
 
     Args:
+        pixels: (H, W, 3) uint8, as stored
+        line: its seven numbers
+        size: S
+        fill: (3,) what stands beyond the border
         how: what the table was made by, where that may be by a filter of timm's
     """
     top, left, height, width, down, right, flip = (int(value) for value in line)

@@ -74,16 +74,13 @@ Table = npt.NDArray[np.int32]
 
 
 def parameters(
-    view: View,
-    epoch: int,
-    index: npt.ArrayLike,
-    heights: npt.ArrayLike,
-    widths: npt.ArrayLike,
-    side: int | None = None,
+    view: View, epoch: int, index: npt.ArrayLike, heights: npt.ArrayLike, widths: npt.ArrayLike, side: int | None = None
 ) -> Table:
     """The table (n, 7) for n images; see ``COLUMNS``.
 
     Args:
+        view: how images are seen.
+        epoch: from 0, what chance follows from.
         index: (n,) row numbers, what the hash is keyed by.
         heights: (n,) of the stored images, in pixels.
         widths: (n,) likewise.
@@ -113,6 +110,8 @@ def middle(view: View, heights: Ints, widths: Ints, size: int | None = None) -> 
     """Boxes (n, 4) of evaluation: :func:`center`, or where timm's transform looks, to a pixel.
 
     Args:
+        view: how images are seen
+        heights, widths: (n,) of the stored images, in pixels
         size: of another model than the view is for
     """
     size = view.size if size is None else size

@@ -29,9 +29,7 @@ from selection.errors import Refused
 
 _TRIED = 16  # images encoded to guess how large the file will be
 
-
 _READ_BACK = 64  # images compared after writing
-
 
 _EVERY = 0.5, 1000  # seconds, images: a sign of life after either
 
@@ -77,6 +75,7 @@ def prepare(
     Args:
         choose: the writer, e.g. :func:`lotus.data.loader.writer`; asked once it is sure that something is written
         anew: write it even if it stands
+        stage: the events' stage
 
     Raises:
         Refused: a damaged image (named; with ``data.damaged: skip`` it is left out and counted), no room on the disk; what
@@ -253,18 +252,14 @@ def _fill(
                 f"{source.where}: all {total} images are damaged, the first for: {written.skipped[0]['reason']}."
             )
         if not written.moments:  # every sampled image was damaged, which is hardly ever
-            written.moments.append(moments(source.read(_first_good(source, written))))
+            bad = {entry["name"] for entry in written.skipped}
+            written.moments.append(moments(source.read(next(i for i in range(total) if source.name(i) not in bad))))
         writer.finish()
     except OSError as error:
         raise _disk(error, file, f" after {len(written.labels)} of {total} images") from None
     finally:
         writer.abandon()
     return written
-
-
-def _first_good(source: Source, written: Written) -> int:
-    bad = {entry["name"] for entry in written.skipped}
-    return next(i for i in range(len(source)) if source.name(i) not in bad)
 
 
 def _three(values: npt.NDArray[np.float64]) -> tuple[float, float, float]:

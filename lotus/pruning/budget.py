@@ -185,10 +185,10 @@ def check_reach(outline: Outline, request: Prune, *, whole: Cost | None = None) 
     Raises:
         Refused: a budget that no plan meets; names the range that can be reached.
     """
-    found = counted(outline, request, whole)
+    limits = counted(outline, request, whole)
     if beyond := out_of_reach(outline, request, whole=whole):
         raise Refused(beyond)
-    return found
+    return limits
 
 
 def counted(outline: Outline, request: Prune, whole: Cost | None = None) -> dict[str, int]:
@@ -295,16 +295,16 @@ def _cut_uniform(blocks: list[BlockWidths], outline: Outline, limits: Mapping[st
 
 def _queue(blocks: list[BlockWidths], kind: str) -> list[int]:
     """Blocks in the order in which they lose chunks of ``kind``: by value a unit, least first."""
-    found: list[tuple[float, int, int]] = []
+    chunks: list[tuple[float, int, int]] = []
     for block in blocks:
         block.dims, turn, worst = block.of, 0, 0.0
         while (chunk := block.chunk(kind, block.fewer(kind))) is not None:
             # A remainder chunk is smaller than others: compare by MAC. Inside of a block the order of scores stands.
             worst = max(worst, chunk.value / chunk.macs)
-            found.append((worst, turn, block.index))
+            chunks.append((worst, turn, block.index))
             block.dims, turn = chunk.dims, turn + 1
         block.dims = block.of
-    return [index for *_, index in sorted(found)]
+    return [index for *_, index in sorted(chunks)]
 
 
 def _cut_threshold(

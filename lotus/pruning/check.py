@@ -36,6 +36,7 @@ def verify(folder: str | Path, *, against: str | Path | None = None) -> Verified
     that is recorded.
 
     Args:
+        folder: Of ``spec.json`` and ``model.safetensors``.
         against: The folder of the model that it was cut from. Then architecture, classes, and that no block is wider are
             compared too; the outputs must be the same where nothing was cut, and how far they lie apart is told.
 
@@ -47,7 +48,9 @@ def verify(folder: str | Path, *, against: str | Path | None = None) -> Verified
     model = _load(folder, faults, facts)
     if model is None:
         return Verified(tuple(faults), facts)
-    images = _drawn(model)
+    embed: Any = model.patch_embed
+    size, channels = embed.img_size, embed.proj.in_channels
+    images = torch.randn(IMAGES, channels, *size, generator=torch.Generator().manual_seed(0))
     logits = _forward(model, images, str(folder), faults)
     if against is not None and logits is not None:
         _compare(folder, model, against, images, logits, faults, facts)
@@ -74,17 +77,12 @@ def _load(folder: str | Path, faults: list[str], facts: dict[str, Any]) -> nn.Mo
     ]
     found, dense = cost.count(model), specs.dense_cost(spec, str(folder))
     for where, counted in (("cost", found), ("dense_cost", dense)):
-        told = spec.get(where)
+        recorded = spec.get(where)
         now = {"params": counted.params, "macs": counted.macs}
-        if told != now:
-            faults.append(f"{specs.SPEC}: {where} says {told}, counted are {now}.")
+        if recorded != now:
+            faults.append(f"{specs.SPEC}: {where} says {recorded}, counted are {now}.")
     facts |= {"params": found.params, "macs": found.macs}
     return model
-
-
-def _drawn(model: Any) -> Tensor:
-    size, channels = model.patch_embed.img_size, model.patch_embed.proj.in_channels
-    return torch.randn(IMAGES, channels, *size, generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()

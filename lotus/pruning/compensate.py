@@ -182,23 +182,10 @@ def rescale(norm: nn.Module | None, dense: nn.Module | None, kept: Sequence[int]
     weight *= square.clamp_min(0).sqrt().to(weight)
 
 
-def apply(
-    linear: nn.Linear,
-    dense: nn.Linear,
-    kept: Sequence[int],
-    moments: Moments | None,
-    how: Compensate,
-    *,
-    ridge: float = 1e-4,
-) -> None:
+def apply(linear: nn.Linear, dense: nn.Linear, kept: Sequence[int], moments: Moments | None, how: Compensate) -> None:
     """Give ``linear``, which reads only ``kept`` of what ``dense`` reads, the folded weights; in place."""
-    weight, bias = fold(
-        dense.weight.detach(), None if dense.bias is None else dense.bias.detach(), kept, moments, how, ridge=ridge
-    )
-    with torch.no_grad():
-        linear.weight.copy_(weight)
-        if bias is not None:
-            linear.bias.copy_(bias)
+    bias = None if dense.bias is None else dense.bias.detach()
+    _put(linear, fold(dense.weight.detach(), bias, kept, moments, how))
 
 
 def carry_over(
@@ -211,6 +198,7 @@ def carry_over(
 
     Args:
         moments: Of the dense model's sites; one that is missing has nothing folded.
+        how: As ``prune.compensate`` says it.
 
     Returns:
         Sentences on what could not be done.

@@ -102,7 +102,10 @@ def denoised_variance(
     are ``compensate: denoised``.
 
     Args:
+        covariance, gain: see the head of this file
+        images: how many the covariance was measured on
         ratio: p, the fraction of the units that goes
+        weighted: times the gain, as :func:`variance` is
     """
     spread = (1 - ratio) * np.diag(covariance) + ratio * np.diag(denoised(covariance, images))
     return np.maximum(spread * gain if weighted else spread, 0)

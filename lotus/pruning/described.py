@@ -47,7 +47,10 @@ def skeleton(
     """The model that a spec describes, without memory (meta device).
 
     Args:
+        origin: Name and arguments by which timm builds the dense model.
+        rows: Of each of its blocks: heads, dimensions and units that are left.
         kernels: Number of a block, as text -> side of its convolution.
+        place: What a refusal calls the spec.
     """
     model = _dense(origin, len(rows), place)
     sides = _sides(model, kernels, place)

@@ -20,7 +20,6 @@ from selection.methods import call, find, reads
 
 _KEEP_BYTES = 1 << 28  # of held-out images that are kept in memory
 
-
 Measure = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(B, C) logits, (B, C) of the dense model, (B,) labels -> (B,)."""
 
@@ -34,14 +33,14 @@ def measuring(name: str, shelves: Sequence[ModuleType] = (), *, place: str = "pr
     tried = {"logits": torch.eye(2), "dense": torch.eye(2), "labels": torch.arange(2)}
     method = find([metrics, *shelves], name, place=place, here=tried)
     names = reads(method)
-    found = call(method, tried, {}, place=place)
-    if not isinstance(found, Tensor) or found.shape != tried["labels"].shape:
+    values = call(method, tried, {}, place=place)
+    if not isinstance(values, Tensor) or values.shape != tried["labels"].shape:
         raise Refused(f"{place}: {name!r} gives no number an image. Return a tensor of shape (B,).")
 
     def measure(logits: Tensor, dense: Tensor, labels: Tensor) -> Tensor:
         given = {"logits": logits, "dense": dense, "labels": labels}
-        found: Tensor = method(*(given[name] for name in names))
-        return found
+        values: Tensor = method(*(given[name] for name in names))
+        return values
 
     return measure
 

@@ -277,15 +277,10 @@ class Settled:
 
 
 def settle(
-    draw: Callable[[Table], Plan | str],
-    least: Plan,
-    table: Table,
-    keep: float,
-    take: Callable[[Plan], float],
-    *,
-    rounds: int = ROUNDS,
+    draw: Callable[[Table], Plan | str], least: Plan, table: Table, keep: float, take: Callable[[Plan], float]
 ) -> Settled:
-    """Draw a plan, measure it, correct the table by it and draw again, until ``keep`` is met to within :data:`CLOSE`.
+    """Draw a plan, measure it, correct the table by it and draw again, until ``keep`` is met to within :data:`CLOSE`, at most
+    :data:`ROUNDS` times.
 
     Of all that were measured the slowest within the budget is taken, or the fastest where none is. Nothing is refused by
     the table's word alone: the smallest plan is measured first.
@@ -293,9 +288,9 @@ def settle(
     Args:
         draw: The plan by a table, or why that has none, as :func:`lotus.pruning.program.attempt` tells.
         least: The smallest that can be drawn.
+        table: What each part takes, before anything was measured.
         keep: The fraction of the dense model's time that may stay.
         take: Time of a plan, measured, as a fraction of the dense model's.
-        rounds: Plans that are measured at most.
 
     Raises:
         Refused: what ``draw`` tells, where the smallest plan was measured and is beyond the budget.
@@ -304,7 +299,7 @@ def settle(
     most, scale = keep * (1 + CLOSE), 1.0
     under: tuple[float, float] | None = None  # (scale, measured part) of a plan below the budget, and of one above it
     over: tuple[float, float] | None = None
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         now = table.scaled(scale)
         plan = draw(now)
         if isinstance(plan, str):
@@ -337,10 +332,10 @@ def fast_multiple(model: nn.Module, batch: int, *, timer: Timer | None = None) -
     Raises:
         Refused: a model that cannot be cut.
     """
-    found = anatomy.blocks(model)
-    of = found[0].dims
+    blocks = anatomy.blocks(model)
+    of = blocks[0].dims
     take = timer or (lambda one: cost.latency(one, batch, repeats=7, warmup=2))
-    few = _first(model, min(_DEEP, len(found)))
+    few = _first(model, min(_DEEP, len(blocks)))
     least = like(few, of._replace(hidden=min(8, of.hidden)))
     widths = {}
     for multiple in _MULTIPLES:
@@ -383,15 +378,15 @@ def _whole(of: Dims, dims: Sequence[int], units: Sequence[int]) -> list[Dims]:
 
 def _axes(model: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Numbers of heads, head dimensions and MLP units to time."""
-    found = anatomy.blocks(model)
-    of = found[0].dims
-    alike = all(block.dims == of and block.width == found[0].width for block in found)
+    blocks = anatomy.blocks(model)
+    of = blocks[0].dims
+    alike = all(block.dims == of and block.width == blocks[0].width for block in blocks)
     if not alike or of.qk_dim != of.v_dim:
         raise Refused(
             "prune.keep.latency: the model's blocks differ in width already, and the table is of blocks that are alike. "
             "Give a budget of macs, or cut the dense model."
         )
-    dims = (of.v_dim,) if any(block.whole_qk for block in found) else _grid(of.v_dim, min(8, of.v_dim))
+    dims = (of.v_dim,) if any(block.whole_qk for block in blocks) else _grid(of.v_dim, min(8, of.v_dim))
     return _grid(of.heads, 1, (0.0, 0.5, 1.0)), dims, _grid(of.hidden, min(8, of.hidden))
 
 

@@ -183,10 +183,10 @@ class _Watching:
 
     def hook(self, model: nn.Module, stack: ExitStack) -> None:
         """Hook on to ``model`` until ``stack`` is left."""
-        found, what = anatomy.blocks(model), self.what
-        attentive = [block for block in found if block.has_attn]
+        blocks, what = anatomy.blocks(model), self.what
+        attentive = [block for block in blocks if block.has_attn]
         if what.squares:  # before the gates, whose inputs these outputs are
-            for block in found:
+            for block in blocks:
                 for name, linear in block.linears.items():
                     stack.callback(linear.register_forward_hook(self._track(f"{block.name}.{name}")).remove)
         if what.logits:

@@ -90,18 +90,18 @@ def useful(model: nn.Module, parts: Sequence[float], request: Prune, *, whole: c
         more = min(width + round, wide)
         if more == wide:
             return False
-        found = cost.count(skeleton(model, more))
-        return all(getattr(found, what) <= limit for what, limit in budgets.items())
+        widths = cost.count(skeleton(model, more))
+        return all(getattr(widths, what) <= limit for what, limit in budgets.items())
 
-    found = [width for width in every if not idle(width)]
-    if not found:
+    widths = [width for width in every if not idle(width)]
+    if not widths:
         left = cost.count(skeleton(model, every[0]))
         told = " and ".join(f"{getattr(left, what) / getattr(whole, what):.3f} of {what}" for what in budgets)
         raise Refused(
             f"prune.embed_dim: {every[0]} of {wide} channels leave {told} before anything else is cut, less than prune.keep asks for. "
             "Take a larger width, or search, or a smaller budget."
         )
-    return found
+    return widths
 
 
 @dataclass
@@ -148,7 +148,7 @@ def narrow(model: nn.Module, found: Statistics, width: int, *, compensate: Compe
     readers = _readers(model)
     dense: Any = model
     wide = anatomy.blocks(model)[0].width
-    second = sum(_second(one) for one in found.moments.values())
+    second = sum(one.covariance + torch.outer(one.mean, one.mean) for one in found.moments.values())
     assert isinstance(second, Tensor)
     mean_free = torch.eye(wide, dtype=second.dtype, device=second.device) - 1 / wide
     _, basis = torch.linalg.eigh(mean_free @ second @ mean_free)
@@ -256,19 +256,14 @@ def apart(one: nn.Module, other: nn.Module, batches: Iterable[Any]) -> tuple[flo
         for batch, _ in measure.pairs(batches, labeled=False):
             x = batch.to(where.device, where.dtype)
             images += len(x)
-            told = [model(x).double() for model in (one, other)]
+            outputs = [model(x).double() for model in (one, other)]
             if measure.is_backbone(one):
-                whole, now = (features.flatten(1) for features in told)
+                whole, now = (features.flatten(1) for features in outputs)
                 total += float(((now - whole).square().sum(1) / whole.square().sum(1).clamp_min(1e-12)).sum())
                 continue
-            told = [functional.log_softmax(scores, dim=-1) for scores in told]
-            total += float(functional.kl_div(told[1], told[0], reduction="sum", log_target=True))
+            outputs = [functional.log_softmax(scores, dim=-1) for scores in outputs]
+            total += float(functional.kl_div(outputs[1], outputs[0], reduction="sum", log_target=True))
     return total / max(images, 1), images
-
-
-def _second(moments: Moments) -> Tensor:
-    mean = moments.mean
-    return moments.covariance + torch.outer(mean, mean)
 
 
 def _readers(model: Any) -> dict[str, tuple[Any, dict[str, nn.Linear]]]:

@@ -124,10 +124,10 @@ class Plan:
         Raises:
             Refused: another number of blocks, or other widths; or the model cannot be cut at all.
         """
-        found = anatomy.blocks(model)
-        if len(found) != len(self.blocks):
-            raise Refused(f"The plan is for {len(self.blocks)} blocks, the model has {len(found)}.")
-        for block, plan in zip(found, self.blocks, strict=True):
+        blocks = anatomy.blocks(model)
+        if len(blocks) != len(self.blocks):
+            raise Refused(f"The plan is for {len(self.blocks)} blocks, the model has {len(blocks)}.")
+        for block, plan in zip(blocks, self.blocks, strict=True):
             if block.dims != plan.of:
                 raise Refused(f"{block.name}: the plan is for {plan.of}, the model has {block.dims}.")
             for sublayer, reads in (("attn", plan.attn_in), ("mlp", plan.mlp_in)):

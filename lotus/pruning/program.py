@@ -57,8 +57,8 @@ def attempt(
         halves = _only(halves, operator.le, within)
     if least is not None:
         halves = _only(halves, operator.ge, least)
-    found = allocate(outline, halves, request, table, whole=whole)
-    return found if isinstance(found, str) else _planned(found, blocks)
+    dims = allocate(outline, halves, request, table, whole=whole)
+    return dims if isinstance(dims, str) else _planned(dims, blocks)
 
 
 def _only(
@@ -100,9 +100,13 @@ def allocate(
     which they hold is taken: then the widths are the best for that price.
 
     Args:
+        outline: Of the dense model.
         halves: The options of the first block's attention, of its MLP, of the second block's attention, and so on.
+        request: With a budget of latency.
+        table: What each width takes.
+        whole: As of :func:`lotus.pruning.budget.check_reach`.
 
-    The other arguments, and what is refused, are those of :func:`fit_plan`.
+    What is refused is what :func:`lotus.pruning.budget.fit_plan` refuses.
     """
     limits = budget.check_reach(outline, request.model_copy(update={"sublayers": False}), whole=whole)
     asked = request.keep.latency
@@ -192,7 +196,7 @@ def _halves(block: BlockWidths) -> Iterator[list[Option]]:
 
 def _item(half: Sequence[Option], number: int, outline: cost.Outline, table: Table, limits: Mapping[str, int]) -> _Item:
     """A half's options with what they save and cost; attention and MLPs take turns."""
-    index, found = number // 2, []
+    index, options = number // 2, []
     for dims, loss in half:
         to, saves = outline.dims[index]._replace(hidden=dims.hidden), table.mlp_saves(dims.hidden)
         if number % 2 == 0:
@@ -200,8 +204,8 @@ def _item(half: Sequence[Option], number: int, outline: cost.Outline, table: Tab
             saves = table.attention_saves(dims.heads, (dims.qk_dim + dims.v_dim) / 2)
         now = outline.block(index, to)
         price = sum(getattr(now, what) / max(1, limit) for what, limit in limits.items())
-        found.append(_Option(to, loss, saves, price))
-    return _Item(tuple(found))
+        options.append(_Option(to, loss, saves, price))
+    return _Item(tuple(options))
 
 
 def least_plan(outline: cost.Outline, scores: Mapping[str, np.ndarray], request: Prune, table: Table) -> Plan:

@@ -104,10 +104,10 @@ def statistics(
             stack.callback(block.proj.register_forward_pre_hook(_look_at(outputs[block.name])).remove)
         # A head has few dimensions and an image many tokens: of large images some are enough.
         every = max(1, (getattr(model.patch_embed, "num_patches", None) or 1) // measure.MANY)
-        found = measure.measure(
+        measured = measure.measure(
             model, batches, gradients=False, moments="none", logits=True, every=every, progress=progress
         )
-    return {name: Statistics(found.logits[name], moments) for name, moments in outputs.items()}
+    return {name: Statistics(measured.logits[name], moments) for name, moments in outputs.items()}
 
 
 class Turns(NamedTuple):
@@ -115,11 +115,6 @@ class Turns(NamedTuple):
 
     qk: list[Turn] | None
     v: list[Turn] | None
-
-
-def rotate(model: nn.Module, found: dict[str, Statistics], *, qk: bool = True, v: bool = True) -> nn.Module:
-    """A model that computes what ``model`` computes, with rotated heads; it shares every other weight with ``model``."""
-    return apply(model, turns(model, found, qk=qk, v=v))
 
 
 def turns(model: nn.Module, found: dict[str, Statistics], *, qk: bool = True, v: bool = True) -> dict[str, Turns]:

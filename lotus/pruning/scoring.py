@@ -96,19 +96,14 @@ def _keys(block: Block, weights: Mapping[str, np.ndarray], outputs: np.ndarray) 
     size = criteria.magnitude(weights["reads"], weights["writes"]).reshape(heads, qk_dim)
     of_heads = outputs.reshape(heads, v_dim).sum(axis=1, keepdims=True)
     total = size.sum(axis=1, keepdims=True)
-    found: np.ndarray = (of_heads * size / np.where(total > 0, total, 1)).reshape(-1)
-    return found
+    scores: np.ndarray = (of_heads * size / np.where(total > 0, total, 1)).reshape(-1)
+    return scores
 
 
 class _Known:
     """What criteria may read, site by site."""
 
-    def __init__(
-        self,
-        measured: Measured,
-        gates: Mapping[str, Tensor] | None,
-        rng: np.random.Generator,
-    ) -> None:
+    def __init__(self, measured: Measured, gates: Mapping[str, Tensor] | None, rng: np.random.Generator) -> None:
         self.measured, self.gates, self.rng = measured, gates or {}, rng
         self._watched: list[np.ndarray] = []  # attention of the blocks so far
 
@@ -132,24 +127,24 @@ class _Known:
 
 def _weights(block: Block, in_channels: bool) -> dict[str, dict[str, Any]]:
     """What makes each unit and what it writes, by site: ``reads`` and ``writes``, (U, ...) float64 arrays."""
-    found: dict[str, dict[str, Any]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     if block.has_attn:
         heads, qk_dim, _, _ = block.dims[:4]
         inner = heads * qk_dim
         qkv = _with_bias(block.qkv)
-        found |= {
+        rows |= {
             f"{block.name}.qk": {"reads": qkv[:inner], "writes": qkv[inner : 2 * inner]},
             f"{block.name}.attn": {"reads": qkv[2 * inner :], "writes": _columns(block, "attn")},
         }
     if block.has_mlp:
-        found[f"{block.name}.mlp"] = {"reads": _units(_with_bias(block.fc1), block), "writes": _columns(block, "mlp")}
+        rows[f"{block.name}.mlp"] = {"reads": _units(_with_bias(block.fc1), block), "writes": _columns(block, "mlp")}
     for sublayer, norm, linear in (("attn", "norm1", "qkv"), ("mlp", "norm2", "fc1")):
         if in_channels and linear in block.linears:
-            found[f"{block.name}.{sublayer}_in"] = {
+            rows[f"{block.name}.{sublayer}_in"] = {
                 "reads": _gain(getattr(block.module, norm), block.reads(sublayer)),
                 "writes": getattr(block, linear).weight.detach().double().T.cpu().numpy(),
             }
-    return found
+    return rows
 
 
 def _gain(norm: Any, channels: tuple[int, ...] | None) -> np.ndarray:

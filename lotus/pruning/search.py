@@ -226,6 +226,8 @@ def ratios(
     allowed, not even the model as it is, nothing is cut and ``notes`` say so.
 
     Args:
+        studied: The model, measured.
+        judge: Says how much worse a cut model is.
         request: The budget, or the allowed drop; ``search.grid``: points of the coarse grid an axis, 0 leaves it out (with a
             budget it serves the Pareto points alone).
         table: As of :meth:`Study.draw`, and so ``timer``.
@@ -270,7 +272,11 @@ def blocks(
     a budget the plan that the scores alone would have made is measured too, and kept where it is better.
 
     Args:
+        studied: The model, measured.
+        judge: Says how much worse a cut model is.
+        request: The budget, or the allowed drop.
         table: As of :meth:`Study.draw`, and so ``timer``.
+        progress: told how many widths have been tried.
 
     Raises:
         Refused: a budget out of reach.

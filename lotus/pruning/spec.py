@@ -22,7 +22,7 @@ from lotus.pruning import described, wrapping
 from lotus.vit import cost, hub_models
 from lotus.vit import model as door
 from lotus.vit import weights as weights_of
-from lotus.vit.preprocessing import preprocessing
+from lotus.vit.preprocessing import preprocessing, resizing
 from selection import regular
 from selection.errors import Refused
 
@@ -53,7 +53,8 @@ def save(
     which :func:`load` gives.
 
     Args:
-        about: Anything JSON-ready to keep beside the weights, e.g. class names, mean and standard deviation.
+        about: Anything JSON-ready to keep beside the weights, e.g. class names, mean and standard deviation; what ``pretrained_cfg``
+            says of images is kept where it says nothing of them, and so are classes.
         extra: More files of tensors to lie beside the weights: ``{"gates.safetensors": {...}}``.
 
     Raises:
@@ -82,7 +83,7 @@ def save(
         "dense_cost": {"params": dense.params, "macs": dense.macs},
         "weights": WEIGHTS,
         "versions": {name: _version(name) for name in ("lotus-vit", "timm", "torch")},
-        "about": dict(about or {}),
+        "about": {**_known(model, about or {}), **(about or {})},
     }
     json.dumps(spec)  # an ``about`` that is not JSON-ready fails here, before anything is written
     if folder.exists() and not ours(folder):
@@ -93,6 +94,22 @@ def save(
         spec["digests"] = {name: files.digest_of(beside / name, size=32) for name in groups}
         (beside / SPEC).write_text(json.dumps(spec, indent=1), encoding="utf-8")
     return folder
+
+
+def _known(model: Any, about: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model's own ``pretrained_cfg`` says of its images and classes, another than timm's of that name as often as not; nothing
+    of the images where ``about`` does."""
+    held = getattr(model, "pretrained_cfg", None)
+    told = held if isinstance(held, Mapping) else held.to_dict() if held else {}
+    if not told:
+        return {}
+    seen = preprocessing(model).about()
+    seen["resize"] = resizing({**seen, "resize": told.get("resize", seen["interpolation"])})
+    found = {} if seen.keys() & about.keys() else seen
+    names = told.get("label_names")
+    if isinstance(names, (list, tuple)) and len(names) == model.num_classes:
+        found["classes"] = [str(name) for name in names]
+    return found
 
 
 def _of_hub(model: Any) -> nn.Module:
@@ -145,6 +162,7 @@ def _describe(model: Any, about: Any) -> None:
         wanted = wanted._replace(crop=CENTER, interpolation="bilinear")
     held = getattr(model, "pretrained_cfg", None) or {}
     cfg = {"architecture": held.get("architecture"), **wanted.cfg(), "num_classes": model.num_classes}
+    cfg["resize"] = resizing({**wanted.about(), **known})  # timm has no word for by area
     names, license_ = known.get("classes"), known.get("license")
     if isinstance(names, (list, tuple)) and len(names) == model.num_classes:
         cfg["label_names"] = [str(name) for name in names]
@@ -293,15 +311,15 @@ def images_of(folder: Path) -> dict[str, list[float]]:
     """
     if not (folder / SPEC).is_file():
         return {}
-    told = read(folder).get("about", {})
-    told = told if isinstance(told, dict) else {}
-    found = {name: told[name] for name in ("mean", "std") if name in told}
-    for name, three in found.items():
+    about = read(folder).get("about", {})
+    about = about if isinstance(about, dict) else {}
+    numbers = {name: about[name] for name in ("mean", "std") if name in about}
+    for name, three in numbers.items():
         if not _of_colors(three) or (name == "std" and 0 in three):
             raise Refused(
                 f"{folder / SPEC}: about.{name} is {three!r:.60}, not three numbers between 0 and 1. Mend it."
             )
-    return {name: [float(number) for number in three] for name, three in found.items()}
+    return {name: [float(number) for number in three] for name, three in numbers.items()}
 
 
 def _of_colors(value: Any) -> bool:

@@ -14,18 +14,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from lotus.config import Prune, as_request, rules
+from lotus.config import Prune, as_request, reader, rules
 from lotus.pruning import budget, latency, measure, narrow, unfit
-from lotus.pruning.study import (
-    Given,
-    Progress,
-    Pruned,
-    Study,
-    beyond,
-    criterion,
-    rounded,
-    study,
-)
+from lotus.pruning.study import Given, Progress, Pruned, Study, beyond, criterion, rounded, study
 from lotus.pruning.wrapping import Batches, Wrapped, passes_of
 from lotus.vit import anatomy, cost
 from selection import methods
@@ -68,6 +59,7 @@ def prune(
         Refused: a setting that there is not, or that does not go with another; a model that cannot be cut, a budget out of
             reach, calibration data that do not serve; says what would.
     """
+    _check_arguments(settings)
     shelves = list(shelves)
     if callable(criterion):
         shelf, criterion = _shelf(criterion)
@@ -82,8 +74,18 @@ def prune(
     wrapped = Wrapped(model)
     if wrapped.hub is not None and request.embed_dim == "auto":  # its class has one width for all that is not a block
         request = request.model_copy(update={"embed_dim": None})
-    found = lottery(wrapped.vit, wrapped.batches(batches), request, Given(shelves, gates, seed))
-    return wrapped.around(found.model)
+    pruned = lottery(wrapped.vit, wrapped.batches(batches), request, Given(shelves, gates, seed))
+    return wrapped.around(pruned.model)
+
+
+def _check_arguments(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that are an argument of :func:`prune`, mistyped; those that are nothing at all the page refuses."""
+    own = [name for name in inspect.signature(prune).parameters if name not in Prune.model_fields]
+    for name in settings:
+        near = methods.nearest(name, [*Prune.model_fields, *own])
+        known = name in Prune.model_fields or f"prune.{name}" in reader.OLD
+        if near and near == methods.nearest(name, own) and not known:
+            raise Refused(f"lotus.prune: has no argument {name!r}.{near}")
 
 
 def _shelf(function: Callable[..., np.ndarray]) -> tuple[ModuleType, str]:
@@ -249,7 +251,7 @@ class _Streams:
         if not self.drawn:
             raise Refused(self._beyond)
         channels = min(self.drawn, key=lambda width: self.apart.get(width, 0.0))
-        found, notes = self.drawn[channels], []
+        best, notes = self.drawn[channels], []
         if channels < self.wide:
             notes.append(f"Of the residual stream's {self.wide} channels {channels} stay, turned.")
         if len(self.apart) > 1:
@@ -257,7 +259,7 @@ class _Streams:
             notes.append(
                 f"Embedding dimensions tried, and how far each is from the dense model (nats an image): {lines}."
             )
-        return dataclasses.replace(found, forwards=self.forwards, notes=(*notes, *found.notes))
+        return dataclasses.replace(best, forwards=self.forwards, notes=(*notes, *best.notes))
 
 
 def _thinned(passes: Callable[[], Iterable[Any]], every: int, first: int = 0) -> Iterator[Any]:

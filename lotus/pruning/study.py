@@ -190,12 +190,12 @@ class Study:
         request, measured = rounded(self.model, request, table)
         if table is None and any(one.keep.latency is not None for one in each):
             table = latency.measure(self.beside or self.dense, request.latency_batch, timer=timer)
-        found: list[Pruned] = []
+        drawn: list[Pruned] = []
         for one in each:
-            within = found[-1].plan if found else None
+            within = drawn[-1].plan if drawn else None
             one = one.model_copy(update={"round": request.round})
-            found.append(self.draw(one, within=within, table=table, timer=timer))
-        return [dataclasses.replace(one, notes=(*measured, *one.notes)) for one in found]
+            drawn.append(self.draw(one, within=within, table=table, timer=timer))
+        return [dataclasses.replace(one, notes=(*measured, *one.notes)) for one in drawn]
 
     @property
     def _outline(self) -> cost.Outline:
@@ -235,12 +235,7 @@ class Study:
 
 
 def study(
-    model: nn.Module,
-    batches: Batches,
-    request: Prune,
-    given: Given = Given(),
-    *,
-    progress: Progress | None = None,
+    model: nn.Module, batches: Batches, request: Prune, given: Given = Given(), *, progress: Progress | None = None
 ) -> Study:
     """Rotate, measure and score, by the ``criterion``, ``rotate``, ``compensate`` and ``in_channels`` of ``request``.
 
@@ -259,11 +254,11 @@ def study(
         unfit.refuse_gates(model, given.gates, request.in_channels)
     passes = unfit.checked(model, passes_of(batches))
     dense, notes = families.opened(model), []
-    found, looked_at = dict[str, turns.Turns](), 0
+    turned, looked_at = dict[str, turns.Turns](), 0
     if request.rotate and any(block.has_attn for block in anatomy.blocks(model)):
         learned = "gates" in reads
-        found, looked_at, progress = _turns(dense, passes, progress, v=not learned)
-        dense = turns.apply(dense, found)
+        turned, looked_at, progress = _turns(dense, passes, progress, v=not learned)
+        dense = turns.apply(dense, turned)
         if learned:
             notes.append(
                 "Value dimensions are cut by index, not rotated: a learned gate belongs to the dimension it was learned on."
@@ -288,7 +283,7 @@ def study(
         images=max(looked_at, measured.images),
         forwards=looked_at + forwards,
         notes=tuple(notes),
-        turned=found,
+        turned=turned,
     )
 
 
@@ -303,23 +298,19 @@ def _turns(
         if progress is not None:
             progress(images)
 
-    found = turns.statistics(dense, passes(), progress=told)
-    return turns.turns(dense, found, v=v), next(iter(found.values())).logits.images, beyond(progress, gone[0])
+    statistics = turns.statistics(dense, passes(), progress=told)
+    return turns.turns(dense, statistics, v=v), next(iter(statistics.values())).logits.images, beyond(progress, gone[0])
 
 
 def _measured(
-    dense: nn.Module,
-    passes: Callable[[], Iterable[Any]],
-    request: Prune,
-    reads: set[str],
-    progress: Progress | None,
+    dense: nn.Module, passes: Callable[[], Iterable[Any]], request: Prune, reads: set[str], progress: Progress | None
 ) -> tuple[measure.Measured, int]:
     """What the criterion reads of the images and compensation needs, and the forward passes that this took."""
     squares, spread = bool(reads & {"read_squares", "write_squares"}), bool(reads & {"covariance", "gain"})
     labeled = squares or "gradients" in reads  # of a backbone no label is read
     if not (labeled or spread or "attention" in reads or request.compensate != "none"):
         return measure.Measured(), 0
-    found = measure.measure(
+    measured = measure.measure(
         dense,
         passes(),
         gradients="gradients" in reads,
@@ -330,7 +321,7 @@ def _measured(
         attention="attention" in reads,
         progress=progress,
     )
-    return found, (3 + squares if labeled else 1) * found.images
+    return measured, (3 + squares if labeled else 1) * measured.images
 
 
 def criterion(request: Prune, shelves: Iterable[ModuleType]) -> Callable[..., np.ndarray]:
@@ -339,9 +330,9 @@ def criterion(request: Prune, shelves: Iterable[ModuleType]) -> Callable[..., np
     Raises:
         Refused: there is none of that name, or it has no such setting.
     """
-    found = methods.find([criteria, *shelves], request.criterion.name, place="prune.criterion", here=scoring.READS)
-    methods.check_settings(found, request.criterion.options, place="prune.criterion")
-    return found
+    method = methods.find([criteria, *shelves], request.criterion.name, place="prune.criterion", here=scoring.READS)
+    methods.check_settings(method, request.criterion.options, place="prune.criterion")
+    return method
 
 
 def rounded(model: nn.Module, request: Prune, table: latency.Table | None = None) -> tuple[Prune, list[str]]:
@@ -358,17 +349,17 @@ def beyond(progress: Progress | None, done: int) -> Progress | None:
 
 def _notes(model: nn.Module, decouple_qk: bool, *, rotated: bool) -> list[str]:
     """What the architecture rules out."""
-    found, notes = anatomy.blocks(model), []
+    blocks, notes = anatomy.blocks(model), []
     rest = "Value dimensions are cut alone." if decouple_qk else "Value dimensions too, since decouple_qk is off."
     for whole, why in (
-        ([block for block in found if block.qk_norm], "qk-norm reads them all"),
-        ([block for block in found if block.rotary and not block.qk_norm], "rotary positions turn them in pairs"),
+        ([block for block in blocks if block.qk_norm], "qk-norm reads them all"),
+        ([block for block in blocks if block.rotary and not block.qk_norm], "rotary positions turn them in pairs"),
     ):
         if whole:
             notes.append(f"Query/key dimensions stay whole where {why} ({whole[0].name} to {whole[-1].name}). {rest}")
-    if rotated and any(block.norm("attn") is not None for block in found):
+    if rotated and any(block.norm("attn") is not None for block in blocks):
         notes.append("Value dimensions are cut by index, not rotated: a norm stands between them and proj.")
-    if any(block.norm(sublayer) is not None for block in found for sublayer in ("attn", "mlp")):
+    if any(block.norm(sublayer) is not None for block in blocks for sublayer in ("attn", "mlp")):
         notes.append(
             "The norms before proj and fc2 take their statistics from what stays, rescaled to what they were on average."
         )

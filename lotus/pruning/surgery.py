@@ -1,7 +1,7 @@
 """The one surgeon: executes a plan on a copy of a model.
 
 What comes out are plain modules with smaller Linears: no masks, no hooks. The copy computes exactly what the model computes with
-the cut units silenced; :func:`masked` makes that model, for comparison.
+the cut units silenced.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lotus.pruning.plan import BlockPlan, Plan
@@ -55,66 +54,6 @@ def cut(model: nn.Module, plan: Plan, *, power: int = 1) -> nn.Module:
                 linear.bias = nn.Parameter(bias.clone(), requires_grad=before.bias.requires_grad)
         _cut_beside(block, old, keep)
     return families.close(small, model)
-
-
-def masked(model: nn.Module, plan: Plan) -> nn.Module:
-    """A full-size copy of ``model`` in which what ``plan`` cuts is silenced: the oracle for :func:`cut`.
-
-    Raises:
-        Refused: as :func:`cut`.
-    """
-    plan.check(model)
-    silent = copy.deepcopy(families.opened(model))
-    with torch.no_grad():
-        for block, keep in zip(anatomy.blocks(silent), plan.blocks, strict=True):
-            if block.has_attn:
-                _silence(block, "attn", ("qkv", keep.attn_in), ("proj", keep.outputs))
-            if block.has_mlp:
-                _silence(block, "mlp", ("fc1", keep.mlp_in), ("fc2", keep.units))
-            if keep.heads:
-                inner = keep.of.heads * keep.of.qk_dim
-                gone = _others(keep.queries, inner)
-                rows = [*gone, *(inner + row for row in gone)]  # of q, then of k
-                block.qkv.weight[rows] = 0
-                if block.qkv.bias is not None:
-                    block.qkv.bias[rows] = 0
-    return silent
-
-
-def _silence(
-    block: Block, sublayer: str, first: tuple[str, Sequence[int] | None], last: tuple[str, Sequence[int]]
-) -> None:
-    """In a sublayer, all but what its first Linear is to read of the stream (None: all) and its last of the units."""
-    (reader, reads), (writer, kept) = first, last
-    if not kept:
-        after = {"attn": "norm1", "mlp": "norm2"}[sublayer]
-        for module in (getattr(block, writer), *([getattr(block.module, after)] if block.norm_after else [])):
-            for weight in module.parameters():
-                weight.zero_()
-        return
-    for name, stays in ((reader, reads), (writer, kept)):
-        linear = getattr(block, name)
-        if stays is not None:
-            linear.weight[:, _others(stays, linear.in_features)] = 0
-    norm = block.norm(sublayer)
-    if norm is not None:  # what is gone must not count in its statistics either
-        getattr(block.module, sublayer).norm = _NormOfSome(norm, kept)
-
-
-class _NormOfSome(nn.Module):
-    """A norm with the statistics of the inputs ``kept``; the others come out as nothing."""
-
-    def __init__(self, norm: nn.Module, kept: Sequence[int]) -> None:
-        super().__init__()
-        self.kept = list(kept)
-        self.small = families.resized(norm, len(self.kept))
-        for name, weight in norm.named_parameters(recurse=False):
-            setattr(self.small, name, nn.Parameter(weight.detach()[self.kept]))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = torch.zeros_like(x)
-        y[..., self.kept] = self.small(x[..., self.kept])
-        return y
 
 
 def survivors(plan: Plan) -> list[tuple[int, BlockPlan]]:
@@ -197,15 +136,15 @@ def convolve(block: Block, kernel: int, channels: int, model: nn.Module) -> Conv
 
 def cut_weights(block: Block, keep: BlockPlan, power: int = 1) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Weight and bias of each Linear after the cut, by name; ``power`` as of :func:`cut`."""
-    found: dict[str, tuple[Tensor, Tensor | None]] = {}
+    weights: dict[str, tuple[Tensor, Tensor | None]] = {}
     if keep.heads:
-        found |= _cut_attention(block, keep, power)
+        weights |= _cut_attention(block, keep, power)
     if keep.units:
         units = list(keep.units)
         halves = [half * keep.of.hidden + unit for half in range(1 + block.glu) for unit in units]
-        found["fc1"] = (_columns(block.fc1.weight.detach()[halves], keep.mlp_in), _rows(block.fc1, halves))
-        found["fc2"] = (block.fc2.weight.detach()[:, units], _rows(block.fc2))
-    return found
+        weights["fc1"] = (_columns(block.fc1.weight.detach()[halves], keep.mlp_in), _rows(block.fc1, halves))
+        weights["fc2"] = (block.fc2.weight.detach()[:, units], _rows(block.fc2))
+    return weights
 
 
 def _cut_attention(block: Block, keep: BlockPlan, power: int) -> dict[str, tuple[Tensor, Tensor | None]]:
@@ -245,11 +184,6 @@ def _rows(linear: nn.Linear, rows: Sequence[int] | None = None) -> Tensor | None
         return None
     bias = linear.bias.detach()
     return bias.clone() if rows is None else bias[list(rows)]
-
-
-def _others(kept: Sequence[int], count: int) -> list[int]:
-    gone = set(range(count)) - set(kept)
-    return sorted(gone)
 
 
 def _empty(like: nn.Linear, reads: int, writes: int) -> nn.Linear:

@@ -204,12 +204,12 @@ class BlockWidths:
 
 
 def _scores(scores: Mapping[str, np.ndarray], site: str, shape: tuple[int, ...]) -> np.ndarray:
-    found = scores.get(site)
-    if found is None:
+    given = scores.get(site)
+    if given is None:
         if site.endswith(".qk") or 0 in shape:  # a sublayer that is gone has no units
             return np.zeros(shape)
         raise Refused(f"{site}: has no scores. Here: {', '.join(sorted(scores)) or 'none'}.")
-    array = np.asarray(found, dtype=np.float64)
+    array = np.asarray(given, dtype=np.float64)
     if array.size != np.prod(shape):
         raise Refused(f"{site}: {array.size} scores for {int(np.prod(shape))} units.")
     if not np.isfinite(array).all():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -96,7 +95,7 @@ class Canvas:
             font = ImageFont.load_default(size * s)
             heavy = 0.025 * size * s if bold else 0
             where = {"start": "ls", "middle": "ms", "end": "rs"}[anchor]
-            draw.text((x * s, y * s), _drawable(words, font), PALETTE[color], font, where, stroke_width=heavy)
+            draw.text((x * s, y * s), _drawable(words), PALETTE[color], font, where, stroke_width=heavy)
 
         self._png.append(paint)
 
@@ -151,6 +150,6 @@ def _variables(palette: dict[str, str]) -> str:
     return "".join(f"--{name}:{color};" for name, color in palette.items())
 
 
-def _drawable(words: str, font: Any) -> str:
+def _drawable(words: str) -> str:
     """``words`` as far as the font that comes with Pillow has them; a class may be named in any script."""
     return "".join(letter if ord(letter) < 0x250 else "?" for letter in shown(words))

@@ -16,7 +16,7 @@ from lotus.report.canvas import Canvas
 from lotus.report.figures import tick, ticks
 from lotus.report.html import evaluations, events
 from lotus.report.ledger import Stages
-from lotus.report.numbers import count, duration, si
+from lotus.report.numbers import count, duration, si, standard_error
 from selection.errors import Refused
 
 COLORS = ("lotus", "dense", "ink", "faint")
@@ -44,8 +44,7 @@ class Row(NamedTuple):
     @property
     def error(self) -> float:
         """Standard error of top-1, in points: binomial, of the validation images."""
-        share = self.top1 / 100
-        return 100 * math.sqrt(share * (1 - share) / self.images) if self.images else math.nan
+        return standard_error(self.top1, self.images) if self.images else math.nan
 
 
 def read(folder: Path, stages: Stages) -> Row:
@@ -89,10 +88,13 @@ def _course(
     for row in rows:
         if row["part"] in ("apart", "dense"):
             continue
-        told = evaluations(log, row["stage"]) if row["part"] in ("training", "shipped") else []
-        for epoch, values in told:
+        evaluated = evaluations(log, row["stage"]) if row["part"] in ("training", "shipped") else []
+        for epoch, values in evaluated:
             if values.get("top1") is not None:
-                yield spent + row["macs"] * _done(results.get(row["stage"]) or {}, epoch / told[-1][0]), values["top1"]
+                yield (
+                    spent + row["macs"] * _done(results.get(row["stage"]) or {}, epoch / evaluated[-1][0]),
+                    values["top1"],
+                )
         spent += row["macs"]
 
 

@@ -54,6 +54,8 @@ def curves(
     """Lines over one pair of axes; empty without a point.
 
     Args:
+        series: a line each; points that are not finite are left out
+        title: what a reader who cannot see it is told
         x, y: what the axes show, with units
         bounds: lowest and highest y that make sense, e.g. 0 and 100 for percent; None leaves it open
         level: a dashed horizontal line, with its name
@@ -178,12 +180,12 @@ def _bars(name: str, kept: Sequence[int], of: Sequence[int], more: Sequence[str]
     return _svg(f"{name} kept in each block", parts, height=36 + row * len(kept))
 
 
-def scores(values: npt.NDArray[np.floating], rows: npt.NDArray[np.integer], *, name: str, bins: int = 40) -> str:
+def scores(values: npt.NDArray[np.floating], rows: npt.NDArray[np.integer], *, name: str) -> str:
     """Histogram of the scores (N,), the kept rows (K,) marked; scores without bound are left out and named."""
     finite = np.isfinite(values)
     if not finite.any():
         return ""
-    edges, everyone, chosen = binned(values, rows, bins=bins)
+    edges, everyone, chosen = binned(values, rows, bins=40)
     axes = _Axes(
         (float(edges[0]), float(edges[-1])),
         (0.0, float(everyone.max()) * 1.05),

@@ -33,6 +33,7 @@ def write(folder: str | Path, stages: Stages) -> Path:
     """Write ``report.html`` into a run's folder; returns its path.
 
     Args:
+        folder: the run's
         stages: of the run, by name, in order
 
     Raises:
@@ -114,17 +115,17 @@ class _Scored(NamedTuple):
 def _results(folder: Path, stages: Stages) -> dict[str, Any]:
     file = folder / "results.json"
     try:
-        found = json.loads(regular.check(file).read_text(encoding="utf-8"))
+        results = json.loads(regular.check(file).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise Refused(f"{folder}: no results.json here, so no finished run. Run: lotus run CONFIG.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise Refused(
             f"{file}: cannot be read ({error}). Run the report stage again: lotus run CONFIG --from report."
         ) from None
-    is_ours = isinstance(found, dict) and found.get("format") == ledger.FORMAT
-    if not is_ours or not isinstance(found.get(named(stages, "shipped")), dict):
+    is_ours = isinstance(results, dict) and results.get("format") == ledger.FORMAT
+    if not is_ours or not isinstance(results.get(named(stages, "shipped")), dict):
         raise Refused(f"{file}: was not written by this version of LOTUS. Run it again: lotus run CONFIG.")
-    return found
+    return results
 
 
 def events(folder: Path) -> Iterator[dict[str, Any]]:
@@ -236,11 +237,11 @@ def _course(
     rows: list[tuple[int, dict[str, float]]], key: str, seen: float, start: float
 ) -> tuple[list[float], list[float]]:
     """Images seen, from ``start`` on, and values of ``key`` at a stage's evaluations; empty where it saw none."""
-    told = [(epoch, values[key]) for epoch, values in rows if key in values]
-    if not told or not seen:
+    points = [(epoch, values[key]) for epoch, values in rows if key in values]
+    if not points or not seen:
         return [], []
-    last = max(epoch for epoch, _ in told)
-    return [start + seen * epoch / last for epoch, _ in told], [value for _, value in told]
+    last = max(epoch for epoch, _ in points)
+    return [start + seen * epoch / last for epoch, _ in points], [value for _, value in points]
 
 
 def _plot(plot: Mapping[str, Any] | None) -> str:
@@ -274,21 +275,21 @@ def _gates(steps: list[tuple[float, dict[str, float]]], target: float | None) ->
 def _search(folder: Path) -> str:
     """What a search for ratios tried, if there was one; empty where its file is not what we write."""
     try:
-        found = json.loads(regular.check(folder / "search.json").read_text(encoding="utf-8"))
-        if found.get("format") != 1 or "tried" not in found:
+        search = json.loads(regular.check(folder / "search.json").read_text(encoding="utf-8"))
+        if search.get("format") != 1 or "tried" not in search:
             return ""
         points, front, others = (
-            [(float(row["macs"]), float(row["worse"])) for row in found[name]] for name in ("tried", "pareto", "rows")
+            [(float(row["macs"]), float(row["worse"])) for row in search[name]] for name in ("tried", "pareto", "rows")
         )
-        chosen = (float(found["chosen"]["macs"]), float(found["chosen"]["worse"]))
+        chosen = (float(search["chosen"]["macs"]), float(search["chosen"]["worse"]))
         unit = {"agreement": "decided otherwise than dense, part", "loss": "loss above dense, nats"}
         return figures.tried(
             points,
             front,
             others,
-            y=unit.get(found["metric"], "divergence from dense, nats"),
+            y=unit.get(search["metric"], "divergence from dense, nats"),
             chosen=chosen,
-            rival=str(found.get("rival", "")),
+            rival=str(search.get("rival", "")),
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return ""

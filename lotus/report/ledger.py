@@ -82,13 +82,7 @@ def account(
 
 
 def verdict(
-    *,
-    dense: float,
-    lottery: float,
-    selection: float,
-    saved: float,
-    kept_share: float,
-    small: float | None = None,
+    *, dense: float, lottery: float, selection: float, saved: float, kept_share: float, small: float | None = None
 ) -> str:
     """Whether it was worth it, in one sentence; all but ``kept_share`` in MACs, ``small`` of a small model's training."""
     whole = f"all in all the lottery took {times(lottery / dense)} the computing of the dense training" if dense else ""
@@ -246,11 +240,11 @@ def chance(results: Mapping[str, Any], stages: Stages) -> str:
         return ""
     if "top1" not in dense:
         return f"Top-1 is of n = {count(images)} images: {_with_error(final['top1'], images)}."
-    found = compare_top1(dense["top1"], final["top1"], images)
-    what = "a difference" if found["beyond_chance"] else "no difference"
+    comparison = compare_top1(dense["top1"], final["top1"], images)
+    what = "a difference" if comparison["beyond_chance"] else "no difference"
     return (
         f"On n = {count(images)} images: {_with_error(final['top1'], images)} against {_with_error(dense['top1'], images)} "
-        f"(standard errors), {what} beyond chance ({_signed(found['difference'], 2)} ± {found['error']:.2f} points, unpaired)."
+        f"(standard errors), {what} beyond chance ({_signed(comparison['difference'], 2)} ± {comparison['error']:.2f} points, unpaired)."
     )
 
 

@@ -17,7 +17,6 @@ BINS = 16  # of the score histogram
 _STALL = 0.02  # fraction of the time, from which on it is told
 BAR = 44  # columns of its longest bar
 
-
 _FACTS: Mapping[str, Callable[[float], str]] = {
     "epoch": "epoch {:.0f}".format,
     "images_per_second": lambda value: f"{count(value)} images/s" if value else "",
@@ -176,10 +175,8 @@ def flat(value: Any) -> str:
     return f"{value.get('name', '')}{f' ({rest})' if rest and 'name' in value else rest}"
 
 
-def histogram(
-    scores: npt.NDArray[np.floating], rows: npt.NDArray[np.integer], *, bins: int = BINS, unicode: bool = True
-) -> list[str]:
-    """Scores (N,) in ``bins`` lines of bars: first what is kept (K,), then, paler, what is not."""
+def histogram(scores: npt.NDArray[np.floating], rows: npt.NDArray[np.integer], *, unicode: bool = True) -> list[str]:
+    """Scores (N,) in :data:`BINS` lines of bars: first what is kept (K,), then, paler, what is not."""
     full, pale = ("█", "░") if unicode else ("#", ".")
     finite = np.isfinite(scores)
     is_kept = np.zeros(len(scores), bool)
@@ -187,7 +184,7 @@ def histogram(
     groups: list[tuple[str, int, int]] = []
     if finite.any():
         low, high = float(scores[finite].min()), float(scores[finite].max())
-        edges = np.linspace(low, high, bins + 1) if high > low else np.array([low, high])
+        edges = np.linspace(low, high, BINS + 1) if high > low else np.array([low, high])
         number = np.clip(np.searchsorted(edges, scores[finite], side="right") - 1, 0, len(edges) - 2)
         all_of = np.bincount(number, minlength=len(edges) - 1)
         kept_of = np.bincount(number[is_kept[finite]], minlength=len(edges) - 1)

@@ -21,8 +21,6 @@ from lotus.report import ledger, lines
 from lotus.report.numbers import count, percent, si
 from selection.shown import shown
 
-_PLAIN_EVERY = 10.0  # seconds between two plain lines of a stage
-_DRAW_EVERY = 0.1  # seconds between two frames of the live display
 _CLASSES = 40  # rows of the ticket's table
 
 
@@ -114,7 +112,11 @@ def ticket_page(
         classes: (name, kept, of): images of each class in the ticket and in the data
         scores: (N,), higher = keep first, may hold +inf; None where the policy read none
         rows: (K,) the ticket
+        title: how it was drawn
         highest_first: whether the policy keeps the highest
+        warnings: a line each
+        out: where it was written
+        console: None: standard output
     """
     console = console or standard_output()
     if title:
@@ -225,6 +227,7 @@ def plan_page(rows: Sequence[Mapping[str, Any]], console: Console | None = None)
 
     Args:
         rows: a row a stage: ``stage``, ``says``, ``why`` (None: it stands), ``image_forwards``, ``macs`` if it ran
+        console: None: standard output
     """
     console = console or standard_output()
     table = _table()

@@ -177,14 +177,7 @@ def score_name(subset: Subset) -> str:
 
 
 def histogram(
-    canvas: Canvas,
-    x: float,
-    y: float,
-    w: float,
-    h: float,
-    values: npt.NDArray[np.float64],
-    rows: Rows,
-    more: str = "",
+    canvas: Canvas, x: float, y: float, w: float, h: float, values: npt.NDArray[np.float64], rows: Rows, more: str = ""
 ) -> None:
     """Scores (N,), the kept rows lit; the cut where there is one. Those without bound are named below."""
     edges, everyone, chosen = figures.binned(values, rows, bins=44)
@@ -270,20 +263,18 @@ def in_report(
     bars = per_class(labels, rows, names)
     drawn = Canvas(_INSIDE, 22 * len(bars) + 26)
     classes(drawn, 0, 0, _INSIDE, bars)
-    found = [("Classes", drawn.svg("Images kept of each class"))]
+    pictures = [("Classes", drawn.svg("Images kept of each class"))]
     if embeddings is not None:
         places, kept = spread(embeddings, rows)
         drawn = Canvas(_INSIDE, 290)
         scatter(drawn, 0, 0, _INSIDE, 286, places, kept)
-        found.append(("Where the images lie", drawn.svg("Map of the images, those of the ticket lit")))
-    return found
+        pictures.append(("Where the images lie", drawn.svg("Map of the images, those of the ticket lit")))
+    return pictures
 
 
-def spread(
-    embeddings: npt.NDArray[np.floating], rows: Rows, *, seed: int = 0
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+def spread(embeddings: npt.NDArray[np.floating], rows: Rows) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """Places (n, 2) in [0, 1] of a sample of the images along the two directions in which they differ most, and which are kept."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     total = len(embeddings)
     some = np.sort(rng.permutation(total)[: max(_FITTED, _POINTS)])
     features = embeddings[some].astype(np.float64)
@@ -314,7 +305,7 @@ def scatter(
 
 def _sheets(subset: Subset, read: Callable[[int], Pixels]) -> list[tuple[str, list[tuple[str, list[Pixels]]], str]]:
     """Kept and left out: title, strips of tiles, frame. Highest and lowest scores and those at the cut; without scores, any."""
-    found = []
+    sheets = []
     size = _ACROSS * _DOWN
     values = subset.scores
     cut = None if values is None else cut_of(values, subset.rows)
@@ -340,8 +331,8 @@ def _sheets(subset: Subset, read: Callable[[int], Pixels]) -> list[tuple[str, li
             strips = [(name, [read(row) for row in some.tolist()]) for name, some in chosen]
         except (Refused, OSError):
             return []
-        found.append((title, strips, frame))
-    return found
+        sheets.append((title, strips, frame))
+    return sheets
 
 
 def _sheet_card(title: str, strips: list[tuple[str, list[Pixels]]], frame: str) -> _Card:

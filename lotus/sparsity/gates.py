@@ -53,7 +53,6 @@ _EPS = 1e-8
 
 Target = TypeVar("Target", nn.Module, dict[str, Tensor])
 
-
 Press = Callable[[Tensor, Tensor, penalties.Descend, float, float | Tensor], Tensor]
 """(G,) gates, (G,) gradient, the optimizer's step, learning rate, lambda -> (G,)."""
 
@@ -260,14 +259,14 @@ class Gates:
         """
         for part, flat in self._parts().items():
             for site, values in zip(self._sites, flat.split([len(v) for v in self.values.values()]), strict=True):
-                found = state.get(f"{part}.{site}")
-                if found is None or found.shape != values.shape:
-                    has = "no gates" if found is None else f"{found.numel()} gates"
+                known = state.get(f"{part}.{site}")
+                if known is None or known.shape != values.shape:
+                    has = "no gates" if known is None else f"{known.numel()} gates"
                     raise Refused(
                         f"checkpoint: it has {has} at {site}, the model {len(values)}. It is of another model; "
                         "train again."
                     )
-                values.copy_(found)
+                values.copy_(known)
         if len(state["early_bird"]) == len(self._distances):
             self._distances, self._drawn = state["early_bird"].clone(), state["mask"].bool()
             self._epoch, self._pressed = int(state["epoch"][0]), bool(state["epoch"][1])

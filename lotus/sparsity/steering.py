@@ -68,6 +68,9 @@ class Steering:
         Args:
             values: (G,) the gates, of which some may be opened again
             before: (G,) what they were before the step
+            progress: fraction of the training that is done
+            lr: the gates' rate at this step
+            due: see above
         """
         assert self.target is not None
         strength, was_met, old_edge, looked = self._state.unbind()

@@ -70,7 +70,7 @@ class Ahead:
         """The ViT that is trained."""
         from lotus.stages.given import model_of
 
-        return model_of(self.config.model, self.classes)
+        return model_of(self.config.model, self.classes, names=self.sources[0].classes)
 
     @cached_property
     def macs(self) -> int:

@@ -38,11 +38,13 @@ def patch_ticket(
     """Make the patches' scores of a run's images, or find them made, and tell what is in them.
 
     Args:
+        config: of the run
         score: instead of that in ``train.patches``, without options
         model: likewise, the folder of the model to ask
         keep: likewise
         prepared: the .beton in ``data.folder`` is all that there is: do not look at what it was made from
         picture: a contact sheet of ``shown`` images goes there
+        shelves: modules with scores of the user's own
 
     Raises:
         Refused: an unknown score; a model that is missing or not asked; no images.
@@ -192,6 +194,7 @@ def evaluate_model(config: Config, which: str, shelves: Sequence[ModuleType] = (
     classes = len(context.manifest().classes)
     if model.num_classes != classes:
         raise Refused(f"--model {which}: it tells {model.num_classes} classes apart, and the data has {classes}.")
+    _check_names(which, lotus.pruning.spec.read(folder or Path(which)).get("about"), context.manifest().classes)
     patches = run.stages[which].measured_on(config) if folder is not None else None
     model = model.to(context.world.device)
     cost = count(model)
@@ -208,6 +211,17 @@ def evaluate_model(config: Config, which: str, shelves: Sequence[ModuleType] = (
     run = run_of(config.model_copy(update={"data": own}), shelves)
     older = which in run.outdated(run.plan())
     return {**measured, "params": cost.params, "macs": macs, "outdated": older, "own_data": own == config.data}
+
+
+def _check_names(which: str, about: Any, classes: Sequence[str]) -> None:
+    """Refuse a model that counts its classes otherwise than the data, where its folder knows their names."""
+    names = about.get("classes") if isinstance(about, dict) else None
+    for one, other in zip(names or (), classes):
+        if one != other:
+            raise Refused(
+                f"--model {which}: knows other classes than the data, or in another order: {one!r} where the data has {other!r}. "
+                "Measure it on images of its own classes."
+            )
 
 
 def _prepared_data(run: Run) -> Data:

@@ -148,7 +148,8 @@ class Context:
 
         with torch.random.fork_rng():
             torch.manual_seed(self.config.seed)
-            return model_of(self.config.model, len(self.manifest().classes))
+            names = self.manifest().classes
+            return model_of(self.config.model, len(names), names=names)
 
     def preprocessing(self) -> Preprocessing:
         """How images are normalized, and looked at in evaluation, as ``data.normalize``, ``crop`` and ``interpolation`` say: as the

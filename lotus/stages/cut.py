@@ -98,6 +98,8 @@ def lottery(
     """:func:`lotus.pruning.lottery`, with its progress.
 
     Args:
+        model: the dense one
+        request: the section ``prune``
         images: how many ``batches`` hold
         more: its other arguments
     """

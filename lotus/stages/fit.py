@@ -88,6 +88,9 @@ def fit(
     """Train ``model``; returns what came out and what it cost.
 
     Args:
+        context: of the run
+        task: which stage trains, by which recipe
+        images: rows, weights and side of the images
         guests: who joins besides those that the recipe names
 
     Raises:
@@ -267,11 +270,13 @@ def keep_model(
 ) -> Iterator[Event]:
     """Write the model's folder, with what is needed to use it."""
     import lotus.pruning
+    from lotus.stages.given import license_of
 
     if context.world.rank == 0:
         manifest = context.manifest()
         seen = _seen(context.preprocessing(), manifest, model)
-        about = {"classes": manifest.classes, **seen, **(more or {})}
+        license_ = {"license": name} if (name := license_of(context.config.model)) else {}
+        about = {"classes": manifest.classes, **seen, **license_, **(more or {})}
         lotus.pruning.save(model, folder, about=about)
         yield Wrote(stage, str(folder))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,15 +50,31 @@ def notes(path: Path, *, again: bool = True) -> list[str]:
     return [f"{known}. What is cut now is a fraction of what is left; {' '.join(AS_IT_IS)} cuts nothing."]
 
 
-def model_of(model: Model, classes: int, *, place: str = "model") -> nn.Module:
+def model_of(model: Model, classes: int, *, names: Sequence[str] = (), place: str = "model") -> nn.Module:
     """As :func:`lotus.vit.model.create`, or what a folder of LOTUS holds, in training mode: cut ones too.
+
+    Args:
+        model: by name, or the folder that ``weights`` names
+        classes: how many the data have
+        place: where the model is named, for a refusal
+        names: of the classes; a head whose folder knows as many others starts anew
 
     Raises:
         Refused: also where ``model.args`` ask for other things than another side.
     """
     from lotus.vit import model as door
 
-    return _from_folder(model, classes, place) if is_ours(model) else door.create(model, classes, place=place)
+    made: Any = _from_folder(model, classes, place) if is_ours(model) else door.create(model, classes, place=place)
+    known = (getattr(made, "pretrained_cfg", None) or {}).get("label_names", ())
+    other = next(((one, two) for one, two in zip(known, names) if one != two), None)
+    if other is not None and len(known) == classes:
+        warnings.warn(
+            f"{place}.weights: {model.weights} knows other classes, {other[0]!r} where the data has {other[1]!r}: head starts anew.",
+            category=Notice,
+            stacklevel=2,
+        )
+        made.reset_classifier(classes)
+    return made  # type: ignore[no-any-return]
 
 
 def shape_of(model: Model, classes: int) -> nn.Module:
@@ -115,3 +132,20 @@ def preprocessing_of(model: Model) -> Preprocessing:
     about = held if isinstance(held, dict) else {}
     wanted = preprocessing(made).updated(about)
     return wanted._replace(interpolation=resizing({"interpolation": wanted.interpolation, **about}))
+
+
+def license_of(model: Model) -> str:
+    """Of the weights that ``model`` starts from, where their folder says it, or timm of its published ones; empty where nobody does."""
+    from lotus.pruning import spec
+    from lotus.vit import model as door
+    from lotus.vit import zoo
+
+    told: Any = {}
+    if is_ours(model):
+        told = spec.read(model.weights).get("about")
+    elif model.weights:
+        told = door.of_hub(model, "model")[1]
+    elif model.pretrained:
+        told = zoo.published(model.name, "model")
+    found = told.get("license") if isinstance(told, dict) else None
+    return found if isinstance(found, str) else ""

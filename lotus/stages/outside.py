@@ -71,9 +71,10 @@ def prune(job: Job) -> Iterator[Event]:
     model, about = _adopted(page)
     request = yield from _within_reach(model, request)
     train, val = open_data(page.data, job.shelves, learned=False)
-    labeled = len(train.classes) == model.num_classes
+    names = _names(model)
+    labeled = len(train.classes) == model.num_classes and (not names or names == list(train.classes))
     if not labeled:
-        yield Said("prune", _unlabeled(len(train.classes), model.num_classes), level="warning")
+        yield Said("prune", _unlabeled(train.classes, model.num_classes, names), level="warning")
     request, table = yield from known_here(model, request)
     images = _Images(model, about, labeled, page.seed)
     looked_at = min(request.calibration or enough(model), len(train))
@@ -86,8 +87,8 @@ def prune(job: Job) -> Iterator[Event]:
     told: dict[str, float] = {"images": looked_at}
     if job.evaluate:
         told |= yield from _compared(images, cut.model, val, job.evaluate)
-    if labeled:
-        about = {**about, "classes": list(train.classes)}
+    if labeled or names:
+        about = {**about, "classes": names or list(train.classes)}
     lotus.pruning.save(cut.model, job.out, about={**about, "made_by": MADE_BY})
     yield Wrote("prune", str(job.out))
     held = export.native(cut.model)
@@ -99,13 +100,23 @@ def prune(job: Job) -> Iterator[Event]:
     yield Cut("prune", time.monotonic() - began, told, plan=cut.text(), out=str(job.out), alone=tuple(alone))
 
 
-def _unlabeled(classes: int, told_apart: int) -> str:
+def _names(model: Any) -> list[str]:
+    """What the classes of the weights are called, where their folder knows it."""
+    names: Any = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
+    if not isinstance(names, (list, tuple)) or len(names) != model.num_classes:
+        return []
+    return [str(name) for name in names]
+
+
+def _unlabeled(classes: Sequence[str], told_apart: int, names: Sequence[str]) -> str:
     """What stands in for labels where those of the data are not the model's."""
     if not told_apart:
         return "The model has no classifier: its features count, not the data's classes, and what is measured is how alike they stay."
+    differ = next((f": {one!r} where the data has {other!r}" for one, other in zip(names, classes) if one != other), "")
+    known = f"the model tells {told_apart} apart{differ if len(classes) == told_apart else ''}"
     return (
-        f"The data has {classes} class{'es' if classes > 1 else ''}, the model tells {told_apart} apart: its own answers stand in for "
-        "labels, and what is measured is how often the small model agrees with it."
+        f"The data has {len(classes)} class{'es' if len(classes) > 1 else ''}, {known}: its own answers stand in for labels, and what "
+        "is measured is how often the small model agrees with it."
     )
 
 
@@ -122,12 +133,14 @@ def _adopted(page: OneCut) -> tuple[Any, dict[str, Any]]:
     beside = spec.images_of(Path(asked.weights)) if asked.weights else {}
     if given.is_ours(asked):  # cut or not, it says itself what it is
         whole: Any = lotus.pruning.load(asked.weights)
+        about = {**preprocessing(whole).about(), "resize": whole.pretrained_cfg["resize"]}
         model = given.model_of(asked, whole.num_classes).eval()
-        about = preprocessing(model).about()
     else:
         model, about = door.adopt(asked.name, asked.args, asked.weights)
         about = {"resize": "bilinear" if about["interpolation"] == "bilinear" else "bicubic", **about}
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), {**about, **beside}
+    name = given.license_of(asked.model_copy(update={"pretrained": not asked.weights}))
+    license_ = {"license": name} if name else {}
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), {**about, **beside, **license_}
 
 
 def _within_reach(model: nn.Module, request: Prune) -> Generator[Event, None, Prune]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from lotus.config import Config
 from lotus.config.reader import check as page
-from lotus.config.training_budget import Budget, Way
+from lotus.config.training_budget import Budget, Strategy
 from lotus.files import digest, write_json
 from lotus.run import Run
 from lotus.stage import named
@@ -41,7 +41,7 @@ class Candidate:
 
     config: Config
     """That is asked."""
-    way: Way
+    way: Strategy
     start: plan_table.Start
     at: float
     keep: float
@@ -97,6 +97,7 @@ def plan(config: Config, shelves: Sequence[ModuleType] = (), *, timed: speed.Tim
     """How to spend ``config.budget``.
 
     Args:
+        shelves: modules with methods of the user's own
         timed: seconds of a training step of a model; None: measured here
 
     Raises:

@@ -87,6 +87,9 @@ def timed_step(
     leaves is not known before it.
 
     Args:
+        shape: the model: dense, or as a cut leaves it
+        ahead: what is known of the run before it
+        clock: seconds
         side: of the images in pixels; None: the model's own
         patches: on as few of them as there are in the end; None: on all
     """

@@ -22,8 +22,10 @@ def spared_forecast(images: float, each: float, before: float, ahead: Ahead) -> 
     """What is not spent in the stage ``train`` since parts of the model do not learn: below zero.
 
     Args:
+        images: that the training goes through, repeats counted
         each: MACs of the mean image, over the cuts of a training that shrinks
         before: of an image before the first cut
+        ahead: what is known of the run before it
     """
     recipe = ahead.config.train
     if not recipe.holds_still:
@@ -35,7 +37,9 @@ def spared_of(recipe: Train, images: float, macs: float, ahead: Ahead, share: fl
     """Likewise of any training by ``recipe``.
 
     Args:
+        images: that the training goes through, repeats counted
         macs: of an image before a cut
+        ahead: what is known of the run before it
         share: fraction of them that the mean image of the training takes
     """
     from lotus.training.freeze import Frozen, spared

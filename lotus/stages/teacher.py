@@ -27,6 +27,8 @@ def taught(context: Context, recipe: Taught, place: str) -> list[Guest]:
     """The guest by whom the teacher of ``recipe`` has its say; nobody where there is none.
 
     Args:
+        context: of the run
+        recipe: a section with a ``taught_by``
         place: where the recipe stands, as in "train"
 
     Raises:

@@ -14,21 +14,16 @@ from selection.errors import Refused
 
 
 class Average:
-    """A moving average of the weights, in fp32, each rank of its own masters.
+    """An average of the weights, in fp32, each rank of its own masters; it begins with those of now."""
 
-    The decay rises to ``decay`` as (1 + t) / (10 + t), so that a short training is not averaged with its start
-    (TensorFlow's ``ExponentialMovingAverage(num_updates=...)``).
-    """
-
-    def __init__(self, engine: Engine, decay: float) -> None:
-        self._engine, self._decay = engine, decay
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self._numbers = [master.detach().clone() for master in engine.masters]
 
-    def update(self, steps: int) -> None:
-        """Take in the weights after ``steps`` steps, counted from 1."""
-        decay = min(self._decay, (1 + steps) / (10 + steps))
+    def take(self, part: float) -> None:
+        """Go ``part`` of the way to the weights of now."""
         with torch.no_grad():
-            torch._foreach_lerp_(self._numbers, self._engine.masters, 1 - decay)
+            torch._foreach_lerp_(self._numbers, self._engine.masters, part)
 
     def carried(self) -> contextlib.AbstractContextManager[None]:
         """The engine's model with the average as its weights, for the length of a ``with``."""
@@ -46,6 +41,13 @@ class Average:
             self._numbers = [master.detach().clone() for master in self._engine.masters]
 
 
+def moving(decay: float, steps: int) -> float:
+    """What part of the weights after ``steps`` steps, from 1, goes into a moving average: 1 - decay, where that rises to ``decay`` as
+    (1 + t) / (10 + t), so that a short training is not averaged with its start (TensorFlow's
+    ``ExponentialMovingAverage(num_updates=...)``)."""
+    return 1 - min(decay, (1 + steps) / (10 + steps))
+
+
 class MovingAverage(Guest):
     """An exponential moving average over all steps; it begins anew where the model is replaced."""
 
@@ -55,11 +57,11 @@ class MovingAverage(Guest):
         self._decay = decay
 
     def attach(self, training: Training) -> None:
-        self._average = Average(training.engine, self._decay)
+        self._average = Average(training.engine)
 
     def after_step(self, at: Position, progress: float, finite: bool) -> None:
         if finite:
-            self._average.update(at.applied)
+            self._average.take(moving(self._decay, at.applied))
 
     def evaluating(self) -> contextlib.AbstractContextManager[None]:
         return self._average.carried()
@@ -90,48 +92,32 @@ class LateAverage(Guest):
         """
         if not 0 <= start < 1 or every < 1:
             raise Refused(f"late_average: start {start:g} is in [0, 1), and every {every} at least 1.")
-        self._start, self._every = start, every
-        self._mean: list[Tensor] = []
-        self._taken = 0
-        self._engine: Engine | None = None
+        self._start, self._every, self._taken = start, every, 0
 
     def attach(self, training: Training) -> None:
         if training.engine.stage == 3:
             raise Refused(
                 f"{training.place}.guests: late_average: under ZeRO 3 no rank has the weights. Use ZeRO 0 to 2."
             )
-        self._engine, self._taken = training.engine, 0
-        self._mean = [master.detach().clone() for master in training.engine.masters]
+        self._average, self._taken = Average(training.engine), 0
 
     def after_step(self, at: Position, progress: float, finite: bool) -> None:
         if finite and progress >= self._start and at.applied % self._every == 0:
             self._taken += 1
-            with torch.no_grad():
-                torch._foreach_lerp_(self._mean, self._engine_now().masters, 1 / self._taken)
+            self._average.take(1 / self._taken)
 
     def evaluating(self) -> contextlib.AbstractContextManager[None]:
-        return self._engine_now().carrying(self._mean) if self._taken else contextlib.nullcontext()
+        return self._average.carried() if self._taken else contextlib.nullcontext()
 
     def weights(self) -> dict[str, Tensor] | None:
-        return self._whole() if self._taken else None
+        return self._average.weights() if self._taken else None
 
     def state(self) -> dict[str, Tensor]:
-        return {**self._whole(), _TAKEN: torch.tensor(self._taken)} if self._taken else {}
+        return {**self._average.weights(), _TAKEN: torch.tensor(self._taken)} if self._taken else {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        engine = self._engine_now()
         self._taken = int(state[_TAKEN])
-        with engine.carrying(self._mean):
-            engine.load_weights({name: value for name, value in state.items() if name != _TAKEN})
-            self._mean = [master.detach().clone() for master in engine.masters]
-
-    def _whole(self) -> dict[str, Tensor]:
-        with self._engine_now().carrying(self._mean):
-            return self._engine_now().weights()
-
-    def _engine_now(self) -> Engine:
-        assert self._engine is not None, "attached first"
-        return self._engine
+        self._average.load_weights({name: value for name, value in state.items() if name != _TAKEN})
 
 
 _TAKEN = "late_average.taken"

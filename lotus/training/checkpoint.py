@@ -161,6 +161,7 @@ def check_fits(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) 
     """Refuse the checkpoint of another model.
 
     Args:
+        checkpoint: as :func:`load` read it
         expected: name -> shape of each tensor in the model's state dict
 
     Raises:

@@ -29,6 +29,8 @@ def settings(recipe: Recipe, world: World, numbers: int = _LARGEST_BUCKET, *, pl
     """The DeepSpeed config of a recipe, with the user's own JSON merged over it.
 
     Args:
+        recipe: of the training
+        world: the ranks, among whom the batch is divided
         numbers: how many the model has; DeepSpeed's communication buffers need not be larger
         place: where the recipe's settings stand, for a refusal to name them
 
@@ -100,25 +102,25 @@ _SAME = {
 
 def _read(file: Path, place: str) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(
             f"{place}.deepspeed: {file} cannot be read ({error}). Give a DeepSpeed JSON, or nothing."
         ) from None
     except (ValueError, RecursionError) as error:
         raise Refused(f"{place}.deepspeed: {file} is no JSON: {error}.") from None
-    if not isinstance(found, dict):
-        raise Refused(f"{place}.deepspeed: {file} holds a {type(found).__name__}, not settings in {{}}.")
+    if not isinstance(config, dict):
+        raise Refused(f"{place}.deepspeed: {file} holds a {type(config).__name__}, not settings in {{}}.")
     for section, cure in (("optimizer", "optimizer, lr and weight_decay"), ("scheduler", "lr and min_lr")):
-        given = found.pop(section, None)
+        given = config.pop(section, None)
         if isinstance(given, dict) and any(value != "auto" for value in given.get("params", {}).values()):
             raise Refused(
                 f"{place}.deepspeed: {file}: {section}: the recipe makes it. Take the section out and set {place}.{cure}."
             )
-    fp16 = found.pop("fp16", None)
+    fp16 = config.pop("fp16", None)
     if isinstance(fp16, dict) and fp16.get("enabled") is True:
         raise Refused(f"{place}.deepspeed: {file}: fp16: not supported. Take it out and set {place}.precision=bf16.")
-    return found
+    return config
 
 
 def _merge(ours: dict[str, Any], theirs: Mapping[str, Any], file: str, inside: tuple[str, ...], place: str) -> None:

@@ -117,7 +117,8 @@ class Distiller:
         if self.mode == "soft":
             taught = soft(student_logits, teacher_logits, self.temperature)
         else:
-            taught = hard(student_logits, teacher_logits)
+            # DeiT, 2012.12877, eq. 3
+            taught = F.cross_entropy(student_logits.float(), teacher_logits.argmax(-1), reduction="none")
         return torch.lerp(base_losses.float(), taught, self.weight)
 
 
@@ -182,10 +183,10 @@ class TaughtByUncut(Taught):
             self._distiller, self._uncut = self._make(old), old
 
     def rebuilt(self, model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-        found = {name.removeprefix(_TEACHER): value for name, value in state.items() if name.startswith(_TEACHER)}
-        if found:
+        weights = {name.removeprefix(_TEACHER): value for name, value in state.items() if name.startswith(_TEACHER)}
+        if weights:
             uncut = copy.deepcopy(model)
-            uncut.load_state_dict(found)
+            uncut.load_state_dict(weights)
             self._distiller, self._uncut = self._make(uncut), uncut
         return model
 
@@ -205,11 +206,6 @@ def soft(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> 
     student = F.log_softmax(student_logits.float() / temperature, dim=-1)
     teacher = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
     return F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1) * temperature**2
-
-
-def hard(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Cross-entropy against the teacher's decision -> (B,) float32 (DeiT, 2012.12877, eq. 3)."""
-    return F.cross_entropy(student_logits.float(), teacher_logits.argmax(-1), reduction="none")
 
 
 def make_distiller(

@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lotus.watch import ALONE, born, placed, stat
+from lotus.watch import ALONE, launcher_is_gone, over_launcher, placed
 from selection.errors import Refused
 
 _MILLISECONDS, _MOST_STEPS = 2**20, 50  # of a step, and between two exchanges of wishes
@@ -77,9 +77,9 @@ class World:
         self.sum_(lengths)
         padded = torch.zeros(int(lengths.max()), dtype=tensor.dtype, device=self.device)
         padded[: len(tensor)] = tensor
-        found = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(found, padded)
-        return [part[:length].cpu() for part, length in zip(found, lengths.tolist(), strict=True)]
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        return [part[:length].cpu() for part, length in zip(parts, lengths.tolist(), strict=True)]
 
     def any(self, flag: object) -> bool:
         """Whether ``flag`` is set on any rank."""
@@ -270,9 +270,6 @@ class Wishes:
 class StopFlag:
     """Raised by Ctrl-C, by SIGTERM, and when the launcher is gone; whoever works in a long loop looks at it.
 
-    DeepSpeed's runner does not pass SIGTERM on, and leaves its workers behind when it dies (DeepSpeed#4098). So under
-    a launcher a thread watches over the processes above this one.
-
     A second Ctrl-C, two seconds after the first or later, interrupts at once. (Sooner it is the same key: the terminal
     signals every process, and torchrun passes its own signal on as well.)
 
@@ -282,17 +279,10 @@ class StopFlag:
 
     _open: ClassVar[list[StopFlag]] = []
 
-    def __init__(self, *, every: float = 1.0) -> None:
-        """
-        Args:
-            every: seconds between two looks at the launcher
-        """
+    def __init__(self) -> None:
         self.reason = ""
-        self._every = every
         self._first = 0.0  # time.monotonic() of the first Ctrl-C
         self._before: dict[int, Any] = {}
-        self._done = threading.Event()
-        self._watch: threading.Thread | None = None
 
     def __bool__(self) -> bool:
         return bool(self.reason)
@@ -318,22 +308,16 @@ class StopFlag:
         if threading.current_thread() is threading.main_thread():  # only there python takes signals
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._signaled)
-        above = _launchers()
-        if above:
-            self._watch = threading.Thread(target=self._look, args=(above,), name="lotus-launcher-watch", daemon=True)
-            self._watch.start()
+        over_launcher()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._done.set()
         self._open.remove(self)
         for number, handler in self._before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         self._before.clear()
-        if self._watch is not None:
-            self._watch.join()
 
     def _signaled(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
@@ -341,28 +325,5 @@ class StopFlag:
             if self._first and now - self._first >= 2:
                 raise KeyboardInterrupt
             self._first = self._first or now
-        self.set("interrupted" if number == signal.SIGINT else "asked to terminate")
-
-    def _look(self, above: list[tuple[int, str]]) -> None:
-        while not self._done.wait(self._every):
-            if os.getppid() != above[0][0] or any(born(pid) != when for pid, when in above):
-                self.set("the launcher is gone")
-                return
-
-
-def _launchers() -> list[tuple[int, str]]:
-    """(pid, when it was born) of the launcher above this process and of DeepSpeed's runner above that; empty without one."""
-    environment = os.environ
-    # CROSS_SIZE is how deepspeed.launcher.launch is known, TORCHELASTIC_RUN_ID torchrun.
-    if not {"TORCHELASTIC_RUN_ID", "CROSS_SIZE"} & set(environment) or not Path("/proc/self/stat").exists():
-        return []
-    parent = os.getppid()
-    above = [parent]
-    if "CROSS_SIZE" in environment:
-        try:
-            runner = int(stat(parent)[1])
-            if b"deepspeed" in Path(f"/proc/{runner}/cmdline").read_bytes():  # else a shell, which may well go
-                above.append(runner)
-        except (OSError, IndexError, ValueError):
-            pass
-    return [(pid, born(pid)) for pid in above]
+        told = "the launcher is gone" if launcher_is_gone() else "asked to terminate"
+        self.set("interrupted" if number == signal.SIGINT else told)

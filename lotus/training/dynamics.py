@@ -106,16 +106,16 @@ class Recorder:
                 "Give it more epochs, or let it go through all rows."
             )
         source = torch.where(last < 0, first, last)  # (E, N)
-        found = {}
+        signals = {}
         for number, name in enumerate(WATCHED):
             values = self._said[:never, number].gather(0, source).numpy()
             dtype = VOCABULARY[name].dtype
             if np.issubdtype(dtype, np.floating):
                 values = np.clip(values, -np.finfo(dtype).max, np.finfo(dtype).max)
-            found[name] = values.astype(dtype)
+            signals[name] = values.astype(dtype)
         if self._moved is not None:
-            found["kl_step"] = self._moved[:never].clamp(max=_MOST).numpy().astype(np.float16)
-        return found
+            signals["kl_step"] = self._moved[:never].clamp(max=_MOST).numpy().astype(np.float16)
+        return signals
 
     def state(self, world: World) -> dict[str, Tensor]:
         """All that a resumed proxy needs; every rank must call."""
@@ -231,6 +231,7 @@ def last_layer(
         model: a timm model
         loader: goes through every row once over all ranks
         n: rows of the data set
+        world: the ranks
         errors: also ``errors``
 
     Returns:
@@ -248,10 +249,11 @@ def features(
     """The ``embeddings`` of :func:`last_layer`, told on the way how many rows of this rank are through.
 
     Args:
+        model, loader, n, world: as there
         bf16: go forward in mixed precision
     """
-    found = yield from _last_layer(model, loader, n, world, errors=False, bf16=bf16)
-    return found["embeddings"]
+    arrays = yield from _last_layer(model, loader, n, world, errors=False, bf16=bf16)
+    return arrays["embeddings"]
 
 
 def label_probability(
@@ -297,7 +299,7 @@ def _of_every_image(
     """Name -> (N, X): what ``read`` gives for images and labels, (B, X) of each batch, brought together over the ranks."""
     training = model.training
     model.eval()
-    found: dict[str, Tensor] = {}
+    whole: dict[str, Tensor] = {}
     seen = torch.zeros(n, dtype=torch.int64)
     done = 0
     try:
@@ -306,9 +308,9 @@ def _of_every_image(
                 values = read(batch.images, batch.labels)
             rows = batch.index.cpu()
             for name, value in values.items():
-                if name not in found:
-                    found[name] = torch.zeros(n, value.shape[1], dtype=torch.float16)
-                found[name][rows] = value.float().clamp(-_MOST, _MOST).half().cpu()
+                if name not in whole:
+                    whole[name] = torch.zeros(n, value.shape[1], dtype=torch.float16)
+                whole[name][rows] = value.float().clamp(-_MOST, _MOST).half().cpu()
             seen[rows] += 1
             done += len(rows)
             yield done
@@ -318,9 +320,9 @@ def _of_every_image(
     if len(missing):
         raise Refused(f"score: {len(missing)} rows, {int(missing[0])} first, did not come from the loader.")
     for name in names:
-        width = world.max(found[name].shape[1] if name in found else 0)  # a rank may have had no rows
-        found[name] = world.sum_(found.get(name, torch.zeros(n, width, dtype=torch.float16)))
-    return {name: found[name].numpy() for name in names}
+        width = world.max(whole[name].shape[1] if name in whole else 0)  # a rank may have had no rows
+        whole[name] = world.sum_(whole.get(name, torch.zeros(n, width, dtype=torch.float16)))
+    return {name: whole[name].numpy() for name in names}
 
 
 def _drained(reading: _Reading) -> dict[str, npt.NDArray[np.float16]]:
@@ -328,5 +330,5 @@ def _drained(reading: _Reading) -> dict[str, npt.NDArray[np.float16]]:
         try:
             next(reading)
         except StopIteration as stop:
-            found: dict[str, npt.NDArray[np.float16]] = stop.value
-            return found
+            arrays: dict[str, npt.NDArray[np.float16]] = stop.value
+            return arrays

@@ -41,28 +41,29 @@ _LEFT = (
 
 @functools.cache
 def _deepspeed() -> ModuleType:
-    """deepspeed, quiet, and without the operation that it would compile."""
+    """deepspeed, quiet, and without the operations that it would compile."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     import deepspeed
     import deepspeed.ops
+    from deepspeed.runtime import compiler
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # DeepSpeed's own table of what this machine can compile: it is asked before anything is, and takes edits.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Its Muon, which ZeRO imports and nobody here uses, would load torch's inductor: a second. By name, since DeepSpeed's
+    # own question for it asks for ranks first, and nobody has joined them yet.
+    compiled, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
+    with contextlib.suppress(ImportError):
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    compiler.compile = compiled
     return deepspeed
 
 
 def ready() -> None:
-    """Import all that an engine needs, DeepSpeed's Muon with torch's compiler among it: seconds that the first training of a
-    process would be billed for, and no later one."""
+    """Import all that a training needs, what torch's optimizers load when the first is made among it: seconds that the first
+    training of a process would be billed for, and no later one."""
     _deepspeed()
-    # By name, since DeepSpeed's own question for it asks for ranks first, and nobody has joined them yet.
-    with contextlib.suppress(ImportError):
-        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
-
-
-def _nothing() -> None:
-    return None
+    importlib.import_module("torch._dynamo")
 
 
 class Engine:
@@ -78,13 +79,7 @@ class Engine:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        recipe: Recipe,
-        world: World,
-        *,
-        place: str = "train",
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, world: World, *, place: str = "train"
     ) -> None:
         """
         Raises:
@@ -186,7 +181,7 @@ class Engine:
 
         Plain numbers become scalars of int64 or float64. Every rank must call.
         """
-        found = {}
+        moments = {}
         if not self._own and self._base.state:
             self._link()
         with torch.no_grad():
@@ -195,8 +190,8 @@ class Engine:
                 for key, value in self._base.state.get(master, {}).items():
                     if not self._own and torch.is_tensor(value) and value.shape == master.shape:
                         value = self._deepspeed.utils.safe_get_full_optimizer_state(p, key)
-                    found[f"{name}/{key}"] = _to_cpu(torch.as_tensor(value, dtype=_scalar_type(value)), cast=False)
-        return found
+                    moments[f"{name}/{key}"] = _to_cpu(torch.as_tensor(value, dtype=_scalar_type(value)), cast=False)
+        return moments
 
     def load_moments(self, moments: Mapping[str, Tensor]) -> None:
         """Take up what :meth:`moments` gave, on any number of ranks."""
@@ -275,7 +270,7 @@ class Engine:
                 handle.remove()
         self._engine.destroy()
         # Its destructor would do it once more, whenever memory is collected: to parameters that are another engine's by then.
-        self._engine.destroy = _nothing
+        self._engine.destroy = lambda: None
         if self.compiled is not None:
             self.compiled.release()
         if self.stage < 3 or weights is not None:
@@ -330,8 +325,8 @@ class Engine:
         """Where each parameter lies in the masters of ZeRO 1 to 3, by its id."""
         own = self._optimizer
         if self.stage == 3:
-            found = {id(p): own.grad_position[own.get_param_id(p)] for p in self._named.values()}
-            return {key: Place(self.masters[group], start, length) for key, (group, start, length) in found.items()}
+            positions = {id(p): own.grad_position[own.get_param_id(p)] for p in self._named.values()}
+            return {key: Place(self.masters[group], start, length) for key, (group, start, length) in positions.items()}
         places: dict[int, Place] = {}
         groups = getattr(own, "round_robin_bit16_groups", None) or own.bf16_groups
         for flat, group, starts in zip(

@@ -53,6 +53,9 @@ def evaluate_classes(
 
     Args:
         forward: (B, 3, S, S) -> (B, C) logits. A module is put into eval mode meanwhile.
+        loader: of each rank's part of the images
+        world: the ranks
+        stop: asked before each batch; None: nobody stops it
 
     Returns:
         ``top1`` and ``top5`` in percent, ``macro`` (the mean of each class's top-1, of classes with an image), ``loss`` in

@@ -126,6 +126,7 @@ def frozen(model: nn.Module, patterns: Sequence[str], *, place: str = "") -> lis
     Blocks go by the numbers that they had before a cut.
 
     Args:
+        model: that trains
         place: where the patterns stand, as in "train.freeze": one that matches nothing is then refused; empty: it is passed over
 
     Raises:

@@ -46,6 +46,9 @@ def hardest(
     """The hardest part of each batch, as a narrower model sees it that trains along (airbench96). One process.
 
     Args:
+        model: that trains
+        classes: C
+        seed: of the narrower model's weights
         keep: fraction of a batch that is trained on
         proxy: fraction of the model's MACs that the narrower one has; it goes through all images, and is billed
         lr: of the narrower one, by AdamW
@@ -67,6 +70,7 @@ def loss_spikes(
     image is that image's; one with any images asks for a lower rate or a smaller ``clip``.
 
     Args:
+        recipe: whose ``on_spike`` says whether it acts
         times: of the spread
         window: steps, of earlier epochs too; the first eight of the training are not judged. With ``on_spike`` it begins anew
             where the model is cut or the pictures grow

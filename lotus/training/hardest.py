@@ -73,10 +73,10 @@ class Hardest(Guest):
         return self._macs * seen / shown if shown else 0.0
 
     def state(self) -> dict[str, Tensor]:
-        found = {f"weights/{name}": value for name, value in self._proxy.state_dict().items()}
+        state = {f"weights/{name}": value for name, value in self._proxy.state_dict().items()}
         for number, held in self._optimizer.state_dict()["state"].items():
-            found |= {f"moments/{number}/{name}": torch.as_tensor(value) for name, value in held.items()}
-        return {name: value.detach().cpu().clone() for name, value in {**found, "seen": self._seen}.items()}
+            state |= {f"moments/{number}/{name}": torch.as_tensor(value) for name, value in held.items()}
+        return {name: value.detach().cpu().clone() for name, value in {**state, "seen": self._seen}.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         weights = {name.removeprefix("weights/"): value for name, value in state.items() if name.startswith("weights/")}

@@ -70,9 +70,9 @@ def counts_of(weights: npt.NDArray[np.float32] | None, epoch: Epoch | None, worl
     if epoch is None or epoch.weights is None:
         return None if weights is None else torch.as_tensor(weights, dtype=torch.float32, device=world.device)
     rows, own = epoch.rows, epoch.weights
-    found = np.zeros(1 + int(rows.max()) if weights is None else len(weights), np.float32)
-    found[rows] = own if weights is None else weights[rows] * own
-    return torch.as_tensor(found, device=world.device)
+    counts = np.zeros(1 + int(rows.max()) if weights is None else len(weights), np.float32)
+    counts[rows] = own if weights is None else weights[rows] * own
+    return torch.as_tensor(counts, device=world.device)
 
 
 def _seed(seed: int, device: torch.device) -> None:

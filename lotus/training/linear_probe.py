@@ -120,7 +120,10 @@ def fit(
         features: (N, D) of all images, in half precision or not
         labels: (N,)
         plans: which rows each head goes through, in which order; all of the same number
+        recipe: of the proxy
         recorder: of K N rows, those of head 0 first; is shown every batch
+        stop: asked after each step; None: nobody stops it
+        clock: seconds, by which signs of life come
 
     Raises:
         Refused: the heads' weights are not finite in the end.
@@ -184,6 +187,9 @@ def macs(trained: float, epochs: int, width: int, classes: int) -> float:
 
     Args:
         trained: images, of all heads together
+        epochs: of each head
+        width: D of the features
+        classes: C
     """
     return 2.0 * trained * epochs * width * classes
 
@@ -205,7 +211,7 @@ def watched(
     """
     images, width = features.shape
     parts = groups(len(seeds), images, classes, recipe, steps=gradients)
-    found: list[dict[str, npt.NDArray[np.generic]]] = []
+    signals: list[dict[str, npt.NDArray[np.generic]]] = []
     errors: dict[str, npt.NDArray[np.generic]] = {}
     for number, part in enumerate(parts):
         own = [seeds[head] for head in part]
@@ -214,7 +220,7 @@ def watched(
         plans = [SamplePlan(np.arange(images), seed=seed, batch_size=recipe.batch_size) for seed in own]
         signs = fit(heads, features, labels, plans, recipe, recorder=recorder, stop=stop)
         yield from _among(len(parts), number, signs)
-        found.append(
+        signals.append(
             {
                 name: values.reshape(recipe.epochs, len(own), images).transpose(1, 0, 2)
                 for name, values in recorder.signals().items()
@@ -226,7 +232,7 @@ def watched(
                 p[0, torch.arange(len(p[0])), labels[rows]] -= 1
                 error[rows] = p[0].half().cpu().numpy()
             errors["errors"] = error
-    return {name: np.concatenate([one[name] for one in found]) for name in found[0]} | errors
+    return {name: np.concatenate([one[name] for one in signals]) for name in signals[0]} | errors
 
 
 def on_parts(
@@ -243,8 +249,14 @@ def on_parts(
     """Train head k on the images of ``run_in[k]`` alone; what each says of every image in the end.
 
     Args:
+        features: (N, D) of all images
+        labels: (N,)
+        classes: C
+        recipe: of the proxy
         run_in: (K, N), the same number in each row
+        seeds: (K,) of the heads
         correct: whether the label had the highest logit, instead of its probability
+        stop: asked after each step; None: nobody stops it
 
     Returns:
         (K, N), ``run_p_label`` of the vocabulary

@@ -105,9 +105,12 @@ def make(
     """Muon over ``groups``: what is a matrix and decays is Muon's, the rest stays in its group, which is AdamW's.
 
     Args:
+        model: whose matrices are moved
         groups: timm's, with ``weight_decay``, which is zero or the same for all, and ``lr_scale``; used up
+        lr: Muon's peak rate
         adamw_lr: AdamW's peak rate; None for ``lr``
         place: of the recipe, as in "train"
+        fused: AdamW by torch's fused kernel
 
     Raises:
         Refused: a model without matrices.
@@ -170,6 +173,7 @@ class Muon(torch.optim.Optimizer):
         """Share the work with the other ranks from now on, which all have to step together.
 
         Args:
+            world: the ranks
             places: id of a parameter -> where it lies, if ZeRO has laid the parameters into vectors; else empty
             in_shards: every rank has a shard of every parameter (ZeRO 3), and not a part of their sequence (ZeRO 1 and 2)
         """
@@ -299,9 +303,7 @@ class Muon(torch.optim.Optimizer):
         return self._memory[key]
 
 
-def newton_schulz(
-    x: Tensor, buffer: Buffers | None = None, coefficients: Sequence[tuple[float, float, float]] = QUINTIC
-) -> Tensor:
+def newton_schulz(x: Tensor, buffer: Buffers | None = None) -> Tensor:
     """Move the singular values of matrices toward 1 and leave their vectors: U S V^T -> about U V^T.
 
     In float32, a matrix at least twice as wide as it is high is iterated on by its Gram matrix, X X^T, which is smaller
@@ -322,8 +324,8 @@ def newton_schulz(
     a_, b_, other = buffer("a", small), buffer("b", small), buffer("y", (count, rows, columns))
     if x.dtype == torch.float32 and columns >= 2 * rows:
         gram = torch.bmm(x, x.mT, out=a_)
-        return torch.bmm(_polynomial(gram, b_, buffer, coefficients), x, out=other)
-    for a, b, c in coefficients:
+        return torch.bmm(_polynomial(gram, b_, buffer), x, out=other)
+    for a, b, c in QUINTIC:
         torch.bmm(x, x.mT, out=a_)
         torch.baddbmm(a_, a_, a_, beta=b, alpha=c, out=b_)
         torch.baddbmm(x, b_, x, beta=a, out=other)
@@ -331,18 +333,18 @@ def newton_schulz(
     return x
 
 
-def _polynomial(gram: Tensor, z: Tensor, buffer: Buffers, coefficients: Sequence[tuple[float, float, float]]) -> Tensor:
+def _polynomial(gram: Tensor, z: Tensor, buffer: Buffers) -> Tensor:
     """(K, n, n) R = X X^T -> Q such that Q X is what the iterations make of X. All of these matrices commute."""
     size = (gram.shape[0], gram.shape[1], gram.shape[2])
     q, other, between = buffer("q", size), buffer("p", size), buffer("r", size)
-    for number, (a, b, c) in enumerate(coefficients):
+    for number, (a, b, c) in enumerate(QUINTIC):
         torch.baddbmm(gram, gram, gram, beta=b, alpha=c, out=z)  # the iteration multiplies X by a I + Z
         if number == 0:
             q.copy_(z).diagonal(dim1=-2, dim2=-1).add_(a)
         else:
             torch.baddbmm(q, z, q, beta=a, out=other)
             q, other = other, q
-        if number + 1 < len(coefficients):
+        if number + 1 < len(QUINTIC):
             torch.baddbmm(gram, z, gram, beta=a, out=between)
             torch.baddbmm(between, z, between, beta=a, out=gram)
     return q

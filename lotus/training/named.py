@@ -16,7 +16,7 @@ from lotus.config import Method, options
 from lotus.data.base import Batch
 from lotus.events import Rewound
 from lotus.training import guest_shelf, trackers
-from lotus.training.guests import Epoch, Guest
+from lotus.training.guests import Epoch, Guest, Training
 from lotus.watch import Lost
 from selection import methods
 from selection.errors import Refused
@@ -39,6 +39,8 @@ def check(wanted: Sequence[Method], shelves: Sequence[ModuleType], *, place: str
     """Refuse guests that are not on a shelf, or are given what they do not have, before anything is made.
 
     Args:
+        wanted: their names and options
+        shelves: modules with guests of the user's own
         place: where they are named, e.g. ``train.guests``
 
     Raises:
@@ -62,7 +64,7 @@ def chosen(
     Raises:
         Refused: there is no such function, or it makes no guest.
     """
-    found = []
+    guests = []
     for settings in wanted:
         method, where = _found(settings, shelves, place), f"{place}.{settings.name}"
         guest = methods.call(method, available, options(method, settings.options, place=where), place=where, here=READS)
@@ -71,16 +73,24 @@ def chosen(
                 f"{place}: {settings.name!r} makes a {type(guest).__name__}, not a guest. Return an instance of a subclass of "
                 "lotus.training.guests.Guest."
             )
-        found.append(guest if methods.is_ours(type(guest)) else _watched(guest, where))
-    return found
+        guests.append(guest if methods.is_ours(type(guest)) else _watched(guest, where))
+    return guests
 
 
 def _watched(guest: Guest, place: str) -> Guest:
-    """``guest``, a user's own: what goes wrong in a moment that it overrides is refused, with ``place``."""
+    """``guest``, a user's own: what goes wrong in a moment that it overrides is refused, with ``place``. What it would keep is asked as
+    soon as it is attached: what is no state is refused before the first step, and not at the first checkpoint."""
     for name in filter(lambda name: inspect.isfunction(getattr(Guest, name)), vars(Guest)):
         moment = getattr(guest, name)
         if not methods.is_ours(moment):
             object.__setattr__(guest, name, _moment(name, moment, place))
+    attach = guest.attach
+
+    def attached(training: Training) -> None:
+        attach(training)
+        guest.state()
+
+    object.__setattr__(guest, "attach", attached)
     return guest
 
 

@@ -41,6 +41,7 @@ class Objective:
         Args:
             images: (B, 3, S, S)
             labels: (B,) int64
+            epoch: from 0
             step: number of this (micro-)batch in the epoch
             world: all its ranks call, each with its B of the batch, in the order of the ranks
 
@@ -60,7 +61,7 @@ class Objective:
             box = cut_box(height, width, share, int(rng.integers(height)), int(rng.integers(width)))
             images, share = cutmix(images, box, world)
         else:
-            images = mixup(images, share, world)
+            images = torch.lerp(partners(images, world), images, share)  # mixup: 1710.09412, eq. 1
         theirs = soft_targets(partners(labels, world), self.classes, self.smoothing)
         return images, torch.lerp(theirs, targets, share)
 
@@ -90,11 +91,6 @@ def partners(batch: Tensor, world: World = World()) -> Tensor:
         return world.passed(batch, world.size - 1 - world.rank, world.size - 1 - world.rank).flip(0)
     before = world.passed(batch[-1:], (world.rank + 1) % world.size, (world.rank - 1) % world.size)
     return torch.cat([before, batch[:-1]])
-
-
-def mixup(images: Tensor, share: float, world: World = World()) -> Tensor:
-    """``share`` of each image and the rest of its partner in the batch (1710.09412, eq. 1)."""
-    return torch.lerp(partners(images, world), images, share)
 
 
 def cut_box(height: int, width: int, share: float, row: int, column: int) -> tuple[int, int, int, int]:

@@ -28,6 +28,7 @@ def unusual(recipe: Recipe, place: str = "train") -> list[str]:
     """A sentence for each peak rate that is far outside what is usual for its optimizer.
 
     Args:
+        recipe: that names optimizer and rates
         place: of the recipe, as in "train"
     """
     name = recipe.optimizer.lower()
@@ -113,6 +114,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float, momentum: float | None =
     """Give every group ``lr``, times its own ``lr_scale`` where layer decay gave it one.
 
     Args:
+        optimizer: of which all groups change, in place
         momentum: also this momentum, or this first beta, where the optimizer has one; None leaves it
     """
     for group in optimizer.param_groups:
@@ -125,7 +127,6 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float, momentum: float | None =
 
 Rate = tuple[float, float | None]
 """Learning rate of a step, and its momentum; None: the optimizer's own stays."""
-
 
 SCHEDULE_READS = ("step", "warm", "total", "peak", "low")
 """What a schedule may read (lotus/training/schedules.py says what it is)."""
@@ -156,8 +157,8 @@ def make_schedule(
         warm, total = recipe.warmup * steps_per_epoch, recipe.epochs * steps_per_epoch
         here = {**known, "step": step, "warm": warm, "total": total}
         with contextlib.nullcontext() if ours else blamed(method, place=f"{where} at step {step}"):
-            found = method(*(here[name] for name in names), **settings.options)
-        return _checked(found, step, settings.name, where)
+            rates = method(*(here[name] for name in names), **settings.options)
+        return _checked(rates, step, settings.name, where)
 
     return rate
 

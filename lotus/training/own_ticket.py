@@ -63,9 +63,9 @@ class OwnTicket(Guest):
             rows, weights = self._draw(self._recorder.signals())
             return {"rows": torch.from_numpy(rows), "weights": torch.from_numpy(weights)}
 
-        found = by_main(self._world, drawn)
-        self.load_state(found)
-        yield f"the ticket is drawn from what was said so far: {len(found['rows']):,} images train on"
+        ticket = by_main(self._world, drawn)
+        self.load_state(ticket)
+        yield f"the ticket is drawn from what was said so far: {len(ticket['rows']):,} images train on"
 
     def state(self) -> dict[str, Tensor]:
         if self.rows is None:

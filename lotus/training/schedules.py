@@ -39,6 +39,7 @@ def wsd(step: float, warm: float, total: float, peak: float, low: float, *, deca
     """Warm-up, stable, decay (MiniCPM, 2404.06395): linear up, the peak, and a straight line down to ``low`` at step T.
 
     Args:
+        step, warm, total, peak: see the head of this file
         decay: fraction of all steps in which the rate falls
     """
     if step < warm:
@@ -50,6 +51,7 @@ def wsd_sqrt(step: float, warm: float, total: float, peak: float, low: float, *,
     """As :func:`wsd`, but falling by 1 - sqrt of the way, first fast and then slowly (Hägele et al., 2405.18392).
 
     Args:
+        step, warm, total, peak, low: see the head of this file
         decay: fraction of all steps in which the rate falls
     """
     if step < warm:

@@ -114,7 +114,9 @@ class Shrink(Guest):
 
     def _cut(self, model: nn.Module, moments: Mapping[str, Tensor]) -> tuple[nn.Module, Mapping[str, Tensor]]:
         number, training = len(self.cuts), self._training
-        request = asked(self._settings, self._request, number)
+        keep, request = self._settings.cuts[number].keep, self._request
+        if keep is not None:  # all but the last leave the stream as it is
+            request = request.at(keep.asked, embed_dim=None)
         top1 = self._looked(model)
 
         def cut() -> dict[str, Tensor]:
@@ -172,18 +174,12 @@ class Shrink(Guest):
         """What is measured of a model, where it is; billed."""
         if self._measure is None:
             return {}
-        found = self._measure(model)
-        self._pay(found["images"], cost.count(model).macs)
-        return {name: found[name] for name in ("top1", "loss", "images")}
+        measured = self._measure(model)
+        self._pay(measured["images"], cost.count(model).macs)
+        return {name: measured[name] for name in ("top1", "loss", "images")}
 
     def _pay(self, forwards: float, macs: float) -> None:
         self._bill = [self._bill[0] + forwards, self._bill[1] + forwards * macs]
-
-
-def asked(settings: ShrinkBy, request: Prune, number: int) -> Prune:
-    """What is asked of cut ``number``, from 0: all but the last leave the stream as it is."""
-    keep = settings.cuts[number].keep
-    return request if keep is None else request.at(keep.asked, embed_dim=None)
 
 
 def record(model: nn.Module, drawn: Pruned) -> Record:
@@ -222,12 +218,12 @@ def moments_of(model: nn.Module, drawn: Pruned, moments: Mapping[str, Tensor], o
     """What the optimizer is to remember of the small model; nothing where the stream was turned, with norms folded into it."""
     if cost.outline(drawn.model).width != cost.outline(model).width:
         return {}
-    found = carry.moments(model, moments, drawn.plan, drawn.turned)
+    carried = carry.moments(model, moments, drawn.plan, drawn.turned)
     if optimizer.lower() != "muon":
-        return found
+        return carried
     hidden = muon.matrices(drawn.model)  # one that is too thin by now is AdamW's
-    buffers = {name.rpartition("/")[0] for name in found if name.endswith("/momentum_buffer")}
-    return {name: value for name, value in found.items() if name.rpartition("/")[0] not in buffers - hidden.keys()}
+    buffers = {name.rpartition("/")[0] for name in carried if name.endswith("/momentum_buffer")}
+    return {name: value for name, value in carried.items() if name.rpartition("/")[0] not in buffers - hidden.keys()}
 
 
 def kept(plan: Plan) -> Tensor:
@@ -257,20 +253,20 @@ def sentence(done: Record) -> str:
 
 def by_main(world: World, work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """What rank 0's ``work`` gives, on all ranks; a refusal of it is one on all, and so is its end on request."""
-    found: dict[str, Tensor] = {}
+    shared: dict[str, Tensor] = {}
     if world.is_main:
         try:
-            found = work()
+            shared = work()
         except Refused as refusal:
-            found = {"refused": _packed(str(refusal))}
+            shared = {"refused": _packed(str(refusal))}
         except Stopped as stopped:
-            found = {"stopped": _packed(str(stopped))}
-    found = world.from_main(found)
-    if "stopped" in found:
-        raise Stopped(_unpacked(found["stopped"]))
-    if "refused" in found:
-        raise Refused(_unpacked(found["refused"]))
-    return found
+            shared = {"stopped": _packed(str(stopped))}
+    shared = world.from_main(shared)
+    if "stopped" in shared:
+        raise Stopped(_unpacked(shared["stopped"]))
+    if "refused" in shared:
+        raise Refused(_unpacked(shared["refused"]))
+    return shared
 
 
 def _packed(value: Any) -> Tensor:

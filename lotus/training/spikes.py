@@ -72,11 +72,11 @@ class LossSpikes(Guest):
         return batch
 
     def losses(self, losses: Tensor, seen: Seen) -> Tensor:
-        found = losses.detach().double()
-        highest, at = found.max(0, keepdim=True)
-        row = seen.batch.index.to(found.device).gather(0, at).double()  # [at] would wait for the number
-        told = [found.sum(0, keepdim=True), torch.full_like(highest, len(found)), highest, row]
-        self._parts.append(torch.cat(told))
+        each = losses.detach().double()
+        highest, at = each.max(0, keepdim=True)
+        row = seen.batch.index.to(each.device).gather(0, at).double()  # [at] would wait for the number
+        parts = [each.sum(0, keepdim=True), torch.full_like(highest, len(each)), highest, row]
+        self._parts.append(torch.cat(parts))
         if self._acts:
             self._why = self._jumped() if self._last else ""
         return losses * torch.nan if self._why else losses
@@ -84,8 +84,8 @@ class LossSpikes(Guest):
     def _jumped(self) -> str:
         """Why the step under way is not to move the weights. Every rank asks, and each gets the same answer."""
         table = self._of_all_ranks([*self._steps[-self._window :], self._step(0)])
-        told = self._judged(table, len(table) - 1)
-        return told and f"a loss of {told}"
+        why = self._judged(table, len(table) - 1)
+        return why and f"a loss of {why}"
 
     def spoiled(self) -> str:
         return self._why
@@ -104,16 +104,16 @@ class LossSpikes(Guest):
 
     def close_epoch(self, at: Position) -> Iterable[str]:
         table = self._of_all_ranks(self._steps)
-        found = [
+        spikes = [
             f"step {table[now, 0]:.0f}, {told}"
             for now in range(self._old, len(table))
             if not self._acts and (told := self._judged(table, now))
         ]
         self._steps = self._steps[-self._window :]
         self._old = len(self._steps)
-        if found:
-            more = f", and {len(found) - _TOLD} more" if len(found) > _TOLD else ""
-            yield f"{len(found)} loss spike{'s' if len(found) > 1 else ''}: {'; '.join(found[:_TOLD])}{more}"
+        if spikes:
+            more = f", and {len(spikes) - _TOLD} more" if len(spikes) > _TOLD else ""
+            yield f"{len(spikes)} loss spike{'s' if len(spikes) > 1 else ''}: {'; '.join(spikes[:_TOLD])}{more}"
 
     def _judged(self, table: npt.NDArray[np.float64], now: int) -> str:
         """What is told of a step; nothing where its loss is as usual."""
@@ -184,16 +184,16 @@ class Passed:
     @classmethod
     def of(cls, folder: Path, key: str, world: World) -> Passed:
         """Those of the training in ``folder``; rank 0 reads, and a file that is none or of other settings tells of none."""
-        told = np.zeros((0, 3), np.int64)
+        passed = np.zeros((0, 3), np.int64)
         file = folder / "rewound.json"
         if world.is_main and file.is_file():
             try:
-                found = json.loads(file.read_text(encoding="utf-8"))
-                if found["key"] == key and found["digest"] == files.digest(found["passed"]):
-                    told = np.asarray(found["passed"], np.int64).reshape(-1, 3)
+                record = json.loads(file.read_text(encoding="utf-8"))
+                if record["key"] == key and record["digest"] == files.digest(record["passed"]):
+                    passed = np.asarray(record["passed"], np.int64).reshape(-1, 3)
             except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 pass  # it comes to the spike once more, and to the same stretch
-        shared = world.from_main({"passed": torch.from_numpy(told)})["passed"].tolist()
+        shared = world.from_main({"passed": torch.from_numpy(passed)})["passed"].tolist()
         return cls(file, key, world, tuple((epoch, first, last) for epoch, first, last in shared))
 
     def covers(self, step: int) -> bool:
@@ -213,9 +213,9 @@ class Passed:
         """
         fault: Refused | None = None
         if self.world.is_main:
-            told = [*map(list, self.stretches), [epoch, first, last]]
+            stretches = [*map(list, self.stretches), [epoch, first, last]]
             try:
-                files.write_json(self.file, {"key": self.key, "passed": told, "digest": files.digest(told)})
+                files.write_json(self.file, {"key": self.key, "passed": stretches, "digest": files.digest(stretches)})
             except Refused as refusal:
                 fault = refusal
         if self.world.any(fault):
@@ -226,8 +226,12 @@ def became(spike: Spike, passed: Passed, epoch: int, begin: int, *, place: str, 
     """What becomes of a spike, where it is not passed by.
 
     Args:
+        spike: what was seen
+        passed: the steps that are passed over, and their file
+        epoch: of the spike, from 0
         begin: steps that were tried before this epoch
         place: where the recipe stands
+        stage: its name, for a refusal
 
     Raises:
         Refused: the training ends with it.

@@ -32,6 +32,7 @@ def take(model: nn.Module, images: int, world: World, began_with: int = 0) -> in
 
     Args:
         images: of a micro-batch
+        world: of which the device is asked
         began_with: how many the training that goes on had; 0: it begins
     """
     before = torch.get_num_threads()

@@ -28,6 +28,7 @@ def wandb(recipe: Recipe, *, project: str = "lotus", name: str = "", id: str = "
     """Weights & Biases.
 
     Args:
+        recipe: whose settings are sent
         project: of yours
         name: of the run there; empty: the service finds one
         id: of a run that goes on; empty: a new one
@@ -48,6 +49,7 @@ def mlflow(recipe: Recipe, *, experiment: str = "lotus", name: str = "", every: 
     """MLflow, where its own settings (``MLFLOW_TRACKING_URI``) say.
 
     Args:
+        recipe: whose settings are sent
         experiment: of yours
         name: of the run there; empty: the service finds one
         every: steps between two that are told
@@ -108,8 +110,8 @@ class Tracked(Guest):
 
     def close_epoch(self, at: Position) -> Iterable[str]:
         if self._tell is not None:
-            found = {"validation/top1": at.top1, "validation/loss": at.loss, "epoch": at.epoch + 1}
-            self._tell(_sound(found), at.step)
+            values = {"validation/top1": at.top1, "validation/loss": at.loss, "epoch": at.epoch + 1}
+            self._tell(_sound(values), at.step)
         return ()
 
     def leave(self) -> None:

@@ -111,9 +111,9 @@ class Block:
     @property
     def linears(self) -> dict[str, nn.Linear]:
         """Those of the sublayers that are there, by name; of an open block; where a convolution stands, its way back alone (``proj``)."""
-        found = {"qkv": self.qkv} if self.has_attn and not self.kernel else {}
-        found |= {"proj": self.proj} if self.has_attn else {}
-        return found | ({"fc1": self.fc1, "fc2": self.fc2} if self.has_mlp else {})
+        linears = {"qkv": self.qkv} if self.has_attn and not self.kernel else {}
+        linears |= {"proj": self.proj} if self.has_attn else {}
+        return linears | ({"fc1": self.fc1, "fc2": self.fc2} if self.has_mlp else {})
 
     @property
     def norm_after(self) -> bool:
@@ -217,6 +217,7 @@ def blocks(model: nn.Module, *, convolved: bool = False) -> list[Block]:
     """The blocks, in order.
 
     Args:
+        model: A plain ViT, or one of a family that opens as one.
         convolved: Blocks may have a convolution for an attention (:mod:`lotus.vit.convolution`): they have no ``qkv``.
 
     Raises:
@@ -231,6 +232,7 @@ def sites(model: nn.Module, *, in_channels: bool = False) -> dict[str, nn.Linear
     """Where gates multiply: ``"blocks.3.attn"`` -> proj, ``"blocks.3.mlp"`` -> fc2; a gate acts on that Linear's input.
 
     Args:
+        model: as :func:`blocks` takes it
         in_channels: also ``"blocks.3.attn_in"`` -> qkv, ``"blocks.3.mlp_in"`` -> fc1: the four sites of VTP (2104.08500).
 
     Raises:
@@ -238,7 +240,7 @@ def sites(model: nn.Module, *, in_channels: bool = False) -> dict[str, nn.Linear
     """
     if in_channels:
         plain(model, "in_channels")
-    found: dict[str, nn.Linear] = {}
+    sites: dict[str, nn.Linear] = {}
     for block in blocks(model):
         if in_channels and block.norm_after:
             raise Refused(
@@ -250,10 +252,10 @@ def sites(model: nn.Module, *, in_channels: bool = False) -> dict[str, nn.Linear
             (block.has_mlp, "mlp", "fc1", "fc2"),
         ):
             if there and in_channels:
-                found[f"{block.name}.{sublayer}_in"] = getattr(block, reads)
+                sites[f"{block.name}.{sublayer}_in"] = getattr(block, reads)
             if there:
-                found[f"{block.name}.{sublayer}"] = getattr(block, writes)
-    return found
+                sites[f"{block.name}.{sublayer}"] = getattr(block, writes)
+    return sites
 
 
 def supported(model: nn.Module, *, convolved: bool = False) -> None:

@@ -87,7 +87,9 @@ class SplitAttention(nn.Module):
         """(B, N, D) -> (B, N, D).
 
         Args:
+            x: tokens
             attn_mask: added to QK^T, of a shape that broadcasts to (B, H, N, N)
+            is_causal: always False: an image attends to all of itself
             rope: (n, 2 Q) sines and cosines of the n patches
             shared_rel_pos_bias: always None: such a model is refused
             mask: (W, N, N) added to QK^T of each of an image's W windows, which are the B rows of ``x``
@@ -181,7 +183,10 @@ def row(attn: Any, qkv: Tensor, prefix: int, *, has_class: bool) -> Tensor:
     no paper's). Costs H Q N multiply-accumulates, and fused attention stays on for all the rest.
 
     Args:
+        attn: the module, of timm or ours
+        qkv: (B, N, ...) what its ``qkv`` gave
         prefix: P, how many tokens stand before the patches; the class token is the first of them
+        has_class: whether the model reads out a class token
     """
     q, k, _ = parts(attn, qkv)
     query = q[:, :, :1] if has_class else q[:, :, prefix:].mean(2, keepdim=True)  # (B, H, 1, Q)

@@ -82,8 +82,6 @@ class Cost:
     params: int
     macs: int
     """Multiply-accumulates of one image, QK^T and AV included."""
-    linear_macs: int
-    """The same without QK^T and AV: what counters report that do not see attention."""
     blocks: tuple[BlockCost, ...]
 
 
@@ -103,34 +101,6 @@ def mlp_macs(tokens: int, width: int, hidden: int, halves: int = 1, *, reads: in
     return tokens * (halves * (reads or width) + width) * hidden
 
 
-def attention_params(
-    width: int,
-    heads: int,
-    qk_dim: int,
-    v_dim: int,
-    *,
-    qkv_bias: bool = True,
-    proj_bias: bool = True,
-    reads: int | None = None,
-) -> int:
-    """qkv and proj: (D + 1) H (2 Q + V) + H V D + D, with biases; qkv reads ``reads`` of the D channels."""
-    made = ((reads or width) + qkv_bias) * heads * (2 * qk_dim + v_dim)
-    return made + heads * v_dim * width + proj_bias * width
-
-
-def mlp_params(
-    width: int,
-    hidden: int,
-    *,
-    halves: int = 1,
-    fc1_bias: bool = True,
-    fc2_bias: bool = True,
-    reads: int | None = None,
-) -> int:
-    """fc1 and fc2: (D + 1) F + F D + D, with biases; fc1 twice where the MLP is gated, reading ``reads`` of the D channels."""
-    return halves * ((reads or width) + fc1_bias) * hidden + hidden * width + fc2_bias * width
-
-
 @dataclass(frozen=True)
 class Outline:
     """All of a model that its cost depends on; gives the cost of any dimensions without building them.
@@ -148,14 +118,11 @@ class Outline:
     """Parameters outside of what :meth:`block` counts."""
     fixed_macs: int
     """MACs outside of the blocks: patch embedding, pooling, classifier."""
-    pool_products: int = 0
-    """QK^T and AV of attention pooling, a part of ``fixed_macs``."""
     whole_qk: tuple[bool, ...] = ()
     """Of which blocks the query/key dimensions must all stay; empty: of none."""
     kinds: tuple[Kind, ...] = ()
     pool_token_macs: int = 0
-    """MACs that attention pooling spends on each of the ``pool_reads`` tokens it reads."""
-    pool_reads: int = 0
+    """MACs that attention pooling spends on each of the tokens it reads."""
     beside: tuple[tuple[int, int], ...] = ()
     """Of each block: parameters beside the Linears that go with its attention, and with its MLP (norms, LayerScale)."""
     kernels: tuple[int, ...] = ()
@@ -169,40 +136,40 @@ class Outline:
         Args:
             tokens: how many its attention and its MLP see; all where None
         """
-        heads, qk_dim, v_dim, hidden, attn_in, mlp_in = dims
-        bias, kind, width = self.biases[index], self.kind(index), self._width(index)
+        bias, kind, hidden = self.biases[index], self.kind(index), dims.hidden
+        width = kind.width or self.width
         attended, processed = tokens or (kind.attended or self.tokens, kind.processed or self.tokens)
         attention = attn_macs = mlp = fc_macs = 0
         by_attn, by_mlp = self.beside[index] if self.beside else (0, 0)
         kernel = self.kernels[index] if self.kernels else 0
         if kernel:
-            attention = by_attn + convolution.params(width, v_dim, kernel, bias=bias.qkv, proj_bias=bias.proj)
-            attn_macs = convolution.macs(attended - self.prefix, width, v_dim, kernel)
-        elif heads:
-            attention = by_attn + attention_params(
-                width, heads, qk_dim, v_dim, qkv_bias=bias.qkv, proj_bias=bias.proj, reads=attn_in
-            )
-            attention += heads * kind.per_head + heads * v_dim * kind.per_output
-            if bias.qkv and not bias.keys and qk_dim == v_dim and heads * v_dim == width:
-                attention -= heads * qk_dim
-            attn_macs = attention_macs(attended, width, heads, qk_dim, v_dim, reads=attn_in)
-            attn_macs += self._products(index, dims, attended) - products(attended, heads, qk_dim, v_dim)
+            attention = by_attn + convolution.params(width, dims.v_dim, kernel, bias=bias.qkv, proj_bias=bias.proj)
+            attn_macs = convolution.macs(attended - self.prefix, width, dims.v_dim, kernel)
+        elif dims.heads:
+            attention, attn_macs = self._attention(index, dims, attended)
+            attention += by_attn
         if hidden:
-            mlp = by_mlp + hidden * kind.per_unit
-            mlp += mlp_params(width, hidden, halves=kind.halves, fc1_bias=bias.fc1, fc2_bias=bias.fc2, reads=mlp_in)
-            fc_macs = mlp_macs(processed, width, hidden, kind.halves, reads=mlp_in)
+            mlp = by_mlp + hidden * kind.per_unit + kind.halves * ((dims.mlp_in or width) + bias.fc1) * hidden
+            mlp += hidden * width + bias.fc2 * width
+            fc_macs = mlp_macs(processed, width, hidden, kind.halves, reads=dims.mlp_in)
         return BlockCost(attention, attn_macs, mlp, fc_macs)
+
+    def _attention(self, index: int, dims: Dims, attended: int) -> tuple[int, int]:
+        """Parameters and MACs of the attention of block ``index``, over ``attended`` tokens; what stands beside it is not in it."""
+        heads, qk_dim, v_dim, _, reads, _ = dims
+        bias, kind = self.biases[index], self.kind(index)
+        width = kind.width or self.width
+        params = ((reads or width) + bias.qkv) * heads * (2 * qk_dim + v_dim) + (heads * v_dim + bias.proj) * width
+        params += heads * kind.per_head + heads * v_dim * kind.per_output
+        if bias.qkv and not bias.keys and qk_dim == v_dim and heads * v_dim == width:
+            params -= heads * qk_dim
+        macs = attention_macs(attended, width, heads, qk_dim, v_dim, reads=reads)
+        if kind.pairs:
+            macs += (kind.pairs - attended * attended) * heads * (qk_dim + v_dim)
+        return params, macs
 
     def kind(self, index: int) -> Kind:
         return self.kinds[index] if self.kinds else Kind()
-
-    def _width(self, index: int) -> int:
-        return self.kind(index).width or self.width
-
-    def _products(self, index: int, dims: Dims, attended: int) -> int:
-        """MACs of QK^T and AV of block ``index`` where ``attended`` tokens enter."""
-        pairs = self.kind(index).pairs or attended * attended
-        return pairs * dims.heads * (dims.qk_dim + dims.v_dim)
 
     def cost(self, dims: Sequence[Dims] | None = None, tokens: Sequence[tuple[int, int]] | None = None) -> Cost:
         """What the model would cost with ``dims`` (one a block); as it is now where None.
@@ -214,18 +181,7 @@ class Outline:
         each = tuple(self.block(i, one, None if tokens is None else tokens[i]) for i, one in enumerate(dims))
         gone = 0 if tokens is None else self.tokens - tokens[-1][1]  # before the pooling
         macs = self.fixed_macs - gone * self.pool_token_macs + sum(block.macs for block in each)
-        pooling = self.pool_products * (self.pool_reads - gone) // self.pool_reads if self.pool_reads else 0
-        unseen = sum(
-            self._products(i, one, (self.kind(i).attended or self.tokens) if tokens is None else tokens[i][0])
-            for i, one in enumerate(dims)
-            if not (self.kernels and self.kernels[i])
-        )
-        return Cost(
-            params=self.fixed_params + sum(block.params for block in each),
-            macs=macs,
-            linear_macs=macs - unseen - pooling,
-            blocks=each,
-        )
+        return Cost(self.fixed_params + sum(block.params for block in each), macs, each)
 
 
 def outline(model: nn.Module, side: int | None = None) -> Outline:
@@ -238,7 +194,7 @@ def outline(model: nn.Module, side: int | None = None) -> Outline:
     Raises:
         Refused: no supported ViT, or one without a fixed image size.
     """
-    found = anatomy.blocks(model, convolved=True)
+    blocks = anatomy.blocks(model, convolved=True)
     vit: Any = model
     if vit.patch_embed.num_patches is None:
         raise Refused(f"{type(model).__name__}: has no fixed image size, so its cost is open. Create it with img_size.")
@@ -246,39 +202,37 @@ def outline(model: nn.Module, side: int | None = None) -> Outline:
     if side is not None:
         patches = math.prod(side // patch for patch in vit.patch_embed.patch_size)
     tokens = patches + int(getattr(vit, "num_prefix_tokens", 0))
-    pooling = _pooling(vit, tokens)
+    pooled, pool_token_macs = _pooling(vit, tokens)
     read = tokens if vit.global_pool == "" else 1  # unpooled, the classifier sees every token
     classifier = read * sum(linear.weight.numel() for linear in _linears(vit, "head", "head_dist"))
     made = Outline(
         tokens=tokens,
-        width=found[0].width,
-        dims=tuple(block.dims for block in found),
-        biases=tuple(_biases(block) for block in found),
+        width=blocks[0].width,
+        dims=tuple(block.dims for block in blocks),
+        biases=tuple(_biases(block) for block in blocks),
         fixed_params=0,
-        fixed_macs=patches * vit.patch_embed.proj.weight.numel() + pooling.macs + classifier + _merging(vit),
-        pool_products=pooling.products,
-        pool_token_macs=pooling.token_macs,
-        pool_reads=pooling.reads,
-        whole_qk=tuple(block.whole_qk for block in found),
-        kinds=tuple(_kind(block, found[0].width) for block in found),
-        kernels=tuple(block.kernel for block in found),
+        fixed_macs=patches * vit.patch_embed.proj.weight.numel() + pooled + classifier + _merging(vit),
+        pool_token_macs=pool_token_macs,
+        whole_qk=tuple(block.whole_qk for block in blocks),
+        kinds=tuple(_kind(block, blocks[0].width) for block in blocks),
+        kernels=tuple(block.kernel for block in blocks),
         prefix=int(getattr(vit, "num_prefix_tokens", 0)),
-        beside=tuple(_beside(block) for block in found),
+        beside=tuple(_beside(block) for block in blocks),
     )
     whole = sum(weight.numel() for weight in model.parameters())
     return dataclasses.replace(made, fixed_params=whole - made.cost().params)
 
 
 def _biases(block: anatomy.Block) -> Biases:
-    found = Biases()
+    biases = Biases()
     if block.kernel:
-        found = found._replace(qkv=block.attn.conv.bias is not None, proj=block.proj.bias is not None)
+        biases = biases._replace(qkv=block.attn.conv.bias is not None, proj=block.proj.bias is not None)
     elif block.has_attn:
         queries, keys = block.biases
-        found = found._replace(qkv=queries, proj=block.proj.bias is not None, keys=keys)
+        biases = biases._replace(qkv=queries, proj=block.proj.bias is not None, keys=keys)
     if block.has_mlp:
-        found = found._replace(fc1=block.units[0].bias is not None, fc2=block.fc2.bias is not None)
-    return found
+        biases = biases._replace(fc1=block.units[0].bias is not None, fc2=block.fc2.bias is not None)
+    return biases
 
 
 def _kind(block: anatomy.Block, width: int) -> Kind:
@@ -417,25 +371,14 @@ def _linears(model: Any, *names: str) -> list[nn.Linear]:
     return [m for owner in owners if owner is not None for m in owner.modules() if isinstance(m, nn.Linear)]
 
 
-class _Pooling(NamedTuple):
-    """What pooling costs; nothing where it is a mean or a token."""
-
-    macs: int = 0
-    products: int = 0
-    """QK^T and AV, a part of ``macs``."""
-    token_macs: int = 0
-    reads: int = 0
-
-
-def _pooling(model: Any, tokens: int) -> _Pooling:
-    """The cost of timm's AttentionPoolLatent, where there is one."""
+def _pooling(model: Any, tokens: int) -> tuple[int, int]:
+    """MACs of timm's AttentionPoolLatent, where there is one, and what of them each token takes that it reads."""
     pool = getattr(model, "attn_pool", None)
     if pool is None:
-        return _Pooling()
+        return 0, 0
     if not getattr(model, "pool_include_prefix", not anatomy.is_vit(model)):  # EVA's reads all
         tokens -= int(model.num_prefix_tokens)
     latent = int(pool.latent_len)
-    products = 2 * latent * pool.num_heads * pool.head_dim  # of each token
-    token_macs = products + pool.kv.weight.numel()
+    token_macs = 2 * latent * pool.num_heads * pool.head_dim + pool.kv.weight.numel()  # QK^T, AV, k and v
     others = latent * sum(linear.weight.numel() for linear in _linears(pool, "q", "proj", "mlp"))
-    return _Pooling(tokens * token_macs + others, tokens * products, token_macs, tokens)
+    return tokens * token_macs + others, token_macs

@@ -29,8 +29,7 @@ def opened(model: nn.Module) -> nn.Module:
     """
     if all(block.is_open for block in anatomy.blocks(model)):
         return model
-    shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    made = copy.deepcopy(model, shared)
+    made: nn.Module = _shell(model)
     for block in anatomy.blocks(made):
         if getattr(block.attn, "q_bias", None) is not None or len(block.projections) > 1:
             block.module.attn = _open_attention(block)

@@ -15,7 +15,6 @@ from lotus.vit.weights import shapes, side_of
 # What lies in here is compared by what it computes: a cut changes its shapes, an attention of ours its names.
 _CUT = re.compile(r"(^|\.)blocks\.\d+\.(attn|mlp)\.")
 
-
 # A norm of which a part is read lies inside of a Select.
 _SELECTED = re.compile(r"^(blocks\.\d+\.norm[12])\.norm")
 
@@ -25,15 +24,15 @@ def widths(model: nn.Module) -> dict[str, Any]:
 
     Whether the constructor then gives these very widths, heads that do not fill the width among them, is for the caller to try.
     """
-    found = anatomy.blocks(model)
+    blocks = anatomy.blocks(model)
     # A plain ViT's packed SwiGLU halves what the ratio gives.
-    halves = 2 if anatomy.is_vit(model) and anatomy.is_timm(found[0].mlp, "GluMlp") else 1
-    ratios = {_ratio(halves * block.hidden, block.width) for block in found}
-    equal = all(block.dims.qk_dim == block.dims.v_dim for block in found)
-    whole = all(block.has_attn and block.has_mlp for block in found)
+    halves = 2 if anatomy.is_vit(model) and anatomy.is_timm(blocks[0].mlp, "GluMlp") else 1
+    ratios = {_ratio(halves * block.hidden, block.width) for block in blocks}
+    equal = all(block.dims.qk_dim == block.dims.v_dim for block in blocks)
+    whole = all(block.has_attn and block.has_mlp for block in blocks)
     if not (equal and whole) or len(ratios) != 1:
         return {}
-    heads = _num_heads(model, found)
+    heads = _num_heads(model, blocks)
     return {} if heads is None else {"mlp_ratio": ratios.pop(), "num_heads": heads}
 
 
@@ -61,16 +60,17 @@ def skeleton(model: Any, besides: tuple[str, ...] = ()) -> dict[str, Any]:
     """What must be the same in a model made again: shapes that no cut changes, and the kinds of modules.
 
     Args:
+        model: a plain ViT, cut or not
         besides: beginnings of names that are left out
     """
     own = {_SELECTED.sub(r"\1", name): shape for name, shape in shapes(model.state_dict()).items()}
     uncut = {name: shape for name, shape in own.items() if not _CUT.search(name) and not name.startswith(besides)}
-    found = anatomy.blocks(model, convolved=True)
-    kinds: dict[str, Any] = {"model": type(model).__name__, "depth": len(found)}
+    blocks = anatomy.blocks(model, convolved=True)
+    kinds: dict[str, Any] = {"model": type(model).__name__, "depth": len(blocks)}
     for name, module in model.named_modules():
         if not name.startswith(besides) and _is_told(name, module):
             kinds[_SELECTED.sub(r"\1", name)] = _kind(module)
-    for block in found:
+    for block in blocks:
         if block.has_attn and f"{block.name}.attn." not in besides:
             kinds[f"{block.name}.attn"] = _attention(block)
         if block.has_mlp:
@@ -139,16 +139,16 @@ def _kind(module: nn.Module | None, *, sized: bool = True) -> str:
 
 def facts(model: Any) -> dict[str, Any]:
     """The arguments that can be read off a model, as the constructors of its family take them."""
-    found = anatomy.blocks(model)
-    embed, first, kind = model.patch_embed, found[0], anatomy.family(model)
-    told: dict[str, Any] = {
+    blocks = anatomy.blocks(model)
+    embed, first, kind = model.patch_embed, blocks[0], anatomy.family(model)
+    args: dict[str, Any] = {
         "img_size": side_of(embed.img_size),
         "patch_size": side_of(embed.patch_size),
         "in_chans": embed.proj.in_channels,
         "num_classes": model.num_classes,
         "global_pool": model.global_pool,
         "embed_dim": embed.proj.out_channels,
-        "depth": len(found),
+        "depth": len(blocks),
         "qkv_bias": first.biases[0],
         "proj_bias": first.proj.bias is not None,
         "qk_norm": _is_there(getattr(first.attn, "q_norm", None)),
@@ -161,8 +161,8 @@ def facts(model: Any) -> dict[str, Any]:
         **widths(model),
     }
     if kind == "SwinTransformer":
-        del told["depth"]  # it has depths
-    return told
+        del args["depth"]  # it has depths
+    return args
 
 
 def _of_plain(model: Any, first: anatomy.Block) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def create(model: config.Model, classes: int, *, place: str = "model") -> nn.Mod
     """
     if "num_classes" in model.args:
         raise Refused(f"{place}.args.num_classes: the data set says how many classes there are. Remove it.")
-    model, told = of_hub(model, place)
+    model, about = of_hub(model, place)
     args = {**model.args, "num_classes": classes}
     published = model.pretrained and not model.weights  # weights of one's own win
     vit = build(model.name, args, pretrained=published, place=place)
@@ -46,30 +46,32 @@ def create(model: config.Model, classes: int, *, place: str = "model") -> nn.Mod
         _start(vit, model, place)
     if model.weights:
         load(vit, Path(model.weights), place=place, args=model.args)
-        remember_images(vit, told)
+        remember_images(vit, about)
     return vit
 
 
 def of_hub(model: config.Model, place: str) -> tuple[config.Model, dict[str, Any]]:
     """``model`` with the name and arguments that a folder laid out as the hub does says its weights are of, over which a side and
-    patches of one's own stand; and the ``pretrained_cfg`` that lies there. Any other is as it was."""
-    told = hub_config(Path(model.weights), f"{place}.weights") if model.weights else {}
-    if not told:
+    patches of one's own stand; and the ``pretrained_cfg`` that lies there, with ``label_names``. Any other is as it was."""
+    hub = hub_config(Path(model.weights), f"{place}.weights") if model.weights else {}
+    if not hub:
         return model, {}
-    args, own = told.get("model_args"), told.get("pretrained_cfg")
+    args, own = hub.get("model_args"), hub.get("pretrained_cfg")
     mine = {key: value for key, value in model.args.items() if key in ("img_size", "patch_size")}
     made = {**(args if isinstance(args, dict) else {}), **mine}
     made.pop("num_classes", None)
-    told_images = own if isinstance(own, dict) else {}
+    told_images = dict(own) if isinstance(own, dict) else {}
+    if isinstance(hub.get("label_names"), list):
+        told_images["label_names"] = hub["label_names"]
     if "img_size" not in made and told_images.get("input_size"):
         mine_size = told_images["input_size"]
         made["img_size"] = mine_size[-1] if isinstance(mine_size, list) else mine_size
-    return model.model_copy(update={"name": told["architecture"], "args": made}), told_images
+    return model.model_copy(update={"name": hub["architecture"], "args": made}), told_images
 
 
 def remember_images(model: Any, told: Mapping[str, Any]) -> None:
-    """Let ``pretrained_cfg`` say how the images of the weights were made."""
-    known = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
+    """Let ``pretrained_cfg`` say how the images of the weights were made, and what their classes are called."""
+    known = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "label_names")
     cfg = {**(getattr(model, "pretrained_cfg", None) or {}), **{name: told[name] for name in known if name in told}}
     model.pretrained_cfg = model.default_cfg = cfg
 
@@ -130,8 +132,11 @@ def adopt(
     """A model that was trained elsewhere, and what is known of the images that it wants: ``mean`` and ``std``, for pixels in 0 to 1.
 
     Args:
+        name: of timm
+        args: of timm's constructor
         weights: A .safetensors, a state dict that torch saved, or a folder that LOTUS wrote; empty: timm's published ones.
             The number of classes is read off them; without a classifier they are a backbone's.
+        place: where the model is named, for a refusal
 
     Raises:
         Refused: as :func:`build`; weights that cannot be read or do not fit.
@@ -139,7 +144,7 @@ def adopt(
     if not weights:
         model = build(name, args, pretrained=True, place=place)
     else:
-        asked, told = of_hub(config.Model(name=name, args=dict(args), weights=weights), place)
+        asked, about = of_hub(config.Model(name=name, args=dict(args), weights=weights), place)
         name, args, state = asked.name, dict(asked.args), state_of(Path(weights), f"{place}.weights")
         for head in ("head.weight", "head.fc.weight"):
             if head in state and "num_classes" not in args:
@@ -148,17 +153,12 @@ def adopt(
             args["num_classes"] = 0  # a head that was never trained would tell nothing
         model = build(name, args, place=place)
         load(model, Path(weights), place=place, args=args)
-        remember_images(model, told)
+        remember_images(model, about)
     return model.eval(), preprocessing(model).about()
 
 
 def build(
-    name: str,
-    args: Mapping[str, Any],
-    *,
-    pretrained: bool = False,
-    meta: bool = False,
-    place: str = "model",
+    name: str, args: Mapping[str, Any], *, pretrained: bool = False, meta: bool = False, place: str = "model"
 ) -> nn.Module:
     """A plain timm ViT by name and arguments; on the meta device (shapes without memory) with ``meta``.
 
@@ -220,8 +220,8 @@ def origin(model: nn.Module) -> dict[str, Any]:
     again: Any = build(remembered["name"], remembered["args"], meta=True)
     if anatomy.is_vit(model) and len(again.blocks) == len(places(model)) + len(gone(model)):
         strip_like(again, model)
-    found = anatomy.blocks(model, convolved=True)
-    besides = tuple(f"{block.name}.attn." for block in found if block.kernel)  # nothing there is timm's
+    blocks = anatomy.blocks(model, convolved=True)
+    besides = tuple(f"{block.name}.attn." for block in blocks if block.kernel)  # nothing there is timm's
     fault = difference(skeleton(again, besides), skeleton(model, besides))
     if fault:
         raise Refused(
@@ -262,9 +262,9 @@ def set_drop_path(model: nn.Module, rate: float) -> None:
     """Stochastic depth in place, rising linearly from 0 to ``rate`` at the last block, as timm's ``drop_path_rate``."""
     from timm.layers import DropPath
 
-    found = anatomy.blocks(model, convolved=True)
-    for i, block in enumerate(found):
-        here = rate * i / max(1, len(found) - 1)
+    blocks = anatomy.blocks(model, convolved=True)
+    for i, block in enumerate(blocks):
+        here = rate * i / max(1, len(blocks) - 1)
         for name in ("drop_path1", "drop_path2"):
             setattr(block.module, name, DropPath(here) if here > 0 else nn.Identity())
 
@@ -299,12 +299,12 @@ def _introspected(model: nn.Module) -> dict[str, Any]:
         raise Refused(
             f"{type(model).__name__}: does not say which timm model it is (pretrained_cfg). Make it by timm.create_model."
         )
-    found = anatomy.blocks(model, convolved=True)
-    if gone(model) or not all(all(sublayers(block.module)) and not block.kernel for block in found):
+    blocks = anatomy.blocks(model, convolved=True)
+    if gone(model) or not all(all(sublayers(block.module)) and not block.kernel for block in blocks):
         raise Refused(
             f"{type(model).__name__}: lost whole sublayers, or convolves, and does not say what it was made as. Cut it by "
             "lotus.prune."
         )
     default, known = _by_default(name), zoo.arguments(anatomy.FAMILIES[anatomy.family(model)][0])
-    told = {key: value for key, value in facts(model).items() if key in known and default.get(key) != value}
-    return {"name": name, "args": told}
+    args = {key: value for key, value in facts(model).items() if key in known and default.get(key) != value}
+    return {"name": name, "args": args}

@@ -55,7 +55,9 @@ class Select(nn.Module):
         self.norm = norm
         # Not in the state dict: a spec holds it, checked, and the weights cannot contradict it. It has memory always.
         self.register_buffer("index", torch.tensor(list(index), device="cpu"), persistent=False)
-        self.index = self.index.to(_device(norm))
+        like = next(norm.parameters(), None)
+        if like is not None and not like.is_meta:
+            self.index = self.index.to(like.device)
         self.train(norm.training)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -114,8 +116,3 @@ def strip_like(model: Any, other: Any) -> None:
     there = dict(zip(places(other), other.blocks, strict=True))
     stays = [sublayers(there[number]) if number in there else (False, False) for number in range(len(model.blocks))]
     strip(model, stays)
-
-
-def _device(module: nn.Module) -> torch.device:
-    found = next(module.parameters(), None)
-    return torch.device("cpu") if found is None or found.is_meta else found.device

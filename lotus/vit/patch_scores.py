@@ -23,6 +23,7 @@ def attention(readout: Tensor, prefix: int) -> Tensor:
 
     Args:
         readout: (B, H, N) the class token's row of the last block's attention
+        prefix: P
     """
     return readout.mean(1)[:, prefix:]
 
@@ -35,6 +36,8 @@ def rollout(attentions: Sequence[Tensor], prefix: int, has_class: bool) -> Tenso
 
     Args:
         attentions: L of (B, H, N, N)
+        prefix: P
+        has_class: whether the first of the P is the class token
     """
     last = attentions[-1]
     row = last.new_zeros(len(last), 1, last.shape[-1])
@@ -54,6 +57,7 @@ def ats(readout: Tensor, values: Tensor, prefix: int) -> Tensor:
     Args:
         readout: (B, H, N)
         values: (B, H, N, V) of the last block
+        prefix: P
     """
     weighted = (readout * values.norm(dim=-1))[..., prefix:]  # (B, H, n)
     found: Tensor = (weighted / weighted.sum(-1, keepdim=True)).mean(1)
@@ -66,6 +70,7 @@ def token_norm(features: Tensor, prefix: int) -> Tensor:
 
     Args:
         features: (B, N, D)
+        prefix: P
     """
     found: Tensor = features.norm(dim=-1)[:, prefix:]
     return found
@@ -104,6 +109,7 @@ def random(images: Tensor, patch: tuple[int, int], rng: torch.Generator | None) 
 
     Args:
         images: (B, 3, S, S)
+        patch: height and width of a patch, pixels
         rng: torch's own generator where None
     """
     count = (images.shape[-2] // patch[0]) * (images.shape[-1] // patch[1])

@@ -30,11 +30,11 @@ class Preprocessing(NamedTuple):
 
     def cfg(self) -> dict[str, Any]:
         """As a timm model's ``pretrained_cfg`` says it."""
-        told: dict[str, Any] = {
+        cfg: dict[str, Any] = {
             "mean": self.mean, "std": self.std, "interpolation": self.interpolation, "crop_pct": self.crop,
             "crop_mode": self.mode,
         }  # fmt: skip
-        return told if self.side is None else {**told, "input_size": (3, self.side, self.side)}
+        return cfg if self.side is None else {**cfg, "input_size": (3, self.side, self.side)}
 
     def about(self) -> dict[str, Any]:
         """As the folder of a model keeps it: JSON, of which :meth:`updated` makes this again."""

@@ -42,9 +42,9 @@ def reads_a_model(method: Method, shelves: Sequence[ModuleType] = (), *, place: 
     Raises:
         Refused: there is no such score, or it has no such setting.
     """
-    found = _found(method, shelves, place)
-    methods.check_settings(found, method.options, place=place)
-    return bool(set(methods.reads(found)) - ALONE)
+    function = _found(method, shelves, place)
+    methods.check_settings(function, method.options, place=place)
+    return bool(set(methods.reads(function)) - ALONE)
 
 
 def of_images(
@@ -55,11 +55,11 @@ def of_images(
     Raises:
         Refused: there is no such score, or it needs a model.
     """
-    found = _found(method, shelves, place)
+    function = _found(method, shelves, place)
 
     def score(images: Tensor, patch: tuple[int, int]) -> Tensor:
         given = {"images": images.float(), "patch": patch, "rng": None}
-        result: Tensor = methods.call(found, given, method.options, place=place)
+        result: Tensor = methods.call(function, given, method.options, place=place)
         return result
 
     return score
@@ -77,17 +77,21 @@ def by_images(
     """Row numbers (B,) and scores (B, n) of each batch, read off the images alone, on the CPU.
 
     Args:
+        method: the score's name and options
         patch: height and width of a patch
+        batches: of a loader, with ``images`` and ``index``
+        shelves: modules with scores of the user's own
         seed: what a random score follows from
+        place: where the score is named, for a refusal
 
     Raises:
         Refused: there is no such score, or it needs a model.
     """
-    found = _found(method, shelves, place)
+    function = _found(method, shelves, place)
     rng = torch.Generator().manual_seed(seed)
     for batch in batches:
         given = {"images": batch.images.cpu(), "patch": patch, "rng": rng}
-        yield batch.index.cpu(), _checked(methods.call(found, given, method.options, place=place), method, place)
+        yield batch.index.cpu(), _checked(methods.call(function, given, method.options, place=place), method, place)
 
 
 def _checked(scores: Tensor, method: Method, place: str) -> Tensor:
@@ -163,8 +167,8 @@ def by_model(
     Raises:
         Refused: there is no such score.
     """
-    found = _found(method, shelves, place)
+    function = _found(method, shelves, place)
     for batch in batches:
         with torch.no_grad():
-            scores = methods.call(found, watch(model, batch.images), method.options, place=place)
+            scores = methods.call(function, watch(model, batch.images), method.options, place=place)
         yield batch.index.cpu(), _checked(scores, method, place)

@@ -35,6 +35,7 @@ def check(model: nn.Module, side: int, *, place: str) -> None:
     """Refuse a side that ``model`` cannot read.
 
     Args:
+        side: in pixels
         place: where the side is asked for
 
     Raises:

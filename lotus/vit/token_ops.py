@@ -17,11 +17,6 @@ def keep_rows(x: Tensor, rows: Tensor, prefix: int) -> Tensor:
     return torch.cat([x[:, :prefix], _rows(x[:, prefix:], rows)], 1)
 
 
-def keep_angles(rope: Tensor, rows: Tensor) -> Tensor:
-    """The sines and cosines of the patches ``rows``, for every head: (n, 2 Q), (B, K) -> (B, 1, K, 2 Q)."""
-    return rope[rows][:, None]
-
-
 def keep_bias(bias: Tensor, rows: Tensor, prefix: int) -> Tensor:
     """What relative positions add to the logits between the prefix and the patches ``rows``: (1, H, N, N), (B, K) ->
     (B, H, P + K, P + K)."""
@@ -40,6 +35,8 @@ def top_by_chance(scores: Tensor, count: int, rng: torch.Generator | None = None
     image would win.
 
     Args:
+        scores: (B, n)
+        count: how many of each image
         rng: on the scores' device; None: torch's own
     """
     mixed = torch.rand(scores.shape, generator=rng, device=scores.device).argsort(1)
@@ -53,7 +50,10 @@ def evit(x: Tensor, scores: Tensor, count: int, prefix: int, *, fuse: bool) -> T
     through which gradients reach the attention.
 
     Args:
+        x: (B, P + n, D)
         scores: (B, n) attention of the class token, the mean over heads
+        prefix: P
+        fuse: the rest becomes a token; else it is dropped
     """
     stays = top(scores, count)
     kept = keep_rows(x, stays, prefix)
@@ -105,6 +105,8 @@ def merge(x: Tensor, sizes: Tensor, found: Merging, prefix: int) -> tuple[Tensor
     Args:
         x: (B, P + n, D)
         sizes: (B, n) patches that each token stands for
+        found: who merges into whom
+        prefix: P
 
     Returns:
         (B, P + n - r, D), sources that stay before targets, and their sizes (B, n - r)

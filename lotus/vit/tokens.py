@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from lotus.config import Patches
 from lotus.vit import anatomy, attention, cost
 from lotus.vit.anatomy import Dims
-from lotus.vit.token_ops import evit, keep_angles, keep_bias, keep_rows, match, merge, received, top, top_by_chance
+from lotus.vit.token_ops import evit, keep_bias, keep_rows, match, merge, received, top, top_by_chance
 from lotus.vit.token_plan import Passed, keep_at, kept, passed, places, shares
 from selection.errors import Refused
 
@@ -164,12 +164,13 @@ class Tokens:
         """Multiply-accumulates of one image's forward pass now, choosing and merging included.
 
         Args:
+            training: as in a training step; else as in evaluation
             dims: widths of the blocks, where they are to be others than the model's
         """
-        found, dims = self.passed(training=training), self._outline.dims if dims is None else dims
+        seen, dims = self.passed(training=training), self._outline.dims if dims is None else dims
         prefix, width = self._prefix, self._outline.width
-        spent = self._outline.cost(dims, [(prefix + a, prefix + b) for a, b in found.patches]).macs
-        for (before, after), block in zip(found.patches, dims, strict=True):
+        spent = self._outline.cost(dims, [(prefix + a, prefix + b) for a, b in seen.patches]).macs
+        for (before, after), block in zip(seen.patches, dims, strict=True):
             if self.settings.mode == "evit" and after < before:
                 spent += block.heads * block.qk_dim * (prefix + before)  # the class token's row
                 spent += before * width if self.settings.fuse else 0
@@ -252,10 +253,10 @@ class Tokens:
         return keep_rows(x, self._rows, self._prefix)
 
     def _turn(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Rotary positions: a patch that entered keeps the angles of its place."""
+        """Rotary positions: a patch that entered keeps the angles of its place, (n, 2 Q) -> (B, 1, K, 2 Q)."""
         if self._rows is None:
             return args, kwargs
-        return args, {**kwargs, "rope": keep_angles(kwargs["rope"], self._rows)}
+        return args, {**kwargs, "rope": kwargs["rope"][self._rows][:, None]}
 
     def _bias(self, whole: Callable[[], Tensor]) -> Tensor:
         """Relative positions: pairs that entered keep the bias of their distance."""

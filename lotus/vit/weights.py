@@ -46,7 +46,7 @@ def state_of(path: Path, place: str) -> dict[str, Tensor]:
         )
     try:
         regular.check(file)
-        found: Any = load_file(file) if file.suffix == ".safetensors" else _torch_file(file)
+        state: Any = load_file(file) if file.suffix == ".safetensors" else _torch_file(file)
     except OSError as error:
         raise Refused(f"{place}: {file} cannot be read ({reason(error)}). Is it whole, and yours to read?") from None
     except Exception as error:  # a damaged file can break its parsers in any way
@@ -58,12 +58,12 @@ def state_of(path: Path, place: str) -> dict[str, Tensor]:
             f"{place}: {file} is no state dict of tensors alone ({why}). Save model.state_dict(), best as .safetensors."
         ) from None
     for key in _INSIDE:
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping) and found[key]:
-            found = found[key]
-    tensors = isinstance(found, Mapping) and all(isinstance(tensor, Tensor) for tensor in found.values())
-    if not tensors or not found:
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping) and state[key]:
+            state = state[key]
+    tensors = isinstance(state, Mapping) and all(isinstance(tensor, Tensor) for tensor in state.values())
+    if not tensors or not state:
         raise Refused(f"{place}: {file} holds no state dict. Save model.state_dict().")
-    return {_WRAPPED.sub("", str(name)): tensor for name, tensor in found.items()}
+    return {_WRAPPED.sub("", str(name)): tensor for name, tensor in state.items()}
 
 
 def file_of(path: Path) -> Path:
@@ -98,10 +98,10 @@ def hub_config(path: Path, place: str) -> dict[str, Any]:
     if not file.is_file() or (path / "spec.json").is_file():
         return {}
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
+        held = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise Refused(f"{place}: {file} cannot be read ({error}). Is it whole?") from None
-    return told if isinstance(told, dict) and isinstance(told.get("architecture"), str) else {}
+    return held if isinstance(held, dict) and isinstance(held.get("architecture"), str) else {}
 
 
 def reason(error: Exception) -> str:
@@ -122,6 +122,10 @@ def load(
     ``args`` ask for those (timm's way), and a head for other classes anew.
 
     Args:
+        model: takes the weights, in place
+        path: of a file, or a folder that holds one
+        place: where the model is named, for a refusal
+        heads: the linear layers that may start anew
         args: what the model was made with
 
     Raises:
@@ -204,6 +208,7 @@ def other_images(model: nn.Module, weights: Mapping[str, Tensor], argument: str)
     it has, or where their position embedding does not tell.
 
     Args:
+        model: that is to have them
         argument: what the user writes before NAME=VALUE
     """
     embed: Any = getattr(model, "patch_embed", None)

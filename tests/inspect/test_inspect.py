@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -334,3 +336,75 @@ def test_a_link_goes_before_the_file_that_it_points_to(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "delete.txt").read_text() == f"{photos / 'a' / 'link.png'}\n"
     (double,) = json.loads((tmp_path / "out" / "inspect.json").read_text())["duplicates"]
     assert (double["keep"], double["double"]) == (str(photos / "b" / "1.png"), str(photos / "a" / "link.png"))
+
+
+@pytest.mark.parametrize(("count", "nets"), [(4000, 2), (20_000, 1)])
+def test_what_judging_costs(count: int, nets: int) -> None:
+    """By the layers' shapes, by hand."""
+    convolutions = [(16, 48, 64), (16, 64, 24), (16, 24 * 9, 64), (8, 64 * 9, 64), (8, 64 * 9, 96), (4, 96 * 9, 96)]
+    each = sum(side**2 * before * after for side, before, after in convolutions) + 96 * 10
+    forwards, macs = network.cost(count, 10)
+    assert forwards == nets * (3 * (20 * 62 * 64 if count == 4000 else 4 * 78 * 256) + 2 * count)
+    pixels = 16_000_000 * 3072 + 3 * 16_000_000 * 4010 if nets == 2 else 0
+    assert macs == forwards * each + pixels
+
+
+def test_a_link_of_val_goes_and_not_the_picture_of_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A leak by a link: whoever deletes by the list keeps the picture, whoever trains without it leaves the picture out."""
+    photos, store, every = tmp_path / "photos", tmp_path / "photos" / "blobs", pictures(12)
+    for row, picture in enumerate(every[:11]):
+        home = photos / ("val" if row >= 8 else "train") / "ab"[row % 2]
+        home.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(home / f"{row}.png")
+    store.mkdir()
+    Image.fromarray(every[11]).save(store / "0f3c", "PNG")  # as a cache of blobs has it: no ending
+    (photos / "val/a/again.png").symlink_to("../../train/a/2.png")
+    (photos / "val/b/blob.png").symlink_to(store / "0f3c")
+    (photos / "train/b/blob too.png").symlink_to(store / "0f3c")
+    out = tmp_path / "out"
+    words = ["inspect", str(photos), "--out", str(out), "--delete", "duplicates,leaks,damaged,passed"]
+    assert cli.main(words) == 0
+    told = capsys.readouterr().out
+    assert "1 of them is a link of val" in told
+    assert f"1 more would be on it, but a picture that stays is a link to them, e.g. {store / '0f3c'}" in told
+    listed = (out / "delete.txt").read_text().splitlines()
+    assert listed == [str(photos / "train/b/blob too.png"), str(photos / "val/a/again.png")]
+    assert json.loads((out / "inspect.json").read_text())["held_by_links"] == [str(store / "0f3c")]
+    images = ticket.behind(photos).images()
+    gone = {images.names[row] for row in exclude.rows(out / "delete.txt", images).tolist()}  # type: ignore[index]
+    assert gone == {"a/2.png", "b/blob too.png"}
+    for name in listed:
+        Path(name).unlink()
+    assert cli.main(words) == 0
+    assert (out / "delete.txt").read_text() == ""
+
+
+def test_features_that_are_there_judge_without_torch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By their paths, whatever their order; a picture that has none is not judged."""
+    rng, own = np.random.default_rng(0), np.repeat([0, 1], 60)
+    for row, picture in enumerate(pictures(120)):
+        home = tmp_path / "photos" / "ab"[own[row]]
+        home.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(home / f"{row:03d}.png")
+    looks = own.copy()
+    looks[[3, 77]] = 1 - own[[3, 77]]  # what they look like, and are not called
+    x = (np.eye(6)[looks] * 4 + rng.normal(size=(120, 6))).astype(np.float16)
+    order = rng.permutation(120)[:-1]  # one is missing
+    names = [f"{'ab'[own[row]]}/{row:03d}.png" for row in order]
+    np.savez(tmp_path / "x.npz", embeddings=x[order], paths=np.array(names))
+    words = ["inspect", str(tmp_path / "photos"), "--out", str(tmp_path / "out"), "--features", str(tmp_path / "x.npz")]
+    run = "import sys; sys.modules['torch'] = None; from lotus import cli; sys.exit(cli.main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", run, *words, "--delete", "labels"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = json.loads((tmp_path / "out" / "inspect.json").read_text())
+    assert told["labels_judged_by"] == "features"
+    assert {Path(one["image"]).stem for one in told["labels"][:2]} <= {"003", "077"}
+    for broken, why in (
+        ({"embeddings": x[:7]}, "has 7 rows and no paths"),
+        ({"score": x[:, 0]}, "holds no embeddings"),
+        ({"embeddings": x[:2], "paths": np.array(["c/1.png", "c/2.png"])}, "is of other pictures"),
+    ):
+        np.savez(tmp_path / "x.npz", **broken)  # type: ignore[arg-type]
+        assert cli.main(words) == 2
+        assert why in capsys.readouterr().err
+    assert cli.main([*words, "--model", str(tmp_path)]) == 2

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pruning"))
+from masking import masked
 from tiny_vits import batches, pictures, tiny
 
 from lotus.papers.cp_vit import sweep as cp_vit
-from lotus.pruning import surgery
 from lotus.pruning.judge import Judge
 from lotus.pruning.plan import BlockPlan, Plan
 from lotus.vit import anatomy, cost
@@ -43,7 +43,7 @@ def test_heads_are_cut_by_score_and_nothing_else():
         plans.append(BlockPlan(of, heads, full.qk[:2], full.v[:2], full.units))
     with torch.no_grad():
         torch.testing.assert_close(
-            small(pictures()), surgery.masked(model, Plan(tuple(plans)))(pictures()), atol=1e-5, rtol=1e-4
+            small(pictures()), masked(model, Plan(tuple(plans)))(pictures()), atol=1e-5, rtol=1e-4
         )
 
 

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from few import few
+from masking import masked
 from tiny_vits import FAST, KINDS, NORMED, asks, batches, pictures, random_plan, tiny
 from torch import Tensor, nn
 from torch.nn import functional
@@ -69,7 +70,7 @@ def test_momentum_is_cut_as_the_gradient_of_the_cut_model(kind: str) -> None:
     model = tiny(kind, dtype=DTYPE)
     turned = turns(model)
     plan = random_plan(model, 1, decouple_qk=True)
-    silent = surgery.masked(rotate.apply(families.opened(model), turned), plan)
+    silent = masked(rotate.apply(families.opened(model), turned), plan)
     dense = families.close(rotate.apply(families.opened(silent), back(turned)), model)
     small = families.close(surgery.cut(rotate.apply(families.opened(dense), turned), plan), dense)
     images = pictures(dtype=DTYPE)

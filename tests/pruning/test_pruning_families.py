@@ -47,7 +47,7 @@ def test_a_rotated_model_computes_what_it_did(kind):
 
     model = families.opened(tiny(kind, dtype=torch.float64))
     found = rotate.statistics(model, batches(2, dtype=torch.float64))
-    turned = rotate.rotate(model, found)
+    turned = rotate.apply(model, rotate.turns(model, found))
     images = pictures(dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(turned(images), model(images), rtol=1e-6, atol=1e-6)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from masking import masked
 from tiny_vits import batches, pictures, random_plan
 
 import lotus
@@ -51,7 +52,7 @@ def test_as_timm_and_cut_it_computes_what_it_does(kind: str) -> None:
     plan = random_plan(vit, 3)
     small = hub_models.put_back(model, surgery.cut(vit, plan))
     assert type(small) is type(model)
-    torch.testing.assert_close(told(small, x), surgery.masked(vit, plan)(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(told(small, x), masked(vit, plan)(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from few import few
+from masking import masked
 from tiny_vits import CLASSES, FAST, KINDS, UNLIKE, asks, batches, pictures, shelf, tiny
 from torch.nn import functional
 
 import lotus
-from lotus.pruning import Given, budget, criteria, latency, lottery, measure, prune, spec, study, surgery
+from lotus.pruning import Given, budget, criteria, latency, lottery, measure, prune, spec, study
 from lotus.vit import anatomy, cost
 from selection import methods
 from selection.errors import Refused
@@ -233,9 +234,7 @@ def test_a_cut_without_compensation_is_the_surgeons():
     model = tiny("registers")
     drawn = lottery(model, batches(), asks({"macs": 0.5}, rotate=False, compensate="none", embed_dim=None))
     with torch.no_grad():
-        torch.testing.assert_close(
-            drawn.model(pictures()), surgery.masked(model, drawn.plan)(pictures()), rtol=0, atol=1e-5
-        )
+        torch.testing.assert_close(drawn.model(pictures()), masked(model, drawn.plan)(pictures()), rtol=0, atol=1e-5)
 
 
 def test_keeping_all_changes_no_output():
@@ -310,6 +309,8 @@ def test_a_criterion_of_ones_own():
     ("settings", "message"),
     [
         ({"rond": 8}, "prune.rond: no such setting. Did you mean 'round'"),
+        ({"shelve": []}, "^lotus.prune: has no argument 'shelve'. Did you mean 'shelves'"),
+        ({"sed": 1}, "^lotus.prune: has no argument 'sed'. Did you mean 'seed'"),
         ({"search": {"kind": "ratios"}}, "prune.search: is done by a run"),
         ({"method": "unstructured", "keep": {"weights": 0.5}}, "prune.method: unstructured is done by a run"),
         ({"sizes": (0.3,)}, "prune.sizes: is done by a run"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from few import few
+from masking import masked
 from tiny_vits import PLAIN, asks, batches, pictures, random_plan, tiny
 from torch import nn
 
@@ -21,7 +22,7 @@ DIM, WIDTH = 6, 9
 
 
 def turned(model: nn.Module, data=None, **which) -> Any:
-    return rotate.rotate(model, rotate.statistics(model, data or batches()), **which)
+    return rotate.apply(model, rotate.turns(model, rotate.statistics(model, data or batches()), **which))
 
 
 def moment(seed: int, dim: int = DIM) -> torch.Tensor:
@@ -79,7 +80,7 @@ def test_masked_equals_cut_in_the_rotated_basis(kind, seed):
     plan = random_plan(other, seed)
     with torch.no_grad():
         small = surgery.cut(other, plan)(pictures())
-        torch.testing.assert_close(surgery.masked(other, plan)(pictures()), small, rtol=0, atol=1e-5)
+        torch.testing.assert_close(masked(other, plan)(pictures()), small, rtol=0, atol=1e-5)
 
 
 def test_one_of_two_can_be_turned_alone():

@@ -47,12 +47,33 @@ def test_the_same_outputs_to_the_last_bit(tmp_path, kind, decouple_qk):
     assert spec.load(spec.save(back, tmp_path / "again")).state_dict().keys() == small.state_dict().keys()
 
 
+def test_what_a_model_says_of_its_images_goes_with_it(tmp_path: Path) -> None:
+    """Saved without a word about them: the numbers of its weights, not those that timm has for its name."""
+    small: Any = saved(tmp_path)[0]
+    names = [str(number) for number in range(small.num_classes)]
+    own = {
+        "mean": (0.1, 0.2, 0.3),
+        "std": (0.4, 0.5, 0.6),
+        "crop_pct": 0.7,
+        "interpolation": "bilinear",
+        "label_names": names,
+    }
+    small.pretrained_cfg = {**small.pretrained_cfg, **own}
+    back: Any = spec.load(spec.save(small, tmp_path / "own"))
+    assert {name: back.pretrained_cfg[name] for name in own} == own
+    assert back.pretrained_cfg["resize"] == "bilinear"
+    about = {**spec.read(tmp_path / "own")["about"], "resize": "area"}  # for which timm has no word
+    area = spec.load(spec.save(back, tmp_path / "area", about=about))
+    twice: Any = spec.load(spec.save(area, tmp_path / "twice"))
+    assert {name: twice.pretrained_cfg[name] for name in (*own, "resize")} == {**own, "resize": "area"}
+
+
 def test_a_dense_model_can_be_saved_and_serves_as_weights(tmp_path):
     args = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
     request = config.Model(name="vit_tiny_patch16_224", args=args)
     model = door.create(request, 5).bfloat16()
     folder = spec.save(model, tmp_path / "dense", about={"classes": ["a", "b"]})
-    assert spec.read(folder)["about"] == {"classes": ["a", "b"]}
+    assert spec.read(folder)["about"]["classes"] == ["a", "b"]
     assert spec.load(folder).pos_embed.dtype == torch.bfloat16
     again = door.create(request.model_copy(update={"weights": str(folder)}), 5)
     assert torch.equal(again.pos_embed, model.pos_embed.float())

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from masking import masked
 from tiny_vits import KINDS, asks, batches, pictures, random_plan, tiny
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -66,7 +67,7 @@ def test_masked_equals_cut_at_the_cost_that_was_told_and_is_saved(tmp_path, kind
     model = tiny(kind)
     for name, plan in plans(model).items():
         small = surgery.cut(model, plan)
-        equal(surgery.masked(model, plan), small)
+        equal(masked(model, plan), small)
         told, counted = plan.cost(model), cost.count(small)
         params = sum(weight.numel() for weight in small.parameters())
         assert (told.params, told.macs) == (params, counted.macs) == (counted.params, counted.macs), name
@@ -108,7 +109,7 @@ def test_what_was_cut_can_be_cut_again_and_trains():
     a, b = Plan.full(once).blocks
     again = Plan((without(a, "mlp"), dataclasses.replace(b, attn_in=(0, 2, 4), heads=(0, 2), qk=b.qk[:2], v=b.v[:2])))
     twice = surgery.cut(once, again)
-    equal(surgery.masked(once, again), twice)
+    equal(masked(once, again), twice)
     assert twice.lotus_gone == (0, 1)
     assert anatomy.blocks(twice)[0].reads("attn") == (0, 7, 41), "channels of the stream, not of what was read before"
     twice.train()(pictures()).square().sum().backward()

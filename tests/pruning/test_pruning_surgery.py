@@ -11,6 +11,7 @@ import torch
 from few import few
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from masking import masked
 from tiny_vits import FAST, KINDS, pictures, random_plan, tiny
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,8 +34,8 @@ def test_masked_equals_cut(kind, seed):
     model = tiny(kind)
     plan = random_plan(model, seed)
     small = surgery.cut(model, plan)
-    masked = surgery.masked(model, plan)
-    equal(masked, small)
+    full = masked(model, plan)
+    equal(full, small)
     with torch.no_grad():
         assert (model(pictures()) - small(pictures())).abs().max() > 1e-2, "the cut must matter for the test to tell"
 
@@ -44,7 +45,7 @@ def test_masked_equals_cut(kind, seed):
 def test_masked_equals_cut_for_any_plan(seed, decouple_qk):
     model = tiny("layerscale")
     plan = random_plan(model, seed, decouple_qk=decouple_qk)
-    equal(surgery.masked(model, plan), surgery.cut(model, plan))
+    equal(masked(model, plan), surgery.cut(model, plan))
 
 
 def test_the_full_plan_changes_nothing():
@@ -64,9 +65,9 @@ def test_a_cut_model_can_be_cut_again(fused):
     once = surgery.cut(model, random_plan(model, 1))
     again = random_plan(once, 2, decouple_qk=True)
     twice = surgery.cut(once, again)
-    equal(surgery.masked(once, again), twice)
+    equal(masked(once, again), twice)
     thrice = random_plan(twice, 3, decouple_qk=True)
-    equal(surgery.masked(twice, thrice), surgery.cut(twice, thrice))
+    equal(masked(twice, thrice), surgery.cut(twice, thrice))
 
 
 @pytest.mark.parametrize("kind", few(KINDS, FAST))
@@ -101,7 +102,7 @@ def test_a_timm_whose_attention_cannot_hold_a_cut_gets_ours(monkeypatch):
     monkeypatch.setattr(families, "holds", lambda attention: False)
     small = surgery.cut(model, plan)
     assert any(isinstance(block.attn, SplitAttention) for block in small.blocks)
-    equal(surgery.masked(model, plan), small)
+    equal(masked(model, plan), small)
 
 
 def test_whether_a_class_can_hold_a_cut_is_tried():
@@ -147,7 +148,7 @@ def test_split_attention_computes_what_any_family_does(kind, seed):
         block.module.attn = ours
     equal(model, open_)
     plan = random_plan(model, seed, decouple_qk=True)
-    equal(surgery.masked(model, plan), surgery.cut(model, plan))
+    equal(masked(model, plan), surgery.cut(model, plan))
 
 
 @pytest.mark.parametrize("kind", few(KINDS, FAST))
@@ -172,7 +173,7 @@ def test_the_model_is_left_as_it_was():
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     plan = random_plan(model, 0)
     small: Any = surgery.cut(model, plan)
-    surgery.masked(model, plan)
+    masked(model, plan)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert not small.blocks[0].mlp.fc1.weight.requires_grad
     assert small.blocks[0].mlp.fc2.weight.requires_grad

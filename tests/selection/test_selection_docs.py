@@ -34,7 +34,11 @@ def test_every_block_of_python_runs(tmp_path, monkeypatch, capsys):
 def test_a_score_and_a_picker_of_ones_own_from_the_command_line(tmp_path, monkeypatch, capsys):
     """The example's file, and its command to the letter."""
     (file,) = [block for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if "def surprise" in block]
-    (command,) = [line for line in TEXT.splitlines() if line.startswith("lotus select signals.npz --with mine.py")]
+    (command,) = [
+        line
+        for line in TEXT.replace("\\\n", " ").splitlines()
+        if line.startswith("lotus select signals.npz --with mine.py")
+    ]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(file)
     loss = np.random.default_rng(0).random((2, 5, 200))

@@ -80,6 +80,23 @@ def test_for_other_classes_the_head_starts_anew_with_a_line_and_all_else_stays(s
     assert lotus.load(small.parent / "seven").num_classes == 7
 
 
+@pytest.mark.parametrize("form", ["ours", "hub"])
+def test_as_many_classes_of_other_names_are_other_classes(tmp_path: Path, small: Path, form: str) -> None:
+    folder = small
+    if form == "hub":
+        folder = tmp_path
+        told = {"architecture": NAME, "num_classes": 5, "model_args": ARGS, "label_names": list("abcde")}
+        (tmp_path / "config.json").write_text(json.dumps(told))
+        safetensors.torch.save_file(vit().state_dict(), tmp_path / "model.safetensors")
+    asked = Model(name=NAME, args=ARGS, weights=str(folder))
+    with warnings.catch_warnings(action="error"):
+        same = given.model_of(asked, 5, names=list("abcde")).state_dict()
+    with pytest.warns(Notice, match=r"knows other classes, 'd' where the data has 'x': head starts anew"):
+        other = given.model_of(asked, 5, names=list("abcxe")).state_dict()
+    changed = {name for name in same if not torch.equal(same[name], other[name])}
+    assert {"head.weight"} <= changed <= {"head.weight", "head.bias"}
+
+
 def test_at_another_side_its_positions_are_resampled_and_it_can_be_saved(small: Path) -> None:
     with pytest.warns(Notice, match="resampled to .*48 pixels"):
         model: Any = loaded(small, img_size=48)

@@ -141,7 +141,9 @@ def test_without_a_launcher_nobody_watches() -> None:
 WORKER = """
 import sys, time
 from lotus.training.distributed import StopFlag
-with StopFlag(every=0.05) as stop:
+from lotus.watch import over_launcher
+over_launcher(every=0.05)
+with StopFlag() as stop:
     print("ready", flush=True)
     until = time.monotonic() + 20
     while not stop and time.monotonic() < until:

@@ -14,7 +14,7 @@ from tiny import CLASSES, pictures, recipe, same, vit
 from torch import Tensor, nn
 
 from lotus.training import distributed
-from lotus.training.average import Average
+from lotus.training.average import Average, moving
 from lotus.training.deepspeed_config import settings
 from lotus.training.distributed import World
 from lotus.training.engine import Engine
@@ -171,10 +171,10 @@ AVERAGED = few([(0, "fp32"), (0, "bf16"), (1, "fp32"), (2, "bf16")], [(0, "bf16"
 @pytest.mark.parametrize(("zero", "precision"), AVERAGED)
 def test_average_is_carried_and_put_down(zero: int, precision: str) -> None:
     engine = made(zero=zero, precision=precision)
-    average = Average(engine, 0.5)
+    average = Average(engine)
     start = engine.weights()
     go(engine, range(1))
-    average.update(1)
+    average.take(moving(0.5, 1))
     now = engine.weights()
     decay = min(0.5, 2 / 11)
     for name, value in average.weights().items():
@@ -185,7 +185,7 @@ def test_average_is_carried_and_put_down(zero: int, precision: str) -> None:
         assert not torch.equal(engine.forward(images[:4]), before)
     assert torch.equal(engine.forward(images[:4]), before)
     kept = average.weights()
-    other = Average(engine, 0.5)
+    other = Average(engine)
     other.load_weights(kept)
     assert same(other.weights(), kept)
     assert same(engine.weights(), now)

@@ -38,7 +38,10 @@ def test_known_counts_of_the_vit_family(name, params, macs, linear):
     counted = cost.count(meta(name))
     assert counted.params == params
     assert round(counted.macs / 1e9, 4) == macs
-    assert round(counted.linear_macs / 1e9, 4) == linear
+    width, depth = {"tiny": (192, 12), "small": (384, 12), "base": (768, 12), "large": (1024, 24)}[name.split("_")[1]]
+    assert (
+        round((counted.macs - depth * 2 * 197**2 * width) / 1e9, 4) == linear
+    )  # of counters that do not see attention
 
 
 @pytest.mark.parametrize(
@@ -59,7 +62,6 @@ def test_known_counts_of_cuts_of_deit_base(heads, dim, hidden, params, macs):
     counted = outline.cost([Dims(heads, dim, dim, hidden)] * 12)
     assert round(counted.params / 1e6, 3) == params
     assert round(counted.macs / 1e9, 3) == macs
-    assert counted.linear_macs == counted.macs - 12 * 197**2 * heads * 2 * dim
     d, a, f, n = 768, heads * dim, hidden, 197  # the formulas of a block, to the last one
     block = outline.block(0, Dims(heads, dim, dim, hidden))
     assert block.macs == n * d * 3 * a + n * n * 2 * a + n * a * d + 2 * n * d * f
@@ -77,7 +79,7 @@ def test_known_counts_of_deit_base_at_half_its_width(dims, params, macs):
     assert round(counted.macs / 1e9, 3) == macs
     if dims.hidden == 1536:
         small = cost.count(meta("deit_small_patch16_224"))
-        assert (counted.params, counted.macs, counted.linear_macs) == (small.params, small.macs, small.linear_macs)
+        assert (counted.params, counted.macs) == (small.params, small.macs)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +139,6 @@ def test_equal_to_torchs_counter(name, args):
     counted = cost.count(model)
     assert counter.get_total_flops() == 2 * counted.macs
     assert counted.params == sum(weight.numel() for weight in model.parameters())
-    assert counted.linear_macs < counted.macs
 
 
 def test_split_attention_is_counted_and_equals_timms_where_both_can():

@@ -25,13 +25,13 @@ from lotus.vit.tokens import Tokens
 
 def head_scores(model: nn.Module, batches: Iterable[Any]) -> list[np.ndarray]:
     """(H,) of each block, empty where it has no attention: the criterion ``cumulative_attention``, head by head."""
-    found = measure.measure(model, batches, gradients=False, moments="none", attention=True).attention
+    attention = measure.measure(model, batches, gradients=False, moments="none", attention=True).attention
     scores, watched = [], list[np.ndarray]()
     for block in anatomy.blocks(model):
         if not block.has_attn:
             scores.append(np.zeros(0))
             continue
-        watched.append(found[block.name])
+        watched.append(attention[block.name])
         alike = np.stack([one for one in watched if len(one) == block.heads])
         scores.append(criteria.cumulative_attention(alike, block.heads))
     return scores

@@ -74,6 +74,11 @@ def cook(
     """Thin ``model`` to ``keep`` of its listed weights, in place.
 
     Args:
+        supply: of batches
+        settings: of ``prune.method``
+        stage: the events' stage
+        recipe: of the optimizer and its batches
+        objective: what the loss asks for
         seed: of the copies' learning rates and weight decays
 
     Raises:

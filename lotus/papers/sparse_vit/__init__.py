@@ -35,6 +35,7 @@ def attention_penalty(
     """A penalty on attention probabilities.
 
     Args:
+        model: that trains
         kind: log: log(1 + a^2), as published, which spreads attention; entropy: which makes it sparse
         strength: lambda: what it counts in the loss
         layers: which blocks are penalized; published is the last alone
@@ -64,28 +65,28 @@ def _measure(context: Context) -> Work:
     if "baseline" in run.plan():
         models["baseline"] = lotus.pruning.load(run.of("baseline"))
     rows = np.arange(min(LOOKED_AT, beton.Manifest.load(run.val_beton).n))
-    found: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     for name, model in models.items():
         with context.images(run.val_beton, rows, config.train, model) as loader:
-            found[name] = focus(model, loader.epoch(0), context.world.device)
-        yield Step("attention", len(found), len(models), unit="models measured")
+            measured[name] = focus(model, loader.epoch(0), context.world.device)
+        yield Step("attention", len(measured), len(models), unit="models measured")
     settings = options(attention_penalty, _penalties(config.train)[0].options, place="train.guests")
-    return Outcome(values={"kind": settings["kind"], "layers": settings["layers"], "models": found})
+    return Outcome(values={"kind": settings["kind"], "layers": settings["layers"], "models": measured})
 
 
 def _tell(run: Run, results: Mapping[str, Any]) -> Section:
     """A row a model, and what the penalty did to it, in words."""
-    found, where = results["attention"], "last" if results["attention"]["layers"] == "last" else "all"
-    models, training, dense = found["models"], named(run.stages, "training"), named(run.stages, "dense")
+    measured, where = results["attention"], "last" if results["attention"]["layers"] == "last" else "all"
+    models, training, dense = measured["models"], named(run.stages, "training"), named(run.stages, "dense")
     names = (("start", "before training"), (training, "penalized"), (dense, "dense baseline, no penalty"))
     rows = [(name, models[key][where]) for key, name in names if key in models]
-    told = f"The penalty is {found['kind']}; measured in {'the last block' if where == 'last' else 'all blocks'}."
+    told = f"The penalty is {measured['kind']}; measured in {'the last block' if where == 'last' else 'all blocks'}."
     if dense in models:
         apart = models[training][where]["entropy"] - models[dense][where]["entropy"]
         signed = f"{apart:+.2g}".replace("-", "−")
         word = "spread further than" if apart > 0 else "more peaked than"
         told += f" Attention is {word} the dense baseline's: {signed} nats of entropy a row."
-    if found["kind"] == "log":
+    if measured["kind"] == "log":
         told += (
             " log(1 + a^2) costs least where a row is uniform: it is named a sparsity penalty and spreads attention."
         )

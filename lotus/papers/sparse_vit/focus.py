@@ -24,7 +24,9 @@ def focus(model: nn.Module, batches: Iterable[Any], device: torch.device | str =
     """Mean over images, heads and rows of :func:`shape`: ``last`` for the last block, ``all`` for the mean over blocks.
 
     Args:
+        model: a plain ViT; ends up on ``device``
         batches: tuples that begin with images
+        device: where it is computed
     """
     sums, images = torch.zeros(2, 3, dtype=torch.float64), 0
     model = model.to(device)

@@ -48,16 +48,12 @@ def _check(ahead: Ahead, options: Options) -> None:
     project.check_reach(outline(ahead.shape), request.keep.macs or 1, round=multiple)
 
 
-def _forecast(ahead: Ahead, options: Options) -> float:
-    return float(1.5 * TRAIN_FORWARDS * options["epochs"] * ahead.kept)
-
-
 WAY = Way(
     "convolve",
     "let attention become convolution, cut MLP units",
     _make,
     check=_check,
-    forecast=_forecast,
+    forecast=lambda ahead, options: float(1.5 * TRAIN_FORWARDS * options["epochs"] * ahead.kept),
 )
 
 

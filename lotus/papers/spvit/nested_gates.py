@@ -140,7 +140,8 @@ class NestedGates:
 
     def step(self, progress: float, reduce: Callable[[Tensor], None] | None = None) -> None:
         """Move the gates, after a backward at an accumulation boundary; then draw anew."""
-        seen = torch.cat([_gradient(leaf).flatten() for pair in self.leaves for leaf in pair])
+        leaves = [leaf for pair in self.leaves for leaf in pair]
+        seen = torch.cat([(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad).flatten() for leaf in leaves])
         if reduce is not None:
             reduce(seen)
         assert self.under is not None
@@ -283,7 +284,3 @@ class NestedGates:
         mean = self._mean / (1 - _BETAS[0] ** self.steps)
         spread = (self._square / (1 - _BETAS[1] ** self.steps)).sqrt()
         self.theta.sub_(self.lr * mean / (spread + 1e-8))
-
-
-def _gradient(leaf: Tensor) -> Tensor:
-    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad

@@ -41,6 +41,7 @@ def project(outline: Outline, gates: Sequence[tuple[Tensor, Tensor]], keep: floa
     ``round`` units and steps of attention, those with the most open gates first.
 
     Args:
+        outline: of the dense model
         gates: of each block, (3,) for 1x1, 3x3 and attention, and (F,) for its MLP units; any rising function of their
             probabilities.
 
@@ -134,6 +135,7 @@ def convert(model: nn.Module, choices: Sequence[Choice], mixes: Sequence[Tensor]
     """A copy of ``model``, in eval mode, with the chosen convolutions, made of its own weights, and the chosen units.
 
     Args:
+        choices: one a block, as :func:`project` makes them.
         mixes: (H, 9) scores Z of each block.
 
     Raises:

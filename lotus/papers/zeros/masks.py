@@ -10,7 +10,6 @@ A mask holds True where a weight stays. A saved model needs no file of masks: th
 from __future__ import annotations
 
 import contextlib
-import copy
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ def listed(model: nn.Module, weights: Weights = "linears") -> dict[str, nn.Param
     """The weights that may become zero, by name; queries, keys and values are the rows of one matrix.
 
     Args:
+        model: a plain ViT
         weights: ``linears``: of every block, as in essential sparsity (2306.03805) and instant soup (2306.10460). ``sparse_vit``:
             those, the patch embedding, the blocks' norms and the classifier (2307.11988; its code prunes the norms' gains too).
 
@@ -62,6 +62,8 @@ def magnitude(weights: Mapping[str, Tensor], keep: float, within: Masks | None =
     Of equal weights the one that comes first stays.
 
     Args:
+        weights: by name
+        keep: the fraction of their numbers that stays
         within: nothing beyond these masks stays; :func:`kept_of` is of all weights all the same
 
     Raises:
@@ -142,13 +144,6 @@ def put(model: nn.Module, masks: Masks) -> None:
     with torch.no_grad():
         for name, mask in masks.items():
             parameters[name].masked_fill_(~mask.to(parameters[name].device), 0.0)
-
-
-def thinned(model: nn.Module, masks: Masks) -> nn.Module:
-    """A copy under the masks."""
-    small = copy.deepcopy(model)
-    put(small, masks)
-    return small
 
 
 @contextlib.contextmanager

@@ -67,10 +67,10 @@ def measuring(uncut: Uncut) -> Iterator[Callable[[Masks], dict[str, float]]]:
         def measured(masks: Masks) -> dict[str, float]:
             before = {name: parameters[name].detach().clone() for name in masks}
             zeros.put(model, masks)
-            found = loop.evaluate(model, loader, context.world)
+            values = loop.evaluate(model, loader, context.world)
             for name, weight in before.items():
                 parameters[name].data.copy_(weight)
-            return found
+            return values
 
         yield measured
 
