@@ -56,7 +56,7 @@ def main() -> int:
                 began = time.monotonic()
                 try:
                     done[name] = {"figures": part()}
-                except (subprocess.SubprocessError, TimeoutError, ValueError) as fault:
+                except (subprocess.SubprocessError, TimeoutError, ValueError, LookupError) as fault:
                     done[name] = {"failed": f"{fault} {getattr(fault, 'stderr', '') or ''}"[-2000:]}
                 done[name]["seconds"] = round(time.monotonic() - began, 1)
                 files.write_json(out, done)

@@ -27,10 +27,12 @@ import contextlib
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,23 +123,49 @@ def _run(part: Part, limit: float) -> dict[str, Any]:
         words = [sys.executable, *(word.replace("OUT", folder, 1) if word.startswith(("OUT", "folder=OUT")) else word
                                    for word in part.words)]  # fmt: skip
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-        try:
-            ran = subprocess.run(
-                words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=limit, check=False
-            )
-            code, said, errors = ran.returncode, ran.stdout, ran.stderr
-        except subprocess.TimeoutExpired as late:
-            code = -1
-            said, errors = (bytes(one or b"").decode(errors="replace") for one in (late.stdout, late.stderr))
-            errors += f"\nlonger than {limit:.0f} s"
+        code, said, errors = _ended(words, environment, Path(folder), limit)
         seconds = {"seconds": round(time.monotonic() - began, 1)}
-        if code:
-            return {"failed": (said + errors)[-4000:].splitlines()[-40:], **seconds}
         told = Path(folder) / "told.json"
-        if told.exists():
+        if code == 0 and told.exists():
             return {"figures": json.loads(told.read_text()), **seconds}
-    figures = json.loads(said.strip().splitlines()[-1]) if part.prints else said.splitlines()[-20:]
-    return {"figures": figures, **seconds}
+    try:
+        if code == 0:
+            return {"figures": json.loads(said.splitlines()[-1]) if part.prints else said.splitlines()[-20:], **seconds}
+    except (ValueError, IndexError):
+        errors += "\nits last line is no JSON"
+    return {"failed": f"{said}{errors}"[-4000:].splitlines()[-40:], **seconds}
+
+
+def _ended(words: list[str], environment: Mapping[str, str], folder: Path, limit: float) -> tuple[int, str, str]:
+    """Exit code and what was said. Of what takes longer nothing is left, the ranks of a launcher among it, to slow down what comes next."""
+    with open(folder / "said", "wb") as said, open(folder / "errors", "wb") as errors:
+        process = subprocess.Popen(
+            words, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=errors
+        )
+        try:
+            code, late = process.wait(limit), ""
+        except BaseException as fault:
+            for pid in (process.pid, *_below(process.pid)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            code, late = process.wait(), f"\nlonger than {limit:.0f} s"
+            if not isinstance(fault, subprocess.TimeoutExpired):
+                raise
+    told = [(folder / name).read_text(errors="replace").strip() for name in ("said", "errors")]
+    return code, told[0], f"\n{told[1]}{late}"
+
+
+def _below(pid: int) -> list[int]:
+    """The processes that ``pid`` has started, and those that they have."""
+    children: dict[int, list[int]] = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(file.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(file.parent.name))
+    found = list(children.get(pid, []))
+    for one in found:  # which grows
+        found += children.get(one, [])
+    return found
 
 
 def _machine(device: str) -> dict[str, Any]:
@@ -182,7 +210,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--cifar", default="", help="an .npz of CIFAR-10, or of a part of it")
     parser.add_argument("--parts", nargs="+", default=[], help="only these")
     parser.add_argument("--minutes", type=float, default=8.0, help="for all parts together (%(default)s)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="cuda")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small settings; only shows that it works")
     return parser.parse_args()
 

@@ -122,9 +122,9 @@ def hub(model: nn.Module, about: Mapping[str, Any], page: str, *, timm: bool) ->
     """README.md as the Hugging Face hub shows it: a YAML header, then :func:`page`. Nothing is uploaded.
 
     Args:
-        model: as it is sent
-        about: ``classes`` and ``license``, where they are known
-        page: as :func:`page` gives it
+        model: that leaves
+        about: what is known of it: license, classes, top-1
+        page: the text, as :func:`page` writes it
         timm: whether timm alone can load it, which the hub's pages then say how to do
     """
     task = "image-classification" if model.num_classes else "image-feature-extraction"

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selection import regular
 from selection.atomic_files import (
     append,
     beside,
@@ -100,6 +101,6 @@ def read_tensors(path: Path, cure: str) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        return load_file(regular.check(path))
     except (OSError, SafetensorError) as error:
         raise Refused(f"{path}: cannot be read ({error}). {cure}") from None

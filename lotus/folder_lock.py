@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 from selection.errors import Refused
 
@@ -23,7 +26,7 @@ def locked(folder: Path) -> Iterator[None]:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / _LOCK, "w")  # noqa: SIM115 - held open for as long as the run
+        lock = _opened(folder / _LOCK)
     except OSError as error:
         raise Refused(f"{folder}: cannot be used ({error.strerror}). Give another with folder=PATH.") from None
     with lock:
@@ -37,6 +40,15 @@ def locked(folder: Path) -> Iterator[None]:
             yield
         finally:
             _leave_nothing(folder, made)
+
+
+def _opened(path: Path) -> IO[bytes]:
+    """To be held open for as long as the run. It empties nothing, follows no link, and waits at no pipe."""
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, f"its {_LOCK} is no file")
+    return file
 
 
 def _leave_nothing(folder: Path, made: Sequence[Path]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lotus.files import digest, digest_of
+from selection import regular
 
 FORMAT = 2
 """Of a record. One of another is not read, so that its stage runs again."""
@@ -68,7 +69,7 @@ class Record:
 def stored(file: Path) -> Mapping[str, Any]:
     """What the file of a record holds, whatever its format; nothing where it cannot be read."""
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = json.loads(regular.check(file).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}

@@ -188,6 +188,8 @@ class Run:
                 functools.reduce(operator.getitem, way, settings).pop(last)
             else:
                 settings[part] = functools.reduce(operator.getitem, [*way, last], dump)
+        if self.stages[stage].is_set:
+            settings[f"stages.{stage}"] = asked.options if (asked := config.asked(stage)) else {}
         return settings
 
     def after(self, stage: str) -> tuple[str, ...]:

@@ -20,8 +20,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, TypeAlias, TypeVar, cast
 
-from lotus.config import Config, Patches
+from lotus.config import Config, Patches, options
 from lotus.events import Event
+from selection import methods
 
 T = TypeVar("T")
 Names = tuple[str, ...]
@@ -112,8 +113,9 @@ class Stage:
     """Also of its folder, of its part of results.json, and of its model for ``lotus evaluate --model``."""
     says: ByConfig[str]
     """What it does, for people."""
-    make: Callable[[Any], Work]
-    """Does it, given a :class:`lotus.stages.context.Context`: yields what happens, returns what it cost."""
+    make: Callable[..., Work]
+    """Does it, given a :class:`lotus.stages.context.Context`: yields what happens, returns what it cost. Its keyword-only parameters
+    are settings of its own, which a config sets in ``stages``."""
     settings: ByConfig[Names] = ()
     """Parts of the config (``"train"``, ``"prune.keep.macs"``) that change what it makes, less those with a minus before them."""
     after: ByConfig[Names] = ()
@@ -127,6 +129,8 @@ class Stage:
     identity: Callable[[Any], str] | None = None
     """What identifies what it leaves among the images, given the :class:`lotus.run.Run`: a host that does not share rank 0's folder
     does the stage for itself, and the two are compared. None: rank 0's is sent there."""
+    excludes: str = ""
+    """Of its outputs a list of images that shall not train, as ``select.exclude`` names one: whoever draws the ticket leaves them out."""
     part: Part = "apart"
     """What it is to the ledger: ``choosing`` images, the ``training`` on them, another part of the ``lottery``, the one that leaves
     the model that is ``shipped``, the ``dense`` training that all is compared with, or ``apart``: no part of what it cost."""
@@ -153,6 +157,20 @@ class Stage:
     """Whether it is there at all with these settings."""
     bind: Callable[[Config, Sequence[ModuleType]], Mapping[str, Any]] = _none
     """What of it depends on the shelves beside LOTUS' own: other values of its fields."""
+
+    @property
+    def is_set(self) -> bool:
+        """Whether it has settings of its own."""
+        return bool(methods.settings(self.make))
+
+    def options(self, config: Config) -> dict[str, Any]:
+        """The settings of its own, those that the config does not name at their defaults.
+
+        Raises:
+            Refused: the config names one that it does not have, or of another kind.
+        """
+        asked = config.asked(self.name)
+        return options(self.make, asked.options if asked else {}, place=f"stages.{self.name}", name=self.name)
 
 
 def named(stages: Mapping[str, Stage], part: Part) -> str:

@@ -24,6 +24,8 @@ from selection import atomic_files
 from selection.errors import Refused
 from selection.shown import shown
 
+ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+"""What a launcher leaves in the environment, of one process."""
 STOPPED = 75  # sysexits' EX_TEMPFAIL: try again
 _GOES_ON = "The same command goes on from the last checkpoint."
 PATIENT = 5.0  # seconds for which a collective that failed looks for who is missing
@@ -48,6 +50,35 @@ class Lost(Exception):
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
         os._exit(STOPPED)
+
+
+def placed() -> tuple[int, int, int]:
+    """Rank, number of ranks, and rank on this machine, as a launcher left them in the environment; 0 of 1 without one.
+
+    Raises:
+        Refused: they are no numbers, or no rank of so many.
+    """
+    told = {name: os.environ.get(name, usual) for name, usual in ALONE.items()}
+    for name, value in told.items():
+        if not _is_count(value):
+            raise Refused(f"{name}={value!r} in the environment is no number. Unset it for one process.")
+    rank, size, local = map(int, told.values())
+    if rank >= size:
+        raise Refused(
+            f"RANK={rank} and WORLD_SIZE={size} in the environment: there is no such rank, they count from 0. Unset both for one "
+            "process; torchrun and deepspeed set them."
+        )
+    return rank, size, local
+
+
+def speaks() -> bool:
+    """Whether this process is the one that tells: rank 0, and any that :func:`placed` refuses."""
+    rank, size = (os.environ.get(name, ALONE[name]) for name in ("RANK", "WORLD_SIZE"))
+    return not (_is_count(rank) and _is_count(size) and 0 < int(rank) < int(size))
+
+
+def _is_count(value: str) -> bool:
+    return value.isascii() and value.isdecimal()
 
 
 def clear(folder: Path) -> None:

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from selection import regular
 from selection.errors import Refused
 
 _PART = re.compile(r"\..*\.[0-9a-f]{16}\.part", re.DOTALL)
@@ -174,9 +175,11 @@ def append(path: str | Path, line: str, cure: str = "") -> None:
     """
     content = line.encode("utf-8") + b"\n"
     with refusing(path, cure):
+        if os.path.islink(path):  # in a folder from elsewhere it may lead to any file of the user's
+            raise OSError(errno.ELOOP, "it is a link")
         if (there := _mode(Path(path))) is not None and not stat.S_ISREG(there):
             raise OSError(errno.EINVAL, "it is no plain file")
-        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             size = os.fstat(handle).st_size
             if size and os.pread(handle, 1, size - 1) != b"\n":
@@ -276,7 +279,7 @@ def digest_of(*paths: str | Path, size: int = 12, sha256: bool = False) -> str:
     """
     hashed = hashlib.sha256() if sha256 else hashlib.blake2b(digest_size=size)
     for path in paths:
-        with open(path, "rb") as file:
+        with open(regular.check(path), "rb") as file:
             while block := file.read(1 << 20):
                 hashed.update(block)
     return hashed.hexdigest()

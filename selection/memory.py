@@ -16,6 +16,8 @@ GB = 1e9
 BLOCKS = 0.2
 """GB that blocks of similarities take at most, with what is computed of them; see :data:`selection.neighbors.BLOCK`."""
 
+_CONTAINER = Path("/sys/fs/cgroup")
+
 _UNITS = {
     "": 1.0,
     "gb": 1.0,
@@ -55,8 +57,12 @@ def available() -> float:
     with contextlib.suppress(OSError, ValueError, IndexError):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         limits += [float(line.split()[1]) * 1024 / GB for line in lines if line.startswith("MemAvailable:")]
-    with contextlib.suppress(OSError, ValueError):  # a container's limit; "max" is none
-        limits.append(float(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")) / GB)
+    with contextlib.suppress(OSError, ValueError, IndexError):  # a container's limit; "max" is none
+        most, taken = (
+            float((_CONTAINER / f"memory.{name}").read_text(encoding="ascii")) for name in ("max", "current")
+        )
+        told = (_CONTAINER / "memory.stat").read_text(encoding="ascii").split()
+        limits.append(max(0.0, most - taken + float(told[told.index("inactive_file") + 1])) / GB)  # files give way
     return min(limits)
 
 

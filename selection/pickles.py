@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from selection import regular
+from selection import memory, regular
 
 _ZIP = b"PK\x03\x04"
 _MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of a file that torch.save wrote before it wrote zip files
@@ -47,7 +47,8 @@ def load(file: Path, *, encoding: str = "ASCII") -> Any:
     Raises:
         Exception: any, where it is damaged or holds something else; the caller says what that means for the user.
     """
-    content = regular.check(file).read_bytes()
+    memory.there(memory.size(regular.check(file).stat().st_size), str(file), "Take a part of it.")
+    content = Path(file).read_bytes()
     found = _zipped(content) if content.startswith(_ZIP) else _stream(io.BytesIO(content), encoding)
     return _Finished(_SPREAD * len(content)).of(found)
 

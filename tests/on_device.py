@@ -16,13 +16,20 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "training"))
 
+import numpy as np
 import tiny
 import torch
 from torch import Tensor, nn
 
 import lotus
-from lotus.config import Sparsity, Train
+from lotus.config import Augment, Data, Patches, Sparsity, Train
+from lotus.data import beton
+from lotus.data.loader import open_loader
+from lotus.data.sample_plan import SamplePlan
+from lotus.data.source import Source
+from lotus.data.views import Look
 from lotus.papers.sparse_vit.penalty import AttentionPenalty
+from lotus.papers.spvit.nested_gates import NestedGates
 from lotus.pruning import criteria
 from lotus.sparsity.gates import Gates
 from lotus.training import loop
@@ -31,8 +38,15 @@ from lotus.training.data_pruning import DynamicPruning
 from lotus.training.distill import Distiller, Taught
 from lotus.training.distributed import World
 from lotus.training.dynamics import Recorder, Watched
+from lotus.training.fewer import FewerPatches
+from lotus.training.freeze import Frozen
+from lotus.training.growing import GrowingPictures
+from lotus.training.hardest import Hardest
 from lotus.training.optim import set_lr
 from lotus.training.regularize import EarlyBird, Gating
+from lotus.training.spikes import LossSpikes
+from lotus.vit.patch_scores import contrast
+from lotus.vit.tokens import Tokens
 from selection import methods
 from tests.twin import DEVICE, twin
 
@@ -84,7 +98,7 @@ class There(tiny.Memory):
 
     def epoch(self, *given: Any, **view: Any) -> Iterator[tiny.Batch]:
         for batch in super().epoch(*given, **view):
-            yield tiny.Batch(*(part.to(DEVICE) for part in batch))
+            yield tiny.Batch(*(part.to(DEVICE, non_blocking=True) for part in batch))
 
 
 def vit(**more: Any) -> nn.Module:
@@ -128,6 +142,35 @@ def gated(**settings: Any) -> Callable[[nn.Module], list[Any]]:
     return make
 
 
+def fewer(**settings: Any) -> Callable[[nn.Module], list[Any]]:
+    def make(model: nn.Module) -> list[Any]:
+        asked = Patches.model_validate({"keep": 0.6, **settings})
+        return [FewerPatches(Tokens(model, asked, contrast if asked.mode == "input" else None))]
+
+    return make
+
+
+def loaded(size: int) -> Callable[[], None]:
+    """An epoch of a loader whose images are changed in each way."""
+
+    def run() -> None:
+        augment = Augment.model_validate(
+            {"crop": "resized", "flip": True, "auto": "rand-m9-n3", "color_jitter": (0.4, 0.4, 0.4, 0.2), "erase": 1}
+        )
+        images, labels = tiny.pictures()
+        drawn = (images * 40 + 128).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+        source = Source(labels.numpy(), tuple("abc"), lambda i: drawn[i], str, "pictures")
+        look = Look(size=16, augment=augment, mean=(0.5,) * 3, std=(0.25,) * 3)
+        plan = SamplePlan(np.arange(tiny.ROWS), batch_size=size)
+        with tempfile.TemporaryDirectory() as folder:
+            list(beton.prepare(source, file := Path(folder) / "train.beton", Data(write="raw", max_side=0)))
+            with open_loader(file, plan, look, device=DEVICE, kind="torch", workers=1) as opened:
+                for batch in opened.epoch(0):
+                    assert {part.device for part in batch} == {DEVICE}
+
+    return run
+
+
 def infobatch(model: nn.Module) -> list[Any]:
     return [DynamicPruning(tiny.ThatPrunes({"name": "infobatch", "saving": 0.3}, EPOCHS))]
 
@@ -141,11 +184,20 @@ GUESTS: dict[str, Callable[[nn.Module], list[Any]]] = {
     "recorder": lambda model: [Watched(Recorder(tiny.ROWS, EPOCHS, tiny.CLASSES, steps=True))],
     "infobatch": infobatch,
     "ema": lambda model: [MovingAverage(0.9)],
+    "loss spikes": lambda model: [LossSpikes(8.0, 50)],
+    "hardest": lambda model: [Hardest(tiny.vit(width=16, patch=4, seed=1), 0.5, 1e-3)],
+    "growing": lambda model: [GrowingPictures([(0, 8), (0.4, 16)])],
+    "frozen": lambda model: [Frozen(["patch_embed", "blocks.0"])],
+    "patches of the input": fewer(mode="input"),
+    "patches by attention": fewer(mode="evit", at=[0, 1]),
+    "patches merged": fewer(mode="tome"),
 }
 CASES: dict[str, Callable[[], None]] = {
     **{f"{name}, {8 // size} times the steps": trained(make, batch_size=size, optimizer="muon")
        for name, make in GUESTS.items() for size in (8, 4)},
+    **{f"loader, {8 // size} times the steps": loaded(size) for size in (8, 4)},
     "adamw": trained(),
+    "nested gates": trained(lambda model: [Gating(NestedGates(model, keep=0.5, lr=0.05, strength=30.0, device=DEVICE))]),
     "late average": trained(lambda model: [LateAverage(0.4, 2)]),
     "shrink": trained(lambda model: [tiny.shrinking(model, at=0.4, drop_path=0.2)], optimizer="muon"),
     "embedding": pruned(embed_dim=0.75),
@@ -154,10 +206,29 @@ CASES: dict[str, Callable[[], None]] = {
 }  # fmt: skip
 
 
+def planted(fault: Callable[[Tensor], Any]) -> Callable[[], None]:
+    def run() -> None:
+        fault(torch.tensor([1.0, 2.0]).to(DEVICE, non_blocking=True))
+
+    return run
+
+
+PLANTED: dict[str, Callable[[], None]] = {
+    "meets the host's": planted(lambda x: x + torch.ones(2)),
+    "is sent by a host that waits": planted(lambda x: x + torch.ones(2).to(DEVICE)),
+    "gives a number": planted(lambda x: float(x.sum())),
+    "picks by a number": planted(lambda x: x[x.argmax()]),
+    "picks by a mask": planted(lambda x: x[x > 1]),
+    "is asked": planted(lambda x: 1 if x.sum() > 1 else 2),
+    "is counted": planted(lambda x: torch.bincount(x.long())),
+}
+"""What has to be found."""
+
+
 def main() -> None:
     loop.Engine = Plain  # type: ignore[assignment,misc]
     tiny.Memory = There  # type: ignore[misc]
-    for name, run in CASES.items():
+    for name, run in {**{f"planted: {name}": run for name, run in PLANTED.items()}, **CASES}.items():
         wrong = ""
         with twin() as seen:
             try:

@@ -164,6 +164,22 @@ def test_it_runs(name: str, tmp_path: Path) -> None:
     assert "failed" not in told  # a row that fails does not stop the others
 
 
+def test_a_part_that_hangs_or_says_no_figures_is_a_failed_one_and_leaves_no_process(tmp_path: Path) -> None:
+    made = runpy.run_path(str(ROOT / "benchmarks" / "gpu.py"))
+    part, run = made["Part"], made["_run"]
+    rank = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    words = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {rank!r}], start_new_session=True)"
+    found = run(part(["-c", words], 60), 2.0)
+    assert found["failed"][-1] == "longer than 2 s"
+    pid = int((tmp_path / "pid").read_text())
+    assert (
+        not Path(f"/proc/{pid}").exists() or Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    )
+    for says in ("", "print('no JSON')"):
+        assert run(part(["-c", says], 60), 60.0)["failed"][-1] == "its last line is no JSON"
+    assert run(part(["-c", "print('{}')"], 60), 60.0)["figures"] == {}
+
+
 def test_the_group_lasso_is_the_sum_over_the_units_that_a_cut_takes() -> None:
     """Against a loop over units; a group's gradient has the length of the strength, whatever the group's own length."""
     made = runpy.run_path(str(ROOT / "benchmarks" / "group_lasso.py"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,8 +17,11 @@ import pytest
 
 from lotus import cli
 from lotus.cli import main, notices_as_they_are
+from lotus.cli.config import settings
 from lotus.config import Config, read, shipped
+from lotus.events import Event, Skipped
 from lotus.stages import STAGES
+from lotus.training.distributed import StopFlag
 from lotus.watch import STOPPED
 from selection.errors import Notice, Refused
 
@@ -28,6 +32,42 @@ def test_every_stage_has_a_verb(stage: str, capsys: pytest.CaptureFixture[str]) 
         main([stage, "--help"])
     assert left.value.code == 0
     assert f"lotus {stage}" in capsys.readouterr().out
+
+
+class Gone:
+    """Watches a run, and is read by nobody after the first event."""
+
+    def __init__(self) -> None:
+        self.shown = 0
+
+    def show(self, event: Event) -> None:
+        self.shown += 1
+        if self.shown > 1:
+            raise BrokenPipeError
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_run_that_nobody_reads_on_is_saved_and_stops(works: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lotus.cli.run import _tell
+
+    saved = []
+
+    def events() -> Iterator[Event]:
+        with StopFlag() if works else contextlib.nullcontext() as stop:
+            try:
+                for _ in range(5):
+                    if stop:
+                        raise KeyboardInterrupt(f"stopped ({stop.reason})")
+                    yield Skipped("train")
+            finally:
+                saved.append(bool(stop))
+
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    gone: Any = Gone()
+    with pytest.raises(KeyboardInterrupt, match="nobody reads its output"):
+        _tell(events(), [gone])
+    assert gone.shown == 2
+    assert saved == [works]
 
 
 def leaves(values: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
@@ -94,6 +134,15 @@ def test_the_schema_knows_every_section(capsys: pytest.CaptureFixture[str]) -> N
     assert schema["additionalProperties"] is False
     assert main(["config", "export", "--schema"]) == 0
     assert set(json.loads(capsys.readouterr().out)["properties"]) == set(Config().export.model_dump())
+
+
+def test_every_setting_has_its_sentence() -> None:
+    assert [one.place for one in settings() if not one.sentence] == []
+    schema = Config.model_json_schema()
+    for name, section in {"the page": schema, **schema["$defs"]}.items():
+        for setting, about in section.get("properties", {}).items():
+            told = about if "description" in about else schema["$defs"][about["$ref"].rpartition("/")[2]]
+            assert told["description"], f"{name}: {setting}"
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,26 @@ from types import SimpleNamespace
 from typing import Annotated
 
 import pytest
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from lotus import shelves, yaml_safe
-from lotus.config import Config, Finetune, Rule, Train, as_request, check, options, read, reader, rules, table
+from lotus.config import (
+    Config,
+    Finetune,
+    Recipe,
+    Rule,
+    Score,
+    Train,
+    as_request,
+    check,
+    options,
+    read,
+    reader,
+    rules,
+    table,
+)
+from lotus.config.marks import Mark, marked
+from lotus.config.page import taken
 from selection.errors import Notice, Refused
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,7 +119,7 @@ def test_resolved_page_reads_back_the_same() -> None:
             "score.subsets.runs=3",
             "score.subsets.runs: 3 runs on 0.7 leave images that are in all or in none; 4 do not.",
         ),
-        ("score.subsets={runs: 4, part: 1}", "score.subsets.part: Input should be less than 1"),
+        ("score.subsets={runs: 4, fraction: 1}", "score.subsets.fraction: Input should be less than 1"),
     ],
 )
 def test_a_mistake_is_refused_with_place_and_cure(override: str, says: str) -> None:
@@ -252,8 +268,9 @@ def test_a_floor_is_for_classes_that_are_not_balanced() -> None:
         check({"select": {"floor": 0.5}})
 
 
+OF_PAGE = table.one_by_one(rules.ROWS)
 OF_SHELVES = tuple(row for row in rules.of(shelves.installed()) if row not in rules.ROWS)
-ROWS = [*rules.ROWS, *OF_SHELVES, *rules.WITHOUT_A_RUN, *rules.CALLED]
+ROWS = [*OF_PAGE, *OF_SHELVES, *rules.WITHOUT_A_RUN, *rules.CALLED]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.of}-{row.place}")
@@ -266,10 +283,10 @@ def test_every_row_of_the_table_refuses_its_example_and_not_the_one_beside_it(ro
     assert str(refusal.value) == f"{place}: {told}."
     assert not any(rules.broken(table.example(row, row.good)[1], [row], **facts))
     good = read(None, table.words(row.good))
-    if row in rules.ROWS or row in OF_SHELVES:
+    if row in OF_PAGE or row in OF_SHELVES:
         for _, section in rules.sections(good):
             assert not any(rules.broken(section, rules.of(shelves.installed()), **facts))
-    if row in rules.ROWS and not row.needs:
+    if row in OF_PAGE and not row.needs:
         with pytest.raises(Refused) as refusal:
             read(None, table.words(row.bad))
         assert f"{place}: {told}." in str(refusal.value).splitlines(), "no other row comes before it"
@@ -366,6 +383,47 @@ def test_how_classes_share() -> None:
     assert check({"train": {"balance": "sqrt"}, "finetune": {"balance": "none"}}).finetune.balance == "none"
     with pytest.raises(Refused, match=r"select\.balance: .*equal.*'equl'"):
         check({"select": {"balance": "equl"}})
+
+
+class Misty(Train):
+    """A training with settings that nobody has heard of."""
+
+    haze: Annotated[float, Mark.BLURS, Mark.OFF_WITHIN] = 0.0
+    turns: Annotated[int, Mark.LENGTH] = 3
+    fog: Annotated[bool, Mark.SHARED] = False
+
+
+class MistyScore(Score):
+    haze: Annotated[float, Mark.BLURS, Mark.OF_TRAINING] = Field(0.0, examples=[0.3])
+
+
+class MistyTune(Finetune):
+    fog: bool = False
+
+
+def test_a_setting_says_itself_what_it_is_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rules, inheritance and stages ask for marks: whoever declares a setting names it nowhere else."""
+    with pytest.raises(ValidationError, match=r"haze: an image is scored by what is said of it as it is"):
+        MistyScore(haze=0.2)
+    with pytest.raises(ValidationError, match=r"haze: a setting of a training; a linear probe sees each image once"):
+        MistyScore(proxy="linear_probe", haze=0.2)
+    assert MistyScore(proxy="linear_probe").haze == 0
+    told = [row.bad for one in rules.ROWS if one.each for row in one.rows(MistyScore) if row.place == "haze"]
+    assert told == ["score.haze=0.3", "score.proxy=linear_probe score.haze=0.3"]
+    assert "haze" in Misty.off_within()
+    for name in ("haze", "turns"):
+        monkeypatch.setitem(Recipe.model_fields, name, Misty.model_fields[name])
+    assert {"haze", "fog"} == taken(MistyTune, Misty) & {"haze", "turns", "fog"}
+    assert not taken(MistyScore, Misty) & {"haze", "turns", "fog"}
+
+
+def test_every_mark_is_carried_and_shown_by_an_example() -> None:
+    sections = {type(section) for _, section in rules.sections(check({}))}
+    for mark in Mark:
+        assert any(marked(section, mark) for section in sections), mark
+    for mark in (row.each for row in rules.ROWS if row.each):
+        for name in marked(Score, mark):
+            assert Score.model_fields[name].examples, f"{name}: docs/settings.md shows it"
 
 
 def test_what_is_off_within_a_stage_is_off_by_default_and_says_so_itself() -> None:

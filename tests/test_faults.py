@@ -11,9 +11,11 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from few import few
 
@@ -471,6 +473,53 @@ def test_a_page_that_is_written_again_is_whole(whole: Path) -> None:
     run = run_of(read(WHOLE[0], [*WHOLE[1:], f"folder={whole}"]))
     assert check_of(run) == ""
     assert run.outdated(run.plan()) == []
+
+
+def test_a_log_of_which_any_byte_changed_tells_what_is_left_of_it(finished: Path, tmp_path: Path) -> None:
+    """No digest holds it, since it grows: what a line says of itself is looked at."""
+    from lotus.report import compare, html
+
+    stages = run_of(read(WHOLE[0], [*WHOLE[1:], f"folder={finished}"])).stages
+    folder, draw = tmp_path / "run", np.random.default_rng(0)
+    shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("data", "*.npz"))
+    content = (finished / "log.jsonl").read_bytes()
+    lines = [line for line in content.splitlines() if b'"evaluated"' in line or b'"open_macs"' in line][:6]
+    deep = b"[" * 100_000
+    for _ in range(300):
+        struck = bytearray(b"\n".join([*lines, deep]))
+        for at in draw.integers(0, len(struck) - len(deep), 3):
+            struck[at] ^= 1 << draw.integers(0, 8)
+        (folder / "log.jsonl").write_bytes(struck)
+        log = list(html.events(folder))
+        for stage in stages:
+            html.evaluations(log, stage)
+            html.last_course(log, stage, "open_macs")
+    compare.read(folder, stages)
+    html.write(folder, stages)
+
+
+KINDS: dict[str, Callable[[Path], object]] = {
+    "pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "folder": lambda path: path.mkdir(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_file_is_read_by_no_command(kind: str, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A pipe would be waited at, a device read for ever."""
+    words = [["report", str(whole)], ["doctor", str(whole)], ["compare", str(whole)], ["run", str(whole), "--dry-run"]]
+    for name in ("stages/train.json", "log.jsonl", "versions.txt", "results.json", "plan.json", "train/spec.json",
+                 "finetune/model.safetensors", "subset.npz"):  # fmt: skip
+        file = whole / name
+        content = file.read_bytes() if file.exists() else b""
+        file.unlink(missing_ok=True)
+        KINDS[kind](file)
+        model = [["verify", str(file.parent)]] if len(Path(name).parts) > 1 and file.parent.name != "stages" else []
+        for each in [*words, *model]:
+            assert main(each) in (0, 2), (name, each)
+        file.rmdir() if file.is_dir() else file.unlink()
+        if content:
+            file.write_bytes(content)
+    assert "Traceback" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seconds", few([-86_400, 86_400], [86_400]))

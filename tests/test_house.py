@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from lotus import stage_names
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # Top floor first. A module stands on the floor of the longest prefix that names it.
@@ -35,9 +37,10 @@ FLOORS = [
     {"lotus.way"},
     {"lotus.stage", "lotus.record"},
     {"lotus.config", "lotus.dask_map", "lotus.doctor", "lotus.files", "lotus.folder_lock", "lotus.watch"},
-    {"lotus.yaml_safe", "lotus.shelves"},
+    {"lotus.yaml_safe", "lotus.shelves", "lotus.stage_names"},
     {"selection", "lotus.events"},
 ]
+SHELF = "lotus.stages.shelf"  # imports the stages by their names
 FACADE = "lotus"  # lotus/__init__.py hands out its names late and stands on no floor
 
 DOORS = {
@@ -88,6 +91,8 @@ def imports(name: str, *, at_import: bool = False) -> frozenset[str]:
             visit(child)
 
     visit(parsed(name))
+    if name == SHELF:
+        found.update(f"lotus.stages.{stage}" for stage in stage_names.STAGES)
     return frozenset(found)
 
 
@@ -190,7 +195,7 @@ TWICE = {
     "compare": {"lotus.cli.compare", "lotus.report.compare"},
     "config": {"lotus.cli.config", "lotus.config"},
     "export": {"lotus.cli.export", "lotus.export", "lotus.stages.export"},
-    "inspect": {"lotus.cli.inspect", "lotus.inspect"},
+    "inspect": {"lotus.cli.inspect", "lotus.inspect", "lotus.stages.inspect"},
     "predict": {"lotus.cli.predict", "lotus.predict"},
     "prune": {"lotus.cli.prune", "lotus.stages.prune"},
     "report": {"lotus.report", "lotus.stages.report"},

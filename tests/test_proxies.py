@@ -34,7 +34,7 @@ def record(folder: Path, stage: str = "score") -> dict[str, Any]:
 
 
 def test_a_linear_probe_serves_every_score_and_picker(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["score.proxy=linear_probe", "score.heads=3", "score.epochs=4", "score.lr=0.03", "score.subsets={runs: 5, part: 0.6}",
+    words = ["score.proxy=linear_probe", "score.heads=3", "score.epochs=4", "score.lr=0.03", "score.subsets={runs: 5, fraction: 0.6}",
              "select={score: memorization, pick: top_k, keep: 0.5}"]  # fmt: skip
     assert any("has not learned anything yet" in text for text in run("select", tmp_path, *words))
     signals = Signals.load(tmp_path / "signals.npz")
@@ -79,7 +79,7 @@ def test_a_linear_probe_serves_every_score_and_picker(tmp_path: Path, capsys: py
 @pytest.mark.slow
 def test_a_convolutional_model_as_the_proxy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["score.model=test_resnet", "score.epochs=3", "score.seeds=1", "score.lr=5e-3", "score.side=16",
-             "score.subsets={runs: 2, part: 0.5, record: correct}"]  # fmt: skip
+             "score.subsets={runs: 2, fraction: 0.5, record: correct}"]  # fmt: skip
     run("select", tmp_path, *words, "select={score: memorization, pick: ccs, keep: 0.3}")
     signals = Signals.load(tmp_path / "signals.npz")
     assert signals["correct"][0, -1].mean() > 0.5
@@ -118,7 +118,7 @@ def test_a_convolutional_model_as_the_proxy(tmp_path: Path, capsys: pytest.Captu
 def test_a_stage_that_was_stopped_keeps_the_proxies_that_are_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["score.epochs=2", "score.seeds=2", "score.subsets={runs: 2, part: 0.5}"]
+    words = ["score.epochs=2", "score.seeds=2", "score.subsets={runs: 2, fraction: 0.5}"]
     run("score", tmp_path / "whole", *words, f"data.folder={tmp_path / 'data'}")
     made, one = [], proxy.fit
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,13 +15,15 @@ import pytest
 
 from lotus.cli.shared import load_shelves
 from lotus.config import check
-from lotus.events import Wrote
+from lotus.events import Skipped, Wrote
 from lotus.files import write_text
 from lotus.record import worded
 from lotus.run import Run
-from lotus.stages import STAGES, run_of
+from lotus.stages import run_of
 from lotus.stages.prepare import lies
 from selection.errors import Refused
+
+STAGES = tuple(run_of(check({})).stages.values())
 
 
 def make(folder: Path, **settings: object) -> Run:
@@ -273,6 +277,20 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
         other.communicate("")
     with make(tmp_path).held():
         pass
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_lock_or_a_log_of_another_kind_touches_nothing_elsewhere(kind: str, tmp_path: Path) -> None:
+    """A run's folder may come from elsewhere, with links in it."""
+    (tmp_path / "mine").write_text("precious")
+    for name in (".lock", "log.jsonl"):
+        folder = tmp_path / f"run{name}"
+        folder.mkdir()
+        (folder / name).symlink_to(tmp_path / "mine") if kind == "link" else os.mkfifo(folder / name)
+        run = Run(check({"folder": str(folder)}))
+        with pytest.raises(Refused, match=f"{re.escape(str(folder))}.*(cannot be|is no file)"), run.held():
+            run.write_event(Skipped("train"))
+    assert (tmp_path / "mine").read_text() == "precious"
 
 
 def test_a_folder_that_was_made_for_nothing_is_gone_again(tmp_path: Path) -> None:

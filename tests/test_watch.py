@@ -14,6 +14,7 @@ import pytest
 from ranks import free_port, one_of_two
 
 from lotus import watch
+from lotus.cli import main
 from lotus.watch import Lost, Watch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,6 +72,22 @@ def test_the_rank_that_is_left_names_the_other_and_ends(
     assert wrong in told[0]
     assert "The same command goes on from the last checkpoint." in told[0]
     assert "Traceback" not in says
+
+
+@pytest.mark.parametrize(
+    "told", [{"RANK": "x"}, {"RANK": "1"}, {"WORLD_SIZE": "0"}, {"WORLD_SIZE": "2", "RANK": "2"}, {"LOCAL_RANK": "-1"}]
+)
+def test_an_environment_that_places_no_rank_is_refused_aloud(
+    told: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in watch.ALONE:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert main(["run", WORDS[0], "--dry-run"]) == 2
+    says = capsys.readouterr().err
+    assert "in the environment" in says
+    assert "Unset" in says
 
 
 @pytest.fixture

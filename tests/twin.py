@@ -23,7 +23,11 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 _setup_privateuseone_for_python_backend("twin")
 aten = torch.ops.aten
 DEVICE = torch.device("twin", 0)
-_WAITS = (aten._local_scalar_dense.default, aten.equal.default, aten.nonzero.default, aten.masked_select.default)
+_WAITS = (
+    aten._local_scalar_dense.default, aten.equal.default, aten.nonzero.default, aten.masked_select.default, aten.bincount.default,
+    aten._unique2.default, aten.unique_dim.default, aten.unique_consecutive.default, aten.repeat_interleave.Tensor,
+)  # fmt: skip
+"""Give a number, or what the host must know the size of."""
 _ANY_SIDE = (aten.copy_.default, aten._to_copy.default, aten._foreach_copy_.default)
 """Take tensors of both devices."""
 _INDEX = (aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default)
@@ -80,6 +84,24 @@ def _placed(index: Any) -> Any:
     return torch.tensor(index, device=DEVICE) if isinstance(index, list) else index
 
 
+def _indices(given: Any) -> list[Tensor]:
+    return [one for one in given if isinstance(one, Tensor)]
+
+
+def _goes_there(args: Any, to_gpu: bool) -> bool:
+    """Whether something of the host's memory is copied to the GPU: then CUDA waits for all that it was asked before."""
+    if len(args) == 1:
+        return to_gpu and not isinstance(args[0], Twin)
+    there, here = (tree_flatten(one)[0] for one in args[:2])
+    pairs = zip(there, here, strict=False)
+    return any(isinstance(a, Twin) and isinstance(b, Tensor) and not isinstance(b, Twin) for a, b in pairs)
+
+
+def _goes_by_itself(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether the host goes on meanwhile."""
+    return bool(kwargs.get("non_blocking") or (func is not aten._to_copy.default and len(args) > 2 and args[2]))
+
+
 class _Mode(TorchDispatchMode):
     def __init__(self, seen: Seen) -> None:
         super().__init__()
@@ -96,6 +118,10 @@ class _Mode(TorchDispatchMode):
             kwargs["device"] = torch.device("cpu")
             kwargs.pop("pin_memory", None)
         if here and func in _WAITS:
+            self.seen.wait(func)
+        if here and func in _INDEX and any(one.dtype in (torch.bool, torch.uint8) for one in _indices(args[1])):
+            self.seen.wait(func)  # how many are true?
+        if func in _ANY_SIDE and _goes_there(args, to_gpu) and not _goes_by_itself(func, args, kwargs):
             self.seen.wait(func)
         if here and asked is not None and not to_gpu:
             self.seen.wait(func)

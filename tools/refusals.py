@@ -200,7 +200,7 @@ def _rules() -> Iterator[str]:
     from lotus.config import table
 
     for _, rows in table.PARTS:
-        for row in rows():
+        for row in table.one_by_one(rows()):
             place, told = table.sentence(row)
             yield f"{place}: {told}."
 

@@ -57,6 +57,7 @@ class Moment(NamedTuple):
 STAGES = {
     "start": Moment("", "prepare"),
     "prepare": Moment("began", "prepare", ("data.name=npz", "data.path=IMAGES")),
+    "inspect": Moment("began", "inspect", ("stages=[inspect]",)),
     "score": Moment("step", "score", ("score.epochs=2000",), trains=True),
     "select": Moment("began", "select", ("select.keep=0.4",)),
     "baseline": Moment("step", "baseline", ("baseline={name: best, epochs: 2000}",), trains=True),

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from lotus.cli import compare, config, export, inspect, look, planning, predict, prune, run, select, ticket
 from lotus.cli.shared import Action, tell
-from lotus.watch import STOPPED, Lost, over_launcher
+from lotus.watch import STOPPED, Lost, over_launcher, placed, speaks
 from selection.atomic_files import disk_faults_refused
 from selection.errors import Notice, Refused
 from selection.methods import nearest
@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parse(parser, words)
     try:
         with _terminated_like_interrupted(), notices_as_they_are(), _FirstWord(), disk_faults_refused():
+            placed()
             return options.verb(options)
     except Refused as refusal:
         return _told(refusal, 2)
@@ -64,7 +65,7 @@ class _FirstWord(MetaPathFinder):
         self._slow = [name for name in ("torch", "timm", "sklearn") if name not in sys.modules]
 
     def __enter__(self) -> None:
-        if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0" and self._slow:
+        if sys.stderr.isatty() and speaks() and self._slow:
             sys.meta_path.insert(0, self)
 
     def __exit__(self, *fault: object) -> None:
@@ -88,8 +89,8 @@ def _let_threads_sleep() -> None:
 
 
 def _told(why: object, code: int) -> int:
-    """Say why on rank 0; the others would only repeat it."""
-    if os.environ.get("RANK", "0") == "0":
+    """Say why on rank 0, or where nobody can tell who that is; the others would only repeat it."""
+    if speaks():
         tell(why if code == 0 else f"lotus: {why}", file=sys.stderr)
     return code
 

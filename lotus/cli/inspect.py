@@ -42,7 +42,7 @@ def _inspect(options: argparse.Namespace) -> int:
     from lotus import ticket
     from lotus.data import cores
     from lotus.data.dataset import open_data
-    from lotus.inspect import findings
+    from lotus.inspect import findings, findings_page
 
     kinds = _checked(options)
     shelves = load_shelves(options.shelves)
@@ -56,8 +56,7 @@ def _inspect(options: argparse.Namespace) -> int:
         say=lambda text: tell(f"{text} ...", file=sys.stderr),
     )  # fmt: skip
     listed = found.listed(kinds)
-    told = found.as_json() | {"delete": listed.gone, "held_by_links": listed.held}
-    _write(Path(options.out), found, told, f"Inspected: {options.data}")
+    told = findings_page.write(Path(options.out), found, listed, f"Inspected: {options.data}")
     if options.json:
         print(json.dumps(told))
     else:
@@ -69,7 +68,7 @@ def _inspect(options: argparse.Namespace) -> int:
 def _checked(options: argparse.Namespace) -> tuple[str, ...]:
     """The kinds that go on the list, after everything that can be refused before a picture is looked at."""
     from lotus import files
-    from lotus.inspect import findings
+    from lotus.inspect import findings, findings_page
 
     kinds = tuple(options.delete.split(",")) if options.delete else ()
     if strange := [kind for kind in kinds if kind not in findings.KINDS]:
@@ -80,7 +79,7 @@ def _checked(options: argparse.Namespace) -> tuple[str, ...]:
         raise Refused(f"--model {options.model}: has no spec.json. Give the folder of a model, e.g. RUN/finetune.")
     if options.model and options.features:
         raise Refused("--features: are there, and --model makes others. Leave one of the two out.")
-    for name in ("inspect.html", "inspect.json", "delete.txt"):
+    for name in (findings_page.PAGE, findings_page.JSON, findings_page.LIST):
         files.check(Path(options.out) / name)
     return kinds
 
@@ -109,18 +108,6 @@ def _margins(behind: Data) -> npt.NDArray[np.floating] | None:
         return None
     behind.images()  # refuses signals of pictures that have changed since
     return recorded["margin"]
-
-
-def _write(out: Path, found: Findings, told: dict[str, Any], title: str) -> None:
-    from lotus import files
-    from lotus.inspect import findings_page
-
-    names = told["delete"]
-    if odd := next((name for name in names if "\n" in name), None):
-        raise Refused(f"{odd!r}: a name with a line break cannot stand on a list. Rename it.")
-    files.write_json(out / "inspect.json", told)
-    files.write_bytes(out / "delete.txt", "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape"))
-    files.write_text(out / "inspect.html", findings_page.render(found, title, len(names)))
 
 
 def _tell(out: Path, found: Findings, told: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -15,14 +16,14 @@ from typing import TYPE_CHECKING
 
 from lotus.cli.planning import keep_plan, plan_told, settled
 from lotus.cli.shared import Verbs, load_shelves, overrides, tell, with_files
+from lotus.stage_names import STAGES
 from selection.errors import Refused
 
 if TYPE_CHECKING:
     from lotus.config import Config
     from lotus.events import Event
-
-STAGES = ("prepare", "score", "select", "baseline", "train", "prune", "finetune", "export", "report")
-"""Names of ``lotus.stages.STAGES``, written down since to import those takes a third of a second, which no verb's help needs."""
+    from lotus.report.board import Board
+    from lotus.report.live import JsonLines, Quiet, Terminal
 
 
 def add(verb: Verbs) -> None:
@@ -129,9 +130,25 @@ def _show(events: Iterable[Event], config: Config, options: argparse.Namespace, 
             listeners[0].show(Said("run", f"{folder}: torch is loaded, and what is asked for is checked"))
         if config.tensorboard:
             listeners.append(open_things.enter_context(Board(folder / "tensorboard")))
-        for event in events:
+        _tell(events, listeners)
+
+
+def _tell(events: Iterable[Event], listeners: Sequence[Terminal | Board | Quiet | JsonLines]) -> None:
+    """Show each event to all who watch. Where nobody reads on (``| head``), what was trained is saved, and the run stops.
+
+    Raises:
+        KeyboardInterrupt: it does.
+    """
+    for event in events:
+        try:
             for listener in listeners:
                 listener.show(event)
+        except (BrokenPipeError, SystemExit):  # which rich makes of it
+            from lotus.training.distributed import StopFlag
+
+            sys.stdout, listeners = open(os.devnull, "w"), ()  # noqa: SIM115 - python flushes it at exit
+            if not StopFlag.ask("nobody reads its output"):
+                raise KeyboardInterrupt("nobody reads its output. The same command goes on from here.") from None
 
 
 def flags_of_a_run(options: argparse.Namespace) -> list[str]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
+from lotus.config.marks import Mark, marked
 from lotus.config.recipes import Finetune, Recipe, Train
 from lotus.config.request import Prune
-from lotus.config.rules import BLURS
 from lotus.config.section import BriefMethod, Fraction, Method, MethodOf, Section, by_name
 from lotus.config.training_budget import Budget
 from selection.atomic_files import digest
@@ -89,7 +89,7 @@ class Subsets(Section):
 
     runs: int = Field(10, ge=2)
     """How many. The paper has thousands; few are noisy."""
-    part: float = Field(0.7, gt=0, lt=1)
+    fraction: float = Field(0.7, gt=0, lt=1)
     """Fraction of the images that each trains on, drawn over all classes; every image is in some runs and out of others."""
     record: Literal["probability", "correct"] = "probability"
     """What each run says of every image at its end: the probability of its label, or, as the paper has it, whether it was
@@ -98,13 +98,15 @@ class Subsets(Section):
     @property
     def least(self) -> int:
         """Fewer runs on such parts leave images that are in all or in none."""
-        return math.ceil(1 / min(self.part, 1 - self.part) - 1e-6)
+        return math.ceil(1 / min(self.fraction, 1 - self.fraction) - 1e-6)
 
 
 class Score(Recipe):
     """The proxy: a short training, or linear heads on frozen features, watched. What is not set here is as in ``train``,
     without augmentation, mixing or stochastic depth. A linear probe takes nothing from ``train`` but ``precision``."""
 
+    LEAVES: ClassVar = (Mark.LENGTH, Mark.BLURS, Mark.ADDS)
+    """Settings that it does not take from ``train``."""
     proxy: Literal["training", "linear_probe", "self"] = "training"
     """training: a short training of the whole model. linear_probe: its weights stay, every image goes through it once, and
     linear heads learn from the features. self: no proxy; the training itself is watched until its cut (``train.shrink``), and the
@@ -125,7 +127,7 @@ class Score(Recipe):
     gradients: bool = True
     """Also record the last layer's gradients and how predictions move, which tdds, cal, craig, grad_match and glister read:
     2 bytes an image and class in signals.npz, twice that in memory meanwhile. Turn off for many images of many classes."""
-    guests: tuple[BriefMethod, ...] = ()
+    guests: Annotated[tuple[BriefMethod, ...], Mark.OF_TRAINING] = Field((), examples=[["late_average"]])
     """Guests of lotus/training/guest_shelf.py, or of your own, that join this training alone (docs/training.md)."""
 
     @property
@@ -239,14 +241,25 @@ class Config(Section):
     """Also write TensorBoard files under ``tensorboard/`` in the run's folder (extra ``tensorboard``)."""
     budget: Budget | None = None
     """What the training may cost: then epochs, cut and size are planned (``lotus plan``); null: as the rest of the page says."""
+    stages: tuple[BriefMethod, ...] = ()
+    """Stages beside the usual ones, by name, and settings of those that have some of their own, of a file of yours too:
+    ``[inspect]``, ``[{name: inspect, delete: [labels]}]``."""
     data: Data = Data()
+    """Which images, and how they lie on disk."""
     model: Annotated[Model, BeforeValidator(by_name)] = Model()
+    """The ViT, by its name in timm, or by settings."""
     score: Score = Score()
+    """The proxy that says what is known of each image: what is not set here is as in ``train``."""
     select: Select = Select()
+    """Which images train: the ticket."""
     train: Train = Train()
+    """The training on the ticket; the baseline's, proxy's and fine-tune's recipes follow from it."""
     prune: Prune = Prune()
+    """Which dimensions stay, and how many."""
     finetune: Finetune = Finetune()
+    """The recovery after the cut: what is not set here is as in ``train``, but for epochs, lr, warm-up and teacher."""
     export: Export = Export()
+    """What leaves: ONNX files, and at which batch latency is measured."""
 
     @model_validator(mode="before")
     @classmethod
@@ -267,6 +280,10 @@ class Config(Section):
         if isinstance(asked, Mapping) and isinstance(model, Mapping) and "name" not in asked:
             raw["score"] = {**score, "model": {**model, **asked}}
         return raw
+
+    def asked(self, stage: str) -> Method | None:
+        """What ``stages`` says of one; None: it does not name it."""
+        return next((one for one in self.stages if one.name == stage), None)
 
     @property
     def watches_itself(self) -> bool:
@@ -295,8 +312,11 @@ class OneCut(Section):
     seed: int = Field(0, ge=0, lt=2**31)
     """Which images are drawn."""
     data: Data = Data()
+    """Which images, and how they lie on disk."""
     model: Model = Model()
+    """The ViT."""
     prune: Prune = Prune()
+    """Which dimensions stay, and how many."""
 
 
 def _shrinking(raw: dict[str, Any]) -> dict[str, Any]:
@@ -309,10 +329,11 @@ def _shrinking(raw: dict[str, Any]) -> dict[str, Any]:
     return raw
 
 
-_NOT_INHERITED = {
-    "score": {"epochs", "sparsity", "augment", "warmup_epochs", "warmup_ratio", "ema", "patches", *BLURS},
-    "finetune": {"epochs", "sparsity", "lr", "warmup_epochs", "warmup_ratio"},
-}
+def taken(part: type[Score | Finetune], train: type[Train] = Train) -> set[str]:
+    """Names of the settings that ``part`` takes from ``train`` where it does not set them: those of any training that it does not
+    leave, and those that a training shares."""
+    shared = {name for name in marked(train, Mark.SHARED) if name in part.model_fields}
+    return {*Recipe.model_fields, *shared} - {*marked(train, *part.LEAVES)}
 
 
 def _inherited(part: str, mine: Mapping[str, Any], train: Mapping[str, Any]) -> dict[str, Any]:
@@ -320,8 +341,8 @@ def _inherited(part: str, mine: Mapping[str, Any], train: Mapping[str, Any]) -> 
     if mine.get("proxy") == "linear_probe":
         found = {**_LINEAR, **{name: value for name, value in train.items() if name == "precision"}}
     else:
-        known = {*Recipe.model_fields, *(("balance",) if part == "finetune" else ())}
-        shared = {k: v for k, v in train.items() if k in known and k not in _NOT_INHERITED[part]}
+        known = taken(Finetune if part == "finetune" else Score)
+        shared = {name: value for name, value in train.items() if name in known}
         found = shared | _shared_defaults(part, train)
     return found if mine.get("warmup_ratio") is None else {**found, "warmup_epochs": None}
 

@@ -23,7 +23,10 @@ from selection.methods import nearest
 
 OLD: dict[str, str] = {
     "score.probe": "score.proxy",
+    "score.subsets.part": "score.subsets.fraction",
+    "score.redraw": "train.dynamic",
     "train.redraw": "train.dynamic",
+    "finetune.redraw": "train.dynamic",
     "train.sparsity.inputs": "train.sparsity.in_channels",
     "prune.rank": "prune.scope",
     "prune.split": "prune.decouple_qk",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from lotus.config.augment import Augment
+from lotus.config.marks import Mark, marked
 from lotus.config.request import Keep
 from lotus.config.section import BriefMethod, Fraction, Inside, Method, MethodOf, Section, by_name
 
@@ -70,22 +71,18 @@ class Patches(Section):
         return self.model == "baseline"
 
 
-OFF_WITHIN = "off within a stage"
-"""A feature that says so is off, which it is by default, in a short training within another stage: a search, gates that learn."""
-
-
 class Recipe(Section):
     """How a model is trained. The same for the dense baseline, the lottery's training, the proxy and the fine-tune."""
 
-    epochs: int = Field(20, ge=1)
+    epochs: Annotated[int, Mark.LENGTH] = Field(20, ge=1)
     """Times that the rows of the ticket are gone through."""
     batch_size: int = Field(128, ge=1)
     """Images an optimizer step: all ranks and accumulation together."""
-    accumulate: int = Field(1, ge=1)
+    accumulate: Annotated[int, Mark.OF_TRAINING] = Field(1, ge=1, examples=[2])
     """Parts in which a rank goes through its share of a batch, to save memory."""
     optimizer: str = "adamw"
     """A timm optimizer name. muon is LOTUS' own, under every ZeRO stage; it leaves the head and what is no matrix to AdamW."""
-    lr: float = Field(1e-3, gt=0)
+    lr: Annotated[float, Mark.RATE] = Field(1e-3, gt=0)
     """Peak learning rate, at this batch size."""
     adamw_lr: float | None = Field(None, gt=0)
     """Peak rate of what muon leaves to AdamW: head, positions, tokens, norms, biases; null: as ``lr``."""
@@ -94,36 +91,38 @@ class Recipe(Section):
     of your own."""
     min_lr: float = Field(1e-5, ge=0)
     """Learning rate at the end, of schedules that read one."""
-    warmup_epochs: float | None = Field(2, ge=0)
+    warmup_epochs: Annotated[float | None, Mark.LENGTH] = Field(2, ge=0)
     """Epochs in which the rate rises, along a line; 1.5 is one and a half. null: ``warmup_ratio`` says it."""
-    warmup_ratio: float | None = Field(None, ge=0, le=1)
+    warmup_ratio: Annotated[float | None, Mark.LENGTH] = Field(None, ge=0, le=1)
     """The same as a fraction of the training, however long that is, in place of ``warmup_epochs``: 0.1."""
     weight_decay: float = Field(0.05, ge=0)
     """Decoupled; not on biases, norms, class token and position embeddings."""
-    layer_decay: Fraction = 1.0
+    layer_decay: Annotated[Fraction, Mark.OF_TRAINING] = Field(1.0, examples=[0.9])
     """Each block toward the input learns this much slower than the next."""
     clip: float = Field(1.0, ge=0)
     """Largest norm of the gradient; 0: no clipping."""
     smoothing: float = Field(0.1, ge=0, lt=1)
     """Label smoothing."""
-    mixup: float = Field(0, ge=0)
+    mixup: Annotated[float, Mark.BLURS, Mark.OF_TRAINING] = Field(0, ge=0, examples=[0.2])
     """Mixup's alpha; 0: off."""
-    cutmix: float = Field(0, ge=0)
+    cutmix: Annotated[float, Mark.BLURS, Mark.OF_TRAINING] = Field(0, ge=0, examples=[1])
     """CutMix' alpha; 0: off."""
-    drop_path: float = Field(0, ge=0, lt=1)
+    drop_path: Annotated[float, Mark.BLURS, Mark.OF_TRAINING] = Field(0, ge=0, lt=1, examples=[0.1])
     """Stochastic depth, rising to this rate at the last block."""
-    ema: Annotated[float, OFF_WITHIN] = Field(0, ge=0, lt=1)
+    ema: Annotated[float, Mark.ADDS, Mark.OF_TRAINING, Mark.OFF_WITHIN] = Field(0, ge=0, lt=1, examples=[0.9])
     """Decay of the moving average of the weights; 0: off. Where on, the average is what is evaluated and kept."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 keeps fp32 master weights."""
-    augment: Augment = Augment()
+    augment: Annotated[Augment, Mark.ADDS, Mark.OF_TRAINING] = Field(Augment(), examples=[{"flip": True}])
     """What happens to the training images."""
-    patches: Annotated[Patches | None, OFF_WITHIN] = None
+    patches: Annotated[Patches | None, Mark.ADDS, Mark.OF_TRAINING, Mark.OFF_WITHIN] = Field(
+        None, examples=[{"keep": 0.5}]
+    )
     """Train on a fraction of each image's patches; null: on all. The baseline sees all of them always, and so
     does the proxy where it is not set there."""
     evaluate_every: int = Field(1, ge=0)
     """Epochs between evaluations; 0: only after the last."""
-    on_spike: Literal["stop", "skip", "rewind"] | None = None
+    on_spike: Annotated[Literal["stop", "skip", "rewind"] | None, Mark.OF_TRAINING] = Field(None, examples=["skip"])
     """What becomes of a step that is not finite or whose loss jumped (guest ``loss_spikes`` says when). stop: the training ends. skip:
     the weights stay. rewind: back to a checkpoint from before, and its images and those of up to nine steps before it are passed
     over. Step, rate and images are logged. null: skip, and no jump is looked for. Three in a row end it always."""
@@ -132,9 +131,9 @@ class Recipe(Section):
     zero: Literal[0, 1, 2, 3] = 1
     """DeepSpeed's ZeRO stage: 0 shares nothing out among the ranks, and is quicker for a small model; 1 shares the optimizer's state;
     2 and 3 gradients and weights too, for models that do not fit."""
-    deepspeed: str = ""
+    deepspeed: Annotated[str, Mark.OF_TRAINING] = Field("", examples=["mine.json"])
     """A DeepSpeed JSON of your own, merged over ours; ``"auto"`` in it means ours."""
-    compile: Annotated[bool, OFF_WITHIN] = False
+    compile: Annotated[bool, Mark.OF_TRAINING, Mark.OFF_WITHIN] = Field(False, examples=[True])
     """torch.compile the blocks (ZeRO 0 and 1)."""
     save_minutes: float = Field(10, gt=0)
     """Minutes between checkpoints inside an epoch; one is always written at the end of an epoch."""
@@ -149,9 +148,9 @@ class Recipe(Section):
 
     @classmethod
     def off_within(cls) -> dict[str, Any]:
-        """The features that say :data:`OFF_WITHIN`, off."""
+        """The settings that are :attr:`Mark.OFF_WITHIN`, off."""
         page = cls()
-        return {name: getattr(page, name) for name, field in cls.model_fields.items() if OFF_WITHIN in field.metadata}
+        return {name: getattr(page, name) for name in marked(cls, Mark.OFF_WITHIN)}
 
     @property
     def own_schedule(self) -> bool:
@@ -243,19 +242,19 @@ class Sparsity(Section):
 
     gates: bool = False
     """Learn gates while training. Needed by ``prune.criterion: gate``, and by nothing else (docs/cheaper.md: what they cost)."""
-    in_channels: bool = False
+    in_channels: Annotated[bool, Mark.OF_GATES] = False
     """Also gate what attention and the MLP read of the residual stream: VTP's four sites a block. For ``prune.in_channels``."""
-    penalty: BriefMethod = Method(name="proximal")
+    penalty: Annotated[BriefMethod, Mark.OF_GATES] = Method(name="proximal")
     """How L1 acts, of lotus/sparsity/penalties.py: a proximal step reaches exact zeros, a subgradient (the papers' way) does
     not."""
-    strength: float = Field(1e-3, ge=0)
+    strength: Annotated[float, Mark.OF_GATES] = Field(1e-3, ge=0)
     """Lambda: where it starts, or where it stays with ``steer: false``."""
-    steer: bool = True
+    steer: Annotated[bool, Mark.OF_GATES] = True
     """Steer lambda so that the open gates' MACs approach ``prune.keep.macs``."""
-    lr: float = Field(2e-2, gt=0)
+    lr: Annotated[float, Mark.OF_GATES] = Field(2e-2, gt=0)
     """Learning rate of the gates (Adam, no weight decay). Times the steps after ``start`` it should be 2 or more: a gate
     goes from 1 to 0 by steps of at most about this."""
-    start: float = Field(0.25, ge=0, lt=1)
+    start: Annotated[float, Mark.OF_GATES] = Field(0.25, ge=0, lt=1)
     """Fraction of the training before the penalty sets in."""
     early_bird: EarlyBird | None = None
     """End the training early, when the masks have settled; null: all epochs."""
@@ -322,7 +321,7 @@ class Train(Taught):
     """Cut the model on the way, within this training; null: after it, by the stage ``prune``."""
     dynamic: DynamicBy | None = None
     """A lottery of selection/dynamic.py that draws each epoch's images out of the ticket; null: all of it, every epoch."""
-    balance: Sampling = "none"
+    balance: Annotated[Sampling, Mark.SHARED] = "none"
     """How often each class is seen in an epoch, which stays as long as it is. equal: each as often. sqrt: by the root of its size.
     Images of small classes then come several times. none: each image once."""
     sides: tuple[Growth, ...] = ()
@@ -340,6 +339,8 @@ class Train(Taught):
 class Finetune(Taught):
     """The recovery after the cut. What is not set here is as in ``train``, but for epochs, lr, warm-up and teacher."""
 
+    LEAVES: ClassVar = (Mark.LENGTH, Mark.RATE)
+    """Settings that it does not take from ``train``."""
     epochs: int = Field(10, ge=0)
     """0: no fine-tuning."""
     teacher: TeacherBy = Teacher(name=UNCUT)

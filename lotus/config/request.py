@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from lotus.config.marks import Mark, marked
 from lotus.config.section import BriefMethod, Fraction, Method, MethodOf, Section
 from selection.errors import Refused
 
@@ -61,10 +62,6 @@ class Search(Section):
     """A rival to measure beside what is found, e.g. ``cp_vit`` (docs/papers.md); null: none."""
 
 
-_BY_SCORES = ("search", "sizes", "exclude", "min_keep")
-"""Settings that a cut by scores alone meets: beside another way to prune they are refused."""
-
-
 class Prune(Section):
     """Which dimensions stay."""
 
@@ -86,10 +83,10 @@ class Prune(Section):
     """Turn each head's dimensions into those of which the first few carry the most (whitened SVD) before any is cut."""
     decouple_qk: bool = False
     """Let a block keep more value than query/key dimensions, or fewer. timm's own attention cannot hold that; LOTUS' does."""
-    min_keep: Fraction | None = None
+    min_keep: Annotated[Fraction | None, Mark.BY_SCORES] = None
     """A sublayer that stays keeps at least this fraction of its heads, of their dimensions and of its MLP units, rounded up to
     ``round``, so that no layer becomes the bottleneck of all; null: one head, and ``round`` of the others."""
-    exclude: tuple[str, ...] = ()
+    exclude: Annotated[tuple[str, ...], Mark.BY_SCORES] = ()
     """Blocks or sublayers that stay whole: names or patterns, e.g. ``["blocks.0", "*.attn"]``. Then ``embed_dim: auto`` keeps all
     channels, since a smaller embedding dimension narrows every block; a number given for it does so."""
     in_channels: bool = False
@@ -108,9 +105,9 @@ class Prune(Section):
     """Training images (of the ticket) on which scores and statistics are measured; null: 2,048, of large images 512."""
     latency_batch: int = Field(64, ge=1)
     """The batch at which ``keep.latency`` counts."""
-    search: Search | None = None
+    search: Annotated[Search | None, Mark.BY_SCORES] = None
     """Try how much of attention and of the MLPs should stay; null: scores alone decide."""
-    sizes: tuple[Fraction, ...] = ()
+    sizes: Annotated[tuple[Fraction, ...], Mark.BY_SCORES] = ()
     """More budgets (fractions of the MACs, or of the latency where that is kept) to write beside ``prune/``, as
     ``prune-0.35/``: each size is within the next larger one. They are not fine-tuned."""
 
@@ -154,7 +151,7 @@ class Prune(Section):
     @property
     def by_scores(self) -> str:
         """The settings that a cut by scores alone meets, those that are set, in words."""
-        return ", ".join(name for name in _BY_SCORES if getattr(self, name))
+        return ", ".join(name for name in marked(type(self), Mark.BY_SCORES) if getattr(self, name))
 
     @property
     def more_sizes(self) -> list[dict[str, float]]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pydantic import BaseModel
+
+from lotus.config.marks import Mark, marked
 from selection import methods
 
 
@@ -28,6 +32,21 @@ class Rule:
     """Settings near those that do not."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What the page cannot know, for these examples."""
+    each: Mark | None = None
+    """It stands for a row of each setting of the section with this mark: ``{name}`` in its texts, and ``name`` of its condition, is the
+    setting's, ``{value}`` its example."""
+
+    def rows(self, section: type[BaseModel]) -> Iterator[Rule]:
+        """Itself; or the rows that it stands for in ``section``."""
+        if self.each is None:
+            yield self
+            return
+        for name in marked(section, self.each):
+            value = json.dumps((section.model_fields[name].examples or [None])[0]).replace('"', "")
+            bad, good = (text.replace("{name}", name).replace("{value}", value) for text in (self.bad, self.good))
+            yield replace(
+                self, place=name, broken=functools.partial(self.broken, name=name), bad=bad, good=good, each=None
+            )
 
     @functools.cached_property
     def needs(self) -> list[str]:

@@ -13,37 +13,23 @@ Rows that read these are asked once they are known. A file of one's own (``--wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from lotus.config.marks import Mark, marked
 from lotus.config.rule import ZEROS, of_patches
 from lotus.config.rule import Rule as Rule
 from lotus.config.rules_shrinking import OF_SHRINKING as OF_SHRINKING
 from selection.errors import Refused
 
-BLURS = ("mixup", "cutmix", "drop_path")
-"""What stands between an image and what the model says of it."""
-
 LINEAR_OPTIMIZERS = ("adamw", "sgd")
 """Those that move each number by itself, so that heads that are trained at once do not meet."""
 
-OF_IMAGES = {
-    "accumulate": 2, "augment": "{flip: true}", "compile": "true", "cutmix": 1, "deepspeed": "mine.json", "drop_path": 0.1,
-    "ema": 0.9, "guests": "[late_average]", "layer_decay": 0.9, "mixup": 0.2, "on_spike": "skip", "patches": "{keep: 0.5}",
-}  # fmt: skip
-"""What a linear probe has none of, since it sees each image once; each with another value than its own."""
-
-OF_GATES = ("in_channels", "penalty", "strength", "steer", "lr", "start")
-"""Settings of gates, without the one that is refused by itself."""
 _GIVEN = "model.weights=mine.pth"
 
 
-def _changed(name: str) -> Callable[[Any], bool]:
-    return lambda it: it.proxy == "linear_probe" and getattr(it, name) != type(it).model_fields[name].default
-
-
-def _blurred(name: str) -> Callable[[Any], bool]:
-    return lambda it: it.proxy != "linear_probe" and bool(getattr(it, name))
+def _changed(it: Any, name: str) -> bool:
+    return bool(getattr(it, name) != type(it).model_fields[name].default)
 
 
 def _rise(sides: Any) -> bool:
@@ -91,7 +77,7 @@ OF_TRAINING = (
          "train.warmup_ratio=0.1 train.warmup_epochs=1", "train.warmup_ratio=0.1"),
     Rule("Train", "sparsity.gates",
          lambda it: not it.sparsity.gates
-         and any(getattr(it.sparsity, name) != type(it.sparsity).model_fields[name].default for name in OF_GATES),
+         and any(_changed(it.sparsity, name) for name in marked(type(it.sparsity), Mark.OF_GATES)),
          "are off, and nothing else there does anything. Set {place}.sparsity.gates=true, or {place}.sparsity={{}}",
          "train.sparsity.in_channels=true", "train.sparsity.in_channels=true train.sparsity.gates=true"),
     Rule("Train", "sides", lambda it: bool(it.sides) and not _rise(it.sides),
@@ -152,16 +138,18 @@ OF_TRAINING = (
          of_patches("input", "train.patches.cached=true train.patches.evaluate=sparse"),
          of_patches("input", "train.patches.evaluate=sparse"), {"asks": False}),
     Rule("Subsets", "runs", lambda it: it.runs < it.least,
-         "{it.runs} runs on {it.part:g} leave images that are in all or in none; {it.least} do not",
+         "{it.runs} runs on {it.fraction:g} leave images that are in all or in none; {it.least} do not",
          "score.subsets.runs=3", "score.subsets.runs=4"),
-    *(Rule("Score", name, _blurred(name), "an image is scored by what is said of it as it is. Remove it",
-           f"score.{name}=0.2", f"train.{name}=0.2") for name in BLURS),
+    Rule("Score", "{name}", lambda it, *, name: it.proxy != "linear_probe" and bool(getattr(it, name)),
+         "an image is scored by what is said of it as it is. Remove it",
+         "score.{name}={value}", "train.{name}={value}", each=Mark.BLURS),
     Rule("Score", "optimizer", lambda it: it.proxy == "linear_probe" and it.optimizer not in LINEAR_OPTIMIZERS,
          f"the heads of a linear probe take optimizer {' or '.join(LINEAR_OPTIMIZERS)}",
          "score.proxy=linear_probe score.optimizer=lamb", "score.proxy=linear_probe score.optimizer=sgd"),
-    *(Rule("Score", name, _changed(name), "a setting of a training; a linear probe sees each image once. Remove it",
-           f"score.proxy=linear_probe score.{name}={value}", f"score.proxy=linear_probe train.{name}={value}")
-      for name, value in OF_IMAGES.items()),
+    Rule("Score", "{name}", lambda it, *, name: it.proxy == "linear_probe" and _changed(it, name),
+         "a setting of a training; a linear probe sees each image once. Remove it",
+         "score.proxy=linear_probe score.{name}={value}", "score.proxy=linear_probe train.{name}={value}",
+         each=Mark.OF_TRAINING),
     Rule("Select", "floor", lambda it: it.floor is not None and it.balance,
          "floor is for classes that are not balanced: set {place}.balance=false, or leave floor out",
          "select.floor=0.5", "select.floor=0.5 select.balance=false"),
@@ -331,9 +319,10 @@ UNASKED = {"rules": "not asked"}
 def broken(section: Any, rows: Iterable[Rule] = ROWS, **facts: Any) -> Iterator[Rule]:
     """The rows that ``section`` breaks, in order; those that read more than ``facts`` are passed over."""
     kinds = {kind.__name__ for kind in type(section).__mro__}
-    for row in rows:
+    mine = (row for many in rows if many.of in kinds for row in many.rows(type(section)))
+    for row in mine:
         needs = row.needs
-        if row.of in kinds and set(needs) <= set(facts) and row.broken(section, *(facts[name] for name in needs)):
+        if set(needs) <= set(facts) and row.broken(section, *(facts[name] for name in needs)):
             yield row
 
 

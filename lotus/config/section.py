@@ -87,6 +87,7 @@ class Method(Section):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str
+    """Of a function on the shelf, or in a file of your own; its settings stand beside it."""
 
     @property
     def options(self) -> dict[str, Any]:

@@ -32,7 +32,13 @@ PARTS: tuple[tuple[str, Callable[[], Iterable[Rule]]], ...] = (
 
 def markdown() -> str:
     """The page."""
-    return "\n".join([HEAD, *(f"## {title}\n\n{_table(rows())}\n" for title, rows in PARTS)])
+    return "\n".join([HEAD, *(f"## {title}\n\n{_table(one_by_one(rows()))}\n" for title, rows in PARTS)])
+
+
+def one_by_one(rows: Iterable[Rule]) -> list[Rule]:
+    """``rows``, with those of marked settings a setting each, as the page has them."""
+    kinds = {type(section).__name__: type(section) for _, section in rules.sections(Config())}
+    return [one for row in rows for one in (row.rows(kinds[row.of]) if row.each else [row])]
 
 
 def _of_papers() -> Iterator[Rule]:

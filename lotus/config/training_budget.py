@@ -8,7 +8,8 @@ from pydantic import Field
 
 from lotus.config.section import Section
 
-Way = Literal["shrink", "small", "dense"]
+Strategy = Literal["shrink", "small", "dense"]
+"""What a budget of training is spent on."""
 
 
 class Budget(Section):
@@ -18,7 +19,7 @@ class Budget(Section):
     """Fraction of the MACs of the dense training on all images for ``train.epochs`` epochs, with what is spent on proxy and calibration."""
     minutes: float | None = Field(None, gt=0)
     """Minutes of the training on this machine, in place of ``train``: a few steps of the dense and of the small model are timed."""
-    ways: tuple[Way, ...] = ("shrink", "small", "dense")
+    ways: tuple[Strategy, ...] = ("shrink", "small", "dense")
     """What may be taken: a training that shrinks, a smaller model from scratch (never where weights are given), the dense model."""
     keep: Literal["prune", "measured"] = "prune"
     """How much stays: what ``prune.keep`` says, or what was measured to be best. Where the config says no ``prune.keep``: measured."""

@@ -6,6 +6,7 @@ Letters: B images of a batch, S side of the model's input.
 from __future__ import annotations
 
 import atexit
+import functools
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Sequence
@@ -20,6 +21,7 @@ from torch import Tensor
 from lotus.data import erasing, policies
 from lotus.data.format import Beton
 from lotus.data.kept import NOTHING, Kept
+from lotus.data.pixel_ops import sent
 from lotus.data.sample_plan import Rows, SamplePlan
 from lotus.data.views import Look, Table, parameters
 
@@ -162,17 +164,23 @@ class BaseLoader(ABC):
         images, augment, rows = raw.planes, self.augment, raw.index.numpy()
         size, seed = self.look.size, self.look.seed
         if self.in_bytes:
-            images = images.to(self.device, non_blocking=True)
+            images = sent(images, self.device)
             if augment is not None and augment.recolors:
                 made = policies.changes(augment, seed, epoch, rows, size=size, strength=strength)
                 policies.change(images, made, fill=self.fill, size=size)
             images = images.to(torch.float32)
-            images -= torch.from_numpy(self._mean).to(self.device).view(3, 1, 1)
-            images /= torch.from_numpy(self._std).to(self.device).view(3, 1, 1)
+            images -= self._there[0]
+            images /= self._there[1]
         if augment is not None and augment.erase:
             where = erasing.boxes(augment, seed, epoch, rows, self.side, strength=strength)
             erasing.erase(images, where, augment.erase_mode)
-        return Batch(images, raw.labels.to(self.device), raw.index.to(self.device))
+        return Batch(images, sent(raw.labels, self.device), sent(raw.index, self.device))
+
+    @functools.cached_property
+    def _there(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, (3, 1, 1) each, on the device."""
+        mean, std = (torch.from_numpy(numbers).to(self.device).view(3, 1, 1) for numbers in (self._mean, self._std))
+        return mean, std
 
     def blank(self, count: int) -> Tensor:
         """Memory for ``count`` images (count, 3, S, S), of the kind that ``levels`` gives; new, so that it can be given away."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lotus import files
+from lotus.data.pixel_ops import sent
 from lotus.data.views import DOWN, FLIP, HEIGHT, LEFT, RIGHT, TOP, WIDTH, View, middle, parameters
 from selection import npz, regular
 from selection.errors import Refused
@@ -160,11 +161,12 @@ class Tickets:
         mirrored = table[:, FLIP] == 1
         across[mirrored], in_columns[mirrored] = across[mirrored, ::-1], in_columns[mirrored, ::-1]
         framed = np.pad(self._maps[rows].astype(np.float32), ((0, 0), (1, 1), (1, 1)), constant_values=_UNKNOWN)
-        maps, device = torch.from_numpy(framed).to(index.device), index.device
-        y, x = torch.from_numpy(down).to(device), torch.from_numpy(across).to(device)
-        inside = torch.from_numpy(in_rows).to(device)[:, :, None] & torch.from_numpy(in_columns).to(device)[:, None]
+        device = index.device
+        maps, y, x, high_in, wide_in = (
+            sent(torch.from_numpy(one), device) for one in (framed, down, across, in_rows, in_columns)
+        )
         picture = maps[torch.arange(len(rows), device=device)[:, None, None], y[:, :, None], x[:, None]]
-        return (picture * inside)[:, None]
+        return (picture * (high_in[:, :, None] & wide_in[:, None]))[:, None]
 
     def pooled(self, pictures: Tensor) -> Tensor:
         """(B, 1, S, S) -> (B, n): the mean over each of the trained model's patches."""

@@ -199,7 +199,7 @@ def warp(images: Tensor, matrix: Floats, fill: npt.NDArray[np.uint8], between: i
         rows = side if images.is_cuda else max(1, BAND // (3 * len(images) * side))
         bands = zip((y - 0.5).expand(shape).split(rows, 1), (x - 0.5).expand(shape).split(rows, 1))
         seen = torch.cat([_interpolated(whole, *band, between, axes) for band in bands], dim=2)
-    color = torch.from_numpy(np.asarray(fill, np.uint8)).to(images.device).view(1, 3, 1, 1)
+    color = sent(torch.from_numpy(np.array(fill, np.uint8)), images.device).view(1, 3, 1, 1)
     shown = inside[:, None].to(torch.uint8)
     return (seen * shown).add_((1 - shown) * color)
 
@@ -282,4 +282,11 @@ def _over(values: Tensor, number: float) -> Tensor:
 def _each(images: Tensor, numbers: npt.ArrayLike, dtype: torch.dtype) -> Tensor:
     """Numbers (..., n) to stand beside images: (..., n, 1, 1, 1)."""
     held = torch.from_numpy(np.array(numbers, dtype=np.float64)).to(dtype)
-    return held.to(images.device, non_blocking=True)[..., None, None, None]
+    return sent(held, images.device)[..., None, None, None]
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """What lies on the host, on ``device``. Plain ``to`` would wait until a GPU has done all that was asked of it before."""
+    if device.type == "cuda" and not tensor.is_cuda and not tensor.is_pinned():
+        tensor = tensor.pin_memory()  # else CUDA may wait all the same
+    return tensor.to(device, non_blocking=True)

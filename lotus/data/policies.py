@@ -277,7 +277,7 @@ def change(images: Tensor, made: Changes, *, fill: npt.NDArray[np.uint8], size: 
             rows = np.flatnonzero(keys == key)
             for start in range(0, len(rows), step):
                 some = rows[start : start + step]
-                where = torch.from_numpy(some).to(images.device, non_blocking=True)
+                where = pixel_ops.sent(torch.from_numpy(some), images.device)
                 seen, amount = images.index_select(0, where), made.amount[some, layer]
                 done = act(ACTIONS[key // 4], seen, amount, between=int(key % 4), fill=fill, size=size)
                 images.index_copy_(0, where, done)

@@ -159,7 +159,7 @@ def inspect(
         recorded: (S, E, N) margins that a run watched, of the training images or of those that are not damaged; they rank the labels.
         features: by which labels are judged, (N, D) of the training images, nan where one has none; or the folder of a model that
             makes them; empty: a network that is trained on these pictures judges.
-        most: outliers and label errors that are listed at most.
+        most: outliers and label errors that are listed at most; 0: nobody judges, which takes a minute or two.
         workers: threads that decode.
         root: the folder whose other files are listed; empty: none.
         say: is told what is done next.
@@ -171,9 +171,14 @@ def inspect(
     say("laying them over each other")
     _double(found, fine)
     known = fine[0] if isinstance(features, str) else fine[0][np.isfinite(features[fine[0]]).all(1)]
-    if len(known) >= labels.FEWEST and len(train.classes) > 1:
+    if most and can_judge(len(known), len(train.classes)):
         _judge(found, known, recorded, features, most, say)
     return found
+
+
+def can_judge(images: int, classes: int) -> bool:
+    """Whether labels of so many images can be judged."""
+    return images >= labels.FEWEST and classes > 1
 
 
 def _judge(

@@ -6,14 +6,20 @@ import base64
 import html
 import io
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from lotus import files
 from lotus.data.source import Source
-from lotus.inspect.findings import Findings
+from lotus.inspect.findings import Findings, Listed
+from selection.errors import Refused
 from selection.shown import shown
 
+PAGE, JSON, LIST = "inspect.html", "inspect.json", "delete.txt"
+"""What is written."""
 SHOWN = 60
 """Rows of each list that have their pictures on the page; the JSON has all."""
 
@@ -23,6 +29,30 @@ h2{margin-top:2.2rem}.grid{display:flex;flex-wrap:wrap;gap:12px}figure{margin:0;
 figcaption{font-size:12px;color:#555;overflow-wrap:anywhere}img{width:104px;height:104px;object-fit:contain;background:#eee}
 table{border-collapse:collapse}td,th{padding:2px 10px;text-align:left;overflow-wrap:anywhere}p{overflow-wrap:anywhere}
 """
+
+
+def write(out: Path, found: Findings, listed: Listed, title: str) -> dict[str, Any]:
+    """Write the page, the same as JSON, and the list of what may go.
+
+    Args:
+        out: the folder that they go to
+        found: what was found
+        listed: :meth:`Findings.listed`
+        title: of the page
+
+    Returns:
+        What stands in the JSON.
+
+    Raises:
+        Refused: a name has a line break.
+    """
+    told = found.as_json() | {"delete": listed.gone, "held_by_links": listed.held}
+    if odd := next((name for name in listed.gone if "\n" in name), None):
+        raise Refused(f"{odd!r}: a name with a line break cannot stand on a list. Rename it.")
+    files.write_json(out / JSON, told)
+    files.write_bytes(out / LIST, "".join(f"{name}\n" for name in listed.gone).encode("utf-8", "surrogateescape"))
+    files.write_text(out / PAGE, render(found, title, len(listed.gone)))
+    return told
 
 
 def render(found: Findings, title: str, listed: int) -> str:

@@ -152,9 +152,7 @@ def _trained(
 ) -> Tensor:
     """Train; the mean margin of each picture over the epochs (N,)."""
     count = len(target)
-    batch = min(count, 256 if count >= 20_000 else 64)
-    epochs = min(max(round(SEEN / count), EPOCHS[0]), EPOCHS[1])
-    turns = count // batch
+    epochs, turns, batch = _length(count)
     free = [weight for weight in net.parameters() if weight.requires_grad]
     optimizer = torch.optim.SGD(free, lr=LR, momentum=MOMENTUM, nesterov=True, weight_decay=DECAY)
     steps, done = epochs * turns, 0
@@ -176,6 +174,35 @@ def _trained(
             watched[rows] += _margins(logits.detach().cpu(), target[rows])
             seen[rows] += 1
     return watched / seen.clamp(min=1)
+
+
+def _length(count: int) -> tuple[int, int, int]:
+    """Epochs, steps in each, and pictures in a step, of a training on so many."""
+    batch = min(count, 256 if count >= 20_000 else 64)
+    return min(max(round(SEEN / count), EPOCHS[0]), EPOCHS[1]), count // batch, batch
+
+
+def cost(count: int, classes: int) -> tuple[float, float]:
+    """Image-forwards and multiply-accumulates of :func:`judge` on so many pictures. Training one counts three forwards, telling of one
+    two, it and its mirror image; pixels are asked by a product of all with all, and an inverse for each ridge."""
+    with torch.random.fork_rng(devices=[]):
+        net = _network(torch.rand(2, 3, 32, 32), classes)
+    spent = 0
+
+    def add(layer: nn.Module, _: Any, out: Tensor) -> None:
+        nonlocal spent
+        spent += out.numel() * layer.weight[0].numel()  # type: ignore[index, operator, union-attr]
+
+    for layer in net:
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            layer.register_forward_hook(add)
+    with torch.no_grad():
+        net.eval()(torch.zeros(1, 3, 32, 32))
+    epochs, turns, batch = _length(count)
+    few = count <= PIXELS
+    forwards = (2 if few else 1) * (3.0 * epochs * turns * batch + 2 * count)
+    pixels = count**2 * 3 * 32**2 + len(RIDGES) * count**2 * (count + classes) if few else 0
+    return forwards, forwards * spent + pixels
 
 
 def _network(images: Tensor, classes: int) -> nn.Sequential:

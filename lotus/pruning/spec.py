@@ -23,6 +23,7 @@ from lotus.vit import cost, hub_models
 from lotus.vit import model as door
 from lotus.vit import weights as weights_of
 from lotus.vit.preprocessing import preprocessing, resizing
+from selection import regular
 from selection.errors import Refused
 
 KIND = "lotus-vit"
@@ -247,7 +248,7 @@ def _open(folder: Path) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
 
     spec, file = read(folder), folder / WEIGHTS
     try:
-        weights = load_file(file)
+        weights = load_file(regular.check(file))
     except (OSError, SafetensorError) as error:
         raise Refused(f"{file}: cannot be read ({error}). Is it whole?") from None
     try:
@@ -285,7 +286,7 @@ def read(folder: str | Path) -> dict[str, Any]:
     files.recover(folder)
     file = folder / SPEC
     try:
-        spec: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        spec: dict[str, Any] = json.loads(regular.check(file).read_text(encoding="utf-8"))
     except FileNotFoundError:
         if not folder.exists():
             raise Refused(

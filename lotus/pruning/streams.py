@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from lotus.config import Prune, as_request, rules
+from lotus.config import Prune, as_request, reader, rules
 from lotus.pruning import budget, latency, measure, narrow, unfit
 from lotus.pruning.study import Given, Progress, Pruned, Study, beyond, criterion, rounded, study
 from lotus.pruning.wrapping import Batches, Wrapped, passes_of
@@ -59,6 +59,7 @@ def prune(
         Refused: a setting that there is not, or that does not go with another; a model that cannot be cut, a budget out of
             reach, calibration data that do not serve; says what would.
     """
+    _check_arguments(settings)
     shelves = list(shelves)
     if callable(criterion):
         shelf, criterion = _shelf(criterion)
@@ -75,6 +76,16 @@ def prune(
         request = request.model_copy(update={"embed_dim": None})
     pruned = lottery(wrapped.vit, wrapped.batches(batches), request, Given(shelves, gates, seed))
     return wrapped.around(pruned.model)
+
+
+def _check_arguments(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that are an argument of :func:`prune`, mistyped; those that are nothing at all the page refuses."""
+    own = [name for name in inspect.signature(prune).parameters if name not in Prune.model_fields]
+    for name in settings:
+        near = methods.nearest(name, [*Prune.model_fields, *own])
+        known = name in Prune.model_fields or f"prune.{name}" in reader.OLD
+        if near and near == methods.nearest(name, own) and not known:
+            raise Refused(f"lotus.prune: has no argument {name!r}.{near}")
 
 
 def _shelf(function: Callable[..., np.ndarray]) -> tuple[ModuleType, str]:

@@ -62,7 +62,7 @@ def read(folder: Path, stages: Stages) -> Row:
         rows = results["ledger"]["stages"]
         log = list(events(folder))
         measured = [one.get("values") or {} for one in log if one.get("event") == "evaluated"]
-        return Row(
+        row = Row(
             name=str(folder),
             top1=float(shipped["top1"]),
             images=int(results.get("validation_images") or (measured or [{}])[-1].get("images", 0)),
@@ -72,7 +72,12 @@ def read(folder: Path, stages: Stages) -> Row:
             seconds=sum(row["seconds"] for row in rows if row["part"] != "dense"),
             course=tuple(_course(results, rows, log)),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if not (
+            all(map(math.isfinite, (row.spent, row.seconds, *itertools.chain(*row.course)))) and 0 <= row.top1 <= 100
+        ):
+            raise ValueError("numbers that no run reaches")
+        return row
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise Refused(f"{file}: is not what a run writes ({type(error).__name__}). Run: lotus run {folder}.") from error
 
 
@@ -85,7 +90,7 @@ def _course(
             continue
         evaluated = evaluations(log, row["stage"]) if row["part"] in ("training", "shipped") else []
         for epoch, values in evaluated:
-            if "top1" in values:
+            if values.get("top1") is not None:
                 yield (
                     spent + row["macs"] * _done(results.get(row["stage"]) or {}, epoch / evaluated[-1][0]),
                     values["top1"],

@@ -23,6 +23,7 @@ from lotus.report.ledger import Stages
 from lotus.report.names import plain
 from lotus.report.numbers import count, percent, si
 from lotus.stage import named
+from selection import regular
 from selection.errors import Refused
 
 _SHEET = 24  # images at each end of the scores
@@ -114,10 +115,10 @@ class _Scored(NamedTuple):
 def _results(folder: Path, stages: Stages) -> dict[str, Any]:
     file = folder / "results.json"
     try:
-        results = json.loads(file.read_text(encoding="utf-8"))
+        results = json.loads(regular.check(file).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise Refused(f"{folder}: no results.json here, so no finished run. Run: lotus run CONFIG.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Refused(
             f"{file}: cannot be read ({error}). Run the report stage again: lotus run CONFIG --from report."
         ) from None
@@ -130,16 +131,33 @@ def _results(folder: Path, stages: Stages) -> dict[str, Any]:
 def events(folder: Path) -> Iterator[dict[str, Any]]:
     """The log's lines; one that was cut off by a kill is passed over."""
     try:
-        with open(folder / "log.jsonl", encoding="utf-8") as lines:
+        with open(regular.check(folder / "log.jsonl"), encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 try:
                     event = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     continue
-                if isinstance(event, dict):
+                if _is_ours(event):
                     yield event
     except OSError:
         return
+
+
+_TOLD: Mapping[str, Mapping[str, type]] = {
+    "step": {"stage": str, "done": int, "total": int, "values": dict},
+    "evaluated": {"stage": str, "epoch": int, "values": dict},
+    "said": {"text": str},
+}
+"""What must be told of an event for it to be shown; of others nothing is read."""
+
+
+def _is_ours(event: Any) -> bool:
+    """Whether a line of the log tells what one of its kind does: a byte of it may have changed."""
+    if not isinstance(event, dict) or not isinstance(kind := event.get("event"), str):
+        return False
+    told = all(type(event.get(name)) is of for name, of in _TOLD.get(kind, {}).items())
+    numbers = event["values"].values() if told and "values" in _TOLD.get(kind, {}) else ()
+    return told and all(type(number) in (int, float) for number in numbers if number is not None)
 
 
 def _settings(folder: Path) -> config.Config | None:
@@ -152,7 +170,7 @@ def _settings(folder: Path) -> config.Config | None:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return regular.check(file).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
 
@@ -257,7 +275,7 @@ def _gates(steps: list[tuple[float, dict[str, float]]], target: float | None) ->
 def _search(folder: Path) -> str:
     """What a search for ratios tried, if there was one; empty where its file is not what we write."""
     try:
-        search = json.loads((folder / "search.json").read_text(encoding="utf-8"))
+        search = json.loads(regular.check(folder / "search.json").read_text(encoding="utf-8"))
         if search.get("format") != 1 or "tried" not in search:
             return ""
         points, front, others = (
@@ -273,7 +291,7 @@ def _search(folder: Path) -> str:
             chosen=chosen,
             rival=str(search.get("rival", "")),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return ""
 
 

@@ -11,7 +11,7 @@ before it::
     cut, width_search, structured pruning by scores, by trying; the way that is both
     ways                          the way to prune that a config names
     outside                       pruning a model that LOTUS never trained, without a run
-    prepare, score, select, baseline, train, prune, finetune, export, report
+    prepare ... report            the stages, each named in lotus/stage_names.py
     shelf                         their order, and the place of a user's own among them
     checks, order                 what is refused before anything is done; the run itself
     plan_table, speed, planner    rules that were measured, how fast it goes here; how a budget of training is spent

@@ -13,6 +13,7 @@ from lotus.shelves import known
 from lotus.stage import Stage
 from lotus.stages import ways
 from lotus.stages.ahead import Ahead
+from lotus.stages.shelf import check_asked
 from selection import dynamic_pruning, lottery, methods
 from selection.errors import Refused
 
@@ -30,6 +31,7 @@ def check(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
     from lotus.training import named
     from lotus.training.optim import make_schedule
 
+    check_asked(config, shelves)
     shelves = known(shelves)
     settings, again = config.select, config.train.dynamic
     lottery.choose(score=settings.score, pick=settings.pick, keep=settings.keep, shelves=shelves)

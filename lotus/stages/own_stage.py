@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from lotus.events import Event, Rewound
 from lotus.run import brought
@@ -10,7 +11,7 @@ from lotus.stage import Outcome, Stage, Work
 from lotus.stages.context import Context
 from lotus.watch import Lost
 from selection.errors import Refused
-from selection.methods import blamed, is_ours
+from selection.methods import arguments, blamed, is_ours
 
 _CURE = "Write it as a generator: yield events, return an Outcome."
 
@@ -18,19 +19,20 @@ _CURE = "Write it as a generator: yield events, return an Outcome."
 def begun(stage: Stage, context: Context) -> Work:
     """What ``stage`` does; of a user's own, what goes wrong in it is refused."""
     files = [str(shelf.__file__) for shelf in context.shelves if stage.name in brought(shelf)]
+    given = arguments(stage.make, stage.options(context.config)) if stage.is_set else {}
     if not files or is_ours(stage.make):
-        return stage.make(context)
-    return _watched(stage, context, f"--with {files[-1]}: the stage {stage.name!r}")
+        return stage.make(context, **given)
+    return _watched(stage, context, given, f"--with {files[-1]}: the stage {stage.name!r}")
 
 
-def _watched(stage: Stage, context: Context, place: str) -> Work:
+def _watched(stage: Stage, context: Context, given: Mapping[str, Any], place: str) -> Work:
     """As ``stage.make``.
 
     Raises:
         Refused: it raises something, or is no generator of events that returns an outcome.
     """
     with blamed(stage.make, place=place, spared=(Lost, Rewound)):
-        making = stage.make(context)
+        making = stage.make(context, **given)
         if not isinstance(making, Iterator):
             raise Refused(f"{place} gives a {type(making).__name__}. {_CURE}")
         while True:

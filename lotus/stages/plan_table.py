@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from lotus.config.training_budget import Way
+from lotus.config.training_budget import Strategy
 from lotus.files import write_text
 
 Start = Literal["scratch", "given"]
@@ -69,7 +69,7 @@ class Cell(NamedTuple):
 
     data: str
     start: Start
-    way: Way
+    way: Strategy
     budget: float
     """That was asked for; :attr:`cost` is as near as whole epochs came."""
     seed: int
@@ -92,7 +92,7 @@ class Seen(NamedTuple):
 
     data: str
     start: Start
-    way: Way
+    way: Strategy
     cost: float
     at: float | None
     keep: float
@@ -121,7 +121,7 @@ def _cell(line: Mapping[str, str]) -> Cell:
         line["data"], line["start"], line["way"], float(line["budget"]), int(line["seed"]), float(line["cost"]),  # type: ignore[arg-type]
         float(line["at"]) if line["at"] else None, float(line["keep"]), float(line["top1"]),
     )  # fmt: skip
-    if found.start not in get_args(Start) or found.way not in get_args(Way):
+    if found.start not in get_args(Start) or found.way not in get_args(Strategy):
         raise ValueError(f"{FILE.name}: {line} is no cell")
     return found
 
@@ -147,7 +147,7 @@ def rule(start: Start, budget: float) -> Rule:
     return next(one for one in RULES if one.start == start and budget <= one.up_to)
 
 
-def nearest(data: str, start: Start, way: Way, cost: float, keep: float) -> Seen | None:
+def nearest(data: str, start: Start, way: Strategy, cost: float, keep: float) -> Seen | None:
     """The measurement whose cost and size are nearest, as ratios; None where there is none of that way."""
     return min(
         _of(data, start, way),
@@ -160,7 +160,7 @@ Curve = list[tuple[float, float, int]]
 """(cost, top-1, seeds), the costs rising."""
 
 
-def curve(data: str, start: Start, way: Way, keep: float) -> Curve:
+def curve(data: str, start: Start, way: Strategy, keep: float) -> Curve:
     """What was measured, of the size nearest to ``keep``."""
     found = _of(data, start, way)
     near = min((size(one.keep) for one in found), key=lambda of: abs(math.log(of / keep)), default=None)
@@ -175,13 +175,13 @@ def at_cost(measured: Curve, cost: float) -> float:
     return float(np.interp(math.log(cost), np.log(costs), tops))
 
 
-def _of(data: str, start: Start, way: Way) -> list[Seen]:
+def _of(data: str, start: Start, way: Strategy) -> list[Seen]:
     """Those of ``data``, or of the usual images where there are none."""
     known = [one for one in means() if (one.start, one.way) == (start, way)]
     return [one for one in known if one.data == data] or [one for one in known if one.data == USUAL]
 
 
-def choose(start: Start, ways: Sequence[Way], cost: float, keep: float, data: str = USUAL) -> tuple[Way, str]:
+def choose(start: Start, ways: Sequence[Strategy], cost: float, keep: float, data: str = USUAL) -> tuple[Strategy, str]:
     """The way to take out of ``ways``, and why; the dense training only where nothing else is allowed."""
     allowed = [way for way in ways if way != "small" or start == "scratch"]
     if "shrink" not in allowed or "small" not in allowed:
@@ -192,7 +192,7 @@ def choose(start: Start, ways: Sequence[Way], cost: float, keep: float, data: st
     return _cut_or_small(data, cost, keep)
 
 
-def _cut_or_small(data: str, cost: float, keep: float) -> tuple[Way, str]:
+def _cut_or_small(data: str, cost: float, keep: float) -> tuple[Strategy, str]:
     """Which of the two is better from scratch at equal cost, which is one that both were measured around."""
     if not all(one.data == data for way in ("shrink", "small") for one in _of(data, "scratch", way)):
         data = USUAL  # figures of two data sets are not compared

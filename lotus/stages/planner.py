@@ -13,7 +13,7 @@ from typing import Any
 
 from lotus.config import Config
 from lotus.config.reader import check as page
-from lotus.config.training_budget import Budget, Way
+from lotus.config.training_budget import Budget, Strategy
 from lotus.files import digest, write_json
 from lotus.run import Run
 from lotus.stage import named
@@ -21,6 +21,7 @@ from lotus.stages import course, export, plan_table, prepare, score, speed
 from lotus.stages.ahead import Ahead, training
 from lotus.stages.shelf import run_of
 from lotus.stages.shrinking import forecast_looks
+from selection import regular
 from selection.errors import Refused
 
 FORMAT = 1
@@ -40,7 +41,7 @@ class Candidate:
 
     config: Config
     """That is asked."""
-    way: Way
+    way: Strategy
     start: plan_table.Start
     at: float
     keep: float
@@ -248,8 +249,8 @@ def resolved(
 def stored(run: Run) -> Plan | None:
     """The plan in the run's folder; None where none can be read."""
     try:
-        found = json.loads((run.folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(regular.check(run.folder / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
     sound = isinstance(found, dict) and found.get("format") == FORMAT and isinstance(found.get("settings"), dict)
     return found if sound else None

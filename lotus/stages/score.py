@@ -31,7 +31,7 @@ def score(context: Context) -> Work:
         lottery.affordable(labels, config.select.keep, bool(config.select.balance) or config.select.floor is not None)
     if (settings := config.score.subsets) is not None:
         rng = np.random.default_rng([config.seed, PARTS])
-        known["run_in"] = random_parts(manifest.n, settings.runs, settings.part, rng)
+        known["run_in"] = random_parts(manifest.n, settings.runs, settings.fraction, rng)
     making = by_heads if config.score.proxy == "linear_probe" else by_training
     signals, spent = yield from making(context, labels, known.get("run_in"))
     if context.world.rank == 0:
@@ -70,7 +70,7 @@ def _forecast(ahead: Ahead) -> Cost:
     settings, n = ahead.config.score, ahead.images
     model, side = proxy_model(ahead.config, ahead.classes, loaded=False)
     price = macs(model, side)
-    on_parts = settings.subsets.part * settings.subsets.runs * n if settings.subsets else 0.0
+    on_parts = settings.subsets.fraction * settings.subsets.runs * n if settings.subsets else 0.0
     if settings.proxy == "linear_probe":
         width = int(model.head_hidden_size)  # type: ignore[arg-type]  # timm's own
         return float(n), n * price + linear_probe.macs(

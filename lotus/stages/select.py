@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lotus.config import Config
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 
 _EXCLUDE = "select.exclude"
+_WITH_START = "does not go with select.start, whose images all stay. Leave one of them out."
 
 
 def select(context: Context) -> Work:
@@ -28,7 +30,10 @@ def select(context: Context) -> Work:
     from selection.subset import Subset
 
     run, settings, manifest = context.run, context.config.select, context.manifest()
-    gone, own = excluded(context), context.config.watches_itself
+    said, own = excluded(context), context.config.watches_itself
+    for place, rows in said.items():
+        yield Said("select", f"{len(rows):,} images are left out by {place}")
+    gone = together(said)
     if settings.ticket or own:  # one's own is drawn on the way: until then all train
         subset = (
             Subset.load(settings.ticket)
@@ -39,8 +44,6 @@ def select(context: Context) -> Work:
         if gone is not None:
             subset = exclude.without(subset, gone, _EXCLUDE)
     else:
-        if gone is not None:
-            yield Said("select", f"{len(gone):,} images of {settings.exclude} are excluded")
         subset, warnings = draw(context, context.signals(), gone)
         for warning in warnings:
             yield Said("select", warning, level="warning")
@@ -76,16 +79,36 @@ def draw(context: Context, signals: Signals, gone: np.ndarray | None) -> tuple[S
     return drawn.subset if gone is None else exclude.among(drawn.subset, gone, signals), list(drawn.warnings)
 
 
-def excluded(context: Context) -> np.ndarray | None:
-    """The rows that ``select.exclude`` names; None where it names none."""
+def excluded(context: Context) -> dict[str, np.ndarray]:
+    """The rows that shall not train, by who says so: ``select.exclude``, or a stage before this one.
+
+    Raises:
+        Refused: a list is none, or together they name every image.
+    """
     from lotus import ticket
     from selection import exclude
 
-    run, asked = context.run, context.config.select.exclude
-    if not asked:
-        return None
-    data = ticket.Data(str(run.folder), context.config, run.train_beton, shelves=context.shelves)
-    return exclude.rows(asked, data.images(), _EXCLUDE)
+    run, asked = context.run, context.config.select
+    lists = {_EXCLUDE: Path(asked.exclude)} if asked.exclude else {}
+    lists |= {stage.name: run.folder / stage.excludes for stage in run.stages.values() if stage.excludes}
+    if not lists:
+        return {}
+    places = " and ".join(lists)
+    if asked.start:
+        raise Refused(f"{places}: {_WITH_START}")
+    images = ticket.Data(str(run.folder), context.config, run.train_beton, shelves=context.shelves).images()
+    found = {place: exclude.rows(file, images, place) for place, file in lists.items()}
+    gone = together(found)
+    if gone is not None and len(gone) == images.total:
+        raise Refused(f"{places}: name all {images.total} images, so that none is left. Shorten a list.")
+    return found
+
+
+def together(rows: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """All that :func:`excluded` names, in order; None where nobody names any."""
+    import numpy as np
+
+    return np.unique(np.concatenate([*rows.values()])) if rows else None
 
 
 def _stale(config: Config, values: Mapping[str, Any]) -> str | None:
@@ -115,9 +138,7 @@ def _check(ahead: Ahead) -> None:
     if request.exclude:
         exclude.lines(request.exclude, _EXCLUDE)
         if request.start:
-            raise Refused(
-                "select.exclude: does not go with select.start, whose images all stay. Leave one of them out."
-            )
+            raise Refused(f"select.exclude: {_WITH_START}")
 
 
 def _tell(run: Run, results: dict[str, Any]) -> None:

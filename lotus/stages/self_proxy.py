@@ -10,7 +10,7 @@ import numpy as np
 from lotus.stages import course
 from lotus.stages.ahead import Ahead
 from lotus.stages.context import Context
-from lotus.stages.select import draw, excluded
+from lotus.stages.select import draw, excluded, together
 from selection import lottery
 from selection.errors import Refused
 
@@ -32,7 +32,7 @@ def choosing(context: Context, images: int, cut: Callable[[], bool]) -> OwnTicke
     from selection.signals import Signals
 
     run, config, manifest = context.run, context.config, context.manifest()
-    labels, gone = beton.labels(run.train_beton), excluded(context)
+    labels, gone = beton.labels(run.train_beton), together(excluded(context))
     lottery.affordable(labels, config.select.keep, bool(config.select.balance) or config.select.floor is not None)
     watched = course.watched_epochs(config, images)
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Sequence
 from types import ModuleType
 
+from lotus import stage_names
 from lotus.config import Config
 from lotus.run import Run, brought
 from lotus.shelves import known
 from lotus.stage import Stage, of
-from lotus.stages import baseline, export, finetune, prepare, prune, report, score, select, train
 from selection.errors import Refused
-from selection.methods import nearest
+from selection.methods import check_choice, nearest
 
-STAGES: tuple[Stage, ...] = (
-    prepare.STAGE, score.STAGE, select.STAGE, baseline.STAGE, train.STAGE, prune.STAGE, finetune.STAGE, export.STAGE,
-    report.STAGE,
-)  # fmt: skip
+STAGES: tuple[Stage, ...] = tuple(importlib.import_module(f"lotus.stages.{name}").STAGE for name in stage_names.STAGES)
 _TAKEN = (
     "name",
     "format",
@@ -57,9 +55,10 @@ def stages(config: Config, shelves: Sequence[ModuleType] = ()) -> list[Stage]:
 
 
 def _ordered(config: Config) -> list[Stage]:
-    """Ours: one that reads a later one with these settings stands right behind it."""
-    ordered = list(STAGES)
-    for stage in STAGES:
+    """Ours that are wanted: one that reads a later one with these settings stands right behind it."""
+    wanted = [stage for stage in STAGES if stage.wanted(config)]
+    ordered = list(wanted)
+    for stage in wanted:
         reads = set(of(stage.after, config))
         behind = max((place for place, other in enumerate(ordered) if other.name in reads), default=0)
         if (place := ordered.index(stage)) < behind:
@@ -86,6 +85,24 @@ def _join(joined: list[Stage], stage: Stage, config: Config, file: str) -> None:
             f"{place} reads {names[behind - 1]}, which comes after {stage.before[0]}, by which it is to be read."
         )
     joined.insert(behind, stage)
+
+
+def check_asked(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
+    """Refuse stages that ``stages`` names and that are not there, and settings that they do not have.
+
+    Raises:
+        Refused: with the nearest; or one is named twice.
+    """
+    names = [one.name for one in config.stages]
+    own = [name for shelf in known(shelves) for name in brought(shelf)]
+    there = {stage.name: stage for stage in stages(config, shelves)} if names else {}
+    for number, name in enumerate(names):
+        check_choice(name, [*dict.fromkeys([*stage_names.STAGES, *own])], place="stages")
+        if name not in there:
+            raise Refused(f"stages: {name!r} is not there with these settings. Leave it out.")
+        if name in names[:number]:
+            raise Refused(f"stages: {name!r} is named twice. Name it once, with all of its settings.")
+        there[name].options(config)
 
 
 def check_named(name: str | None, names: Sequence[str], place: str) -> None:

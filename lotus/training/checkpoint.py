@@ -23,6 +23,7 @@ from torch import Tensor
 from lotus import files
 from lotus.files import put_tensors
 from lotus.training.distributed import World
+from selection import regular
 from selection.errors import Refused
 
 FORMAT = 1
@@ -130,7 +131,7 @@ def verify(path: Path) -> dict[str, Any]:
         Damaged: something is missing, cut short, changed, or of another format.
     """
     try:
-        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads(regular.check(path / _MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise Damaged(f"its format is {manifest['format']}, this version reads {FORMAT}")
         if _STATE not in manifest["files"]:

@@ -26,10 +26,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lotus.watch import launcher_is_gone, over_launcher
+from lotus.watch import ALONE, launcher_is_gone, over_launcher, placed
 from selection.errors import Refused
 
-_RANKS = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
 _MILLISECONDS, _MOST_STEPS = 2**20, 50  # of a step, and between two exchanges of wishes
 _PATIENCE = datetime.timedelta(hours=12)  # the others wait while rank 0 prepares a large data set or prunes
 
@@ -171,9 +170,9 @@ def start(device: str = "auto") -> World:
     # Read when deepspeed is imported, once for the life of the process.
     environment["DS_ACCELERATOR"] = "cuda" if cuda else "cpu"
     warnings.filterwarnings("ignore", category=FutureWarning, message=".*(all_gather|reduce_scatter).*")
-    for name, value in _RANKS.items():
+    for name, value in ALONE.items():
         environment.setdefault(name, value)
-    rank, size, local = (_number(name) for name in _RANKS)
+    rank, size, local = placed()
     where = torch.device("cuda", local) if cuda else torch.device("cpu")
     world = World(rank, size, local, where)
     if cuda:
@@ -228,15 +227,6 @@ def _ended_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
-
-
-def _number(name: str) -> int:
-    try:
-        return int(os.environ[name])
-    except ValueError:
-        raise Refused(
-            f"{name}={os.environ[name]!r} in the environment is no number. Unset it for one process."
-        ) from None
 
 
 def _free_port() -> int:

@@ -85,9 +85,9 @@ def evaluate_classes(
             best = logits.topk(min(5, logits.shape[1])).indices == batch.labels[:, None]  # (B, 5)
             loss = F.cross_entropy(logits, batch.labels, reduction="none")
             sums += torch.stack([torch.ones_like(loss), best[:, 0], best.any(1), loss]).double().sum(1)
-            labels, width = batch.labels, logits.shape[1]
-            counts = [one.bincount(minlength=width) for one in (labels[best[:, 0]], labels)]  # right, of
-            classes = _wide(classes, width) + torch.stack(counts)
+            told = torch.stack([best[:, 0], torch.ones_like(best[:, 0])]).long()  # (2, B) right, of
+            # Not by bincount or a mask: of what they give the host would have to know the size, and wait for a GPU.
+            classes = _wide(classes, logits.shape[1]).index_add(1, batch.labels, told)
     count, top1, top5, loss_sum = world.sum_(sums).tolist()
     if not count:
         raise Refused("validation: there is no image to measure on. Give a validation set of at least one.")

@@ -256,7 +256,8 @@ class Guest:
         return None
 
     def state(self) -> dict[str, Tensor]:
-        """All that a resumed training needs, whatever the number of ranks; nothing: there is nothing to keep."""
+        """All that a resumed training needs, whatever the number of ranks; nothing: there is nothing to keep. Asked at any time
+        after :meth:`attach`, right then of a user's own guest."""
         return {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:

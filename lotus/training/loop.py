@@ -35,7 +35,7 @@ from lotus.training.guests import Epoch, Guest, Position, Training, in_order, ma
 from lotus.training.lesson import Lesson, counts_of
 from lotus.training.objective import Objective
 from lotus.training.optim import make_optimizer, make_schedule, unusual
-from lotus.training.pace import Pace, Way, left
+from lotus.training.pace import Pace, StepCount, left
 from lotus.training.spikes import Passed, Spike, became
 from lotus.vit.cost import macs
 from lotus.vit.model import image_size
@@ -202,11 +202,11 @@ class _Course:
         """From where it is to its end, evaluated and saved."""
         plan, at = self._data.plan, self.at
         view = self._draw(at.epoch)
-        way = Way.of(plan, at, self._recipe.epochs)
+        count = StepCount.of(plan, at, self._recipe.epochs)
         self._lesson.engine.module.train()
         if self._taken_up:  # it may have been stopped while a model was being replaced
             self._taken_up = False
-            yield from self._replacements(way)
+            yield from self._replacements(count)
         self._pace.resume()
         with closing(self._data.loader, at.epoch, at.micro, **view) as batches:
             parts_left = left(plan.batches(at.epoch), at.micro)
@@ -215,14 +215,14 @@ class _Course:
                 if self._passed.covers(self.at.step):
                     self._pass_over(fed, parts)
                     continue
-                yield from self._step(fed, parts, group, way)
-                self._save_if_due(way)
+                yield from self._step(fed, parts, group, count)
+                self._save_if_due(count)
         yield from self._compiled_told()
-        with self._saved_where_stopped(way):
+        with self._saved_where_stopped(count):
             for guest in self._guests:
                 guest.end_epoch(at.epoch)
         if self._is_evaluated():
-            yield from self._evaluate(way)
+            yield from self._evaluate(count)
         for guest in self._guests:  # not sooner: whoever is stopped while evaluating must do this epoch's end again
             for text in guest.close_epoch(self.at):
                 yield from self._job.told(Said(self._job.stage, f"epoch {at.epoch + 1}: {text}"))
@@ -277,12 +277,12 @@ class _Course:
         self._lesson = dataclasses.replace(self._lesson, counts=self._counts)
         return asked.view
 
-    def _step(self, batches: Iterator[Batch], parts: int, group: int, way: Way) -> Iterator[Event]:
+    def _step(self, batches: Iterator[Batch], parts: int, group: int, count: StepCount) -> Iterator[Event]:
         """An optimizer step, and what is told of it."""
         world, at, guests = self._job.world, self.at, self._guests
-        lr, momentum = self._rate(way.gone(at), way.steps)
+        lr, momentum = self._rate(count.gone(at), count.steps)
         for guest in guests:
-            guest.before_step(way.progress(at), group)
+            guest.before_step(count.progress(at), group)
         loss, images = self._lesson.give(batches, at, parts)
         self._pace.saw(loss, images)
         for guest in guests:
@@ -299,22 +299,22 @@ class _Course:
             macs=at.macs + images * world.size * macs_of(guests),
         )
         for guest in guests:
-            guest.after_step(at, way.progress(at), finite)
+            guest.after_step(at, count.progress(at), finite)
         if not finite:
             self._pace.forget()
             why = next(filter(None, (guest.spoiled() for guest in guests)), "")
             rows = self._data.plan.rows_at(at.epoch, at.micro - 1)
             spike = Spike(at.step, at.failed, lr, rows, why, self._recipe.on_spike)
             yield from self._job.told(Said(self._job.stage, str(spike), "warning"))
-            became(spike, self._passed, at.epoch, way.before, place=self._job.place, stage=self._job.stage)
-        if world.is_main and self._pace.due(last=at.step == way.total):
-            yield self._pace.event(at, lr, guests, way.total, macs_of(guests) or self._macs)
-        yield from self._replacements(way)
+            became(spike, self._passed, at.epoch, count.before, place=self._job.place, stage=self._job.stage)
+        if world.is_main and self._pace.due(last=at.step == count.total):
+            yield self._pace.event(at, lr, guests, count.total, macs_of(guests) or self._macs)
+        yield from self._replacements(count)
 
-    def _replacements(self, way: Way) -> Iterator[Event]:
+    def _replacements(self, count: StepCount) -> Iterator[Event]:
         for guest in self._guests:
-            if guest.due(self.at, way.progress(self.at)):
-                yield from self._replace(guest, way)
+            if guest.due(self.at, count.progress(self.at)):
+                yield from self._replace(guest, count)
 
     def _pass_over(self, batches: Iterator[Batch], parts: int) -> None:
         """A step that nobody takes."""
@@ -322,7 +322,7 @@ class _Course:
             next(batches)
         self.at = dataclasses.replace(self.at, micro=self.at.micro + parts, step=self.at.step + 1)
 
-    def _replace(self, guest: Guest, way: Way) -> Iterator[Event]:
+    def _replace(self, guest: Guest, count: StepCount) -> Iterator[Event]:
         """Another model takes the place of this one, between two steps; saved at once, since it may have taken long. Where it is
         stopped on the way, what was trained is saved, and the replacement comes first when it is taken up."""
         old = self._lesson.engine
@@ -337,7 +337,7 @@ class _Course:
             engine = self._engage(self.model)
             engine.load_weights(weights)
             engine.load_moments(moments)
-            raise self._job.stopped(self.at, way.total, self._save()) from None
+            raise self._job.stopped(self.at, count.total, self._save()) from None
         for other in self._guests:
             other.handed_over(self.model, model)
         engine = self._engage(model)
@@ -355,11 +355,11 @@ class _Course:
             return False
         return done == self._recipe.epochs or self._ended() or bool(every and done % every == 0)
 
-    def _evaluate(self, way: Way) -> Iterator[Event]:
+    def _evaluate(self, count: StepCount) -> Iterator[Event]:
         engine, job, validation = self._lesson.engine, self._job, self._data.validation
         assert validation is not None
         engine.module.eval()
-        with self._saved_where_stopped(way), contextlib.ExitStack() as inside:
+        with self._saved_where_stopped(count), contextlib.ExitStack() as inside:
             for guest in self._guests:
                 inside.enter_context(guest.evaluating())
             values, per_class = evaluate_classes(engine.forward, validation, job.world, stop=job.stop)
@@ -367,14 +367,14 @@ class _Course:
         yield from job.told(Evaluated(job.stage, self.at.epoch + 1, values))
 
     @contextlib.contextmanager
-    def _saved_where_stopped(self, way: Way) -> Iterator[None]:
+    def _saved_where_stopped(self, count: StepCount) -> Iterator[None]:
         """What is stopped inside is asked for again when the training is taken up."""
         try:
             yield
         except Stopped:
-            raise self._job.stopped(self.at, way.total, self._save()) from None
+            raise self._job.stopped(self.at, count.total, self._save()) from None
 
-    def _save_if_due(self, way: Way) -> None:
+    def _save_if_due(self, count: StepCount) -> None:
         """Also where the training is asked to stop, which it then does.
 
         Raises:
@@ -386,7 +386,7 @@ class _Course:
         if wish:
             path = self._save()
         if wish == _STOP:
-            raise job.stopped(self.at, way.total, path)
+            raise job.stopped(self.at, count.total, path)
 
     def _save(self) -> Path:
         path = self._book.save(self.at, self._lesson.engine)

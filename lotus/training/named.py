@@ -16,7 +16,7 @@ from lotus.config import Method, options
 from lotus.data.base import Batch
 from lotus.events import Rewound
 from lotus.training import guest_shelf, trackers
-from lotus.training.guests import Epoch, Guest
+from lotus.training.guests import Epoch, Guest, Training
 from lotus.watch import Lost
 from selection import methods
 from selection.errors import Refused
@@ -78,11 +78,19 @@ def chosen(
 
 
 def _watched(guest: Guest, place: str) -> Guest:
-    """``guest``, a user's own: what goes wrong in a moment that it overrides is refused, with ``place``."""
+    """``guest``, a user's own: what goes wrong in a moment that it overrides is refused, with ``place``. What it would keep is asked as
+    soon as it is attached: what is no state is refused before the first step, and not at the first checkpoint."""
     for name in filter(lambda name: inspect.isfunction(getattr(Guest, name)), vars(Guest)):
         moment = getattr(guest, name)
         if not methods.is_ours(moment):
             object.__setattr__(guest, name, _moment(name, moment, place))
+    attach = guest.attach
+
+    def attached(training: Training) -> None:
+        attach(training)
+        guest.state()
+
+    object.__setattr__(guest, "attach", attached)
     return guest
 
 

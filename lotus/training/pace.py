@@ -24,7 +24,7 @@ FLOPS = 6
 
 
 @dataclass(frozen=True)
-class Way:
+class StepCount:
     """How far a training is, in steps of the epoch at hand.
 
     Every epoch is as long a part of the schedules as any other, however many steps dynamic data pruning gives it: how many the
@@ -41,7 +41,7 @@ class Way:
     epochs: int
 
     @classmethod
-    def of(cls, plan: SamplePlan, at: Position, epochs: int) -> Way:
+    def of(cls, plan: SamplePlan, at: Position, epochs: int) -> StepCount:
         """At ``at``, in an epoch whose rows ``plan`` has."""
         parts = plan.batches(at.epoch)
         before = at.step - (len(parts) - len(left(parts, at.micro)))

@@ -73,9 +73,10 @@ class LossSpikes(Guest):
 
     def losses(self, losses: Tensor, seen: Seen) -> Tensor:
         each = losses.detach().double()
-        highest, at = each.max(0)
-        row = seen.batch.index.to(each.device)[at].double()
-        self._parts.append(torch.stack([each.sum(), torch.full_like(highest, len(each)), highest, row]))  # no wait
+        highest, at = each.max(0, keepdim=True)
+        row = seen.batch.index.to(each.device).gather(0, at).double()  # [at] would wait for the number
+        parts = [each.sum(0, keepdim=True), torch.full_like(highest, len(each)), highest, row]
+        self._parts.append(torch.cat(parts))
         if self._acts:
             self._why = self._jumped() if self._last else ""
         return losses * torch.nan if self._why else losses
@@ -92,8 +93,9 @@ class LossSpikes(Guest):
     def _step(self, number: int) -> Tensor:
         """(5,) of the step whose micro-batches are through."""
         parts = torch.stack(self._parts)
-        which = parts[:, 2].nan_to_num(torch.inf).argmax()
-        return torch.stack([torch.full_like(parts[0, 0], number), *parts[:, :2].sum(0), *parts[which, 2:]])
+        which = parts[:, 2].nan_to_num(torch.inf).argmax(0, keepdim=True)
+        first = torch.full_like(parts[0, :1], number)
+        return torch.cat([first, parts[:, :2].sum(0), parts.index_select(0, which)[0, 2:]])
 
     def after_step(self, at: Position, progress: float, finite: bool) -> None:
         if finite:  # else the loop has told it

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from selection import regular
 from selection.errors import Notice, Refused
 
 HEADS = ("head", "head_dist", "head.fc")
@@ -44,6 +45,7 @@ def state_of(path: Path, place: str) -> dict[str, Tensor]:
             f"{place}: {file} cannot be read: nothing is there. Give a file of weights, or the folder of a model."
         )
     try:
+        regular.check(file)
         state: Any = load_file(file) if file.suffix == ".safetensors" else _torch_file(file)
     except OSError as error:
         raise Refused(f"{place}: {file} cannot be read ({reason(error)}). Is it whole, and yours to read?") from None

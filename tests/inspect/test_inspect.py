@@ -338,6 +338,17 @@ def test_a_link_goes_before_the_file_that_it_points_to(tmp_path: Path) -> None:
     assert (double["keep"], double["double"]) == (str(photos / "b" / "1.png"), str(photos / "a" / "link.png"))
 
 
+@pytest.mark.parametrize(("count", "nets"), [(4000, 2), (20_000, 1)])
+def test_what_judging_costs(count: int, nets: int) -> None:
+    """By the layers' shapes, by hand."""
+    convolutions = [(16, 48, 64), (16, 64, 24), (16, 24 * 9, 64), (8, 64 * 9, 64), (8, 64 * 9, 96), (4, 96 * 9, 96)]
+    each = sum(side**2 * before * after for side, before, after in convolutions) + 96 * 10
+    forwards, macs = network.cost(count, 10)
+    assert forwards == nets * (3 * (20 * 62 * 64 if count == 4000 else 4 * 78 * 256) + 2 * count)
+    pixels = 16_000_000 * 3072 + 3 * 16_000_000 * 4010 if nets == 2 else 0
+    assert macs == forwards * each + pixels
+
+
 def test_a_link_of_val_goes_and_not_the_picture_of_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A leak by a link: whoever deletes by the list keeps the picture, whoever trains without it leaves the picture out."""
     photos, store, every = tmp_path / "photos", tmp_path / "photos" / "blobs", pictures(12)

@@ -309,6 +309,8 @@ def test_a_criterion_of_ones_own():
     ("settings", "message"),
     [
         ({"rond": 8}, "prune.rond: no such setting. Did you mean 'round'"),
+        ({"shelve": []}, "^lotus.prune: has no argument 'shelve'. Did you mean 'shelves'"),
+        ({"sed": 1}, "^lotus.prune: has no argument 'sed'. Did you mean 'seed'"),
         ({"search": {"kind": "ratios"}}, "prune.search: is done by a run"),
         ({"method": "unstructured", "keep": {"weights": 0.5}}, "prune.method: unstructured is done by a run"),
         ({"sizes": (0.3,)}, "prune.sizes: is done by a run"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from selection import exchange, memory, npz
+from selection import exchange, memory, npz, parsing
 from selection.errors import Refused
 from selection.exchange import Images
 from selection.signals import Signals
@@ -129,6 +130,22 @@ def test_memory_that_is_free_is_some() -> None:
     memory.there(0.0, "nothing", "")
     with pytest.raises(Refused, match="all: takes"):
         memory.there(1e12, "all", "")
+
+
+def test_a_container_has_what_its_limit_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, told in {"max": "8000000\n", "current": "6000000\n", "stat": "anon 5\ninactive_file 1000000\n"}.items():
+        (tmp_path / f"memory.{name}").write_text(told)
+    monkeypatch.setattr(memory, "_CONTAINER", tmp_path)
+    assert memory.available() == pytest.approx(0.003)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.available() > 0.003
+
+
+def test_a_pickle_larger_than_memory_is_refused_unread(tmp_path: Path) -> None:
+    (tmp_path / "t.pkl").touch()
+    os.truncate(tmp_path / "t.pkl", 1 << 42)
+    with pytest.raises(Refused, match=r"t.pkl: takes .* GB of memory"):
+        parsing.table(tmp_path / "t.pkl")
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])

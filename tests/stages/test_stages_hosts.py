@@ -52,11 +52,19 @@ def test_without_a_shared_folder(homes: list[Path]) -> None:
         "baseline=false",
         "score.epochs=1",
         "train.epochs=1",
+        "stages=[inspect]",
     ]
     done = both(homes, *words, deepspeed=True)
     assert [one.returncode for one in done] == [0, 0], done[0].stdout[-3000:] + done[1].stdout[-3000:]
     one, two = (home / "run" for home in homes)
-    for name in ("data/train.beton", "signals.npz", "subset.npz", "train/model.safetensors", "prune/spec.json"):
+    for name in (
+        "data/train.beton",
+        "inspect/delete.txt",
+        "signals.npz",
+        "subset.npz",
+        "train/model.safetensors",
+        "prune/spec.json",
+    ):
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
     assert not (two / "log.jsonl").exists(), "rank 0 speaks"
     shutil.rmtree(two)

@@ -5,18 +5,26 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from running import DIGITS, SHORT, lotus
 
+from lotus import stage_names
 from lotus.cli.shared import load_shelves
-from lotus.config import check
+from lotus.config import Config, Data, check
+from lotus.data import beton
+from lotus.data.dataset import open_data
 from lotus.events import Said
+from lotus.shelves import known
 from lotus.stage import Stage, named
-from lotus.stages import run_of
+from lotus.stages import STAGES, run_of
+from lotus.stages.context import Context
 from lotus.stages.own_stage import begun
+from lotus.stages.shelf import check_asked
 from selection.errors import Refused
+from selection.subset import Subset
 
 # What CONTRIBUTING would show: how far the confidence of the model that ships is from how often it is right.
 CALIBRATION = """
@@ -208,13 +216,92 @@ def test_one_that_is_right_gives_what_it_gives(tmp_path: Path) -> None:
 
 def test_every_stage_of_ours_says_what_it_must() -> None:
     """A law: read from the stages, whichever there are."""
-    stages = run_of(check({})).stages
+    assert [stage.name for stage in STAGES] == [*stage_names.STAGES], "each is called as its file is"
+    run = run_of(check({"stages": [stage.name for stage in STAGES]}))
+    stages = run.stages
+    assert [*stages] == [*stage_names.STAGES], "all are there where all are named"
     for stage in stages.values():
         assert isinstance(stage, Stage)
         assert stage.name.isidentifier()
         assert stage.outputs
+        assert not stage.excludes or stage.excludes in run.outputs(stage.name)
         if stage.curve is not None or stage.part in ("training", "shipped", "dense"):
             assert f"{stage.name}/spec.json" in run_of(check({})).outputs(stage.name), "its model lies under its name"
     parts = [stage.part for stage in stages.values()]
     for one in ("training", "shipped", "dense"):
         assert parts.count(one) == 1
+
+
+def test_one_has_settings_of_its_own(tmp_path: Path) -> None:
+    """The keyword-only parameters of what it does, which ``stages`` of a config says."""
+    text = (
+        "def look(context, *, bins: int = 10, by: str = 'class'):\n    yield from ()\n    return Outcome(values={'bins': bins})\n"
+        "A = Stage('look', 'look', look, after=('prepare',), wanted=lambda config: config.asked('look') is not None)"
+    )
+    shelves = load_shelves([str(make(text, tmp_path))])
+
+    def asked(*stages: object, **settings: object) -> Config:
+        return check({"folder": str(tmp_path / "run"), "data": {"name": "digits"}, "stages": [*stages], **settings})
+
+    assert "look" not in run_of(asked(), shelves).stages, "nobody asks for it"
+    plain, five = asked("look"), asked({"name": "look", "bins": 5})
+    run = run_of(five, shelves)
+    assert run.settings("look")["stages.look"] == {"bins": 5}
+    context = SimpleNamespace(shelves=shelves, config=five)
+    making = begun(run.stages["look"], context)  # type: ignore[arg-type]
+    with pytest.raises(StopIteration) as end:
+        next(making)
+    assert end.value.value.values == {"bins": 5}
+    assert run.stages["look"].options(plain) == {"bins": 10, "by": "class"}
+    run.finish("look", seconds=0)
+    assert run.why("look") is None
+    assert run_of(plain, shelves).why("look") == "stages.look.bins: 5 -> none"
+    check_asked(five, shelves)
+    for wrong, says in [
+        ({"name": "look", "bns": 5}, r"stages\.look\.bns: 'look' has no such setting\. Did you mean 'bins'"),
+        ({"name": "look", "bins": "many"}, r"stages\.look\.bins: .*whole|stages\.look\.bins: .*integer"),
+        ("lok", r"stages: there is no 'lok'\. Did you mean 'look'"),
+        ({"name": "train", "bins": 5}, r"stages\.train\.bins: 'train' has no such setting"),
+    ]:
+        with pytest.raises(Refused, match=says):
+            check_asked(asked(wrong), shelves)
+    with pytest.raises(Refused, match=r"stages: 'look' is named twice"):
+        check_asked(asked("look", {"name": "look", "bins": 5}), shelves)
+
+
+def test_what_one_lists_is_in_no_ticket(tmp_path: Path) -> None:
+    text = "A = Stage('sift', 'sift', make, after=('prepare',), before=('select',), outputs=('gone.txt',), excludes='gone.txt')"
+    shelves = load_shelves([str(make(text, tmp_path))])
+    numbers = open_data(Data(name="digits"), ())[0].rows  # of the whole data set, by which lists count
+    assert numbers is not None
+
+    def write(file: Path, rows: Any) -> None:
+        file.write_text("".join(f"{number}\n" for number in numbers[rows]))
+
+    write(tmp_path / "mine.txt", [5, 6])
+    page: dict[str, Any] = {
+        "folder": str(tmp_path / "run"),
+        "data": {"name": "digits"},
+        "select": {"exclude": str(tmp_path / "mine.txt")},
+    }
+    for settings, gone in ({}, {5, 6, 900}), ({"keep": 1.0, "ticket": str(tmp_path / "own.npz")}, {6, 900}):
+        page["select"] = {**page["select"], **settings}
+        run = run_of(check(page), shelves)
+        context = Context(run, SimpleNamespace(rank=0, size=1, is_main=True), known(shelves))  # type: ignore[arg-type]
+        if not run.train_beton.is_file():
+            list(begun(run.stages["prepare"], context))
+        write(run.folder / "gone.txt", [6, 900])
+        labels = beton.labels(run.train_beton)
+        if settings:
+            part = Subset(np.arange(6, 1000), len(labels), fingerprint=context.manifest().fingerprint)
+            part.save(tmp_path / "own.npz")
+        told = [event.text for event in begun(run.stages["select"], context) if isinstance(event, Said)]
+        assert told[:2] == ["2 images are left out by select.exclude", "2 images are left out by sift"]
+        rows = set(Subset.load(run.ticket).rows.tolist())
+        wanted = set(range(6, 1000)) if settings else set(range(len(labels)))
+        assert rows == wanted - gone
+        assert set(run.after("select")) >= {"prepare", "sift"}
+    write(run.folder / "gone.txt", slice(6, None))
+    write(tmp_path / "mine.txt", slice(0, 7))
+    with pytest.raises(Refused, match=r"^select\.exclude and sift: name all 1438 images"):
+        list(begun(run.stages["select"], context))

@@ -165,6 +165,17 @@ def test_one_that_goes_wrong_in_a_moment_is_refused_with_its_place(
         train(tmp_path / "run", recipe(epochs=1), guests=guests)
 
 
+def test_one_whose_state_is_none_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    losses = "    def losses(self, losses, seen):\n        STEPS.append(1)\n        return losses\n"
+    bad = BAD.format(moment="state(self)", body="return [3]").replace("def boo()", f"{losses}STEPS = []\ndef boo()")
+    (tmp_path / "bad.py").write_text(bad)
+    module = loaded(tmp_path / "bad.py")
+    guests = named.chosen((Method(name="boo"),), {}, [module], place="train.guests")
+    with pytest.raises(Refused, match=r"^train\.guests\.boo: state gave a list\."):
+        train(tmp_path / "run", recipe(epochs=1), guests=guests)
+    assert module.STEPS == []
+
+
 def test_one_that_is_named_twice_is_refused_before_anything_is_done() -> None:
     twice = (Method(name="late_average"), Method(name="late_average"))
     with pytest.raises(Refused, match=r"^train\.guests: 'late_average' is named twice"):

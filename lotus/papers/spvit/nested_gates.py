@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from lotus.data.pixel_ops import sent
 from lotus.papers.spvit import mixture
 from lotus.vit import anatomy, convolution, cost
 from selection.errors import Refused
@@ -70,11 +71,10 @@ def nested(gates: Tensor) -> Tensor:
     """(3,) gates -> their products from the first on. Where a later gate is open too, an earlier one's own path learns nothing
     from this sample ("slow down the gradient for less complex gates", in the paper's code)."""
     products = gates.cumprod(0)
-    if products[1] > 0:
-        first = products[:1].detach()
-        second = products[1:2].detach() if products[2] > 0 else products[1:2]
-        return torch.cat([first, second, products[2:]])
-    return products
+    later = torch.cat(
+        [products[1:] > 0, torch.zeros_like(products[:1], dtype=torch.bool)]
+    )  # not asked, for which a GPU is waited for
+    return torch.where(later, products.detach(), products)
 
 
 class NestedGates:
@@ -252,7 +252,7 @@ class NestedGates:
         """Sample all gates for the next step: leaves for the forward, and the graph from theta to them."""
         rng = torch.Generator().manual_seed(hash((self.seed, self.steps)) % 2**63)
         chance = torch.rand(len(self.theta), generator=rng).clamp(1e-6, 1 - 1e-6)
-        noise = (chance.log() - (1 - chance).log()).to(self.theta.device)
+        noise = sent(chance.log() - (1 - chance).log(), self.theta.device)
         self.under = self.theta.clone().requires_grad_()
         with torch.enable_grad():
             gates = sampled(self.under, noise)
@@ -262,7 +262,7 @@ class NestedGates:
 
     def share(self, theta: Tensor) -> Tensor:
         """MACs of the open gates, as a fraction of the model's; differentiable."""
-        total = torch.as_tensor(self._fixed, device=theta.device)
+        total = theta.new_full((), self._fixed)
         for part, (one, three, attention, unit) in zip(open_gates(theta).split(self.widths), self._costs, strict=True):
             first, second, third = part[:3].cumprod(0)
             total = total + first * one + second * (three - one) + third * (attention - three) + part[3:].sum() * unit
