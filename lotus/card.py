@@ -13,6 +13,7 @@ from lotus.vit import anatomy, zoo
 from lotus.vit import model as door
 from lotus.vit.cost import count
 from lotus.vit.preprocessing import Preprocessing
+from selection.shown import shown
 
 
 def config(
@@ -122,9 +123,9 @@ def hub(model: nn.Module, about: Mapping[str, Any], page: str, *, timm: bool) ->
     """README.md as the Hugging Face hub shows it: a YAML header, then :func:`page`. Nothing is uploaded.
 
     Args:
-        model: that leaves
-        about: what is known of it: license, classes, top-1
-        page: the text, as :func:`page` writes it
+        model: as it is sent
+        about: ``classes`` and ``license``, where they are known
+        page: as :func:`page` gives it
         timm: whether timm alone can load it, which the hub's pages then say how to do
     """
     task = "image-classification" if model.num_classes else "image-feature-extraction"
@@ -138,7 +139,7 @@ def hub(model: nn.Module, about: Mapping[str, Any], page: str, *, timm: bool) ->
         header.append(f"license: {json.dumps(license_)}")
     top1, images = about.get("top1"), about.get("measured_on")
     reached = [] if top1 is None else [f"Top-1 {accuracy(top1, images)} on the validation images it was measured on."]
-    classes = [str(name) for name in about.get("classes") or ()]
+    classes = [shown(name).replace("<", "&lt;") for name in about.get("classes") or ()]
     named = (
         [f"{len(classes)} classes: {', '.join(classes[:20])}{', ...' if len(classes) > 20 else ''}."] if classes else []
     )

@@ -109,7 +109,7 @@ def _tell(file: Path, wanted: Preprocessing, takes: Input, about: Mapping[str, A
     known = {**wanted.about(), "side": wanted.side, "input": takes}
     known |= {name: about[name] for name in ("classes", "license", "resize") if about.get(name)}
     known |= {"num_classes": about["num_classes"]} if about["num_classes"] is not None else {}
-    onnx.helper.set_model_props(stored, {name: json.dumps(value, ensure_ascii=False) for name, value in known.items()})
+    onnx.helper.set_model_props(stored, {name: json.dumps(value) for name, value in known.items()})
     onnx.save(stored, str(file))
 
 

@@ -25,8 +25,8 @@ def lines(file: str | Path, place: str = "exclude") -> np.ndarray:
         Refused: it cannot be read, or is no such list.
     """
     path = Path(file)
-    if path.is_file() and path.suffix in (".txt", ".lst", ".list") and not path.read_bytes().strip():
-        return np.empty(0, np.int64)  # nothing was table: nothing goes
+    if parsing.holds_nothing(path):
+        return np.empty(0, np.int64)  # nothing was found: nothing goes
     table = parsing.table(path)
     if isinstance(table, dict):
         table = next((column for name, column in table.items() if name in ("path", "index")), None)

@@ -67,6 +67,11 @@ def _parsed(path: Path, head: bytes) -> Any:
     return _json(pickles.load(path))
 
 
+def holds_nothing(path: Path) -> bool:
+    """Whether a text list is empty, as one of what is to go may well be."""
+    return path.suffix in (".txt", ".lst", ".list") and path.is_file() and not path.read_bytes().strip()
+
+
 def _looks(path: Path, head: bytes) -> str:
     """What a file that cannot be read looks like, whatever its name."""
     if not head:

@@ -231,6 +231,29 @@ def test_an_interrupt_that_a_library_turned_into_an_error_still_stops(
     assert "goes on" in capsys.readouterr().err
 
 
+def test_an_interrupt_that_a_library_swallowed_ends_a_run_at_its_next_event(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = []
+
+    def go(config: Config, **more: Any) -> Iterator[Event]:
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        try:
+            yield Skipped("prepare")
+            yield Skipped("score")
+        finally:
+            left.append(True)
+
+    monkeypatch.setattr("lotus.stages.go", go)
+    assert main(["train", "configs/digits.yaml", "--plain"]) == STOPPED
+    shown = capsys.readouterr()
+    assert "prepare" in shown.out
+    assert "score" not in shown.out
+    assert left
+
+
 def test_on_a_terminal_each_slow_import_is_said_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import os
 import re
-import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import Any, NoReturn
 
 from lotus.cli import compare, config, export, inspect, look, planning, predict, prune, run, select, ticket
 from lotus.cli.shared import Action, tell
+from lotus.cli.stopping import terminated_like_interrupted
 from lotus.watch import STOPPED, Lost, over_launcher, placed, speaks
 from selection.atomic_files import disk_faults_refused
 from selection.errors import Notice, Refused
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options is None:
         options = _parse(parser, words)
     try:
-        with _terminated_like_interrupted(), notices_as_they_are(), _FirstWord(), disk_faults_refused():
+        with terminated_like_interrupted(), notices_as_they_are(), _FirstWord(), disk_faults_refused():
             placed()
             return options.verb(options)
     except Refused as refusal:
@@ -165,33 +165,3 @@ def notices_as_they_are() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.showwarning = show
         yield
-
-
-@contextlib.contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM unwinds like Ctrl-C, so that what is half-written is taken away. Training has its own, gentler way."""
-
-    asked = []
-
-    def interrupt(number: int, frame: Any) -> None:
-        asked.append(number)
-        raise _Interrupted
-
-    try:
-        before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not the main thread: whoever called us keeps the signals
-        yield
-        return
-    try:
-        yield
-    except Exception as fault:
-        if asked:  # an interrupt in Python that a library's C or Rust has called may come out of it as an error of the library's
-            raise _Interrupted from fault
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-class _Interrupted(KeyboardInterrupt):
-    """Python ends itself by SIGINT, whatever exit code it was told, once a plain KeyboardInterrupt has left an exec'd string."""

@@ -54,7 +54,7 @@ def _predict(options: argparse.Namespace) -> int:
             tell(f"{shown(one.file):<{wide}}  {shown(one.label)}  {100 * one.probability:.1f} %")
         _count(len(answers), len(files), options.batch)
     if options.json:
-        print(json.dumps([_told(one) for one in answers], ensure_ascii=False))
+        print(json.dumps([_told(one) for one in answers]))
     faults = [one for one in answers if one.fault]
     for one in faults:
         tell(f"! {shown(one.file)}: cannot be read ({shown(one.fault)})", file=sys.stderr)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from lotus.cli.planning import keep_plan, plan_told, settled
 from lotus.cli.shared import Verbs, load_shelves, overrides, tell, with_files
+from lotus.cli.stopping import heeded
 from lotus.stage_names import STAGES
 from selection.errors import Refused
 
@@ -86,9 +87,8 @@ def run(options: argparse.Namespace) -> int:
         return _dry_run(config, options, shelves, told=told)
     if planned is not None and not quiet:
         keep_plan(config, planned, shelves)
-    events = stages.go(
-        config, until=options.until, first=options.first, again=options.again, replace=options.replace, shelves=shelves
-    )
+    asked = {"until": options.until, "first": options.first, "again": options.again, "replace": options.replace}
+    events = heeded(stages.go(config, **asked, shelves=shelves))
     if quiet:
         for _ in events:
             pass

@@ -146,7 +146,7 @@ class Manifest:
         """Write the manifest of ``file``, whole or not at all."""
         with files.beside(self.path(file)) as beside, beside.open("w", encoding="utf-8") as opened:
             record = {"format": FORMAT, **dataclasses.asdict(self)}
-            json.dump({**record, "digest": files.digest(record)}, opened, indent=1, ensure_ascii=False)
+            json.dump({**record, "digest": files.digest(record)}, opened, indent=1)  # in ASCII: a name may be no UTF-8
 
 
 def verify(file: str | os.PathLike[str], *, through: bool = True) -> Manifest:

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from selection.shown import shown
+
 Pixels = npt.NDArray[np.uint8]
 
 _SIDE, _GAP, _MARGIN, _COLUMNS = 132, 14, 24, 3
@@ -34,6 +36,7 @@ def sheet(
         mean: (R, C) of the asked model, in 0..1: the mean place of each patch, 1 where it always comes first
         lines: the first is the title
     """
+    lines, names = [shown(text) for text in lines], [shown(name) for name in names]
     columns = min(_COLUMNS, len(images))
     pair, line = 2 * _SIDE + 4, 18
     rows = -(-len(images) // columns)

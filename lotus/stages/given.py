@@ -54,9 +54,9 @@ def model_of(model: Model, classes: int, *, names: Sequence[str] = (), place: st
     """As :func:`lotus.vit.model.create`, or what a folder of LOTUS holds, in training mode: cut ones too.
 
     Args:
-        model: its settings
-        classes: how many
-        place: where the settings stand, e.g. ``score.model``
+        model: by name, or the folder that ``weights`` names
+        classes: how many the data have
+        place: where the model is named, for a refusal
         names: of the classes; a head whose folder knows as many others starts anew
 
     Raises:

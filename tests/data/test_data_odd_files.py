@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lotus.data import folders, pictures
+from lotus.config import Data
+from lotus.data import beton, folders, pictures
 from lotus.data.catalog import imagefolder
 from selection.errors import Refused
 
@@ -106,3 +107,21 @@ def test_pictures_that_nothing_here_reads(tmp_path: Path) -> None:
     (root / "phone/d.heic").write_bytes(HEIC)
     with pytest.raises(Refused, match=r"'phone' is empty.*\.heic.*Save them as JPEG"):
         imagefolder(str(root))
+
+
+def test_names_that_are_no_utf8_are_kept_and_written_down(tmp_path: Path) -> None:
+    """As an archive of another system leaves them."""
+    for place in (b"\xff\xfe", b"b"):
+        home = os.fsencode(tmp_path) + b"/in/" + place
+        os.makedirs(home)
+        for name in (b"\xe9.png", b"e.png"):
+            with open(home + b"/" + name, "wb") as file:
+                file.write(png(100, 100))
+    with open(os.fsencode(tmp_path) + b"/in/b/\xe8.png", "wb") as file:
+        file.write(b"torn")
+    train, _ = imagefolder(str(tmp_path / "in"), val_fraction=0.5)
+    whole = folders.folder(tmp_path / "in")
+    list(beton.prepare(whole, tmp_path / "x.beton", Data(damaged="skip")))
+    told = beton.Manifest.load(tmp_path / "x.beton")
+    assert told.classes == train.classes == ("b", "\udcff\udcfe")
+    assert told.skipped[0]["name"].endswith("/b/\udce8.png")

@@ -31,7 +31,7 @@ def test_a_sheet_has_a_pair_an_image_and_a_map() -> None:
     page = sheet(
         images, kept, ["a name that is much too long for the room below an image"] * 5, mean, ["Title", "line"]
     )
-    smaller = sheet(images[:3], kept[:3], ["x"] * 3, mean, ["Title"])
+    smaller = sheet(images[:3], kept[:3], ["a class\nof two lines\x1b[2J"] * 3, mean, ["Title"])
     assert page.size[0] == smaller.size[0]
     assert page.size[1] > smaller.size[1]
     seen = np.asarray(page)

@@ -155,6 +155,14 @@ def test_class_sorted_scores_as_data_diet_leaves_them(plain, tmp_path):
     assert np.array_equal(found.scores, values)
 
 
+def test_where_nothing_is_to_go_all_stay(plain, tmp_path):
+    """As `lotus inspect` leaves it where it found nothing."""
+    (tmp_path / "delete.txt").write_text("\n")
+    assert exchange.read(tmp_path / "delete.txt", plain, kind="remove").rows.tolist() == list(range(10))
+    with pytest.raises(Refused, match="empty"):
+        exchange.read(tmp_path / "delete.txt", plain, kind="rows")
+
+
 def test_ids_to_remove_as_moderate_leaves_them(plain, tmp_path):
     (tmp_path / "drop.bin").write_bytes(pickle.dumps([0, 2, 4]))
     assert exchange.read(tmp_path / "drop.bin", plain, kind="remove").rows.tolist() == [1, 3, 5, 6, 7, 8, 9]
