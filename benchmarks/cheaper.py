@@ -66,6 +66,7 @@ ALONE: dict[str, tuple[str, list[str]]] = {
     "lotus-infobatch": ("lotus", ["train.dynamic={name: infobatch, saving: 0.3}"]),
     "lotus-linear": ("lotus", ["train.schedule=linear"]),
     "lotus-patches": ("lotus", ["train.patches={mode: dropout, keep: 0.5}"]),
+    "lotus-patches-early": ("lotus", ["train.patches={mode: dropout, keep: 0.5, until: 0.7}"]),
     "lotus-early": ("lotus", ["train.shrink.at=0.05"]),
     "lotus-sides-long": ("lotus", ["train.sides=[[0, 16], [0.3, 24], [0.6, 32]]"]),
     "dense-images": ("dense", ["select.keep=0.5", "score.epochs=3", "score.seeds=1"]),
@@ -76,6 +77,7 @@ ALONE: dict[str, tuple[str, list[str]]] = {
     "dense-average": ("dense", ["train.guests=[late_average]"]),
     "dense-ema": ("dense", ["train.ema=0.998"]),
     "dense-patches": ("dense", ["train.patches={mode: dropout, keep: 0.5}"]),
+    "dense-patches-early": ("dense", ["train.patches={mode: dropout, keep: 0.5, until: 0.7}"]),
     "dense-sides": ("dense", ["train.sides=[[0, 16], [0.3, 24], [0.6, 32]]"]),
 }  # fmt: skip
 

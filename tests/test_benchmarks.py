@@ -224,7 +224,7 @@ ARMS = ("textbook", "adamw", "dense", "lotus", "narrow", "shallow")
 ALONE = (
     "lotus-half", "lotus-sides", "lotus-average", "lotus-ema", "lotus-self", "lotus-infobatch", "lotus-linear", "lotus-patches",
     "dense-images", "dense-random", "dense-infobatch", "dense-rs2", "dense-hardest", "dense-average", "dense-ema", "dense-patches",
-    "dense-sides", "lotus-early", "lotus-sides-long",
+    "dense-sides", "lotus-early", "lotus-sides-long", "lotus-patches-early", "dense-patches-early",
 )  # fmt: skip
 
 

@@ -64,6 +64,8 @@ class Patches(Section):
     """Fraction of the training that goes through all patches first."""
     ramp: float = Field(0, ge=0, le=1)
     """Fraction of the training, after the warm-up, in which what stays falls to ``keep``, along a cosine."""
+    until: Fraction = 1.0
+    """Fraction of the training after which each step goes through all patches; a step is what it is at its beginning."""
 
     @property
     def asks_baseline(self) -> bool:

@@ -329,7 +329,8 @@ def patches_told(tokens: Mapping[str, Any]) -> str:
         return ""
     joint = [one["keep"] for one in tokens.get("joint", ()) if one["images"]]
     shared = f" on average ({percent(min(joint))} to {percent(max(joint))}, by the images' score)" if joint else ""
-    return f" a block while training, by {tokens['mode']} at keep {tokens['keep']:g}{shared}; evaluated {tokens['evaluated']}"
+    until = f" until {tokens['until']:g} of the training, then all" if "until" in tokens else ""
+    return f" a block while training, by {tokens['mode']} at keep {tokens['keep']:g}{shared}{until}; evaluated {tokens['evaluated']}"
 
 
 def latency_told(latency: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
@@ -79,10 +80,13 @@ class Ahead:
 
         return count(self.dense).macs
 
-    def share(self, patches: Patches | None, place: str) -> float:
-        """Fraction of the dense model's MACs that a training of the ticket on ``patches``, which stand at ``place``, spends, its schedule
-        included."""
-        return 1.0 if patches is None else self.on_patches(patches, place=place) / self.macs
+    def share(self, recipe: Recipe, place: str) -> float:
+        """Fraction of the dense model's MACs that a training of the ticket by ``recipe``, which stands at ``place``, spends on its
+        patches, their schedule included."""
+        if (patches := recipe.patches) is None:
+            return 1.0
+        few = seen_before(recipe, self.kept, patches.until)
+        return few * self.on_patches(patches, (0, few), place=f"{place}.patches") / self.macs + (1 - few)
 
     def on_patches(
         self,
@@ -94,7 +98,7 @@ class Ahead:
         *,
         place: str = "train.patches",
     ) -> float:
-        """MACs of the average image of the ticket in a part of a training on ``patches``.
+        """MACs of the average image of the ticket in a part of a training on ``patches``, before all of them are seen again.
 
         Args:
             part: its begin and its end, as fractions of the training
@@ -106,8 +110,8 @@ class Ahead:
         from lotus.vit.tokens import Tokens
         from selection.joint_budget import allot
 
-        spent, moments = 0.0, 200
-        with Tokens(self.dense if model is None else model, patches, place=place) as tokens:
+        spent, moments, fewer = 0.0, 200, patches.model_copy(update={"until": 1.0})
+        with Tokens(self.dense if model is None else model, fewer, place=place) as tokens:
             ends: list[tuple[float | None, float]] = [(None, 1.0)]
             if patches.joint is not None:  # by ranks: how many images a bucket has does not depend on what they score
                 shared = allot(
@@ -122,6 +126,14 @@ class Ahead:
                     tokens.schedule(max(now - step / 2, 0), share)
                     spent += images * tokens.macs(dims=dims) / moments
         return spent
+
+
+def seen_before(recipe: Recipe, images: int, at: float) -> float:
+    """Fraction of what a training by ``recipe`` goes through that it has seen before its first step which begins at ``at``, a fraction
+    of its steps, or later; of ``images`` an epoch."""
+    steps = math.ceil(images / recipe.batch_size)
+    done = math.ceil(at * recipe.epochs * steps - 1e-9)
+    return min(1.0, (done // steps * images + done % steps * recipe.batch_size) / (recipe.epochs * images))
 
 
 def training(images: float, macs: float, teacher: float = 0) -> Cost:
@@ -204,7 +216,10 @@ def check_batch(place: str, images: int, model: nn.Module, device: str) -> None:
 
 def patches_told(patches: Patches | None) -> str:
     """What a stage says of token pruning, behind what it does."""
-    return "" if patches is None else f", patches: {patches.mode}, keep {patches.keep:g}, evaluated {patches.evaluate}"
+    if patches is None:
+        return ""
+    until = f" until {patches.until:g}" if patches.until < 1 else ""
+    return f", patches: {patches.mode}, keep {patches.keep:g}{until}, evaluated {patches.evaluate}"
 
 
 def asked_of_patches(place: str, patches: Patches | None) -> dict[str, Any]:

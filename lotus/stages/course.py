@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lotus.config import Config, Prune
-from lotus.stages.ahead import Ahead
+from lotus.stages.ahead import Ahead, seen_before
 
 if TYPE_CHECKING:
     from torch import nn
@@ -95,20 +95,24 @@ class Shape:
 def pieces(ahead: Ahead) -> list[Piece]:
     """The training ``train``, in order. What dynamic data pruning will leave out is not in it."""
     config, recipe, shapes = ahead.config, ahead.config.train, shapes_of(ahead)
-    cuts = [] if recipe.shrink is None else [seen_before(ahead, one.at) for one in recipe.shrink.cuts]
+    cuts = [] if recipe.shrink is None else [seen_before(recipe, ahead.kept, one.at) for one in recipe.shrink.cuts]
     # a side is an epoch's: the first one that is not before its part
     sides = [(math.ceil(step[0] * recipe.epochs - 1e-9) / recipe.epochs, int(step[1])) for step in recipe.sides]
     drawn = watched_epochs(config, ahead.kept) / recipe.epochs if config.watches_itself else 1.0
-    marks = {0.0, 1.0, drawn, *cuts, *(start for start, _ in sides)}
+    ticket = round(config.select.keep * ahead.images)
+    thin = 0.0  # until then some patches are left out
+    if recipe.patches is not None and (thin := seen_before(recipe, ahead.kept, recipe.patches.until)) > drawn:
+        thin = seen_before(recipe, ticket, recipe.patches.until)
+    marks = {0.0, 1.0, drawn, thin, *cuts, *(start for start, _ in sides)}
     found = []
     for begin, end in itertools.pairwise(sorted(mark for mark in marks if mark <= 1)):
         shape = shapes[number := sum(cut <= begin for cut in cuts)]
         side = next((side for start, side in reversed(sides) if start <= begin), None)
         macs = shape.macs(side)
-        if recipe.patches is not None:
+        if recipe.patches is not None and begin < thin:
             step = 1 / (recipe.epochs * steps_of(config, ahead.kept))
             macs = shape.factor * ahead.on_patches(recipe.patches, (begin, end), step, shape.model, shape.dims)
-        each = ahead.kept if begin < drawn else round(config.select.keep * ahead.images)
+        each = ahead.kept if begin < drawn else ticket
         found.append(Piece(end - begin, (end - begin) * recipe.epochs * each, macs, number, side))
     return found
 
@@ -116,13 +120,6 @@ def pieces(ahead: Ahead) -> list[Piece]:
 def steps_of(config: Config, images: int) -> int:
     """Optimizer steps of an epoch."""
     return math.ceil(images / config.train.batch_size)
-
-
-def seen_before(ahead: Ahead, at: float) -> float:
-    """Fraction of the training that is done before a cut at ``at``, which is after the first step that reaches it."""
-    recipe, kept, steps = ahead.config.train, ahead.kept, steps_of(ahead.config, ahead.kept)
-    done = math.ceil(at * recipe.epochs * steps - 1e-9)
-    return min(1.0, (done // steps * kept + done % steps * recipe.batch_size) / (recipe.epochs * kept))
 
 
 def watched_epochs(config: Config, images: int) -> int:

@@ -176,7 +176,9 @@ def _tokens_kept(tokens: int, patches: Mapping[str, Any] | None) -> dict[str, An
     """What the report tells of the patches that the lottery's training went through."""
     if not patches:
         return {"kept": tokens, "of": tokens}
-    told = {name: patches[name] for name in ("mode", "keep", "evaluated", "train_macs", "joint") if name in patches}
+    told = {
+        name: patches[name] for name in ("mode", "keep", "until", "evaluated", "train_macs", "joint") if name in patches
+    }
     return {"kept": round(patches["share"] * tokens), "of": tokens, **told}
 
 

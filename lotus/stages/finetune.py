@@ -48,7 +48,7 @@ def _forecast(ahead: Ahead) -> Cost:
     recipe = ahead.config.finetune
     teacher = teacher_macs(recipe, ahead) if recipe.epochs else 0
     small = ahead.macs * (ahead.config.prune.keep.macs or 1)
-    return training(recipe.epochs * ahead.kept, small * ahead.share(recipe.patches, "finetune.patches"), teacher)
+    return training(recipe.epochs * ahead.kept, small * ahead.share(recipe, "finetune"), teacher)
 
 
 def _tell(run: Run, results: dict[str, Any]) -> None:

@@ -60,10 +60,14 @@ def as_evaluated(model: nn.Module, patches: Patches | None, shelves: Sequence[Mo
 def told_of_patches(
     patches: Any, tokens: Tokens, joint: Joint | None = None, rows: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """What is recorded of a training with token pruning: shares are of the tokens that the average block's MLP sees."""
+    """What is recorded of a training with token pruning: shares are of the tokens that the average block's MLP sees, before ``until``."""
+    early = {}
+    if patches.until < 1:
+        tokens.keep, early = patches.keep, {"until": patches.until}
     found = {
         "mode": patches.mode,
         "keep": patches.keep,
+        **early,
         "share": tokens.share(),
         "evaluated": patches.evaluate,
         "evaluated_share": tokens.share(training=False),

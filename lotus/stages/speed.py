@@ -101,7 +101,7 @@ def timed_step(
         return None
     if patches is not None:  # by chance: as many enter whatever they score
         by_chance = {"mode": "dropout", "model": "", "cached": False} if patches.mode == "input" else {}
-        with Tokens(model, patches.model_copy(update={**by_chance, "joint": None})) as tokens:
+        with Tokens(model, patches.model_copy(update={**by_chance, "joint": None, "until": 1.0})) as tokens:
             tokens.schedule(1.0)
             return float(tokens.macs()), _seconds(model, ahead, clock, side)
     if side is not None:

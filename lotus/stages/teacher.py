@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from lotus.config import Finetune, Model, Taught, Teacher
 from lotus.stage import named
 from lotus.stages import given
-from lotus.stages.ahead import Ahead, Cost
+from lotus.stages.ahead import Ahead, Cost, seen_before
 from lotus.stages.context import Context
-from lotus.stages.course import seen_before
 from selection.errors import Refused
 
 if TYPE_CHECKING:
@@ -170,9 +169,9 @@ def teacher_macs(recipe: Taught, ahead: Ahead) -> float:
 def teacher_forecast(recipe: Taught, images: float, ahead: Ahead) -> Cost:
     """What teaching a training of so many images costs: the uncut model teaches after the first cut alone."""
     each, teacher = teacher_macs(recipe, ahead), recipe.taught_by
-    shrink = ahead.config.train.shrink
-    if teacher is not None and teacher.is_uncut and shrink is not None:
-        images *= 1 - seen_before(ahead, shrink.cuts[0].at)
+    train = ahead.config.train
+    if teacher is not None and teacher.is_uncut and train.shrink is not None:
+        images *= 1 - seen_before(train, ahead.kept, train.shrink.cuts[0].at)
     return (images, images * each) if teacher is not None else (0.0, 0.0)
 
 

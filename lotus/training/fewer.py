@@ -52,7 +52,9 @@ class FewerPatches(Guest):
                 f"patches: {side} pixels a side are shown, and which patches stay is known of {self._tokens.side}. Leave out "
                 "growing pictures, or patches."
             )
-        if self._tickets is not None:  # as a picture of one channel the scores are mixed as their pixels are
+        if (
+            self._tickets is not None and self._tokens.keep < 1
+        ):  # as a picture of one channel the scores are mixed as their pixels are
             seen = micro.mix(self._tickets.seen(batch.index, micro.epoch), batch.labels)
             self._tokens.choose(self._tickets.pooled(seen))
         return batch

@@ -24,7 +24,7 @@ def shares(patches: int, settings: Patches) -> list[float]:
 
 
 def keep_at(settings: Patches, progress: float, keep: float | None = None) -> float:
-    """What stays when ``progress`` (0 to 1) of the training is done: all, then a cosine down to ``keep``.
+    """What stays when ``progress`` (0 to 1) of the training is done: all, then a cosine down to ``keep``, and all again from ``until`` on.
 
     EViT's schedule (2202.07800): of 300 epochs from scratch 10 are dense and 100 fall.
 
@@ -32,7 +32,7 @@ def keep_at(settings: Patches, progress: float, keep: float | None = None) -> fl
         keep: what stays in the end; None: ``settings.keep``
     """
     keep = settings.keep if keep is None else keep
-    if progress < settings.warmup:
+    if progress < settings.warmup or 1 > settings.until <= progress:
         return 1.0
     if progress >= settings.warmup + settings.ramp:
         return keep

@@ -19,6 +19,7 @@ from lotus.vit.tokens import Tokens
 
 SIDES = "train.sides=[[0, 4], [0.3, 6], [0.6, 8]]"
 PATCHES = "train.patches={mode: dropout, keep: 0.4, warmup: 0.25, ramp: 0.4}"
+EARLY = "train.patches={mode: evit, keep: 0.4, until: 0.6}"
 OWN = [
     "baseline=false",
     "select.keep=1",
@@ -58,7 +59,7 @@ def walked(ahead: Ahead) -> float:
 @pytest.mark.parametrize(
     "cut", ["train.shrink=null", "train.shrink.at=0.21", "train.shrink.steps=[{at: 0.1, keep: {macs: 0.6}}, {at: 0.4}]"]
 )
-@pytest.mark.parametrize("more", ["train.lr=0.001", SIDES, PATCHES, "train.sides=[[0.5, 4]]"])
+@pytest.mark.parametrize("more", ["train.lr=0.001", SIDES, PATCHES, EARLY, "train.sides=[[0.5, 4]]"])
 def test_the_pieces_are_those_of_a_walk(cut: str, more: str) -> None:
     ahead = Ahead(read(DIGITS, [*OWN, *TWO, "train.epochs=7", "prune.keep.macs=0.35", cut, more]))
     found = course.pieces(ahead)
@@ -90,7 +91,7 @@ def test_a_budget_of_another_measure_is_expected_too() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [TWO, FOUR], ids=["two", "four"])
-@pytest.mark.parametrize("more", ["train.lr=0.001", SIDES, PATCHES], ids=["plain", "sides", "tokens"])
+@pytest.mark.parametrize("more", ["train.lr=0.001", SIDES, PATCHES, EARLY], ids=["plain", "sides", "tokens", "early"])
 def test_the_bill_is_within_a_hundredth_of_the_forecast(tmp_path: Path, size: list[str], more: str) -> None:
     words = [*OWN, *size, f"folder={tmp_path}", "train.epochs=5", "train.shrink.at=0.25", "prune.keep.macs=0.35", more]
     config = read(DIGITS, words)

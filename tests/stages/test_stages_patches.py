@@ -24,6 +24,7 @@ PATCHES = {
     "drops": ["train.patches={mode: evit, keep: 0.7, fuse: false, ramp: 0.9, warmup: 0.1}"],
     "tome": ["train.patches={mode: tome, keep: 0.7, evaluate: sparse}"],
     "dropout": ["train.patches={mode: dropout, keep: 0.7}"],
+    "early": ["train.patches={mode: dropout, keep: 0.7, until: 0.7}"],
 }
 
 
@@ -72,7 +73,8 @@ def test_training_on_patches_counts_what_it_went_through(finished: Path, tmp_pat
     assert told["top1"] == pytest.approx(record["values"]["top1"], abs=1e-6)
     assert (told["macs"] < dense) == (patches.evaluate == "sparse")
     foreseen = lotus("train", DIGITS, *words, "--again", "--dry-run", COLUMNS="200")
-    assert f"patches: {patches.mode}, keep 0.7, evaluated {patches.evaluate}" in foreseen.stdout
+    until = " until 0.7" if name == "early" else ""
+    assert f"patches: {patches.mode}, keep 0.7{until}, evaluated {patches.evaluate}" in foreseen.stdout
     assert si_of(record["macs"]) in foreseen.stdout or name in ("drops", "asked"), foreseen.stdout
 
 

@@ -89,6 +89,13 @@ def _fewer(model: nn.Module) -> list[Guest]:
     return [FewerPatches(Tokens(model, settings), joint=sharing)]
 
 
+def _fewer_early(model: nn.Module) -> list[Guest]:
+    settings = Patches.model_validate({"mode": "dropout", "keep": 0.5, "until": 0.45, "warmup": 0.1, "ramp": 0.2})
+    return [
+        FewerPatches(Tokens(model, settings))
+    ]  # all patches from the tenth of 21 steps on, the third of the second epoch
+
+
 def _holding(model: nn.Module) -> list[Guest]:
     masks.put(model, masks.magnitude(masks.listed(model), 0.5))
     return [Holding(model, "linears")]
@@ -184,6 +191,10 @@ def goes_on(tmp_path: Path, make: Callable[[nn.Module], list[Guest]]) -> None:
 @pytest.mark.parametrize("kind", few(GUESTS, QUICK), ids=lambda kind: kind.__name__)
 def test_each_goes_on_bit_for_bit(tmp_path: Path, kind: type[Guest]) -> None:
     goes_on(tmp_path, GUESTS[kind])
+
+
+def test_it_goes_on_bit_for_bit_where_all_patches_come_back(tmp_path: Path) -> None:
+    goes_on(tmp_path, _fewer_early)
 
 
 @pytest.mark.parametrize("name", methods.names(guest_shelf))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from ranks import two_ranks
 from safetensors.torch import load_file
-from tiny import ROWS, Killed, Memory, Outcome, ThatPrunes, contrast, kill, minutes, patched, recipe, same, vit
+from tiny import PATCHED, ROWS, Killed, Memory, Outcome, ThatPrunes, contrast, kill, minutes, patched, recipe, same, vit
 from torch import Tensor
 
 from lotus.config import Patches
@@ -150,9 +150,10 @@ def test_few_graphs_serve_all_compiled_blocks_while_the_keep_falls(mode: str) ->
 def test_two_ranks_on_fewer_patches_are_as_one(tmp_path: Path, zero: int) -> None:
     """Two processes over gloo: tickets by score, EViT, and a joint budget, against one process."""
     two_ranks(Path(__file__).parent / "tiny.py", tmp_path, "patches", str(zero), timeout=300)
-    for mode, joint in (("input", True), ("evit", False), ("evit", True), ("tome", False)):
-        alone, _, _ = patched(tmp_path / f"alone-{mode}-{joint}", recipe(epochs=2), mode, joint=joint)
-        found = load_file(tmp_path / f"{mode}-{joint}.safetensors")
+    for mode, joint, until in PATCHED:
+        name = f"{mode}-{joint}-{until}"
+        alone, _, _ = patched(tmp_path / f"alone-{name}", recipe(epochs=2), mode, joint=joint, until=until)
+        found = load_file(tmp_path / f"{name}.safetensors")
         for name, value in alone.fitted.state.items():
             torch.testing.assert_close(found[f"w/{name}"], value, atol=2e-4, rtol=1e-3)
         assert int(found["v/images"]) == alone.fitted.images_seen == 2 * ROWS

@@ -228,7 +228,14 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def patched(
-    folder: Path, given: Train, mode: str, *, joint: bool | None = True, entered: list[int] | None = None, **more: Any
+    folder: Path,
+    given: Train,
+    mode: str,
+    *,
+    joint: bool | None = True,
+    entered: list[int] | None = None,
+    until: float = 1,
+    **more: Any,
 ) -> tuple[Outcome, Tokens, Joint | None]:
     """A training on 0.61 of 16 patches; with ``joint`` shared out by made-up scores: 30 images on 7, 14 on 12 and 8 on 16,
     which two ranks can share evenly.
@@ -239,7 +246,7 @@ def patched(
     model = vit(patch=4)
     more_settings = {"at": [0, 1]} if mode == "evit" else {}
     settings = Patches.model_validate(
-        {"mode": mode, "keep": 0.61, "joint": {"least": 0.4} if joint else None, **more_settings}
+        {"mode": mode, "keep": 0.61, "joint": {"least": 0.4} if joint else None, "until": until, **more_settings}
     )
     sharing = Joint(np.random.default_rng(3).random(ROWS), settings, patches=16, seed=0) if joint else None
     tokens = Tokens(model, settings, contrast if mode == "input" else None)
@@ -254,21 +261,24 @@ def patched(
         return train(folder, given, model=model, tokens=tokens, joint=sharing, **more), tokens, sharing
 
 
+PATCHED = (("input", True, 1), ("evit", False, 1), ("evit", True, 1), ("tome", False, 1), ("evit", False, 0.6))
+"""Mode, joint and until of what two ranks train on fewer patches."""
+
+
 def patches_main(out: Path, zero: int) -> None:
     """One rank of trainings with token pruning."""
     from safetensors.torch import save_file
 
     torch.set_num_threads(1)
     world = distributed.start("cpu")
-    for mode, joint in (("input", True), ("evit", False), ("evit", True), ("tome", False)):
-        done, _, _ = patched(
-            out / f"{mode}-{joint}", recipe(epochs=2, zero=zero, ema=0), mode, joint=joint, world=world
-        )
+    for mode, joint, until in PATCHED:
+        name, asked = f"{mode}-{joint}-{until}", recipe(epochs=2, zero=zero, ema=0)
+        done, _, _ = patched(out / name, asked, mode, joint=joint, until=until, world=world)
         if world.is_main:
             values = {"macs": torch.tensor(done.fitted.macs, dtype=torch.float64)}
             values["images"] = torch.tensor(done.fitted.images_seen)
             flat = {f"w/{name}": value.contiguous() for name, value in done.fitted.state.items()}
-            save_file({**flat, **{f"v/{k}": v for k, v in values.items()}}, out / f"{mode}-{joint}.safetensors")
+            save_file({**flat, **{f"v/{k}": v for k, v in values.items()}}, out / f"{name}.safetensors")
     distributed.leave()
 
 

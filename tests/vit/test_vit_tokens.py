@@ -428,6 +428,8 @@ def test_the_schedule():
     middle = [0.6 + 0.4 * (1 + math.cos(math.pi / 4)) / 2, 0.8, 0.6 + 0.4 * (1 - math.cos(math.pi / 4)) / 2]
     assert at == pytest.approx([1, 1, 1, *middle, 0.6, 0.6])
     assert token_plan.keep_at(settings(mode="evit", keep=0.6), 0) == 0.6
+    early = settings(mode="evit", keep=0.6, until=0.7, evaluate="dense")
+    assert [token_plan.keep_at(early, step / 10) for step in (0, 6, 7, 9, 10)] == [0.6, 0.6, 1, 1, 1]
     model, x = tiny().train(), pictures(2)
     dense = model(x)
     with Tokens(model, asked) as reduced:
