@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["duplicates", "leaks", "damaged", "labels"]
 _LIST = "inspect/delete.txt"
+MANY = 0.1
+"""Fraction of the training images from which on it is said how many go: pictures of a few pixels look alike."""
 _STREAMED = (
     "stages.inspect: pictures that come as a stream are not looked at side by side. Set data.options.streaming=false, or leave "
     "inspect out of stages."
@@ -66,7 +68,10 @@ def inspect(
     damaged = found.looked[0].damaged  # none of them was prepared
     values = {"duplicates": len(found.pairs), "leaks": len(found.leaks), "damaged": len(damaged), "by": [*delete]}
     images = ticket.Data(str(run.folder), context.config, run.train_beton, shelves=context.shelves).images()
-    values["left_out"] = len(exclude.rows(run.folder / _LIST, images, "stages.inspect"))
+    values["left_out"] = gone = len(exclude.rows(run.folder / _LIST, images, "stages.inspect"))
+    if gone > MANY * images.total:
+        text = f"{gone:,} of {images.total:,} images will not train: look at {findings_page.PAGE} whether they should"
+        yield Said("inspect", text, level="warning")
     if found.judged_by == "network":
         values |= {"labels": len(found.mislabeled), "outliers": len(found.outliers)}
         from lotus.inspect import network

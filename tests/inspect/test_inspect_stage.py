@@ -84,10 +84,12 @@ def test_what_is_found_trains_in_no_case(tmp_path: Path, capsys: pytest.CaptureF
     assert begun(list(go(plain, until="select"))) == [], "one that names no stage goes by what it was"
 
 
-def test_one_that_was_stopped_begins_again_and_finds_the_same(tmp_path: Path) -> None:
+def test_one_that_was_stopped_begins_again_and_finds_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lotus.stages.inspect.MANY", 0.01)
     data = {"path": str(folder(tmp_path / "photos")), "damaged": "skip", "folder": str(tmp_path / "data")}
     whole, torn = (asked(tmp_path / name, "inspect", data=data) for name in ("whole", "torn"))
-    list(go(whole, until="select"))
+    told = [event.text for event in go(whole, until="select") if isinstance(event, Said) and event.level == "warning"]
+    assert "2 of 42 images will not train: look at inspect.html whether they should" in told
     going = go(torn, until="select")
     assert any(isinstance(event, Said) and event.stage == "inspect" for event in going)
     going.close()  # type: ignore[attr-defined]
