@@ -41,7 +41,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "mine.yaml").write_text(f"data: {{path: '{photos}'}}\nfolder: '{folder / 'run'}'\n")
     assert main(["prepare", str(folder / "mine.yaml"), *SMALL, "--plain"]) == 0
     torch.manual_seed(0)
-    lotus.save(create(Model(name="vit_tiny_patch16_224", args=ARGS), 3), folder / "model")
+    manifest = Manifest.load(folder / "run" / "data" / "train.beton")
+    about = {"mean": manifest.mean, "std": manifest.std}  # else the folder says what timm has for the name
+    lotus.save(create(Model(name="vit_tiny_patch16_224", args=ARGS), 3), folder / "model", about=about)
     return folder
 
 
