@@ -83,7 +83,7 @@ class Ahead:
     def share(self, recipe: Recipe, place: str) -> float:
         """Fraction of the dense model's MACs that a training of the ticket by ``recipe``, which stands at ``place``, spends on its
         patches, their schedule included."""
-        if (patches := recipe.patches) is None:
+        if (patches := recipe.patches) is None or not recipe.epochs:
             return 1.0
         few = seen_before(recipe, self.kept, patches.until)
         return few * self.on_patches(patches, (0, few), place=f"{place}.patches") / self.macs + (1 - few)

@@ -19,7 +19,7 @@ from lotus.vit.tokens import Tokens
 
 SIDES = "train.sides=[[0, 4], [0.3, 6], [0.6, 8]]"
 PATCHES = "train.patches={mode: dropout, keep: 0.4, warmup: 0.25, ramp: 0.4}"
-EARLY = "train.patches={mode: evit, keep: 0.4, until: 0.6}"
+EARLY = "train.patches={mode: dropout, keep: 0.4, until: 0.6}"
 OWN = [
     "baseline=false",
     "select.keep=1",
@@ -66,6 +66,15 @@ def test_the_pieces_are_those_of_a_walk(cut: str, more: str) -> None:
     assert sum(piece.part for piece in found) == pytest.approx(1)
     told = sum(piece.part * piece.macs for piece in found)
     assert told == pytest.approx(walked(ahead), rel=0.01 if more == PATCHES else 1e-9)
+
+
+@pytest.mark.parametrize("until", [0.1, 0.6, 1])
+def test_the_share_of_a_fine_tune_is_that_of_a_walk(until: float) -> None:
+    words = ["train.epochs=7", f"train.patches={{mode: evit, keep: 0.4, until: {until}}}", "train.shrink=null"]
+    ahead = Ahead(read(DIGITS, [*OWN, *TWO, *words]))
+    assert ahead.share(ahead.config.train, "train") == pytest.approx(walked(ahead) / ahead.macs, rel=1e-9)
+    still = ahead.config.finetune.model_copy(update={"epochs": 0, "patches": ahead.config.train.patches})
+    assert ahead.share(still, "finetune") == 1
 
 
 def test_a_cut_is_expected_where_budgets_are_met_from_below() -> None:

@@ -236,6 +236,7 @@ def test_the_pace_is_read_off_the_clock(tmp_path: Path) -> None:
     [
         (["train.sides=[[0, 4], [0.5, 8]]"], 4),  # the small model sees small pictures in no epoch
         (["train.patches={mode: dropout, keep: 0.5}"], None),
+        (["train.patches={mode: dropout, keep: 0.5, until: 0.7}"], None),
         (["train.patches={mode: input, keep: 0.5, score: contrast}"], None),
     ],
 )
