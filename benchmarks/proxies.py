@@ -67,7 +67,7 @@ COSTS: dict[str, tuple[float]] = {}
 def proxies(options: argparse.Namespace, folder: Path) -> dict[str, Signals]:
     """Signals by the name of the proxy; trainings that features come from are made on the way."""
     data, other = _data(options, folder)
-    subsets = {"runs": options.runs, "part": 0.5} if options.runs else None
+    subsets = {"runs": options.runs, "fraction": 0.5} if options.runs else None
     train = {"epochs": options.epochs, "batch_size": 128, "lr": 1e-3, "evaluate_every": 0, "sparsity": {"gates": False}}
 
     def made(name: str, until: str, seed: int = 0, **more: Any) -> Run:

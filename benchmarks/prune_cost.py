@@ -34,7 +34,7 @@ from lotus.vit.model import create, image_size
 SECONDS, COPIES = 90.0, 2.0
 STEPS: dict[str, tuple[Any, str]] = {
     "rotation: statistics": (rotate, "statistics"),
-    "rotation": (rotate, "rotate"),
+    "rotation": (rotate, "turns"),
     "gradients and moments": (measure, "measure"),
     "scores": (scoring, "score"),
     "plan": (budget, "fit_plan"),

@@ -184,7 +184,7 @@ def _tokens_kept(tokens: int, patches: Mapping[str, Any] | None) -> dict[str, An
 
 STAGE = Stage(
     "export",
-    "leave the house: timm, ONNX, latency",
+    "write the model for timm and ONNX, measure its latency",
     export,
     settings=("export",),
     after=_after,
