@@ -80,13 +80,16 @@ class Ahead:
 
         return count(self.dense).macs
 
-    def share(self, recipe: Recipe, place: str) -> float:
-        """Fraction of the dense model's MACs that a training of the ticket by ``recipe``, which stands at ``place``, spends on its
-        patches, their schedule included."""
+    def share(self, recipe: Recipe, place: str, model: nn.Module | None = None, images: int | None = None) -> float:
+        """Fraction of a model's MACs that its training by ``recipe``, which stands at ``place``, spends on its patches, their schedule
+        included: of ``model`` on ``images``, else of the dense one on the ticket."""
+        from lotus.vit.cost import count
+
         if (patches := recipe.patches) is None or not recipe.epochs:
             return 1.0
-        few = seen_before(recipe, self.kept, patches.until)
-        return few * self.on_patches(patches, (0, few), place=f"{place}.patches") / self.macs + (1 - few)
+        few = seen_before(recipe, self.kept if images is None else images, patches.until)
+        whole = self.macs if model is None else count(model).macs
+        return few * self.on_patches(patches, (0, few), model=model, place=f"{place}.patches") / whole + (1 - few)
 
     def on_patches(
         self,

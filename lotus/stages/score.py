@@ -76,9 +76,9 @@ def _forecast(ahead: Ahead) -> Cost:
         return float(n), n * price + linear_probe.macs(
             settings.heads * n + on_parts, settings.epochs, width, ahead.classes
         )
-    forwards = TRAIN_FORWARDS * settings.epochs * (settings.seeds * n + on_parts) + n
-    forwards += settings.subsets.runs * n if settings.subsets else 0
-    return forwards, forwards * price
+    trained = TRAIN_FORWARDS * settings.epochs * (settings.seeds * n + on_parts)
+    looked = n + (settings.subsets.runs * n if settings.subsets else 0)  # at all patches
+    return trained + looked, (trained * ahead.share(settings, "score", model, n) + looked) * price
 
 
 def _files(config: Config) -> dict[str, str]:

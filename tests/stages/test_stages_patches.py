@@ -12,6 +12,7 @@ from running import DIGITS, ROOT, SHORT, lotus, lotus_json
 
 from lotus.cli import main
 from lotus.config import read
+from lotus.stages.dry_run import forecast
 
 PATCHES = {
     "input": ["train.patches.mode=input", "train.patches.keep=0.7"],
@@ -76,6 +77,19 @@ def test_training_on_patches_counts_what_it_went_through(finished: Path, tmp_pat
     until = " until 0.7" if name == "early" else ""
     assert f"patches: {patches.mode}, keep 0.7{until}, evaluated {patches.evaluate}" in foreseen.stdout
     assert si_of(record["macs"]) in foreseen.stdout or name in ("drops", "asked"), foreseen.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("until", [1, 0.5])
+def test_a_proxy_on_fewer_patches_is_foreseen(finished: Path, tmp_path: Path, until: float) -> None:
+    words = [*SHORT, f"folder={tmp_path}", f"data.folder={finished / 'data'}",
+             f"score.patches={{mode: dropout, keep: 0.5, until: {until}}}"]  # fmt: skip
+    (told,) = (row for row in forecast(read(DIGITS, words), until="score") if row["stage"] == "score")
+    done = lotus("score", DIGITS, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = json.loads((tmp_path / "stages" / "score.json").read_text())
+    assert told["macs"] == pytest.approx(record["macs"])
+    assert told["image_forwards"] == record["image_forwards"]
 
 
 def si_of(value: float) -> str:
