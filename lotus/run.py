@@ -85,7 +85,7 @@ class Run:
         """
         with locked(self.folder):
             self._check_kinds()
-            for folder in (self.folder, self.folder / "stages", *self._left()):
+            for folder in (self.folder, self.folder / "stages", self.train_beton.parent, *self._left()):
                 tidy(folder)
             yield
 

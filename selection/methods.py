@@ -216,6 +216,9 @@ def call(
     missing = [name for name in wanted if name not in available]
     if missing:
         cure = "".join(f"{cure} " for cure in dict.fromkeys(cures[name] for name in missing if name in cures))
+        parameters = inspect.signature(method).parameters
+        if any(parameters[name].default is not inspect.Parameter.empty for name in missing):
+            cure = f"{cure.strip()} A setting stands behind a *, as in (loss, *, power=1.0).".strip()
         raise Refused(_misread(place, method.__name__, missing, available if here is None else here, cure))
     given, options = [available[name] for name in wanted], arguments(method, options)
     if is_ours(method):

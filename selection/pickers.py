@@ -195,7 +195,7 @@ def beta(
     bounds.positive("beta", "c_d", c_d)
     if scores.min() < 0:
         raise Refused(
-            f"beta: draws in proportion to the score, and there is one of {scores.min():g}. Take dual, el2n, loss."
+            f"beta: draws in proportion to the score, and there is one of {scores.min():g}. Take dual, el2n, loss, or the pick top_k."
         )
     easy = p_label.mean(axis=(0, 1), dtype=np.float64)
     easy = easy.clip(1e-6, 1 - 1e-6)  # the density has poles at 0 and 1

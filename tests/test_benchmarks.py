@@ -20,11 +20,21 @@ from few import few
 
 import lotus
 from lotus.config import Model, read
+from lotus.inspect import labels, network
 from lotus.stages.dry_run import forecast
 from lotus.vit.model import create
 from lotus.watch import born
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A benchmark at a small size may change what it measures: here that is nobody else's."""
+    for module, name in ((network, "SEEN"), (labels, "FEWEST")):
+        monkeypatch.setattr(module, name, getattr(module, name))
+
+
 SMALL = {
     "train_step.py": ["--tiny", "--evaluate"],
     "engine.py": ["--out", "OUT", "--tiny", "--parts", "help"],

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def add(verb: Verbs) -> None:
-    added = verb("inspect", "look for doubles, leaks, wrong labels, outliers and damage in pictures", _inspect)
+    added = verb("inspect", "look for duplicates, leaks, wrong labels, outliers and damage in pictures", _inspect)
     added.add_argument("data", help="a folder of pictures, a config, or a run's folder, whose signals judge the labels")
     added.add_argument("--out", default="inspected", metavar="FOLDER",
                        help="where inspect.html, inspect.json and delete.txt go (inspected)")  # fmt: skip

@@ -284,8 +284,9 @@ def _unknown(raw: Any, section: type[BaseModel], place: tuple[str, ...]) -> Iter
     for key, value in raw.items():
         where = ".".join((*place, str(key)))
         if where in OLD:
-            now = _now(OLD[where], value)
-            yield f"{where}: is called {OLD[where]} now. Say {'that' if now is None else f'{OLD[where]}={now}'}."
+            new = OLD[where]
+            now = _now(new, value)
+            yield f"{where}: is called {new} now. Say {'that' if now is None else f'{new}={now}'}."
         elif key not in fields:
             known = ", ".join(fields)
             yield f"{where}: no such setting.{nearest(str(key), fields) or f' Here: {known}.'}"

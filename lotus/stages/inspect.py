@@ -102,7 +102,7 @@ def _forecast(ahead: Ahead) -> Cost | None:
 
 def _says(config: Config) -> str:
     labels = "labels" in STAGE.options(config)["delete"]
-    return f"look for doubles{', leaks and wrong labels' if labels else ' and leaks'} among the images"
+    return f"look for duplicates{', leaks and wrong labels' if labels else ' and leaks'} among the images"
 
 
 def _tell(run: Run, results: dict[str, Any]) -> Section:

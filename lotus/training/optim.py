@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -170,8 +171,8 @@ def _checked(found: Any, step: int, name: str, place: str) -> Rate:
         Refused: that is no rate.
     """
     lr, momentum = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
-    if not isinstance(lr, (int, float)) or not isinstance(momentum, (int, float, type(None))):
+    if not isinstance(lr, (int, float)) or not isinstance(momentum, (int, float, type(None))) or not 0 <= lr < math.inf:
         raise Refused(
-            f"{place}: {name!r} gave {found!r} for step {step}. Return a learning rate, or one and a momentum."
+            f"{place}: {name!r} gave {found!r} for step {step}. Return a learning rate, 0 or above, or one and a momentum."
         )
     return lr, momentum
