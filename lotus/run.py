@@ -220,16 +220,20 @@ class Run:
         """Why ``stage`` has to run, in a few words; None when it is done."""
         record = self.record(stage)
         if record is None:
-            file = self._record_of(stage)
-            told = stored(file)
-            damaged = file.exists() and (not told or is_current(told))
-            return f"{file.name} was damaged" if damaged else "not done yet"
+            return f"{self._record_of(stage).name} was damaged" if self.is_hurt(stage) else "not done yet"
         stale = self.stages[stage].stale(self.config, record.values)
         reasons = itertools.chain(
             self._lost(stage, record), [stale] if stale else [], self._set_otherwise(stage, record),
             self._reads_otherwise(stage, record),
         )  # fmt: skip
         return next(reasons, None)
+
+    def is_hurt(self, stage: str) -> bool:
+        """Whether what ``stage`` left is not as it left it: its record, or an output that is gone or of another size."""
+        if (record := self.record(stage)) is not None:
+            return any(self._lost(stage, record))
+        file = self._record_of(stage)
+        return file.exists() and (not (told := stored(file)) or is_current(told))
 
     def _lost(self, stage: str, record: Record) -> Iterator[str]:
         """Outputs that are not as they were left. One that only these settings leave is told by what they changed."""

@@ -121,7 +121,8 @@ class Watch:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         self._done.set()
         self._thread.join()
-        why = "" if kind in (None, GeneratorExit) else str(error) if isinstance(error, Refused) else repr(error)
+        told = isinstance(error, (Refused, KeyboardInterrupt)) and str(error)
+        why = "" if kind in (None, GeneratorExit) else told or repr(error)
         if isinstance(error, Exception) and not isinstance(error, Refused):
             waited = 0.0
             while not (lost := self.lost()) and waited < PATIENT:
@@ -129,7 +130,7 @@ class Watch:
                 waited += 0.1
             if lost:
                 raise lost from None
-        elif isinstance(error, KeyboardInterrupt) and (lost := self.lost()):
+        elif isinstance(error, KeyboardInterrupt) and not told and (lost := self.lost()):
             raise lost from None
         self._tell(left=True, why=why)
 

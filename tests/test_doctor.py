@@ -77,6 +77,14 @@ def test_a_run_is_read_through(tmp_path: Path, capsys: pytest.CaptureFixture[str
     said = capsys.readouterr().out
     assert "prepare" in said
     assert "not done yet" in said
+    record = folder / "stages" / "prepare.json"
+    whole = record.read_bytes()
+    record.write_bytes(whole[:50])
+    assert cli.main(["doctor", str(folder)]) == 2
+    said = capsys.readouterr().out
+    assert "was damaged" in said
+    assert "Nothing is damaged" not in said
+    record.write_bytes(whole)
     with (folder / "data" / "train.beton").open("r+b") as file:
         file.seek(-1, 2)
         last = file.read(1)

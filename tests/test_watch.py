@@ -134,6 +134,14 @@ def test_a_failure_beside_a_lost_rank_is_told_as_that_and_any_other_as_itself(
         raise RuntimeError("Connection closed by peer")
 
 
+def test_who_was_asked_to_stop_says_so_in_its_own_words_beside_one_that_was_too(tmp_path: Path) -> None:
+    for rank in range(2):
+        one = Watch(tmp_path, rank, 2, patience=60, every=0.02, grace=60)
+        with pytest.raises(KeyboardInterrupt, match="saved to 000071"), one:
+            raise KeyboardInterrupt("train: stopped, saved to 000071")
+        assert json.loads((tmp_path / str(rank)).read_text())["why"] == "train: stopped, saved to 000071"
+
+
 def test_a_pause_of_this_process_is_no_silence_of_another(tmp_path: Path) -> None:
     """Silence is counted in looks, not by the clock: all ranks of a group may be stopped for an hour and go on."""
     one = Watch(tmp_path, 0, 2, patience=1.0, every=0.2)

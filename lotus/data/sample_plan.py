@@ -183,11 +183,11 @@ class SamplePlan:
         return self._dealt[1]
 
     def _share(self, rows: Rows) -> Rows:
-        """This rank's part of a step: slices number a * world + rank of a whole one, one slice of a smaller one."""
-        if len(rows) == self.batch_size:
-            return rows.reshape(self.accumulate, self.world, self.micro)[:, self.rank].reshape(-1)
-        share = len(rows) // self.world
-        return rows[self.rank * share : (self.rank + 1) * share]
+        """This rank's part of a step: of each micro-batch of all ranks its slice, so that who is mixed with whom does not depend on
+        how many ranks there are."""
+        at_once = self.world * self.micro
+        pieces = (rows[at : at + at_once] for at in range(0, len(rows), at_once))
+        return np.concatenate([piece.reshape(self.world, -1)[self.rank] for piece in pieces])
 
 
 class _Evaluation(SamplePlan):

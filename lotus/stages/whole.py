@@ -19,7 +19,7 @@ def run_checks(run: Run) -> Iterator[Check]:
     for stage in run.plan():
         why = run.why(stage)
         if why is not None:
-            yield Check(stage, why, f"To be done: {goes_on}")
+            yield Check(stage, why, f"To be done: {goes_on}", fatal=run.is_hurt(stage))
             continue
         try:
             run.check_whole([stage])

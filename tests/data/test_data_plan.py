@@ -36,6 +36,10 @@ def test_steps_see_the_same_images_for_any_world(n: int, micro: int, world: int,
         together = np.concatenate([order[step * per_rank : (step + 1) * per_rank] for order in orders])
         assert set(together) == set(alone.order(epoch)[step * whole : (step + 1) * whole])
     assert sum(ranks[0].batches(epoch)) == len(list(cut(orders[0], micro)))
+    one = SamplePlan(rows, seed=3, batch_size=whole, accumulate=accumulate)
+    shared = [np.concatenate(parts) for parts in zip(*(cut(order, micro) for order in orders), strict=True)]
+    for together, by_one in zip(shared, cut(one.order(epoch), one.micro), strict=False):
+        assert set(together) <= set(by_one), "who is mixed with whom"
     assert ranks[0].steps(epoch) == full + (n % whole >= world)
     assert ranks[0].micro == micro
 
