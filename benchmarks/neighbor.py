@@ -34,7 +34,7 @@ MODELS = {
     "DeiT-Ti at 224 px": (224, 16, 192, 12, 3, 64),
 }
 TINY = {"tiny": (8, 4, 32, 2, 2, 8)}
-WAITS = {"spin": {}, "sleep": {"OMP_WAIT_POLICY": "PASSIVE"}}
+WAITS = {"spin": {}, "sleep": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}}
 LEAST_ALONE, MOST_SLOWER = 0.9, 3.0
 WINDOW = 0.5  # seconds
 

@@ -82,10 +82,11 @@ class _FirstWord(MetaPathFinder):
 
 def _let_threads_sleep() -> None:
     """Threads that wait for each other, torch's and numba's, give their core away instead of spinning: beside other work, a second
-    training or a browser, spinning makes a small model's training a hundred times slower. Read when torch is imported. Whoever has
-    said how they are to wait, keeps it: OMP_WAIT_POLICY=ACTIVE on a machine that does nothing else."""
+    training or a browser, spinning makes a small model's training a hundred times slower. GNU's, which torch brings, look a thousand
+    times first: to be woken at each operation costs a small model a sixth. Read when torch is imported. Whoever has said how they
+    are to wait, keeps it: OMP_WAIT_POLICY=ACTIVE on a machine that does nothing else."""
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(os.environ):
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
 
 
 def _told(why: object, code: int) -> int:

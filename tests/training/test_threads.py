@@ -94,5 +94,5 @@ for given in {given}:
         [sys.executable, "-c", code], env={**bare, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines() == [
-        "['PASSIVE', None, None] False", "[None, '5', None] False", "['ACTIVE', None, None] False"
+        "['PASSIVE', '1000', None] False", "[None, '5', None] False", "['ACTIVE', None, None] False"
     ]  # fmt: skip
