@@ -52,6 +52,21 @@ def test_a_folder_that_was_moved_is_still_done(tmp_path: Path) -> None:
     assert [make(tmp_path / "there").why(name) for name in ("prepare", "score", "select")] == [None] * 3
 
 
+@pytest.mark.parametrize("place", [".", "stages", "data", "elsewhere"])
+def test_what_a_kill_left_is_taken_away_when_a_run_begins(tmp_path: Path, place: str) -> None:
+    """Among the images too, whose manifest a run may write anew although prepare is done."""
+    run = make(
+        tmp_path / "run",
+        **({"data": {"name": "digits", "folder": str(tmp_path / "run" / place)}} if place == "elsewhere" else {}),
+    )
+    left, own = (run.folder / place / name for name in (".val.json.3b5a79c9b0135550.part", ".mine.part"))
+    for folder in (left, own):
+        folder.mkdir(parents=True)
+    with run.held():
+        assert not left.exists()
+        assert own.exists(), "which no file of ours is called"
+
+
 def test_pictures_that_come_or_go_are_noticed(tmp_path: Path) -> None:
     images = tmp_path / "images"
     (images / "train" / "cat").mkdir(parents=True)
