@@ -172,7 +172,6 @@ class _Course:
         self._threads = 0
         self._taken_up = False
         """From the middle of an epoch, just now."""
-        self._told_of: Engine | None = None
 
     def begin(self) -> Iterator[Event]:
         """From a checkpoint or from nothing; tells which."""
@@ -217,24 +216,26 @@ class _Course:
                     continue
                 yield from self._step(fed, step, count)
                 self._save_if_due(count)
-        yield from self._compiled_told()
         with self._saved_where_stopped(count):
             for guest in self._guests:
                 guest.end_epoch(at.epoch)
         if self._is_evaluated():
             yield from self._evaluate(count)
+        yield from self._told_of_compiling()
         for guest in self._guests:  # not sooner: whoever is stopped while evaluating must do this epoch's end again
             for text in guest.close_epoch(self.at):
                 yield from self._job.told(Said(self._job.stage, f"epoch {at.epoch + 1}: {text}"))
         self.at = dataclasses.replace(self.at, epoch=at.epoch + 1, epoch_step=0)
         self._save()
 
-    def _compiled_told(self) -> Iterator[Event]:
-        """What compiling brought, after the first epoch of an engine."""
-        engine = self._lesson.engine
-        if engine is not self._told_of and engine.compiled is not None:
-            yield from self._job.told(Said(self._job.stage, engine.compiled.sentence()))
-        self._told_of = engine
+    def _told_of_compiling(self, *, at_once: bool = False) -> Iterator[Event]:
+        """What compiling brought, and what it does not; ``at_once`` that alone."""
+        if (compiled := self._lesson.engine.compiled) is None:
+            return
+        if not at_once and (text := compiled.news()):
+            yield from self._job.told(Said(self._job.stage, text))
+        if text := compiled.warning():
+            yield from self._job.told(Said(self._job.stage, text, "warning"))
 
     def leaving(self) -> dict[str, Tensor]:
         """The weights that leave."""
@@ -309,6 +310,7 @@ class _Course:
             became(spike, self._passed, at.epoch, count.before, place=self._job.place, stage=self._job.stage)
         if world.is_main and self._pace.due(last=at.step == count.total):
             yield self._pace.event(at, lr, guests, count.total, macs_of(guests) or self._macs)
+            yield from self._told_of_compiling(at_once=True)
         yield from self._replacements(count)
 
     def _replacements(self, count: StepCount) -> Iterator[Event]:
