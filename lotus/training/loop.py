@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from lotus.config import Recipe
 from lotus.events import Evaluated, Event, Said
 from lotus.training import threads
-from lotus.training.checkpoint import Checkpoint, Checkpoints, check_fits
+from lotus.training.checkpoint import Checkpoint, Checkpoints, check_fits, taken_up
 from lotus.training.distributed import StopFlag, Wishes, World
 from lotus.training.engine import Engine
 from lotus.training.evaluation import STOP, closing, evaluate_classes
@@ -422,16 +422,18 @@ class _Book:
         """The model that ``found`` is of, as the guests say."""
         for guest in self._guests:
             guest.detach()
-        for guest in self._guests:
-            model = guest.rebuilt(model, found.tensors.get(name_of(guest), {}))
+        with taken_up(found):
+            for guest in self._guests:
+                model = guest.rebuilt(model, found.tensors.get(name_of(guest), {}))
         return model
 
     def restore(self, found: Checkpoint, engine: Engine) -> Position:
         """Take it up; says where to go on."""
         check_fits(found, engine.shapes())
-        engine.load_weights(found.tensors["weights"])
-        engine.load_moments(found.tensors["moments"])
-        for guest in self._guests:
-            if (state := found.tensors.get(name_of(guest))) is not None:
-                guest.load_state(state)
-        return Position(**found.state)
+        with taken_up(found):
+            engine.load_weights(found.tensors["weights"])
+            engine.load_moments(found.tensors["moments"])
+            for guest in self._guests:
+                if (state := found.tensors.get(name_of(guest))) is not None:
+                    guest.load_state(state)
+            return Position(**found.state)

@@ -111,6 +111,14 @@ def spoil_outside(path: Path) -> None:
     (path / "manifest.json").write_text(json.dumps(manifest))
 
 
+def spoil_other(path: Path) -> None:
+    """Of another program, which keeps the same books."""
+    (path / "state.json").write_text("[1]")
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["state.json"] = checkpoint._told(path / "state.json")
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
@@ -118,6 +126,7 @@ def spoil_outside(path: Path) -> None:
         (spoil_bit, "weights.safetensors is not what was written"), (spoil_state, "state.json is not what was written"),
         (spoil_manifest, "cannot be read"), (spoil_no_manifest, "manifest.json is missing"),
         (spoil_hollow, "does not name state.json"), (spoil_future, "format is 99"), (spoil_outside, "not inside"),
+        (spoil_other, "cannot be read"),
     ],
 )  # fmt: skip
 def test_a_damaged_one_is_named_and_passed_over(tmp_path: Path, spoil, told: str) -> None:
