@@ -35,14 +35,14 @@ from lotus.training.guests import Epoch, Guest, Position, Training, in_order, ma
 from lotus.training.lesson import Lesson, counts_of
 from lotus.training.objective import Objective
 from lotus.training.optim import make_optimizer, make_schedule, unusual
-from lotus.training.pace import Pace, StepCount, left
+from lotus.training.pace import Pace, StepCount
 from lotus.training.spikes import Passed, Spike, became
 from lotus.vit.cost import macs
 from lotus.vit.model import image_size
 
 if TYPE_CHECKING:
     from lotus.data.base import Batch, Loader
-    from lotus.data.sample_plan import SamplePlan
+    from lotus.data.sample_plan import SamplePlan, Step
 
 _SAVE, _STOP = 1, STOP
 
@@ -190,7 +190,7 @@ class _Course:
         engine = self._engage(self.model)
         if checkpoint is not None:
             self.at = self._book.restore(checkpoint, engine)
-            self._taken_up = self.at.micro > 0
+            self._taken_up = self.at.epoch_step > 0
         self.at = dataclasses.replace(self.at, rewinds=len(self._passed.stretches), threads=torch.get_num_threads())
         yield from self._job.told(*(Said(self._job.stage, text, level) for text, level in notes))
         self._saved, self._wishes = self._job.clock(), Wishes(self._job.world, self._job.clock)
@@ -200,22 +200,22 @@ class _Course:
 
     def epoch(self) -> Iterator[Event]:
         """From where it is to its end, evaluated and saved."""
-        plan, at = self._data.plan, self.at
-        view = self._draw(at.epoch)
-        count = StepCount.of(plan, at, self._recipe.epochs)
+        at, view = self.at, self._draw(self.at.epoch)
+        steps = self._data.plan.dealt(at.epoch)
+        count = StepCount.of(steps, at, self._recipe.epochs)
+        through = sum(step.parts for step in steps if step.number < at.epoch_step)
         self._lesson.engine.module.train()
         if self._taken_up:  # it may have been stopped while a model was being replaced
             self._taken_up = False
             yield from self._replacements(count)
         self._pace.resume()
-        with closing(self._data.loader, at.epoch, at.micro, **view) as batches:
-            parts_left = left(plan.batches(at.epoch), at.micro)
-            groups, fed = plan.groups(at.epoch), self._pace.fed(batches)
-            for parts, group in zip(parts_left, groups[len(groups) - len(parts_left) :], strict=True):
+        with closing(self._data.loader, at.epoch, through, **view) as batches:
+            fed = self._pace.fed(batches)
+            for step in [step for step in steps if step.number >= at.epoch_step]:
                 if self._passed.covers(self.at.step):
-                    self._pass_over(fed, parts)
+                    self._pass_over(fed, step)
                     continue
-                yield from self._step(fed, parts, group, count)
+                yield from self._step(fed, step, count)
                 self._save_if_due(count)
         yield from self._compiled_told()
         with self._saved_where_stopped(count):
@@ -226,7 +226,7 @@ class _Course:
         for guest in self._guests:  # not sooner: whoever is stopped while evaluating must do this epoch's end again
             for text in guest.close_epoch(self.at):
                 yield from self._job.told(Said(self._job.stage, f"epoch {at.epoch + 1}: {text}"))
-        self.at = dataclasses.replace(self.at, epoch=at.epoch + 1, micro=0)
+        self.at = dataclasses.replace(self.at, epoch=at.epoch + 1, epoch_step=0)
         self._save()
 
     def _compiled_told(self) -> Iterator[Event]:
@@ -277,20 +277,21 @@ class _Course:
         self._lesson = dataclasses.replace(self._lesson, counts=self._counts)
         return asked.view
 
-    def _step(self, batches: Iterator[Batch], parts: int, group: int, count: StepCount) -> Iterator[Event]:
+    def _step(self, batches: Iterator[Batch], step: Step, count: StepCount) -> Iterator[Event]:
         """An optimizer step, and what is told of it."""
-        world, at, guests = self._job.world, self.at, self._guests
+        world, guests = self._job.world, self._guests
+        at = dataclasses.replace(self.at, epoch_step=step.number)
         lr, momentum = self._rate(count.gone(at), count.steps)
         for guest in guests:
-            guest.before_step(count.progress(at), group)
-        loss, images = self._lesson.give(batches, at, parts)
+            guest.before_step(count.progress(at), step.group)
+        loss, images = self._lesson.give(batches, at, step.parts)
         self._pace.saw(loss, images)
         for guest in guests:
             guest.after_backward()
         finite = self._lesson.engine.step(lr, momentum)
         self.at = at = dataclasses.replace(
             at,
-            micro=at.micro + parts,
+            epoch_step=step.number + 1,
             step=at.step + 1,
             applied=at.applied + finite,
             failed=0 if finite else at.failed + 1,
@@ -303,8 +304,7 @@ class _Course:
         if not finite:
             self._pace.forget()
             why = next(filter(None, (guest.spoiled() for guest in guests)), "")
-            rows = self._data.plan.rows_at(at.epoch, at.micro - 1)
-            spike = Spike(at.step, at.failed, lr, rows, why, self._recipe.on_spike)
+            spike = Spike(at.step, at.failed, lr, step.rows, why, self._recipe.on_spike)
             yield from self._job.told(Said(self._job.stage, str(spike), "warning"))
             became(spike, self._passed, at.epoch, count.before, place=self._job.place, stage=self._job.stage)
         if world.is_main and self._pace.due(last=at.step == count.total):
@@ -316,11 +316,11 @@ class _Course:
             if guest.due(self.at, count.progress(self.at)):
                 yield from self._replace(guest, count)
 
-    def _pass_over(self, batches: Iterator[Batch], parts: int) -> None:
+    def _pass_over(self, batches: Iterator[Batch], step: Step) -> None:
         """A step that nobody takes."""
-        for _ in range(parts):
+        for _ in range(step.parts):
             next(batches)
-        self.at = dataclasses.replace(self.at, micro=self.at.micro + parts, step=self.at.step + 1)
+        self.at = dataclasses.replace(self.at, epoch_step=step.number + 1, step=self.at.step + 1)
 
     def _replace(self, guest: Guest, count: StepCount) -> Iterator[Event]:
         """Another model takes the place of this one, between two steps; saved at once, since it may have taken long. Where it is
