@@ -200,7 +200,7 @@ class Run:
 
     @property
     def needs_proxy(self) -> bool:
-        """Whether the ticket is drawn, or patches are shared out, by what a proxy tells. One serves every score and policy."""
+        """Whether the ticket is drawn, or patches are shared out, by what a proxy tells. One serves every score and picker."""
         return bool(reads(self.config))
 
     def reads(self, shelves: Sequence[ModuleType] = ()) -> set[str]:
@@ -424,7 +424,7 @@ def brought(shelf: ModuleType) -> dict[str, Stage]:
 
 
 def reads(config: Config, shelves: Sequence[ModuleType] = ()) -> set[str]:
-    """The signals of a proxy that the ticket and a joint budget of patches are made from. One proxy serves every score and policy."""
+    """The signals of a proxy that the ticket and a joint budget of patches are made from. One proxy serves every score and picker."""
     request, signals = config.select, set[str]()
     if not request.ticket and request.keep < 1 and not config.watches_itself:
         scored = lottery.goes_by_score(request.pick, shelves)

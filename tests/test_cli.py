@@ -112,6 +112,19 @@ def test_config_of_a_section_and_of_one_setting(capsys: pytest.CaptureFixture[st
     assert "prune.rank: is called prune.scope now. See: lotus config prune.scope" in capsys.readouterr().err
 
 
+def test_config_of_a_config_is_what_a_run_resolves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.yaml").write_text("train: {epochs: 7, lr: 0.1}")
+    assert main(["config", str(tmp_path / "mine.yaml"), "train.lr=0.2"]) == 0
+    told = capsys.readouterr().out
+    assert told == read(tmp_path / "mine.yaml", ["train.lr=0.2"]).yaml()
+    (tmp_path / "config.yaml").write_text(told)
+    assert main(["config", str(tmp_path)]) == 0
+    assert "  lr: 0.2\n" in capsys.readouterr().out
+    for words in (["train.lr", "train.lr=3"], [str(tmp_path), "--schema"], [str(tmp_path / "none.yaml")]):
+        assert main(["config", *words]) == 2
+        assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from lotus import yaml_safe
-from lotus.config import rules
+from lotus.config import rules, usual
 from lotus.config.faults import one_of_each, sentence
 from lotus.config.page import Config, OneCut
 from lotus.config.request import Keep, Prune
@@ -166,7 +166,7 @@ S = TypeVar("S", bound=Section)
 
 def _checked(kind: type[S], raw: Mapping[str, Any], at: tuple[str, ...], place: str) -> S:
     """The section ``kind``, which stands at ``at`` of the page, for a dictionary; ``place`` is named where there is no setting to."""
-    faults = list(_unknown(raw, kind, at))
+    faults = list(_unknown(raw, kind, at, OneCut if kind is OneCut else Config))
     try:
         section = kind.model_validate(raw)
     except ValidationError as error:
@@ -216,9 +216,9 @@ def _at(loc: Iterable[int | str]) -> type[Section] | None:
     return section
 
 
-def _where(loc: Iterable[int | str]) -> str:
-    """The setting at a place that pydantic names, without the kinds of value that it tried there."""
-    section: type[Section] | None = Config
+def _where(loc: Iterable[int | str], page: type[Section] = Config) -> str:
+    """The setting of ``page`` at a place that pydantic names, without the kinds of value that it tried there."""
+    section: type[Section] | None = page
     steps = []
     for step in loc:
         field = section.model_fields.get(str(step)) if section else None
@@ -276,8 +276,8 @@ def _set(raw: dict[str, Any], path: list[str], value: Any, override: str) -> Non
     here[path[-1]] = value
 
 
-def _unknown(raw: Any, section: type[BaseModel], place: tuple[str, ...]) -> Iterable[str]:
-    """A sentence for each setting that does not exist."""
+def _unknown(raw: Any, section: type[BaseModel], place: tuple[str, ...], page: type[Section] = Config) -> Iterable[str]:
+    """A sentence for each setting of ``section``, which stands at a place of ``page``, that does not exist."""
     if not isinstance(raw, Mapping) or section.model_config.get("extra") != "forbid":
         return
     fields = section.model_fields
@@ -289,11 +289,17 @@ def _unknown(raw: Any, section: type[BaseModel], place: tuple[str, ...]) -> Iter
             yield f"{where}: is called {new} now. Say {'that' if now is None else f'{new}={now}'}."
         elif key not in fields:
             known = ", ".join(fields)
-            yield f"{where}: no such setting.{nearest(str(key), fields) or f' Here: {known}.'}"
+            yield f"{where}: no such setting.{suggested(where, page) or nearest(str(key), fields) or f' Here: {known}.'}"
         else:
             below = _section(fields[key].annotation)
             if below is not None:
-                yield from _unknown(value, below, (*place, str(key)))
+                yield from _unknown(value, below, (*place, str(key)), page)
+
+
+def suggested(where: str, page: type[Section] = Config) -> str:
+    """``" Did you mean 'train.lr'?"`` for a setting that is known by another name elsewhere; empty where ``page`` has none."""
+    found = usual.meant(where.split("."), lambda setting: _where(setting.split("."), page) == setting)
+    return f" Did you mean {found!r}?" if found else ""
 
 
 def _now(where: str, value: Any) -> str | None:

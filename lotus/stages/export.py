@@ -26,8 +26,8 @@ _CALIBRATED = 256
 
 def export(context: Context) -> Work:
     import lotus.pruning
+    from lotus.export import add_eight_bits, lines
     from lotus.export import export as send
-    from lotus.export import lines
     from lotus.vit import cost
 
     run, settings, device = context.run, context.config.export, context.world.device
@@ -62,7 +62,9 @@ def export(context: Context) -> Work:
         "latency_ms": latency, "tokens": tokens, "width": {"kept": widths[1], "of": widths[0]},
     }  # fmt: skip
     if settings.int8 and sent["onnx"]:
-        values["int8"] = _eight_bits(context, model)
+        values["int8"] = told = _eight_bits(context, model)
+        reached = [told[name]["top1"] for name in ("fp32", "int8")]
+        add_eight_bits(run.of("export"), told["calibrated_on"], reached, told["images"])
     write_json(run.of("export") / "export.json", {**sent, "latency_ms": latency, "int8": values.get("int8")})
     yield Wrote("export", str(run.of("export")))
     left = tuple(

@@ -21,7 +21,7 @@ from lotus.stages.checks import check, look_ahead
 from lotus.stages.context import Context
 from lotus.stages.hosts import Hosts
 from lotus.stages.own_stage import begun
-from lotus.stages.shelf import check_named, run_of
+from lotus.stages.shelf import check_named, passed_over, run_of
 from selection.errors import Refused
 
 _LONG = 2e9  # bytes, from which on it is said that they are read
@@ -62,6 +62,8 @@ def go(
     context = Context.open(run, shelves) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
     lead = context is None or context.world.rank == 0
     with _held(run, context, lead):
+        if left := passed_over(run, until):
+            yield _logged(run, Said(names[-1], left, level="warning"), lead)
         earlier = None if replace or not lead else Earlier(run)
         yield from _go(run, context, names, asked, shelves, earlier)
         if earlier is not None and earlier.kept:

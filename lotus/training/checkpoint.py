@@ -26,7 +26,7 @@ from lotus.training.distributed import World
 from selection import regular
 from selection.errors import Refused
 
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"\d{6,}")
 _STATE, _MANIFEST = "state.json", "manifest.json"
 

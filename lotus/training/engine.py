@@ -104,6 +104,8 @@ class Engine:
         start = {name: _to_cpu(value) for name, value in model.state_dict().items()} if bf16 else {}
         self._engine = self._initialized(optimizer, config)
         self._optimizer = self._engine.optimizer
+        if self._plain and world.size == 1:  # else DeepSpeed copies every gradient to a bucket and back, for nobody
+            self._engine.enable_backward_allreduce = False
         self._base: torch.optim.Optimizer = getattr(self._optimizer, "optimizer", self._optimizer)  # torch's, or timm's
         self._frozen: dict[str, Tensor] = {}
         self._find_masters(start)
@@ -132,9 +134,11 @@ class Engine:
         if not self._plain:
             self._engine.step()
             return bool(self._engine.was_step_applied())
-        if not clipped(
-            list(self._named.values()), self._clip
-        ):  # reduced gradients are the same on all ranks, and so is this
+        parameters = list(self._named.values())
+        for p in parameters:
+            if p.grad is None:  # as where gradients are reduced
+                p.grad = torch.zeros_like(p)
+        if not clipped(parameters, self._clip):  # reduced gradients are the same on all ranks, and so is this
             self._engine.zero_grad()
             return False
         self._engine.step()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from selection import regular
-from selection.errors import Notice, Refused
+from selection.errors import Notice, Refused, reason
 
 HEADS = ("head", "head_dist", "head.fc")
 FILES = ("model.safetensors", "pytorch_model.bin")
@@ -100,14 +100,8 @@ def hub_config(path: Path, place: str) -> dict[str, Any]:
     try:
         held = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise Refused(f"{place}: {file} cannot be read ({error}). Is it whole?") from None
+        raise Refused(f"{place}: {file} cannot be read ({reason(error)}). Is it whole?") from None
     return held if isinstance(held, dict) and isinstance(held.get("architecture"), str) else {}
-
-
-def reason(error: Exception) -> str:
-    """One line of what timm said."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
 def load(
@@ -190,9 +184,10 @@ def other_shape(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], place:
     other = [f"{place}.args.{name}={value}" for name, value in theirs.items() if (mine or {}).get(name) != value]
     if not other:
         return ""
+    heads = f" and {place}.args.num_heads=N, which no shape tells" if "embed_dim" in other[0] else ""
     return (
         f" These weights are of {theirs['depth']} blocks, {theirs['embed_dim']} wide: set {place}.name to the model that they are "
-        f"of, or say {' '.join(other)}."
+        f"of, or say {' '.join(other)}{heads}."
     )
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from lotus.training import checkpoint
-from lotus.training.checkpoint import Checkpoints, check_fits, verify
+from lotus.training.checkpoint import FORMAT, Checkpoints, check_fits, verify
 from selection.errors import Refused
 
 
@@ -97,7 +97,7 @@ def spoil_no_manifest(path: Path) -> None:
 
 
 def spoil_hollow(path: Path) -> None:
-    (path / "manifest.json").write_text(json.dumps({"format": 1, "files": {}}))
+    (path / "manifest.json").write_text(json.dumps({"format": FORMAT, "files": {}}))
 
 
 def spoil_future(path: Path) -> None:
@@ -252,4 +252,4 @@ def test_another_model_is_refused_with_the_first_difference(tmp_path: Path) -> N
 
 def test_verify_gives_the_state(tmp_path: Path) -> None:
     path = Checkpoints(tmp_path, key="k").save(held(1), {"number": 1})
-    assert verify(path) == {"format": 1, "key": "k", "state": {"number": 1}}
+    assert verify(path) == {"format": FORMAT, "key": "k", "state": {"number": 1}}
