@@ -16,7 +16,7 @@ from ranks import free_port, heard, launched
 from running import ROOT, SHORT
 
 from lotus.config import Config
-from lotus.events import Rewound
+from lotus.events import Began, Rewound
 from lotus.run import Run
 from lotus.stages import order
 from lotus.stages.hosts import Hosts
@@ -127,3 +127,13 @@ def stops() -> Iterator[Any]:
 def ends() -> Generator[Any, None, str]:
     return "done"
     yield
+
+
+def test_what_a_training_needs_is_imported_before_its_first_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its first images it would be silence for more than two seconds."""
+    told: list[str] = []
+    monkeypatch.setattr("lotus.training.engine.ready", lambda: told.append("ready"))
+    context: Any = types.SimpleNamespace(run=None)
+    making = order._carry_out(types.SimpleNamespace(name="train", every_rank=True), "not done yet", context, False)  # type: ignore[arg-type]
+    assert isinstance(next(making), Began)
+    assert told == ["ready"]
