@@ -129,7 +129,7 @@ def test_weights_of_another_model_are_refused_with_the_model_that_they_are_of(tm
     for theirs, cure in (
         (
             {"img_size": 48, "embed_dim": 24},
-            r"2 blocks, 24 wide.* say model\.args\.embed_dim=24 and model\.args\.num_heads=N, .*\.$",
+            r"2 blocks, 24 wide.* say model\.args\.embed_dim=24 model\.args\.img_size=48 and model\.args\.num_heads=N, .*\.$",
         ),
         ({"depth": 3}, r"3 blocks, 48 wide.* say model\.args\.depth=3\.$"),
     ):
