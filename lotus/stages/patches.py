@@ -146,6 +146,7 @@ def patch_file(
     import lotus.pruning
     from lotus.data import patch_maps
     from lotus.data.views import CENTER
+    from lotus.training.evaluation import heard
     from lotus.vit import saliency
     from lotus.vit.model import image_size
 
@@ -171,14 +172,13 @@ def patch_file(
         maps, mass, done = np.zeros((manifest.n, *side), np.uint8), patch_maps.Mass(int(np.prod(side))), 0
         ties = torch.Generator().manual_seed(0)  # not the run's: the file serves all seeds
         with context.alone().images(run.train_beton, None, recipe, looks) as loader:
+            batches = heard(loader.epoch(0))
             if asked is not None:
                 asked = asked.to(context.world.device)
-                scored = saliency.by_model(patches.score, asked, loader.epoch(0), context.shelves)
+                scored = saliency.by_model(patches.score, asked, batches, context.shelves)
             else:
                 patch = tuple(looks.patch_embed.patch_size)
-                scored = saliency.by_images(
-                    patches.score, patch, loader.epoch(0), context.shelves, seed=context.config.seed
-                )
+                scored = saliency.by_images(patches.score, patch, batches, context.shelves, seed=context.config.seed)
             for rows, scores in scored:
                 maps[rows.numpy()] = patch_maps.ranks(scores, ties).view(-1, *side).numpy()
                 mass.add(scores)

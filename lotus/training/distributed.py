@@ -139,6 +139,10 @@ class World:
         met = dist.all_reduce(torch.zeros(1, device=self.device), async_op=True)
         pause = 0.0005
         while not met.is_completed():
+            if stop := StopFlag.now():
+                raise KeyboardInterrupt(
+                    f"stopped ({stop.reason}) beside another rank's work. The same command goes on."
+                )
             time.sleep(pause)
             pause = min(2 * pause, 0.05)
         met.wait()

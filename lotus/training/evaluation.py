@@ -38,7 +38,7 @@ def heard(batches: Iterator[T]) -> Iterator[T]:
     """
     for batch in batches:
         if stop := StopFlag.now():
-            raise Stopped(stop.reason)
+            raise Stopped(f"stopped ({stop.reason}). The same command goes on.")
         yield batch
 
 

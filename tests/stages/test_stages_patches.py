@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,9 @@ from running import DIGITS, ROOT, SHORT, lotus, lotus_json
 
 from lotus.cli import main
 from lotus.config import read
+from lotus.data import patch_maps
 from lotus.stages.dry_run import forecast
+from lotus.watch import STOPPED
 
 PATCHES = {
     "input": ["train.patches.mode=input", "train.patches.keep=0.7"],
@@ -96,6 +100,29 @@ def si_of(value: float) -> str:
     from lotus.report.numbers import si
 
     return si(value)
+
+
+@pytest.mark.slow
+def test_asking_for_patches_is_left_when_it_is_to_stop(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pass through all images, before the training that it is for."""
+    shutil.copytree(finished / "data", tmp_path / "data", ignore=shutil.ignore_patterns("patches-*"))
+    asked: list[Any] = []
+    ranks = patch_maps.ranks
+
+    def first(*given: Any) -> Any:
+        asked.append(given)
+        signal.raise_signal(signal.SIGTERM)
+        return ranks(*given)
+
+    monkeypatch.setattr(patch_maps, "ranks", first)
+    words = [*SHORT, "train.patches={mode: input, keep: 0.7, score: contrast, cached: true}", f"folder={tmp_path / 'run'}",
+             f"data.folder={tmp_path / 'data'}", f"select.ticket={finished / 'subset.npz'}", "--plain"]  # fmt: skip
+    assert main(["train", DIGITS, *words]) == STOPPED
+    assert len(asked) == 1
+    assert "The same command goes on" in capsys.readouterr().err
+    assert not list((tmp_path / "data").glob("patches-*"))
 
 
 @pytest.mark.slow
