@@ -39,7 +39,7 @@ from lotus.papers.sparse_vit.penalty import AttentionPenalty
 from lotus.papers.spvit.nested_gates import NestedGates
 from lotus.pruning import criteria
 from lotus.sparsity.gates import Gates
-from lotus.training import engine, loop
+from lotus.training import loop
 from lotus.training.average import LateAverage, MovingAverage
 from lotus.training.data_pruning import DynamicPruning
 from lotus.training.distill import Distiller, Taught
@@ -50,7 +50,7 @@ from lotus.training.fewer import FewerPatches
 from lotus.training.freeze import Frozen
 from lotus.training.growing import GrowingPictures
 from lotus.training.hardest import Hardest
-from lotus.training.optim import set_lr
+from lotus.training.optim import clipped, set_lr
 from lotus.training.regularize import EarlyBird, Gating
 from lotus.training.spikes import LossSpikes
 from lotus.vit import cost
@@ -79,7 +79,7 @@ class Plain:
 
     def step(self, lr: float, momentum: float | None = None) -> bool:
         set_lr(self.optimizer, lr, momentum)
-        finite = engine.clipped(list(self.module.parameters()), 1.0)
+        finite = clipped(list(self.module.parameters()), 1.0)
         if finite:
             self.optimizer.step()
         self.optimizer.zero_grad()

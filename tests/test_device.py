@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ASKED = "training/engine.py:clipped"
+ASKED = "training/optim.py:clipped"
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import io
 import itertools
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -30,7 +30,7 @@ from lotus.training.compiled import Compiled
 from lotus.training.deepspeed_config import check_flat, settings
 from lotus.training.distributed import World
 from lotus.training.muon import Muon, Place
-from lotus.training.optim import set_lr
+from lotus.training.optim import clipped, set_lr
 
 _LEFT = (
     "_external_params", "_original_parameters", "all_parameters", "applied_pre_backward_ref_cnt", "ds_external_parameters",
@@ -395,20 +395,6 @@ class Engine:
         if key == "step" and not (group.get("fused") or group.get("capturable")):
             return value.clone()
         return value.to(master.device, copy=True)
-
-
-def clipped(parameters: Sequence[nn.Parameter], most: float) -> bool:
-    """Whether all gradients together are finite; then of a norm of at most ``most`` (0: any).
-
-    A GPU is waited for here, once a step and nowhere else: no optimizer can be told afterwards that a step was none, the schedule
-    counts the steps that were, and the guests act by it before the next forward pass.
-    """
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if not torch.isfinite(norm):
-        return False
-    if most:
-        nn.utils.clip_grads_with_norm_(parameters, most, norm)
-    return True
 
 
 @contextlib.contextmanager
