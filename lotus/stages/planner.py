@@ -335,15 +335,15 @@ def _unmet(one: Candidate, dense: float, measured: Mapping[str, Any]) -> Refused
     least = sum(row["macs"] for row in rows) / dense
     apart = sum(row["macs"] for row in rows if row["epochs"] is None) / dense
     asked = _budget(one.config).train
-    what = "less than proxy and calibration cost" if apart >= (asked or 0) else "less than they and one epoch cost"
+    what = "proxy and calibration cost" if apart >= (asked or 0) else "proxy, calibration and one epoch cost"
     cheaper = (
         ", or fewer images to look at (prune.calibration), or allow train.shrink.evaluate=false"
         if one.way == "shrink"
         else ""
     )
     return Refused(
-        f"budget.train: {asked:g} of the dense training is {what}: {apart:.4g} and {least:.4g}. Give at least budget.train={_up(least):g}"
-        f"{cheaper}."
+        f"budget.train: {asked:g} of the dense training is less than {what}: {least:.4g}, of it {apart:.4g} before and beside the epoch. "
+        f"Give at least budget.train={_up(least):g}{cheaper}."
     )
 
 

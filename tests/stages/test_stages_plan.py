@@ -307,7 +307,7 @@ def test_between_what_was_timed_the_pace_is_a_straight_line() -> None:
             ["budget.train=0.001", SHRINK],
             "budget.train: 0.001 of the dense training is less than proxy and calibration cost",
         ),
-        (["budget.train=0.03"], "is less than they and one epoch cost"),
+        (["budget.train=0.03"], "calibration and one epoch cost"),
         (["budget.train=0.3", "prune.keep.macs=1"], "prune.keep.macs: all is to stay"),
         ([], "budget: nothing says what the training may cost"),
     ],
