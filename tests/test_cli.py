@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 import warnings
@@ -242,6 +243,28 @@ def test_an_interrupt_that_a_library_turned_into_an_error_still_stops(
     monkeypatch.setattr("lotus.cli.compare._compare", library)
     assert main(["compare", "runs/a"]) == STOPPED
     assert "goes on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "code"),
+    [("SIGINT", "SIGTERM", STOPPED), ("SIGTERM", "SIGINT", STOPPED), ("", "SIGTERM", -signal.SIGTERM), ("", "SIGINT", -signal.SIGINT)],
+)  # fmt: skip
+def test_who_leaves_as_asked_is_not_ended_by_a_signal_that_follows(first: str, then: str, code: int) -> None:
+    """As DeepSpeed's launcher sends SIGTERM after the Ctrl-C that its ranks had as well."""
+    program = f"""
+import signal, sys
+from lotus.cli import stopping
+stopping.asked_once()
+try:
+    with stopping.terminated_like_interrupted():
+        {f"signal.raise_signal(signal.{first})" if first else "pass"}
+except KeyboardInterrupt:
+    pass
+signal.raise_signal(signal.{then})
+sys.exit({STOPPED})
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, timeout=60)
+    assert done.returncode == code, done.stderr
 
 
 def test_an_interrupt_that_a_library_swallowed_ends_a_run_at_its_next_event(

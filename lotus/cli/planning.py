@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from lotus.cli.shared import Verbs, as_json, load_shelves, overrides, tell, with
 
 if TYPE_CHECKING:
     from lotus.config import Config
+    from lotus.stages.ahead import Ahead
+    from lotus.stages.speed import Tempo
 
 
 def add(verb: Verbs) -> None:
@@ -32,7 +35,7 @@ def _plan(options: argparse.Namespace) -> int:
 
     config, shelves = read(options.config, options.overrides), load_shelves(options.shelves)
     planner.check_open(config, shelves)
-    resolved, plan = planner.resolved(config, shelves)
+    resolved, plan = planner.resolved(config, shelves, timed=_timed)
     check(resolved, shelves)
     look_ahead(resolved, run_of(resolved, shelves).stages.values(), shelves)
     if options.json:
@@ -48,7 +51,16 @@ def settled(config: Config, shelves: Sequence[ModuleType] = ()) -> tuple[Config,
         return config, None
     from lotus.stages import planner
 
-    return planner.resolved(config, shelves, ranks=int(os.environ.get("WORLD_SIZE", "1")))
+    return planner.resolved(config, shelves, timed=_timed, ranks=int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def _timed(ahead: Ahead) -> Tempo:
+    """As :func:`lotus.stages.speed.timer`, which takes some seconds."""
+    from lotus.stages import speed
+
+    what = "a training that shrinks" if ahead.config.train.shrink else "a training of one size"
+    tell(f"budget.minutes: times steps of {what} ...", file=sys.stderr)
+    return speed.timer(ahead)
 
 
 def keep_plan(config: Config, found: dict[str, Any], shelves: Sequence[ModuleType] = ()) -> None:

@@ -113,19 +113,11 @@ def _validated(run: Run) -> int:
 
 def _given(context: Context, model: Any, rows: np.ndarray | None) -> Iterator[tuple[Tensor, Tensor]]:
     """Images as model.onnx takes them, and labels: of the training images ``rows``, or all that validate."""
-    import torch
-
     file = context.run.val_beton if rows is None else context.run.train_beton
-    manifest = context.manifest()
-    mean, std = (
-        torch.tensor(three, dtype=torch.float32).reshape(1, 3, 1, 1) for three in (manifest.mean, manifest.std)
-    )
+    in_bytes = context.config.export.onnx_input == "uint8"
     with context.images(file, rows, context.config.train, model) as loader:
         for batch in loader.epoch(0):
-            images = batch.images.float().cpu()
-            if context.config.export.onnx_input == "uint8":
-                images = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-            yield images, batch.labels.cpu()
+            yield context.pixels(batch.images) if in_bytes else batch.images.float().cpu(), batch.labels.cpu()
 
 
 def _check(ahead: Ahead) -> None:

@@ -181,6 +181,8 @@ def _each(
         if lead:
             stood |= run.forget([name])
         yield from _carry_out(run.stages[name], why, context, lead)
+    if context is not None:
+        context.share()  # what the last one left
 
 
 def _why(run: Run, context: Context | None, name: str) -> str | None:
@@ -204,11 +206,11 @@ def _elsewhere(stage: Stage, context: Context | None) -> None:
 def _carry_out(stage: Stage, why: str, context: Context, lead: bool) -> Iterator[Event]:
     """A stage, from its beginning to its record."""
     run, name = context.run, stage.name
-    yield _logged(run, Began(name, why), lead)
     if stage.every_rank:
         from lotus.training.engine import ready
 
-        ready()
+        ready()  # not later: with the first images it would be silence for too long
+    yield _logged(run, Began(name, why), lead)
     began = time.perf_counter()
     if stage.every_rank:
         outcome = yield from _make(stage, context, lead)
@@ -239,6 +241,8 @@ def _make(stage: Stage, context: Context, lead: bool) -> Work:
         except StopIteration as end:
             return end.value
         except Rewound as rewound:
+            if context.world.size > 1:
+                context.share()  # a host apart has no checkpoint of this stage yet
             making, event = begun(stage, context), Said(stage.name, str(rewound), "warning")
         except KeyboardInterrupt as stopped:
             if full is None:

@@ -181,29 +181,45 @@ def _of(data: str, start: Start, way: Strategy) -> list[Seen]:
     return [one for one in known if one.data == data] or [one for one in known if one.data == USUAL]
 
 
-def choose(start: Start, ways: Sequence[Strategy], cost: float, keep: float, data: str = USUAL) -> tuple[Strategy, str]:
-    """The way to take out of ``ways``, and why; the dense training only where nothing else is allowed."""
-    allowed = [way for way in ways if way != "small" or start == "scratch"]
-    if "shrink" not in allowed or "small" not in allowed:
-        way = next(way for way in ("shrink", "small", "dense") if way in allowed)
-        if start == "given" and way == "shrink":
-            return way, "weights are given, and from them nothing that was measured comes near an early cut"
-        return way, "of what budget.ways allows it is the best"
-    return _cut_or_small(data, cost, keep)
+def possible(start: Start, ways: Sequence[Strategy]) -> tuple[Strategy, ...]:
+    """Of ``ways`` those to choose from, the best first: no small model starts from given weights, and the dense training is taken only
+    where nothing else is allowed."""
+    found: tuple[Strategy, ...] = ("shrink", "small") if start == "scratch" else ("shrink",)
+    return tuple(way for way in found if way in ways) or ("dense",)
 
 
-def _cut_or_small(data: str, cost: float, keep: float) -> tuple[Strategy, str]:
-    """Which of the two is better from scratch at equal cost, which is one that both were measured around."""
+def choose(start: Start, costs: Mapping[Strategy, float], keep: float, data: str = USUAL) -> tuple[Strategy, str]:
+    """The way to take, and why.
+
+    Args:
+        start: from scratch or from given weights
+        costs: of each way to choose from (:func:`possible`), what it may cost
+        keep: fraction of the MACs that ships
+        data: the images; others' figures are read where these have none
+    """
+    if len(costs) > 1:
+        return _cut_or_small(data, costs["shrink"], costs["small"], keep)
+    (way,) = costs
+    if start == "given" and way == "shrink":
+        return way, "weights are given, and from them nothing that was measured comes near an early cut"
+    return way, "of what budget.ways allows it is the best"
+
+
+def _cut_or_small(data: str, cost: float, small_cost: float, keep: float) -> tuple[Strategy, str]:
+    """Which of the two is better from scratch. Where the cost is none that both were measured around, it is the nearest that is."""
     if not all(one.data == data for way in ("shrink", "small") for one in _of(data, "scratch", way)):
         data = USUAL  # figures of two data sets are not compared
     cut, small = (curve(data, "scratch", way, keep) for way in ("shrink", "small"))
     if not cut or not small:
         return "shrink", "nothing else was measured"
-    cost = min(max(cost, cut[0][0], small[0][0]), cut[-1][0], small[-1][0])
-    ends = [at_cost(one, cost) for one in (cut, small)]
+    near = min(max(cost, cut[0][0], small[0][0]), cut[-1][0], small[-1][0])
+    costs = near, small_cost * near / cost
+    ends = [at_cost(one, each) for one, each in zip((cut, small), costs, strict=True)]
+    at, other = (f"{each:.2g}" for each in costs)
+    apart = f" at {other}" * (other != at)
     told = (
-        f"on {data}, at {cost:.2g} of the dense training, a training that shrinks ends at {ends[0]:.2f} % and a smaller model from scratch "
-        f"at {ends[1]:.2f} % (seeds: {min(n for *_, n in cut)} and {min(n for *_, n in small)})"
+        f"on {data}, at {at} of the dense training, a training that shrinks ends at {ends[0]:.2f} % and a smaller model from scratch"
+        f"{apart} at {ends[1]:.2f} % (seeds: {min(n for *_, n in cut)} and {min(n for *_, n in small)})"
     )
     if ends[0] - ends[1] >= MARGIN:
         return "shrink", told

@@ -107,7 +107,7 @@ def plan(config: Config, shelves: Sequence[ModuleType] = (), *, timed: speed.Tim
     _, dense = training(config.train.epochs * first.images, first.macs)
     measured: dict[str, Any] = {}
     if budget.minutes is None:
-        one, why = _chosen(first, budget.train or 0)
+        one, why = _chosen(first, lambda _: budget.train or 0)
         epochs = _most(lambda epochs: sum(row["macs"] for row in parts(one, epochs)), (budget.train or 0) * dense)
     else:
         one, why, tempo = _timed(first, timed or speed.timer)
@@ -136,22 +136,26 @@ def _costs(one: Candidate, epochs: int, dense: float) -> Plan:
 
 
 def _timed(first: Ahead, timed: speed.Timer) -> tuple[Candidate, str, speed.Tempo]:
-    """The way for so many minutes, why, and its pace here: which way is best depends on what the minutes are of the dense training."""
-    config, minutes = first.config, _budget(first.config).minutes
+    """The way for so many minutes, why, and its pace here. Each way has the cost that it gets done in them: by the multiply-accumulate a
+    narrow model is slower than a cut one, or quicker."""
+    minutes, dense = _budget(first.config).minutes, training(first.config.train.epochs * first.images, first.macs)[1]
     assert minutes is not None
+    paces: dict[Strategy, speed.Tempo] = {}
 
-    def pace_of(one: Candidate) -> speed.Tempo:
-        return timed(one.ahead(config.train.epochs))
+    def cost(one: Candidate) -> float:
+        pace = paces[one.way] = timed(one.ahead(first.config.train.epochs))
+        epochs = _most(lambda epochs: pace.seconds(one.ahead(epochs)), 60 * minutes)
+        return sum(row["macs"] for row in parts(one, max(1, epochs))) / dense
 
-    one, why = _chosen(first, 1.0)
-    tempo = pace_of(one)
-    dense = config.train.epochs * first.images * tempo.of(first.macs)
-    other, why = _chosen(first, 60 * minutes / dense)
-    return other, why, tempo if other.way == one.way else pace_of(other)
+    one, why = _chosen(first, cost)
+    return one, why, paces[one.way]
 
 
-def _chosen(first: Ahead, cost: float) -> tuple[Candidate, str]:
-    """The way that was measured to be best at ``cost``, as a fraction of the dense training, of those that there are; and why.
+def _chosen(first: Ahead, cost: Callable[[Candidate], float]) -> tuple[Candidate, str]:
+    """The way that was measured to be best of those that there are, and why.
+
+    Args:
+        cost: what a way may cost, as a fraction of the dense training
 
     Raises:
         Refused: the budget allows none of them.
@@ -160,16 +164,18 @@ def _chosen(first: Ahead, cost: float) -> tuple[Candidate, str]:
 
     config, budget = first.config, _budget(first.config)
     start: plan_table.Start = "given" if config.model.pretrained or config.model.weights else "scratch"
-    rule = plan_table.rule(start, cost)
+    rule = plan_table.rule(start, budget.train or 1.0)
     asked = config.prune.keep.asked
     keep = asked.get("macs", min(asked.values())) if _said(config) else rule.keep
     ways = tuple(way for way in budget.ways if way != "small" or anatomy.is_vit(first.shape)) or budget.ways
-    way, why = plan_table.choose(start, ways, cost, keep, config.data.name)
-    if way != "dense" and keep >= 1:
+    ways = plan_table.possible(start, ways)
+    if keep >= 1 and ways != ("dense",):
         raise Refused(
             "prune.keep.macs: all is to stay, so nothing is cut. Say how much, e.g. prune.keep.macs=0.5, or allow budget.ways=[dense]."
         )
-    return Candidate(config, way, start, rule.at, 1.0 if way == "dense" else keep, first), why
+    there = {way: Candidate(config, way, start, rule.at, 1.0 if way == "dense" else keep, first) for way in ways}
+    way, why = plan_table.choose(start, {way: cost(one) for way, one in there.items()}, keep, config.data.name)
+    return there[way], why
 
 
 def _said(config: Config) -> bool:

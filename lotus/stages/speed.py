@@ -14,6 +14,7 @@ from lotus.stages.ahead import Ahead
 from lotus.stages.shrinking import forecast_looks
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from lotus.config import Patches
@@ -61,15 +62,36 @@ Timer = Callable[[Ahead], Tempo]
 
 
 def timer(ahead: Ahead, clock: Callable[[], float] = time.perf_counter) -> Tempo:
-    """The pace on this machine, under the load that it has now, of the largest and the smallest model and pictures of the training."""
+    """The pace on this machine, under the load that it has now, of the largest and the smallest model and pictures of the training, by
+    as many threads as it will have."""
+    import torch
+
+    from lotus.training import threads
+    from lotus.training.distributed import World
+
     shapes, gone = course.shapes_of(ahead), course.pieces(ahead)
     patches = ahead.config.train.patches
     ends = [(piece.cuts, piece.side, patches) for piece in (min(gone, key=_macs), max(gone, key=_macs))]
     if patches is not None:  # from all patches to as few as there will be
         ends[1] = (0, None, None)
-    timed = (timed_step(shapes[cuts], ahead, clock, side, fewer) for cuts, side, fewer in dict.fromkeys(ends))
+    before = threads.take(shapes[0].model, _micro(ahead), World(device=_device(ahead)))
+    try:
+        timed = [timed_step(shapes[cuts], ahead, clock, side, fewer) for cuts, side, fewer in dict.fromkeys(ends)]
+    finally:
+        torch.set_num_threads(before)
     points = tuple(sorted(point for point in timed if point is not None))
     return Tempo(points, points[-1][1] / points[-1][0] / TRAIN_FORWARDS)
+
+
+def _device(ahead: Ahead) -> torch.device:
+    import torch
+
+    return torch.device("cuda" if ahead.config.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _micro(ahead: Ahead) -> int:
+    """Images of a micro-batch."""
+    return ahead.config.train.batch_size // ahead.config.train.accumulate
 
 
 def _macs(piece: course.Piece) -> float:
@@ -117,11 +139,9 @@ def _seconds(model: nn.Module, ahead: Ahead, clock: Callable[[], float], side: i
     from lotus.vit.model import image_size
     from lotus.vit.steady import wait
 
-    recipe, config = ahead.config.train, ahead.config
-    gpu = config.device != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda" if gpu else "cpu")
+    recipe, device = ahead.config.train, _device(ahead)
     model = model.to(device).train()
-    optimizer, batch = make_optimizer(model, recipe), recipe.batch_size // recipe.accumulate
+    optimizer, batch = make_optimizer(model, recipe), _micro(ahead)
     side = side or image_size(model)
     images = torch.randn(batch, 3, side, side, device=device)
     labels = torch.randint(0, ahead.classes, (batch,), device=device)

@@ -239,7 +239,8 @@ class Wishes:
     """What ranks ask of each other after their steps: the largest wish is everybody's.
 
     Several GPUs would have to be waited for after each step. So they ask about once a second, all after the same step: how long a
-    step takes is exchanged with the wish. What computes on the host asks after each.
+    step takes is exchanged with the wish. It is known only once they were waited for, so that at first they ask more often. What
+    computes on the host asks after each.
     """
 
     def __init__(self, world: World, clock: Callable[[], float]) -> None:
@@ -263,7 +264,7 @@ class Wishes:
         told = world.max(wish * (_MILLISECONDS + 1) + each)  # of the same wish the slowest rank's time
         self._asked, self._steps = now, 0
         wish, each = divmod(told, _MILLISECONDS + 1)
-        self._every = min(max(1, 1000 // max(each, 1)), _MOST_STEPS)
+        self._every = min(max(1, 1000 // max(each, 1)), 2 * self._every, _MOST_STEPS)
         return wish
 
 

@@ -17,7 +17,7 @@ import io
 import itertools
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -104,6 +104,8 @@ class Engine:
         start = {name: _to_cpu(value) for name, value in model.state_dict().items()} if bf16 else {}
         self._engine = self._initialized(optimizer, config)
         self._optimizer = self._engine.optimizer
+        if self._plain and world.size == 1:  # else DeepSpeed copies every gradient to a bucket and back, for nobody
+            self._engine.enable_backward_allreduce = False
         self._base: torch.optim.Optimizer = getattr(self._optimizer, "optimizer", self._optimizer)  # torch's, or timm's
         self._frozen: dict[str, Tensor] = {}
         self._find_masters(start)
@@ -133,12 +135,12 @@ class Engine:
             self._engine.step()
             return bool(self._engine.was_step_applied())
         parameters = list(self._named.values())
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not torch.isfinite(norm):  # reduced gradients are the same on all ranks, and so is this
+        for p in parameters:
+            if p.grad is None:  # as where gradients are reduced
+                p.grad = torch.zeros_like(p)
+        if not clipped(parameters, self._clip):  # reduced gradients are the same on all ranks, and so is this
             self._engine.zero_grad()
             return False
-        if self._clip:
-            nn.utils.clip_grads_with_norm_(parameters, self._clip, norm)
         self._engine.step()
         return True
 
@@ -393,6 +395,20 @@ class Engine:
         if key == "step" and not (group.get("fused") or group.get("capturable")):
             return value.clone()
         return value.to(master.device, copy=True)
+
+
+def clipped(parameters: Sequence[nn.Parameter], most: float) -> bool:
+    """Whether all gradients together are finite; then of a norm of at most ``most`` (0: any).
+
+    A GPU is waited for here, once a step and nowhere else: no optimizer can be told afterwards that a step was none, the schedule
+    counts the steps that were, and the guests act by it before the next forward pass.
+    """
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if not torch.isfinite(norm):
+        return False
+    if most:
+        nn.utils.clip_grads_with_norm_(parameters, most, norm)
+    return True
 
 
 @contextlib.contextmanager

@@ -70,7 +70,7 @@ def test_each_way_costs_what_it_is_allowed(tmp_path: Path, way: str) -> None:
 
 
 def test_given_weights_never_start_a_smaller_model() -> None:
-    assert plan_table.choose("given", ("shrink", "small"), 0.33, 0.35)[0] == "shrink"
+    assert plan_table.possible("given", ("shrink", "small", "dense")) == ("shrink",)
 
 
 def cell(
@@ -83,7 +83,8 @@ def measured(monkeypatch: pytest.MonkeyPatch, *cells: plan_table.Cell) -> None:
     monkeypatch.setattr(plan_table, "cells", lambda: cells)
 
 
-WAYS = ("shrink", "small", "dense")
+def both(cost: float) -> dict[Any, float]:
+    return {"shrink": cost, "small": cost}
 
 
 @pytest.mark.parametrize(("shrink", "way"), [(70.0, "small"), (70.4, "small"), (70.5, "shrink"), (69.0, "small")])
@@ -91,7 +92,7 @@ def test_a_training_that_shrinks_has_to_be_half_a_point_ahead(
     monkeypatch: pytest.MonkeyPatch, shrink: float, way: str
 ) -> None:
     measured(monkeypatch, cell("shrink", shrink), cell("small", 70.0))
-    found, why = plan_table.choose("scratch", WAYS, 0.3, 0.3)
+    found, why = plan_table.choose("scratch", both(0.3), 0.3)
     assert found == way
     assert f"{shrink:.2f} %" in why
     assert "70.00 %" in why
@@ -104,7 +105,7 @@ def test_ways_are_compared_at_equal_cost(monkeypatch: pytest.MonkeyPatch) -> Non
     between = 69 + 10 * math.log2(0.2 / 0.18)
     small = plan_table.curve("cifar10", "scratch", "small", 0.3)
     assert plan_table.at_cost(small, 0.2) == pytest.approx(between)
-    assert plan_table.choose("scratch", WAYS, 0.2, 0.3)[0] == "small"
+    assert plan_table.choose("scratch", both(0.2), 0.3)[0] == "small"
     assert plan_table.at_cost(small, 5.0) == 79.0  # level beyond
 
 
@@ -116,10 +117,21 @@ def test_beyond_what_was_measured_of_both_the_nearest_cost_of_both_is_read(monke
         cell("small", 60.0, 0.1),
         cell("small", 72.0, 0.3),
     )
-    assert plan_table.choose("scratch", WAYS, 0.01, 0.3)[1].startswith(
+    assert plan_table.choose("scratch", both(0.01), 0.3)[1].startswith(
         "on cifar10, at 0.2 of the dense training, a training"
     )
-    assert "at 0.3 of the dense" in plan_table.choose("scratch", WAYS, 1, 0.3)[1]
+    assert "at 0.3 of the dense" in plan_table.choose("scratch", both(1), 0.3)[1]
+
+
+def test_each_way_is_read_at_what_it_may_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the minutes that a training that shrinks spends on 0.2, a smaller model that is slower by the operation gets 0.1 done."""
+    both_ways = [cell(way, top1, cost) for way in ("shrink", "small") for top1, cost in ((70.0, 0.1), (74.0, 0.2))]
+    measured(monkeypatch, *both_ways)
+    assert plan_table.choose("scratch", both(0.2), 0.3)[0] == "small"
+    way, why = plan_table.choose("scratch", {"shrink": 0.2, "small": 0.1}, 0.3)
+    assert way == "shrink"
+    assert "at 0.2 of the dense training, a training that shrinks ends at 74.00 % and a smaller model" in why
+    assert "from scratch at 0.1 at 70.00 %" in why
 
 
 def test_seeds_are_averaged_and_images_with_measurements_of_their_own_have_them(
@@ -131,16 +143,16 @@ def test_seeds_are_averaged_and_images_with_measurements_of_their_own_have_them(
     )  # fmt: skip
     assert plan_table.curve("cifar10", "scratch", "shrink", 0.3) == [(0.3, 71.0, 2)]
     assert plan_table.curve("mine", "scratch", "shrink", 0.3) == [(0.3, 71.0, 2)]
-    assert plan_table.choose("scratch", WAYS, 0.3, 0.3, "mine")[0] == "small"
+    assert plan_table.choose("scratch", both(0.3), 0.3, "mine")[0] == "small"
     assert (
         "on cifar100, at 0.3 of the dense training, a training that shrinks ends at 50.00 %"
-        in plan_table.choose("scratch", WAYS, 0.3, 0.3, "cifar100")[1]
+        in plan_table.choose("scratch", both(0.3), 0.3, "cifar100")[1]
     )
 
 
 def test_figures_of_two_data_sets_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     measured(monkeypatch, cell("shrink", 70.0), cell("small", 69.0), cell("small", 80.0, data="cifar100"))
-    assert plan_table.choose("scratch", WAYS, 0.3, 0.3, "cifar100")[0] == "shrink"
+    assert plan_table.choose("scratch", both(0.3), 0.3, "cifar100")[0] == "shrink"
 
 
 def test_of_several_sizes_the_nearest_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,13 +163,13 @@ def test_of_several_sizes_the_nearest_is_read(monkeypatch: pytest.MonkeyPatch) -
 
 def test_nothing_measured_is_the_shrinking_training_s(monkeypatch: pytest.MonkeyPatch) -> None:
     measured(monkeypatch, cell("shrink", 70.0))
-    assert plan_table.choose("scratch", WAYS, 0.3, 0.3) == ("shrink", "nothing else was measured")
+    assert plan_table.choose("scratch", both(0.3), 0.3) == ("shrink", "nothing else was measured")
 
 
 def test_every_cell_can_be_read_and_each_start_has_its_ways() -> None:
     cells = plan_table.cells()
     assert all(one.cost > 0 and 0 < one.keep <= 1 and 0 < one.top1 < 100 for one in cells)
-    assert {("scratch", way) for way in WAYS} <= {(one.start, one.way) for one in cells}
+    assert {("scratch", way) for way in ("shrink", "small", "dense")} <= {(one.start, one.way) for one in cells}
     assert {("given", "shrink"), ("given", "dense")} <= {(one.start, one.way) for one in cells}
     assert len({(one.kind, one.seed) for one in cells}) == len(cells)
 
@@ -218,6 +230,24 @@ def test_minutes_are_met_by_the_pace_that_was_timed(tmp_path: Path) -> None:
     assert by_hand < found["seconds"] <= 120
     assert found["seconds"] == pytest.approx(by_hand, rel=0.15)
     assert found["pace"] == {"images_per_second": [[dense / 2, 200.0], [dense, 100.0]]}
+
+
+@pytest.mark.parametrize(("slower", "way"), [(1.0, "small"), (3.0, "shrink")])
+def test_in_minutes_a_slower_model_gets_less_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slower: float, way: str
+) -> None:
+    monkeypatch.setattr(
+        plan_table, "_cut_or_small", lambda data, cost, small, keep: ("small" if small > 0.6 * cost else "shrink", "")
+    )
+    dense = Ahead(read(DIGITS)).macs
+
+    def timed(ahead: Ahead) -> speed.Tempo:
+        return at_pace(dense, 1 if ahead.config.train.shrink else slower)
+
+    found = planned(tmp_path, "budget.minutes=2", timed=timed)
+    assert found["way"] == way
+    assert found["pace"] == at_pace(dense, slower if way == "small" else 1).record()
+    assert 60 < found["seconds"] <= 120
 
 
 def test_the_pace_is_read_off_the_clock(tmp_path: Path) -> None:

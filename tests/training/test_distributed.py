@@ -221,8 +221,25 @@ def test_gpus_exchange_wishes_about_once_a_second_and_none_is_lost() -> None:
     for step in range(60):
         now += 0.05
         heard.append(wishes.exchanged(2 if step >= 30 else 0))
-    assert len(world.asked) == 5, "after the first step, then each eleven of 90 ms, the slower rank's"
-    assert [(step, wish) for step, wish in enumerate(heard) if wish] == [(33, 2), (53, 2)]
+    assert len(world.asked) == 7, "after 1, 2, 4 and 8 steps more, then each eleven of 90 ms, the slower rank's"
+    assert [(step, wish) for step, wish in enumerate(heard) if wish] == [(36, 2), (56, 2)]
+
+
+def test_a_device_that_is_far_behind_its_host_is_not_left_alone_for_long() -> None:
+    """The host hands over a batch in a millisecond, and waits for it, 400 ms, only where wishes are exchanged."""
+    now, behind, longest = 0.0, 0, 0.0
+
+    class Behind(World):
+        def max(self, value: int) -> int:
+            nonlocal now, behind, longest
+            now, longest, behind = now + 0.4 * behind, max(longest, 0.4 * behind), 0
+            return value
+
+    wishes = Wishes(Behind(size=2, device=torch.device("cuda")), lambda: now)
+    for _ in range(200):
+        wishes.exchanged(0)
+        now, behind = now + 0.001, behind + 1
+    assert longest < 3
 
 
 def test_on_the_host_wishes_are_exchanged_after_each_step() -> None:

@@ -191,6 +191,22 @@ def test_average_is_carried_and_put_down(zero: int, precision: str) -> None:
     assert same(engine.weights(), now)
 
 
+def test_a_rank_alone_moves_as_where_gradients_are_reduced() -> None:
+    """What no gradient came to included: DeepSpeed gives it one of zeros when it reduces, and weight decay moves it."""
+
+    def moved(reduces: bool) -> dict[str, Tensor]:
+        model = vit()
+        model.register_parameter("unused", nn.Parameter(torch.ones(2, 3)))
+        engine = made(model, zero=0, weight_decay=0.1)
+        engine._engine.enable_backward_allreduce |= reduces
+        go(engine, range(2))
+        return engine.weights()
+
+    alone = moved(reduces=False)
+    assert same(alone, moved(reduces=True))
+    assert (alone["unused"] < 1).all()
+
+
 def test_nothing_is_compiled_and_nothing_left_in_shared_memory() -> None:
     before = shared_memory()
     go(made(), range(1))
