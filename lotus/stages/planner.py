@@ -5,31 +5,22 @@ It has no model of cost of its own: each candidate is a config, and what it woul
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from lotus.config import Config
-from lotus.config.reader import check as page
 from lotus.config.training_budget import Budget, Strategy
 from lotus.files import digest, write_json
 from lotus.run import Run
 from lotus.stage import named
 from lotus.stages import course, export, plan_table, prepare, score, speed
 from lotus.stages.ahead import Ahead, training
+from lotus.stages.plan_file import FILE, FORMAT, Plan, applied, stored
 from lotus.stages.shelf import run_of
 from lotus.stages.shrinking import forecast_looks
-from selection import regular
 from selection.errors import Refused
-
-FORMAT = 1
-FILE = "plan.json"
-Plan = dict[str, Any]
-"""JSON-ready: ``way`` and ``why``, ``epochs``, ``at``, ``keep``, ``images``, ``parts`` (``part``, ``macs``, ``share`` of the dense training,
-``image_forwards``, ``epochs``), ``beside`` (what the budget is not for), ``cost`` and ``budget`` as such shares, ``dense_macs``, ``seconds`` and
-``pace`` of a budget of minutes, ``expected``, ``notes``, and ``settings``, which make the config asked the one that is run."""
 
 _MOST = 100_000  # epochs
 _NO_MATTER = ("folder", "name", "tensorboard", "device", "rank_timeout", "baseline", "export")
@@ -118,9 +109,17 @@ def plan(config: Config, shelves: Sequence[ModuleType] = (), *, timed: speed.Tim
     return {
         "format": FORMAT, "asked": key(config), "way": one.way, "why": why, "epochs": epochs,
         "at": one.at if one.way == "shrink" else None, "keep": one.keep, "budget": {"train": budget.train, "minutes": budget.minutes},
-        "dense_macs": dense, "dense_epochs": config.train.epochs, **measured, **_costs(one, epochs, dense),
+        "dense_macs": dense, "dense_epochs": config.train.epochs, "dense_model": _size(first), **measured, **_costs(one, epochs, dense),
         "settings": one.settings(epochs),
     }  # fmt: skip
+
+
+def _size(first: Ahead) -> dict[str, int]:
+    """Of the dense model."""
+    from lotus.vit.cost import count
+
+    found = count(first.dense)
+    return {"macs": found.macs, "params": found.params}
 
 
 def _costs(one: Candidate, epochs: int, dense: float) -> Plan:
@@ -279,16 +278,6 @@ def resolved(
     return applied(config, found["settings"]), found
 
 
-def stored(run: Run) -> Plan | None:
-    """The plan in the run's folder; None where none can be read."""
-    try:
-        found = json.loads(regular.check(run.folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    sound = isinstance(found, dict) and found.get("format") == FORMAT and isinstance(found.get("settings"), dict)
-    return found if sound else None
-
-
 def write(run: Run, found: Plan) -> None:
     """Put the plan into the run's folder."""
     with run.held():
@@ -303,18 +292,6 @@ def check_open(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
             f"folder: {run.folder} holds a training that is finished, and there is nothing to plan. Give another folder=PATH, or see "
             f"lotus report {run.folder}."
         )
-
-
-def applied(config: Config, settings: Mapping[str, Any]) -> Config:
-    """``config`` with settings by place, and no budget any more."""
-    raw = config.model_dump(mode="json")
-    for place, value in settings.items():
-        *way, last = place.split(".")
-        here = raw
-        for step in way:
-            here = here[step]
-        here[last] = value
-    return page({**raw, "budget": None}, place="plan")
 
 
 def key(config: Config) -> str:

@@ -14,7 +14,7 @@ from running import DIGITS, lotus
 from lotus.cli import main
 from lotus.config import read
 from lotus.config.training_budget import Budget
-from lotus.stages import course, plan_table, planner, speed
+from lotus.stages import course, plan_file, plan_table, planner, speed
 from lotus.stages.ahead import Ahead
 from selection.errors import Refused
 
@@ -235,7 +235,7 @@ def test_what_a_smaller_model_cannot_have_is_not_planned_by_one(tmp_path: Path, 
     found = planned(tmp_path, f"budget={{train: 0.4, images: {images}}}", *keep, *words)
     assert found["way"] == "shrink"
     config = read(DIGITS, [*keep, *words])
-    kept = planner.applied(config, found["settings"]).prune.keep.asked
+    kept = plan_file.applied(config, found["settings"]).prune.keep.asked
     assert kept == config.prune.keep.asked, "the size is met in the measure that is asked for"
 
 
@@ -250,7 +250,13 @@ def test_what_a_plan_does_without_is_said(tmp_path: Path) -> None:
     (aside,) = [note for note in planned(tmp_path, *words)["notes"] if "does without" in note]
     assert "without finetune.epochs, select.keep, train.shrink.until_stable, train.shrink.at;" in aside
     usual = planned(
-        tmp_path, "budget.train=0.4", SHRINK, "train.sparsity={}", "train.shrink={at: 0.1}", "finetune.epochs=0"
+        tmp_path,
+        "budget.train=0.4",
+        SHRINK,
+        "train.sparsity={}",
+        "train.shrink={at: 0.1}",
+        "finetune.epochs=0",
+        "select.keep=1",
     )
     assert not [note for note in usual["notes"] if "does without" in note]
 
