@@ -79,7 +79,7 @@ class Plain:
 
     def step(self, lr: float, momentum: float | None = None) -> bool:
         set_lr(self.optimizer, lr, momentum)
-        finite = clipped(list(self.module.parameters()), 1.0)
+        finite = clipped([p for p in self.module.parameters() if p.requires_grad], 1.0)
         if finite:
             self.optimizer.step()
         self.optimizer.zero_grad()

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from lotus.cli import main
+from selection import incoming
+from selection.errors import Refused
 from selection.lottery import select
 from selection.signals import Signals
 from selection.subset import Subset
@@ -113,6 +115,11 @@ def test_what_a_list_leaves_behind_is_said(there, capsys, tmp_path):
     assert main(["ticket", "export", str(tmp_path / "t.npz"), str(tmp_path / "p.txt"), "--paths", "--data",
                  str(there / "all.npz")]) == 0  # fmt: skip
     assert (tmp_path / "p.txt").read_text() == (tmp_path / "k.txt").read_text()
+
+
+def test_what_others_made_is_not_taken_for_its_signals(there):
+    with pytest.raises(Refused, match=r"an? Incoming .*\.signals"):
+        select(incoming.read(there / "emb.npy"), score="random", pick="k_center", keep=0.1)  # type: ignore[arg-type]
 
 
 def test_a_table_of_scores(there, capsys, tmp_path):

@@ -19,6 +19,7 @@ PLACES = {one.place for one in settings()}
         ("finetune.wd", "finetune.weight_decay"), ("train.batch", "train.batch_size"), ("train.warmup", "train.warmup_epochs"),
         ("epochs", "train.epochs"), ("prune.ratio", "prune.keep"), ("select.ratio", "select.keep"), ("data_dir", "data.path"),
         ("model.img_size", "model.args.img_size"), ("train.callbacks", "train.guests"), ("output_dir", "folder"),
+        ("model.normalize", "data.normalize"), ("select.epochs", "train.epochs"),
     ],
 )  # fmt: skip
 def test_what_is_meant_is_suggested(said: str, meant: str) -> None:

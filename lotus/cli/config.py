@@ -120,7 +120,7 @@ def _refuse(name: str, every: Iterable[str]) -> NoReturn:
 
     if name in OLD:
         raise Refused(f"{name}: is called {OLD[name]} now. See: lotus config {OLD[name].partition('=')[0]}")
-    raise Refused(f"{name}: no such setting.{suggested(name) or nearest(name, every) or ' See: lotus config'}")
+    raise Refused(f"{name}: no such setting.{suggested(name, ()) or nearest(name, every) or ' See: lotus config'}")
 
 
 def _told(one: Setting) -> str:

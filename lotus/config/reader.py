@@ -89,6 +89,8 @@ def _no_config(file: Path, error: Exception) -> str:
     give = "Give a config file, e.g. configs/digits.yaml, or the folder of a run, e.g. runs/digits."
     if not file.exists():
         return f"there is no such file or folder. {give}"
+    if (file / "MODEL.md").is_file():
+        return "is an exported model, without weights to train on. Give the folder that it was exported from, e.g. RUN/finetune."
     if file.is_dir():
         return f"is a folder without a config.yaml, so no run's. {give}"
     why = (error.strerror or error) if isinstance(error, OSError) else "it is no text"
@@ -288,17 +290,26 @@ def _unknown(raw: Any, section: type[BaseModel], place: tuple[str, ...], page: t
             now = _now(new, value)
             yield f"{where}: is called {new} now. Say {'that' if now is None else f'{new}={now}'}."
         elif key not in fields:
-            known = ", ".join(fields)
-            yield f"{where}: no such setting.{suggested(where, page) or nearest(str(key), fields) or f' Here: {known}.'}"
+            here = f" Here: {', '.join(fields)}."
+            yield f"{where}: no such setting.{suggested(where, fields, page) or here}"
         else:
             below = _section(fields[key].annotation)
             if below is not None:
                 yield from _unknown(value, below, (*place, str(key)), page)
 
 
-def suggested(where: str, page: type[Section] = Config) -> str:
-    """``" Did you mean 'train.lr'?"`` for a setting that is known by another name elsewhere; empty where ``page`` has none."""
-    found = usual.meant(where.split("."), lambda setting: _where(setting.split("."), page) == setting)
+def suggested(where: str, near: Iterable[str], page: type[Section] = Config) -> str:
+    """``" Did you mean 'train.lr'?"`` for what is no setting of ``page``: one that others call so, one of a name among ``near`` that
+    is spelled alike, or one of that name in another section; else an empty string."""
+    steps = where.split(".")
+
+    def known(setting: str) -> bool:
+        return _where(setting.split("."), page) == setting
+
+    found = usual.meant(steps, known)
+    if not found and (alike := nearest(steps[-1], near)):
+        return alike
+    found = found or usual.elsewhere(steps, known)
     return f" Did you mean {found!r}?" if found else ""
 
 

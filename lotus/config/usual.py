@@ -83,3 +83,8 @@ def meant(place: Sequence[str], is_setting: Callable[[str], bool]) -> str:
         return ours
     wanted = (".".join((*section, ours)), ours, *(f"{top}.{ours}" for top in _TOPS if not section))
     return next((one for one in wanted if is_setting(one)), "")
+
+
+def elsewhere(place: Sequence[str], is_setting: Callable[[str], bool]) -> str:
+    """The setting of another section that is called as the last of ``place``; see :func:`meant`."""
+    return next((one for top in _TOPS if is_setting(one := f"{top}.{MEANT.get(place[-1], place[-1])}")), "")

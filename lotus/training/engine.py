@@ -134,11 +134,7 @@ class Engine:
         if not self._plain:
             self._engine.step()
             return bool(self._engine.was_step_applied())
-        parameters = list(self._named.values())
-        for p in parameters:
-            if p.grad is None:  # as where gradients are reduced
-                p.grad = torch.zeros_like(p)
-        if not clipped(parameters, self._clip):  # reduced gradients are the same on all ranks, and so is this
+        if not clipped(list(self._named.values()), self._clip):  # gradients are the same on all ranks, and so is this
             self._engine.zero_grad()
             return False
         self._engine.step()

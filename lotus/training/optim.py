@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lotus.config import Recipe
+from lotus.config import Recipe, options
 from lotus.training import muon, schedules
 from selection.errors import Refused
 from selection.methods import blamed, call, find, is_ours, nearest, reads
@@ -117,12 +117,14 @@ def clipped(parameters: Sequence[nn.Parameter], most: float) -> bool:
     A GPU is waited for here, once a step and nowhere else: no optimizer can be told afterwards that a step was none, the schedule
     counts the steps that were, and the guests act by it before the next forward pass.
     """
+    for p in parameters:
+        if p.grad is None:  # as where gradients are reduced
+            p.grad = torch.zeros_like(p)
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if not torch.isfinite(norm):
-        return False
-    if most:
+    finite = bool(torch.isfinite(norm))
+    if finite and most:
         nn.utils.clip_grads_with_norm_(parameters, most, norm)
-    return True
+    return finite
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float, momentum: float | None = None) -> None:
@@ -157,14 +159,17 @@ def make_schedule(
         peak counts as the peak.
 
     Raises:
-        Refused: there is no such schedule, or it has no such setting, or it reads what is not here.
+        Refused: there is no such schedule, or it has no such setting, or a value is none that it can have, or it reads what is not here.
     """
     settings, where = recipe.schedule, f"{place}.schedule"
     method = find([schedules, *shelves], settings.name, place=where, here=SCHEDULE_READS)
-    known = {"peak": recipe.lr, "low": min(recipe.min_lr, recipe.lr)}
+    known, own = (
+        {"peak": recipe.lr, "low": min(recipe.min_lr, recipe.lr)},
+        options(method, settings.options, place=where),
+    )
     # Called by the law of the shelves here, so that what would fail at the first step is refused now, and plainly from then on.
     begun = {**known, "step": 0, "warm": recipe.warmup, "total": recipe.epochs}
-    first = call(method, begun, settings.options, place=where)
+    first = call(method, begun, own, place=where)
     _checked(first, 0, settings.name, where)
     names, ours = reads(method), is_ours(method)
 
@@ -172,7 +177,7 @@ def make_schedule(
         warm, total = recipe.warmup * steps_per_epoch, recipe.epochs * steps_per_epoch
         here = {**known, "step": step, "warm": warm, "total": total}
         with contextlib.nullcontext() if ours else blamed(method, place=f"{where} at step {step}"):
-            rates = method(*(here[name] for name in names), **settings.options)
+            rates = method(*(here[name] for name in names), **own)
         return _checked(rates, step, settings.name, where)
 
     return rate
