@@ -65,10 +65,10 @@ def _timed(ahead: Ahead) -> Tempo:
 
 def keep_plan(config: Config, found: dict[str, Any], shelves: Sequence[ModuleType] = ()) -> None:
     """Write the plan into the run's folder."""
-    from lotus.stages import planner, run_of
+    from lotus.stages import plan_file, planner, run_of
 
     run = run_of(config, shelves)
-    if planner.stored(run) != found:
+    if plan_file.stored(run) != found:
         planner.write(run, found)
 
 

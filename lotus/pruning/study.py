@@ -307,8 +307,8 @@ def _measured(
 ) -> tuple[measure.Measured, int]:
     """What the criterion reads of the images and compensation needs, and the forward passes that this took."""
     squares, spread = bool(reads & {"read_squares", "write_squares"}), bool(reads & {"covariance", "gain"})
-    labeled = squares or "gradients" in reads  # of a backbone no label is read
-    if not (labeled or spread or "attention" in reads or request.compensate != "none"):
+    each = _forwards(request, reads)
+    if not each:
         return measure.Measured(), 0
     measured = measure.measure(
         dense,
@@ -321,7 +321,25 @@ def _measured(
         attention="attention" in reads,
         progress=progress,
     )
-    return measured, (3 + squares if labeled else 1) * measured.images
+    return measured, each * measured.images
+
+
+def _forwards(request: Prune, reads: set[str]) -> int:
+    """Forward passes that measuring takes of an image; a backward one is two."""
+    squares = bool(reads & {"read_squares", "write_squares"})
+    if squares or "gradients" in reads:  # of a backbone no label is read
+        return 3 + squares
+    return int(bool(reads & {"covariance", "gain", "attention"}) or request.compensate != "none")
+
+
+def forwards_of(request: Prune, shelves: Iterable[ModuleType] = ()) -> int:
+    """Forward passes of the dense model that looking at an image takes, by one embedding dimension: rotating, measuring, narrowing.
+
+    Raises:
+        Refused: as :func:`criterion`.
+    """
+    reads = set(methods.reads(criterion(request, shelves)))
+    return request.rotate + _forwards(request, reads) + (request.embed_fraction < 1)
 
 
 def criterion(request: Prune, shelves: Iterable[ModuleType]) -> Callable[..., np.ndarray]:

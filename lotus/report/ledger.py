@@ -28,6 +28,7 @@ def account(
     spent_share: float = 1.0,
     asks_dense: bool = False,
     small: bool = False,
+    planned: float | None = None,
 ) -> dict[str, Any]:
     """The ledger of a run.
 
@@ -38,11 +39,12 @@ def account(
         spent_share: fraction of the dense model's MACs that the training took for its average image, where it was cut on the way
         asks_dense: the dense model chose patches, so that its training is a part of what the lottery cost
         small: what all is compared with is a smaller model, whose training says nothing of the dense one's
+        planned: MACs of the dense training that a budget is a fraction of, where there is a budget
 
     Returns:
         stages: the rows, as given
         dense_macs: of training the dense model on all images by the same recipe; what the baseline cost, or, where
-            there was none or a ``small`` one, what the training on the ticket cost over both shares
+            there was none or a ``small`` one, what is ``planned``, or the training on the ticket cost over both shares
         baseline_macs: of training what all is compared with; None where nothing is
         lottery_macs: of all parts of the lottery together
         selection_macs: of choosing images
@@ -57,10 +59,11 @@ def account(
         macs[row["part"]] = macs.get(row["part"], 0.0) + float(row["macs"])
     trained, selection = macs.get("training", 0.0), macs.get("choosing", 0.0)
     baseline = macs.get("dense")
-    dense = trained / (kept_share * spent_share) if small or baseline is None else baseline
+    alike = trained / (kept_share * spent_share) if small or baseline is None else baseline
+    dense = planned if planned and (small or baseline is None) else alike
     lottery = sum(spent for part, spent in macs.items() if part not in ("apart", "dense"))
     lottery += baseline or 0.0 if asks_dense else 0.0
-    saved = max(0.0, dense - trained)
+    saved = max(0.0, alike - trained)
     break_even = 0.0 if selection == 0 else selection / saved if saved > 0 else None
     return {
         "stages": rows,
@@ -77,16 +80,28 @@ def account(
             saved=saved,
             kept_share=kept_share,
             small=baseline if small else None,
+            planned=planned,
         ),
     }
 
 
 def verdict(
-    *, dense: float, lottery: float, selection: float, saved: float, kept_share: float, small: float | None = None
+    *,
+    dense: float,
+    lottery: float,
+    selection: float,
+    saved: float,
+    kept_share: float,
+    small: float | None = None,
+    planned: float | None = None,
 ) -> str:
-    """Whether it was worth it, in one sentence; all but ``kept_share`` in MACs, ``small`` of a small model's training."""
+    """Whether it was worth it, in one sentence; all but ``kept_share`` in MACs, ``small`` of a small model's training, ``planned`` of the
+    dense training that a budget is a fraction of."""
     whole = f"all in all the lottery took {times(lottery / dense)} the computing of the dense training" if dense else ""
     whole += f" and {times(lottery / small)} the small model's" if whole and small else ""
+    if whole and planned:
+        beside = "" if dense == planned else f", {times(lottery / planned)} that of the one"
+        whole += f"{beside} of which the budget is a fraction"
     if kept_share >= 1:
         told = "No image was left out"
         told += f", so the {si(selection)} MACs of scoring bought nothing" if selection else ""
@@ -179,7 +194,7 @@ def has_dense(results: Mapping[str, Any], stages: Stages) -> bool:
 def side(results: Mapping[str, Any], stages: Stages) -> str:
     """What stands opposite LOTUS in the table, in a word or three."""
     if not has_dense(results, stages):
-        return "before the cut"
+        return "dense" if _is_planned_whole(results) else "before the cut"
     return "small" if is_small(results, stages) else "dense"
 
 
@@ -188,14 +203,22 @@ def is_small(results: Mapping[str, Any], stages: Stages) -> bool:
     return (results.get(named(stages, "dense")) or {}).get("kind") == "small"
 
 
+def _is_planned_whole(results: Mapping[str, Any]) -> bool:
+    """Whether a budget was planned for a model that is not cut: a smaller one from scratch, or the dense one."""
+    return results.get("budget", {}).get("way") in ("small", "dense")
+
+
 def _baseline_macs(ledger: Mapping[str, Any]) -> Any:
     """Of training what all is compared with; older ledgers knew no other than the dense model."""
     return ledger.get("baseline_macs") or ledger.get("dense_macs")
 
 
 def reference(results: Mapping[str, Any], stages: Stages) -> Mapping[str, Any]:
-    """What the shipped model is compared with: the dense baseline, else the trained model before its cut."""
+    """What the shipped model is compared with: the dense baseline, else the trained model before its cut, or, where a budget was planned
+    for a model that is never cut, what is known of the dense one."""
     trained: Mapping[str, Any] = results.get(named(stages, "training")) or {}
+    if _is_planned_whole(results) and not has_dense(results, stages):
+        return dict(results["budget"]["dense_model"])
     if "uncut" in trained:  # it was cut within its training
         trained = {name: trained[name] for name in ("latency_ms",) if name in trained} | trained["uncut"]
     return results.get(named(stages, "dense")) or trained
@@ -264,7 +287,7 @@ def headline(results: Mapping[str, Any], stages: Stages) -> str:
         return "The model is done."
     top1 = accuracy(final["top1"], results.get("validation_images"))
     if "top1" not in dense:
-        return f"With {listed(shares)}, LOTUS reaches a top-1 of {top1}."
+        return f"{_opening(results, stages, shares)}LOTUS reaches a top-1 of {top1}."
     name = "its own model before the cut"
     if has_dense(results, stages):
         name = BASELINES.get(dense.get("kind", "best"), "the dense model trained on all images")
@@ -295,10 +318,14 @@ def _shares(results: Mapping[str, Any], stages: Stages) -> list[str]:
 def _opening(results: Mapping[str, Any], stages: Stages, shares: list[str]) -> str:
     """What it cost beside the baseline, and with how much of everything: the start of a sentence."""
     spent = results.get("ledger") or {}
-    if not (has_dense(results, stages) and _baseline_macs(spent)):
+    if has_dense(results, stages) and _baseline_macs(spent):
+        of = "the small model's" if is_small(results, stages) else "the dense training's"
+        told = f"At {times(spent['lottery_macs'] / _baseline_macs(spent))} {of} computing, "
+    elif results.get("budget") and spent.get("dense_macs"):
+        epochs = results["budget"]["dense_epochs"]
+        told = f"At {times(spent['lottery_macs'] / spent['dense_macs'])} the computing of the dense training for {epochs} epochs, "
+    else:
         return f"With {listed(shares)}, " if shares else ""
-    of = "the small model's" if is_small(results, stages) else "the dense training's"
-    told = f"At {times(spent['lottery_macs'] / _baseline_macs(spent))} {of} computing, "
     return told + (f"with {listed(shares)}, " if shares else "")
 
 

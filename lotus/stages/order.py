@@ -106,6 +106,7 @@ def _lead(context: Context | None, action: Callable[[], object]) -> None:
             action()
         except Refused as error:
             refusal = error
+    _wait(context)  # it may take long
     if context is not None and context.world.any(refusal):
         raise refusal or Refused("rank 0 has refused to go on")
     if refusal is not None:

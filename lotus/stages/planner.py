@@ -5,31 +5,22 @@ It has no model of cost of its own: each candidate is a config, and what it woul
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from lotus.config import Config
-from lotus.config.reader import check as page
 from lotus.config.training_budget import Budget, Strategy
 from lotus.files import digest, write_json
 from lotus.run import Run
 from lotus.stage import named
 from lotus.stages import course, export, plan_table, prepare, score, speed
 from lotus.stages.ahead import Ahead, training
+from lotus.stages.plan_file import FILE, FORMAT, Plan, applied, stored
 from lotus.stages.shelf import run_of
 from lotus.stages.shrinking import forecast_looks
-from selection import regular
 from selection.errors import Refused
-
-FORMAT = 1
-FILE = "plan.json"
-Plan = dict[str, Any]
-"""JSON-ready: ``way`` and ``why``, ``epochs``, ``at``, ``keep``, ``images``, ``parts`` (``part``, ``macs``, ``share`` of the dense training,
-``image_forwards``, ``epochs``), ``beside`` (what the budget is not for), ``cost`` and ``budget`` as such shares, ``dense_macs``, ``seconds`` and
-``pace`` of a budget of minutes, ``expected``, ``notes``, and ``settings``, which make the config asked the one that is run."""
 
 _MOST = 100_000  # epochs
 _NO_MATTER = ("folder", "name", "tensorboard", "device", "rank_timeout", "baseline", "export")
@@ -118,9 +109,17 @@ def plan(config: Config, shelves: Sequence[ModuleType] = (), *, timed: speed.Tim
     return {
         "format": FORMAT, "asked": key(config), "way": one.way, "why": why, "epochs": epochs,
         "at": one.at if one.way == "shrink" else None, "keep": one.keep, "budget": {"train": budget.train, "minutes": budget.minutes},
-        "dense_macs": dense, "dense_epochs": config.train.epochs, **measured, **_costs(one, epochs, dense),
+        "dense_macs": dense, "dense_epochs": config.train.epochs, "dense_model": _size(first), **measured, **_costs(one, epochs, dense),
         "settings": one.settings(epochs),
     }  # fmt: skip
+
+
+def _size(first: Ahead) -> dict[str, int]:
+    """Of the dense model."""
+    from lotus.vit.cost import count
+
+    found = count(first.dense)
+    return {"macs": found.macs, "params": found.params}
 
 
 def _costs(one: Candidate, epochs: int, dense: float) -> Plan:
@@ -131,7 +130,7 @@ def _costs(one: Candidate, epochs: int, dense: float) -> Plan:
     beside = [{"part": "baseline", "macs": compared, "share": compared / dense}] if ahead.config.baseline else []
     return {
         "images": ahead.kept, "parts": rows, "beside": beside, "cost": cost, "expected": expected(one, cost),
-        "notes": _notes(ahead, said=_said(one.config)),
+        "notes": _notes(ahead, said=_said(one.config), aside=_aside(one)),
     }  # fmt: skip
 
 
@@ -160,15 +159,12 @@ def _chosen(first: Ahead, cost: Callable[[Candidate], float]) -> tuple[Candidate
     Raises:
         Refused: the budget allows none of them.
     """
-    from lotus.vit import anatomy
-
     config, budget = first.config, _budget(first.config)
     start: plan_table.Start = "given" if config.model.pretrained or config.model.weights else "scratch"
     rule = plan_table.rule(start, budget.train or 1.0)
     asked = config.prune.keep.asked
     keep = asked.get("macs", min(asked.values())) if _said(config) else rule.keep
-    ways = tuple(way for way in budget.ways if way != "small" or anatomy.is_vit(first.shape)) or budget.ways
-    ways = plan_table.possible(start, ways)
+    ways = _ways(first, start)
     if keep >= 1 and ways != ("dense",):
         raise Refused(
             "prune.keep.macs: all is to stay, so nothing is cut. Say how much, e.g. prune.keep.macs=0.5, or allow budget.ways=[dense]."
@@ -176,6 +172,36 @@ def _chosen(first: Ahead, cost: Callable[[Candidate], float]) -> tuple[Candidate
     there = {way: Candidate(config, way, start, rule.at, 1.0 if way == "dense" else keep, first) for way in ways}
     way, why = plan_table.choose(start, {way: cost(one) for way, one in there.items()}, keep, config.data.name)
     return there[way], why
+
+
+def _ways(first: Ahead, start: plan_table.Start) -> tuple[Strategy, ...]:
+    """The ways to choose from, the best first: a smaller model is a narrower ViT of so many MACs, and some settings are a cut's alone.
+
+    Raises:
+        Refused: none that is allowed does as the config says.
+    """
+    from lotus.vit import anatomy
+
+    config, allowed = first.config, _budget(first.config).ways
+    teacher = config.train.taught_by
+    cut_alone = {
+        "train.teacher=uncut": teacher is not None and teacher.is_uncut,
+        "score.proxy=self": config.watches_itself and _budget(config).images == "select",
+    }
+    asks = [name for name, wanted in cut_alone.items() if wanted]
+    if asks and "shrink" not in allowed:
+        raise Refused(
+            f"budget.ways: {' and '.join(asks)} wants a training that shrinks. Allow shrink, or leave that out."
+        )
+    other = sorted(config.prune.keep.asked.keys() - {"macs"}) if _said(config) else []
+    if other and set(allowed) == {"small"}:
+        raise Refused(
+            f"budget.ways: a smaller model is one of so many MACs, and prune.keep asks for {' and '.join(other)}. Say prune.keep.macs "
+            "alone, or allow shrink."
+        )
+    narrow = anatomy.is_vit(first.shape) and not asks and not other
+    ways = tuple(way for way in allowed if way != "small" or narrow) or allowed
+    return plan_table.possible(start, ways)
 
 
 def _said(config: Config) -> bool:
@@ -252,16 +278,6 @@ def resolved(
     return applied(config, found["settings"]), found
 
 
-def stored(run: Run) -> Plan | None:
-    """The plan in the run's folder; None where none can be read."""
-    try:
-        found = json.loads(regular.check(run.folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    sound = isinstance(found, dict) and found.get("format") == FORMAT and isinstance(found.get("settings"), dict)
-    return found if sound else None
-
-
 def write(run: Run, found: Plan) -> None:
     """Put the plan into the run's folder."""
     with run.held():
@@ -276,18 +292,6 @@ def check_open(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
             f"folder: {run.folder} holds a training that is finished, and there is nothing to plan. Give another folder=PATH, or see "
             f"lotus report {run.folder}."
         )
-
-
-def applied(config: Config, settings: Mapping[str, Any]) -> Config:
-    """``config`` with settings by place, and no budget any more."""
-    raw = config.model_dump(mode="json")
-    for place, value in settings.items():
-        *way, last = place.split(".")
-        here = raw
-        for step in way:
-            here = here[step]
-        here[last] = value
-    return page({**raw, "budget": None}, place="plan")
 
 
 def key(config: Config) -> str:
@@ -335,15 +339,15 @@ def _unmet(one: Candidate, dense: float, measured: Mapping[str, Any]) -> Refused
     least = sum(row["macs"] for row in rows) / dense
     apart = sum(row["macs"] for row in rows if row["epochs"] is None) / dense
     asked = _budget(one.config).train
-    what = "proxy and calibration cost" if apart >= (asked or 0) else "proxy, calibration and one epoch cost"
+    told = f"{least:.4g}" + (f", of which proxy and calibration are {apart:.4g}" if apart else "")
     cheaper = (
         ", or fewer images to look at (prune.calibration), or allow train.shrink.evaluate=false"
         if one.way == "shrink"
         else ""
     )
     return Refused(
-        f"budget.train: {asked:g} of the dense training is less than {what}: {least:.4g}, of it {apart:.4g} before and beside the epoch. "
-        f"Give at least budget.train={_up(least):g}{cheaper}."
+        f"budget.train: {asked:g} of the dense training is less than one epoch costs: {told}. Give at least "
+        f"budget.train={_up(least):g}{cheaper}."
     )
 
 
@@ -355,8 +359,26 @@ def _up(number: float) -> float:
     return math.ceil(number * scale) / scale
 
 
-def _notes(ahead: Ahead, *, said: bool) -> list[str]:
+def _aside(one: Candidate) -> list[str]:
+    """Settings that the plan does without."""
+    config, shrink = one.config, one.config.train.shrink
+    found = {
+        "finetune.epochs": "epochs" in config.finetune.model_fields_set and config.finetune.epochs > 0,
+        "train.sparsity": config.train.sparsity.gates,
+        "select.keep": config.select.keep < 1 and one.resolved(1).select.keep == 1,
+        "train.shrink.steps": shrink is not None and bool(shrink.steps),
+        "train.shrink.until_stable": shrink is not None and shrink.until_stable is not None,
+        "train.shrink.at": one.way == "shrink" and shrink is not None and shrink.at not in (None, one.at),
+        "prune.embed_dim": one.way != "shrink" and config.prune.embed_fraction < 1,
+        "prune.sublayers": one.way != "shrink" and bool(config.prune.sublayers),
+    }
+    return [name for name, goes in found.items() if goes]
+
+
+def _notes(ahead: Ahead, *, said: bool, aside: Sequence[str]) -> list[str]:
     config, notes = ahead.config, []
+    if aside:
+        notes.append(f"the plan does without {', '.join(aside)}; docs/planning.md says what it decides")
     if not said:
         notes.append("how much stays is the planner's choice; say it by prune.keep.macs=0.5")
     if config.baseline:

@@ -13,6 +13,7 @@ from lotus.files import write_json
 from lotus.record import Record
 from lotus.run import Run
 from lotus.stage import Outcome, Section, Stage, Work, named
+from lotus.stages import plan_file
 from lotus.stages.baseline import is_asked
 from lotus.stages.context import Context
 
@@ -40,6 +41,10 @@ def results(run: Run) -> dict[str, Any]:
         told = run.stages[name].tell(run, page) or ()
         for section in (told,) if isinstance(told, Section) else told:
             page["sections"].append({"stage": name, **dataclasses.asdict(section)})
+    if (plan := plan_file.followed(run)) is not None:
+        page["budget"] = {
+            name: plan[name] for name in ("way", "budget", "cost", "dense_macs", "dense_epochs", "dense_model")
+        }
     _compared(run, page)
     page["ledger"] = _account(run, records, page)
     return page
@@ -69,8 +74,11 @@ def _account(run: Run, records: Mapping[str, Record], page: Mapping[str, Any]) -
          "image_forwards": record.image_forwards, "macs": record.macs}
         for name, record in records.items()
     ]  # fmt: skip
-    kept = [page["kept"][part] for part in ("images", "passes") if part in page["kept"]]
     trained = page.get(named(run.stages, "training"), {})
+    parts = (
+        ("passes",) if "own_ticket" in trained else ("images", "passes")
+    )  # of a ticket drawn on the way they are of all images
+    kept = [page["kept"][part] for part in parts if part in page["kept"]]
     cut = trained["train_macs"] / trained["uncut"]["macs"] if "uncut" in trained else 1.0
     dense = named(run.stages, "dense")
     asked = any(dense in run.after(name) for name in records if run.stages[name].part not in ("dense", "apart"))
@@ -80,6 +88,7 @@ def _account(run: Run, records: Mapping[str, Record], page: Mapping[str, Any]) -
         spent_share=cut,
         asks_dense=asked,
         small=ledger.is_small(page, run.stages),
+        planned=page.get("budget", {}).get("dense_macs"),
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from lotus.config import Prune
 from lotus.report.numbers import accuracy
-from lotus.stage import TRAIN_FORWARDS, Section
+from lotus.stage import Section
 from lotus.stages import course
 from lotus.stages.ahead import Ahead, Cost
 from lotus.stages.context import CALIBRATION, Context
@@ -90,19 +90,24 @@ def check_cuts(ahead: Ahead) -> None:
 def forecast_looks(ahead: Ahead) -> Cost:
     """What looking at the models costs: on calibration images for each plan, on the validation images around each cut."""
     from lotus.pruning.measure import enough
+    from lotus.pruning.study import forwards_of
 
     config, shrink, found = ahead.config, ahead.config.train.shrink, course.shapes_of(ahead)
     assert shrink is not None
     request = request_of(config)
-    images = (TRAIN_FORWARDS + request.rotate) * min(request.calibration or enough(ahead.dense), ahead.kept)
+    looked_at = min(request.calibration or enough(ahead.dense), ahead.kept)
+    last = looked_at * forwards_of(request, ahead.shelves)
+    images = looked_at * forwards_of(request.model_copy(update={"embed_dim": None}), ahead.shelves)
     measured = len(ahead.sources[1].labels) if shrink.evaluate else 0
     forwards = macs = 0.0
     if shrink.until_stable is not None:  # at the latest
-        forwards = images * int(shrink.cuts[0].at * config.train.epochs)
+        forwards = last * int(shrink.cuts[0].at * config.train.epochs)
         macs = forwards * ahead.macs
-    for now, after in itertools.pairwise(shape.macs() for shape in found):
-        forwards += images + 2 * measured
-        macs += (images + measured) * now + measured * after
+    costs = [shape.macs() for shape in found]
+    for number, (now, after) in enumerate(itertools.pairwise(costs), start=1):
+        looks = last if number == len(shrink.cuts) else images
+        forwards += looks + 2 * measured
+        macs += (looks + measured) * now + measured * after
     return forwards, macs
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from lotus.config import Config
 from lotus.run import Run
-from lotus.stage import TRAIN_FORWARDS, Section
+from lotus.stage import Section
 from lotus.stages.ahead import Ahead, check_batch
 from lotus.stages.cut import Cut, Cutting, Uncut, draw, draw_sizes
 from lotus.stages.width_search import compared, rival, search_widths
@@ -65,12 +65,13 @@ def _check(ahead: Ahead, options: Options) -> None:
 def _forecast(ahead: Ahead, options: Options) -> float:
     from lotus.pruning.measure import enough
     from lotus.pruning.narrow import GRID
+    from lotus.pruning.study import forwards_of
 
     request = ahead.config.prune
     if request.keeps_all and not ahead.config.train.sparsity.gates:
         return 0
     searched = request.search
-    forwards = (TRAIN_FORWARDS + request.rotate) * min(request.calibration or enough(ahead.dense), ahead.kept)
+    forwards = forwards_of(request, ahead.shelves) * min(request.calibration or enough(ahead.dense), ahead.kept)
     if searched is not None:
         # about: what is tried has half of the MACs, and how much is tried follows from what is found
         each = 8 * searched.levels * searched.rounds

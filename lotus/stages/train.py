@@ -176,7 +176,7 @@ def _says(config: Config) -> str:
     shrink = config.train.shrink
     how = "train on the ticket"
     if shrink is None:
-        how += " under sparsity"
+        how += " under sparsity" if config.train.sparsity.gates else ""
     else:
         when = ", ".join(f"{one.at:g}" for one in shrink.cuts)
         how += f", cut at {when}" + (" at the latest" if shrink.until_stable is not None else "")

@@ -132,8 +132,16 @@ class World:
         return there
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
-        self.max(0)
+        """Wait until every rank is here, which may take as long as another one works alone; a wish to stop is heard meanwhile, as it is
+        not within torch."""
+        if self.size == 1:
+            return
+        met = dist.all_reduce(torch.zeros(1, device=self.device), async_op=True)
+        pause = 0.0005
+        while not met.is_completed():
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
+        met.wait()
 
 
 def leave(code: int = 0) -> NoReturn:

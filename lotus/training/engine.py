@@ -134,11 +134,7 @@ class Engine:
         if not self._plain:
             self._engine.step()
             return bool(self._engine.was_step_applied())
-        parameters = list(self._named.values())
-        for p in parameters:
-            if p.grad is None:  # as where gradients are reduced
-                p.grad = torch.zeros_like(p)
-        if not clipped(parameters, self._clip):  # reduced gradients are the same on all ranks, and so is this
+        if not clipped(list(self._named.values()), self._clip):  # gradients are the same on all ranks, and so is this
             self._engine.zero_grad()
             return False
         self._engine.step()
@@ -403,12 +399,14 @@ def clipped(parameters: Sequence[nn.Parameter], most: float) -> bool:
     A GPU is waited for here, once a step and nowhere else: no optimizer can be told afterwards that a step was none, the schedule
     counts the steps that were, and the guests act by it before the next forward pass.
     """
+    for p in parameters:
+        if p.grad is None:  # as where gradients are reduced
+            p.grad = torch.zeros_like(p)
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if not torch.isfinite(norm):
-        return False
-    if most:
+    finite = bool(torch.isfinite(norm))
+    if finite and most:
         nn.utils.clip_grads_with_norm_(parameters, most, norm)
-    return True
+    return finite
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from lotus.config.section import Fraction
 from lotus.training.average import LateAverage
 from lotus.training.guests import Guest
 from lotus.training.spikes import LossSpikes
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from lotus.config import Recipe
 
 
-def late_average(*, start: float = 0.75, every: int = 5) -> Guest:
+def late_average(*, start: Annotated[float, Field(ge=0, lt=1)] = 0.75, every: Annotated[int, Field(ge=1)] = 5) -> Guest:
     """The plain mean of the weights over the last part of the training (SWA, 1803.05407; LAWA, 2209.14981).
 
     Args:
@@ -41,7 +42,13 @@ def late_average(*, start: float = 0.75, every: int = 5) -> Guest:
 
 
 def hardest(
-    model: nn.Module, classes: int, seed: int, *, keep: float = 0.5, proxy: float = 0.1, lr: float = 1e-3
+    model: nn.Module,
+    classes: int,
+    seed: int,
+    *,
+    keep: Fraction = 0.5,
+    proxy: Fraction = 0.1,
+    lr: Annotated[float, Field(gt=0)] = 1e-3,
 ) -> Guest:
     """The hardest part of each batch, as a narrower model sees it that trains along (airbench96). One process.
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lotus.config import Recipe
+from lotus.config import Recipe, options
 from lotus.training import muon, schedules
 from selection.errors import Refused
 from selection.methods import blamed, call, find, is_ours, nearest, reads
@@ -143,14 +143,17 @@ def make_schedule(
         peak counts as the peak.
 
     Raises:
-        Refused: there is no such schedule, or it has no such setting, or it reads what is not here.
+        Refused: there is no such schedule, or it has no such setting, or a value is none that it can have, or it reads what is not here.
     """
     settings, where = recipe.schedule, f"{place}.schedule"
     method = find([schedules, *shelves], settings.name, place=where, here=SCHEDULE_READS)
-    known = {"peak": recipe.lr, "low": min(recipe.min_lr, recipe.lr)}
+    known, own = (
+        {"peak": recipe.lr, "low": min(recipe.min_lr, recipe.lr)},
+        options(method, settings.options, place=where),
+    )
     # Called by the law of the shelves here, so that what would fail at the first step is refused now, and plainly from then on.
     begun = {**known, "step": 0, "warm": recipe.warmup, "total": recipe.epochs}
-    first = call(method, begun, settings.options, place=where)
+    first = call(method, begun, own, place=where)
     _checked(first, 0, settings.name, where)
     names, ours = reads(method), is_ours(method)
 
@@ -158,7 +161,7 @@ def make_schedule(
         warm, total = recipe.warmup * steps_per_epoch, recipe.epochs * steps_per_epoch
         here = {**known, "step": step, "warm": warm, "total": total}
         with contextlib.nullcontext() if ours else blamed(method, place=f"{where} at step {step}"):
-            rates = method(*(here[name] for name in names), **settings.options)
+            rates = method(*(here[name] for name in names), **own)
         return _checked(rates, step, settings.name, where)
 
     return rate

@@ -18,6 +18,12 @@ the peak / (W + 1).
 from __future__ import annotations
 
 import math
+from typing import Annotated
+
+from pydantic import Field
+
+Decay = Annotated[float, Field(gt=0, le=1)]
+"""Fraction of all steps."""
 
 
 def cosine(step: float, warm: float, total: float, peak: float, low: float) -> float:
@@ -35,7 +41,7 @@ def linear(step: float, warm: float, total: float, peak: float) -> float:
     return peak * (1 - _part(step, warm, total))
 
 
-def wsd(step: float, warm: float, total: float, peak: float, low: float, *, decay: float = 0.2) -> float:
+def wsd(step: float, warm: float, total: float, peak: float, low: float, *, decay: Decay = 0.2) -> float:
     """Warm-up, stable, decay (MiniCPM, 2404.06395): linear up, the peak, and a straight line down to ``low`` at step T.
 
     Args:
@@ -47,7 +53,7 @@ def wsd(step: float, warm: float, total: float, peak: float, low: float, *, deca
     return peak + (low - peak) * _part(step, max(warm, (1 - decay) * total), total)
 
 
-def wsd_sqrt(step: float, warm: float, total: float, peak: float, low: float, *, decay: float = 0.2) -> float:
+def wsd_sqrt(step: float, warm: float, total: float, peak: float, low: float, *, decay: Decay = 0.2) -> float:
     """As :func:`wsd`, but falling by 1 - sqrt of the way, first fast and then slowly (Hägele et al., 2405.18392).
 
     Args:

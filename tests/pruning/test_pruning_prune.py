@@ -18,6 +18,7 @@ from torch.nn import functional
 
 import lotus
 from lotus.pruning import Given, budget, criteria, latency, lottery, measure, prune, spec, study
+from lotus.pruning.study import forwards_of
 from lotus.vit import anatomy, cost
 from selection import methods
 from selection.errors import Refused
@@ -44,6 +45,16 @@ def test_any_kind_is_pruned_within_its_budget(kind, tmp_path):
     assert all(weight.grad is None for weight in model.parameters())
     with torch.no_grad():
         assert torch.equal(spec.load(spec.save(small, tmp_path / "small"))(pictures()), small(pictures()))
+
+
+@pytest.mark.parametrize("embed_dim", [None, 0.75])
+@pytest.mark.parametrize("rotate", [False, True])
+@pytest.mark.parametrize("name", ["fisher", "hessian", "variance", "magnitude"])
+def test_what_looking_takes_is_known_before(name, rotate, embed_dim):
+    for compensate in ("none", "affine"):
+        request = asks({"macs": 0.5}, criterion=name, rotate=rotate, embed_dim=embed_dim, compensate=compensate)
+        drawn = lottery(tiny(), batches(), request)
+        assert drawn.forwards == forwards_of(request) * sum(len(labels) for _, labels in batches())
 
 
 @pytest.mark.parametrize("kind", few(KINDS, UNLIKE))

@@ -38,6 +38,35 @@ def test_a_selection_that_costs_more_than_it_saves_says_so_and_when_it_pays():
     assert "1.80 x" in found["verdict"]
 
 
+def test_a_budget_is_told_as_the_fraction_that_it_was_asked_as():
+    """A smaller model is no baseline of itself, and a plan's own dense training is shorter than the one of the budget."""
+    alone = ledger.account(rows(train=30e9), kept_share=1.0, planned=100e9)
+    assert (alone["dense_macs"], alone["saved_macs_a_training"]) == (100e9, 0)
+    assert alone["verdict"].endswith(
+        "took 0.30 x the computing of the dense training of which the budget is a fraction."
+    )
+    beside = ledger.account(rows(baseline=60e9, train=30e9), kept_share=1.0, planned=100e9)
+    assert beside["dense_macs"] == 60e9
+    told = "took 0.50 x the computing of the dense training, 0.30 x that of the one of which the budget is a fraction."
+    assert beside["verdict"].endswith(told)
+
+
+def test_the_headline_of_a_smaller_model_is_of_the_dense_one():
+    small = {
+        "kept": {"images": {"kept": 10, "of": 10}},
+        "budget": {"way": "small", "dense_epochs": 20, "dense_model": {"macs": 200, "params": 50}},
+        "train": {"top1": 97.0, "macs": 60},
+        "finetune": {"top1": 97.0, "macs": 60, "params": 10},
+        "ledger": {"dense_macs": 100e9, "lottery_macs": 30e9},
+    }
+    assert ledger.headline(small, STAGES) == (
+        "At 0.30 x the computing of the dense training for 20 epochs, with 100 % of the images and 30 % of the MACs, LOTUS reaches a "
+        "top-1 of 97.00 %."
+    )
+    assert [line.what for line in ledger.compared(small, STAGES)] == ["Parameters", "MACs an image"]
+    assert ledger.side(small, STAGES) == "dense"
+
+
 def test_the_edges():
     nothing_saved = ledger.account(rows(score=1e9, baseline=50e9, train=50e9), kept_share=0.9)
     assert nothing_saved["break_even_trainings"] is None

@@ -14,12 +14,13 @@ from running import DIGITS, lotus
 from lotus.cli import main
 from lotus.config import read
 from lotus.config.training_budget import Budget
-from lotus.stages import course, plan_table, planner, speed
+from lotus.stages import course, plan_file, plan_table, planner, speed
 from lotus.stages.ahead import Ahead
 from selection.errors import Refused
 
 OWN = ["train.epochs=12", "prune.calibration=128", "export.onnx=false", "export.latency_batch=8", "baseline=false"]
 SHRINK = "budget.ways=[shrink]"
+UNCUT = "train.teacher=uncut"
 
 
 def planned(folder: Path, *words: str, **more: Any) -> planner.Plan:
@@ -215,6 +216,51 @@ def test_a_model_that_cannot_be_narrowed_shrinks(tmp_path: Path) -> None:
     assert found["way"] == "shrink"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train.sparsity={}", "train.shrink={}", UNCUT],
+        ["train.sparsity={}", "train.shrink={}", "score.proxy=self", "select.keep=0.5", "select.score=el2n", "train.mixup=0", "train.cutmix=0"],
+        ["prune.keep={params: 0.5}"],
+        ["prune.keep={macs: 0.5, params: 0.5}"],
+        ["prune.keep={latency: 0.5}"],
+    ],
+    ids=["uncut", "self", "params", "both", "latency"],
+)  # fmt: skip
+def test_what_a_smaller_model_cannot_have_is_not_planned_by_one(tmp_path: Path, words: list[str]) -> None:
+    """From scratch a tie is the small model's: without these words it would be one."""
+    keep = [] if any("prune.keep" in word for word in words) else ["prune.keep.macs=0.35"]
+    assert planned(tmp_path, "budget.train=0.4", "prune.keep.macs=0.35")["way"] == "small"
+    images = "select" if "score.proxy=self" in words else "all"
+    found = planned(tmp_path, f"budget={{train: 0.4, images: {images}}}", *keep, *words)
+    assert found["way"] == "shrink"
+    config = read(DIGITS, [*keep, *words])
+    kept = plan_file.applied(config, found["settings"]).prune.keep.asked
+    assert kept == config.prune.keep.asked, "the size is met in the measure that is asked for"
+
+
+def test_what_a_plan_does_without_is_said(tmp_path: Path) -> None:
+    words = [
+        "budget.train=0.4",
+        SHRINK,
+        "finetune.epochs=3",
+        "train.sparsity={}",
+        "train.shrink={until_stable: {epochs: 1}, at: 0.4}",
+    ]
+    (aside,) = [note for note in planned(tmp_path, *words)["notes"] if "does without" in note]
+    assert "without finetune.epochs, select.keep, train.shrink.until_stable, train.shrink.at;" in aside
+    usual = planned(
+        tmp_path,
+        "budget.train=0.4",
+        SHRINK,
+        "train.sparsity={}",
+        "train.shrink={at: 0.1}",
+        "finetune.epochs=0",
+        "select.keep=1",
+    )
+    assert not [note for note in usual["notes"] if "does without" in note]
+
+
 def test_the_page_is_printed_from_the_table() -> None:
     """Else: python -m lotus.stages.plan_table > docs/measured.md"""
     docs = Path(__file__).resolve().parents[2] / "docs" / "measured.md"
@@ -305,9 +351,18 @@ def test_between_what_was_timed_the_pace_is_a_straight_line() -> None:
         (["budget={train: 0.3, ways: []}"], "budget.ways: say at least one of"),
         (
             ["budget.train=0.001", SHRINK],
-            "budget.train: 0.001 of the dense training is less than proxy and calibration cost",
+            "budget.train: 0.001 of the dense training is less than one epoch costs: 0.",
         ),
-        (["budget.train=0.03"], "calibration and one epoch cost"),
+        (["budget.train=0.001", SHRINK], ", of which proxy and calibration are 0."),
+        (["budget.train=0.03"], "is less than one epoch costs: 0."),
+        (
+            ["budget={train: 0.4, ways: [small, dense]}", "train.sparsity={}", "train.shrink={}", UNCUT],
+            "budget.ways: train.teacher=uncut wants a training that shrinks",
+        ),
+        (
+            ["budget={train: 0.4, ways: [small]}", "prune.keep={params: 0.5}"],
+            "budget.ways: a smaller model is one of so many MACs",
+        ),
         (["budget.train=0.3", "prune.keep.macs=1"], "prune.keep.macs: all is to stay"),
         ([], "budget: nothing says what the training may cost"),
     ],

@@ -9,11 +9,13 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from few import few
+from ranks import free_port, one_of_two
 
 from lotus.training import distributed
 from lotus.training.distributed import StopFlag, Wishes, World, start
@@ -240,6 +242,46 @@ def test_a_device_that_is_far_behind_its_host_is_not_left_alone_for_long() -> No
         wishes.exchanged(0)
         now, behind = now + 0.001, behind + 1
     assert longest < 3
+
+
+WAITING = """
+import sys, time
+from lotus.cli.stopping import terminated_like_interrupted
+from lotus.training.distributed import start
+world = start("cpu")
+world.barrier()
+print("there", flush=True)
+with terminated_like_interrupted():
+    if world.is_main:
+        time.sleep(60)
+    try:
+        world.barrier()
+    except KeyboardInterrupt:
+        print("heard", flush=True)
+        import os
+        os._exit(75)
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_that_waits_for_another_hears_a_wish_to_stop() -> None:
+    """Rank 0 prunes, or writes a data set, for as long as that takes; within torch no signal is heard."""
+    port = free_port()
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", WAITING], env={**os.environ, "PYTHONPATH": str(ROOT), **one_of_two(rank, port)},
+                         stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        assert all(rank.stdout is not None and rank.stdout.readline() == "there\n" for rank in ranks)
+        time.sleep(1)
+        ranks[1].terminate()
+        assert ranks[1].wait(timeout=20) == 75
+        assert ranks[0].poll() is None
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
 
 
 def test_on_the_host_wishes_are_exchanged_after_each_step() -> None:
