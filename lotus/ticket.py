@@ -141,15 +141,15 @@ class Data:
         return None if source is None else source.read
 
 
-def behind(where: str | Path, shelves: Sequence[ModuleType] = ()) -> Data:
-    """The data that ``where`` names: see :data:`WHERE`.
+def behind(where: str | Path, shelves: Sequence[ModuleType] = (), *, flag: str = "--data ") -> Data:
+    """The data that ``where`` names: see :data:`WHERE`; ``flag`` is what stands before it on the command line.
 
     Raises:
         Refused: it is none of these.
     """
     path = Path(where)
     if not path.exists():
-        raise Refused(f"--data {where}: there is nothing. Give {WHERE}.")
+        raise Refused(f"{flag}{where}: there is nothing. Give {WHERE}.")
     if path.is_dir() and not (path / "config.yaml").is_file():
         return Data(str(where), Config(data=config.Data(name="imagefolder", path=str(where))), shelves=shelves)
     if path.is_dir() or path.suffix in (".yaml", ".yml"):
@@ -165,7 +165,7 @@ def behind(where: str | Path, shelves: Sequence[ModuleType] = ()) -> Data:
         return Data(str(where), recorded=path)
     if path.suffix.lower() in incoming.ENDINGS:
         return Data(str(where), given=incoming.read(path))
-    raise Refused(f"--data {where}: it is none of these: {WHERE}.")
+    raise Refused(f"{flag}{where}: it is none of these: {WHERE}.")
 
 
 def opened(file: str | Path, data: str = "", shelves: Sequence[ModuleType] = ()) -> tuple[Subset, Data | None]:

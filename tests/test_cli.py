@@ -178,10 +178,29 @@ def test_a_file_of_ones_own_that_cannot_be_imported_is_told_with_its_line(
     assert says in told
 
 
-def test_only_what_is_missing_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("verb", "missing"), [("run", "config"), ("select", "signals"), ("plan", "config")])
+def test_only_what_is_missing_is_asked_for(verb: str, missing: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["run"])
-    assert capsys.readouterr().err.rstrip().endswith("required: config")
+        main([verb])
+    assert capsys.readouterr().err.rstrip().endswith(f"required: {missing}")
+
+
+@pytest.mark.parametrize(
+    ("words", "cure"),
+    [
+        (["inspect", "nowhere"], "nowhere: there is nothing. Give "),
+        (["finetune", "nowhere"], "Give the weights of a model"),
+        (["prepare", "configs/imagefolder.yaml"], "data.path=PHOTOS"),
+    ],
+)
+def test_what_is_not_there_is_told_with_what_to_give(
+    words: list[str], cure: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert cure in told
+    assert "--data" not in told
 
 
 def told_of(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:

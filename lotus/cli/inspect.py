@@ -46,7 +46,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
     kinds = _checked(options)
     shelves = load_shelves(options.shelves)
-    behind = ticket.behind(options.data, shelves)
+    behind = ticket.behind(options.data, shelves, flag="")
     if behind.settings is None:
         raise Refused(f"{options.data}: there are no pictures to look at. Give a folder of them, a config or a run.")
     train, val = open_data(behind.settings.data, shelves, learned=False)

@@ -168,6 +168,11 @@ def _finetune(options: argparse.Namespace) -> int:
     from lotus.stages import given
 
     weights = Path(options.config)
+    if not weights.exists() and weights.parts[:1] != ("configs",):  # which are found from any folder
+        raise Refused(
+            f"{weights}: there is no such file or folder. Give the weights of a model (a folder, or a file and model.name=NAME), a "
+            "config, or a run's folder."
+        )
     if not given.holds_weights(weights):
         return run(options)
     if any(word.partition("=")[0].strip() == "model.weights" for word in options.overrides):

@@ -20,7 +20,7 @@ from lotus.data import cifar, folders, hub_datasets, listed, pictures, tar_shard
 from lotus.data.source import Source, as_labels, digest, split
 from selection import npz as archives
 from selection import regular
-from selection.errors import Notice, Refused
+from selection.errors import Notice, Refused, reason
 
 __all__ = ["Source", "cifar10", "cifar100", "digits", "filelist", "hf", "imagefolder", "npz", "webdataset"]
 
@@ -224,7 +224,8 @@ def hf(
             name, config or None, revision=revision or None, cache_dir=path or None, streaming=streaming
         )
     except Exception as error:  # the hub, the network, a missing configuration: the library's own words say it best
-        raise Refused(f"data.name: hf:{name} cannot be loaded: {' '.join(str(error).split())}") from None
+        cure = f"See that {name!r} is right; without a network give a local folder, data.name=hf:FOLDER."
+        raise Refused(f"data.name: hf:{name} cannot be loaded ({reason(error)}). {cure}") from None
     train, val = layout.train, layout.val
     for option, asked in (("train", train), ("val", val)):
         if asked not in splits and (asked or option == "train"):
@@ -248,7 +249,7 @@ def _existing(path: str, kind: str) -> Path:
     if not path:
         raise Refused(f"data.path: {kind} needs to know where the images lie.")
     if not os.path.exists(path):
-        raise Refused(f"data.path: {path} does not exist.")
+        raise Refused(f"data.path: {path} does not exist. Say where the images lie: data.path=PHOTOS.")
     return Path(path)
 
 
