@@ -119,6 +119,25 @@ def _onnx(sent: Mapping[str, Any], wanted: Preprocessing, gives: str) -> list[st
     ]
 
 
+def eight_bits(calibrated_on: int, top1: Sequence[float] = (), images: int | None = None) -> str:
+    """What :func:`page` has to say of model.int8.onnx, once that is written.
+
+    Args:
+        calibrated_on: images
+        top1: of model.onnx and of it, in %, where both were measured
+        images: on how many
+    """
+    said = [
+        "## In 8 bits",
+        "`model.int8.onnx` is `model.onnx` with its weights, and what they are multiplied by, in 8 bits, calibrated on "
+        f"{calibrated_on:,} images. It takes and gives the same, and has the same metadata.",
+    ]
+    if top1:
+        whole, small = (accuracy(one, images) for one in top1)
+        said.append(f"Top-1 {small}; of `model.onnx` {whole}.")
+    return "\n\n".join(said) + "\n"
+
+
 def hub(model: nn.Module, about: Mapping[str, Any], page: str, *, timm: bool) -> str:
     """README.md as the Hugging Face hub shows it: a YAML header, then :func:`page`. Nothing is uploaded.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,13 @@ def export(
         files.write_text(folder / _PAGE, page)
         files.write_text(folder / _CARD, card.hub(model, about, page, timm=held is not None))
     return sent
+
+
+def add_eight_bits(folder: Path, calibrated_on: int, top1: Sequence[float] = (), images: int | None = None) -> None:
+    """Let the pages that :func:`export` wrote into ``folder`` tell of model.int8.onnx too; see :func:`lotus.card.eight_bits`."""
+    for page in (folder / _PAGE, folder / _CARD):
+        told = page.read_text(encoding="utf-8")
+        files.write_text(page, f"{told}\n{card.eight_bits(calibrated_on, top1, images)}")
 
 
 def _example(model: nn.Module, wanted: Preprocessing, given: Tensor | None) -> Tensor:

@@ -29,7 +29,7 @@ from selection.atomic_files import (
     write_json,
     write_text,
 )
-from selection.errors import Refused
+from selection.errors import Refused, reason
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,4 +103,4 @@ def read_tensors(path: Path, cure: str) -> dict[str, Tensor]:
     try:
         return load_file(regular.check(path))
     except (OSError, SafetensorError) as error:
-        raise Refused(f"{path}: cannot be read ({error}). {cure}") from None
+        raise Refused(f"{path}: cannot be read ({reason(error)}). {cure}") from None

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from lotus.data import folders, pictures
 from lotus.data.views import CENTER, View
-from selection.errors import Refused
+from selection.errors import Refused, reason
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -192,7 +192,7 @@ def _seen(file: Path, model: Predictor) -> Bytes | str:
     try:
         pixels = pictures.read(file)
     except Exception as error:  # whatever a damaged picture makes its reader raise
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return reason(error)
     if model.how != "area":
         return pictures.middle(pixels, model.side, model.crop, model.how, model.mode)
     from lotus.data.unpacked import seen

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lotus.config import Config, Method, Section
+from lotus.config import Config, Method, Section, that_count
 from lotus.doctor import versions
 from lotus.events import Event, sound
 from lotus.files import append, digest, digest_once, tidy, write_json, write_text
@@ -188,6 +188,7 @@ class Run:
                 functools.reduce(operator.getitem, way, settings).pop(last)
             else:
                 settings[part] = functools.reduce(operator.getitem, [*way, last], dump)
+        settings = that_count(config, settings)
         if self.stages[stage].is_set:
             settings[f"stages.{stage}"] = asked.options if (asked := config.asked(stage)) else {}
         return settings
@@ -199,7 +200,7 @@ class Run:
 
     @property
     def needs_proxy(self) -> bool:
-        """Whether the ticket is drawn, or patches are shared out, by what a proxy tells. One serves every score and policy."""
+        """Whether the ticket is drawn, or patches are shared out, by what a proxy tells. One serves every score and picker."""
         return bool(reads(self.config))
 
     def reads(self, shelves: Sequence[ModuleType] = ()) -> set[str]:
@@ -210,11 +211,8 @@ class Run:
         """Identity of each stage that ``stage`` reads from, and of the files that its settings name, if they are there."""
         records = {name: self.record(name) for name in self.after(stage)}
         identities = {name: record.identity for name, record in records.items() if record is not None}
-        return identities | {name: text for name, path in self._named(stage).items() if (text := content(path))}
-
-    def _named(self, stage: str) -> dict[str, str]:
-        """The files, or folders of models, that settings of ``stage`` name for it to read, by the setting."""
-        return {place: path for place, path in self.stages[stage].files(self.config).items() if path}
+        named = self.stages[stage].named(self.config)
+        return identities | {name: text for name, path in named.items() if (text := content(path))}
 
     def why(self, stage: str) -> str | None:
         """Why ``stage`` has to run, in a few words; None when it is done."""
@@ -247,7 +245,7 @@ class Run:
     def _set_otherwise(self, stage: str, record: Record) -> Iterator[str]:
         # What a record does not name is newer than it: it was made with what is the default now.
         wanted = self._settings(stage, self.config)
-        stood = filled(record.settings, self._settings(stage, Config()))
+        stood = that_count(self.config, filled(record.settings, self._settings(stage, Config())))
         changed = list(changes({part: stood[part] for part in stood if part in wanted}, wanted))
         if changed:
             yield f"{changed[0]}{f' and {len(changed) - 1} more' if len(changed) > 1 else ''}"
@@ -258,7 +256,7 @@ class Run:
 
     def _reads_otherwise(self, stage: str, record: Record) -> Iterator[str]:
         now = self.made_from(stage)
-        for name, read in self._named(stage).items():  # what a record does not name is newer than it
+        for name, read in self.stages[stage].named(self.config).items():  # what a record does not name is newer than it
             if name in now and now[name] != record.made_from.get(name, now[name]):
                 yield f"the {'model' if Path(read).is_dir() else 'file'} in {name} was changed"
         for name in self.after(stage):
@@ -426,7 +424,7 @@ def brought(shelf: ModuleType) -> dict[str, Stage]:
 
 
 def reads(config: Config, shelves: Sequence[ModuleType] = ()) -> set[str]:
-    """The signals of a proxy that the ticket and a joint budget of patches are made from. One proxy serves every score and policy."""
+    """The signals of a proxy that the ticket and a joint budget of patches are made from. One proxy serves every score and picker."""
     request, signals = config.select, set[str]()
     if not request.ticket and request.keep < 1 and not config.watches_itself:
         scored = lottery.goes_by_score(request.pick, shelves)

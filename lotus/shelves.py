@@ -79,6 +79,7 @@ def find(kind: type[V], shelves: Sequence[Any], name: str, *, place: str) -> V:
     Raises:
         Refused: there is none; with the nearest.
     """
-    there = {name: value for shelf in shelves for name, value in values(shelf, kind).items()}
+    there = {known: value for shelf in shelves for known, value in values(shelf, kind).items()}
     methods.check_choice(name, sorted(there), place=place)
+    methods.tell_replaced([shelf for shelf in shelves if name in values(shelf, kind)], name, place=place)
     return there[name]

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, TypeAlias, TypeVar, cast
 
-from lotus.config import Config, Patches, options
+from lotus.config import Config, Patches, options, that_name_files
 from lotus.events import Event
 from selection import methods
 
@@ -135,7 +135,8 @@ class Stage:
     """What it is to the ledger: ``choosing`` images, the ``training`` on them, another part of the ``lottery``, the one that leaves
     the model that is ``shipped``, the ``dense`` training that all is compared with, or ``apart``: no part of what it cost."""
     files: Callable[[Config], Mapping[str, str]] = _none
-    """The files, or folders of models, that its settings name for it to read, by the setting. Those that are empty are passed over."""
+    """The files, or folders of models, that its settings name for it to read, by the setting. Those that are empty are passed over.
+    Settings that are marked as such (:attr:`lotus.config.marks.Mark.FILE`) need not be said."""
     calls: Callable[[Config], Mapping[str, str]] = _none
     """Names of functions that its settings call beside the methods among them, by the setting."""
     stale: Callable[[Config, Mapping[str, Any]], str | None] = _nothing
@@ -157,6 +158,11 @@ class Stage:
     """Whether it is there at all with these settings."""
     bind: Callable[[Config, Sequence[ModuleType]], Mapping[str, Any]] = _none
     """What of it depends on the shelves beside LOTUS' own: other values of its fields."""
+
+    def named(self, config: Config) -> dict[str, str]:
+        """The files, or folders of models, that it reads by its settings, by the setting."""
+        marked = that_name_files(config, of(self.settings, config))
+        return {place: path for place, path in {**marked, **self.files(config)}.items() if path}
 
     @property
     def is_set(self) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from selection import npz, parsing, regular
-from selection.errors import Refused
+from selection.errors import Refused, reason
 from selection.images import Images, Words
 from selection.signals import AXES, VOCABULARY, Signals
 
@@ -156,7 +156,7 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
     except OSError as error:
         raise Refused(f"{path}: cannot be read ({error.strerror or error}). Wanted is {WANTED}.") from None
     except Exception as error:  # a foreign file can break its parser in any way
-        why = " ".join(str(error).split()) or type(error).__name__
+        why = reason(error)
         cure = "Save plain numbers anew with np.save or np.savez" if ending in (".npy", ".npz") else "Write it anew"
         raise Refused(f"{path}: cannot be read: {why}. {cure}.") from None
 
@@ -244,7 +244,7 @@ def _told_labels(path: Path, flag: str) -> np.ndarray:
     except OSError as error:
         raise Refused(f"{flag} {path}: cannot be read ({error.strerror or error}). Give a label an image.") from None
     except Exception as error:  # a foreign file can break its parser in any way
-        why = " ".join(str(error).split()) or type(error).__name__
+        why = reason(error)
         raise Refused(f"{flag} {path}: cannot be read: {why}. Save whole numbers with np.save, or text.") from None
     held = table if isinstance(table, dict) else {"labels": table}
     named: list[np.ndarray] = [array for name, array in held.items() if name.lower() in NAMES["labels"]]

@@ -191,6 +191,8 @@ def draw(signals: Signals, request: Request, shelves: Iterable[ModuleType] = (),
         shelves: modules with scores and pickers of the user's own
         places: what refusals call what they speak of, a config's settings or the flags of a command line.
     """
+    if not isinstance(signals, Signals):
+        raise Refused(f"signals: a {type(signals).__name__} is none. Of what others made, give its .signals.")
     shelves, floor, max_memory = list(shelves), request.floor, request.max_memory
     warnings = choose(score=request.score, pick=request.pick, keep=request.keep, shelves=shelves, places=places)
     seed, share = check_seed(request.seed), balance_of(request.balance, places.balance)

@@ -13,14 +13,20 @@ import difflib
 import inspect
 import os
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from selection.errors import Refused
+from selection.errors import Notice, Refused
 
 REQUIRED: Any = inspect.Parameter.empty
 """The default of a setting that has none."""
+_HOUSE = ("selection", "lotus")
+_PLAIN: dict[type, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "true or false"), int: ((int, float), "a number"), float: ((int, float), "a number"), str: ((str,), "a word"),
+}  # fmt: skip
+"""What a setting without an annotation takes where its default is of a kind: the kinds, and what they are called."""
 
 
 def names(shelf: ModuleType) -> list[str]:
@@ -67,9 +73,11 @@ def find(
         Refused: no such method, or one of another kind; the message names ``place`` (a setting, say) and what there is.
     """
     shelves = [shelves] if isinstance(shelves, ModuleType) else list(shelves)
-    method = named(shelves, name, here, or_nothing=or_nothing)
-    if method is not None:
-        return method
+    on = _holding(shelves, name, here, or_nothing)
+    if on:
+        tell_replaced(on, name, place=place)
+        found: Callable[..., Any] = getattr(on[-1], name)
+        return found
     other = named(shelves, name)
     if other is not None:
         here = set(here or ())
@@ -89,8 +97,33 @@ def named(
     shelves: Iterable[ModuleType], name: Any, here: Iterable[str] | None = None, *, or_nothing: bool = False
 ) -> Callable[..., Any] | None:
     """As :func:`find`; None where there is none."""
-    on = [shelf for shelf in shelves if name in names(shelf) and _fits(getattr(shelf, name), here, or_nothing)]
+    on = _holding(shelves, name, here, or_nothing)
     return getattr(on[-1], name) if on else None
+
+
+def _holding(
+    shelves: Iterable[ModuleType], name: Any, here: Iterable[str] | None, or_nothing: bool
+) -> list[ModuleType]:
+    """The shelves that have a method of this name and kind."""
+    return [shelf for shelf in shelves if name in names(shelf) and _fits(getattr(shelf, name), here, or_nothing)]
+
+
+def tell_replaced(shelves: Sequence[ModuleType], name: str, *, place: str) -> None:
+    """Notice that of several ``shelves`` with something of this name the last is taken.
+
+    Args:
+        shelves: that have it, in their order
+        name: of a method, a stage, a way to prune
+        place: where it is named
+    """
+    if len(shelves) < 2:
+        return
+    files = [getattr(shelf, "__file__", None) or shelf.__name__ for shelf in shelves]
+    theirs = f"that of {files[-2]}"
+    if shelves[-2].__name__.partition(".")[0] in _HOUSE:
+        theirs = f"LOTUS' own {name!r}"
+    text = f"{place}: {name!r} of {files[-1]} takes the place of {theirs}. Give it another name to have both."
+    warnings.warn(text, Notice, stacklevel=3)
 
 
 def _fits(method: Callable[..., Any], here: Iterable[str] | None, or_nothing: bool) -> bool:
@@ -153,7 +186,8 @@ def check_settings(
     also: Iterable[str] = (),
     name: str | None = None,
 ) -> None:
-    """Refuse options that ``method`` does not have, and words that its annotations (``Literal``) do not name.
+    """Refuse options that ``method`` does not have, words that its annotations (``Literal``) do not name, values of another kind than
+    the default of a setting that has no annotation, and a setting without a default that is not said.
 
     Args:
         options: by name
@@ -162,10 +196,11 @@ def check_settings(
         name: what a config calls the method; None: as the function is called
 
     Raises:
-        Refused: an unknown option or word, with the nearest right one.
+        Refused: an unknown option or word, with the nearest right one; a value of another kind; a setting that is missing.
     """
     own, hints = settings(method), kinds(method)
     known = dict.fromkeys([*own, *also])
+    bare = _keywords(method).keys() - getattr(method, "__annotations__", {}).keys()
     for option in options:
         if option not in own:
             has = f"It has: {', '.join(known)}." if known else "It has none."
@@ -174,6 +209,20 @@ def check_settings(
             )
         if get_origin(hints.get(option)) is Literal:
             check_choice(options[option], get_args(hints[option]), place=f"{place}.{option}")
+        if option in bare:
+            _check_like(options[option], own[option], place=f"{place}.{option}")
+    for option in own:
+        if own[option] is REQUIRED and option not in options:
+            raise Refused(f"{place}.{option}: has no default. Set it.")
+
+
+def _check_like(value: Any, default: Any, *, place: str) -> None:
+    """Refuse a value that is plainly of another kind than the ``default`` of its setting, which nothing else says the kind of."""
+    kinds, called = _PLAIN.get(type(default), ((object,), ""))
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds and object not in kinds):
+        raise Refused(
+            f"{place}: {called} like its default {default!r}, not {value!r}. If it takes others, annotate it in its file."
+        )
 
 
 def kinds(method: Callable[..., Any]) -> dict[str, Any]:
@@ -248,7 +297,7 @@ def blamed(method: Callable[..., Any], *, place: str, spared: tuple[type[Excepti
 
 def is_ours(method: Any) -> bool:
     """Whether ``method`` (or a class) is the house's, not the user's own."""
-    return (getattr(method, "__module__", None) or "").split(".")[0] in ("selection", "lotus")
+    return (getattr(method, "__module__", None) or "").split(".")[0] in _HOUSE
 
 
 def whose(method: Callable[..., Any], place: str) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selection import memory, npz, pickles, regular
-from selection.errors import Refused
+from selection.errors import Refused, reason
 
 Floats = npt.NDArray[np.float64]
 
@@ -39,7 +39,7 @@ def table(path: Path) -> Any:
     except Refused:
         raise
     except Exception as error:  # a damaged or foreign file can break its parser in any way
-        why = " ".join(str(error).split()) or type(error).__name__
+        why = reason(error)
         raise Refused(
             f"{path}: {_looks(path, head)}, and cannot be read: {why}. Wanted is a list of row numbers, paths, scores or truth "
             "values: .npy, .npz, .txt, .csv, .json, or a pickle or PyTorch file of arrays. Save it anew with np.save, or as text."

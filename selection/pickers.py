@@ -1,4 +1,4 @@
-"""SHELF: one function a policy: which of n images stay, given what a score says of them.
+"""SHELF: one function a picker: which of n images stay, given what a score says of them.
 
 A picker is handed one class at a time where classes are balanced (selection/lottery.py), else all images. It reads, by
 parameter name:
@@ -122,7 +122,7 @@ def window(
 
 
 def random(labels: Rows, budget: int, rng: np.random.Generator) -> Rows:
-    """Any, all alike, whatever the score says. The bar for every other policy."""
+    """Any, all alike, whatever the score says. The bar for every other picker."""
     return rng.choice(len(labels), budget, replace=False)
 
 

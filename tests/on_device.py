@@ -5,6 +5,8 @@ registered stays. Prints a line of JSON a case: its name, how often the host wai
 from __future__ import annotations
 
 import contextlib
+import copy
+import importlib.util
 import json
 import sys
 import tempfile
@@ -17,27 +19,33 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent / "training"))
 
 import numpy as np
+import pytest
 import tiny
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 import lotus
+from lotus import onnx_file, pruning
 from lotus.config import Augment, Data, Patches, Sparsity, Train
 from lotus.data import beton
 from lotus.data.loader import open_loader
 from lotus.data.sample_plan import SamplePlan
 from lotus.data.source import Source
 from lotus.data.views import Look
+from lotus.export import export
+from lotus.onnx_file import trace
 from lotus.papers.sparse_vit.penalty import AttentionPenalty
 from lotus.papers.spvit.nested_gates import NestedGates
 from lotus.pruning import criteria
 from lotus.sparsity.gates import Gates
-from lotus.training import loop
+from lotus.training import engine, loop
 from lotus.training.average import LateAverage, MovingAverage
 from lotus.training.data_pruning import DynamicPruning
 from lotus.training.distill import Distiller, Taught
-from lotus.training.distributed import World
+from lotus.training.distributed import StopFlag, World
 from lotus.training.dynamics import Recorder, Watched
+from lotus.training.evaluation import evaluate_classes
 from lotus.training.fewer import FewerPatches
 from lotus.training.freeze import Frozen
 from lotus.training.growing import GrowingPictures
@@ -45,6 +53,7 @@ from lotus.training.hardest import Hardest
 from lotus.training.optim import set_lr
 from lotus.training.regularize import EarlyBird, Gating
 from lotus.training.spikes import LossSpikes
+from lotus.vit import cost
 from lotus.vit.patch_scores import contrast
 from lotus.vit.tokens import Tokens
 from selection import methods
@@ -70,9 +79,11 @@ class Plain:
 
     def step(self, lr: float, momentum: float | None = None) -> bool:
         set_lr(self.optimizer, lr, momentum)
-        self.optimizer.step()
+        finite = engine.clipped(list(self.module.parameters()), 1.0)
+        if finite:
+            self.optimizer.step()
         self.optimizer.zero_grad()
-        return True
+        return finite
 
     def weights(self) -> dict[str, Tensor]:
         return {name: value.detach().to("cpu") for name, value in self.module.state_dict().items()}
@@ -105,12 +116,14 @@ def vit(**more: Any) -> nn.Module:
     return tiny.vit(0.2, patch=4, **more).to(DEVICE)
 
 
-def trained(guests: Callable[[nn.Module], list[Any]] = lambda model: [], **recipe: Any) -> Callable[[], None]:
-    def run() -> None:
+def trained(guests: Callable[[nn.Module], list[Any]] = lambda model: [], **recipe: Any) -> Callable[[], int]:
+    """Gives the steps that it takes."""
+
+    def run() -> int:
         model = vit()
         asked = tiny.recipe(**{"epochs": EPOCHS, "mixup": 0.4, "cutmix": 1.0, "zero": 0, **recipe})
         with tempfile.TemporaryDirectory() as folder:
-            tiny.train(
+            done = tiny.train(
                 Path(folder),
                 asked,
                 world=World(device=DEVICE),
@@ -119,6 +132,7 @@ def trained(guests: Callable[[nn.Module], list[Any]] = lambda model: [], **recip
                 weighted=True,
                 clock=lambda: 0.0,  # no line is due but the last
             )
+        return done.fitted.steps
 
     return run
 
@@ -171,6 +185,50 @@ def loaded(size: int) -> Callable[[], None]:
     return run
 
 
+class OfTwo(World):
+    """One of two ranks, the other of which has the same images; they wait for each other, and so for the device."""
+
+    def max(self, value: int) -> int:
+        return int(torch.tensor([value]).to(DEVICE, non_blocking=True))
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        return tensor.mul_(2)
+
+
+def evaluated(size: int) -> Callable[[], None]:
+    def run() -> None:
+        plan = SamplePlan.evaluation(np.arange(tiny.ROWS), batch_size=size)
+        values, _ = evaluate_classes(vit(), tiny.Memory(plan), OfTwo(size=2, device=DEVICE), stop=StopFlag())
+        assert values["images"] == 2 * tiny.ROWS
+
+    return run
+
+
+def exported(onnx: bool) -> Callable[[], None]:
+    """As ``lotus.export`` does it of a model on the device; traced is a copy on the host, since torch traces no such tensors."""
+
+    def run() -> None:
+        model = vit().eval()
+        with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(onnx_file, "trace", traced)
+            sent = export(model, folder, onnx=onnx, onnx_input="uint8")
+            assert (sent["onnx"] is not None) == onnx
+            pruning.save(model, Path(folder) / "kept")
+            again = pruning.load(Path(folder) / "kept").to(DEVICE)
+            for one in (model, again):
+                for batch in (1, 4):
+                    assert cost.latency(one, batch, 5, device=DEVICE) > 0
+            assert cost.latency(model, 1, 5, device="cpu") > 0
+
+    return run
+
+
+def traced(model: nn.Module, images: Tensor, file: Path) -> None:
+    there, given = copy.deepcopy(model).to("cpu"), images.to("cpu")
+    with _disable_current_modes():
+        trace(there, given, file)
+
+
 def infobatch(model: nn.Module) -> list[Any]:
     return [DynamicPruning(tiny.ThatPrunes({"name": "infobatch", "saving": 0.3}, EPOCHS))]
 
@@ -192,10 +250,13 @@ GUESTS: dict[str, Callable[[nn.Module], list[Any]]] = {
     "patches by attention": fewer(mode="evit", at=[0, 1]),
     "patches merged": fewer(mode="tome"),
 }
-CASES: dict[str, Callable[[], None]] = {
+CASES: dict[str, Callable[[], int | None]] = {
     **{f"{name}, {8 // size} times the steps": trained(make, batch_size=size, optimizer="muon")
        for name, make in GUESTS.items() for size in (8, 4)},
     **{f"loader, {8 // size} times the steps": loaded(size) for size in (8, 4)},
+    **{f"evaluation by two ranks, {8 // size} times the steps": evaluated(size) for size in (8, 4)},
+    "export": exported(onnx=False),
+    **({"export to ONNX": exported(onnx=True)} if importlib.util.find_spec("onnx") else {}),
     "adamw": trained(),
     "nested gates": trained(lambda model: [Gating(NestedGates(model, keep=0.5, lr=0.05, strength=30.0, device=DEVICE))]),
     "late average": trained(lambda model: [LateAverage(0.4, 2)]),
@@ -229,13 +290,13 @@ def main() -> None:
     loop.Engine = Plain  # type: ignore[assignment,misc]
     tiny.Memory = There  # type: ignore[misc]
     for name, run in {**{f"planted: {name}": run for name, run in PLANTED.items()}, **CASES}.items():
-        wrong = ""
+        wrong, steps = "", None
         with twin() as seen:
             try:
-                run()
+                steps = run()
             except Exception:
                 wrong = traceback.format_exc()[-1500:]
-        print(json.dumps({"name": name, "waits": Counter(seen.waits), "wrong": wrong}), flush=True)
+        print(json.dumps({"name": name, "steps": steps, "waits": Counter(seen.waits), "wrong": wrong}), flush=True)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ SMALL = {
     "train_step.py": ["--tiny", "--evaluate"],
     "engine.py": ["--out", "OUT", "--tiny", "--parts", "help"],
     "optimizer_step.py": ["--tiny"],
+    "muon_parts.py": ["-", "--out", "OUT", "--epochs", "1", "--parts", "first-adamw"],
     "neighbor.py": ["--tiny"],
     "scale.py": ["--out", "OUT", "--tiny", "--only", "prepare", "shards"],
     "gpu.py": ["--out", "OUT", "--device", "cpu", "--tiny", "--parts", "adamw"],

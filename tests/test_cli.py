@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 import warnings
@@ -110,6 +111,19 @@ def test_config_of_a_section_and_of_one_setting(capsys: pytest.CaptureFixture[st
     assert "Did you mean 'prune.keep'?" in capsys.readouterr().err
     assert main(["config", "prune.rank"]) == 2
     assert "prune.rank: is called prune.scope now. See: lotus config prune.scope" in capsys.readouterr().err
+
+
+def test_config_of_a_config_is_what_a_run_resolves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.yaml").write_text("train: {epochs: 7, lr: 0.1}")
+    assert main(["config", str(tmp_path / "mine.yaml"), "train.lr=0.2"]) == 0
+    told = capsys.readouterr().out
+    assert told == read(tmp_path / "mine.yaml", ["train.lr=0.2"]).yaml()
+    (tmp_path / "config.yaml").write_text(told)
+    assert main(["config", str(tmp_path)]) == 0
+    assert "  lr: 0.2\n" in capsys.readouterr().out
+    for words in (["train.lr", "train.lr=3"], [str(tmp_path), "--schema"], [str(tmp_path / "none.yaml")]):
+        assert main(["config", *words]) == 2
+        assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
@@ -229,6 +243,28 @@ def test_an_interrupt_that_a_library_turned_into_an_error_still_stops(
     monkeypatch.setattr("lotus.cli.compare._compare", library)
     assert main(["compare", "runs/a"]) == STOPPED
     assert "goes on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "code"),
+    [("SIGINT", "SIGTERM", STOPPED), ("SIGTERM", "SIGINT", STOPPED), ("", "SIGTERM", -signal.SIGTERM), ("", "SIGINT", -signal.SIGINT)],
+)  # fmt: skip
+def test_who_leaves_as_asked_is_not_ended_by_a_signal_that_follows(first: str, then: str, code: int) -> None:
+    """As DeepSpeed's launcher sends SIGTERM after the Ctrl-C that its ranks had as well."""
+    program = f"""
+import signal, sys
+from lotus.cli import stopping
+stopping.asked_once()
+try:
+    with stopping.terminated_like_interrupted():
+        {f"signal.raise_signal(signal.{first})" if first else "pass"}
+except KeyboardInterrupt:
+    pass
+signal.raise_signal(signal.{then})
+sys.exit({STOPPED})
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, timeout=60)
+    assert done.returncode == code, done.stderr
 
 
 def test_an_interrupt_that_a_library_swallowed_ends_a_run_at_its_next_event(

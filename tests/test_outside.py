@@ -492,6 +492,10 @@ def test_a_model_of_no_run_is_exported_in_8_bits_of_pixels(photos, tmp_path, cap
     assert found is not None
     assert float(found[1]) == pytest.approx(top1(lotus.load(tmp_path / "m"), photos), abs=0.01)
     assert "model.int8.onnx" in told
+    for page in ("MODEL.md", "README.md"):
+        said = (tmp_path / "m" / "export" / page).read_text()
+        assert "`model.int8.onnx`" in said
+        assert f"Top-1 {found[2]} ±" in said
     pictures = [str(file) for file in sorted((photos / "val" / "a").iterdir())]
     both = []
     for name in ("model.onnx", "model.int8.onnx"):

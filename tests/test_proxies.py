@@ -158,3 +158,16 @@ def test_a_proxy_that_cannot_be_is_refused_before_it_begins(
     assert main(["score", DIGITS, f"folder={tmp_path / 'run'}", *words]) == 2
     assert says in capsys.readouterr().err
     assert not (tmp_path / "run" / "data").exists()
+
+
+def test_weights_that_do_not_fit_the_proxy_are_refused_before_the_images_are_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import timm
+    from safetensors.torch import save_file
+
+    save_file(timm.create_model("resnet10t", num_classes=3).state_dict(), tmp_path / "a.safetensors")
+    words = [f"score.model.weights={tmp_path / 'a.safetensors'}", "score.model.name=resnet18"]
+    assert main(["score", DIGITS, f"folder={tmp_path / 'run'}", *words]) == 2
+    assert "score.model.weights" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "data").exists()

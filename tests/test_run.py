@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -14,9 +15,10 @@ from typing import Any
 import pytest
 
 from lotus.cli.shared import load_shelves
-from lotus.config import check
+from lotus.config import Train, check
+from lotus.config.marks import Mark, marked
 from lotus.events import Skipped, Wrote
-from lotus.files import write_text
+from lotus.files import write_json, write_text
 from lotus.record import worded
 from lotus.run import Run
 from lotus.stages import run_of
@@ -153,6 +155,31 @@ def test_why_names_the_setting_the_file_or_the_stage(tmp_path: Path) -> None:
     assert run.why("select") == "subset.npz is gone"
 
 
+@pytest.mark.parametrize("name", marked(Train, Mark.BESIDE, Mark.MEASURES))
+@pytest.mark.parametrize("part", ["train", "score", "finetune"])
+def test_a_setting_that_changes_nothing_of_what_is_left_makes_nothing_again(
+    part: str, name: str, tmp_path: Path
+) -> None:
+    before = make(tmp_path)
+    do(before, *before.stages)
+    value = getattr(before.config.train, name) + 1
+    after = make(tmp_path, **{part: {name: value}})
+    assert [stage for stage in after.stages if after.why(stage)] == []
+    assert after.settings(part) == before.settings(part), "a training that is half done is taken up"
+    older = before.record(part)
+    assert older is not None
+    told = {**older.settings, part: {**older.settings[part], name: value}}  # it once was a part of the record
+    write_json(tmp_path / "stages" / f"{part}.json", dataclasses.replace(older, settings=told).sealed())
+    assert before.why(part) is None
+
+
+def test_when_it_is_measured_counts_beside_a_guest_that_may_go_by_it(tmp_path: Path) -> None:
+    settings = {"guests": [{"name": "loss_spikes"}], "evaluate_every": 1}
+    do(make(tmp_path, train=settings), "train")
+    assert make(tmp_path, train={**settings, "evaluate_every": 2}).why("train") == "train.evaluate_every: 1 -> 2"
+    assert make(tmp_path, train={**settings, "save_minutes": 1}).why("train") is None
+
+
 def test_a_change_is_told_in_words(tmp_path: Path) -> None:
     do(make(tmp_path), "prepare", "score", "select", "baseline", "train")
     other = make(tmp_path, score={"model": {"name": "resnet18", "pretrained": True}}, train={"mixup": 0.5})
@@ -182,7 +209,7 @@ def test_what_was_made_from_something_else_is_made_again(tmp_path: Path) -> None
     ("setting", "stage"),
     [
         ("select.ticket", "select"), ("select.start", "select"), ("model.weights", "train"), ("model.weights", "score"),
-        ("score.model.weights", "score"),
+        ("score.model.weights", "score"), ("train.deepspeed", "train"), ("train.deepspeed", "score"), ("train.deepspeed", "baseline"),
     ],
 )  # fmt: skip
 def test_another_file_under_the_same_name_is_noticed(setting: str, stage: str, tmp_path: Path) -> None:
@@ -194,10 +221,11 @@ def test_another_file_under_the_same_name_is_noticed(setting: str, stage: str, t
     for name in reversed(way):
         named = {name: named}
     run = make(tmp_path / "run", **{section: named})
-    do(run, "prepare", "score", "select", "train")
+    do(run, "prepare", "score", "select", "baseline", "train")
     assert run.why(stage) is None
     file.write_bytes(b"two")
-    assert run.why(stage) == f"the file in {setting} was changed"
+    told = setting.replace("train", stage) if stage == "score" else setting  # which takes it from there
+    assert run.why(stage) == f"the file in {told} was changed"
     file.write_bytes(b"one")
     assert run.why(stage) is None, "what counts is what is in the file"
     file.unlink()

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from lotus.cli import main
+from selection import incoming
+from selection.errors import Refused
 from selection.lottery import select
 from selection.signals import Signals
 from selection.subset import Subset
@@ -115,6 +117,11 @@ def test_what_a_list_leaves_behind_is_said(there, capsys, tmp_path):
     assert (tmp_path / "p.txt").read_text() == (tmp_path / "k.txt").read_text()
 
 
+def test_what_others_made_is_not_taken_for_its_signals(there):
+    with pytest.raises(Refused, match=r"an? Incoming .*\.signals"):
+        select(incoming.read(there / "emb.npy"), score="random", pick="k_center", keep=0.1)  # type: ignore[arg-type]
+
+
 def test_a_table_of_scores(there, capsys, tmp_path):
     out = tmp_path / "best.txt"
     assert told(capsys, there / "scores.csv", "--pick", "top_k", "--keep", 0.1, "--out", out)["score"] == "given"
@@ -177,3 +184,30 @@ def test_quantiles_carry_names(there, capsys, tmp_path):
     assert f"lowest {scores[-9]:.4g}, 25 % " in page
     assert f"median {np.median(scores[:-9]):.4g}, 75 % " in page
     assert f"highest {scores[-1]:.4g}" in page
+
+
+def test_what_other_verbs_take_is_refused_with_the_command(there, capsys, tmp_path):
+    (tmp_path / "mine.yaml").write_text("seed: 0")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("seed: 0")
+    for words in ((tmp_path / "mine.yaml",), (tmp_path / "mine.yaml", "--keep", 0.3), (run,)):
+        told = refused(capsys, *words)
+        assert f"lotus score {words[0]}" in told
+        assert "signals.npz" in told
+    (run / "signals.npz").touch()
+    assert f"lotus select {run / 'signals.npz'} --keep" in refused(capsys, run, "--keep", 0.3)
+    assert "--keep 0.3" in refused(capsys, there / "emb.npy", "--pick", "k_center")
+
+
+def test_a_setting_of_ones_own_score_is_held_to_its_default_before_the_work(there, capsys, tmp_path):
+    (tmp_path / "mine.py").write_text("def mine(given, *, power=1, floor):\n    return given**power\n")
+    words = (there / "scores.csv", "--keep", 0.3, "--pick", "top_k", "--score", "mine", "--with", tmp_path / "mine.py")
+    assert "--set score.floor: has no default" in refused(capsys, *words)
+    told = refused(capsys, *words, "--set", "score.floor=0", "--set", "score.power=abc")
+    assert "--set score.power: a number like its default 1, not 'abc'" in told
+
+
+def test_images_without_labels_are_one_row(there, capsys):
+    assert main(["select", str(there / "emb.npy"), "--pick", "k_center", "--keep", "0.1"]) == 0
+    assert len([line for line in capsys.readouterr().out.splitlines() if line.startswith("all")]) == 1

@@ -167,6 +167,7 @@ def twin() -> Iterator[Seen]:
     seen = Seen()
     with pytest.MonkeyPatch.context() as patch, torch.autograd.set_multithreading_enabled(False), _Mode(seen):
         patch.setattr(torch.__future__, "get_overwrite_module_params_on_conversion", lambda: True)
+        patch.setattr(torch, "inference_mode", torch.no_grad)  # of which tensors that hold others know nothing
         before = torch._C._only_lift_cpu_tensors()
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=...) shows its move to a mode then
         try:

@@ -120,7 +120,9 @@ def _asked(options: argparse.Namespace) -> Iterator[tuple[str, str, str, str]]:
 def _rank(told: Path) -> int:
     """A rank of the run: as ``tools/run.py``, and its exit code is written down."""
     from lotus.cli import main as lotus  # a runner that died before could not be missed by anybody
+    from lotus.cli.stopping import asked_once
 
+    asked_once()
     name = os.environ.get("RANK", "0")
     (told / f"{name}.begun").write_text(f"{os.getpid()} {os.getppid()}")
     (told / f"{name}.begun").rename(told / f"{name}.pid")

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from lotus.cli import compare, config, export, inspect, look, planning, predict, prune, run, select, ticket
 from lotus.cli.shared import Action, tell
-from lotus.cli.stopping import terminated_like_interrupted
+from lotus.cli.stopping import asked_once, terminated_like_interrupted
 from lotus.watch import STOPPED, Lost, over_launcher, placed, speaks
 from selection.atomic_files import disk_faults_refused
 from selection.errors import Notice, Refused
@@ -26,6 +26,7 @@ from selection.methods import nearest
 
 def program(arguments: Sequence[str] | None = None) -> NoReturn:
     """:func:`main` as a whole process."""
+    asked_once()
     code = main(arguments)
     if "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized():
         from lotus.training import distributed

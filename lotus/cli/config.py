@@ -1,4 +1,4 @@
-"""``lotus config``: every setting with its sentence and its default, or as a JSON schema."""
+"""``lotus config``: every setting with its sentence and its default, as a JSON schema, or as a config sets them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import argparse
 import json
 import textwrap
 import typing
-from collections.abc import Iterator
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, NoReturn
 
-from lotus.cli.shared import Verbs
+from lotus.cli.shared import Verbs, overrides
 from selection.errors import Refused
 from selection.methods import nearest
 
@@ -27,8 +28,12 @@ class Setting(NamedTuple):
 
 
 def add(verb: Verbs) -> None:
-    page = verb("config", "say what may be set: every setting with its sentence and its default", _config)
-    page.add_argument("name", nargs="?", default="", help="one setting or section, e.g. prune.keep; all without it")
+    page = verb(
+        "config", "say what may be set, every setting with its sentence and its default, or what a config sets", _config
+    )
+    page.add_argument("name", nargs="?", default="", help="one setting or section, e.g. prune.keep; all without it; or a config or a "
+                      "run's folder: all of its settings, as a run resolves them")  # fmt: skip
+    overrides(page)
     page.add_argument("--schema", action="store_true", help="as a JSON schema")
 
 
@@ -75,14 +80,16 @@ def _section(annotation: Any) -> Any:
 
 
 def _config(options: argparse.Namespace) -> int:
-    from lotus.config.reader import OLD
-
     every = {one.place: one for one in settings()}
+    given = Path(options.name)
+    if options.name and options.name not in every and (given.suffix in (".yaml", ".yml") or given.is_dir()):
+        return _resolved(options)
+    if options.overrides:
+        cure = f"lotus config CONFIG {options.overrides[0]}"
+        raise Refused(f"{options.overrides[0]}: changes a setting of a config. Say which: {cure}")
     name = options.name.strip(".")
-    if name in OLD:
-        raise Refused(f"{name}: is called {OLD[name]} now. See: lotus config {OLD[name].partition('=')[0]}")
     if name and name not in every:
-        raise Refused(f"{name}: no such setting.{nearest(name, every) or ' See: lotus config'}")
+        _refuse(name, every)
     if options.schema:
         from pydantic import TypeAdapter
 
@@ -94,6 +101,26 @@ def _config(options: argparse.Namespace) -> int:
         if not name or one.place == name or one.place.startswith(f"{name}."):
             print(_told(one))
     return 0
+
+
+def _resolved(options: argparse.Namespace) -> int:
+    """All settings of a config, or of a run, as YAML."""
+    from lotus.config import read
+
+    if options.schema:
+        raise Refused(
+            f"{options.name}: is a config, and a schema is of all configs. Leave it out: lotus config --schema"
+        )
+    print(read(options.name, options.overrides).yaml(), end="")
+    return 0
+
+
+def _refuse(name: str, every: Iterable[str]) -> NoReturn:
+    from lotus.config.reader import OLD, suggested
+
+    if name in OLD:
+        raise Refused(f"{name}: is called {OLD[name]} now. See: lotus config {OLD[name].partition('=')[0]}")
+    raise Refused(f"{name}: no such setting.{suggested(name, ()) or nearest(name, every) or ' See: lotus config'}")
 
 
 def _told(one: Setting) -> str:

@@ -106,17 +106,20 @@ def _images(config: Config) -> tuple[Source, Source]:
 
 def _eight_bits(model: Any, out: Path, about: Mapping[str, Any], sources: tuple[Source, Source], takes: str) -> str:
     """Write model.int8.onnx, and a sentence on what it is beside model.onnx."""
-    from lotus import onnx_file
+    from lotus import export, onnx_file
 
     train, val = sources
     whole, small = (out / name for name in ("model.onnx", "model.int8.onnx"))
     onnx_file.quantize(whole, small, (images for images, _ in _shown(model, about, train, _CALIBRATED, takes)))
     size = " and ".join(f"{file.stat().st_size / 1e6:.2f} MB" for file in (whole, small))
     told = f"model.onnx and model.int8.onnx: {size}"
+    calibrated, count = min(_CALIBRATED, len(train)), min(_MEASURED, len(val))
     if list(about.get("classes") or ()) != list(val.classes):
+        export.add_eight_bits(out, calibrated)
         return f"{told}; not measured, as the classes of {val.where} are not the model's"
     reached = [onnx_file.top1(file, _shown(model, about, val, _MEASURED, takes)) for file in (whole, small)]
-    return f"{told}; top-1 {reached[0]:.2f} and {reached[1]:.2f} on {min(_MEASURED, len(val)):,} images of {val.where}"
+    export.add_eight_bits(out, calibrated, reached, count)
+    return f"{told}; top-1 {reached[0]:.2f} and {reached[1]:.2f} on {count:,} images of {val.where}"
 
 
 def _shown(

@@ -59,7 +59,7 @@ def _predict(options: argparse.Namespace) -> int:
     for one in faults:
         tell(f"! {shown(one.file)}: cannot be read ({shown(one.fault)})", file=sys.stderr)
     if faults:
-        tell(f"! {len(faults)} of {len(files)} pictures were passed over", file=sys.stderr)
+        tell(f"! passed over: {len(faults)} of {len(files)} pictures", file=sys.stderr)
     return DAMAGED if faults else 0
 
 

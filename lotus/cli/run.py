@@ -108,6 +108,8 @@ def _dry_run(config: Config, options: argparse.Namespace, shelves: Sequence[Modu
         print(json.dumps(rows))
     elif told:
         plan_page(rows)
+        if left := stages.passed_over(stages.run_of(config, shelves), options.until):
+            tell(f"! {left}")
     return 0
 
 

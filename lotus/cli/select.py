@@ -44,8 +44,8 @@ def add(verb: Verbs) -> None:
     ticket.add_argument("--labels", default="", metavar="FILE",
                         help="of embeddings and scores of others: a label an image, as .npy, .npz, .txt or a table")  # fmt: skip
     ticket.add_argument("--score", help="a score of selection/scores.py; higher = keep first (dual)")
-    ticket.add_argument("--pick", help="a policy of selection/pickers.py (beta)")
-    budget = ticket.add_mutually_exclusive_group(required=True)
+    ticket.add_argument("--pick", help="a picker of selection/pickers.py (beta)")
+    budget = ticket.add_mutually_exclusive_group()
     budget.add_argument("--keep", type=float, help="the fraction of the images that stays, in (0, 1]")
     budget.add_argument("--prune", type=float, help="the fraction that goes, in [0, 1): the complement of --keep")
     ticket.add_argument("--seed", type=int, default=0, help="what is random follows from it (0)")
@@ -76,6 +76,7 @@ def _select(options: argparse.Namespace) -> int:
     from selection.memory import gigabytes
     from selection.subset import Subset
 
+    _check_signals(options)
     asked = _asked(options)
     shelves = load_shelves(options.shelves)
     _check_outputs(options)
@@ -108,6 +109,20 @@ def _select(options: argparse.Namespace) -> int:
         picture.write(options.picture, drawn.subset, ticket.recorded(options.signals, drawn.subset, shelves, given))
     _tell(options, asked, signals, drawn, notes)
     return 0
+
+
+def _check_signals(options: argparse.Namespace) -> None:
+    """Refuse a config and a run, which other verbs take, with what to say instead."""
+    given = Path(options.signals)
+    is_run, then = (given / "config.yaml").is_file(), "lotus select {} --keep 0.3 --out ticket.npz"
+    if is_run and (given / "signals.npz").is_file():
+        raise Refused(f"{given}: is a run. Give its signals: {then.format(given / 'signals.npz')}")
+    if is_run or given.suffix.lower() in (".yaml", ".yml"):
+        what, signals = ("run", given / "signals.npz") if is_run else ("config", Path("RUN/signals.npz"))
+        raise Refused(
+            f"{given}: is a {what}, and a ticket is drawn from signals. Have them recorded: lotus score {given} select.keep=0.3; then "
+            f"{then.format(signals)}. Or lotus train {given} select.keep=0.3 draws the ticket that its settings say, and trains."
+        )
 
 
 def _given(options: argparse.Namespace, asked: _Asked, shelves: list[ModuleType]) -> Incoming:
@@ -188,6 +203,8 @@ def _asked(options: argparse.Namespace) -> _Asked:
     from selection.lottery import DEFAULT_PICK, DEFAULT_SCORE
 
     keep = options.keep
+    if keep is None and options.prune is None:
+        raise Refused("--keep: nothing says how many images stay. Say e.g. --keep 0.3, or --prune 0.7.")
     if keep is None:
         if not 0 <= options.prune < 1:
             raise Refused(f"--prune: the fraction that goes lies in [0, 1), not {options.prune}.")

@@ -17,9 +17,7 @@ _NOT_HERE = ("features", "embeddings", "score", "floor", "start", "max_memory", 
 
 
 def add(ticket: argparse.ArgumentParser) -> None:
-    ticket.add_argument(
-        "more", nargs="*", metavar="signals", help="more files with embeddings: together one data set, each a shard"
-    )
+    ticket.add_argument("more", nargs="*", help="more files with embeddings: together one data set, each a shard")
     ticket.add_argument("--shards", type=int, default=0, metavar="N", help="with --pick facility_location: greedily in each of N random "
                         "parts, then among what they took (docs/scale.md)")  # fmt: skip
     ticket.add_argument("--dask", default="", metavar="ADDRESS", help="shards go to the workers of a Dask scheduler; local: to as many as "

@@ -41,6 +41,23 @@ def terminated_like_interrupted() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def asked_once() -> None:
+    """From now on, for a whole process: who was asked to stop and has stopped is not asked again while it leaves. Launchers send SIGTERM
+    after a Ctrl-C that all of a group had, and it would end by that instead of its own code."""
+
+    def last(number: int, frame: Any) -> None:
+        if _asked:
+            return
+        if number == signal.SIGINT:
+            signal.default_int_handler(number, frame)
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # a shell's job in the background
+            signal.signal(number, last)
+
+
 def heeded(events: Iterable[T]) -> Generator[T]:
     """``events``, until one was asked to stop: a library that was being imported may have swallowed it (``except: pass``).
 

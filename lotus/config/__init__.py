@@ -6,6 +6,7 @@ methods by name, never run code.
 """
 
 from lotus.config.augment import Augment, Auto
+from lotus.config.marks import that_count, that_name_files
 from lotus.config.options import options
 from lotus.config.page import Baseline, Config, Data, Export, Model, OneCut, Score, Select, Subsets
 from lotus.config.reader import as_request, check, one_cut, read, shipped
@@ -68,4 +69,6 @@ __all__ = [
     "options",
     "read",
     "shipped",
+    "that_count",
+    "that_name_files",
 ]  # fmt: skip

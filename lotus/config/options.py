@@ -42,7 +42,4 @@ def options(
 
 
 def _sentence(fault: Mapping[str, Any], place: str) -> str:
-    where = ".".join((place, *map(str, fault["loc"])))
-    if fault["type"] == "missing":
-        return f"{where}: has no default. Set it."
-    return sentence(fault, where)
+    return sentence(fault, ".".join((place, *map(str, fault["loc"]))))

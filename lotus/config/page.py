@@ -158,7 +158,7 @@ class Select(Section):
     score: MethodOf = Method(name=DEFAULT_SCORE)
     """A score of selection/scores.py: higher = keep first."""
     pick: MethodOf = Method(name=DEFAULT_PICK)
-    """A policy of selection/pickers.py."""
+    """A picker of selection/pickers.py."""
     keep: Fraction = 1.0
     """Fraction of the images that stays."""
     balance: Annotated[bool | Literal["equal", "sqrt"], BeforeValidator(_balance)] = True

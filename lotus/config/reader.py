@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from lotus import yaml_safe
-from lotus.config import rules
+from lotus.config import rules, usual
 from lotus.config.faults import one_of_each, sentence
 from lotus.config.page import Config, OneCut
 from lotus.config.request import Keep, Prune
@@ -89,6 +89,8 @@ def _no_config(file: Path, error: Exception) -> str:
     give = "Give a config file, e.g. configs/digits.yaml, or the folder of a run, e.g. runs/digits."
     if not file.exists():
         return f"there is no such file or folder. {give}"
+    if (file / "MODEL.md").is_file():
+        return "is an exported model, without weights to train on. Give the folder that it was exported from, e.g. RUN/finetune."
     if file.is_dir():
         return f"is a folder without a config.yaml, so no run's. {give}"
     why = (error.strerror or error) if isinstance(error, OSError) else "it is no text"
@@ -166,7 +168,7 @@ S = TypeVar("S", bound=Section)
 
 def _checked(kind: type[S], raw: Mapping[str, Any], at: tuple[str, ...], place: str) -> S:
     """The section ``kind``, which stands at ``at`` of the page, for a dictionary; ``place`` is named where there is no setting to."""
-    faults = list(_unknown(raw, kind, at))
+    faults = list(_unknown(raw, kind, at, OneCut if kind is OneCut else Config))
     try:
         section = kind.model_validate(raw)
     except ValidationError as error:
@@ -216,9 +218,9 @@ def _at(loc: Iterable[int | str]) -> type[Section] | None:
     return section
 
 
-def _where(loc: Iterable[int | str]) -> str:
-    """The setting at a place that pydantic names, without the kinds of value that it tried there."""
-    section: type[Section] | None = Config
+def _where(loc: Iterable[int | str], page: type[Section] = Config) -> str:
+    """The setting of ``page`` at a place that pydantic names, without the kinds of value that it tried there."""
+    section: type[Section] | None = page
     steps = []
     for step in loc:
         field = section.model_fields.get(str(step)) if section else None
@@ -276,8 +278,8 @@ def _set(raw: dict[str, Any], path: list[str], value: Any, override: str) -> Non
     here[path[-1]] = value
 
 
-def _unknown(raw: Any, section: type[BaseModel], place: tuple[str, ...]) -> Iterable[str]:
-    """A sentence for each setting that does not exist."""
+def _unknown(raw: Any, section: type[BaseModel], place: tuple[str, ...], page: type[Section] = Config) -> Iterable[str]:
+    """A sentence for each setting of ``section``, which stands at a place of ``page``, that does not exist."""
     if not isinstance(raw, Mapping) or section.model_config.get("extra") != "forbid":
         return
     fields = section.model_fields
@@ -288,12 +290,27 @@ def _unknown(raw: Any, section: type[BaseModel], place: tuple[str, ...]) -> Iter
             now = _now(new, value)
             yield f"{where}: is called {new} now. Say {'that' if now is None else f'{new}={now}'}."
         elif key not in fields:
-            known = ", ".join(fields)
-            yield f"{where}: no such setting.{nearest(str(key), fields) or f' Here: {known}.'}"
+            here = f" Here: {', '.join(fields)}."
+            yield f"{where}: no such setting.{suggested(where, fields, page) or here}"
         else:
             below = _section(fields[key].annotation)
             if below is not None:
-                yield from _unknown(value, below, (*place, str(key)))
+                yield from _unknown(value, below, (*place, str(key)), page)
+
+
+def suggested(where: str, near: Iterable[str], page: type[Section] = Config) -> str:
+    """``" Did you mean 'train.lr'?"`` for what is no setting of ``page``: one that others call so, one of a name among ``near`` that
+    is spelled alike, or one of that name in another section; else an empty string."""
+    steps = where.split(".")
+
+    def known(setting: str) -> bool:
+        return _where(setting.split("."), page) == setting
+
+    found = usual.meant(steps, known)
+    if not found and (alike := nearest(steps[-1], near)):
+        return alike
+    found = found or usual.elsewhere(steps, known)
+    return f" Did you mean {found!r}?" if found else ""
 
 
 def _now(where: str, value: Any) -> str | None:

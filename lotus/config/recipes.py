@@ -122,22 +122,22 @@ class Recipe(Section):
     )
     """Train on a fraction of each image's patches; null: on all. The baseline sees all of them always, and so
     does the proxy where it is not set there."""
-    evaluate_every: int = Field(1, ge=0)
+    evaluate_every: Annotated[int, Mark.MEASURES] = Field(1, ge=0)
     """Epochs between evaluations; 0: only after the last."""
     on_spike: Annotated[Literal["stop", "skip", "rewind"] | None, Mark.OF_TRAINING] = Field(None, examples=["skip"])
     """What becomes of a step that is not finite or whose loss jumped (guest ``loss_spikes`` says when). stop: the training ends. skip:
     the weights stay. rewind: back to a checkpoint from before, and its images and those of up to nine steps before it are passed
     over. Step, rate and images are logged. null: skip, and no jump is looked for. Three in a row end it always."""
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: Annotated[int, Mark.BESIDE] = Field(2, ge=1)
     """How many of the newest checkpoints stay while it trains."""
     zero: Literal[0, 1, 2, 3] = 1
     """DeepSpeed's ZeRO stage: 0 shares nothing out among the ranks, and is quicker for a small model; 1 shares the optimizer's state;
     2 and 3 gradients and weights too, for models that do not fit."""
-    deepspeed: Annotated[str, Mark.OF_TRAINING] = Field("", examples=["mine.json"])
+    deepspeed: Annotated[str, Mark.OF_TRAINING, Mark.FILE] = Field("", examples=["mine.json"])
     """A DeepSpeed JSON of your own, merged over ours; ``"auto"`` in it means ours."""
     compile: Annotated[bool, Mark.OF_TRAINING, Mark.OFF_WITHIN] = Field(False, examples=[True])
     """torch.compile the blocks (ZeRO 0 and 1)."""
-    save_minutes: float = Field(10, gt=0)
+    save_minutes: Annotated[float, Mark.BESIDE] = Field(10, gt=0)
     """Minutes between checkpoints inside an epoch; one is always written at the end of an epoch."""
 
     @model_validator(mode="before")

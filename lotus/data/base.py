@@ -42,6 +42,8 @@ class Loader(Protocol):
 
     kind: str
     """``ffcv`` or ``torch``."""
+    plan: SamplePlan
+    """Which rows, in which order."""
 
     def epoch(self, epoch: int, skip: int = 0, *, side: int | None = None, strength: float = 1.0) -> Iterator[Batch]:
         """The batches of an epoch, from number ``skip`` on: those before were gone through before a restart.

@@ -17,7 +17,7 @@ from lotus.data.format import Stored
 from lotus.data.pictures import Pixels
 from lotus.data.source import Source
 from lotus.data.views import uniform
-from selection.errors import Refused
+from selection.errors import Refused, reason
 
 SAMPLE = 10_000
 """Images over which mean and standard deviation are taken."""
@@ -79,7 +79,7 @@ def encoded(source: Source, data: config.Data) -> Iterator[Encoded]:
         except Refused:  # not one picture, but what they all come from
             raise
         except Exception as error:  # a damaged picture can raise anything
-            return Encoded(None, None, " ".join(f"{type(error).__name__}: {error}".split()), notes)
+            return Encoded(None, None, reason(error), notes)
 
     workers = cores.count(data.workers)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="lotus-prepare")

@@ -12,7 +12,7 @@ import numpy as np
 from lotus.data import pictures
 from lotus.data.pictures import Pixels
 from lotus.data.source import Source, as_labels, digest
-from selection.errors import Refused
+from selection.errors import Refused, reason
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,6 @@ class Stream:
                     if number == i:
                         return row
             except Exception as error:  # the network or the files: the library's own words say it best
-                why, after, self._next = " ".join(f"{type(error).__name__}: {error}".split()), self._next, 0
+                why, after, self._next = reason(error), self._next, 0
                 raise Refused(f"{self._where}: the stream breaks off after {after} images: {why}") from None
             raise Refused(f"{self._where}: the stream ends after {self._next} images. It was changed meanwhile.")

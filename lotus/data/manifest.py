@@ -14,7 +14,7 @@ from typing import Any, Self
 from lotus import files
 from lotus.data.format import Beton
 from selection import regular
-from selection.errors import Refused
+from selection.errors import Refused, reason
 
 FORMAT = 1
 _CHECKSUM = 16  # bytes
@@ -92,7 +92,7 @@ class Manifest:
             if changed:
                 return f"{path}: has changed since it was written. Delete it and run prepare."
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            return f"{path}: not a manifest ({error}). Delete it and run prepare."
+            return f"{path}: not a manifest ({reason(error)}). Delete it and run prepare."
         about = file.stat()
         if about.st_size != manifest.bytes:
             return (

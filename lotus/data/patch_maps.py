@@ -23,7 +23,7 @@ from lotus import files
 from lotus.data.pixel_ops import sent
 from lotus.data.views import DOWN, FLIP, HEIGHT, LEFT, RIGHT, TOP, WIDTH, View, middle, parameters
 from selection import npz, regular
-from selection.errors import Refused
+from selection.errors import Refused, reason
 
 FORMAT = 1
 _UNKNOWN = 127.5  # of what the asked model did not see: as good as the middle patch
@@ -109,7 +109,7 @@ def load(file: Path, *, fingerprint: str) -> Maps:
         if size < 1 or 0 in maps.shape:
             raise ValueError(f"no patches: {maps.shape} of {size} pixels")
     except Exception as error:  # a damaged file can break its parsers in any way
-        raise Refused(f"{file}: cannot be read ({error}). Delete it; it is made again.") from None
+        raise Refused(f"{file}: cannot be read ({reason(error)}). Delete it; it is made again.") from None
     if of != fingerprint:
         raise Refused(f"{file}: was made from other data. Delete it; it is made again.")
     return Maps(maps, size)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import ceil
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +46,18 @@ def checked_rows(rows: npt.ArrayLike, *, empty: bool = False, repeats: bool = Fa
         values, counts = np.unique(array, return_counts=True)
         raise Refused(f"rows: {values[counts > 1][0]} appears {counts.max()} times. Each image goes once an epoch.")
     return array
+
+
+class Step(NamedTuple):
+    """An optimizer step of all ranks."""
+
+    number: int
+    """In its epoch, from 0: the same for any number of ranks, of which many make no step of rows too few to share."""
+    group: int
+    rows: Rows
+    """(K,) of all ranks."""
+    parts: int
+    """Micro-batches in which each rank goes through it: ``accumulate``, and maybe fewer where a group or the epoch ends."""
 
 
 class SamplePlan:
@@ -128,7 +141,7 @@ class SamplePlan:
                     "fewer ranks."
                 )
         self.rows, self._groups = rows, groups
-        self._dealt: tuple[int, list[tuple[int, Rows]]] | None = None
+        self._dealt: tuple[int, list[Step]] | None = None
 
     @property
     def micro(self) -> int:
@@ -137,35 +150,26 @@ class SamplePlan:
 
     def order(self, epoch: int) -> Rows:
         """This rank's rows in epoch ``epoch``, in order. They are gone through in pieces of :meth:`sizes`."""
-        return np.concatenate([self._share(rows) for _, rows in self._steps(epoch)])
+        return np.concatenate([self._share(step.rows) for step in self.dealt(epoch)])
 
     def sizes(self, epoch: int) -> list[int]:
         """Images of each micro-batch of this rank: :attr:`micro`, and fewer where a group, or the epoch, ends."""
         sizes: list[int] = []
-        for _, rows in self._steps(epoch):
-            full, rest = divmod(len(rows) // self.world, self.micro)
+        for step in self.dealt(epoch):
+            full, rest = divmod(len(step.rows) // self.world, self.micro)
             sizes += [self.micro] * full + [rest] * (rest > 0)
         return sizes
 
     def batches(self, epoch: int = 0) -> list[int]:
-        """Micro-batches of each optimizer step of the epoch: ``accumulate``, and maybe fewer where a group or the epoch ends."""
-        return [ceil(len(rows) // self.world / self.micro) for _, rows in self._steps(epoch)]
-
-    def rows_at(self, epoch: int, micro: int) -> Rows:
-        """The rows, of all ranks, of the optimizer step that micro-batch ``micro`` of the epoch is a part of."""
-        step = np.searchsorted(np.cumsum(self.batches(epoch)), micro, side="right")
-        return self._steps(epoch)[int(step)][1]
-
-    def groups(self, epoch: int = 0) -> list[int]:
-        """The group that each optimizer step of the epoch is of."""
-        return [group for group, _ in self._steps(epoch)]
+        """Micro-batches of each optimizer step of the epoch."""
+        return [step.parts for step in self.dealt(epoch)]
 
     def steps(self, epoch: int = 0) -> int:
         """Optimizer steps of an epoch."""
         return len(self.batches(epoch))
 
-    def _steps(self, epoch: int) -> list[tuple[int, Rows]]:
-        """Group and rows, of all ranks, of each optimizer step; every rank has equally many of them."""
+    def dealt(self, epoch: int) -> list[Step]:
+        """The optimizer steps of the epoch; of each, every rank has equally many rows."""
         if self._dealt is not None and self._dealt[0] == epoch:
             return self._dealt[1]
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch]))
@@ -179,8 +183,10 @@ class SamplePlan:
         if self.shuffle and self._groups is not None:
             steps = [steps[place] for place in rng.permutation(len(steps))]
         even = [(group, piece[: len(piece) - len(piece) % self.world]) for group, piece in steps]
-        self._dealt = epoch, [(group, piece) for group, piece in even if len(piece)]
-        return self._dealt[1]
+        parts = [ceil(len(piece) // self.world / self.micro) for _, piece in even]
+        dealt = [Step(number, *one, many) for number, (one, many) in enumerate(zip(even, parts, strict=True)) if many]
+        self._dealt = epoch, dealt
+        return dealt
 
     def _share(self, rows: Rows) -> Rows:
         """This rank's part of a step: of each micro-batch of all ranks its slice, so that who is mixed with whom does not depend on

@@ -24,7 +24,7 @@ from lotus.data.folders import TRAIN, VAL
 from lotus.data.pictures import Pixels
 from lotus.data.source import Source, digest
 from selection import regular
-from selection.errors import Refused
+from selection.errors import Refused, reason
 
 _PICKLES = frozenset({"pyd", "pkl", "pickle", "pth", "pt"})
 _MOST = 1_000_000  # shards of one pattern
@@ -208,7 +208,7 @@ def _label(file: str, key: str, members: dict[str, tarfile.TarInfo], label: str)
         text = _bytes(file, member.offset_data, member.size).decode("utf-8").strip()
         value = json.loads(text)[name] if name else text
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Refused(f"{file}: {member.name} says no label ({type(error).__name__}: {error!s:.80}).") from None
+        raise Refused(f"{file}: {member.name} says no label ({reason(error, 80)}).") from None
     if type(value) not in (int, str):
         raise Refused(f"{file}: {member.name} says no label, but a {type(value).__name__}.")
     return str(value).strip()

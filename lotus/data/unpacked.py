@@ -18,7 +18,7 @@ from lotus.data.pictures import Pixels
 from lotus.data.source import Source
 from lotus.data.torch_loader import view
 from lotus.data.views import Look, View, parameters
-from selection.errors import Refused
+from selection.errors import Refused, reason
 
 
 def batches(
@@ -42,7 +42,7 @@ def _seen(source: Source, row: int, how: View) -> Pixels:
     try:
         pixels = source.read(row)
     except Exception as error:  # whatever a damaged image makes its reader raise
-        raise Refused(f"{source.name(row)}: cannot be read ({type(error).__name__}: {error}). Take it away.") from None
+        raise Refused(f"{source.name(row)}: cannot be read ({reason(error)}). Take it away.") from None
     return seen(pixels, how)
 
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from lotus.data.source import Source
+from selection.errors import reason
 
 SIDE = 32
 
@@ -33,7 +34,7 @@ def look(source: Source, workers: int = 2) -> Looked:
         try:
             pixels = source.read(row)
         except Exception as error:  # a file from elsewhere may break its reader in any way
-            damaged[row] = " ".join(str(error).split()) or type(error).__name__
+            damaged[row] = reason(error)
             return
         small[row] = np.asarray(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BOX))
 

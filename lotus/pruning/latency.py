@@ -26,7 +26,7 @@ from lotus.pruning import surgery
 from lotus.pruning.plan import BlockPlan, Plan
 from lotus.vit import anatomy, cost
 from lotus.vit.anatomy import Dims
-from selection.errors import Refused
+from selection.errors import Refused, reason
 
 CLOSE = 0.02
 """A measured latency that differs from what was asked by so large a fraction of it is what was asked: two timings differ as much."""
@@ -124,9 +124,7 @@ class Table:
                 raw[name] = tuple(raw[name])
             return cls(**raw)
         except (ValueError, KeyError, TypeError) as error:
-            raise Refused(
-                f"This is no table of latencies ({type(error).__name__}: {error}). Measure it again."
-            ) from None
+            raise Refused(f"This is no table of latencies ({reason(error)}). Measure it again.") from None
 
 
 def timings(model: nn.Module, *, repeats: int = 5) -> int:

@@ -12,7 +12,7 @@ from torch import nn
 
 from lotus.vit import anatomy, cost
 from lotus.vit.anatomy import Dims
-from selection.errors import Refused
+from selection.errors import Refused, reason
 
 FORMAT = 2
 """Of a plan that takes out sublayers or inputs; one that does not is written as 1, which older versions read."""
@@ -204,7 +204,7 @@ class Plan:
                 for row in rows
             ]
         except (ValueError, KeyError, TypeError) as error:
-            raise Refused(f"This is no plan ({type(error).__name__}: {error}).") from None
+            raise Refused(f"This is no plan ({reason(error)}).") from None
         if newer:
             raise Refused(f"The plan has format {raw['format']}, this LOTUS reads up to {FORMAT}. Take a newer LOTUS.")
         return cls(tuple(BlockPlan(*parts) for parts in read))

@@ -24,7 +24,7 @@ from lotus.vit import model as door
 from lotus.vit import weights as weights_of
 from lotus.vit.preprocessing import preprocessing, resizing
 from selection import regular
-from selection.errors import Refused
+from selection.errors import Refused, reason
 
 KIND = "lotus-vit"
 FORMAT = 2
@@ -250,13 +250,13 @@ def _open(folder: Path) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
     try:
         weights = load_file(regular.check(file))
     except (OSError, SafetensorError) as error:
-        raise Refused(f"{file}: cannot be read ({error}). Is it whole?") from None
+        raise Refused(f"{file}: cannot be read ({reason(error)}). Is it whole?") from None
     try:
         rows = [described.row_of(row) for row in spec["blocks"]]
         origin = {"name": spec["model"]["name"], "args": dict(spec["model"]["args"])}
         kernels = dict(spec.get("convolutions", {}))
     except (TypeError, KeyError, ValueError) as error:
-        raise Refused(f"{folder / SPEC}: is damaged ({type(error).__name__}: {error}).") from None
+        raise Refused(f"{folder / SPEC}: is damaged ({reason(error)}).") from None
     return described.skeleton(origin, rows, kernels, place=str(folder / SPEC)), weights, origin
 
 
@@ -294,7 +294,7 @@ def read(folder: str | Path) -> dict[str, Any]:
             ) from None
         raise Refused(f"{folder}: is no model folder (it has no {SPEC}). Give one, e.g. RUN/finetune.") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise Refused(f"{file}: cannot be read ({error}). Is it whole?") from None
+        raise Refused(f"{file}: cannot be read ({reason(error)}). Is it whole?") from None
     known = isinstance(spec, dict) and spec.get("kind") == KIND and type(spec.get("format")) is int
     if not known or spec["format"] < 1:
         raise Refused(f"{file}: was not written by LOTUS.")

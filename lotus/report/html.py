@@ -24,7 +24,7 @@ from lotus.report.names import plain
 from lotus.report.numbers import count, percent, si
 from lotus.stage import named
 from selection import regular
-from selection.errors import Refused
+from selection.errors import Refused, reason
 
 _SHEET = 24  # images at each end of the scores
 
@@ -120,7 +120,7 @@ def _results(folder: Path, stages: Stages) -> dict[str, Any]:
         raise Refused(f"{folder}: no results.json here, so no finished run. Run: lotus run CONFIG.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise Refused(
-            f"{file}: cannot be read ({error}). Run the report stage again: lotus run CONFIG --from report."
+            f"{file}: cannot be read ({reason(error)}). Run the report stage again: lotus run CONFIG --from report."
         ) from None
     is_ours = isinstance(results, dict) and results.get("format") == ledger.FORMAT
     if not is_ours or not isinstance(results.get(named(stages, "shipped")), dict):

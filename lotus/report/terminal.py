@@ -110,10 +110,10 @@ def ticket_page(
 
     Args:
         classes: (name, kept, of): images of each class in the ticket and in the data
-        scores: (N,), higher = keep first, may hold +inf; None where the policy read none
+        scores: (N,), higher = keep first, may hold +inf; None where the picker read none
         rows: (K,) the ticket
         title: how it was drawn
-        highest_first: whether the policy keeps the highest
+        highest_first: whether the picker keeps the highest
         warnings: a line each
         out: where it was written
         console: None: standard output
@@ -133,7 +133,7 @@ def ticket_page(
 
 
 def _classes_table(classes: Sequence[tuple[str, int, int]]) -> Table:
-    """A line a class; of many the first, and one for the rest."""
+    """A line a class, and one of all; of many classes the first, and one for the rest."""
     table = _table("class", "kept", "of", "")
     most = len(classes) if len(classes) <= _CLASSES else _CLASSES - 1
     for name, kept, of in classes[:most]:
@@ -143,10 +143,11 @@ def _classes_table(classes: Sequence[tuple[str, int, int]]) -> Table:
         shares = [kept / of for _, kept, of in rest if of]
         span = f"{percent(min(shares))} to {percent(max(shares))}" if shares else ""
         table.add_row(Text(f"and {len(rest)} more", "dim"), *_summed(rest), span)
-    total = sum(of for *_, of in classes)
-    share = percent(sum(kept for _, kept, _ in classes) / total) if total else ""
-    table.add_section()
-    table.add_row("all", *_summed(classes), share, style="bold")
+    if len(classes) != 1:  # of one class, as of images without labels, it would stand there twice
+        total = sum(of for *_, of in classes)
+        share = percent(sum(kept for _, kept, _ in classes) / total) if total else ""
+        table.add_section()
+        table.add_row("all", *_summed(classes), share, style="bold")
     return table
 
 

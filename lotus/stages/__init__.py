@@ -23,7 +23,7 @@ from lotus.stages.checks import check
 from lotus.stages.commands import evaluate_model, patch_ticket
 from lotus.stages.dry_run import costs, forecast
 from lotus.stages.order import go
-from lotus.stages.shelf import STAGES, run_of
+from lotus.stages.shelf import STAGES, passed_over, run_of
 
 __all__ = [
     "STAGES",
@@ -36,6 +36,7 @@ __all__ = [
     "evaluate_model",
     "forecast",
     "go",
+    "passed_over",
     "patch_ticket",
     "run_of",
 ]

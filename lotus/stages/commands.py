@@ -145,8 +145,7 @@ def _draw_ticket(
     scores = held.pooled(held.seen(torch.from_numpy(rows), 0))
     kept = torch.zeros_like(scores, dtype=torch.bool).scatter(1, top(scores, told["kept"]), True)
     with context.images(run.train_beton, rows, context.config.train, trained) as loader:
-        shades = torch.cat([batch.images.cpu() for batch in loader.epoch(0)]).permute(0, 2, 3, 1).numpy()
-    images = ((shades * manifest.std + manifest.mean) * 255).round().clip(0, 255).astype(np.uint8)
+        images = torch.cat([context.pixels(batch.images) for batch in loader.epoch(0)]).permute(0, 2, 3, 1).numpy()
     grid = tuple(trained.patch_embed.grid_size)
     by = f"{told['score']} of {told['model']}" if told["model"] else told["score"]
     lines = [

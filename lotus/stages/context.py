@@ -16,7 +16,7 @@ from lotus.run import Run
 from lotus.shelves import known
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from lotus.config import Augment
     from lotus.data.beton import Manifest
@@ -139,6 +139,14 @@ class Context:
             size=size, augment=augment, seed=seed, mean=pixels.mean, std=pixels.std,
             crop=pixels.crop, interpolation=pixels.interpolation, crop_mode=pixels.mode,
         )  # fmt: skip
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Bytes of normalized images (B, 3, S, S), as :meth:`loader` gives them, on the CPU."""
+        import torch
+
+        how = self.preprocessing()
+        mean, std = (torch.tensor(three, dtype=torch.float32).reshape(3, 1, 1) for three in (how.mean, how.std))
+        return ((images.float().cpu() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
     def new_model(self) -> nn.Module:
         """The dense ViT of the config, the same start for the same seed."""

@@ -26,8 +26,8 @@ _CALIBRATED = 256
 
 def export(context: Context) -> Work:
     import lotus.pruning
+    from lotus.export import add_eight_bits, lines
     from lotus.export import export as send
-    from lotus.export import lines
     from lotus.vit import cost
 
     run, settings, device = context.run, context.config.export, context.world.device
@@ -62,7 +62,9 @@ def export(context: Context) -> Work:
         "latency_ms": latency, "tokens": tokens, "width": {"kept": widths[1], "of": widths[0]},
     }  # fmt: skip
     if settings.int8 and sent["onnx"]:
-        values["int8"] = _eight_bits(context, model)
+        values["int8"] = told = _eight_bits(context, model)
+        reached = [told[name]["top1"] for name in ("fp32", "int8")]
+        add_eight_bits(run.of("export"), told["calibrated_on"], reached, told["images"])
     write_json(run.of("export") / "export.json", {**sent, "latency_ms": latency, "int8": values.get("int8")})
     yield Wrote("export", str(run.of("export")))
     left = tuple(
@@ -111,19 +113,11 @@ def _validated(run: Run) -> int:
 
 def _given(context: Context, model: Any, rows: np.ndarray | None) -> Iterator[tuple[Tensor, Tensor]]:
     """Images as model.onnx takes them, and labels: of the training images ``rows``, or all that validate."""
-    import torch
-
     file = context.run.val_beton if rows is None else context.run.train_beton
-    manifest = context.manifest()
-    mean, std = (
-        torch.tensor(three, dtype=torch.float32).reshape(1, 3, 1, 1) for three in (manifest.mean, manifest.std)
-    )
+    in_bytes = context.config.export.onnx_input == "uint8"
     with context.images(file, rows, context.config.train, model) as loader:
         for batch in loader.epoch(0):
-            images = batch.images.float().cpu()
-            if context.config.export.onnx_input == "uint8":
-                images = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-            yield images, batch.labels.cpu()
+            yield context.pixels(batch.images) if in_bytes else batch.images.float().cpu(), batch.labels.cpu()
 
 
 def _check(ahead: Ahead) -> None:

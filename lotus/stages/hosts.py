@@ -55,8 +55,8 @@ class Hosts:
 
     def share(self) -> None:
         """Bring the copies up to date with rank 0's folder; every rank calls."""
+        self._world.barrier()
         if not self.any:
-            self._world.barrier()
             return
         places = _listed(self._run) if self._world.is_main or self.copies else {}
         stands = {name: [path.stat().st_size, path.stat().st_mtime_ns] for name, path in places.items()}
@@ -100,6 +100,7 @@ class Hosts:
             refusal = error
         except OSError as error:
             refusal = Refused(f"{self._run.folder}: cannot be written on this host ({error.strerror or error}).")
+        self._world.barrier()  # it may take long
         if self._world.any(refusal):
             raise refusal or Refused("another host has refused to go on; it says why")
 

@@ -21,7 +21,7 @@ from lotus.stages.checks import check, look_ahead
 from lotus.stages.context import Context
 from lotus.stages.hosts import Hosts
 from lotus.stages.own_stage import begun
-from lotus.stages.shelf import check_named, run_of
+from lotus.stages.shelf import check_named, passed_over, run_of
 from selection.errors import Refused
 
 _LONG = 2e9  # bytes, from which on it is said that they are read
@@ -62,6 +62,8 @@ def go(
     context = Context.open(run, shelves) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
     lead = context is None or context.world.rank == 0
     with _held(run, context, lead):
+        if left := passed_over(run, until):
+            yield _logged(run, Said(names[-1], left, level="warning"), lead)
         earlier = None if replace or not lead else Earlier(run)
         yield from _go(run, context, names, asked, shelves, earlier)
         if earlier is not None and earlier.kept:
@@ -104,6 +106,7 @@ def _lead(context: Context | None, action: Callable[[], object]) -> None:
             action()
         except Refused as error:
             refusal = error
+    _wait(context)  # it may take long
     if context is not None and context.world.any(refusal):
         raise refusal or Refused("rank 0 has refused to go on")
     if refusal is not None:
@@ -179,6 +182,8 @@ def _each(
         if lead:
             stood |= run.forget([name])
         yield from _carry_out(run.stages[name], why, context, lead)
+    if context is not None:
+        context.share()  # what the last one left
 
 
 def _why(run: Run, context: Context | None, name: str) -> str | None:
@@ -202,11 +207,11 @@ def _elsewhere(stage: Stage, context: Context | None) -> None:
 def _carry_out(stage: Stage, why: str, context: Context, lead: bool) -> Iterator[Event]:
     """A stage, from its beginning to its record."""
     run, name = context.run, stage.name
-    yield _logged(run, Began(name, why), lead)
     if stage.every_rank:
         from lotus.training.engine import ready
 
-        ready()
+        ready()  # not later: with the first images it would be silence for too long
+    yield _logged(run, Began(name, why), lead)
     began = time.perf_counter()
     if stage.every_rank:
         outcome = yield from _make(stage, context, lead)
@@ -237,6 +242,8 @@ def _make(stage: Stage, context: Context, lead: bool) -> Work:
         except StopIteration as end:
             return end.value
         except Rewound as rewound:
+            if context.world.size > 1:
+                context.share()  # a host apart has no checkpoint of this stage yet
             making, event = begun(stage, context), Said(stage.name, str(rewound), "warning")
         except KeyboardInterrupt as stopped:
             if full is None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 
 from lotus.config import Config
 from lotus.events import Wrote
+from lotus.run import Run
 from lotus.stage import TRAIN_FORWARDS, Outcome, Stage, Work
 from lotus.stages.ahead import LOOK, Ahead, Cost, asked_of_patches, check_recipe, check_weights
 from lotus.stages.context import PARTS, Context
@@ -61,6 +64,15 @@ def _check(ahead: Ahead) -> None:
     check_recipe("score", settings, proxy)
     if settings.model is not None:
         check_weights("score.model", settings.model)
+        _check_fit(ahead)
+
+
+def _check_fit(ahead: Ahead) -> None:
+    """Refuse weights of the proxy's own model that cannot be had or are another model's: they are loaded, where one is needed."""
+    own = ahead.config.score.model
+    if own is not None and (own.weights or own.pretrained) and Run(ahead.config).needs_proxy:
+        with warnings.catch_warnings(action="ignore"):  # said when it is made to be watched
+            proxy_model(ahead.config, 10)
 
 
 def _forecast(ahead: Ahead) -> Cost:

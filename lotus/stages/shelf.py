@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import warnings
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -12,7 +13,7 @@ from lotus.config import Config
 from lotus.run import Run, brought
 from lotus.shelves import known
 from lotus.stage import Stage, of
-from selection.errors import Refused
+from selection.errors import Notice, Refused
 from selection.methods import check_choice, nearest
 
 STAGES: tuple[Stage, ...] = tuple(importlib.import_module(f"lotus.stages.{name}").STAGE for name in stage_names.STAGES)
@@ -76,6 +77,9 @@ def _join(joined: list[Stage], stage: Stage, config: Config, file: str) -> None:
         if name not in names:
             raise Refused(f"{place} names {name!r}, which is no stage.{nearest(name, names)} Here: {', '.join(names)}.")
     if stage.name in names:
+        warnings.warn(
+            f"{place} takes the place of the one of that name. Call it otherwise to have both.", Notice, stacklevel=2
+        )
         joined[names.index(stage.name)] = stage
         return
     stage = dataclasses.replace(stage, before=stage.before or (names[-1],))
@@ -103,6 +107,13 @@ def check_asked(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
         if name in names[:number]:
             raise Refused(f"stages: {name!r} is named twice. Name it once, with all of its settings.")
         there[name].options(config)
+
+
+def passed_over(run: Run, until: str | None) -> str:
+    """What ``stages`` names and no stage on the way to ``until`` reads, in a sentence; empty where there is nothing."""
+    names = run.plan(until)
+    left = [one.name for one in run.config.stages if one.name in run.stages and one.name not in names]
+    return f"stages: {', '.join(left)}: not read by {names[-1]}, and left to lotus run" if left else ""
 
 
 def check_named(name: str | None, names: Sequence[str], place: str) -> None:

@@ -12,7 +12,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from lotus.training.distributed import World
 from selection import regular
 from selection.errors import Refused
 
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"\d{6,}")
 _STATE, _MANIFEST = "state.json", "manifest.json"
 
@@ -144,7 +144,8 @@ def verify(path: Path) -> dict[str, Any]:
                 raise Damaged(f"{name} has {size} bytes of {told['bytes']}")
             if files.digest_of(path / name, sha256=True) != told["sha256"]:
                 raise Damaged(f"{name} is not what was written")
-        return json.loads((path / _STATE).read_text(encoding="utf-8"))
+        told = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        return {**told, "key": told["key"], "state": dict(told["state"])}
     except FileNotFoundError as error:
         raise Damaged(f"{Path(error.filename).name} is missing") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -175,6 +176,24 @@ def check_fits(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) 
                 f"{checkpoint.path}: of another model: {name} is {has} there and {needed} here. "
                 f"Remove {checkpoint.path.parent}, or give the run another folder."
             )
+
+
+@contextlib.contextmanager
+def taken_up(checkpoint: Checkpoint) -> Iterator[None]:
+    """While its parts go where they belong.
+
+    Raises:
+        Refused: one does not fit: another version of LOTUS, or of a guest, has written it.
+    """
+    try:
+        yield
+    except Refused:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise Refused(
+            f"{checkpoint.path}: another version has written it, and it cannot be taken up ({type(error).__name__}: {error}). Remove "
+            f"{checkpoint.path.parent}, and the training begins anew."
+        ) from error
 
 
 def _write(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:

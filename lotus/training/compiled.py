@@ -41,7 +41,10 @@ class Compiled:
         self._seen: Tensor | None = None
         self._hook = None if whole else blocks.register_forward_pre_hook(self._look)  # type: ignore[union-attr]
         self._before = torch._dynamo.config.recompile_limit, dict(_counted())
-        torch._dynamo.config.recompile_limit = max(_FEWEST, _A_BLOCK * len(self._parts))  # timm makes it a million
+        most = _A_BLOCK * len(self._parts) + 1  # and one in which a block is timed
+        torch._dynamo.config.recompile_limit = max(_FEWEST, most)  # timm makes it a million
+        self._known: tuple[int, ...] | None = None  # what of it was told
+        self._warned = 0
         for part in self._parts:
             part.compile(backend=BACKEND)
 
@@ -53,9 +56,38 @@ class Compiled:
         for part in self._parts:
             part._compiled_call_impl = None
 
+    def news(self) -> str:
+        """What there is to tell, after an epoch: first what it brought, then what more was compiled; empty: nothing."""
+        if self._known is None:
+            text = self.sentence()
+            self._known = self._since()  # what is timed may be compiled for that
+            return text
+        (graphs, broken, _), before = self._since(), self._known
+        if (graphs, broken) == before[:2]:
+            return ""
+        self._known = self._since()
+        more = f", in all broken in {broken} places" if broken > before[1] else ""
+        return f"compiled: {graphs - before[0]} more, {graphs} graphs in all{more}"
+
+    def warning(self) -> str:
+        """That something is not compiled, as soon as it is so; empty: nothing more."""
+        over = self._since()[2]
+        if over == self._warned:
+            return ""
+        self._warned = over
+        return (
+            f"compiling ends for {over} function{'s' * (over != 1)}, beyond torch's bound of "
+            f"{torch._dynamo.config.recompile_limit} graphs: what is new to them is computed as without it"
+        )
+
+    def _since(self) -> tuple[int, ...]:
+        """Graphs, breaks in them and frames beyond the bound, since this was made."""
+        now = _counted()
+        return tuple(now[name] - self._before[1][name] for name in now)
+
     def sentence(self) -> str:
         """What it brought so far: the time of a block's forward and backward pass beside that of the same block as it was."""
-        graphs, broken, over = (_counted()[name] - self._before[1][name] for name in _counted())
+        graphs, broken, over = self._since()
         told = f"compiled: {graphs} graph{'s' * (graphs != 1)} for {len(self._parts)} blocks"
         if self._seen is not None and not any("forward" in vars(part) for part in self._parts[0].modules()):
             # one that goes another way, e.g. on fewer tokens, has no time without the blocks around it
@@ -106,8 +138,16 @@ def _counted() -> dict[str, int]:
     return {
         "graphs": counters["stats"]["unique_graphs"],
         "breaks": sum(counters["graph_break"].values()),
-        "beyond": sum(counters["recompile_limit"].values()) if "recompile_limit" in counters else 0,
+        "beyond": beyond(),
     }
+
+
+def beyond() -> int:
+    """Frames that torch went on without compiling, beyond its bound, in this process so far: some versions count them by themselves,
+    others among all that cannot be compiled."""
+    counters = torch._dynamo.utils.counters
+    named = sum(count for text, count in counters["unimplemented"].items() if "recompile limit" in text.lower())
+    return named + sum(counters["recompile_limit"].values())
 
 
 def _check(device: torch.device, place: str) -> None:

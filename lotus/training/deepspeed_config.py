@@ -12,7 +12,7 @@ import torch
 from lotus.config import Recipe
 from lotus.training.distributed import World
 from lotus.training.muon import Muon
-from selection.errors import Refused
+from selection.errors import Refused, reason
 
 _LARGEST_BUCKET = int(5e8)  # numbers, DeepSpeed's own default
 # These look at a whole tensor (its norm, its rows and columns), and ZeRO 1 to 3 give them flat vectors of many; Adagrad is
@@ -106,7 +106,7 @@ def _read(file: Path, place: str) -> dict[str, Any]:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(
-            f"{place}.deepspeed: {file} cannot be read ({error}). Give a DeepSpeed JSON, or nothing."
+            f"{place}.deepspeed: {file} cannot be read ({reason(error)}). Give a DeepSpeed JSON, or nothing."
         ) from None
     except (ValueError, RecursionError) as error:
         raise Refused(f"{place}.deepspeed: {file} is no JSON: {error}.") from None

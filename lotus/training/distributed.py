@@ -132,8 +132,16 @@ class World:
         return there
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
-        self.max(0)
+        """Wait until every rank is here, which may take as long as another one works alone; a wish to stop is heard meanwhile, as it is
+        not within torch."""
+        if self.size == 1:
+            return
+        met = dist.all_reduce(torch.zeros(1, device=self.device), async_op=True)
+        pause = 0.0005
+        while not met.is_completed():
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
+        met.wait()
 
 
 def leave(code: int = 0) -> NoReturn:
@@ -239,7 +247,8 @@ class Wishes:
     """What ranks ask of each other after their steps: the largest wish is everybody's.
 
     Several GPUs would have to be waited for after each step. So they ask about once a second, all after the same step: how long a
-    step takes is exchanged with the wish. What computes on the host asks after each.
+    step takes is exchanged with the wish. It is known only once they were waited for, so that at first they ask more often. What
+    computes on the host asks after each.
     """
 
     def __init__(self, world: World, clock: Callable[[], float]) -> None:
@@ -263,7 +272,7 @@ class Wishes:
         told = world.max(wish * (_MILLISECONDS + 1) + each)  # of the same wish the slowest rank's time
         self._asked, self._steps = now, 0
         wish, each = divmod(told, _MILLISECONDS + 1)
-        self._every = min(max(1, 1000 // max(each, 1)), _MOST_STEPS)
+        self._every = min(max(1, 1000 // max(each, 1)), 2 * self._every, _MOST_STEPS)
         return wish
 
 

@@ -17,7 +17,7 @@ import io
 import itertools
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -134,16 +134,9 @@ class Engine:
         if not self._plain:
             self._engine.step()
             return bool(self._engine.was_step_applied())
-        parameters = list(self._named.values())
-        for p in parameters:
-            if p.grad is None:  # as where gradients are reduced
-                p.grad = torch.zeros_like(p)
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not torch.isfinite(norm):  # reduced gradients are the same on all ranks, and so is this
+        if not clipped(list(self._named.values()), self._clip):  # gradients are the same on all ranks, and so is this
             self._engine.zero_grad()
             return False
-        if self._clip:
-            nn.utils.clip_grads_with_norm_(parameters, self._clip, norm)
         self._engine.step()
         return True
 
@@ -398,6 +391,22 @@ class Engine:
         if key == "step" and not (group.get("fused") or group.get("capturable")):
             return value.clone()
         return value.to(master.device, copy=True)
+
+
+def clipped(parameters: Sequence[nn.Parameter], most: float) -> bool:
+    """Whether all gradients together are finite; then of a norm of at most ``most`` (0: any).
+
+    A GPU is waited for here, once a step and nowhere else: no optimizer can be told afterwards that a step was none, the schedule
+    counts the steps that were, and the guests act by it before the next forward pass.
+    """
+    for p in parameters:
+        if p.grad is None:  # as where gradients are reduced
+            p.grad = torch.zeros_like(p)
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    finite = bool(torch.isfinite(norm))
+    if finite and most:
+        nn.utils.clip_grads_with_norm_(parameters, most, norm)
+    return finite
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ Letters: B batch, C classes, S side of an image.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lotus.training.distributed import StopFlag, World
+from lotus.training.distributed import StopFlag, Wishes, World
 from selection.errors import Refused
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def evaluate(forward: nn.Module | Callable[[Tensor], Tensor], loader: Loader, wo
 def evaluate_classes(
     forward: nn.Module | Callable[[Tensor], Tensor], loader: Loader, world: World, *, stop: StopFlag | None = None
 ) -> tuple[dict[str, float], dict[str, list[int]]]:
-    """Go through ``loader`` once and count, exactly: over ranks nothing is repeated and nothing left out.
+    """Go through ``loader`` once and count, exactly: over ranks nothing is repeated and nothing left out. Ranks tell each other
+    beforehand how many batches they have, and on the way of a wish to stop, as in training.
 
     Args:
         forward: (B, 3, S, S) -> (B, C) logits. A module is put into eval mode meanwhile.
@@ -68,14 +70,12 @@ def evaluate_classes(
     sums = torch.zeros(4, dtype=torch.float64, device=world.device)  # images, top 1, top 5, loss
     classes = torch.zeros(2, 0, dtype=torch.int64, device=world.device)  # right and of, as many classes as were met
     images: Tensor | None = None
+    most, wishes = world.max(len(loader.plan.sizes(0))), Wishes(world, time.perf_counter)
     with _evaluating(forward), closing(loader, 0, 0) as batches, torch.no_grad():
-        while True:
-            batch = next(batches, None)
-            wish = world.max(STOP if stop else int(batch is not None))
-            if wish == STOP:
+        for _ in range(most):
+            if wishes.exchanged(STOP if stop else 0):
                 raise Stopped("stopped while evaluating")
-            if not wish:
-                break
+            batch = next(batches, None)
             if batch is None:
                 if images is not None:
                     forward(images)  # under ZeRO 3 no rank can go forward alone, and another one has a batch left

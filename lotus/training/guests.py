@@ -71,8 +71,8 @@ class Position:
     """How far a training is: what a checkpoint says beside its tensors."""
 
     epoch: int = 0
-    micro: int = 0
-    """Micro-batches of this epoch that are done."""
+    epoch_step: int = 0
+    """Of this epoch, the number of the next step (:attr:`lotus.data.sample_plan.Step.number`), which any number of ranks knows."""
     step: int = 0
     """Optimizer steps that were tried; :attr:`applied` of them were finite and moved the weights."""
     applied: int = 0
@@ -142,9 +142,11 @@ class Micro:
 
     epoch: int
     number: int
-    """In the epoch, from 0."""
+    """In the epoch, from 0, where each step has as many as any: the same for any number of ranks."""
     world: World
     objective: Objective
+    last: bool = True
+    """Whether it is the last of its step."""
 
     def mixed(self, pictures: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`lotus.training.objective.Objective.mix`; every rank calls."""

@@ -42,12 +42,13 @@ class Lesson:
         _seed(_hash(self.objective.seed, at.step, world.rank), world.device)
         losses, images = [], 0
         for part in range(parts):
-            micro = Micro(at.epoch, at.micro + part, world, self.objective)
+            number, last = at.epoch_step * self.plan.accumulate + part, part == parts - 1
+            micro = Micro(at.epoch, number, world, self.objective, last)
             batch = next(batches)
             for guest in self.guests:
                 batch = guest.show(batch, micro)
             loss = self._loss(batch, micro)
-            self.engine.backward(loss / self.plan.micro, last=part == parts - 1)
+            self.engine.backward(loss / self.plan.micro, last=last)
             losses.append(loss.detach())
             images += len(batch.labels)
         return torch.stack(losses).sum(), images

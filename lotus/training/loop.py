@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from lotus.config import Recipe
 from lotus.events import Evaluated, Event, Said
 from lotus.training import threads
-from lotus.training.checkpoint import Checkpoint, Checkpoints, check_fits
+from lotus.training.checkpoint import Checkpoint, Checkpoints, check_fits, taken_up
 from lotus.training.distributed import StopFlag, Wishes, World
 from lotus.training.engine import Engine
 from lotus.training.evaluation import STOP, closing, evaluate_classes
@@ -35,14 +35,14 @@ from lotus.training.guests import Epoch, Guest, Position, Training, in_order, ma
 from lotus.training.lesson import Lesson, counts_of
 from lotus.training.objective import Objective
 from lotus.training.optim import make_optimizer, make_schedule, unusual
-from lotus.training.pace import Pace, StepCount, left
+from lotus.training.pace import Pace, StepCount
 from lotus.training.spikes import Passed, Spike, became
 from lotus.vit.cost import macs
 from lotus.vit.model import image_size
 
 if TYPE_CHECKING:
     from lotus.data.base import Batch, Loader
-    from lotus.data.sample_plan import SamplePlan
+    from lotus.data.sample_plan import SamplePlan, Step
 
 _SAVE, _STOP = 1, STOP
 
@@ -172,7 +172,6 @@ class _Course:
         self._threads = 0
         self._taken_up = False
         """From the middle of an epoch, just now."""
-        self._told_of: Engine | None = None
 
     def begin(self) -> Iterator[Event]:
         """From a checkpoint or from nothing; tells which."""
@@ -190,7 +189,7 @@ class _Course:
         engine = self._engage(self.model)
         if checkpoint is not None:
             self.at = self._book.restore(checkpoint, engine)
-            self._taken_up = self.at.micro > 0
+            self._taken_up = self.at.epoch_step > 0
         self.at = dataclasses.replace(self.at, rewinds=len(self._passed.stretches), threads=torch.get_num_threads())
         yield from self._job.told(*(Said(self._job.stage, text, level) for text, level in notes))
         self._saved, self._wishes = self._job.clock(), Wishes(self._job.world, self._job.clock)
@@ -200,41 +199,43 @@ class _Course:
 
     def epoch(self) -> Iterator[Event]:
         """From where it is to its end, evaluated and saved."""
-        plan, at = self._data.plan, self.at
-        view = self._draw(at.epoch)
-        count = StepCount.of(plan, at, self._recipe.epochs)
+        at, view = self.at, self._draw(self.at.epoch)
+        steps = self._data.plan.dealt(at.epoch)
+        count = StepCount.of(steps, at, self._recipe.epochs)
+        through = sum(step.parts for step in steps if step.number < at.epoch_step)
         self._lesson.engine.module.train()
         if self._taken_up:  # it may have been stopped while a model was being replaced
             self._taken_up = False
             yield from self._replacements(count)
         self._pace.resume()
-        with closing(self._data.loader, at.epoch, at.micro, **view) as batches:
-            parts_left = left(plan.batches(at.epoch), at.micro)
-            groups, fed = plan.groups(at.epoch), self._pace.fed(batches)
-            for parts, group in zip(parts_left, groups[len(groups) - len(parts_left) :], strict=True):
+        with closing(self._data.loader, at.epoch, through, **view) as batches:
+            fed = self._pace.fed(batches)
+            for step in [step for step in steps if step.number >= at.epoch_step]:
                 if self._passed.covers(self.at.step):
-                    self._pass_over(fed, parts)
+                    self._pass_over(fed, step)
                     continue
-                yield from self._step(fed, parts, group, count)
+                yield from self._step(fed, step, count)
                 self._save_if_due(count)
-        yield from self._compiled_told()
         with self._saved_where_stopped(count):
             for guest in self._guests:
                 guest.end_epoch(at.epoch)
         if self._is_evaluated():
             yield from self._evaluate(count)
+        yield from self._told_of_compiling()
         for guest in self._guests:  # not sooner: whoever is stopped while evaluating must do this epoch's end again
             for text in guest.close_epoch(self.at):
                 yield from self._job.told(Said(self._job.stage, f"epoch {at.epoch + 1}: {text}"))
-        self.at = dataclasses.replace(self.at, epoch=at.epoch + 1, micro=0)
+        self.at = dataclasses.replace(self.at, epoch=at.epoch + 1, epoch_step=0)
         self._save()
 
-    def _compiled_told(self) -> Iterator[Event]:
-        """What compiling brought, after the first epoch of an engine."""
-        engine = self._lesson.engine
-        if engine is not self._told_of and engine.compiled is not None:
-            yield from self._job.told(Said(self._job.stage, engine.compiled.sentence()))
-        self._told_of = engine
+    def _told_of_compiling(self, *, at_once: bool = False) -> Iterator[Event]:
+        """What compiling brought, and what it does not; ``at_once`` that alone."""
+        if (compiled := self._lesson.engine.compiled) is None:
+            return
+        if not at_once and (text := compiled.news()):
+            yield from self._job.told(Said(self._job.stage, text))
+        if text := compiled.warning():
+            yield from self._job.told(Said(self._job.stage, text, "warning"))
 
     def leaving(self) -> dict[str, Tensor]:
         """The weights that leave."""
@@ -277,20 +278,21 @@ class _Course:
         self._lesson = dataclasses.replace(self._lesson, counts=self._counts)
         return asked.view
 
-    def _step(self, batches: Iterator[Batch], parts: int, group: int, count: StepCount) -> Iterator[Event]:
+    def _step(self, batches: Iterator[Batch], step: Step, count: StepCount) -> Iterator[Event]:
         """An optimizer step, and what is told of it."""
-        world, at, guests = self._job.world, self.at, self._guests
+        world, guests = self._job.world, self._guests
+        at = dataclasses.replace(self.at, epoch_step=step.number)
         lr, momentum = self._rate(count.gone(at), count.steps)
         for guest in guests:
-            guest.before_step(count.progress(at), group)
-        loss, images = self._lesson.give(batches, at, parts)
+            guest.before_step(count.progress(at), step.group)
+        loss, images = self._lesson.give(batches, at, step.parts)
         self._pace.saw(loss, images)
         for guest in guests:
             guest.after_backward()
         finite = self._lesson.engine.step(lr, momentum)
         self.at = at = dataclasses.replace(
             at,
-            micro=at.micro + parts,
+            epoch_step=step.number + 1,
             step=at.step + 1,
             applied=at.applied + finite,
             failed=0 if finite else at.failed + 1,
@@ -303,12 +305,12 @@ class _Course:
         if not finite:
             self._pace.forget()
             why = next(filter(None, (guest.spoiled() for guest in guests)), "")
-            rows = self._data.plan.rows_at(at.epoch, at.micro - 1)
-            spike = Spike(at.step, at.failed, lr, rows, why, self._recipe.on_spike)
+            spike = Spike(at.step, at.failed, lr, step.rows, why, self._recipe.on_spike)
             yield from self._job.told(Said(self._job.stage, str(spike), "warning"))
             became(spike, self._passed, at.epoch, count.before, place=self._job.place, stage=self._job.stage)
         if world.is_main and self._pace.due(last=at.step == count.total):
             yield self._pace.event(at, lr, guests, count.total, macs_of(guests) or self._macs)
+            yield from self._told_of_compiling(at_once=True)
         yield from self._replacements(count)
 
     def _replacements(self, count: StepCount) -> Iterator[Event]:
@@ -316,11 +318,11 @@ class _Course:
             if guest.due(self.at, count.progress(self.at)):
                 yield from self._replace(guest, count)
 
-    def _pass_over(self, batches: Iterator[Batch], parts: int) -> None:
+    def _pass_over(self, batches: Iterator[Batch], step: Step) -> None:
         """A step that nobody takes."""
-        for _ in range(parts):
+        for _ in range(step.parts):
             next(batches)
-        self.at = dataclasses.replace(self.at, micro=self.at.micro + parts, step=self.at.step + 1)
+        self.at = dataclasses.replace(self.at, epoch_step=step.number + 1, step=self.at.step + 1)
 
     def _replace(self, guest: Guest, count: StepCount) -> Iterator[Event]:
         """Another model takes the place of this one, between two steps; saved at once, since it may have taken long. Where it is
@@ -420,16 +422,18 @@ class _Book:
         """The model that ``found`` is of, as the guests say."""
         for guest in self._guests:
             guest.detach()
-        for guest in self._guests:
-            model = guest.rebuilt(model, found.tensors.get(name_of(guest), {}))
+        with taken_up(found):
+            for guest in self._guests:
+                model = guest.rebuilt(model, found.tensors.get(name_of(guest), {}))
         return model
 
     def restore(self, found: Checkpoint, engine: Engine) -> Position:
         """Take it up; says where to go on."""
         check_fits(found, engine.shapes())
-        engine.load_weights(found.tensors["weights"])
-        engine.load_moments(found.tensors["moments"])
-        for guest in self._guests:
-            if (state := found.tensors.get(name_of(guest))) is not None:
-                guest.load_state(state)
-        return Position(**found.state)
+        with taken_up(found):
+            engine.load_weights(found.tensors["weights"])
+            engine.load_moments(found.tensors["moments"])
+            for guest in self._guests:
+                if (state := found.tensors.get(name_of(guest))) is not None:
+                    guest.load_state(state)
+            return Position(**found.state)

@@ -14,8 +14,8 @@ from lotus.training.guests import Guest, Position
 from lotus.training.peak import peak
 
 if TYPE_CHECKING:
+    from lotus.data import sample_plan
     from lotus.data.base import Batch
-    from lotus.data.sample_plan import SamplePlan
     from lotus.training.distributed import World
 
 _SHOW_SECONDS = 0.25
@@ -41,11 +41,10 @@ class StepCount:
     epochs: int
 
     @classmethod
-    def of(cls, plan: SamplePlan, at: Position, epochs: int) -> StepCount:
-        """At ``at``, in an epoch whose rows ``plan`` has."""
-        parts = plan.batches(at.epoch)
-        before = at.step - (len(parts) - len(left(parts, at.micro)))
-        return cls(len(parts), before, before + len(parts) * (epochs - at.epoch), epochs)
+    def of(cls, steps: Sequence[sample_plan.Step], at: Position, epochs: int) -> StepCount:
+        """At ``at``, in an epoch of these steps."""
+        before = at.step - sum(step.number < at.epoch_step for step in steps)
+        return cls(len(steps), before, before + len(steps) * (epochs - at.epoch), epochs)
 
     def gone(self, at: Position) -> int:
         return max(0, at.epoch * self.steps + at.step - self.before - (at.step - at.applied))
@@ -119,12 +118,3 @@ class Pace:
         self.forget()
         self._told = self._clock()
         return Step(self._stage, at.step, total, values=values)
-
-
-def left(parts: list[int], done: int) -> list[int]:
-    """Micro-batches of each optimizer step that is still to come, when ``done`` micro-batches are through."""
-    step = 0
-    while step < len(parts) and done > 0:
-        done -= parts[step]
-        step += 1
-    return parts[step:]

@@ -48,14 +48,12 @@ class LossSpikes(Guest):
         self._parts: list[Tensor] = []  # of the step under way, a micro-batch each
         self._steps: list[Tensor] = []  # (5,) each: number, sum of losses, images, highest loss, its row
         self._old = 0  # of them those of earlier epochs
-        self._why, self._side = "", 0
-        self._ends: set[int] = set()  # the last micro-batch of each step of the epoch
+        self._why, self._side, self._last = "", 0, False
 
     def attach(self, training: Training) -> None:
-        self._training, self._world = training, training.world
+        self._world = training.world
 
     def before_epoch(self, epoch: Epoch) -> Epoch:
-        self._ends = set()
         if self._acts and self._side != (epoch.side or 0):  # other pictures, another loss
             self._side, self._steps, self._old = epoch.side or 0, [], 0
         return epoch
@@ -65,10 +63,7 @@ class LossSpikes(Guest):
             self._steps, self._old = [], 0
 
     def show(self, batch: Any, micro: Micro) -> Any:
-        if self._acts:
-            plan = self._training.plan
-            self._ends = self._ends or set((np.cumsum(plan.batches(micro.epoch)) - 1).tolist())
-            self._last = micro.number in self._ends
+        self._last = micro.last
         return batch
 
     def losses(self, losses: Tensor, seen: Seen) -> Tensor:

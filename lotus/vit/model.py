@@ -16,9 +16,9 @@ from lotus.vit.likeness import facts, skeleton
 from lotus.vit.parts import gone, places, strip_like, sublayers
 from lotus.vit.preprocessing import preprocessing
 from lotus.vit.unmade import without_memory
-from lotus.vit.weights import difference, hub_config, load, reason, state_of
+from lotus.vit.weights import difference, hub_config, load, state_of
 from selection import memory
-from selection.errors import Refused
+from selection.errors import Refused, reason
 from selection.methods import call, find
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from selection import regular
-from selection.errors import Notice, Refused
+from selection.errors import Notice, Refused, reason
 
 HEADS = ("head", "head_dist", "head.fc")
 FILES = ("model.safetensors", "pytorch_model.bin")
@@ -100,14 +100,8 @@ def hub_config(path: Path, place: str) -> dict[str, Any]:
     try:
         held = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise Refused(f"{place}: {file} cannot be read ({error}). Is it whole?") from None
+        raise Refused(f"{place}: {file} cannot be read ({reason(error)}). Is it whole?") from None
     return held if isinstance(held, dict) and isinstance(held.get("architecture"), str) else {}
-
-
-def reason(error: Exception) -> str:
-    """One line of what timm said."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
 def load(
@@ -135,7 +129,7 @@ def load(
     own = model.state_dict()
     for table in {where for where, _ in model.named_buffers()} - own.keys():  # older timm kept them in the file
         weights.pop(table, None)
-    cure = other_images(model, weights, f"{place}.args.")
+    cure, sides = other_images(model, weights, f"{place}.args."), _other_sides(model, weights)
     if cure and any(f".{name}=" in cure for name in ("img_size", "patch_size") if name not in (args or {})):
         raise Refused(f"{place}.weights: {file} does not fit this model: it has other patches.{cure}")
     sizes = shapes(weights)
@@ -153,7 +147,9 @@ def load(
             weights |= {part: own[part] for part in (f"{head}.weight", f"{head}.bias") if part in own}
     fault = difference(shapes(own), shapes(weights))
     if fault:
-        raise Refused(f"{place}.weights: {file} does not fit this model: {fault}.{other_shape(own, weights, place)}")
+        raise Refused(
+            f"{place}.weights: {file} does not fit this model: {fault}.{other_shape(own, weights, place, sides)}"
+        )
     for text in anew:
         warnings.warn(f"{place}.weights: {file} {text}.", category=Notice, stacklevel=3)
     model.load_state_dict(weights)
@@ -179,20 +175,24 @@ def _converted(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor
         return weights
 
 
-def other_shape(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], place: str) -> str:
+def other_shape(
+    own: Mapping[str, Tensor], weights: Mapping[str, Tensor], place: str, sides: Mapping[str, int] | None = None
+) -> str:
     """Of which width and depth ``weights`` are, with the arguments that make such a model, in a sentence; empty where they
-    are of the same, or of no ViT."""
+    are of the same, or of no ViT. ``sides`` are those of images and patches, where they are others too."""
     mine, theirs = _size(own), _size(weights)
     if mine is None:  # a teacher may be of any kind
         return f" Set {place}.name to the model that they are of."
     if theirs is None:
         return " These are not the weights of a ViT as timm names them: take a timm ViT's."
-    other = [f"{place}.args.{name}={value}" for name, value in theirs.items() if (mine or {}).get(name) != value]
+    other = {name: value for name, value in theirs.items() if mine.get(name) != value}
     if not other:
         return ""
+    heads = f" and {place}.args.num_heads=N, which no shape tells" if "embed_dim" in other else ""
+    said = " ".join(f"{place}.args.{name}={value}" for name, value in {**other, **(sides or {})}.items())
     return (
         f" These weights are of {theirs['depth']} blocks, {theirs['embed_dim']} wide: set {place}.name to the model that they are "
-        f"of, or say {' '.join(other)}."
+        f"of, or say {said}{heads}."
     )
 
 
@@ -211,21 +211,32 @@ def other_images(model: nn.Module, weights: Mapping[str, Tensor], argument: str)
         model: that is to have them
         argument: what the user writes before NAME=VALUE
     """
+    here, there = getattr(model, "pos_embed", None), weights.get("pos_embed")
+    asks = _other_sides(model, weights)
+    if not asks or here is None or there is None or here.shape[2] != there.shape[2]:
+        return ""
+    sides = {**{name: side_of(getattr(model.patch_embed, name)) for name in ("img_size", "patch_size")}, **asks}
+    return (
+        f" Say {' and '.join(f'{argument}{name}' for name in sides)} as you want them, and they are resampled. These weights are for "
+        f"images of {sides['img_size']} pixels in patches of {sides['patch_size']}: say "
+        f"{' '.join(f'{argument}{name}={value}' for name, value in asks.items())}."
+    )
+
+
+def _other_sides(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """The sides of the images and patches that ``weights`` are for, by timm's arguments: those that are not the model's; none
+    where their position embedding does not tell."""
     embed: Any = getattr(model, "patch_embed", None)
     here, there = getattr(model, "pos_embed", None), weights.get("pos_embed")
     kernel = weights.get("patch_embed.proj.weight")
-    if here is None or there is None or kernel is None or here.shape[::2] != there.shape[::2] or kernel.ndim != 4:
-        return ""
+    if here is None or there is None or kernel is None or here.ndim != there.ndim or here.ndim != 3 or kernel.ndim != 4:
+        return {}
     patches = there.shape[1] - (here.shape[1] - embed.num_patches)  # less the class token
     side, patch = math.isqrt(max(0, patches)), kernel.shape[-1]
+    if side * side != patches:
+        return {}
     asks = {"img_size": side * patch, "patch_size": patch}
-    other = [f"{argument}{name}={asks[name]}" for name in asks if side_of(getattr(embed, name)) != asks[name]]
-    if side * side != patches or not other:
-        return ""
-    return (
-        f" Say {' and '.join(f'{argument}{name}' for name in asks)} as you want them, and they are resampled. These weights are for "
-        f"images of {side * patch} pixels in patches of {patch}: say {' '.join(other)}."
-    )
+    return {name: value for name, value in asks.items() if side_of(getattr(embed, name)) != value}
 
 
 def shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -128,24 +128,33 @@ def test_a_step_is_of_one_group_on_every_rank(
     assert n - len(seen) == sum(size % whole % world for size in sizes), "at most world - 1 of each group sit out"
     assert sorted(alone.order(epoch).tolist()) == sorted(rows.tolist())
     assert len({tuple(plan.sizes(epoch)) for plan in ranks}) == 1, "every rank has batches of the same sizes"
-    assert ranks[0].groups(epoch) == ranks[-1].groups(epoch)
-    assert sorted(alone.groups(epoch)) == sorted(g for g, size in enumerate(sizes) for _ in range(-(-size // whole)))
+    assert groups(ranks[0], epoch) == groups(ranks[-1], epoch)
+    assert sorted(groups(alone, epoch)) == sorted(g for g, size in enumerate(sizes) for _ in range(-(-size // whole)))
     pieces = [iter(np.split(plan.order(epoch), np.cumsum(plan.sizes(epoch))[:-1])) for plan in ranks]
     every = np.split(alone.order(epoch), np.cumsum(alone.sizes(epoch))[:-1])
     every = [together for together in every if len(together) >= world]  # a smaller one sits out
-    for parts, asked, together in zip(ranks[0].batches(epoch), ranks[0].groups(epoch), every, strict=True):
+    for parts, asked, together in zip(ranks[0].batches(epoch), groups(ranks[0], epoch), every, strict=True):
         step = np.concatenate([next(mine) for mine in pieces for _ in range(parts)])
         assert {of[row] for row in step.tolist()} == {asked}
         assert set(step) <= set(together), "the images of a step do not depend on the ranks"
         assert len(together) - len(step) < world
+    shared = {step.number: set(step.rows.tolist()) for step in ranks[0].dealt(epoch)}
+    for one in alone.dealt(epoch):
+        mine = set(one.rows.tolist())
+        assert shared.get(one.number, set()) <= mine, "a step has one number, however many ranks there are"
+        assert len(mine - shared.get(one.number, set())) < world
+
+
+def groups(plan: SamplePlan, epoch: int) -> list[int]:
+    return [step.group for step in plan.dealt(epoch)]
 
 
 def test_groups_are_shuffled_among_each_other_and_anew_each_epoch() -> None:
     rows, group = np.arange(400), np.arange(400) % 2
     plan = SamplePlan(rows, seed=1, batch_size=8)
     plan.take(rows, group)
-    assert plan.groups(0) != plan.groups(1)
-    assert 10 < np.count_nonzero(np.diff(plan.groups(0))) < 45, "neither in turns nor one after the other"
+    assert groups(plan, 0) != groups(plan, 1)
+    assert 10 < np.count_nonzero(np.diff(groups(plan, 0))) < 45, "neither in turns nor one after the other"
     assert not np.array_equal(plan.order(0), plan.order(1))
     plan.take(rows)
     assert np.array_equal(plan.order(4), SamplePlan(rows, seed=1, batch_size=8).order(4)), "without groups as ever"

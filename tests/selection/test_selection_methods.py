@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from selection import methods
-from selection.errors import Refused
+from selection.errors import Notice, Refused
 from selection.lottery import select
 from selection.signals import Signals
 
@@ -122,6 +122,32 @@ def test_a_word_that_a_setting_does_not_know_is_refused_before_anything_is_read(
     with pytest.raises(Refused, match=r"^p\.by: .*'lefd'.*'left'\? .*left, right\.$"):
         methods.check_settings(told, {"by": "lefd"}, place="p")
     methods.check_settings(mine, {"by": "lefd", "size": 2}, place="p")  # annotated with what is nowhere: its own affair
+
+
+def test_a_setting_without_an_annotation_takes_what_its_default_is():
+    def mine(loss, *, last=3, share=0.5, mean=True, kind="a", other=None):
+        return loss
+
+    for given in ({"last": 0.5}, {"share": 1}, {"mean": False}, {"kind": "b"}, {"other": "any"}):
+        methods.check_settings(mine, given, place="p")
+    for name, wrong, wanted in (("last", "x", "a number"), ("share", True, "a number"), ("last", None, "a number"),
+                                ("mean", 1, "true or false"), ("kind", 2, "a word")):  # fmt: skip
+        with pytest.raises(Refused, match=rf"^p\.{name}: {wanted} .*annotate"):
+            methods.check_settings(mine, {name: wrong}, place="p")
+
+
+def test_a_setting_without_a_default_has_to_be_said():
+    def mine(loss, *, last):
+        return loss
+
+    with pytest.raises(Refused, match=r"^p\.last: has no default"):
+        methods.check_settings(mine, {}, place="p")
+    methods.check_settings(mine, {"last": 1}, place="p")
+
+
+def test_a_method_that_takes_the_place_of_another_is_told():
+    with pytest.warns(Notice, match=r"^p: 'easy' of theirs takes the place of that of .*another name"):
+        methods.find([OURS, THEIRS], "easy", place="p")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import types
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,9 @@ from torch import nn
 import lotus
 from lotus.cli import main
 from lotus.config import Config, Model, check, shipped
+from lotus.data.base import Batch
 from lotus.run import Run
-from lotus.stages import given
+from lotus.stages import export, given, run_of
 from lotus.stages.ahead import check_fit
 from lotus.stages.context import Context
 from lotus.training.distributed import World
@@ -303,6 +306,21 @@ def test_a_cut_folder_goes_on_as_it_is_unless_a_cut_is_asked_for(
         said, found = rows(word, "prune.calibration=16")
         assert "is a fraction of what is left" in said, word
         assert found != plain, word
+
+
+def test_pixels_are_what_the_weights_were_shown_whatever_the_images_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What calibrates and measures 8 bits goes into a file that normalizes as the weights want it."""
+    drawn = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    wanted = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "area", 1.0)
+    mean, std = (torch.tensor(three).reshape(3, 1, 1) for three in (wanted.mean, wanted.std))
+    batch = Batch((drawn / 255 - mean) / std, torch.zeros(4, dtype=torch.int64), torch.arange(4))
+    loader = types.SimpleNamespace(epoch=lambda number: [batch])
+    context = Context(run_of(check({"export": {"onnx_input": "uint8"}})), World(), ())
+    monkeypatch.setattr(Context, "preprocessing", lambda self: wanted)
+    monkeypatch.setattr(Context, "manifest", lambda self: types.SimpleNamespace(mean=(0.1,) * 3, std=(0.9,) * 3))
+    monkeypatch.setattr(Context, "images", lambda self, *given: contextlib.nullcontext(loader))
+    ((pixels, _),) = export._given(context, None, None)
+    assert torch.equal(pixels, drawn)
 
 
 def test_the_config_that_is_shipped_is_found() -> None:

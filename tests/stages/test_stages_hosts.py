@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import types
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +16,9 @@ from ranks import free_port, heard, launched
 from running import ROOT, SHORT
 
 from lotus.config import Config
+from lotus.events import Began, Rewound
 from lotus.run import Run
+from lotus.stages import order
 from lotus.stages.hosts import Hosts
 from lotus.training.distributed import World
 from selection.errors import Refused
@@ -64,6 +69,8 @@ def test_without_a_shared_folder(homes: list[Path]) -> None:
         "subset.npz",
         "train/model.safetensors",
         "prune/spec.json",
+        "report.html",
+        "stages/report.json",
     ):
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
     assert not (two / "log.jsonl").exists(), "rank 0 speaks"
@@ -98,3 +105,35 @@ def test_one_process_is_no_host_apart(tmp_path: Path) -> None:
         with pytest.raises(Refused, match="no"):
             hosts.together(lambda: (_ for _ in ()).throw(Refused("no")))
     assert not list((tmp_path / "run").glob(".seen-*"))
+
+
+def test_a_host_apart_gets_the_checkpoint_that_a_rewind_goes_on_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 wrote it since the stage began; a process alone, or rank 0 while the others wait for it, has nobody to send it to."""
+    for size, wanted in ((1, []), (2, ["sent"])):
+        told: list[str] = []
+        begins = iter([stops(), ends()])
+        monkeypatch.setattr(order, "begun", lambda stage, context, begins=begins: next(begins))
+        context: Any = types.SimpleNamespace(world=World(size=size), share=lambda told=told: told.append("sent"))
+        making = order._make(types.SimpleNamespace(name="train"), context, False)  # type: ignore[arg-type]
+        assert [str(event) for event in making]
+        assert told == wanted
+
+
+def stops() -> Iterator[Any]:
+    raise Rewound("goes back")
+    yield
+
+
+def ends() -> Generator[Any, None, str]:
+    return "done"
+    yield
+
+
+def test_what_a_training_needs_is_imported_before_its_first_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its first images it would be silence for more than two seconds."""
+    told: list[str] = []
+    monkeypatch.setattr("lotus.training.engine.ready", lambda: told.append("ready"))
+    context: Any = types.SimpleNamespace(run=None)
+    making = order._carry_out(types.SimpleNamespace(name="train", every_rank=True), "not done yet", context, False)  # type: ignore[arg-type]
+    assert isinstance(next(making), Began)
+    assert told == ["ready"]

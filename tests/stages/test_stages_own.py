@@ -22,8 +22,8 @@ from lotus.stage import Stage, named
 from lotus.stages import STAGES, run_of
 from lotus.stages.context import Context
 from lotus.stages.own_stage import begun
-from lotus.stages.shelf import check_asked
-from selection.errors import Refused
+from lotus.stages.shelf import check_asked, passed_over
+from selection.errors import Notice, Refused
 from selection.subset import Subset
 
 # What CONTRIBUTING would show: how far the confidence of the model that ships is from how often it is right.
@@ -305,3 +305,18 @@ def test_what_one_lists_is_in_no_ticket(tmp_path: Path) -> None:
     write(tmp_path / "mine.txt", slice(0, 7))
     with pytest.raises(Refused, match=r"^select\.exclude and sift: name all 1438 images"):
         list(begun(run.stages["select"], context))
+
+
+def test_a_stage_that_nobody_reads_on_the_way_is_told(tmp_path: Path, mine: Path) -> None:
+    shelves = load_shelves([str(mine)])
+    config = check({"data": {"name": "digits"}, "folder": str(tmp_path), "stages": ["calibration", "inspect"]})
+    run = run_of(config, shelves)
+    assert passed_over(run, "train") == "stages: calibration: not read by train, and left to lotus run"
+    assert passed_over(run, "prepare") == "stages: calibration, inspect: not read by prepare, and left to lotus run"
+    assert passed_over(run, None) == ""
+
+
+def test_a_stage_that_takes_the_place_of_another_is_told(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(CALIBRATION.replace('"calibration", "measure', '"export", "measure'))
+    with pytest.warns(Notice, match=r"mine\.py: the stage 'export' takes the place"):
+        run_of(check({"data": {"name": "digits"}}), load_shelves([str(tmp_path / "mine.py")]))

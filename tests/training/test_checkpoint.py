@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from lotus.training import checkpoint
-from lotus.training.checkpoint import Checkpoints, check_fits, verify
+from lotus.training.checkpoint import FORMAT, Checkpoints, check_fits, verify
 from selection.errors import Refused
 
 
@@ -97,7 +97,7 @@ def spoil_no_manifest(path: Path) -> None:
 
 
 def spoil_hollow(path: Path) -> None:
-    (path / "manifest.json").write_text(json.dumps({"format": 1, "files": {}}))
+    (path / "manifest.json").write_text(json.dumps({"format": FORMAT, "files": {}}))
 
 
 def spoil_future(path: Path) -> None:
@@ -111,6 +111,14 @@ def spoil_outside(path: Path) -> None:
     (path / "manifest.json").write_text(json.dumps(manifest))
 
 
+def spoil_other(path: Path) -> None:
+    """Of another program, which keeps the same books."""
+    (path / "state.json").write_text("[1]")
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["state.json"] = checkpoint._told(path / "state.json")
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
@@ -118,6 +126,7 @@ def spoil_outside(path: Path) -> None:
         (spoil_bit, "weights.safetensors is not what was written"), (spoil_state, "state.json is not what was written"),
         (spoil_manifest, "cannot be read"), (spoil_no_manifest, "manifest.json is missing"),
         (spoil_hollow, "does not name state.json"), (spoil_future, "format is 99"), (spoil_outside, "not inside"),
+        (spoil_other, "cannot be read"),
     ],
 )  # fmt: skip
 def test_a_damaged_one_is_named_and_passed_over(tmp_path: Path, spoil, told: str) -> None:
@@ -243,4 +252,4 @@ def test_another_model_is_refused_with_the_first_difference(tmp_path: Path) -> N
 
 def test_verify_gives_the_state(tmp_path: Path) -> None:
     path = Checkpoints(tmp_path, key="k").save(held(1), {"number": 1})
-    assert verify(path) == {"format": 1, "key": "k", "state": {"number": 1}}
+    assert verify(path) == {"format": FORMAT, "key": "k", "state": {"number": 1}}

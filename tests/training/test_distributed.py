@@ -9,11 +9,13 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from few import few
+from ranks import free_port, one_of_two
 
 from lotus.training import distributed
 from lotus.training.distributed import StopFlag, Wishes, World, start
@@ -221,8 +223,65 @@ def test_gpus_exchange_wishes_about_once_a_second_and_none_is_lost() -> None:
     for step in range(60):
         now += 0.05
         heard.append(wishes.exchanged(2 if step >= 30 else 0))
-    assert len(world.asked) == 5, "after the first step, then each eleven of 90 ms, the slower rank's"
-    assert [(step, wish) for step, wish in enumerate(heard) if wish] == [(33, 2), (53, 2)]
+    assert len(world.asked) == 7, "after 1, 2, 4 and 8 steps more, then each eleven of 90 ms, the slower rank's"
+    assert [(step, wish) for step, wish in enumerate(heard) if wish] == [(36, 2), (56, 2)]
+
+
+def test_a_device_that_is_far_behind_its_host_is_not_left_alone_for_long() -> None:
+    """The host hands over a batch in a millisecond, and waits for it, 400 ms, only where wishes are exchanged."""
+    now, behind, longest = 0.0, 0, 0.0
+
+    class Behind(World):
+        def max(self, value: int) -> int:
+            nonlocal now, behind, longest
+            now, longest, behind = now + 0.4 * behind, max(longest, 0.4 * behind), 0
+            return value
+
+    wishes = Wishes(Behind(size=2, device=torch.device("cuda")), lambda: now)
+    for _ in range(200):
+        wishes.exchanged(0)
+        now, behind = now + 0.001, behind + 1
+    assert longest < 3
+
+
+WAITING = """
+import sys, time
+from lotus.cli.stopping import terminated_like_interrupted
+from lotus.training.distributed import start
+world = start("cpu")
+world.barrier()
+print("there", flush=True)
+with terminated_like_interrupted():
+    if world.is_main:
+        time.sleep(60)
+    try:
+        world.barrier()
+    except KeyboardInterrupt:
+        print("heard", flush=True)
+        import os
+        os._exit(75)
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_that_waits_for_another_hears_a_wish_to_stop() -> None:
+    """Rank 0 prunes, or writes a data set, for as long as that takes; within torch no signal is heard."""
+    port = free_port()
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", WAITING], env={**os.environ, "PYTHONPATH": str(ROOT), **one_of_two(rank, port)},
+                         stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        assert all(rank.stdout is not None and rank.stdout.readline() == "there\n" for rank in ranks)
+        time.sleep(1)
+        ranks[1].terminate()
+        assert ranks[1].wait(timeout=20) == 75
+        assert ranks[0].poll() is None
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
 
 
 def test_on_the_host_wishes_are_exchanged_after_each_step() -> None:

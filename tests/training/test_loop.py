@@ -106,6 +106,20 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         train(tmp_path, recipe(epochs=1), model=vit(width=48))
 
 
+@pytest.mark.parametrize(
+    ("tensors", "state"), [({}, {"micro": 3}), ({"average": {}}, {}), ({"recorder": {"said": torch.ones(1)}}, {})],
+    ids=["of the loop", "of a guest", "of another"],
+)  # fmt: skip
+def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path, tensors: Any, state: Any) -> None:
+    train(tmp_path, recipe(epochs=1, ema=0.9), watched=True)
+    points = Checkpoints(tmp_path / "checkpoints", key="k")
+    found, _ = points.latest()
+    assert found is not None
+    points.save({**found.tensors, **tensors}, {**found.state, **state})
+    with pytest.raises(Refused, match=r"000002: another version has written it.*Remove .*checkpoints, and"):
+        train(tmp_path, recipe(epochs=1, ema=0.9), watched=True)
+
+
 @pytest.mark.parametrize("zero", few([0, 1], [1]))
 def test_a_step_that_is_not_finite_is_skipped_and_named(tmp_path: Path, zero: int) -> None:
     done = train(tmp_path, recipe(zero=zero, ema=0.9), at={3: nan, 4: nan}, gated=True)

@@ -272,9 +272,8 @@ def test_a_row_that_spikes_wherever_it_comes_ends_after_three_rewinds(tmp_path: 
 
 def test_ranks_agree_on_what_jumps(monkeypatch: pytest.MonkeyPatch) -> None:
     both = [LossSpikes(8.0, 50, acts=True) for _ in range(2)]
-    plan = types.SimpleNamespace(batches=lambda epoch: [1] * 20)
     for rank, guest in enumerate(both):
-        guest.attach(types.SimpleNamespace(world=World(rank=rank, size=2), plan=plan))  # type: ignore[arg-type]
+        guest.attach(types.SimpleNamespace(world=World(rank=rank, size=2)))  # type: ignore[arg-type]
     sent, meet = [torch.empty(0)] * 2, threading.Barrier(2, timeout=30)
 
     def gather(self: World, own: torch.Tensor) -> list[torch.Tensor]:
@@ -286,7 +285,7 @@ def test_ranks_agree_on_what_jumps(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def step(rank: int, number: int) -> torch.Tensor:
         mine = np.full(4, 2 + 0.01 * (number % 3)) + (50 * (rank == 1 and number == 11))
-        both[rank].show(None, types.SimpleNamespace(epoch=0, number=number))  # type: ignore[arg-type]
+        both[rank].show(None, types.SimpleNamespace(epoch=0, number=number, last=True))  # type: ignore[arg-type]
         given = both[rank].losses(torch.as_tensor(mine), seen([0, 1, 2, 3]))
         both[rank].after_step(Position(step=number + 1), 0.5, number < 11)
         return given

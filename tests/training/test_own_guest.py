@@ -46,7 +46,7 @@ def loaded(file: Path) -> ModuleType:
 
 def test_the_guides_guest_trains_on_the_hardest(tmp_path: Path, mine: Path) -> None:
     module = loaded(mine)
-    wanted = (Method.model_validate({"name": "hardest", "part": 0.25}),)
+    wanted = (Method.model_validate({"name": "hard_examples", "part": 0.25}),)
     named.check(wanted, [module], place="train.guests")
     (hardest,) = named.chosen(wanted, {}, [module], place="train.guests")
     losses = torch.tensor([1.0, 3.0, 0.5, 2.0, 4.0, 0.1, 0.2, 0.3])
@@ -73,13 +73,13 @@ def test_the_guides_schedule(tmp_path: Path, mine: Path) -> None:
 
 
 def test_a_stage_goes_by_the_text_of_the_file(tmp_path: Path, mine: Path) -> None:
-    page = check({"folder": str(tmp_path), "train": {"guests": ["hardest", "late_average"]}})
+    page = check({"folder": str(tmp_path), "train": {"guests": ["hard_examples", "late_average"]}})
     run = Run(page, STAGES, [loaded(mine)])
-    assert set(run.own("train")) == {"train.guests.hardest"}
-    alone = Run(check({"folder": str(tmp_path), "train": {"guests": ["hardest"]}}), STAGES, [loaded(mine)])
+    assert set(run.own("train")) == {"train.guests.hard_examples"}
+    alone = Run(check({"folder": str(tmp_path), "train": {"guests": ["hard_examples"]}}), STAGES, [loaded(mine)])
     assert not alone.own("baseline")
-    assert "hardest" not in str(alone.settings("baseline"))
-    assert check({"train": {"guests": ["hardest"]}}).train.guests == (Method(name="hardest"),)
+    assert "hard_examples" not in str(alone.settings("baseline"))
+    assert check({"train": {"guests": ["hard_examples"]}}).train.guests == (Method(name="hard_examples"),)
 
 
 @pytest.mark.slow
@@ -112,8 +112,8 @@ def test_a_linear_probe_goes_by_our_schedules_alone(mine: Path) -> None:
     ("words", "says"),
     [
         ("train.guests=[hardst]", r"train\.guests: there is no 'hardst'"),
-        ("finetune.guests=[{name: hardest, prt: 1}]", r"finetune\.guests\.hardest\.prt.*part"),
-        ("train.guests=hardest", r"train\.guests"),
+        ("finetune.guests=[{name: hard_examples, prt: 1}]", r"finetune\.guests\.hard_examples\.prt.*part"),
+        ("train.guests=hard_examples", r"train\.guests"),
         ("train.schedule=stedy", r"train\.schedule: there is no 'stedy'.*'steady'"),
         ("train.sparsity.penalty=proximl", r"train\.sparsity\.penalty: there is no 'proximl'.*'proximal'"),
     ],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -282,6 +284,57 @@ def patches_main(out: Path, zero: int) -> None:
     distributed.leave()
 
 
+class Noted(Guest):
+    """Notes which rows this rank saw in each step that was taken, and kills the training after so many."""
+
+    name = "noted"
+
+    def __init__(self, kills: int | None = None) -> None:
+        self.kills = kills
+        self.steps: list[list[int]] = []  # epoch, step of the epoch, rows
+        self._step: list[int] = []
+
+    def show(self, batch: Any, micro: Any) -> Any:
+        if len(self.steps) == self.kills:
+            raise Killed
+        now = [micro.epoch, micro.number // 2]
+        self._step = (self._step if micro.number % 2 else now) + batch.index.tolist()
+        return batch
+
+    def after_step(self, at: Any, progress: float, finite: bool) -> None:
+        self.steps.append(self._step)
+
+
+PARTED = ((0.61, 0.5), (0.68, 0.4))
+"""Keep and least of a joint budget: 34, 13 and 5 images, of which two ranks go through two last steps in one part and not two; and
+25, 11 and 16, of which they leave out a whole step."""
+
+
+def parted(folder: Path, which: int, *, kills: int | None = None, world: World | None = None) -> list[list[int]]:
+    """A training in two parts a step that is saved after each; the steps of its two epochs that this rank took."""
+    keep, least = PARTED[which]
+    settings = Patches.model_validate({"mode": "dropout", "keep": keep, "joint": {"least": least}})
+    model, noted = vit(patch=4), Noted(kills)
+    sharing = Joint(np.random.default_rng(3).random(ROWS), settings, patches=16, seed=0)
+    more: dict[str, Any] = {"world": world, "joint": sharing, "guests": [noted], "clock": minutes()}
+    with Tokens(model, settings, None) as tokens, contextlib.suppress(Killed):
+        train(folder, recipe(accumulate=2, save_minutes=0.05), model=model, tokens=tokens, **more)
+    return noted.steps
+
+
+def parted_main(out: Path) -> None:
+    """One rank: the rest of what one process began, and the beginning of what one ends."""
+    torch.set_num_threads(1)
+    world = distributed.start("cpu")
+    for which in range(len(PARTED)):
+        told = [
+            parted(out / f"one-{which}", which, world=world),
+            parted(out / f"two-{which}", which, kills=6, world=world),
+        ]
+        (out / f"{which}-{world.rank}.json").write_text(json.dumps(told))
+    distributed.leave()
+
+
 def dynamic_main(out: Path) -> None:
     """One rank of a training with dynamic data pruning: what it was told to see, saw, and knows in the end."""
     torch.set_num_threads(1)
@@ -464,4 +517,5 @@ if __name__ == "__main__":
             ("gated",): gated_main,
             ("shrink",): shrink_main,
             ("curves",): curves_main,
+            ("parted",): parted_main,
         }[tuple(words)](Path(folder))

@@ -127,7 +127,10 @@ def test_positions_and_patches_are_resampled_to_the_side_that_is_asked_for(tmp_p
 
 def test_weights_of_another_model_are_refused_with_the_model_that_they_are_of(tmp_path):
     for theirs, cure in (
-        ({"img_size": 48, "embed_dim": 24}, r"2 blocks, 24 wide.* say model\.args\.embed_dim=24\.$"),
+        (
+            {"img_size": 48, "embed_dim": 24},
+            r"2 blocks, 24 wide.* say model\.args\.embed_dim=24 model\.args\.img_size=48 and model\.args\.num_heads=N, .*\.$",
+        ),
         ({"depth": 3}, r"3 blocks, 48 wide.* say model\.args\.depth=3\.$"),
     ):
         save_file(make(args={**TINY, **theirs}).state_dict(), tmp_path / "a.safetensors")
