@@ -83,10 +83,6 @@ OF_TRAINING = (
     Rule("Train", "sides", lambda it: bool(it.sides) and not _rise(it.sides),
          "[fraction of the training, side in pixels, and if wanted a strength from 0 to 1], the parts rising from 0 to below 1",
          "train.sides=[[0.5,16],[0.2,32]]", "train.sides=[[0,16],[0.5,32,0.7]]"),
-    Rule("Train", "sides", lambda it: bool(it.sides) and it.sides[-1][0] * it.epochs > it.epochs - 1 + 1e-9,
-         "a side is an epoch's, and none of the {it.epochs} epochs begins where the last side does, or later. Let it begin sooner, or "
-         "train longer",
-         "train.sides=[[0,16],[0.7,32]] train.epochs=3", "train.sides=[[0,16],[0.6,32]] train.epochs=3"),
     Rule("Train", "sides", lambda it: bool(it.sides) and it.patches is not None,
          "how many patches stay is counted at one side. Leave out {place}.sides or {place}.patches",
          "train.sides=[[0,16]] train.patches={keep: 0.5}", "train.sides=[[0,16]]"),

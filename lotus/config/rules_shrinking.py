@@ -53,12 +53,6 @@ OF_SHRINKING = (
                                                            or any(one.keep is None for one in it.steps[:-1])),
          "the last goes to prune.keep, and each before it to a keep of its own: [{{at: 0.05, keep: {{macs: 0.6}}}}, {{at: 0.12}}]",
          "train.shrink.steps=[{at: 0.1}, {at: 0.2}]", _STEPS),
-    Rule("Train", "shrink.until_stable", lambda it: it.shrink is not None and it.shrink.until_stable is not None
-         and it.shrink.cuts[0].at * it.epochs < it.shrink.until_stable.epochs + 1,
-         "a plan is drawn at the end of each epoch, and {it.shrink.cuts[0].at:g} of {it.epochs} epochs are over before one could be seen "
-         "to have settled. Cut later ({place}.shrink.at=0.5), or train longer",
-         "train.shrink={until_stable: {epochs: 2}, at: 0.1} train.epochs=20",
-         "train.shrink={until_stable: {epochs: 2}, at: 0.15} train.epochs=20"),
     Rule("Config", "train.shrink.steps", lambda it: _shrinks(it) and not _falling(it),
          "each cut keeps less than the one before, the last of them prune.keep, in the measures of prune.keep",
          "train.shrink.steps=[{at: 0.1, keep: {macs: 0.4}}, {at: 0.2}]", _STEPS),

@@ -74,6 +74,12 @@ def check_cuts(ahead: Ahead) -> None:
             raise Refused(
                 f"{place}: after {one.at:g} of {total} steps nothing is left to train what was cut. Cut sooner, or train longer."
             )
+    stable, at = recipe.shrink.until_stable, recipe.shrink.cuts[0].at
+    if stable is not None and at * recipe.epochs < stable.epochs + 1:
+        raise Refused(
+            f"train.shrink.until_stable: a plan is drawn at the end of each epoch, and the cut, at {at:g} of {recipe.epochs}, comes before "
+            "one could have settled. Cut later (train.shrink.at=0.5), or train longer."
+        )
     if request.round == "auto":
         request = request.model_copy(update={"round": 8})
     whole = outline(ahead.shape)

@@ -126,7 +126,7 @@ def _check(ahead: Ahead) -> None:
     check_recipe("train", ahead.config.train, ahead.shape)
     check_weights("model", ahead.config.model)
     check_fit("model", ahead.config.model)
-    growing.check(ahead.shape, ahead.config.train.sides, place="train.sides")
+    growing.check(ahead.shape, ahead.config.train.sides, ahead.config.train.epochs, place="train.sides")
     check_teacher("train", ahead.config.train, ahead)
     check_still(ahead)
     if ahead.config.train.shrink is not None:

@@ -67,11 +67,12 @@ def settings(recipe: Recipe, world: World, numbers: int = _LARGEST_BUCKET, *, pl
     stage = ours["zero_optimization"]["stage"]
     if bf16 and stage > 0:
         ours.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
-    _check_stage(recipe, stage, place)
+    check_stage(recipe, stage, place)
     return ours
 
 
-def _check_stage(recipe: Recipe, stage: int, place: str) -> None:
+def check_stage(recipe: Recipe, stage: int, place: str) -> None:
+    """Refuse what cannot be had under a ZeRO stage."""
     if recipe.ema and stage == 3:
         raise Refused(
             f"{place}.ema: under ZeRO 3 no rank has the weights that are averaged. Use {place}.ema=0, or ZeRO 0 to 2."

@@ -7,6 +7,7 @@ needs few pixels. The side is a function of the epoch alone, so that a training 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from torch import nn
@@ -14,6 +15,7 @@ from torch import nn
 from lotus.training.guests import Epoch, Guest, Training
 from lotus.vit import sides
 from lotus.vit.cost import outline
+from selection.errors import Refused
 
 Step = Sequence[float]
 """(from this fraction of the training on, this side in pixels), and a strength of augmentation, 0 to 1, where it is to grow too."""
@@ -24,12 +26,17 @@ def at(steps: Sequence[Step], epoch: int, epochs: int) -> Step | None:
     return next((step for step in reversed(steps) if epoch >= step[0] * epochs - 1e-9), None)
 
 
-def check(model: nn.Module, steps: Sequence[Step], *, place: str) -> None:
-    """Refuse what ``model`` cannot read.
+def check(model: nn.Module, steps: Sequence[Step], epochs: int | None = None, *, place: str) -> None:
+    """Refuse what ``model`` cannot read, and, where it is known how many epochs there are, a last side that is never shown.
 
     Raises:
-        Refused: as :func:`lotus.vit.sides.check`.
+        Refused: as :func:`lotus.vit.sides.check`; none of the ``epochs`` begins where the last side does, or later.
     """
+    if steps and epochs is not None and math.ceil(steps[-1][0] * epochs - 1e-9) >= epochs:
+        raise Refused(
+            f"{place}: a side is an epoch's, and none of {epochs} begins at {steps[-1][0]:g} of the training or later. Let the last side "
+            "begin sooner, or train longer."
+        )
     for step in steps:
         sides.check(model, int(step[1]), place=place)
 
