@@ -71,7 +71,6 @@ ALONE: dict[str, tuple[str, list[str]]] = {
     "lotus-sides-long": ("lotus", ["train.sides=[[0, 16], [0.3, 24], [0.6, 32]]"]),
     "lotus-steps": ("lotus", ["train.shrink={steps: [{at: 0.05, keep: {macs: 0.6}}, {at: 0.15}]}"]),
     "lotus-stable": ("lotus", ["train.shrink={until_stable: {}}"]),
-    "lotus-gates": ("lotus", ["train.sparsity.gates=true"]),
     "dense-gates": ("dense", ["train.sparsity.gates=true"]),
     "dense-warmup": ("dense", ["train.warmup_epochs=2"]),
     "dense-xavier": ("dense", ["model.start=xavier"]),

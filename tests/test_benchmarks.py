@@ -238,7 +238,8 @@ ARMS = ("textbook", "adamw", "dense", "lotus", "narrow", "shallow")
 ALONE = (
     "lotus-half", "lotus-sides", "lotus-average", "lotus-ema", "lotus-self", "lotus-infobatch", "lotus-linear", "lotus-patches",
     "dense-images", "dense-random", "dense-infobatch", "dense-rs2", "dense-hardest", "dense-average", "dense-ema", "dense-patches",
-    "dense-sides", "lotus-early", "lotus-sides-long", "lotus-patches-early", "dense-patches-early",
+    "dense-sides", "lotus-early", "lotus-sides-long", "lotus-patches-early", "dense-patches-early", "lotus-steps", "lotus-stable",
+    "dense-gates", "dense-warmup", "dense-xavier", "dense-mimetic", "textbook-mimetic",
 )  # fmt: skip
 
 
@@ -261,7 +262,7 @@ def test_each_arm_is_a_run_that_costs_its_budget(unit: Any, arm: str) -> None:
 
 def test_every_arm_is_tried(unit: Any) -> None:
     source = (ROOT / "benchmarks" / "cheaper.py").read_text(encoding="utf-8")
-    assert set(re.findall(r'^    "((?:lotus|dense)-[\w-]+)": \(', source, re.MULTILINE)) == set(ALONE)
+    assert set(re.findall(r'^    "((?:lotus|dense|textbook)-[\w-]+)": \(', source, re.MULTILINE)) == set(ALONE)
 
 
 def commands() -> list[tuple[str, ...]]:

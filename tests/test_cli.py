@@ -273,6 +273,7 @@ def test_who_leaves_as_asked_is_not_ended_by_a_signal_that_follows(first: str, t
     program = f"""
 import signal, sys
 from lotus.cli import stopping
+signal.signal(signal.SIGINT, signal.default_int_handler)  # else it is ignored by what was started in the background
 stopping.asked_once()
 try:
     with stopping.terminated_like_interrupted():

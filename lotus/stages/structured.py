@@ -71,13 +71,18 @@ def _forecast(ahead: Ahead, options: Options) -> float:
     if request.keeps_all and not ahead.config.train.sparsity.gates:
         return 0
     searched = request.search
-    forwards = forwards_of(request, ahead.shelves) * min(request.calibration or enough(ahead.dense), ahead.kept)
+    images = min(request.calibration or enough(ahead.dense), ahead.kept)
+    forwards = forwards_of(request, ahead.shelves) * images
     if searched is not None:
         # about: what is tried has half of the MACs, and how much is tried follows from what is found
         each = 8 * searched.levels * searched.rounds
         tries = searched.grid**2 + 40 * searched.rounds if searched.kind == "ratios" else each
         return searched.rounds * forwards + round(searched.images * tries / 2)
-    return forwards * (len(GRID) if request.embed_dim == "search" else 1)  # auto: at least the first of these
+    if request.embed_dim != "search":  # auto: at least the first of these
+        return forwards
+    return (
+        len(GRID) * forwards + (1 + 2 * len(GRID)) * images
+    )  # the stream is looked at once; each is compared with the model
 
 
 def _settings(config: Config) -> tuple[str, ...]:

@@ -90,7 +90,8 @@ def test_settings_of_standing_runs_are_what_they_were():
         "data.interpolation",
         "seed",
     }
-    gone = {"sparsity", "dynamic", "shrink", "patches", "guests", *TEACHING}
+    beside = {"save_minutes", "keep_checkpoints", "evaluate_every"}  # change nothing of the weights
+    gone = {"sparsity", "dynamic", "shrink", "patches", "guests", *TEACHING, *beside}
     assert set(settings()["train"]) == set(Train.model_fields) - gone
     assert made.settings("report") == {"baseline": True}
     assert settings("baseline=best") == settings("baseline=true") == settings("baseline=null")

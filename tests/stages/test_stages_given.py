@@ -165,7 +165,7 @@ def test_it_is_told_that_a_model_was_cut_before(small: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ({}, "model.weights: there is nothing at nowhere.pth"),
+        ({}, "nowhere.pth: there is no such file or folder"),
         ({"depth": 3}, "does not fit this model"),
         ({"embed_dim": 48}, "does not fit this model"),
         ({"patch_size": 4, "img_size": None}, "it has other patches"),

@@ -81,7 +81,7 @@ def test_a_stage_that_is_not_there_is_told_with_the_nearest(tmp_path: Path, caps
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("words", [["run"], ["run", "x.yaml", "--nope"], ["fly"], ["select", "s.npz"], []])
+@pytest.mark.parametrize("words", [["run"], ["run", "x.yaml", "--nope"], ["fly"], ["select", "s.npz", "--keep"], []])
 def test_wrong_words_exit_2(words: list[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(words)
