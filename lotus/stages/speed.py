@@ -25,6 +25,9 @@ STEPS, SECONDS = 5, 5.0
 """Least steps that are timed, and for how long at least: on a machine with other work a few steps are luck."""
 MOST = 200
 """Steps that are timed at most."""
+ADDED = 0.05
+"""What the engine and the loader add to a step, as a fraction of one of the largest model: they do the same for a small one
+(benchmarks/engine.py: 0.952 of a bare loop)."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,12 @@ class Tempo:
 
     def seconds(self, ahead: Ahead) -> float:
         """Of the training, with looking at the models and the evaluations on the way; loading images is taken to keep up."""
-        recipe, gone = ahead.config.train, course.pieces(ahead)
-        images = sum(piece.images * self.of(piece.macs) for piece in gone)
+        recipe, gone, added = ahead.config.train, course.pieces(ahead), ADDED * self.points[-1][1]
+        images = sum(piece.images * (self.of(piece.macs) + added) for piece in gone)
         looks = 0.0 if recipe.shrink is None else forecast_looks(ahead)[1]
         times = -(-recipe.epochs // recipe.evaluate_every) if recipe.evaluate_every else 1
-        evaluated = times * len(ahead.sources[1].labels) * course.shapes_of(ahead)[-1].macs()
-        return images + (looks + evaluated) * self.looked
+        evaluated = times * len(ahead.sources[1].labels) * self.of(course.shapes_of(ahead)[-1].macs()) / TRAIN_FORWARDS
+        return images + looks * self.looked + evaluated
 
     def record(self) -> dict[str, Any]:
         return {"images_per_second": [[macs, 1 / seconds] for macs, seconds in self.points]}
