@@ -112,7 +112,7 @@ def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def clipped(parameters: Sequence[nn.Parameter], most: float) -> bool:
-    """Whether all gradients together are finite; then of a norm of at most ``most`` (0: any).
+    """Whether all gradients together are finite; then of a norm of at most ``most`` (0: any). What has none has one of zeros then.
 
     A GPU is waited for here, once a step and nowhere else: no optimizer can be told afterwards that a step was none, the schedule
     counts the steps that were, and the guests act by it before the next forward pass.

@@ -37,14 +37,9 @@ def take(model: nn.Module, images: int, world: World, began_with: int = 0) -> in
         began_with: how many the training that goes on had; 0: it begins
     """
     before = torch.get_num_threads()
-    if world.device.type == "cpu" and not said():
+    if world.device.type == "cpu" and not any(name in os.environ for name in _USERS):
         torch.set_num_threads(began_with or worth(model, images, cores.count()))
     return before
-
-
-def said() -> bool:
-    """Whether the user has said how many."""
-    return any(name in os.environ for name in _USERS)
 
 
 def worth(model: nn.Module, images: int, most: int) -> int:

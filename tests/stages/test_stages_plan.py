@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from running import DIGITS, lotus
 
 from lotus.cli import main
@@ -16,6 +17,7 @@ from lotus.config import read
 from lotus.config.training_budget import Budget
 from lotus.stages import course, plan_file, plan_table, planner, speed
 from lotus.stages.ahead import Ahead
+from lotus.training import threads
 from selection.errors import Refused
 
 OWN = ["train.epochs=12", "prune.calibration=128", "export.onnx=false", "export.latency_batch=8", "baseline=false"]
@@ -297,6 +299,22 @@ def test_in_minutes_a_slower_model_gets_less_done(
     assert found["way"] == way
     assert found["pace"] == at_pace(dense, slower if way == "small" else 1).record()
     assert 60 < found["seconds"] <= 120
+
+
+def test_the_pace_is_that_of_the_training_s_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, before = [], torch.get_num_threads()
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(threads, "worth", lambda model, images, most: before + 1)
+
+    def step(*given: Any) -> tuple[float, float]:
+        seen.append(torch.get_num_threads())
+        return 1.0, 1.0
+
+    monkeypatch.setattr(speed, "timed_step", step)
+    speed.timer(Ahead(read(DIGITS, [f"folder={tmp_path}", *OWN, "device=cpu"])))
+    assert set(seen) == {before + 1}
+    assert torch.get_num_threads() == before
 
 
 def test_the_pace_is_read_off_the_clock(tmp_path: Path) -> None:

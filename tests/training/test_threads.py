@@ -38,6 +38,8 @@ def test_a_small_model_has_one_and_a_large_one_all() -> None:
     deit = create(Model(name="vit_tiny_patch16_224"), 10)
     assert threads.worth(demo, 32, 4) == 1
     assert threads.worth(deit, 64, 4) == 4
+    wider = create(Model(name="vit_tiny_patch16_224", args={"img_size": 8, "patch_size": 2, "embed_dim": 96, "depth": 4, "num_heads": 4}), 10)  # fmt: skip
+    assert threads.worth(wider, 32, 4) == 2, "from some 60 million multiply-accumulates a block on"
     assert [threads.worth(demo, images, 4) for images in (32, 256, 4096)] == sorted(
         threads.worth(demo, images, 4) for images in (32, 256, 4096)
     )
