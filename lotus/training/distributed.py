@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lotus.training import allocator
 from lotus.watch import ALONE, launcher_is_gone, over_launcher, placed
 from selection.errors import Refused
 
@@ -189,6 +190,8 @@ def start(device: str = "auto") -> World:
     world = World(rank, size, local, where)
     if cuda:
         _take_gpu(world)
+    else:
+        allocator.keep_freed()
     if dist.is_initialized():
         return world
     meeting = _alone() if size == 1 else _with_others(size)

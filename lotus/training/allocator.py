@@ -1,0 +1,30 @@
+"""What a process does with memory that it has let go of.
+
+A step asks for the same activations as the step before. glibc gives what is large back to the system each time, and takes it again a
+page fault at a time: 26,000 of them a step of 128 x 6 at a batch of 128, a sixth of its time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # <malloc.h>
+_KEPT = ((_MMAP_THRESHOLD, 256 << 20), (_TRIM_THRESHOLD, 1 << 30), (_TOP_PAD, 64 << 20))
+_USERS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOLD_")
+
+
+def keep_freed() -> bool:
+    """Let this process keep up to 1 GiB that is freed, blocks of up to 256 MiB among it, for the next step.
+
+    False, and nothing is changed, where the user has set glibc's allocator in the environment, or the system has another
+    library.
+    """
+    if any(name in os.environ for name in _USERS) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+        return False
+    try:
+        library = ctypes.CDLL(None)
+        library.gnu_get_libc_version  # noqa: B018 - other libraries' mallopt may mean something else
+        return all(library.mallopt(what, amount) for what, amount in _KEPT)
+    except (AttributeError, OSError, TypeError):
+        return False
