@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lotus.training import allocator
+from lotus.vit.steady import keep_freed
 from lotus.watch import ALONE, launcher_is_gone, over_launcher, placed
 from selection.errors import Refused
 
@@ -191,7 +191,7 @@ def start(device: str = "auto") -> World:
     if cuda:
         _take_gpu(world)
     else:
-        allocator.keep_freed()
+        keep_freed()
     if dist.is_initialized():
         return world
     meeting = _alone() if size == 1 else _with_others(size)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
 
 import pytest
 
-import lotus.training.allocator
-from lotus.training.allocator import keep_freed
+from lotus.vit.steady import keep_freed
 
 _FAULTS = """
 import ctypes, resource, sys
 import torch
-from lotus.training.allocator import keep_freed
+from lotus.vit.steady import keep_freed
 
 torch.set_num_threads(1)
 kept = keep_freed()
@@ -42,7 +42,7 @@ def _faults(**environment: str) -> tuple[bool, int]:
     return kept == "1", int(faults)
 
 
-@pytest.mark.skipif(not hasattr(lotus.training.allocator.ctypes.CDLL(None), "gnu_get_libc_version"), reason="not glibc")
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"), reason="not glibc")
 def test_a_step_finds_the_memory_of_the_step_before() -> None:
     page = os.sysconf("SC_PAGE_SIZE")
     kept, faults = _faults()
@@ -58,5 +58,5 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_another_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lotus.training.allocator.ctypes, "CDLL", lambda _: object())
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
     assert not keep_freed()
