@@ -109,7 +109,7 @@ def _uncut(model: nn.Module) -> list[Guest]:
 def _own_ticket(model: nn.Module) -> list[Guest]:
     shrink = shrinking(model, at=0.4, drop_path=0.2)
 
-    def draw(said: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def draw(said: Mapping[str, np.ndarray], _: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows = np.sort(np.argsort(said["loss"].sum(0), kind="stable")[: ROWS // 2])
         return rows, np.ones(len(rows), np.float32)
 
