@@ -59,7 +59,7 @@ from lotus.training.patch_buckets import Joint
 from lotus.training.regularize import EarlyBird, Gating
 from lotus.training.shrink import Shrink
 from lotus.training.spikes import LossSpikes
-from lotus.training.trackers import Tracked
+from lotus.training.tracked import Tracked
 from lotus.vit.tokens import Tokens
 from selection import methods
 from selection.errors import Refused
