@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lotus.training.dynamics import Recorder
+from lotus.training.evaluation import at_once
 from lotus.training.guests import Epoch, Guest, Position, Rows, Seen, Training, Turn
 from lotus.training.shrink import by_main
 
@@ -66,7 +67,8 @@ class OwnTicket(Guest):
         out = np.intersect1d(unseen, self._all if self._all is not None else [])  # the others were not to train
 
         def drawn() -> dict[str, Tensor]:
-            rows, weights = self._draw(self._recorder.signals(of_all=len(out) >= self._world.size), unseen)
+            with at_once():  # a picker may take long, and looks at no flag
+                rows, weights = self._draw(self._recorder.signals(of_all=len(out) >= self._world.size), unseen)
             return {"rows": torch.from_numpy(rows), "weights": torch.from_numpy(weights)}
 
         ticket = by_main(self._world, drawn)

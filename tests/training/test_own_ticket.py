@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,18 +20,27 @@ from test_guests import FULL, Killed, kill, minutes
 from tiny import CLASSES, ROWS, Outcome, recipe, same, shrinking, train, vit
 
 from lotus.data.sample_plan import SamplePlan
+from lotus.training.distributed import StopFlag
 from lotus.training.dynamics import Recorder
+from lotus.training.evaluation import Stopped
 from lotus.training.guests import Position
 from lotus.training.own_ticket import OwnTicket
 from lotus.training.shrink import Shrink
 
 
-def run(folder: Path, told: list[dict[str, np.ndarray]], more: dict[str, Any] | None = None, **rest: Any) -> Outcome:
+def run(
+    folder: Path,
+    told: list[dict[str, np.ndarray]],
+    more: dict[str, Any] | None = None,
+    picking: Callable[[], object] = int,
+    **rest: Any,
+) -> Outcome:
     """Four epochs of thirteen micro-batches, seven steps each; cut after step 12, in the second, and then on the hardest half."""
     model = vit(0.2, patch=4)
     shrink: Shrink = shrinking(model, at=0.4)
 
     def draw(said: Any, _: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        picking()
         told.append(dict(said))
         hard = np.sort(np.argsort(-said["error_norm"].mean(0), kind="stable")[: ROWS // 2])
         return hard, np.linspace(0.5, 1.5, len(hard), dtype=np.float32)
@@ -78,7 +90,12 @@ def test_who_sat_out_is_told_and_not_in_the_ticket(world: int, left_out: int) ->
 
     own = OwnTicket(recorder, draw, lambda: True)
     ranks = SimpleNamespace(
-        size=world, is_main=True, sum_=lambda x: x, from_main=lambda x: x, device=torch.device("cpu")
+        size=world,
+        is_main=True,
+        sum_=lambda x: x,
+        from_main=lambda x: x,
+        barrier=lambda **_: None,
+        device=torch.device("cpu"),
     )
     own.attach(SimpleNamespace(world=ranks, plan=SamplePlan(np.arange(5), batch_size=4 * world, world=world)))  # type: ignore[arg-type]
     shown = torch.arange(5 - left_out)
@@ -117,3 +134,23 @@ def test_a_killed_one_goes_on_bit_for_bit(tmp_path: Path, wholes: Any, moment: s
     for name, values in told[0].items():
         np.testing.assert_array_equal(broken[-1][name], values, err_msg=name)
     assert done.fitted.images_seen == whole.fitted.images_seen
+
+
+def test_a_picker_is_left_when_asked_to_stop_and_the_ticket_is_drawn_when_it_goes_on(
+    tmp_path: Path, wholes: Any
+) -> None:
+    whole, told = wholes("adamw")
+    again: list[dict[str, np.ndarray]] = []
+    more = LAYOUTS["adamw"]
+
+    def slow() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    with StopFlag() as stop, pytest.raises(Stopped, match="saved"):
+        run(tmp_path, [], more, slow, stop=stop)
+    done = run(tmp_path, again, more)
+    assert same(done.fitted.state, whole.fitted.state)
+    assert done.fitted.images_seen == whole.fitted.images_seen
+    for name, values in told[0].items():
+        np.testing.assert_array_equal(again[0][name], values, err_msg=name)
