@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lotus.config import Taught as TaughtBy
 from lotus.training.guests import Guest, Seen, Training, Turn
 from lotus.vit import cost
+from lotus.vit.attention import unfuse
 from selection.errors import Refused
 
 Numbers = tuple[Sequence[float], Sequence[float]]
@@ -215,6 +216,8 @@ def make_distiller(
     if recipe.taught_by is None or recipe.distill == "none":
         return None
     dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+    if dtype == torch.bfloat16 and torch.device(device).type == "cpu":
+        unfuse(teacher)
     return Distiller(
         teacher, recipe.distill, recipe.temperature, recipe.teacher_weight, device=device, dtype=dtype, place=place
     )

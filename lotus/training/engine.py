@@ -31,6 +31,7 @@ from lotus.training.deepspeed_config import check_flat, settings
 from lotus.training.distributed import World
 from lotus.training.muon import Muon, Place
 from lotus.training.optim import clipped, set_lr
+from lotus.vit.attention import unfuse
 
 _LEFT = (
     "_external_params", "_original_parameters", "all_parameters", "applied_pre_backward_ref_cnt", "ds_external_parameters",
@@ -99,6 +100,7 @@ class Engine:
             config["gradient_clipping"] = 0.0
         self._named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._marks = {name: set(vars(p)) for name, p in model.named_parameters()}
+        self._fuse = unfuse(model) if bf16 and world.device.type == "cpu" else lambda: None
         self.compiled = Compiled(model, place=place) if recipe.compile else None
         self._deepspeed = _deepspeed()
         start = {name: _to_cpu(value) for name, value in model.state_dict().items()} if bf16 else {}
@@ -271,6 +273,7 @@ class Engine:
         self._engine.destroy = lambda: None
         if self.compiled is not None:
             self.compiled.release()
+        self._fuse()
         if self.stage < 3 or weights is not None:
             self._give_back(weights or {})
         self._engine = self._optimizer = None
