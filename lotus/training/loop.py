@@ -227,7 +227,9 @@ class _Course:
             yield from self._evaluate(count)
         yield from self._told_of_compiling()
         for guest in self._guests:  # not sooner: whoever is stopped while evaluating must do this epoch's end again
-            for text in guest.close_epoch(self.at):
+            with self._saved_where_stopped(count):
+                told = tuple(guest.close_epoch(self.at))
+            for text in told:
                 yield from self._job.told(Said(self._job.stage, f"epoch {at.epoch + 1}: {text}"))
         self.at = dataclasses.replace(self.at, epoch=at.epoch + 1, epoch_step=0)
         self._save()
