@@ -93,6 +93,7 @@ class Run:
         """Refuse a file where the run has a folder, and the other way round, before any work is done."""
         folders = [self.folder / "stages", self.folder / "checkpoints", *self._left()]
         files = [self.log, self.signals, self.features, self.ticket, self.gates, self.results, self.report]
+        files += map(self._record_of, self.stages)
         for path, kind in [*((path, "folder") for path in folders), *((path, "file") for path in files)]:
             if path.exists() and not (path.is_dir() if kind == "folder" else path.is_file()):
                 raise Refused(

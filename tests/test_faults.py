@@ -184,7 +184,8 @@ def test_a_record_without_such_an_output_makes_it_again(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind"), [("stages", "file"), ("checkpoints", "file"), ("export", "file"), ("log.jsonl", "folder"),
-                       ("log.jsonl", "pipe"), ("subset.npz", "folder"), ("gates.safetensors", "folder")]
+                       ("log.jsonl", "pipe"), ("subset.npz", "folder"), ("gates.safetensors", "folder"),
+                       ("stages/train.json", "folder"), ("stages/report.json", "pipe")]
 )  # fmt: skip
 def test_what_is_of_the_wrong_kind_is_refused_before_any_work(
     name: str, kind: str, folder: Path, capsys: pytest.CaptureFixture[str]
@@ -193,6 +194,7 @@ def test_what_is_of_the_wrong_kind_is_refused_before_any_work(
     if path.is_dir():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
+    path.parent.mkdir(exist_ok=True)
     {"file": path.touch, "folder": path.mkdir, "pipe": lambda: os.mkfifo(path)}[kind]()
     before = sorted(os.listdir(folder))
     assert main(["finetune", *WORDS, f"folder={folder}"]) == 2
