@@ -84,13 +84,17 @@ class Run:
             Refused: another run is at work in it, or it cannot be made.
         """
         with locked(self.folder):
-            self._check_kinds()
+            self.check_kinds()
             for folder in (self.folder, self.folder / "stages", self.train_beton.parent, *self._left()):
                 tidy(folder)
             yield
 
-    def _check_kinds(self) -> None:
-        """Refuse a file where the run has a folder, and the other way round, before any work is done."""
+    def check_kinds(self) -> None:
+        """Before any work: whether files are where the run has files, and folders where it has folders.
+
+        Raises:
+            Refused: one is of another kind.
+        """
         folders = [self.folder / "stages", self.folder / "checkpoints", *self._left()]
         files = [self.log, self.signals, self.features, self.ticket, self.gates, self.results, self.report]
         files += map(self._record_of, self.stages)

@@ -202,6 +202,7 @@ def test_what_is_of_the_wrong_kind_is_refused_before_any_work(
     assert f"{path}: is no " in says
     assert "Move it away" in says
     assert sorted(os.listdir(folder)) == before
+    assert f"{path}: is no " in check_of(run_of(read(WORDS[0], [*WORDS[1:], f"folder={folder}"]))), "the doctor too"
 
 
 @pytest.mark.parametrize("name", ["stages", "checkpoints", "log.jsonl"])
