@@ -503,15 +503,17 @@ def test_a_log_of_which_any_byte_changed_tells_what_is_left_of_it(finished: Path
 
 KINDS: dict[str, Callable[[Path], object]] = {
     "pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "folder": lambda path: path.mkdir(),
+    "holes": lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 1 << 42),  # takes no room, and has no end either
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_no_file_is_read_by_no_command(kind: str, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A pipe would be waited at, a device read for ever."""
-    words = [["report", str(whole)], ["doctor", str(whole)], ["compare", str(whole)], ["run", str(whole), "--dry-run"]]
+    words = [["report", str(whole)], ["doctor", str(whole)], ["compare", str(whole)], ["run", str(whole), "--dry-run"],
+             ["run", *WHOLE, f"folder={whole}", "--dry-run"], *[["evaluate", str(whole)]] * (kind == "holes")]  # fmt: skip
     for name in ("stages/train.json", "log.jsonl", "versions.txt", "results.json", "plan.json", "train/spec.json",
-                 "finetune/model.safetensors", "subset.npz"):  # fmt: skip
+                 "finetune/model.safetensors", "subset.npz", "config.yaml", "data/val.json", "search.json"):  # fmt: skip
         file = whole / name
         content = file.read_bytes() if file.exists() else b""
         file.unlink(missing_ok=True)
