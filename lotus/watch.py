@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from selection import atomic_files
+from selection import atomic_files, regular
 from selection.errors import Refused
 from selection.shown import shown
 
@@ -171,7 +171,7 @@ class Watch:
         """What is to be said of rank ``other``; empty where it is there, has done its part, or was never seen."""
         before = self._last.get(other)
         try:
-            now = json.loads((self._folder / str(other)).read_text(encoding="utf-8"))
+            now = json.loads(regular.text(self._folder / str(other)))
             known = isinstance(now, dict) and isinstance(now["pid"], int)
         except (OSError, ValueError, KeyError):
             known = False
