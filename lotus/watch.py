@@ -167,8 +167,8 @@ class Watch:
             if (lost := self.lost()) and not self._done.wait(self._grace):
                 lost.leave()
 
-    def _missing(self, other: int) -> str:
-        """What is to be said of rank ``other``; empty where it is there, has done its part, or was never seen."""
+    def _sign(self, other: int) -> dict[str, Any] | None:
+        """The newest sign of life of rank ``other``, or the one before where it cannot be read; None: none was ever seen."""
         before = self._last.get(other)
         try:
             now = json.loads(regular.text(self._folder / str(other)))
@@ -176,12 +176,17 @@ class Watch:
         except (OSError, ValueError, KeyError):
             known = False
         if not known:
-            now = before
-        if now is None:
-            return ""
+            return before
         if before is None or now["beat"] != before["beat"]:
             self._silent[other] = 0.0
         self._last[other] = now
+        return dict(now)
+
+    def _missing(self, other: int) -> str:
+        """What is to be said of rank ``other``; empty where it is there, has done its part, or was never seen."""
+        now = self._sign(other)
+        if now is None:
+            return ""
         if self._flag is not None and now.get("asked") and not now["left"]:
             self._flag.ask(now["asked"])
         name = f"rank {other} (process {now['pid']} on {now['host']})"
