@@ -170,6 +170,7 @@ def _features(context: Context) -> Generator[Event, None, tuple[np.ndarray, Spen
     from lotus.training import dynamics
     from lotus.training.distributed import StopFlag
     from lotus.training.precision import settled
+    from lotus.vit.attention import unfuse
 
     run, config, manifest, world = context.run, context.config, context.manifest(), context.world
     settings = config.score.model or config.model
@@ -189,6 +190,8 @@ def _features(context: Context) -> Generator[Event, None, tuple[np.ndarray, Spen
         yield Said("score", f"the features are of a model that has not learned anything yet. {cure}", "warning")
     with StopFlag() as stop, context.images(run.train_beton, None, config.score, model, side=side) as loader:
         half = settled(config.score, model, world.device).precision == "bf16"
+        if half and world.device.type == "cpu":
+            unfuse(model)
         reading = dynamics.features(model, loader, manifest.n, world, bf16=half)
         embeddings = yield from _steps(reading, -(-manifest.n // world.size), world, stop)
     spent = Spent(manifest.n, float(manifest.n) * _macs(context, model, side), time.perf_counter() - began)
