@@ -164,7 +164,11 @@ class Watch:
             self._tell()
             for other in self._silent:
                 self._silent[other] += self._every  # not by the clock: all of them may have been stopped together
-            if (lost := self.lost()) and not self._done.wait(self._grace):
+            lost = self.lost()
+            for sign in self._last.values():
+                if self._flag is not None and sign.get("asked") and not sign["left"]:
+                    self._flag.ask(sign["asked"])
+            if lost and not self._done.wait(self._grace):
                 lost.leave()
 
     def _missing(self, other: int) -> str:
@@ -182,8 +186,6 @@ class Watch:
         if before is None or now["beat"] != before["beat"]:
             self._silent[other] = 0.0
         self._last[other] = now
-        if self._flag is not None and now.get("asked") and not now["left"]:
-            self._flag.ask(now["asked"])
         name = f"rank {other} (process {now['pid']} on {now['host']})"
         if now["left"]:
             return f"{name} has stopped: {now['why']}".rstrip() if now["why"] else ""
