@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lotus import files
-from lotus.run import Run
+from lotus.run import Run, written
 
 
 class Earlier:
@@ -20,7 +20,7 @@ class Earlier:
         """Before the run's config is written anew, which is kept beside."""
         self._run = run
         config = run.folder / "config.yaml"
-        self._config = config.read_text(encoding="utf-8") if config.is_file() else ""
+        self._config = written(config)
         taken = [int(path.name) for path in (run.folder / "earlier").glob("*") if path.name.isdecimal()]
         self.folder = run.folder / "earlier" / str(1 + max(taken, default=0))
         self._moved: dict[str, list[Path]] = {}

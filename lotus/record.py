@@ -69,7 +69,7 @@ class Record:
 def stored(file: Path) -> Mapping[str, Any]:
     """What the file of a record holds, whatever its format; nothing where it cannot be read."""
     try:
-        record = json.loads(regular.check(file).read_text(encoding="utf-8"))
+        record = json.loads(regular.text(file))
     except (OSError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}

@@ -29,7 +29,7 @@ from lotus.record import SPEC, WEIGHTS, Record, changes, content, filled, is_cur
 from lotus.shelves import values, watches
 from lotus.stage import Stage, of
 from lotus.way import Rival, Way
-from selection import lottery, methods
+from selection import lottery, methods, regular
 from selection.errors import Refused
 
 _DATA = "{data}/"
@@ -84,15 +84,20 @@ class Run:
             Refused: another run is at work in it, or it cannot be made.
         """
         with locked(self.folder):
-            self._check_kinds()
+            self.check_kinds()
             for folder in (self.folder, self.folder / "stages", self.train_beton.parent, *self._left()):
                 tidy(folder)
             yield
 
-    def _check_kinds(self) -> None:
-        """Refuse a file where the run has a folder, and the other way round, before any work is done."""
+    def check_kinds(self) -> None:
+        """Before any work: whether files are where the run has files, and folders where it has folders.
+
+        Raises:
+            Refused: one is of another kind.
+        """
         folders = [self.folder / "stages", self.folder / "checkpoints", *self._left()]
         files = [self.log, self.signals, self.features, self.ticket, self.gates, self.results, self.report]
+        files += map(self._record_of, self.stages)
         for path, kind in [*((path, "folder") for path in folders), *((path, "file") for path in files)]:
             if path.exists() and not (path.is_dir() if kind == "folder" else path.is_file()):
                 raise Refused(
@@ -107,7 +112,7 @@ class Run:
     def settle(self, text: str = "") -> str:
         """Write down what this run is: the resolved config (``text`` instead), and the versions it runs on; returns the config before."""
         file = self.folder / "config.yaml"
-        before = file.read_text(encoding="utf-8") if file.is_file() else ""
+        before = written(file)
         write_text(file, text or self.config.yaml())
         write_text(self.folder / "versions.txt", versions())
         return before
@@ -306,8 +311,9 @@ class Run:
         """
         for stage in stages:
             record = self.record(stage)
-            for name, known in record.digests.items() if record is not None else ():
-                self._check_digest(stage, self._place(name), known)
+            if record is not None:
+                for name in record.digests:
+                    self._check_digest(record, name)
             self.stages[stage].whole(self)
 
     def check_file(self, path: Path) -> None:
@@ -318,19 +324,21 @@ class Run:
         """
         for stage in self.stages:
             record = self.record(stage)
-            for name, known in record.digests.items() if record is not None else ():
-                if self._place(name) == path:
-                    self._check_digest(stage, path, known)
+            if record is not None:
+                for name in record.digests:
+                    if self._place(name) == path:
+                        self._check_digest(record, name)
 
-    def _check_digest(self, stage: str, path: Path, known: str) -> None:
+    def _check_digest(self, record: Record, name: str) -> None:
+        path = self._place(name)
         goes = path.parent if path.name == SPEC else path  # weights without a spec are nobody's
         cure = f"Delete {goes}, and lotus run makes it again."
         try:
-            same = digest_once(path) == known
+            same = path.stat().st_size == record.outputs.get(name) and digest_once(path) == record.digests[name]
         except OSError as error:
             raise Refused(f"{path}: cannot be read ({error.strerror}). {cure}") from None
         if not same:
-            raise Refused(f"{path}: its bytes have changed since the stage {stage} wrote it. {cure}")
+            raise Refused(f"{path}: its bytes have changed since the stage {record.stage} wrote it. {cure}")
 
     def outdated(self, stages: Iterable[str]) -> list[str]:
         """Those of ``stages``, in order, that stand, and were made with other settings or from what was made again since."""
@@ -391,7 +399,7 @@ class Run:
         stood: dict[str, str] = {}
         for stage in stages:
             if self.record(stage) is not None:
-                stood[stage] = self._record_of(stage).read_text(encoding="utf-8")
+                stood[stage] = regular.text(self._record_of(stage))
             self._record_of(stage).unlink(missing_ok=True)
         return stood
 
@@ -416,6 +424,14 @@ class Run:
         """
         record = {"time": round(time.time(), 3), **event.record()}
         append(self.log, json.dumps(sound(record), allow_nan=False), _ROOM)
+
+
+def written(config: Path) -> str:
+    """The config that stands in a run's folder; empty where none can be read."""
+    try:
+        return regular.text(config)
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def brought(shelf: ModuleType) -> dict[str, Stage]:

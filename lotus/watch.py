@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from selection import atomic_files
+from selection import atomic_files, regular
 from selection.errors import Refused
 from selection.shown import shown
 
@@ -164,28 +164,31 @@ class Watch:
             self._tell()
             for other in self._silent:
                 self._silent[other] += self._every  # not by the clock: all of them may have been stopped together
-            lost = self.lost()
-            for sign in self._last.values():
-                if self._flag is not None and sign.get("asked") and not sign["left"]:
-                    self._flag.ask(sign["asked"])
-            if lost and not self._done.wait(self._grace):
+            if (lost := self.lost()) and not self._done.wait(self._grace):
                 lost.leave()
 
-    def _missing(self, other: int) -> str:
-        """What is to be said of rank ``other``; empty where it is there, has done its part, or was never seen."""
+    def _sign(self, other: int) -> dict[str, Any] | None:
+        """The newest sign of life of rank ``other``, or the one before where it cannot be read; None: none was ever seen."""
         before = self._last.get(other)
         try:
-            now = json.loads((self._folder / str(other)).read_text(encoding="utf-8"))
+            now = json.loads(regular.text(self._folder / str(other)))
             known = isinstance(now, dict) and isinstance(now["pid"], int)
         except (OSError, ValueError, KeyError):
             known = False
         if not known:
-            now = before
-        if now is None:
-            return ""
+            return before
         if before is None or now["beat"] != before["beat"]:
             self._silent[other] = 0.0
         self._last[other] = now
+        return dict(now)
+
+    def _missing(self, other: int) -> str:
+        """What is to be said of rank ``other``; empty where it is there, has done its part, or was never seen."""
+        now = self._sign(other)
+        if now is None:
+            return ""
+        if self._flag is not None and now.get("asked") and not now["left"]:
+            self._flag.ask(now["asked"])
         name = f"rank {other} (process {now['pid']} on {now['host']})"
         if now["left"]:
             return f"{name} has stopped: {now['why']}".rstrip() if now["why"] else ""

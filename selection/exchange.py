@@ -257,6 +257,11 @@ def _paths(subset: Subset, images: Images, between: str) -> list[str]:
 
 
 def _parquet(subset: Subset, images: Images) -> bytes:
+    """Of all images.
+
+    Raises:
+        Refused: a name is no UTF-8.
+    """
     import pyarrow
     from pyarrow import parquet
 
@@ -264,7 +269,11 @@ def _parquet(subset: Subset, images: Images) -> bytes:
     columns: dict[str, Any] = {"index": images.numbers, "path": images.names, "label": images.labels}
     columns |= {"score": subset.scores, "weight": heavy, "kept": heavy > 0}
     out = io.BytesIO()
-    parquet.write_table(pyarrow.table({name: column for name, column in columns.items() if column is not None}), out)
+    try:
+        table = pyarrow.table({name: column for name, column in columns.items() if column is not None})
+    except UnicodeEncodeError as error:
+        raise Refused(f"{error.object!r}: a name that is no UTF-8 cannot stand in a .parquet. Write a .csv.") from None
+    parquet.write_table(table, out)
     return out.getvalue()
 
 

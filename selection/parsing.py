@@ -54,11 +54,11 @@ def _parsed(path: Path, head: bytes) -> Any:
     if path.suffix == ".parquet":
         return parquet(path)
     if path.suffix == ".json":
-        return _json(json.loads(path.read_text(encoding="utf-8")))
+        return _json(json.loads(_text(path)))
     if path.suffix in (".csv", ".tsv"):
-        return _csv(path.read_text(encoding="utf-8-sig"))
+        return _csv(_text(path))
     if path.suffix in (".txt", ".lst", ".list"):
-        return _lines(path.read_text(encoding="utf-8-sig"))
+        return _lines(_text(path))
     if head.startswith(b"PK\x03\x04"):
         with zipfile.ZipFile(path) as archive:
             held = archive.namelist()
@@ -69,7 +69,18 @@ def _parsed(path: Path, head: bytes) -> Any:
 
 def holds_nothing(path: Path) -> bool:
     """Whether a text list is empty, as one of what is to go may well be."""
-    return path.suffix in (".txt", ".lst", ".list") and path.is_file() and not path.read_bytes().strip()
+    small = path.suffix in (".txt", ".lst", ".list") and path.is_file() and path.stat().st_size < 1 << 20
+    return small and not path.read_bytes().strip()
+
+
+def _text(path: Path) -> str:
+    """Of a file that fits into memory; the names of files in it need not be UTF-8, as they are written in :mod:`selection.exchange`.
+
+    Raises:
+        Refused: it does not fit.
+    """
+    memory.there(memory.size(regular.check(path).stat().st_size), str(path), "Take a part of it.")
+    return path.read_text(encoding="utf-8-sig", errors="surrogateescape")
 
 
 def _looks(path: Path, head: bytes) -> str:
@@ -258,7 +269,7 @@ def _line(path: Path, at: int, values: int) -> str:
     """Where the value ``at`` of a column stands."""
     if path.suffix not in (".csv", ".tsv"):
         return f"entry {at}"
-    table = _cells(path.read_text(encoding="utf-8-sig"))
+    table = _cells(_text(path))
     ends = [table.line_num for row in table if row]
     return f"line {ends[at - values]}"  # the head, where there is one, holds no value
 

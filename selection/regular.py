@@ -16,6 +16,10 @@ _KINDS = (
 )
 
 
+MOST = 1 << 29
+"""Bytes of a text that LOTUS or DeepSpeed writes: whatever is larger is another file, or one of holes, which takes no room on a disk."""
+
+
 def check(path: str | os.PathLike[str]) -> Path:
     """``path``, once it is sure to be a file, or a link to one.
 
@@ -27,3 +31,24 @@ def check(path: str | os.PathLike[str]) -> Path:
         kind = next((name for fits, name in _KINDS if fits(mode)), "something else")
         raise OSError(errno.EINVAL, f"{kind}, not a file", os.fspath(path))
     return Path(path)
+
+
+def bounded(path: str | os.PathLike[str], most: int = MOST) -> Path:
+    """:func:`check` of one that has no more than ``most`` bytes.
+
+    Raises:
+        OSError: as :func:`check`, or it is larger.
+    """
+    if (size := os.stat(check(path)).st_size) > most:
+        raise OSError(errno.EINVAL, f"{size:,} bytes, and {most:,} are the most that is read", os.fspath(path))
+    return Path(path)
+
+
+def text(path: str | os.PathLike[str], *, most: int = MOST, encoding: str = "utf-8", errors: str = "strict") -> str:
+    """What is written in a file, once it is sure to be one, and no larger than ``most`` bytes.
+
+    Raises:
+        OSError: as :func:`bounded`.
+        UnicodeDecodeError: it is no text in this encoding.
+    """
+    return bounded(path, most).read_text(encoding=encoding, errors=errors)

@@ -150,8 +150,9 @@ def test_all_mistakes_are_named_at_once() -> None:
 
 def test_yaml_reads_1e_3_as_a_string_and_we_as_a_number(tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
-    file.write_text("train: {lr: 1e-3}\n")
+    file.write_text("train: {lr: 1e-3}\nmodel: {args: {init_values: 1e-5, act_layer: gelu}}\n")
     assert read(file).train.lr == 1e-3
+    assert read(file).model.args == {"init_values": 1e-5, "act_layer": "gelu"}
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,8 @@ def test_a_record_without_such_an_output_makes_it_again(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind"), [("stages", "file"), ("checkpoints", "file"), ("export", "file"), ("log.jsonl", "folder"),
-                       ("log.jsonl", "pipe"), ("subset.npz", "folder"), ("gates.safetensors", "folder")]
+                       ("log.jsonl", "pipe"), ("subset.npz", "folder"), ("gates.safetensors", "folder"),
+                       ("stages/train.json", "folder"), ("stages/report.json", "pipe")]
 )  # fmt: skip
 def test_what_is_of_the_wrong_kind_is_refused_before_any_work(
     name: str, kind: str, folder: Path, capsys: pytest.CaptureFixture[str]
@@ -193,6 +194,7 @@ def test_what_is_of_the_wrong_kind_is_refused_before_any_work(
     if path.is_dir():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
+    path.parent.mkdir(exist_ok=True)
     {"file": path.touch, "folder": path.mkdir, "pipe": lambda: os.mkfifo(path)}[kind]()
     before = sorted(os.listdir(folder))
     assert main(["finetune", *WORDS, f"folder={folder}"]) == 2
@@ -200,6 +202,7 @@ def test_what_is_of_the_wrong_kind_is_refused_before_any_work(
     assert f"{path}: is no " in says
     assert "Move it away" in says
     assert sorted(os.listdir(folder)) == before
+    assert f"{path}: is no " in check_of(run_of(read(WORDS[0], [*WORDS[1:], f"folder={folder}"]))), "the doctor too"
 
 
 @pytest.mark.parametrize("name", ["stages", "checkpoints", "log.jsonl"])
@@ -500,15 +503,17 @@ def test_a_log_of_which_any_byte_changed_tells_what_is_left_of_it(finished: Path
 
 KINDS: dict[str, Callable[[Path], object]] = {
     "pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "folder": lambda path: path.mkdir(),
+    "holes": lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 1 << 42),  # takes no room, and has no end either
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_no_file_is_read_by_no_command(kind: str, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A pipe would be waited at, a device read for ever."""
-    words = [["report", str(whole)], ["doctor", str(whole)], ["compare", str(whole)], ["run", str(whole), "--dry-run"]]
+    words = [["report", str(whole)], ["doctor", str(whole)], ["compare", str(whole)], ["run", str(whole), "--dry-run"],
+             ["run", *WHOLE, f"folder={whole}", "--dry-run"], *[["evaluate", str(whole)]] * (kind == "holes")]  # fmt: skip
     for name in ("stages/train.json", "log.jsonl", "versions.txt", "results.json", "plan.json", "train/spec.json",
-                 "finetune/model.safetensors", "subset.npz"):  # fmt: skip
+                 "finetune/model.safetensors", "subset.npz", "config.yaml", "data/val.json", "search.json"):  # fmt: skip
         file = whole / name
         content = file.read_bytes() if file.exists() else b""
         file.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from lotus.cli.shared import Verbs, as_json, load_shelves, overrides, tell, with_files
+from selection import regular
 from selection.errors import Refused
 
 
@@ -155,7 +156,7 @@ def _report(options: argparse.Namespace) -> int:
     run.check_file(run.results)
     page = html.write(folder, run.stages)
     run.written_again(page)
-    last_page(json.loads(results.read_text(encoding="utf-8")), page, run.stages)
+    last_page(json.loads(regular.text(results)), page, run.stages)
     if older := run.outdated(run.plan()):
         tell(
             f"! {', '.join(older)}: older than what they were made from, or of other settings; lotus run makes them again",

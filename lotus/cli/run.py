@@ -18,6 +18,7 @@ from lotus.cli.planning import keep_plan, plan_told, settled
 from lotus.cli.shared import Verbs, load_shelves, overrides, tell, with_files
 from lotus.cli.stopping import heeded
 from lotus.stage_names import STAGES
+from selection import regular
 from selection.errors import Refused
 
 if TYPE_CHECKING:
@@ -197,4 +198,4 @@ def last_page(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
 
     run = run_of(config, shelves)
     run.check_file(run.results)
-    terminal.last_page(json.loads(run.results.read_text(encoding="utf-8")), run.report, run.stages)
+    terminal.last_page(json.loads(regular.text(run.results)), run.report, run.stages)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -22,6 +23,7 @@ Three = tuple[
     Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]
 ]
 """A number a channel, for pixels in 0 to 1."""
+_POWER = re.compile(r"[-+]?[0-9]{1,3}[eE][-+]?[0-9]{1,2}")
 
 
 class Data(Section):
@@ -82,6 +84,13 @@ class Model(Section):
     """How the patch embedding starts."""
     start: MethodOf = Method(name="timm")
     """A start of lotus/vit/starts.py for weights that are not given: timm, xavier, mimetic, or ``{name: mimetic, beta_vo: 0.2}``."""
+
+    @field_validator("args", mode="after")
+    @classmethod
+    def _powers(cls, args: dict[str, Any]) -> dict[str, Any]:
+        """``init_values: 1e-5`` is a text to YAML, which wants a dot before an exponent, and a number to timm."""
+        powers = {name: float(text) for name, text in args.items() if isinstance(text, str) and _POWER.fullmatch(text)}
+        return args | powers
 
 
 class Subsets(Section):

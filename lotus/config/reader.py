@@ -18,6 +18,7 @@ from lotus.config.faults import one_of_each, sentence
 from lotus.config.page import Config, OneCut
 from lotus.config.request import Keep, Prune
 from lotus.config.section import Method, Section, is_number
+from selection import regular
 from selection.errors import Notice, Refused
 from selection.methods import nearest
 
@@ -71,11 +72,9 @@ def read(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
         elif not file.exists() and file.parts[:1] == ("configs",):  # as the guides write it, from any folder
             file = shipped(str(Path(*file.parts[1:]).with_suffix("")))
         try:
-            text = file.read_text(encoding="utf-8")
+            text = regular.text(file, most=1 << 20)
         except (OSError, UnicodeDecodeError) as error:
             raise Refused(f"{path}: {_no_config(file, error)}") from None
-        if len(text) > 1 << 20:
-            raise Refused(f"{path}: larger than 1 MiB, which no config is.")
         raw = _load_yaml(text, str(path))
         raw.setdefault("name", file.stem)
         # model=NAME is short for model.name=NAME, and keeps what else the file says of it

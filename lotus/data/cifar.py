@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from lotus.data.pictures import Pixels
 from selection import pickles, regular
-from selection.errors import Refused
+from selection.errors import Refused, reason
 
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "CIFAR10": {
@@ -86,7 +86,7 @@ def binary_batches(folder: Path, names: list[str], which: str) -> tuple[Pixels, 
     rows = []
     for name in names:
         try:
-            flat = np.fromfile(regular.check(folder / name), np.uint8)
+            flat = np.fromfile(regular.bounded(folder / name), np.uint8)
         except OSError as error:
             raise Refused(f"{folder / name}: cannot be read ({error.strerror}).") from None
         if len(flat) == 0 or len(flat) % (before + 3072):
@@ -107,5 +107,10 @@ def class_names(folder: Path, which: str) -> tuple[str, ...]:
     if (folder / pickled).is_file():
         names = [str(name) for name in _unpickled(folder / pickled).get(key, [])]
     elif (folder / text).is_file():
-        names = (folder / text).read_text(encoding="utf-8").split()
+        try:
+            names = regular.text(folder / text).split()
+        except (OSError, UnicodeDecodeError) as error:
+            raise Refused(
+                f"{folder / text}: cannot be read ({reason(error)}). Delete it, for numbers as names."
+            ) from None
     return tuple(names) if len(names) == count else tuple(str(number) for number in range(count))

@@ -83,7 +83,7 @@ class Manifest:
             return f"{file}: no {path.name} beside it, so it is half-written or not from LOTUS. Run prepare."
         try:
             regular.check(file)
-            record = json.loads(regular.check(path).read_text(encoding="utf-8"))
+            record = json.loads(regular.text(path))
             sealed = record.pop("digest", None)
             changed = sealed not in (None, files.digest(record))
             if record.pop("format") != FORMAT:

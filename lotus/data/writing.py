@@ -85,7 +85,9 @@ def prepare(
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Refused(f"{file.parent}: cannot be made ({error.strerror}).") from None
+        raise Refused(
+            f"{file.parent}: cannot be made ({error.strerror}). Give another place with data.folder=PATH."
+        ) from None
     if not anew and _stands(source, file, data):
         yield Said(stage, f"{file}: unchanged, not written again")
         return

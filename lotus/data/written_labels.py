@@ -59,7 +59,7 @@ def names(file: str) -> tuple[str, ...]:
     if not file:
         return ()
     try:
-        text = regular.check(file).read_text(encoding="utf-8")
+        text = regular.text(file)
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "no text in UTF-8"
         raise Refused(f"data.options.classes: {file} cannot be read: {why}.") from None

@@ -286,7 +286,7 @@ def read(folder: str | Path) -> dict[str, Any]:
     files.recover(folder)
     file = folder / SPEC
     try:
-        spec: dict[str, Any] = json.loads(regular.check(file).read_text(encoding="utf-8"))
+        spec: dict[str, Any] = json.loads(regular.text(file))
     except FileNotFoundError:
         if not folder.exists():
             raise Refused(

@@ -17,6 +17,7 @@ from lotus.report.figures import tick, ticks
 from lotus.report.html import evaluations, events
 from lotus.report.ledger import Stages
 from lotus.report.numbers import count, duration, si, standard_error
+from selection import regular
 from selection.errors import Refused
 
 COLORS = ("lotus", "dense", "ink", "faint")
@@ -57,7 +58,7 @@ def read(folder: Path, stages: Stages) -> Row:
     if not file.is_file():
         raise Refused(f"{folder}: no results.json here, so no finished run. Run: lotus run CONFIG.")
     try:
-        results = json.loads(file.read_text(encoding="utf-8"))
+        results = json.loads(regular.text(file))
         shipped = ledger.shipped(results, stages)
         rows = results["ledger"]["stages"]
         log = list(events(folder))
@@ -77,7 +78,7 @@ def read(folder: Path, stages: Stages) -> Row:
         ):
             raise ValueError("numbers that no run reaches")
         return row
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise Refused(f"{file}: is not what a run writes ({type(error).__name__}). Run: lotus run {folder}.") from error
 
 

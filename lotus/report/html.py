@@ -115,7 +115,7 @@ class _Scored(NamedTuple):
 def _results(folder: Path, stages: Stages) -> dict[str, Any]:
     file = folder / "results.json"
     try:
-        results = json.loads(regular.check(file).read_text(encoding="utf-8"))
+        results = json.loads(regular.text(file))
     except FileNotFoundError:
         raise Refused(f"{folder}: no results.json here, so no finished run. Run: lotus run CONFIG.") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -131,7 +131,7 @@ def _results(folder: Path, stages: Stages) -> dict[str, Any]:
 def events(folder: Path) -> Iterator[dict[str, Any]]:
     """The log's lines; one that was cut off by a kill is passed over."""
     try:
-        with open(regular.check(folder / "log.jsonl"), encoding="utf-8", errors="replace") as lines:
+        with open(regular.bounded(folder / "log.jsonl"), encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 try:
                     event = json.loads(line)
@@ -170,7 +170,7 @@ def _settings(folder: Path) -> config.Config | None:
 
 def _text(file: Path) -> str:
     try:
-        return regular.check(file).read_text(encoding="utf-8", errors="replace")
+        return regular.text(file, errors="replace")
     except OSError:
         return ""
 
@@ -275,7 +275,7 @@ def _gates(steps: list[tuple[float, dict[str, float]]], target: float | None) ->
 def _search(folder: Path) -> str:
     """What a search for ratios tried, if there was one; empty where its file is not what we write."""
     try:
-        search = json.loads(regular.check(folder / "search.json").read_text(encoding="utf-8"))
+        search = json.loads(regular.text(folder / "search.json"))
         if search.get("format") != 1 or "tried" not in search:
             return ""
         points, front, others = (

@@ -24,7 +24,7 @@ Plan = dict[str, Any]
 def stored(run: Run) -> Plan | None:
     """The plan in the run's folder; None where none can be read."""
     try:
-        found = json.loads(regular.check(run.folder / FILE).read_text(encoding="utf-8"))
+        found = json.loads(regular.text(run.folder / FILE))
     except (OSError, ValueError, RecursionError):
         return None
     sound = isinstance(found, dict) and found.get("format") == FORMAT and isinstance(found.get("settings"), dict)

@@ -16,6 +16,10 @@ def run_checks(run: Run) -> Iterator[Check]:
     from lotus.training import checkpoint
 
     goes_on = "lotus run goes on from there."
+    try:
+        run.check_kinds()
+    except Refused as fault:
+        yield Check("folder", "something of another kind", str(fault), fatal=True)
     for stage in run.plan():
         why = run.why(stage)
         if why is not None:

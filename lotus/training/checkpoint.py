@@ -131,7 +131,7 @@ def verify(path: Path) -> dict[str, Any]:
         Damaged: something is missing, cut short, changed, or of another format.
     """
     try:
-        manifest = json.loads(regular.check(path / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads(regular.text(path / _MANIFEST))
         if manifest["format"] != FORMAT:
             raise Damaged(f"its format is {manifest['format']}, this version reads {FORMAT}")
         if _STATE not in manifest["files"]:
@@ -144,7 +144,7 @@ def verify(path: Path) -> dict[str, Any]:
                 raise Damaged(f"{name} has {size} bytes of {told['bytes']}")
             if files.digest_of(path / name, sha256=True) != told["sha256"]:
                 raise Damaged(f"{name} is not what was written")
-        told = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        told = json.loads(regular.text(path / _STATE))
         return {**told, "key": told["key"], "state": dict(told["state"])}
     except FileNotFoundError as error:
         raise Damaged(f"{Path(error.filename).name} is missing") from None
@@ -154,7 +154,7 @@ def verify(path: Path) -> dict[str, Any]:
 
 def read(path: Path) -> Checkpoint:
     """A checkpoint that verified."""
-    state = json.loads((path / _STATE).read_text(encoding="utf-8"))["state"]
+    state = json.loads(regular.text(path / _STATE))["state"]
     return Checkpoint(path, {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}, state)
 
 

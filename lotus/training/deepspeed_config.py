@@ -12,6 +12,7 @@ import torch
 from lotus.config import Recipe
 from lotus.training.distributed import World
 from lotus.training.muon import Muon
+from selection import regular
 from selection.errors import Refused, reason
 
 _LARGEST_BUCKET = int(5e8)  # numbers, DeepSpeed's own default
@@ -118,7 +119,7 @@ _SAME = {
 
 def _read(file: Path, place: str) -> dict[str, Any]:
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(regular.text(file))
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(
             f"{place}.deepspeed: {file} cannot be read ({reason(error)}). Give a DeepSpeed JSON, or nothing."

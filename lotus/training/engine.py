@@ -31,6 +31,7 @@ from lotus.training.deepspeed_config import check_flat, settings
 from lotus.training.distributed import World
 from lotus.training.muon import Muon, Place
 from lotus.training.optim import clipped, set_lr
+from lotus.training.precision import settled
 from lotus.vit.attention import unfuse
 
 _LEFT = (
@@ -86,6 +87,7 @@ class Engine:
         Raises:
             Refused: the recipe and the user's DeepSpeed JSON contradict each other; an optimizer that ZeRO cannot cut up.
         """
+        recipe = settled(recipe, model, world.device)
         numbers = sum(parameter.numel() for parameter in model.parameters())
         config = settings(recipe, world, numbers, place=place)
         self.world, self.module = world, model

@@ -25,6 +25,7 @@ from lotus.data.sample_plan import Rows
 from lotus.events import Rewound
 from lotus.training.distributed import World
 from lotus.training.guests import Epoch, Guest, Micro, Position, Seen, Training, Turn
+from selection import regular
 from selection.errors import Refused
 
 TOO_MANY = 3
@@ -183,7 +184,7 @@ class Passed:
         file = folder / "rewound.json"
         if world.is_main and file.is_file():
             try:
-                record = json.loads(file.read_text(encoding="utf-8"))
+                record = json.loads(regular.text(file))
                 if record["key"] == key and record["digest"] == files.digest(record["passed"]):
                     passed = np.asarray(record["passed"], np.int64).reshape(-1, 3)
             except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):

@@ -16,8 +16,8 @@ def keep_freed() -> bool:
     """Let this process keep up to 1 GiB that is freed, blocks of up to 256 MiB among it: the next pass asks for the same.
 
     glibc gives what is large back to the system, at a threshold that moves with what was freed before, and takes it again a
-    page fault at a time: 26,000 of them a training step of 128 x 6 at a batch of 128, a sixth of its time. False, and nothing
-    is changed, where the user has set glibc's allocator in the environment, or the system has another library.
+    page fault at a time: thousands of them a training step of 128 x 6 at a batch of 128. False, and nothing is changed, where
+    the user has set glibc's allocator in the environment, or the system has another library.
     """
     if any(name in os.environ for name in _USERS) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return False

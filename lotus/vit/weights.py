@@ -98,7 +98,7 @@ def hub_config(path: Path, place: str) -> dict[str, Any]:
     if not file.is_file() or (path / "spec.json").is_file():
         return {}
     try:
-        held = json.loads(file.read_text(encoding="utf-8"))
+        held = json.loads(regular.text(file))
     except (OSError, ValueError, RecursionError) as error:
         raise Refused(f"{place}: {file} cannot be read ({reason(error)}). Is it whole?") from None
     return held if isinstance(held, dict) and isinstance(held.get("architecture"), str) else {}

@@ -99,6 +99,15 @@ def test_a_table_has_every_image(images, tmp_path):
     assert lines[1].endswith(",0,0")
 
 
+def test_a_name_that_is_no_utf_8_cannot_stand_in_a_parquet(plain, tmp_path):
+    pytest.importorskip("pyarrow")
+    odd = dataclasses.replace(plain, names=["c0/\udcff.png", *NAMES[1:]])
+    with pytest.raises(Refused, match=r"udcff.*no UTF-8.*Write a \.csv"):
+        exchange.write(subset_of(odd, [2, 3]), tmp_path / "t.parquet", odd)
+    exchange.write(subset_of(odd, [2, 3]), tmp_path / "t.csv", odd)
+    assert exchange.read(tmp_path / "t.csv", odd, kind="scores").scores is not None
+
+
 def test_a_file_is_there_whole_or_not_at_all(images, tmp_path, monkeypatch):
     (tmp_path / "t.npy").write_bytes(b"old")
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
