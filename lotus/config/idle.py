@@ -58,7 +58,7 @@ IDLE = (
            "{it.optimizer}: {place}.lr is its rate", "train.optimizer=muon", "train.adamw_lr=0.001"),
     *_idle("Recipe", lambda it: it.schedule.name in ("linear", "onecycle"), "{it.schedule.name} has an end of its own",
            "train.schedule=wsd", "train.schedule=linear train.min_lr=0.0001"),
-    *_idle("Train", lambda it: it.teacher is None, "nobody teaches this training", "train.teacher=resnet18",
+    *_idle("Train", lambda it: it.teacher is None and it.distill != "none", "nobody teaches this training", "train.teacher=resnet18",
            "train.distill=hard", "train.temperature=4", "train.teacher_weight=0.5"),
     *_idle("Taught", lambda it: it.distill == "hard", "a teacher who decides (distill=hard) is not softened",
            "train.distill=soft train.teacher=resnet18", "train.distill=hard train.teacher=resnet18 train.temperature=4"),

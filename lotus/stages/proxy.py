@@ -90,6 +90,7 @@ def _train_proxy(context: Context, seed: int, *, rows: np.ndarray | None = None,
     _check_batches(model, manifest.n if rows is None else len(rows), config.score, world)
     recorder = None
     if rows is None:
+        check_seen(manifest.n, config.score.epochs, world)
         recorder = dynamics.Recorder(
             manifest.n, config.score.epochs, len(manifest.classes), steps=config.score.gradients
         )
@@ -118,6 +119,15 @@ def _train_proxy(context: Context, seed: int, *, rows: np.ndarray | None = None,
         _remember(file, key, found, spent)
         shutil.rmtree(run.work("score") / str(seed), ignore_errors=True)
     return found, dataclasses.replace(spent, earlier=fitted.earlier_seconds)
+
+
+def check_seen(images: int, epochs: int, world: World) -> None:
+    """Refuse a proxy of one epoch that some image would sit out, since ranks share a step evenly."""
+    if epochs == 1 and (rest := images % world.size):
+        raise Refused(
+            f"score.epochs: of {images:,} images {rest} would be in no epoch, since {world.size} ranks share a step evenly, and nothing "
+            "known of them. Take 2."
+        )
 
 
 def _check_batches(model: nn.Module, images: int, recipe: Recipe, world: World) -> None:
