@@ -147,7 +147,7 @@ def training(images: float, macs: float, teacher: float = 0) -> Cost:
 def check_recipe(place: str, recipe: Recipe, model: nn.Module) -> None:
     """Refuse what the recipe at ``place`` asks of ``model`` and cannot have."""
     import lotus.pruning
-    from lotus.training.deepspeed_config import check_flat, check_stage
+    from lotus.training.deepspeed_config import check_flat, check_stage, read
     from lotus.training.optim import make_optimizer
     from lotus.vit import anatomy
     from lotus.vit.token_plan import risen
@@ -159,6 +159,8 @@ def check_recipe(place: str, recipe: Recipe, model: nn.Module) -> None:
         check_flat(optimizer, recipe, recipe.zero, place)
     if recipe.deepspeed and not Path(recipe.deepspeed).is_file():
         raise Refused(f"{place}.deepspeed: there is no file {recipe.deepspeed}.")
+    if recipe.deepspeed:
+        read(Path(recipe.deepspeed), place)
     if recipe.patches is not None:
         Tokens(model, recipe.patches, place=f"{place}.patches").remove()
         depth = len(anatomy.blocks(model))

@@ -64,7 +64,7 @@ def settings(recipe: Recipe, world: World, numbers: int = _LARGEST_BUCKET, *, pl
         "timers": {"throughput": {"enabled": False}},
     }
     if recipe.deepspeed:
-        _merge(ours, _read(Path(recipe.deepspeed), place), recipe.deepspeed, (), place)
+        _merge(ours, read(Path(recipe.deepspeed), place), recipe.deepspeed, (), place)
     stage = ours["zero_optimization"]["stage"]
     if bf16 and stage > 0:
         ours.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
@@ -102,7 +102,12 @@ _SAME = {
 """Where a JSON may say nothing else than the recipe says, and what to set instead."""
 
 
-def _read(file: Path, place: str) -> dict[str, Any]:
+def read(file: Path, place: str) -> dict[str, Any]:
+    """A DeepSpeed JSON of the user's own.
+
+    Raises:
+        Refused: it cannot be read, or is none.
+    """
     try:
         config = json.loads(regular.text(file))
     except (OSError, UnicodeDecodeError) as error:
@@ -114,8 +119,9 @@ def _read(file: Path, place: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise Refused(f"{place}.deepspeed: {file} holds a {type(config).__name__}, not settings in {{}}.")
     for section, cure in (("optimizer", "optimizer, lr and weight_decay"), ("scheduler", "lr and min_lr")):
-        given = config.pop(section, None)
-        if isinstance(given, dict) and any(value != "auto" for value in given.get("params", {}).values()):
+        given = config.pop(section, None) or {}
+        params = given.get("params", {}) if isinstance(given, dict) else None
+        if not isinstance(params, dict) or any(value != "auto" for value in params.values()):
             raise Refused(
                 f"{place}.deepspeed: {file}: {section}: the recipe makes it. Take the section out and set {place}.{cure}."
             )
