@@ -26,7 +26,7 @@ from lotus.events import Event, sound
 from lotus.files import append, digest, digest_once, tidy, write_json, write_text
 from lotus.folder_lock import locked
 from lotus.record import SPEC, WEIGHTS, Record, changes, content, filled, is_current, stored, written
-from lotus.shelves import values
+from lotus.shelves import values, watches
 from lotus.stage import Stage, of
 from lotus.way import Rival, Way
 from selection import lottery, methods, regular
@@ -46,7 +46,7 @@ class Run:
             stages: in the order in which they run
             shelves: files of the user's own (``--with``), by which the stages that call a method of theirs were done
         """
-        self.config = config
+        self.config, self._watches = config, functools.partial(watches, own=shelves)
         self.stages = {stage.name: stage for stage in stages}
         # As they are now: an editor may be at work on them while the run is.
         texts = [Path(shelf.__file__).read_text(encoding="utf-8") if shelf.__file__ else "" for shelf in shelves]
@@ -175,7 +175,7 @@ class Run:
         named = [pair for part in parts if not part.startswith("-")
                  for pair in _named(functools.reduce(getattr, part.split("."), self.config), part, left_out)]  # fmt: skip
         named += self.stages[stage].calls(self.config).items()
-        texts = {place: text for place, name in named if (text := self.own_text(name))}
+        texts = {place: text for place, name in named if (text := self.own_text(name)) and not self._watches(name)}
         brought_by = [text for _, stages, text in self._own if stage in stages]
         return texts | ({stage: brought_by[-1]} if brought_by else {})
 
@@ -192,7 +192,7 @@ class Run:
                 functools.reduce(operator.getitem, way, settings).pop(last)
             else:
                 settings[part] = functools.reduce(operator.getitem, [*way, last], dump)
-        settings = that_count(config, settings)
+        settings = that_count(config, settings, self._watches)
         if self.stages[stage].is_set:
             settings[f"stages.{stage}"] = asked.options if (asked := config.asked(stage)) else {}
         return settings
@@ -249,7 +249,7 @@ class Run:
     def _set_otherwise(self, stage: str, record: Record) -> Iterator[str]:
         # What a record does not name is newer than it: it was made with what is the default now.
         wanted = self._settings(stage, self.config)
-        stood = that_count(self.config, filled(record.settings, self._settings(stage, Config())))
+        stood = that_count(self.config, filled(record.settings, self._settings(stage, Config())), self._watches)
         changed = list(changes({part: stood[part] for part in stood if part in wanted}, wanted))
         if changed:
             yield f"{changed[0]}{f' and {len(changed) - 1} more' if len(changed) > 1 else ''}"

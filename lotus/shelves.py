@@ -9,7 +9,8 @@ A config never names a module: it may come from elsewhere, and chooses among wha
 systems need no entry: all that lies in their room is theirs, whether LOTUS is installed or only found on the path.
 
 On a shelf are functions (:mod:`selection.methods`) and values: stages (:class:`lotus.stage.Stage`), ways to prune and rivals
-of a search (:mod:`lotus.way`), and rows of what goes with what (``RULES``, :mod:`lotus.config.rules`).
+of a search (:mod:`lotus.way`), rows of what goes with what (``RULES``, :mod:`lotus.config.rules`), and the names of those of its
+guests that only watch a training (``WATCHERS``).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from selection.errors import Refused
 
 GROUP = "lotus.shelves"
 ROOM = "lotus.papers"
-"""Named here alone, as text: nothing below it imports it."""
+TRACKERS = "lotus.training.trackers"
+"""Named here alone, as text: nothing below them imports them."""
 
 
 class Named(Protocol):
@@ -66,6 +68,12 @@ def installed() -> tuple[ModuleType, ...]:
 def known(own: Sequence[ModuleType] = ()) -> tuple[ModuleType, ...]:
     """All shelves beside LOTUS' own: those that are installed, then the user's ``own`` files, which win; each once."""
     return tuple(dict.fromkeys((*installed(), *own)))
+
+
+def watches(guest: str, own: Sequence[ModuleType] = ()) -> bool:
+    """Whether a guest of this name changes nothing of a training, as its shelf says: the last one that has it."""
+    having = [shelf for shelf in (importlib.import_module(TRACKERS), *known(own)) if guest in methods.names(shelf)]
+    return bool(having) and guest in getattr(having[-1], "WATCHERS", ())
 
 
 def values(shelf: Any, kind: type[V]) -> dict[str, V]:

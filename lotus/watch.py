@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from selection import atomic_files, regular
 from selection.errors import Refused
@@ -86,23 +86,37 @@ def clear(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+class Flag(Protocol):
+    """Who knows of a wish to stop: :class:`lotus.training.distributed.StopFlag`, the class."""
+
+    def now(self) -> Any:
+        """What has a ``reason``, empty where nobody has asked; None where nobody could be."""
+
+    def ask(self, reason: str) -> bool:
+        """Ask whoever is at work to stop."""
+
+
 class Watch:
     """Watches over the other ranks for as long as it is entered.
 
     One that is no more on this machine is missed at once, any other one after ``patience``. Whoever waits then in a collective
-    cannot be woken: so a failure of the body becomes :class:`Lost`, and where the body does not fail the process is ended.
+    cannot be woken: so a failure of the body becomes :class:`Lost`, and where the body does not fail the process is ended. A wish to
+    stop goes to the others with the sign of life, since one of them may be at work that the rest wait for.
     """
 
     def __init__(
-        self, folder: Path, rank: int, size: int, *, patience: float, every: float = 1.0, grace: float = 3.0
-    ) -> None:
+        self, folder: Path, rank: int, size: int, *, patience: float, every: float = 1.0, grace: float = 3.0,
+        flag: Flag | None = None,
+    ) -> None:  # fmt: skip
         """
         Args:
             folder: seen by every rank, or at least by those of this machine; made where it is missing
             patience: seconds for which a rank may give no sign of life
             every: seconds between two looks, where there are few ranks
             grace: seconds for the body to fail by itself
+            flag: knows of this rank's wish to stop, and is told of another's; None: nobody is
         """
+        self._flag = flag
         self._folder, self._rank, self._size, self._patience, self._grace = folder, rank, size, patience, grace
         self._every = min(max(every, size / 16), patience / 4)
         self._here = {"pid": os.getpid(), "born": born(os.getpid()), "system": _system(), "host": platform.node()}
@@ -153,8 +167,8 @@ class Watch:
             if (lost := self.lost()) and not self._done.wait(self._grace):
                 lost.leave()
 
-    def _missing(self, other: int) -> str:
-        """What is to be said of rank ``other``; empty where it is there, has done its part, or was never seen."""
+    def _sign(self, other: int) -> dict[str, Any] | None:
+        """The newest sign of life of rank ``other``, or the one before where it cannot be read; None: none was ever seen."""
         before = self._last.get(other)
         try:
             now = json.loads(regular.text(self._folder / str(other)))
@@ -162,12 +176,19 @@ class Watch:
         except (OSError, ValueError, KeyError):
             known = False
         if not known:
-            now = before
-        if now is None:
-            return ""
+            return before
         if before is None or now["beat"] != before["beat"]:
             self._silent[other] = 0.0
         self._last[other] = now
+        return dict(now)
+
+    def _missing(self, other: int) -> str:
+        """What is to be said of rank ``other``; empty where it is there, has done its part, or was never seen."""
+        now = self._sign(other)
+        if now is None:
+            return ""
+        if self._flag is not None and now.get("asked") and not now["left"]:
+            self._flag.ask(now["asked"])
         name = f"rank {other} (process {now['pid']} on {now['host']})"
         if now["left"]:
             return f"{name} has stopped: {now['why']}".rstrip() if now["why"] else ""
@@ -184,19 +205,21 @@ class Watch:
 
     def _tell(self, *, left: bool = False, why: str = "") -> None:
         self._beat += 1
-        sign = {**self._here, "beat": self._beat, "left": left, "why": why[:500]}
+        wish = None if self._flag is None else self._flag.now()
+        asked = wish.reason if wish else ""
+        sign = {**self._here, "beat": self._beat, "left": left, "why": why[:500], "asked": asked}
         with contextlib.suppress(Refused, OSError):  # a full disk: the others have their patience, and the work goes on
             self._folder.mkdir(parents=True, exist_ok=True)
             atomic_files.write_json(self._folder / str(self._rank), sign)
 
 
 @contextlib.contextmanager
-def over(folder: Path, rank: int, size: int, patience: float) -> Iterator[None]:
+def over(folder: Path, rank: int, size: int, patience: float, flag: Flag | None = None) -> Iterator[None]:
     """A :class:`Watch`, or nothing where there is one rank alone."""
     if size == 1:
         yield
         return
-    with Watch(folder, rank, size, patience=patience):
+    with Watch(folder, rank, size, patience=patience, flag=flag):
         yield
 
 

@@ -26,6 +26,7 @@ from lotus.config import (
     rules,
     table,
 )
+from lotus.config.idle import IDLE, idle
 from lotus.config.marks import Mark, marked
 from lotus.config.page import taken
 from selection.errors import Notice, Refused
@@ -293,6 +294,28 @@ def test_every_row_of_the_table_refuses_its_example_and_not_the_one_beside_it(ro
         assert f"{place}: {told}." in str(refusal.value).splitlines(), "no other row comes before it"
     else:
         read(None, table.words(row.bad))
+
+
+@pytest.mark.parametrize("row", IDLE, ids=lambda row: f"{row.of}-{row.place}")
+def test_a_setting_without_effect_is_told_and_the_one_beside_it_is_not(row: Rule) -> None:
+    place, _ = table.sentence(row)
+    assert any(text.startswith(f"{place} changes nothing: ") for text in idle(read(None, table.words(row.bad))))
+    assert not idle(read(None, table.words(row.good)))
+
+
+def test_a_page_as_it_ships_says_nothing_without_effect() -> None:
+    for file in sorted((ROOT / "configs").rglob("*.yaml")):
+        assert not idle(read(file)), file
+    assert not idle(read(None, ["train.distill=none"])), "it says what is so"
+
+
+def test_what_a_part_takes_from_another_is_told_where_it_was_said() -> None:
+    words = ["train.optimizer=muon", "train.adamw_lr=0.002", "finetune.optimizer=adamw"]
+    assert not idle(read(None, words)), "the fine-tune takes it from train, where it counts"
+    assert [text.split()[0] for text in idle(read(None, [*words, "finetune.adamw_lr=0.001"]))] == ["finetune.adamw_lr"]
+    model = ["model.start=mimetic", "score.model.weights=mine.pth"]
+    assert not idle(read(None, model))
+    assert [text.split()[0] for text in idle(read(None, ["train.adamw_lr=0.002"]))] == ["train.adamw_lr"]
 
 
 def test_the_page_of_rules_is_printed_from_the_table() -> None:

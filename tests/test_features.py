@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from lotus.vit.model import create
 from selection import incoming
 from selection.subset import Subset
 
+CONFIG = Path(__file__).resolve().parent.parent / "configs" / "imagefolder.yaml"
 ARGS = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 2}
 ABOUT = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
 
@@ -66,6 +68,37 @@ def test_embeddings_are_what_the_head_reads(base, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["kept"] == 7
     assert select(base, base / "photos", *words) == 2
     assert "is there already. Select from it" in capsys.readouterr().err
+
+
+def test_damaged_pictures_are_left_out_and_told(base, tmp_path, capsys):
+    """As inspect does, and as a run with data.damaged=skip, which takes the ticket."""
+    photos = shutil.copytree(base / "photos", tmp_path / "photos")
+    broken = photos / "train" / "a" / "3.png"
+    broken.write_bytes(broken.read_bytes()[:50])
+    words = ("--features", base / "model", "--embeddings", tmp_path / "e.npz", "--pick", "facility_location")
+    assert select(base, photos, *words, "--out", tmp_path / "t.npz") == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "of 14 pictures 1 is left out" in told
+    assert str(broken) in told
+    found = incoming.read(tmp_path / "e.npz")
+    assert "a/3.png" not in found.names
+    assert len(found.names) == len(found.signals["embeddings"]) == 13
+    data = Data(name="imagefolder", path=str(photos), damaged="skip")
+    run = ["prepare", str(CONFIG), f"folder={tmp_path / 'run'}", f"data={data.model_dump_json()}"]
+    assert main(run) == 0
+    manifest = json.loads((tmp_path / "run" / "data" / "train.json").read_text())
+    Subset.load(tmp_path / "t.npz").check(manifest["fingerprint"], 13)
+    assert main(["inspect", str(photos), "--features", str(tmp_path / "e.npz"), "--out", str(tmp_path / "seen")]) == 0
+    assert json.loads((tmp_path / "seen" / "inspect.json").read_text())["damaged"][0]["image"] == str(broken)
+
+
+def test_a_folder_of_damaged_pictures_alone_is_refused(base, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "1.png").write_bytes(b"no picture")
+    words = ("--features", base / "model", "--embeddings", tmp_path / "e.npz", "--pick", "k_center")
+    assert select(base, tmp_path / "photos", *words) == 2
+    assert "1.png: cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "e.npz").exists()
 
 
 def test_pictures_without_classes(base, tmp_path, capsys):

@@ -14,7 +14,9 @@ from lotus.cli import main
 from lotus.config import read
 from lotus.events import Said
 from lotus.stages import proxy
+from lotus.training.distributed import World
 from selection import lottery, methods, pickers, scores
+from selection.errors import Refused
 from selection.signals import Signals
 from selection.subset import Subset
 
@@ -171,3 +173,12 @@ def test_weights_that_do_not_fit_the_proxy_are_refused_before_the_images_are_wri
     assert main(["score", DIGITS, f"folder={tmp_path / 'run'}", *words]) == 2
     assert "score.model.weights" in capsys.readouterr().err
     assert not (tmp_path / "run" / "data").exists()
+
+
+def test_an_image_that_no_epoch_would_show_is_refused_before_the_proxy() -> None:
+    proxy.check_seen(8, 1, World(size=2))
+    proxy.check_seen(9, 2, World(size=2))
+    with pytest.raises(
+        Refused, match=r"^score\.epochs: of 9 images 1 would be in no epoch, since 2 ranks .* Take 2\.$"
+    ):
+        proxy.check_seen(9, 1, World(size=2))

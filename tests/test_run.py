@@ -23,13 +23,16 @@ from lotus.record import worded
 from lotus.run import Run
 from lotus.stages import run_of
 from lotus.stages.prepare import lies
+from lotus.training import trackers
+from selection import methods
 from selection.errors import Refused
 
 STAGES = tuple(run_of(check({})).stages.values())
 
 
-def make(folder: Path, **settings: object) -> Run:
-    return run_of(check({"folder": str(folder), "data": {"name": "digits"}, **settings}))
+def make(folder: Path, own: Path | None = None, **settings: object) -> Run:
+    shelves = load_shelves([] if own is None else [str(own)])
+    return run_of(check({"folder": str(folder), "data": {"name": "digits"}, **settings}), shelves)
 
 
 def do(run: Run, *names: str, lies: str = "") -> None:
@@ -178,6 +181,49 @@ def test_when_it_is_measured_counts_beside_a_guest_that_may_go_by_it(tmp_path: P
     do(make(tmp_path, train=settings), "train")
     assert make(tmp_path, train={**settings, "evaluate_every": 2}).why("train") == "train.evaluate_every: 1 -> 2"
     assert make(tmp_path, train={**settings, "save_minutes": 1}).why("train") is None
+
+
+WATCHER = """
+def diary(model, *, often: int = 3): ...
+def heavier(model): ...
+WATCHERS = ["diary"]
+"""
+
+
+@pytest.mark.parametrize("guest", ["wandb", {"name": "mlflow", "experiment": "mine"}, {"name": "diary", "often": 5}])
+@pytest.mark.parametrize("part", ["train", "score", "finetune"])
+def test_a_guest_that_only_watches_makes_nothing_again(part: str, guest: Any, tmp_path: Path) -> None:
+    mine, folder = tmp_path / "mine.py", tmp_path / "run"
+    mine.write_text(WATCHER, encoding="utf-8")
+    plain, watched, later = (
+        {part: {"guests": guests}} for guests in (["hardest"], [guest, "hardest"], ["hardest", guest])
+    )
+    for first, then in ((plain, watched), (watched, plain), (watched, later)):
+        before, after = (make(folder, mine, **words) for words in (first, then))
+        do(before, *before.stages)
+        assert [stage for stage in after.stages if after.why(stage)] == []
+        assert after.settings(part) == before.settings(part), "a training that is half done is taken up"
+    mine.write_text(WATCHER + "# told otherwise\n", encoding="utf-8")
+    assert make(folder, mine, **watched).why(part) is None
+    for other in ("late_average", "heavier"):
+        changed = make(folder, mine, **{part: {"guests": [guest, "hardest", other]}})
+        assert changed.why(part) == f"{part}.guests: hardest -> hardest, {other}"
+
+
+def test_when_it_is_measured_does_not_count_beside_a_watcher(tmp_path: Path) -> None:
+    do(make(tmp_path), "train")
+    assert make(tmp_path, train={"guests": ["wandb"], "evaluate_every": 2}).why("train") is None
+
+
+def test_a_guest_that_takes_the_place_of_a_watcher_counts(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def wandb(model): ...\n", encoding="utf-8")
+    do(make(tmp_path / "run"), "train")
+    told = make(tmp_path / "run", tmp_path / "mine.py", train={"guests": ["wandb"]}).why("train")
+    assert str(told).startswith("train.guests: none -> wandb")
+
+
+def test_every_tracker_only_watches() -> None:
+    assert set(trackers.WATCHERS) == set(methods.names(trackers))
 
 
 def test_a_change_is_told_in_words(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ranks import free_port, one_of_two
@@ -140,6 +141,21 @@ def test_who_was_asked_to_stop_says_so_in_its_own_words_beside_one_that_was_too(
         with pytest.raises(KeyboardInterrupt, match="saved to 000071"), one:
             raise KeyboardInterrupt("train: stopped, saved to 000071")
         assert json.loads((tmp_path / str(rank)).read_text())["why"] == "train: stopped, saved to 000071"
+
+
+def test_a_wish_to_stop_goes_to_the_others(tmp_path: Path) -> None:
+    """Rank 0 is at work that the others wait for, and only rank 1 was asked."""
+    told: list[str] = []
+    nobody = SimpleNamespace(now=lambda: None, ask=told.append)
+    wishing = SimpleNamespace(now=lambda: SimpleNamespace(reason="asked to terminate"), ask=print)
+    with Watch(tmp_path, 0, 2, patience=60, every=0.02, flag=nobody):
+        with Watch(tmp_path, 1, 2, patience=60, every=0.02, flag=nobody):
+            time.sleep(0.2)
+        assert not told
+        with Watch(tmp_path, 1, 2, patience=60, every=0.02, flag=wishing):
+            while not told:
+                time.sleep(0.02)
+    assert set(told) == {"asked to terminate"}
 
 
 def test_a_pause_of_this_process_is_no_silence_of_another(tmp_path: Path) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lotus.cli import sharded
-from lotus.cli.shared import Verbs, as_json, load_shelves, pairs, scalar, with_files
+from lotus.cli.shared import Verbs, as_json, load_shelves, pairs, scalar, tell, with_files
 from selection.errors import Refused
 from selection.images import Words
 from selection.shares import BALANCES
@@ -149,6 +150,7 @@ def _featured(options: argparse.Namespace) -> str:
     """Make the embeddings of a folder of pictures; returns their file."""
     import contextlib
 
+    from lotus.events import Said
     from lotus.report.live import Terminal
     from lotus.stages import features
 
@@ -157,6 +159,8 @@ def _featured(options: argparse.Namespace) -> str:
         for event in features.make(features.Job(options.features, options.signals, out)):
             if terminal is not None:
                 terminal.show(event)
+            elif isinstance(event, Said) and event.level == "warning":
+                tell(f"! {event.text}", file=sys.stderr)
     return out
 
 

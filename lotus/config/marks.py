@@ -5,7 +5,7 @@ Rules, inheritance and stages ask for the settings with a mark, and keep no list
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from typing import Any
 
@@ -24,7 +24,9 @@ class Mark(Enum):
     OF_GATES = "does nothing where no gates learn"
     BY_SCORES = "of a cut by scores, and of no other way to prune"
     BESIDE = "changes nothing of what is left: a training that stands, finished or half-way, stays what it is"
-    MEASURES = "when it is measured: likewise, where no guest may go by what is measured"
+    MEASURES = (
+        "when it is measured: likewise, where no guest may go by what is measured (one that only watches does not)"
+    )
     FILE = "names a file: what is in it counts as well as its name"
     OFF_WITHIN = "off, which it is by default, in a short training within another stage: a search, gates that learn"
 
@@ -34,17 +36,19 @@ def marked(section: type[BaseModel], *marks: Mark) -> tuple[str, ...]:
     return tuple(name for name, field in section.model_fields.items() if any(mark in field.metadata for mark in marks))
 
 
-def that_count(page: BaseModel, settings: Mapping[str, Any]) -> dict[str, Any]:
+def that_count(page: BaseModel, settings: Mapping[str, Any], watches: Callable[[str], bool]) -> dict[str, Any]:
     """What a stage's result depends on.
 
     Args:
         page: of the config
         settings: by their place (``train``, ``prune.keep.macs``), as numbers, texts, lists and dicts; perhaps older ones
+        watches: whether a guest of this name changes nothing
 
     Returns:
-        ``settings`` without those that are :attr:`Mark.BESIDE`, and :attr:`Mark.MEASURES` where that makes no difference.
+        ``settings`` without those that are :attr:`Mark.BESIDE`, guests that only watch, and :attr:`Mark.MEASURES` where that makes no
+        difference.
     """
-    return {place: _counting(_at(page, place), value) for place, value in settings.items()}
+    return {place: _counting(_at(page, place), value, watches) for place, value in settings.items()}
 
 
 def that_name_files(page: BaseModel, places: Iterable[str]) -> dict[str, str]:
@@ -69,8 +73,13 @@ def _at(part: Any, place: str) -> Any:
     return part
 
 
-def _counting(part: Any, dump: Any) -> Any:
+def _counting(part: Any, dump: Any, watches: Callable[[str], bool]) -> Any:
     if not isinstance(part, BaseModel) or not isinstance(dump, dict):
         return dump
+    if dump.get("guests"):
+        names = [one["name"] if isinstance(one, dict) else one for one in dump["guests"]]
+        dump = {**dump, "guests": [one for one, name in zip(dump["guests"], names, strict=True) if not watches(name)]}
     idle = marked(type(part), Mark.BESIDE, *(() if dump.get("guests") else (Mark.MEASURES,)))
-    return {name: _counting(getattr(part, name, None), value) for name, value in dump.items() if name not in idle}
+    return {
+        name: _counting(getattr(part, name, None), value, watches) for name, value in dump.items() if name not in idle
+    }

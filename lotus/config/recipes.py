@@ -113,8 +113,9 @@ class Recipe(Section):
     """Stochastic depth, rising to this rate at the last block."""
     ema: Annotated[float, Mark.ADDS, Mark.OF_TRAINING, Mark.OFF_WITHIN] = Field(0, ge=0, lt=1, examples=[0.9])
     """Decay of the moving average of the weights; 0: off. Where on, the average is what is evaluated and kept."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 keeps fp32 master weights."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """bf16 keeps fp32 master weights. auto: bf16 where the device is faster in it (a GPU from Ampere on, a CPU with AVX512-BF16 or
+    AMX) and the model has no batch norms, else fp32."""
     augment: Annotated[Augment, Mark.ADDS, Mark.OF_TRAINING] = Field(Augment(), examples=[{"flip": True}])
     """What happens to the training images."""
     patches: Annotated[Patches | None, Mark.ADDS, Mark.OF_TRAINING, Mark.OFF_WITHIN] = Field(

@@ -57,6 +57,11 @@ class Rule:
         return self.says.format(it=section, place=place)
 
 
+def changed(it: Any, name: str) -> bool:
+    """Whether a section says something else of a setting than is so by default."""
+    return bool(getattr(it, name) != type(it).model_fields[name].default)
+
+
 def of_patches(place: str, words: str) -> str:
     """Words for ``train.patches``, with the mode that they are of."""
     return f"train.patches.mode={place} {words}".strip()

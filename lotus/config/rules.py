@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from lotus.config.marks import Mark, marked
-from lotus.config.rule import ZEROS, of_patches
+from lotus.config.rule import ZEROS, changed, of_patches
 from lotus.config.rule import Rule as Rule
 from lotus.config.rules_shrinking import OF_SHRINKING as OF_SHRINKING
 from selection.errors import Refused
@@ -26,10 +26,6 @@ LINEAR_OPTIMIZERS = ("adamw", "sgd")
 """Those that move each number by itself, so that heads that are trained at once do not meet."""
 
 _GIVEN = "model.weights=mine.pth"
-
-
-def _changed(it: Any, name: str) -> bool:
-    return bool(getattr(it, name) != type(it).model_fields[name].default)
 
 
 def _rise(sides: Any) -> bool:
@@ -77,7 +73,7 @@ OF_TRAINING = (
          "train.warmup_ratio=0.1 train.warmup_epochs=1", "train.warmup_ratio=0.1"),
     Rule("Train", "sparsity.gates",
          lambda it: not it.sparsity.gates
-         and any(_changed(it.sparsity, name) for name in marked(type(it.sparsity), Mark.OF_GATES)),
+         and any(changed(it.sparsity, name) for name in marked(type(it.sparsity), Mark.OF_GATES)),
          "are off, and nothing else there does anything. Set {place}.sparsity.gates=true, or {place}.sparsity={{}}",
          "train.sparsity.in_channels=true", "train.sparsity.in_channels=true train.sparsity.gates=true"),
     Rule("Train", "sides", lambda it: bool(it.sides) and not _rise(it.sides),
@@ -107,6 +103,12 @@ OF_TRAINING = (
     Rule("Config", "train", lambda it: it.train.holds_still and not (it.model.weights or it.model.pretrained),
          "freeze and probe_epochs keep weights that are given. Set model.pretrained=true or model.weights=FILE, or leave them out",
          "train.probe_epochs=1", f"train.probe_epochs=1 {_GIVEN}"),
+    Rule("Recipe", "ema", lambda it: bool(it.ema) and any(guest.name == "late_average" for guest in getattr(it, "guests", ())),
+         "and late_average are two averages, of which one would be measured and the other kept. Leave one out",
+         "train.ema=0.9 train.guests=[late_average]", "train.ema=0.9"),
+    Rule("Recipe", "guests", lambda it, ranks: ranks > 1 and any(guest.name == "hardest" for guest in getattr(it, "guests", ())),
+         "hardest: its proxy is one process's. Train with one, or leave it out",
+         "train.guests=[hardest]", "train.guests=[late_average]", {"ranks": 2}),
     Rule("Patches", "evaluate", lambda it: it.mode == "dropout" and it.evaluate == "sparse",
          "dropout drops patches in training alone. Set evaluate: dense",
          of_patches("dropout", "train.patches.evaluate=sparse"), of_patches("evit", "train.patches.evaluate=sparse")),
@@ -152,7 +154,7 @@ OF_TRAINING = (
     Rule("Score", "optimizer", lambda it: it.proxy == "linear_probe" and it.optimizer not in LINEAR_OPTIMIZERS,
          f"the heads of a linear probe take optimizer {' or '.join(LINEAR_OPTIMIZERS)}",
          "score.proxy=linear_probe score.optimizer=lamb", "score.proxy=linear_probe score.optimizer=sgd"),
-    Rule("Score", "{name}", lambda it, *, name: it.proxy == "linear_probe" and _changed(it, name),
+    Rule("Score", "{name}", lambda it, *, name: it.proxy == "linear_probe" and changed(it, name),
          "a setting of a training; a linear probe sees each image once. Remove it",
          "score.proxy=linear_probe score.{name}={value}", "score.proxy=linear_probe train.{name}={value}",
          each=Mark.OF_TRAINING),

@@ -8,6 +8,7 @@ from typing import Any
 
 from lotus import shelves
 from lotus.config import rules
+from lotus.config.idle import IDLE
 from lotus.config.page import Config
 from lotus.config.reader import over
 from lotus.config.rule import Rule
@@ -18,6 +19,12 @@ HEAD = """# What goes with what
 This page is printed from lotus/config/rules.py by `python -m lotus.config.table`: the rows that a config,
 `lotus prune --model` and `lotus.prune` are asked. Each is shown by an example that is refused, and one near
 it that is not. A file of your own (`--with mine.py`) adds rows as a list `RULES` of `lotus.config.Rule`.
+"""
+
+WITHOUT_EFFECT = """## Settings without effect
+
+A setting that another one leaves without effect is told as a run begins, and not refused: a config may say it
+for another choice of its own. These rows are in lotus/config/idle.py.
 """
 
 PARTS: tuple[tuple[str, Callable[[], Iterable[Rule]]], ...] = (
@@ -32,7 +39,10 @@ PARTS: tuple[tuple[str, Callable[[], Iterable[Rule]]], ...] = (
 
 def markdown() -> str:
     """The page."""
-    return "\n".join([HEAD, *(f"## {title}\n\n{_table(one_by_one(rows()))}\n" for title, rows in PARTS)])
+    parts = [f"## {title}\n\n{_table(one_by_one(rows()))}\n" for title, rows in PARTS]
+    return "\n".join(
+        [HEAD, *parts, f"{WITHOUT_EFFECT}\n{_table(IDLE, 'why it changes nothing', 'told', 'not told')}\n"]
+    )
 
 
 def one_by_one(rows: Iterable[Rule]) -> list[Rule]:
@@ -48,8 +58,9 @@ def _of_papers() -> Iterator[Rule]:
             yield from getattr(shelf, "RULES", ())
 
 
-def _table(rows: Iterable[Rule]) -> str:
-    lines = ["| setting | why it is refused, and the cure | refused | not refused |", "| --- | --- | --- | --- |"]
+def _table(rows: Iterable[Rule], *head: str) -> str:
+    why, bad, good = head or ("why it is refused, and the cure", "refused", "not refused")
+    lines = [f"| setting | {why} | {bad} | {good} |", "| --- | --- | --- | --- |"]
     return "\n".join([*lines, *(" | ".join(["", *_cells(row), ""]).strip() for row in rows)])
 
 
@@ -72,6 +83,7 @@ def example(row: Rule, settings: str) -> tuple[str, Any]:
     found = [
         (place, one) for place, one in rules.sections(page) if row.of in {kind.__name__ for kind in type(one).__mro__}
     ]
+    found.sort(key=lambda pair: f"{pair[0]}." not in settings)  # what was said there, before who takes it from there
     return next((pair for pair in found if any(rules.broken(pair[1], [row], **facts))), found[0])
 
 

@@ -148,6 +148,11 @@ class SamplePlan:
         """Images that a rank goes through at once, at most."""
         return self.batch_size // (self.world * self.accumulate)
 
+    @property
+    def left_out(self) -> int:
+        """Rows that sit each epoch out, others each time, where they are one group."""
+        return len(self.rows) % self.world
+
     def order(self, epoch: int) -> Rows:
         """This rank's rows in epoch ``epoch``, in order. They are gone through in pieces of :meth:`sizes`."""
         return np.concatenate([self._share(step.rows) for step in self.dealt(epoch)])

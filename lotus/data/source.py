@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -133,6 +133,11 @@ def digest(*parts: str | bytes | npt.NDArray[np.generic] | Iterable[str]) -> str
                 hashed.update(text.encode("utf-8", "surrogateescape") + b"\0")
         hashed.update(b"\1")
     return hashed.hexdigest()
+
+
+def without(fingerprint: str, skipped: Sequence[str]) -> str:
+    """The fingerprint of images less those of these names."""
+    return digest(fingerprint, skipped) if skipped else fingerprint
 
 
 def check_range(name: str, value: Any) -> None:

@@ -23,7 +23,7 @@ from lotus.data import format, pictures
 from lotus.data.encoding import checked, encoded, moments, stored
 from lotus.data.format import Beton, PlainWriter, Stored, TooLarge, Writer
 from lotus.data.manifest import Manifest, checksum, frame, verified
-from lotus.data.source import Source, digest
+from lotus.data.source import Source, without
 from lotus.events import Event, Said, Step, Wrote
 from selection.errors import Refused
 
@@ -190,14 +190,11 @@ def _described(source: Source, data: config.Data, beside: Path, written: Written
     deviation = np.sqrt(np.maximum(means[1] - means[0] ** 2, 0))
     # Images of one color have no deviation, and normalizing divides by it.
     deviation = np.maximum(deviation, 1 / 255)
-    fingerprint = source.fingerprint
-    if written.skipped:
-        fingerprint = digest(fingerprint, [entry["name"] for entry in written.skipped])
     about = beside.stat()
     return Manifest(
         n=len(written.labels),
         classes=source.classes,
-        fingerprint=fingerprint,
+        fingerprint=without(source.fingerprint, [entry["name"] for entry in written.skipped]),
         mean=_three(means[0]),
         std=_three(deviation),
         size=next(iter(written.sizes)) if len(written.sizes) == 1 else None,

@@ -147,20 +147,18 @@ def training(images: float, macs: float, teacher: float = 0) -> Cost:
 def check_recipe(place: str, recipe: Recipe, model: nn.Module) -> None:
     """Refuse what the recipe at ``place`` asks of ``model`` and cannot have."""
     import lotus.pruning
-    from lotus.training.deepspeed_config import check_flat, check_stage, read
+    from lotus.training.deepspeed_config import check_flat, check_stage, stage_of
     from lotus.training.optim import make_optimizer
     from lotus.vit import anatomy
     from lotus.vit.token_plan import risen
     from lotus.vit.tokens import Tokens
 
     optimizer = make_optimizer(model, recipe, place=place)
-    if not recipe.deepspeed:  # which may say another stage
-        check_stage(recipe, recipe.zero, place)
-        check_flat(optimizer, recipe, recipe.zero, place)
     if recipe.deepspeed and not Path(recipe.deepspeed).is_file():
         raise Refused(f"{place}.deepspeed: there is no file {recipe.deepspeed}.")
-    if recipe.deepspeed:
-        read(Path(recipe.deepspeed), place)
+    stage = stage_of(recipe, place)
+    check_stage(recipe, stage, place)
+    check_flat(optimizer, recipe, stage, place)
     if recipe.patches is not None:
         Tokens(model, recipe.patches, place=f"{place}.patches").remove()
         depth = len(anatomy.blocks(model))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from types import ModuleType
 
 from lotus import doctor
 from lotus.config import Config, Patches, Recipe, Train, rules
+from lotus.config.idle import idle
 from lotus.run import Run
 from lotus.shelves import known
 from lotus.stage import Stage
@@ -15,12 +17,12 @@ from lotus.stages import ways
 from lotus.stages.ahead import Ahead
 from lotus.stages.shelf import check_asked
 from selection import dynamic_pruning, lottery, methods
-from selection.errors import Refused
+from selection.errors import Notice, Refused
 
 
 def check(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
     """Refuse what can be known to fail before anything is done: names of methods and their options, and the rows of
-    lotus/config/rules.py with what only a run knows.
+    lotus/config/rules.py with what only a run knows. Settings without effect are told.
 
     Raises:
         Refused: an unknown method or option, or settings that do not go together, with the place and the cure.
@@ -57,6 +59,8 @@ def check(config: Config, shelves: Sequence[ModuleType] = ()) -> None:
     for place, section in rules.sections(config):
         asks = _asks(section, place, shelves) if isinstance(section, Patches) else {}
         rules.refuse(section, rows, place=place, **facts, **asks)
+    for text in idle(config):
+        warnings.warn(text, Notice, stacklevel=2)
 
 
 def _asks(patches: Patches, place: str, shelves: Sequence[ModuleType]) -> dict[str, bool]:

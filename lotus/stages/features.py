@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from lotus.config import Model
 from lotus.data import folders, pictures
-from lotus.data.source import Source, digest
+from lotus.data.source import Source, digest, without
 from lotus.events import Began, Event, Said, Wrote, watched
 from selection import atomic_files
 from selection.errors import Refused
@@ -54,10 +54,10 @@ def check(job: Job) -> None:
 
 
 def make(job: Job) -> Iterator[Event]:
-    """Go through all pictures once; yields what happens.
+    """Go through all pictures once; yields what happens. Those that cannot be read are left out, as ``data.damaged: skip`` does.
 
     Raises:
-        Refused: what the user can mend: a name, weights that do not fit, a picture that cannot be read.
+        Refused: what the user can mend: a name, weights that do not fit, pictures of which none can be read.
     """
     check(job)
     source, labeled = pictures_of(Path(job.photos))
@@ -65,20 +65,39 @@ def make(job: Job) -> Iterator[Event]:
     model, look = _opened(job.model)
     if source.note:
         yield Said("features", source.note)
+    damaged: dict[int, str] = {}
     found = yield from watched(
-        "features", len(source), lambda progress: _embedded(model, source, look, job.batch, progress)
+        "features", len(source), lambda progress: _embedded(model, source, look, job.batch, progress, damaged)
     )
-    names = [os.path.relpath(source.name(row), source.root) for row in range(len(source))]
+    gone = sorted(damaged)
+    if gone:
+        yield Said("features", _damaged_told(source, gone[0], damaged), level="warning")
+    stay = np.setdiff1d(np.arange(len(source)), gone)
     arrays: dict[str, Any] = {
         "embeddings": found,
-        "paths": np.array(names),
-        "fingerprint": np.array(source.fingerprint),
+        "paths": np.array([os.path.relpath(source.name(row), source.root) for row in stay.tolist()]),
+        "fingerprint": np.array(without(source.fingerprint, [source.name(row) for row in gone])),
     }
     if labeled:
-        arrays |= {"labels": source.labels, "classes": np.array(source.classes)}
+        arrays |= {"labels": source.labels[stay], "classes": np.array(source.classes)}
     with atomic_files.opened(job.out) as file:
         np.savez(file, **arrays)
     yield Wrote("features", job.out)
+
+
+def _damaged_told(source: Source, first: int, damaged: Mapping[int, str]) -> str:
+    """That pictures are left out.
+
+    Raises:
+        Refused: all of them are.
+    """
+    what = f"{source.name(first)}: cannot be read ({damaged[first]})"
+    if len(damaged) == len(source):
+        raise Refused(f"{what}, and no other picture can. Give a folder of pictures.")
+    return (
+        f"{what}: of {len(source):,} pictures {len(damaged):,} {'is' if len(damaged) == 1 else 'are'} left out, as a run does with "
+        "data.damaged=skip; lotus inspect lists them"
+    )
 
 
 def pictures_of(root: Path) -> tuple[Source, bool]:
@@ -159,8 +178,11 @@ def _model(asked: str) -> Any:
     return door.proxy(Model(name=name, pretrained=True), 2, place=PLACE)
 
 
-def _embedded(model: Any, source: Source, look: Look, batch: int, progress: Callable[[int], None]) -> np.ndarray:
-    """(N, D) float16: what the head reads of each picture, seen as in evaluation."""
+def _embedded(
+    model: Any, source: Source, look: Look, batch: int, progress: Callable[[int], None], damaged: dict[int, str]
+) -> np.ndarray:
+    """(N, D) float16: what the head reads of each picture, seen as in evaluation; of those that are not ``damaged``, which is told
+    here."""
     import torch
 
     from lotus.data import unpacked
@@ -168,11 +190,11 @@ def _embedded(model: Any, source: Source, look: Look, batch: int, progress: Call
     device = next(model.parameters()).device
     rows, found, done = np.arange(len(source)), [], 0
     most = float(np.finfo(np.float16).max)
-    for images, _ in unpacked.batches(source, rows, look, batch=batch):
+    for images, _ in unpacked.batches(source, rows, look, batch=batch, damaged=damaged):
         with torch.no_grad():
             tokens = model.forward_features(images.to(device))
             features = model.forward_head(tokens, pre_logits=True).flatten(1).float()  # (B, D)
         found.append(features.clamp(-most, most).half().cpu().numpy())
         done += len(images)
-        progress(done)
-    return np.concatenate(found)
+        progress(done + len(damaged))
+    return np.concatenate(found) if found else np.zeros((0, 0), np.float16)

@@ -11,6 +11,7 @@ from lotus.stage import Curve, Outcome, Stage, Work
 from lotus.stages import ways
 from lotus.stages.ahead import Ahead, Cost, asked_of_patches, check_recipe, patches_told, training
 from lotus.stages.context import Context
+from lotus.stages.course import left_of
 from lotus.stages.fit import Images, Task, fit, keep_model, outcome
 from lotus.stages.teacher import check_teacher, taught, taught_told, teacher_files, teacher_macs
 
@@ -47,8 +48,16 @@ def _check(ahead: Ahead) -> None:
 def _forecast(ahead: Ahead) -> Cost:
     recipe = ahead.config.finetune
     teacher = teacher_macs(recipe, ahead) if recipe.epochs else 0
-    small = ahead.macs * (ahead.config.prune.keep.macs or 1)
-    return training(recipe.epochs * ahead.kept, small * ahead.share(recipe, "finetune"), teacher)
+    return training(recipe.epochs * ahead.kept, _left(ahead) * ahead.share(recipe, "finetune"), teacher)
+
+
+def _left(ahead: Ahead) -> float:
+    """MACs of an image in what the cut leaves, as a plan foresees it; other ways than by scores say theirs in MACs, or cut none."""
+    request = ahead.config.prune
+    asked = request.keep.asked
+    if request.method.name == "structured" and asked.keys() <= {"macs", "params", "latency"}:
+        return left_of(ahead.dense, request).macs()
+    return ahead.macs * asked.get("macs", 1.0)
 
 
 def _tell(run: Run, results: dict[str, Any]) -> None:

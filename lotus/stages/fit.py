@@ -108,6 +108,11 @@ def fit(
     side = image_size(model) if images.side is None else images.side
     _set_drop_path(model, recipe)
     order = _order(context, recipe, images.rows, seed)
+    if order.left_out:
+        yield Said(
+            stage,
+            f"{order.left_out} of {len(images.rows):,} images sit each epoch out, others each time: {order.world} ranks share a step evenly",
+        )
     joined = [*guests, *_own_guests(context, task, model, images, seed)]
     if recipe.ema:
         joined.append(MovingAverage(recipe.ema))

@@ -89,8 +89,10 @@ def _held(run: Run, context: Context | None, lead: bool) -> Iterator[None]:
             context.world.barrier()
             context.hosts = Hosts(run, context.world)
             context.share()
+            from lotus.training.distributed import StopFlag
+
             rank, size = context.world.rank, context.world.size
-            open_things.enter_context(watch.over(run.ranks, rank, size, 60 * run.config.rank_timeout))
+            open_things.enter_context(watch.over(run.ranks, rank, size, 60 * run.config.rank_timeout, StopFlag))
         yield
 
 

@@ -90,6 +90,7 @@ def _train_proxy(context: Context, seed: int, *, rows: np.ndarray | None = None,
     _check_batches(model, manifest.n if rows is None else len(rows), config.score, world)
     recorder = None
     if rows is None:
+        check_seen(manifest.n, config.score.epochs, world)
         recorder = dynamics.Recorder(
             manifest.n, config.score.epochs, len(manifest.classes), steps=config.score.gradients
         )
@@ -120,8 +121,19 @@ def _train_proxy(context: Context, seed: int, *, rows: np.ndarray | None = None,
     return found, dataclasses.replace(spent, earlier=fitted.earlier_seconds)
 
 
+def check_seen(images: int, epochs: int, world: World) -> None:
+    """Refuse a proxy of one epoch that some image would sit out, since ranks share a step evenly."""
+    if epochs == 1 and (rest := images % world.size):
+        raise Refused(
+            f"score.epochs: of {images:,} images {rest} would be in no epoch, since {world.size} ranks share a step evenly, and nothing "
+            "known of them. Take 2."
+        )
+
+
 def _check_batches(model: nn.Module, images: int, recipe: Recipe, world: World) -> None:
     """Refuse a batch of one image where the model has batch norms, which know no variance of it."""
+    from lotus.training.precision import has_batch_norms
+
     if not has_batch_norms(model):
         return
     parts = world.size * recipe.accumulate
@@ -167,6 +179,8 @@ def _features(context: Context) -> Generator[Event, None, tuple[np.ndarray, Spen
     """What the head of the frozen model reads of every image (N, D), computed once and kept in the run's folder."""
     from lotus.training import dynamics
     from lotus.training.distributed import StopFlag
+    from lotus.training.precision import settled
+    from lotus.vit.attention import unfuse
 
     run, config, manifest, world = context.run, context.config, context.manifest(), context.world
     settings = config.score.model or config.model
@@ -185,7 +199,10 @@ def _features(context: Context) -> Generator[Event, None, tuple[np.ndarray, Spen
         cure = "Give score.model.weights or score.model.pretrained for better ones, or take score.proxy=training."
         yield Said("score", f"the features are of a model that has not learned anything yet. {cure}", "warning")
     with StopFlag() as stop, context.images(run.train_beton, None, config.score, model, side=side) as loader:
-        reading = dynamics.features(model, loader, manifest.n, world, bf16=config.score.precision == "bf16")
+        half = settled(config.score, model, world.device).precision == "bf16"
+        if half and world.device.type == "cpu":
+            unfuse(model)
+        reading = dynamics.features(model, loader, manifest.n, world, bf16=half)
         embeddings = yield from _steps(reading, -(-manifest.n // world.size), world, stop)
     spent = Spent(manifest.n, float(manifest.n) * _macs(context, model, side), time.perf_counter() - began)
     if world.rank == 0:
@@ -267,12 +284,6 @@ def proxy_model(config: Config, classes: int, *, loaded: bool = True) -> tuple[n
             f"{place}.args.img_size where the model takes it."
         )
     return made, side
-
-
-def has_batch_norms(model: nn.Module) -> bool:
-    from torch.nn.modules.batchnorm import _BatchNorm
-
-    return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
 def _macs(context: Context, model: nn.Module, side: int) -> int:

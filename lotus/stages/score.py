@@ -12,7 +12,7 @@ from lotus.run import Run
 from lotus.stage import TRAIN_FORWARDS, Outcome, Stage, Work
 from lotus.stages.ahead import LOOK, Ahead, Cost, asked_of_patches, check_recipe, check_weights
 from lotus.stages.context import PARTS, Context
-from lotus.stages.proxy import by_heads, by_training, has_batch_norms, proxy_model
+from lotus.stages.proxy import by_heads, by_training, proxy_model
 from selection import lottery
 from selection.errors import Refused
 
@@ -46,6 +46,7 @@ def score(context: Context) -> Work:
 
 
 def _check(ahead: Ahead) -> None:
+    from lotus.training.precision import has_batch_norms
     from lotus.vit import anatomy
     from lotus.vit.cost import macs
 

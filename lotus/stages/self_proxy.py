@@ -10,7 +10,7 @@ import numpy as np
 from lotus.stages import course
 from lotus.stages.ahead import Ahead
 from lotus.stages.context import Context
-from lotus.stages.select import draw, excluded, together
+from lotus.stages.select import draw
 from selection import lottery
 from selection.errors import Refused
 
@@ -32,15 +32,16 @@ def choosing(context: Context, images: int, cut: Callable[[], bool]) -> OwnTicke
     from selection.signals import Signals
 
     run, config, manifest = context.run, context.config, context.manifest()
-    labels, gone = beton.labels(run.train_beton), together(excluded(context))
+    labels = beton.labels(run.train_beton)
     lottery.affordable(labels, config.select.keep, bool(config.select.balance) or config.select.floor is not None)
     watched = course.watched_epochs(config, images)
 
-    def drawn(said: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def drawn(said: Mapping[str, np.ndarray], unseen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         known = {"labels": labels} | {name: value[None] for name, value in said.items()}  # one seed
         signals = Signals(known, classes=manifest.classes, fingerprint=manifest.fingerprint)
         signals.save(run.signals)
-        subset, _ = draw(context, signals, gone)
+        # Of an image that nothing showed nothing is known. Of select.start's all stay, known or not.
+        subset, _ = draw(context, signals, unseen if len(unseen) and not config.select.start else None)
         subset.save(run.folder / FILE)
         return subset.rows.copy(), subset.weights.copy()
 

@@ -139,11 +139,15 @@ def _seconds(model: nn.Module, ahead: Ahead, clock: Callable[[], float], side: i
     from torch.nn import functional
 
     from lotus.training.optim import make_optimizer
+    from lotus.training.precision import settled
+    from lotus.vit.attention import unfuse
     from lotus.vit.model import image_size
     from lotus.vit.steady import wait
 
-    recipe, device = ahead.config.train, _device(ahead)
-    model = model.to(device).train()
+    device = _device(ahead)
+    recipe, model = settled(ahead.config.train, model, device), model.to(device).train()
+    if recipe.precision == "bf16" and device.type == "cpu":  # as the engine does
+        unfuse(model)
     optimizer, batch = make_optimizer(model, recipe), _micro(ahead)
     side = side or image_size(model)
     images = torch.randn(batch, 3, side, side, device=device)

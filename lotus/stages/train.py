@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lotus.config import Config
+from lotus.config import Config, options
 from lotus.files import write_tensors
 from lotus.run import Run
 from lotus.stage import Curve, Section, Stage, Work
@@ -153,10 +153,31 @@ def _forecast(ahead: Ahead) -> Cost:
     looks, looked_macs = (0.0, 0.0) if settings.shrink is None else forecast_looks(ahead)
     whole = sum(piece.images for piece in gone)
     images, each = round(whole * drawn), sum(piece.images * piece.macs for piece in gone) / whole
+    shown, own = _hardest(ahead)
+    images, each = round(images * shown), each + own / shown
     forwards, macs = training(images, each)
     beside = [(n if asked else 0, asked), (looks, looked_macs), teacher_forecast(settings, images, ahead)]
     beside.append(spared_forecast(images, each, gone[0].macs, ahead))
     return forwards + sum(one for one, _ in beside), macs + sum(one for _, one in beside)
+
+
+def _hardest(ahead: Ahead) -> tuple[float, float]:
+    """Fraction of the images that the guest ``hardest`` shows on, and MACs of its proxy for each that comes; all and none without it."""
+    import numpy as np
+
+    from lotus.data.sample_plan import SamplePlan
+    from lotus.training.guest_shelf import hardest
+    from lotus.training.hardest import proxy_of, stays
+    from lotus.vit.cost import count
+
+    recipe = ahead.config.train
+    asked = next((guest for guest in recipe.guests if guest.name == hardest.__name__), None)
+    if asked is None:
+        return 1.0, 0.0
+    told = options(hardest, asked.options, place=f"train.guests.{asked.name}")
+    plan = SamplePlan(np.arange(ahead.kept), batch_size=recipe.batch_size, accumulate=recipe.accumulate)
+    shown = sum(stays(told["keep"], size) for size in plan.sizes(0))
+    return shown / ahead.kept, count(proxy_of(ahead.dense, ahead.classes, told["proxy"], seed=0)).macs
 
 
 def _tell(run: Run, results: dict[str, Any]) -> Section | None:

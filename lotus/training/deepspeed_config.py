@@ -64,7 +64,7 @@ def settings(recipe: Recipe, world: World, numbers: int = _LARGEST_BUCKET, *, pl
         "timers": {"throughput": {"enabled": False}},
     }
     if recipe.deepspeed:
-        _merge(ours, read(Path(recipe.deepspeed), place), recipe.deepspeed, (), place)
+        _merge(ours, _read(Path(recipe.deepspeed), place), recipe.deepspeed, (), place)
     stage = ours["zero_optimization"]["stage"]
     if bf16 and stage > 0:
         ours.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
@@ -78,10 +78,25 @@ def check_stage(recipe: Recipe, stage: int, place: str) -> None:
         raise Refused(
             f"{place}.ema: under ZeRO 3 no rank has the weights that are averaged. Use {place}.ema=0, or ZeRO 0 to 2."
         )
+    if stage == 3 and any(guest.name == "late_average" for guest in getattr(recipe, "guests", ())):
+        raise Refused(f"{place}.guests: late_average: under ZeRO 3 no rank has the weights. Use ZeRO 0 to 2.")
     if recipe.compile and stage > 1:
         raise Refused(
             f"{place}.compile: under ZeRO {stage} the compiled blocks break. Use {place}.zero=1, or compile=false."
         )
+
+
+def stage_of(recipe: Recipe, place: str) -> int:
+    """The ZeRO stage of a recipe, which a JSON of the user's own may say.
+
+    Raises:
+        Refused: the JSON cannot be read, or is none of DeepSpeed's.
+    """
+    asked: dict[str, Any] = {"zero_optimization": {"stage": recipe.zero}}
+    if recipe.deepspeed:
+        theirs = _read(Path(recipe.deepspeed), place).get("zero_optimization", {})
+        _merge(asked, {"zero_optimization": theirs}, recipe.deepspeed, (), place)
+    return int(asked["zero_optimization"]["stage"])
 
 
 def check_flat(optimizer: torch.optim.Optimizer, recipe: Recipe, stage: int, place: str) -> None:
@@ -102,12 +117,7 @@ _SAME = {
 """Where a JSON may say nothing else than the recipe says, and what to set instead."""
 
 
-def read(file: Path, place: str) -> dict[str, Any]:
-    """A DeepSpeed JSON of the user's own.
-
-    Raises:
-        Refused: it cannot be read, or is none.
-    """
+def _read(file: Path, place: str) -> dict[str, Any]:
     try:
         config = json.loads(regular.text(file))
     except (OSError, UnicodeDecodeError) as error:

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from lotus.config import Taught as TaughtBy
 from lotus.training.guests import Guest, Seen, Training, Turn
+from lotus.training.precision import settled
 from lotus.vit import cost
+from lotus.vit.attention import unfuse
 from selection.errors import Refused
 
 Numbers = tuple[Sequence[float], Sequence[float]]
@@ -214,7 +216,9 @@ def make_distiller(
     """The teacher that ``recipe`` asks for, in the student's precision; None where it asks for none."""
     if recipe.taught_by is None or recipe.distill == "none":
         return None
-    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if settled(recipe, teacher, device).precision == "bf16" else torch.float32
+    if dtype == torch.bfloat16 and torch.device(device).type == "cpu":
+        unfuse(teacher)
     return Distiller(
         teacher, recipe.distill, recipe.temperature, recipe.teacher_weight, device=device, dtype=dtype, place=place
     )

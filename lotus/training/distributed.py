@@ -6,6 +6,7 @@ what is missing is filled in for one process. Collectives cost nothing with one 
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import contextlib
 import datetime
@@ -26,6 +27,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lotus.vit.steady import keep_freed
 from lotus.watch import ALONE, launcher_is_gone, over_launcher, placed
 from selection.errors import Refused
 
@@ -131,15 +133,22 @@ class World:
             sent.wait()
         return there
 
-    def barrier(self) -> None:
+    def barrier(self, *, leaves: bool = True) -> None:
         """Wait until every rank is here, which may take as long as another one works alone; a wish to stop is heard meanwhile, as it is
-        not within torch."""
+        not within torch.
+
+        Args:
+            leaves: whoever hears one leaves; else it waits on, and the one that works is told by :class:`lotus.watch.Watch`
+
+        Raises:
+            KeyboardInterrupt: it left.
+        """
         if self.size == 1:
             return
         met = dist.all_reduce(torch.zeros(1, device=self.device), async_op=True)
         pause = 0.0005
         while not met.is_completed():
-            if stop := StopFlag.now():
+            if leaves and (stop := StopFlag.now()):
                 raise KeyboardInterrupt(
                     f"stopped ({stop.reason}) beside another rank's work. The same command goes on."
                 )
@@ -189,6 +198,8 @@ def start(device: str = "auto") -> World:
     world = World(rank, size, local, where)
     if cuda:
         _take_gpu(world)
+    else:
+        keep_freed()
     if dist.is_initialized():
         return world
     meeting = _alone() if size == 1 else _with_others(size)
@@ -310,6 +321,8 @@ class StopFlag:
         """Ask whoever works in a long loop now to stop; False where nobody does."""
         for flag in cls._open:
             flag.set(reason)
+        if cls._open and threading.current_thread() is not threading.main_thread():
+            _thread.interrupt_main(signal.SIGTERM)  # for whoever looks at no flag: lotus.training.evaluation.at_once
         return bool(cls._open)
 
     def set(self, reason: str) -> None:

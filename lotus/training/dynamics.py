@@ -89,26 +89,34 @@ class Recorder:
             self._after = None
         self._ended, self._now = epoch + 1, None
 
-    def signals(self) -> dict[str, npt.NDArray[np.generic]]:
+    def unseen(self) -> npt.NDArray[np.int64]:
+        """(U,) rows that no complete epoch has shown."""
+        return torch.nonzero(~self._seen[: self._ended].any(0))[:, 0].numpy()
+
+    def signals(self, *, of_all: bool = True) -> dict[str, npt.NDArray[np.generic]]:
         """Name -> (E, N) in the dtypes of the vocabulary, of the epochs that are complete.
+
+        Args:
+            of_all: every image must have been seen; else of one that was not stands what is said of the middle one of the others
 
         Raises:
             Refused: some image was never seen.
         """
-        never, seen = self._ended, self._seen[: self._ended]
+        never, seen, rows = self._ended, self._seen[: self._ended], self.unseen()
         epochs = torch.arange(never)[:, None]
         last = torch.where(seen, epochs, -1).cummax(0).values  # (E, N) epoch that last saw the image
         first = torch.where(seen, epochs, never).amin(0)  # (N,)
-        if bool((first == never).any()):
-            rows = torch.nonzero(first == never)[:, 0]
+        if len(rows) and (of_all or len(rows) == seen.shape[1]):
             raise Refused(
                 f"score: {len(rows)} images, row {int(rows[0])} first, were never seen by the proxy. "
                 "Give it more epochs, or let it go through all rows."
             )
-        source = torch.where(last < 0, first, last)  # (E, N)
+        source = torch.where(last < 0, first.clamp(max=never - 1), last)  # (E, N)
         signals = {}
         for number, name in enumerate(WATCHED):
             values = self._said[:never, number].gather(0, source).numpy()
+            if len(rows):
+                values[:, rows] = np.median(np.delete(values, rows, axis=1), axis=1, keepdims=True)
             dtype = VOCABULARY[name].dtype
             if np.issubdtype(dtype, np.floating):
                 values = np.clip(values, -np.finfo(dtype).max, np.finfo(dtype).max)

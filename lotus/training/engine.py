@@ -31,6 +31,8 @@ from lotus.training.deepspeed_config import check_flat, settings
 from lotus.training.distributed import World
 from lotus.training.muon import Muon, Place
 from lotus.training.optim import clipped, set_lr
+from lotus.training.precision import settled
+from lotus.vit.attention import unfuse
 
 _LEFT = (
     "_external_params", "_original_parameters", "all_parameters", "applied_pre_backward_ref_cnt", "ds_external_parameters",
@@ -85,6 +87,7 @@ class Engine:
         Raises:
             Refused: the recipe and the user's DeepSpeed JSON contradict each other; an optimizer that ZeRO cannot cut up.
         """
+        recipe = settled(recipe, model, world.device)
         numbers = sum(parameter.numel() for parameter in model.parameters())
         config = settings(recipe, world, numbers, place=place)
         self.world, self.module = world, model
@@ -99,6 +102,7 @@ class Engine:
             config["gradient_clipping"] = 0.0
         self._named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._marks = {name: set(vars(p)) for name, p in model.named_parameters()}
+        self._fuse = unfuse(model) if bf16 and world.device.type == "cpu" else lambda: None
         self.compiled = Compiled(model, place=place) if recipe.compile else None
         self._deepspeed = _deepspeed()
         start = {name: _to_cpu(value) for name, value in model.state_dict().items()} if bf16 else {}
@@ -271,6 +275,7 @@ class Engine:
         self._engine.destroy = lambda: None
         if self.compiled is not None:
             self.compiled.release()
+        self._fuse()
         if self.stage < 3 or weights is not None:
             self._give_back(weights or {})
         self._engine = self._optimizer = None

@@ -6,6 +6,8 @@ Letters: B batch, C classes, S side of an image.
 from __future__ import annotations
 
 import contextlib
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -40,6 +42,39 @@ def heard(batches: Iterator[T]) -> Iterator[T]:
         if stop := StopFlag.now():
             raise Stopped(f"stopped ({stop.reason}). The same command goes on.")
         yield batch
+
+
+@contextlib.contextmanager
+def at_once() -> Iterator[None]:
+    """What is inside ends as soon as somebody asks to stop: for long work that looks at no flag and can be left anywhere.
+
+    Raises:
+        Stopped: somebody has.
+    """
+    flag = StopFlag.now()
+    if flag is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    if flag:
+        raise Stopped(f"stopped ({flag.reason}). The same command goes on.")
+    asked: list[int] = []
+
+    def heard(number: int, frame: Any) -> None:
+        before[number](number, frame)
+        if not asked:  # once: what is half-written is taken away meanwhile
+            asked.append(number)
+            raise Stopped(f"stopped ({flag.reason}). The same command goes on.")
+
+    before: dict[int, Any] = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except Exception as fault:
+        if asked:  # a library may have made an error of its own of it
+            raise Stopped(str(fault)) from fault
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def evaluate(forward: nn.Module | Callable[[Tensor], Tensor], loader: Loader, world: World) -> dict[str, float]:

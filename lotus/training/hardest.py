@@ -29,6 +29,11 @@ def proxy_of(model: nn.Module, classes: int, part: float, seed: int) -> nn.Modul
         return door.create(smaller.narrower(Model(name=origin["name"], args=args), part, place="hardest"), classes)
 
 
+def stays(keep: float, images: int) -> int:
+    """How many of a batch are shown on."""
+    return max(1, round(keep * images))
+
+
 class Hardest(Guest):
     """Shows the model ``keep`` of each batch: what a proxy that trains along finds hardest."""
 
@@ -62,9 +67,9 @@ class Hardest(Guest):
         self._optimizer.zero_grad()
         losses.mean().backward()
         self._optimizer.step()
-        stays = max(1, round(self._keep * len(losses)))
-        rows = losses.detach().topk(stays).indices.sort().values
-        self._seen += torch.tensor([len(losses), stays])
+        shown = stays(self._keep, len(losses))
+        rows = losses.detach().topk(shown).indices.sort().values
+        self._seen += torch.tensor([len(losses), shown])
         return Batch(*(part[rows] for part in batch))
 
     def own_macs(self) -> float:

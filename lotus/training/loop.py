@@ -36,6 +36,7 @@ from lotus.training.lesson import Lesson, counts_of
 from lotus.training.objective import Objective
 from lotus.training.optim import make_optimizer, make_schedule, unusual
 from lotus.training.pace import Pace, StepCount
+from lotus.training.precision import settled
 from lotus.training.spikes import Passed, Spike, became
 from lotus.vit.cost import macs
 from lotus.vit.model import image_size
@@ -161,7 +162,8 @@ class _Course:
 
     def __init__(self, model: nn.Module, recipe: Recipe, data: Data, job: Job, guests: tuple[Guest, ...]) -> None:
         self.model, self.at = model, Position()
-        self._recipe, self._data, self._job, self._guests = recipe, data, job, guests
+        self._asked, self._recipe = recipe.precision, settled(recipe, model, job.world.device)
+        self._data, self._job, self._guests = data, job, guests
         self._rate = make_schedule(recipe, job.shelves, place=job.place)
         self._rows, self._drawn = data.plan.rows, False
         self._book = _Book(
@@ -183,6 +185,8 @@ class _Course:
         self._threads = threads.take(self.model, self._data.plan.micro, self._job.world, began_with)
         if (now := torch.get_num_threads()) != self._threads:
             notes.append((f"computes with {now} of {self._threads} threads, as many as its steps keep busy", "info"))
+        if self._asked == "auto" and self._recipe.precision == "bf16":
+            notes.append(("computes in bf16, in which this device is faster (precision: auto)", "info"))
         notes += [(text, "warning") for text in unusual(self._recipe, self._job.place)]
         self._pace = Pace(self._job.stage, self._job.world, self._job.clock)
         self._macs = macs(self.model, image_size(self.model)) if self._pace.peak else 0.0
@@ -223,7 +227,9 @@ class _Course:
             yield from self._evaluate(count)
         yield from self._told_of_compiling()
         for guest in self._guests:  # not sooner: whoever is stopped while evaluating must do this epoch's end again
-            for text in guest.close_epoch(self.at):
+            with self._saved_where_stopped(count):
+                told = tuple(guest.close_epoch(self.at))
+            for text in told:
                 yield from self._job.told(Said(self._job.stage, f"epoch {at.epoch + 1}: {text}"))
         self.at = dataclasses.replace(self.at, epoch=at.epoch + 1, epoch_step=0)
         self._save()

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lotus.training.distributed import World
+from lotus.training.precision import faster_in_bf16
 from selection.errors import Refused
 
 QUINTIC = (
@@ -101,6 +102,7 @@ def make(
     adamw_lr: float | None,
     place: str,
     fused: bool = True,
+    half: bool = False,
 ) -> Muon:
     """Muon over ``groups``: what is a matrix and decays is Muon's, the rest stays in its group, which is AdamW's.
 
@@ -111,6 +113,7 @@ def make(
         adamw_lr: AdamW's peak rate; None for ``lr``
         place: of the recipe, as in "train"
         fused: AdamW by torch's fused kernel
+        half: the model computes in bf16
 
     Raises:
         Refused: a model without matrices.
@@ -130,7 +133,7 @@ def make(
         raise Refused(
             f"{place}.optimizer: muon moves matrices, and {type(model).__name__} has none to train. Take adamw."
         )
-    return Muon(mine, [group for group in groups if group["params"]], lr=lr, weight_decay=decay, fused=fused)
+    return Muon(mine, [group for group in groups if group["params"]], lr=lr, weight_decay=decay, fused=fused, half=half)
 
 
 class Muon(torch.optim.Optimizer):
@@ -145,6 +148,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: decoupled, of the matrices
         momentum: Nesterov's
         fused: AdamW in one kernel
+        half: matrices are orthogonalized in bf16 on a CPU that is faster in it, as they are on a GPU always; else in fp32
     """
 
     def __init__(
@@ -156,6 +160,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         momentum: float = 0.95,
         fused: bool = True,
+        half: bool = False,
     ) -> None:
         self._adamw = torch.optim.AdamW(list(others), lr=lr, weight_decay=0.0, fused=fused) if others else None
         first = {
@@ -163,7 +168,7 @@ class Muon(torch.optim.Optimizer):
         }  # fmt: skip
         groups = [first, *(self._adamw.param_groups if self._adamw else ())]
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
-        self._mine = list(mine)
+        self._mine, self._half = list(mine), half
         self._flat: dict[int, list[tuple[Matrix, Place]]] = {}
         self._in_shards = False
         self._world = World()
@@ -282,7 +287,8 @@ class Muon(torch.optim.Optimizer):
             share = members[self._world.rank :: self._world.size]
             if share:
                 like = share[0][0]
-                dtype = torch.bfloat16 if like.is_cuda else torch.float32
+                half = like.is_cuda or (self._half and faster_in_bf16(like.device))
+                dtype = torch.bfloat16 if half else torch.float32
 
                 def buffer(name: str, size: tuple[int, ...], like: Tensor = like, dtype: torch.dtype = dtype) -> Tensor:
                     return self._buffer(name, size, like, dtype)

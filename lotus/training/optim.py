@@ -65,7 +65,10 @@ def make_optimizer(
 
     if recipe.optimizer.lower() == "muon":
         groups = _groups(model, recipe)
-        made = muon.make(model, groups, lr=recipe.lr, adamw_lr=recipe.adamw_lr, place=place, fused=fused is not False)
+        made = muon.make(
+            model, groups, lr=recipe.lr, adamw_lr=recipe.adamw_lr, place=place, fused=fused is not False,
+            half=recipe.precision == "bf16",
+        )  # fmt: skip
         set_lr(made, recipe.lr)
         return made
     place = f"{place}.optimizer"

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from lotus.training.dynamics import Recorder
+from lotus.training.evaluation import at_once
 from lotus.training.guests import Epoch, Guest, Position, Rows, Seen, Training, Turn
 from lotus.training.shrink import by_main
 
-Draw = Callable[[Mapping[str, np.ndarray]], tuple[Rows, np.ndarray]]
-"""What was said of each image, (E, N) by the names of :data:`selection.signals.VOCABULARY` -> (K,) rows that train on, (K,) their
-weights."""
+Draw = Callable[[Mapping[str, np.ndarray], Rows], tuple[Rows, np.ndarray]]
+"""What was said of each image, (E, N) by the names of :data:`selection.signals.VOCABULARY`, and (U,) rows that no epoch has shown ->
+(K,) rows that train on, (K,) their weights."""
 
 
 class OwnTicket(Guest):
@@ -38,9 +39,12 @@ class OwnTicket(Guest):
         self.rows: Rows | None = None
         """(K,) of the ticket; None: it is not drawn yet."""
         self._weights = np.zeros(0, np.float32)
+        self._all: Rows | None = None
 
     def attach(self, training: Training) -> None:
         self._world = training.world
+        if self._all is None:  # later the plan may have what an epoch is left with
+            self._all = training.plan.rows
 
     def before_epoch(self, epoch: Epoch) -> Epoch:
         return epoch if self.rows is None else dataclasses.replace(epoch, rows=self.rows, weights=self._weights)
@@ -59,13 +63,21 @@ class OwnTicket(Guest):
         if self.rows is not None or not self._due():
             return
 
+        unseen = self._recorder.unseen()
+        out = np.intersect1d(unseen, self._all if self._all is not None else [])  # the others were not to train
+
         def drawn() -> dict[str, Tensor]:
-            rows, weights = self._draw(self._recorder.signals())
+            with at_once():  # a picker may take long, and looks at no flag
+                rows, weights = self._draw(self._recorder.signals(of_all=len(out) >= self._world.size), unseen)
             return {"rows": torch.from_numpy(rows), "weights": torch.from_numpy(weights)}
 
         ticket = by_main(self._world, drawn)
         self.load_state(ticket)
-        yield f"the ticket is drawn from what was said so far: {len(ticket['rows']):,} images train on"
+        rest = len(ticket["rows"]) % self._world.size
+        sits = f", {rest} of them sitting each epoch out" if rest else ""
+        yield f"the ticket is drawn from what was said so far: {len(ticket['rows']):,} images train on{sits}"
+        if len(out):
+            yield f"{len(out)} of the images sat out, as {self._world.size} ranks share a step evenly, and the ticket goes without"
 
     def state(self) -> dict[str, Tensor]:
         if self.rows is None:

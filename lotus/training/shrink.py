@@ -261,6 +261,7 @@ def by_main(world: World, work: Callable[[], dict[str, Tensor]]) -> dict[str, Te
             shared = {"refused": _packed(str(refusal))}
         except Stopped as stopped:
             shared = {"stopped": _packed(str(stopped))}
+    world.barrier(leaves=False)  # within what follows no wish to stop is heard
     shared = world.from_main(shared)
     if "stopped" in shared:
         raise Stopped(_unpacked(shared["stopped"]))

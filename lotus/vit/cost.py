@@ -21,6 +21,7 @@ from torch import nn
 
 from lotus.vit import anatomy, convolution
 from lotus.vit.anatomy import Dims
+from lotus.vit.attention import unfuse
 from lotus.vit.steady import keep_freed, wait
 from selection.errors import Refused
 
@@ -299,10 +300,8 @@ def macs(model: nn.Module, side: int, *, place: str = "model") -> int:
     if not anatomy.why_not(model, convolved=True) and embed.num_patches is not None:
         return count(model).macs
     training, here = model.training, next(model.parameters())
-    fused = [m for m in model.modules() if getattr(m, "fused_attn", False)]  # which the counter does not see on a CPU
+    fuse = unfuse(model)  # the counter does not see fused attention on a CPU
     try:
-        for module in fused:
-            module.fused_attn = False  # type: ignore[assignment]
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model.eval()(torch.zeros(1, 3, side, side, device=here.device, dtype=here.dtype))
     except Exception as error:
@@ -312,8 +311,7 @@ def macs(model: nn.Module, side: int, *, place: str = "model") -> int:
             "side, or take another model."
         ) from None
     finally:
-        for module in fused:
-            module.fused_attn = True  # type: ignore[assignment]
+        fuse()
         model.train(training)
     return int(counter.get_total_flops()) // 2
 
@@ -335,7 +333,7 @@ def latency(
 
     Of ``repeats`` passes, or of five at least where more would take longer than ``ENOUGH`` seconds.
     On the model's own device, or on a copy of it on ``device``. From the first call on glibc keeps what is freed
-    (:func:`_keep_freed`), or passes would pay for pages that the ones before gave back, large models more of them.
+    (:func:`lotus.vit.steady.keep_freed`), or passes would pay for pages that the ones before gave back, large models more of them.
     """
     keep_freed()
     here = next(model.parameters())

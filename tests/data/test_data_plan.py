@@ -29,7 +29,7 @@ def test_steps_see_the_same_images_for_any_world(n: int, micro: int, world: int,
     seen = np.concatenate(orders)
     assert len(np.unique(seen)) == len(seen), "disjoint"
     assert len({len(order) for order in orders}) == 1, "every rank has the same share"
-    assert n - len(seen) == n % whole % world, "at most world - 1 sit out"
+    assert n - len(seen) == n % whole % world == ranks[0].left_out, "at most world - 1 sit out"
     full = n // whole
     for step in range(full):
         per_rank = micro * accumulate

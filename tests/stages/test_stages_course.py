@@ -7,10 +7,12 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from running import DIGITS, lotus
 
+import lotus as api
 from lotus.config import read
-from lotus.stages import course
+from lotus.stages import course, finetune
 from lotus.stages.ahead import Ahead
 from lotus.stages.dry_run import forecast
 from lotus.training import growing
@@ -21,6 +23,7 @@ from lotus.vit.tokens import Tokens
 SIDES = "train.sides=[[0, 4], [0.3, 6], [0.6, 8]]"
 PATCHES = "train.patches={mode: dropout, keep: 0.4, warmup: 0.25, ramp: 0.4}"
 EARLY = "train.patches={mode: dropout, keep: 0.4, until: 0.6}"
+HARDEST = "train.guests=[{name: hardest, keep: 0.33, proxy: 0.3}]"
 OWN = [
     "baseline=false",
     "select.keep=1",
@@ -115,9 +118,22 @@ def test_a_budget_of_another_measure_is_expected_too() -> None:
     assert by_time.built() is None
 
 
+@pytest.mark.parametrize("keep", [{"params": 0.4}, {"macs": 0.5}, {"macs": 0.6, "params": 0.5}])
+def test_a_fine_tune_is_forecast_for_what_the_cut_leaves(keep: dict[str, float]) -> None:
+    """Of a budget of parameters it was that of the whole model."""
+    ahead = Ahead(read(DIGITS, [*OWN, *FOUR, "finetune.distill=none", f"prune.keep={json.dumps(keep)}"]))
+    generator = torch.Generator().manual_seed(0)
+    batch = torch.randn(64, 3, 8, 8, generator=generator), torch.arange(64) % 10
+    small = count(api.prune(ahead.dense.eval(), [batch], keep=keep)).macs
+    _, told = finetune.STAGE.forecast(ahead) or (0.0, 0.0)
+    assert told == pytest.approx(3 * 30 * ahead.images * small, rel=0.05)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [TWO, FOUR], ids=["two", "four"])
-@pytest.mark.parametrize("more", ["train.lr=0.001", SIDES, PATCHES, EARLY], ids=["plain", "sides", "tokens", "early"])
+@pytest.mark.parametrize(
+    "more", ["train.lr=0.001", SIDES, PATCHES, EARLY, HARDEST], ids=["plain", "sides", "tokens", "early", "hardest"]
+)
 def test_the_bill_is_within_a_hundredth_of_the_forecast(tmp_path: Path, size: list[str], more: str) -> None:
     words = [*OWN, *size, f"folder={tmp_path}", "train.epochs=5", "train.shrink.at=0.25", "prune.keep.macs=0.35", more]
     config = read(DIGITS, words)

@@ -73,6 +73,13 @@ def test_a_mistake_is_refused_before_anything_is_trained(
     assert not (tmp_path / "run" / "signals.npz").exists()
 
 
+def test_a_setting_without_effect_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"folder={tmp_path / 'run'}", "train.optimizer=adamw", "train.adamw_lr=0.002"]
+    assert main(["run", DIGITS, *words, "--dry-run"]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.count("train.adamw_lr changes nothing: only muon leaves something to AdamW") == 1
+
+
 def test_a_stage_that_is_not_there_is_told_with_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", DIGITS, f"folder={tmp_path / 'run'}", "--from", "tran"]) == 2
     assert "--from tran: this run has no such stage. Did you mean 'train'?" in capsys.readouterr().err

@@ -89,6 +89,23 @@ def test_the_bill_is_what_was_trained_and_was_forecast(whole: Path) -> None:
 
 
 @pytest.mark.slow
+def test_images_that_shall_not_train_are_not_drawn(whole: Path, tmp_path: Path) -> None:
+    """They were looked for among what was seen, and the training was lost at its cut."""
+    (tmp_path / "gone.txt").write_text("\n".join(map(str, range(1500, 1600))), encoding="utf-8")
+    words = [
+        *OWN,
+        f"data.folder={whole / 'data'}",
+        f"folder={tmp_path / 'run'}",
+        f"select.exclude={tmp_path / 'gone.txt'}",
+    ]
+    done = lotus("train", DIGITS, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    before, drawn = (Subset.load(tmp_path / "run" / name) for name in ("subset.npz", "own_subset.npz"))
+    assert len(before.rows) < N
+    assert set(drawn.rows) < set(before.rows)
+
+
+@pytest.mark.slow
 def test_what_was_recorded_serves_other_tickets(whole: Path, tmp_path: Path) -> None:
     done = lotus(
         "select",

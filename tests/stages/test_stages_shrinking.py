@@ -99,6 +99,8 @@ def test_what_is_not_set_follows() -> None:
         ),
         (["train.sides=[[0, 4], [0.97, 8]]"], "train.sides: a side is an epoch's, and none of 30 begins at 0.97"),
         (["train.shrink={}", "train.ema=0.9", "train.zero=3"], "train.ema: under ZeRO 3"),
+        (["train.guests=[late_average]", "train.zero=3"], "train.guests: late_average: under ZeRO 3"),
+        (["train.guests=[late_average]", "train.deepspeed=ZERO3"], "train.guests: late_average: under ZeRO 3"),
         (["train.shrink={}", "train.guests=[{name: hardest, keep: 0}]"], "train.guests.hardest.keep"),
         (["train.shrink={}", "train.schedule={name: wsd, decay: 2}"], "train.schedule.decay"),
         (["train.shrink.att=0.2"], "train.shrink.att: no such setting. Did you mean 'at'?"),
@@ -118,6 +120,8 @@ def test_what_is_not_set_follows() -> None:
 def test_a_mistake_is_refused_before_anything_is_trained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], says: str
 ) -> None:
+    (tmp_path / "zero3.json").write_text('{"zero_optimization": {"stage": 3}}', encoding="utf-8")
+    words = [word.replace("ZERO3", str(tmp_path / "zero3.json")) for word in words]
     assert main(["run", DIGITS, f"folder={tmp_path / 'run'}", "train.sparsity={}", *words]) == 2
     assert says in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "run" / "data").exists()

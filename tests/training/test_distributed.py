@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 from few import few
-from ranks import free_port, one_of_two
+from ranks import free_port, heard, one_of_two
 
 from lotus.training import distributed
 from lotus.training.distributed import StopFlag, Wishes, World, start
+from lotus.training.evaluation import Stopped, at_once
 from selection.errors import Refused
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -282,6 +283,78 @@ def test_a_rank_that_waits_for_another_hears_a_wish_to_stop() -> None:
         for rank in ranks:
             rank.kill()
             rank.communicate()
+
+
+DRAWING = """
+import sys, time
+from pathlib import Path
+import torch
+from lotus import watch
+from lotus.training.distributed import StopFlag, leave, start
+from lotus.training.evaluation import Stopped, at_once, heard
+from lotus.training.shrink import by_main
+world = start("cpu")
+def cut():
+    for _ in heard(iter(lambda: time.sleep(0.05), 0)):
+        pass
+def picked():
+    with at_once():
+        while True:
+            time.sleep(0.05)
+with StopFlag(), watch.over(Path(sys.argv[1]), world.rank, world.size, 60, StopFlag):
+    for work in (cut, picked)[int(sys.argv[2]):]:
+        world.barrier()
+        print("there", flush=True)
+        try:
+            by_main(world, work)
+        except Stopped as stopped:
+            print("heard", stopped, flush=True)
+            leave(75)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("work", [0, 1], ids=["a cut", "a picker"])
+def test_a_wish_of_one_rank_ends_what_another_does_for_all(tmp_path: Path, work: int) -> None:
+    """Rank 0 draws a cut within a training, or a ticket by a picker that looks at no flag; rank 1 alone is asked to stop."""
+    port = free_port()
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", DRAWING, str(tmp_path), str(work)],
+                         env={**os.environ, "PYTHONPATH": str(ROOT), **one_of_two(rank, port)}, stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        assert all(rank.stdout is not None and rank.stdout.readline() == "there\n" for rank in ranks)
+        time.sleep(0.5)
+        ranks[1].terminate()
+    finally:
+        said = heard(ranks, timeout=20)
+    assert [rank.returncode for rank in ranks] == [75, 75]
+    assert all("heard stopped (asked to terminate)" in one for one in said)
+
+
+def _asked_while_busy(swallowed: bool) -> None:
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    except Stopped as stopped:
+        if swallowed:  # as a library in C may
+            raise RuntimeError(str(stopped)) from None
+        raise
+
+
+@pytest.mark.parametrize("swallowed", [False, True])
+def test_what_looks_at_no_flag_ends_at_once(swallowed: bool) -> None:
+    with StopFlag() as flag:
+        own = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(Stopped, match="asked to terminate"), at_once():
+            _asked_while_busy(swallowed)
+        assert signal.getsignal(signal.SIGTERM) == own
+        assert flag
+        with pytest.raises(Stopped), at_once():
+            pytest.fail("asked before")
+    with at_once():
+        pass
 
 
 def test_on_the_host_wishes_are_exchanged_after_each_step() -> None:

@@ -88,6 +88,19 @@ def test_state_goes_out_and_in_and_the_model_comes_back(zero: int, precision: st
     go(made(model), range(1))  # and into another engine
 
 
+def test_attention_in_bf16_on_a_cpu_is_not_the_fused_one() -> None:
+    def fused(model: nn.Module) -> set[bool]:
+        return {bool(module.fused_attn) for module in model.modules() if hasattr(module, "fused_attn")}
+
+    model = vit()
+    assert fused(model) == {True}
+    for precision, during in (("fp32", {True}), ("bf16", {False})):
+        engine = made(model, zero=0, precision=precision)
+        assert fused(model) == during
+        engine.release(engine.weights())
+        assert fused(model) == {True}
+
+
 def test_state_moves_between_layouts() -> None:
     first = made(zero=1)
     go(first, range(2))

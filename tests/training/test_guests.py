@@ -59,7 +59,7 @@ from lotus.training.patch_buckets import Joint
 from lotus.training.regularize import EarlyBird, Gating
 from lotus.training.shrink import Shrink
 from lotus.training.spikes import LossSpikes
-from lotus.training.trackers import Tracked
+from lotus.training.tracked import Tracked
 from lotus.vit.tokens import Tokens
 from selection import methods
 from selection.errors import Refused
@@ -109,7 +109,7 @@ def _uncut(model: nn.Module) -> list[Guest]:
 def _own_ticket(model: nn.Module) -> list[Guest]:
     shrink = shrinking(model, at=0.4, drop_path=0.2)
 
-    def draw(said: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def draw(said: Mapping[str, np.ndarray], _: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows = np.sort(np.argsort(said["loss"].sum(0), kind="stable")[: ROWS // 2])
         return rows, np.ones(len(rows), np.float32)
 

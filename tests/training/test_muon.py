@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from lotus.config import Recipe
 from lotus.events import Said
-from lotus.training import distributed
+from lotus.training import distributed, muon
 from lotus.training.engine import Engine
 from lotus.training.muon import QUINTIC, Matrix, Muon, Place, matrices, newton_schulz
 from lotus.training.optim import make_optimizer, set_lr
@@ -288,6 +288,25 @@ def go(engine: Engine, steps: range, lr: float = 1e-2) -> None:
         rows = slice(8 * step, 8 * step + 8)
         engine.backward(nn.functional.cross_entropy(engine.forward(images[rows]).float(), labels[rows]))
         assert engine.step(lr)
+
+
+@pytest.mark.parametrize(
+    ("computes_in", "cpu", "wanted"),
+    [("fp32", True, torch.float32), ("bf16", False, torch.float32), ("bf16", True, torch.bfloat16)],
+)
+def test_matrices_are_orthogonalized_in_bf16_where_model_and_cpu_compute_in_it(
+    monkeypatch: pytest.MonkeyPatch, computes_in: str, cpu: bool, wanted: torch.dtype
+) -> None:
+    seen = set()
+
+    def watched(x: Tensor, buffer: muon.Buffers | None = None) -> Tensor:
+        seen.add(x.dtype)
+        return newton_schulz(x, buffer)
+
+    monkeypatch.setattr(muon, "faster_in_bf16", lambda device: cpu)
+    monkeypatch.setattr(muon, "newton_schulz", watched)
+    go(engine_of(zero=0, precision=computes_in), range(1))
+    assert seen == {wanted}
 
 
 LAYOUTS = list(itertools.product((0, 1, 2, 3), ("fp32", "bf16")))

@@ -4,27 +4,43 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from few import few
 from test_guests import FULL, Killed, kill, minutes
 from tiny import CLASSES, ROWS, Outcome, recipe, same, shrinking, train, vit
 
+from lotus.data.sample_plan import SamplePlan
+from lotus.training.distributed import StopFlag
 from lotus.training.dynamics import Recorder
+from lotus.training.evaluation import Stopped
+from lotus.training.guests import Position
 from lotus.training.own_ticket import OwnTicket
 from lotus.training.shrink import Shrink
 
 
-def run(folder: Path, told: list[dict[str, np.ndarray]], more: dict[str, Any] | None = None, **rest: Any) -> Outcome:
+def run(
+    folder: Path,
+    told: list[dict[str, np.ndarray]],
+    more: dict[str, Any] | None = None,
+    picking: Callable[[], object] = int,
+    **rest: Any,
+) -> Outcome:
     """Four epochs of thirteen micro-batches, seven steps each; cut after step 12, in the second, and then on the hardest half."""
     model = vit(0.2, patch=4)
     shrink: Shrink = shrinking(model, at=0.4)
 
-    def draw(said: Any) -> tuple[np.ndarray, np.ndarray]:
+    def draw(said: Any, _: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        picking()
         told.append(dict(said))
         hard = np.sort(np.argsort(-said["error_norm"].mean(0), kind="stable")[: ROWS // 2])
         return hard, np.linspace(0.5, 1.5, len(hard), dtype=np.float32)
@@ -61,6 +77,35 @@ def test_what_is_seen_before_the_draw_is_all_and_after_it_the_ticket(wholes: Any
     assert done.fitted.images_seen == 2 * ROWS + 2 * (ROWS // 2)
 
 
+@pytest.mark.parametrize(("world", "left_out"), [(1, 0), (2, 1)])
+def test_who_sat_out_is_told_and_not_in_the_ticket(world: int, left_out: int) -> None:
+    """Of five rows two ranks share four; row 5 is not to train at all."""
+    recorder, asked = Recorder(6, 1, CLASSES), []
+
+    def draw(said: Any, unseen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        asked.append(unseen.tolist())
+        assert all(np.isfinite(values).all() for values in said.values())
+        assert said["loss"][0, 5] == np.float32(np.median(said["loss"][0, : 5 - left_out]))
+        return np.array([0, 1]), np.ones(2, np.float32)
+
+    own = OwnTicket(recorder, draw, lambda: True)
+    ranks = SimpleNamespace(
+        size=world,
+        is_main=True,
+        sum_=lambda x: x,
+        from_main=lambda x: x,
+        barrier=lambda **_: None,
+        device=torch.device("cpu"),
+    )
+    own.attach(SimpleNamespace(world=ranks, plan=SamplePlan(np.arange(5), batch_size=4 * world, world=world)))  # type: ignore[arg-type]
+    shown = torch.arange(5 - left_out)
+    recorder.add(shown, torch.randn(len(shown), CLASSES, generator=torch.Generator().manual_seed(0)), shown % CLASSES)
+    own.end_epoch(0)
+    told = list(own.close_epoch(Position()))
+    assert asked == [[4, 5] if left_out else [5]]
+    assert ("1 of the images sat out, as 2 ranks share a step evenly" in told[-1]) == bool(left_out)
+
+
 def test_it_records_what_a_watched_training_records(tmp_path: Path, wholes: Any) -> None:
     """The oracle is the recorder of a proxy in the same training, which is cut but loses nobody: its first two epochs."""
     _, told = wholes("adamw")
@@ -89,3 +134,23 @@ def test_a_killed_one_goes_on_bit_for_bit(tmp_path: Path, wholes: Any, moment: s
     for name, values in told[0].items():
         np.testing.assert_array_equal(broken[-1][name], values, err_msg=name)
     assert done.fitted.images_seen == whole.fitted.images_seen
+
+
+def test_a_picker_is_left_when_asked_to_stop_and_the_ticket_is_drawn_when_it_goes_on(
+    tmp_path: Path, wholes: Any
+) -> None:
+    whole, told = wholes("adamw")
+    again: list[dict[str, np.ndarray]] = []
+    more = LAYOUTS["adamw"]
+
+    def slow() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    with StopFlag() as stop, pytest.raises(Stopped, match="saved"):
+        run(tmp_path, [], more, slow, stop=stop)
+    done = run(tmp_path, again, more)
+    assert same(done.fitted.state, whole.fitted.state)
+    assert done.fitted.images_seen == whole.fitted.images_seen
+    for name, values in told[0].items():
+        np.testing.assert_array_equal(again[0][name], values, err_msg=name)
