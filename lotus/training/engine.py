@@ -87,7 +87,7 @@ class Engine:
         Raises:
             Refused: the recipe and the user's DeepSpeed JSON contradict each other; an optimizer that ZeRO cannot cut up.
         """
-        recipe = settled(recipe, model, world.device)
+        recipe = settled(recipe, model, world.device, world)
         numbers = sum(parameter.numel() for parameter in model.parameters())
         config = settings(recipe, world, numbers, place=place)
         self.world, self.module = world, model
