@@ -164,18 +164,19 @@ def _chosen(first: Ahead, cost: Callable[[Candidate], float]) -> tuple[Candidate
     rule = plan_table.rule(start, budget.train or 1.0)
     asked = config.prune.keep.asked
     keep = asked.get("macs", min(asked.values())) if _said(config) else rule.keep
-    ways = _ways(first, start)
+    ways, barred = _ways(first, start)
     if keep >= 1 and ways != ("dense",):
         raise Refused(
             "prune.keep.macs: all is to stay, so nothing is cut. Say how much, e.g. prune.keep.macs=0.5, or allow budget.ways=[dense]."
         )
     there = {way: Candidate(config, way, start, rule.at, 1.0 if way == "dense" else keep, first) for way in ways}
     way, why = plan_table.choose(start, {way: cost(one) for way, one in there.items()}, keep, config.data.name)
-    return there[way], why
+    return there[way], barred or why
 
 
-def _ways(first: Ahead, start: plan_table.Start) -> tuple[Strategy, ...]:
+def _ways(first: Ahead, start: plan_table.Start) -> tuple[tuple[Strategy, ...], str]:
     """The ways to choose from, the best first: a smaller model is a narrower ViT of so many MACs, and some settings are a cut's alone.
+    And why a smaller model, which is allowed, is none of them; empty: it is, or no start for one.
 
     Raises:
         Refused: none that is allowed does as the config says.
@@ -199,9 +200,12 @@ def _ways(first: Ahead, start: plan_table.Start) -> tuple[Strategy, ...]:
             f"budget.ways: a smaller model is one of so many MACs, and prune.keep asks for {' and '.join(other)}. Say prune.keep.macs "
             "alone, or allow shrink."
         )
-    narrow = anatomy.is_vit(first.shape) and not asks and not other
-    ways = tuple(way for way in allowed if way != "small" or narrow) or allowed
-    return plan_table.possible(start, ways)
+    barred = "" if anatomy.is_vit(first.shape) else "a smaller model is a narrower ViT, and this model is none"
+    if asks or other:
+        barred = f"only a cut does as {' and '.join([*asks, *(f'prune.keep.{name}' for name in other)])} says"
+    ways = tuple(way for way in allowed if way != "small" or not barred) or allowed
+    found = plan_table.possible(start, ways)
+    return found, barred if start == "scratch" and found == ("shrink",) and "small" in allowed else ""
 
 
 def _said(config: Config) -> bool:
