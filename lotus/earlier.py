@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lotus import files
-from lotus.run import Run, written
+from lotus.record import written
+from lotus.run import Run
 
 
 class Earlier:

@@ -102,5 +102,5 @@ def read_tensors(path: Path, cure: str) -> dict[str, Tensor]:
 
     try:
         return load_file(regular.check(path))
-    except (OSError, SafetensorError) as error:
+    except (OSError, MemoryError, SafetensorError) as error:
         raise Refused(f"{path}: cannot be read ({reason(error)}). {cure}") from None

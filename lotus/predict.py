@@ -164,9 +164,9 @@ def files_of(places: Sequence[str]) -> list[Path]:
 
 
 def _is_picture(file: Path, root: Path) -> bool:
-    """By its ending; a link to nowhere too, which is told of. Hidden files and folders are passed over, as in a data set."""
+    """By its ending; a link to nowhere or a pipe too, which is told of. Hidden files and folders are passed over, as in a data set."""
     hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
-    return file.suffix.lower() in pictures.SUFFIXES and not hidden and (file.is_file() or file.is_symlink())
+    return file.suffix.lower() in pictures.SUFFIXES and not hidden and not file.is_dir()
 
 
 def predict(model: Predictor, files: Sequence[Path], *, batch: int = 64) -> Iterator[Answer]:

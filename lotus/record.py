@@ -75,6 +75,14 @@ def stored(file: Path) -> Mapping[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
+def written(config: Path) -> str:
+    """The config that stands in a run's folder; empty where none can be read."""
+    try:
+        return regular.text(config)
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
 def is_current(told: Mapping[str, Any]) -> bool:
     """Whether what a file holds is of today's format."""
     return told.get("format") == FORMAT

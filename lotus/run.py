@@ -25,7 +25,7 @@ from lotus.doctor import versions
 from lotus.events import Event, sound
 from lotus.files import append, digest, digest_once, tidy, write_json, write_text
 from lotus.folder_lock import locked
-from lotus.record import SPEC, WEIGHTS, Record, changes, content, filled, is_current, stored
+from lotus.record import SPEC, WEIGHTS, Record, changes, content, filled, is_current, stored, written
 from lotus.shelves import values, watches
 from lotus.stage import Stage, of
 from lotus.way import Rival, Way
@@ -96,8 +96,8 @@ class Run:
             Refused: one is of another kind.
         """
         folders = [self.folder / "stages", self.folder / "checkpoints", *self._left()]
-        files = [self.log, self.signals, self.features, self.ticket, self.gates, self.results, self.report]
-        files += map(self._record_of, self.stages)
+        files = [self.log, self.signals, self.features, self.ticket, self.gates, self.results, self.report,
+                 *map(self._record_of, self.stages)]  # fmt: skip
         for path, kind in [*((path, "folder") for path in folders), *((path, "file") for path in files)]:
             if path.exists() and not (path.is_dir() if kind == "folder" else path.is_file()):
                 raise Refused(
@@ -111,8 +111,7 @@ class Run:
 
     def settle(self, text: str = "") -> str:
         """Write down what this run is: the resolved config (``text`` instead), and the versions it runs on; returns the config before."""
-        file = self.folder / "config.yaml"
-        before = written(file)
+        before = written(file := self.folder / "config.yaml")
         write_text(file, text or self.config.yaml())
         write_text(self.folder / "versions.txt", versions())
         return before
@@ -310,10 +309,7 @@ class Run:
             Refused: a file is another; says which, and how it comes back.
         """
         for stage in stages:
-            record = self.record(stage)
-            if record is not None:
-                for name in record.digests:
-                    self._check_digest(record, name)
+            self._check_digests(stage)
             self.stages[stage].whole(self)
 
     def check_file(self, path: Path) -> None:
@@ -323,22 +319,22 @@ class Run:
             Refused: it is another.
         """
         for stage in self.stages:
-            record = self.record(stage)
-            if record is not None:
-                for name in record.digests:
-                    if self._place(name) == path:
-                        self._check_digest(record, name)
+            self._check_digests(stage, path)
 
-    def _check_digest(self, record: Record, name: str) -> None:
-        path = self._place(name)
-        goes = path.parent if path.name == SPEC else path  # weights without a spec are nobody's
-        cure = f"Delete {goes}, and lotus run makes it again."
-        try:
-            same = path.stat().st_size == record.outputs.get(name) and digest_once(path) == record.digests[name]
-        except OSError as error:
-            raise Refused(f"{path}: cannot be read ({error.strerror}). {cure}") from None
-        if not same:
-            raise Refused(f"{path}: its bytes have changed since the stage {record.stage} wrote it. {cure}")
+    def _check_digests(self, stage: str, only: Path | None = None) -> None:
+        if (record := self.record(stage)) is None:
+            return
+        for name, known in record.digests.items():
+            if only not in (None, path := self._place(name)):
+                continue
+            # Weights without a spec are nobody's.
+            cure = f"Delete {path.parent if path.name == SPEC else path}, and lotus run makes it again."
+            try:
+                same = path.stat().st_size == record.outputs.get(name) and digest_once(path) == known
+            except OSError as error:
+                raise Refused(f"{path}: cannot be read ({error.strerror}). {cure}") from None
+            if not same:
+                raise Refused(f"{path}: its bytes have changed since the stage {stage} wrote it. {cure}")
 
     def outdated(self, stages: Iterable[str]) -> list[str]:
         """Those of ``stages``, in order, that stand, and were made with other settings or from what was made again since."""
@@ -422,16 +418,7 @@ class Run:
         Raises:
             Refused: it cannot be written.
         """
-        record = {"time": round(time.time(), 3), **event.record()}
-        append(self.log, json.dumps(sound(record), allow_nan=False), _ROOM)
-
-
-def written(config: Path) -> str:
-    """The config that stands in a run's folder; empty where none can be read."""
-    try:
-        return regular.text(config)
-    except (OSError, UnicodeDecodeError):
-        return ""
+        append(self.log, json.dumps(sound({"time": round(time.time(), 3), **event.record()}), allow_nan=False), _ROOM)
 
 
 def brought(shelf: ModuleType) -> dict[str, Stage]:

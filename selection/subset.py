@@ -184,7 +184,7 @@ def _check_total(total: Any, place: str) -> None:
     if not isinstance(total, int) or isinstance(total, bool) or total < 1:
         raise Refused(f"{place}: of {total!r} images in all; that is a whole number of at least 1.")
     if total > _MANY:  # whoever looks at a ticket has some numbers of each image, those that it leaves out included
-        memory.there(memory.size(9 * total), f"{place}: of {total} images in all, which", "Is it whole?")
+        memory.there(memory.size(9 * total), f"{place}: a ticket of {total} images", "Is it whole?")
 
 
 def _check_rows(rows: np.ndarray, total: int, place: str) -> None:

@@ -164,6 +164,9 @@ def test_a_folder_without_pictures_says_what_is_in_it(folder, capsys):
     (folder / "phone" / "gone.png").symlink_to(folder / "nowhere.png")
     assert main(["predict", str(folder / "m"), str(folder / "phone")]) == 3
     assert "gone.png" in capsys.readouterr().err
+    os.mkfifo(folder / "phone" / "pipe.png")
+    assert main(["predict", str(folder / "m"), str(folder / "phone")]) == 3
+    assert "pipe.png" in capsys.readouterr().err
 
 
 def test_a_damaged_picture_is_named_and_passed_over(folder, capsys):

@@ -136,6 +136,8 @@ def _tell(out: Path, found: Findings, told: dict[str, Any]) -> None:
     tell(f"{out / 'inspect.html'}: look here first")
     gone = len(told["delete"])
     tell(f"{out / 'delete.txt'}: {gone:,} image{'' if gone == 1 else 's'}, for select.exclude={out / 'delete.txt'}")
+    if odd := told["names_with_line_breaks"]:
+        tell(f"  {len(odd):,} more cannot stand on it, since a name has a line break: rename {odd[0]!r}")
 
 
 def _links_told(listed: Listed) -> None:

@@ -88,7 +88,9 @@ def binary_batches(folder: Path, names: list[str], which: str) -> tuple[Pixels, 
         try:
             flat = np.fromfile(regular.bounded(folder / name), np.uint8)
         except OSError as error:
-            raise Refused(f"{folder / name}: cannot be read ({error.strerror}).") from None
+            raise Refused(
+                f"{folder / name}: cannot be read ({error.strerror}). Take the data set from its official place."
+            ) from None
         if len(flat) == 0 or len(flat) % (before + 3072):
             raise Refused(f"{folder / name}: cut off, {len(flat)} bytes are no whole number of images.")
         rows.append(flat.reshape(-1, before + 3072))

@@ -51,8 +51,12 @@ class InTurn:
     def enter(self, number: int, pixels: int) -> None:
         """Wait until ``pixels`` of image ``number`` have room."""
         with self._changed:
-            self._changed.wait_for(lambda: number <= self._next or sum(self._held.values()) + pixels <= self._most)
+            self._changed.wait_for(lambda: number <= self._next or self._has(pixels))
             self._held[number] = pixels
+
+    def _has(self, pixels: int) -> bool:
+        """Whether there is room out of turn. More than half waits for its turn: two such would meet where one enters as the next."""
+        return 2 * pixels <= self._most and sum(self._held.values()) + pixels <= self._most
 
     def leave(self, number: int) -> None:
         """Image ``number`` is written, or nobody waits for it any more."""

@@ -16,6 +16,8 @@ from selection import regular
 from selection.errors import Refused
 
 _HEADS = {"path", "file", "filename", "image"}
+_LONGEST = 1 << 16
+"""Signs of a line; of a longer one the pieces are no path and label."""
 
 
 def source(file: Path, root: str, classes: tuple[str, ...], *, partial: bool = False) -> Source:
@@ -61,10 +63,11 @@ def _lines(file: Path) -> Iterator[tuple[int, str, str]]:
     """Number of the line, path, label."""
     try:
         with regular.check(file).open(encoding="utf-8", newline="") as opened:
+            lines = iter(lambda: opened.readline(_LONGEST), "")
             if file.suffix.lower() == ".csv":
-                rows: Iterator[list[str]] = csv.reader(opened, strict=True)
+                rows: Iterator[list[str]] = csv.reader(lines, strict=True)
             else:
-                rows = (line.strip().rsplit(None, 1) for line in opened)
+                rows = (line.strip().rsplit(None, 1) for line in lines)
             for line, row in enumerate(rows, 1):
                 cells = [cell.strip() for cell in row]
                 if not any(cells) or (line == 1 and cells[0].lower() in _HEADS):

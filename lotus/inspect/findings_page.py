@@ -15,7 +15,6 @@ from PIL import Image
 from lotus import files
 from lotus.data.source import Source
 from lotus.inspect.findings import Findings, Listed
-from selection.errors import Refused
 from selection.shown import shown
 
 PAGE, JSON, LIST = "inspect.html", "inspect.json", "delete.txt"
@@ -42,22 +41,24 @@ def write(out: Path, found: Findings, listed: Listed, title: str) -> dict[str, A
 
     Returns:
         What stands in the JSON.
-
-    Raises:
-        Refused: a name has a line break.
     """
-    told = found.as_json() | {"delete": listed.gone, "held_by_links": listed.held}
-    if odd := next((name for name in listed.gone if "\n" in name), None):
-        raise Refused(f"{odd!r}: a name with a line break cannot stand on a list. Rename it.")
+    odd = [name for name in listed.gone if "\n" in name]
+    gone = [name for name in listed.gone if name not in odd]
+    told = found.as_json() | {"delete": gone, "held_by_links": listed.held, "names_with_line_breaks": odd}
     files.write_json(out / JSON, told)
-    files.write_bytes(out / LIST, "".join(f"{name}\n" for name in listed.gone).encode("utf-8", "surrogateescape"))
-    files.write_text(out / PAGE, render(found, title, len(listed.gone)))
+    files.write_bytes(out / LIST, "".join(f"{name}\n" for name in gone).encode("utf-8", "surrogateescape"))
+    files.write_text(out / PAGE, render(found, title, len(gone), odd))
     return told
 
 
-def render(found: Findings, title: str, listed: int) -> str:
-    """The page's text; ``listed`` pictures stand on the list to delete."""
-    parts = "".join(_parts(found, listed))
+def render(found: Findings, title: str, listed: int, odd: Sequence[str] = ()) -> str:
+    """The page's text; ``listed`` pictures stand on the list to delete, and ``odd`` ones, whose names have a line break, cannot."""
+    parts = "".join(
+        [
+            *_parts(found, listed),
+            *(f"<p>On no list, since its name has a line break: {_text(repr(name))}</p>" for name in odd),
+        ]
+    )
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{_text(title)}</title><style>{_STYLE}</style><h1>{_text(title)}</h1>{parts}</html>\n"

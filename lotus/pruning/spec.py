@@ -249,7 +249,7 @@ def _open(folder: Path) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
     spec, file = read(folder), folder / WEIGHTS
     try:
         weights = load_file(regular.check(file))
-    except (OSError, SafetensorError) as error:
+    except (OSError, MemoryError, SafetensorError) as error:
         raise Refused(f"{file}: cannot be read ({reason(error)}). Is it whole?") from None
     try:
         rows = [described.row_of(row) for row in spec["blocks"]]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,8 +137,9 @@ def fit(
         data = loop.Data(loader, order, objective, validation, images.weights)
         key = digest([run.settings(stage), run.made_from(stage), seed])
         job = loop.Job(
-            stage, run.work(stage) / task.part, key, context.world, place=task.where, stop=stop, shelves=context.shelves
-        )
+            stage, run.work(stage) / task.part, key, context.world, place=task.where, stop=stop, shelves=context.shelves,
+            named=_names(context),
+        )  # fmt: skip
         fitted = yield from loop.fit(model, recipe, data, job, joined)
         check_sound(fitted, stage, task.where, evaluated=task.evaluate)
         told = {} if fewer is None else told_of_patches(fewer.patches, fewer.tokens, fewer.joint, images.rows)
@@ -204,6 +206,27 @@ def _price(fitted: Fitted, guests: Sequence[Guest], side: int, fewer: _Fewer | N
         return Price(spent, beside=beside)
     scores = fewer.scores
     return Price(spent, {**told, "train_macs": each}, scores.asked, scores.asked_macs, beside, scores.left)
+
+
+def _names(context: Context) -> Callable[[np.ndarray], str]:
+    """What is told of images by their rows: their files where the data set has files and is at hand, else the rows."""
+
+    @functools.cache
+    def files() -> Sequence[str] | None:
+        from lotus.ticket import Data
+
+        try:
+            return Data("data", context.config, context.run.train_beton, shelves=context.shelves).images().names
+        except Refused:
+            return None
+
+    def told(rows: np.ndarray) -> str:
+        from lotus.training.spikes import by_rows
+
+        known = files()
+        return by_rows(rows) if known is None else ", ".join(known[row] for row in rows.tolist())
+
+    return told
 
 
 def check_sound(fitted: Fitted, stage: str, place: str, *, evaluated: bool) -> None:

@@ -129,8 +129,9 @@ def _read(file: Path, place: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise Refused(f"{place}.deepspeed: {file} holds a {type(config).__name__}, not settings in {{}}.")
     for section, cure in (("optimizer", "optimizer, lr and weight_decay"), ("scheduler", "lr and min_lr")):
-        given = config.pop(section, None)
-        if isinstance(given, dict) and any(value != "auto" for value in given.get("params", {}).values()):
+        given = config.pop(section, None) or {}
+        params = given.get("params", {}) if isinstance(given, dict) else None
+        if not isinstance(params, dict) or any(value != "auto" for value in params.values()):
             raise Refused(
                 f"{place}.deepspeed: {file}: {section}: the recipe makes it. Take the section out and set {place}.{cure}."
             )

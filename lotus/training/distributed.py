@@ -27,7 +27,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lotus.vit.steady import keep_freed
 from lotus.watch import ALONE, launcher_is_gone, over_launcher, placed
 from selection.errors import Refused
 
@@ -198,8 +197,6 @@ def start(device: str = "auto") -> World:
     world = World(rank, size, local, where)
     if cuda:
         _take_gpu(world)
-    else:
-        keep_freed()
     if dist.is_initialized():
         return world
     meeting = _alone() if size == 1 else _with_others(size)

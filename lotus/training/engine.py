@@ -33,6 +33,7 @@ from lotus.training.muon import Muon, Place
 from lotus.training.optim import clipped, set_lr
 from lotus.training.precision import settled
 from lotus.vit.attention import unfuse
+from lotus.vit.steady import keep_freed
 
 _LEFT = (
     "_external_params", "_original_parameters", "all_parameters", "applied_pre_backward_ref_cnt", "ds_external_parameters",
@@ -88,6 +89,8 @@ class Engine:
             Refused: the recipe and the user's DeepSpeed JSON contradict each other; an optimizer that ZeRO cannot cut up.
         """
         recipe = settled(recipe, model, world.device, world)
+        if world.device.type == "cpu":
+            keep_freed()
         numbers = sum(parameter.numel() for parameter in model.parameters())
         config = settings(recipe, world, numbers, place=place)
         self.world, self.module = world, model

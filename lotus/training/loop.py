@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from lotus.config import Recipe
+from lotus.data.sample_plan import Rows
 from lotus.events import Evaluated, Event, Said
 from lotus.training import threads
 from lotus.training.checkpoint import Checkpoint, Checkpoints, check_fits, taken_up
@@ -37,7 +38,7 @@ from lotus.training.objective import Objective
 from lotus.training.optim import make_optimizer, make_schedule, unusual
 from lotus.training.pace import Pace, StepCount
 from lotus.training.precision import settled
-from lotus.training.spikes import Passed, Spike, became
+from lotus.training.spikes import Passed, Spike, became, by_rows
 from lotus.vit.cost import macs
 from lotus.vit.model import image_size
 
@@ -77,6 +78,8 @@ class Job:
     """Files of the user's own, for a schedule of theirs."""
     clock: Callable[[], float] = time.perf_counter
     """Seconds."""
+    named: Callable[[Rows], str] = by_rows
+    """What is told of images, by their rows."""
 
     def told(self, *events: Event) -> tuple[Event, ...]:
         """``events`` on rank 0, none on others."""
@@ -311,7 +314,7 @@ class _Course:
         if not finite:
             self._pace.forget()
             why = next(filter(None, (guest.spoiled() for guest in guests)), "")
-            spike = Spike(at.step, at.failed, lr, step.rows, why, self._recipe.on_spike)
+            spike = Spike(at.step, at.failed, lr, step.rows, why, self._recipe.on_spike, self._job.named)
             yield from self._job.told(Said(self._job.stage, str(spike), "warning"))
             became(spike, self._passed, at.epoch, count.before, place=self._job.place, stage=self._job.stage)
         if world.is_main and self._pace.due(last=at.step == count.total):

@@ -10,7 +10,7 @@ Letters: K rows of a step, P stretches of steps, S steps that are remembered.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,11 @@ class LossSpikes(Guest):
         self._steps = list(steps.unbind())
 
 
+def by_rows(rows: Rows) -> str:
+    """What is told of images that have no other names."""
+    return f"rows {', '.join(map(str, rows))}"
+
+
 @dataclass(frozen=True)
 class Spike:
     """A step that did not move the weights."""
@@ -158,12 +163,14 @@ class Spike:
     """Empty: its loss or gradient was not finite."""
     how: str | None
     """``on_spike``."""
+    named: Callable[[Rows], str]
+    """What is told of images, by their rows."""
 
     def __str__(self) -> str:
-        rows = ", ".join(map(str, self.rows[:BACK]))
+        images = self.named(self.rows[:BACK])
         more = f" and {len(self.rows) - BACK} more" if len(self.rows) > BACK else ""
         ends = {"stop": "the end of it", "rewind": "goes back"}.get(self.how or "", "skipped")
-        return f"step {self.step}, learning rate {self.lr:.3g}: {self.why or 'not finite'}, {ends}; its images: rows {rows}{more}"
+        return f"step {self.step}, learning rate {self.lr:.3g}: {self.why or 'not finite'}, {ends}; its images: {images}{more}"
 
 
 @dataclass(frozen=True)

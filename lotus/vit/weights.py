@@ -50,8 +50,9 @@ def state_of(path: Path, place: str) -> dict[str, Tensor]:
     except OSError as error:
         raise Refused(f"{place}: {file} cannot be read ({reason(error)}). Is it whole, and yours to read?") from None
     except Exception as error:  # a damaged file can break its parsers in any way
-        # torch's own words would advise to run what the file holds.
-        why = "damaged, or more than tensors" if isinstance(error, pickle.UnpicklingError) else reason(error)
+        # torch's own words may advise to run what the file holds.
+        advises = isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error)
+        why = "damaged, or more than tensors" if advises else reason(error)
         if file.suffix == ".safetensors":
             raise Refused(f"{place}: {file} cannot be read ({why}). Is it whole?") from None
         raise Refused(

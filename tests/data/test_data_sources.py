@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import tarfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,18 @@ def test_a_list_of_paths(tmp_path: Path) -> None:
 def test_lists_that_are_refused(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(Refused, match=says):
         opened(listed(tmp_path, text), "filelist")
+
+
+def test_a_list_without_lines_is_refused_before_it_takes_memory(tmp_path: Path) -> None:
+    file = listed(tmp_path, "0.png,a\n").with_suffix(".txt")
+    with file.open("wb") as holes:
+        holes.truncate(1 << 27)
+    tracemalloc.start()
+    with pytest.raises(Refused, match=r"line 1: .* is no path and label"):
+        opened(file, "filelist")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 24
 
 
 # ------------------------------------------------------------------------------------------------------------ a stream

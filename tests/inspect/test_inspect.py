@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -408,3 +409,20 @@ def test_features_that_are_there_judge_without_torch(tmp_path: Path, capsys: pyt
         assert cli.main(words) == 2
         assert why in capsys.readouterr().err
     assert cli.main([*words, "--model", str(tmp_path)]) == 2
+
+
+def test_a_name_with_a_line_break_stands_on_no_list_and_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos" / "train"
+    (photos / "a").mkdir(parents=True)
+    for row, picture in enumerate(pictures(4)):
+        Image.fromarray(picture).save(photos / "a" / f"{row}.png")
+    shutil.copy(photos / "a" / "1.png", photos / "a" / "x\n1.png")
+    shutil.copy(photos / "a" / "2.png", photos / "a" / "x2.png")
+    assert cli.main(["inspect", str(tmp_path / "photos"), "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "delete.txt").read_text() == f"{photos / 'a' / 'x2.png'}\n"
+    odd = str(photos / "a" / "x\n1.png")
+    assert json.loads((tmp_path / "out" / "inspect.json").read_text())["names_with_line_breaks"] == [odd]
+    assert "x\\n1.png" in capsys.readouterr().out
+    assert "x\\n1.png" in (tmp_path / "out" / "inspect.html").read_text()

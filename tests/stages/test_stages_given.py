@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import types
 import warnings
 from pathlib import Path
@@ -20,9 +21,10 @@ from torch import nn
 import lotus
 from lotus.cli import main
 from lotus.config import Config, Model, check, shipped
+from lotus.data import beton
 from lotus.data.base import Batch
 from lotus.run import Run
-from lotus.stages import export, given, run_of
+from lotus.stages import export, fit, given, run_of
 from lotus.stages.ahead import check_fit
 from lotus.stages.context import Context
 from lotus.training.distributed import World
@@ -330,3 +332,26 @@ def test_the_config_that_is_shipped_is_found() -> None:
 def test_weights_are_said_once(capsys: pytest.CaptureFixture[str], small: Path) -> None:
     assert main(["finetune", str(small), "model.weights=other"]) == 2
     assert "are the weights already. Leave out model.weights." in capsys.readouterr().err
+
+
+def test_images_of_a_spike_are_told_by_their_files(tmp_path: Path) -> None:
+    """Where the validation images are held out of the folder and a damaged picture is left out, each is the one that was stored."""
+    draw = np.random.default_rng(0)
+    for name in (f"{label}/{number}.png" for label in "ab" for number in range(20)):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(tmp_path / "photos" / name)
+    (tmp_path / "photos" / "a" / "3.png").write_bytes(b"none")
+    data = {"name": "imagefolder", "path": str(tmp_path / "photos"), "write": "raw", "max_side": 0, "damaged": "skip"}
+    page = check({"folder": str(tmp_path / "run"), "data": data})
+    context = Context(Run(page), World(), ())
+    config = tmp_path / "c.yaml"
+    config.write_text(page.yaml())
+    assert main(["prepare", str(config)]) in (0, 3)
+    count = context.manifest().n
+    told = fit._names(context)(np.arange(count)).split(", ")
+    assert count < 39
+    for row, name in enumerate(told):
+        stored = beton.image(context.run.train_beton, row)
+        assert np.array_equal(stored, np.asarray(Image.open(tmp_path / "photos" / name)))
+    shutil.rmtree(tmp_path / "photos")
+    assert fit._names(context)(np.arange(2)) == "rows 0, 1"

@@ -308,6 +308,8 @@ def test_the_users_json_is_merged_over_ours(tmp_path: Path) -> None:
         ({"bf16": {"enabled": True}}, r"bf16\.enabled is true, .* false\. Set train\.precision"),
         ({"fp16": {"enabled": True}}, r"fp16: not supported.*train\.precision=bf16"),
         ({"optimizer": {"type": "Adam", "params": {"lr": 0.1}}}, r"optimizer: the recipe makes it.*train\.optimizer"),
+        ({"optimizer": {"params": [1]}}, r"optimizer: the recipe makes it"),
+        ({"scheduler": "WarmupLR"}, r"scheduler: the recipe makes it"),
         ({"zero_optimization": {"stage": 4}}, r"stage is 0, 1, 2 or 3, not 4"),
         ("{", "is no JSON"),
         ("[]", "holds a list"),

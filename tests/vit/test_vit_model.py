@@ -224,6 +224,10 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
     (tmp_path / "pickle.pth").write_bytes(b"")
     with pytest.raises(Refused, match=r"holds no state dict|no state dict of tensors"):
         make(weights=str(tmp_path / "pickle.pth"))
+    (tmp_path / "zeros.pth").write_bytes(bytes(600))  # torch takes it for its oldest format
+    with pytest.raises(Refused, match=r"damaged, or more than tensors") as told:
+        make(weights=str(tmp_path / "zeros.pth"))
+    assert "weights_only" not in str(told.value)
 
 
 @pytest.mark.parametrize(
