@@ -108,10 +108,16 @@ def plan(config: Config, shelves: Sequence[ModuleType] = (), *, timed: speed.Tim
         raise _unmet(one, dense, measured)
     return {
         "format": FORMAT, "asked": key(config), "way": one.way, "why": why, "epochs": epochs,
-        "at": one.at if one.way == "shrink" else None, "keep": one.keep, "budget": {"train": budget.train, "minutes": budget.minutes},
+        "at": one.at if one.way == "shrink" else None, "keep": one.keep, "ships": _ships(one), "budget": {"train": budget.train, "minutes": budget.minutes},
         "dense_macs": dense, "dense_epochs": config.train.epochs, "dense_model": _size(first), **measured, **_costs(one, epochs, dense),
         "settings": one.settings(epochs),
     }  # fmt: skip
+
+
+def _ships(one: Candidate) -> dict[str, float]:
+    """What ships by measure, as fractions of the dense model's."""
+    asked = one.config.prune.keep.asked if one.way == "shrink" and _said(one.config) else {}
+    return dict(asked) or {"macs": one.keep}
 
 
 def _size(first: Ahead) -> dict[str, int]:

@@ -13,6 +13,7 @@ import torch
 from running import DIGITS, lotus
 
 from lotus.cli import main
+from lotus.cli.planning import lines
 from lotus.config import read
 from lotus.config.training_budget import Budget
 from lotus.stages import course, plan_file, plan_table, planner, speed
@@ -240,7 +241,9 @@ def test_what_a_smaller_model_cannot_have_is_not_planned_by_one(tmp_path: Path, 
     assert found["way"] == "shrink"
     config = read(DIGITS, [*keep, *words])
     kept = plan_file.applied(config, found["settings"]).prune.keep.asked
-    assert kept == config.prune.keep.asked, "the size is met in the measure that is asked for"
+    assert kept == found["ships"] == config.prune.keep.asked, "the size is met in the measure that is asked for"
+    for measure, name in {"macs": "MACs", "params": "parameters", "latency": "latency"}.items():
+        assert (f"of the {name}" in lines(found)[0]) == (measure in kept), "the plan promises nothing else"
     why = {
         UNCUT: "train.teacher=uncut",
         "score.proxy=self": "score.proxy=self",
