@@ -233,13 +233,10 @@ def _where(loc: Iterable[int | str], page: type[Section] = Config) -> str:
 
 
 def _no_section(where: str, section: type[Section], given: Any) -> str:
-    listed = any(step.isdigit() for step in where.split("."))
+    if any(step.isdigit() for step in where.split(".")):
+        return _no_member(where, section, given)
     if issubclass(section, Method):
-        what = "a name, or a name with settings like {name: ..., ...}" if listed else "the name of a method"
-        return f"{where}: {what}, not {given!r}."
-    if listed:  # no word of a command sets a part of one
-        parts = ", ".join(f"{name}: ..." for name in section.model_fields)
-        return f"{where}: a section like {{{parts}}}, not {given!r}."
+        return f"{where}: the name of a method, not {given!r}."
     if section is Keep:
         number = isinstance(given, (int, float)) and not isinstance(given, bool)
         return (
@@ -255,6 +252,14 @@ def _no_section(where: str, section: type[Section], given: Any) -> str:
     return (
         f"{where}: a section, not {given!r}. Say e.g. {where}.{name}={str(value).lower() if value is True else value}."
     )
+
+
+def _no_member(where: str, section: type[Section], given: Any) -> str:
+    """Of a list, or within one, where no word of a command sets a part."""
+    if issubclass(section, Method):
+        return f"{where}: a name, or a name with settings like {{name: ..., ...}}, not {given!r}."
+    parts = ", ".join(f"{name}: ..." for name in section.model_fields)
+    return f"{where}: a section like {{{parts}}}, not {given!r}."
 
 
 def _load_yaml(text: str, place: str) -> dict[str, Any]:

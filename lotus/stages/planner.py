@@ -181,21 +181,14 @@ def _chosen(first: Ahead, cost: Callable[[Candidate], float]) -> tuple[Candidate
 
 
 def _ways(first: Ahead, start: plan_table.Start) -> tuple[tuple[Strategy, ...], str]:
-    """The ways to choose from, the best first: a smaller model is a narrower ViT of so many MACs, and some settings are a cut's alone.
-    And why a smaller model, which is allowed, is none of them; empty: it is, or no start for one.
+    """The ways to choose from, the best first. And why a smaller model, which is allowed, is none of them; empty: it is, or no start
+    for one.
 
     Raises:
         Refused: none that is allowed does as the config says.
     """
-    from lotus.vit import anatomy
-
     config, allowed = first.config, _budget(first.config).ways
-    teacher = config.train.taught_by
-    cut_alone = {
-        "train.teacher=uncut": teacher is not None and teacher.is_uncut,
-        "score.proxy=self": config.watches_itself and _budget(config).images == "select",
-    }
-    asks = [name for name, wanted in cut_alone.items() if wanted]
+    asks = _cut_alone(config)
     if asks and "shrink" not in allowed:
         raise Refused(
             f"budget.ways: {' and '.join(asks)} wants a training that shrinks. Allow shrink, or leave that out."
@@ -206,12 +199,29 @@ def _ways(first: Ahead, start: plan_table.Start) -> tuple[tuple[Strategy, ...], 
             f"budget.ways: a smaller model is one of so many MACs, and prune.keep asks for {' and '.join(other)}. Say prune.keep.macs "
             "alone, or allow shrink."
         )
-    barred = "" if anatomy.is_vit(first.shape) else "a smaller model is a narrower ViT, and this model is none"
-    if asks or other:
-        barred = f"only a cut does as {' and '.join([*asks, *(f'prune.keep.{name}' for name in other)])} says"
-    ways = tuple(way for way in allowed if way != "small" or not barred) or allowed
-    found = plan_table.possible(start, ways)
-    return found, barred if start == "scratch" and found == ("shrink",) and "small" in allowed else ""
+    barred = _barred(first, asks + [f"prune.keep.{name}" for name in other])
+    found = plan_table.possible(start, tuple(way for way in allowed if way != "small" or not barred) or allowed)
+    missed = start == "scratch" and "small" in allowed and found == ("shrink",)
+    return found, barred if missed else ""
+
+
+def _cut_alone(config: Config) -> list[str]:
+    """What the config asks for that a cut alone can do."""
+    teacher = config.train.taught_by
+    found = {
+        "train.teacher=uncut": teacher is not None and teacher.is_uncut,
+        "score.proxy=self": config.watches_itself and _budget(config).images == "select",
+    }
+    return [name for name, wanted in found.items() if wanted]
+
+
+def _barred(first: Ahead, asks: Sequence[str]) -> str:
+    """Why no smaller model does it, which is a narrower ViT of so many MACs; empty: one does."""
+    from lotus.vit import anatomy
+
+    if asks:
+        return f"only a cut does as {' and '.join(asks)} says"
+    return "" if anatomy.is_vit(first.shape) else "a smaller model is a narrower ViT, and this model is none"
 
 
 def _said(config: Config) -> bool:
