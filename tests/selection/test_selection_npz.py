@@ -121,7 +121,7 @@ def test_a_ticket_of_a_quadrillion_images(tmp_path: Path) -> None:
     with np.load(tmp_path / "t.npz") as found:
         told, rows, weights = str(found["about"]), found["rows"], found["weights"]
     np.savez(tmp_path / "t.npz", rows=rows, weights=weights, about=np.array(told.replace("10", str(10**15))))
-    with pytest.raises(Refused, match=r"t.npz: of 1000000000000000 images.*GB"):
+    with pytest.raises(Refused, match=r"t.npz: a ticket of 1000000000000000 images.*GB"):
         Subset.load(tmp_path / "t.npz")
 
 
