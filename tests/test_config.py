@@ -71,6 +71,22 @@ def test_resolved_page_reads_back_the_same() -> None:
             "train.guests: a list, not 'late_average'. Lists have brackets: train.guests=[late_average].",
         ),
         ("train.guests=[3]", "train.guests.0: a name, or a name with settings like {name: ..., ...}, not 3."),
+        ("train.guests=[{nme: x}]", "train.guests.0.name: Field required."),
+        (
+            "train.shrink.steps=[{at: 0.1, kep: {macs: 0.6}}]",
+            "train.shrink.steps.0.kep: no such setting. Did you mean 'keep'?",
+        ),
+        ("train.shrink.steps=[{at: 0.1}, {keep: {}}]", "train.shrink.steps.1.at: Field required."),
+        (
+            "train.shrink.steps=[[0.3, 0.7]]",
+            "train.shrink.steps.0: a section like {at: ..., keep: ...}, not [0.3, 0.7].",
+        ),
+        (
+            "train.shrink.steps=[{at: 0.1, keep: 0.6}]",
+            "train.shrink.steps.0.keep: a section like {macs: ..., params: ..., ",
+        ),
+        ("train.sides=[[0]]", "train.sides.0: a list of another length, not [0]."),
+        ("train.sides=[[0, 8, 1, 1]]", "train.sides.0: a list of another length, not [0, 8, 1, 1]."),
         ("data.options=3", "data.options: a section of settings, not 3."),
         ("train.shrink=true", "train.shrink: a section, not True. Say train.shrink={} for what it is by default."),
         ("train.shrink=0.1", "train.shrink: a section, not 0.1. Say e.g. train.shrink.at=0.1."),

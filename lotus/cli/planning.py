@@ -80,12 +80,16 @@ def plan_told(found: Mapping[str, Any]) -> None:
 
 def lines(found: Mapping[str, Any]) -> list[str]:
     """A plan as text."""
-    from lotus.report.numbers import count, duration, si
+    from lotus.report.numbers import count, duration, listed, si
 
     what = {"shrink": "a training that shrinks", "small": "a smaller model from scratch", "dense": "the dense model"}
     cut = f", cut at {found['at']:g} of its steps" if found["at"] is not None else ""
+    ships = found.get("ships") or {"macs": found["keep"]}  # one of an earlier version says no more
+    names = {"macs": "MACs", "params": "parameters"}
+    ship = listed([f"{part:g} of the {names.get(measure, measure)}" for measure, part in ships.items()])
+    epochs = f"{found['epochs']} epoch{'s' * (found['epochs'] != 1)}"
     told = [
-        f"plan: {what[found['way']]}, {found['epochs']} epochs of {count(found['images'])} images{cut}; {found['keep']:g} of the MACs ship",
+        f"plan: {what[found['way']]}, {epochs} of {count(found['images'])} images{cut}; {ship} ship",
         f"  since {found['why']}",
         "",
         f"  {'part':<26}{'epochs':>8}{'MACs':>10}{'of dense':>10}",

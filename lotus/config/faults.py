@@ -19,6 +19,9 @@ def sentence(fault: Mapping[str, Any], where: str) -> str:
     if kind == "tuple_type":
         one = isinstance(value, (str, int, float)) and not isinstance(value, bool)
         return f"{where}: a list, not {value!r}." + (f" Lists have brackets: {where}=[{value}]." if one else "")
+    if kind == "too_long" or (kind == "missing" and isinstance(value, (list, tuple))):
+        where = where if kind == "too_long" else where.rpartition(".")[0]
+        return f"{where}: a list of another length, not {value!r}. docs/settings.md has an example."
     if kind == "dict_type":
         return f"{where}: a section of settings, not {value!r}."
     if kind in ("model_type", "model_attributes_type"):

@@ -209,9 +209,11 @@ def _inherited(loc: tuple[int | str, ...], raw: Mapping[str, Any]) -> bool:
 
 
 def _at(loc: Iterable[int | str]) -> type[Section] | None:
-    """The Section that stands at a place of the page, if one does."""
+    """The Section that stands at a place of the page, if one does; each of a list is the same."""
     section: type[Section] | None = Config
     for step in loc:
+        if isinstance(step, int):
+            continue
         field = section.model_fields.get(str(step)) if section else None
         section = _section(field.annotation) if field else None
     return section
@@ -222,14 +224,17 @@ def _where(loc: Iterable[int | str], page: type[Section] = Config) -> str:
     section: type[Section] | None = page
     steps = []
     for step in loc:
-        field = section.model_fields.get(str(step)) if section else None
+        field = None if section is None or isinstance(step, int) else section.model_fields.get(step)
         if field is not None or isinstance(step, int):
             steps.append(str(step))
-            section = _section(field.annotation) if field else None
+        if field is not None:
+            section = _section(field.annotation)
     return ".".join(steps)
 
 
 def _no_section(where: str, section: type[Section], given: Any) -> str:
+    if any(step.isdigit() for step in where.split(".")):
+        return _no_member(where, section, given)
     if issubclass(section, Method):
         return f"{where}: the name of a method, not {given!r}."
     if section is Keep:
@@ -247,6 +252,14 @@ def _no_section(where: str, section: type[Section], given: Any) -> str:
     return (
         f"{where}: a section, not {given!r}. Say e.g. {where}.{name}={str(value).lower() if value is True else value}."
     )
+
+
+def _no_member(where: str, section: type[Section], given: Any) -> str:
+    """Of a list, or within one, where no word of a command sets a part."""
+    if issubclass(section, Method):
+        return f"{where}: a name, or a name with settings like {{name: ..., ...}}, not {given!r}."
+    parts = ", ".join(f"{name}: ..." for name in section.model_fields)
+    return f"{where}: a section like {{{parts}}}, not {given!r}."
 
 
 def _load_yaml(text: str, place: str) -> dict[str, Any]:
@@ -293,8 +306,11 @@ def _unknown(raw: Any, section: type[BaseModel], place: tuple[str, ...], page: t
             yield f"{where}: no such setting.{suggested(where, fields, page) or here}"
         else:
             below = _section(fields[key].annotation)
-            if below is not None:
-                yield from _unknown(value, below, (*place, str(key)), page)
+            if below is None:
+                continue
+            listed = isinstance(value, (list, tuple))
+            for number, one in enumerate(value if listed else [value]):
+                yield from _unknown(one, below, (*place, str(key), *([str(number)] if listed else [])), page)
 
 
 def suggested(where: str, near: Iterable[str], page: type[Section] = Config) -> str:
@@ -318,10 +334,10 @@ def _now(where: str, value: Any) -> str | None:
 
 
 def _section(annotation: Any) -> type[Section] | None:
-    """The Section inside an annotation like ``Section | None``."""
+    """The Section inside an annotation like ``Section | None`` or ``tuple[Section, ...]``."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
-    if typing.get_origin(annotation) is Annotated:
+    if typing.get_origin(annotation) in (Annotated, tuple):
         return _section(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return next((found for found in map(_section, typing.get_args(annotation)) if found), None)

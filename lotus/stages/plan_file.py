@@ -15,7 +15,7 @@ from selection.errors import Refused
 FORMAT = 1
 FILE = "plan.json"
 Plan = dict[str, Any]
-"""JSON-ready: ``way`` and ``why``, ``epochs``, ``at``, ``keep``, ``images``, ``parts`` (``part``, ``macs``, ``share`` of the dense training,
+"""JSON-ready: ``way`` and ``why``, ``epochs``, ``at``, ``keep`` (for which the forecast is), ``ships`` (by measure), ``images``, ``parts`` (``part``, ``macs``, ``share`` of the dense training,
 ``image_forwards``, ``epochs``), ``beside`` (what the budget is not for), ``cost`` and ``budget`` as such shares, ``dense_macs``,
 ``dense_epochs`` and ``dense_model`` (``macs`` of an image, ``params``), ``seconds`` and ``pace`` of a budget of minutes, ``expected``,
 ``notes``, and ``settings``, which make the config asked the one that is run."""

@@ -108,10 +108,16 @@ def plan(config: Config, shelves: Sequence[ModuleType] = (), *, timed: speed.Tim
         raise _unmet(one, dense, measured)
     return {
         "format": FORMAT, "asked": key(config), "way": one.way, "why": why, "epochs": epochs,
-        "at": one.at if one.way == "shrink" else None, "keep": one.keep, "budget": {"train": budget.train, "minutes": budget.minutes},
+        "at": one.at if one.way == "shrink" else None, "keep": one.keep, "ships": _ships(one), "budget": {"train": budget.train, "minutes": budget.minutes},
         "dense_macs": dense, "dense_epochs": config.train.epochs, "dense_model": _size(first), **measured, **_costs(one, epochs, dense),
         "settings": one.settings(epochs),
     }  # fmt: skip
+
+
+def _ships(one: Candidate) -> dict[str, float]:
+    """What ships by measure, as fractions of the dense model's."""
+    asked = one.config.prune.keep.asked if one.way == "shrink" and _said(one.config) else {}
+    return dict(asked) or {"macs": one.keep}
 
 
 def _size(first: Ahead) -> dict[str, int]:
@@ -164,31 +170,25 @@ def _chosen(first: Ahead, cost: Callable[[Candidate], float]) -> tuple[Candidate
     rule = plan_table.rule(start, budget.train or 1.0)
     asked = config.prune.keep.asked
     keep = asked.get("macs", min(asked.values())) if _said(config) else rule.keep
-    ways = _ways(first, start)
+    ways, barred = _ways(first, start)
     if keep >= 1 and ways != ("dense",):
         raise Refused(
             "prune.keep.macs: all is to stay, so nothing is cut. Say how much, e.g. prune.keep.macs=0.5, or allow budget.ways=[dense]."
         )
     there = {way: Candidate(config, way, start, rule.at, 1.0 if way == "dense" else keep, first) for way in ways}
     way, why = plan_table.choose(start, {way: cost(one) for way, one in there.items()}, keep, config.data.name)
-    return there[way], why
+    return there[way], barred or why
 
 
-def _ways(first: Ahead, start: plan_table.Start) -> tuple[Strategy, ...]:
-    """The ways to choose from, the best first: a smaller model is a narrower ViT of so many MACs, and some settings are a cut's alone.
+def _ways(first: Ahead, start: plan_table.Start) -> tuple[tuple[Strategy, ...], str]:
+    """The ways to choose from, the best first. And why a smaller model, which is allowed, is none of them; empty: it is, or no start
+    for one.
 
     Raises:
         Refused: none that is allowed does as the config says.
     """
-    from lotus.vit import anatomy
-
     config, allowed = first.config, _budget(first.config).ways
-    teacher = config.train.taught_by
-    cut_alone = {
-        "train.teacher=uncut": teacher is not None and teacher.is_uncut,
-        "score.proxy=self": config.watches_itself and _budget(config).images == "select",
-    }
-    asks = [name for name, wanted in cut_alone.items() if wanted]
+    asks = _cut_alone(config)
     if asks and "shrink" not in allowed:
         raise Refused(
             f"budget.ways: {' and '.join(asks)} wants a training that shrinks. Allow shrink, or leave that out."
@@ -199,9 +199,29 @@ def _ways(first: Ahead, start: plan_table.Start) -> tuple[Strategy, ...]:
             f"budget.ways: a smaller model is one of so many MACs, and prune.keep asks for {' and '.join(other)}. Say prune.keep.macs "
             "alone, or allow shrink."
         )
-    narrow = anatomy.is_vit(first.shape) and not asks and not other
-    ways = tuple(way for way in allowed if way != "small" or narrow) or allowed
-    return plan_table.possible(start, ways)
+    barred = _barred(first, asks + [f"prune.keep.{name}" for name in other])
+    found = plan_table.possible(start, tuple(way for way in allowed if way != "small" or not barred) or allowed)
+    missed = start == "scratch" and "small" in allowed and found == ("shrink",)
+    return found, barred if missed else ""
+
+
+def _cut_alone(config: Config) -> list[str]:
+    """What the config asks for that a cut alone can do."""
+    teacher = config.train.taught_by
+    found = {
+        "train.teacher=uncut": teacher is not None and teacher.is_uncut,
+        "score.proxy=self": config.watches_itself and _budget(config).images == "select",
+    }
+    return [name for name, wanted in found.items() if wanted]
+
+
+def _barred(first: Ahead, asks: Sequence[str]) -> str:
+    """Why no smaller model does it, which is a narrower ViT of so many MACs; empty: one does."""
+    from lotus.vit import anatomy
+
+    if asks:
+        return f"only a cut does as {' and '.join(asks)} says"
+    return "" if anatomy.is_vit(first.shape) else "a smaller model is a narrower ViT, and this model is none"
 
 
 def _said(config: Config) -> bool:

@@ -199,7 +199,7 @@ def _features(context: Context) -> Generator[Event, None, tuple[np.ndarray, Spen
         cure = "Give score.model.weights or score.model.pretrained for better ones, or take score.proxy=training."
         yield Said("score", f"the features are of a model that has not learned anything yet. {cure}", "warning")
     with StopFlag() as stop, context.images(run.train_beton, None, config.score, model, side=side) as loader:
-        half = settled(config.score, model, world.device).precision == "bf16"
+        half = settled(config.score, model, world.device, world).precision == "bf16"
         if half and world.device.type == "cpu":
             unfuse(model)
         reading = dynamics.features(model, loader, manifest.n, world, bf16=half)

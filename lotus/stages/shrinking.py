@@ -68,9 +68,11 @@ def check_cuts(ahead: Ahead) -> None:
     recipe, request = ahead.config.train, request_of(ahead.config)
     assert recipe.shrink is not None
     total = recipe.epochs * math.ceil(ahead.kept / recipe.batch_size)
+    step = 0
     for number, one in enumerate(recipe.shrink.cuts):
         place = f"train.shrink.steps.{number}.at" if recipe.shrink.steps else "train.shrink.at"
-        if math.ceil(one.at * total) >= total:
+        step = max(math.ceil(one.at * total), step + 1)  # after each step one cut
+        if step >= total:
             raise Refused(
                 f"{place}: after {one.at:g} of {total} steps nothing is left to train what was cut. Cut sooner, or train longer."
             )

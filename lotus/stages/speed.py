@@ -146,25 +146,52 @@ def _seconds(model: nn.Module, ahead: Ahead, clock: Callable[[], float], side: i
 
     device = _device(ahead)
     recipe, model = settled(ahead.config.train, model, device), model.to(device).train()
-    if recipe.precision == "bf16" and device.type == "cpu":  # as the engine does
+    half = recipe.precision == "bf16"
+    if half and device.type == "cpu":  # as the engine does
         unfuse(model)
     optimizer, batch = make_optimizer(model, recipe), _micro(ahead)
+    masters = _Masters(model) if half else None
     side = side or image_size(model)
-    images = torch.randn(batch, 3, side, side, device=device)
+    images = torch.randn(batch, 3, side, side, device=device, dtype=torch.bfloat16 if half else torch.float32)
     labels = torch.randint(0, ahead.classes, (batch,), device=device)
     times: list[float] = []
     for turn in range(WARM + MOST):
         wait(device)
         began = clock()
         for _ in range(recipe.accumulate):
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-                loss = functional.cross_entropy(model(images), labels)
-            loss.backward()
+            functional.cross_entropy(model(images).float(), labels).backward()
+        if masters is not None:
+            masters.take_over()
         optimizer.step()
         optimizer.zero_grad()
+        if masters is not None:
+            masters.round()
         wait(device)
         if turn >= WARM:
             times.append(clock() - began)
         if len(times) >= STEPS and sum(times) >= SECONDS:
             break
     return statistics.fmean(times) / (batch * recipe.accumulate)
+
+
+class _Masters:
+    """A model's weights in fp32, which the optimizer moves, behind those in bf16 that it computes with, as the engine has them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        import torch
+
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._wide = [p.data for p in self._parameters]
+        model.to(torch.bfloat16)
+
+    def take_over(self) -> None:
+        """The parameters are in fp32, and so are their gradients."""
+        for p, wide in zip(self._parameters, self._wide, strict=True):
+            grad, p.grad = p.grad, None
+            p.data = wide
+            p.grad = None if grad is None else grad.float()
+
+    def round(self) -> None:
+        """They are in bf16 again."""
+        for p in self._parameters:
+            p.data = p.data.bfloat16()

@@ -50,7 +50,8 @@ class Shown(nn.Module):
         if not self._same:
             images = images * self.scale + self.shift
         if self.side is not None and images.shape[-1] != self.side:
-            images = F.interpolate(images, self.side, mode="bilinear", antialias=True)
+            # in fp32: in bf16 torch does not do it on a CPU
+            images = F.interpolate(images.float(), self.side, mode="bilinear", antialias=True).to(images.dtype)
         return self.model(images)  # type: ignore[no-any-return]
 
     def macs(self, side: int) -> int:

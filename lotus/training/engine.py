@@ -88,7 +88,7 @@ class Engine:
         Raises:
             Refused: the recipe and the user's DeepSpeed JSON contradict each other; an optimizer that ZeRO cannot cut up.
         """
-        recipe = settled(recipe, model, world.device)
+        recipe = settled(recipe, model, world.device, world)
         if world.device.type == "cpu":
             keep_freed()
         numbers = sum(parameter.numel() for parameter in model.parameters())

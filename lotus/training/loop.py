@@ -165,7 +165,7 @@ class _Course:
 
     def __init__(self, model: nn.Module, recipe: Recipe, data: Data, job: Job, guests: tuple[Guest, ...]) -> None:
         self.model, self.at = model, Position()
-        self._asked, self._recipe = recipe.precision, settled(recipe, model, job.world.device)
+        self._asked, self._recipe = recipe.precision, settled(recipe, model, job.world.device, job.world)
         self._data, self._job, self._guests = data, job, guests
         self._rate = make_schedule(recipe, job.shelves, place=job.place)
         self._rows, self._drawn = data.plan.rows, False

@@ -11,20 +11,26 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lotus.config import Recipe
+from lotus.training.distributed import World
 
 R = TypeVar("R", bound=Recipe)
 _CPUINFO, _FLAGS = Path("/proc/cpuinfo"), {"avx512_bf16", "amx_bf16"}
 _AMPERE = (8, 0)
 
 
-def settled(recipe: R, model: nn.Module, device: torch.device | str) -> R:
+def settled(recipe: R, model: nn.Module, device: torch.device | str, world: World | None = None) -> R:
     """``recipe`` with ``precision: auto`` decided for ``model`` on ``device``; any other as it is.
 
     It is fp32 for a model with batch norms, whose statistics bf16 would leave in fp32, and torch takes no such mixture.
+
+    Args:
+        world: ranks that train the model together, all of which ask: of different machines they take what all are faster in
     """
     if recipe.precision != "auto":
         return recipe
     half = faster_in_bf16(torch.device(device)) and not has_batch_norms(model)
+    if world is not None:
+        half = not world.any(not half)
     return recipe.model_copy(update={"precision": "bf16" if half else "fp32"})
 
 

@@ -8,7 +8,12 @@ import os
 import torch
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # <malloc.h>
-_KEPT = ((_MMAP_THRESHOLD, 256 << 20), (_TRIM_THRESHOLD, 1 << 30), (_TOP_PAD, 64 << 20))
+_KEPT = (
+    (_MMAP_THRESHOLD, 256 << 20, 32 << 20),  # older ones take no more than 32 MiB
+    (_TRIM_THRESHOLD, 1 << 30),
+    (_TOP_PAD, 64 << 20),
+)
+"""What is asked of glibc, and by how much; the first amount that it takes."""
 _USERS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOLD_")
 
 
@@ -24,7 +29,7 @@ def keep_freed() -> bool:
     try:
         library = ctypes.CDLL(None)
         library.gnu_get_libc_version  # noqa: B018 - other libraries' mallopt may mean something else
-        return all(library.mallopt(what, amount) for what, amount in _KEPT)
+        return all(any(library.mallopt(what, amount) for amount in amounts) for what, *amounts in _KEPT)
     except (AttributeError, OSError, TypeError):
         return False
 

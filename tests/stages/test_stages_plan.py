@@ -13,11 +13,13 @@ import torch
 from running import DIGITS, lotus
 
 from lotus.cli import main
+from lotus.cli.planning import lines
 from lotus.config import read
 from lotus.config.training_budget import Budget
 from lotus.stages import course, plan_file, plan_table, planner, speed
 from lotus.stages.ahead import Ahead
 from lotus.training import threads
+from lotus.training.optim import make_optimizer
 from selection.errors import Refused
 
 OWN = ["train.epochs=12", "prune.calibration=128", "export.onnx=false", "export.latency_batch=8", "baseline=false"]
@@ -216,6 +218,7 @@ def test_a_model_that_cannot_be_narrowed_shrinks(tmp_path: Path) -> None:
     ]
     found = planned(tmp_path, "budget.train=0.5", "prune.keep.macs=0.6", *swin)
     assert found["way"] == "shrink"
+    assert "narrower ViT" in found["why"]
 
 
 @pytest.mark.parametrize(
@@ -238,7 +241,16 @@ def test_what_a_smaller_model_cannot_have_is_not_planned_by_one(tmp_path: Path, 
     assert found["way"] == "shrink"
     config = read(DIGITS, [*keep, *words])
     kept = plan_file.applied(config, found["settings"]).prune.keep.asked
-    assert kept == config.prune.keep.asked, "the size is met in the measure that is asked for"
+    assert kept == found["ships"] == config.prune.keep.asked, "the size is met in the measure that is asked for"
+    for measure, name in {"macs": "MACs", "params": "parameters", "latency": "latency"}.items():
+        assert (f"of the {name}" in lines(found)[0]) == (measure in kept), "the plan promises nothing else"
+    why = {
+        UNCUT: "train.teacher=uncut",
+        "score.proxy=self": "score.proxy=self",
+        "prune.keep={latency: 0.5}": "prune.keep.latency",
+    }
+    said = next((why[word] for word in words if word in why), "prune.keep.params")
+    assert found["why"] == f"only a cut does as {said} says"
 
 
 def test_what_a_plan_does_without_is_said(tmp_path: Path) -> None:
@@ -326,6 +338,33 @@ def test_the_pace_is_read_off_the_clock(tmp_path: Path) -> None:
     tempo = speed.timer(ahead, clock=lambda: next(ticks))
     small = course.shapes_of(ahead)[1].macs()
     assert tempo == speed.Tempo(((small, 1 / 16), (ahead.macs, 1 / 16)), 1 / 16 / ahead.macs / 3)
+
+
+def test_in_bf16_a_step_is_timed_as_the_engine_does_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All in bf16, and the optimizer moves fp32 weights; autocast would cast them anew, and leave half of the model in fp32."""
+    seen: set[Any] = set()
+
+    def made(model: torch.nn.Module, recipe: Any) -> Any:
+        found = make_optimizer(model, recipe)
+        block = model.blocks[0]  # type: ignore[index]
+        block.register_forward_pre_hook(
+            lambda _, given: seen.add(("forward", given[0].dtype, block.norm1.weight.dtype))
+        )
+        step = found.step
+
+        def moves() -> None:
+            kinds = {(p.dtype, p.grad.dtype) for p in model.parameters() if p.grad is not None}
+            seen.update(("step", *kind) for kind in kinds)
+            step()
+
+        monkeypatch.setattr(found, "step", moves)
+        return found
+
+    monkeypatch.setattr("lotus.training.optim.make_optimizer", made)
+    ticks = itertools.count(0.0, 0.5)
+    config = read(DIGITS, [f"folder={tmp_path}", *OWN, "device=cpu", "train.batch_size=8", "train.precision=bf16"])
+    speed.timer(Ahead(config), clock=lambda: next(ticks))
+    assert seen == {("forward", torch.bfloat16, torch.bfloat16), ("step", torch.float32, torch.float32)}
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,10 @@ def test_what_is_not_set_follows() -> None:
         (["train.shrink.at=0"], "train.shrink.at"),
         (["train.shrink.at=1"], "train.shrink.at"),
         (["train.shrink.at=0.999"], "train.shrink.at: after 0.999 of 690 steps nothing is left to train"),
+        (  # both are due at step 689, and one is made after each
+            ["train.shrink.steps=[{at: 0.998, keep: {macs: 0.8}}, {at: 0.9984}]"],
+            "train.shrink.steps.1.at: after 0.9984 of 690 steps nothing is left to train",
+        ),
         (
             ["train.shrink={until_stable: {epochs: 3}, at: 0.1}"],
             "train.shrink.until_stable: a plan is drawn at the end of each epoch, and the cut, at 0.1 of 30,",

@@ -106,10 +106,12 @@ def test_a_teacher_sees_images_normalized_and_sized_as_it_wants_them():
     torch.testing.assert_close(one(mixed)[0], torch.lerp(one(same)[0], one(same)[1], 0.3))
 
 
-def test_the_same_images_are_shown_in_half_precision():
+@pytest.mark.parametrize("side", [None, 2], ids=["own", "resized"])
+def test_the_same_images_are_shown_in_half_precision(side):
     given, own = ([0.5] * 3, [0.5] * 3), ([0.4] * 3, [0.2] * 3)
     teacher = Fixed(TEACHER)
-    Distiller(Shown(teacher, given, own), "soft", 2.0, 1.0, dtype=torch.bfloat16).losses(
+    Distiller(Shown(teacher, given, own, side), "soft", 2.0, 1.0, dtype=torch.bfloat16).losses(
         STUDENT.bfloat16(), IMAGES, BASE
     )
     assert teacher.seen[0].dtype == torch.bfloat16
+    assert teacher.seen[0].shape[-1] == (side or 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -11,8 +12,9 @@ from torch import nn
 
 from lotus.config import Finetune
 from lotus.events import Said
-from lotus.training import distributed, precision
+from lotus.training import distributed, loop, precision
 from lotus.training.distill import make_distiller
+from lotus.training.distributed import World
 from lotus.training.engine import Engine
 from lotus.training.optim import make_optimizer
 from lotus.training.precision import settled
@@ -73,3 +75,32 @@ def test_it_reaches_engine_and_teacher_and_is_said(monkeypatch: pytest.MonkeyPat
     assert distiller.dtype == torch.bfloat16
     events = tiny.train(tmp_path, auto).events
     assert any("bf16" in event.text for event in events if isinstance(event, Said))
+
+
+class WithASlowOne(World):
+    """Ranks on machines of their own, on one of which bf16 is slower."""
+
+    def any(self, flag: object) -> bool:
+        return True
+
+
+def test_ranks_of_different_machines_agree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Or one would send half of the bytes that another waits for."""
+    cpu_with(monkeypatch, bf16=True)
+    auto = tiny.recipe(precision="auto", zero=0, epochs=1)
+    distributed.start("cpu")
+    model, ranks = tiny.vit(), WithASlowOne()
+    assert settled(auto, model, "cpu").precision == "bf16"
+    assert settled(auto, model, "cpu", ranks).precision == "fp32"
+    engine = Engine(model, make_optimizer(model, auto), auto, ranks)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    engine.release(engine.weights())
+    asked: list[Any] = []
+
+    def seen(*given: Any) -> Any:
+        asked.append(given)
+        return settled(*given)
+
+    monkeypatch.setattr(loop, "settled", seen)
+    tiny.train(tmp_path, auto)
+    assert isinstance(asked[0][3], World)

@@ -60,3 +60,23 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_another_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
     assert not keep_freed()
+
+
+def test_of_an_older_glibc_less_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its ``mallopt`` takes no threshold above half of a heap of 64 MiB, and says 0."""
+    taken: dict[int, int] = {}
+
+    class Older:
+        gnu_get_libc_version = None
+
+        def mallopt(self, what: int, amount: int) -> int:
+            if what == -3 and amount > 32 << 20:
+                return 0
+            taken[what] = amount
+            return 1
+
+    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: Older())
+    assert keep_freed()
+    assert taken == {-3: 32 << 20, -1: 1 << 30, -2: 64 << 20}
