@@ -156,8 +156,8 @@ class SplitAttention(nn.Module):
 def unfuse(model: nn.Module) -> Callable[[], None]:
     """Let ``model`` attend in single operations instead of torch's fused one; what is returned takes it back.
 
-    On a CPU the fused one is slow in bfloat16: forward and backward take 10 times as long at 17 tokens of 32 dimensions a head,
-    and 3 times at 197 of 64.
+    On a CPU the fused one is slow in bfloat16, its backward pass most of all: "bare" of ``benchmarks/train_step.py --precision bf16``
+    has it, and "no gates" has not.
     """
     fused = [module for module in model.modules() if getattr(module, "fused_attn", False)]
 
