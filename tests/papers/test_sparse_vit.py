@@ -99,7 +99,11 @@ def test_the_penalty_is_that_of_timms_own_unfused_attention(kind: str, layers: s
     for ours, theirs in zip(anatomy.blocks(model), anatomy.blocks(oracle), strict=True):
         assert (ours.qkv.weight.grad is None) == (theirs.qkv.weight.grad is None)
         if ours.qkv.weight.grad is not None:
-            torch.testing.assert_close(ours.qkv.weight.grad, theirs.qkv.weight.grad, atol=1e-7, rtol=1e-4)
+            theirs_grad = theirs.qkv.weight.grad
+            # Sums in two orders: of the size of the largest.
+            torch.testing.assert_close(
+                ours.qkv.weight.grad, theirs_grad, atol=1e-5 * float(theirs_grad.abs().max()), rtol=1e-4
+            )
 
 
 def test_it_is_there_in_training_alone_and_comes_off() -> None:
