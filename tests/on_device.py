@@ -47,17 +47,18 @@ from lotus.training.distributed import StopFlag, World
 from lotus.training.dynamics import Recorder, Watched
 from lotus.training.evaluation import evaluate_classes
 from lotus.training.fewer import FewerPatches
+from lotus.training.finite import Answer, can_be_told, clipped, tell
 from lotus.training.freeze import Frozen
 from lotus.training.growing import GrowingPictures
 from lotus.training.hardest import Hardest
-from lotus.training.optim import clipped, set_lr
+from lotus.training.optim import set_lr
 from lotus.training.regularize import EarlyBird, Gating
 from lotus.training.spikes import LossSpikes
 from lotus.vit import cost
 from lotus.vit.patch_scores import contrast
 from lotus.vit.tokens import Tokens
 from selection import methods
-from tests.twin import DEVICE, twin
+from tests.twin import DEVICE, Seen, twin
 
 EPOCHS = 3
 
@@ -66,24 +67,29 @@ class Plain:
     """The engine's interface over torch alone: DeepSpeed knows no such device."""
 
     stage, compiled = 0, None
+    seen: Seen
 
     def __init__(self, model: nn.Module, optimizer: Any, recipe: Train, world: World, *, place: str = "train") -> None:
         self.module, self.world, self.optimizer = model, world, optimizer
         self.masters: list[Tensor] = list(model.parameters())
+        self.passes = 0
+        assert can_be_told(optimizer)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.module(images)
 
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
         loss.backward()
+        self.passes += 1
 
-    def step(self, lr: float, momentum: float | None = None) -> bool:
+    def step(self, lr: float, momentum: float | None = None) -> Answer:
         set_lr(self.optimizer, lr, momentum)
-        finite = clipped([p for p in self.module.parameters() if p.requires_grad], 1.0)
-        if finite:
-            self.optimizer.step()
+        finite = clipped([p.grad for p in self.module.parameters() if p.grad is not None], 1.0)
+        tell(self.optimizer, finite)
+        answer = Asked(finite, self)
+        self.optimizer.step()
         self.optimizer.zero_grad()
-        return finite
+        return answer
 
     def weights(self) -> dict[str, Tensor]:
         return {name: value.detach().to("cpu") for name, value in self.module.state_dict().items()}
@@ -102,6 +108,20 @@ class Plain:
             torch._foreach_copy_(self.masters, numbers)
             yield
             torch._foreach_copy_(self.masters, own)
+
+
+class Asked(Answer):
+    """An answer that is waited for unless the device has been given another backward pass to work on."""
+
+    def __init__(self, told: Tensor, engine: Plain) -> None:
+        super().__init__(told)
+        self._engine, self._passes, self._known = engine, engine.passes, False
+
+    def __bool__(self) -> bool:
+        if not self._known and self._engine.passes == self._passes:
+            self._engine.seen.wait("whether a step was finite")
+        self._known = True
+        return super().__bool__()
 
 
 class There(tiny.Memory):
@@ -292,6 +312,7 @@ def main() -> None:
     for name, run in {**{f"planted: {name}": run for name, run in PLANTED.items()}, **CASES}.items():
         wrong, steps = "", None
         with twin() as seen:
+            Plain.seen = seen
             try:
                 steps = run()
             except Exception:

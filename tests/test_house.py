@@ -45,7 +45,7 @@ FACADE = "lotus"  # lotus/__init__.py hands out its names late and stands on no 
 
 DOORS = {
     "ffcv": {"lotus.data.ffcv"},
-    "deepspeed": {"lotus.training.engine"},
+    "deepspeed": {"lotus.training.deepspeed_import"},
     "distributed": {"lotus.dask_map"},
     "rich": {"lotus.report.live", "lotus.report.terminal"},
     "timm": {"lotus.vit.model", "lotus.vit.zoo", "lotus.training.optim", "lotus.training.objective"},

@@ -123,7 +123,7 @@ class _Mode(TorchDispatchMode):
             self.seen.wait(func)  # how many are true?
         if func in _ANY_SIDE and _goes_there(args, to_gpu) and not _goes_by_itself(func, args, kwargs):
             self.seen.wait(func)
-        if here and asked is not None and not to_gpu:
+        if here and asked is not None and not to_gpu and not kwargs.get("non_blocking"):
             self.seen.wait(func)
         if here and func not in _ANY_SIDE:
             strange = [one for one in tensors if not isinstance(one, Twin) and one.dim() > 0]
@@ -153,12 +153,12 @@ class Seen:
     def __init__(self) -> None:
         self.waits: list[str] = []
 
-    def wait(self, func: Any) -> None:
+    def wait(self, what: Any) -> None:
         frames = [
             one for one in traceback.extract_stack() if "/lotus/" in one.filename or "/selection/" in one.filename
         ]
         where = f"{frames[-1].filename.rsplit('/lotus/', 1)[-1]}:{frames[-1].name}" if frames else "elsewhere"
-        self.waits.append(f"{where} {func}")
+        self.waits.append(f"{where} {what}")
 
 
 @contextlib.contextmanager

@@ -210,7 +210,7 @@ def _carry_out(stage: Stage, why: str, context: Context, lead: bool) -> Iterator
     """A stage, from its beginning to its record."""
     run, name = context.run, stage.name
     if stage.every_rank:
-        from lotus.training.engine import ready
+        from lotus.training.deepspeed_import import ready
 
         ready()  # not later: with the first images it would be silence for too long
     yield _logged(run, Began(name, why), lead)

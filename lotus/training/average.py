@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lotus.training.engine import Engine
+from lotus.training.finite import Answer
 from lotus.training.guests import Guest, Position, Training
 from selection.errors import Refused
 
@@ -59,9 +60,8 @@ class MovingAverage(Guest):
     def attach(self, training: Training) -> None:
         self._average = Average(training.engine)
 
-    def after_step(self, at: Position, progress: float, finite: bool) -> None:
-        if finite:
-            self._average.take(moving(self._decay, at.applied))
+    def after_step(self, at: Position, progress: float, finite: bool | Answer) -> None:
+        self._average.take(moving(self._decay, at.step))  # of a step that was none, too: what stands is finite
 
     def evaluating(self) -> contextlib.AbstractContextManager[None]:
         return self._average.carried()
@@ -101,8 +101,8 @@ class LateAverage(Guest):
             )
         self._average, self._taken = Average(training.engine), 0
 
-    def after_step(self, at: Position, progress: float, finite: bool) -> None:
-        if finite and progress >= self._start and at.applied % self._every == 0:
+    def after_step(self, at: Position, progress: float, finite: bool | Answer) -> None:
+        if progress >= self._start and at.step % self._every == 0:
             self._taken += 1
             self._average.take(1 / self._taken)
 

@@ -1,24 +1,14 @@
-"""The only door to DeepSpeed: an engine around a model, and its state by parameter name, whatever the ZeRO stage.
+"""DeepSpeed behind one face: an engine around a model, and its state by parameter name, whatever the ZeRO stage.
 
 DeepSpeed keeps fp32 numbers in five layouts (the parameters themselves, copies of each, flat partitions of groups, in
 two kinds, and flat partitions of sub-groups). Here they are all *masters*: the tensors that the optimizer moves.
-
-No compiler is needed at run time: the one operation that DeepSpeed would compile on a CPU (a shared-memory all-reduce:
-a minute at the first start, and a file of 69 MB a rank left in /dev/shm) is declined, and gloo does its work.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import gc
-import importlib
-import io
 import itertools
-import logging
-import os
 from collections.abc import Iterator, Mapping
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -28,9 +18,11 @@ from torch import Tensor, nn
 from lotus.config import Recipe
 from lotus.training.compiled import Compiled
 from lotus.training.deepspeed_config import check_flat, settings
+from lotus.training.deepspeed_import import deepspeed, hushed
 from lotus.training.distributed import World
+from lotus.training.finite import Answer, can_be_told, clipped, tell
 from lotus.training.muon import Muon, Place
-from lotus.training.optim import clipped, set_lr
+from lotus.training.optim import set_lr
 from lotus.training.precision import settled
 from lotus.vit.attention import unfuse
 from lotus.vit.steady import keep_freed
@@ -40,33 +32,6 @@ _LEFT = (
     "ds_grads_remaining", "ds_id", "ds_inflight_param_registry", "ds_recompute_parameters", "post_bwd_fn", "pre_bwd_fn",
 )  # fmt: skip
 """What ZeRO 3 leaves on modules when it is gone, and would take for its own when it comes again, in a copy too."""
-
-
-@functools.cache
-def _deepspeed() -> ModuleType:
-    """deepspeed, quiet, and without the operations that it would compile."""
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    import deepspeed
-    import deepspeed.ops
-    from deepspeed.runtime import compiler
-
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # DeepSpeed's own table of what this machine can compile: it is asked before anything is, and takes edits.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # Its Muon, which ZeRO imports and nobody here uses, would load torch's inductor: a second. By name, since DeepSpeed's
-    # own question for it asks for ranks first, and nobody has joined them yet.
-    compiled, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
-    with contextlib.suppress(ImportError):
-        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
-    compiler.compile = compiled
-    return deepspeed
-
-
-def ready() -> None:
-    """Import all that a training needs, what torch's optimizers load when the first is made among it: seconds that the first
-    training of a process would be billed for, and no later one."""
-    _deepspeed()
-    importlib.import_module("torch._dynamo")
 
 
 class Engine:
@@ -107,20 +72,32 @@ class Engine:
         self._marks = {name: set(vars(p)) for name, p in model.named_parameters()}
         self._fuse = unfuse(model) if bf16 and world.device.type == "cpu" else lambda: None
         self.compiled = Compiled(model, place=place) if recipe.compile else None
-        self._deepspeed = _deepspeed()
+        self._deepspeed = deepspeed()
         start = {name: _to_cpu(value) for name, value in model.state_dict().items()} if bf16 else {}
         self._engine = self._initialized(optimizer, config)
         self._optimizer = self._engine.optimizer
         if self._plain and world.size == 1:  # else DeepSpeed copies every gradient to a bucket and back, for nobody
             self._engine.enable_backward_allreduce = False
         self._base: torch.optim.Optimizer = getattr(self._optimizer, "optimizer", self._optimizer)  # torch's, or timm's
+        self._later = False
+        if world.device.type != "cpu":
+            self.ask_later()
         self._frozen: dict[str, Tensor] = {}
         self._find_masters(start)
 
     def _initialized(self, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
         loud = self.stage == 1 and self._dtype == torch.bfloat16
-        with _hushed() if loud else contextlib.nullcontext():
+        with hushed() if loud else contextlib.nullcontext():
             return self._deepspeed.initialize(model=self.module, optimizer=optimizer, config=config)[0]
+
+    def ask_later(self) -> None:
+        """Let the device leave out steps whose gradient is not finite, where it can: the host need not ask then, step by step."""
+        alone = hasattr(
+            self._optimizer, "fp32_groups_gradient_flat_partition"
+        )  # ZeRO 1 in bf16, gradients added up in fp32
+        self._later = (self._plain or alone) and can_be_told(self._base)
+        if self._later and alone:
+            self._optimizer.step = self._step_on_device
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) float32 -> what the model gives, in its dtype."""
@@ -135,17 +112,46 @@ class Engine:
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss)
 
-    def step(self, lr: float, momentum: float | None = None) -> bool:
-        """Move the weights; False, and nothing moved, where the gradient was not finite. All ranks agree."""
+    def step(self, lr: float, momentum: float | None = None) -> bool | Answer:
+        """Move the weights, or where the gradient was not finite nothing. All ranks agree.
+
+        Returns:
+            whether they moved; on a GPU mostly to be asked for later
+        """
         set_lr(self._base, lr, momentum)
-        if not self._plain:
+        if not (self._plain or self._later):
             self._engine.step()
             return bool(self._engine.was_step_applied())
-        if not clipped(list(self._named.values()), self._clip):  # gradients are the same on all ranks, and so is this
+        finite = clipped(self._gradients(), self._clip)  # gradients are the same on all ranks, and so is this
+        if self._later:
+            tell(self._base, finite)
+            answer = Answer(finite)
+            self._engine.step()
+            return answer
+        if not finite:
             self._engine.zero_grad()
             return False
         self._engine.step()
         return True
+
+    def _gradients(self) -> list[Tensor]:
+        """Of the step, in fp32; what has none has one of zeros then, as where gradients are reduced."""
+        if not self._plain:
+            return self._optimizer.get_grads_for_norm(for_clipping=True)
+        for p in self._named.values():
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        return [p.grad for p in self._named.values() if p.grad is not None]
+
+    @torch.no_grad()
+    def _step_on_device(self) -> None:
+        """What DeepSpeed's step under ZeRO 1 in bf16 does, but for its three questions to the host: is the norm finite, is it a
+        number, is it too large."""
+        own = self._optimizer
+        for part, gradient in zip(own.fp32_groups_flat_partition, own.fp32_groups_gradient_flat_partition, strict=True):
+            part.grad = gradient
+        self._base.step()
+        own.update_lp_params()
 
     # ------------------------------------------------------------------------------------------------------- state
 
@@ -399,20 +405,6 @@ class Engine:
         if key == "step" and not (group.get("fused") or group.get("capturable")):
             return value.clone()
         return value.to(master.device, copy=True)
-
-
-@contextlib.contextmanager
-def _hushed() -> Iterator[None]:
-    """While ZeRO 1 in bf16 is made, it prints its memory whatever the log level, after a garbage collection each time: a third
-    of a second each with torch and timm loaded, twice a parameter group. What exists is kept out of it."""
-    before = gc.get_freeze_count()
-    gc.freeze()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        if not before:  # else the caller froze, and wants it so
-            gc.unfreeze()
 
 
 def _scalar_type(value: Any) -> torch.dtype | None:

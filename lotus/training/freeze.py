@@ -23,6 +23,7 @@ from selection.methods import nearest
 
 if TYPE_CHECKING:
     from lotus.events import Event
+    from lotus.training.finite import Answer
 
 STEM = ("patch_embed", "pos_embed", "cls_token", "dist_token", "reg_token", "norm_pre")
 """What makes tokens of an image, all of which ``patch_embed`` means: with positions that learn nothing below a block is frozen."""
@@ -112,7 +113,7 @@ class Frozen(Guest):
         self._now = macs or self._macs
         return macs
 
-    def after_step(self, at: Position, progress: float, finite: bool) -> None:
+    def after_step(self, at: Position, progress: float, finite: bool | Answer) -> None:
         spared = self._images * self._spared
         self._bill, self._images = [self._bill[0] - spared, self._bill[1] - spared * self._now], 0
 

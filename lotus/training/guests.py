@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from lotus.events import Event
     from lotus.training.distributed import World
     from lotus.training.engine import Engine
+    from lotus.training.finite import Answer
     from lotus.training.objective import Objective
 
 Rows = npt.NDArray[np.int64]
@@ -74,7 +75,7 @@ class Position:
     epoch_step: int = 0
     """Of this epoch, the number of the next step (:attr:`lotus.data.sample_plan.Step.number`), which any number of ranks knows."""
     step: int = 0
-    """Optimizer steps that were tried; :attr:`applied` of them were finite and moved the weights."""
+    """Optimizer steps that were tried; :attr:`applied` of them were finite and moved the weights, as far as the host has asked."""
     applied: int = 0
     failed: int = 0
     """The last steps in a row that were not finite."""
@@ -206,8 +207,9 @@ class Guest:
     def after_backward(self) -> None:
         """The step's gradients are there."""
 
-    def after_step(self, at: Position, progress: float, finite: bool) -> None:
-        """The weights have moved; or, where the step was not ``finite``, nothing has."""
+    def after_step(self, at: Position, progress: float, finite: bool | Answer) -> None:
+        """The weights have moved; or, where the step was not ``finite``, nothing has. Whoever asks (``if finite``) lets the host
+        wait for a GPU; the answer can be kept, and asked for later."""
 
     def spoiled(self) -> str:
         """Why it has kept the last step from moving the weights, by losses that are no numbers; empty: it has not."""

@@ -26,13 +26,15 @@ from lotus.config import Recipe
 from lotus.data.sample_plan import Rows
 from lotus.events import Evaluated, Event, Said
 from lotus.training import threads
-from lotus.training.checkpoint import Checkpoint, Checkpoints, check_fits, taken_up
+from lotus.training.book import Book
+from lotus.training.checkpoint import Checkpoints
 from lotus.training.distributed import StopFlag, Wishes, World
 from lotus.training.engine import Engine
 from lotus.training.evaluation import STOP, closing, evaluate_classes
 from lotus.training.evaluation import Stopped as Stopped
 from lotus.training.evaluation import evaluate as evaluate
-from lotus.training.guests import Epoch, Guest, Position, Training, in_order, macs_of, name_of
+from lotus.training.finite import Answer
+from lotus.training.guests import Epoch, Guest, Position, Training, in_order, macs_of
 from lotus.training.lesson import Lesson, counts_of
 from lotus.training.objective import Objective
 from lotus.training.optim import make_optimizer, make_schedule, unusual
@@ -169,7 +171,7 @@ class _Course:
         self._data, self._job, self._guests = data, job, guests
         self._rate = make_schedule(recipe, job.shelves, place=job.place)
         self._rows, self._drawn = data.plan.rows, False
-        self._book = _Book(
+        self._book = Book(
             guests, Checkpoints(job.folder / "checkpoints", key=job.key, world=job.world, keep=recipe.keep_checkpoints)
         )
         self._counts = counts_of(data.weights, None, job.world)
@@ -177,6 +179,8 @@ class _Course:
         self._threads = 0
         self._taken_up = False
         """From the middle of an epoch, just now."""
+        self._unasked: tuple[Spike, bool | Answer] | None = None
+        """The last step, as what it is if it did not move the weights, and whether it did."""
 
     def begin(self) -> Iterator[Event]:
         """From a checkpoint or from nothing; tells which."""
@@ -222,7 +226,8 @@ class _Course:
                     self._pass_over(fed, step)
                     continue
                 yield from self._step(fed, step, count)
-                self._save_if_due(count)
+                yield from self._save_if_due(count)
+            yield from self._ask(count)
         with self._saved_where_stopped(count):
             for guest in self._guests:
                 guest.end_epoch(at.epoch)
@@ -291,40 +296,55 @@ class _Course:
         """An optimizer step, and what is told of it."""
         world, guests = self._job.world, self._guests
         at = dataclasses.replace(self.at, epoch_step=step.number)
-        lr, momentum = self._rate(count.gone(at), count.steps)
         for guest in guests:
             guest.before_step(count.progress(at), step.group)
         loss, images = self._lesson.give(batches, at, step.parts)
         self._pace.saw(loss, images)
         for guest in guests:
             guest.after_backward()
+        yield from self._ask(count)  # of the step before: a GPU has this one to work on meanwhile
+        lr, momentum = self._rate(count.gone(self.at), count.steps)
         finite = self._lesson.engine.step(lr, momentum)
         self.at = at = dataclasses.replace(
-            at,
+            self.at,
             epoch_step=step.number + 1,
             step=at.step + 1,
-            applied=at.applied + finite,
-            failed=0 if finite else at.failed + 1,
+            applied=self.at.applied + (finite is not False),
             images=at.images + images * world.size,
             seconds=at.seconds + self._pace.spent(),
             macs=at.macs + images * world.size * macs_of(guests),
         )
+        why = next(filter(None, (guest.spoiled() for guest in guests)), "")
+        self._unasked = Spike(at.step, 0, lr, step.rows, why, self._recipe.on_spike, self._job.named), finite
         for guest in guests:
             guest.after_step(at, count.progress(at), finite)
-        if not finite:
-            self._pace.forget()
-            why = next(filter(None, (guest.spoiled() for guest in guests)), "")
-            spike = Spike(at.step, at.failed, lr, step.rows, why, self._recipe.on_spike, self._job.named)
-            yield from self._job.told(Said(self._job.stage, str(spike), "warning"))
-            became(spike, self._passed, at.epoch, count.before, place=self._job.place, stage=self._job.stage)
+        if isinstance(finite, bool):
+            yield from self._ask(count)
         if world.is_main and self._pace.due(last=at.step == count.total):
             yield self._pace.event(at, lr, guests, count.total, macs_of(guests) or self._macs)
             yield from self._told_of_compiling(at_once=True)
         yield from self._replacements(count)
 
+    def _ask(self, count: StepCount) -> Iterator[Event]:
+        """Whether the last step moved the weights, if nobody has asked yet; and what becomes of one that did not."""
+        if self._unasked is None:
+            return
+        (spike, finite), self._unasked = self._unasked, None
+        at, failed = self.at, 0 if finite else self.at.failed + 1
+        if failed != at.failed:
+            believed = not finite and finite is not False  # to have moved them, until it was asked
+            self.at = dataclasses.replace(at, applied=at.applied - believed, failed=failed)
+        if finite:
+            return
+        self._pace.forget()
+        spike = dataclasses.replace(spike, failed=failed)
+        yield from self._job.told(Said(self._job.stage, str(spike), "warning"))
+        became(spike, self._passed, self.at.epoch, count.before, place=self._job.place, stage=self._job.stage)
+
     def _replacements(self, count: StepCount) -> Iterator[Event]:
         for guest in self._guests:
             if guest.due(self.at, count.progress(self.at)):
+                yield from self._ask(count)
                 yield from self._replace(guest, count)
 
     def _pass_over(self, batches: Iterator[Batch], step: Step) -> None:
@@ -385,7 +405,7 @@ class _Course:
         except Stopped:
             raise self._job.stopped(self.at, count.total, self._save()) from None
 
-    def _save_if_due(self, count: StepCount) -> None:
+    def _save_if_due(self, count: StepCount) -> Iterator[Event]:
         """Also where the training is asked to stop, which it then does.
 
         Raises:
@@ -395,6 +415,7 @@ class _Course:
         due = job.world.is_main and job.clock() - self._saved >= self._recipe.save_minutes * 60
         wish = self._wishes.exchanged(_STOP if job.stop else _SAVE if due else 0)
         if wish:
+            yield from self._ask(count)
             path = self._save()
         if wish == _STOP:
             raise job.stopped(self.at, count.total, path)
@@ -403,46 +424,3 @@ class _Course:
         path = self._book.save(self.at, self._lesson.engine)
         self._saved = self._job.clock()
         return path
-
-
-class _Book:
-    """What a checkpoint is made of, out and in."""
-
-    def __init__(self, guests: Sequence[Guest], checkpoints: Checkpoints) -> None:
-        self._guests, self._checkpoints = guests, checkpoints
-
-    def save(self, at: Position, engine: Engine) -> Path:
-        """Every rank must call: the engine's state lies on all of them."""
-        tensors: dict[str, Mapping[str, Tensor]] = {"weights": engine.weights(), "moments": engine.moments()}
-        for guest in self._guests:
-            if state := guest.state():
-                tensors[name_of(guest)] = state
-        return self._checkpoints.save(tensors, dataclasses.asdict(at))
-
-    def find(self, over: Passed) -> tuple[Checkpoint | None, list[tuple[str, str]]]:
-        """The checkpoint to go on from, where these steps are passed over, and sentences (with their level) about it."""
-        checkpoint, passed = self._checkpoints.latest(over.why_not)
-        notes = [(text, "warning") for text in passed]
-        if checkpoint is not None:
-            notes.append((f"goes on after step {checkpoint.state['step']}, from {checkpoint.path}", "info"))
-        return checkpoint, notes
-
-    def rebuilt(self, model: nn.Module, found: Checkpoint) -> nn.Module:
-        """The model that ``found`` is of, as the guests say."""
-        for guest in self._guests:
-            guest.detach()
-        with taken_up(found):
-            for guest in self._guests:
-                model = guest.rebuilt(model, found.tensors.get(name_of(guest), {}))
-        return model
-
-    def restore(self, found: Checkpoint, engine: Engine) -> Position:
-        """Take it up; says where to go on."""
-        check_fits(found, engine.shapes())
-        with taken_up(found):
-            engine.load_weights(found.tensors["weights"])
-            engine.load_moments(found.tensors["moments"])
-            for guest in self._guests:
-                if (state := found.tensors.get(name_of(guest))) is not None:
-                    guest.load_state(state)
-            return Position(**found.state)

@@ -168,6 +168,9 @@ class Muon(torch.optim.Optimizer):
         }  # fmt: skip
         groups = [first, *(self._adamw.param_groups if self._adamw else ())]
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
+        self._step_supports_amp_scaling = self._adamw is None or fused  # it can be told to leave a step out
+        self.found_inf: Tensor | None = None
+        """() 1 for a step that is to be none, 0 for one that is one; None: each is."""
         self._mine, self._half = list(mine), half
         self._flat: dict[int, list[tuple[Matrix, Place]]] = {}
         self._in_shards = False
@@ -200,27 +203,39 @@ class Muon(torch.optim.Optimizer):
         others = [group for group in self.param_groups if "matrices" not in group and group["params"]]
         if others and self._adamw is not None:  # DeepSpeed steps group by group
             self._adamw.param_groups, self._adamw.state = others, self.state
+            vars(self._adamw).update(grad_scale=None, found_inf=self.found_inf)
             self._adamw.step()
         return loss
 
     def _move(self, group: dict[str, Any]) -> None:
-        lr, decay, momentum = group["lr"], group["lr"] * group["weight_decay"], group["momentum"]
-        moved = [(at, p) for at, p in enumerate(group["params"]) if p.grad is not None]
+        lr, momentum, moved = (
+            group["lr"],
+            group["momentum"],
+            [(at, p) for at, p in enumerate(group["params"]) if p.grad is not None],
+        )
         if not moved:
             return
         parameters = [p for _, p in moved]
         grads, buffers = [p.grad for p in parameters], [self._momentum(p) for p in parameters]
-        torch._foreach_lerp_(buffers, grads, 1 - momentum)
+        decay, blend = lr * group["weight_decay"], 1 - momentum
+        if self.found_inf is not None:  # a step that is none: nothing decays, and nothing is added
+            for grad in grads:
+                grad.masked_fill_(self.found_inf > 0, 0.0)
+            decay, blend = decay * (1 - self.found_inf), [blend * (1 - self.found_inf)] * len(grads)
+        torch._foreach_lerp_(buffers, grads, blend)
         updates = [update.contiguous() for update in torch._foreach_lerp(grads, buffers, momentum)]
         if id(parameters[0]) in self._flat:
             for p, update in zip(parameters, updates, strict=True):
                 for part, scale in self._parts(p):
                     part.mul_(1 - decay * scale)
-                p.add_(self._orthogonal_part(p, update), alpha=-lr)
+                p.add_(self._if_moved(self._orthogonal_part(p, update)), alpha=-lr)
             return
         known = [group["matrices"][at] for at, _ in moved]
         torch._foreach_mul_(parameters, [1 - decay * matrix.lr_scale for matrix in known])
-        torch._foreach_add_(parameters, self._orthogonal(updates, known), alpha=-lr)
+        torch._foreach_add_(parameters, [self._if_moved(one) for one in self._orthogonal(updates, known)], alpha=-lr)
+
+    def _if_moved(self, update: Tensor) -> Tensor:
+        return update if self.found_inf is None else update.mul_(1 - self.found_inf)
 
     def _orthogonal(self, updates: list[Tensor], known: Sequence[Matrix]) -> list[Tensor]:
         """The orthogonalized, scaled updates of all ranks, which share the work; the given ones are used up."""

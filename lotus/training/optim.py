@@ -114,22 +114,6 @@ def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     return param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=spared)
 
 
-def clipped(parameters: Sequence[nn.Parameter], most: float) -> bool:
-    """Whether all gradients together are finite; then of a norm of at most ``most`` (0: any). What has none has one of zeros then.
-
-    A GPU is waited for here, once a step and nowhere else: no optimizer can be told afterwards that a step was none, the schedule
-    counts the steps that were, and the guests act by it before the next forward pass.
-    """
-    for p in parameters:
-        if p.grad is None:  # as where gradients are reduced
-            p.grad = torch.zeros_like(p)
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    finite = bool(torch.isfinite(norm))
-    if finite and most:
-        nn.utils.clip_grads_with_norm_(parameters, most, norm)
-    return finite
-
-
 def set_lr(optimizer: torch.optim.Optimizer, lr: float, momentum: float | None = None) -> None:
     """Give every group ``lr``, times its own ``lr_scale`` where layer decay gave it one.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
+from lotus.training.finite import Answer
 from lotus.training.guests import Guest, Position, Training
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Gating(Guest):
     def attach(self, training: Training) -> None:
         self._reduce = training.world.mean_ if training.world.size > 1 else None
 
-    def after_step(self, at: Position, progress: float, finite: bool) -> None:
+    def after_step(self, at: Position, progress: float, finite: bool | Answer) -> None:
         if finite:
             self._gates.step(progress, self._reduce)
         else:

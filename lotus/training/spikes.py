@@ -24,6 +24,7 @@ from lotus import files
 from lotus.data.sample_plan import Rows
 from lotus.events import Rewound
 from lotus.training.distributed import World
+from lotus.training.finite import Answer
 from lotus.training.guests import Epoch, Guest, Micro, Position, Seen, Training, Turn
 from selection import regular
 from selection.errors import Refused
@@ -47,7 +48,8 @@ class LossSpikes(Guest):
         if acts:  # those before it shall remember what the losses were
             self.turn = Turn.LAST  # type: ignore[misc]
         self._parts: list[Tensor] = []  # of the step under way, a micro-batch each
-        self._steps: list[Tensor] = []  # (5,) each: number, sum of losses, images, highest loss, its row
+        # (5,) each: number, sum of losses, images, highest loss, its row; and whether it moved the weights
+        self._steps: list[tuple[Tensor, bool | Answer]] = []
         self._old = 0  # of them those of earlier epochs
         self._why, self._side, self._last = "", 0, False
 
@@ -79,7 +81,7 @@ class LossSpikes(Guest):
 
     def _jumped(self) -> str:
         """Why the step under way is not to move the weights. Every rank asks, and each gets the same answer."""
-        table = self._of_all_ranks([*self._steps[-self._window :], self._step(0)])
+        table = self._of_all_ranks([*(step for step, _ in self._steps[-self._window :]), self._step(0)])
         why = self._judged(table, len(table) - 1)
         return why and f"a loss of {why}"
 
@@ -93,13 +95,18 @@ class LossSpikes(Guest):
         first = torch.full_like(parts[0, :1], number)
         return torch.cat([first, parts[:, :2].sum(0), parts.index_select(0, which)[0, 2:]])
 
-    def after_step(self, at: Position, progress: float, finite: bool) -> None:
-        if finite:  # else the loop has told it
-            self._steps.append(self._step(at.step))
+    def after_step(self, at: Position, progress: float, finite: bool | Answer) -> None:
+        if not self._acts or finite:
+            self._steps.append((self._step(at.step), finite))
         self._parts = []
 
+    def _moved(self) -> list[Tensor]:
+        """The steps that moved the weights; the loop has told of the others, and they are left out from now on."""
+        self._steps = [(step, True) for step, finite in self._steps if finite]
+        return [step for step, _ in self._steps]
+
     def close_epoch(self, at: Position) -> Iterable[str]:
-        table = self._of_all_ranks(self._steps)
+        table = self._of_all_ranks(self._moved())
         spikes = [
             f"step {table[now, 0]:.0f}, {told}"
             for now in range(self._old, len(table))
@@ -133,14 +140,14 @@ class LossSpikes(Guest):
 
     def state(self) -> dict[str, Tensor]:
         side = {"side": torch.tensor(self._side)} if self._acts else {}
-        return {"steps": torch.from_numpy(self._of_all_ranks(self._steps)), "old": torch.tensor(self._old), **side}
+        return {"steps": torch.from_numpy(self._of_all_ranks(self._moved())), "old": torch.tensor(self._old), **side}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         steps, self._old = state["steps"].to(self._world.device, copy=True), int(state["old"])
         self._side = int(state.get("side", torch.tensor(0)))
         if not self._world.is_main:  # rank 0 has what all had
             steps[:, 1:3], steps[:, 3] = 0, -torch.inf
-        self._steps = list(steps.unbind())
+        self._steps = [(step, True) for step in steps.unbind()]
 
 
 def by_rows(rows: Rows) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor
 
+from lotus.training.finite import Answer
 from lotus.training.guests import Guest, Position, Seen, Training
 from selection.errors import Refused
 
@@ -46,7 +47,7 @@ class Tracked(Guest):
             self._images += len(losses)
         return losses
 
-    def after_step(self, at: Position, progress: float, finite: bool) -> None:
+    def after_step(self, at: Position, progress: float, finite: bool | Answer) -> None:
         if self._tell is None or at.step % self._every:
             return
         mean = float(self._loss) / max(1, self._images)

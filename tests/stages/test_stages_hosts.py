@@ -132,7 +132,7 @@ def ends() -> Generator[Any, None, str]:
 def test_what_a_training_needs_is_imported_before_its_first_word(monkeypatch: pytest.MonkeyPatch) -> None:
     """With its first images it would be silence for more than two seconds."""
     told: list[str] = []
-    monkeypatch.setattr("lotus.training.engine.ready", lambda: told.append("ready"))
+    monkeypatch.setattr("lotus.training.deepspeed_import.ready", lambda: told.append("ready"))
     context: Any = types.SimpleNamespace(run=None)
     making = order._carry_out(types.SimpleNamespace(name="train", every_rank=True), "not done yet", context, False)  # type: ignore[arg-type]
     assert isinstance(next(making), Began)

@@ -64,7 +64,7 @@ def fresh(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_what_an_engine_imports_asks_for_no_ranks() -> None:
-    done = fresh("from lotus.training.engine import ready; ready(); ready()")
+    done = fresh("from lotus.training.deepspeed_import import ready; ready(); ready()")
     assert done.returncode == 0, done.stderr
 
 

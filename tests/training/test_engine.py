@@ -42,7 +42,42 @@ def go(engine: Engine, steps: range, *, accumulate: int = 1) -> None:
 def poison(engine: Engine) -> bool:
     images, _ = pictures()
     engine.backward(engine.forward(images[:8]).float().sum() * math.nan)
-    return engine.step(1e-2)
+    return bool(engine.step(1e-2))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(("zero", "precision"), [(0, "fp32"), (1, "bf16")])
+def test_a_device_leaves_out_what_is_not_finite_as_the_host_would(zero: int, precision: str, optimizer: str) -> None:
+    """Also in the first step, in which an optimizer makes its state."""
+    asked = {"zero": zero, "precision": precision, "optimizer": optimizer, "layer_decay": 0.8, "clip": 0.05}
+    found: list[tuple[list[bool], dict[str, Tensor], dict[str, Tensor]]] = []
+    for later in (False, True):
+        engine = made(**asked)
+        if later:
+            engine.ask_later()
+        said = [poison(engine)]
+        go(engine, range(2))
+        said.append(poison(engine))
+        go(engine, range(2, 3))
+        found.append((said, engine.weights(), engine.moments()))
+        engine.release()
+    (one, weights, moments), (other, same_weights, same_moments) = found
+    assert one == other == [False, False]
+    assert weights.keys() == same_weights.keys()
+    assert moments.keys() == same_moments.keys()
+    for name, value in {**weights, **moments}.items():
+        torch.testing.assert_close({**same_weights, **same_moments}[name], value, rtol=1e-5, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("asked", [{"optimizer": "sgd"}, {"optimizer": "lion"}, {"zero": 2}, {"zero": 1}])
+def test_who_cannot_be_told_is_asked_at_once(asked: dict) -> None:
+    engine = made(**{"zero": 0, **asked})
+    engine.ask_later()
+    images, _ = pictures()
+    for factor, moved in ((1.0, True), (math.nan, False)):
+        engine.backward(engine.forward(images[:8]).float().sum() * factor)
+        assert engine.step(1e-2) is moved
+    engine.release()
 
 
 LAYOUTS = list(itertools.product((0, 1, 2, 3), ("fp32", "bf16")))

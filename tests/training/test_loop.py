@@ -16,16 +16,35 @@ import torch
 from few import few
 from ranks import two_ranks
 from safetensors.torch import load_file
-from tiny import CURVES, PAIR, ROWS, Killed, Memory, curved, gated, kill, minutes, pictures, recipe, same, train, vit
+from tiny import (
+    CURVES,
+    LATE,
+    PAIR,
+    ROWS,
+    Killed,
+    Later,
+    Memory,
+    curved,
+    gated,
+    kill,
+    minutes,
+    pictures,
+    recipe,
+    same,
+    train,
+    vit,
+)
 
 from lotus.config import Sparsity
 from lotus.data.sample_plan import SamplePlan
 from lotus.events import Evaluated, Said, Step
 from lotus.sparsity.gates import Gates
+from lotus.training import loop
 from lotus.training.checkpoint import Checkpoints
 from lotus.training.distributed import StopFlag, World
 from lotus.training.evaluation import evaluate_classes
 from lotus.training.loop import Stopped, evaluate
+from lotus.training.spikes import LossSpikes
 from selection.errors import Refused
 from tools.soak import left_in_shared_memory, shared_memory
 
@@ -437,3 +456,37 @@ def test_a_search_ends_when_the_masks_have_settled(tmp_path: Path) -> None:
     again = early(tmp_path)
     assert again.fitted.epochs == 3
     assert same(again.fitted.state, done.fitted.state)
+
+
+@pytest.mark.parametrize(("optimizer", "often"), [("adamw", True), ("muon", False)])
+def test_what_a_gpu_is_asked_later_ends_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, often: bool
+) -> None:
+    """Also where steps of which nobody knows yet are followed by the end of an epoch, by a checkpoint, or by their third."""
+    asked = recipe(**{**FULL, "accumulate": 1}, zero=0, optimizer=optimizer)
+    with_it = {"watched": True, "weighted": True, "drop_path": 0.2, **({"clock": minutes()} if often else {})}
+    LATE.clear()
+    at = {3: nan, 4: nan, 6: nan, 9: nan}  # the seventh step is the first epoch's last
+    found = []
+    for name in ("at once", "later"):
+        if name == "later":
+            monkeypatch.setattr(loop, "Engine", Later)
+        found.append(train(tmp_path / name, asked, at=at, guests=[LossSpikes(8.0, 50)], **with_it))
+        events: list = []
+        with pytest.raises(Refused, match=r"not finite at step 12"):
+            train(tmp_path / f"{name}, to the end", asked, at={9: nan, 10: nan, 11: nan}, events=events, **with_it)
+        assert sum("not finite" in event.text for event in events if isinstance(event, Said)) == 3
+    one, other = found
+    assert [event.text for event in one.events if isinstance(event, Said)] == [
+        event.text for event in other.events if isinstance(event, Said)
+    ]
+    for name, value in one.fitted.state.items():
+        torch.testing.assert_close(other.fitted.state[name], value, rtol=1e-5, atol=1e-6, msg=name)
+    files = [sorted((tmp_path / name / "checkpoints").iterdir())[-1] / "state.json" for name in ("at once", "later")]
+    states = [json.loads(file.read_text())["state"] for file in files]
+    assert states[0]["applied"] == states[1]["applied"] == 10
+    assert [state["failed"] for state in states] == [0, 0]
+    waits = LATE[0]
+    assert len(waits) == 14
+    assert set(waits) == {0, 1}
+    assert often or waits.count(0) == 2, "at the end of each epoch"

@@ -20,12 +20,12 @@ import timm.optim.muon
 import torch
 from few import few
 from ranks import two_ranks
-from tiny import Killed, kill, minutes, pictures, recipe, same, train, vit
+from tiny import Killed, Later, kill, minutes, pictures, recipe, same, train, vit
 from torch import Tensor, nn
 
 from lotus.config import Recipe
 from lotus.events import Said
-from lotus.training import distributed, muon
+from lotus.training import distributed, loop, muon
 from lotus.training.engine import Engine
 from lotus.training.muon import QUINTIC, Matrix, Muon, Place, matrices, newton_schulz
 from lotus.training.optim import make_optimizer, set_lr
@@ -423,11 +423,13 @@ def test_an_unusual_rate_is_warned_of_once_and_trained_with(tmp_path: Path) -> N
 
 
 CELLS = [(zero, precision) for zero in range(4) for precision in ("fp32", "bf16")]
+LATER = [(0, "fp32"), (1, "bf16")]
+"""Where a GPU leaves out steps by itself."""
 
 
 @pytest.mark.slow
 def test_two_ranks_are_as_one_and_go_on_as_one(tmp_path: Path) -> None:
-    """Over gloo: whole trainings, the rest of those begun here, and ones begun there that are ended here."""
+    """Over gloo: whole trainings, the rest of those begun here, ones begun there that are ended here, and ones asked as a GPU is."""
     alone = {}
     for zero, precision in CELLS:
         settings = recipe(**WANTS, zero=zero, precision=precision)
@@ -455,6 +457,10 @@ def main(out: Path) -> None:
         states = {what: train(out / f"{what}-{name}", settings, world=world).fitted.state for what in ("whole", "one")}
         with pytest.raises(Killed):
             train(out / f"two-{name}", settings, world=world, at={5: kill}, clock=minutes())
+        if (zero, precision) in LATER:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(loop, "Engine", Later)
+                states["later"] = train(out / f"later-{name}", settings, world=world).fitted.state
         if world.is_main:
             torch.save(states, out / f"two-{name}.pt")
         world.barrier()

@@ -30,7 +30,9 @@ from lotus.training.data_pruning import DynamicPruning, DynamicSelection
 from lotus.training.distill import Distiller, Taught
 from lotus.training.distributed import World
 from lotus.training.dynamics import Recorder, Watched
+from lotus.training.engine import Engine
 from lotus.training.fewer import FewerPatches
+from lotus.training.finite import Answer
 from lotus.training.guests import Guest
 from lotus.training.objective import Objective
 from lotus.training.patch_buckets import Joint
@@ -224,6 +226,44 @@ def train(
             return Outcome(events, stop.value, gates, recorder, model)
 
 
+class Later(Engine):
+    """Asked for what became of a step as on a GPU: while the next one is at work."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.ask_later()
+        self.passes = 0
+        self.asked: list[int] = []
+
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
+        super().backward(loss, last=last)
+        self.passes += 1
+
+    def step(self, lr: float, momentum: float | None = None) -> bool | Answer:
+        answer, engine, at = super().step(lr, momentum), self, self.passes
+        assert isinstance(answer, Answer)
+
+        class Asked(Answer):
+            def __init__(self) -> None:
+                self.known = False
+
+            def __bool__(self) -> bool:
+                if not self.known:
+                    engine.asked.append(engine.passes - at)
+                self.known = True
+                return bool(answer)
+
+        return Asked()
+
+    def release(self, weights: Any = None) -> None:
+        LATE.append(self.asked)
+        super().release(weights)
+
+
+LATE: list[list[int]] = []
+"""Backward passes between each step and the question what became of it, of each engine."""
+
+
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     """Bit for bit."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
@@ -301,7 +341,7 @@ class Noted(Guest):
         self._step = (self._step if micro.number % 2 else now) + batch.index.tolist()
         return batch
 
-    def after_step(self, at: Any, progress: float, finite: bool) -> None:
+    def after_step(self, at: Any, progress: float, finite: Any) -> None:
         self.steps.append(self._step)
 
 
