@@ -48,7 +48,7 @@ def test_a_step_does_not_make_the_host_wait(told: dict[str, dict[str, Any]]) -> 
     assert len(pairs) > 5
     for name in pairs:
         few, many = told[name], told[name.replace(", 1 ", ", 2 ")]
-        assert many["steps"] > few["steps"]
+        assert few["steps"] is None or many["steps"] > few["steps"], name
         more = {place for place in many["waits"] if few["waits"].get(place) != many["waits"][place]}
         assert all(place.startswith(GATES) for place in more), name
         assert bool(more) == name.startswith("gates"), name

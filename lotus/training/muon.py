@@ -208,11 +208,8 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _move(self, group: dict[str, Any]) -> None:
-        lr, momentum, moved = (
-            group["lr"],
-            group["momentum"],
-            [(at, p) for at, p in enumerate(group["params"]) if p.grad is not None],
-        )
+        lr, momentum = group["lr"], group["momentum"]
+        moved = [(at, p) for at, p in enumerate(group["params"]) if p.grad is not None]
         if not moved:
             return
         parameters = [p for _, p in moved]
