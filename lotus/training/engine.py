@@ -94,7 +94,10 @@ class Engine:
         """Let the device leave out steps whose gradient is not finite, where it can: the host need not ask then, step by step."""
         # ZeRO 1 in bf16, gradients added up in fp32:
         alone = hasattr(self._optimizer, "fp32_groups_gradient_flat_partition")
-        self._later = (self._plain or alone) and can_be_told(self._base)
+        scaled = (
+            getattr(self._engine, "torch_autocast_z0_gradscaler", None) is not None
+        )  # tells the optimizer by itself
+        self._later = (self._plain or alone) and not scaled and can_be_told(self._base)
         if self._later and alone:
             self._optimizer.step = self._step_on_device
 

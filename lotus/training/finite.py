@@ -44,7 +44,7 @@ def clipped(gradients: Sequence[Tensor], most: float) -> Tensor:
     Where they are not, what is left of them is of no use.
     """
     norm = torch.nn.utils.get_total_norm(gradients)
-    if most:
+    if most > 0:
         torch._foreach_mul_(list(gradients), (most / (norm + 1e-6)).clamp(max=1.0))  # as torch's clip_grads_with_norm_
     return norm.isfinite()
 

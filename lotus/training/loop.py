@@ -228,6 +228,9 @@ class _Course:
                 yield from self._step(fed, step, count)
                 yield from self._save_if_due(count)
             yield from self._ask(count)
+            self.at = dataclasses.replace(
+                self.at, seconds=self.at.seconds + self._pace.spent()
+            )  # of the last step's end
         with self._saved_where_stopped(count):
             for guest in self._guests:
                 guest.end_epoch(at.epoch)
@@ -299,10 +302,10 @@ class _Course:
         for guest in guests:
             guest.before_step(count.progress(at), step.group)
         loss, images = self._lesson.give(batches, at, step.parts)
-        self._pace.saw(loss, images)
         for guest in guests:
             guest.after_backward()
         yield from self._ask(count)  # of the step before: a GPU has this one to work on meanwhile
+        self._pace.saw(loss, images)
         lr, momentum = self._rate(count.gone(self.at), count.steps)
         finite = self._lesson.engine.step(lr, momentum)
         self.at = at = dataclasses.replace(
@@ -321,6 +324,8 @@ class _Course:
         if isinstance(finite, bool):
             yield from self._ask(count)
         if world.is_main and self._pace.due(last=at.step == count.total):
+            if not finite:  # the loss is waited for here anyway; what becomes of the step all ranks ask together
+                self._pace.forget()
             yield self._pace.event(at, lr, guests, count.total, macs_of(guests) or self._macs)
             yield from self._told_of_compiling(at_once=True)
         yield from self._replacements(count)
@@ -345,7 +350,8 @@ class _Course:
         for guest in self._guests:
             if guest.due(self.at, count.progress(self.at)):
                 yield from self._ask(count)
-                yield from self._replace(guest, count)
+                if guest.due(self.at, count.progress(self.at)):  # the last step may have been none
+                    yield from self._replace(guest, count)
 
     def _pass_over(self, batches: Iterator[Batch], step: Step) -> None:
         """A step that nobody takes."""
