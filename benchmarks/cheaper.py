@@ -92,10 +92,6 @@ ALONE: dict[str, tuple[str, list[str]]] = {
 }  # fmt: skip
 
 
-UNSEEN = {"dense-hardest": 0.65}
-"""What an arm costs of what its stages forecast, where a guest saves what no forecast sees."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Row:
     """A data set, a model and the textbook's length of training."""
@@ -197,17 +193,17 @@ class Unit:
             "select.keep=1",
             *(["train.shrink=null"] if base == "dense" else [f"prune.keep.macs={KEEP}", f"train.shrink.at={AT}"]),
         ]
-        some, twice = (self._cost([*plain, *_long(epochs), *more], arm) for epochs in (100, 200))
+        some, twice = (self._cost([*plain, *_long(epochs), *more]) for epochs in (100, 200))
         once = 2 * some - twice  # what a proxy costs, however long the training is
         return [*COMMON, *plain, *_long((length - once) / (some - once) * 100), *more]
 
-    def _cost(self, settings: list[str], arm: str) -> float:
+    def _cost(self, settings: list[str]) -> float:
         """Of a training, in epochs of the dense model: what its stages forecast."""
         config = read(self._file, [*self._told, *settings, "baseline=false"])
         ahead = Ahead(config)
         run = run_of(config)
         spent = sum((run.stages[name].forecast(ahead) or (0, 0))[1] for name in run.plan("train"))
-        return UNSEEN.get(arm, 1) * spent / (3 * self.dense * ahead.images)
+        return spent / (3 * self.dense * ahead.images)
 
     def _cut(self, length: float) -> list[str]:
         epochs = max(round(length / (AT + (1 - AT) * KEEP)), 1)

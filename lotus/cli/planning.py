@@ -31,13 +31,14 @@ def add(verb: Verbs) -> None:
 def _plan(options: argparse.Namespace) -> int:
     from lotus.config import read
     from lotus.stages import check, planner, run_of
-    from lotus.stages.checks import look_ahead
+    from lotus.stages.checks import look_ahead, notice
 
     config, shelves = read(options.config, options.overrides), load_shelves(options.shelves)
     planner.check_open(config, shelves)
     resolved, plan = planner.resolved(config, shelves, timed=_timed)
     check(resolved, shelves)
     look_ahead(resolved, run_of(resolved, shelves).stages.values(), shelves)
+    notice(resolved.train)
     if options.json:
         print(json.dumps(plan, indent=1))
     else:
@@ -105,9 +106,10 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         if budget["train"] is not None
         else f"{duration(found['seconds'])} of {budget['minutes']:g} min"
     )
+    whole = f"{found['dense_epochs']} epoch{'s' * (found['dense_epochs'] != 1)}"
     told += [
         f"  {'in all':<26}{'':>8}{si(total):>10}{found['cost']:>10.4f}  {limit}",
-        f"  1 is the dense training on all images for {found['dense_epochs']} epochs: {si(found['dense_macs'])} MACs",
+        f"  1 is the dense training on all images for {whole}: {si(found['dense_macs'])} MACs",
     ]
     if "pace" in found:
         steps = (f"{speed:,.0f} images/s at {si(macs)} MACs" for macs, speed in found["pace"]["images_per_second"])

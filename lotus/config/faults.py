@@ -18,7 +18,9 @@ def sentence(fault: Mapping[str, Any], where: str) -> str:
     value, kind = fault["input"], fault["type"]
     if kind == "tuple_type":
         one = isinstance(value, (str, int, float)) and not isinstance(value, bool)
-        return f"{where}: a list, not {value!r}." + (f" Lists have brackets: {where}=[{value}]." if one else "")
+        within = where.rpartition(".")[2].isdigit()  # of a list of lists, which no word of a command sets
+        cure = " docs/settings.md has an example." if within else f" Lists have brackets: {where}=[{value}]."
+        return f"{where}: a list, not {value!r}." + (cure if one else "")
     if kind == "too_long" or (kind == "missing" and isinstance(value, (list, tuple))):
         where = where if kind == "too_long" else where.rpartition(".")[0]
         return f"{where}: a list of another length, not {value!r}. docs/settings.md has an example."

@@ -242,16 +242,23 @@ def _no_section(where: str, section: type[Section], given: Any) -> str:
         return (
             f"{where}: a section, not {given!r}. Say {f'{where}.macs={given}' if number else f'e.g. {where}.macs=0.5'}."
         )
-    if given is True:
-        return f"{where}: a section, not {given!r}. Say {where}={{}} for what it is by default."
-    (first, field), *_ = section.model_fields.items()
+    said = {False: "null for none", True: "{} for what it is by default"}
+    if isinstance(given, bool):
+        return f"{where}: a section, not {given!r}. Say {where}={said[given]}."
+    return f"{where}: a section, not {given!r}. Say {_example(where, section, given)}."
+
+
+def _example(where: str, section: type[Section], given: Any) -> str:
+    """A setting of ``section`` in place of the whole: the one that ``given`` is most likely meant for."""
+    fields = section.model_fields
+    (first, field), *_ = fields.items()
+    if isinstance(given, float) and "keep" in fields and is_number(fields["keep"].annotation):
+        return f"{where}.keep={given}"
     if isinstance(given, (int, float)) and field.default is None and is_number(field.annotation):
-        return f"{where}: a section, not {given!r}. Say e.g. {where}.{first}={given}."
-    defaults = {name: field.get_default() for name, field in section.model_fields.items()}
+        return f"e.g. {where}.{first}={given}"
+    defaults = {name: field.get_default() for name, field in fields.items()}
     name, value = next((name, value) for name, value in defaults.items() if isinstance(value, (str, int, float)))
-    return (
-        f"{where}: a section, not {given!r}. Say e.g. {where}.{name}={str(value).lower() if value is True else value}."
-    )
+    return f"e.g. {where}.{name}={str(value).lower() if value is True else value}"
 
 
 def _no_member(where: str, section: type[Section], given: Any) -> str:

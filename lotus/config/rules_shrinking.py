@@ -57,7 +57,7 @@ OF_SHRINKING = (
          "each cut keeps less than the one before, the last of them prune.keep, in the measures of prune.keep",
          "train.shrink.steps=[{at: 0.1, keep: {macs: 0.4}}, {at: 0.2}]", _STEPS),
     Rule("Config", "train.shrink",
-         lambda it: _shrinks(it) and it.prune.keeps_all,
+         lambda it: _shrinks(it) and it.prune.keeps_all and it.budget is None,  # the planner's ways are not all a cut
          "cuts to prune.keep, which keeps everything. Say how much stays, e.g. prune.keep.macs=0.35",
          "train.shrink={} prune.keep.macs=1", "train.shrink={} prune.keep.macs=0.35"),
     Rule("Config", "train.shrink", lambda it: _shrinks(it) and it.prune.method.name != "structured",

@@ -115,7 +115,9 @@ def kept_lines(kept: Mapping[str, Any]) -> list[str]:
         lines.append(f"passes      {_part(passes)}")
     if tokens and tokens["kept"] < tokens["of"]:
         lines.append(f"patches     {_part(tokens)}{ledger.patches_told(tokens)}")
-    if dimensions := kept.get("dimensions"):
+    if (dimensions := kept.get("dimensions")) and dimensions["macs"] == dimensions["params"] == 1:
+        lines.append("dimensions  all: nothing was cut")
+    elif dimensions:
         lines.append(f"dimensions  {_dimensions(dimensions, kept.get('blocks'))}")
     if width := kept.get("width"):
         told = f"{count(width['kept'])} of the residual stream's {count(width['of'])} channels"

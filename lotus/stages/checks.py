@@ -72,6 +72,17 @@ def _asks(patches: Patches, place: str, shelves: Sequence[ModuleType]) -> dict[s
     return {"asks": saliency.reads_a_model(patches.score, shelves, place=f"{place}.score")}
 
 
+def notice(recipe: Recipe, place: str = "train") -> None:
+    """Warn of a peak rate far outside what is usual, and of one that is never reached: a dry run tells what the training would."""
+    from lotus.training.optim import unusual
+
+    for text in unusual(recipe, place):
+        warnings.warn(text, Notice, stacklevel=2)
+    if recipe.warmup >= recipe.epochs:
+        text = f"{place}.warmup_epochs: the rate rises for {recipe.warmup:g} epochs, and there are {recipe.epochs}"
+        warnings.warn(text, Notice, stacklevel=2)
+
+
 def look_ahead(config: Config, stages: Iterable[Stage], shelves: Sequence[ModuleType] = ()) -> None:
     """Refuse now what would only fail after an hour: the machine, the model, the budget, the recipes."""
     refusals = doctor.refusals()

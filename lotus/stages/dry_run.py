@@ -9,7 +9,7 @@ from typing import Any
 from lotus.config import Config
 from lotus.stage import of
 from lotus.stages.ahead import Ahead
-from lotus.stages.checks import check, look_ahead
+from lotus.stages.checks import check, look_ahead, notice
 from lotus.stages.shelf import check_named, run_of
 
 
@@ -35,6 +35,7 @@ def forecast(
     run, ahead = run_of(config, shelves), Ahead(config, shelves)
     look_ahead(config, run.stages.values(), shelves)
     check_named(until, list(run.stages), "until")
+    notice(config.train)
     names = run.plan(until)
     check_named(first, names, "--from")
     rows: list[dict[str, Any]] = []

@@ -85,8 +85,8 @@ def _tell(run: Run, results: dict[str, Any]) -> None:
 
 
 def _says(config: Config) -> str:
-    if config.train.shrink is not None and config.finetune.epochs == 0:
-        return "pass on what was cut in the training"
+    if config.finetune.epochs == 0:
+        return f"pass on {'the model' if config.train.shrink is None else 'what was cut in the training'}"
     return "recover" + taught_told(config.finetune)
 
 

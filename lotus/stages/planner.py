@@ -5,6 +5,8 @@ It has no model of cost of its own: each candidate is a config, and what it woul
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -15,11 +17,12 @@ from lotus.config.training_budget import Budget, Strategy
 from lotus.files import digest, write_json
 from lotus.run import Run
 from lotus.stage import named
-from lotus.stages import course, export, plan_table, prepare, score, speed
-from lotus.stages.ahead import Ahead, training
+from lotus.stages import course, export, plan_table, prepare, score, speed, train
+from lotus.stages.ahead import Ahead, Cost, training
 from lotus.stages.plan_file import FILE, FORMAT, Plan, applied, stored
 from lotus.stages.shelf import run_of
 from lotus.stages.shrinking import forecast_looks
+from lotus.stages.teacher import teacher_forecast
 from selection.errors import Refused
 
 _MOST = 100_000  # epochs
@@ -136,7 +139,7 @@ def _costs(one: Candidate, epochs: int, dense: float) -> Plan:
     beside = [{"part": "baseline", "macs": compared, "share": compared / dense}] if ahead.config.baseline else []
     return {
         "images": ahead.kept, "parts": rows, "beside": beside, "cost": cost, "expected": expected(one, cost),
-        "notes": _notes(ahead, said=_said(one.config), aside=_aside(one)),
+        "notes": _notes(one, ahead, said=_said(one.config), aside=_aside(one)),
     }  # fmt: skip
 
 
@@ -173,7 +176,7 @@ def _chosen(first: Ahead, cost: Callable[[Candidate], float]) -> tuple[Candidate
     ways, barred = _ways(first, start)
     if keep >= 1 and ways != ("dense",):
         raise Refused(
-            "prune.keep.macs: all is to stay, so nothing is cut. Say how much, e.g. prune.keep.macs=0.5, or allow budget.ways=[dense]."
+            "prune.keep.macs: all is to stay, so nothing is cut. Say how much, e.g. prune.keep.macs=0.5, or set budget.ways=[dense]."
         )
     there = {way: Candidate(config, way, start, rule.at, 1.0 if way == "dense" else keep, first) for way in ways}
     way, why = plan_table.choose(start, {way: cost(one) for way, one in there.items()}, keep, config.data.name)
@@ -238,24 +241,32 @@ def parts(one: Candidate, epochs: int) -> list[dict[str, Any]]:
     ahead = one.ahead(epochs)
     run = run_of(ahead.config, ahead.shelves)
     costs = {name: run.stages[name].forecast(ahead) or (0.0, 0.0) for name in run.plan()}
-    looks = forecast_looks(ahead) if one.way == "shrink" else (0.0, 0.0)
     trained, compared = named(run.stages, "training"), named(run.stages, "dense")
-    forwards, macs = costs[trained]
-    dense = [piece for piece in course.pieces(ahead) if not piece.cuts]
-    before = sum(piece.part for piece in dense)
-    seen = sum(piece.images for piece in dense)
-    first = training(seen, sum(piece.images * piece.macs for piece in dense) / seen)
-    first_of_all = (prepare.STAGE.name, score.STAGE.name)
-    rows = [_row(name, *costs.get(name, (0.0, 0.0))) for name in first_of_all]
-    rows += [_row("calibration", *looks), _row("training, whole model", *first, before * epochs)]
-    if one.way == "shrink":
-        after = (forwards - looks[0] - first[0], macs - looks[1] - first[1])
-        rows.append(_row("training, after the cut", *after, (1 - before) * epochs))
-    rows.append(_row("teacher", 0.0, 0.0))
-    told = (*first_of_all, trained, compared)
+    first = (prepare.STAGE.name, score.STAGE.name)
+    rows = [_row(name, *costs.get(name, (0.0, 0.0))) for name in first]
+    rows += _training(ahead, costs[trained])
+    told = (*first, trained, compared)
     return rows + [
         _row(name, *cost) for name, cost in costs.items() if name == export.STAGE.name or (cost[1] and name not in told)
     ]
+
+
+def _training(ahead: Ahead, cost: Cost) -> list[dict[str, Any]]:
+    """The parts of the training, which together cost what its stage forecasts. The two sides of a cut share what is drawn, shown and
+    frozen as they share the images."""
+    recipe, taught = ahead.config.train, (0.0, 0.0)
+    looks = (0.0, 0.0) if recipe.shrink is None else forecast_looks(ahead)
+    if recipe.teacher is not None:
+        taught = teacher_forecast(recipe, train.passes(ahead)[0], ahead)
+    forwards, macs = (sums[0] - sums[1] - sums[2] for sums in zip(cost, looks, taught, strict=True))
+    rows, gone = [_row("calibration", *looks)], course.pieces(ahead)
+    images, spent = sum(piece.images for piece in gone), sum(piece.images * piece.macs for piece in gone)
+    for part, side in itertools.groupby(gone, lambda piece: "after the cut" if piece.cuts else "whole model"):
+        there = list(side)
+        seen, price = sum(one.images for one in there), sum(one.images * one.macs for one in there)
+        share = sum(one.part for one in there)
+        rows.append(_row(f"training, {part}", forwards * seen / images, macs * price / spent, share * recipe.epochs))
+    return [*rows, _row("teacher", *taught)]
 
 
 def _row(part: str, forwards: float, macs: float, epochs: float | None = None) -> dict[str, Any]:
@@ -360,15 +371,25 @@ def _unmet(one: Candidate, dense: float, measured: Mapping[str, Any]) -> Refused
     apart = sum(row["macs"] for row in rows if row["epochs"] is None) / dense
     asked = _budget(one.config).train
     told = f"{least:.4g}" + (f", of which proxy and calibration are {apart:.4g}" if apart else "")
-    cheaper = (
-        ", or fewer images to look at (prune.calibration), or allow train.shrink.evaluate=false"
-        if one.way == "shrink"
-        else ""
-    )
+    shrink, cheaper = one.resolved(1).train.shrink, ""
+    if shrink is not None:
+        cheaper = ", or fewer images to look at (prune.calibration)"
+        cheaper += ", or set train.shrink.evaluate=false" if shrink.evaluate else ""
+        small = _allowed_small(one)
+        if small is not None and sum(row["macs"] for row in parts(small, 1)) <= (asked or 0) * dense:
+            cheaper += ", or set budget.ways=[small]: a smaller model from scratch fits"
     return Refused(
         f"budget.train: {asked:g} of the dense training is less than one epoch costs: {told}. Give at least "
         f"budget.train={_up(least):g}{cheaper}."
     )
+
+
+def _allowed_small(one: Candidate) -> Candidate | None:
+    """A smaller model from scratch of as many MACs, where ``budget.ways`` alone bars it."""
+    others = _cut_alone(one.config) or (one.config.prune.keep.asked.keys() - {"macs"} if _said(one.config) else ())
+    if one.start == "given" or "small" in _budget(one.config).ways or others or _barred(one.first, ()):
+        return None
+    return dataclasses.replace(one, way="small")
 
 
 def _up(number: float) -> float:
@@ -395,10 +416,17 @@ def _aside(one: Candidate) -> list[str]:
     return [name for name, goes in found.items() if goes]
 
 
-def _notes(ahead: Ahead, *, said: bool, aside: Sequence[str]) -> list[str]:
+def _notes(one: Candidate, ahead: Ahead, *, said: bool, aside: Sequence[str]) -> list[str]:
     config, notes = ahead.config, []
     if aside:
         notes.append(f"the plan does without {', '.join(aside)}; docs/planning.md says what it decides")
+    if _budget(one.config).images == "select" and ahead.config.select.keep == 1 and not ahead.config.select.ticket:
+        notes.append("budget.images=select leaves no image out, since select.keep is 1")
+    if one.way == "small" and one.config.baseline:
+        notes.append(
+            "a smaller model has no baseline here; to compare, lotus run with budget.ways=[dense] or train.shrink=null and a folder of "
+            "its own, then lotus compare"
+        )
     if not said:
         notes.append("how much stays is the planner's choice; say it by prune.keep.macs=0.5")
     if config.baseline:

@@ -111,7 +111,7 @@ def _bind(config: Config, shelves: Sequence[ModuleType]) -> dict[str, Any]:
         return {}
     options = ways.chosen(config.prune, shelves)[1]
     return {
-        "says": way.says,
+        "says": "evaluate: nothing is to be cut" if way.cuts and config.prune.keeps_all else way.says,
         "settings": (*_SETTINGS, *of(way.settings, config)),
         "tell": lambda run, results: way.tell(run, results, options),
     }

@@ -77,10 +77,12 @@ def check_cuts(ahead: Ahead) -> None:
                 f"{place}: after {one.at:g} of {total} steps nothing is left to train what was cut. Cut sooner, or train longer."
             )
     stable, at = recipe.shrink.until_stable, recipe.shrink.cuts[0].at
-    if stable is not None and at * recipe.epochs < stable.epochs + 1:
+    if stable is not None and at * recipe.epochs < (wanted := stable.epochs + 1):
+        longer = f"train.epochs={math.ceil(round(wanted / at, 6))}"
+        later = math.ceil(round(wanted / recipe.epochs * 100, 6)) / 100
         raise Refused(
             f"train.shrink.until_stable: a plan is drawn at the end of each epoch, and the cut, at {at:g} of {recipe.epochs}, comes before "
-            "one could have settled. Cut later (train.shrink.at=0.5), or train longer."
+            f"one could have settled. Set {f'train.shrink.at={later:g}, or ' if later < 1 else ''}{longer}."
         )
     if request.round == "auto":
         request = request.model_copy(update={"round": 8})

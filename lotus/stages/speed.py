@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lotus.stage import TRAIN_FORWARDS
-from lotus.stages import course
-from lotus.stages.ahead import Ahead
-from lotus.stages.shrinking import forecast_looks
+from lotus.stages import course, train
+from lotus.stages.ahead import Ahead, training
 
 if TYPE_CHECKING:
     import torch
@@ -49,13 +48,15 @@ class Tempo:
         return float(np.interp(macs, costs, seconds))
 
     def seconds(self, ahead: Ahead) -> float:
-        """Of the training, with looking at the models and the evaluations on the way; loading images is taken to keep up."""
+        """Of the training, with looking at the models, teachers, proxies and the evaluations on the way; loading images is taken to keep
+        up."""
         recipe, gone, added = ahead.config.train, course.pieces(ahead), ADDED * self.points[-1][1]
-        images = sum(piece.images * (self.of(piece.macs) + added) for piece in gone)
-        looks = 0.0 if recipe.shrink is None else forecast_looks(ahead)[1]
+        images, each, _ = train.passes(ahead)
+        stepped = sum(piece.images * (self.of(piece.macs) + added) for piece in gone) / sum(one.images for one in gone)
+        beside = train.forecast(ahead)[1] - training(images, each)[1]  # less than nothing where much is frozen
         times = -(-recipe.epochs // recipe.evaluate_every) if recipe.evaluate_every else 1
         evaluated = times * len(ahead.sources[1].labels) * self.of(course.shapes_of(ahead)[-1].macs()) / TRAIN_FORWARDS
-        return images + looks * self.looked + evaluated
+        return images * stepped + beside * self.looked + evaluated
 
     def record(self) -> dict[str, Any]:
         return {"images_per_second": [[macs, 1 / seconds] for macs, seconds in self.points]}

@@ -144,20 +144,30 @@ def _asked_macs(patches: Patches | None, dense: float) -> float:
     return float(spec.read(patches.model)["cost"]["macs"]) if patches is not None and patches.model else 0.0
 
 
-def _forecast(ahead: Ahead) -> Cost:
+def passes(ahead: Ahead) -> tuple[float, float, float]:
+    """Images that the training goes through, repeats counted, but without those that ``dynamic`` and ``hardest`` leave out; MACs of the
+    mean of their forward passes; and of the proxy of ``hardest`` for each."""
+    recipe, drawn, gone = ahead.config.train, 1.0, course.pieces(ahead)
+    if recipe.dynamic is not None:
+        drawn = dynamic_pruning.rehearse(
+            pick=recipe.dynamic, keep=recipe.dynamic.keep, epochs=recipe.epochs, shelves=ahead.shelves
+        )
+    whole = sum(piece.images for piece in gone)
+    shown, own = _hardest(ahead)
+    images = round(round(whole * drawn) * shown)
+    return images, sum(piece.images * piece.macs for piece in gone) / whole, own / shown
+
+
+def forecast(ahead: Ahead) -> Cost:
+    """What the stage is going to cost."""
     settings, n = ahead.config.train, ahead.images
     asked = n * _asked_macs(settings.patches, ahead.macs)
-    drawn, again, gone = 1.0, settings.dynamic, course.pieces(ahead)
-    if again is not None:
-        drawn = dynamic_pruning.rehearse(pick=again, keep=again.keep, epochs=settings.epochs, shelves=ahead.shelves)
-    looks, looked_macs = (0.0, 0.0) if settings.shrink is None else forecast_looks(ahead)
-    whole = sum(piece.images for piece in gone)
-    images, each = round(whole * drawn), sum(piece.images * piece.macs for piece in gone) / whole
-    shown, own = _hardest(ahead)
-    images, each = round(images * shown), each + own / shown
-    forwards, macs = training(images, each)
-    beside = [(n if asked else 0, asked), (looks, looked_macs), teacher_forecast(settings, images, ahead)]
-    beside.append(spared_forecast(images, each, gone[0].macs, ahead))
+    images, each, own = passes(ahead)
+    beside = [(n if asked else 0, asked), teacher_forecast(settings, images, ahead)]
+    if settings.shrink is not None:
+        beside.append(forecast_looks(ahead))
+    beside.append(spared_forecast(images, each + own, course.pieces(ahead)[0].macs, ahead))
+    forwards, macs = training(images, each + own)
     return forwards + sum(one for one, _ in beside), macs + sum(one for _, one in beside)
 
 
@@ -220,7 +230,7 @@ STAGE = Stage(
         **teacher_files("train", config.train),
     },
     check=_check,
-    forecast=_forecast,
+    forecast=forecast,
     measured_on=lambda config: config.train.patches,
     tell=_tell,
     curve=Curve("lotus", "on the ticket", "on the ticket"),

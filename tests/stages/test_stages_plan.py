@@ -14,10 +14,11 @@ from running import DIGITS, lotus
 
 from lotus.cli import main
 from lotus.cli.planning import lines
-from lotus.config import read
+from lotus.config import Config, read
 from lotus.config.training_budget import Budget
-from lotus.stages import course, plan_file, plan_table, planner, speed
+from lotus.stages import course, plan_file, plan_table, planner, speed, train
 from lotus.stages.ahead import Ahead
+from lotus.stages.teacher import teacher_macs
 from lotus.training import threads
 from lotus.training.optim import make_optimizer
 from selection.errors import Refused
@@ -72,6 +73,51 @@ def test_each_way_costs_what_it_is_allowed(tmp_path: Path, way: str) -> None:
     assert found["way"] == way
     assert 0.3 < found["cost"] <= 0.4
     assert found["expected"]["way"] == way
+
+
+LESS = (
+    "train.dynamic=rs2",
+    "train.dynamic=infobatch",
+    "train.guests=[{name: hardest, keep: 0.5}]",
+    "train.patches={mode: dropout, keep: 0.5}",
+    "train.teacher={name: resnet18}",
+)
+"""What changes the cost of a training by more than its model, epochs and patches."""
+
+
+@pytest.mark.parametrize("words", LESS)
+@pytest.mark.parametrize("way", ["shrink", "small", "dense"])
+def test_a_plan_costs_what_its_stages_forecast(tmp_path: Path, way: str, words: str) -> None:
+    """Of a teacher, of images and patches that are left out, in each way; and the budget is spent."""
+    config = read(
+        DIGITS, [f"folder={tmp_path}", *OWN, f"budget={{train: 0.9, ways: [{way}]}}", "train.sparsity={}", words]
+    )
+    budget = 0.9 if "teacher" not in words else 0.9 * teacher_share(config)
+    config = config.model_copy(update={"budget": Budget(train=budget, ways=(way,))})
+    found = planner.plan(config)
+    assert found["way"] == way
+    run = planner.run_of(planner.applied(config, found["settings"]))
+    ahead = Ahead(run.config)
+    forecast = sum((run.stages[name].forecast(ahead) or (0, 0))[1] for name in run.plan())
+    assert sum(row["macs"] for row in found["parts"]) == pytest.approx(forecast)
+    assert forecast <= budget * found["dense_macs"] * (1 + 1e-9)
+    epoch = forecast / found["epochs"]
+    assert forecast + 1.05 * epoch > budget * found["dense_macs"]
+    rows = {row["part"]: row["macs"] for row in found["parts"]}
+    assert (rows["teacher"] > 0) == ("teacher" in words)
+    assert all(cost >= 0 for cost in rows.values())
+
+
+def teacher_share(config: Config) -> float:
+    """How much dearer an epoch of the dense model gets by the teacher."""
+    return 1 + teacher_macs(config.train, Ahead(config)) / (3 * Ahead(config).macs)
+
+
+def test_the_uncut_model_teaches_what_was_cut_alone(tmp_path: Path) -> None:
+    found = planned(tmp_path, "budget.train=0.5", UNCUT, "prune.keep.macs=0.5", "train.sparsity={}", "train.shrink={}")
+    rows = {row["part"]: row["macs"] for row in found["parts"]}
+    # by hand: a third of a dense step for each image that comes after the cut, whose own step is half of one
+    assert rows["teacher"] == pytest.approx(2 / 3 * rows["training, after the cut"], rel=0.03)
 
 
 def test_given_weights_never_start_a_smaller_model() -> None:
@@ -424,6 +470,10 @@ def test_between_what_was_timed_the_pace_is_a_straight_line() -> None:
             "budget.ways: a smaller model is one of so many MACs",
         ),
         (["budget.train=0.3", "prune.keep.macs=1"], "prune.keep.macs: all is to stay"),
+        (
+            ["budget.train=0.3", "prune.keep.macs=1", "train.sparsity={}", "train.shrink={}"],
+            "or set budget.ways=[dense]",
+        ),
         ([], "budget: nothing says what the training may cost"),
     ],
 )
@@ -441,9 +491,76 @@ def test_what_is_offered_instead_can_be_met(tmp_path: Path) -> None:
     assert planned(tmp_path, f"budget.train={least}")["epochs"] == 1
 
 
+def test_a_smaller_model_that_would_do_is_offered(tmp_path: Path) -> None:
+    for words, offered in (
+        (["budget.train=0.05"], True),
+        (["budget.train=0.001"], False),
+        (["budget.train=0.05", "prune.keep={params: 0.5}"], False),
+    ):
+        with pytest.raises(Refused) as refused:
+            planned(tmp_path, SHRINK, *words)
+        assert ("set budget.ways=[small]" in str(refused.value)) == offered
+    assert planned(tmp_path, "budget={train: 0.05, ways: [small]}")["epochs"] >= 1
+
+
+def test_what_costs_nothing_any_more_is_not_offered(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=r"or set train\.shrink\.evaluate=false"):
+        planned(tmp_path, "budget.train=0.001", SHRINK)
+    with pytest.raises(Refused) as refused:
+        planned(tmp_path, "budget.train=0.001", SHRINK, "train.shrink.evaluate=false", "train.sparsity={}")
+    assert "evaluate" not in str(refused.value)
+
+
+def test_all_may_stay_where_the_dense_model_is_asked_for(tmp_path: Path) -> None:
+    words = ["prune.keep.macs=1", "train.sparsity={}", "train.shrink={}"]
+    found = planned(tmp_path, "budget={train: 0.5, ways: [dense]}", *words)
+    assert (found["way"], found["keep"]) == ("dense", 1.0)
+    with pytest.raises(Refused, match="keeps everything"):
+        read(DIGITS, words)
+
+
+def test_a_plan_says_what_it_leaves_out(tmp_path: Path) -> None:
+    small = planned(
+        tmp_path, "budget={train: 0.4, ways: [small], images: select}", "baseline=textbook", "select.keep=1"
+    )
+    assert any("a smaller model has no baseline" in note for note in small["notes"])
+    assert any("leaves no image out" in note for note in small["notes"])
+    dense = planned(tmp_path, "budget={train: 0.4, ways: [dense]}", "baseline=textbook")
+    assert not any("a smaller model has no baseline" in note for note in dense["notes"])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["train.lr=3"], "train.lr: 3 is far outside what is usual"),
+        (["train.warmup_epochs=50"], "train.warmup_epochs: the rate rises for 50 epochs, and there are 12"),
+    ],
+)
+def test_a_dry_run_warns_as_the_training_would(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], says: str
+) -> None:
+    assert main(["run", DIGITS, f"folder={tmp_path / 'run'}", *OWN, "--dry-run"]) == 0
+    assert says not in "".join(capsys.readouterr())
+    assert main(["run", DIGITS, f"folder={tmp_path / 'run'}", *OWN, *words, "--dry-run"]) == 0
+    assert says in "".join(capsys.readouterr())
+
+
 def test_too_few_minutes_are_refused_with_those_of_an_epoch(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"budget\.minutes: an epoch takes"):
         planned(tmp_path, "budget.minutes=0.1", timed=lambda ahead: at_pace(ahead.macs, 100))
+
+
+@pytest.mark.parametrize("words", LESS)
+def test_minutes_know_teachers_and_images_left_out(tmp_path: Path, words: str) -> None:
+    """At a pace that is a straight line through zero, seconds are MACs."""
+    dense = Ahead(read(DIGITS)).macs
+    pace = speed.Tempo(((dense / 1000, 1 / 100_000), (dense, 1 / 100)), 1 / 300 / dense)
+    config = read(DIGITS, [f"folder={tmp_path}", *OWN, "train.evaluate_every=0", "train.sparsity={}", words])
+    ahead = Ahead(config)
+    images, evaluated = train.passes(ahead)[0], 359 / 300
+    assert pace.seconds(ahead) == pytest.approx(
+        train.forecast(ahead)[1] / 300 / dense + speed.ADDED / 100 * images + evaluated, rel=0.01
+    )
 
 
 def test_several_ranks_are_not_timed(tmp_path: Path) -> None:

@@ -99,8 +99,12 @@ def test_what_is_not_set_follows() -> None:
         ),
         (
             ["train.shrink={until_stable: {epochs: 3}, at: 0.1}"],
-            "train.shrink.until_stable: a plan is drawn at the end of each epoch, and the cut, at 0.1 of 30,",
+            "at 0.1 of 30, comes before one could have settled. Set train.shrink.at=0.14, or train.epochs=40.",
         ),
+        (["train.shrink={until_stable: {epochs: 40}, at: 0.5}"], "could have settled. Set train.epochs=82."),
+        (["train.shrink=false"], "train.shrink: a section, not False. Say train.shrink=null for none."),
+        (["train.patches=0.5"], "train.patches: a section, not 0.5. Say train.patches.keep=0.5."),
+        (["train.sides=[0, 4]"], "train.sides.0: a list, not 0. docs/settings.md has an example."),
         (["train.sides=[[0, 4], [0.97, 8]]"], "train.sides: a side is an epoch's, and none of 30 begins at 0.97"),
         (["train.shrink={}", "train.ema=0.9", "train.zero=3"], "train.ema: under ZeRO 3"),
         (["train.guests=[late_average]", "train.zero=3"], "train.guests: late_average: under ZeRO 3"),
