@@ -78,11 +78,11 @@ def check_cuts(ahead: Ahead) -> None:
             )
     stable, at = recipe.shrink.until_stable, recipe.shrink.cuts[0].at
     if stable is not None and at * recipe.epochs < (wanted := stable.epochs + 1):
-        longer = f"train.epochs={math.ceil(round(wanted / at, 6))}"
+        enough = math.ceil(round(wanted / at, 6))
         later = math.ceil(round(wanted / recipe.epochs * 100, 6)) / 100
         raise Refused(
             f"train.shrink.until_stable: a plan is drawn at the end of each epoch, and the cut, at {at:g} of {recipe.epochs}, comes before "
-            f"one could have settled. Set {f'train.shrink.at={later:g}, or ' if later < 1 else ''}{longer}."
+            f"one could have settled. Set {f'train.shrink.at={later:g}, or ' if later < 1 else ''}train.epochs={enough}."
         )
     if request.round == "auto":
         request = request.model_copy(update={"round": 8})
