@@ -73,7 +73,6 @@ ALONE: dict[str, tuple[str, list[str]]] = {
     "lotus-stable": ("lotus", ["train.shrink={until_stable: {}}"]),
     "lotus-taught": ("lotus", ["train.teacher=uncut"]),
     "lotus-taught-late": ("lotus", ["train.shrink.at=0.25", "train.teacher=uncut"]),
-    "lotus-late": ("lotus", ["train.shrink.at=0.25"]),
     "dense-gates": ("dense", ["train.sparsity.gates=true"]),
     "dense-warmup": ("dense", ["train.warmup_epochs=2"]),
     "dense-xavier": ("dense", ["model.start=xavier"]),

@@ -239,7 +239,7 @@ ALONE = (
     "lotus-half", "lotus-sides", "lotus-average", "lotus-ema", "lotus-self", "lotus-infobatch", "lotus-linear", "lotus-patches",
     "dense-images", "dense-random", "dense-infobatch", "dense-rs2", "dense-hardest", "dense-average", "dense-ema", "dense-patches",
     "dense-sides", "lotus-early", "lotus-sides-long", "lotus-patches-early", "dense-patches-early", "lotus-steps", "lotus-stable",
-    "lotus-taught", "lotus-taught-late", "lotus-late",
+    "lotus-taught", "lotus-taught-late",
     "dense-gates", "dense-warmup", "dense-xavier", "dense-mimetic", "textbook-mimetic",
 )  # fmt: skip
 
